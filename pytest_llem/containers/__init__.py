@@ -1,0 +1,1 @@
+"""Docker knowledge: images, preflight, error translation, long-lived containers."""

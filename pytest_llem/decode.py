@@ -1,0 +1,98 @@
+"""JSON mappings to frozen dataclasses and back, with the standard library alone.
+
+The worker side may not import pydantic (see `job`), so what crosses the process border is decoded here. The
+rules are strict: a missing key without default, an unknown key or a wrong type is a `ValueError` that names the
+path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pytest_llem.errors import JsonValue
+
+T = TypeVar("T")
+
+
+def decode(cls: type[T], data: object, path: str = "") -> T:
+    """Build the dataclass `cls` from a JSON mapping; `path` names the place in messages.
+
+    Raises `ValueError` naming the path when a key is missing or unknown, or when a value has the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path or cls.__name__}: expected a mapping, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ValueError(f"{path or cls.__name__}: unknown key {unknown[0]!r}")
+    values: dict[str, object] = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}" if path else name
+        if name in data:
+            values[name] = _value(hints[name], data[name], where)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: missing")
+    return cls(**values)
+
+
+def encode(value: object) -> JsonValue:
+    """A dataclass (nested, with tuples and mappings) as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [encode(item) for item in value]
+    raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
+
+
+def _value(hint: Any, value: object, where: str) -> object:
+    origin = get_origin(hint)
+    if hint is Any or hint is object or hint == JsonValue:
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(get_args(hint), value, where)
+    if origin is typing.Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{where}: expected one of {get_args(hint)}, got {value!r}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast("type[object]", hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError(f"{where}: expected a list, got {type(value).__name__}")
+        item = get_args(hint)[0]
+        return tuple(_value(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a mapping, got {type(value).__name__}")
+        item = get_args(hint)[1]
+        return {str(key): _value(item, entry, f"{where}.{key}") for key, entry in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is type(None):
+        if value is not None:
+            raise ValueError(f"{where}: expected null, got {type(value).__name__}")
+        return None
+    if isinstance(value, bool) and hint is not bool:
+        raise ValueError(f"{where}: expected {hint.__name__}, got bool")
+    if not isinstance(value, hint):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _union(options: tuple[Any, ...], value: object, where: str) -> object:
+    problems: list[str] = []
+    for option in options:
+        try:
+            return _value(option, value, where)
+        except ValueError as problem:
+            problems.append(str(problem))
+    raise ValueError(problems[0] if len(problems) == 1 else " or ".join(dict.fromkeys(problems)))

@@ -1,0 +1,1 @@
+"""Meters, the sampler process, and integration with uncertainty."""

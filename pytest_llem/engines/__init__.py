@@ -1,0 +1,36 @@
+"""The engines by name; only the chosen one is imported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
+
+from pytest_llem.engines.protocol import Engine
+from pytest_llem.errors import EngineError
+
+SHIPPED = {
+    "transformers": "pytest_llem.engines.transformers:TransformersEngine",
+}
+ENTRY_POINT_GROUP = "pytest_llem.engines"
+
+
+def known_engines() -> tuple[str, ...]:
+    """Names of the shipped engines and of those that other packages register."""
+    registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
+
+
+def open_engine(name: str) -> Engine:
+    """A new, unprepared engine; `EngineError` for a name that nobody registered."""
+    target = SHIPPED.get(name)
+    if target is None:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            return cast("Engine", point.load()())
+        raise EngineError(
+            f"unknown engine {name!r}",
+            fix=f"use one of: {', '.join(known_engines())}",
+            details={"engine": name},
+        )
+    module, _, attribute = target.partition(":")
+    return cast("Engine", getattr(import_module(module), attribute)())

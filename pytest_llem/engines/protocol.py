@@ -1,0 +1,141 @@
+"""What an inference engine is to the worker: one protocol, one file per engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+Quiesced = Literal["synchronized", "drained", "unknown"]
+CacheState = Literal["cleared", "disabled", "none", "unknown"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can tell beyond its outputs. What it lacks is `null` in the result, never a guess."""
+
+    token_times: bool = False
+    separable_phases: bool = False
+    memory_counters: bool = False
+    prefix_cache: bool = False
+    serves: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`)."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    ignore_eos: bool = True
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of one request. Times are CLOCK_MONOTONIC nanoseconds.
+
+    `output_ids` ends at the end-of-sequence token and holds no padding. `token_times_ns` has one entry per output
+    token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
+    """
+
+    index: int
+    input_tokens: int
+    output_ids: tuple[int, ...]
+    start_ns: int
+    end_ns: int
+    finish_reason: Literal["length", "stop", "error"]
+    token_times_ns: tuple[int, ...] | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device in bytes: the model's weights, and the allocator's peak since `reset_peak_memory`."""
+
+    id: str
+    weights_bytes: int | None
+    peak_allocated_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The architecture numbers from which FLOPs and cache sizes follow; `None` where the model has no such notion."""
+
+    model_type: str | None
+    parameters: int | None
+    layers: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    vocab_size: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    experts: int | None = None
+    experts_per_token: int | None = None
+    config: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class Tokenizer(Protocol):
+    """The little that workloads need of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def chat(self, text: str) -> list[int]:
+        """Token ids of a user's message in the model's chat template; `EngineSettingError` when it has none."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a sequence, where the model wants one."""
+
+
+class Engine(Protocol):
+    """An inference engine, used once, in this order: prepare, load, (reset, generate)*, shutdown."""
+
+    name: ClassVar[str]
+    capabilities: Capabilities
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """Check the settings against the installed engine and return the engine's version.
+
+        Raises `EngineNotInstalledError` or `EngineSettingError`.
+        """
+
+    def load(self) -> None:
+        """Load the model. Raises `ModelNotFoundError`, `OutOfMemoryError` or another `EngineError`."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The loaded model's tokenizer."""
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """Run all requests, batched as the settings say; `progress(done, total)` is called between batches."""
+
+    def reset(self) -> CacheState:
+        """Empty every cache that outlives a request, and verify it."""
+
+    def quiesce(self) -> Quiesced:
+        """Wait until nothing of this engine runs on the device."""
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """What the engine really runs with: `model_path`, `dtype`, `attn_implementation`, `device`, ..."""
+
+    def shape(self) -> ModelShape | None:
+        """The loaded model's architecture."""
+
+    def reset_peak_memory(self) -> None:
+        """Start a new period for the peak of allocated memory."""
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Memory per device, as far as the engine can tell."""
+
+    def shutdown(self) -> None:
+        """Release everything the engine holds."""

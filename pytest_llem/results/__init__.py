@@ -1,0 +1,1 @@
+"""What came out: schema, derivation, store, statistics, gates, export and report."""

@@ -1,0 +1,1 @@
+"""Where a cycle runs: resolution, and one file per runner."""

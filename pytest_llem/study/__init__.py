@@ -1,0 +1,1 @@
+"""What to run: schema, sweep, loader and user settings."""

@@ -1,0 +1,1 @@
+"""The measured process: entry point, phases, and the fork server's preload."""

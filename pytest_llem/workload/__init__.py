@@ -1,0 +1,1 @@
+"""What to feed an engine: data sets and synthetic prompts."""
