@@ -1,0 +1,57 @@
+"""What a runner is: a place where one cycle executes, from job directory to job directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import Job, JobDir
+
+RunnerName = Literal["local", "docker", "ray"]
+RunnerSource = Literal["command line", "environment", "study", "user settings", "detected", "default"]
+
+OnEvent = Callable[[Mapping[str, JsonValue]], None]
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """Which runner an engine gets, with what (`image`, `address`), and who said so (`source`)."""
+
+    name: RunnerName
+    source: RunnerSource
+    image: str | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a cycle was run; goes into the result's `runner` section. `start_method` of `None` is the worker's to say."""
+
+    name: RunnerName
+    source: RunnerSource
+    isolation: str
+    image: str | None = None
+    image_digest: str | None = None
+    start_method: str | None = None
+    notes: tuple[Note, ...] = ()
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """Runs cycles one at a time. Never raises for a failed cycle: that is what `error.json` is for."""
+
+    spec: RunnerSpec
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent) -> RunReport:
+        """Run one cycle and return when its process is gone.
+
+        `job.json` has been written. On return exactly one of `measurement.json` and `error.json` exists, written by
+        the worker or, where it could not, here. `on_event` sees each line of `events.jsonl` as it arrives. A
+        `KeyboardInterrupt` kills the worker, writes an `interrupted` error and goes on to the caller.
+        """
+
+    def close(self) -> None:
+        """Release what outlives a cycle (fork server, containers). Safe to call twice."""
