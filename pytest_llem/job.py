@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -297,9 +298,15 @@ def read_json(path: Path) -> dict[str, JsonValue]:
 
 
 class EventLog:
-    """Writes `events.jsonl`: one flushed line per event, the first one a `clock` event."""
+    """Writes `events.jsonl`: one flushed line per event, the first one a `clock` event.
 
-    def __init__(self, path: Path) -> None:
+    Threads may share it. `phase` is the name of the last phase, and `mirror` sees each line too.
+    """
+
+    def __init__(self, path: Path, mirror: Callable[[str], None] | None = None) -> None:
+        self.phase: str | None = None
+        self._mirror = mirror
+        self._lock = threading.Lock()
         self._stream: IO[str] = path.open("a", encoding="utf-8", buffering=1)
         self.emit("clock", None, **clock_facts())
 
@@ -310,7 +317,13 @@ class EventLog:
         if name is not None:
             record["name"] = name
         record.update(more)
-        self._stream.write(json.dumps(record) + "\n")
+        line = json.dumps(record) + "\n"
+        with self._lock:
+            if event == "phase":
+                self.phase = name
+            self._stream.write(line)
+            if self._mirror is not None:
+                self._mirror(line)
         return t_ns
 
     def close(self) -> None:

@@ -1,0 +1,71 @@
+"""One cycle in this process: from `job.json` to `measurement.json` or `error.json`, whatever happens.
+
+Called by `python -m pytest_llem.worker` and by a child of the fork server.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
+from pytest_llem.job import EventLog, JobDir, load_job
+from pytest_llem.measurement import write_measurement
+
+EVENT_PREFIX = "LLEM-EVENT "
+
+
+def work(source: JobDir, target: JobDir, *, start_method: str, isolation: str, mirror: bool = False) -> int:
+    """Run the job of `source` and leave its files in `target`; returns the process's exit code.
+
+    0 after a measurement, 1 after an error, and 130 after an interruption. `mirror` repeats each event on standard
+    output behind `EVENT_PREFIX`, for a container whose files cannot be read while it runs.
+    """
+    faulthandler.enable()
+    events = EventLog(target.events, mirror=_mirror_event if mirror else None)
+    try:
+        job = load_job(source.job)
+        os.environ.update(job.environment)
+        from pytest_llem.worker.cycle import run_cycle
+
+        measurement = run_cycle(job, target, events, start_method=start_method, isolation=isolation)
+        events.emit("phase", "writing")
+        write_measurement(target.measurement, measurement)
+        events.emit("phase", "done")
+        return 0
+    except KeyboardInterrupt:
+        _fail(target, events, InterruptedCycleError("the cycle was interrupted"))
+        return 130
+    except LlemError as error:
+        _fail(target, events, error)
+        return 1
+    except MemoryError:
+        error = OutOfMemoryError("the host ran out of memory", fix="use a smaller model, batch or dtype")
+        _fail(target, events, error)
+        return 1
+    except Exception as error:  # noqa: BLE001  whatever an engine raises becomes error.json
+        details: Mapping[str, JsonValue] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
+        message = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        _fail(target, events, LlemError(message, fix=_fix_of_unknown(target), details=details))
+        return 1
+    finally:
+        events.close()
+
+
+def _mirror_event(line: str) -> None:
+    sys.stdout.write(EVENT_PREFIX + line)
+    sys.stdout.flush()
+
+
+def _fix_of_unknown(target: JobDir) -> str:
+    return f"read the traceback in {target.error}; repeat it with: python -m pytest_llem.worker {target.path} --out DIR"
+
+
+def _fail(target: JobDir, events: EventLog, error: LlemError) -> None:
+    text = traceback.format_exc()
+    sys.stderr.write(text)
+    target.write_error(error, phase=events.phase, traceback=text, origin="worker")
+    events.emit("phase", "failed")
