@@ -153,11 +153,15 @@ class MeterSettings:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Limits in seconds: for the whole cycle, for loading the engine, and between two signs of life."""
+    """Limits in seconds: for the whole cycle, for loading the engine, and between two events.
+
+    The worker gives a sign of life every `heartbeat_s`; one that is silent for `silence_s` hangs.
+    """
 
     timeout_s: float
     load_timeout_s: float | None = None
     heartbeat_s: float = 5.0
+    silence_s: float = 300.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import Job, JobDir
+from pytest_llem.runners.lease import Lease
 
 RunnerName = Literal["local", "docker", "ray"]
 RunnerSource = Literal["command line", "environment", "study", "user settings", "detected", "default"]
@@ -45,11 +46,12 @@ class Runner(Protocol):
 
     spec: RunnerSpec
 
-    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent) -> RunReport:
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """Run one cycle and return when its process is gone.
 
         `job.json` has been written. On return exactly one of `measurement.json` and `error.json` exists, written by
-        the worker or, where it could not, here. `on_event` sees each line of `events.jsonl` as it arrives. A
+        the worker or, where it could not, here. `on_event` sees each line of `events.jsonl` as it arrives. The
+        measured process inherits the descriptors of `lease`, so that the device is free when *it* is dead. A
         `KeyboardInterrupt` kills the worker, writes an `interrupted` error and goes on to the caller.
         """
 

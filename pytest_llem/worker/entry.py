@@ -43,8 +43,7 @@ def work(source: JobDir, target: JobDir, *, start_method: str, isolation: str, m
         _fail(target, events, error)
         return 1
     except MemoryError:
-        error = OutOfMemoryError("the host ran out of memory", fix="use a smaller model, batch or dtype")
-        _fail(target, events, error)
+        _fail(target, events, OutOfMemoryError("the host ran out of memory", fix="use a smaller model, batch or dtype"))
         return 1
     except Exception as error:  # noqa: BLE001  whatever an engine raises becomes error.json
         details: Mapping[str, JsonValue] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}

@@ -1,0 +1,157 @@
+"""Worker processes of this machine: forked from a preloaded server, or started afresh.
+
+Both kinds lead a session of their own, so that a worker and all that it started can be killed together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pytest_llem.errors import WorkerError
+from pytest_llem.job import JobDir
+from pytest_llem.worker import forkserver
+
+KILL_GRACE_S = 5.0
+START_DEADLINE_S = 300.0
+
+
+class WorkerProcess(Protocol):
+    """A running worker. Its process id is also that of its process group."""
+
+    pid: int
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code once the process is gone (negative: minus the signal), or `None` after `timeout_s`."""
+
+
+class SpawnedProcess:
+    """`python -m pytest_llem.worker JOB_DIR`, with standard output and error in the worker's log."""
+
+    def __init__(self, job_dir: JobDir, environment: Mapping[str, str], lease: Sequence[int]) -> None:
+        with job_dir.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pytest_llem.worker", "--start-method=spawn", str(job_dir.path)],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=tuple(lease),
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def wait(self, timeout_s: float) -> int | None:
+        """See `WorkerProcess.wait`."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class ForkServer:
+    """The client of `worker.forkserver`: starts it on first use and forks one worker at a time."""
+
+    def __init__(self, engine: str, log: Path) -> None:
+        """Start the server. Raises `WorkerError` with the reason when it cannot serve."""
+        self._channel, theirs = socket.socketpair()
+        with theirs, log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), engine],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._channel.settimeout(START_DEADLINE_S)
+        try:
+            first, _ = forkserver.receive(self._channel)
+        except TimeoutError:
+            first = {"problem": f"the imports took more than {START_DEADLINE_S:.0f} s"}
+        if first is None or "problem" in first:
+            self.close()
+            reason = first["problem"] if first else "the server died during its imports"
+            raise WorkerError(f"no fork server for {engine}: {reason}", details={"engine": engine})
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server can fork another worker."""
+        return self._process.poll() is None
+
+    def fork(self, job_dir: JobDir, environment: Mapping[str, str], lease: Sequence[int]) -> ForkedProcess:
+        """Fork a worker for one job."""
+        request = {"job_dir": str(job_dir.path.resolve()), "environment": dict(environment), "isolation": "process"}
+        with job_dir.log.open("ab") as log:
+            forkserver.send(self._channel, request, (log.fileno(), *lease))
+        answer, _ = forkserver.receive(self._channel)
+        if answer is None:
+            raise WorkerError("the fork server died")
+        return ForkedProcess(int(answer["pid"]), self._channel)
+
+    def close(self) -> None:
+        """Let the server end: it does when its socket closes."""
+        self._channel.close()
+        try:
+            self._process.wait(KILL_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class ForkedProcess:
+    """A worker that the fork server forked; its end is reported over the server's socket."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._code: int | None = None
+
+    def wait(self, timeout_s: float) -> int | None:
+        """See `WorkerProcess.wait`."""
+        if self._code is None:
+            readable, _, _ = select.select([self._channel], [], [], timeout_s)
+            if readable:
+                answer, _ = forkserver.receive(self._channel)
+                self._code = os.waitstatus_to_exitcode(answer["status"]) if answer else self._orphaned()
+        return self._code
+
+    def _orphaned(self) -> int:
+        # The server died, and its child may live on.
+        forkserver.kill_group(self.pid)
+        return -signal.SIGKILL
+
+
+def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:
+    """End a worker and everything in its process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
+    forkserver.kill_group(process.pid, signal.SIGTERM)
+    code = process.wait(grace_s)
+    forkserver.kill_group(process.pid, signal.SIGKILL)
+    return code if code is not None else process.wait(grace_s)
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel's out-of-memory killer has ended since boot; `None` where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
+def process_start_time(pid: int) -> float | None:
+    """Seconds since the epoch at which a process started, to tell it from a later one with its id."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks = int(fields[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    return None

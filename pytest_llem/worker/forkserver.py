@@ -1,0 +1,144 @@
+"""A process that has the engine imported and forks a fresh worker per cycle.
+
+`multiprocessing`'s fork server swallows import errors of its preloads, imports the caller's main module into every
+child, and gives no session per child; this one is a socket, a fork, and a wait. One cycle at a time:
+
+    server: {"ready": true} | {"problem": "..."}        once, after the imports
+    caller: {"job_dir": ..., "environment": {...}}      with the log and the lease as file descriptors
+    server: {"pid": N}
+    server: {"status": S}                               as waitpid gives it
+
+When the caller is gone (its end of the socket closes), the server kills the child's process group and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.job import JobDir
+from pytest_llem.worker.preload import preload, unsafe_to_fork
+
+LIMIT = 1 << 20
+MAX_DESCRIPTORS = 16
+
+
+def main(descriptor: int, engine: str) -> None:
+    """Import the engine, then serve cycles from the socket at `descriptor` until the caller is gone."""
+    # A forked child must not take a Ctrl-C meant for pytest; pytest ends its worker itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = socket.socket(fileno=descriptor)
+    try:
+        preload(engine)
+        problem = unsafe_to_fork()
+    except ImportError as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is not None:
+        send(channel, {"problem": problem})
+        return
+    send(channel, {"ready": True})
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    while True:
+        request, descriptors = receive(channel)
+        if request is None:
+            return
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            channel.close()
+            os.close(wake_read)
+            os.close(wake_write)
+            _child(request, descriptors)
+        for inherited in descriptors:
+            os.close(inherited)
+        send(channel, {"pid": pid})
+        if not _wait(pid, channel, wake_read):
+            return
+
+
+def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    """Send one JSON line, with file descriptors where the other side needs them."""
+    data = json.dumps(message).encode() + b"\n"
+    if descriptors:
+        socket.send_fds(channel, [data], list(descriptors))
+    else:
+        channel.sendall(data)
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Receive one JSON line and its file descriptors; `None` when the other side is gone."""
+    data = b""
+    descriptors: list[int] = []
+    while not data.endswith(b"\n"):
+        try:
+            part, received, _, _ = socket.recv_fds(channel, LIMIT, MAX_DESCRIPTORS)
+        except ConnectionError:
+            part, received = b"", []
+        descriptors.extend(received)
+        if not part:
+            return None, descriptors
+        data += part
+    message: dict[str, Any] = json.loads(data)
+    return message, descriptors
+
+
+def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
+    """Wait for the child and report its status; false when the caller went away, and the child was killed."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            send(channel, {"status": status})
+            return True
+        readable, _, _ = select.select([channel.fileno(), wake_read], [], [], 5.0)
+        if wake_read in readable:
+            os.read(wake_read, 4096)
+        if channel.fileno() in readable and not channel.recv(1, socket.MSG_PEEK):
+            kill_group(pid)
+            os.waitpid(pid, 0)
+            return False
+
+
+def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
+    """Signal a process group; a group that is gone is no error."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _child(request: dict[str, Any], descriptors: list[int]) -> None:
+    code = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log, *lease = descriptors
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for inherited in lease:
+            os.set_inheritable(inherited, True)
+        os.environ.update(request["environment"])
+        from pytest_llem.worker.entry import work
+
+        job_dir = JobDir(Path(request["job_dir"]))
+        code = work(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # The server's own exit handlers are not the child's to run.
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
