@@ -1,0 +1,237 @@
+"""Models that are made from code, so that a study runs without a download: `builtin:NAME`.
+
+A built-in model is a directory in the Hugging Face layout (config, safetensors, tokenizer), the same bytes wherever it
+is made: the weights come from a seeded generator of the standard library, and the tokenizer is trained on the shipped
+corpus. It has the parts of a real model and no knowledge: its answers mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import struct
+import tempfile
+from array import array
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pytest_llem.engines.builtin_tokenizer import BOS, CHAT_TEMPLATE, EOS, PAD, VOCAB_SIZE, train_tokenizer
+from pytest_llem.errors import JsonValue, ModelNotFoundError
+from pytest_llem.workload.corpus import corpus_text
+
+PREFIX = "builtin:"
+RECIPE = 1
+"""Raise it with every change of what is made: caches of the old recipe are then left alone."""
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, POSITIONS = 64, 2, 2, 1, 32, 192, 2048
+"""A head size of 32 is the smallest that vLLM accepts on a CPU."""
+
+EXPERTS, EXPERTS_PER_TOKEN = 4, 2
+
+EOS_GAIN = 1.8
+"""Factor on the output row of the end-of-sequence token, so that free-running answers do end."""
+
+
+def is_builtin(model: str) -> bool:
+    """Whether a study's `model` names a built-in one."""
+    return model.startswith(PREFIX)
+
+
+def known_builtins() -> tuple[str, ...]:
+    """Names that `builtin:` accepts."""
+    return tuple(_RECIPES)
+
+
+def builtin_path(model: str) -> Path:
+    """The directory of `builtin:NAME`, made on first use in the user's cache directory.
+
+    Safe when several processes ask at once: each makes it in a directory of its own, and one rename wins. Raises
+    `ModelNotFoundError` for an unknown name, and `EngineNotInstalledError` where `tokenizers` is missing.
+    """
+    name = model.removeprefix(PREFIX)
+    if name not in _RECIPES:
+        raise ModelNotFoundError(
+            f"there is no built-in model {name!r}",
+            fix=f"use one of: {', '.join(PREFIX + known for known in _RECIPES)}",
+            details={"model": model},
+        )
+    target = cache_root() / f"{name}-{recipe_digest()}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+    try:
+        make_builtin(name, made)
+        made.chmod(0o755)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def cache_root() -> Path:
+    """Where built-in models are kept: `$XDG_CACHE_HOME/llem/models`, by default below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "llem" / "models"
+
+
+@lru_cache(maxsize=1)
+def recipe_digest() -> str:
+    """What a cached model must have been made from: the recipe's version and the corpus, as 12 hex digits."""
+    return hashlib.sha256(f"{RECIPE}\n{corpus_text()}".encode()).hexdigest()[:12]
+
+
+def make_builtin(name: str, directory: Path) -> None:
+    """Write all files of the model `name` into an existing directory."""
+    config, weights = _RECIPES[name]()
+    special = {"bos_token_id": BOS[0], "eos_token_id": EOS[0], "pad_token_id": PAD[0]}
+    _write_json(directory / "config.json", {**config, **special})
+    _write_json(directory / "generation_config.json", {"do_sample": False, **special})
+    (directory / "tokenizer.json").write_text(train_tokenizer(), encoding="utf-8")
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS[1],
+            "eos_token": EOS[1],
+            "pad_token": PAD[1],
+            "model_max_length": POSITIONS,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+    write_safetensors(directory / "model.safetensors", weights)
+
+
+Tensor = tuple[tuple[int, ...], "array[float]"]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write float32 tensors, given as shape and row-major values, in the safetensors format.
+
+    The format is eight bytes of little-endian header length, a JSON header, then the data of each tensor in turn.
+    """
+    header: dict[str, JsonValue] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, values) in tensors.items():
+        end = offset + 4 * len(values)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text.encode("ascii"))
+        for _, values in tensors.values():
+            stream.write(struct.pack(f"<{len(values)}f", *values))
+
+
+def _write_json(path: Path, data: Mapping[str, JsonValue]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+class _Weights:
+    """Named tensors from one seeded generator; uniform values, whose bits no library version can change."""
+
+    def __init__(self, seed: int) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._random = random.Random(seed)
+
+    def uniform(self, name: str, rows: int, columns: int) -> None:
+        """A matrix with the variance 1/columns, which keeps the size of what passes through it."""
+        bound = (3.0 / columns) ** 0.5
+        draw = self._random.random
+        values = array("f", [(2.0 * draw() - 1.0) * bound for _ in range(rows * columns)])
+        self.tensors[name] = ((rows, columns), values)
+
+    def ones(self, name: str, size: int) -> None:
+        self.tensors[name] = ((size,), array("f", [1.0]) * size)
+
+    def scale_row(self, name: str, row: int, factor: float) -> None:
+        (_, columns), values = self.tensors[name]
+        for index in range(row * columns, (row + 1) * columns):
+            values[index] *= factor
+
+
+def _attention(weights: _Weights, layer: str) -> None:
+    weights.ones(f"{layer}.input_layernorm.weight", HIDDEN)
+    weights.uniform(f"{layer}.self_attn.q_proj.weight", HEADS * HEAD_DIM, HIDDEN)
+    weights.uniform(f"{layer}.self_attn.k_proj.weight", KV_HEADS * HEAD_DIM, HIDDEN)
+    weights.uniform(f"{layer}.self_attn.v_proj.weight", KV_HEADS * HEAD_DIM, HIDDEN)
+    weights.uniform(f"{layer}.self_attn.o_proj.weight", HIDDEN, HEADS * HEAD_DIM)
+    weights.ones(f"{layer}.post_attention_layernorm.weight", HIDDEN)
+
+
+def _model(layer_parts: Callable[[_Weights, str], None]) -> dict[str, Tensor]:
+    weights = _Weights(seed=20_260_801)
+    weights.uniform("model.embed_tokens.weight", VOCAB_SIZE, HIDDEN)
+    for index in range(LAYERS):
+        _attention(weights, f"model.layers.{index}")
+        layer_parts(weights, f"model.layers.{index}")
+    weights.ones("model.norm.weight", HIDDEN)
+    weights.uniform("lm_head.weight", VOCAB_SIZE, HIDDEN)
+    weights.scale_row("lm_head.weight", EOS[0], EOS_GAIN)
+    return weights.tensors
+
+
+def _config(model_type: str, architecture: str, **more: JsonValue) -> dict[str, JsonValue]:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "float32",
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": 0.02,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": POSITIONS,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": VOCAB_SIZE,
+        **more,
+    }
+
+
+def _dense_layer(weights: _Weights, layer: str) -> None:
+    weights.uniform(f"{layer}.mlp.gate_proj.weight", INTERMEDIATE, HIDDEN)
+    weights.uniform(f"{layer}.mlp.up_proj.weight", INTERMEDIATE, HIDDEN)
+    weights.uniform(f"{layer}.mlp.down_proj.weight", HIDDEN, INTERMEDIATE)
+
+
+def _expert_layer(weights: _Weights, layer: str) -> None:
+    weights.uniform(f"{layer}.block_sparse_moe.gate.weight", EXPERTS, HIDDEN)
+    for expert in range(EXPERTS):
+        block = f"{layer}.block_sparse_moe.experts.{expert}"
+        weights.uniform(f"{block}.w1.weight", INTERMEDIATE, HIDDEN)
+        weights.uniform(f"{block}.w3.weight", INTERMEDIATE, HIDDEN)
+        weights.uniform(f"{block}.w2.weight", HIDDEN, INTERMEDIATE)
+
+
+def _tiny_llama() -> tuple[dict[str, JsonValue], dict[str, Tensor]]:
+    return _config("llama", "LlamaForCausalLM", mlp_bias=False), _model(_dense_layer)
+
+
+def _tiny_moe() -> tuple[dict[str, JsonValue], dict[str, Tensor]]:
+    experts: dict[str, JsonValue] = {"num_local_experts": EXPERTS, "num_experts_per_tok": EXPERTS_PER_TOKEN}
+    return _config("mixtral", "MixtralForCausalLM", sliding_window=None, **experts), _model(_expert_layer)
+
+
+_RECIPES: Mapping[str, Callable[[], tuple[dict[str, JsonValue], dict[str, Tensor]]]] = {
+    "tiny-llama": _tiny_llama,
+    "tiny-moe": _tiny_moe,
+}

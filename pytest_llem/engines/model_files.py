@@ -1,0 +1,82 @@
+"""Where a study's `model` lies: built in, a local directory, or on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.engines.builtin import builtin_path, is_builtin
+from pytest_llem.errors import LlemError, ModelNotFoundError
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
+HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What to hand to the engine's loader: a directory (`local`) or a hub id."""
+
+    location: str
+    local: bool
+
+
+def find_model(model: str) -> ModelSource:
+    """Resolve `builtin:NAME`, a path, or a hub id; built-in models are made when they are not there yet.
+
+    Raises `ModelNotFoundError` for an unknown built-in model and for what looks like a path and does not exist.
+    """
+    if is_builtin(model):
+        return ModelSource(str(builtin_path(model)), local=True)
+    path = Path(model).expanduser()
+    if path.exists():
+        return ModelSource(str(path), local=True)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelNotFoundError(
+            f"model {model!r}: no such directory",
+            fix="correct the path; a hub id has the form OWNER/NAME",
+            details={"model": model},
+        )
+    return ModelSource(model, local=False)
+
+
+def unreachable(model: str, problem: Exception) -> LlemError:
+    """The error for a model that its loader could not find, with the cause that the loader names."""
+    names = {cls.__name__ for cls in type(problem).__mro__}
+    text = " ".join(str(problem).split())
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or os.environ.get("TRANSFORMERS_OFFLINE", "") == "1"
+    if "GatedRepoError" in names or "gated repo" in text.lower():
+        fix = "accept the model's terms on the hub and set HF_TOKEN"
+    elif "RepositoryNotFoundError" in names or "is not a valid model identifier" in text:
+        fix = "correct the model's name; for a private model set HF_TOKEN"
+    elif Path(model).exists() or is_builtin(model):
+        fix = "complete the directory: config.json, tokenizer files and safetensors weights"
+    elif offline:
+        fix = "the hub is switched off (HF_HUB_OFFLINE): download the model first, or use builtin:tiny-llama"
+    else:
+        fix = "offline? the hub was not reached: download the model first, give a local path, or use builtin:tiny-llama"
+    return ModelNotFoundError(
+        f"model {model!r} cannot be loaded: {text[:300]}",
+        fix=fix,
+        details={"model": model, "type": type(problem).__name__},
+    )
+
+
+def fingerprint(directory: Path) -> str | None:
+    """A hash that tells two local models apart without reading them whole; `None` for a missing directory.
+
+    sha256 over `config.json` and, for each weight file in name order, its name, size and first MiB, which holds the
+    tensor names and shapes.
+    """
+    if not directory.is_dir():
+        return None
+    digest = hashlib.sha256()
+    config = directory / "config.json"
+    if config.is_file():
+        digest.update(config.read_bytes())
+    for path in sorted(p for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES):
+        digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(HEAD_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,225 @@
+"""`TransformersEngine`: the engine protocol over transformers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llem.engines.protocol import (
+    CacheState,
+    Capabilities,
+    Completion,
+    DeviceMemory,
+    ModelShape,
+    Progress,
+    Quiesced,
+    Request,
+)
+from pytest_llem.engines.transformers.settings import CompileSettings, TransformersSettings, read_settings
+from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, WorkloadError
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+if TYPE_CHECKING:
+    from pytest_llem.engines.transformers.generation import Generator
+    from pytest_llem.engines.transformers.loading import Loaded
+
+INSTALL = "pip install 'pytest-llem[transformers]'"
+
+
+class TransformersEngine:
+    """Hugging Face transformers in this process: static batches, padded on the left, through `generate`."""
+
+    name: ClassVar[str] = "transformers"
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(token_times=True, separable_phases=True)
+        self._config: ExperimentConfig | None = None
+        self._settings = TransformersSettings()
+        self._devices = DeviceSet("cpu")
+        self._loaded: Loaded | None = None
+        self._generator: Generator | None = None
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """See `Engine.prepare`."""
+        try:
+            import torch
+            import transformers
+
+            from pytest_llem.engines.transformers.generation import generation_fields
+        except ImportError as problem:
+            raise EngineNotInstalledError(
+                f"the engine transformers is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
+            ) from problem
+        self._config, self._devices = config, devices
+        self._settings = read_settings(config)
+        generation_fields(self._settings, config.decoding)
+        if devices.kind == "cuda" and not torch.cuda.is_available():
+            raise EngineError(
+                "an NVIDIA GPU was leased, and torch sees none",
+                fix="install a CUDA build of torch that the driver supports, or run on the CPU",
+                details={"torch": torch.__version__, "torch_cuda": torch.version.cuda},
+            )
+        if self._settings.threads is not None:
+            torch.set_num_threads(self._settings.threads)
+        single_step = self._settings.num_beams == 1 and not self._settings.continuous_batching
+        self.capabilities = Capabilities(
+            token_times=self._settings.num_beams == 1,
+            separable_phases=single_step and self._settings.prompt_lookup_num_tokens is None,
+            memory_counters=devices.kind == "cuda",
+        )
+        return str(transformers.__version__)
+
+    def load(self) -> None:
+        """See `Engine.load`."""
+        from pytest_llem.engines.transformers.generation import Generator
+        from pytest_llem.engines.transformers.loading import load
+
+        config = self._prepared()
+        loaded = load(config, self._settings, "cuda:0" if self._devices.kind == "cuda" else "cpu")
+        own = loaded.model.generation_config
+        eos = own.eos_token_id if own.eos_token_id is not None else loaded.tokenizer.eos_token_id
+        eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (() if eos is None else (eos,))
+        pad = loaded.tokenizer.pad_token_id
+        pad_id = pad if pad is not None else (eos_ids[0] if eos_ids else 0)
+        self._loaded = loaded
+        self._generator = Generator(loaded.model, self._settings, config.decoding, pad_id=pad_id, eos_ids=eos_ids)
+
+    def tokenizer(self) -> HubTokenizer:
+        """See `Engine.tokenizer`."""
+        return HubTokenizer(self._ready().tokenizer)
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """See `Engine.generate`. Batches are formed in the order of the requests."""
+        import torch
+
+        from pytest_llem.engines.transformers.loading import out_of_memory
+
+        self._check_lengths(requests)
+        config, generator = self._prepared(), self._generator
+        if generator is None:
+            raise EngineError("generate was called before load", fix="call load() first")
+        if config.decoding.do_sample:
+            torch.manual_seed(config.seed)
+        size = self._settings.batch_size
+        fix = f"lower transformers.batch_size (now {size}), the token counts or the dtype"
+        done: list[Completion] = []
+        for first in range(0, len(requests), size):
+            batch = requests[first : first + size]
+            finished = len(done)
+            with out_of_memory(f"generating with batch size {len(batch)}", fix, batch_size=size):
+                done += generator.run_batch(batch, lambda finished=finished: progress(finished, len(requests)))  # type: ignore[misc]
+            progress(len(done), len(requests))
+        return done
+
+    def reset(self) -> CacheState:
+        """See `Engine.reset`: `generate` builds its key-value cache anew for each batch and keeps none."""
+        return "none"
+
+    def quiesce(self) -> Quiesced:
+        """See `Engine.quiesce`. On the CPU every operation has ended when its call returns."""
+        if self._devices.kind == "cuda":
+            import torch
+
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(index)
+        return "synchronized"
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """See `Engine.effective`; keys that are settings have the setting's name and meaning."""
+        from pytest_llem.engines.transformers.readback import effective
+
+        return effective(self._prepared(), self._settings, self._ready())
+
+    def environment(self) -> Mapping[str, JsonValue]:
+        """Versions and switches of torch and its libraries that decide how fast the same model runs."""
+        from pytest_llem.engines.transformers.readback import environment
+
+        return environment()
+
+    def shape(self) -> ModelShape | None:
+        """See `Engine.shape`."""
+        from pytest_llem.engines.transformers.readback import model_shape
+
+        return model_shape(self._ready().model)
+
+    def reset_peak_memory(self) -> None:
+        """See `Engine.reset_peak_memory`."""
+        if self._devices.kind == "cuda":
+            import torch
+
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """See `Engine.memory`. On the CPU there is no allocator to ask."""
+        from pytest_llem.engines.transformers.readback import device_memory
+
+        return device_memory(self._ready().model, self._devices)
+
+    def shutdown(self) -> None:
+        """See `Engine.shutdown`. Safe to call twice, and after a failed load."""
+        was_loaded = self._loaded is not None
+        self._loaded = self._generator = None
+        gc.collect()
+        if was_loaded and self._devices.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _prepared(self) -> ExperimentConfig:
+        if self._config is None:
+            raise EngineError("the engine was used before prepare", fix="call prepare() first")
+        return self._config
+
+    def _ready(self) -> Loaded:
+        if self._loaded is None:
+            raise EngineError("the engine was used before load", fix="call load() first")
+        return self._loaded
+
+    def _check_lengths(self, requests: Sequence[Request]) -> None:
+        limit = getattr(self._ready().model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max((len(r.token_ids) + r.max_new_tokens for r in requests), default=0)
+        if isinstance(limit, int) and longest > limit:
+            raise WorkloadError(
+                f"a request of {longest} tokens (prompt and answer) exceeds the model's {limit} positions",
+                fix="lower workload.input_tokens or workload.output_tokens",
+                details={"longest": longest, "limit": limit},
+            )
+
+
+class HubTokenizer:
+    """A Hugging Face tokenizer as workloads see it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return str(self._tokenizer.decode(list(ids)))
+
+    def chat(self, text: str) -> list[int]:
+        """See `Tokenizer.chat`."""
+        if not self._tokenizer.chat_template:
+            raise EngineSettingError(
+                "workload.chat_template: this model's tokenizer has no chat template",
+                fix="set workload.chat_template: false, or use an instruction-tuned model",
+            )
+        rendered = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that the tokenizer itself puts first, or `None` when it puts none."""
+        with_special = self._tokenizer("a")["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        return bos if bos is not None and with_special[:1] == [bos] else None
+
+
+__all__ = ["CompileSettings", "HubTokenizer", "TransformersEngine", "TransformersSettings"]

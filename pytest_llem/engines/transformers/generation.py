@@ -1,0 +1,166 @@
+"""Static batches through `model.generate`, with the time of every step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings, suggestion
+from pytest_llem.errors import EngineSettingError
+from pytest_llem.job import Decoding
+
+BEAM_FIELDS = ("early_stopping", "length_penalty", "no_repeat_ngram_size")
+
+
+class StepClock:
+    """A streamer that keeps no text: it notes when the tokens of each step arrived on the host.
+
+    `generate` first puts the prompt, then after each step the batch's new tokens, copied from the device: the copy
+    waits for the device, so the times are those at which a client could have had the token. A step of speculative
+    decoding puts several tokens at once.
+    """
+
+    def __init__(self, on_step: Callable[[], None]) -> None:
+        self.times_ns: list[int] = []
+        self._on_step = on_step
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """Called by `generate` with the prompt and then with each step's tokens."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        now = time.monotonic_ns()
+        self.times_ns.extend([now] * (value.shape[-1] if value.dim() > 1 else 1))
+        self._on_step()
+
+    def end(self) -> None:
+        """Called by `generate` at the end."""
+
+
+class Generator:
+    """One loaded model with fixed settings, which turns requests into completions."""
+
+    def __init__(
+        self,
+        model: Any,
+        settings: TransformersSettings,
+        decoding: Decoding,
+        *,
+        pad_id: int,
+        eos_ids: tuple[int, ...],
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.pad_id = pad_id
+        self.eos_ids = eos_ids
+        self._base = generation_fields(settings, decoding)
+        # What generate() finds unset it takes from the model's own generation_config, where an end-of-sequence token,
+        # sampling or a temperature may lurk: leave nothing there.
+        model.generation_config = GenerationConfig(pad_token_id=pad_id)
+
+    def run_batch(self, batch: Sequence[Request], on_step: Callable[[], None]) -> list[Completion]:
+        """Generate for one static batch; it ends when its longest request does.
+
+        A request's `end_ns` is the time of its last token. Tokens that the batch produces for a row after that row's
+        own end are not counted.
+        """
+        input_ids, attention_mask = pad_left(batch, self.pad_id, self.model.device)
+        clock = None if self.settings.num_beams > 1 else StepClock(on_step)
+        generation = GenerationConfig(
+            **self._base,
+            max_new_tokens=max(request.max_new_tokens for request in batch),
+            eos_token_id=None if batch[0].ignore_eos else list(self.eos_ids) or None,
+            pad_token_id=self.pad_id,
+        )
+        start_ns = time.monotonic_ns()
+        sequences = self.model.generate(
+            input_ids, attention_mask=attention_mask, generation_config=generation, streamer=clock
+        )
+        rows = sequences[:, input_ids.shape[1] :].tolist()
+        end_ns = time.monotonic_ns()
+        times = clock.times_ns if clock is not None else None
+        return [
+            self._completion(request, row, start_ns, end_ns, times) for request, row in zip(batch, rows, strict=True)
+        ]
+
+    def _completion(
+        self, request: Request, row: list[int], start_ns: int, end_ns: int, times: list[int] | None
+    ) -> Completion:
+        ids, stopped = cut(row[: request.max_new_tokens], () if request.ignore_eos else self.eos_ids)
+        own = tuple(times[: len(ids)]) if times is not None and len(times) >= len(ids) else None
+        return Completion(
+            index=request.index,
+            input_tokens=len(request.token_ids),
+            output_ids=ids,
+            start_ns=start_ns,
+            end_ns=own[-1] if own else end_ns,
+            finish_reason="stop" if stopped else "length",
+            token_times_ns=own,
+        )
+
+
+def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dict[str, Any]:
+    """The fields of `GenerationConfig` that settings and decoding ask for, checked against the installed version.
+
+    Raises `EngineSettingError` for a field that this version does not have or a value that it refuses.
+    """
+    fields: dict[str, Any] = {
+        "do_sample": decoding.do_sample,
+        "use_cache": settings.use_cache,
+        "num_beams": settings.num_beams,
+    }
+    if settings.num_beams > 1:
+        fields.update({key: getattr(settings, key) for key in BEAM_FIELDS if getattr(settings, key) is not None})
+    if settings.no_repeat_ngram_size is not None:
+        fields["no_repeat_ngram_size"] = settings.no_repeat_ngram_size
+    if settings.cache_implementation is not None:
+        fields["cache_implementation"] = settings.cache_implementation
+    if settings.prompt_lookup_num_tokens is not None:
+        fields["prompt_lookup_num_tokens"] = settings.prompt_lookup_num_tokens
+    if decoding.do_sample:
+        sampling = {key: getattr(decoding, key) for key in ("temperature", "top_k", "top_p", "min_p")}
+        fields.update({key: value for key, value in sampling.items() if value is not None})
+    if decoding.repetition_penalty is not None:
+        fields["repetition_penalty"] = decoding.repetition_penalty
+    fields.update({key: value for key, value in settings.extra.items() if key not in LOAD_KEYWORDS})
+    known = set(vars(GenerationConfig()))
+    for key in fields:
+        if key not in known or key.startswith("_"):
+            raise EngineSettingError(
+                f"transformers.extra.{key}: neither GenerationConfig nor from_pretrained has such a setting",
+                fix=suggestion(key, known | set(LOAD_KEYWORDS)) or "remove it",
+                details={"key": f"transformers.extra.{key}"},
+            )
+    if fields.get("cache_implementation") == "paged":
+        raise EngineSettingError(
+            "transformers.extra.cache_implementation: 'paged' would silently become continuous batching",
+            fix="set transformers.continuous_batching: true instead",
+        )
+    try:
+        GenerationConfig(**fields).validate(strict=True)
+    except (ValueError, TypeError) as problem:
+        text = " ".join(str(problem).split())
+        raise EngineSettingError(f"transformers refuses the decoding settings: {text}", fix="correct them") from problem
+    return fields
+
+
+def pad_left(batch: Sequence[Request], pad_id: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and attention mask of a batch, each (requests, longest prompt), padded on the left."""
+    longest = max(len(request.token_ids) for request in batch)
+    ids = [[pad_id] * (longest - len(request.token_ids)) + list(request.token_ids) for request in batch]
+    mask = [[0] * (longest - len(request.token_ids)) + [1] * len(request.token_ids) for request in batch]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def cut(row: Sequence[int], eos_ids: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """A row up to and including its first end-of-sequence token, and whether there was one."""
+    for position, token in enumerate(row):
+        if token in eos_ids:
+            return tuple(row[: position + 1]), True
+    return tuple(row), False

@@ -1,0 +1,222 @@
+"""Loading a model and its tokenizer with transformers, onto the CPU or the leased accelerators."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pytest_llem.engines.builtin import PREFIX, builtin_path
+from pytest_llem.engines.model_files import ModelSource, find_model, unreachable
+from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings
+from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
+from pytest_llem.job import ExperimentConfig
+
+FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
+
+
+@dataclass
+class Loaded:
+    """A model ready to generate, and where it came from."""
+
+    model: Any
+    tokenizer: Any
+    tokenizer_name: str
+    source: ModelSource
+
+
+def load(config: ExperimentConfig, settings: TransformersSettings, device: str) -> Loaded:
+    """Load the tokenizer and the model. Raises `ModelNotFoundError`, `OutOfMemoryError` or `EngineError`."""
+    transformers_logging.disable_progress_bar()
+    source = find_model(config.model)
+    revision = settings.revision or config.revision
+    hub = {"trust_remote_code": config.trust_remote_code, "revision": revision or "main"}
+    model_config = _load_config(config.model, source, hub)
+    tokenizer, tokenizer_name = _load_tokenizer(config, source, hub)
+    torch.manual_seed(config.seed)
+    with out_of_memory(f"loading {config.model} as {config.dtype or 'its own dtype'}", _smaller_model()):
+        if config.weights == "dummy":
+            model = _random_model(config, settings, model_config, device)
+        else:
+            model = _real_model(config, settings, source, hub, device)
+        if config.lora is not None:
+            model = _with_adapter(model, config.lora)
+        model.eval()
+    if settings.compile:
+        model.forward = _compiled(model, settings)
+    return Loaded(model, tokenizer, tokenizer_name, source)
+
+
+def _load_config(model: str, source: ModelSource, hub: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source.location, **hub)
+    except OSError as problem:
+        raise unreachable(model, problem) from problem
+    except ValueError as problem:
+        fix = "upgrade transformers, or set trust_remote_code: true if you trust the model's own code"
+        raise EngineError(f"model {model!r}: {' '.join(str(problem).split())[:300]}", fix=fix) from problem
+
+
+def _load_tokenizer(config: ExperimentConfig, source: ModelSource, hub: dict[str, Any]) -> tuple[Any, str]:
+    try:
+        return AutoTokenizer.from_pretrained(source.location, **hub), config.model
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        # A directory that holds nothing but a config is enough for random weights: any token ids will do.
+        if config.weights != "dummy":
+            raise unreachable(config.model, problem) from problem
+        return AutoTokenizer.from_pretrained(builtin_path(FALLBACK_TOKENIZER)), FALLBACK_TOKENIZER
+
+
+def _real_model(
+    config: ExperimentConfig, settings: TransformersSettings, source: ModelSource, hub: dict[str, Any], device: str
+) -> Any:
+    keywords: dict[str, Any] = {"dtype": config.dtype or "auto", **hub}
+    keywords.update({key: value for key, value in settings.extra.items() if key in LOAD_KEYWORDS})
+    if settings.attn_implementation is not None:
+        keywords["attn_implementation"] = settings.attn_implementation
+    if settings.quantization is not None:
+        keywords["quantization_config"] = _quantization(settings)
+    if settings.max_memory is not None:
+        keywords["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in settings.max_memory.items()}
+    if settings.device_map is not None:
+        keywords["device_map"] = settings.device_map
+    elif device != "cpu":
+        keywords["device_map"] = {"": device}
+    try:
+        return AutoModelForCausalLM.from_pretrained(source.location, **keywords)
+    except ImportError as problem:
+        raise _missing_package(problem) from problem
+    except OSError as problem:
+        raise unreachable(config.model, problem) from problem
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise _refused(config.model, problem) from problem
+
+
+def _random_model(config: ExperimentConfig, settings: TransformersSettings, model_config: Any, device: str) -> Any:
+    for key in ("quantization", "device_map", "max_memory"):
+        if getattr(settings, key) is not None:
+            raise EngineSettingError(
+                f"transformers.{key} cannot be combined with weights: dummy",
+                fix="leave it out: random weights are made on one device in the study's dtype",
+            )
+    keywords: dict[str, Any] = {"dtype": config.dtype or model_config.dtype or "float32"}
+    if settings.attn_implementation is not None:
+        keywords["attn_implementation"] = settings.attn_implementation
+    if "experts_implementation" in settings.extra:
+        keywords["experts_implementation"] = settings.extra["experts_implementation"]
+    try:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(model_config, **keywords)
+    except ImportError as problem:
+        raise _missing_package(problem) from problem
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise _refused(config.model, problem) from problem
+    _fill(model, config.seed)
+    return model
+
+
+def _fill(model: Any, seed: int) -> None:
+    """Give matrices normal values, so that multiplying them costs what it costs with trained weights.
+
+    Zeros or uninitialised memory would not: a multiplier's power depends on the bits that toggle. The standard
+    deviation is 1/sqrt(columns), which keeps activations finite in half precision at any depth.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2 and parameter.is_floating_point():
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+            elif not bool(torch.isfinite(parameter).all()):
+                parameter.fill_(1.0)
+
+
+def _quantization(settings: TransformersSettings) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        return BitsAndBytesConfig(**dict(settings.quantization or {}))
+    except (TypeError, ValueError) as problem:
+        raise EngineSettingError(
+            f"transformers.quantization: {problem}", fix="use the arguments of transformers.BitsAndBytesConfig"
+        ) from problem
+    except ImportError as problem:
+        raise _missing_package(problem) from problem
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    try:
+        peft = importlib.import_module("peft")
+    except ImportError as problem:
+        raise EngineNotInstalledError("lora: the package 'peft' is not installed", fix="pip install peft") from problem
+    try:
+        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError) as problem:
+        raise unreachable(adapter, problem) from problem
+
+
+def _compiled(model: Any, settings: TransformersSettings) -> Any:
+    chosen = settings.compile
+    keywords: dict[str, Any] = {}
+    if not isinstance(chosen, bool):
+        keywords = {"fullgraph": chosen.fullgraph, "dynamic": chosen.dynamic}
+        keywords.update({k: v for k, v in (("mode", chosen.mode), ("backend", chosen.backend)) if v is not None})
+    try:
+        return torch.compile(model.forward, **keywords)
+    except RuntimeError as problem:
+        raise EngineSettingError(f"transformers.compile: {problem}", fix="correct its mode and backend") from problem
+
+
+def _missing_package(problem: ImportError) -> EngineNotInstalledError:
+    text = " ".join(str(problem).split())
+    for package in ("accelerate", "bitsandbytes", "flash_attn", "kernels", "optimum-quanto"):
+        if package in text or package.replace("_", "-") in text:
+            name = package.replace("_", "-")
+            return EngineNotInstalledError(
+                f"transformers needs {name} for this: {text[:200]}", fix=f"pip install {name}"
+            )
+    return EngineNotInstalledError(f"transformers misses a package: {text[:300]}", fix="install what the message names")
+
+
+def _refused(model: str, problem: Exception) -> EngineSettingError:
+    text = " ".join(str(problem).split())
+    return EngineSettingError(
+        f"transformers refuses to load {model!r} like this: {text[:400]}",
+        fix="correct the setting that the message names",
+        details={"type": type(problem).__name__},
+    )
+
+
+def _smaller_model() -> str:
+    return "use a smaller model, a smaller dtype, quantisation, or more devices (transformers.device_map: auto)"
+
+
+@contextmanager
+def out_of_memory(what: str, fix: str, **details: JsonValue) -> Iterator[None]:
+    """Turn the ways in which torch runs out of memory into `OutOfMemoryError`, which says what was being done."""
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        first = str(problem).split(". ")[0]
+        raise OutOfMemoryError(
+            f"the device ran out of memory while {what}: {first}", fix=fix, details=details
+        ) from problem
+    except MemoryError as problem:
+        raise OutOfMemoryError(f"the host ran out of memory while {what}", fix=fix, details=details) from problem
+    except RuntimeError as problem:
+        text = str(problem)
+        if "DefaultCPUAllocator" in text or "not enough memory" in text or "can't allocate memory" in text:
+            raise OutOfMemoryError(f"the host ran out of memory while {what}", fix=fix, details=details) from problem
+        raise
+
+
+def model_directory(source: ModelSource) -> Path | None:
+    """The local directory of a model, where it has one."""
+    return Path(source.location) if source.local else None

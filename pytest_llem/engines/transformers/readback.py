@@ -1,0 +1,144 @@
+"""What a loaded model really runs with, read from the model and from torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pytest_llem.engines.model_files import fingerprint
+from pytest_llem.engines.protocol import DeviceMemory, ModelShape
+from pytest_llem.engines.transformers.loading import Loaded, model_directory
+from pytest_llem.engines.transformers.settings import TransformersSettings
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "numpy", "triton",
+    "bitsandbytes", "flash-attn", "kernels", "peft",
+)  # fmt: skip
+
+
+def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: Loaded) -> dict[str, JsonValue]:
+    """Settings as the model has them; `dtype` is that of the largest share of the parameters."""
+    model = loaded.model
+    directory = model_directory(loaded.source)
+    quantization = getattr(model, "quantization_method", None) or getattr(model.config, "quantization_config", None)
+    return {
+        "model_path": loaded.source.location,
+        "model_revision": getattr(model.config, "_commit_hash", None),
+        "model_fingerprint": fingerprint(directory) if directory is not None else None,
+        "weights": config.weights,
+        "tokenizer": loaded.tokenizer_name,
+        "dtype": _main_dtype(model),
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "experts_implementation": getattr(model.config, "_experts_implementation", None),
+        "device": str(model.device),
+        "device_map": _json(getattr(model, "hf_device_map", None)),
+        "quantized": quantization is not None,
+        "quantization_config": _json(getattr(model.config, "quantization_config", None)),
+        "batch_size": settings.batch_size,
+        "use_cache": settings.use_cache,
+        "cache_implementation": settings.cache_implementation,
+        "compile": settings.compile if isinstance(settings.compile, bool) else dataclasses.asdict(settings.compile),
+        "continuous_batching": settings.continuous_batching,
+        "num_beams": settings.num_beams,
+        "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens,
+        "threads": torch.get_num_threads(),
+        "do_sample": config.decoding.do_sample,
+        "seed": config.seed,
+        "lora": config.lora,
+    }
+
+
+def environment() -> dict[str, JsonValue]:
+    """Versions and switches of torch and its libraries that decide how fast the same model runs."""
+    cuda = torch.version.cuda
+    return {
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "torch_cuda": cuda,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "torch_threads": torch.get_num_threads(),
+        "torch_interop_threads": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": bool(torch.backends.mkldnn.is_available()),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def model_shape(model: Any) -> ModelShape:
+    """The architecture numbers of the text model."""
+    config = model.config.get_text_config()
+    heads = _number(config, "num_attention_heads")
+    hidden = _number(config, "hidden_size")
+    head_dim = _number(config, "head_dim")
+    if head_dim is None and heads and hidden:
+        head_dim = hidden // heads
+    return ModelShape(
+        model_type=getattr(config, "model_type", None),
+        parameters=int(model.num_parameters()),
+        layers=_number(config, "num_hidden_layers"),
+        hidden_size=hidden,
+        intermediate_size=_number(config, "intermediate_size"),
+        vocab_size=_number(config, "vocab_size"),
+        heads=heads,
+        kv_heads=_number(config, "num_key_value_heads") or heads,
+        head_dim=head_dim,
+        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts"),
+        experts_per_token=_number(config, "num_experts_per_tok", "top_k_experts"),
+        config=_json(config.to_diff_dict()) or {},
+    )
+
+
+def device_memory(model: Any, devices: DeviceSet) -> tuple[DeviceMemory, ...]:
+    """Weights (parameters and buffers) per device, and the peak that torch's CUDA allocator has handed out."""
+    weights: dict[str, int] = {}
+    seen: set[int] = set()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        weights[str(tensor.device)] = weights.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
+    if devices.kind == "cpu":
+        return (DeviceMemory("cpu", weights.get("cpu", 0), None),)
+    return tuple(
+        DeviceMemory(uuid, weights.get(f"cuda:{index}", 0), torch.cuda.max_memory_allocated(index))
+        for index, uuid in enumerate(devices.uuids)
+    )
+
+
+def _main_dtype(model: Any) -> str | None:
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name]) if counts else None
+
+
+def _number(config: Any, *names: str) -> int | None:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _json(value: Any) -> Any:
+    """A library's value as plain JSON; what JSON does not know becomes its text."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        value = {str(key): item for key, item in value.items()}
+    return json.loads(json.dumps(value, default=str)) if value is not None else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

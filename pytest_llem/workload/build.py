@@ -1,0 +1,106 @@
+"""From workload settings to the requests of one repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_llem.engines.protocol import Request, Tokenizer
+from pytest_llem.errors import WorkloadError
+from pytest_llem.job import WorkloadSettings
+from pytest_llem.workload.lengths import draw_lengths
+from pytest_llem.workload.synthetic import synthetic_prompts
+from pytest_llem.workload.texts import read_texts
+
+SYNTHETIC = "synthetic"
+
+ALIASES = {
+    "aienergyscore": {"dataset": "EnergyStarAI/text_generation", "column": "text", "split": "train"},
+}
+"""Data sets by the name of the method that fixes them. AI Energy Score documents 1,000 prompts at batch size 1; its
+energy is that of the accelerators over preprocessing, prefill and decode, per 1,000 prompts."""
+
+OUTPUT_STREAM = 1
+"""Added to the seed for output lengths, so that they do not follow the input lengths."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The requests of one repeat, in order, and the hash that tells whether two workloads are the same."""
+
+    requests: tuple[Request, ...]
+    prompts_hash: str
+    dataset: str
+
+
+def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload:
+    """Make the requests of one repeat. Raises `WorkloadError` when the data set cannot give them."""
+    if settings.prompts < 1:
+        raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
+    settings = resolve_alias(settings)
+    if settings.dataset == SYNTHETIC:
+        prompts = _synthetic(settings, tokenizer)
+    else:
+        prompts = [_tokens(text, settings, tokenizer) for text in read_texts(settings)]
+        prompts = _shortened(prompts, settings)
+    outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
+    requests = tuple(
+        Request(index, ids, tokens, settings.ignore_eos)
+        for index, (ids, tokens) in enumerate(zip(prompts, outputs, strict=True))
+    )
+    return Workload(requests, token_hash(prompts), settings.dataset)
+
+
+def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
+    """The settings with a method's name replaced by the data set that it means; what the user set stays."""
+    alias = ALIASES.get(settings.dataset)
+    if alias is None:
+        return settings
+    return dataclasses.replace(
+        settings,
+        dataset=alias["dataset"],
+        column=settings.column or alias["column"],
+        split=settings.split or alias["split"],
+    )
+
+
+def token_hash(sequences: Sequence[Sequence[int]]) -> str:
+    """sha256 over token ids: each sequence as its length and its ids, 8 bytes each, little-endian."""
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(b"".join(value.to_bytes(8, "little") for value in (len(ids), *ids)))
+    return digest.hexdigest()
+
+
+def _synthetic(settings: WorkloadSettings, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    if settings.input_tokens is None:
+        raise WorkloadError(
+            "workload.input_tokens: synthetic prompts need a length", fix="set workload.input_tokens, e.g. to 128"
+        )
+    lengths = draw_lengths(settings.input_tokens, settings.prompts, settings.seed)
+    if not settings.chat_template:
+        return synthetic_prompts(tokenizer, lengths, settings.seed)
+    raise WorkloadError(
+        "workload.chat_template cannot be combined with synthetic prompts, whose lengths are exact",
+        fix="set workload.chat_template: false, or use a data set of texts",
+    )
+
+
+def _tokens(text: str, settings: WorkloadSettings, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if settings.chat_template:
+        return tuple(tokenizer.chat(text))
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = (*first, *tokenizer.encode(text))
+    if not ids:
+        raise WorkloadError(f"workload.dataset {settings.dataset!r}: a prompt has no tokens", fix="remove empty texts")
+    return ids
+
+
+def _shortened(prompts: list[tuple[int, ...]], settings: WorkloadSettings) -> list[tuple[int, ...]]:
+    """Prompts cut to `input_tokens`, which is an upper bound for a data set: what is shorter stays as it is."""
+    if settings.input_tokens is None:
+        return prompts
+    limits = draw_lengths(settings.input_tokens, len(prompts), settings.seed)
+    return [ids[:limit] for ids, limit in zip(prompts, limits, strict=True)]
