@@ -49,7 +49,8 @@ DAEMON = _table(
         "network",
         r"dial tcp|no such host|TLS handshake timeout|i/o timeout|connection reset by peer|connection refused"
         r"|Client\.Timeout|request canceled while waiting|proxyconnect|x509: |unexpected EOF|net/http: "
-        r"|server misbehaving|unexpected HTTP status: 5\d\d|unexpected status .*: 5\d\d|network is unreachable|: EOF\s*$",
+        r"|server misbehaving|unexpected HTTP status: 5\d\d|unexpected status .*: 5\d\d|network is unreachable"
+        r"|: EOF\s*$",
     ),
     ("driver_mismatch", r"driver/library version mismatch"),
     ("driver_too_old", r"unsatisfied condition: |driver version is insufficient"),
@@ -58,7 +59,8 @@ DAEMON = _table(
         "gpu_runtime_missing",
         r"could not select device driver|[Uu]nknown (?:or invalid )?runtime (?:name|specified)"
         r"|unresolvable CDI devices|CDI device injection failed"
-        r"|nvidia-container-runtime\S*\": executable file not found|no such runtime|nvidia-container-(?:cli|runtime)\S* (?:did not terminate|not found)",
+        r"|nvidia-container-runtime\S*\": executable file not found|no such runtime"
+        r"|nvidia-container-(?:cli|runtime)\S* (?:did not terminate|not found)",
     ),
     ("gpu_not_visible", r"nvidia-container-cli: .*(?:unknown device|no devices? (?:found|matched))"),
     ("gpu_driver_missing", r"nvidia-container-cli: initialization error"),
