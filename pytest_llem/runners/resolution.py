@@ -1,0 +1,180 @@
+"""Which runner each engine gets, and who said so.
+
+The order is command line, environment, study, user settings, detection, default. Only a value that someone really set
+counts as explicit; a default never hides detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import RunnerError, SettingsError
+from pytest_llem.runners.protocol import RunnerSource, RunnerSpec
+
+ACCEPTED = "local, docker, docker:IMAGE, ray, ray:ADDRESS"
+ENVIRONMENT_PREFIX = "LLEM_RUNNER_"
+EXPLICIT_SOURCES: tuple[RunnerSource, ...] = ("command line", "environment", "study", "user settings")
+EXCLUSIVE_ENGINES = ("transformers", "vllm", "sglang", "tensorrt_llm")
+"""Engines that pin their own torch or transformers, so that two of them rarely fit in one environment."""
+
+INSTALL_HINTS = {
+    "transformers": "pip install 'pytest-llem[transformers]'",
+    "vllm": "pip install 'pytest-llem[vllm]'",
+    "sglang": "pip install sglang",
+    "tensorrt_llm": "pip install tensorrt-llm",
+}
+
+
+def parse_runner_value(value: str, source: RunnerSource = "command line") -> RunnerSpec:
+    """`local`, `docker`, `docker:IMAGE`, `ray` or `ray:ADDRESS` as a spec; `SettingsError` for anything else."""
+    name, colon, rest = value.strip().partition(":")
+    rest = rest.strip()
+    problem = None
+    if name not in ("local", "docker", "ray"):
+        problem = f"unknown runner {value!r}"
+    elif colon and name == "local":
+        problem = f"runner {value!r}: local takes nothing after it"
+    elif colon and not rest:
+        problem = f"runner {value!r}: nothing after the colon"
+    elif any(letter.isspace() for letter in rest):
+        problem = f"runner {value!r}: blanks in what follows the colon"
+    if problem:
+        raise SettingsError(f"{problem} ({source})", fix=f"use one of: {ACCEPTED}", details={"value": value})
+    if name == "docker":
+        return RunnerSpec("docker", source, image=rest or None)
+    if name == "ray":
+        return RunnerSpec("ray", source, address=rest or None)
+    return RunnerSpec("local", source)
+
+
+def parse_runner_options(
+    values: Sequence[str], engines: Collection[str], source: RunnerSource = "command line"
+) -> dict[str | None, RunnerSpec]:
+    """Values of a repeatable option: `SPEC` for every engine (key `None`) or `ENGINE=SPEC`; the last of a key wins.
+
+    `SettingsError` for an engine that is not among `engines`.
+    """
+    specs: dict[str | None, RunnerSpec] = {}
+    for value in values:
+        engine, equals, rest = value.partition("=")
+        if equals and ":" not in engine:
+            if engine.strip() not in engines:
+                raise SettingsError(
+                    f"unknown engine {engine.strip()!r} in runner {value!r} ({source})",
+                    fix=f"use one of: {', '.join(engines)}",
+                )
+            specs[engine.strip()] = parse_runner_value(rest, source)
+        else:
+            specs[None] = parse_runner_value(value, source)
+    return specs
+
+
+def resolve_runner(
+    engine: str,
+    *,
+    command_line: Mapping[str | None, RunnerSpec] | None = None,
+    environment: Mapping[str, str] | None = None,
+    study: Mapping[str, str] | None = None,
+    user_settings: Mapping[str, str] | None = None,
+    detect: Callable[[str], RunnerSpec | None] | None = None,
+) -> RunnerSpec:
+    """The runner of one engine.
+
+    `study` and `user_settings` map engines to runner values, absent or `None` where nobody set one. `detect` is asked
+    only when nothing explicit was found.
+    """
+    options = command_line or {}
+    for key in (engine, None):
+        if key in options:
+            return options[key]
+    variable = ENVIRONMENT_PREFIX + engine.upper()
+    value = (environment or {}).get(variable)
+    if value:
+        try:
+            return parse_runner_value(value, "environment")
+        except SettingsError as error:
+            raise SettingsError(f"{variable}: {error.message}", fix=error.fix, details=error.details) from None
+    if study and study.get(engine):
+        return parse_runner_value(study[engine], "study")
+    if user_settings and user_settings.get(engine):
+        return parse_runner_value(user_settings[engine], "user settings")
+    found = detect(engine) if detect else None
+    return found or RunnerSpec("local", "default")
+
+
+def detect_runner(engine: str, *, installed: Callable[[str], bool], daemon: Callable[[], bool]) -> RunnerSpec | None:
+    """Docker, when the engine is not importable here and a daemon answers; else `None`.
+
+    The daemon is asked last, because that is the slow question.
+    """
+    if engine not in EXCLUSIVE_ENGINES or installed(engine) or not daemon():
+        return None
+    return RunnerSpec("docker", "detected")
+
+
+@dataclass(frozen=True)
+class RunnerPlan:
+    """A runner per engine of a study, what the user should know about it, and what makes it impossible."""
+
+    specs: Mapping[str, RunnerSpec]
+    notices: tuple[Note, ...] = ()
+    problems: tuple[RunnerError, ...] = ()
+
+
+def plan_runners(
+    engines: Collection[str], specs: Mapping[str, RunnerSpec], installed: Collection[str], daemon: bool
+) -> RunnerPlan:
+    """Look at all engines of a study together.
+
+    Engines that cannot share one environment (`EXCLUSIVE_ENGINES`, unless all of them are in `installed`) are elevated
+    to Docker where nobody chose otherwise and `daemon` answers; without a daemon that is a problem with guidance on
+    what to install. A mix of runners is allowed and gets a notice.
+    """
+    planned = {engine: specs[engine] for engine in engines}
+    notices: list[Note] = []
+    problems: list[RunnerError] = []
+    exclusive = [engine for engine in planned if engine in EXCLUSIVE_ENGINES]
+    missing = [engine for engine in exclusive if engine not in installed]
+    if len(exclusive) > 1 and missing:
+        free = [
+            engine
+            for engine in exclusive
+            if planned[engine].source not in EXPLICIT_SOURCES and planned[engine].name == "local"
+        ]
+        if free and daemon:
+            for engine in free:
+                planned[engine] = replace(planned[engine], name="docker", source="detected")
+            notices.append(
+                Note(
+                    "elevated_to_docker",
+                    f"{', '.join(exclusive)} do not share one environment: {', '.join(free)} "
+                    f"{'runs' if len(free) == 1 else 'run'} in Docker; choose with --llem-runner=ENGINE=SPEC",
+                )
+            )
+    homeless = [engine for engine in missing if planned[engine].name == "local"]
+    if homeless:
+        problems.append(_not_installed(homeless, exclusive, daemon))
+    names = sorted({spec.name for spec in planned.values()})
+    if len(names) > 1:
+        notices.append(
+            Note(
+                "mixed_runners",
+                f"this study mixes the runners {' and '.join(names)}: "
+                "their numbers are not directly comparable, since the software environments differ",
+            )
+        )
+    return RunnerPlan(planned, tuple(notices), tuple(problems))
+
+
+def _not_installed(homeless: list[str], exclusive: list[str], daemon: bool) -> RunnerError:
+    install = "; ".join(INSTALL_HINTS[engine] for engine in homeless)
+    several = len(exclusive) > 1
+    docker = "use --llem-runner=docker" if daemon else "start a Docker daemon and use --llem-runner=docker"
+    return RunnerError(
+        f"{', '.join(homeless)} cannot run here: not installed"
+        + (f", and {', '.join(exclusive)} rarely fit in one environment" if several else ""),
+        fix=f"{docker}, or {'give each its own environment: ' if several else ''}{install}",
+        details={"engines": list(homeless)},
+    )
