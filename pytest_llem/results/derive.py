@@ -1,0 +1,250 @@
+"""From what a worker observed to a result: sums, rates, percentiles, joules per token, and validity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import cast
+
+from pydantic import JsonValue as PydanticJson
+
+from pytest_llem.decode import encode
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import Job
+from pytest_llem.measurement import Measurement, RequestRecord
+from pytest_llem.results.compute import derive_compute
+from pytest_llem.results.distributions import latency
+from pytest_llem.results.energy import MEASURE, Work, derive_energy, ratio
+from pytest_llem.results.environment import fingerprint
+from pytest_llem.results.schema import (
+    RESULT_VERSION,
+    DeviceMemory,
+    Engine,
+    Environment,
+    Experiment,
+    Memory,
+    Reason,
+    Result,
+    Runner,
+    Throughput,
+    Tokens,
+    Validity,
+    Warmup,
+    Workload,
+)
+from pytest_llem.runners.protocol import RunReport
+
+
+def derive_result(
+    job: Job,
+    measurement: Measurement,
+    run: RunReport,
+    *,
+    study: str,
+    environment: Mapping[str, JsonValue],
+) -> Result:
+    """The result of one cycle. `environment` holds the host facts of the run (`environment.gather`)."""
+    good = [request for request in measurement.requests if request.error is None]
+    tokens = Tokens(
+        input=sum(request.input_tokens for request in good),
+        output=sum(request.output_tokens for request in good),
+        cached_input=_cached(good),
+    )
+    duration_s = sum(window.duration_s for window in measurement.windows if window.name == MEASURE)
+    work = Work(
+        duration_s=duration_s,
+        repeats=len(measurement.repeats),
+        requests=len(good),
+        input_tokens=tokens.input,
+        output_tokens=tokens.output,
+        separable_phases=measurement.engine.capabilities.separable_phases,
+    )
+    reasons = _reasons(job, measurement)
+    return Result(
+        schema_version=RESULT_VERSION,
+        status="invalid" if reasons else "valid",
+        run_id=job.run_id,
+        source_run=None,
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        study=study,
+        experiment=Experiment(id=job.experiment_id, config_hash=job.config_hash, config=_json(encode(job.config))),
+        cycle=job.cycle,
+        attempt=job.attempt,
+        engine=Engine(
+            name=measurement.engine.name,
+            version=measurement.engine.version,
+            effective=_json(measurement.engine.effective),
+            cache_reset=measurement.engine.cache_reset,
+            token_times=measurement.engine.capabilities.token_times,
+            separable_phases=measurement.engine.capabilities.separable_phases,
+        ),
+        runner=_runner(job, measurement, run),
+        workload=_workload(measurement),
+        validity=Validity(valid=not reasons, reasons=reasons),
+        energy=derive_energy(measurement.energy, work),
+        tokens=tokens,
+        throughput=Throughput(
+            output_tokens_per_s=ratio(tokens.output, duration_s),
+            total_tokens_per_s=ratio(tokens.input + tokens.output, duration_s),
+            requests_per_s=ratio(len(good), duration_s),
+        ),
+        latency=latency(good),
+        memory=_memory(measurement),
+        compute=derive_compute(job, measurement, good, duration_s),
+        warmup=Warmup(
+            repeats=measurement.warmup.repeats,
+            duration_s=measurement.warmup.duration_s,
+            converged=measurement.warmup.converged,
+            reason=measurement.warmup.reason,
+            cv=measurement.warmup.cv,
+        ),
+        timing=_timing(measurement),
+        environment=Environment(
+            fingerprint=fingerprint(environment, comparable_parts(job, run)),
+            host=_json(environment),
+            worker=_json(measurement.environment),
+        ),
+        warnings=_warnings(job, measurement, run),
+    )
+
+
+def comparable_parts(job: Job, run: RunReport) -> dict[str, JsonValue]:
+    """What, beside the machine, decides whether energies compare: the runner, its image, the devices, the meter."""
+    return {
+        "engine": job.config.engine,
+        "runner": run.name,
+        "image": run.image_digest or run.image,
+        "device_kind": job.devices.kind,
+        "device_count": len(job.devices.uuids),
+        "meter": job.meter.name,
+    }
+
+
+def _json(value: object) -> dict[str, PydanticJson]:
+    return cast("dict[str, PydanticJson]", encode(value))
+
+
+def _note(note: Note) -> Reason:
+    return Reason(code=note.code, message=note.message)
+
+
+def _unique(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    return tuple(dict.fromkeys(reasons))
+
+
+def _reasons(job: Job, measurement: Measurement) -> tuple[Reason, ...]:
+    reasons = [_note(note) for note in measurement.invalid]
+    if measurement.energy is not None:
+        reasons += [_note(note) for note in measurement.energy.invalid]
+    failed = [request for request in measurement.requests if request.error is not None]
+    if failed:
+        reasons.append(
+            Reason(
+                code="failed_requests",
+                message=f"{len(failed)} of {len(measurement.requests)} requests failed, first: {failed[0].error}",
+            )
+        )
+    if not any(window.name == MEASURE for window in measurement.windows):
+        reasons.append(Reason(code="no_measure_window", message="the worker recorded no measure window"))
+    elif not measurement.repeats:
+        reasons.append(Reason(code="no_repeats", message="the measure window holds no whole repeat"))
+    reasons += _repeats_differ(job, measurement)
+    return _unique(reasons)
+
+
+def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
+    """Repeats of fixed or greedy lengths must hold the same token counts; sampled ones that end at EOS may not."""
+    if job.config.decoding.do_sample and not job.config.workload.ignore_eos:
+        return []
+    counts = {
+        (
+            sum(request.input_tokens for request in measurement.requests if request.repeat == repeat.index),
+            sum(request.output_tokens for request in measurement.requests if request.repeat == repeat.index),
+        )
+        for repeat in measurement.repeats
+    }
+    if len(counts) < 2:
+        return []
+    shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))
+    return [Reason(code="work_differs", message=f"repeats of one cycle hold different token counts: {shown}")]
+
+
+def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Reason, ...]:
+    notes = [*measurement.warnings, *run.notes, *(measurement.energy.notes if measurement.energy else ())]
+    told = {note.code for note in notes}
+    notes += [note for note in _own_warnings(job, measurement) if note.code not in told]
+    return _unique([_note(note) for note in notes])
+
+
+def _own_warnings(job: Job, measurement: Measurement) -> Iterable[Note]:
+    energy = measurement.energy
+    if energy is not None:
+        if not energy.measured and energy.meter != "none":
+            source = f" ({energy.source})" if energy.source else ""
+            yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
+        if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
+            yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
+    hashes = {repeat.outputs_hash for repeat in measurement.repeats}
+    if len(hashes) > 1 and not job.config.decoding.do_sample:
+        yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
+
+
+def _cached(requests: Sequence[RequestRecord]) -> int | None:
+    counts = [request.cached_tokens for request in requests]
+    return None if not counts or None in counts else sum(count or 0 for count in counts)
+
+
+def _runner(job: Job, measurement: Measurement, run: RunReport) -> Runner:
+    return Runner(
+        name=run.name,
+        source=run.source,
+        isolation=run.isolation,
+        start_method=run.start_method or measurement.worker.start_method,
+        image=run.image,
+        image_digest=run.image_digest,
+        device_kind=job.devices.kind,
+        device_ids=job.devices.uuids,
+        facts=_json(run.facts),
+    )
+
+
+def _workload(measurement: Measurement) -> Workload:
+    first = measurement.repeats[0] if measurement.repeats else None
+    requests = [request for request in measurement.requests if first is None or request.repeat == first.index]
+    return Workload(
+        prompts_hash=measurement.prompts_hash,
+        outputs_hash=first.outputs_hash if first else None,
+        load_shape=measurement.load_shape,
+        repeats=len(measurement.repeats),
+        requests=len(requests),
+        input_tokens=sum(request.input_tokens for request in requests),
+        output_tokens=sum(request.output_tokens for request in requests if request.error is None),
+        failed_requests=sum(request.error is not None for request in measurement.requests),
+    )
+
+
+def _memory(measurement: Measurement) -> Memory:
+    peaks = dict(measurement.memory.device_peak_bytes or {})
+    devices = [
+        DeviceMemory(
+            id=device.id,
+            weights_bytes=device.weights_bytes,
+            peak_allocated_bytes=device.peak_allocated_bytes,
+            device_peak_bytes=peaks.pop(device.id, None),
+        )
+        for device in measurement.memory.devices
+    ]
+    devices += [
+        DeviceMemory(id=id, weights_bytes=None, peak_allocated_bytes=None, device_peak_bytes=peak)
+        for id, peak in peaks.items()
+    ]
+    return Memory(devices=tuple(devices), host_peak_rss_bytes=measurement.memory.host_peak_rss_bytes)
+
+
+def _timing(measurement: Measurement) -> dict[str, float | None]:
+    durations: dict[str, float | None] = {}
+    for window in measurement.windows:
+        key = f"{window.name}_s"
+        durations[key] = (durations.get(key) or 0.0) + window.duration_s
+    return {**durations, **measurement.timing}

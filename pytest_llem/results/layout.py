@@ -1,0 +1,59 @@
+"""Names inside a run's directory, and the run directories of a results folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "run.json"
+STATE = "state.json"
+RESULT = "result.json"
+SLUG_LENGTH = 80
+HASH_LENGTH = 8
+
+
+@dataclass(frozen=True, order=True)
+class CycleKey:
+    """One cycle of one experiment of one study, within a run."""
+
+    study: str
+    experiment_id: str
+    config_hash: str
+    cycle: int
+
+    @property
+    def directory(self) -> Path:
+        """The cycle's directory, relative to the run's."""
+        return Path(slug(self.study)) / experiment_directory(self.experiment_id, self.config_hash) / f"c{self.cycle}"
+
+    def __str__(self) -> str:
+        return f"{self.study}[{self.experiment_id}-c{self.cycle}]"
+
+
+def slug(text: str) -> str:
+    """`text` in `[A-Za-z0-9._-]`, at most 80 characters, never hidden and never empty."""
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:SLUG_LENGTH].strip("-.")
+    return kept or "x"
+
+
+def experiment_directory(experiment_id: str, config_hash: str) -> str:
+    """An experiment's directory name: a slug of its id and 8 hex digits of its hash."""
+    return f"{slug(experiment_id)}-{config_hash[:HASH_LENGTH]}"
+
+
+def attempt_directory(cycle_directory: Path, attempt: int) -> Path:
+    """Where a superseded attempt is kept."""
+    return cycle_directory / f"attempt-{attempt}"
+
+
+def cycle_directories(run_dir: Path) -> Iterator[Path]:
+    """Every cycle's directory of a run that was at least begun, sorted by name and cycle."""
+    found = [path.parent for path in run_dir.glob(f"*/*/c*/{STATE}")]
+    yield from sorted(found, key=lambda path: (path.parent, int(path.name[1:])))
+
+
+def run_directories(out: Path) -> list[Path]:
+    """The runs of a results folder, newest first by the name that their id begins with."""
+    return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)

@@ -1,0 +1,162 @@
+"""`run.json`: what a run set out to do, where, and what became of each item.
+
+Only one process writes it (the controller under xdist): it is rebuilt from the cycles' state files, so that workers
+never write the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from pytest_llem.decode import decode, encode
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job import read_json, write_json
+from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
+from pytest_llem.results.state import StateName, now, read_state
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedCycle:
+    """One item of a study, in the order of collection."""
+
+    experiment_id: str
+    config_hash: str
+    cycle: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A point of a sweep that is not run, and why."""
+
+    experiment_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study of the run: its file, its content's hash, its order and its items."""
+
+    name: str
+    path: str | None
+    sha256: str | None = None
+    order: str | None = None
+    cycles: tuple[PlannedCycle, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    def cycle_keys(self) -> list[CycleKey]:
+        """The planned cycles as keys."""
+        return [CycleKey(self.name, item.experiment_id, item.config_hash, item.cycle) for item in self.cycles]
+
+
+@dataclass(frozen=True)
+class ManifestItem:
+    """What became of one cycle. `pending` was planned and never begun."""
+
+    study: str
+    experiment_id: str
+    config_hash: str
+    cycle: int
+    state: StateName | Literal["pending"]
+    attempts: tuple[StateName, ...]
+    directory: str
+    reasons: tuple[str, ...] = ()
+    source_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`run.json`. `finished_at` of `None` means that the run goes on, or was killed."""
+
+    run_id: str
+    started_at: str
+    environment: Mapping[str, JsonValue]
+    studies: tuple[StudyPlan, ...] = ()
+    items: tuple[ManifestItem, ...] = ()
+    finished_at: str | None = None
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    schema_version: int = MANIFEST_VERSION
+
+
+def write_manifest(run_dir: Path, manifest: Manifest) -> None:
+    """Write `run.json` atomically."""
+    write_json(run_dir / MANIFEST, encode(manifest))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a `run.json`; `StoreError` when it is absent, broken or of a newer version."""
+    data = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > MANIFEST_VERSION:
+        raise StoreError(
+            f"{path}: manifest format {version} is newer than {MANIFEST_VERSION}",
+            fix="read it with the version of pytest-llem that wrote it, or a newer one",
+        )
+    try:
+        return decode(Manifest, data)
+    except ValueError as problem:
+        raise StoreError(f"{path}: {problem}") from None
+
+
+def rebuild_manifest(
+    run_dir: Path,
+    *,
+    studies: tuple[StudyPlan, ...] | None = None,
+    finished: bool = False,
+    facts: Mapping[str, JsonValue] | None = None,
+) -> Manifest:
+    """Bring `run.json` up to date with the state files, and return it.
+
+    `studies` replaces the plan (collection may come after the store's creation), `facts` are merged over the earlier
+    ones. A cycle that still says `running` while its process is gone is listed as `crashed`.
+    """
+    manifest = read_manifest(run_dir / MANIFEST)
+    if studies is not None:
+        manifest = replace(manifest, studies=studies)
+    manifest = replace(
+        manifest,
+        items=_items(run_dir, manifest.studies),
+        facts={**manifest.facts, **(facts or {})},
+        finished_at=now() if finished else manifest.finished_at,
+    )
+    write_manifest(run_dir, manifest)
+    return manifest
+
+
+def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem, ...]:
+    begun: dict[CycleKey, ManifestItem] = {}
+    for directory in cycle_directories(run_dir):
+        state = read_state(directory)
+        if state is None:
+            continue
+        dead = state.state == "running" and not (state.holder and state.holder.lives())
+        begun[state.key] = ManifestItem(
+            study=state.study,
+            experiment_id=state.experiment_id,
+            config_hash=state.config_hash,
+            cycle=state.cycle,
+            state="crashed" if dead else state.state,
+            attempts=state.attempts,
+            directory=directory.relative_to(run_dir).as_posix(),
+            reasons=state.reasons,
+            source_run=state.source_run,
+        )
+    planned = [key for study in studies for key in study.cycle_keys()]
+    order = dict.fromkeys([*planned, *begun])
+    return tuple(begun.get(key) or _pending(key) for key in order)
+
+
+def _pending(key: CycleKey) -> ManifestItem:
+    return ManifestItem(
+        study=key.study,
+        experiment_id=key.experiment_id,
+        config_hash=key.config_hash,
+        cycle=key.cycle,
+        state="pending",
+        attempts=(),
+        directory=key.directory.as_posix(),
+    )

@@ -1,0 +1,121 @@
+"""`state.json`: what became of a cycle in a run, recorded before each attempt and at its end."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from pytest_llem.decode import decode, encode
+from pytest_llem.errors import StoreError
+from pytest_llem.job import read_json, write_json
+from pytest_llem.results.layout import STATE, CycleKey
+
+StateName = Literal["running", "valid", "invalid", "failed", "crashed", "interrupted"]
+TERMINAL: tuple[StateName, ...] = ("valid", "invalid", "failed", "crashed", "interrupted")
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that measures a cycle. Its start time tells it from a later process with the same id."""
+
+    pid: int
+    started: float
+    hostname: str
+
+    @staticmethod
+    def me() -> Holder:
+        """This process."""
+        return Holder(os.getpid(), psutil.Process().create_time(), platform.node())
+
+    def lives(self) -> bool:
+        """Whether that process still exists on this host; a process of another host counts as gone.
+
+        Callers hold the cycle's lock, which a living holder on any host would have.
+        """
+        if self.hostname != platform.node():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+
+@dataclass(frozen=True)
+class CycleState:
+    """One cycle's state, its attempts (how each ended, in order) and when it last changed."""
+
+    study: str
+    experiment_id: str
+    config_hash: str
+    cycle: int
+    state: StateName
+    attempts: tuple[StateName, ...]
+    changed_at: str
+    holder: Holder | None = None
+    source_run: str | None = None
+    reasons: tuple[str, ...] = ()
+    schema_version: int = STATE_VERSION
+
+    @property
+    def key(self) -> CycleKey:
+        """Which cycle this is."""
+        return CycleKey(self.study, self.experiment_id, self.config_hash, self.cycle)
+
+    @property
+    def attempt(self) -> int:
+        """The latest attempt, 1-based."""
+        return len(self.attempts)
+
+    def ended(self, state: StateName, reasons: tuple[str, ...] = ()) -> CycleState:
+        """The same cycle with its latest attempt ended."""
+        return replace(
+            self,
+            state=state,
+            attempts=(*self.attempts[:-1], state),
+            holder=None,
+            reasons=reasons,
+            changed_at=now(),
+        )
+
+
+def begin(key: CycleKey, before: CycleState | None) -> CycleState:
+    """The state of a new attempt that this process is about to make."""
+    return CycleState(
+        study=key.study,
+        experiment_id=key.experiment_id,
+        config_hash=key.config_hash,
+        cycle=key.cycle,
+        state="running",
+        attempts=(*(before.attempts if before else ()), "running"),
+        changed_at=now(),
+        holder=Holder.me(),
+    )
+
+
+def read_state(directory: Path) -> CycleState | None:
+    """The state of the cycle in `directory`; `None` when it was never begun."""
+    path = directory / STATE
+    if not path.exists():
+        return None
+    try:
+        return decode(CycleState, read_json(path))
+    except ValueError as problem:
+        raise StoreError(f"{path}: {problem}") from None
+
+
+def write_state(directory: Path, state: CycleState) -> None:
+    """Record a state atomically."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / STATE, encode(state))
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,232 @@
+"""The store of one run: every consumer of a result asks it, and nothing is measured twice.
+
+A cycle is measured under a file lock; its state is recorded before each attempt and at its end. A terminal state is
+final for the run. Whoever comes later, in whatever process, gets the same outcome from disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
+from pytest_llem.job import Job, JobDir, read_json, write_text
+from pytest_llem.measurement import read_measurement
+from pytest_llem.results.derive import derive_result
+from pytest_llem.results.environment import gather
+from pytest_llem.results.layout import MANIFEST, STATE, CycleKey, attempt_directory
+from pytest_llem.results.manifest import Manifest, StudyPlan, read_manifest, write_manifest
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.power import write_power
+from pytest_llem.results.reading import read_result
+from pytest_llem.results.schema import Reason, Result
+from pytest_llem.results.state import TERMINAL, CycleState, Holder, StateName, begin, now, read_state, write_state
+from pytest_llem.runners.protocol import RunReport
+
+Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
+
+LOCKS = ".locks"
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """The artifacts of one run."""
+
+    run_dir: Path
+    run_id: str
+    environment: Mapping[str, JsonValue]
+
+    @classmethod
+    def create(
+        cls,
+        out: Path,
+        run_id: str,
+        *,
+        studies: Iterable[StudyPlan] = (),
+        environment: Mapping[str, JsonValue] | None = None,
+    ) -> RunStore:
+        """Make the run's directory under `out` and its manifest. `StoreError` when the run exists already.
+
+        Host facts are gathered here, once, unless they are given.
+        """
+        run_dir = out / run_id
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / ".gitignore").exists():
+                write_text(out / ".gitignore", "# Written by pytest-llem.\n*\n")
+            run_dir.mkdir()
+            (run_dir / LOCKS).mkdir()
+        except FileExistsError:
+            raise StoreError(f"{run_dir}: this run exists already", fix="give the run another id") from None
+        except OSError as problem:
+            raise StoreError(
+                f"{problem.filename or run_dir}: {problem.strerror}", fix="choose a writable directory with --llem-out"
+            ) from None
+        facts = gather() if environment is None else environment
+        write_manifest(
+            run_dir, Manifest(run_id=run_id, started_at=now(), environment=dict(facts), studies=tuple(studies))
+        )
+        return cls(run_dir, run_id, facts)
+
+    @classmethod
+    def open(cls, run_dir: Path) -> RunStore:
+        """The store of a run that exists; `StoreError` when it does not."""
+        manifest = read_manifest(run_dir / MANIFEST)
+        return cls(run_dir, manifest.run_id, manifest.environment)
+
+    def directory(self, key: CycleKey) -> Path:
+        """Where a cycle's files lie."""
+        return self.run_dir / key.directory
+
+    def outcome(self, key: CycleKey) -> Outcome | None:
+        """What became of a cycle, `None` while it has no terminal state."""
+        directory = self.directory(key)
+        state = read_state(directory)
+        return _outcome(key, directory, state) if state and state.state in TERMINAL else None
+
+    def get_or_measure(self, key: CycleKey, measure: Measure, *, retries: int = 0) -> Outcome:
+        """The outcome of a cycle, measured now unless this run has it already.
+
+        `measure(attempt, job_dir)` runs one attempt and returns the job and the runner's report, with
+        `measurement.json` or `error.json` written; an `LlemError` that it raises is recorded as the attempt's
+        failure, any other exception as well and then passed on. An invalid attempt is repeated up to `retries` times.
+        """
+        return self.outcome(key) or self._under_lock(key, measure, retries)
+
+    def _under_lock(self, key: CycleKey, measure: Measure, retries: int) -> Outcome:
+        directory = self.directory(key)
+        lock = self.run_dir / LOCKS / ("_".join(key.directory.parts) + ".lock")
+        lock.parent.mkdir(exist_ok=True)
+        with FileLock(lock):
+            state = read_state(directory)
+            if state is not None and state.state == "running":
+                state = _abandoned(directory, state)
+            if state is not None:
+                return _outcome(key, directory, state)
+            state = self._attempt(key, directory, None, measure)
+            while state.state == "invalid" and state.attempt <= retries:
+                _set_aside(directory, state.attempt)
+                state = self._attempt(key, directory, state, measure)
+            return _outcome(key, directory, state)
+
+    def _attempt(self, key: CycleKey, directory: Path, before: CycleState | None, measure: Measure) -> CycleState:
+        state = begin(key, before)
+        write_state(directory, state)
+        job_dir = JobDir(directory)
+        try:
+            job, report = measure(state.attempt, job_dir)
+            ended = self._conclude(key, job_dir, state, job, report)
+        except LlemError as error:
+            job_dir.write_error(error, origin="pytest")
+            ended = state.ended(_failure(error), (error.message,))
+        except KeyboardInterrupt:
+            self._record(job_dir, state, InterruptedCycleError("interrupted before the cycle was done"))
+            raise
+        except BaseException as problem:
+            self._record(job_dir, state, LlemError(f"{type(problem).__name__}: {problem}"))
+            raise
+        write_state(directory, ended)
+        return ended
+
+    def _record(self, job_dir: JobDir, state: CycleState, error: LlemError) -> None:
+        if not job_dir.error.exists():
+            job_dir.write_error(error, origin="pytest")
+        write_state(job_dir.path, state.ended(_failure(error), (error.message,)))
+
+    def _conclude(self, key: CycleKey, job_dir: JobDir, state: CycleState, job: Job, report: RunReport) -> CycleState:
+        if job_dir.error.exists() or not job_dir.measurement.exists():
+            error = read_error(job_dir)
+            return state.ended(_failure(error), (error.message,))
+        result = derive_result(
+            job, read_measurement(job_dir.measurement), report, study=key.study, environment=self.environment
+        )
+        result = self._compare_work(key, result)
+        write_power(job_dir.samples, job_dir.power)
+        write_text(job_dir.result, result.model_dump_json(indent=2) + "\n")
+        return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
+
+    def _compare_work(self, key: CycleKey, result: Result) -> Result:
+        """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment."""
+        work = result.workload
+        for sibling in sorted(self.directory(key).parent.glob(f"c*/{STATE}")):
+            state = read_state(sibling.parent)
+            if state is None or state.state != "valid" or state.cycle == key.cycle:
+                continue
+            other = read_result(sibling.parent / JobDir(sibling.parent).result.name).workload
+            same_tokens = (other.input_tokens, other.output_tokens) == (work.input_tokens, work.output_tokens)
+            if other.prompts_hash == work.prompts_hash and same_tokens:
+                return result
+            return invalidated(
+                result,
+                Reason(
+                    code="work_differs",
+                    message=f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
+                    f"{work.prompts_hash}); in cycle {state.cycle} it was {other.input_tokens} and "
+                    f"{other.output_tokens} (prompts {other.prompts_hash})",
+                ),
+            )
+        return result
+
+
+def invalidated(result: Result, reason: Reason) -> Result:
+    """The same result, marked invalid for one more reason."""
+    validity = result.validity.model_copy(update={"valid": False, "reasons": (*result.validity.reasons, reason)})
+    return result.model_copy(update={"status": "invalid", "validity": validity})
+
+
+def read_error(job_dir: JobDir) -> LlemError:
+    """The error that a job directory holds; a `WorkerCrashedError` when it holds nothing at all."""
+    if not job_dir.error.exists():
+        return WorkerCrashedError(
+            f"{job_dir.path}: neither a measurement nor an error was written", fix=f"see {job_dir.log}"
+        )
+    return from_dict(read_json(job_dir.error))
+
+
+def _failure(error: LlemError) -> StateName:
+    if isinstance(error, InterruptedCycleError):
+        return "interrupted"
+    return "crashed" if isinstance(error, WorkerCrashedError) else "failed"
+
+
+def _outcome(key: CycleKey, directory: Path, state: CycleState) -> Outcome:
+    job_dir = JobDir(directory)
+    measured = state.state in ("valid", "invalid")
+    return Outcome(
+        state=state.state,
+        key=key,
+        directory=directory,
+        result=read_result(job_dir.result) if measured else None,
+        error=None if measured else read_error(job_dir),
+        attempts=state.attempt,
+        log_tail=() if state.state == "valid" else tuple(job_dir.log_tail()),
+        source_run=state.source_run,
+    )
+
+
+def _abandoned(directory: Path, state: CycleState) -> CycleState:
+    """Record that the process which measured this cycle is gone without a word."""
+    if state.holder is not None and state.holder.lives() and state.holder != Holder.me():
+        raise StoreError(
+            f"{state.key}: process {state.holder.pid} is measuring it, and its lock does not hold",
+            fix="put --llem-out on a file system with working locks",
+        )
+    pid = state.holder.pid if state.holder else "unknown"
+    error = WorkerCrashedError(f"{state.key}: the pytest process that measured it (pid {pid}) died")
+    JobDir(directory).write_error(error, origin="pytest")
+    ended = state.ended("crashed", (error.message,))
+    write_state(directory, ended)
+    return ended
+
+
+def _set_aside(directory: Path, attempt: int) -> None:
+    """Move a superseded attempt's files out of the way of the next."""
+    aside = attempt_directory(directory, attempt)
+    aside.mkdir()
+    for path in list(directory.iterdir()):
+        if path.name != STATE and not path.name.startswith("attempt-"):
+            shutil.move(str(path), aside / path.name)

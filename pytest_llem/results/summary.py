@@ -1,0 +1,158 @@
+"""One row per experiment: the median over its valid cycles, with spread and counts. For people and for CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from pytest_llem.decode import encode
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import write_json, write_text
+from pytest_llem.results.distributions import percentile
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.schema import Result
+
+SUMMARY_VERSION = 1
+SPREAD_CYCLES = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric over the valid cycles: median, and half the interquartile range (`None` below three cycles)."""
+
+    median: float
+    half_iqr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class ExperimentSummary:
+    """One experiment of a run. `metrics` has a key per metric that was measured in at least one valid cycle."""
+
+    study: str
+    experiment_id: str
+    config_hash: str
+    engine: str | None
+    model: str | None
+    meter: str | None
+    measured: bool | None
+    cycles_valid: int
+    cycles_total: int
+    states: Mapping[str, int]
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    metrics: Mapping[str, Estimate]
+
+    def value(self, metric: str) -> float | None:
+        """The median of a metric, `None` when no valid cycle measured it."""
+        estimate = self.metrics.get(metric)
+        return estimate.median if estimate else None
+
+
+def summarise(outcomes: Iterable[Outcome]) -> list[ExperimentSummary]:
+    """Rows in the order in which experiments first appear."""
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        key = (outcome.key.study, outcome.key.experiment_id, outcome.key.config_hash)
+        groups.setdefault(key, []).append(outcome)
+    return [_summary(*key, group) for key, group in groups.items()]
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Median and half interquartile range of the values that are there."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    spread = (percentile(ordered, 0.75) - percentile(ordered, 0.25)) / 2 if len(ordered) >= SPREAD_CYCLES else None
+    return Estimate(median(ordered), spread, len(ordered))
+
+
+def _summary(study: str, experiment_id: str, config_hash: str, outcomes: Sequence[Outcome]) -> ExperimentSummary:
+    valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
+    seen = [outcome.result for outcome in outcomes if outcome.result is not None]
+    first: Result | None = next(iter(valid or seen), None)
+    states: dict[str, int] = {}
+    for outcome in outcomes:
+        states[outcome.state] = states.get(outcome.state, 0) + 1
+    metrics: dict[str, Estimate] = {}
+    for name, metric in METRICS.items():
+        values = [value for result in valid if (value := metric.of(result)) is not None]
+        found = estimate(values)
+        if found is not None:
+            metrics[name] = found
+    model = first.experiment.config.get("model") if first else None
+    return ExperimentSummary(
+        study=study,
+        experiment_id=experiment_id,
+        config_hash=config_hash,
+        engine=first.engine.name if first else None,
+        model=model if isinstance(model, str) else None,
+        meter=first.energy.meter if first else None,
+        measured=first.energy.measured if first else None,
+        cycles_valid=len(valid),
+        cycles_total=len(outcomes),
+        states=states,
+        reasons=tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.reasons())),
+        warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
+        metrics=metrics,
+    )
+
+
+def summary_json(rows: Sequence[ExperimentSummary]) -> dict[str, JsonValue]:
+    """The content of `summary.json`."""
+    return {
+        "schema_version": SUMMARY_VERSION,
+        "units": {name: metric.unit for name, metric in METRICS.items()},
+        "experiments": [encode(row) for row in rows],
+    }
+
+
+def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
+    """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*_IDENTITY, *(column for name in METRICS for column in (name, f"{name}_half_iqr"))])
+    for row in rows:
+        identity: list[object] = [
+            row.study,
+            row.experiment_id,
+            row.config_hash,
+            row.engine,
+            row.model,
+            row.meter,
+            row.measured,
+            row.cycles_valid,
+            row.cycles_total,
+        ]
+        numbers: list[object] = []
+        for name in METRICS:
+            found = row.metrics.get(name)
+            numbers += [found.median, found.half_iqr] if found else [None, None]
+        writer.writerow(["" if cell is None else cell for cell in identity + numbers])
+    return stream.getvalue()
+
+
+_IDENTITY = (
+    "study",
+    "experiment",
+    "config_hash",
+    "engine",
+    "model",
+    "meter",
+    "measured",
+    "cycles_valid",
+    "cycles_total",
+)
+
+
+def write_summary(run_dir: Path, outcomes: Iterable[Outcome]) -> list[ExperimentSummary]:
+    """Write `summary.json` and `summary.csv` into a run's directory, and return the rows."""
+    rows = summarise(outcomes)
+    write_json(run_dir / "summary.json", summary_json(rows))
+    write_text(run_dir / "summary.csv", summary_csv(rows))
+    return rows

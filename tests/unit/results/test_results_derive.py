@@ -1,0 +1,155 @@
+"""What a result says follows from what was observed, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import jsonschema
+import pytest
+
+from pytest_llem.energy.protocol import MeteredDevice, Note
+from pytest_llem.measurement import Measurement
+from pytest_llem.results.schema import Result
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench
+
+
+def test_energy_per_token_request_and_query(bench: Bench) -> None:
+    energy = bench.result().energy
+    assert energy.energy_j == 20.0
+    assert energy.avg_power_w == 10.0
+    assert energy.joules_per_output_token == pytest.approx(20 / 24)
+    assert energy.joules_per_total_token == pytest.approx(20 / (24 + 48))
+    assert energy.joules_per_request == pytest.approx(20 / 6)
+    assert energy.wh_per_1000_queries == pytest.approx(20 / 6 * 1000 / 3600)
+    assert energy.tokens_per_joule == pytest.approx(24 / 20)
+
+
+def test_energy_above_idle_carries_both_uncertainties(bench: Bench) -> None:
+    energy = bench.result().energy
+    assert energy.idle_power_w == 4.0
+    assert energy.energy_above_idle_j == pytest.approx(20 - 4 * 2)
+    assert energy.energy_above_idle_uncertainty_j == pytest.approx((0.3**2 + (0.2 * 2) ** 2) ** 0.5)
+
+
+def test_tpot_leaves_out_the_first_token(bench: Bench) -> None:
+    """GuideLLM counts the first token in; vLLM and this project do not."""
+    latency = bench.result().latency
+    assert latency.ttft_s is not None
+    assert latency.tpot_s is not None
+    assert latency.e2el_s is not None
+    assert latency.ttft_s.p50 == pytest.approx(0.1)
+    assert latency.tpot_s.mean == pytest.approx(0.01)
+    assert latency.e2el_s.mean == pytest.approx(0.13)
+
+
+def test_percentiles_interpolate_between_requests(bench: Bench) -> None:
+    measurement = bench.measurement()
+    requests = tuple(
+        replace(request, end_ns=request.start_ns + (place + 1) * 1_000_000_000)
+        for place, request in enumerate(measurement.requests)
+    )
+    e2el = bench.result(replace(measurement, requests=requests)).latency.e2el_s
+    assert e2el is not None
+    assert (e2el.mean, e2el.p50, e2el.p90, e2el.p99) == pytest.approx((3.5, 3.5, 5.5, 5.95))
+
+
+def test_latency_is_null_when_one_request_has_no_token_times(bench: Bench) -> None:
+    measurement = bench.measurement()
+    blind = replace(measurement.requests[0], token_times_ns=None)
+    latency = bench.result(replace(measurement, requests=(blind, *measurement.requests[1:]))).latency
+    assert latency.ttft_s is None
+    assert latency.tpot_s is None
+    assert latency.itl_s is None
+    assert latency.e2el_s is not None
+
+
+def test_without_meter_every_energy_is_null(bench: Bench) -> None:
+    energy = bench.result(replace(bench.measurement(), energy=None)).energy
+    numbers = {
+        name: value for name, value in energy.model_dump().items() if name.endswith(("_j", "_w", "token", "queries"))
+    }
+    assert numbers
+    assert set(numbers.values()) == {None}
+    assert (energy.meter, energy.measured) == ("none", False)
+
+
+def test_a_window_that_was_not_measured_leaves_the_total_null(bench: Bench) -> None:
+    """A sensor gap must not read as 0 J."""
+    report = bench.energy()
+    lost = replace(report.windows[1], energy_j=None, uncertainty_j=None, devices=())
+    energy = bench.result(
+        replace(bench.measurement(), energy=replace(report, windows=(report.windows[0], lost)))
+    ).energy
+    assert energy.energy_j is None
+    assert energy.joules_per_output_token is None
+    assert energy.energy_above_idle_j is None
+    assert energy.devices[0].energy_j is None
+    assert energy.idle_power_w == 4.0
+
+
+def test_failed_requests_invalidate_and_are_not_averaged_in(bench: Bench) -> None:
+    measurement = bench.measurement()
+    failed = replace(measurement.requests[0], output_tokens=0, error="timed out", end_ns=10**15)
+    result = bench.result(replace(measurement, requests=(failed, *measurement.requests[1:])))
+    assert result.status == "invalid"
+    assert "failed_requests" in [reason.code for reason in result.validity.reasons]
+    assert result.workload.failed_requests == 1
+    assert result.tokens.output == 20
+    assert result.latency.e2el_s is not None
+    assert result.latency.e2el_s.p99 == pytest.approx(0.13)
+
+
+def test_repeats_with_other_token_counts_are_invalid(bench: Bench) -> None:
+    measurement = bench.measurement()
+    short = replace(measurement.requests[-1], output_tokens=2)
+    result = bench.result(replace(measurement, requests=(*measurement.requests[:-1], short)))
+    assert [reason.code for reason in result.validity.reasons] == ["work_differs"]
+    assert "24 in / 12 out" in result.validity.reasons[0].message
+
+
+def test_estimated_energy_is_valid_and_says_so(bench: Bench) -> None:
+    report = replace(bench.energy(), meter="estimate", measured=False, source="a data sheet")
+    result = bench.result(replace(bench.measurement(), energy=report))
+    assert result.status == "valid"
+    assert [(warning.code, "a data sheet" in warning.message) for warning in result.warnings] == [("estimated", True)]
+
+
+def test_a_gpu_meter_beside_a_cpu_engine_is_told(bench: Bench) -> None:
+    report = replace(bench.energy(), meter="nvml", devices=(MeteredDevice("GPU-1", "H100", "gpu"),))
+    result = bench.result(replace(bench.measurement(), energy=report))
+    assert result.status == "valid"
+    assert [warning.code for warning in result.warnings] == ["meter_not_on_device"]
+
+
+def test_reasons_of_worker_and_meter_are_kept(bench: Bench) -> None:
+    measurement = replace(
+        bench.measurement(),
+        invalid=(Note("prefix_cache_hit", "12 tokens"),),
+        energy=replace(bench.energy(), invalid=(Note("sensor_gap", "0.4 s"),)),
+    )
+    result = bench.result(measurement)
+    assert [reason.code for reason in result.validity.reasons] == ["prefix_cache_hit", "sensor_gap"]
+
+
+def test_prefill_and_decode_only_where_phases_can_be_told_apart(bench: Bench) -> None:
+    report = bench.energy()
+    prefill = replace(report.windows[1], name="prefill", energy_j=3.0, uncertainty_j=0.1)
+    measurement = replace(bench.measurement(), energy=replace(report, windows=(*report.windows, prefill)))
+    blended = bench.result(measurement).energy.phases
+    assert [(phase.name, phase.energy_per_repeat_j) for phase in blended] == [("prefill", 3.0), ("decode", None)]
+    capable = replace(measurement.engine, capabilities=replace(measurement.engine.capabilities, separable_phases=True))
+    split = bench.result(replace(measurement, engine=capable)).energy.phases
+    assert split[1].energy_per_repeat_j == pytest.approx(20 / 2 - 3)
+    assert split[1].uncertainty_j == pytest.approx((0.15**2 + 0.1**2) ** 0.5)
+
+
+@pytest.mark.parametrize("energy", [True, False])
+def test_a_written_result_satisfies_the_published_schema(bench: Bench, energy: bool) -> None:
+    measurement: Measurement = bench.measurement()
+    text = bench.result(measurement if energy else replace(measurement, energy=None)).model_dump_json()
+    jsonschema.validate(json.loads(text), Result.model_json_schema())
+    assert Result.model_validate_json(text).model_dump_json() == text

@@ -1,0 +1,63 @@
+"""Summaries speak of valid cycles only, and an empty cell means not measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import EngineError, SettingsError
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.metrics import METRICS, metric
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.store import RunStore
+from pytest_llem.results.summary import summarise, summary_csv, write_summary
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> list[Outcome]:
+    store = RunStore.create(tmp_path, "run-1", environment={})
+    spoilt = replace(bench.measurement(power_w=999.0), invalid=(Note("throttled", "12 s"),))
+    deliveries = [*(bench.measurement(power_w=watts) for watts in (10.0, 12.0, 20.0)), spoilt, EngineError("gone")]
+    keys = [replace(key, cycle=cycle) for cycle in range(1, len(deliveries) + 1)]
+    return [store.get_or_measure(each, worker(each, given)) for each, given in zip(keys, deliveries, strict=True)]
+
+
+def test_rows_hold_median_and_spread_of_valid_cycles(outcomes: list[Outcome]) -> None:
+    (row,) = summarise(outcomes)
+    assert row.value("avg_power_w") == 12.0
+    assert row.metrics["avg_power_w"].half_iqr == pytest.approx((16.0 - 11.0) / 2)
+    assert (row.cycles_valid, row.cycles_total) == (3, 5)
+    assert row.states == {"valid": 3, "invalid": 1, "failed": 1}
+    assert row.reasons == ("throttled: 12 s", "gone")
+
+
+def test_csv_is_flat_and_leaves_the_unmeasured_empty(outcomes: list[Outcome], tmp_path: Path) -> None:
+    write_summary(tmp_path, outcomes)
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
+    assert float(row["avg_power_w"]) == 12.0
+    assert row["mfu"] == ""
+    assert [column for column in row if column in METRICS] == list(METRICS)
+
+
+def test_an_experiment_without_valid_cycles_has_no_numbers(outcomes: list[Outcome]) -> None:
+    (row,) = summarise(outcomes[3:])
+    assert row.metrics == {}
+    assert ",0,2," in summary_csv([row])
+
+
+def test_unknown_metrics_get_a_suggestion() -> None:
+    with pytest.raises(SettingsError) as caught:
+        metric("joules_per_output_tokens")
+    assert caught.value.fix == "did you mean 'joules_per_output_token'?"
