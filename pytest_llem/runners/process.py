@@ -134,8 +134,11 @@ class ForkedProcess:
 def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:
     """End a worker and everything in its process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
     forkserver.kill_group(process.pid, signal.SIGTERM)
-    code = process.wait(grace_s)
-    forkserver.kill_group(process.pid, signal.SIGKILL)
+    try:
+        code = process.wait(grace_s)
+    finally:
+        # Also when a second Ctrl-C cuts the wait short.
+        forkserver.kill_group(process.pid, signal.SIGKILL)
     return code if code is not None else process.wait(grace_s)
 
 

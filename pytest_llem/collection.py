@@ -1,0 +1,200 @@
+"""From study files to test items: ids, marks, keywords and order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.errors import LlemError
+
+if TYPE_CHECKING:
+    from pytest_llem.results.manifest import StudyPlan
+    from pytest_llem.study import Experiment, Study
+
+pytest.register_assert_rewrite("pytest_llem.experiments")
+
+EXPERIMENT = "llem_experiment"
+CYCLE = "llem_cycle"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An experiment of a study and, where a test is about one, its cycle (1-based)."""
+
+    study: Study
+    experiment: Experiment
+    cycle: int | None = None
+
+    def cycles(self) -> list[Point]:
+        """The same experiment, once per cycle that its study asks for."""
+        return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
+
+
+class StudyFile(pytest.Module):
+    """A study file, collected as if it were a test module that holds the shipped test functions."""
+
+    study: Study
+
+    def _getobj(self) -> ModuleType:
+        # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_private_touch.py.
+        from pytest_llem import experiments
+
+        return experiments
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Load the study and collect its items; a wrong study is a collection error that names file, line and key."""
+        from pytest_llem.session import current
+
+        try:
+            session = current(self.config)
+            self.study = session.study(self.path)
+            session.require_engines(self.study)
+        except LlemError as error:
+            raise self.CollectError(str(error)) from None
+        gated = any(session.gated(experiment) for experiment in self.study.experiments)
+        for node in super().collect():
+            if gated or getattr(node, "originalname", None) != "test_gate":
+                yield node
+
+
+def collect_study(file_path: Path, parent: pytest.Collector) -> StudyFile:
+    """The collector of a study; outside rootdir its node id is its absolute path, which can be typed back."""
+    if file_path.is_relative_to(parent.config.rootpath):
+        node: StudyFile = StudyFile.from_parent(parent, path=file_path)
+        return node
+    outside: StudyFile = StudyFile.from_parent(parent, path=file_path, nodeid=file_path.as_posix())
+    return outside
+
+
+def take_in_studies(config: pytest.Config) -> None:
+    """Make the studies of `--llem-study` arguments of this run.
+
+    With no path given they replace the default test paths; a path that lies inside a study selects within it.
+    """
+    studies = [_existing(config, name) for name in config.getoption("llem_study")]
+    if not studies:
+        return
+    given = list(config.args) if config.args_source is pytest.Config.ArgsSource.ARGS else []
+    invocation = config.invocation_params.dir
+    selected = {(invocation / argument.partition("::")[0]).resolve() for argument in given}
+    config.args = given + [str(study) for study in dict.fromkeys(studies) if study not in selected]
+    config.args_source = pytest.Config.ArgsSource.ARGS
+
+
+def _existing(config: pytest.Config, name: str) -> Path:
+    path = (config.invocation_params.dir / name).resolve()
+    if path.is_file():
+        return path
+    from difflib import get_close_matches
+
+    if path.is_dir():
+        raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
+    siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, siblings, n=1)
+    fix = (
+        f"did you mean {path.with_name(close[0])}?"
+        if close
+        else "check the path; it is relative to the current directory"
+    )
+    raise pytest.UsageError(f"--llem-study={name}: no such file\nfix: {fix}")
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's."""
+    study = _study_of(metafunc.definition)
+    points = _cycles(metafunc, study) if CYCLE in metafunc.fixturenames else _experiments(metafunc, study)
+    metafunc.parametrize(EXPERIMENT, list(points), indirect=True, scope="function")
+
+
+def _study_of(definition: pytest.Function) -> Study:
+    from pytest_llem.session import current
+
+    file = definition.getparent(StudyFile)
+    if file is not None:
+        return file.study
+    marker = definition.get_closest_marker("llem_study")
+    if marker is None or len(marker.args) != 1:
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: a test that asks for a result needs a study\n"
+            'fix: mark it with @pytest.mark.llem_study("FILE.yaml"), a path relative to the test file'
+        )
+    unknown = sorted(set(marker.kwargs) - {"allow_invalid"})
+    if unknown:
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: the llem_study marker has no option {unknown[0]!r}\nfix: it knows allow_invalid=True"
+        )
+    path = definition.path.parent / marker.args[0]
+    if not path.is_file():
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: no such study: {path}\nfix: the path is relative to the test file"
+        )
+    try:
+        return current(definition.config).study(path.resolve())
+    except LlemError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+
+
+def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
+    llem = pytest.mark.llem
+    for experiment, cycle in study.schedule():
+        mark = llem(**experiment.keywords, cycle=cycle, id=experiment.id)
+        yield pytest.param(Point(study, experiment, cycle), id=f"{experiment.id}-c{cycle}", marks=mark)
+
+
+def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
+    from pytest_llem.session import current
+
+    session = current(metafunc.config)
+    gates_only = metafunc.definition.getparent(StudyFile) is not None
+    for experiment in study.experiments:
+        if not gates_only or session.gated(experiment):
+            mark = pytest.mark.llem(**experiment.keywords, id=experiment.id)
+            yield pytest.param(Point(study, experiment), id=experiment.id, marks=mark)
+
+
+def point_of(item: pytest.Item) -> Point | None:
+    """The experiment (and cycle) that an item is parametrised with, if it is."""
+    callspec = getattr(item, "callspec", None)
+    point = callspec.params.get(EXPERIMENT) if callspec is not None else None
+    return point if isinstance(point, Point) else None
+
+
+def add_keywords(item: pytest.Item) -> None:
+    """Add the model, the engine and the study's tags to what `-k` matches."""
+    point = point_of(item)
+    if point is not None:
+        keywords = point.experiment.keywords
+        words = (keywords.get("model"), keywords.get("engine"), *point.study.tags)
+        item.extra_keyword_matches.update(str(word) for word in words if word)
+
+
+def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
+    """The plan for the run's manifest: the cycles that were selected, in order, and what the studies left out."""
+    from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan
+
+    studies: dict[str, Study] = {}
+    cycles: dict[str, dict[PlannedCycle, None]] = {}
+    for point in points:
+        studies[point.study.name] = point.study
+        wanted = [point] if point.cycle is not None else point.cycles()
+        planned = cycles.setdefault(point.study.name, {})
+        for one in wanted:
+            planned[PlannedCycle(one.experiment.id, one.experiment.config_hash, one.cycle or 1)] = None
+    return tuple(
+        StudyPlan(
+            name=name,
+            path=str(study.path),
+            sha256=study.study_hash,
+            order=study.execution.order,
+            cycles=tuple(cycles[name]),
+            left_out=tuple(
+                LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
+            ),
+        )
+        for name, study in studies.items()
+    )

@@ -1,0 +1,74 @@
+"""Which devices a cycle may use: the visible GPUs, or the CPU."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from pytest_llem.errors import DeviceError
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+@lru_cache(maxsize=1)
+def gpu_uuids() -> tuple[str, ...]:
+    """UUIDs of this machine's NVIDIA GPUs in PCI order; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, by UUID.
+
+    Indices count in PCI order; an unknown name ends the list, as it does in CUDA.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = gpu_uuids()
+    if chosen is None:
+        return found
+    visible: list[str] = []
+    for name in (part.strip() for part in chosen.split(",")):
+        if name.isdigit() and int(name) < len(found):
+            visible.append(found[int(name)])
+        elif name and (matches := [uuid for uuid in found if uuid.startswith(name)]):
+            visible.append(matches[0])
+        else:
+            break
+    return tuple(visible)
+
+
+def devices_needed(config: ExperimentConfig) -> int:
+    """How many accelerators an experiment asks for: the product of its parallel sizes."""
+    needed = 1
+    for name in PARALLEL_SIZES:
+        size = config.settings.get(name)
+        if isinstance(size, int) and not isinstance(size, bool):
+            needed *= size
+    return needed
+
+
+def visible_devices(config: ExperimentConfig) -> DeviceSet:
+    """The devices of one cycle. `DeviceError` when the experiment needs more GPUs than there are."""
+    gpus = visible_gpus()
+    if not gpus:
+        return DeviceSet("cpu")
+    needed = devices_needed(config)
+    if needed > len(gpus):
+        raise DeviceError(
+            f"the experiment needs {needed} GPUs, and {len(gpus)} are visible",
+            fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+            details={"needed": needed, "visible": len(gpus)},
+        )
+    return DeviceSet("cuda", gpus[:needed])

@@ -1,0 +1,67 @@
+"""The fixtures: an experiment, its cycle, its results, and a meter for code of one's own.
+
+Registered as a module by the plugin, so it imports pytest alone; everything else comes with the first study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem.collection import Point
+    from pytest_llem.in_process import CodeMeter
+    from pytest_llem.results.schema import Result
+    from pytest_llem.session import LlemSession
+
+
+@pytest.fixture(scope="session")
+def llem_session(request: pytest.FixtureRequest) -> LlemSession:
+    """What this pytest process measures with: the run's store, the runners, the settings."""
+    from pytest_llem.session import current
+
+    return current(request.config)
+
+
+@pytest.fixture
+def llem_experiment(request: pytest.FixtureRequest) -> Point:
+    """The experiment that this test is parametrised with (and its cycle, where the test wants one)."""
+    point: Point = request.param
+    return point
+
+
+@pytest.fixture
+def llem_cycle(llem_experiment: Point) -> Point:
+    """The experiment and the one cycle that this test is parametrised with."""
+    return llem_experiment
+
+
+@pytest.fixture
+def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: Point) -> Result:
+    """The result of one cycle, measured when nobody has yet.
+
+    Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
+    error when the cycle failed.
+    """
+    outcome = llem_session.get_or_measure(llem_cycle, item=request.node)
+    return llem_session.usable(outcome, request.node)
+
+
+@pytest.fixture
+def llem_results(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> list[Result]:
+    """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
+    outcomes = [llem_session.get_or_measure(cycle, item=request.node) for cycle in llem_experiment.cycles()]
+    return [llem_session.usable(outcome, request.node) for outcome in outcomes]
+
+
+@pytest.fixture
+def llem_meter(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[CodeMeter]]:
+    """Measures the test's own code, in this process: `with llem_meter() as m: ...`, then `m.energy_j`."""
+    from pytest_llem.in_process import measure_code
+    from pytest_llem.options import run_options
+
+    return partial(measure_code, run_options(request.config).meter)

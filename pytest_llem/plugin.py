@@ -1,0 +1,158 @@
+"""pytest's hooks and options. Thin: it imports pytest and the standard library, the rest comes with the first study."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem.reporting import Reporting
+    from pytest_llem.session import LlemSession
+
+pytest_plugins = ("pytest_llem.fixtures",)
+
+INI_TWINS = {
+    "llem_out": "directory of the artifacts (default: llem-results)",
+    "llem_meter": "auto, a meter's name, or none",
+    "llem_cycles": "cycles of every experiment, in place of the study's",
+    "llem_order": "sequential, interleaved or shuffled, in place of the study's",
+}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The run that this pytest process belongs to: made once, in the controller, and passed to xdist's workers."""
+
+    id: str
+    worker: str | None
+
+    @property
+    def in_controller(self) -> bool:
+        """Whether this process reports; an xdist worker does not."""
+        return self.worker is None
+
+
+RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
+SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
+REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the group `llem` and their ini twins."""
+    group = parser.getgroup("llem", "LLM-inference energy experiments")
+    add = group.addoption
+    add("--llem-study", action="append", default=[], metavar="FILE", help="study to collect (repeatable)")
+    add("--llem-out", metavar="DIR", help="artifacts (default: llem-results)")
+    add(
+        "--llem-runner",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="local, docker, docker:IMAGE, ray, or ENGINE=SPEC (repeatable)",
+    )
+    add("--llem-meter", metavar="NAME", help="auto, a meter's name, or none")
+    add("--llem-cycles", type=_positive, metavar="N", help="cycles of every experiment")
+    add("--llem-order", choices=("sequential", "interleaved", "shuffled"), help="order of the cycles")
+    add("--llem-skip-preflight", action="store_true", help="skip preflight checks (recorded in every result)")
+    for name, text in INI_TWINS.items():
+        parser.addini(name, text, default=None)
+    parser.addini("llem_runner", "where cycles run: one RUNNER or ENGINE=RUNNER per line", type="linelist", default=[])
+    parser.addini(
+        "llem_run", "always or explicit: whether plain pytest runs tests that need a result", default="always"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("must be 1 or more")
+    return value
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the run and take in the studies; first, so that pytest's junitxml sees the run's path for its report."""
+    config.addinivalue_line(
+        "markers",
+        "llem(**settings): an experiment's settings, for -m, e.g. -m \"llem(batch_size=4, dtype='bfloat16')\"",
+    )
+    config.addinivalue_line(
+        "markers",
+        "llem_study(path, allow_invalid=False): run this test once per cycle or experiment of a study (llem_result)",
+    )
+    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker_input is not None:
+        config.stash[RUN] = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
+    else:
+        made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(2)}", None)
+    if config.getoption("llem_study") or any(names_study(argument) for argument in config.args):
+        from pytest_llem.session import begin
+
+        begin(config)
+
+
+def names_study(argument: str) -> bool:
+    """Whether a command-line argument is a study file, or a node id inside one."""
+    return argument.partition("::")[0].endswith((".yaml", ".yml"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which run it belongs to."""
+    node.workerinput["llem_run"] = node.config.stash[RUN].id
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect a YAML file that was named on the command line."""
+    if file_path.suffix in (".yaml", ".yml") and parent.session.isinitpath(file_path):
+        from pytest_llem.collection import collect_study
+
+        return collect_study(file_path, parent)
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise whatever asks for an experiment or for one of its cycles."""
+    if "llem_experiment" in metafunc.fixturenames:
+        from pytest_llem.collection import parametrize
+
+        parametrize(metafunc)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let `-k` find an experiment by its model, its engine and the study's tags."""
+    if "llem_experiment" in getattr(item, "fixturenames", ()):
+        from pytest_llem.collection import add_keywords
+
+        add_keywords(item)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write down what will run, or show the plan when nothing will."""
+    llem = session.config.stash.get(SESSION, None)
+    if llem is not None:
+        llem.collected(session.items)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Release the runners; in the controller, write the run's manifest and summaries."""
+    llem = session.config.stash.get(SESSION, None)
+    if llem is not None:
+        llem.close()
+    reporting = session.config.stash.get(REPORTING, None)
+    if reporting is not None:
+        reporting.finish()
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Print one row per experiment and where the artifacts are."""
+    reporting = config.stash.get(REPORTING, None)
+    if reporting is not None:
+        reporting.summary()

@@ -1,0 +1,90 @@
+"""What the process that owns the terminal shows and writes: live status, summary, GitHub's step summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.reporting.live import ANNOUNCEMENTS, LiveStatus
+from pytest_llem.reporting.plan import plan_lines
+from pytest_llem.reporting.table import summary_lines
+
+if TYPE_CHECKING:
+    from pytest_llem.session import LlemSession
+
+
+class Reporting:
+    """Registered as a plugin in the process that reports: alone, or the controller of xdist's workers."""
+
+    def __init__(self, config: pytest.Config, session: LlemSession) -> None:
+        self._config = config
+        self._session = session
+        self._live: LiveStatus | None = None
+        # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
+        self._stream: IO[str] | None = None
+        if sys.stdout is not None and not session.options.collect_only:
+            self._stream = _terminal_stream()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Iterator[None]:
+        """Show live status while tests run."""
+        if self._stream is not None:
+            isatty = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
+            width = self._config.get_terminal_writer().fullwidth
+            self._live = LiveStatus(self._session.run_dir, self._stream, terminal=isatty, width=width)
+            self._live.start()
+        try:
+            return (yield)
+        finally:
+            if self._live is not None:
+                self._live.stop()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        """Clear the status line before pytest names the next item."""
+        self._clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self) -> None:
+        """Clear the status line before pytest reports an item."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._live is not None:
+            self._live.clear()
+
+    def finish(self) -> None:
+        """Write the run's manifest and summaries."""
+        if self._session.run_dir.is_dir():
+            self._session.conclude()
+            for leftover in (self._session.run_dir / ANNOUNCEMENTS).glob("*"):
+                leftover.unlink(missing_ok=True)
+
+    def summary(self) -> None:
+        """Print the plan of a dry run, or one row per experiment and where the artifacts are."""
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None:
+            return
+        if self._session.options.collect_only:
+            lines = plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
+            title = "llem plan"
+        else:
+            lines = summary_lines(
+                self._session.rows, self._session.run_dir, self._config.get_terminal_writer().fullwidth
+            )
+            title = "llem results"
+        if lines:
+            terminal.section(title)
+            for line in lines:
+                terminal.write_line(line)
+
+
+def _terminal_stream() -> IO[str] | None:
+    try:
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return None

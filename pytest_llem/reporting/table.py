@@ -1,0 +1,107 @@
+"""The summary on the terminal: one row per experiment, medians over valid cycles with their spread."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llem.results.summary import Estimate, ExperimentSummary
+
+HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", "meter")
+SPREAD = "±"
+
+
+def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) -> list[str]:
+    """Lines of the table, the notes under it, and where the artifacts are; nothing when nothing was measured."""
+    if not rows:
+        return []
+    lines: list[str] = []
+    for study in dict.fromkeys(row.study for row in rows):
+        of_study = [row for row in rows if row.study == study]
+        cells = [_cells(row) for row in of_study]
+        lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
+    lines += _notes(rows)
+    lines.append(f"artifacts: {_short(run_dir)}")
+    return lines
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with three significant digits and an SI prefix: `0.0123, "J"` is `12.3 mJ`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}"
+    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -3), 3)
+    scaled = value / 1000.0**exponent
+    if abs(float(f"{scaled:.3g}")) >= 1000 and exponent < 3:
+        exponent, scaled = exponent + 1, scaled / 1000
+    return f"{significant(scaled)} {_PREFIXES[exponent]}{unit}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits and no exponent."""
+    if value == 0:
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits}g}")))), 0)
+    return f"{value:.{decimals}f}"
+
+
+_PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
+
+
+def _cells(row: ExperimentSummary) -> tuple[str, ...]:
+    meter = row.meter or "-"
+    if row.measured is False and meter not in ("-", "none"):
+        meter = f"{meter} (not measured)"
+    return (
+        row.experiment_id,
+        f"{row.cycles_valid}/{row.cycles_total}",
+        _estimate(row.metrics.get("joules_per_output_token"), "J"),
+        _rate(row.metrics.get("output_tokens_per_s")),
+        _estimate(row.metrics.get("energy_j"), "J"),
+        meter,
+    )
+
+
+def _estimate(estimate: Estimate | None, unit: str) -> str:
+    if estimate is None:
+        return "-"
+    return quantity(estimate.median, unit) + _spread(estimate)
+
+
+def _rate(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else significant(estimate.median) + _spread(estimate)
+
+
+def _spread(estimate: Estimate) -> str:
+    if estimate.half_iqr is None or estimate.median == 0:
+        return ""
+    return f" {SPREAD}{abs(estimate.half_iqr / estimate.median):.1%}"
+
+
+def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    widths[0] = min(widths[0], max(20, width - sum(widths[1:]) - 2 * len(widths)))
+    lines = []
+    for row in rows:
+        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
+        rest = (cell.rjust(size) for cell, size in zip(row[1:-1], widths[1:-1], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *rest, row[-1]]).rstrip())
+    return lines
+
+
+def _notes(rows: Sequence[ExperimentSummary]) -> list[str]:
+    """What a reader must know to read the numbers."""
+    notes = []
+    if any(row.metrics for row in rows):
+        notes.append(f"median over valid cycles, {SPREAD} half the interquartile range")
+    if any(row.measured is False and row.meter not in (None, "none") for row in rows):
+        notes.append("energy is estimated from CPU time, not measured: fit for trying out, not for publishing")
+    return notes
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

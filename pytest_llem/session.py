@@ -1,0 +1,273 @@
+"""What one pytest process measures with: settings, studies, the run's store, runners and leases."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llem.collection import Point, point_of, take_in_studies
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import Deadlines, Job, JobDir, MeterSettings
+from pytest_llem.options import RunOptions, run_options
+from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
+
+if TYPE_CHECKING:
+    from pytest_llem.results.outcome import Outcome
+    from pytest_llem.results.schema import Result
+    from pytest_llem.results.store import RunStore
+    from pytest_llem.results.summary import ExperimentSummary
+    from pytest_llem.study import Experiment, Study
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+
+
+def begin(config: pytest.Config) -> LlemSession:
+    """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named."""
+    session = config.stash[SESSION] = LlemSession(config, config.stash[RUN], run_options(config))
+    take_in_studies(config)
+    if config.stash[RUN].in_controller:
+        from pytest_llem.reporting import Reporting
+
+        if not session.options.collect_only and not config.option.xmlpath:
+            config.option.xmlpath = str(session.run_dir / "junit.xml")
+        config.stash[REPORTING] = Reporting(config, session)
+        config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
+    _interrupt_on_sigterm()
+    return session
+
+
+def current(config: pytest.Config) -> LlemSession:
+    """This process's session, begun when a test is the first to need one."""
+    session = config.stash.get(SESSION, None)
+    return session if session is not None else begin(config)
+
+
+class LlemSession:
+    """Answers for every consumer of results in one pytest process."""
+
+    def __init__(self, config: pytest.Config, run: RunIdentity, options: RunOptions) -> None:
+        self.config = config
+        self.run = run
+        self.options = options
+        self.run_dir = options.out / run.id
+        self._studies: dict[Path, Study] = {}
+        self._runners: dict[str, Runner] = {}
+        self._store: RunStore | None = None
+        self.rows: list[ExperimentSummary] = []
+
+    @property
+    def studies(self) -> list[Study]:
+        """The studies loaded so far, in the order they were met."""
+        return list(self._studies.values())
+
+    def study(self, path: Path) -> Study:
+        """Load a study, once; `StudyError` when it is wrong, or when another study of this run has its name."""
+        if path not in self._studies:
+            from pytest_llem.errors import StudyError
+            from pytest_llem.study import Overrides, load_study
+
+            overrides = Overrides(cycles=self.options.cycles, order=self.options.order)
+            study = load_study(path, overrides=overrides)
+            for other in self._studies.values():
+                if other.name == study.name:
+                    raise StudyError(
+                        f"{path}:1:1: another study of this run has the name {study.name!r}: {other.path}",
+                        fix="give one of them another `name:`",
+                    )
+            self._studies[path] = study
+        return self._studies[path]
+
+    def require_engines(self, study: Study) -> None:
+        """Refuse a study, before anything runs, whose engine cannot be imported where it would run."""
+        if self.options.collect_only or self.options.skip_preflight:
+            return
+        from pytest_llem.preflight import require_local_engine
+
+        for engine in dict.fromkeys(experiment.config.engine for experiment in study.experiments):
+            if self.runner_spec(engine, study).name == "local":
+                require_local_engine(engine, study.path)
+
+    def gated(self, experiment: Experiment) -> bool:
+        """Whether a budget or a comparison applies to an experiment."""
+        return bool(experiment.gated)
+
+    def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
+        """Where cycles of an engine run, and who said so."""
+        from pytest_llem.containers.daemon import daemon_answers
+        from pytest_llem.engines import known_engines
+        from pytest_llem.preflight import missing_modules
+        from pytest_llem.runners.resolution import detect_runner, parse_runner_options, resolve_runner
+
+        return resolve_runner(
+            engine,
+            command_line=parse_runner_options(self.options.runner, known_engines()),
+            environment=os.environ,
+            study=study.runners,
+            detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=daemon_answers),
+        )
+
+    @property
+    def store(self) -> RunStore:
+        """The run's store; its directory is made by the first process that needs it."""
+        if self._store is None:
+            from filelock import FileLock
+
+            from pytest_llem.results.store import RunStore
+
+            lock = Path(tempfile.gettempdir()) / f"llem-{self.run.id}.lock"
+            with FileLock(lock):
+                exists = (self.run_dir / "run.json").exists()
+                self._store = RunStore.open(self.run_dir) if exists else RunStore.create(self.options.out, self.run.id)
+            if self.run.in_controller:
+                lock.unlink(missing_ok=True)
+        return self._store
+
+    def get_or_measure(self, point: Point, *, item: pytest.Item) -> Outcome:
+        """The outcome of a cycle: from the store, or measured now by this process."""
+        from pytest_llem.results.layout import CycleKey
+
+        assert point.cycle is not None, "a cycle is measured, not an experiment"
+        experiment = point.experiment
+        key = CycleKey(point.study.name, experiment.id, experiment.config_hash, point.cycle)
+        outcome = self.store.get_or_measure(
+            key,
+            lambda attempt, job_dir: self._measure(point, attempt, job_dir),
+            retries=point.study.execution.retries,
+        )
+        item.user_properties.extend(properties(outcome, self.config.rootpath))
+        return outcome
+
+    def check(self, outcome: Outcome) -> None:
+        """Pass a valid cycle, skip an invalid one with its reasons, fail everything else."""
+        if outcome.state == "invalid":
+            pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
+        if outcome.state != "valid":
+            pytest.fail(outcome.message(), pytrace=False)
+
+    def usable(self, outcome: Outcome, item: pytest.Item) -> Result:
+        """The result for a user's test: skipped when invalid, an error when the cycle failed."""
+        marker = item.get_closest_marker("llem_study")
+        allow_invalid = bool(marker and marker.kwargs.get("allow_invalid"))
+        if outcome.state == "invalid" and not allow_invalid:
+            pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
+        if outcome.result is None:
+            pytest.fail(outcome.message(), pytrace=False)
+        return outcome.result
+
+    def judge(self, point: Point, *, item: pytest.Item) -> None:
+        """Judge one experiment's cycles: measure what is absent, then apply its budgets and the baseline."""
+        from pytest_llem.gating import judge_point
+
+        judge_point(self, point, item)
+
+    def collected(self, items: Sequence[pytest.Item]) -> None:
+        """Record the plan in the run's manifest, from the process that reports or from the first worker."""
+        points = [point for item in items if (point := point_of(item)) is not None]
+        if points and not self.options.collect_only and self.run.worker in (None, "gw0"):
+            from pytest_llem.collection import study_plans
+            from pytest_llem.results.manifest import rebuild_manifest
+
+            rebuild_manifest(self.store.run_dir, studies=study_plans(points))
+
+    def conclude(self) -> None:
+        """Bring the run's manifest and summaries up to date with what became of its cycles."""
+        from pytest_llem.results.layout import CycleKey
+        from pytest_llem.results.manifest import rebuild_manifest
+        from pytest_llem.results.summary import write_summary
+
+        manifest = rebuild_manifest(self.run_dir, finished=True)
+        keys = [CycleKey(item.study, item.experiment_id, item.config_hash, item.cycle) for item in manifest.items]
+        outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
+        self.rows = write_summary(self.run_dir, outcomes)
+
+    def close(self) -> None:
+        """Release the runners."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def _measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+        from pytest_llem.devices import visible_devices
+        from pytest_llem.reporting.live import Announcement
+        from pytest_llem.runners.lease import device_lease
+
+        experiment, study = point.experiment, point.study
+        spec = self.runner_spec(experiment.config.engine, study)
+        runner = self._runner(spec)
+        job = Job(
+            run_id=self.run.id,
+            study=study.name,
+            experiment_id=experiment.id,
+            config_hash=experiment.config_hash,
+            config=experiment.config,
+            cycle=point.cycle or 1,
+            attempt=attempt,
+            devices=visible_devices(experiment.config),
+            meter=MeterSettings(self.options.meter, self.options.meter_explicit),
+            deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
+        )
+        job_dir.write_job(job)
+        title = f"{study.name} {experiment.id} c{point.cycle}"
+        with (
+            Announcement(self.run_dir, title, job_dir.events) as announcement,
+            device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
+        ):
+            announcement.say(None)
+            return job, runner.run(job, job_dir, _ignore, lease)
+
+    def _runner(self, spec: RunnerSpec) -> Runner:
+        name = f"{spec.name}:{spec.image or spec.address or ''}"
+        if name not in self._runners:
+            from pytest_llem.runners import open_runner
+
+            self._runners[name] = open_runner(spec, self.store.directory)
+        return self._runners[name]
+
+
+def properties(outcome: Outcome, rootpath: Path) -> list[tuple[str, str | int | float | bool]]:
+    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
+    found: list[tuple[str, str | int | float | bool]] = [
+        ("llem_status", str(outcome.state)),
+        ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
+    ]
+    result = outcome.result
+    if result is not None:
+        numbers: Mapping[str, Any] = {
+            "energy_j": result.energy.energy_j,
+            "uncertainty_j": result.energy.uncertainty_j,
+            "joules_per_output_token": result.energy.joules_per_output_token,
+            "avg_power_w": result.energy.avg_power_w,
+            "output_tokens_per_s": result.throughput.output_tokens_per_s,
+            "ttft_p50_s": result.latency.ttft_s.p50 if result.latency.ttft_s else None,
+            "tpot_p50_s": result.latency.tpot_s.p50 if result.latency.tpot_s else None,
+        }
+        found.append(("llem_meter", str(result.energy.meter)))
+        found.append(("llem_energy_measured", bool(result.energy.measured)))
+        found.append(("llem_config_hash", str(outcome.key.config_hash)))
+        found.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
+    return found
+
+
+def _ignore(event: Mapping[str, JsonValue]) -> None:
+    """Events are read from their file by the live status; a runner's own watch is enough here."""
+
+
+def _interrupt_on_sigterm() -> None:
+    """Let SIGTERM end the run as Ctrl-C does: workers killed, results kept, exit code told."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, interrupt)
