@@ -55,7 +55,7 @@ def encode(value: object) -> JsonValue:
 
 def _value(hint: Any, value: object, where: str) -> object:
     origin = get_origin(hint)
-    if hint is Any or hint is object or hint == JsonValue:
+    if hint is Any or hint is object or _is_json(hint):
         return value
     if origin in (Union, types.UnionType):
         return _union(get_args(hint), value, where)
@@ -86,6 +86,12 @@ def _value(hint: Any, value: object, where: str) -> object:
     if not isinstance(value, hint):
         raise ValueError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
     return value
+
+
+def _is_json(hint: Any) -> bool:
+    # get_type_hints resolves the recursive alias one level deeper each time it meets it, so that `==` does not find it.
+    scalars = {bool, int, float, str, type(None)}
+    return hint == JsonValue or (get_origin(hint) is Union and scalars <= set(get_args(hint)))
 
 
 def _union(options: tuple[Any, ...], value: object, where: str) -> object:

@@ -42,7 +42,7 @@ def read_texts(settings: WorkloadSettings) -> list[str]:
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
-    """The first `prompts` texts: as they come (`interleaved`), by length (`grouped`), or a seeded choice (`shuffled`)."""
+    """The first `prompts` texts as they come (`interleaved`) or by length (`grouped`); a seeded choice (`shuffled`)."""
     if settings.order == "shuffled":
         uniform = random.Random(settings.seed).random
         keyed = sorted((uniform(), index) for index in range(len(texts)))
@@ -82,7 +82,7 @@ def _text_of(row: Any, column: str | None, where: str) -> str:
     raise WorkloadError(
         f"{where}: no text in column {' or '.join(names)}",
         fix=f"set workload.column to one of: {', '.join(sorted(map(str, row)))}",
-        details={"columns": sorted(map(str, row))},
+        details={"columns": ", ".join(sorted(map(str, row)))},
     )
 
 

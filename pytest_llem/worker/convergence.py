@@ -1,0 +1,102 @@
+"""When a warm-up is done and when power has settled: decisions on series of numbers, without clocks of their own."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from pytest_llem.engines.protocol import Completion
+from pytest_llem.job import WarmupSettings
+
+SETTLE_STEP_S = 0.1
+SETTLE_READINGS = 5
+SETTLE_DROP = 0.03
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over mean; `None` for fewer than two values or a mean of zero."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    return statistics.stdev(values) / mean if mean else None
+
+
+def batch_durations(completions: Sequence[Completion]) -> list[float]:
+    """Seconds of each batch, in order: completions that were started at the same time are one batch."""
+    ends: dict[int, int] = {}
+    for completion in completions:
+        ends[completion.start_ns] = max(completion.end_ns, ends.get(completion.start_ns, 0))
+    return [(end - start) / 1e9 for start, end in sorted(ends.items())]
+
+
+def same_size(completions: Sequence[Completion]) -> bool:
+    """Whether all batches had the same work, so that their durations are comparable."""
+    work: dict[int, list[tuple[int, int]]] = {}
+    for completion in completions:
+        work.setdefault(completion.start_ns, []).append((completion.input_tokens, len(completion.output_ids)))
+    return len({tuple(sorted(batch)) for batch in work.values()}) == 1
+
+
+def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[float], window: int) -> float | None:
+    """Coefficient of variation of the newest `window` latencies; `None` when there are not as many.
+
+    Judged are the durations of whole repeats, or, where the batches of a repeat are alike, those of batches, which say
+    the same after a fraction of the time. The smaller of the two counts.
+    """
+    found = []
+    if len(durations) >= window:
+        found.append(coefficient_of_variation(durations[-window:]))
+    if repeats and same_size(repeats[-1]):
+        batches = [duration for repeat in repeats if same_size(repeat) for duration in batch_durations(repeat)]
+        # The first batch of all pays for lazy initialisation and is never among those judged.
+        if len(batches) > window:
+            found.append(coefficient_of_variation(batches[-window:]))
+    known = [cv for cv in found if cv is not None]
+    return min(known) if known else None
+
+
+def warmup_end(
+    settings: WarmupSettings, repeats: int, elapsed_s: float, cv: float | None, power_cv: float | None
+) -> str | None:
+    """Why the warm-up ends now (`converged`, `fixed`, `max_repeats`, `max_s`), or `None` to go on.
+
+    Where there is a power reading, it must have converged as well. `max_repeats` equal to `min_repeats` is `fixed`.
+    """
+    if repeats < settings.min_repeats:
+        return None
+    if settings.max_repeats <= settings.min_repeats:
+        return "fixed"
+    if cv is not None and cv <= settings.cv and (power_cv is None or power_cv <= settings.cv):
+        return "converged"
+    if repeats >= settings.max_repeats:
+        return "max_repeats"
+    return "max_s" if elapsed_s >= settings.max_s else None
+
+
+def has_settled(powers: Sequence[float]) -> bool:
+    """Whether power has stopped falling: the newest readings are not below the ones before by more than 3 %."""
+    if len(powers) < 2 * SETTLE_READINGS:
+        return False
+    older = statistics.fmean(powers[-2 * SETTLE_READINGS : -SETTLE_READINGS])
+    newer = statistics.fmean(powers[-SETTLE_READINGS:])
+    return newer >= older * (1 - SETTLE_DROP)
+
+
+def settle(power_w: Callable[[], float | None], max_wait_s: float) -> tuple[float, bool | None]:
+    """Wait until power has settled, at most `max_wait_s`; returns seconds waited, and whether it did settle.
+
+    Without a power reading there is nothing to wait for: the second value is then `None`.
+    """
+    started = time.monotonic()
+    powers: list[float] = []
+    while (waited := time.monotonic() - started) < max_wait_s:
+        power = power_w()
+        if power is None and not powers:
+            return waited, None
+        if power is not None:
+            powers.append(power)
+        if has_settled(powers):
+            return waited, True
+        time.sleep(SETTLE_STEP_S)
+    return time.monotonic() - started, False if powers else None

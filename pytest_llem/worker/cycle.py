@@ -1,0 +1,189 @@
+"""One cycle: what is measured, in which order, and under which conditions.
+
+Meter, engine, workload; then load, idle with the model loaded, warm-up with the measured workload, and the measure
+window of whole repeats. Everything that cannot be repeated by the pytest side is recorded; nothing is derived here.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pytest_llem.energy import open_meter
+from pytest_llem.energy.protocol import EnergyReport, Meter, Note
+from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import Engine
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import EventLog, Job, JobDir
+from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
+from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
+from pytest_llem.worker.convergence import settle
+from pytest_llem.worker.heartbeat import Heartbeat
+from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
+from pytest_llem.worker.repeats import Observed, RepeatRunner
+from pytest_llem.worker.windows import WindowRecorder
+from pytest_llem.workload import build_workload
+
+QUIET_SIDE_S = 0.5
+"""Quiet on each side of a window on a GPU: five periods of an energy counter that ticks every 100 ms."""
+
+
+def run_cycle(job: Job, job_dir: JobDir, events: EventLog, *, start_method: str, isolation: str) -> Measurement:
+    """Run one cycle in this process and return what it observed; writes events, and no other file.
+
+    Raises `LlemError` when there is no measurement; the last `phase` event then says how far it came.
+    """
+    stopwatch = Stopwatch({"startup_s": process_age_s()})
+    engine = open_engine(job.config.engine)
+    with Heartbeat(events, job.deadlines.heartbeat_s) as heartbeat, _metering(job, job_dir) as metering:
+        try:
+            worker = WorkerFacts(os.getpid(), platform.node(), start_method, isolation)
+            measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker)
+        finally:
+            events.emit("phase", "unload")
+            engine.shutdown()
+    return measurement
+
+
+class Stopwatch:
+    """Durations in seconds by name: the `timing` section of a measurement."""
+
+    def __init__(self, known: Mapping[str, float | None]) -> None:
+        self.seconds: dict[str, float | None] = dict(known)
+        self._started = time.monotonic()
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Time the body under `name`."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+    def total(self) -> float:
+        """Seconds since this was made."""
+        return time.monotonic() - self._started
+
+
+class Metering:
+    """A started meter that is stopped exactly once, also when the cycle fails."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self.meter = meter
+        self._running = False
+        if meter is not None:
+            meter.start()
+            self._running = True
+
+    def report(self, recorder: WindowRecorder) -> EnergyReport | None:
+        """Stop the meter and account the recorded windows; `None` without a meter."""
+        if self.meter is None or not self._running:
+            return None
+        self._running = False
+        return self.meter.stop(recorder.windows)
+
+    def abandon(self) -> None:
+        """Stop a meter that is still running, without a use for its report."""
+        if self.meter is not None and self._running:
+            self._running = False
+            self.meter.stop(())
+
+    def power_w(self) -> float | None:
+        """The meter's latest power."""
+        return self.meter.power_w() if self.meter is not None else None
+
+
+@contextmanager
+def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
+    on_host = job.meter.placement == "host"
+    metering = Metering(None if on_host else open_meter(job.meter, job.devices, job_dir.path))
+    try:
+        yield metering
+    finally:
+        metering.abandon()
+
+
+def _measure(
+    job: Job,
+    events: EventLog,
+    engine: Engine,
+    metering: Metering,
+    heartbeat: Heartbeat,
+    stopwatch: Stopwatch,
+    worker: WorkerFacts,
+) -> Measurement:
+    config, settings = job.config, job.config.measurement
+    on_gpu = job.devices.kind == "cuda"
+    is_metered = job.meter.name != "none"
+    recorder = WindowRecorder(events, metering.meter, QUIET_SIDE_S if on_gpu and is_metered else 0.0)
+
+    events.emit("phase", "prepare")
+    with stopwatch.measure("prepare_s"):
+        version = engine.prepare(config, job.devices)
+    events.emit("phase", "load")
+    with stopwatch.measure("load_s"), recorder.window("load"):
+        engine.load()
+        engine.quiesce()
+    effective = dict(engine.effective())
+    with stopwatch.measure("workload_s"):
+        workload = build_workload(config.workload, engine.tokenizer())
+
+    if settings.idle.duration_s > 0 and is_metered:
+        events.emit("phase", "idle")
+        if on_gpu:
+            # Only a GPU's power decays for longer than the idle window lasts.
+            stopwatch.seconds["settle_s"], _ = settle(metering.power_w, settings.idle.max_wait_s)
+        with recorder.window("idle", engine):
+            time.sleep(settings.idle.duration_s)
+
+    runner = RepeatRunner(engine, workload.requests, events, heartbeat)
+    events.emit("phase", "warmup")
+    with recorder.window("warmup", engine):
+        warmup = runner.warm_up(settings.warmup, metering.power_w if on_gpu else None)
+
+    gc.collect()
+    resettable = reset_peak_rss()
+    engine.reset_peak_memory()
+    events.emit("phase", "measure")
+    with recorder.window("measure", engine, quiet_sides=True):
+        observed = runner.measure(settings.min_duration_s)
+    memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
+
+    stopwatch.seconds["settle_s"] = stopwatch.seconds.get("settle_s")
+    stopwatch.seconds["warmup_s"] = warmup.duration_s
+    stopwatch.seconds["repeat_s"] = observed.mean_repeat_s
+    energy = metering.report(recorder)
+    stopwatch.seconds["cycle_s"] = stopwatch.total()
+    return Measurement(
+        engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state),
+        worker=worker,
+        windows=tuple(recorder.windows),
+        repeats=observed.repeats,
+        requests=observed.records,
+        prompts_hash=workload.prompts_hash,
+        warmup=warmup,
+        memory=memory,
+        timing=stopwatch.seconds,
+        energy=energy,
+        model=engine.shape(),
+        environment=_environment(engine),
+        invalid=_invalid(job, engine, effective, observed, runner),
+    )
+
+
+def _environment(engine: Engine) -> dict[str, JsonValue]:
+    own = getattr(engine, "environment", None)
+    return {**software_facts(), **(own() if own is not None else {})}
+
+
+def _invalid(
+    job: Job, engine: Engine, effective: Mapping[str, JsonValue], observed: Observed, runner: RepeatRunner
+) -> tuple[Note, ...]:
+    notes = settings_differ(job.config, effective)
+    notes += work_notes(runner.requests, observed.completions)
+    asked = bool(job.config.settings.get("enable_prefix_caching"))
+    reset = cache_note(observed.cache_state, engine.capabilities, asked)
+    return tuple(notes + ([reset] if reset is not None else []))

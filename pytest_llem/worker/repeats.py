@@ -1,0 +1,112 @@
+"""Repeats of the workload: as many as the warm-up needs, then as many as the measure window has to hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
+from pytest_llem.job import EventLog, WarmupSettings
+from pytest_llem.measurement import Repeat, RequestRecord, WarmupOutcome
+from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
+from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
+from pytest_llem.workload import token_hash
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the measure window held. `completions` are those of all repeats, in order."""
+
+    repeats: tuple[Repeat, ...]
+    records: tuple[RequestRecord, ...]
+    completions: tuple[Completion, ...]
+    cache_state: CacheState
+
+    @property
+    def mean_repeat_s(self) -> float:
+        """Mean duration of a repeat in seconds."""
+        return sum(repeat.end_ns - repeat.start_ns for repeat in self.repeats) / 1e9 / len(self.repeats)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    start_ns: int
+    end_ns: int
+    completions: list[Completion]
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+class RepeatRunner:
+    """Runs the same requests again and again on one engine, its caches emptied before each pass."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], events: EventLog, heartbeat: Heartbeat) -> None:
+        self.requests = tuple(requests)
+        self._engine = engine
+        self._events = events
+        self._heartbeat = heartbeat
+        self._cache_states: set[CacheState] = set()
+
+    def warm_up(self, settings: WarmupSettings, power_w: Callable[[], float | None] | None) -> WarmupOutcome:
+        """Repeat until latency, and power where it can be read, have converged, or a cap is reached."""
+        progress = ProgressReporter(self._events, self._heartbeat, "warmup")
+        passes: list[_Pass] = []
+        powers: list[float] = []
+        started = time.monotonic()
+        cv: float | None = None
+        reason = "fixed" if settings.max_repeats < 1 else None
+        while reason is None:
+            progress.repeat = len(passes)
+            passes.append(self._run(progress))
+            power = power_w() if power_w is not None else None
+            powers += [power] if power is not None else []
+            cv = latency_cv([p.completions for p in passes], [p.duration_s for p in passes], settings.window)
+            power_cv = coefficient_of_variation(powers[-settings.window :]) if powers else None
+            reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
+        return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv)
+
+    def measure(self, min_duration_s: float) -> Observed:
+        """Whole repeats, at least one, until `min_duration_s` have passed."""
+        progress = ProgressReporter(self._events, self._heartbeat, "measure")
+        self._cache_states = set()
+        passes: list[_Pass] = []
+        started_ns = time.monotonic_ns()
+        while not passes or (passes[-1].end_ns - started_ns) / 1e9 < min_duration_s:
+            progress.repeat = len(passes)
+            passes.append(self._run(progress))
+        return Observed(
+            repeats=tuple(_repeat(index, done) for index, done in enumerate(passes)),
+            records=tuple(_record(index, c) for index, done in enumerate(passes) for c in done.completions),
+            completions=tuple(c for done in passes for c in done.completions),
+            cache_state="unknown" if "unknown" in self._cache_states else next(iter(self._cache_states)),
+        )
+
+    def _run(self, progress: ProgressReporter) -> _Pass:
+        self._cache_states.add(self._engine.reset())
+        with self._heartbeat.working():
+            start_ns = time.monotonic_ns()
+            completions = self._engine.generate(self.requests, progress)
+            return _Pass(start_ns, time.monotonic_ns(), completions)
+
+
+def _repeat(index: int, done: _Pass) -> Repeat:
+    in_order = sorted(done.completions, key=lambda completion: completion.index)
+    return Repeat(index, done.start_ns, done.end_ns, token_hash([c.output_ids for c in in_order]))
+
+
+def _record(repeat: int, completion: Completion) -> RequestRecord:
+    return RequestRecord(
+        repeat=repeat,
+        index=completion.index,
+        input_tokens=completion.input_tokens,
+        output_tokens=len(completion.output_ids),
+        start_ns=completion.start_ns,
+        end_ns=completion.end_ns,
+        finish_reason=completion.finish_reason,
+        token_times_ns=completion.token_times_ns,
+        cached_tokens=completion.cached_tokens,
+        error=completion.error,
+    )

@@ -1,0 +1,66 @@
+"""Recording windows: their edges on the clock, taken while the engine is quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pytest_llem.energy.protocol import Meter, Window
+from pytest_llem.engines.protocol import Engine
+from pytest_llem.job import EventLog
+
+
+class WindowRecorder:
+    """Opens and closes windows, and tells the receiver of the events about them.
+
+    At each edge the engine is brought to rest first, so that work never crosses an edge. `lead_s` is how long the
+    device is then left alone on each side of a window that asks for it: an energy counter that ticks every 100 ms is
+    read far better with quiet around the window.
+    """
+
+    def __init__(self, events: EventLog, meter: Meter | None, lead_s: float) -> None:
+        self.windows: list[Window] = []
+        self._events = events
+        self._meter = meter
+        self._lead_s = lead_s
+        self._quiet_since_ns: int | None = None
+
+    @contextmanager
+    def window(self, name: str, engine: Engine | None = None, *, quiet_sides: bool = False) -> Iterator[None]:
+        """One window around the body; nothing is recorded when the body raises."""
+        index = sum(window.name == name for window in self.windows)
+        quiet_before_s = self._rest(engine, quiet_sides)
+        self._events.emit("window_begin", name, index=index)
+        start_ns = self._mark()
+        yield
+        synchronised = engine is None or engine.quiesce() != "unknown"
+        end_ns = self._mark()
+        self._events.emit("window_end", name, index=index, start_ns=start_ns, end_ns=end_ns)
+        quiet_after_s: float | None = None
+        self._quiet_since_ns = end_ns if synchronised else None
+        if quiet_sides and synchronised:
+            quiet_after_s = self._wait()
+        self.windows.append(Window(name, start_ns, end_ns, index, quiet_before_s, quiet_after_s))
+
+    def busy(self) -> None:
+        """Say that the device is about to work outside of any window."""
+        self._quiet_since_ns = None
+
+    def _rest(self, engine: Engine | None, quiet_sides: bool) -> float | None:
+        if engine is not None and engine.quiesce() == "unknown":
+            self._quiet_since_ns = None
+            return None
+        if not quiet_sides:
+            return None
+        self._quiet_since_ns = time.monotonic_ns()
+        return self._wait()
+
+    def _wait(self) -> float | None:
+        if self._lead_s <= 0 or self._quiet_since_ns is None:
+            return None
+        time.sleep(self._lead_s)
+        return (time.monotonic_ns() - self._quiet_since_ns) / 1e9
+
+    def _mark(self) -> int:
+        return self._meter.mark() if self._meter is not None else time.monotonic_ns()
