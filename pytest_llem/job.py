@@ -143,12 +143,14 @@ class DeviceSet:
 class MeterSettings:
     """Which meter a cycle uses. `explicit` is true when the user named it: then it measures all visible devices.
 
-    With `placement` `host` the runner measures, and the worker only reports its windows.
+    With `placement` `host` the runner measures, and the worker only reports its windows. `thresholds` replaces
+    defaults of `energy.validity.Thresholds`, by name.
     """
 
     name: str = "auto"
     explicit: bool = False
     placement: Literal["host", "worker"] = "worker"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""What calibration found out about one GPU's sensors, kept per UUID and driver in the user's data directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+CounterType = Literal["accumulating", "part_time", "unknown"]
+DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One GPU's sensors under one driver.
+
+    `period_ns` and `jitter_ns` (standard deviation) are those of the counter's steps, `call_latency_ns` the median of
+    one counter read. Power follows load like `1 - exp(-t / ramp)`: `ramp_ns` and its k=2 uncertainty, `None` where no
+    load was run. A part-time counter samples for `duty` of each period and takes that for the whole. `poll_step_ns` is
+    the shortest distance of two reads that was found not to disturb the counter. `idle_noise_w` is the standard
+    deviation of the power between steps while idle.
+    """
+
+    uuid: str
+    driver: str
+    period_ns: int
+    jitter_ns: int
+    call_latency_ns: int
+    poll_step_ns: int
+    ramp_ns: int | None = None
+    ramp_uncertainty_ns: int | None = None
+    counter_type: CounterType = "unknown"
+    duty: float | None = None
+    fast_polling_error_rel: float | None = None
+    idle_noise_w: float | None = None
+    made_at: str | None = None
+    version: int = 1
+
+
+def default_directory() -> Path:
+    """Where calibrations are kept: `LLEM_CALIBRATION_DIR`, else `llem/calibration` in the user's data directory."""
+    given = os.environ.get(DIRECTORY_VARIABLE)
+    if given:
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "llem" / "calibration"
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "llem" / "calibration"
+
+
+def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
+    """The calibration of this GPU under this driver; `None` where there is none or it is of another version."""
+    try:
+        data = json.loads(_path(uuid, driver, directory).read_text(encoding="utf-8"))
+        found = Calibration(**data)
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.version == Calibration.version and (found.uuid, found.driver) == (uuid, driver) else None
+
+
+def save(calibration: Calibration, directory: Path | None = None) -> Path:
+    """Keep a calibration, replacing an older one of the same GPU and driver; returns its file."""
+    from pytest_llem.job import write_json
+
+    path = _path(calibration.uuid, calibration.driver, directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(calibration))
+    return path
+
+
+def _path(uuid: str, driver: str, directory: Path | None) -> Path:
+    name = "".join(character if character.isalnum() or character in ".-" else "_" for character in f"{uuid}-{driver}")
+    return (directory or default_directory()) / f"{name}.json"

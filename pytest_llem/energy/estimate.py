@@ -1,0 +1,113 @@
+"""The meter of last resort: CPU time of the worker's process tree, times published watts per thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pytest_llem.energy.cpu_time import ProcessTreeClock
+from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Note, Window, WindowEnergy
+from pytest_llem.energy.samples import Sample, SampleWriter
+from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.energy.watts import thread_power
+
+DEVICE_ID = "process-tree"
+_CPU_CLOCK_STEP_NS = 10_000_000
+
+
+class EstimateMeter:
+    """Estimates the energy of this process and its children; `measured` is false in its report.
+
+    A window is accounted only between edges that `mark` returned, because CPU time cannot be read afterwards. The
+    uncertainty is that of the published watts.
+    """
+
+    name: ClassVar[str] = "estimate"
+
+    def __init__(self, setup: MeterSetup) -> None:
+        self._setup = setup
+        self._power = thread_power()
+        self._marks: dict[int, int] = {}
+        self._latest: tuple[int, int] | None = None
+        self._clock = ProcessTreeClock(os.getpid())
+        self._writer: SampleWriter | None = None
+
+    def start(self) -> None:
+        """Take the first reading."""
+        self._clock = ProcessTreeClock(os.getpid())
+        self._writer = SampleWriter(self._setup.samples_path)
+        self.mark()
+
+    def mark(self) -> int:
+        """Read the CPU time of the process tree at an edge."""
+        t_ns, used_ns = self._read()
+        self._marks[t_ns] = used_ns
+        return t_ns
+
+    def power_w(self) -> float | None:
+        """Mean estimated power since the reading before; `None` when both lie less than 10 ms apart."""
+        before, after = self._latest, self._read()
+        if before is None or after[0] - before[0] < _CPU_CLOCK_STEP_NS:
+            return None
+        return self._power.watts * (after[1] - before[1]) / (after[0] - before[0])
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        """Account the windows whose edges were marked."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        accounted = tuple(self._account(window) for window in windows)
+        return EnergyReport(
+            meter=self.name,
+            measured=False,
+            scope="process_estimate",
+            placement="worker",
+            devices=(MeteredDevice(DEVICE_ID, self._power.processor, "process"),),
+            windows=accounted,
+            source=self._power.source,
+            notes=(
+                Note(
+                    "estimated",
+                    f"energy is CPU time times {self._power.watts:.2f} W per thread, not a measurement; "
+                    "idle power, memory and accelerators are not in it",
+                ),
+            ),
+            facts={"watts_per_thread": self._power.watts, "generation": self._power.generation},
+        )
+
+    def _read(self) -> tuple[int, int]:
+        before = time.monotonic_ns()
+        used_ns = self._clock.read_ns()
+        t_ns = (before + time.monotonic_ns()) // 2
+        previous, self._latest = self._latest, (t_ns, used_ns)
+        if self._writer is not None:
+            power = None
+            if previous is not None and t_ns > previous[0]:
+                power = self._power.watts * (used_ns - previous[1]) / (t_ns - previous[0])
+            counter_mj = self._power.watts * used_ns / 1e6
+            self._writer.sample(Sample(t_ns, DEVICE_ID, power_w=power, counter_mj=counter_mj))
+        return t_ns, used_ns
+
+    def _account(self, window: Window) -> WindowEnergy:
+        first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
+        energy = bound = None
+        terms: dict[str, float] = {}
+        if first is not None and last is not None:
+            seconds = (last - first) / 1e9
+            energy = seconds * self._power.watts
+            bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)
+            terms = {"watts_per_thread": bound}
+        return WindowEnergy(
+            name=window.name,
+            index=window.index,
+            start_ns=window.start_ns,
+            end_ns=window.end_ns,
+            energy_j=energy,
+            uncertainty_j=bound,
+            estimator=None if energy is None else self.name,
+            samples=0 if energy is None else 2,
+            terms=terms,
+            devices=(DeviceEnergy(DEVICE_ID, energy, bound),),
+        )

@@ -1,0 +1,56 @@
+"""Idle power with the model loaded, from the cycle's `idle` window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from pytest_llem.energy.protocol import Window, WindowEnergy
+from pytest_llem.energy.samples import Sample
+from pytest_llem.errors import JsonValue
+
+SETTLED_SLOPE_REL_PER_S = 0.02
+"""Idle power that still changes by more than 2 % a second has not settled: clocks step down for seconds after work."""
+
+
+def idle_facts(
+    windows: Sequence[Window], accounted: Sequence[WindowEnergy], samples: Mapping[str, Sequence[Sample]]
+) -> dict[str, JsonValue] | None:
+    """Power in watts with its k=2 uncertainty, its slope and whether that is settled, temperature and clocks.
+
+    `None` when the cycle has no idle window or its energy is not known.
+    """
+    for window, energy in zip(windows, accounted, strict=True):
+        if window.name != "idle" or energy.energy_j is None or energy.uncertainty_j is None:
+            continue
+        inside = [s for one in samples.values() for s in one if window.start_ns <= s.t_ns <= window.end_ns]
+        power = energy.energy_j / window.duration_s
+        slope = sum(_slope_w_per_s(one, window) or 0.0 for one in samples.values())
+        return {
+            "power_w": power,
+            "uncertainty_w": energy.uncertainty_j / window.duration_s,
+            "slope_w_per_s": slope,
+            "settled": abs(slope) <= SETTLED_SLOPE_REL_PER_S * power,
+            "temperature_c": _mean([s.temperature_c for s in inside]),
+            "sm_clock_mhz": _mean([s.sm_clock_mhz for s in inside]),
+            "end_ns": window.end_ns,
+        }
+    return None
+
+
+def _slope_w_per_s(samples: Sequence[Sample], window: Window) -> float | None:
+    points = [
+        (s.t_ns / 1e9, s.power_w)
+        for s in samples
+        if s.power_w is not None and window.start_ns <= s.t_ns <= window.end_ns
+    ]
+    if len(points) < 3:
+        return None
+    t_mean, p_mean = fmean(t for t, _ in points), fmean(p for _, p in points)
+    spread = sum((t - t_mean) ** 2 for t, _ in points)
+    return sum((t - t_mean) * (p - p_mean) for t, p in points) / spread if spread else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,84 @@
+"""NVIDIA GPUs through NVML: energy counter and power, read by the sampler process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import pynvml
+
+from pytest_llem.energy import calibration, nvml_devices, powercap, rapl
+from pytest_llem.energy.accounting import Accounts, GpuFacts
+from pytest_llem.energy.protocol import EnergyReport, Window
+from pytest_llem.energy.sampler_process import SamplerProcess
+from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.errors import MeterError
+
+TAIL_S = 0.25
+"""How long sampling goes on after the last window, so that a counter step lies behind its end."""
+
+
+class NvmlMeter:
+    """GPU boards by their energy counter; CPU packages and DRAM beside them where RAPL is readable.
+
+    The measured process never calls NVML while it is measured: a mark is a look at the clock.
+    """
+
+    name: ClassVar[str] = "nvml"
+
+    def __init__(self, setup: MeterSetup) -> None:
+        self._setup = setup
+        readable = powercap.domains()
+        self._edges = rapl.RaplEdges(readable if rapl.obstacle(readable) is None else ())
+        self._sampler: SamplerProcess | None = None
+        self._facts: Mapping[str, object] = {}
+
+    @staticmethod
+    def obstacle() -> MeterError | None:
+        """Why NVML cannot be used on this machine, or `None`."""
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as problem:
+            return MeterError(f"NVML: {problem}", fix=nvml_devices.remedy(problem), details={"code": problem.value})
+        try:
+            if int(pynvml.nvmlDeviceGetCount()) == 0:
+                return MeterError("NVML: the driver sees no GPU", fix="check `lspci | grep -i nvidia` and `dmesg`")
+        finally:
+            pynvml.nvmlShutdown()
+        return None
+
+    def start(self) -> None:
+        """Start the sampler process; raises `MeterError` when a device cannot be opened."""
+        uuids = self._setup.devices.uuids if self._setup.devices.kind == "cuda" else ()
+        self._sampler = SamplerProcess(
+            self._setup.samples_path, uuids, self._edges.domains, calibration.default_directory()
+        )
+        self._edges.mark()
+
+    def mark(self) -> int:
+        """The time of an edge; host counters are read where there are any."""
+        return self._edges.mark() if self._edges.domains else time.monotonic_ns()
+
+    def power_w(self) -> float | None:
+        """The latest power summed over the GPUs."""
+        return self._sampler.power_w() if self._sampler is not None else None
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        """Wait for the counter's step behind the last window, end sampling, and account every window."""
+        if self._sampler is None:
+            raise MeterError("the meter was stopped before it was started")
+        last_ns = max((window.end_ns for window in windows), default=0)
+        time.sleep(max(0.0, TAIL_S - (time.monotonic_ns() - last_ns) / 1e9))
+        self._edges.mark()
+        cpu_s = self._sampler.cpu_time_s()
+        problem = self._sampler.stop()
+        gpus = [GpuFacts.from_json(fact) for fact in _listed(self._sampler.facts.get("gpus"))]
+        self._sampler = None
+        accounts = Accounts(self._setup, gpus, windows)
+        host = rapl.host_energy(windows, self._edges.series(self._setup.samples_path)) if self._edges.domains else None
+        return accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
+
+
+def _listed(value: object) -> list[Mapping[str, object]]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []

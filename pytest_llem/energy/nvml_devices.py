@@ -1,0 +1,122 @@
+"""NVIDIA GPUs by UUID: which ones, and what each can tell about itself. NVML must be initialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pynvml
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+
+MODULE_NAMES = ("GH200", "GB200", "GB300")
+
+
+class Gpu(NamedTuple):
+    """A GPU that can be metered. `mig` is set when a MIG instance was asked for: its parent is metered instead."""
+
+    handle: object
+    position: int
+    uuid: str
+    name: str
+    driver: str
+    mig: bool
+
+    @property
+    def module(self) -> bool:
+        """Whether the sensor covers a module of CPU and GPU instead of a GPU board."""
+        return any(name in self.name for name in MODULE_NAMES)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What the meter's report needs to know."""
+        return {
+            "uuid": self.uuid,
+            "index": self.position,
+            "name": self.name,
+            "driver": self.driver,
+            "mig": self.mig,
+            "module": self.module,
+            "memory_used_bytes": used_memory(self.handle),
+        }
+
+
+def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
+    """The GPUs with these UUIDs in this order; with none, those that `CUDA_VISIBLE_DEVICES` leaves visible.
+
+    Raises `NVMLError`: `NVML_ERROR_NOT_FOUND` for a UUID that this machine does not have.
+    """
+    driver = str(pynvml.nvmlSystemGetDriverVersion())
+    handles = [by_uuid(uuid) for uuid in uuids] if uuids else _visible(visible)
+    if not handles:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+    found: dict[str, Gpu] = {}
+    for handle in handles:
+        parent, mig = _parent(handle)
+        uuid = str(pynvml.nvmlDeviceGetUUID(parent))
+        index = int(pynvml.nvmlDeviceGetIndex(parent))
+        found[uuid] = Gpu(parent, index, uuid, str(pynvml.nvmlDeviceGetName(parent)), driver, mig)
+    return list(found.values())
+
+
+def by_uuid(uuid: str) -> object:
+    """The handle of a GPU or MIG instance; torch leaves out the prefix that NVML wants."""
+    name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    handle: object = pynvml.nvmlDeviceGetHandleByUUID(name)
+    return handle
+
+
+def used_memory(handle: object) -> int | None:
+    """Bytes in use on the device; `None` where it does not say."""
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    except pynvml.NVMLError:
+        return None
+
+
+def remedy(problem: pynvml.NVMLError) -> str:
+    """What helps against an error of NVML."""
+    remedies = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver (libnvidia-ml.so.1 is part of it); in Docker, "
+        "run with --gpus all and the NVIDIA container toolkit; without a GPU, use --llem-meter=auto",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the driver (`sudo modprobe nvidia`) and look at `dmesg`",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "driver and library differ after an update: reboot",
+        pynvml.NVML_ERROR_NO_PERMISSION: "this user may not open /dev/nvidia*: check the files' permissions",
+        pynvml.NVML_ERROR_NOT_FOUND: "check the UUIDs with `nvidia-smi -L`, and CUDA_VISIBLE_DEVICES",
+        pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU has fallen off the bus: look at `dmesg` for Xid errors and reboot",
+    }
+    return remedies.get(problem.value, "run `nvidia-smi`; it should show the GPU without an error")
+
+
+def _visible(visible: str | None) -> list[object]:
+    """Handles that `CUDA_VISIBLE_DEVICES` names; like CUDA, it stops at the first entry that names no device.
+
+    Numbers count in PCI order, which is CUDA's order with `CUDA_DEVICE_ORDER=PCI_BUS_ID` and on machines whose GPUs
+    are all alike.
+    """
+    count = int(pynvml.nvmlDeviceGetCount())
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    handles: list[object] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry.isdigit() and int(entry) < count:
+            handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(entry)))
+        elif entry.startswith(("GPU-", "MIG-")):
+            handles.append(by_uuid(entry))
+        else:
+            break
+    return handles
+
+
+def _parent(handle: object) -> tuple[object, bool]:
+    try:
+        if pynvml.nvmlDeviceIsMigDeviceHandle(handle):
+            return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle), True
+    except pynvml.NVMLError:
+        return handle, False
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:
+        return handle, False
+    return handle, bool(current)

@@ -1,0 +1,35 @@
+"""Whose process is it: telling the measured process tree from everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def foreign_pids(pids: Sequence[int], owner_pid: int, proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
+    """Of these process ids, the ones outside `owner_pid`'s tree, and those that this namespace does not know.
+
+    In a container NVML may report ids of the host's namespace: such an id is unknown here and nothing follows from it.
+    """
+    foreign: list[int] = []
+    unknown: list[int] = []
+    for pid in pids:
+        ancestors = _ancestors(pid, proc)
+        if not ancestors:
+            unknown.append(pid)
+        elif owner_pid not in ancestors:
+            foreign.append(pid)
+    return foreign, unknown
+
+
+def _ancestors(pid: int, proc: Path) -> list[int]:
+    """The process itself and its parents up to init; empty when it does not exist here."""
+    found: list[int] = []
+    while pid > 0 and pid not in found:
+        try:
+            stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return found
+        found.append(pid)
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return found

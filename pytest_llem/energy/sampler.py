@@ -1,0 +1,167 @@
+"""The sampler process: reads GPU and CPU energy sensors beside the measured process, never inside it.
+
+It is started by `sampler_process` with a JSON specification as its one argument, answers each line on standard input
+with one JSON line on standard output, and ends when that input ends, when its parent is gone, or when it is told to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Protocol
+
+from pytest_llem.energy import powercap
+from pytest_llem.energy.samples import Sample, SampleWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+
+PR_SET_PDEATHSIG = 1
+PR_SET_TIMERSLACK = 29
+TIMER_SLACK_NS = 1000
+RAPL_PERIOD_NS = 100_000_000
+CLOCK_PERIOD_NS = 1_000_000_000
+
+
+class Source(Protocol):
+    """Something that is read again and again. `due_ns` is when (CLOCK_MONOTONIC)."""
+
+    due_ns: int
+
+    def poll(self, writer: SampleWriter) -> None:
+        """Read now, write what is new, and set `due_ns`."""
+
+    def power_w(self) -> float | None:
+        """The latest power reading."""
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Write what is only read at the end, and release the sensor."""
+
+
+class RaplSource:
+    """One RAPL domain, ten times a second: far more often than it can wrap."""
+
+    def __init__(self, domain: powercap.Domain) -> None:
+        self.due_ns = time.monotonic_ns()
+        self._domain = domain
+        self._previous: tuple[int, int] | None = None
+        self._power_w: float | None = None
+
+    def poll(self, writer: SampleWriter) -> None:
+        """Read the counter, and the mean power since the reading before."""
+        begin = time.monotonic_ns()
+        self.due_ns = begin + RAPL_PERIOD_NS
+        try:
+            value = powercap.read_uj(self._domain)
+        except OSError as problem:
+            writer.event(begin, "error", device=self._domain.id, message=str(problem), code=problem.errno)
+            return
+        t_ns = (begin + time.monotonic_ns()) // 2
+        if self._previous is not None:
+            step = (value - self._previous[1]) % self._domain.range_uj
+            self._power_w = step * 1e3 / (t_ns - self._previous[0])
+        self._previous = (t_ns, value)
+        writer.sample(Sample(t_ns, self._domain.id, power_w=self._power_w, counter_mj=value / 1e3))
+
+    def power_w(self) -> float | None:
+        """Mean power between the last two readings; `None` for DRAM."""
+        return self._power_w if self._domain.kind == "cpu" else None
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Read once more."""
+        self.poll(writer)
+
+
+class ClockSource:
+    """Notes how far CLOCK_BOOTTIME runs ahead of CLOCK_MONOTONIC: a suspended machine makes it jump."""
+
+    def __init__(self) -> None:
+        self.due_ns = time.monotonic_ns()
+
+    def poll(self, writer: SampleWriter) -> None:
+        """Compare the two clocks."""
+        now = time.monotonic_ns()
+        self.due_ns = now + CLOCK_PERIOD_NS
+        writer.event(now, "clock", ahead_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) - now)
+
+    def power_w(self) -> float | None:
+        """A clock draws no power."""
+        return None
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Read once more."""
+        self.poll(writer)
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies; ends at once where that has happened already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent_pid: int) -> None:
+    """Poll every source when it is due, and answer commands in between, until the end is asked for."""
+    while os.getppid() == parent_pid:
+        wait_s = max(0.0, (min(source.due_ns for source in sources) - time.monotonic_ns()) / 1e9)
+        if select.select([commands], [], [], wait_s)[0]:
+            line = commands.readline()
+            if not line or line.strip() == b"stop":
+                break
+            _answer({"power_w": _total_power(sources)})
+        now = time.monotonic_ns()
+        for source in sources:
+            if source.due_ns <= now:
+                source.poll(writer)
+    for source in sources:
+        source.finish(writer)
+
+
+def main(specification: str) -> int:
+    """Run with the JSON that `sampler_process` passes; the first answer says whether the sensors could be opened."""
+    # Ctrl-C is sent to the whole group: the parent decides when sampling ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    spec = json.loads(specification)
+    parent_pid = int(spec["parent_pid"])
+    end_with_parent(parent_pid)
+    writer = SampleWriter(Path(spec["path"]))
+    sources: list[Source] = [ClockSource()]
+    facts: dict[str, JsonValue] = {"pid": os.getpid()}
+    if spec["gpus"] is not None:
+        from pytest_llem.energy import gpu_source
+
+        try:
+            opened, gpu_facts = gpu_source.open_gpus(spec["gpus"], parent_pid, spec["calibration_dir"])
+        except gpu_source.SensorError as problem:
+            _answer({"error": problem.message, "fix": problem.fix})
+            return 1
+        sources.extend(opened)
+        facts["gpus"] = gpu_facts
+    sources.extend(RaplSource(powercap.Domain(*domain)) for domain in spec["rapl"])
+    for source in sources:
+        source.poll(writer)
+    _answer(facts)
+    commands = open(0, "rb", buffering=0)  # noqa: SIM115 (standard input, unbuffered for select)
+    run(sources, writer, commands, parent_pid)
+    writer.close()
+    _answer({"stopped": True})
+    return 0
+
+
+def _total_power(sources: list[Source]) -> float | None:
+    values = [value for source in sources if (value := source.power_w()) is not None]
+    return sum(values) if values else None
+
+
+def _answer(message: dict[str, JsonValue]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()

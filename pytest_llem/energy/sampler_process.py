@@ -1,0 +1,140 @@
+"""The parent's side of the sampler process: start it, ask it, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest_llem
+from pytest_llem.energy.powercap import Domain
+from pytest_llem.errors import JsonValue, MeterError
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+
+# `-S` keeps site-packages' start-up hooks out, so the parent's own module path is handed over instead.
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_llem.energy import sampler; " + (
+    "sys.exit(sampler.main(sys.argv[1]))"
+)
+
+
+class SamplerProcess:
+    """A running sampler. It ends with this process whatever happens: its input closes, and the kernel kills it.
+
+    Start it from a thread that lives as long as the measurement: the kernel ties a child to the thread that made it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        gpus: Sequence[str] | None,
+        rapl: Sequence[Domain],
+        calibration_dir: Path | None = None,
+    ) -> None:
+        """Start sampling into `path`. `gpus` are UUIDs, empty for all visible ones, `None` for no GPU.
+
+        Raises `MeterError` when a sensor cannot be opened or the process does not answer.
+        """
+        spec = {
+            "parent_pid": os.getpid(),
+            "path": str(path),
+            "gpus": None if gpus is None else list(gpus),
+            "rapl": [list(domain) for domain in rapl],
+            "calibration_dir": None if calibration_dir is None else str(calibration_dir),
+        }
+        package_root = str(Path(pytest_llem.__file__).parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _BOOT, json.dumps(spec), json.dumps([package_root, *sys.path])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = self._receive(READY_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int:
+        """The sampler's process id."""
+        return self._process.pid
+
+    def power_w(self) -> float | None:
+        """The latest power summed over the sensors; `None` where none was read or the sampler is gone."""
+        try:
+            answer = self._ask("power")
+        except MeterError:
+            return None
+        value = answer.get("power_w")
+        return value if isinstance(value, float) else None
+
+    def cpu_time_s(self) -> float | None:
+        """CPU seconds that the sampler has used, for its own cost to be stated."""
+        try:
+            return time.clock_gettime((~self._process.pid << 3) | 2)
+        except OSError:
+            return None
+
+    def stop(self) -> str | None:
+        """End sampling and wait for it; returns what went wrong, if anything did."""
+        problem: str | None = None
+        try:
+            if self._process.poll() is None:
+                self._ask("stop", STOP_TIMEOUT_S)
+        except MeterError as error:
+            problem = error.message
+        self._close()
+        return problem
+
+    def _ask(self, command: str, timeout_s: float = STOP_TIMEOUT_S) -> Mapping[str, JsonValue]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            raise self._gone() from None
+        return self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float) -> Mapping[str, JsonValue]:
+        import select
+
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            self._process.kill()
+            self._close()
+            raise MeterError(
+                f"the energy sampler did not answer within {timeout_s:.0f} s",
+                fix="run `llem doctor`; an NVML call may hang because of the driver (see `dmesg`)",
+            )
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._gone()
+        answer = json.loads(line)
+        if "error" in answer:
+            self._close()
+            raise MeterError(answer["error"], fix=answer.get("fix"))
+        assert isinstance(answer, dict)
+        return answer
+
+    def _gone(self) -> MeterError:
+        self._close()
+        return MeterError(
+            f"the energy sampler ended unexpectedly (exit code {self._process.returncode})",
+            fix="its last words are in worker.log",
+            details={"exit_code": self._process.returncode},
+        )
+
+    def _close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    continue
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

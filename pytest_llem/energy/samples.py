@@ -1,0 +1,91 @@
+"""`samples.jsonl`: the raw readings of a cycle, one JSON object per line.
+
+A line with the key `event` is not a reading but something that happened: `devices`, `error`, `processes`, `throttle`,
+`clock`. Every other line is a reading with the fields of `Sample`, absent where they were not read. Standard library
+only and cheap to import, because the sampler process writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+
+UNITS: Mapping[str, str] = {
+    "t_ns": "ns (CLOCK_MONOTONIC)",
+    "device": "",
+    "power_w": "W",
+    "counter_mj": "mJ",
+    "temperature_c": "degC",
+    "sm_clock_mhz": "MHz",
+    "utilisation": "1 (share of time)",
+    "memory_bytes": "B",
+    "bracket_ns": "ns",
+}
+
+
+class Sample(NamedTuple):
+    """One reading of one device; `None` where the quantity was not read at that time.
+
+    `t_ns` is CLOCK_MONOTONIC. A `counter_mj` with `bracket_ns` took this value within `t_ns` plus or minus
+    `bracket_ns`; without, it was read at `t_ns`. `utilisation` is a share from 0 to 1.
+    """
+
+    t_ns: int
+    device: str
+    power_w: float | None = None
+    counter_mj: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    utilisation: float | None = None
+    memory_bytes: int | None = None
+    bracket_ns: int | None = None
+
+
+class SampleWriter:
+    """Writes `samples.jsonl`, a whole line at a time, each flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream: IO[str] = path.open("w", encoding="utf-8", buffering=1)
+
+    def sample(self, sample: Sample) -> None:
+        """Append one reading."""
+        fields = {name: value for name, value in sample._asdict().items() if value is not None}
+        self._stream.write(json.dumps(fields) + "\n")
+
+    def event(self, t_ns: int, event: str, **more: JsonValue) -> None:
+        """Append something that happened."""
+        self._stream.write(json.dumps({"t_ns": t_ns, "event": event, **more}) + "\n")
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._stream.close()
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """The readings in the order in which they were written; nothing when the file does not exist."""
+    for line in _lines(path):
+        if "event" not in line:
+            yield Sample(**line)
+
+
+def read_sample_events(path: Path) -> Iterator[dict[str, JsonValue]]:
+    """The lines that are not readings."""
+    for line in _lines(path):
+        if "event" in line:
+            yield line
+
+
+def _lines(path: Path) -> Iterator[dict]:  # type: ignore[type-arg]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

@@ -1,0 +1,87 @@
+"""One device's readings over a cycle, as the estimators need them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from pytest_llem.energy.samples import Sample
+
+WRAP_MJ = 2**32
+_PLAUSIBLE_W = 5000.0
+
+
+@dataclass(frozen=True)
+class TickSeries:
+    """Steps of an energy counter: each value was taken between `low_ns` and `high_ns`; energies in joules, ascending.
+
+    `resets_ns` are intervals in which the counter jumped back: nothing is known across one.
+    """
+
+    low_ns: tuple[int, ...]
+    high_ns: tuple[int, ...]
+    energy_j: tuple[float, ...]
+    resets_ns: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.energy_j)
+
+    @cached_property
+    def mid_ns(self) -> tuple[int, ...]:
+        """The middles of the brackets."""
+        return tuple((low + high) // 2 for low, high in zip(self.low_ns, self.high_ns, strict=True))
+
+    @cached_property
+    def period_ns(self) -> float | None:
+        """The median distance of two steps; `None` with fewer than two."""
+        gaps = [b - a for a, b in zip(self.mid_ns, self.mid_ns[1:], strict=False)]
+        return float(median(gaps)) if gaps else None
+
+    def half_width_ns(self, index: int) -> float:
+        """Half of a step's bracket."""
+        return (self.high_ns[index] - self.low_ns[index]) / 2
+
+    def power_w(self, index: int) -> float:
+        """Mean power between the steps `index` and `index + 1`."""
+        return (self.energy_j[index + 1] - self.energy_j[index]) / (self.mid_ns[index + 1] - self.mid_ns[index]) * 1e9
+
+    def last_before(self, t_ns: int) -> int:
+        """Index of the last step at or before a time; -1 when there is none."""
+        return bisect_right(self.mid_ns, t_ns) - 1
+
+    def first_after(self, t_ns: int) -> int:
+        """Index of the first step at or after a time; the length when there is none."""
+        return bisect_left(self.mid_ns, t_ns)
+
+    def reset_within(self, start_ns: int, end_ns: int) -> bool:
+        """Whether the counter jumped back between the steps that surround an interval."""
+        return any(low < end_ns and high > start_ns for low, high in self.resets_ns)
+
+
+def ticks_from(samples: Iterable[Sample], device: str) -> TickSeries:
+    """The steps of one device's counter. A counter of 32 bits that wraps is told from one that was reset."""
+    low: list[int] = []
+    high: list[int] = []
+    energy: list[float] = []
+    resets: list[tuple[int, int]] = []
+    offset_mj = 0.0
+    previous: Sample | None = None
+    for sample in samples:
+        if sample.device != device or sample.counter_mj is None or sample.bracket_ns is None:
+            continue
+        if previous is not None and previous.counter_mj is not None and sample.counter_mj < previous.counter_mj:
+            step_mj = sample.counter_mj + WRAP_MJ - previous.counter_mj
+            seconds = (sample.t_ns - previous.t_ns) / 1e9
+            if 0 < step_mj / 1e3 < _PLAUSIBLE_W * seconds:
+                offset_mj += WRAP_MJ
+            else:
+                resets.append((previous.t_ns, sample.t_ns))
+                offset_mj += previous.counter_mj - sample.counter_mj
+        previous = sample
+        low.append(sample.t_ns - sample.bracket_ns)
+        high.append(sample.t_ns + sample.bracket_ns)
+        energy.append((sample.counter_mj + offset_mj) / 1e3)
+    return TickSeries(tuple(low), tuple(high), tuple(energy), tuple(resets))

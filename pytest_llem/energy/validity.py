@@ -1,0 +1,226 @@
+"""Whether a GPU measurement may be used: every reason against it, found in the readings themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from math import hypot
+from typing import Literal
+
+from pytest_llem.energy.protocol import Note, Window, WindowEnergy
+from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.series import TickSeries
+from pytest_llem.errors import JsonValue, SettingsError
+
+MEASURED = ("measure",)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on a measurement is invalid. Shares are of the measure windows' time or energy.
+
+    A power cap that bites is a property of the configuration and repeatable, so it is invalid only when asked for;
+    below its threshold it is remarked on. Clocks vary with temperature and power by some percent on their own.
+    """
+
+    uncertainty_rel: float = 0.25
+    gap_periods: float = 4.0
+    gap_s: float = 1.0
+    residual_memory_bytes: float = 2.0**30
+    throttled_thermal_rel: float = 0.01
+    throttled_power_rel: float = 1.1
+    clocks_rel: float = 0.3
+    suspended_s: float = 0.01
+
+
+@dataclass(frozen=True)
+class DeviceEvidence:
+    """What was seen of one GPU. `ticks` is `None` for a GPU without a counter, `memory_before_bytes` for one that is
+    not leased to the cycle."""
+
+    uuid: str
+    ticks: TickSeries | None
+    samples: tuple[Sample, ...]
+    events: tuple[Mapping[str, JsonValue], ...]
+    memory_before_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was seen of all."""
+
+    windows: tuple[Window, ...]
+    devices: tuple[DeviceEvidence, ...]
+    events: tuple[Mapping[str, JsonValue], ...]
+    placement: Literal["host", "worker"]
+
+
+def thresholds(overrides: Mapping[str, float]) -> Thresholds:
+    """The defaults with the user's values; `SettingsError` for a name that does not exist."""
+    known = [field.name for field in fields(Thresholds)]
+    for name in overrides:
+        if name not in known:
+            raise SettingsError(f"unknown threshold {name!r}", fix=f"use one of: {', '.join(known)}")
+    return replace(Thresholds(), **overrides)
+
+
+def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[Note]:
+    """Every reason against using the measure windows' energy; without measure windows, against any window's."""
+    windows = [window for window in evidence.windows if window.name in MEASURED] or list(evidence.windows)
+    reasons: list[Note] = []
+    for device in evidence.devices:
+        reasons.extend(_sensor(device, windows, limits))
+        reasons.extend(_foreign(device, evidence.placement))
+        reasons.extend(_memory(device, limits))
+        reasons.extend(_throttled(device, windows, limits))
+        spread = _clock_spread(device, windows)
+        if spread > limits.clocks_rel:
+            reasons.append(Note("clocks_changed", f"{device.uuid}: SM clock varied by {spread:.0%} while measured"))
+    reasons.extend(_suspended(evidence, limits))
+    reasons.extend(_too_short(accounted, limits))
+    return reasons
+
+
+def remarks(evidence: Evidence) -> list[Note]:
+    """What a reader should know although it does not invalidate."""
+    windows = [window for window in evidence.windows if window.name in MEASURED]
+    found: list[Note] = []
+    for device in evidence.devices:
+        share = _throttled_share(device, windows, "power_ns")
+        if share > Thresholds.throttled_thermal_rel:
+            found.append(Note("power_capped", f"{device.uuid}: held at its power limit {share:.0%} of the time"))
+        unknown = [event for event in device.events if event.get("event") == "processes" and event.get("unknown")]
+        if unknown:
+            found.append(
+                Note(
+                    "processes_unknown",
+                    f"{device.uuid}: its processes have ids of another namespace; whose they are was not checked",
+                )
+            )
+    return found
+
+
+def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
+    found: list[Note] = []
+    errors = [e for e in device.events if e.get("event") == "error" and any(_near(e, w) for w in windows)]
+    for event in errors[:1]:
+        found.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event.get('message')}"))
+    if device.ticks is None:
+        times = [sample.t_ns for sample in device.samples if sample.power_w is not None]
+        allowed_s = limits.gap_s
+    else:
+        times = list(device.ticks.mid_ns)
+        allowed_s = max(limits.gap_periods * (device.ticks.period_ns or 0.0) / 1e9, 0.05)
+    for window in windows:
+        if device.ticks is not None and device.ticks.reset_within(window.start_ns, window.end_ns):
+            found.append(Note("counter_reset", f"{device.uuid}: the energy counter jumped back in {window.name}"))
+        gap_s = _largest_gap_s(times, window)
+        if gap_s is None:
+            found.append(Note("sensor_gap", f"{device.uuid}: no readings on both sides of window {window.name}"))
+        elif gap_s > allowed_s:
+            found.append(Note("sensor_gap", f"{device.uuid}: no reading for {gap_s:.2f} s in window {window.name}"))
+    return found
+
+
+def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:
+    before = [t for t in times if t <= window.start_ns]
+    after = [t for t in times if t >= window.end_ns]
+    if not before or not after:
+        return None
+    inside = [before[-1], *(t for t in times if window.start_ns < t < window.end_ns), after[0]]
+    return max((b - a) / 1e9 for a, b in pairwise(inside))
+
+
+def _foreign(device: DeviceEvidence, placement: str) -> list[Note]:
+    seen = [event for event in device.events if event.get("event") == "processes"]
+    # On the host the measured processes are no descendants of the meter's: only those that were there before count.
+    seen = seen[:1] if placement == "host" else seen
+    pids = sorted({pid for event in seen for pid in _pids(event.get("foreign"))})
+    if not pids:
+        return []
+    names = ", ".join(str(pid) for pid in pids[:5])
+    return [Note("foreign_process", f"{device.uuid}: other processes compute on this GPU (pid {names})")]
+
+
+def _memory(device: DeviceEvidence, limits: Thresholds) -> list[Note]:
+    used = device.memory_before_bytes
+    if used is None or used <= limits.residual_memory_bytes:
+        return []
+    return [Note("residual_memory", f"{device.uuid}: {used / 2**20:.0f} MiB were in use before the engine was loaded")]
+
+
+def _throttled(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
+    found: list[Note] = []
+    for code, key, limit in (
+        ("throttled_thermal", "thermal_ns", limits.throttled_thermal_rel),
+        ("throttled_power", "power_ns", limits.throttled_power_rel),
+    ):
+        share = _throttled_share(device, windows, key)
+        if share > limit:
+            found.append(Note(code, f"{device.uuid}: clocks were held down for {share:.1%} of the measured time"))
+    return found
+
+
+def _throttled_share(device: DeviceEvidence, windows: Sequence[Window], key: str) -> float:
+    """Share of the windows' time that a cumulative throttle counter (nanoseconds) grew by, as read around them."""
+    series = [
+        (event["t_ns"], value)
+        for event in device.events
+        if event.get("event") == "throttle" and isinstance(value := event.get(key), int)
+    ]
+    grown = length = 0.0
+    for window in windows:
+        before = [value for t, value in series if isinstance(t, int) and t <= window.start_ns]
+        after = [value for t, value in series if isinstance(t, int) and t >= window.end_ns]
+        if before and after:
+            grown += max(0, after[0] - before[-1])
+            length += window.end_ns - window.start_ns
+    return grown / length if length else 0.0
+
+
+def _clock_spread(device: DeviceEvidence, windows: Sequence[Window]) -> float:
+    clocks = [
+        sample.sm_clock_mhz
+        for sample in device.samples
+        if sample.sm_clock_mhz is not None and any(w.start_ns < sample.t_ns < w.end_ns for w in windows)
+    ]
+    return (max(clocks) - min(clocks)) / max(clocks) if clocks and max(clocks) > 0 else 0.0
+
+
+def _suspended(evidence: Evidence, limits: Thresholds) -> list[Note]:
+    ahead = [
+        value for e in evidence.events if e.get("event") == "clock" and isinstance(value := e.get("ahead_ns"), int)
+    ]
+    slept_s = (max(ahead) - min(ahead)) / 1e9 if ahead else 0.0
+    if slept_s <= limits.suspended_s:
+        return []
+    return [Note("suspended", f"the machine was suspended for {slept_s:.1f} s while measured")]
+
+
+def _too_short(accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[Note]:
+    chosen = [window for window in accounted if window.name in MEASURED]
+    known = [(w.energy_j, w.uncertainty_j) for w in chosen if w.energy_j is not None and w.uncertainty_j is not None]
+    energy = sum(pair[0] for pair in known)
+    if not known or energy <= 0:
+        return []
+    relative = hypot(*(pair[1] for pair in known)) / energy
+    if relative <= limits.uncertainty_rel:
+        return []
+    seconds = sum(w.end_ns - w.start_ns for w in chosen) / 1e9
+    return [
+        Note(
+            "window_too_short",
+            f"{seconds:.2f} s give an uncertainty of {relative:.0%}, more than {limits.uncertainty_rel:.0%}: "
+            "measure longer, or calibrate the sensor",
+        )
+    ]
+
+
+def _near(event: Mapping[str, JsonValue], window: Window) -> bool:
+    t_ns = event.get("t_ns")
+    return isinstance(t_ns, int) and window.start_ns <= t_ns <= window.end_ns
+
+
+def _pids(value: JsonValue) -> list[int]:
+    return [pid for pid in value if isinstance(pid, int)] if isinstance(value, (list, tuple)) else []

@@ -1,0 +1,23 @@
+"""A powercap tree on disk, whose counters a test sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PowercapTree:
+    """One package with its DRAM, each wrapping at `range_uj`."""
+
+    def __init__(self, root: Path, range_uj: int = 262_143_328_850) -> None:
+        self.package = root / "intel-rapl:0"
+        self.dram = root / "intel-rapl:0:0"
+        core = root / "intel-rapl:0:1"
+        for zone, name in ((self.package, "package-0"), (self.dram, "dram"), (core, "core")):
+            zone.mkdir(parents=True)
+            (zone / "name").write_text(f"{name}\n")
+            (zone / "energy_uj").write_text("0\n")
+            (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
+
+    def set_uj(self, package: int, dram: int) -> None:
+        (self.package / "energy_uj").write_text(f"{package}\n")
+        (self.dram / "energy_uj").write_text(f"{dram}\n")

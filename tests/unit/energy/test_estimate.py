@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import energy
+from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.watts import thread_power
+from pytest_llem.job import DeviceSet, MeterSettings
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def opened(tmp_path: Path) -> energy.Meter:
+    meter = energy.open_meter(MeterSettings("estimate"), DeviceSet("cpu"), tmp_path)
+    assert meter is not None
+    meter.start()
+    return meter
+
+
+def test_a_window_holds_the_cpu_time_spent_in_it(tmp_path: Path) -> None:
+    meter = opened(tmp_path)
+    start = meter.mark()
+    burn(0.05)
+    end = meter.mark()
+    burn(0.02)
+
+    report = meter.stop([Window("measure", start, end)])
+
+    watts = thread_power().watts
+    assert report.windows[0].energy_j == pytest.approx(0.05 * watts, rel=0.2)
+    assert not report.measured
+    assert report.scope == "process_estimate"
+    assert report.source is not None
+    assert "SPECpower" in report.source
+
+
+def test_children_count_while_they_live_and_after_they_were_reaped(tmp_path: Path) -> None:
+    code = (
+        "import time, sys\n"
+        "end = time.process_time() + 0.06\n"
+        "while time.process_time() < end: pass\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    meter = opened(tmp_path)
+    start = meter.mark()
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = meter.mark()
+    child.communicate()
+    reaped = meter.mark()
+
+    report = meter.stop([Window("measure", start, alive), Window("after", start, reaped)])
+
+    least_j = 0.06 * thread_power().watts
+    for window in report.windows:
+        assert window.energy_j is not None
+        assert window.energy_j >= 0.99 * least_j
+
+
+def test_an_edge_that_was_not_marked_gives_no_energy_instead_of_zero(tmp_path: Path) -> None:
+    meter = opened(tmp_path)
+    start = meter.mark()
+
+    report = meter.stop([Window("measure", start, start + 1_000_000)])
+
+    assert report.windows[0].energy_j is None
+    assert report.windows[0].uncertainty_j is None
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "generation"),
+    [
+        ("vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC 9654\n", "EPYC 4th Gen"),
+        ("vendor_id : GenuineIntel\ncpu family : 6\nmodel : 85\nstepping : 7\nmodel name : Xeon\n", "Cascade Lake"),
+        ("vendor_id : GenuineIntel\ncpu family : 6\nmodel : 85\nstepping : 4\nmodel name : Xeon\n", "Skylake"),
+        ("CPU implementer : 0x41\nCPU part : 0xd40\n", "Graviton"),
+        ("vendor_id : Unheard\nmodel name : New\n", None),
+    ],
+)
+def test_the_processor_is_found_in_the_published_table(tmp_path: Path, cpuinfo: str, generation: str | None) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+
+    power = thread_power(path)
+
+    assert power.generation == generation
+    assert power.low < power.watts < power.high

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import energy
+from pytest_llem.errors import MeterError
+from pytest_llem.job import DeviceSet, MeterSettings
+
+
+def test_none_measures_nothing(tmp_path: Path) -> None:
+    assert energy.open_meter(MeterSettings("none"), DeviceSet("cpu"), tmp_path) is None
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(MeterError, match="unknown meter 'wattmeter'") as caught:
+        energy.open_meter(MeterSettings("wattmeter"), DeviceSet("cpu"), tmp_path)
+
+    assert caught.value.fix is not None
+    for name in energy.known_meters():
+        assert name in caught.value.fix
+
+
+def test_every_known_meter_says_whether_it_works_here() -> None:
+    statuses = energy.available_meters()
+
+    assert [status.name for status in statuses] == list(energy.known_meters())
+    assert next(status for status in statuses if status.name == "estimate").available
+    for status in statuses:
+        assert status.available or status.message
+
+
+def test_importing_the_package_loads_no_meter_and_no_nvml() -> None:
+    code = (
+        "import sys, pytest_llem.energy; "
+        "print([m for m in sys.modules if m == 'pynvml' or m.startswith('pytest_llem.energy.')])"
+    )
+
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert out.strip() == "[]"
