@@ -230,7 +230,7 @@ class LlemSession:
         if name not in self._runners:
             from pytest_llem.runners import open_runner
 
-            self._runners[name] = open_runner(spec, self.store.directory)
+            self._runners[name] = open_runner(spec, self.store.run_dir)
         return self._runners[name]
 
 

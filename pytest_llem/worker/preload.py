@@ -31,6 +31,8 @@ def preload(engine: str) -> None:
     """Import what `engine` needs. `ImportError` tells the caller that the engine cannot run here."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # numpy's OpenBLAS starts its thread pool on import; nothing here computes with numpy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     for name in PRELOADS[engine]:
         importlib.import_module(name)
     if engine == "transformers":

@@ -1,0 +1,122 @@
+"""An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
+
+Its section has one setting, `fault`: none, exception, kill, segfault, memory, hang, exit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from pytest_llem.engines.protocol import (
+    CacheState,
+    Capabilities,
+    Completion,
+    DeviceMemory,
+    ModelShape,
+    Progress,
+    Quiesced,
+    Request,
+)
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+
+class Letters:
+    """A tokenizer whose tokens are the letters of a text."""
+
+    bos_id = None
+
+    def encode(self, text: str) -> list[int]:
+        """One token per letter."""
+        return [ord(letter) % 256 for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The letters again."""
+        return "".join(map(chr, ids))
+
+    def chat(self, text: str) -> list[int]:
+        """The text itself."""
+        return self.encode(text)
+
+
+class FaultyEngine:
+    """Generates at a fixed speed, until its fault strikes while it loads."""
+
+    name = "faulty"
+    capabilities = Capabilities(token_times=True)
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """Remember the fault."""
+        self.fault = config.settings.get("fault", "none")
+        self.dtype = config.dtype
+        return "1.0"
+
+    def load(self) -> None:
+        """Break as asked."""
+        sys.stderr.write(f"about to do: {self.fault}\n")
+        sys.stderr.flush()
+        if self.fault == "exception":
+            raise RuntimeError("the faulty engine raised this")
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "segfault":
+            ctypes.string_at(0)
+        if self.fault == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+            bytearray(8 << 30)
+        if self.fault == "exit":
+            os._exit(0)
+        if self.fault == "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(3600)
+
+    def tokenizer(self) -> Letters:
+        """Letters."""
+        return Letters()
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """A millisecond per token."""
+        completions = []
+        for request in requests:
+            start = time.monotonic_ns()
+            times = []
+            for _ in range(request.max_new_tokens):
+                time.sleep(0.001)
+                times.append(time.monotonic_ns())
+            ids = tuple(65 + number % 26 for number in range(request.max_new_tokens))
+            completions.append(
+                Completion(request.index, len(request.token_ids), ids, start, times[-1], "length", tuple(times))
+            )
+        return completions
+
+    def reset(self) -> CacheState:
+        """There is no cache."""
+        return "none"
+
+    def quiesce(self) -> Quiesced:
+        """Nothing runs in the background."""
+        return "synchronized"
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """The dtype that was asked for."""
+        return {"dtype": self.dtype}
+
+    def shape(self) -> ModelShape | None:
+        """No model."""
+        return None
+
+    def reset_peak_memory(self) -> None:
+        """Nothing is counted."""
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Nothing is known."""
+        return ()
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
