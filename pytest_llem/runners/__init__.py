@@ -1,1 +1,38 @@
 """Where a cycle runs: resolution, and one file per runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.errors import JsonValue, RunnerError
+
+if TYPE_CHECKING:
+    from pytest_llem.runners.protocol import Runner, RunnerSpec
+
+__all__ = ["open_runner"]
+
+
+def open_runner(
+    spec: RunnerSpec,
+    log_dir: Path,
+    *,
+    docker: Mapping[str, JsonValue] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Runner:
+    """A runner for the spec; only the chosen one is imported.
+
+    `log_dir` receives logs that outlive a cycle, `docker` is the study's section of that name, and `tell` gets a
+    sentence now and then while something takes long.
+    """
+    if spec.name == "local":
+        from pytest_llem.runners.local import LocalRunner
+
+        return LocalRunner(spec, log_dir)
+    if spec.name == "docker":
+        from pytest_llem.containers.settings import DockerSettings
+        from pytest_llem.runners.docker import DockerRunner
+
+        return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)
+    raise RunnerError(f"there is no runner {spec.name!r}", fix="use local or docker")

@@ -1,0 +1,136 @@
+"""What goes into a container and what comes out of it, as tar archives, so that the daemon may be anywhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest_llem
+from pytest_llem.containers.errors import docker_error
+from pytest_llem.job import JobDir
+
+ROOT = "/llem"
+SITE = f"{ROOT}/site"
+JOBS = f"{ROOT}/jobs"
+GUARD = f"{ROOT}/guard.py"
+WORKER_MODULES = ("__init__.py", "decode.py", "errors.py", "job.py", "measurement.py", "py.typed")
+WORKER_PACKAGES = ("worker", "engines", "energy", "workload")
+WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
+COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
+"""Copied out in this order: the outcome last, so that it never exists without what it rests on."""
+
+
+@cache
+def worker_archive() -> bytes:
+    """The worker side of this package, `pynvml` and the guard, as an uncompressed tar to be unpacked at `/`.
+
+    The directories that the worker writes to are open to every user, because the image's own user is unknown here.
+    """
+    package = Path(pytest_llem.__file__).parent
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for directory in WRITABLE:
+            archive.addfile(_directory(directory))
+        _add(archive, package / "containers" / "guard.py", GUARD)
+        pynvml = find_spec("pynvml")
+        if pynvml is not None and pynvml.origin is not None:
+            _add(archive, Path(pynvml.origin), f"{SITE}/pynvml.py")
+        for name in WORKER_MODULES:
+            _add(archive, package / name, f"{SITE}/pytest_llem/{name}")
+        for name in WORKER_PACKAGES:
+            for path in sorted((package / name).rglob("*")):
+                if path.is_file() and path.suffix != ".pyc":
+                    _add(archive, path, f"{SITE}/pytest_llem/{path.relative_to(package)}")
+    return buffer.getvalue()
+
+
+def job_archive(job_json: bytes, name: str) -> bytes:
+    """A job directory with its `job.json` alone, to be unpacked at `/`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(_directory(f"{JOBS}/{name}"))
+        entry = _file(f"{JOBS}/{name}/job.json", len(job_json))
+        archive.addfile(entry, io.BytesIO(job_json))
+    return buffer.getvalue()
+
+
+def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[str]:
+    """Write the worker's files from the archive of its job directory; returns their names.
+
+    Only the known regular files are taken, whatever else the archive holds, each under a temporary name first.
+    Raises `DockerError` when the archive is cut off.
+    """
+    found: dict[str, Path] = {}
+    stream = io.BufferedReader(_Chunks(iter(chunks)))
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for entry in archive:
+                name = Path(entry.name).name
+                if not entry.isreg() or name not in COMES_BACK or len(Path(entry.name).parts) > 2:
+                    continue
+                content = archive.extractfile(entry)
+                assert content is not None
+                descriptor, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")
+                found[name] = Path(temporary)
+                with os.fdopen(descriptor, "wb") as target:
+                    shutil.copyfileobj(content, target)
+                    target.flush()
+                    os.fchmod(descriptor, 0o644)
+                    os.fsync(descriptor)
+        for name in COMES_BACK:
+            if name in found:
+                found[name].replace(job_dir.path / name)
+    except (tarfile.TarError, EOFError) as problem:
+        raise docker_error("docker", image, said=f"the results could not be copied out: {problem}") from None
+    finally:
+        for temporary_path in found.values():
+            temporary_path.unlink(missing_ok=True)
+    return [name for name in COMES_BACK if name in found]
+
+
+def _directory(path: str) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(path.lstrip("/"))
+    entry.type = tarfile.DIRTYPE
+    entry.mode = 0o777
+    return entry
+
+
+def _file(path: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(path.lstrip("/"))
+    entry.size = size
+    entry.mode = 0o644
+    return entry
+
+
+def _add(archive: tarfile.TarFile, source: Path, path: str) -> None:
+    content = source.read_bytes()
+    archive.addfile(_file(path, len(content)), io.BytesIO(content))
+
+
+class _Chunks(io.RawIOBase):
+    """An iterator of byte strings as a readable file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = chunk
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._rest = self._rest[len(taken) :]
+        return len(taken)

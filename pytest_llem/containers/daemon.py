@@ -1,0 +1,121 @@
+"""The connection to a Docker daemon: where it is, whether it answers, and what it can do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import requests
+from docker.errors import APIError, DockerException
+from docker.tls import TLSConfig
+
+from pytest_llem.containers.errors import DockerError, translate_docker_error
+
+NO_IMAGE = "(none)"
+
+
+@dataclass(frozen=True)
+class DaemonFacts:
+    """What a daemon says of itself. `local` means reached over a socket file of this machine."""
+
+    address: str
+    local: bool
+    version: str
+    api_version: str
+    architecture: str
+    rootless: bool
+    gpus: bool
+    runtimes: tuple[str, ...]
+    root_dir: str
+    clock_skew_s: float | None = None
+
+
+def daemon_address() -> tuple[str, TLSConfig | None]:
+    """The daemon's address as the `docker` command finds it: DOCKER_HOST, the current context, a rootless socket."""
+    host = os.environ.get("DOCKER_HOST")
+    if host:
+        return host, None
+    from docker.context import ContextAPI
+
+    try:
+        name = os.environ.get("DOCKER_CONTEXT")
+        context = ContextAPI.get_context(name) if name else ContextAPI.get_current_context()
+    except DockerException as problem:
+        raise _daemon_error(str(problem)) from None
+    if context is not None and context.name != "default" and context.Host:
+        return str(context.Host), context.TLSConfig
+    if not Path("/var/run/docker.sock").exists():
+        rootless = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "docker.sock"
+        if rootless.exists():
+            return f"unix://{rootless}", None
+    return "unix:///var/run/docker.sock", None
+
+
+def connect(timeout_s: float = 60.0) -> docker.DockerClient:
+    """A client of the daemon that the environment names, proven to answer.
+
+    Raises `DockerError` (`daemon_down`, `daemon_permission`) when it does not.
+    """
+    address, tls = daemon_address()
+    with docker_errors(NO_IMAGE):
+        if os.environ.get("DOCKER_HOST"):
+            return docker.from_env(timeout=int(timeout_s), use_ssh_client=address.startswith("ssh://"))
+        return docker.DockerClient(
+            base_url=address,
+            tls=tls or False,
+            version="auto",
+            timeout=int(timeout_s),
+            use_ssh_client=address.startswith("ssh://"),
+        )
+
+
+def daemon_answers(timeout_s: float = 3.0) -> bool:
+    """Whether a daemon answers at all: the question of runner detection."""
+    try:
+        client = connect(timeout_s)
+    except DockerError:
+        return False
+    client.close()
+    return True
+
+
+def daemon_facts(client: docker.DockerClient) -> DaemonFacts:
+    """Ask the daemon about itself."""
+    address, _ = daemon_address()
+    with docker_errors(NO_IMAGE):
+        info = client.info()
+    runtimes = tuple(sorted(info.get("Runtimes") or {}))
+    devices = info.get("DiscoveredDevices") or []
+    cdi = any("nvidia.com/gpu" in str(device.get("ID", "")) for device in devices)
+    return DaemonFacts(
+        address=address,
+        local=address.startswith("unix://"),
+        version=str(info.get("ServerVersion")),
+        api_version=str(client.api.api_version),
+        architecture=str(info.get("Architecture")),
+        rootless=any("rootless" in option for option in info.get("SecurityOptions") or ()),
+        gpus="nvidia" in runtimes or cdi,
+        runtimes=runtimes,
+        root_dir=str(info.get("DockerRootDir")),
+    )
+
+
+@contextmanager
+def docker_errors(image: str) -> Iterator[None]:
+    """Turn whatever the SDK raises inside the block into a `DockerError` about `image`."""
+    try:
+        yield
+    except APIError as problem:
+        raise translate_docker_error(125, str(problem.explanation or problem), image) from None
+    except DockerException as problem:
+        raise translate_docker_error(125, str(problem), image) from None
+    except (requests.exceptions.RequestException, ConnectionError) as problem:
+        raise _daemon_error(str(problem)) from None
+
+
+def _daemon_error(text: str) -> DockerError:
+    return translate_docker_error(125, f"Cannot connect to the Docker daemon: {text}", NO_IMAGE)

@@ -1,0 +1,157 @@
+"""Which image an engine gets, and how an image gets here."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound
+
+from pytest_llem import __version__
+from pytest_llem.containers.daemon import docker_errors
+from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
+from pytest_llem.containers.options import ImageFacts
+from pytest_llem.errors import RunnerError
+
+REGISTRY = "ghcr.io/pytest-llem"
+DEFAULT_CUDA_MAJOR = 12
+STOCK_IMAGES: Mapping[str, str] = {
+    "transformers": "huggingface/transformers-pytorch-gpu:latest",
+    "vllm": "vllm/vllm-openai:latest",
+    "sglang": "lmsysorg/sglang:latest",
+    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:latest",
+    "openai": "python:3.12-slim-bookworm",
+}
+"""Upstream images that work unchanged, since the worker is copied in: `--llem-runner=vllm=docker:vllm/vllm-openai`."""
+
+PULL_ATTEMPTS = 3
+BACKOFF_S = 2.0
+Tell = Callable[[str], None]
+
+
+def default_image(engine: str, cuda_major: int | None, version: str = __version__) -> str:
+    """This project's own image of an engine; `RunnerError` for an engine that has none."""
+    if engine == "openai":
+        return STOCK_IMAGES["openai"]
+    if engine not in STOCK_IMAGES:
+        raise RunnerError(
+            f"there is no default image for engine {engine!r}",
+            fix=f"name one: --llem-runner={engine}=docker:IMAGE",
+        )
+    return f"{REGISTRY}/{engine}:{version}-cuda{cuda_major or DEFAULT_CUDA_MAJOR}"
+
+
+def image_facts(client: docker.DockerClient, name: str) -> ImageFacts | None:
+    """The local image of that name; `None` when there is none."""
+    with docker_errors(name):
+        try:
+            attributes = client.images.get(name).attrs
+        except ImageNotFound:
+            return None
+    config = attributes.get("Config") or {}
+    digests = attributes.get("RepoDigests") or []
+    environment = (entry.partition("=") for entry in config.get("Env") or [])
+    return ImageFacts(
+        name=name,
+        id=str(attributes["Id"]),
+        digest=str(digests[0]).rpartition("@")[2] if digests else None,
+        user=config.get("User") or None,
+        environment={key: value for key, _, value in environment},
+        labels=config.get("Labels") or {},
+        architecture=attributes.get("Architecture"),
+    )
+
+
+def ensure_image(
+    client: docker.DockerClient,
+    name: str,
+    *,
+    pull: str = "missing",
+    timeout_s: float = 3600.0,
+    tell: Tell | None = None,
+    backoff_s: float = BACKOFF_S,
+) -> ImageFacts:
+    """The image, pulled when it must be: `pull` is `missing`, `never` or `always`.
+
+    Errors that may pass are tried again with backoff, all within `timeout_s`. Raises `DockerError`.
+    """
+    present = image_facts(client, name)
+    if present is not None and pull != "always":
+        return present
+    if pull == "never":
+        raise docker_error("image_not_found", name, said="it is not present, and docker.pull is never")
+    deadline = time.monotonic() + timeout_s
+    for attempt in range(1, PULL_ATTEMPTS + 1):
+        try:
+            _pull(client, name, deadline, tell)
+            break
+        except DockerError as error:
+            wait = backoff_s * 2 ** (attempt - 1)
+            if not error.transient or attempt == PULL_ATTEMPTS or time.monotonic() + wait >= deadline:
+                raise
+            if tell:
+                tell(f"pulling {name} failed ({error.category}), trying again in {wait:g} s")
+            time.sleep(wait)
+    pulled = image_facts(client, name)
+    if pulled is None:
+        raise docker_error("image_not_found", name, said="it was pulled, and yet is not there")
+    return pulled
+
+
+def _pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:
+    """Pull on a thread of its own, because a stalled download answers to no timeout of the client's."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="llem-pull")
+    future = pool.submit(_follow_pull, client, name, deadline, tell)
+    try:
+        future.result(timeout=max(0.0, deadline - time.monotonic()))
+    except FutureTimeout:
+        raise docker_error("timeout", name, said="the pull took longer than docker.pull_timeout_s") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _follow_pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:
+    layers: dict[str, tuple[int, int]] = {}
+    told = 0.0
+    repository, tag = split_name(name)
+    try:
+        for line in client.api.pull(repository, tag=tag, stream=True, decode=True):
+            if line.get("error"):
+                raise translate_docker_error(125, str(line["error"]), name)
+            progress = line.get("progressDetail") or {}
+            if progress.get("total"):
+                layers[str(line.get("id"))] = (int(progress.get("current", 0)), int(progress["total"]))
+            now = time.monotonic()
+            if now > deadline:
+                return
+            if tell and layers and now - told > 5.0:
+                told = now
+                done, total = (sum(column) / 1e9 for column in zip(*layers.values(), strict=True))
+                tell(f"pulling {name}: {done:.1f} of {total:.1f} GB")
+    except (DockerException, APIError) as problem:
+        raise translate_docker_error(125, str(getattr(problem, "explanation", None) or problem), name) from None
+    except requests.exceptions.RequestException as problem:
+        raise translate_docker_error(125, f"dial tcp: {problem}", name) from None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Repository and tag (or digest) of an image's name; without either, `latest`."""
+    if "@" in name:
+        repository, _, digest = name.partition("@")
+        return repository, digest
+    match = re.fullmatch(r"(.+):([\w][\w.-]{0,127})", name)
+    return (match[1], match[2]) if match else (name, "latest")
+
+
+def with_alternatives(error: DockerError, engine: str, *, named: bool) -> DockerError:
+    """The error about a default image, with the stock image of the engine as another way."""
+    stock = STOCK_IMAGES.get(engine)
+    if named or stock is None or error.category not in ("image_not_found", "registry_auth"):
+        return error
+    fix = f"use the upstream image: --llem-runner={engine}=docker:{stock} (works unchanged), or build images/{engine}"
+    return type(error)(error.message, fix=fix, details=error.details)

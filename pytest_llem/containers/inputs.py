@@ -1,0 +1,81 @@
+"""What a workload needs from outside its container: files to mount, and a network or none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pytest_llem.containers.archive import ROOT
+from pytest_llem.job import ExperimentConfig
+
+HUB = f"{ROOT}/hub"
+DATASET_ALIASES = {"aienergyscore": "EnergyStarAI/text_generation"}
+BUILTIN_PREFIX = "builtin:"
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A file or directory of this machine, read-only in the container."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`mounts` are to be made, `downloads` is what has to come from the hub, `server` a URL that must be reachable."""
+
+    mounts: tuple[Mounted, ...]
+    downloads: tuple[str, ...]
+    server: str | None
+
+    def network(self, setting: str) -> str:
+        """The container's network: the setting, or for `auto` none unless something must be reached.
+
+        A server on this machine's loopback is only reachable over the host's network.
+        """
+        if setting != "auto":
+            return setting
+        if self.server is not None and urlsplit(self.server).hostname in ("localhost", "127.0.0.1", "::1"):
+            return "host"
+        return "bridge" if self.downloads or self.server else "none"
+
+
+def inputs_of(config: ExperimentConfig) -> Inputs:
+    """Look at this machine's files and hub cache for what the experiment names."""
+    mounts: list[Mounted] = []
+    downloads: list[str] = []
+    served = config.engine == "openai"
+    named = [] if served else [("models", config.model)]
+    if config.lora:
+        named.append(("models", config.lora))
+    if config.workload.dataset not in ("synthetic",):
+        dataset = DATASET_ALIASES.get(config.workload.dataset, config.workload.dataset)
+        named.append(("datasets", dataset))
+    for kind, name in named:
+        if name.startswith(BUILTIN_PREFIX):
+            continue
+        path = Path(name).expanduser()
+        cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+        if path.exists():
+            # An absolute path keeps its place, so that the job means the same inside and outside
+            mounts.append(Mounted(str(path.absolute()), str(path.absolute())))
+        elif any((cached / "snapshots").glob("*")):
+            mounts.append(Mounted(str(cached), f"{HUB}/{cached.name}"))
+        else:
+            downloads.append(name)
+    base_url = config.settings.get("base_url") if served else None
+    server = str(base_url) if base_url else None
+    return Inputs(tuple(dict.fromkeys(mounts)), tuple(downloads), server)
+
+
+def hub_cache() -> Path:
+    """Where this machine keeps what it downloaded from the hub, as `huggingface_hub` finds it."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"

@@ -1,0 +1,163 @@
+"""How a container is created: devices, limits, privileges, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import docker
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Mount
+
+from pytest_llem.containers.archive import GUARD, JOBS, ROOT, SITE
+from pytest_llem.containers.inputs import HUB, Mounted
+from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet
+
+WORKER_COMMAND = ("-m", "pytest_llem.worker", "--isolation", "container")
+CACHE = f"{ROOT}/cache"
+ENVIRONMENT = {
+    "HOME": f"{ROOT}/home",
+    "XDG_CACHE_HOME": CACHE,
+    "XDG_CONFIG_HOME": f"{ROOT}/home/.config",
+    "HF_HOME": f"{CACHE}/huggingface",
+    "HF_HUB_CACHE": HUB,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TORCH_HOME": f"{CACHE}/torch",
+    "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/torchinductor",
+    "TRITON_HOME": f"{CACHE}/triton",
+    "TRITON_CACHE_DIR": f"{CACHE}/triton/cache",
+    "CUDA_CACHE_PATH": f"{CACHE}/cuda",
+    "NUMBA_CACHE_DIR": f"{CACHE}/numba",
+    "FLASHINFER_WORKSPACE_BASE": CACHE,
+    "VLLM_CACHE_ROOT": f"{CACHE}/vllm",
+    "VLLM_CONFIG_ROOT": f"{ROOT}/home/vllm",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "MASTER_ADDR": "127.0.0.1",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TP_SOCKET_IFNAME": "lo",
+    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONNOUSERSITE": "1",
+    "LLEM_EVENT_PREFIX": "1",
+}
+"""Every cache on a writable place, and the rendezvous of parallel workers on loopback."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What of an image matters here. `digest` is the registry's, `None` for an image that was never in one."""
+
+    name: str
+    id: str
+    digest: str | None
+    user: str | None
+    environment: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    architecture: str | None = None
+
+    @property
+    def runs_as_root(self) -> bool:
+        """Whether the image's own user is root."""
+        return (self.user or "").partition(":")[0] in ("", "0", "root")
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """All that decides how one container is made; `command` is what the guard runs, nothing means: wait."""
+
+    name: str
+    image: ImageFacts
+    command: tuple[str, ...]
+    devices: DeviceSet
+    settings: DockerSettings
+    network: str
+    mounts: tuple[Mounted, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def job_environment(name: str) -> dict[str, str]:
+    """Where the worker finds its job."""
+    return {"LLEM_CONFIG_PATH": f"{JOBS}/{name}/job.json"}
+
+
+def capabilities(request: ContainerRequest) -> list[str]:
+    """The capabilities that stay: those asked for, and for root its right to read mounted files of other users."""
+    needed = ["DAC_OVERRIDE"] if request.image.runs_as_root and request.mounts else []
+    return list(dict.fromkeys([*needed, *request.settings.capabilities]))
+
+
+def container_environment(request: ContainerRequest) -> dict[str, str]:
+    """The environment inside: caches, loopback, exactly the leased devices, and the secrets."""
+    site = request.image.environment.get("PYTHONPATH")
+    environment = {
+        **ENVIRONMENT,
+        "PYTHONPATH": f"{SITE}:{site}" if site else SITE,
+        **request.environment,
+        **request.secrets,
+    }
+    if request.network == "none":
+        environment["HF_HUB_OFFLINE"] = "1"
+    if request.devices.kind != "cuda":
+        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
+    """Create the container. A limit on memory is one on swap too; the image's health check is switched off, because it
+    would run beside the measurement. Raises what the SDK raises."""
+    settings = request.settings
+    gpus = DeviceRequest(device_ids=list(request.devices.uuids), capabilities=[["gpu"]])
+    return client.containers.create(
+        request.image.id,
+        list(request.command),
+        name=request.name,
+        entrypoint=["python3", GUARD],
+        environment=container_environment(request),
+        labels=dict(request.labels),
+        working_dir=ROOT,
+        init=True,
+        stdin_open=True,
+        network_mode=request.network,
+        shm_size=settings.shm_size_bytes,
+        pids_limit=settings.pids_limit,
+        security_opt=["no-new-privileges"],
+        cap_drop=["ALL"],
+        cap_add=capabilities(request),
+        healthcheck={"test": ["NONE"]},
+        mounts=[_mount(mounted) for mounted in request.mounts],
+        mem_limit=settings.memory_bytes,
+        memswap_limit=settings.memory_bytes,
+        device_requests=[gpus] if request.devices.kind == "cuda" else None,
+    )
+
+
+def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
+    """The part of the options that belongs into a result; nothing secret."""
+    return {
+        "container": request.name,
+        "image_id": request.image.id,
+        "user": request.image.user,
+        "network": request.network,
+        "capabilities": tuple(capabilities(request)),
+        "memory_bytes": request.settings.memory_bytes,
+        "shm_size_bytes": request.settings.shm_size_bytes,
+        "lifecycle": request.settings.lifecycle,
+        "mounts": tuple(mounted.target for mounted in request.mounts),
+        "secrets": tuple(sorted(request.secrets)),
+    }
+
+
+def extra_mounts(entries: Sequence[str]) -> tuple[Mounted, ...]:
+    """Directories of the setting `mounts`, each at its own path in the container."""
+    return tuple(Mounted(entry, entry) for entry in entries)
+
+
+def _mount(mounted: Mounted) -> Mount:
+    return Mount(target=mounted.target, source=mounted.source, type="bind", read_only=True)

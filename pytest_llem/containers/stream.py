@@ -1,0 +1,151 @@
+"""A container's output while it runs: events to the caller, everything else into `worker.log`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from docker.utils.socket import SocketError, frames_iter
+
+from pytest_llem.containers.secrets import redact
+from pytest_llem.errors import JsonValue
+from pytest_llem.worker.entry import EVENT_PREFIX
+
+Event = dict[str, JsonValue]
+_STDERR = 2
+_KEPT_BYTES = 65536
+
+
+class Attachment:
+    """The client's end of a container's standard streams.
+
+    Holding it open keeps the container alive, and closing it ends the container (see `guard`).
+    """
+
+    def __init__(self, raw: object) -> None:
+        self._raw = raw
+        # The SDK's timeout of a minute would end the stream of a worker that is quiet for that long
+        for candidate in (raw, getattr(raw, "_sock", None)):
+            if candidate is not None and hasattr(candidate, "settimeout"):
+                candidate.settimeout(None)
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Stream number (1 output, 2 error) and bytes, until the container or the connection ends."""
+        with contextlib.suppress(SocketError, OSError, ValueError):
+            yield from frames_iter(self._raw, tty=False)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Hang up; the reading thread's `frames` end too."""
+        inner = getattr(self._raw, "_sock", self._raw)
+        if hasattr(inner, "shutdown"):
+            with contextlib.suppress(OSError):
+                inner.shutdown(socket.SHUT_RDWR)
+        for candidate in (self._raw, inner):
+            with contextlib.suppress(OSError):
+                candidate.close()  # type: ignore[attr-defined]
+
+
+class OutputPump:
+    """Reads frames on a thread of its own.
+
+    Lines behind the event prefix come out of `next_event`; all others go to the log, redacted. `on_line` sees each
+    event line as it was written.
+    """
+
+    def __init__(
+        self,
+        frames: Iterable[tuple[int, bytes]],
+        log: Path,
+        secrets: Iterable[str] = (),
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        self._frames = frames
+        self._log_path = log
+        self._secrets = tuple(secrets)
+        self._on_line = on_line
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._kept = ""
+        self._thread = threading.Thread(target=self._run, name="llem-container-output", daemon=True)
+        self.ended = False
+
+    def start(self) -> None:
+        """Begin reading."""
+        self._thread.start()
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """The next event, or `None` after `timeout_s` or at the end of the stream (`ended` is true then)."""
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if event is None:
+            self.ended = True
+        return event
+
+    def rest(self, timeout_s: float) -> Iterator[Event]:
+        """The events that were read and not yet taken, waiting at most `timeout_s` for the stream's end."""
+        self._thread.join(timeout_s)
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if event is None:
+                self.ended = True
+                return
+            yield event
+
+    @property
+    def last_output(self) -> str:
+        """The last of what went to the log (at most 64 KiB), for reading what went wrong."""
+        return self._kept
+
+    def _run(self) -> None:
+        rests: dict[int, bytes] = {}
+        with self._log_path.open("a", encoding="utf-8", errors="replace") as log:
+            for stream, data in self._frames:
+                *lines, rests[stream] = (rests.get(stream, b"") + data).split(b"\n")
+                for line in lines:
+                    self._take(line, log)
+            for rest in rests.values():
+                if rest:
+                    self._take(rest, log)
+        self._events.put(None)
+
+    def _take(self, line: bytes, log: IO[str]) -> None:
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        if text.startswith(EVENT_PREFIX):
+            event = _parse(text[len(EVENT_PREFIX) :])
+            if event is not None:
+                if self._on_line:
+                    self._on_line(text[len(EVENT_PREFIX) :])
+                self._events.put(event)
+                return
+        text = redact(text, self._secrets)
+        self._kept = (self._kept + text + "\n")[-_KEPT_BYTES:]
+        log.write(text + "\n")
+        log.flush()
+
+
+def _parse(text: str) -> Event | None:
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return dict(event) if isinstance(event, Mapping) else None
+
+
+def live_writer(stream: IO[str]) -> Callable[[str], None]:
+    """Append each event line to `events.jsonl` as it arrives."""
+
+    def write(line: str) -> None:
+        stream.write(line.rstrip("\n") + "\n")
+        stream.flush()
+
+    return write

@@ -1,0 +1,223 @@
+"""The Docker runner: each cycle in a container that is made for it, or by exec in one that is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+import docker
+
+from pytest_llem.containers.archive import job_archive, worker_archive
+from pytest_llem.containers.cuda import cuda_major
+from pytest_llem.containers.cycle import (
+    CycleEnd,
+    collect,
+    drain,
+    end_state,
+    explain,
+    follow,
+    kill,
+    write_if_absent,
+)
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
+from pytest_llem.containers.errors import DockerError, docker_error
+from pytest_llem.containers.identity import current_identity
+from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
+from pytest_llem.containers.inputs import inputs_of
+from pytest_llem.containers.options import (
+    WORKER_COMMAND,
+    ContainerRequest,
+    ImageFacts,
+    create,
+    extra_mounts,
+    job_environment,
+    recorded_options,
+)
+from pytest_llem.containers.orphans import remove_orphans, remove_session, removed_after
+from pytest_llem.containers.secrets import secrets_of
+from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import InterruptedCycleError, JsonValue
+from pytest_llem.job import Job, JobDir
+from pytest_llem.runners.deadlines import DeadlineWatch
+from pytest_llem.runners.lease import Lease
+from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+
+
+class DockerRunner:
+    """Runs cycles in containers of one daemon, and leaves none behind.
+
+    The daemon is asked for nothing before the first cycle; then containers of dead sessions are swept. `tell` receives
+    a sentence now and then while an image is pulled.
+    """
+
+    def __init__(self, spec: RunnerSpec, settings: DockerSettings | None = None, tell: Tell | None = None) -> None:
+        self.spec = spec
+        self.settings = settings or DockerSettings()
+        self._tell = tell
+        self._identity = current_identity()
+        self._connected: tuple[docker.DockerClient, DaemonFacts] | None = None
+        self._images: dict[str, ImageFacts] = {}
+        self._swept: list[str] = []
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """See `runners.protocol.Runner.run`."""
+        watch = DeadlineWatch(job.deadlines)
+        secrets = secrets_of(os.environ)
+        name = self.spec.image or job.config.engine
+        try:
+            client, facts = self.connect()
+            image = self.image(job.config.engine)
+            name = image.name
+            request, notes = self._request(job, image, facts, secrets)
+            end = self._cycle(client, request, job, job_dir, on_event, watch, lease)
+        except DockerError as error:
+            write_if_absent(job_dir, error, watch.phase, secrets)
+            return self._report(name, None, {}, ())
+        except KeyboardInterrupt:
+            write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"), watch.phase, secrets)
+            raise
+        write_if_absent(job_dir, explain(end, image), watch.phase, secrets)
+        return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
+
+    def connect(self) -> tuple[docker.DockerClient, DaemonFacts]:
+        """The client and its daemon's facts, from the first call on; raises `DockerError`."""
+        if self._connected is None:
+            client = connect()
+            self._connected = client, daemon_facts(client)
+            self._swept = remove_orphans(client)
+        return self._connected
+
+    def image(self, engine: str) -> ImageFacts:
+        """The image for an engine, made present; raises `DockerError`."""
+        name = self.spec.image or default_image(engine, cuda_major())
+        if name not in self._images:
+            client, _ = self.connect()
+            try:
+                self._images[name] = ensure_image(
+                    client,
+                    name,
+                    pull=self.settings.pull,
+                    timeout_s=self.settings.pull_timeout_s,
+                    tell=self._tell,
+                )
+            except DockerError as error:
+                raise with_alternatives(error, engine, named=self.spec.image is not None) from None
+        return self._images[name]
+
+    def close(self) -> None:
+        """Remove whatever of this session is left, and hang up."""
+        if self._connected is None:
+            return
+        client, _ = self._connected
+        self._connected = None
+        remove_session(client, self._identity.id)
+        client.close()
+
+    def _request(
+        self, job: Job, image: ImageFacts, daemon: DaemonFacts, secrets: Mapping[str, str]
+    ) -> tuple[ContainerRequest, tuple[Note, ...]]:
+        inputs = inputs_of(job.config)
+        mounts = inputs.mounts + extra_mounts(self.settings.mounts)
+        if mounts and not daemon.local:
+            paths = ", ".join(mounted.source for mounted in mounts)
+            raise docker_error("mount_missing", image.name, said=f"{paths}: the daemon at {daemon.address} is remote")
+        if job.devices.kind == "cuda" and not daemon.gpus:
+            said = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
+            raise docker_error("gpu_runtime_missing", image.name, said=said)
+        notes: tuple[Note, ...] = ()
+        if inputs.downloads:
+            what = ", ".join(inputs.downloads)
+            advice = "download it here first, then it is mounted"
+            notes = (Note("hub_download", f"{what} is downloaded inside the container, each cycle anew: {advice}"),)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", job.experiment_id).strip("-")[:40] or "experiment"
+        network = inputs.network(self.settings.network)
+        return ContainerRequest(
+            name=f"llem-{slug}-c{job.cycle}-{uuid.uuid4().hex[:8]}",
+            image=image,
+            command=WORKER_COMMAND,
+            devices=job.devices,
+            settings=self.settings,
+            network=network,
+            mounts=mounts,
+            labels=self._identity.labels(job.run_id),
+            secrets=secrets if network != "none" else {},
+            environment=job_environment("job"),
+        ), notes
+
+    def _cycle(
+        self,
+        client: docker.DockerClient,
+        request: ContainerRequest,
+        job: Job,
+        job_dir: JobDir,
+        on_event: OnEvent,
+        watch: DeadlineWatch,
+        lease: Lease | None,
+    ) -> CycleEnd:
+        begun = time.monotonic()
+        with docker_errors(request.image.name):
+            container = create(client, request)
+        with removed_after(container):
+            with docker_errors(request.image.name):
+                container.put_archive("/", worker_archive())
+                container.put_archive("/", job_archive(job_dir.job.read_bytes(), "job"))
+                attachment = Attachment(
+                    container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+                )
+            try:
+                with job_dir.events.open("a", encoding="utf-8") as live:
+                    pump = OutputPump(attachment.frames(), job_dir.log, request.secrets.values(), live_writer(live))
+                    pump.start()
+                    with docker_errors(request.image.name):
+                        container.start()
+                    started = time.monotonic()
+                    if lease is not None:
+                        lease.occupied_by(pid=os.getpid(), container=request.name)
+                    overdue = follow(pump, watch, on_event)
+                    ended = time.monotonic()
+                    if overdue:
+                        kill(container)
+                        drain(pump, watch, on_event)
+                returncode, oom_killed = end_state(container)
+                problem = collect(container, "job", job_dir, request.image)
+            except KeyboardInterrupt:
+                kill(container)
+                collect(container, "job", job_dir, request.image)
+                raise
+            finally:
+                attachment.close()
+        finished = time.monotonic()
+        facts: dict[str, JsonValue] = {
+            "returncode": returncode,
+            "oom_killed": oom_killed,
+            "start_s": started - begun,
+            "run_s": ended - started,
+            "finish_s": finished - ended,
+        }
+        if problem is not None:
+            facts["collect_error"] = problem.message
+        return CycleEnd(returncode, oom_killed, overdue, pump.last_output, facts)
+
+    def _report(
+        self, name: str, image: ImageFacts | None, facts: Mapping[str, JsonValue], notes: tuple[Note, ...]
+    ) -> RunReport:
+        if self._swept:
+            notes = (*notes, Note("orphans_removed", f"containers of dead sessions were removed: {self._swept}"))
+            self._swept = []
+        daemon = self._connected[1] if self._connected else None
+        more: dict[str, JsonValue] = {"daemon": daemon.version, "daemon_local": daemon.local} if daemon else {}
+        return RunReport(
+            name="docker",
+            source=self.spec.source,
+            isolation="container",
+            image=name,
+            image_digest=(image.digest or image.id) if image else None,
+            start_method="command",
+            notes=notes,
+            facts={**more, **facts},
+        )
