@@ -43,8 +43,8 @@ def run_cycle(job: Job, job_dir: JobDir, events: EventLog, *, start_method: str,
         try:
             worker = WorkerFacts(os.getpid(), platform.node(), start_method, isolation)
             measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker)
-        finally:
             events.emit("phase", "unload")
+        finally:
             engine.shutdown()
     return measurement
 

@@ -1,0 +1,351 @@
+"""The order of a cycle, with an engine that writes down what is asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pytest_llem.decode import decode, encode
+from pytest_llem.energy.protocol import EnergyReport, Window
+from pytest_llem.engines.protocol import (
+    CacheState,
+    Capabilities,
+    Completion,
+    DeviceMemory,
+    ModelShape,
+    Progress,
+    Quiesced,
+    Request,
+)
+from pytest_llem.errors import EngineError, JsonValue, OutOfMemoryError
+from pytest_llem.job import (
+    Deadlines,
+    Decoding,
+    DeviceSet,
+    EventLog,
+    ExperimentConfig,
+    IdleSettings,
+    Job,
+    JobDir,
+    MeasurementSettings,
+    MeterSettings,
+    WarmupSettings,
+    WorkloadSettings,
+    read_events,
+)
+from pytest_llem.measurement import Measurement
+from pytest_llem.worker.cycle import run_cycle
+
+
+class LetterTokenizer:
+    bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def chat(self, text: str) -> list[int]:
+        return self.encode(text)
+
+
+class ScriptedEngine:
+    """Answers at once; `calls` holds what happened, and the attributes what to do differently."""
+
+    name: ClassVar[str] = "scripted"
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
+        self.calls: list[str] = []
+        self.cached_tokens = 0
+        self.missing_tokens = 0
+        self.cache_state: CacheState = "cleared"
+        self.read_back: dict[str, JsonValue] = {"dtype": "float32", "batch_size": 2}
+        self.fail_in: str | None = None
+        self.on_generate: Callable[[], None] = lambda: time.sleep(0.001)
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.fail_in == call:
+            raise OutOfMemoryError(f"no memory in {call}", fix="less")
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        self._note("prepare")
+        return "1.0"
+
+    def load(self) -> None:
+        self._note("load")
+
+    def tokenizer(self) -> LetterTokenizer:
+        return LetterTokenizer()
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        self._note("generate")
+        self.on_generate()
+        now = time.monotonic_ns()
+        progress(len(requests), len(requests))
+        return [
+            Completion(
+                r.index,
+                len(r.token_ids),
+                (7,) * (r.max_new_tokens - self.missing_tokens),
+                now - 1000,
+                now,
+                "length",
+                cached_tokens=self.cached_tokens,
+            )
+            for r in requests
+        ]
+
+    def reset(self) -> CacheState:
+        self._note("reset")
+        return self.cache_state
+
+    def quiesce(self) -> Quiesced:
+        self._note("quiesce")
+        return "synchronized"
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        return self.read_back
+
+    def shape(self) -> ModelShape | None:
+        return None
+
+    def reset_peak_memory(self) -> None:
+        self._note("reset_peak_memory")
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        self._note("memory")
+        return ()
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+class RecordingMeter:
+    name: ClassVar[str] = "recording"
+
+    def __init__(self) -> None:
+        self.marks: list[int] = []
+        self.stops: list[tuple[Window, ...]] = []
+
+    def start(self) -> None:
+        self.marks.append(time.monotonic_ns())
+
+    def mark(self) -> int:
+        self.marks.append(time.monotonic_ns())
+        return self.marks[-1]
+
+    def power_w(self) -> float | None:
+        return 10.0
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        self.stops.append(tuple(windows))
+        return EnergyReport("recording", True, "cpu_package", "worker", (), ())
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    made = ScriptedEngine()
+    monkeypatch.setattr("pytest_llem.worker.cycle.open_engine", lambda _name: made)
+    return made
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> RecordingMeter:
+    made = RecordingMeter()
+    monkeypatch.setattr("pytest_llem.worker.cycle.open_meter", lambda *_: made)
+    return made
+
+
+def make_job(**changes: Any) -> Job:
+    config = ExperimentConfig(
+        model="m",
+        engine="scripted",
+        dtype="float32",
+        weights="real",
+        workload=WorkloadSettings("synthetic", prompts=4, input_tokens=5, output_tokens=3, seed=0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(0.01, WarmupSettings(1, 3, 1.0, 10.0, 2), IdleSettings(0.001, 0.0)),
+        settings={"batch_size": 2},
+    )
+    config = dataclasses.replace(config, **changes)
+    return Job("run", "study", "id", "hash", config, 1, 1, DeviceSet("cpu"), MeterSettings("auto"), Deadlines(60.0))
+
+
+def run(job: Job, path: Path) -> Measurement:
+    job_dir = JobDir(path)
+    events = EventLog(job_dir.events)
+    try:
+        return run_cycle(job, job_dir, events, start_method="spawn", isolation="process")
+    finally:
+        events.close()
+
+
+def codes(measurement: Measurement) -> list[str]:
+    return [note.code for note in measurement.invalid]
+
+
+def test_windows_come_in_the_order_of_the_protocol(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    measurement = run(make_job(), tmp_path)
+    assert [window.name for window in measurement.windows] == ["load", "idle", "warmup", "measure"]
+    assert all(a.end_ns <= b.start_ns for a, b in zip(measurement.windows, measurement.windows[1:], strict=False))
+    assert meter.stops == [measurement.windows]
+    assert {edge for w in measurement.windows for edge in (w.start_ns, w.end_ns)} <= set(meter.marks)
+
+
+def test_caches_are_emptied_before_every_repeat(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
+    run(make_job(), tmp_path)
+    before = [engine.calls[index - 1] for index, call in enumerate(engine.calls) if call == "generate"]
+    assert before == ["reset"] * len(before)
+    assert len(before) > 2
+
+
+def test_the_engine_rests_at_both_edges_of_the_measure_window(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    run(make_job(), tmp_path)
+    first = engine.calls.index("reset_peak_memory")
+    measured = engine.calls[first : engine.calls.index("memory")]
+    assert measured[1] == "quiesce"
+    assert measured[-1] == "quiesce"
+
+
+def test_the_measure_window_holds_whole_repeats_only(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    measurement = run(make_job(), tmp_path)
+    window = measurement.windows[-1]
+    assert measurement.repeats[0].start_ns >= window.start_ns
+    assert measurement.repeats[-1].end_ns <= window.end_ns
+    assert window.duration_s >= 0.01
+    assert len(measurement.requests) == 4 * len(measurement.repeats)
+
+
+def test_one_repeat_is_measured_even_when_it_takes_longer_than_asked(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    settings = MeasurementSettings(0.0, WarmupSettings(1, 1), IdleSettings(0.0))
+    measurement = run(make_job(measurement=settings), tmp_path)
+    assert len(measurement.repeats) == 1
+    assert measurement.warmup.reason == "fixed"
+
+
+def test_events_tell_what_happened(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
+    run(make_job(), tmp_path)
+    events = list(read_events(tmp_path / "events.jsonl"))
+    phases = [event["name"] for event in events if event["event"] == "phase"]
+    assert phases == ["prepare", "load", "idle", "warmup", "measure", "unload"]
+    edges = [(event["event"], event["name"]) for event in events if str(event["event"]).startswith("window")]
+    assert edges[-2:] == [("window_begin", "measure"), ("window_end", "measure")]
+    progress = [event for event in events if event["event"] == "progress" and event["name"] == "measure"]
+    assert progress[0] | {"t_ns": 0} == {
+        "t_ns": 0, "event": "progress", "name": "measure", "done": 4, "total": 4, "repeat": 0,
+    }  # fmt: skip
+
+
+def test_progress_is_calm(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
+    """Thousands of short batches must not become thousands of lines: writing them would disturb the measurement."""
+    engine.on_generate = lambda: None
+    measurement = run(make_job(), tmp_path)
+    events = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "progress"]
+    assert len(measurement.repeats) > 20
+    assert len(events) <= 4
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "code"),
+    [
+        ("cached_tokens", 2, "prefix_cache_hit"),
+        ("missing_tokens", 1, "output_length_differs"),
+        ("cache_state", "unknown", "prefix_cache_not_reset"),
+        ("read_back", {"dtype": "bfloat16", "batch_size": 2}, "effective_differs"),
+        ("read_back", {"dtype": "float32", "batch_size": 1}, "effective_differs"),
+    ],
+)
+def test_what_was_not_meant_makes_the_cycle_invalid(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, attribute: str, value: object, code: str
+) -> None:
+    setattr(engine, attribute, value)
+    assert codes(run(make_job(), tmp_path)) == [code]
+
+
+def test_a_good_cycle_has_no_notes_and_survives_the_way_through_json(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    measurement = run(make_job(), tmp_path)
+    assert codes(measurement) == []
+    assert encode(decode(Measurement, encode(measurement))) == encode(measurement)
+
+
+@pytest.mark.parametrize("phase", ["prepare", "load", "generate"])
+def test_a_failure_releases_engine_and_meter(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, phase: str
+) -> None:
+    engine.fail_in = phase
+    with pytest.raises(OutOfMemoryError):
+        run(make_job(), tmp_path)
+    assert engine.calls[-1] == "shutdown"
+    assert meter.stops == [()]
+    assert [thread.name for thread in threading.enumerate()].count("llem-heartbeat") == 0
+
+
+def test_no_meter_measures_no_energy_and_no_idle(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = dataclasses.replace(make_job(), meter=MeterSettings("none"))
+    measurement = run(job, tmp_path)
+    assert measurement.energy is None
+    assert [window.name for window in measurement.windows] == ["load", "warmup", "measure"]
+
+
+def test_a_meter_on_the_host_is_not_opened_in_the_worker(
+    engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pytest_llem.worker.cycle.open_meter", lambda *_: pytest.fail("opened"))
+    job = dataclasses.replace(make_job(), meter=MeterSettings("nvml", placement="host"))
+    measurement = run(job, tmp_path)
+    assert measurement.energy is None
+    assert "idle" in {window.name for window in measurement.windows}
+
+
+def test_a_gpu_window_has_quiet_sides(
+    engine: ScriptedEngine, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pytest_llem.worker.cycle.QUIET_SIDE_S", 0.02)
+    job = dataclasses.replace(make_job(), devices=DeviceSet("cuda", ("GPU-1",)))
+    window = run(job, tmp_path).windows[-1]
+    assert window.quiet_before_s is not None
+    assert window.quiet_after_s is not None
+    assert min(window.quiet_before_s, window.quiet_after_s) >= 0.02
+
+
+def test_heartbeats_stop_when_the_engine_is_stuck(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """A thread that beats whatever happens would hide a deadlock from the hang detection."""
+    engine.on_generate = lambda: time.sleep(1.2)
+    settings = MeasurementSettings(0.0, WarmupSettings(0, 0), IdleSettings(1.2, 0.0))
+    job = dataclasses.replace(make_job(measurement=settings), deadlines=Deadlines(60.0, heartbeat_s=0.4))
+    run(job, tmp_path)
+    beats = [event["name"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "heartbeat"]
+    assert beats.count("idle") >= 4
+    assert beats.count("measure") <= 1
+
+
+def test_an_engine_error_names_its_phase(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
+    engine.fail_in = "load"
+    job_dir = JobDir(tmp_path)
+    events = EventLog(job_dir.events)
+    with pytest.raises(EngineError):
+        run_cycle(make_job(), job_dir, events, start_method="spawn", isolation="process")
+    assert events.phase == "load"
