@@ -1,0 +1,182 @@
+"""What an experiment really does: presets written out, defaults left out, dormant settings gone, one hash.
+
+Two experiments that would do the same have the same canonical leaves. The hash covers only what differs from the
+defaults, so a later release that adds a setting keeps the hashes of experiments that do not use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.study.fields import ENGINE_SECTIONS, Leaves, defaults
+
+HASH_VERSION = 1
+
+Get = Callable[[str], JsonValue]
+
+_SAMPLING = {"do_sample": True}
+PRESETS: Mapping[str, Mapping[str, JsonValue]] = {
+    "greedy": {"do_sample": False},
+    "deterministic": {"do_sample": False},
+    "standard": {**_SAMPLING, "temperature": 1.0, "top_p": 0.95, "top_k": 50},
+    "creative": {**_SAMPLING, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {**_SAMPLING, "temperature": 0.3, "top_k": 10},
+}
+
+
+@dataclass(frozen=True)
+class Dormancy:
+    """Settings that do nothing while `asleep` says so; it reads only `controls`. `because` ends "does nothing ..."."""
+
+    fields: tuple[str, ...]
+    controls: tuple[str, ...]
+    asleep: Callable[[Get], bool]
+    because: str
+
+    @property
+    def linked(self) -> tuple[str, ...]:
+        """All paths that must be looked at together."""
+        return self.fields + self.controls
+
+
+def _below(section: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
+
+
+_QUANT = "transformers.quantization"
+
+DORMANCIES: tuple[Dormancy, ...] = (
+    Dormancy(
+        _below("decoding", "temperature", "top_k", "top_p", "min_p"),
+        ("decoding.do_sample", "decoding.temperature", "decoding.preset"),
+        lambda get: not get("decoding.do_sample") or get("decoding.temperature") == 0,
+        "under greedy decoding (decoding.do_sample is false or the temperature 0)",
+    ),
+    Dormancy(
+        ("decoding.do_sample",),
+        ("decoding.temperature", "decoding.preset"),
+        lambda get: get("decoding.temperature") == 0,
+        "at temperature 0, which is greedy",
+    ),
+    Dormancy(
+        _below("workload", "column", "split", "revision", "order", "chat_template"),
+        ("workload.dataset",),
+        lambda get: get("workload.dataset") == "synthetic",
+        "with synthetic prompts",
+    ),
+    Dormancy(
+        _below(
+            _QUANT,
+            "bnb_4bit_quant_type",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_use_double_quant",
+            "bnb_4bit_quant_storage",
+        ),
+        (f"{_QUANT}.load_in_4bit",),
+        lambda get: not get(f"{_QUANT}.load_in_4bit"),
+        "without load_in_4bit",
+    ),
+    Dormancy(
+        _below(_QUANT, "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"),
+        (f"{_QUANT}.load_in_8bit",),
+        lambda get: not get(f"{_QUANT}.load_in_8bit"),
+        "without load_in_8bit",
+    ),
+    Dormancy(
+        _below("transformers.compile", "backend", "fullgraph", "dynamic"),
+        ("transformers.compile.mode",),
+        lambda get: get("transformers.compile.mode") is None,
+        "without transformers.compile.mode",
+    ),
+    Dormancy(
+        _below("transformers", "length_penalty", "early_stopping"),
+        ("transformers.num_beams",),
+        lambda get: get("transformers.num_beams") == 1,
+        "without beam search (transformers.num_beams is 1)",
+    ),
+    Dormancy(
+        ("transformers.max_memory",),
+        ("transformers.device_map",),
+        lambda get: get("transformers.device_map") is None,
+        "without transformers.device_map",
+    ),
+    Dormancy(
+        _below("measurement.warmup", "min_repeats", "max_s", "cv", "window"),
+        ("measurement.warmup.max_repeats",),
+        lambda get: get("measurement.warmup.max_repeats") == 0,
+        "without warm-up (max_repeats is 0)",
+    ),
+    Dormancy(
+        ("measurement.idle.max_wait_s",),
+        ("measurement.idle.duration_s",),
+        lambda get: get("measurement.idle.duration_s") == 0,
+        "without an idle window (duration_s is 0)",
+    ),
+)
+
+
+def written_out(leaves: Leaves) -> Leaves:
+    """The leaves with a decoding preset replaced by what it stands for, below what is set beside it."""
+    name = leaves.get("decoding.preset")
+    if not isinstance(name, str):
+        return leaves
+    result = {path: value for path, value in leaves.items() if path != "decoding.preset"}
+    for key, value in PRESETS[name].items():
+        if result.get(f"decoding.{key}") is None:
+            result[f"decoding.{key}"] = value
+    return result
+
+
+def getter(leaves: Leaves) -> Get:
+    """Reads a setting: its leaf, else its default."""
+    known = defaults()
+    return lambda path: leaves[path] if path in leaves else known.get(path)
+
+
+def section_of(path: str) -> str | None:
+    """The engine whose section a path lies in, or `None` for common settings."""
+    head = path.partition(".")[0]
+    return head if head in ENGINE_SECTIONS else None
+
+
+def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
+    """The leaves that count, and for every set leaf that does not, why it does nothing."""
+    leaves = written_out(leaves)
+    get = getter(leaves)
+    known = defaults()
+    asleep: dict[str, str] = {}
+    for rule in DORMANCIES:
+        touched = [path for path in rule.fields if path in leaves]
+        if touched and rule.asleep(get):
+            asleep.update(dict.fromkeys(touched, rule.because))
+    kept: Leaves = {}
+    for path, value in leaves.items():
+        section = section_of(path)
+        if section is not None and section != engine:
+            asleep[path] = f"with engine {engine}"
+        elif path in asleep:
+            continue
+        elif path not in known or not same(value, known[path]) or path in ("model", "engine"):
+            kept[path] = value
+    return kept, {path: why for path, why in asleep.items() if path in leaves}
+
+
+def asleep_by_default(leaves: Leaves) -> set[str]:
+    """Every path, set or not, that does nothing in an experiment with these canonical leaves."""
+    get = getter(leaves)
+    return {path for rule in DORMANCIES if rule.asleep(get) for path in rule.fields}
+
+
+def same(one: JsonValue, other: JsonValue) -> bool:
+    """Equality that tells 1 from true."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def config_hash(kept: Leaves) -> str:
+    """SHA-256 (hex) of canonical leaves, independent of their order."""
+    text = json.dumps({"v": HASH_VERSION, "set": kept}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,133 @@
+"""The parts of a study that are not experiments: execution, gates, runners, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel
+
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.study import fields
+from pytest_llem.study.document import KeyPath, kind
+from pytest_llem.study.fields import BadValueError
+from pytest_llem.study.flatten import Report
+from pytest_llem.study.limits import Budget, Comparison, FailIf, check_metric, parse_budget, parse_fail_if
+from pytest_llem.study.model import Gates, Overrides
+from pytest_llem.study.problems import Location, Problem, suggest_or_list
+from pytest_llem.study.schema import Compare, Execution
+
+
+def section(model: type[BaseModel], data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
+    """The checked values of a mapping, key by key; what is wrong goes to `report` and is left out."""
+    name = ".".join(map(str, place))
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        report(place, f"{name}: expected a mapping, got {kind(data)}", f"known here: {_names(model)}", False)
+        return {}
+    found: dict[str, JsonValue] = {}
+    for key, value in data.items():
+        if key not in model.model_fields:
+            hint = suggest_or_list(key, model.model_fields)
+            report((*place, key), f"unknown setting {name}.{key}", hint, True)
+            continue
+        try:
+            found[key] = fields.check_field(model, key, value)
+        except BadValueError as problem:
+            report((*place, key, *problem.inner), f"{name}.{key}: {problem.text}", problem.fix, False)
+    return found
+
+
+def _names(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)
+
+
+def execution(data: JsonValue, report: Report) -> Execution:
+    """The `execution` section; what is wrong in it keeps its default."""
+    found = section(Execution, data, report, ("execution",))
+    headline = found.get("headline")
+    if isinstance(headline, str):
+        try:
+            check_metric(headline)
+        except SettingsError as problem:
+            report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
+    made = Execution.model_validate(found)
+    if made.target_ci is not None and made.max_cycles < made.cycles:
+        text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
+        report(("execution",), text, "raise max_cycles", True)
+    return made
+
+
+def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: Report, place: KeyPath) -> Gates:
+    """The gates of a study or of one of its experiments."""
+    limits = section(Compare, compare, report, (*place, "compare"))
+    alpha = limits.get("alpha", 0.05)
+    found = tuple(_comparisons(limits, report, (*place, "compare")))
+    return Gates(
+        tuple(_budgets(expect, report, (*place, "expect"))),
+        Comparison(found, alpha if isinstance(alpha, float) else 0.05) if found else None,
+        tags,
+    )
+
+
+def _budgets(data: JsonValue, report: Report, place: KeyPath) -> Iterator[Budget]:
+    if data is None:
+        return
+    if not isinstance(data, Mapping):
+        text = f"expect: expected a mapping, got {kind(data)}"
+        report(place, text, 'write expect: {joules_per_output_token: "<= 0.5"}', False)
+        return
+    for metric, budget in data.items():
+        if budget is None:
+            continue
+        try:
+            yield parse_budget(metric, budget)
+        except SettingsError as problem:
+            report((*place, metric), f"expect: {problem.message}", problem.fix, "unknown metric" in problem.message)
+
+
+def _comparisons(limits: Mapping[str, JsonValue], report: Report, place: KeyPath) -> Iterator[FailIf]:
+    fail_if, resolution = limits.get("fail_if"), limits.get("resolution")
+    resolutions = resolution if isinstance(resolution, Mapping) else {}
+    known = fail_if if isinstance(fail_if, Mapping) else {}
+    for metric, text in known.items():
+        try:
+            yield parse_fail_if(metric, text, resolutions.get(metric))
+        except SettingsError as problem:
+            at_key = "unknown metric" in problem.message
+            report((*place, "fail_if", metric), f"compare: {problem.message}", problem.fix, at_key)
+    for metric in resolutions.keys() - known.keys():
+        hint = "name it in fail_if as well, or take it out"
+        report((*place, "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
+
+
+def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -> dict[str, str]:
+    """The `runners` of a study: an engine's name to a runner's."""
+    for engine, spec in data.items():
+        if engine not in engines:
+            report(("runners", engine), f"runners: unknown engine {engine!r}", suggest_or_list(engine, engines), True)
+        name = spec.partition(":")[0]
+        if name not in ("local", "docker", "ray"):
+            hint = suggest_or_list(name, ("local", "docker", "ray"))
+            report(("runners", engine), f"runners: {engine}: unknown runner {spec!r}", hint, False)
+    return dict(data)
+
+
+def overridden(execution: Execution, overrides: Overrides) -> Execution:
+    """The execution with what the command line says. Raises `SettingsError`."""
+    changes: dict[str, JsonValue] = {}
+    if overrides.cycles is not None:
+        changes["cycles"] = overrides.cycles
+    if overrides.order is not None:
+        changes["order"] = overrides.order
+    try:
+        for key, value in changes.items():
+            fields.check_field(Execution, key, value)
+    except BadValueError as problem:
+        raise SettingsError(f"execution: {problem.text}", fix=problem.fix) from None
+    return execution.model_copy(update=changes)
+
+
+def problem_at(location: Location, text: str) -> Problem:
+    """A problem at a place already known."""
+    return Problem(location, text)

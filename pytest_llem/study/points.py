@@ -1,0 +1,287 @@
+"""The points of a sweep: enumerated in written order, filtered, named, and made unique.
+
+A sweep of many points costs little per point because nothing is worked out per point: settings are looked at per
+alternative, dormancy, exclusions and rules per combination of the axes that they concern.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from pytest_llem.study.canonical import getter, same, section_of, written_out
+from pytest_llem.study.document import KeyPath
+from pytest_llem.study.fields import Leaves
+from pytest_llem.study.flatten import apply
+from pytest_llem.study.model import View
+from pytest_llem.study.naming import digest, shorten
+from pytest_llem.study.rules import RULES, Rule
+from pytest_llem.study.sweep import Alternative, Axis, Exclusion
+from pytest_llem.study.views import PINNED, Cluster, cluster_view, clusters, ordered_labels, section_axis, shared_view
+
+MAX_POINTS = 100_000
+
+Index = tuple[int, ...]
+
+
+class TooManyPointsError(Exception):
+    """The product of a sweep's axes is absurd; `count` is how large, `shape` says of what."""
+
+    def __init__(self, count: int, shape: str) -> None:
+        super().__init__(f"{count:,} points")
+        self.count = count
+        self.shape = shape
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """Where a setting that does nothing was written, and the engine whose section it is in, if any."""
+
+    origin: KeyPath
+    section: str | None
+
+
+@dataclass
+class Points:
+    """What a sweep comes to. Rejected points carry their id, reason and the place that decided."""
+
+    kept: list[tuple[str, tuple[View, ...]]] = field(default_factory=list)
+    excluded: list[tuple[str, str, KeyPath]] = field(default_factory=list)
+    invalid: list[tuple[str, str, KeyPath]] = field(default_factory=list)
+    duplicates: list[tuple[str, str, KeyPath]] = field(default_factory=list)
+    asleep: dict[tuple[str, str], Asleep] = field(default_factory=dict)
+    unused_exclusions: list[Exclusion] = field(default_factory=list)
+
+
+class Sweep:
+    """A sweep over shared settings."""
+
+    def __init__(
+        self,
+        shared: Leaves,
+        origins: dict[str, KeyPath],
+        axes: Sequence[Axis],
+        exclusions: Sequence[Exclusion],
+        name: str,
+    ) -> None:
+        self.shared = shared
+        self.origins = origins
+        self.axes = axes
+        self.exclusions = exclusions
+        self.name = name
+        self.clusters = clusters(axes, shared)
+        self._clustered: frozenset[str] = frozenset().union(*(cluster.paths for cluster in self.clusters))
+        self._static = {path: value for path, value in shared.items() if path not in self._clustered}
+        self._in_order = all(len(cluster.axes) == 1 for cluster in self.clusters)
+
+    def points(self) -> Points:
+        """Enumerate. Raises `TooManyPointsError` before it begins."""
+        blocks = self._blocks()
+        found = Points()
+        rows: list[tuple[Index, str, tuple[View, ...]]] = []
+        used: set[int] = set()
+        for engine, pinned, fixed in blocks:
+            rows.extend(_Block(self, engine, pinned, fixed, found, used).rows())
+        if len(blocks) > 1:
+            rows.sort(key=itemgetter(0))
+        self._unique(rows, found)
+        found.unused_exclusions = [e for index, e in enumerate(self.exclusions) if index not in used]
+        return found
+
+    def _blocks(self) -> list[tuple[str, frozenset[int], dict[int, int]]]:
+        """Per engine that the axes choose: the axes of other engines' sections, which do nothing there."""
+        deciders = [index for index, axis in enumerate(self.axes) if "engine" in axis.paths]
+        choices = math.prod(len(self.axes[index].alternatives) for index in deciders)
+        if choices > MAX_POINTS:
+            raise TooManyPointsError(choices, self._shape(range(len(self.axes))))
+        blocks: list[tuple[str, frozenset[int], dict[int, int]]] = []
+        total = 0
+        for combination in itertools.product(*(range(len(self.axes[index].alternatives)) for index in deciders)):
+            fixed = dict(zip(deciders, combination, strict=True))
+            leaves = {"engine": self.shared["engine"]}
+            for index, choice in fixed.items():
+                apply(leaves, tuple(s for s in self.axes[index].alternatives[choice].settings if s.path == "engine"))
+            engine = str(leaves["engine"])
+            pinned = frozenset(i for i, axis in enumerate(self.axes) if section_axis(axis) not in (None, engine))
+            free = [i for i in range(len(self.axes)) if i not in pinned and i not in fixed]
+            total += math.prod(len(self.axes[i].alternatives) for i in free)
+            blocks.append((engine, pinned, fixed))
+        if total > MAX_POINTS:
+            raise TooManyPointsError(total, self._shape(range(len(self.axes))))
+        return blocks
+
+    def _shape(self, indices: Sequence[int]) -> str:
+        return " x ".join(f"{len(self.axes[i].alternatives):,} {self.axes[i].name}" for i in indices)
+
+    def chosen(self, indices: Sequence[int], index: Index) -> Iterator[tuple[int, Alternative | None]]:
+        """The alternatives of a combination of some axes."""
+        for axis, choice in zip(indices, index, strict=True):
+            yield axis, None if choice == PINNED else self.axes[axis].alternatives[choice]
+
+    def name_of(self, parts: tuple[View, ...]) -> str:
+        """The id of a point."""
+        if self._in_order:
+            labels: Iterator[str] = (part.labels[0][1] for part in parts if part.labels)
+        else:
+            labels = ordered_labels(parts)
+        return shorten("-".join(labels)) or self.name
+
+    def _unique(self, rows: list[tuple[Index, str, tuple[View, ...]]], found: Points) -> None:
+        seen: dict[tuple[str, ...], str] = {}
+        names: set[str] = set()
+        for index, name, parts in rows:
+            key = tuple([part.key for part in parts])
+            if key in seen:
+                found.duplicates.append((name, f"does the same as {seen[key]}", self._origin(index)))
+                continue
+            if name in names:
+                name = f"{name}.{digest(list(key))}"
+            names.add(name)
+            seen[key] = name
+            found.kept.append((name, parts))
+
+    def _origin(self, index: Index) -> KeyPath:
+        last = max((axis for axis, choice in enumerate(index) if choice != PINNED), default=None)
+        return ("sweep",) if last is None else self.axes[last].alternatives[index[last]].origin
+
+    def place_of(self, paths: Sequence[str], index: Index) -> KeyPath:
+        """Where the first of `paths` that somebody set was set, for this point."""
+        for path in paths:
+            for axis, choice in enumerate(index):
+                if choice != PINNED:
+                    for setting in self.axes[axis].alternatives[choice].settings:
+                        if setting.path == path:
+                            return setting.origin
+        return next((self.origins[path] for path in paths if path in self.origins), ("sweep",))
+
+
+@dataclass
+class _Filter:
+    """A check that depends on some axes alone: its answer per combination of them."""
+
+    pick: Callable[[Any], Any]
+    axes: Index
+    answer: Callable[[Index], str | None]
+    paths: tuple[str, ...]
+    exclusion: int | None
+    known: dict[Any, str | None] = field(default_factory=dict)
+
+
+class _Block:
+    """The points of a sweep that run one engine."""
+
+    def __init__(
+        self, sweep: Sweep, engine: str, pinned: frozenset[int], fixed: dict[int, int], found: Points, used: set[int]
+    ) -> None:
+        self.sweep = sweep
+        self.engine = engine
+        self.found = found
+        self.used = used
+        self.choices = [
+            (PINNED,) if i in pinned else (fixed[i],) if i in fixed else range(len(axis.alternatives))
+            for i, axis in enumerate(sweep.axes)
+        ]
+        self.filters = [self._exclusion(index, e) for index, e in enumerate(sweep.exclusions)]
+        self.filters += [self._rule(rule) for rule in RULES if rule.engine in (None, engine)]
+        self._note_pinned(pinned)
+
+    def rows(self) -> Iterator[tuple[Index, str, tuple[View, ...]]]:
+        """Every point that passes the filters, with its index, id and parts."""
+        sweep, engine = self.sweep, self.engine
+        static, asleep = shared_view(sweep._static, engine)
+        for path, why in asleep.items():
+            origin = sweep.origins.get(path, ("sweep",))
+            self.found.asleep.setdefault((path, why), Asleep(origin, section_of(path)))
+        parts_of: list[tuple[Callable[[Any], Any], Cluster, dict[Any, View]]] = [
+            (_pick(cluster.axes), cluster, {}) for cluster in sweep.clusters
+        ]
+        filters = [check for check in self.filters if check.axes or check.answer(()) is not None]
+        for index in itertools.product(*self.choices):
+            parts = [static]
+            for pick, cluster, known in parts_of:
+                sub = pick(index)
+                part = known.get(sub)
+                if part is None:
+                    part = known[sub] = self._view(cluster, sub if isinstance(sub, tuple) else (sub,))
+                parts.append(part)
+            point = tuple(parts)
+            if not self._rejected(filters, index, point):
+                yield index, sweep.name_of(point), point
+
+    def _view(self, cluster: Cluster, sub: Index) -> View:
+        found, asleep = cluster_view(cluster, self.sweep.chosen(cluster.axes, sub), self.sweep.shared, self.engine)
+        for path, why in asleep.items():
+            if (path, why) not in self.found.asleep:
+                index = [PINNED] * len(self.sweep.axes)
+                for axis, choice in zip(cluster.axes, sub, strict=True):
+                    index[axis] = choice
+                origin = self.sweep.place_of([path], tuple(index))
+                self.found.asleep[path, why] = Asleep(origin, section_of(path))
+        return found
+
+    def _rejected(self, filters: list[_Filter], index: Index, point: tuple[View, ...]) -> bool:
+        for check in filters:
+            sub = check.pick(index)
+            if sub in check.known:
+                reason = check.known[sub]
+            else:
+                reason = check.known[sub] = check.answer(sub if isinstance(sub, tuple) else (sub,))
+            if reason is None:
+                continue
+            name = self.sweep.name_of(point)
+            if check.exclusion is None:
+                self.found.invalid.append((name, reason, self.sweep.place_of(check.paths, index)))
+            else:
+                self.used.add(check.exclusion)
+                origin = self.sweep.exclusions[check.exclusion].origin
+                self.found.excluded.append((name, reason, origin))
+            return True
+        return False
+
+    def _leaves(self, axes: Index, sub: Index) -> Leaves:
+        leaves = dict(self.sweep.shared)
+        for _, alternative in self.sweep.chosen(axes, sub):
+            if alternative is not None:
+                apply(leaves, alternative.settings)
+        return written_out(leaves)
+
+    def _axes_of(self, paths: Sequence[str]) -> Index:
+        wanted = set(paths)
+        if any(path.startswith("decoding.") for path in paths):
+            wanted.add("decoding.preset")
+        sections = {path.rpartition(".")[0] for path in wanted}
+        return tuple(i for i, a in enumerate(self.sweep.axes) if a.paths & wanted or a.paths & sections)
+
+    def _exclusion(self, number: int, exclusion: Exclusion) -> _Filter:
+        axes = self._axes_of([path for path, _ in exclusion.conditions])
+
+        def answer(sub: Index) -> str | None:
+            get = getter(self._leaves(axes, sub))
+            if all(any(same(get(path), value) for value in values) for path, values in exclusion.conditions):
+                return "excluded"
+            return None
+
+        return _Filter(_pick(axes), axes, answer, (), number)
+
+    def _rule(self, rule: Rule) -> _Filter:
+        axes = self._axes_of(rule.paths)
+
+        def answer(sub: Index) -> str | None:
+            refusal = rule.check(getter(self._leaves(axes, sub)))
+            return f"{refusal.text} ({refusal.fix})" if refusal else None
+
+        return _Filter(_pick(axes), axes, answer, rule.paths, None)
+
+    def _note_pinned(self, pinned: frozenset[int]) -> None:
+        for index in pinned:
+            axis = self.sweep.axes[index]
+            why = f"with engine {self.engine}"
+            self.found.asleep.setdefault((f"the sweep of {axis.name}", why), Asleep(axis.origin, section_axis(axis)))
+
+
+def _pick(axes: Index) -> Callable[[Any], Any]:
+    return itemgetter(*axes) if axes else lambda index: ()

@@ -1,0 +1,79 @@
+"""What is wrong with a study, where, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import StudyError
+
+MAX_SHOWN = 20
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A place in a file; line and column count from 1. Sorted by file, then position."""
+
+    file: str
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: its place, the key it concerns, what is wrong and what to do."""
+
+    location: Location
+    text: str
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.text}" + (f" ({self.fix})" if self.fix else "")
+
+
+def study_error(problems: Iterable[Problem], main_file: Path | str) -> StudyError:
+    """One error for all problems of a study: those of `main_file` first, each list by position."""
+    main = str(main_file)
+    ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.location.file != main, p.location))
+    shown = [str(problem) for problem in ordered[:MAX_SHOWN]]
+    if len(ordered) > MAX_SHOWN:
+        shown.append(f"... and {len(ordered) - MAX_SHOWN} more problems")
+    return StudyError(
+        "\n".join(shown),
+        details={
+            "problems": [
+                {
+                    "file": problem.location.file,
+                    "line": problem.location.line,
+                    "column": problem.location.column,
+                    "message": problem.text,
+                    "fix": problem.fix,
+                }
+                for problem in ordered[:MAX_SHOWN]
+            ],
+            "count": len(ordered),
+        },
+    )
+
+
+def suggest(word: str, known: Iterable[str]) -> str | None:
+    """`did you mean 'X'?` for the known word nearest to `word`, or `None` when none is near."""
+    candidates = list(known)
+    by_lower = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), by_lower, n=1, cutoff=0.6)
+    return f"did you mean {by_lower[close[0]]!r}?" if close else None
+
+
+def suggest_or_list(word: str, known: Iterable[str], limit: int = 12) -> str:
+    """The nearest known word, else the known words themselves."""
+    candidates = list(known)
+    found = suggest(word, candidates)
+    if found:
+        return found
+    more = ", ..." if len(candidates) > limit else ""
+    return f"use one of: {', '.join(candidates[:limit])}{more}"

@@ -1,0 +1,13 @@
+"""The `sglang` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pytest_llem.study.sections.section import Extra, Section
+
+
+class SGLang(Section):
+    """Settings of sglang."""
+
+    extra: Extra = Field(default_factory=dict, description="Passed through to the engine.")

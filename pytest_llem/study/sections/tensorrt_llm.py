@@ -1,0 +1,13 @@
+"""The `tensorrt_llm` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pytest_llem.study.sections.section import Extra, Section
+
+
+class TensorRTLLM(Section):
+    """Settings of tensorrt_llm."""
+
+    extra: Extra = Field(default_factory=dict, description="Passed through to the engine.")

@@ -1,0 +1,13 @@
+"""The `vllm` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pytest_llem.study.sections.section import Extra, Section
+
+
+class VLLM(Section):
+    """Settings of vllm."""
+
+    extra: Extra = Field(default_factory=dict, description="Passed through to the engine.")
