@@ -1,0 +1,82 @@
+"""A real daemon and the images that the tests run in.
+
+Without a daemon the tests are skipped, or fail where LLEM_REQUIRE_DOCKER=1 says that there has to be one;
+`.ci/docker-for-tests.sh` makes one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from docker_jobs import MakeJob, small_job
+
+from pytest_llem.containers.daemon import connect
+from pytest_llem.containers.errors import DockerError
+from pytest_llem.containers.identity import SESSION_LABEL
+from pytest_llem.job import Job, JobDir
+
+BASE_IMAGE = "llem-test-base"
+ENGINE_IMAGE = "llem-test-engine"
+HERE = Path(__file__).parent
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail where the environment promises what is missing."""
+    if os.environ.get("LLEM_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"LLEM_REQUIRE_DOCKER=1, and {reason}")
+    pytest.skip(f"{reason} (.ci/docker-for-tests.sh provides it)")
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[docker.DockerClient]:
+    try:
+        connected = connect(30.0)
+    except DockerError as error:
+        unavailable(error.message)
+        raise
+    yield connected
+    connected.close()
+
+
+@pytest.fixture(scope="session")
+def base_image(client: docker.DockerClient) -> str:
+    if not client.images.list(BASE_IMAGE):
+        unavailable(f"the daemon has no image {BASE_IMAGE}")
+    return BASE_IMAGE
+
+
+@pytest.fixture(scope="session")
+def engine_image(client: docker.DockerClient, base_image: str) -> str:
+    """The base image with the scripted engine."""
+    client.images.build(path=str(HERE / "engine"), tag=ENGINE_IMAGE, buildargs={"BASE_IMAGE": base_image})
+    return ENGINE_IMAGE
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(client: docker.DockerClient) -> Iterator[None]:
+    """No test may leave a container of this plugin behind, running or not."""
+    yield
+    left = client.containers.list(all=True, filters={"label": SESSION_LABEL})
+    for container in left:
+        container.remove(force=True)
+    assert [container.name for container in left] == []
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    """Write a small job with its own directory."""
+    numbers = itertools.count(1)
+
+    def make(script: str = "work", **more: Any) -> tuple[Job, JobDir]:
+        number = next(numbers)
+        job, job_dir = small_job(number, script, **more), JobDir(tmp_path / f"job-{number}")
+        job_dir.write_job(job)
+        return job, job_dir
+
+    return make
