@@ -1,0 +1,93 @@
+"""Engines to test: every one that this environment can run, on the built-in tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import Engine
+from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from tests.engines.engine_cases import ConfigMaker
+
+MODULES = {"transformers": "transformers"}
+SETTINGS: dict[str, dict[str, Any]] = {"transformers": {"batch_size": 4}}
+
+
+# Read once, when the hub's client is imported: without it a test of a missing model waits for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def here() -> list[str]:
+    return [name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of its own for built-in models, and one thread: two of them collapse on a loaded machine."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    if "OMP_NUM_THREADS" not in os.environ:
+        patch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(params=here())
+def engine_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_config(engine_name: str) -> ConfigMaker:
+    """A configuration of the tiny model on the engine under test; `settings` are merged into its section."""
+
+    def make(settings: dict[str, Any] | None = None, **changes: Any) -> ExperimentConfig:
+        config = ExperimentConfig(
+            model="builtin:tiny-llama",
+            engine=engine_name,
+            dtype="float32",
+            weights="real",
+            workload=WorkloadSettings("synthetic", 4, 16, 8, 0),
+            decoding=Decoding(),
+            measurement=MeasurementSettings(1.0),
+            settings={**SETTINGS[engine_name], **(settings or {})},
+        )
+        return replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture
+def start(make_config: ConfigMaker) -> Iterator[Callable[..., Engine]]:
+    """Prepare and load an engine; it is shut down when the test ends."""
+    running: list[Engine] = []
+
+    def begin(settings: dict[str, Any] | None = None, **changes: Any) -> Engine:
+        config = make_config(settings, **changes)
+        engine = open_engine(config.engine)
+        running.append(engine)
+        engine.prepare(config, DeviceSet("cpu"))
+        engine.load()
+        return engine
+
+    yield begin
+    for engine in running:
+        engine.shutdown()
+
+
+@pytest.fixture
+def config_only(tmp_path: Path) -> Path:
+    """A directory that holds nothing but a model's configuration."""
+    from pytest_llem.engines.builtin import builtin_path
+
+    directory = tmp_path / "shape"
+    directory.mkdir()
+    (directory / "config.json").write_bytes((builtin_path("builtin:tiny-llama") / "config.json").read_bytes())
+    return directory

@@ -1,0 +1,34 @@
+"""Requests and answers that the engine tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_llem.engines.protocol import Completion, Engine, Request
+from pytest_llem.job import ExperimentConfig
+
+ConfigMaker = Callable[..., ExperimentConfig]
+Start = Callable[..., Engine]
+
+
+def requests_of(*lengths: int, output: int = 8, ignore_eos: bool = True, first: int = 100) -> list[Request]:
+    """One request per input length, with token ids that differ between requests."""
+    return [
+        Request(
+            index,
+            (1, *((first + 37 * index + 11 * position) % 1900 + 100 for position in range(length - 1))),
+            output,
+            ignore_eos,
+        )
+        for index, length in enumerate(lengths)
+    ]
+
+
+def generate(engine: Engine, requests: list[Request]) -> list[Completion]:
+    """Completions in the order of the requests."""
+    engine.reset()
+    return sorted(engine.generate(requests, lambda _done, _total: None), key=lambda completion: completion.index)
+
+
+def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.output_ids for completion in completions]

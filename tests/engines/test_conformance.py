@@ -1,0 +1,159 @@
+"""What every engine must do alike, so that a study can vary the engine and nothing else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines import open_engine
+from pytest_llem.errors import EngineSettingError, ModelNotFoundError, WorkloadError
+from pytest_llem.job import DeviceSet
+from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
+
+pytestmark = pytest.mark.engine
+
+
+def test_answers_have_exactly_the_length_asked_for(start: Start) -> None:
+    engine = start()
+    requests = requests_of(5, 9, 16)
+    requests += [type(r)(r.index + 3, r.token_ids, 3 + r.index, True) for r in requests_of(7, 7)]
+    assert [len(output) for output in ids(generate(engine, requests))] == [8, 8, 8, 3, 4]
+
+
+def test_fixed_length_goes_on_after_the_end_of_sequence(start: Start) -> None:
+    engine = start()
+    free = generate(engine, requests_of(*range(4, 20), output=64, ignore_eos=False))
+    fixed = generate(engine, requests_of(*range(4, 20), output=64))
+    ended = [completion for completion in free if completion.finish_reason == "stop"]
+    assert ended
+    assert all(len(output) == 64 for output in ids(fixed))
+    assert {completion.finish_reason for completion in fixed} == {"length"}
+
+
+def test_output_ends_at_the_end_of_sequence_without_padding(start: Start) -> None:
+    """Padding after the end was counted as output elsewhere, which made short answers look efficient."""
+    completions = generate(start(), requests_of(*range(4, 20), output=64, ignore_eos=False))
+    for completion in completions:
+        if completion.finish_reason == "stop":
+            assert completion.output_ids.index(2) == len(completion.output_ids) - 1
+        else:
+            assert 2 not in completion.output_ids
+            assert len(completion.output_ids) == 64
+
+
+def test_greedy_decoding_repeats_itself(start: Start) -> None:
+    engine = start()
+    requests = requests_of(5, 12, 9)
+    assert ids(generate(engine, requests)) == ids(generate(engine, requests))
+
+
+def test_batching_and_padding_change_no_answer(start: Start) -> None:
+    """Left padding that leaks into positions or attention would show here."""
+    engine = start()
+    requests = requests_of(4, 17, 9, 30)
+    alone = [generate(engine, [request])[0].output_ids for request in requests]
+    assert ids(generate(engine, requests)) == alone
+
+
+def test_input_tokens_are_the_prompt_without_padding(start: Start) -> None:
+    completions = generate(start(), requests_of(4, 17))
+    assert [completion.input_tokens for completion in completions] == [4, 17]
+
+
+def test_times_are_ordered_and_on_the_monotonic_clock(start: Start) -> None:
+    engine = start()
+    before = time.monotonic_ns()
+    completions = generate(engine, requests_of(5, 9, 16, 4, 4, 4))
+    after = time.monotonic_ns()
+    for completion in completions:
+        assert before <= completion.start_ns < completion.end_ns <= after
+        if engine.capabilities.token_times and completion.token_times_ns is not None:
+            assert len(completion.token_times_ns) == len(completion.output_ids)
+            assert list(completion.token_times_ns) == sorted(completion.token_times_ns)
+            assert completion.start_ns < completion.token_times_ns[0]
+            assert completion.token_times_ns[-1] == completion.end_ns
+
+
+def test_no_prompt_token_comes_from_a_cache_after_a_reset(start: Start) -> None:
+    engine = start()
+    requests = requests_of(64, 80)
+    generate(engine, requests)
+    assert engine.reset() != "unknown"
+    assert not any(completion.cached_tokens for completion in generate(engine, requests))
+
+
+def test_progress_reaches_the_end(start: Start) -> None:
+    seen: list[tuple[int, int]] = []
+    start().generate(requests_of(4, 4, 4, 4, 4, 4), lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+    assert seen == sorted(seen)
+
+
+def test_long_prompt_is_answered_and_one_too_long_refused(start: Start) -> None:
+    engine = start()
+    assert len(ids(generate(engine, requests_of(2000)))[0]) == 8
+    with pytest.raises(WorkloadError, match="2048"):
+        generate(engine, requests_of(2045))
+
+
+def test_effective_settings_are_read_back(start: Start) -> None:
+    effective = start().effective()
+    assert effective["dtype"] == "float32"
+    assert Path(str(effective["model_path"])).is_dir()
+
+
+def test_shape_is_that_of_the_tiny_model(start: Start) -> None:
+    shape = start().shape()
+    assert shape is not None
+    assert (shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab_size) == (2, 2, 1, 32, 2048)
+
+
+def test_tokenizer_round_trip_and_chat(start: Start) -> None:
+    tokenizer = start().tokenizer()
+    text = "The Rays of Light differ in Colour."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.chat(text)) > len(tokenizer.encode(text))
+    assert tokenizer.bos_id == 1
+
+
+def test_a_second_load_in_the_same_process_gives_the_same_answers(start: Start) -> None:
+    first = start()
+    requests = requests_of(5, 12)
+    expected = ids(generate(first, requests))
+    first.shutdown()
+    assert ids(generate(start(), requests)) == expected
+
+
+def test_random_weights_need_only_a_configuration(start: Start, config_only: Path) -> None:
+    engine = start(model=str(config_only), weights="dummy")
+    first = ids(generate(engine, requests_of(6, 6)))
+    assert [len(output) for output in first] == [8, 8]
+    assert engine.effective()["weights"] == "dummy"
+
+
+@pytest.mark.parametrize("model", ["builtin:tiny-lama", "/no/such/directory", "nobody/no-such-model"])
+def test_a_missing_model_is_a_clear_error(make_config: ConfigMaker, model: str) -> None:
+    config = make_config(model=model)
+    engine = open_engine(config.engine)
+    engine.prepare(config, DeviceSet("cpu"))
+    with pytest.raises(ModelNotFoundError) as caught:
+        engine.load()
+    assert model.removeprefix("builtin:") in caught.value.message
+    assert caught.value.fix
+    engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [({"no_such_setting": 1}, {}), ({}, {"dtype": "float37"})],
+)
+def test_wrong_settings_are_refused_before_loading(
+    make_config: ConfigMaker, settings: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    config = make_config(settings, **changes)
+    with pytest.raises(EngineSettingError) as caught:
+        open_engine(config.engine).prepare(config, DeviceSet("cpu"))
+    assert caught.value.fix

@@ -1,0 +1,162 @@
+"""What is special to the transformers engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines import open_engine
+from pytest_llem.errors import EngineSettingError, LlemError, OutOfMemoryError
+from pytest_llem.job import Decoding, DeviceSet
+from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
+
+pytestmark = pytest.mark.engine
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def engine_name() -> str:
+    return "transformers"
+
+
+def test_answers_are_those_of_plain_generate(start: Start) -> None:
+    engine = start({"batch_size": 1})
+    path = str(engine.effective()["model_path"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    for request, output in zip(requests_of(5, 12), ids(generate(engine, requests_of(5, 12))), strict=True):
+        prompt = torch.tensor([request.token_ids])
+        plain = model.generate(prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=8, max_new_tokens=8)
+        assert tuple(plain[0, 5 if request.index == 0 else 12 :].tolist()) == output
+
+
+def test_the_models_own_generation_settings_do_not_leak(start: Start, tmp_path: Any) -> None:
+    """Instruction models ship `do_sample: true`: greedy must be greedy all the same."""
+    import json
+    import shutil
+
+    from pytest_llem.engines.builtin import builtin_path
+
+    directory = tmp_path / "model"
+    shutil.copytree(builtin_path("builtin:tiny-llama"), directory)
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 0, "eos_token_id": 2, "max_new_tokens": 3}
+    (directory / "generation_config.json").write_text(json.dumps(sampling), encoding="utf-8")
+    assert ids(generate(start(model=str(directory)), requests_of(5, 12))) == ids(generate(start(), requests_of(5, 12)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_implementation": "eager"},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3, "batch_size": 1},
+        {"batch_size": 2},
+        {"extra": {"repetition_penalty": 1.0}},
+    ],
+)
+def test_settings_that_only_change_speed_change_no_answer(start: Start, settings: dict[str, Any]) -> None:
+    requests = requests_of(5, 12, 9)
+    assert ids(generate(start(settings), requests)) == ids(generate(start(), requests))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_beams": 3}, {"num_beams": 2, "length_penalty": 0.5, "early_stopping": True}, {"no_repeat_ngram_size": 1}],
+)
+def test_settings_that_change_answers_reach_generate(start: Start, settings: dict[str, Any]) -> None:
+    requests = requests_of(5, 12, 9, output=24)
+    completions = generate(start(settings), requests)
+    assert ids(completions) != ids(generate(start(), requests))
+    assert {len(output) for output in ids(completions)} == {24}
+
+
+def test_beam_search_has_no_token_times(start: Start) -> None:
+    """Which beam's token came when is not known: `null`, not a guess."""
+    engine = start({"num_beams": 2})
+    assert not engine.capabilities.token_times
+    assert generate(engine, requests_of(5))[0].token_times_ns is None
+
+
+def test_sampling_repeats_itself_with_the_seed(start: Start) -> None:
+    sampling = Decoding(do_sample=True, temperature=1.5, top_k=50)
+    engine, other = start(decoding=sampling, seed=1), start(decoding=sampling, seed=2)
+    requests = requests_of(5, 12, output=16)
+    first = ids(generate(engine, requests))
+    assert ids(generate(engine, requests)) == first
+    assert ids(generate(other, requests)) != first
+    assert ids(generate(start(), requests)) != first
+
+
+def test_effective_shows_what_was_asked_for(start: Start) -> None:
+    effective = start({"attn_implementation": "eager", "batch_size": 3, "threads": 1}, dtype="bfloat16").effective()
+    asked = {"attn_implementation": "eager", "batch_size": 3, "threads": 1, "dtype": "bfloat16", "device": "cpu"}
+    assert {key: effective[key] for key in asked} == asked
+
+
+def test_without_a_dtype_the_checkpoints_own_is_used(start: Start) -> None:
+    assert start(dtype=None).effective()["dtype"] == "float32"
+
+
+def test_the_mixture_of_experts_model_runs(start: Start) -> None:
+    engine = start(model="builtin:tiny-moe")
+    shape = engine.shape()
+    assert shape is not None
+    assert (shape.experts, shape.experts_per_token) == (4, 2)
+    assert len(ids(generate(engine, requests_of(5)))[0]) == 8
+
+
+def test_random_weights_are_the_same_for_a_seed_and_not_degenerate(start: Start) -> None:
+    first = ids(generate(start(weights="dummy"), requests_of(5, 12, output=16)))
+    assert ids(generate(start(weights="dummy"), requests_of(5, 12, output=16))) == first
+    assert ids(generate(start(weights="dummy", seed=7), requests_of(5, 12, output=16))) != first
+    assert len(set(first[0])) > 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"batch_sise": 4}, "did you mean 'batch_size'"),
+        ({"batch_size": "four"}, "transformers.batch_size"),
+        ({"batch_size": 0}, "not positive"),
+        ({"cache_implementation": "paged"}, "cache_implementation"),
+        ({"extra": {"cache_implementation": "paged"}}, "continuous batching"),
+        ({"extra": {"tempretaure": 1.0}}, "did you mean 'temperature'"),
+        ({"prompt_lookup_num_tokens": 3, "num_beams": 2, "batch_size": 1}, "cannot be combined"),
+        ({"use_cache": False, "cache_implementation": "static"}, "cannot be combined"),
+    ],
+)
+def test_wrong_settings_are_explained(make_config: ConfigMaker, settings: dict[str, Any], part: str) -> None:
+    config = make_config(settings)
+    with pytest.raises(EngineSettingError) as caught:
+        open_engine("transformers").prepare(config, DeviceSet("cpu"))
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"attn_implementation": "flash_attention_2"}, {"attn_implementation": "flahs"}])
+def test_what_cannot_be_loaded_is_one_clear_error(make_config: ConfigMaker, settings: dict[str, Any]) -> None:
+    config = make_config(settings)
+    engine = open_engine("transformers")
+    engine.prepare(config, DeviceSet("cpu"))
+    with pytest.raises(LlemError) as caught:
+        engine.load()
+    assert caught.value.fix
+
+
+def test_running_out_of_memory_says_what_to_lower(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own words, raised by a real allocation that no machine can satisfy."""
+    engine = start({"batch_size": 2})
+    loaded: Any = engine
+    real = loaded._generator.model.generate
+    monkeypatch.setattr(loaded._generator.model, "generate", lambda *a, **k: (torch.empty(1 << 60), real(*a, **k))[1])
+    with pytest.raises(OutOfMemoryError) as caught:
+        generate(engine, requests_of(5, 5))
+    assert "transformers.batch_size (now 2)" in (caught.value.fix or "")
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused(make_config: ConfigMaker) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a GPU here")
+    with pytest.raises(LlemError, match="torch sees none"):
+        open_engine("transformers").prepare(make_config(), DeviceSet("cuda", ("GPU-0",)))
