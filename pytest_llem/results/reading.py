@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job import read_json
+from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_directories
 from pytest_llem.results.schema import RESULT_VERSION, Result
+from pytest_llem.results.state import read_state
 
 Migration = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 MIGRATIONS: Mapping[int, Migration] = {}
@@ -39,3 +41,30 @@ def read_result(path: Path) -> Result:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StoreError(f"{path}: {where}: {first['msg']} ({problem.error_count()} problems in all)") from None
+
+
+def result_files(path: Path) -> list[Path]:
+    """The `result.json` files that `path` stands for: itself, a cycle, a study or a run, or a folder of runs.
+
+    Superseded attempts are left out. `StoreError` when there is nothing to read.
+    """
+    if path.is_file() and path.name != MANIFEST:
+        return [path]
+    root = path.parent if path.is_file() else path
+    runs = [root] if (root / MANIFEST).exists() else run_directories(root)
+    if runs:
+        found = [
+            directory / RESULT
+            for run in runs
+            for directory in cycle_directories(run)
+            if (state := read_state(directory)) is not None and state.state in ("valid", "invalid")
+        ]
+    else:
+        found = [
+            file
+            for file in sorted(root.rglob(RESULT))
+            if not any(part.startswith("attempt-") for part in file.relative_to(root).parts)
+        ]
+    if not found:
+        raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
+    return found

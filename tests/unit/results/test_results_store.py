@@ -192,11 +192,19 @@ def test_readings_become_parquet_with_units(store: RunStore, key: CycleKey, work
 
     def measure(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         job_dir.samples.parent.mkdir(parents=True, exist_ok=True)
-        job_dir.samples.write_text('{"t_ns": 1, "power_w": 10.5}\n{"t_ns": 2, "temperature_c": 40}\n{"t_ns": 3, "po')
+        readings = [
+            {"t_ns": 0, "event": "devices", "devices": ["GPU-1"]},
+            {"t_ns": 1, "device": "GPU-1", "power_w": 10.5},
+            {"t_ns": 2, "device": "GPU-1", "temperature_c": 40},
+        ]
+        job_dir.samples.write_text("".join(json.dumps(line) + "\n" for line in readings) + '{"t_ns": 3, "po')
         return inner(attempt, job_dir)
 
     table = pq.read_table(JobDir(store.get_or_measure(key, measure).directory).power)
-    assert table.to_pydict() == {"t_ns": [1, 2], "power_w": [10.5, None], "temperature_c": [None, 40]}
+    assert table.select(["t_ns", "device", "power_w", "temperature_c"]).to_pylist() == [
+        {"t_ns": 1, "device": "GPU-1", "power_w": 10.5, "temperature_c": None},
+        {"t_ns": 2, "device": "GPU-1", "power_w": None, "temperature_c": 40.0},
+    ]
     assert table.schema.field("power_w").metadata == {b"unit": b"W"}
 
 

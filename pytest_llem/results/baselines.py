@@ -1,0 +1,224 @@
+"""Baselines: what earlier runs measured, kept small enough to lie in git and to be read in a diff.
+
+`llem-baselines/NAME/<study>.json` holds, per experiment, the per-cycle values of one or more runs with the conditions
+they were measured under. A run directory or a results file can stand for a baseline too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pytest_llem.decode import decode, encode
+from pytest_llem.errors import JsonValue, SettingsError, StoreError
+from pytest_llem.job import read_json, write_text
+from pytest_llem.results.collection import Results, load
+from pytest_llem.results.comparability import conditions
+from pytest_llem.results.layout import MANIFEST, slug
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.schema import Result
+from pytest_llem.results.state import now
+
+BASELINE_VERSION = 1
+MAX_RUNS = 10
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """One experiment in one run: values per cycle by metric, the conditions, and where it comes from."""
+
+    run_id: str
+    saved_at: str
+    provenance: Mapping[str, JsonValue]
+    conditions: Mapping[str, JsonValue]
+    gain_uncertainty_rel: float | None
+    values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class BaselineExperiment:
+    """One experiment of a baseline, its runs from old to new."""
+
+    config_hash: str
+    runs: tuple[BaselineRun, ...]
+
+
+@dataclass(frozen=True)
+class BaselineFile:
+    """`llem-baselines/NAME/<study>.json`."""
+
+    study: str
+    experiments: Mapping[str, BaselineExperiment] = field(default_factory=dict)
+    schema_version: int = BASELINE_VERSION
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a reference stands for: studies by name. `source` names it in messages."""
+
+    source: str
+    studies: Mapping[str, BaselineFile]
+
+    def find(self, study: str, experiment_id: str, config_hash: str) -> BaselineExperiment | None:
+        """The experiment of this configuration, else the one of this id; `None` when there is neither.
+
+        Raises `StoreError` when the baseline knows nothing of the study.
+        """
+        if study not in self.studies:
+            raise StoreError(
+                f"{self.source}: no baseline of study {study!r}",
+                fix="save one with --llem-save-baseline=NAME, or name the run or the baseline that has it",
+            )
+        experiments = self.studies[study].experiments
+        for experiment in experiments.values():
+            if experiment.config_hash == config_hash:
+                return experiment
+        return experiments.get(experiment_id)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What saving a baseline did: the files, the experiments by study and id, and those left out with the reason."""
+
+    files: tuple[Path, ...]
+    saved: tuple[tuple[str, str], ...]
+    refused: Mapping[tuple[str, str], str]
+
+
+def open_baseline(reference: str, directory: Path) -> Baseline:
+    """The baseline that `--llem-baseline=REF` names: a saved name, a run or folder of runs, or a file.
+
+    `directory` is where named baselines lie. Raises `StoreError` when the reference names nothing.
+    """
+    named = directory / reference
+    if named.is_dir() and not (named / MANIFEST).exists() and (files := sorted(named.glob("*.json"))):
+        return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
+    path = Path(reference)
+    if path.is_file() and path.name != MANIFEST and "experiments" in read_json(path):
+        entry = read_baseline(path)
+        return Baseline(reference, {entry.study: entry})
+    if path.is_dir() and not (path / MANIFEST).exists() and (files := sorted(path.glob("*.json"))):
+        return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
+    if path.exists():
+        return baseline_of(reference, load(path))
+    raise StoreError(
+        f"no baseline {reference!r}: neither {named} nor the path exists",
+        fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
+        details={"baseline": reference},
+    )
+
+
+def read_baseline(path: Path) -> BaselineFile:
+    """Read a baseline file; `StoreError` when it is broken or of a newer version."""
+    data = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > BASELINE_VERSION:
+        raise StoreError(
+            f"{path}: baseline format {version} is newer than {BASELINE_VERSION}",
+            fix="use the version of pytest-llem that wrote it, or a newer one",
+        )
+    try:
+        return decode(BaselineFile, data)
+    except ValueError as problem:
+        raise StoreError(f"{path}: {problem}") from None
+
+
+def baseline_of(source: str, results: Results) -> Baseline:
+    """Results as a baseline: their valid cycles, one baseline run per run, oldest first."""
+    studies: dict[str, BaselineFile] = {}
+    runs: dict[tuple[str, str, str], list[Result]] = {}
+    for result in sorted(results.valid, key=lambda result: (result.run_id, result.cycle)):
+        runs.setdefault((result.study, result.experiment.id, result.run_id), []).append(result)
+    for (study, experiment_id, _), group in runs.items():
+        known = studies.get(study, BaselineFile(study))
+        studies[study] = _with_run(known, experiment_id, group[0].experiment.config_hash, baseline_run(group))
+    for result in results:
+        studies.setdefault(result.study, BaselineFile(result.study))
+    return Baseline(source, studies)
+
+
+def baseline_run(results: Sequence[Result]) -> BaselineRun:
+    """The valid cycles of one experiment in one run as a baseline run."""
+    first = results[0]
+    values = {name: tuple(_rounded(metric.of(result)) for result in results) for name, metric in METRICS.items()}
+    return BaselineRun(
+        run_id=first.source_run or first.run_id,
+        saved_at=now(),
+        provenance={
+            "measured_at": first.created_at,
+            **{fact: encode(first.environment.host.get(fact)) for fact in ("hostname", "git", "pytest_llem")},
+            "fingerprint": first.environment.fingerprint,
+        },
+        conditions=conditions(first),
+        gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
+        values={name: tuple(v for v in cells if v is not None) for name, cells in values.items() if None not in cells},
+    )
+
+
+def save_baseline(
+    name: str,
+    results: Iterable[Result],
+    directory: Path,
+    *,
+    failing: Iterable[tuple[str, str]] = (),
+    force: bool = False,
+) -> Saved:
+    """Add a run to the baseline `name`; only the experiments in `results` are touched, and the newest runs are kept.
+
+    An experiment with an invalid cycle, or one in `failing` (study and id: a failed cycle or gate), is left out
+    unless `force` is given; invalid cycles are never kept. Raises `SettingsError` for a name that is no plain word.
+    """
+    if slug(name) != name:
+        raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
+    refused: dict[tuple[str, str], str] = {}
+    touched: dict[str, BaselineFile] = {}
+    saved: list[tuple[str, str]] = []
+    bad = set(failing)
+    for (study, experiment_id), group in Results(tuple(results)).by_experiment().items():
+        key = (study, experiment_id)
+        invalid = len(group) - len(group.valid)
+        if not group.valid:
+            refused[key] = "no valid cycle"
+        elif invalid and not force:
+            refused[key] = f"{invalid} of {len(group)} cycles invalid"
+        elif key in bad and not force:
+            refused[key] = "failed"
+        else:
+            path = baseline_path(directory, name, study)
+            known = touched.get(study) or (read_baseline(path) if path.exists() else BaselineFile(study))
+            run = baseline_run(group.valid.items)
+            touched[study] = _with_run(known, experiment_id, group[0].experiment.config_hash, run)
+            saved.append(key)
+    files = tuple(baseline_path(directory, name, study) for study in touched)
+    for file, entry in zip(files, touched.values(), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, render(entry))
+    return Saved(files, tuple(saved), refused)
+
+
+def baseline_path(directory: Path, name: str, study: str) -> Path:
+    """Where a study's part of a named baseline lies."""
+    return directory / name / f"{slug(study)}.json"
+
+
+def render(entry: BaselineFile) -> str:
+    """The file's text: sorted, a line per fact, and each list of numbers on one line."""
+    ordered = replace(entry, experiments=dict(sorted(entry.experiments.items())))
+    text = json.dumps(encode(ordered), indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r",\s+", ", ", m.group(1)) + "]", text) + "\n"
+
+
+def _with_run(entry: BaselineFile, experiment_id: str, config_hash: str, run: BaselineRun) -> BaselineFile:
+    known = entry.experiments.get(experiment_id)
+    # Runs of another configuration under the same id are no yardstick for this one.
+    kept = [old for old in known.runs if old.run_id != run.run_id] if known and known.config_hash == config_hash else []
+    updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:])
+    return replace(entry, experiments={**entry.experiments, experiment_id: updated})
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,185 @@
+"""`load(path)`: results as a typed collection, and as a table of flat, stable columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import pyarrow as pa
+
+from pytest_llem.errors import SettingsError
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.reading import read_result, result_files
+from pytest_llem.results.schema import Result
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Cell = str | int | float | bool | None
+
+
+def load(path: str | Path) -> Results:
+    """The results of a file, a cycle, a study, a run or a folder of runs.
+
+    Raises `StoreError` when there are none, or when one is broken or of a newer format.
+    """
+    return Results(tuple(read_result(file) for file in result_files(Path(path))))
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Result]):
+    """Results in the order of their directories: run, study, experiment, cycle."""
+
+    items: tuple[Result, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: int | slice) -> Result | Results:
+        return Results(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    @property
+    def valid(self) -> Results:
+        """Those that may be used."""
+        return Results(tuple(result for result in self.items if result.validity.valid))
+
+    def where(self, condition: Callable[[Result], bool]) -> Results:
+        """Those for which `condition` holds."""
+        return Results(tuple(result for result in self.items if condition(result)))
+
+    def by_experiment(self) -> dict[tuple[str, str], Results]:
+        """Grouped by study and experiment id, in order."""
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for result in self.items:
+            groups.setdefault((result.study, result.experiment.id), []).append(result)
+        return {key: Results(tuple(group)) for key, group in groups.items()}
+
+    def rows(self) -> list[dict[str, Cell]]:
+        """A flat row per result: the columns of `COLUMNS`, then every swept or set setting as `config.PATH`."""
+        return [{**_row(result), **_settings(result)} for result in self.items]
+
+    def to_table(self) -> pa.Table:
+        """A pyarrow table with one row per result; the `COLUMNS` come first and are always there."""
+        rows = self.rows()
+        settings = sorted({name for row in rows for name in row} - set(COLUMNS))
+        columns = {name: [row.get(name) for row in rows] for name in (*COLUMNS, *settings)}
+        kinds = {**COLUMNS, **{name: _kind(columns[name]) for name in settings}}
+        for name in settings:
+            if kinds[name] == pa.string():
+                columns[name] = [None if cell is None else str(cell) for cell in columns[name]]
+        schema = pa.schema(
+            [
+                pa.field(name, kind, metadata={"unit": METRICS[name].unit} if name in METRICS else None)
+                for name, kind in kinds.items()
+            ]
+        )
+        return pa.Table.from_pydict(columns, schema=schema)
+
+    def to_dataframe(self) -> DataFrame:
+        """A pandas data frame with one row per result; `SettingsError` when pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SettingsError("pandas is not installed", fix="pip install pandas, or use to_table()") from None
+        return pd.DataFrame(self.to_table().to_pylist())
+
+
+COLUMNS: dict[str, pa.DataType] = {
+    "run_id": pa.string(),
+    "source_run": pa.string(),
+    "study": pa.string(),
+    "experiment": pa.string(),
+    "config_hash": pa.string(),
+    "cycle": pa.int64(),
+    "attempt": pa.int64(),
+    "created_at": pa.string(),
+    "valid": pa.bool_(),
+    "reasons": pa.string(),
+    "warnings": pa.string(),
+    "model": pa.string(),
+    "engine": pa.string(),
+    "engine_version": pa.string(),
+    "dtype": pa.string(),
+    "runner": pa.string(),
+    "device_kind": pa.string(),
+    "device_count": pa.int64(),
+    "meter": pa.string(),
+    "measured": pa.bool_(),
+    "scope": pa.string(),
+    "uncertainty_j": pa.float64(),
+    "input_tokens": pa.int64(),
+    "output_tokens": pa.int64(),
+    "repeats": pa.int64(),
+    "measure_s": pa.float64(),
+    **{name: pa.float64() for name in METRICS},
+}
+"""Columns of every table and CSV, in order: added to at the end in later versions, never renamed."""
+
+
+def _kind(cells: Sequence[Cell]) -> pa.DataType:
+    """The one type that holds every cell; text where they differ."""
+    found = {type(cell) for cell in cells} - {type(None)}
+    if found == {bool}:
+        return pa.bool_()
+    if found == {int}:
+        return pa.int64()
+    return pa.float64() if found and found <= {int, float} else pa.string()
+
+
+def _row(result: Result) -> dict[str, Cell]:
+    effective_dtype = result.engine.effective.get("dtype")
+    model = result.experiment.config.get("model")
+    row: dict[str, Cell] = {
+        "run_id": result.run_id,
+        "source_run": result.source_run,
+        "study": result.study,
+        "experiment": result.experiment.id,
+        "config_hash": result.experiment.config_hash,
+        "cycle": result.cycle,
+        "attempt": result.attempt,
+        "created_at": result.created_at,
+        "valid": result.validity.valid,
+        "reasons": " ".join(reason.code for reason in result.validity.reasons) or None,
+        "warnings": " ".join(warning.code for warning in result.warnings) or None,
+        "model": model if isinstance(model, str) else None,
+        "engine": result.engine.name,
+        "engine_version": result.engine.version,
+        "dtype": effective_dtype if isinstance(effective_dtype, str) else None,
+        "runner": result.runner.name,
+        "device_kind": result.runner.device_kind,
+        "device_count": len(result.runner.device_ids),
+        "meter": result.energy.meter,
+        "measured": result.energy.measured,
+        "scope": result.energy.scope,
+        "uncertainty_j": result.energy.uncertainty_j,
+        "input_tokens": result.tokens.input,
+        "output_tokens": result.tokens.output,
+        "repeats": result.workload.repeats,
+        "measure_s": result.timing.get("measure_s"),
+    }
+    return {**row, **{name: metric.of(result) for name, metric in METRICS.items()}}
+
+
+def _settings(result: Result) -> dict[str, Cell]:
+    flat: dict[str, Cell] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}", entry)
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            flat[prefix] = value
+        else:
+            flat[prefix] = str(value)
+
+    walk("config", result.experiment.config)
+    return flat

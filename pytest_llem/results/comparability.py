@@ -1,0 +1,105 @@
+"""What must be equal before two energies are compared, and what differs.
+
+Conditions are flat, so that a baseline file shows a changed one as one line of a diff.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import cast
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.schema import Result
+
+UNKNOWN_GAIN = 0.05
+"""Gain error of a board that states none: about 5 % was found over many boards (arXiv 2312.02741)."""
+
+DEVICE_IDS = "device_ids"
+ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices"})
+Conditions = Mapping[str, JsonValue]
+
+
+def conditions(result: Result) -> dict[str, JsonValue]:
+    """The conditions of a result by name; `None` where the machine or engine does not say."""
+    host, effective = result.environment.host, result.engine.effective
+    gpus = _gpus(result)
+    cpu = host.get("cpu")
+    return {
+        "engine": result.engine.name,
+        "engine_version": result.engine.version,
+        "dtype": _text(effective.get("dtype")),
+        "model_revision": _text(effective.get("model_revision")),
+        "model_fingerprint": _text(effective.get("model_fingerprint")),
+        "prompts_hash": result.workload.prompts_hash,
+        "input_tokens": result.workload.input_tokens,
+        "output_tokens": result.workload.output_tokens,
+        "load_shape": result.workload.load_shape,
+        "isolation": result.runner.isolation,
+        "runner": result.runner.name,
+        "device_kind": result.runner.device_kind,
+        "device_count": len(result.runner.device_ids),
+        "device_models": _sorted({str(gpu.get("name")) for gpu in gpus}),
+        DEVICE_IDS: _sorted(result.runner.device_ids),
+        "power_limit_w": _sorted({str(gpu.get("power_limit_w")) for gpu in gpus}),
+        "driver_major": next((str(gpu.get("driver")).split(".")[0] for gpu in gpus), None),
+        "cpu_model": _text(cpu.get("model")) if isinstance(cpu, Mapping) else None,
+        "meter": result.energy.meter,
+        "scope": result.energy.scope,
+        "energy_measured": result.energy.measured,
+        "metered_devices": _sorted(device.kind for device in result.energy.devices),
+    }
+
+
+def differences(
+    baseline: Conditions,
+    current: Conditions,
+    *,
+    of_energy: bool,
+    limit: float,
+    gain: tuple[float | None, float | None] = (None, None),
+    allow: Collection[str] = (),
+) -> list[str]:
+    """What forbids the comparison, a sentence each; names in `allow` are let pass.
+
+    Conditions of the meter matter to metrics of energy alone. Another board of the same model has another gain:
+    then the limit must exceed both boards' gain errors in quadrature.
+    """
+    found: list[str] = []
+    for name in {**baseline, **current}:
+        before, now = baseline.get(name), current.get(name)
+        if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
+            continue
+        if name == DEVICE_IDS:
+            combined = math.hypot(*(UNKNOWN_GAIN if one is None else one for one in gain))
+            if abs(limit) > combined or baseline.get("device_count") != current.get("device_count"):
+                continue
+            found.append(
+                f"{name}: other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}, "
+                f"and the limit is {abs(limit):.1%}"
+            )
+            continue
+        found.append(f"{name}: {_shown(before)} -> {_shown(now)}")
+    return found
+
+
+def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
+    gpus = result.environment.host.get("gpus")
+    known = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
+    leased = set(result.runner.device_ids)
+    return cast("list[Mapping[str, JsonValue]]", [gpu for gpu in known if gpu.get("uuid") in leased])
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _sorted(values: Iterable[str]) -> JsonValue:
+    ordered: list[JsonValue] = [*sorted(values)]
+    return ordered
+
+
+def _shown(value: JsonValue) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(entry) for entry in value) or "none"
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,143 @@
+"""Gates as pure functions: is a change larger than its limit, beyond noise? Is a value within its budget?
+
+How the bounds are made, and from which sources, is said in `statistics`; error rates by simulation are in
+docs/gates.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_llem.errors import SettingsError
+from pytest_llem.results.statistics import LogInterval, mean_interval, ratio_interval
+
+Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
+MIN_CYCLES = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate's answer.
+
+    `ratio` is current over baseline (for a budget: value over limit) with its one-sided bounds, each at level alpha;
+    all three are `None` where the values allow no estimate, and `reason` says why.
+    """
+
+    status: Status
+    ratio: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str
+
+
+def judge_ratio(
+    baseline: Sequence[float],
+    current: Sequence[float],
+    limit: float,
+    *,
+    alpha: float = 0.05,
+    resolution: float | None = None,
+) -> Verdict:
+    """Whether `current` is worse than `baseline` by more than `limit`; per-cycle values, higher is worse.
+
+    `limit=0.05` means +5 %. *fail*: the lower bound of the ratio lies above `1 + limit`. *pass*: not so, and the upper
+    bound lies below `1 + limit + resolution`, where `resolution` is `limit` unless it is given. Else *inconclusive*,
+    as with fewer than three cycles a side. Raises `SettingsError` for a limit <= 0 without a resolution.
+    """
+    return judge_runs([baseline], current, limit, alpha=alpha, resolution=resolution)
+
+
+def judge_runs(
+    baselines: Sequence[Sequence[float]],
+    current: Sequence[float],
+    limit: float,
+    *,
+    alpha: float = 0.05,
+    resolution: float | None = None,
+    correlated: bool = False,
+) -> Verdict:
+    """`judge_ratio` against several baseline runs; from three on, their own spread is the yardstick.
+
+    `correlated` says that the cycles of a run shared one loaded engine.
+    """
+    margin = limit if resolution is None else resolution
+    _check(limit, margin, alpha)
+    runs = [run for run in baselines if len(run) >= MIN_CYCLES]
+    problem = _too_few("the baseline", max((len(run) for run in baselines), default=0), bool(runs))
+    problem = problem or _too_few("this run", len(current), len(current) >= MIN_CYCLES)
+    problem = problem or _unusable([*(value for run in runs for value in run), *current])
+    if problem:
+        return Verdict("inconclusive", None, None, None, problem)
+    interval = ratio_interval(runs, current, alpha, correlated=correlated)
+    if interval.low > 1 + limit:
+        return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
+    if interval.high < 1 + limit + margin:
+        return _verdict("pass", interval, 1.0, f"worse by at most {interval.high - 1:+.1%}, the limit is {limit:+.1%}")
+    return _verdict(
+        "inconclusive",
+        interval,
+        1.0,
+        f"a change between {interval.low - 1:+.1%} and {interval.high - 1:+.1%} is too wide to tell: "
+        f"to pass it must end below {limit + margin:+.1%}; measure more cycles",
+    )
+
+
+def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, alpha: float = 0.05) -> Verdict:
+    """Whether the values keep a budget: at most `limit` (`upper`), or at least.
+
+    *fail*: the one-sided bound lies beyond the limit. *pass*: the other bound lies within it. Else *inconclusive*.
+    """
+    if not (limit > 0 and math.isfinite(limit)):
+        raise SettingsError(f"a budget of {limit:g} cannot be judged", fix="state a positive limit")
+    problem = _too_few("this run", len(values), len(values) >= MIN_CYCLES) or _unusable(values)
+    if problem:
+        return Verdict("inconclusive", None, None, None, problem)
+    interval = mean_interval(values, alpha)
+    beyond, within = (
+        (interval.low > limit, interval.high <= limit)
+        if upper
+        else (
+            interval.high < limit,
+            interval.low >= limit,
+        )
+    )
+    shown = f"between {interval.low:.4g} and {interval.high:.4g}"
+    side = "at most" if upper else "at least"
+    if beyond:
+        return _verdict("fail", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
+    if within:
+        return _verdict("pass", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
+    return _verdict("inconclusive", interval, limit, f"{shown} straddles the budget of {limit:.4g}")
+
+
+def inverted(limit: float) -> float:
+    """A limit on a metric where higher is better, for its inverse: -5 % becomes 1/0.95 - 1."""
+    return 1 / (1 + limit) - 1
+
+
+def _verdict(status: Status, interval: LogInterval, scale: float, reason: str) -> Verdict:
+    return Verdict(status, interval.value / scale, interval.low / scale, interval.high / scale, reason)
+
+
+def _check(limit: float, margin: float, alpha: float) -> None:
+    if not limit > -1 or not math.isfinite(limit):
+        raise SettingsError(f"a limit of {limit:g} cannot be judged", fix="state a change above -100 %")
+    if not margin > 0:
+        raise SettingsError(
+            f"a limit of {limit:+.1%} needs a resolution: the smallest change that matters",
+            fix="state it, for example 1 %",
+        )
+    if not 0 < alpha < 0.5:
+        raise SettingsError(f"alpha is {alpha:g}", fix="choose an error rate between 0 and 0.5, for example 0.05")
+
+
+def _too_few(side: str, count: int, enough: bool) -> str:
+    return "" if enough else f"{side} has {count} usable cycles, a verdict needs {MIN_CYCLES}"
+
+
+def _unusable(values: Sequence[float]) -> str:
+    bad = [value for value in values if not (value > 0 and math.isfinite(value))]
+    return f"a ratio needs positive values, and there is {bad[0]:g}" if bad else ""

@@ -1,0 +1,241 @@
+"""Judging one experiment: its cycles against budgets and a baseline, verdict by verdict, and a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from statistics import geometric_mean
+
+from pytest_llem.results.baselines import Baseline, BaselineRun
+from pytest_llem.results.comparability import conditions, differences
+from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.schema import Result
+from pytest_llem.results.tables import table
+from pytest_llem.study.limits import Budget, Comparison, FailIf
+
+ENERGY_METRICS = ("joule", "energy", "_w", "wh_per")
+CORRELATED = ("experiment", "load")
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One gate's verdict. `baseline` and `current` are geometric means in the metric's unit.
+
+    `ratio` and its bounds are current over baseline (or over the budget) as the metric reads, also where higher is
+    better; each bound is one-sided.
+    """
+
+    metric: str
+    kind: str
+    status: Status
+    limit: str
+    baseline: float | None
+    current: float | None
+    ratio: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """All verdicts on one experiment."""
+
+    study: str
+    experiment_id: str
+    rows: tuple[GateRow, ...]
+    strict: bool
+
+    @property
+    def failed(self) -> bool:
+        """Whether the gate's test fails: a limit is exceeded or, when strict, something could not be judged."""
+        bad = {"fail", "inconclusive", "not_comparable"} if self.strict else {"fail"}
+        return any(row.status in bad for row in self.rows)
+
+    @property
+    def status(self) -> Status:
+        """The worst of the verdicts: fail, then not comparable, then inconclusive, then pass."""
+        found = {row.status for row in self.rows}
+        order: tuple[Status, ...] = ("fail", "not_comparable", "inconclusive", "pass")
+        return next((status for status in order if status in found), "pass")
+
+    def skip_reason(self) -> str:
+        """Why the gate could not be judged, for a skip; empty when every verdict passed."""
+        return "; ".join(
+            f"{row.metric}: {_word(row.status)}: {row.reason}" for row in self.rows if row.status != "pass"
+        )
+
+    def text(self) -> str:
+        """The verdicts as a short table with the reasons below."""
+        head = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
+        body = [
+            (
+                row.metric,
+                _word(row.status),
+                _value(row.baseline),
+                _value(row.current),
+                _value(row.ratio),
+                f"{row.ci_low:.4g} .. {row.ci_high:.4g}" if row.ci_low is not None and row.ci_high is not None else "-",
+                row.limit,
+            )
+            for row in self.rows
+        ]
+        reasons = [f"{row.metric}: {row.reason}" for row in self.rows if row.status != "pass"]
+        title = f"{self.study}[{self.experiment_id}]: {_word(self.status)}"
+        return "\n".join([title, *table(head, body), *reasons])
+
+
+def judge_experiment(
+    cycles: Sequence[Outcome],
+    expect: Sequence[Budget] = (),
+    compare: Comparison | None = None,
+    baseline: Baseline | None = None,
+    *,
+    strict: bool = False,
+    allow: Collection[str] = (),
+) -> GateReport:
+    """Judge an experiment by its cycles, in order; only valid ones count.
+
+    `allow` names conditions that may differ from the baseline's. Raises `StoreError` when the baseline knows nothing
+    of the study. Give the study's first `cycles` only where `target_ci` adds more: optional stopping biases a bound.
+    """
+    key = cycles[0].key
+    valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
+    lost = [f"c{outcome.key.cycle} {outcome.state}" for outcome in cycles if not outcome.valid]
+    alpha = compare.alpha if compare else 0.05
+    rows = [_budget_row(budget, valid, lost, alpha) for budget in expect]
+    if compare is not None and baseline is not None and compare.fail_if:
+        known = baseline.find(key.study, key.experiment_id, key.config_hash)
+        for limit in compare.fail_if:
+            if known is None:
+                rows.append(_not_comparable(limit, f"{baseline.source} does not have this experiment"))
+            elif known.config_hash != key.config_hash:
+                rows.append(_not_comparable(limit, f"{baseline.source} has it with another configuration"))
+            else:
+                rows.append(_ratio_row(limit, known.runs, valid, lost, alpha, allow))
+    return GateReport(key.study, key.experiment_id, tuple(rows), strict)
+
+
+def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float) -> GateRow:
+    found = metric(budget.metric)
+    values, missing = _values(found, valid)
+    verdict = (
+        Verdict("inconclusive", None, None, None, missing)
+        if missing
+        else judge_budget(values, budget.limit, upper=budget.op.startswith("<"), alpha=alpha)
+    )
+    return _row(budget.metric, "budget", verdict, f"{budget.op} {budget.limit:g}", None, _centre(values), lost)
+
+
+def _ratio_row(
+    limit: FailIf,
+    runs: Sequence[BaselineRun],
+    valid: Sequence[Result],
+    lost: Sequence[str],
+    alpha: float,
+    allow: Collection[str],
+) -> GateRow:
+    found = metric(limit.metric)
+    values, missing = _values(found, valid)
+    if missing or not valid:
+        nothing = Verdict("inconclusive", None, None, None, missing or "no cycle is valid")
+        return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
+    now = conditions(valid[0])
+    gain = valid[0].energy.gain_uncertainty_rel
+    of_energy = any(part in found.name for part in ENERGY_METRICS)
+    problems = {
+        run.run_id: differences(
+            run.conditions,
+            now,
+            of_energy=of_energy,
+            limit=limit.limit,
+            gain=(run.gain_uncertainty_rel, gain),
+            allow=allow,
+        )
+        for run in runs
+    }
+    usable = [run for run in runs if not problems[run.run_id]]
+    if not usable:
+        return _not_comparable(limit, "; ".join(problems[runs[-1].run_id]))
+    measured = [run.values[found.name] for run in usable if found.name in run.values]
+    if not measured:
+        return _not_comparable(limit, "the baseline did not measure it")
+    verdict = _against(found, limit, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
+    before = [value for run in measured for value in run]
+    return _row(limit.metric, "comparison", verdict, _text(limit), _centre(before), _centre(values), lost)
+
+
+def _against(
+    found: Metric,
+    limit: FailIf,
+    runs: Sequence[Sequence[float]],
+    values: Sequence[float],
+    alpha: float,
+    correlated: bool,
+) -> Verdict:
+    """Judge with higher as worse; where higher is better both sides are inverted, and the ratio is turned back."""
+    if not found.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
+        return judge_runs(runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
+    verdict = judge_runs(
+        [[1 / value for value in run] for run in runs],
+        [1 / value for value in values],
+        inverted(limit.limit),
+        alpha=alpha,
+        resolution=limit.resolution,
+        correlated=correlated,
+    )
+    if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
+        return verdict
+    return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
+
+
+def _values(found: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
+    """A metric's value per valid cycle, or why there are none: a cycle that did not measure it counts as missing."""
+    values = [value for result in valid if (value := found.of(result)) is not None]
+    return values, "" if values or not valid else "this run did not measure it"
+
+
+def _row(
+    name: str,
+    kind: str,
+    verdict: Verdict,
+    limit: str,
+    baseline: float | None,
+    current: float | None,
+    lost: Sequence[str],
+) -> GateRow:
+    without = f" (not used: {', '.join(lost)})" if lost else ""
+    return GateRow(
+        metric=name,
+        kind=kind,
+        status=verdict.status,
+        limit=limit,
+        baseline=baseline,
+        current=current,
+        ratio=verdict.ratio,
+        ci_low=verdict.ci_low,
+        ci_high=verdict.ci_high,
+        reason=verdict.reason + without,
+    )
+
+
+def _not_comparable(limit: FailIf, reason: str) -> GateRow:
+    return GateRow(limit.metric, "comparison", "not_comparable", _text(limit), None, None, None, None, None, reason)
+
+
+def _centre(values: Sequence[float]) -> float | None:
+    return geometric_mean(values) if values and all(value > 0 for value in values) else None
+
+
+def _text(limit: FailIf) -> str:
+    return f"{limit.limit * 100:+.3g} %"
+
+
+def _word(status: str) -> str:
+    return status.replace("_", " ")
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,184 @@
+"""The statistics behind gates: one-sided bounds for the ratio of two small samples, and for one sample.
+
+Method
+    Energy per token and throughput are positive, their noise is multiplicative and skewed to the right, and what a
+    gate asks is relative. So values are compared by their logarithms: the difference of two means of logarithms is
+    the logarithm of the ratio of geometric means, with errors that are nearer to normal than those of the values
+    (Bland and Altman, "Transforming data" and "The use of transformation when comparing two means", BMJ 312, 1996).
+    The bound is Student's t with the variance pooled over all runs, since both sides measure the same work in the
+    same way; with 3 to 10 cycles a side nothing distribution-free reaches the same power (five cycles a side leave
+    the exact rank test one step above its smallest possible bound).
+
+Drift
+    Cycles of a run share a drift: the first is cold, later ones warm. Where every run has the same number of cycles,
+    at least five, one common linear trend over the cycle number is fitted and taken out (analysis of covariance with
+    the cycle as covariate; Montgomery, "Design and Analysis of Experiments", chapter 15). It costs one degree of
+    freedom and leaves the ratio as it was, because the design is balanced.
+
+Between runs
+    Cycles of one run also share temperature, clocks and the state of the node, so their spread is too small a
+    yardstick for another run. With one or two baseline runs the bound is never closer than that of a standard error
+    of `BETWEEN_RUNS` (1 %) of the ratio. From three on the variance of the runs' means is estimated, and moderated
+    by what that 1 % and the cycles' own spread let expect, as if `PRIOR_RUNS` more runs had shown it (Smyth,
+    Statistical Applications in Genetics and Molecular Biology 3(1), 2004): three runs alone would leave two degrees
+    of freedom. The parts are joined with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
+
+Figures for false alarms, undecided gates and found regressions are in docs/gates.md, made by
+tests/benchmarks/gate_error_rates.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist, fmean
+
+BETWEEN_RUNS = 0.01
+RUNS_FOR_ESTIMATE = 3
+PRIOR_RUNS = 4
+CYCLES_FOR_TREND = 5
+
+
+@dataclass(frozen=True)
+class LogInterval:
+    """An estimate on the logarithmic scale with its half width: the one-sided bound on either side."""
+
+    centre: float
+    half_width: float
+    degrees_of_freedom: float
+
+    @property
+    def low(self) -> float:
+        """The lower bound, as a ratio or in the metric's unit."""
+        return math.exp(self.centre - self.half_width)
+
+    @property
+    def high(self) -> float:
+        """The upper bound, as a ratio or in the metric's unit."""
+        return math.exp(self.centre + self.half_width)
+
+    @property
+    def value(self) -> float:
+        """The estimate, as a ratio or in the metric's unit."""
+        return math.exp(self.centre)
+
+
+def ratio_interval(
+    baselines: Sequence[Sequence[float]], current: Sequence[float], alpha: float, *, correlated: bool = False
+) -> LogInterval:
+    """One-sided bounds for the geometric mean of `current` over that of the baseline runs, each at level `alpha`.
+
+    Values are positive; some run has at least two. With `correlated` cycles, which shared one loaded engine, a run
+    counts as a single cycle (design effect of the full intra-class correlation; Kish, "Survey Sampling", 5.4).
+    """
+    runs = [[math.log(value) for value in run] for run in (*baselines, current)]
+    means = [fmean(run) for run in runs]
+    counts = [1 if correlated else len(run) for run in runs]
+    within = within_runs(runs)
+    if len(baselines) >= RUNS_FOR_ESTIMATE:
+        centre = means[-1] - fmean(means[:-1])
+        half, freedom = _half_width(_between_runs(means[:-1], counts, within), alpha)
+        return LogInterval(centre, half, freedom)
+    total = sum(counts[:-1])
+    centre = means[-1] - sum(mean * count for mean, count in zip(means[:-1], counts[:-1], strict=True)) / total
+    half, freedom = _half_width([(within[0] * (1 / counts[-1] + 1 / total), within[1])], alpha)
+    return LogInterval(centre, max(half, NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS), freedom)
+
+
+def _between_runs(
+    means: Sequence[float], counts: Sequence[int], within: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """Variance of a new run's mean against the mean of the baseline runs' means, in parts with their degrees."""
+    variance, degrees = within
+    harmonic = fmean([1 / count for count in counts[:-1]])
+    expected = BETWEEN_RUNS**2 / 2 + variance * harmonic
+    freedom = PRIOR_RUNS + len(means) - 1
+    spread = (PRIOR_RUNS * expected + (len(means) - 1) * _variance(means)) / freedom
+    # A new run varies as the baseline's runs do; it varies more where it has fewer cycles than they.
+    shorter = max(0.0, 1 / counts[-1] - harmonic)
+    return [(spread * (1 + 1 / len(means)), freedom), (variance * shorter, degrees)]
+
+
+def mean_interval(values: Sequence[float], alpha: float) -> LogInterval:
+    """One-sided bounds for the geometric mean of one run, each at level `alpha`.
+
+    Never closer than one run's share of `BETWEEN_RUNS`, since another run of the same will be judged by it.
+    """
+    logs = [math.log(value) for value in values]
+    half, freedom = _half_width([(_variance(logs) / len(logs), len(logs) - 1)], alpha)
+    floor = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS / math.sqrt(2)
+    return LogInterval(fmean(logs), max(half, floor), freedom)
+
+
+def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Variance pooled over runs (of logarithms), a common trend taken out where that is possible, and its degrees."""
+    residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
+    squares = sum(value * value for run in residuals for value in run)
+    degrees = sum(len(run) - 1 for run in runs)
+    length = len(runs[0])
+    if length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
+        places = [place - (length - 1) / 2 for place in range(length)]
+        leverage = len(runs) * sum(place * place for place in places)
+        slope = sum(place * value for run in residuals for place, value in zip(places, run, strict=True)) / leverage
+        squares = max(0.0, squares - slope * slope * leverage)
+        degrees -= 1
+    return squares / degrees, degrees
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> tuple[float, float]:
+    """Half width for a sum of variances with their degrees of freedom, and Satterthwaite's degrees for the sum."""
+    total = sum(variance for variance, _ in parts)
+    if total <= 0:
+        return 0.0, min(degrees for _, degrees in parts)
+    freedom = total * total / sum(variance * variance / degrees for variance, degrees in parts)
+    freedom = max(freedom, min(degrees for _, degrees in parts))
+    return student_quantile(1 - alpha, freedom) * math.sqrt(total), freedom
+
+
+@lru_cache(maxsize=1024)
+def student_quantile(share: float, degrees: float) -> float:
+    """The `share` quantile (above one half) of Student's t, by bisection; `degrees` need not be whole."""
+    low, high = 0.0, 1.0
+    while student_cdf(high, degrees) < share:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_cdf(middle, degrees) < share else (low, middle)
+    return (low + high) / 2
+
+
+def student_cdf(t: float, degrees: float) -> float:
+    """Student's distribution function for t >= 0, through the incomplete beta function (DLMF 8.17.22, Lentz)."""
+    return 1 - _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    if x <= 0 or x >= 1:
+        return min(max(x, 0.0), 1.0)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    if x < (a + 1) / (a + b + 2):
+        return front * _continued_fraction(a, b, x) / a
+    return 1 - front * _continued_fraction(b, a, 1 - x) / b
+
+
+def _continued_fraction(a: float, b: float, x: float) -> float:
+    value = c = 1.0
+    d = 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 300):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / (1 + term * d)
+            c = 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-12:
+            break
+    return value

@@ -1,0 +1,195 @@
+"""How often gates are wrong, by simulation through the public gate functions.
+
+`python tests/benchmarks/gate_error_rates.py [--studies N] [--json FILE]` prints a Markdown table per question: false
+alarms per study of 20 experiments on equal runs, gates left undecided on equal runs, and regressions found.
+docs/gates.md holds its output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.results.gates import judge_ratio, judge_runs
+
+EXPERIMENTS = 20
+LIMIT = 0.03
+REGRESSION = 0.08
+NOISE = 0.02
+
+Sample = Callable[[random.Random, int, float], list[float]]
+
+
+def normal(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    return [1 + noise * rng.gauss(0, 1) for _ in range(cycles)]
+
+
+def lognormal(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    return [rng.lognormvariate(0, noise) for _ in range(cycles)]
+
+
+def heavy_tailed(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    """Student's t with 3 degrees of freedom, scaled to the same standard deviation."""
+    return [
+        max(0.5, 1 + noise * rng.gauss(0, 1) / (rng.gammavariate(1.5, 2 / 3) ** 0.5) / 3**0.5) for _ in range(cycles)
+    ]
+
+
+def skewed(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    """Exponential above a hard floor: energy is never less than the work needs."""
+    return [1 + noise * (rng.expovariate(1) - 1) for _ in range(cycles)]
+
+
+def drifting(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    """Each run drifts by twice the noise from its first cycle to its last, as a warming machine does."""
+    steps = max(1, cycles - 1)
+    return [1 + noise * rng.gauss(0, 1) + 2 * noise * (place / steps - 0.5) for place in range(cycles)]
+
+
+def with_outliers(rng: random.Random, cycles: int, noise: float) -> list[float]:
+    """One cycle in twenty is 10 % higher: a disturbance that no validity check saw."""
+    return [value + (0.10 if rng.random() < 0.05 else 0.0) for value in normal(rng, cycles, noise)]
+
+
+SAMPLES: dict[str, Sample] = {
+    "normal": normal,
+    "lognormal": lognormal,
+    "skewed": skewed,
+    "heavy tails": heavy_tailed,
+    "drift": drifting,
+    "outliers": with_outliers,
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of 0 to 1: false alarms per study and per gate, undecided gates, found regressions."""
+
+    study_false_alarms: float
+    gate_false_alarms: float
+    inconclusive: float
+    found: float
+
+
+def rates(
+    sample: Sample, studies: int, *, cycles: int = 5, noise: float = NOISE, limit: float = LIMIT, seed: int = 0
+) -> Rates:
+    """Equal runs, and runs whose current side is worse by `REGRESSION`, through `judge_ratio`."""
+    rng = random.Random(seed)
+    alarmed = alarms = undecided = found = 0
+    gates = studies * EXPERIMENTS
+    for _ in range(studies):
+        fails = 0
+        for _ in range(EXPERIMENTS):
+            baseline, current = sample(rng, cycles, noise), sample(rng, cycles, noise)
+            verdict = judge_ratio(baseline, current, limit)
+            fails += verdict.status == "fail"
+            undecided += verdict.status == "inconclusive"
+            worse = [value * (1 + REGRESSION) for value in current]
+            found += judge_ratio(baseline, worse, limit).status == "fail"
+        alarms += fails
+        alarmed += fails > 0
+    return Rates(alarmed / studies, alarms / gates, undecided / gates, found / gates)
+
+
+def between_runs(
+    spread: float, runs: int, studies: int, *, cycles: int = 5, limit: float = LIMIT, seed: int = 1
+) -> Rates:
+    """An A/A experiment over separate runs, whose levels differ by the relative standard deviation `spread`."""
+    rng = random.Random(seed)
+
+    def run() -> list[float]:
+        level = 1 + spread * rng.gauss(0, 1)
+        return [level * value for value in normal(rng, cycles, NOISE)]
+
+    alarmed = alarms = undecided = found = 0
+    gates = studies * EXPERIMENTS
+    for _ in range(studies):
+        fails = 0
+        for _ in range(EXPERIMENTS):
+            baselines, current = [run() for _ in range(runs)], run()
+            verdict = judge_runs(baselines, current, limit)
+            fails += verdict.status == "fail"
+            undecided += verdict.status == "inconclusive"
+            found += judge_runs(baselines, [value * (1 + REGRESSION) for value in current], limit).status == "fail"
+        alarms += fails
+        alarmed += fails > 0
+    return Rates(alarmed / studies, alarms / gates, undecided / gates, found / gates)
+
+
+def smallest_found(noise: float, cycles: int, studies: int, *, limit: float = LIMIT, power: float = 0.95) -> float:
+    """The smallest regression, in steps of 0.5 %, that is found in `power` of the gates."""
+    rng = random.Random(2)
+    pairs = [(normal(rng, cycles, noise), normal(rng, cycles, noise)) for _ in range(studies * EXPERIMENTS)]
+    step = 0.005
+    regression = limit + step
+    while regression < 2.0:
+        found = sum(
+            judge_ratio(baseline, [value * (1 + regression) for value in current], limit).status == "fail"
+            for baseline, current in pairs
+        )
+        if found >= power * len(pairs):
+            return regression
+        regression += step
+    return float("inf")
+
+
+def percent(value: float) -> str:
+    return "more than 200 %" if value == float("inf") else f"{value * 100:.2f} %"
+
+
+def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [
+        f"### {title}",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "|".join([":---", *["---:"] * (len(head) - 1)]) + "|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    head = ("noise of 2 %", "study with a false alarm", "gate with a false alarm", "undecided", "8 % found")
+    shapes = {name: rates(sample, options.studies) for name, sample in SAMPLES.items()}
+    apart = {
+        (spread, runs): between_runs(spread, runs, options.studies // 2)
+        for spread in (0.005, 0.01, 0.02)
+        for runs in (1, 3, 5)
+    }
+    power = {
+        (noise, cycles): smallest_found(noise, cycles, max(1, options.studies // 40))
+        for noise in (0.005, 0.01, 0.02, 0.05)
+        for cycles in (3, 5, 7, 10)
+    }
+    rows = {name: list(map(percent, vars(found).values())) for name, found in shapes.items()}
+    print(markdown("5 cycles a side, limit 3 %", head, [[name, *cells] for name, cells in rows.items()]))
+    rows_apart = [
+        [f"{percent(spread)}, {runs} baseline run{'s' * (runs > 1)}", *map(percent, vars(found).values())]
+        for (spread, runs), found in apart.items()
+    ]
+    print(markdown("Separate runs: each run has its own level", ("between runs", *head[1:]), rows_apart))
+    cycles = sorted({cycles for _, cycles in power})
+    print(
+        markdown(
+            "Smallest regression found in 95 % of gates (limit 3 %)",
+            ("noise", *(f"{count} cycles" for count in cycles)),
+            [
+                [percent(noise), *(f"{power[noise, count] * 100:.1f} %" for count in cycles)]
+                for noise in sorted({noise for noise, _ in power})
+            ],
+        )
+    )
+    if options.json:
+        options.json.write_text(json.dumps({name: vars(found) for name, found in shapes.items()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

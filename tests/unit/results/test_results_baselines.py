@@ -1,0 +1,232 @@
+"""Baselines and the judgement of an experiment against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import EngineError, SettingsError, StoreError
+from pytest_llem.results.baselines import (
+    MAX_RUNS,
+    Baseline,
+    baseline_of,
+    baseline_path,
+    open_baseline,
+    read_baseline,
+    save_baseline,
+)
+from pytest_llem.results.collection import load
+from pytest_llem.results.judging import GateReport, judge_experiment
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.store import RunStore
+from pytest_llem.study.limits import Budget, Comparison, FailIf
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+    Runs = Callable[..., list[Outcome]]
+
+NOISE = (1.00, 1.01, 0.99, 1.005, 0.995)
+COMPARE = Comparison((FailIf("joules_per_output_token", 0.05),))
+
+
+@pytest.fixture
+def run(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> Runs:
+    """Measures a run of five cycles: `run("name", watts)`; `change` alters each measurement."""
+
+    def measure(
+        name: str, watts: float = 10.0, change: dict[str, object] | None = None, of: CycleKey = key, invalid: int = 0
+    ) -> list[Outcome]:
+        store = RunStore.create(tmp_path / "out", name, environment={"hostname": "here"})
+        outcomes = []
+        for cycle, noise in enumerate(NOISE, 1):
+            measurement = replace(bench.measurement(watts * noise), **(change or {}))  # type: ignore[arg-type]
+            if cycle <= invalid:
+                measurement = replace(measurement, invalid=(Note("throttled", "1 s"),))
+            each = replace(of, cycle=cycle)
+            outcomes.append(store.get_or_measure(each, worker(each, measurement)))
+        return outcomes
+
+    return measure
+
+
+def against(outcomes: Sequence[Outcome], baseline: Baseline, **options: object) -> GateReport:
+    return judge_experiment(outcomes, (), COMPARE, baseline, **options)  # type: ignore[arg-type]
+
+
+def stored(outcomes: Sequence[Outcome]) -> Baseline:
+    return open_baseline(str(outcomes[0].directory.parents[2]), Path("llem-baselines"))
+
+
+def test_a_regression_beyond_the_limit_fails_with_a_table(run: Runs) -> None:
+    report = against(run("now", 12.0), stored(run("before")))
+    assert report.failed
+    (row,) = report.rows
+    assert row.status == "fail"
+    assert row.ratio == pytest.approx(1.2)
+    assert row.baseline == pytest.approx(10 * 2 / 24, rel=1e-3)
+    for part in ("joules_per_output_token", "fail", "0.8333", "1.2", "+5 %", "worse by at least"):
+        assert part in report.text()
+
+
+def test_equal_runs_pass(run: Runs) -> None:
+    report = against(run("now"), stored(run("before")))
+    assert (report.status, report.failed, report.skip_reason()) == ("pass", False, "")
+
+
+def test_where_higher_is_better_the_ratio_still_reads_as_the_metric(run: Runs) -> None:
+    compare = Comparison((FailIf("tokens_per_joule", -0.05),))
+    report = judge_experiment(run("now", 12.0), (), compare, stored(run("before")))
+    (row,) = report.rows
+    assert row.status == "fail"
+    assert row.ratio is not None
+    assert row.ci_low is not None
+    assert row.ci_high is not None
+    assert row.ratio == pytest.approx(1 / 1.2)
+    assert row.ci_low < row.ratio < row.ci_high
+
+
+def test_other_work_is_not_comparable_and_named(run: Runs) -> None:
+    report = against(run("now", change={"prompts_hash": "q"}), stored(run("before")))
+    assert report.status == "not_comparable"
+    assert not report.failed
+    assert "prompts_hash: p -> q" in report.skip_reason()
+    strict = against(run("again", change={"prompts_hash": "q"}), stored(run("third")), strict=True)
+    assert strict.failed
+
+
+def test_a_named_difference_can_be_allowed(run: Runs, bench: Bench) -> None:
+    newer = {"engine": replace(bench.measurement().engine, version="6.0")}
+    now, before = run("now", change=newer), stored(run("before"))
+    assert "engine_version: 5.23 -> 6.0" in against(now, before).skip_reason()
+    assert against(now, before, allow={"engine_version"}).status == "pass"
+
+
+def test_another_meter_matters_to_energy_alone(run: Runs, bench: Bench) -> None:
+    other = {"energy": replace(bench.energy(), meter="estimate", measured=False)}
+    compare = Comparison((FailIf("joules_per_output_token", 0.05), FailIf("output_tokens_per_s", -0.05)))
+    report = judge_experiment(run("now", change=other), (), compare, stored(run("before")))
+    assert [row.status for row in report.rows] == ["not_comparable", "pass"]
+
+
+def test_an_unknown_experiment_is_not_comparable_and_an_unknown_study_an_error(run: Runs, key: CycleKey) -> None:
+    before = stored(run("before"))
+    other = run("other", of=replace(key, experiment_id="batch_size:2", config_hash="f" * 16))
+    assert "does not have this experiment" in against(other, before).skip_reason()
+    changed = run("changed", of=replace(key, config_hash="e" * 16))
+    assert "another configuration" in against(changed, before).skip_reason()
+    with pytest.raises(StoreError, match="no baseline of study 'new'"):
+        against(run("new", of=replace(key, study="new")), before)
+
+
+def test_a_renamed_experiment_is_found_by_its_configuration(run: Runs, key: CycleKey) -> None:
+    before = stored(run("before"))
+    assert against(run("now", of=replace(key, experiment_id="renamed")), before).status == "pass"
+
+
+def test_invalid_cycles_are_never_judged(run: Runs) -> None:
+    before = stored(run("before"))
+    assert against(run("two-left", invalid=3), before).status == "inconclusive"
+    report = against(run("three-left", 12.0, invalid=2), before)
+    assert report.rows[0].status == "fail"
+    assert "not used: c1 invalid, c2 invalid" in report.rows[0].reason
+
+
+def test_budgets_need_no_baseline(run: Runs) -> None:
+    outcomes = run("now")
+    fits = judge_experiment(outcomes, [Budget("avg_power_w", "<=", 11.0)])
+    breaks = judge_experiment(outcomes, [Budget("avg_power_w", "<", 9.0), Budget("mfu", ">=", 0.5)])
+    assert fits.status == "pass"
+    assert [row.status for row in breaks.rows] == ["fail", "inconclusive"]
+    assert "did not measure it" in breaks.rows[1].reason
+
+
+def test_saving_keeps_a_bounded_number_of_runs_in_a_small_file(run: Runs, tmp_path: Path) -> None:
+    directory = tmp_path / "llem-baselines"
+    results = [outcome.result for outcome in run("run-x") if outcome.result]
+    for number in range(MAX_RUNS + 2):
+        named = [result.model_copy(update={"run_id": f"run-{number:02}"}) for result in results]
+        save_baseline("main", named, directory)
+    path = baseline_path(directory, "main", "study")
+    runs = read_baseline(path).experiments["batch_size:1"].runs
+    assert [entry.run_id for entry in runs] == [f"run-{number:02}" for number in range(2, MAX_RUNS + 2)]
+    assert '"avg_power_w": [10.0, 10.1, 9.9, 10.05, 9.95]' in path.read_text()
+    assert path.stat().st_size < 4000 * MAX_RUNS
+
+
+def test_only_what_ran_is_touched(run: Runs, key: CycleKey, tmp_path: Path) -> None:
+    first = [outcome.result for outcome in run("one") if outcome.result]
+    other = replace(key, experiment_id="batch_size:2", config_hash="f" * 16)
+    second = [outcome.result for outcome in run("two", of=other) if outcome.result]
+    save_baseline("main", [*first, *second], tmp_path)
+    before = json.loads(baseline_path(tmp_path, "main", "study").read_text())
+    save_baseline("main", [result.model_copy(update={"run_id": "three"}) for result in second], tmp_path)
+    after = json.loads(baseline_path(tmp_path, "main", "study").read_text())
+    assert after["experiments"]["batch_size:1"] == before["experiments"]["batch_size:1"]
+    assert [entry["run_id"] for entry in after["experiments"]["batch_size:2"]["runs"]] == ["run-1", "three"]
+
+
+def test_invalid_and_failing_results_are_not_saved_unless_forced(run: Runs, key: CycleKey, tmp_path: Path) -> None:
+    invalid = [outcome.result for outcome in run("one", invalid=1) if outcome.result]
+    refused = save_baseline("main", invalid, tmp_path)
+    assert refused.refused == {("study", key.experiment_id): "1 of 5 cycles invalid"}
+    assert not refused.files
+    forced = save_baseline("main", invalid, tmp_path, force=True)
+    assert forced.saved == (("study", key.experiment_id),)
+    (entry,) = read_baseline(forced.files[0]).experiments.values()
+    assert len(entry.runs[0].values["avg_power_w"]) == 4
+    failing = save_baseline("other", invalid[1:], tmp_path, failing=[("study", key.experiment_id)])
+    assert failing.refused == {("study", key.experiment_id): "failed"}
+
+
+def test_saved_baselines_are_found_by_name_directory_and_file(run: Runs, tmp_path: Path) -> None:
+    outcomes = run("before")
+    results = [outcome.result for outcome in outcomes if outcome.result]
+    directory = tmp_path / "llem-baselines"
+    (file,) = save_baseline("main", results, directory).files
+    now = run("now", 12.0)
+    references = ["main", str(directory / "main"), str(file), str(outcomes[0].directory.parents[2])]
+    assert {against(now, open_baseline(reference, directory)).status for reference in references} == {"fail"}
+    result_file = outcomes[0].directory / "result.json"
+    assert open_baseline(str(result_file), directory).find("study", "batch_size:1", "0123456789abcdef") is not None
+
+
+def test_missing_baselines_and_wrong_names_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_baseline("gone", tmp_path)
+    assert caught.value.fix is not None
+    assert "--llem-save-baseline=gone" in caught.value.fix
+    with pytest.raises(SettingsError, match="no name for a baseline"):
+        save_baseline("../up", [], tmp_path)
+
+
+def test_loaded_results_are_typed_and_tabular(run: Runs, key: CycleKey, tmp_path: Path, worker: MakeWorker) -> None:
+    outcomes = run("one", invalid=1)
+    failed = replace(key, cycle=6)
+    RunStore.open(outcomes[0].directory.parents[2]).get_or_measure(failed, worker(failed, EngineError("gone")))
+    run("two")
+    results = load(tmp_path / "out")
+    assert (len(results), len(results.valid)) == (10, 9)
+    table = results.to_table()
+    assert table.column_names[:3] == ["run_id", "source_run", "study"]
+    assert table["config.settings.batch_size"].to_pylist() == [1] * 10
+    assert table.schema.field("avg_power_w").metadata == {b"unit": b"W"}
+    assert len(load(outcomes[0].directory.parents[2])) == 5
+    assert [result.cycle for result in load(outcomes[1].directory / "result.json")] == [2]
+    with pytest.raises(StoreError, match="no results here"):
+        load(tmp_path / "nowhere")
+
+
+def test_runs_of_a_folder_become_baseline_runs(run: Runs, tmp_path: Path) -> None:
+    run("one")
+    run("two")
+    entry = baseline_of("x", load(tmp_path / "out")).studies["study"].experiments["batch_size:1"]
+    assert [len(each.values["avg_power_w"]) for each in entry.runs] == [10]
