@@ -91,7 +91,7 @@ def model_shape(model: Any) -> ModelShape:
         head_dim=head_dim,
         experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts"),
         experts_per_token=_number(config, "num_experts_per_tok", "top_k_experts"),
-        config=_json(config.to_diff_dict()) or {},
+        config=_json(config.to_dict()) or {},
     )
 
 
