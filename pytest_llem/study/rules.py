@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.study.canonical import Get
+from pytest_llem.study.canonical import Get, section_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ def _never(
             return Refusal(f"{one} {_show(first)} cannot be combined with {other} {_show(second)}", fix)
         return None
 
-    engine = one.partition(".")[0] if "." in one else other.partition(".")[0]
-    return Rule((one, other), check, engine)
+    return Rule((one, other), check, section_of(one) or section_of(other))
 
 
 def _show(value: JsonValue) -> str:
@@ -109,6 +108,53 @@ def _warmup(get: Get) -> Refusal | None:
     return None
 
 
+def _vllm_lengths(get: Get) -> Refusal | None:
+    batched, longest = get("vllm.max_num_batched_tokens"), get("vllm.max_model_len")
+    if not isinstance(batched, int) or not isinstance(longest, int) or batched >= longest:
+        return None
+    if get("vllm.enable_chunked_prefill") is False:
+        return Refusal(
+            f"vllm.max_num_batched_tokens {batched} is below vllm.max_model_len {longest} without chunked prefill",
+            "raise max_num_batched_tokens, or leave enable_chunked_prefill on",
+        )
+    return None
+
+
+def _context(engine: str, limit_path: str) -> Rule:
+    def check(get: Get) -> Refusal | None:
+        limit = get(limit_path)
+        needed = sum(value for value in map(_longest, (get(path) for path in _LENGTHS)) if value)
+        if isinstance(limit, int) and needed > limit:
+            return Refusal(
+                f"workload.input_tokens and workload.output_tokens need {needed} tokens, {limit_path} is {limit}",
+                f"raise {limit_path}, or shorten the workload",
+            )
+        return None
+
+    return Rule((*_LENGTHS, limit_path), check, engine)
+
+
+_LENGTHS = ("workload.input_tokens", "workload.output_tokens")
+
+
+def _longest(value: JsonValue) -> int:
+    if isinstance(value, Mapping):
+        value = value.get("high")
+    return value if isinstance(value, int) else 0
+
+
+def _concurrency(get: Get) -> Refusal | None:
+    if get("openai.concurrency") is not None and get("workload.arrival") is not None:
+        return Refusal("openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process")
+    return None
+
+
+def _server(get: Get) -> Refusal | None:
+    if get("openai.base_url") is None and get("openai.command") is None:
+        return Refusal("openai.base_url and openai.command are both missing", "give the server's URL, or start it")
+    return None
+
+
 _T = "transformers"
 _Q = "transformers.quantization"
 
@@ -134,4 +180,22 @@ RULES: tuple[Rule, ...] = (
         lambda v: v == "float32",
         "use float16 or bfloat16",
     ),
+    _never("vllm.gpu_memory_utilization", _is_set, "vllm.kv_cache_memory_bytes", _is_set, "choose one"),
+    _never("vllm.beam_search.beam_width", _above_one, "decoding.do_sample", _true, "beam search does not sample"),
+    _never("vllm.beam_search.beam_width", _above_one, "vllm.sampling.n", _above_one, "use n: 1"),
+    _never("vllm.enforce_eager", _true, "vllm.compilation_config", _is_set, "leave one of them out"),
+    Rule(("vllm.max_num_batched_tokens", "vllm.max_model_len", "vllm.enable_chunked_prefill"), _vllm_lengths, "vllm"),
+    _context("vllm", "vllm.max_model_len"),
+    _context("sglang", "sglang.context_length"),
+    _context("tensorrt_llm", "tensorrt_llm.max_seq_len"),
+    _never(
+        "tensorrt_llm.backend",
+        lambda v: v in ("pytorch", None),
+        "tensorrt_llm.fast_build",
+        _true,
+        "use backend: tensorrt",
+    ),
+    Rule(("openai.base_url", "openai.command"), _server, "openai"),
+    Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
+    _never("weights", lambda v: v == "dummy", "openai.base_url", _is_set, "the server has its own weights"),
 )

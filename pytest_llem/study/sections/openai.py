@@ -1,13 +1,34 @@
-"""The `openai` section."""
+"""The `openai` section: any server that speaks the OpenAI API."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from pytest_llem.study.sections.section import Extra, Section
+from pytest_llem.study.sections.section import Extra, Name, PositiveFloat, PositiveInt, Section
 
 
 class OpenAI(Section):
-    """Settings of openai."""
+    """How to reach the server, or to start it."""
 
-    extra: Extra = Field(default_factory=dict, description="Passed through to the engine.")
+    base_url: Name | None = Field(None, description="Where the server answers.", examples=["http://127.0.0.1:8000/v1"])
+    command: list[Name] | None = Field(
+        None,
+        description="Starts the server; {model} and {port} are filled in. Null: it is running already.",
+        examples=[["vllm", "serve", "{model}", "--port", "{port}"]],
+    )
+    api: Literal["completions", "chat"] = Field("completions", description="Which endpoint to use.")
+    served_model: Name | None = Field(None, description="Name of the model on the server; null asks for the first.")
+    api_key_env: Name | None = Field(
+        None, description="Environment variable that holds the key; the key itself is never written down."
+    )
+    concurrency: PositiveInt | None = Field(None, description="Requests in flight; null is all prompts at once.")
+    stream: bool = Field(True, description="Stream answers, so that token times are known.")
+    request_timeout_s: PositiveFloat = Field(600.0, description="Longest time of one request.")
+    ready_timeout_s: PositiveFloat = Field(600.0, description="Longest time until the server answers.")
+    extra: Extra = Field(
+        default_factory=dict,
+        description="Passed through: fields of the request's body.",
+        examples=[{"ignore_eos": True}],
+    )
