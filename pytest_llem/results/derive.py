@@ -16,7 +16,7 @@ from pytest_llem.measurement import Measurement, RequestRecord
 from pytest_llem.results.compute import derive_compute
 from pytest_llem.results.distributions import latency
 from pytest_llem.results.energy import MEASURE, Work, derive_energy, ratio
-from pytest_llem.results.environment import fingerprint
+from pytest_llem.results.environment import fingerprint, identity
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemory,
@@ -91,7 +91,7 @@ def derive_result(
         ),
         latency=latency(good),
         memory=_memory(measurement),
-        compute=derive_compute(job, measurement, good, duration_s),
+        compute=derive_compute(job, measurement, good, duration_s, environment),
         warmup=Warmup(
             repeats=measurement.warmup.repeats,
             duration_s=measurement.warmup.duration_s,
@@ -100,25 +100,29 @@ def derive_result(
             cv=measurement.warmup.cv,
         ),
         timing=_timing(measurement),
-        environment=Environment(
-            fingerprint=fingerprint(environment, comparable_parts(job, run)),
-            host=_json(environment),
-            worker=_json(measurement.environment),
-        ),
+        environment=_environment(job, measurement, run, environment),
         warnings=_warnings(job, measurement, run),
     )
 
 
-def comparable_parts(job: Job, run: RunReport) -> dict[str, JsonValue]:
-    """What, beside the machine, decides whether energies compare: the runner, its image, the devices, the meter."""
-    return {
-        "engine": job.config.engine,
-        "runner": run.name,
-        "image": run.image_digest or run.image,
-        "device_kind": job.devices.kind,
-        "device_count": len(job.devices.uuids),
-        "meter": job.meter.name,
-    }
+def _environment(
+    job: Job, measurement: Measurement, run: RunReport, environment: Mapping[str, JsonValue]
+) -> Environment:
+    facts = identity(
+        environment,
+        engine=job.config.engine,
+        runner=run.name,
+        image=run.image_digest or run.image,
+        device_kind=job.devices.kind,
+        device_count=len(job.devices.uuids),
+        meter=job.meter.name,
+    )
+    return Environment(
+        fingerprint=fingerprint(facts),
+        comparable=_json(facts),
+        host=_json(environment),
+        worker=_json(measurement.environment),
+    )
 
 
 def _json(value: object) -> dict[str, PydanticJson]:

@@ -1,4 +1,4 @@
-"""The machine and software of a run, gathered once, and the fingerprint of what makes energy comparable."""
+"""The machine and software of a run, gathered once, and what of it makes energy comparable."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ ENGINE_PACKAGES = {
     "sglang": ("torch", "sglang"),
     "tensorrt_llm": ("torch", "tensorrt_llm"),
 }
+GPU_IDENTITY = ("uuid", "driver", "power_limit_w", "ecc", "mig")
 CLOCK_NAMES = {"graphics": pynvml.NVML_CLOCK_GRAPHICS, "memory": pynvml.NVML_CLOCK_MEM}
 
 
@@ -66,32 +67,55 @@ def gather() -> dict[str, JsonValue]:
     }
 
 
-def fingerprint(environment: Mapping[str, JsonValue], parts: Mapping[str, JsonValue]) -> str:
-    """Twelve hex digits over the facts that must be equal for two energies to be the same experiment's.
+def identity(
+    environment: Mapping[str, JsonValue],
+    *,
+    engine: str,
+    runner: str,
+    image: str | None,
+    device_kind: str,
+    device_count: int,
+    meter: str,
+) -> dict[str, JsonValue]:
+    """What must be equal for two energies to come from the same place: flat facts by name.
 
-    From the environment: CPU model, count and governor, and of each GPU its UUID, driver, power limit, ECC and MIG
-    mode; the engine's packages when the engine runs in this Python (`runner` `local`). `parts` adds the runner, its
-    image, the devices and the meter.
+    `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
+    for. From the environment: the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG
+    mode, and the versions of the engine's packages when it runs in this Python (`runner` `local`).
     """
     packages = environment.get("packages")
-    engine = ENGINE_PACKAGES.get(str(parts.get("engine")), ())
     cpu = environment.get("cpu")
     gpus = environment.get("gpus")
-    identity: dict[str, JsonValue] = {
-        **parts,
-        "cpu": {key: cpu.get(key) for key in ("model", "logical_cores", "governor")}
-        if isinstance(cpu, Mapping)
-        else None,
-        "gpus": [
-            {key: gpu.get(key) for key in ("uuid", "driver", "power_limit_w", "ecc", "mig")}
-            for gpu in (gpus if isinstance(gpus, (list, tuple)) else ())
-            if isinstance(gpu, Mapping)
-        ],
-        "packages": {name: packages.get(name) for name in engine}
-        if parts.get("runner") == "local" and isinstance(packages, Mapping)
-        else None,
+    facts: dict[str, JsonValue] = {
+        "engine": engine,
+        "runner": runner,
+        "image": image,
+        "device_kind": device_kind,
+        "device_count": device_count,
+        "meter": meter,
     }
+    if isinstance(cpu, Mapping):
+        facts.update({f"cpu_{fact}": cpu.get(fact) for fact in ("model", "logical_cores", "governor")})
+    for place, gpu in enumerate(gpus if isinstance(gpus, (list, tuple)) else ()):
+        if isinstance(gpu, Mapping):
+            facts.update({f"gpu{place}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
+    if runner == "local" and isinstance(packages, Mapping):
+        facts.update({f"package_{name}": packages.get(name) for name in ENGINE_PACKAGES.get(engine, ())})
+    return facts
+
+
+def fingerprint(identity: Mapping[str, JsonValue]) -> str:
+    """Twelve hex digits over an `identity`."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What differs between two identities, a sentence each."""
+    return [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
 
 
 def git_state(directory: Path) -> JsonValue:

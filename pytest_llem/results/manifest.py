@@ -66,6 +66,7 @@ class ManifestItem:
     directory: str
     reasons: tuple[str, ...] = ()
     source_run: str | None = None
+    not_reused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem,
             directory=directory.relative_to(run_dir).as_posix(),
             reasons=state.reasons,
             source_run=state.source_run,
+            not_reused=state.not_reused,
         )
     planned = [key for study in studies for key in study.cycle_keys()]
     order = dict.fromkeys([*planned, *begun])

@@ -226,7 +226,8 @@ class Warmup(Section):
 class Environment(Section):
     """Where and with what it was measured."""
 
-    fingerprint: str = Field(description="Hash over what makes energy comparable.")
+    fingerprint: str = Field(description="Hash over `comparable`.")
+    comparable: dict[str, JsonValue] = Field(description="The facts that must be equal for energies to compare.")
     host: dict[str, JsonValue] = Field(description="The machine and packages of the pytest process.")
     worker: dict[str, JsonValue] = Field(description="The worker's own process, node and packages.")
 

@@ -61,6 +61,7 @@ class CycleState:
     holder: Holder | None = None
     source_run: str | None = None
     reasons: tuple[str, ...] = ()
+    not_reused: str | None = None
     schema_version: int = STATE_VERSION
 
     @property
@@ -85,8 +86,8 @@ class CycleState:
         )
 
 
-def begin(key: CycleKey, before: CycleState | None) -> CycleState:
-    """The state of a new attempt that this process is about to make."""
+def begin(key: CycleKey, before: CycleState | None, not_reused: str | None = None) -> CycleState:
+    """The state of a new attempt that this process is about to make; `not_reused` says why it has to."""
     return CycleState(
         study=key.study,
         experiment_id=key.experiment_id,
@@ -96,6 +97,21 @@ def begin(key: CycleKey, before: CycleState | None) -> CycleState:
         attempts=(*(before.attempts if before else ()), "running"),
         changed_at=now(),
         holder=Holder.me(),
+        not_reused=before.not_reused if before else not_reused,
+    )
+
+
+def adopted(key: CycleKey, source_run: str) -> CycleState:
+    """The state of a cycle whose result was taken from an earlier run."""
+    return CycleState(
+        study=key.study,
+        experiment_id=key.experiment_id,
+        config_hash=key.config_hash,
+        cycle=key.cycle,
+        state="valid",
+        attempts=(),
+        changed_at=now(),
+        source_run=source_run,
     )
 
 

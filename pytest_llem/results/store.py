@@ -23,8 +23,19 @@ from pytest_llem.results.manifest import Manifest, StudyPlan, read_manifest, wri
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.power import write_power
 from pytest_llem.results.reading import read_result
+from pytest_llem.results.resume import Reuse
 from pytest_llem.results.schema import Reason, Result
-from pytest_llem.results.state import TERMINAL, CycleState, Holder, StateName, begin, now, read_state, write_state
+from pytest_llem.results.state import (
+    TERMINAL,
+    CycleState,
+    Holder,
+    StateName,
+    adopted,
+    begin,
+    now,
+    read_state,
+    write_state,
+)
 from pytest_llem.runners.protocol import RunReport
 
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
@@ -88,16 +99,19 @@ class RunStore:
         state = read_state(directory)
         return _outcome(key, directory, state) if state and state.state in TERMINAL else None
 
-    def get_or_measure(self, key: CycleKey, measure: Measure, *, retries: int = 0) -> Outcome:
+    def get_or_measure(
+        self, key: CycleKey, measure: Measure, *, retries: int = 0, reuse: Callable[[], Reuse] | None = None
+    ) -> Outcome:
         """The outcome of a cycle, measured now unless this run has it already.
 
         `measure(attempt, job_dir)` runs one attempt and returns the job and the runner's report, with
         `measurement.json` or `error.json` written; an `LlemError` that it raises is recorded as the attempt's
         failure, any other exception as well and then passed on. An invalid attempt is repeated up to `retries` times.
+        `reuse` is asked before anything is measured: a result that it finds is copied here with its `source_run`.
         """
-        return self.outcome(key) or self._under_lock(key, measure, retries)
+        return self.outcome(key) or self._under_lock(key, measure, retries, reuse)
 
-    def _under_lock(self, key: CycleKey, measure: Measure, retries: int) -> Outcome:
+    def _under_lock(self, key: CycleKey, measure: Measure, retries: int, reuse: Callable[[], Reuse] | None) -> Outcome:
         directory = self.directory(key)
         lock = self.run_dir / LOCKS / ("_".join(key.directory.parts) + ".lock")
         lock.parent.mkdir(exist_ok=True)
@@ -107,14 +121,31 @@ class RunStore:
                 state = _abandoned(directory, state)
             if state is not None:
                 return _outcome(key, directory, state)
-            state = self._attempt(key, directory, None, measure)
+            earlier = reuse() if reuse is not None else Reuse(None, None)
+            if earlier.result is not None:
+                return _outcome(key, directory, self._adopt(key, directory, earlier.result))
+            state = self._attempt(key, directory, begin(key, None, earlier.reason), measure)
             while state.state == "invalid" and state.attempt <= retries:
                 _set_aside(directory, state.attempt)
-                state = self._attempt(key, directory, state, measure)
+                state = self._attempt(key, directory, begin(key, state), measure)
             return _outcome(key, directory, state)
 
-    def _attempt(self, key: CycleKey, directory: Path, before: CycleState | None, measure: Measure) -> CycleState:
-        state = begin(key, before)
+    def _adopt(self, key: CycleKey, directory: Path, result: Result) -> CycleState:
+        source = result.source_run or result.run_id
+        here = result.model_copy(
+            update={
+                "run_id": self.run_id,
+                "source_run": source,
+                "experiment": result.experiment.model_copy(update={"id": key.experiment_id}),
+            }
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(JobDir(directory).result, here.model_dump_json(indent=2) + "\n")
+        state = adopted(key, source)
+        write_state(directory, state)
+        return state
+
+    def _attempt(self, key: CycleKey, directory: Path, state: CycleState, measure: Measure) -> CycleState:
         write_state(directory, state)
         job_dir = JobDir(directory)
         try:

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from pytest_llem.energy.protocol import MeteredDevice, Note
+from pytest_llem.engines.protocol import ModelShape
 from pytest_llem.measurement import Measurement
 from pytest_llem.results.schema import Result
 
@@ -153,3 +154,15 @@ def test_a_written_result_satisfies_the_published_schema(bench: Bench, energy: b
     text = bench.result(measurement if energy else replace(measurement, energy=None)).model_dump_json()
     jsonschema.validate(json.loads(text), Result.model_json_schema())
     assert Result.model_validate_json(text).model_dump_json() == text
+
+
+def test_flops_follow_from_the_model_and_mfu_needs_a_known_board(bench: Bench) -> None:
+    shape = ModelShape("llama", 1_000_000, 2, 64, 128, 1000, 2, 1, 32)
+    compute = bench.result(replace(bench.measurement(), model=shape)).compute
+    assert compute.parameters == 1_000_000
+    assert compute.flops is not None
+    assert compute.flops > 0
+    assert compute.flops_per_output_token == pytest.approx(compute.flops / 24)
+    assert compute.achieved_flops_per_s == pytest.approx(compute.flops / 2)
+    assert compute.mfu is None
+    assert bench.result().compute.flops is None

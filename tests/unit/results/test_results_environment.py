@@ -7,7 +7,8 @@ import json
 import pytest
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.results.environment import fingerprint, gather
+from pytest_llem.results.compute import peak_flops_per_s
+from pytest_llem.results.environment import changes, fingerprint, gather, identity
 
 GPU: dict[str, JsonValue] = {"uuid": "GPU-1", "driver": "570.1", "power_limit_w": 700.0, "ecc": True, "mig": False}
 HOST: dict[str, JsonValue] = {
@@ -16,28 +17,35 @@ HOST: dict[str, JsonValue] = {
     "packages": {"torch": "2.13", "transformers": "5.23", "pytest": "9.2"},
     "hostname": "here",
 }
-PARTS: dict[str, JsonValue] = {"engine": "transformers", "runner": "local", "meter": "auto"}
+
+
+def facts(host: dict[str, JsonValue], runner: str = "local", image: str | None = None) -> dict[str, JsonValue]:
+    return identity(
+        host, engine="transformers", runner=runner, image=image, device_kind="cuda", device_count=1, meter="auto"
+    )
 
 
 def test_gathered_facts_are_json_and_name_the_machine() -> None:
-    facts = json.loads(json.dumps(gather()))
-    assert facts["cpu"]["logical_cores"] >= 1
-    assert facts["memory_total_bytes"] > 0
-    assert facts["packages"]["pytest"]
-    assert facts["gathered_at"].endswith("+00:00")
+    found = json.loads(json.dumps(gather()))
+    assert found["cpu"]["logical_cores"] >= 1
+    assert found["memory_total_bytes"] > 0
+    assert found["packages"]["pytest"]
+    assert found["gathered_at"].endswith("+00:00")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        {"gpus": [{**GPU, "power_limit_w": 500.0}]},
-        {"gpus": [{**GPU, "uuid": "GPU-2"}]},
-        {"cpu": {"model": "Y", "logical_cores": 8, "governor": "performance"}},
-        {"packages": {"torch": "2.14", "transformers": "5.23"}},
+        ({"gpus": [{**GPU, "power_limit_w": 500.0}]}, "gpu0_power_limit_w: 700.0 -> 500.0"),
+        ({"gpus": [{**GPU, "uuid": "GPU-2"}]}, "gpu0_uuid: GPU-1 -> GPU-2"),
+        ({"cpu": {"model": "Y", "logical_cores": 8, "governor": "performance"}}, "cpu_model: X -> Y"),
+        ({"packages": {"torch": "2.14", "transformers": "5.23"}}, "package_torch: 2.13 -> 2.14"),
     ],
 )
-def test_what_matters_changes_the_fingerprint(change: dict[str, JsonValue]) -> None:
-    assert fingerprint({**HOST, **change}, PARTS) != fingerprint(HOST, PARTS)
+def test_what_matters_changes_the_fingerprint_and_is_named(change: dict[str, JsonValue], told: str) -> None:
+    before, now = facts(HOST), facts({**HOST, **change})
+    assert fingerprint(now) != fingerprint(before)
+    assert changes(before, now) == [told]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +53,26 @@ def test_what_matters_changes_the_fingerprint(change: dict[str, JsonValue]) -> N
     [{"hostname": "there"}, {"packages": {"torch": "2.13", "transformers": "5.23", "pytest": "8.3"}}, {"git": "abc"}],
 )
 def test_what_does_not_matter_leaves_it(change: dict[str, JsonValue]) -> None:
-    assert fingerprint({**HOST, **change}, PARTS) == fingerprint(HOST, PARTS)
+    assert fingerprint(facts({**HOST, **change})) == fingerprint(facts(HOST))
 
 
 def test_the_packages_of_this_python_say_nothing_about_a_container() -> None:
-    docker: dict[str, JsonValue] = {**PARTS, "runner": "docker", "image": "sha256:1"}
-    changed = {**HOST, "packages": {"torch": "9.9"}}
-    assert fingerprint(changed, docker) == fingerprint(HOST, docker)
-    assert fingerprint(HOST, {**docker, "image": "sha256:2"}) != fingerprint(HOST, docker)
+    changed: dict[str, JsonValue] = {**HOST, "packages": {"torch": "9.9"}}
+    assert facts(changed, "docker", "sha256:1") == facts(HOST, "docker", "sha256:1")
+    assert facts(HOST, "docker", "sha256:1") != facts(HOST, "docker", "sha256:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.0),
+        ("NVIDIA A100-SXM4-80GB", "float16", 312.0),
+        ("NVIDIA L40S", "float8_e4m3fn", 733.0),
+        ("NVIDIA L4", "float32", 30.3),
+        ("NVIDIA A100-SXM4-80GB", "int4", None),
+        ("NVIDIA X9000", "bfloat16", None),
+    ],
+)
+def test_peaks_are_known_by_board_and_dtype_or_not_at_all(name: str, dtype: str, tflops: float | None) -> None:
+    assert peak_flops_per_s(name, dtype) == (None if tflops is None else tflops * 1e12)

@@ -1,0 +1,71 @@
+"""Reusing what earlier runs measured: for each cycle the newest valid result of the same work in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.environment import changes
+from pytest_llem.results.layout import HASH_LENGTH, RESULT, CycleKey, run_directories, slug
+from pytest_llem.results.reading import read_result
+from pytest_llem.results.schema import Result
+from pytest_llem.results.state import read_state
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What there is to reuse for a cycle: a result, or the reason why there is none."""
+
+    result: Result | None
+    reason: str | None
+
+
+class EarlierRuns:
+    """The runs of a results folder before the present one."""
+
+    def __init__(self, out: Path, run_id: str) -> None:
+        self._out = out
+        self._run_id = run_id
+
+    def find(self, key: CycleKey, identity: Mapping[str, JsonValue]) -> Reuse:
+        """The newest valid result of the key's study, configuration and cycle with the same `identity`.
+
+        `identity` is that of the present run (`environment.identity`). Otherwise the reason names what is missing
+        or different, for the newest result that comes near.
+        """
+        study = slug(key.study)
+        if not any(known == study for known, _ in self._index):
+            return Reuse(None, "no earlier run of this study")
+        near = self._index.get((study, key.config_hash[:HASH_LENGTH]), [])
+        if not near:
+            return Reuse(None, "no earlier run of this configuration")
+        found: list[Result] = []
+        spoilt: list[str] = []
+        for directory in near:
+            state = read_state(directory / f"c{key.cycle}")
+            if state is None or (state.study, state.config_hash) != (key.study, key.config_hash):
+                continue
+            if state.state != "valid":
+                reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
+                spoilt.append(f"cycle {key.cycle} was {state.state}{reasons}")
+                continue
+            found.append(read_result(directory / f"c{key.cycle}" / RESULT))
+        if not found:
+            return Reuse(None, spoilt[0] if spoilt else f"no earlier cycle {key.cycle}")
+        found.sort(key=lambda result: result.created_at, reverse=True)
+        for result in found:
+            if not changes(result.environment.comparable, identity):
+                return Reuse(result, None)
+        return Reuse(None, "; ".join(changes(found[0].environment.comparable, identity)))
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], list[Path]]:
+        """Experiment directories by study slug and the hash that their names end with, newest run first."""
+        found: dict[tuple[str, str], list[Path]] = {}
+        for run in run_directories(self._out):
+            for directory in run.glob("*/*") if run.name != self._run_id else ():
+                found.setdefault((directory.parent.name, directory.name[-HASH_LENGTH:]), []).append(directory)
+        return found

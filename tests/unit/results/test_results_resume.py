@@ -1,0 +1,108 @@
+"""Resuming reuses the newest valid result of the same work in the same place, and says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import Job, JobDir
+from pytest_llem.results.environment import identity
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import rebuild_manifest
+from pytest_llem.results.resume import EarlierRuns, Reuse
+from pytest_llem.results.store import RunStore
+from pytest_llem.runners.protocol import RunReport
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+HERE: dict[str, JsonValue] = {
+    "cpu": {"model": "X", "logical_cores": 2, "governor": None},
+    "packages": {"torch": "2.13"},
+}
+
+
+def place(host: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return identity(
+        host, engine="transformers", runner="local", image=None, device_kind="cpu", device_count=0, meter="auto"
+    )
+
+
+def never(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+    pytest.fail("measured again")
+
+
+@pytest.fixture
+def out(tmp_path: Path, key: CycleKey, worker: MakeWorker) -> Path:
+    """A results folder with one run of one valid cycle."""
+    RunStore.create(tmp_path, "run-1", environment=HERE).get_or_measure(key, worker(key))
+    return tmp_path
+
+
+def test_a_matching_result_is_referenced_not_measured(out: Path, key: CycleKey) -> None:
+    store = RunStore.create(out, "run-2", environment=HERE)
+    outcome = store.get_or_measure(key, never, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
+    assert (outcome.state, outcome.source_run, outcome.attempts) == ("valid", "run-1", 0)
+    assert outcome.result is not None
+    assert (outcome.result.run_id, outcome.result.source_run) == ("run-2", "run-1")
+    (item,) = rebuild_manifest(store.run_dir).items
+    assert (item.state, item.source_run) == ("valid", "run-1")
+
+
+def test_a_reused_result_keeps_its_first_source(out: Path, key: CycleKey) -> None:
+    for number in (2, 3):
+        store = RunStore.create(out, f"run-{number}", environment=HERE)
+        earlier = EarlierRuns(out, f"run-{number}")
+        outcome = store.get_or_measure(key, never, reuse=lambda earlier=earlier: earlier.find(key, place(HERE)))  # type: ignore[misc]
+    assert outcome.source_run == "run-1"
+
+
+def test_another_place_is_measured_again_and_the_difference_recorded(
+    out: Path, key: CycleKey, worker: MakeWorker
+) -> None:
+    there: dict[str, JsonValue] = {**HERE, "packages": {"torch": "2.14"}}
+    store = RunStore.create(out, "run-2", environment=there)
+    measure = worker(key)
+    store.get_or_measure(key, measure, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(there)))
+    assert measure.attempts == [1]
+    (item,) = rebuild_manifest(store.run_dir).items
+    assert item.not_reused == "package_torch: 2.13 -> 2.14"
+
+
+def find(out: Path, key: CycleKey) -> Reuse:
+    return EarlierRuns(out, "run-9").find(key, place(HERE))
+
+
+def test_the_reason_names_what_is_missing(out: Path, key: CycleKey) -> None:
+    assert find(out, replace(key, study="other")).reason == "no earlier run of this study"
+    assert find(out, replace(key, config_hash="f" * 16)).reason == "no earlier run of this configuration"
+    assert find(out, replace(key, cycle=2)).reason == "no earlier cycle 2"
+
+
+def test_invalid_results_are_not_reused(out: Path, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
+    second = replace(key, cycle=2)
+    spoilt = replace(bench.measurement(), invalid=(Note("throttled", "3 s"),))
+    RunStore.open(out / "run-1").get_or_measure(second, worker(second, spoilt))
+    assert find(out, second).reason == "cycle 2 was invalid (throttled)"
+
+
+def test_a_renamed_experiment_is_found_by_its_configuration(out: Path, key: CycleKey) -> None:
+    renamed = replace(key, experiment_id="another name")
+    reuse = find(out, renamed)
+    assert reuse.result is not None
+    store = RunStore.create(out, "run-2", environment=HERE)
+    outcome = store.get_or_measure(renamed, never, reuse=lambda: reuse)
+    assert outcome.result is not None
+    assert outcome.result.experiment.id == "another name"
+
+
+def test_the_present_run_does_not_count_as_earlier(out: Path, key: CycleKey) -> None:
+    assert EarlierRuns(out, "run-1").find(key, place(HERE)).result is None
