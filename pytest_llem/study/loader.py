@@ -29,17 +29,24 @@ _STUDY_ONLY = tuple(name for name in StudyFile.model_fields if name not in table
 MAX_SHOWN_INVALID = 5
 
 
-def load_study(path: Path, *, overrides: Overrides | None = None, env: Mapping[str, str] | None = None) -> Study:
+def load_study(
+    path: Path,
+    *,
+    overrides: Overrides | None = None,
+    env: Mapping[str, str] | None = None,
+    execution: Mapping[str, JsonValue] | None = None,
+) -> Study:
     """Read and expand a study file.
 
-    `env` fills placeholders (default: the process environment). Raises `StudyError`, whose message begins with
+    `env` fills placeholders (default: the process environment); `execution` holds a user's defaults, below what the
+    study says. Raises `StudyError`, whose message begins with
     `FILE:LINE:COLUMN: ` and holds all problems found, and `SettingsError` for wrong `overrides`.
     """
     try:
         sources = read_sources(Path(path), environment() if env is None else env)
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
-    return _Loader(Path(path), sources, overrides or Overrides()).load()
+    return _Loader(Path(path), sources, overrides or Overrides(), execution or {}).load()
 
 
 @dataclass
@@ -59,6 +66,7 @@ class _Loader:
     path: Path
     sources: Sources
     overrides: Overrides
+    execution: Mapping[str, JsonValue]
     shared: Leaves = field(default_factory=dict)
     origins: dict[str, KeyPath] = field(default_factory=dict)
     invalid: list[LeftOut] = field(default_factory=list)
@@ -153,7 +161,7 @@ class _Loader:
         return replace(gates, compare=Comparison(tuple(named.values()), alpha))
 
     def _execution(self, data: Mapping[str, JsonValue]) -> Execution:
-        found = parts.execution(data.get("execution"), self.sources.report)
+        found = parts.execution(data.get("execution"), self.execution, self.sources.report)
         return parts.overridden(found, self.overrides)
 
     def _axes(self, data: Mapping[str, JsonValue]) -> tuple[list[Axis], list[Exclusion]]:

@@ -42,8 +42,8 @@ def _names(model: type[BaseModel]) -> str:
     return ", ".join(model.model_fields)
 
 
-def execution(data: JsonValue, report: Report) -> Execution:
-    """The `execution` section; what is wrong in it keeps its default."""
+def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -> Execution:
+    """The `execution` section over a user's defaults `below` it; what is wrong in it keeps its default."""
     found = section(Execution, data, report, ("execution",))
     headline = found.get("headline")
     if isinstance(headline, str):
@@ -51,7 +51,7 @@ def execution(data: JsonValue, report: Report) -> Execution:
             check_metric(headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
-    made = Execution.model_validate(found)
+    made = Execution.model_validate({**below, **found})
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)

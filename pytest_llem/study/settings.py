@@ -1,0 +1,237 @@
+"""Settings of a user and of a run: what each is, and who said so.
+
+One precedence for all: command line, environment, ini file, study, user settings, default. A study stands above the
+user's file because it describes the experiment; the ini file and what is above it are said for this run, and win.
+The user's file is `llem/config.yaml` in the platform's config directory (on Linux `~/.config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.study import fields, parts
+from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, environment, read_document
+from pytest_llem.study.engine_names import engine_names
+from pytest_llem.study.model import Overrides
+from pytest_llem.study.problems import Problem, study_error, suggest_or_list
+from pytest_llem.study.schema import Execution
+from pytest_llem.study.sections.section import Name, Section
+
+Source = Literal["command line", "environment", "ini", "user settings", "default"]
+
+ENVIRONMENT_PREFIX = "LLEM_"
+RUNNER_PREFIX = "LLEM_RUNNER_"
+RESERVED_VARIABLES = ("LLEM_CONFIG_PATH",)
+
+
+class UserFile(Section):
+    """The per-user file `llem/config.yaml`."""
+
+    out: Name = Field("llem-results", description="Directory of the artifacts.")
+    meter: Name = Field("auto", description="auto, a meter's name, or none.")
+    baseline_dir: Name = Field("llem-baselines", description="Directory of saved baselines.")
+    run: Literal["always", "explicit"] = Field(
+        "always", description="Whether plain pytest runs tests that need a result."
+    )
+    strict: bool = Field(False, description="Inconclusive and not-comparable gates fail instead of being skipped.")
+    runners: dict[str, str] = Field(
+        default_factory=dict, description="Runner per engine.", examples=[{"vllm": "docker"}]
+    )
+    execution: Execution = Field(default_factory=Execution, description="Defaults for studies that do not say.")
+
+
+_PLAIN = ("out", "meter", "baseline_dir", "run", "strict")
+_EXECUTION = ("cycles", "order")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and who said so; `where` is the variable, option or place in a file."""
+
+    name: str
+    value: JsonValue
+    source: Source
+    where: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run. `execution` holds the user file's defaults for studies; pass it to `load_study`."""
+
+    values: Mapping[str, Setting]
+    runners: Mapping[str, Setting] = field(default_factory=dict)
+    execution: Mapping[str, JsonValue] = field(default_factory=dict)
+    user_file: Path | None = None
+    unknown: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> JsonValue:
+        return self.values[name].value
+
+    def __iter__(self) -> Iterator[Setting]:
+        yield from self.values.values()
+        yield from self.runners.values()
+
+    def overrides(self, fail_if: Mapping[str, str] | None = None) -> Overrides:
+        """What stands above a study: cycles and order said on the command line, in the environment or the ini file."""
+        above = {
+            name: self.values[name].value
+            for name in _EXECUTION
+            if self.values[name].source in ("command line", "environment", "ini")
+        }
+        cycles, order = above.get("cycles"), above.get("order")
+        return Overrides(
+            cycles if isinstance(cycles, int) else None, str(order) if order is not None else None, fail_if or {}
+        )
+
+
+def user_file() -> Path:
+    """Where the per-user file is looked for."""
+    from platformdirs import user_config_path
+
+    return user_config_path("llem") / "config.yaml"
+
+
+def load_settings(
+    *,
+    command_line: Mapping[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+    ini: Mapping[str, object] | None = None,
+    path: Path | None = None,
+) -> Settings:
+    """Gather the settings.
+
+    `command_line` and `ini` map setting names (`out`, `meter`, `cycles`, ...) to values, `None` or `""` where nobody
+    said anything; `path` is the user's file (default: `user_file()`; absent is fine). Raises `SettingsError`.
+    """
+    env = environment() if env is None else env
+    file = user_file() if path is None else path
+    document, own = _read_user_file(file, env)
+    given: dict[Source, dict[str, tuple[object, str | None]]] = {
+        "command line": _said(command_line, "--llem-{}"),
+        "environment": {
+            name: (env[variable], variable)
+            for name in (*_PLAIN, *_EXECUTION)
+            if env.get(variable := f"{ENVIRONMENT_PREFIX}{name.upper()}")
+        },
+        "ini": _said(ini, "llem_{}"),
+        "user settings": {
+            name: (value, str(document.locate((name,)))) for name, value in own.items() if document and name in _PLAIN
+        },
+    }
+    execution = own.get("execution")
+    execution = execution if isinstance(execution, Mapping) else {}
+    for name in _EXECUTION:
+        if name in execution and document:
+            given["user settings"][name] = (execution[name], str(document.locate(("execution", name))))
+    values = {name: _first(name, given) for name in (*_PLAIN, *_EXECUTION)}
+    return Settings(
+        values=values,
+        runners=_runners(own, document, env),
+        execution=execution,
+        user_file=file if document else None,
+        unknown=tuple(sorted(_unknown(env))),
+    )
+
+
+def _said(values: Mapping[str, object] | None, where: str) -> dict[str, tuple[object, str | None]]:
+    said = {name: value for name, value in (values or {}).items() if value is not None and value != ""}
+    return {
+        name: (value, where.format(name if "_" in where else name.replace("_", "-"))) for name, value in said.items()
+    }
+
+
+def _first(name: str, given: Mapping[Source, Mapping[str, tuple[object, str | None]]]) -> Setting:
+    model: type[BaseModel] = Execution if name in _EXECUTION else UserFile
+    for source, said in given.items():
+        if name in said:
+            value, where = said[name]
+            try:
+                return Setting(name, fields.check_field(model, name, _typed(value)), source, where)
+            except fields.BadValueError as problem:
+                raise SettingsError(f"{where}: {name}: {problem.text}", fix=problem.fix) from None
+    default: JsonValue = model.model_fields[name].default
+    return Setting(name, default, "default")
+
+
+def _typed(value: object) -> JsonValue:
+    """Texts of the environment and of ini files as the numbers and booleans they spell."""
+    if isinstance(value, str):
+        lowered = value.strip().lower()
+        if lowered in ("true", "false"):
+            return lowered == "true"
+        if lowered.lstrip("-").isdecimal() and len(lowered) < 20:
+            return int(lowered)
+        return str(value)
+    return value if isinstance(value, (bool, int, float)) else str(value)
+
+
+def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None, dict[str, JsonValue]]:
+    if not path.is_file() or not path.read_bytes().strip():
+        return None, {}
+    try:
+        document = read_document(path, env)
+    except UnreadableError as problem:
+        raise SettingsError(str(study_error(problem.problems, path))) from None
+    problems: list[Problem] = []
+
+    def report(place: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
+        problems.append(Problem(document.locate(place, key=at_key), text.removeprefix("."), fix))
+
+    own = {key: value for key, value in document.data.items() if key not in ("execution", "runners")}
+    found = {key: _plain(value) for key, value in parts.section(UserFile, own, report, ()).items()}
+    if document.data.get("execution") is not None:
+        found["execution"] = parts.section(Execution, document.data["execution"], report, ("execution",))
+    if document.data.get("runners") is not None:
+        checked = parts.section(UserFile, {"runners": document.data["runners"]}, report, ()).get("runners")
+        if isinstance(checked, Mapping):
+            texts = {engine: str(spec) for engine, spec in checked.items()}
+            found["runners"] = dict(parts.runners(texts, engine_names(), report))
+    if problems:
+        raise SettingsError(str(study_error(problems, path)))
+    return document, found
+
+
+def _plain(value: JsonValue) -> JsonValue:
+    return str(value) if isinstance(value, PlaceholderText) else value
+
+
+def _runners(own: Mapping[str, JsonValue], document: Document | None, env: Mapping[str, str]) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    theirs = own.get("runners")
+    if isinstance(theirs, Mapping) and document:
+        for engine, spec in theirs.items():
+            where = str(document.locate(("runners", engine)))
+            found[engine] = Setting(f"runners.{engine}", spec, "user settings", where)
+    for engine in engine_names():
+        variable = f"{RUNNER_PREFIX}{engine.upper()}"
+        if env.get(variable):
+            found[engine] = Setting(f"runners.{engine}", env[variable], "environment", variable)
+    return found
+
+
+def _unknown(env: Mapping[str, str]) -> Iterator[str]:
+    known = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*_PLAIN, *_EXECUTION)}
+    known |= {f"{RUNNER_PREFIX}{engine.upper()}" for engine in engine_names()} | set(RESERVED_VARIABLES)
+    for variable in env:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            yield f"{variable} is not a setting: {suggest_or_list(variable, sorted(known))}"
+
+
+def report_lines(settings: Settings) -> list[str]:
+    """What `llem config` prints: each setting, its effective value, and where it came from."""
+    rows = [(s.name, _shown(s.value), f"{s.source}{f' ({s.where})' if s.where else ''}") for s in settings]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
+    file = settings.user_file
+    lines += ["", f"user settings: {file}" if file else f"user settings: none at {user_file()}"]
+    return lines + [f"warning: {text}" for text in settings.unknown]
+
+
+def _shown(value: JsonValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
