@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import random
@@ -28,6 +29,15 @@ def read_texts(settings: WorkloadSettings) -> list[str]:
         texts: Iterator[str] = _text_lines(Path(settings.dataset).expanduser())
     elif suffix in JSONL_SUFFIXES:
         texts = _jsonl_texts(Path(settings.dataset).expanduser(), settings.column)
+    elif suffix == ".json":
+        texts = _json_texts(Path(settings.dataset).expanduser(), settings.column)
+    elif suffix == ".csv":
+        texts = _csv_texts(Path(settings.dataset).expanduser(), settings.column)
+    elif suffix == ".parquet":
+        raise WorkloadError(
+            f"workload.dataset {settings.dataset!r}: parquet files are not read",
+            fix="convert it to JSON lines (.jsonl)",
+        )
     else:
         texts = _hub_texts(settings)
     # A seeded choice needs all of them; else no more is read than is needed.
@@ -67,6 +77,24 @@ def _jsonl_texts(path: Path, column: str | None) -> Iterator[str]:
                 row = json.loads(line)
             except ValueError as problem:
                 raise WorkloadError(f"{path}:{number}: not JSON: {problem}", fix="one JSON object a line") from None
+            yield _text_of(row, column, f"{path}:{number}")
+
+
+def _json_texts(path: Path, column: str | None) -> Iterator[str]:
+    with _opened(path) as stream:
+        try:
+            rows = json.load(stream)
+        except ValueError as problem:
+            raise WorkloadError(f"{path}: not JSON: {problem}", fix="a JSON list of objects or strings") from None
+    if not isinstance(rows, list):
+        raise WorkloadError(f"{path}: expected a JSON list", fix="a JSON list of objects or strings")
+    for number, row in enumerate(rows):
+        yield _text_of(row, column, f"{path}[{number}]")
+
+
+def _csv_texts(path: Path, column: str | None) -> Iterator[str]:
+    with _opened(path) as stream:
+        for number, row in enumerate(csv.DictReader(stream), start=2):
             yield _text_of(row, column, f"{path}:{number}")
 
 

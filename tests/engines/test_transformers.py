@@ -160,3 +160,37 @@ def test_a_gpu_that_torch_does_not_see_is_refused(make_config: ConfigMaker) -> N
         pytest.skip("torch sees a GPU here")
     with pytest.raises(LlemError, match="torch sees none"):
         open_engine("transformers").prepare(make_config(), DeviceSet("cuda", ("GPU-0",)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"compile": {"mode": None, "backend": "inductor"}}, {"compile": False}),
+        (
+            {"compile": {"mode": "default", "backend": "eager"}},
+            {"compile": {"mode": "default", "backend": "eager", "fullgraph": False, "dynamic": None}},
+        ),
+        ({"quantization": {"load_in_8bit": False, "load_in_4bit": False}}, {"quantized": False}),
+        ({"tensor_parallel_size": 1, "attn_implementation": None}, {"attn_implementation": "sdpa"}),
+    ],
+)
+def test_written_out_defaults_mean_what_leaving_them_out_means(
+    start: Start, settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    engine = start(settings)
+    assert {key: engine.effective()[key] for key in expected} == expected
+    assert ids(generate(engine, requests_of(5, 12))) == ids(generate(start(), requests_of(5, 12)))
+
+
+def test_every_setting_of_the_study_schema_is_known_to_the_engine(make_config: ConfigMaker) -> None:
+    """A setting that a study accepts and the engine then refuses would fail every cycle of a sweep."""
+    from pytest_llem.study.sections.transformers import Transformers
+
+    written_out = Transformers().model_dump(mode="json")
+    open_engine("transformers").prepare(make_config(written_out), DeviceSet("cpu"))
+
+
+@pytest.mark.parametrize("key", ["tensor_parallel_size", "data_parallel_size"])
+def test_parallelism_over_processes_is_refused(make_config: ConfigMaker, key: str) -> None:
+    with pytest.raises(EngineSettingError, match="process per device"):
+        open_engine("transformers").prepare(make_config({key: 2}), DeviceSet("cpu"))

@@ -167,7 +167,9 @@ def _compiled(model: Any, settings: TransformersSettings) -> Any:
     keywords: dict[str, Any] = {}
     if not isinstance(chosen, bool):
         keywords = {"fullgraph": chosen.fullgraph, "dynamic": chosen.dynamic}
-        keywords.update({k: v for k, v in (("mode", chosen.mode), ("backend", chosen.backend)) if v is not None})
+        # torch takes a mode for its own compiler only.
+        key, value = ("backend", chosen.backend) if chosen.backend not in (None, "inductor") else ("mode", chosen.mode)
+        keywords[key] = value
     try:
         return torch.compile(model.forward, **keywords)
     except RuntimeError as problem:

@@ -32,7 +32,7 @@ LOAD_KEYWORDS = (
 
 @dataclass(frozen=True)
 class CompileSettings:
-    """Arguments of `torch.compile` for the model's forward; `None` leaves one to torch."""
+    """Arguments of `torch.compile` for the model's forward; `mode` of `None` does not compile."""
 
     mode: str | None = None
     backend: str | None = None
@@ -60,6 +60,8 @@ class TransformersSettings:
     no_repeat_ngram_size: int | None = None
     prompt_lookup_num_tokens: int | None = None
     continuous_batching: bool = False
+    tensor_parallel_size: int | None = None
+    data_parallel_size: int | None = None
     device_map: str | Mapping[str, JsonValue] | None = None
     max_memory: Mapping[str, JsonValue] | None = None
     revision: str | None = None
@@ -79,7 +81,7 @@ def read_settings(config: ExperimentConfig) -> TransformersSettings:
                 details={"key": f"transformers.{key}"},
             )
     # An explicit null means the default, as it does for a key that is left out.
-    given = {key: value for key, value in config.settings.items() if value is not None}
+    given = {key: _without_nulls(value) for key, value in config.settings.items() if value is not None}
     try:
         settings = decode(TransformersSettings, given, "transformers")
     except ValueError as problem:
@@ -88,9 +90,32 @@ def read_settings(config: ExperimentConfig) -> TransformersSettings:
         raise EngineSettingError(
             f"dtype: transformers cannot run {config.dtype!r}", fix=f"use one of {', '.join(DTYPES)}"
         )
+    settings = dataclasses.replace(
+        settings, compile=_compilation(settings.compile), quantization=_quantization(settings.quantization)
+    )
     _check_values(settings)
     _check_combinations(settings)
     return settings
+
+
+def _without_nulls(value: JsonValue) -> JsonValue:
+    if isinstance(value, Mapping):
+        return {key: item for key, item in value.items() if item is not None}
+    return value
+
+
+def _compilation(asked: bool | CompileSettings) -> bool | CompileSettings:
+    if isinstance(asked, CompileSettings):
+        return asked if asked.mode is not None else False
+    return CompileSettings(mode="default") if asked else False
+
+
+def _quantization(asked: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue] | None:
+    """What bitsandbytes is told: nothing unless a width is chosen, and no sub-settings of the other width."""
+    if not asked or not (asked.get("load_in_8bit") or asked.get("load_in_4bit")):
+        return None
+    other = "bnb_4bit_" if asked.get("load_in_8bit") else "llm_int8_"
+    return {key: value for key, value in asked.items() if not key.startswith(other)}
 
 
 def suggestion(key: str, known: set[str]) -> str | None:
@@ -100,6 +125,12 @@ def suggestion(key: str, known: set[str]) -> str | None:
 
 
 def _check_values(settings: TransformersSettings) -> None:
+    for key in ("tensor_parallel_size", "data_parallel_size"):
+        if (getattr(settings, key) or 1) > 1:
+            raise EngineSettingError(
+                f"transformers.{key}: transformers needs a process per device for this, and a cycle is one process",
+                fix="spread the layers with transformers.device_map: auto, or use the engine vllm",
+            )
     for key in ("batch_size", "num_beams", "prompt_lookup_num_tokens", "threads"):
         value = getattr(settings, key)
         if value is not None and value < 1:

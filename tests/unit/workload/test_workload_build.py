@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +105,13 @@ def test_input_tokens_bounds_the_prompts_of_a_file(tmp_path: Path) -> None:
     assert inputs(build(dataset=str(path), prompts=2, input_tokens=4)) == [4, 2]
 
 
-def test_jsonl_takes_the_column_that_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps({"text": "no", "q": "yes"}) + "\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.json", '[{"q": "yes", "text": "no"}]'), ("p.csv", 'text,q\nno,"yes"\n'), ("p.jsonl", '{"q": "yes"}\n')],
+)
+def test_every_kind_of_file_gives_its_column(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
     tokenizer = WordTokenizer()
     workload = build_workload(settings(dataset=str(path), column="q", prompts=1, input_tokens=None), tokenizer)
     assert texts(workload, tokenizer) == ["yes"]
@@ -147,6 +150,8 @@ def test_chat_template_wraps_a_prompt(tmp_path: Path) -> None:
         ("p.jsonl", '{"a": "x"}\n', {"column": "b"}, "no text in column b"),
         ("p.jsonl", '{"a": "x"}\n', {}, "no text in column text or prompt"),
         ("p.jsonl", "[1]\n", {}, "expected a JSON object, got list"),
+        ("p.json", "{}", {}, "expected a JSON list"),
+        ("p.parquet", "", {}, "parquet files are not read"),
     ],
 )
 def test_broken_files_are_named(
