@@ -93,7 +93,7 @@ class LlemSession:
             return
         from pytest_llem.preflight import require_local_engine
 
-        for engine in dict.fromkeys(experiment.config.engine for experiment in study.experiments):
+        for engine in dict.fromkeys(str(experiment.keywords["engine"]) for experiment in study.experiments):
             if self.runner_spec(engine, study).name == "local":
                 require_local_engine(engine, study.path)
 

@@ -59,7 +59,7 @@ class Reporting:
 
     def finish(self) -> None:
         """Write the run's manifest and summaries."""
-        if self._session.run_dir.is_dir():
+        if (self._session.run_dir / "run.json").exists():
             self._session.conclude()
             for leftover in (self._session.run_dir / ANNOUNCEMENTS).glob("*"):
                 leftover.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_llem.results.summary import Estimate, ExperimentSummary
 
-HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", "meter")
+HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
 SPREAD = "±"
 
 
@@ -52,16 +52,12 @@ _PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
 
 
 def _cells(row: ExperimentSummary) -> tuple[str, ...]:
-    meter = row.meter or "-"
-    if row.measured is False and meter not in ("-", "none"):
-        meter = f"{meter} (not measured)"
     return (
         row.experiment_id,
         f"{row.cycles_valid}/{row.cycles_total}",
         _estimate(row.metrics.get("joules_per_output_token"), "J"),
         _rate(row.metrics.get("output_tokens_per_s")),
         _estimate(row.metrics.get("energy_j"), "J"),
-        meter,
     )
 
 
@@ -87,8 +83,8 @@ def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     lines = []
     for row in rows:
         first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
-        rest = (cell.rjust(size) for cell, size in zip(row[1:-1], widths[1:-1], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *rest, row[-1]]).rstrip())
+        rest = (cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *rest]))
     return lines
 
 
@@ -97,8 +93,14 @@ def _notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     notes = []
     if any(row.metrics for row in rows):
         notes.append(f"median over valid cycles, {SPREAD} half the interquartile range")
-    if any(row.measured is False and row.meter not in (None, "none") for row in rows):
-        notes.append("energy is estimated from CPU time, not measured: fit for trying out, not for publishing")
+    meters = dict.fromkeys((row.meter, row.measured) for row in rows if row.meter is not None)
+    for meter, measured in meters:
+        if meter == "none":
+            notes.append("no energy was measured (meter: none)")
+        elif measured:
+            notes.append(f"energy measured by {meter}")
+        else:
+            notes.append(f"energy NOT measured: {meter} from CPU time, fit for trying out, not for publishing")
     return notes
 
 

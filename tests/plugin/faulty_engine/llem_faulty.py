@@ -1,6 +1,6 @@
 """An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
 
-Its section has one setting, `fault`: none, exception, kill, segfault, memory, hang, exit.
+The model names the fault: none, exception, kill, segfault, memory, hang, exit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FaultyEngine:
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
         """Remember the fault."""
-        self.fault = config.settings.get("fault", "none")
+        self.fault = config.model
         self.dtype = config.dtype
         return "1.0"
 

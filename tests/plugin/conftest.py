@@ -1,0 +1,76 @@
+"""Studies small enough to run in a moment, and an environment in which the faulty engine is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# pytester forgets modules that an inner run imported: yaml's and pydantic's compiled parts do not survive a second
+# import, and hypothesis' plugin would import all of it in every run.
+import hypothesis
+import pytest
+
+import pytest_llem.results.store
+import pytest_llem.session
+import pytest_llem.study
+
+PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session, pytest_llem.study)
+FAULTY = Path(__file__).parent / "faulty_engine"
+
+SWEEP = """\
+name: small
+model: builtin:tiny-llama
+engine: transformers
+dtype: float32
+workload: {prompts: 2, input_tokens: 8, output_tokens: 4}
+measurement: {min_duration_s: 0.05, idle: {duration_s: 0.1}, warmup: {max_repeats: 1}}
+sweep:
+  transformers.batch_size: [1, 2, 16]
+  dtype: [float32, bfloat16]
+execution: {cycles: 2}
+"""
+
+FAULTS = """\
+name: faults
+engine: faulty
+workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
+measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.05}}, warmup: {{max_repeats: 1}}}}
+sweep:
+  model: [{faults}]
+execution: {{cycles: 1, retries: 0, timeout_s: {timeout}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The faulty engine is installed, leases are this test's own, and nothing of the outer run leaks in."""
+    path = os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(FAULTY)
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("CI", raising=False)
+    for name in list(os.environ):
+        if name.startswith("PYTEST_XDIST"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def sweep(pytester: pytest.Pytester) -> Path:
+    """A study of six experiments with two cycles each, in the test's directory."""
+    path = pytester.path / "small.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.fixture
+def faults(pytester: pytest.Pytester) -> Callable[..., Path]:
+    """Writes a study of the faulty engine, an experiment per fault."""
+
+    def write(*names: str, timeout: float = 60.0) -> Path:
+        path = pytester.path / "faults.yaml"
+        path.write_text(FAULTS.format(faults=", ".join(names), timeout=timeout))
+        return path
+
+    return write

@@ -1,0 +1,145 @@
+"""A worker that breaks gives a failed item with a short message and an `error.json`, and the other items go on.
+
+Every failure is produced for real, by an engine that breaks its own worker process.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+Faults = Callable[..., Path]
+
+
+def artifacts(directory: Path) -> Path:
+    [run] = [path.parent for path in (directory / "llem-results").glob("*/run.json")]
+    return run
+
+
+def error_of(directory: Path, fault: str) -> dict[str, object]:
+    [path] = artifacts(directory).glob(f"faults/*{fault}*/c1/error.json")
+    data: dict[str, object] = json.loads(path.read_text())
+    return data
+
+
+@pytest.mark.parametrize(
+    ("fault", "category", "origin", "message"),
+    [
+        ("exception", "error", "worker", "*RuntimeError: the faulty engine raised this*"),
+        ("kill", "worker_crashed", "runner", "*the worker was killed by SIGKILL*"),
+        ("segfault", "worker_crashed", "runner", "*the worker was killed by SIGSEGV*"),
+        ("memory", "out_of_memory", "worker", "*ran out of memory*"),
+        ("exit", "worker_silent", "runner", "*wrote neither a measurement nor an error*"),
+    ],
+)
+def test_a_broken_worker_is_a_failed_item_and_the_others_go_on(
+    pytester: pytest.Pytester, faults: Faults, fault: str, category: str, origin: str, message: str
+) -> None:
+    faults(fault, "none")
+    result = pytester.runpytest("--llem-study=faults.yaml")
+    result.assert_outcomes(failed=1, passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([message, "*fix: *", "*worker.log*"])
+    assert f"about to do: {fault}" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str() or fault in ("exception", "memory")
+    error = error_of(pytester.path, fault)
+    assert (error["category"], error["origin"]) == (category, origin)
+    assert error["phase"] in ("load", "failed")
+
+
+def test_a_worker_that_hangs_is_killed_at_its_deadline(pytester: pytest.Pytester, faults: Faults) -> None:
+    """The faulty engine ignores SIGTERM, so only SIGKILL ends it."""
+    faults("hang", "none", timeout=2.0)
+    result = pytester.runpytest("--llem-study=faults.yaml")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*killed in phase 'load': it ran for more than 2 s (execution.timeout_s)*"])
+    assert error_of(pytester.path, "hang")["category"] == "timeout"
+    assert workers(pytester.path) == []
+
+
+def workers(directory: Path) -> list[int]:
+    """Processes that still work on a job of this test."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(directory) in word for word in process.info["cmdline"] or ()):
+            found.append(process.pid)
+    return [pid for pid in found if pid != psutil.Process().pid]
+
+
+def start(pytester: pytest.Pytester, *arguments: str) -> subprocess.Popen[str]:
+    """pytest in a process of its own, once its worker hangs in its load phase."""
+    command = [sys.executable, "-m", "pytest", "--llem-study=faults.yaml", *arguments]
+    process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while (
+        not list(pytester.path.glob("llem-results/*/faults/*hang*/c1/worker.log"))
+        or "hang" not in next(pytester.path.glob("llem-results/*/faults/*hang*/c1/worker.log")).read_text()
+    ):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_process_and_keeps_what_is_finished(
+    pytester: pytest.Pytester, faults: Faults, number: signal.Signals
+) -> None:
+    faults("none", "hang")
+    process = start(pytester)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert workers(pytester.path) == []
+    items = json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]
+    assert [item["state"] for item in items] == ["valid", "interrupted"]
+    assert error_of(pytester.path, "hang")["category"] == "interrupted"
+
+
+def test_a_worker_ends_with_a_pytest_that_was_killed_only_as_far_as_its_lease_says(
+    pytester: pytest.Pytester, faults: Faults
+) -> None:
+    """A spawned worker outlives a pytest killed by SIGKILL, and so does its lease: the device is not free."""
+    faults("hang")
+    process = start(pytester)
+    process.kill()
+    process.communicate()
+    survivors = workers(pytester.path)
+    try:
+        assert survivors
+        from pytest_llem.errors import DeviceError
+        from pytest_llem.job import DeviceSet
+        from pytest_llem.runners.lease import device_lease
+
+        with (
+            pytest.raises(DeviceError, match=f"in use by process {survivors[0]}"),
+            device_lease(DeviceSet("cpu"), timeout_s=0),
+        ):
+            pass
+    finally:
+        for pid in survivors:
+            psutil.Process(pid).kill()
+
+
+def test_x_stops_after_the_first_failure(pytester: pytest.Pytester, faults: Faults) -> None:
+    faults("exception", "none")
+    result = pytester.runpytest("--llem-study=faults.yaml", "-x")
+    result.assert_outcomes(failed=1)
+    states = [item["state"] for item in json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]]
+    assert states == ["failed", "pending"]
+
+
+def test_last_failed_runs_only_what_failed(pytester: pytest.Pytester, faults: Faults) -> None:
+    faults("exception", "none")
+    pytester.runpytest("--llem-study=faults.yaml")
+    again = pytester.runpytest("--llem-study=faults.yaml", "--lf")
+    again.assert_outcomes(failed=1)
+    assert "1 deselected" in again.stdout.str() or again.parseoutcomes().get("passed", 0) == 0

@@ -1,0 +1,106 @@
+"""Wrong input gives one clear message with file, line, column, key and remedy, and never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+VALID = "model: builtin:tiny-llama\nengine: transformers\n"
+
+
+def run(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResult:
+    (pytester.path / "wrong.yaml").write_text(text)
+    result = pytester.runpytest("--llem-study=wrong.yaml", *arguments)
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert not list(pytester.path.glob("llem-results/*/run.json"))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("model: [\n", "*wrong.yaml:2:1: *", id="syntax"),
+        pytest.param(VALID + "dtype: float23\n", "*wrong.yaml:3:8: *dtype*float32*", id="value"),
+        pytest.param(VALID + "workload:\n  prompts: many\n", "*wrong.yaml:4:12: *workload.prompts*", id="type"),
+        pytest.param(VALID + "modle: x\n", "*wrong.yaml:3:1: *modle*model*", id="unknown key"),
+        pytest.param(
+            VALID + "transformers:\n  batch_sise: 4\n", "*wrong.yaml:4:3: *batch_sise*batch_size*", id="unknown nested"
+        ),
+        pytest.param(
+            VALID + "sweep:\n  transformers.batch_sise: [1]\n",
+            "*wrong.yaml:4:3: *batch_sise*batch_size*",
+            id="sweep key",
+        ),
+        pytest.param("model: m\nengine: transfomers\n", "*wrong.yaml:2:9: *transfomers*transformers*", id="engine"),
+        pytest.param(VALID + "sweep: {}\n", "*wrong.yaml:3:*sweep*empty*", id="empty sweep"),
+        pytest.param(VALID + "sweep:\n  dtype: []\n", "*wrong.yaml:4:10: *dtype has no values*", id="empty axis"),
+        pytest.param("", "*wrong.yaml:1:1: *empty*", id="empty file"),
+    ],
+)
+def test_a_wrong_study_is_one_located_message(pytester: pytest.Pytester, text: str, message: str) -> None:
+    run(pytester, text).stdout.fnmatch_lines([message])
+
+
+def test_a_missing_study_is_a_usage_error_with_a_suggestion(pytester: pytest.Pytester) -> None:
+    (pytester.path / "sweep.yaml").write_text(VALID)
+    result = pytester.runpytest("--llem-study=swep.yaml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--llem-study=swep.yaml: no such file*", "*did you mean *sweep.yaml*"])
+
+
+def test_an_unknown_meter_is_a_usage_error_with_a_suggestion(pytester: pytest.Pytester) -> None:
+    (pytester.path / "sweep.yaml").write_text(VALID)
+    result = pytester.runpytest("--llem-study=sweep.yaml", "--llem-meter=nvlm")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--llem-meter=nvlm: unknown meter*", "*'nvml'*"])
+
+
+def test_an_unknown_runner_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    (pytester.path / "sweep.yaml").write_text(VALID)
+    result = pytester.runpytest("--llem-study=sweep.yaml", "--llem-runner=podman")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown runner 'podman'*", "*local, docker*"])
+
+
+@pytest.mark.parametrize("cycles", ["0", "-1", "two"])
+def test_a_wrong_number_of_cycles_is_a_usage_error(pytester: pytest.Pytester, cycles: str) -> None:
+    (pytester.path / "sweep.yaml").write_text(VALID)
+    result = pytester.runpytest("--llem-study=sweep.yaml", f"--llem-cycles={cycles}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--llem-cycles" in result.stderr.str()
+
+
+def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "model: builtin:tiny-llama\nengine: tensorrt_llm\n", "--llem-runner=local")
+    result.stdout.fnmatch_lines(["*wrong.yaml*tensorrt_llm*not installed*", "*fix: *docker*"])
+
+
+def test_two_studies_of_one_name_are_an_error(pytester: pytest.Pytester) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        (pytester.path / name).write_text("name: same\n" + VALID)
+    result = pytester.runpytest("--llem-study=one.yaml", "--llem-study=two.yaml")
+    result.stdout.fnmatch_lines(["*two.yaml*name 'same'*one.yaml*"])
+    assert result.ret != 0
+
+
+def test_a_test_that_asks_for_a_result_needs_a_study(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_budget(llem_result): pass")
+    result = pytester.runpytest()
+    result.stdout.fnmatch_lines(["*a test that asks for a result needs a study*", "*pytest.mark.llem_study*"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+
+
+def test_a_marker_that_names_no_file_says_where_it_looked(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.llem_study("missing.yaml")
+        def test_budget(llem_result): pass
+        """
+    )
+    result = pytester.runpytest()
+    result.stdout.fnmatch_lines(
+        [f"*no such study: {path.parent / Path('missing.yaml')}*", "*relative to the test file*"]
+    )
