@@ -20,6 +20,7 @@ ROOT = "/llem"
 SITE = f"{ROOT}/site"
 JOBS = f"{ROOT}/jobs"
 GUARD = f"{ROOT}/guard.py"
+KEEPER = f"{ROOT}/keeper.py"
 WORKER_MODULES = ("__init__.py", "decode.py", "errors.py", "job.py", "measurement.py", "py.typed")
 WORKER_PACKAGES = ("worker", "engines", "energy", "workload")
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
@@ -39,6 +40,7 @@ def worker_archive() -> bytes:
         for directory in WRITABLE:
             archive.addfile(_directory(directory))
         _add(archive, package / "containers" / "guard.py", GUARD)
+        _add(archive, package / "containers" / "keeper.py", KEEPER)
         pynvml = find_spec("pynvml")
         if pynvml is not None and pynvml.origin is not None:
             _add(archive, Path(pynvml.origin), f"{SITE}/pynvml.py")

@@ -67,7 +67,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """All that decides how one container is made; `command` is what the guard runs, nothing means: wait."""
+    """All that decides how one container is made: `program` is a file of this package in it, `command` what it gets."""
 
     name: str
     image: ImageFacts
@@ -79,6 +79,7 @@ class ContainerRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    program: str = GUARD
 
 
 def job_environment(name: str) -> dict[str, str]:
@@ -118,7 +119,7 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         request.image.id,
         list(request.command),
         name=request.name,
-        entrypoint=["python3", GUARD],
+        entrypoint=["python3", request.program],
         environment=container_environment(request),
         labels=dict(request.labels),
         working_dir=ROOT,

@@ -30,10 +30,10 @@ class Attachment:
 
     def __init__(self, raw: object) -> None:
         self._raw = raw
+        self._inner = getattr(raw, "_sock", None) or raw
         # The SDK's timeout of a minute would end the stream of a worker that is quiet for that long
-        for candidate in (raw, getattr(raw, "_sock", None)):
-            if candidate is not None and hasattr(candidate, "settimeout"):
-                candidate.settimeout(None)
+        if hasattr(self._inner, "settimeout"):
+            self._inner.settimeout(None)
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Stream number (1 output, 2 error) and bytes, until the container or the connection ends."""
@@ -42,11 +42,10 @@ class Attachment:
 
     def close(self) -> None:
         """Hang up; the reading thread's `frames` end too."""
-        inner = getattr(self._raw, "_sock", self._raw)
-        if hasattr(inner, "shutdown"):
+        if hasattr(self._inner, "shutdown"):
             with contextlib.suppress(OSError):
-                inner.shutdown(socket.SHUT_RDWR)
-        for candidate in (self._raw, inner):
+                self._inner.shutdown(socket.SHUT_RDWR)
+        for candidate in (self._raw, self._inner):
             with contextlib.suppress(OSError):
                 candidate.close()  # type: ignore[attr-defined]
 

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import time
 import uuid
 from collections.abc import Mapping
 
 import docker
 
-from pytest_llem.containers.archive import job_archive, worker_archive
 from pytest_llem.containers.cuda import cuda_major
-from pytest_llem.containers.cycle import (
-    CycleEnd,
-    collect,
-    drain,
-    end_state,
-    explain,
-    follow,
-    kill,
-    write_if_absent,
-)
-from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
+from pytest_llem.containers.cycle import CycleEnd, explain, write_if_absent
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
+from pytest_llem.containers.ephemeral import run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
@@ -31,15 +21,14 @@ from pytest_llem.containers.options import (
     WORKER_COMMAND,
     ContainerRequest,
     ImageFacts,
-    create,
     extra_mounts,
     job_environment,
     recorded_options,
 )
-from pytest_llem.containers.orphans import remove_orphans, remove_session, removed_after
+from pytest_llem.containers.orphans import remove_orphans, remove_session
 from pytest_llem.containers.secrets import secrets_of
+from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import InterruptedCycleError, JsonValue
 from pytest_llem.job import Job, JobDir
@@ -63,6 +52,7 @@ class DockerRunner:
         self._connected: tuple[docker.DockerClient, DaemonFacts] | None = None
         self._images: dict[str, ImageFacts] = {}
         self._swept: list[str] = []
+        self._kept: KeptContainers | None = None
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`."""
@@ -115,6 +105,9 @@ class DockerRunner:
             return
         client, _ = self._connected
         self._connected = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         remove_session(client, self._identity.id)
         client.close()
 
@@ -159,49 +152,11 @@ class DockerRunner:
         watch: DeadlineWatch,
         lease: Lease | None,
     ) -> CycleEnd:
-        begun = time.monotonic()
-        with docker_errors(request.image.name):
-            container = create(client, request)
-        with removed_after(container):
-            with docker_errors(request.image.name):
-                container.put_archive("/", worker_archive())
-                container.put_archive("/", job_archive(job_dir.job.read_bytes(), "job"))
-                attachment = Attachment(
-                    container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-                )
-            try:
-                with job_dir.events.open("a", encoding="utf-8") as live:
-                    pump = OutputPump(attachment.frames(), job_dir.log, request.secrets.values(), live_writer(live))
-                    pump.start()
-                    with docker_errors(request.image.name):
-                        container.start()
-                    started = time.monotonic()
-                    if lease is not None:
-                        lease.occupied_by(pid=os.getpid(), container=request.name)
-                    overdue = follow(pump, watch, on_event)
-                    ended = time.monotonic()
-                    if overdue:
-                        kill(container)
-                        drain(pump, watch, on_event)
-                returncode, oom_killed = end_state(container)
-                problem = collect(container, "job", job_dir, request.image)
-            except KeyboardInterrupt:
-                kill(container)
-                collect(container, "job", job_dir, request.image)
-                raise
-            finally:
-                attachment.close()
-        finished = time.monotonic()
-        facts: dict[str, JsonValue] = {
-            "returncode": returncode,
-            "oom_killed": oom_killed,
-            "start_s": started - begun,
-            "run_s": ended - started,
-            "finish_s": finished - ended,
-        }
-        if problem is not None:
-            facts["collect_error"] = problem.message
-        return CycleEnd(returncode, oom_killed, overdue, pump.last_output, facts)
+        if self.settings.lifecycle == "ephemeral":
+            return run_ephemeral(client, request, job_dir, on_event, watch, lease)
+        if self._kept is None:
+            self._kept = KeptContainers(client, self.settings.max_restarts)
+        return self._kept.run(request, job.config.engine, job_dir, on_event, watch, lease)
 
     def _report(
         self, name: str, image: ImageFacts | None, facts: Mapping[str, JsonValue], notes: tuple[Note, ...]
@@ -214,10 +169,10 @@ class DockerRunner:
         return RunReport(
             name="docker",
             source=self.spec.source,
-            isolation="container",
+            isolation="container" if self.settings.lifecycle == "ephemeral" else "process",
             image=name,
             image_digest=(image.digest or image.id) if image else None,
-            start_method="command",
+            start_method=None,
             notes=notes,
             facts={**more, **facts},
         )

@@ -132,7 +132,8 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
         from pytest_llem.worker.entry import work
 
         job_dir = JobDir(Path(request["job_dir"]))
-        code = work(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"])
+        mirror = bool(os.environ.get("LLEM_EVENT_PREFIX"))
+        code = work(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"], mirror=mirror)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
