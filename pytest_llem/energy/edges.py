@@ -40,8 +40,8 @@ class Edge:
 def interpolated(ticks: TickSeries, t_ns: int) -> Edge | None:
     """The counter at a time between two steps, on a straight line; right where power is steady around the edge.
 
-    `shape` bounds what a power step somewhere between the two counter steps would change: the largest power step seen
-    among the neighbouring intervals, times f (1 - f) of the interval. `None` outside the series.
+    `shape` bounds what a power step somewhere between the two counter steps would change: the difference of the powers
+    around, times f (1 - f) of the interval, which is exact for a step at the edge itself. `None` outside the series.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
     if before < 0 or after >= len(ticks):
@@ -51,8 +51,8 @@ def interpolated(ticks: TickSeries, t_ns: int) -> Edge | None:
     step_j = ticks.energy_j[after] - ticks.energy_j[before]
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
-    neighbours = [ticks.power_w(i) for i in (before - 1, after) if 0 <= i < len(ticks) - 1]
-    power_step_w = max((abs(power - power_w) for power in neighbours), default=power_w)
+    powers = [ticks.power_w(i) for i in (before - 1, before, after) if 0 <= i < len(ticks) - 1]
+    power_step_w = max(powers) - min(powers) if len(powers) == 3 else power_w
     return Edge(
         energy_j=ticks.energy_j[before] + share * step_j,
         terms={
@@ -87,7 +87,7 @@ def outer(
     nearest = indices[-1] if side == "start" else indices[0]
     line = _QuietLine.fit(ticks, indices)
     step_w = busy_w - line.at(t_ns)
-    if step_w <= QUIET_SCATTER_REL * busy_w or line.scatter_w > QUIET_SCATTER_REL * step_w:
+    if step_w <= QUIET_SCATTER_REL * busy_w or line.scatter_w > max(QUIET_SCATTER_REL * step_w, 3 * line.timing_w):
         return None
     distance_s = abs(t_ns - ticks.mid_ns[nearest]) / 1e9
     gap_j = distance_s * line.at((t_ns + ticks.mid_ns[nearest]) // 2)
@@ -112,6 +112,7 @@ class _QuietLine:
     power_w: float
     slope_w_per_s: float
     scatter_w: float
+    timing_w: float
     uncertainty_w: float
 
     def at(self, t_ns: float) -> float:
@@ -142,4 +143,4 @@ class _QuietLine:
             scatter = flat_scatter
         noise = max(scatter, timing_w)
         span_s = (times[-1] - times[0]) / 1e9
-        return cls(origin, mean, slope, scatter, 2 * noise / sqrt(len(powers)) + abs(slope) * span_s / 2)
+        return cls(origin, mean, slope, scatter, timing_w, 2 * noise / sqrt(len(powers)) + abs(slope) * span_s / 2)

@@ -56,6 +56,7 @@ class GpuSource:
 
     def __init__(self, handle: object, uuid: str, owner_pid: int, known: calibration.Calibration | None) -> None:
         self.due_ns = time.monotonic_ns()
+        self.known_until_ns = 0.0
         self._handle = handle
         self._uuid = uuid
         self._owner_pid = owner_pid
@@ -67,6 +68,8 @@ class GpuSource:
         self._counts = True
         self._absent: set[str] = set()
         self._power_w: float | None = None
+        self._described = False
+        self._throttled: list[int | None] = []
         self._state_due_ns = 0
         self._processes_due_ns = 0
         self._error_code: int | None = None
@@ -89,6 +92,7 @@ class GpuSource:
 
     def finish(self, writer: SampleWriter) -> None:
         """Write the throttle counters, the device's state and its processes once more."""
+        self._state_due_ns = 0
         try:
             self._read_fields(writer, time.monotonic_ns(), None, None)
             self._read_processes(writer)
@@ -100,16 +104,17 @@ class GpuSource:
         try:
             value = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         except pynvml.NVMLError as problem:
-            if problem.value not in _ABSENT or self._tracker.period_ns is not None:
+            if problem.value not in _ABSENT or self.known_until_ns > 0:
                 raise
             self._counts = False
             self.due_ns = begin
             return
         end = time.monotonic_ns()
-        first = self._state_due_ns == 0
+        first = not self._described
         tick = self._tracker.observe(begin, end, value)
         self.due_ns = self._tracker.due_ns
         if tick is not None:
+            self.known_until_ns = tick.mid_ns
             self._read_fields(writer, tick.mid_ns, value, (tick.high_ns - tick.low_ns) // 2)
             self._read_rest(writer, end)
         elif first:
@@ -119,6 +124,7 @@ class GpuSource:
     def _poll_power(self, writer: SampleWriter) -> None:
         now = time.monotonic_ns()
         self.due_ns = now + POWER_PERIOD_NS
+        self.known_until_ns = now
         self._read_fields(writer, now, None, None)
         self._read_rest(writer, now)
 
@@ -133,20 +139,17 @@ class GpuSource:
         values = self._field_values()
         instant_mw = values.get(pynvml.NVML_FI_DEV_POWER_INSTANT)
         self._power_w = self._power(instant_mw)
-        if self._state_due_ns == 0:
+        if not self._described:
+            self._described = True
             power = "none" if self._power_w is None else "average" if instant_mw is None else "instant"
             writer.event(now, "sensor", device=self._uuid, counter=self._counts, power=power)
         temperature = clock = utilisation = memory = None
+        throttled = [values.get(field) for field in _FIELDS[1:]]
+        if throttled != self._throttled or now >= self._state_due_ns:
+            self._throttled = throttled
+            writer.event(now, "throttle", device=self._uuid, power_ns=throttled[0], thermal_ns=throttled[1])
         if now >= self._state_due_ns or value_mj is None:
-            if now >= self._state_due_ns:
-                self._state_due_ns = now + STATE_PERIOD_NS
-                writer.event(
-                    now,
-                    "throttle",
-                    device=self._uuid,
-                    power_ns=values.get(pynvml.NVML_FI_DEV_PERF_POLICY_POWER),
-                    thermal_ns=values.get(pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL),
-                )
+            self._state_due_ns = now + STATE_PERIOD_NS
             temperature, clock, utilisation, memory = self._state()
         writer.sample(
             Sample(t_ns, self._uuid, self._power_w, value_mj, temperature, clock, utilisation, memory, bracket_ns)

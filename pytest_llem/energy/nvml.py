@@ -15,9 +15,6 @@ from pytest_llem.energy.sampler_process import SamplerProcess
 from pytest_llem.energy.setup import MeterSetup
 from pytest_llem.errors import MeterError
 
-TAIL_S = 0.25
-"""How long sampling goes on after the last window, so that a counter step lies behind its end."""
-
 
 class NvmlMeter:
     """GPU boards by their energy counter; CPU packages and DRAM beside them where RAPL is readable.
@@ -69,7 +66,7 @@ class NvmlMeter:
         if self._sampler is None:
             raise MeterError("the meter was stopped before it was started")
         last_ns = max((window.end_ns for window in windows), default=0)
-        time.sleep(max(0.0, TAIL_S - (time.monotonic_ns() - last_ns) / 1e9))
+        self._sampler.wait_until_known(last_ns)
         self._edges.mark()
         cpu_s = self._sampler.cpu_time_s()
         problem = self._sampler.stop()

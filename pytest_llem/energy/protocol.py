@@ -16,7 +16,8 @@ class Window:
     """A measured interval on CLOCK_MONOTONIC, in nanoseconds.
 
     `index` counts windows of one name from 0. `quiet_before_s` and `quiet_after_s` say how long the device was left
-    idle, confirmed synchronised, on each side; `None` means busy or unknown.
+    idle, confirmed synchronised, on each side; `None` means busy or unknown. `repeats` counts the whole repeats of the
+    workload inside, where it holds such.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Window:
     index: int = 0
     quiet_before_s: float | None = None
     quiet_after_s: float | None = None
+    repeats: int | None = None
 
     @property
     def duration_s(self) -> float:

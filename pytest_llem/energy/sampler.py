@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+from math import inf
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -31,9 +32,10 @@ CLOCK_PERIOD_NS = 1_000_000_000
 
 
 class Source(Protocol):
-    """Something that is read again and again. `due_ns` is when (CLOCK_MONOTONIC)."""
+    """Something that is read again and again: next at `due_ns`. Up to `known_until_ns` its series is complete."""
 
     due_ns: int
+    known_until_ns: float
 
     def poll(self, writer: SampleWriter) -> None:
         """Read now, write what is new, and set `due_ns`."""
@@ -50,6 +52,7 @@ class RaplSource:
 
     def __init__(self, domain: powercap.Domain) -> None:
         self.due_ns = time.monotonic_ns()
+        self.known_until_ns = 0.0
         self._domain = domain
         self._previous: tuple[int, int] | None = None
         self._power_w: float | None = None
@@ -68,6 +71,7 @@ class RaplSource:
             step = (value - self._previous[1]) % self._domain.range_uj
             self._power_w = step * 1e3 / (t_ns - self._previous[0])
         self._previous = (t_ns, value)
+        self.known_until_ns = t_ns
         writer.sample(Sample(t_ns, self._domain.id, power_w=self._power_w, counter_mj=value / 1e3))
 
     def power_w(self) -> float | None:
@@ -84,6 +88,7 @@ class ClockSource:
 
     def __init__(self) -> None:
         self.due_ns = time.monotonic_ns()
+        self.known_until_ns = inf
 
     def poll(self, writer: SampleWriter) -> None:
         """Compare the two clocks."""
@@ -117,7 +122,8 @@ def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent
             line = commands.readline()
             if not line or line.strip() == b"stop":
                 break
-            _answer({"power_w": _total_power(sources)})
+            known_ns = min(source.known_until_ns for source in sources)
+            _answer({"power_w": _total_power(sources), "known_until_ns": None if known_ns == inf else known_ns})
         now = time.monotonic_ns()
         for source in sources:
             if source.due_ns <= now:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from pytest_llem.errors import JsonValue, MeterError
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
+KNOWN_TIMEOUT_NS = 1_500_000_000
+KNOWN_POLL_S = 0.01
 
 # `-S` keeps site-packages' start-up hooks out, so the parent's own module path is handed over instead.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_llem.energy import sampler; " + (
@@ -70,6 +73,19 @@ class SamplerProcess:
         value = answer.get("power_w")
         return value if isinstance(value, float) else None
 
+    def wait_until_known(self, t_ns: int) -> bool:
+        """Wait until every sensor's series reaches beyond a time; false when one did not in 1.5 s."""
+        while True:
+            try:
+                known_ns = self._ask("known").get("known_until_ns")
+            except MeterError:
+                return False
+            if not isinstance(known_ns, (int, float)) or known_ns >= t_ns:
+                return True
+            if time.monotonic_ns() > t_ns + KNOWN_TIMEOUT_NS:
+                return False
+            time.sleep(KNOWN_POLL_S)
+
     def cpu_time_s(self) -> float | None:
         """CPU seconds that the sampler has used, for its own cost to be stated."""
         try:
@@ -98,8 +114,6 @@ class SamplerProcess:
         return self._receive(timeout_s)
 
     def _receive(self, timeout_s: float) -> Mapping[str, JsonValue]:
-        import select
-
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             self._process.kill()

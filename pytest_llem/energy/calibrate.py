@@ -1,0 +1,262 @@
+"""Measuring what a GPU's energy sensors can do, once per GPU and driver: `llem doctor --calibrate`."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Protocol
+
+import pynvml
+
+from pytest_llem.energy import calibration, nvml_devices
+from pytest_llem.energy.calibration import Calibration, CounterType
+from pytest_llem.energy.sampler_process import SamplerProcess
+from pytest_llem.energy.samples import read_samples
+from pytest_llem.energy.series import TickSeries, ticks_from
+from pytest_llem.energy.ticks import DEFAULT_STEP_NS
+from pytest_llem.errors import MeterError
+
+FAST_STEP_NS = 500_000
+HARMLESS_REL = 0.005
+"""Fast polling counts as harmless when it changes the counter's slope by less than this."""
+PART_TIME_SCATTER = 0.15
+LATENCY_READS = 100
+IDLE_PERIODS = 30
+QUIET_PERIODS = 5
+SHORT_BURST_PERIODS = 0.5
+LONG_BURST_PERIODS = 4.0
+SLOPE_PERIODS = 20
+SETTLED_PERIODS = 0.2
+EDGE_NS = 100_000
+
+
+class Load(Protocol):
+    """Something that makes the GPU draw steady power for a while."""
+
+    def burst(self, seconds: float) -> tuple[int, int]:
+        """Load the device, synchronised at both ends; returns when that was (CLOCK_MONOTONIC, nanoseconds)."""
+
+
+@dataclass(frozen=True)
+class _Burst:
+    """One burst between quiet times: extra energy over the quiet power, in total and at each step inside."""
+
+    start_ns: int
+    end_ns: int
+    total_j: float
+    inside: tuple[tuple[float, float], ...]
+
+
+def calibrate(
+    uuid: str, load: Load | None = None, *, short_bursts: int = 16, long_bursts: int = 8, directory: Path | None = None
+) -> Calibration:
+    """Measure one idle GPU's sensors and keep the result; about half a minute on an H100.
+
+    Without a `load`, ramp time and counter type stay unknown, and bounds stay wide. Raises `MeterError` when the GPU
+    has no energy counter or another process uses it.
+    """
+    pynvml.nvmlInit()
+    try:
+        device = nvml_devices.find([uuid], None)[0]
+        _require_idle(device)
+        latency_ns = _latency_ns(device.handle)
+        idle = _sample(device.uuid, lambda period: time.sleep(IDLE_PERIODS * period))
+        gaps = [b - a for a, b in pairwise(idle.mid_ns)]
+        period_ns = round(median(gaps))
+        fast_error = _fast_polling_error(device.handle, period_ns, load)
+        poll_step_ns = FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS
+        bursts: list[_Burst] = []
+        if load is not None:
+            bursts = _bursts(device, load, period_ns, poll_step_ns, (short_bursts, long_bursts))
+        counter_type, duty = _counter_type(bursts, period_ns)
+        ramp = _ramp(bursts, period_ns) if counter_type == "accumulating" else None
+        found = Calibration(
+            uuid=device.uuid,
+            driver=device.driver,
+            period_ns=period_ns,
+            jitter_ns=round(stdev(gaps)),
+            call_latency_ns=latency_ns,
+            poll_step_ns=poll_step_ns,
+            ramp_ns=ramp[0] if ramp else None,
+            ramp_uncertainty_ns=ramp[1] if ramp else None,
+            counter_type=counter_type,
+            duty=duty,
+            fast_polling_error_rel=fast_error,
+            idle_noise_w=stdev(idle.power_w(i) for i in range(len(idle) - 1)),
+            made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+    except pynvml.NVMLError as problem:
+        raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
+    finally:
+        pynvml.nvmlShutdown()
+    calibration.save(found, directory)
+    return found
+
+
+def _require_idle(device: nvml_devices.Gpu) -> None:
+    try:
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(device.handle)
+    except pynvml.NVMLError_NotSupported:
+        raise MeterError(
+            f"{device.uuid} ({device.name}) has no energy counter: there is nothing to calibrate",
+            fix="its energy is integrated from power readings instead; nothing needs to be done",
+        ) from None
+    others = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device.handle)]
+    if others:
+        raise MeterError(
+            f"{device.uuid}: other processes use this GPU (pid {', '.join(map(str, others[:5]))})",
+            fix="calibrate while the GPU is idle",
+        )
+
+
+def _latency_ns(handle: object) -> int:
+    lengths: list[int] = []
+    for _ in range(LATENCY_READS):
+        begin = time.monotonic_ns()
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        lengths.append(time.monotonic_ns() - begin)
+        time.sleep(DEFAULT_STEP_NS / 1e9)
+    return round(median(lengths))
+
+
+class _Activity(Protocol):
+    def __call__(self, period_s: float, /) -> None: ...
+
+
+def _sample(uuid: str, activity: _Activity, known: Calibration | None = None) -> TickSeries:
+    """Run something while the sampler process watches, and return the counter's steps."""
+    with tempfile.TemporaryDirectory(prefix="llem-calibrate-") as name:
+        directory = Path(name)
+        if known is not None:
+            calibration.save(known, directory)
+        path = directory / "samples.jsonl"
+        sampler = SamplerProcess(path, [uuid], (), directory)
+        try:
+            activity(known.period_ns / 1e9 if known else 0.1)
+        finally:
+            problem = sampler.stop()
+        ticks = ticks_from(read_samples(path), uuid)
+    if problem is not None or len(ticks) < 10:
+        raise MeterError(
+            f"{uuid}: the energy counter does not advance ({len(ticks)} steps seen){f': {problem}' if problem else ''}",
+            fix="run `nvidia-smi -q -d POWER`; without a working counter use --llem-meter=rapl or estimate",
+        )
+    return ticks
+
+
+def _fast_polling_error(handle: object, period_ns: int, load: Load | None) -> float:
+    """Relative change of the counter's slope when it is read without pause, against gentle reads, on equal power."""
+    slopes: dict[int, list[float]] = {FAST_STEP_NS: [], 5 * DEFAULT_STEP_NS: []}
+    for _ in range(2):
+        for step_ns, found in slopes.items():
+            if load is not None:
+                load.burst(2 * period_ns / 1e9)
+                time.sleep(period_ns / 1e9)
+            found.append(_slope_w(handle, period_ns, step_ns))
+    fast, gentle = (fmean(values) for values in slopes.values())
+    return abs(fast - gentle) / gentle
+
+
+def _slope_w(handle: object, period_ns: int, step_ns: int) -> float:
+    end_ns = time.monotonic_ns() + SLOPE_PERIODS * period_ns
+    steps: list[tuple[int, int]] = []
+    previous = None
+    before = time.monotonic_ns()
+    while before < end_ns:
+        value = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        now = time.monotonic_ns()
+        if previous is not None and value != previous[1]:
+            steps.append(((previous[0] + now) // 2, value))
+        previous = (before, value)
+        time.sleep(step_ns / 1e9)
+        before = time.monotonic_ns()
+    t_mean, e_mean = fmean(t for t, _ in steps), fmean(e for _, e in steps)
+    return sum((t - t_mean) * (e - e_mean) for t, e in steps) / sum((t - t_mean) ** 2 for t, _ in steps) * 1e6
+
+
+def _bursts(
+    device: nvml_devices.Gpu, load: Load, period_ns: int, poll_step_ns: int, counts: tuple[int, int]
+) -> list[_Burst]:
+    period_s = period_ns / 1e9
+    short, long = counts
+    edges: list[tuple[int, int]] = []
+    provisional = Calibration(device.uuid, device.driver, period_ns, 0, 0, poll_step_ns)
+
+    def activity(_period_s: float, /) -> None:
+        time.sleep(QUIET_PERIODS * period_s)
+        for length in [SHORT_BURST_PERIODS] * short + [LONG_BURST_PERIODS] * long:
+            edges.append(load.burst(length * period_s))
+            # A random share of a period keeps the bursts from falling into step with the counter.
+            time.sleep((QUIET_PERIODS + random.random()) * period_s)
+
+    ticks = _sample(device.uuid, activity, provisional)
+    found = [_extra(ticks, start, end, period_ns) for start, end in edges]
+    return [burst for burst in found if burst is not None]
+
+
+def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:
+    first, last = ticks.last_before(start_ns), ticks.first_after(end_ns + round(SETTLED_PERIODS * period_ns))
+    if first < 2 or last + 2 >= len(ticks):
+        return None
+    narrow_ns = 2 * median(ticks.half_width_ns(i) for i in range(len(ticks)))
+    if max(ticks.half_width_ns(first), ticks.half_width_ns(last)) > narrow_ns:
+        return None
+    quiet_w = (ticks.power_w(first - 2) + ticks.power_w(first - 1) + ticks.power_w(last) + ticks.power_w(last + 1)) / 4
+
+    def above_quiet_j(index: int) -> float:
+        elapsed_s = (ticks.mid_ns[index] - ticks.mid_ns[first]) / 1e9
+        return ticks.energy_j[index] - ticks.energy_j[first] - quiet_w * elapsed_s
+
+    inside = tuple(
+        ((ticks.mid_ns[i] - start_ns) / 1e9, above_quiet_j(i))
+        for i in range(first + 1, last)
+        if start_ns + SETTLED_PERIODS * period_ns < ticks.mid_ns[i] < end_ns and ticks.half_width_ns(i) <= narrow_ns
+    )
+    return _Burst(start_ns, end_ns, above_quiet_j(last), inside)
+
+
+def _counter_type(bursts: Sequence[_Burst], period_ns: int) -> tuple[CounterType, float | None]:
+    """Bursts of half a period at random phase: an accumulating counter always catches them whole.
+
+    A part-time counter misses some entirely: with a share `duty` of each period looked at, a burst of length D is
+    missed with probability 1 - D / period - duty.
+    """
+    short = [b for b in bursts if b.end_ns - b.start_ns < period_ns]
+    long = [b for b in bursts if b.end_ns - b.start_ns >= period_ns]
+    if len(short) < 4 or not long:
+        return "unknown", None
+    step_w = fmean(b.total_j / ((b.end_ns - b.start_ns) / 1e9) for b in long)
+    caught = [b.total_j / (step_w * (b.end_ns - b.start_ns) / 1e9) for b in short]
+    if stdev(caught) < PART_TIME_SCATTER:
+        return "accumulating", None
+    missed = sum(share < 0.1 for share in caught) / len(caught)
+    length = fmean(b.end_ns - b.start_ns for b in short) / period_ns
+    return "part_time", min(1.0, max(0.05, 1 - length - missed))
+
+
+def _ramp(bursts: Sequence[_Burst], period_ns: int) -> tuple[int, int] | None:
+    """Time constant of power's fall after load, and its k=2 uncertainty, in nanoseconds.
+
+    Inside a burst the extra energy grows as step * (t - rise); its total is step * (length - rise + fall).
+    """
+    long = [b for b in bursts if b.end_ns - b.start_ns >= period_ns]
+    points = [point for burst in long for point in burst.inside]
+    if len(points) < 6 or len(long) < 3:
+        return None
+    t_mean, e_mean = fmean(t for t, _ in points), fmean(e for _, e in points)
+    step_w = sum((t - t_mean) * (e - e_mean) for t, e in points) / sum((t - t_mean) ** 2 for t, _ in points)
+    if step_w <= 0:
+        return None
+    rise_s = t_mean - e_mean / step_w
+    falls = [b.total_j / step_w - (b.end_ns - b.start_ns) / 1e9 + rise_s for b in long]
+    scatter = stdev(t - e / step_w for t, e in points)
+    bound_s = 2 * sqrt(stdev(falls) ** 2 / len(falls) + scatter**2 / len(points)) + EDGE_NS / 1e9
+    return round(max(0.0, fmean(falls)) * 1e9), round(bound_s * 1e9)

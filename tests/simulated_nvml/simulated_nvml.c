@@ -1,0 +1,298 @@
+/* A libnvidia-ml.so.1 whose GPUs exist in a file: LLEM_SIMULATED_NVML names it, simulation.py writes it.
+ * Counter and power follow analytically from the true power's segments and the time of the call. */
+#define _GNU_SOURCE
+#include "simulated_nvml.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
+
+typedef Gpu *Device;
+typedef int Return;
+
+typedef struct {
+    unsigned field, scope;
+    long long timestamp, latency;
+    int type, result;
+    union { double d; unsigned ui; unsigned long long ull; } value;
+} FieldValue;
+
+static Machine *machine;
+static int initialized;
+static struct { int64_t tick; double energy_j; } part_time[MAX_GPUS];
+static int64_t previous_read_ns[MAX_GPUS];
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void wait_ns(int64_t length) {
+    int64_t end = now_ns() + length;
+    if (length > 150000) {
+        struct timespec t = {(length - 100000) / 1000000000LL, (length - 100000) % 1000000000LL};
+        nanosleep(&t, NULL);
+    }
+    while (now_ns() < end) {}
+}
+
+static int64_t call_latency(Gpu *gpu) {
+    int64_t count = __atomic_add_fetch(&gpu->counter_reads, 1, __ATOMIC_RELAXED);
+    return gpu->late_every && count % gpu->late_every == 0 ? gpu->late_ns : gpu->latency_ns;
+}
+
+/* True energy up to a time. */
+static double energy_j(const Gpu *gpu, int64_t t) {
+    int64_t low = 0, high = __atomic_load_n(&gpu->segments, __ATOMIC_ACQUIRE) - 1;
+    if (high < 0 || t <= gpu->segment[0].start_ns) return 0;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (gpu->segment[middle].start_ns <= t) low = middle; else high = middle - 1;
+    }
+    const Segment *s = &gpu->segment[low];
+    double dt = (t - s->start_ns) / 1e9, ramp = gpu->ramp_ns / 1e9, total = s->energy_j + s->target_w * dt;
+    if (ramp > 0) total += (s->from_w - s->target_w) * ramp * (1 - exp(-dt / ramp));
+    if (s->ripple_ns) {
+        double omega = 2 * M_PI / (s->ripple_ns / 1e9);
+        total += s->ripple_w / omega * (1 - cos(omega * dt));
+    }
+    return total;
+}
+
+static double mean_w(const Gpu *gpu, int64_t end, int64_t length) {
+    int64_t start = end - length < gpu->epoch_ns ? gpu->epoch_ns : end - length;
+    return end > start ? (energy_j(gpu, end) - energy_j(gpu, start)) / ((end - start) / 1e9) : 0;
+}
+
+static int64_t tick_ns(const Gpu *gpu, int64_t k) {
+    uint64_t x = (uint64_t)k * 0x9E3779B97F4A7C15ULL + 0x1234567;
+    x ^= x >> 31; x *= 0xBF58476D1CE4E5B9ULL; x ^= x >> 27;
+    double uniform = (x >> 11) / (double)(1ULL << 53) * 2 - 1;
+    return gpu->epoch_ns + k * gpu->period_ns + (int64_t)(uniform * gpu->jitter_ns);
+}
+
+static int64_t last_tick(const Gpu *gpu, int64_t t) {
+    int64_t k = (t - gpu->epoch_ns) / gpu->period_ns + 1;
+    while (k > 0 && tick_ns(gpu, k) > t) k--;
+    return k;
+}
+
+static double counter_j(Gpu *gpu, int64_t t) {
+    int i = gpu - machine->gpu;
+    if (gpu->frozen_at_ns && t > gpu->frozen_at_ns) t = gpu->frozen_at_ns;
+    int64_t k = last_tick(gpu, t);
+    if (gpu->duty >= 1) return energy_j(gpu, tick_ns(gpu, k));
+    if (k < part_time[i].tick) part_time[i].tick = part_time[i].energy_j = 0;
+    while (part_time[i].tick < k) {
+        int64_t from = tick_ns(gpu, part_time[i].tick), to = tick_ns(gpu, ++part_time[i].tick);
+        part_time[i].energy_j += mean_w(gpu, to, (int64_t)(gpu->duty * gpu->period_ns)) * ((to - from) / 1e9);
+    }
+    return part_time[i].energy_j;
+}
+
+static unsigned long long counter_mj(Gpu *gpu) {
+    int i = gpu - machine->gpu;
+    int64_t latency = call_latency(gpu);
+    wait_ns(latency / 2);
+    int64_t t = now_ns();
+    if (gpu->disturb_below_ns && t - previous_read_ns[i] < gpu->disturb_below_ns) gpu->disturbed_j += gpu->disturb_j;
+    previous_read_ns[i] = t;
+    double value = (counter_j(gpu, t) - gpu->disturbed_j) * 1e3 + gpu->counter_offset_mj;
+    wait_ns(latency - latency / 2);
+    unsigned long long whole = value > 0 ? (unsigned long long)value : 0;
+    return gpu->wraps ? whole & 0xFFFFFFFFULL : whole;
+}
+
+static double power_w(Gpu *gpu, int64_t length) {
+    int64_t t = now_ns();
+    return mean_w(gpu, t - (t - gpu->epoch_ns) % gpu->power_period_ns, length);
+}
+
+static Return ready(Device gpu) { return !initialized ? UNINITIALIZED : gpu ? gpu->error : INVALID; }
+static Return readable(Device gpu) { Return r = ready(gpu); return r ? r : gpu->error_reads; }
+
+static Return text(const char *value, char *out, unsigned length) {
+    if (strlen(value) >= length) return TOO_SMALL;
+    strcpy(out, value);
+    return OK;
+}
+
+Return nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    const char *path = getenv("LLEM_SIMULATED_NVML");
+    if (!path || !*path) return NO_DRIVER;
+    int fd = open(path, O_RDWR);
+    if (fd < 0) return NO_DRIVER;
+    if (machine) munmap(machine, sizeof(Machine));
+    machine = mmap(NULL, sizeof(Machine), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (machine == MAP_FAILED) { machine = NULL; return NO_DRIVER; }
+    memset(part_time, 0, sizeof part_time);
+    if (machine->init_error) return machine->init_error;
+    initialized++;
+    return OK;
+}
+Return nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+Return nvmlShutdown(void) { if (initialized) initialized--; return OK; }
+
+const char *nvmlErrorString(Return code) {
+    switch (code) {
+    case OK: return "Success";
+    case UNINITIALIZED: return "Uninitialized";
+    case UNSUPPORTED: return "Not Supported";
+    case NOT_FOUND: return "Not Found";
+    case NO_DRIVER: return "Driver Not Loaded";
+    case 15: return "GPU is lost";
+    default: return "Unknown Error";
+    }
+}
+
+Return nvmlSystemGetDriverVersion(char *out, unsigned n) { return initialized ? text(machine->driver, out, n) : UNINITIALIZED; }
+Return nvmlSystemGetNVMLVersion(char *out, unsigned n) { return initialized ? text("13.simulated", out, n) : UNINITIALIZED; }
+Return nvmlSystemGetCudaDriverVersion_v2(int *out) { *out = 13000; return OK; }
+Return nvmlDeviceGetCount_v2(unsigned *out) { if (!initialized) return UNINITIALIZED; *out = machine->gpus; return OK; }
+
+Return nvmlDeviceGetHandleByIndex_v2(unsigned index, Device *out) {
+    if (!initialized) return UNINITIALIZED;
+    if (index >= (unsigned)machine->gpus) return INVALID;
+    *out = &machine->gpu[index];
+    return (*out)->error;
+}
+
+Return nvmlDeviceGetHandleByUUID(const char *uuid, Device *out) {
+    if (!initialized) return UNINITIALIZED;
+    for (int i = 0; i < machine->gpus; i++)
+        if (!strcmp(machine->gpu[i].uuid, uuid) || !strcmp(machine->gpu[i].mig_uuid, uuid)) {
+            *out = &machine->gpu[i];
+            return (*out)->error;
+        }
+    return NOT_FOUND;
+}
+
+Return nvmlDeviceGetUUID(Device d, char *out, unsigned n) { Return r = ready(d); return r ? r : text(d->uuid, out, n); }
+Return nvmlDeviceGetName(Device d, char *out, unsigned n) { Return r = ready(d); return r ? r : text(d->name, out, n); }
+
+#define GET(function, type, check, expression) \
+    Return function(Device d, type *out) { Return r = check(d); if (!r) *out = (expression); return r; }
+GET(nvmlDeviceGetIndex, unsigned, ready, d - machine->gpu)
+GET(nvmlDeviceGetMinorNumber, unsigned, ready, d - machine->gpu)
+GET(nvmlDeviceIsMigDeviceHandle, unsigned, ready, 0)
+GET(nvmlDeviceGetArchitecture, unsigned, ready, 9)
+GET(nvmlDeviceGetNumGpuCores, unsigned, ready, 16896)
+GET(nvmlDeviceGetComputeMode, unsigned, ready, 0)
+GET(nvmlDeviceGetPersistenceMode, unsigned, ready, d->persistence)
+GET(nvmlDeviceGetPowerManagementLimit, unsigned, ready, d->power_limit_mw)
+GET(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, ready, d->power_limit_mw)
+GET(nvmlDeviceGetEnforcedPowerLimit, unsigned, ready, d->power_limit_mw)
+
+Return nvmlDeviceGetPowerManagementLimitConstraints(Device d, unsigned *low, unsigned *high) {
+    Return r = ready(d);
+    if (!r) { *low = 200000; *high = d->power_limit_mw; }
+    return r;
+}
+
+Return nvmlDeviceGetMigMode(Device d, unsigned *current, unsigned *pending) {
+    Return r = ready(d);
+    if (!r) *current = *pending = d->mig;
+    return r;
+}
+
+Return nvmlDeviceGetEccMode(Device d, unsigned *current, unsigned *pending) {
+    Return r = ready(d);
+    if (!r) *current = *pending = d->ecc;
+    return r;
+}
+
+Return nvmlDeviceGetTotalEnergyConsumption(Device d, unsigned long long *out) {
+    Return r = readable(d);
+    if (r) return r;
+    if (!d->has_counter) return UNSUPPORTED;
+    *out = counter_mj(d);
+    return OK;
+}
+
+Return nvmlDeviceGetPowerUsage(Device d, unsigned *out) {
+    Return r = readable(d);
+    if (!r) { wait_ns(d->latency_ns); *out = (unsigned)(power_w(d, d->average_ns) * 1e3); }
+    return r;
+}
+
+static Return field(Gpu *d, FieldValue *v) {
+    v->type = 3;
+    switch (v->field) {
+    case 74: v->value.ull = d->throttle_power_ns; return OK;
+    case 75: v->value.ull = d->throttle_thermal_ns; return OK;
+    case 83:
+        if (!d->has_counter) return UNSUPPORTED;
+        v->value.ull = counter_mj(d);
+        return OK;
+    case 185: case 186:
+        if (v->field == 186 && !d->has_instant) return UNSUPPORTED;
+        v->type = 1;
+        v->value.ui = (unsigned)(power_w(d, v->field == 186 ? d->instant_ns : d->average_ns) * 1e3);
+        return OK;
+    default: return UNSUPPORTED;
+    }
+}
+
+Return nvmlDeviceGetFieldValues(Device d, int count, FieldValue *values) {
+    Return r = readable(d);
+    if (r) return r;
+    wait_ns(d->latency_ns);
+    for (int i = 0; i < count; i++) values[i].result = field(d, &values[i]);
+    return OK;
+}
+
+Return nvmlDeviceGetTemperature(Device d, int sensor, unsigned *out) {
+    (void)sensor;
+    Return r = readable(d);
+    if (!r) *out = d->temperature_c;
+    return r;
+}
+
+typedef struct { unsigned version, sensor; int celsius; } Temperature;
+Return nvmlDeviceGetTemperatureV(Device d, Temperature *out) {
+    Return r = readable(d);
+    if (!r) out->celsius = d->temperature_c;
+    return r;
+}
+
+Return nvmlDeviceGetClockInfo(Device d, int clock, unsigned *out) {
+    (void)clock;
+    Return r = readable(d);
+    if (!r) *out = d->sm_clock_mhz;
+    return r;
+}
+
+Return nvmlDeviceGetUtilizationRates(Device d, unsigned out[2]) {
+    Return r = readable(d);
+    if (!r) { out[0] = d->utilisation_percent; out[1] = d->utilisation_percent / 2; }
+    return r;
+}
+
+Return nvmlDeviceGetMemoryInfo(Device d, unsigned long long out[3]) {
+    Return r = ready(d);
+    if (!r) { out[0] = d->memory_total; out[1] = d->memory_total - d->memory_used; out[2] = d->memory_used; }
+    return r;
+}
+
+typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } Process;
+
+Return nvmlDeviceGetComputeRunningProcesses_v3(Device d, unsigned *count, Process *out) {
+    Return r = ready(d);
+    if (r) return r;
+    unsigned room = *count;
+    *count = d->processes;
+    if (d->processes == 0) return OK;
+    if (!out || room < d->processes) return TOO_SMALL;
+    for (unsigned i = 0; i < d->processes; i++) out[i] = (Process){d->pids[i], 1 << 30, 0, 0};
+    return OK;
+}
+Return nvmlDeviceGetGraphicsRunningProcesses_v3(Device d, unsigned *count, Process *out) { (void)out; *count = 0; return ready(d); }

@@ -1,0 +1,96 @@
+"""A cycle on simulated GPUs, as a worker would run it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_llem import energy
+from pytest_llem.energy import calibration
+from pytest_llem.energy.calibration import Calibration
+from pytest_llem.energy.protocol import EnergyReport, Window
+from pytest_llem.job import DeviceSet, MeterSettings
+from tests.simulated_nvml.simulation import Gpu, Simulation
+
+PERIOD_S = 0.02
+IDLE_W = 110.0
+BUSY_W = 500.0
+
+
+def quicken(simulation: Simulation) -> None:
+    """Let counters step every 20 ms instead of 100 ms, so that a test needs a fifth of the time."""
+    for gpu in simulation.gpus:
+        gpu.period_ns = gpu.power_period_ns = round(PERIOD_S * 1e9)
+        gpu.jitter_ns = 100_000
+        gpu.instant_ns = 5_000_000
+
+
+def calibrate(simulation: Simulation) -> None:
+    """Keep a calibration that tells the simulated GPUs' true properties."""
+    for gpu in simulation.gpus:
+        calibration.save(
+            Calibration(
+                uuid=gpu.uuid.decode(),
+                driver=simulation.machine.driver.decode(),
+                period_ns=gpu.period_ns,
+                jitter_ns=gpu.jitter_ns,
+                call_latency_ns=gpu.latency_ns,
+                poll_step_ns=500_000,
+                ramp_ns=gpu.ramp_ns,
+                ramp_uncertainty_ns=200_000,
+                counter_type="accumulating" if gpu.duty >= 1 else "part_time",
+                duty=gpu.duty,
+            )
+        )
+
+
+def uuids(simulation: Simulation) -> tuple[str, ...]:
+    return tuple(gpu.uuid.decode() for gpu in simulation.gpus)
+
+
+class Cycle:
+    """The meter around a cycle: quiet, load, quiet."""
+
+    def __init__(
+        self,
+        out_dir: Path,
+        devices: DeviceSet,
+        settings: MeterSettings | None = None,
+    ) -> None:
+        meter = energy.open_meter(settings or MeterSettings("nvml"), devices, out_dir)
+        assert meter is not None
+        self.meter = meter
+        self.meter.start()
+        self.windows: list[Window] = []
+
+    def quiet(self, periods: float = 6) -> None:
+        time.sleep(periods * PERIOD_S)
+
+    def load(self, gpus: Sequence[Gpu], seconds: float = 0.15, *, quiet: bool = True, name: str = "measure") -> Window:
+        start = max(gpu.set_power(BUSY_W) for gpu in gpus)
+        time.sleep(seconds)
+        end = min(gpu.set_power(IDLE_W) for gpu in gpus)
+        side_s = 6 * PERIOD_S if quiet else None
+        self.windows.append(Window(name, start, end, len(self.windows), side_s, side_s))
+        return self.windows[-1]
+
+    def stop(self) -> EnergyReport:
+        return self.meter.stop(self.windows)
+
+
+def measure(simulation: Simulation, out_dir: Path, settings: MeterSettings | None = None) -> EnergyReport:
+    """Quiet, one load on all GPUs, quiet."""
+    cycle = Cycle(out_dir, DeviceSet("cuda", uuids(simulation)), settings)
+    cycle.quiet()
+    cycle.load(simulation.gpus)
+    cycle.quiet()
+    return cycle.stop()
+
+
+def codes(report: EnergyReport) -> set[str]:
+    return {note.code for note in report.invalid}
+
+
+def remarks(report: EnergyReport) -> set[str]:
+    return {note.code for note in report.notes}

@@ -1,0 +1,423 @@
+"""The NVML meter on simulated GPUs, through the real pynvml and a real sampler process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import energy
+from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.samples import read_samples
+from pytest_llem.errors import MeterError
+from pytest_llem.job import DeviceSet, MeterSettings
+from tests.simulated_nvml.plugin import MakeSimulation
+from tests.simulated_nvml.simulation import Simulation
+from tests.unit.energy.cycle import PERIOD_S, Cycle, calibrate, codes, measure, quicken, remarks, uuids
+
+
+@pytest.fixture
+def machine(simulation: Simulation) -> Simulation:
+    quicken(simulation)
+    calibrate(simulation)
+    return simulation
+
+
+def test_quiet_sides_give_the_true_energy_within_the_stated_bound(machine: Simulation, tmp_path: Path) -> None:
+    report = measure(machine, tmp_path)
+
+    window = report.windows[0]
+    truth_j = machine.gpus[0].energy_between_j(window.start_ns, window.end_ns)
+    assert window.estimator == "counter_outer_edge"
+    assert window.energy_j == pytest.approx(truth_j, abs=window.uncertainty_j)
+    assert window.uncertainty_j == pytest.approx(0.0, abs=0.05 * truth_j)
+    assert not report.invalid
+    assert report.measured
+    assert report.scope == "gpu_board"
+    assert report.gain_uncertainty_rel is not None
+
+
+def test_busy_sides_are_interpolated_and_the_bound_grows_with_the_power_step(
+    machine: Simulation, tmp_path: Path
+) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    stepped = cycle.load(machine.gpus, 0.2, quiet=False)
+    cycle.quiet()
+    inside = Window("prefill", stepped.start_ns + 60_000_000, stepped.end_ns - 60_000_000)
+    cycle.windows.append(inside)
+
+    outer, inner = cycle.stop().windows
+
+    assert outer.estimator == inner.estimator == "counter_interpolated"
+    for found in (outer, inner):
+        truth_j = machine.gpus[0].energy_between_j(found.start_ns, found.end_ns)
+        assert found.energy_j == pytest.approx(truth_j, abs=found.uncertainty_j)
+    assert inner.uncertainty_j is not None
+    assert outer.uncertainty_j is not None
+    assert inner.uncertainty_j < outer.uncertainty_j
+
+
+def test_sides_that_are_claimed_quiet_but_are_busy_are_not_believed(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    machine.gpus[0].set_power(400.0, ripple_w=150.0, ripple_s=0.05)
+    cycle.quiet()
+    start = cycle.meter.mark()
+    time.sleep(0.1)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark(), 0, 0.12, 0.12))
+    cycle.quiet()
+
+    report = cycle.stop()
+
+    assert report.windows[0].estimator == "counter_interpolated"
+
+
+def test_several_gpus_are_summed_and_told_apart(make_simulation: MakeSimulation, tmp_path: Path) -> None:
+    simulation = make_simulation(2)
+    quicken(simulation)
+    calibrate(simulation)
+
+    report = measure(simulation, tmp_path)
+
+    window = report.windows[0]
+    assert [device.id for device in window.devices] == list(uuids(simulation))
+    assert window.energy_j == pytest.approx(sum(device.energy_j or 0 for device in window.devices))
+    for gpu, device in zip(simulation.gpus, window.devices, strict=True):
+        assert device.energy_j == pytest.approx(gpu.energy_between_j(window.start_ns, window.end_ns), rel=0.05)
+
+
+def test_only_leased_gpus_are_metered(make_simulation: MakeSimulation, tmp_path: Path) -> None:
+    simulation = make_simulation(3)
+    quicken(simulation)
+    leased = uuids(simulation)[1]
+
+    cycle = Cycle(tmp_path, DeviceSet("cuda", (leased.removeprefix("GPU-"),)))
+
+    assert [device.id for device in cycle.stop().devices] == [leased]
+
+
+def test_a_meter_named_for_a_cpu_cycle_covers_the_visible_gpus_and_says_so(
+    make_simulation: MakeSimulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = make_simulation(3)
+    quicken(simulation)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"2,{uuids(simulation)[0]},7,1")
+
+    report = Cycle(tmp_path, DeviceSet("cpu"), MeterSettings("nvml", explicit=True)).stop()
+
+    assert [device.id for device in report.devices] == [uuids(simulation)[2], uuids(simulation)[0]]
+    assert "meter_not_on_device" in remarks(report)
+
+
+def test_auto_takes_nvml_for_cuda_devices(machine: Simulation, tmp_path: Path) -> None:
+    meter = energy.open_meter(MeterSettings("auto"), DeviceSet("cuda", uuids(machine)), tmp_path)
+
+    assert meter is not None
+    assert meter.name == "nvml"
+
+
+def test_without_calibration_the_bound_is_wide_and_the_report_says_so(simulation: Simulation, tmp_path: Path) -> None:
+    quicken(simulation)
+
+    report = measure(simulation, tmp_path)
+
+    window = report.windows[0]
+    assert "uncalibrated" in remarks(report)
+    assert window.energy_j is not None
+    assert window.uncertainty_j is not None
+    assert window.uncertainty_j > 0.05 * window.energy_j
+    assert "counter_type" in window.terms
+
+
+def test_a_part_time_counter_gets_a_bound_that_covers_it(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].duty = 0.25
+    calibrate(machine)
+
+    report = measure(machine, tmp_path)
+
+    window = report.windows[0]
+    truth_j = machine.gpus[0].energy_between_j(window.start_ns, window.end_ns)
+    assert window.energy_j == pytest.approx(truth_j, abs=window.uncertainty_j)
+    assert window.terms["counter_type"] > 1.0
+
+
+def test_a_gpu_without_a_counter_is_integrated_from_power(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].has_counter = 0
+
+    report = measure(machine, tmp_path)
+
+    window = report.windows[0]
+    truth_j = machine.gpus[0].energy_between_j(window.start_ns, window.end_ns)
+    assert window.estimator == "power_integral"
+    assert window.energy_j == pytest.approx(truth_j, abs=window.uncertainty_j)
+
+
+def test_a_window_without_readings_around_it_has_no_energy(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.windows.append(Window("measure", 1_000, 2_000))
+
+    report = cycle.stop()
+
+    assert report.windows[0].energy_j is None
+    assert report.windows[0].uncertainty_j is None
+    assert "sensor_gap" in codes(report)
+
+
+def test_a_gpu_that_falls_off_the_bus_is_a_gap_and_not_the_end(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    start = machine.gpus[0].set_power(400.0)
+    cycle.quiet(3)
+    machine.gpus[0].error = 15
+    cycle.quiet(4)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+    machine.gpus[0].error = 0
+
+    report = cycle.stop()
+
+    assert "sensor_gap" in codes(report)
+    assert any("lost" in note.message for note in report.invalid)
+    assert max(sample.t_ns for sample in read_samples(tmp_path / "samples.jsonl")) > cycle.windows[0].end_ns
+
+
+def test_a_counter_that_stands_still_is_a_gap(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    machine.gpus[0].frozen_at_ns = time.monotonic_ns()
+    start = cycle.meter.mark()
+    cycle.quiet(10)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+    machine.gpus[0].frozen_at_ns = 0
+
+    report = cycle.stop()
+
+    assert "sensor_gap" in codes(report)
+
+
+def test_a_counter_reset_is_never_accounted_across(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    start = cycle.meter.mark()
+    cycle.quiet(3)
+    machine.gpus[0].counter_offset_mj -= 4_900_000
+    cycle.quiet(3)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+    cycle.quiet()
+
+    report = cycle.stop()
+
+    assert report.windows[0].energy_j is None
+    assert "counter_reset" in codes(report)
+
+
+def test_a_counter_of_32_bits_is_followed_over_its_wrap(machine: Simulation, tmp_path: Path) -> None:
+    gpu = machine.gpus[0]
+    gpu.wraps = 1
+    drawn_mj = round(gpu.energy_j(time.monotonic_ns()) * 1e3)
+    gpu.counter_offset_mj = 2**32 - drawn_mj - 60_000
+
+    report = measure(machine, tmp_path)
+
+    window = report.windows[0]
+    values = [s.counter_mj for s in read_samples(tmp_path / "samples.jsonl") if s.counter_mj is not None]
+    assert min(values) < max(values) - 2**31, "the test did not reach the wrap"
+    assert window.energy_j == pytest.approx(gpu.energy_between_j(window.start_ns, window.end_ns), rel=0.05)
+    assert not report.invalid
+
+
+def test_a_foreign_process_invalidates_and_the_own_children_do_not(machine: Simulation, tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        machine.gpus[0].set_pids(os.getpid(), child.pid)
+        own = measure(machine, tmp_path)
+        machine.gpus[0].set_pids(os.getpid(), 1)
+        other = measure(machine, tmp_path)
+    finally:
+        child.communicate()
+
+    assert "foreign_process" not in codes(own)
+    assert "foreign_process" in codes(other)
+
+
+def test_memory_in_use_before_the_engine_loads_invalidates(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].memory_used = 6 * 2**30
+
+    assert "residual_memory" in codes(measure(machine, tmp_path))
+
+
+def test_a_threshold_can_be_set(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].memory_used = 6 * 2**30
+    settings = MeterSettings("nvml", thresholds={"residual_memory_bytes": 8 * 2.0**30})
+
+    assert not measure(machine, tmp_path, settings).invalid
+
+
+def test_thermal_throttling_is_told_from_the_cumulative_counter(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    start = machine.gpus[0].set_power(400.0)
+    machine.gpus[0].throttle_thermal_ns += 30_000_000
+    machine.gpus[0].throttle_power_ns += 90_000_000
+    cycle.quiet(5)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+    cycle.quiet()
+
+    report = cycle.stop()
+
+    assert "throttled_thermal" in codes(report)
+    assert "throttled_power" not in codes(report)
+    assert "power_capped" in remarks(report)
+
+
+def test_a_window_too_short_for_a_number_worth_having_is_invalid(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    cycle.load(machine.gpus, PERIOD_S / 4, quiet=False)
+    cycle.quiet()
+
+    assert "window_too_short" in codes(cycle.stop())
+
+
+def test_a_mig_instance_is_metered_as_its_whole_gpu_and_flagged(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].mig = 1
+
+    report = Cycle(tmp_path, DeviceSet("cuda", (machine.gpus[0].mig_uuid.decode(),))).stop()
+
+    assert [device.id for device in report.devices] == list(uuids(machine))
+    assert "mig_whole_gpu" in remarks(report)
+
+
+def test_a_module_is_named_as_such(machine: Simulation, tmp_path: Path) -> None:
+    machine.gpus[0].name = b"NVIDIA GH200 480GB"
+
+    assert measure(machine, tmp_path).scope == "module"
+
+
+def test_an_unknown_gpu_is_an_error_with_a_remedy(machine: Simulation, tmp_path: Path) -> None:
+    with pytest.raises(MeterError) as caught:
+        Cycle(tmp_path, DeviceSet("cuda", ("GPU-nowhere",)))
+
+    assert caught.value.fix is not None
+    assert "nvidia-smi -L" in caught.value.fix
+
+
+def test_a_driver_that_is_not_loaded_is_an_error_with_a_remedy(machine: Simulation, tmp_path: Path) -> None:
+    machine.machine.init_error = 9
+
+    with pytest.raises(MeterError, match="Driver Not Loaded") as caught:
+        energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), tmp_path)
+
+    assert caught.value.fix is not None
+    assert "modprobe" in caught.value.fix
+
+
+def test_idle_power_is_reported_with_its_bound_and_conditions(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    start = cycle.meter.mark()
+    cycle.quiet(10)
+    cycle.windows.append(Window("idle", start, cycle.meter.mark()))
+    cycle.quiet(2)
+
+    idle = cycle.stop().facts["idle"]
+
+    assert isinstance(idle, dict)
+    assert idle["power_w"] == pytest.approx(110.0, abs=idle["uncertainty_w"])
+    assert idle["settled"]
+
+
+def test_host_energy_is_kept_beside_the_gpus_and_never_added(
+    machine: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_llem.energy import powercap
+    from tests.unit.energy.powercap_tree import PowercapTree
+
+    tree = PowercapTree(tmp_path / "powercap")
+    monkeypatch.setenv(powercap.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    start = cycle.meter.mark()
+    tree.set_uj(7_000_000, 2_000_000)
+    cycle.quiet(3)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+    cycle.quiet(2)
+
+    report = cycle.stop()
+
+    assert report.host is not None
+    assert report.host.package_j == pytest.approx(7.0)
+    assert report.host.dram_j == pytest.approx(2.0)
+    assert report.windows[0].energy_j == pytest.approx(110 * 3 * PERIOD_S, rel=0.3)
+
+
+def test_a_sampler_that_dies_is_reported_and_not_waited_for(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet()
+    os.kill(cycle.meter._sampler.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    start = cycle.meter.mark()
+    cycle.quiet(3)
+    cycle.windows.append(Window("measure", start, cycle.meter.mark()))
+
+    report = cycle.stop()
+
+    assert report.windows[0].energy_j is None
+    assert "sensor_gap" in codes(report)
+
+
+def test_the_sampler_ends_when_its_parent_is_killed(machine: Simulation, tmp_path: Path) -> None:
+    """Also when a child of the parent, forked without exec, still holds the sampler's pipe open."""
+    code = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from pytest_llem import energy; from pytest_llem.job import DeviceSet, MeterSettings\n"
+        f"meter = energy.open_meter(MeterSettings('nvml'), DeviceSet('cuda'), Path({str(tmp_path)!r}))\n"
+        "meter.start()\n"
+        "child = os.fork()\n"
+        "if child: print(meter._sampler.pid, child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    sampler, child = map(int, parent.stdout.readline().split())
+    try:
+        assert Path(f"/proc/{sampler}").exists()
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{sampler}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not Path(f"/proc/{sampler}").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_the_counter_is_read_gently(machine: Simulation, tmp_path: Path) -> None:
+    gpu = machine.gpus[0]
+    gpu.period_ns = 100_000_000
+    calibrate(machine)
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    cycle.quiet(20)
+    before, start = gpu.counter_reads, time.monotonic()
+    cycle.quiet(30)
+    reads_per_s = (gpu.counter_reads - before) / (time.monotonic() - start)
+    cycle.stop()
+
+    assert reads_per_s < 300
+
+
+def test_the_measured_process_never_calls_nvml_while_it_is_measured(machine: Simulation, tmp_path: Path) -> None:
+    cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
+    os.kill(cycle.meter._sampler.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+    before = machine.gpus[0].counter_reads
+    for _ in range(100):
+        cycle.meter.mark()
+    after = machine.gpus[0].counter_reads
+    os.kill(cycle.meter._sampler.pid, signal.SIGCONT)  # type: ignore[attr-defined]
+    cycle.stop()
+
+    assert after == before
