@@ -15,7 +15,7 @@ from pytest_llem.job import Job
 from pytest_llem.measurement import Measurement, RequestRecord
 from pytest_llem.results.compute import derive_compute
 from pytest_llem.results.distributions import latency
-from pytest_llem.results.energy import MEASURE, Work, derive_energy, ratio
+from pytest_llem.results.energy import MEASURE, PREFILL, Work, derive_energy, ratio
 from pytest_llem.results.environment import fingerprint, identity
 from pytest_llem.results.schema import (
     RESULT_VERSION,
@@ -59,6 +59,7 @@ def derive_result(
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         separable_phases=measurement.engine.capabilities.separable_phases,
+        prefill_repeats=sum(window.repeats or 1 for window in measurement.windows if window.name == PREFILL),
     )
     reasons = _reasons(job, measurement)
     return Result(

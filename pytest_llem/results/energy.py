@@ -30,6 +30,7 @@ class Work:
     input_tokens: int
     output_tokens: int
     separable_phases: bool
+    prefill_repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,11 @@ def _window(window: WindowEnergy) -> EnergyWindow:
 
 
 def _phases(report: EnergyReport, gross: Quantity | None, work: Work) -> tuple[PhaseEnergy, ...]:
-    """Prefill from its own windows (one repeat each, one output token), decode by difference where that is allowed."""
-    windows = [window for window in report.windows if window.name.startswith(PREFILL)]
+    """Prefill from its own windows (one output token), decode by difference where that is allowed."""
+    windows = [window for window in report.windows if window.name == PREFILL]
     if not windows:
         return ()
-    count = len(windows)
+    count = work.prefill_repeats or len(windows)
     summed = total([(window.energy_j, window.uncertainty_j) for window in windows])
     prefill = Quantity(summed.value / count, _scaled(summed.uncertainty, count)) if summed else None
     decode: Quantity | None = None

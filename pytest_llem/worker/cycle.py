@@ -23,6 +23,7 @@ from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFact
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.heartbeat import Heartbeat
+from pytest_llem.worker.phases import measure_phases
 from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
 from pytest_llem.worker.repeats import Observed, RepeatRunner
 from pytest_llem.worker.windows import WindowRecorder
@@ -148,9 +149,23 @@ def _measure(
     resettable = reset_peak_rss()
     engine.reset_peak_memory()
     events.emit("phase", "measure")
-    with recorder.window("measure", engine, quiet_sides=True):
+    with recorder.window("measure", engine, quiet_sides=True) as window:
         observed = runner.measure(settings.min_duration_s)
+        window.repeats = len(observed.repeats)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
+
+    warnings: list[Note] = []
+    if settings.phases:
+        events.emit("phase", "phases")
+        warnings += measure_phases(
+            engine,
+            workload.requests,
+            settings.phases,
+            recorder,
+            heartbeat,
+            min_duration_s=settings.min_duration_s,
+            outputs_hash=observed.repeats[0].outputs_hash,
+        )
 
     stopwatch.seconds["settle_s"] = stopwatch.seconds.get("settle_s")
     stopwatch.seconds["warmup_s"] = warmup.duration_s
@@ -170,6 +185,7 @@ def _measure(
         energy=energy,
         model=engine.shape(),
         environment=_environment(engine),
+        warnings=tuple(warnings),
         invalid=_invalid(job, engine, effective, observed, runner),
     )
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pytest_llem.energy.protocol import Meter, Window
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.job import EventLog
+
+
+@dataclass
+class OpenWindow:
+    """What the body of a window can say about it."""
+
+    repeats: int | None = None
 
 
 class WindowRecorder:
@@ -27,13 +35,14 @@ class WindowRecorder:
         self._quiet_since_ns: int | None = None
 
     @contextmanager
-    def window(self, name: str, engine: Engine | None = None, *, quiet_sides: bool = False) -> Iterator[None]:
+    def window(self, name: str, engine: Engine | None = None, *, quiet_sides: bool = False) -> Iterator[OpenWindow]:
         """One window around the body; nothing is recorded when the body raises."""
         index = sum(window.name == name for window in self.windows)
         quiet_before_s = self._rest(engine, quiet_sides)
         self._events.emit("window_begin", name, index=index)
+        opened = OpenWindow()
         start_ns = self._mark()
-        yield
+        yield opened
         synchronised = engine is None or engine.quiesce() != "unknown"
         end_ns = self._mark()
         self._events.emit("window_end", name, index=index, start_ns=start_ns, end_ns=end_ns)
@@ -41,7 +50,7 @@ class WindowRecorder:
         self._quiet_since_ns = end_ns if synchronised else None
         if quiet_sides and synchronised:
             quiet_after_s = self._wait()
-        self.windows.append(Window(name, start_ns, end_ns, index, quiet_before_s, quiet_after_s))
+        self.windows.append(Window(name, start_ns, end_ns, index, quiet_before_s, quiet_after_s, opened.repeats))
 
     def busy(self) -> None:
         """Say that the device is about to work outside of any window."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job import Decoding, DeviceSet
+from pytest_llem.worker.phases import SplitsPhases
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
@@ -194,3 +197,28 @@ def test_every_setting_of_the_study_schema_is_known_to_the_engine(make_config: C
 def test_parallelism_over_processes_is_refused(make_config: ConfigMaker, key: str) -> None:
     with pytest.raises(EngineSettingError, match="process per device"):
         open_engine("transformers").prepare(make_config({key: 2}), DeviceSet("cpu"))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 3}, {"attn_implementation": "eager"}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_phases_apart_give_the_tokens_of_generate(start: Start, settings: dict[str, Any], dtype: str) -> None:
+    engine = start(settings, dtype=dtype)
+    assert isinstance(engine, SplitsPhases)
+    requests = [*requests_of(5, 12, 30, 9, output=24), *requests_of(9, output=7)]
+    requests = [type(r)(index, r.token_ids, r.max_new_tokens, True) for index, r in enumerate(requests)]
+    entered: list[str] = []
+
+    @contextmanager
+    def border(name: str) -> Iterator[None]:
+        entered.append(name)
+        yield
+
+    assert engine.split_obstacle(requests) is None
+    assert engine.generate_in_phases(requests, border) == ids(generate(engine, requests))
+    assert entered[:2] == ["first_token", "decode"]
+
+
+def test_what_the_plain_loop_cannot_do_is_named(start: Start) -> None:
+    engine = start({"num_beams": 2})
+    assert isinstance(engine, SplitsPhases)
+    assert "num_beams" in str(engine.split_obstacle(requests_of(5)))

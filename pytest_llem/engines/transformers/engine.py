@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llem.engines.protocol import (
@@ -111,6 +112,27 @@ class TransformersEngine:
                 done += generator.run_batch(batch, lambda finished=finished: progress(finished, len(requests)))  # type: ignore[misc]
             progress(len(done), len(requests))
         return done
+
+    def split_obstacle(self, requests: Sequence[Request]) -> str | None:
+        """See `SplitsPhases.split_obstacle`."""
+        from pytest_llem.engines.transformers.phases import obstacle
+
+        fixed = all(request.ignore_eos for request in requests)
+        return obstacle(self._settings, self._prepared().decoding, ignore_eos=fixed)
+
+    def generate_in_phases(
+        self, requests: Sequence[Request], border: Callable[[str], AbstractContextManager[object]]
+    ) -> list[tuple[int, ...]]:
+        """See `SplitsPhases.generate_in_phases`."""
+        from pytest_llem.engines.transformers.phases import generate_in_phases
+
+        loaded, generator = self._ready(), self._generator
+        size = self._settings.batch_size
+        found: list[tuple[int, ...]] = []
+        for first in range(0, len(requests), size):
+            pad_id = generator.pad_id if generator is not None else 0
+            found += generate_in_phases(loaded.model, requests[first : first + size], pad_id, border)
+        return found
 
     def reset(self) -> CacheState:
         """See `Engine.reset`: `generate` builds its key-value cache anew for each batch and keeps none."""

@@ -299,6 +299,28 @@ def test_a_failure_releases_engine_and_meter(
     assert [thread.name for thread in threading.enumerate()].count("llem-heartbeat") == 0
 
 
+def test_prefill_is_measured_in_one_window_of_whole_repeats(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(make_job().config.measurement, phases=("prefill",))
+    measurement = run(make_job(measurement=settings), tmp_path)
+    window = measurement.windows[-1]
+    assert window.name == "prefill"
+    assert window.repeats is not None
+    assert window.repeats > 1
+    assert {request.output_tokens for request in measurement.requests} == {3}
+    assert measurement.warnings == ()
+
+
+def test_an_engine_without_a_border_says_that_decode_was_not_split(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(make_job().config.measurement, phases=("decode",))
+    measurement = run(make_job(measurement=settings), tmp_path)
+    assert [note.code for note in measurement.warnings] == ["decode_not_split"]
+    assert measurement.windows[-1].name == "measure"
+
+
 def test_no_meter_measures_no_energy_and_no_idle(
     engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
