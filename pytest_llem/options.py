@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ class RunOptions:
     meter_explicit: bool
     cycles: int | None
     order: str | None
+    resume: bool
+    baseline: str | None
+    baseline_dir: Path
+    save_baseline: str | None
+    fail_if: Mapping[str, str]
+    strict: bool
     skip_preflight: bool
     collect_only: bool
 
@@ -59,9 +66,33 @@ def run_options(config: pytest.Config) -> RunOptions:
         meter_explicit=meter not in (None, "auto"),
         cycles=cycles,
         order=chosen("order"),
+        resume=bool(config.getoption("llem_resume")),
+        baseline=chosen("baseline"),
+        baseline_dir=(config.rootpath / (config.getini("llem_baseline_dir") or "llem-baselines")).resolve(),
+        save_baseline=config.getoption("llem_save_baseline"),
+        fail_if=_fail_if(config.getoption("llem_fail_if")),
+        strict=bool(config.getoption("llem_strict")),
         skip_preflight=bool(config.getoption("llem_skip_preflight")),
         collect_only=bool(config.option.collectonly),
     )
+
+
+def _fail_if(values: Sequence[str]) -> dict[str, str]:
+    limits: dict[str, str] = {}
+    for value in values:
+        metric, colon, limit = value.partition(":")
+        if not colon:
+            raise pytest.UsageError(
+                f"--llem-fail-if={value}: no limit\nfix: write METRIC:LIMIT, for example joules_per_output_token:5%"
+            )
+        try:
+            from pytest_llem.study.limits import parse_fail_if
+
+            parse_fail_if(metric.strip(), limit.strip())
+        except SettingsError as error:
+            raise pytest.UsageError(f"--llem-fail-if={value}: {error}") from None
+        limits[metric.strip()] = limit.strip()
+    return limits
 
 
 def _require_meter(name: str) -> None:

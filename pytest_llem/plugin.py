@@ -21,6 +21,8 @@ INI_TWINS = {
     "llem_meter": "auto, a meter's name, or none",
     "llem_cycles": "cycles of every experiment, in place of the study's",
     "llem_order": "sequential, interleaved or shuffled, in place of the study's",
+    "llem_baseline": "run directory, results file or saved baseline to gate against",
+    "llem_baseline_dir": "where named baselines lie (default: llem-baselines under rootdir)",
 }
 
 
@@ -58,6 +60,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--llem-meter", metavar="NAME", help="auto, a meter's name, or none")
     add("--llem-cycles", type=_positive, metavar="N", help="cycles of every experiment")
     add("--llem-order", choices=("sequential", "interleaved", "shuffled"), help="order of the cycles")
+    add("--llem-resume", action="store_true", help="reuse earlier valid results of the same settings and environment")
+    add("--llem-baseline", metavar="REF", help="run directory, results file or saved baseline to gate against")
+    add("--llem-save-baseline", metavar="NAME", help="save this run's results as a named baseline")
+    add(
+        "--llem-fail-if",
+        action="append",
+        default=[],
+        metavar="METRIC:LIMIT",
+        help="change against the baseline that fails, e.g. joules_per_output_token:5%% (repeatable)",
+    )
+    add("--llem-strict", action="store_true", help="fail where a gate cannot judge or a cycle is invalid")
     add("--llem-skip-preflight", action="store_true", help="skip preflight checks (recorded in every result)")
     for name, text in INI_TWINS.items():
         parser.addini(name, text, default=None)

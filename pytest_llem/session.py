@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,20 +16,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llem.collection import Point, point_of, take_in_studies
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, Job, JobDir, MeterSettings
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 
 if TYPE_CHECKING:
+    from pytest_llem.results.baselines import Baseline, Saved
+    from pytest_llem.results.layout import CycleKey
     from pytest_llem.results.outcome import Outcome
+    from pytest_llem.results.resume import EarlierRuns, Reuse
     from pytest_llem.results.schema import Result
     from pytest_llem.results.store import RunStore
     from pytest_llem.results.summary import ExperimentSummary
     from pytest_llem.study import Experiment, Study
 
 LEASE_TIMEOUT_S = 24 * 3600.0
+DEFAULT_LIMIT = "5%"
+"""What a baseline without any stated limit is held to, on the study's headline metric."""
 
 
 def begin(config: pytest.Config) -> LlemSession:
@@ -36,6 +42,10 @@ def begin(config: pytest.Config) -> LlemSession:
     session = config.stash[SESSION] = LlemSession(config, config.stash[RUN], run_options(config))
     take_in_studies(config)
     if config.stash[RUN].in_controller:
+        try:
+            _ = session.baseline
+        except LlemError as error:
+            raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
         from pytest_llem.reporting import Reporting
 
         if not session.options.collect_only and not config.option.xmlpath:
@@ -64,6 +74,7 @@ class LlemSession:
         self._runners: dict[str, Runner] = {}
         self._store: RunStore | None = None
         self.rows: list[ExperimentSummary] = []
+        self.saved: Saved | None = None
 
     @property
     def studies(self) -> list[Study]:
@@ -76,8 +87,11 @@ class LlemSession:
             from pytest_llem.errors import StudyError
             from pytest_llem.study import Overrides, load_study
 
-            overrides = Overrides(cycles=self.options.cycles, order=self.options.order)
+            overrides = Overrides(cycles=self.options.cycles, order=self.options.order, fail_if=self.options.fail_if)
             study = load_study(path, overrides=overrides)
+            if self.options.baseline and not any(experiment.compare for experiment in study.experiments):
+                limits = {study.execution.headline: DEFAULT_LIMIT}
+                study = load_study(path, overrides=replace(overrides, fail_if=limits))
             for other in self._studies.values():
                 if other.name == study.name:
                     raise StudyError(
@@ -93,13 +107,22 @@ class LlemSession:
             return
         from pytest_llem.preflight import require_local_engine
 
-        for engine in dict.fromkeys(str(experiment.keywords["engine"]) for experiment in study.experiments):
+        for engine in dict.fromkeys(experiment.engine for experiment in study.experiments):
             if self.runner_spec(engine, study).name == "local":
                 require_local_engine(engine, study.path)
 
     def gated(self, experiment: Experiment) -> bool:
-        """Whether a budget or a comparison applies to an experiment."""
-        return bool(experiment.gated)
+        """Whether a budget or a comparison applies to an experiment; without a baseline nothing is compared."""
+        return bool(experiment.expect) or (experiment.compare is not None and self.options.baseline is not None)
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """The baseline to gate against. `StoreError` when the reference names nothing."""
+        if self.options.baseline is None:
+            return None
+        from pytest_llem.results.baselines import open_baseline
+
+        return open_baseline(self.options.baseline, self.options.baseline_dir)
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
         """Where cycles of an engine run, and who said so."""
@@ -132,7 +155,7 @@ class LlemSession:
                 lock.unlink(missing_ok=True)
         return self._store
 
-    def get_or_measure(self, point: Point, *, item: pytest.Item) -> Outcome:
+    def get_or_measure(self, point: Point, *, item: pytest.Item | None) -> Outcome:
         """The outcome of a cycle: from the store, or measured now by this process."""
         from pytest_llem.results.layout import CycleKey
 
@@ -143,13 +166,15 @@ class LlemSession:
             key,
             lambda attempt, job_dir: self._measure(point, attempt, job_dir),
             retries=point.study.execution.retries,
+            reuse=partial(self._reusable, key, point) if self.options.resume else None,
         )
-        item.user_properties.extend(properties(outcome, self.config.rootpath))
+        if item is not None:
+            item.user_properties.extend(properties(outcome, self.config.rootpath))
         return outcome
 
     def check(self, outcome: Outcome) -> None:
-        """Pass a valid cycle, skip an invalid one with its reasons, fail everything else."""
-        if outcome.state == "invalid":
+        """Pass a valid cycle, skip an invalid one with its reasons (fail it when strict), fail everything else."""
+        if outcome.state == "invalid" and not self.options.strict:
             pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
         if outcome.state != "valid":
             pytest.fail(outcome.message(), pytrace=False)
@@ -165,10 +190,29 @@ class LlemSession:
         return outcome.result
 
     def judge(self, point: Point, *, item: pytest.Item) -> None:
-        """Judge one experiment's cycles: measure what is absent, then apply its budgets and the baseline."""
-        from pytest_llem.gating import judge_point
+        """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
+        from pytest_llem.errors import StoreError
+        from pytest_llem.results.judging import judge_experiment
 
-        judge_point(self, point, item)
+        outcomes = [self.get_or_measure(cycle, item=None) for cycle in point.cycles()]
+        experiment = point.experiment
+        try:
+            report = judge_experiment(
+                outcomes, experiment.expect, experiment.compare, self.baseline, strict=self.options.strict
+            )
+        except StoreError as error:
+            pytest.fail(str(error), pytrace=False)
+        item.user_properties += [
+            ("llem_study", str(point.study.name)),
+            ("llem_experiment", str(experiment.id)),
+            ("llem_verdict", str(report.status)),
+        ]
+        for row in report.rows:
+            item.user_properties.append((f"llem_gate_{row.metric}", str(row.status)))
+        if report.failed:
+            pytest.fail(report.text(), pytrace=False)
+        if report.status != "pass":
+            pytest.skip(report.skip_reason())
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
         """Record the plan in the run's manifest, from the process that reports or from the first worker."""
@@ -179,8 +223,11 @@ class LlemSession:
 
             rebuild_manifest(self.store.run_dir, studies=study_plans(points))
 
-    def conclude(self) -> None:
-        """Bring the run's manifest and summaries up to date with what became of its cycles."""
+    def conclude(self, failing: Collection[tuple[str, str]] = ()) -> None:
+        """Bring the run's manifest and summaries up to date, and save a baseline where one was asked for.
+
+        `failing` names experiments (study and id) whose gates failed: they are no baseline.
+        """
         from pytest_llem.results.layout import CycleKey
         from pytest_llem.results.manifest import rebuild_manifest
         from pytest_llem.results.summary import write_summary
@@ -189,6 +236,19 @@ class LlemSession:
         keys = [CycleKey(item.study, item.experiment_id, item.config_hash, item.cycle) for item in manifest.items]
         outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
         self.rows = write_summary(self.run_dir, outcomes)
+        if self.options.save_baseline:
+            self.saved = self._save_baseline(outcomes, failing)
+
+    def _save_baseline(self, outcomes: Sequence[Outcome], failing: Collection[tuple[str, str]]) -> Saved:
+        from pytest_llem.results.baselines import save_baseline
+
+        unusable = {(outcome.key.study, outcome.key.experiment_id) for outcome in outcomes if outcome.result is None}
+        return save_baseline(
+            str(self.options.save_baseline),
+            [outcome.result for outcome in outcomes if outcome.result is not None],
+            self.options.baseline_dir,
+            failing={*unusable, *failing},
+        )
 
     def close(self) -> None:
         """Release the runners."""
@@ -196,13 +256,38 @@ class LlemSession:
             runner.close()
         self._runners.clear()
 
+    def _reusable(self, key: CycleKey, point: Point) -> Reuse:
+        from pytest_llem.devices import visible_devices
+        from pytest_llem.results.environment import identity
+
+        spec = self.runner_spec(point.experiment.engine, point.study)
+        devices = visible_devices(point.experiment.config)
+        return self._earlier.find(
+            key,
+            identity(
+                self.store.environment,
+                engine=point.experiment.engine,
+                runner=spec.name,
+                image=spec.image,
+                device_kind=devices.kind,
+                device_count=len(devices.uuids),
+                meter=self.options.meter,
+            ),
+        )
+
+    @cached_property
+    def _earlier(self) -> EarlierRuns:
+        from pytest_llem.results.resume import EarlierRuns
+
+        return EarlierRuns(self.options.out, self.run.id)
+
     def _measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         from pytest_llem.devices import visible_devices
         from pytest_llem.reporting.live import Announcement
         from pytest_llem.runners.lease import device_lease
 
         experiment, study = point.experiment, point.study
-        spec = self.runner_spec(experiment.config.engine, study)
+        spec = self.runner_spec(experiment.engine, study)
         runner = self._runner(spec)
         job = Job(
             run_id=self.run.id,
@@ -237,6 +322,8 @@ class LlemSession:
 def properties(outcome: Outcome, rootpath: Path) -> list[tuple[str, str | int | float | bool]]:
     """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
     found: list[tuple[str, str | int | float | bool]] = [
+        ("llem_study", str(outcome.key.study)),
+        ("llem_experiment", str(outcome.key.experiment_id)),
         ("llem_status", str(outcome.state)),
         ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
     ]

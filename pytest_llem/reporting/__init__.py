@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem.reporting.live import ANNOUNCEMENTS, LiveStatus
 from pytest_llem.reporting.plan import plan_lines
-from pytest_llem.reporting.table import summary_lines
+from pytest_llem.reporting.table import saved_lines, summary_lines
 
 if TYPE_CHECKING:
     from pytest_llem.session import LlemSession
@@ -24,6 +24,7 @@ class Reporting:
         self._config = config
         self._session = session
         self._live: LiveStatus | None = None
+        self._failing: set[tuple[str, str]] = set()
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
@@ -49,9 +50,12 @@ class Reporting:
         self._clear()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self) -> None:
-        """Clear the status line before pytest reports an item."""
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Clear the status line before pytest reports an item, and remember failed gates."""
         self._clear()
+        found = dict(report.user_properties)
+        if report.failed and "llem_verdict" in found:
+            self._failing.add((str(found["llem_study"]), str(found["llem_experiment"])))
 
     def _clear(self) -> None:
         if self._live is not None:
@@ -60,7 +64,7 @@ class Reporting:
     def finish(self) -> None:
         """Write the run's manifest and summaries."""
         if (self._session.run_dir / "run.json").exists():
-            self._session.conclude()
+            self._session.conclude(self._failing)
             for leftover in (self._session.run_dir / ANNOUNCEMENTS).glob("*"):
                 leftover.unlink(missing_ok=True)
 
@@ -77,6 +81,8 @@ class Reporting:
                 self._session.rows, self._session.run_dir, self._config.get_terminal_writer().fullwidth
             )
             title = "llem results"
+            if self._session.saved is not None:
+                lines += saved_lines(self._session.saved)
         if lines:
             terminal.section(title)
             for line in lines:

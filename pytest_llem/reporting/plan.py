@@ -22,7 +22,7 @@ def _study(session: LlemSession, study: Study) -> list[str]:
     lines = [
         f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {study.execution.order}"
     ]
-    engines = Counter(str(experiment.keywords["engine"]) for experiment in study.experiments)
+    engines = Counter(experiment.engine for experiment in study.experiments)
     for engine, number in engines.items():
         spec = session.runner_spec(engine, study)
         image = f":{spec.image}" if spec.image else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_llem.results.baselines import Saved
     from pytest_llem.results.summary import Estimate, ExperimentSummary
 
 HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
@@ -26,6 +27,15 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
         lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
     lines += _notes(rows)
     lines.append(f"artifacts: {_short(run_dir)}")
+    return lines
+
+
+def saved_lines(saved: Saved) -> list[str]:
+    """What went into a baseline, and what did not."""
+    lines = [f"baseline saved: {_short(path)}" for path in saved.files]
+    lines += [
+        f"not in the baseline: {study} {experiment}: {reason}" for (study, experiment), reason in saved.refused.items()
+    ]
     return lines
 
 

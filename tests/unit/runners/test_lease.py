@@ -40,7 +40,10 @@ def test_a_device_is_leased_once_at_a_time_and_the_holder_is_named() -> None:
 
 
 def test_other_devices_are_not_affected() -> None:
-    with device_lease(DeviceSet("cuda", ("GPU-a",)), timeout_s=0), device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0):
+    with (
+        device_lease(DeviceSet("cuda", ("GPU-a",)), timeout_s=0),
+        device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0),
+    ):
         assert "pid" in holder("GPU-a")
 
 
