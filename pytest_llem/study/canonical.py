@@ -186,9 +186,19 @@ def section_of(path: str) -> str | None:
     return head if head in ENGINE_SECTIONS else None
 
 
+def with_engine_dtype(leaves: Leaves, engine: str) -> Leaves:
+    """The leaves with the engine's own `dtype` in place of the common one, where it has one."""
+    own = leaves.get(f"{engine}.dtype")
+    if own is None:
+        return leaves
+    result = {path: value for path, value in leaves.items() if path != f"{engine}.dtype"}
+    result["dtype"] = own
+    return result
+
+
 def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
     """The leaves that count, and for every set leaf that does not, why it does nothing."""
-    leaves = written_out(leaves)
+    leaves = with_engine_dtype(written_out(leaves), engine)
     get = getter(leaves)
     known = defaults()
     asleep: dict[str, str] = {}

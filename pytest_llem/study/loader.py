@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import parts
-from pytest_llem.study.canonical import getter, section_of, written_out
+from pytest_llem.study.canonical import getter, section_of, with_engine_dtype, written_out
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.fields import Leaves, defaults, keyword, suggest_path, table
@@ -89,17 +89,20 @@ class _Loader:
         entries = self._entries(data, gates)
         self._check_models(data, axes, entries)
         self._stop_if_wrong()
+        if self.sources.is_older:
+            text = "read as a file of LLenergyMeasure; what it leaves out has this project's defaults"
+            self.notices.append(Notice("older_words", text, self.sources.locate(())))
         experiments = self._expand(data, study_name, axes, exclusions, entries, gates)
         self._judge_invalid(top.get("on_invalid") == "skip", experiments)
         self._note_asleep(experiments)
-        title = top.get("title")
         return Study(
             name=study_name,
             path=self.path,
-            title=title if isinstance(title, str) else None,
+            title=_text(top.get("title")),
             experiments=experiments,
             execution=execution,
             runners=runners,
+            meter=_text(top.get("meter")),
             tags=tags,
             excluded=self.excluded,
             invalid=self.invalid,
@@ -121,7 +124,9 @@ class _Loader:
                 hint = suggest(key, StudyFile.model_fields) or suggest_path(key)
                 self.sources.report((key,), f"unknown setting {key!r}", hint, True)
         plain = {
-            key: own[key] for key in ("name", "title", "tags", "on_invalid", "runners") if own.get(key) is not None
+            key: own[key]
+            for key in ("name", "title", "tags", "on_invalid", "runners", "meter")
+            if own.get(key) is not None
         }
         checked: dict[str, JsonValue] = {}
         for key, value in plain.items():
@@ -340,7 +345,7 @@ class _Loader:
 
 
 def _refusal(leaves: Leaves, engine: str) -> tuple[str, tuple[str, ...]] | None:
-    get = getter(written_out(leaves))
+    get = getter(with_engine_dtype(written_out(leaves), engine))
     for rule in RULES:
         if rule.engine in (None, engine):
             refusal = rule.check(get)
@@ -365,6 +370,10 @@ def _merged(lower: JsonValue, upper: JsonValue) -> JsonValue:
 
 def _texts(value: JsonValue) -> tuple[str, ...]:
     return tuple(str(item) for item in value) if isinstance(value, (list, tuple)) else ()
+
+
+def _text(value: JsonValue) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _text_map(value: JsonValue) -> dict[str, str]:

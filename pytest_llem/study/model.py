@@ -161,6 +161,7 @@ class Study:
     experiments: Sequence[Experiment]
     execution: Execution
     runners: Mapping[str, str] = field(default_factory=dict)
+    meter: str | None = None
     tags: tuple[str, ...] = ()
     excluded: Sequence[LeftOut] = ()
     invalid: Sequence[LeftOut] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from pytest_llem.study.canonical import getter, same, section_of, written_out
+from pytest_llem.study.canonical import getter, same, section_of, with_engine_dtype, written_out
 from pytest_llem.study.document import KeyPath
 from pytest_llem.study.fields import Leaves
 from pytest_llem.study.flatten import apply
@@ -247,12 +247,14 @@ class _Block:
         for _, alternative in self.sweep.chosen(axes, sub):
             if alternative is not None:
                 apply(leaves, alternative.settings)
-        return written_out(leaves)
+        return with_engine_dtype(written_out(leaves), self.engine)
 
     def _axes_of(self, paths: Sequence[str]) -> Index:
         wanted = set(paths)
         if any(path.startswith("decoding.") for path in paths):
             wanted.add("decoding.preset")
+        if "dtype" in wanted:
+            wanted.add(f"{self.engine}.dtype")
         sections = {path.rpartition(".")[0] for path in wanted}
         return tuple(i for i, a in enumerate(self.sweep.axes) if a.paths & wanted or a.paths & sections)
 

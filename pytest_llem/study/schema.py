@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue
 
 from pytest_llem.study.sections.openai import OpenAI
 from pytest_llem.study.sections.section import (
+    Dtype,
     Fraction,
     Name,
     NonNegativeFloat,
@@ -25,7 +26,6 @@ from pytest_llem.study.sections.tensorrt_llm import TensorRTLLM
 from pytest_llem.study.sections.transformers import Transformers
 from pytest_llem.study.sections.vllm import VLLM
 
-Dtype = Literal["float32", "float16", "bfloat16"]
 Order = Literal["sequential", "interleaved", "shuffled"]
 Isolation = Literal["process", "experiment", "load"]
 Preset = Literal["greedy", "deterministic", "standard", "creative", "factual"]
@@ -230,6 +230,9 @@ class StudyFile(CommonSettings):
     )
     on_invalid: Literal["error", "skip"] = Field("error", description="What to do with a point its engine cannot run.")
     execution: Execution = Field(default_factory=Execution, description="Cycles, order, limits.")
+    meter: Name | None = Field(
+        None, description="auto, a meter's name, or none; the command line stands above it.", examples=["nvml"]
+    )
     runners: dict[str, str] = Field(
         default_factory=dict,
         description="Runner per engine: local, docker, docker:IMAGE, ray.",

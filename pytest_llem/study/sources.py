@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.study.compat import document_words, translate
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, deep_merge, kind, read_document
+from pytest_llem.study.older_words import MARKS
 from pytest_llem.study.problems import Location, Problem
 
 MAX_BASES = 32
@@ -20,6 +22,7 @@ class Sources:
     data: dict[str, JsonValue]
     documents: list[Document]
     problems: list[Problem] = field(default_factory=list)
+    is_older: bool = False
 
     def locate(self, path: KeyPath, *, key: bool = False) -> Location:
         """Where the value (or key) at `path` of the merged data was written."""
@@ -38,7 +41,7 @@ def read_sources(path: Path, env: Mapping[str, str]) -> Sources:
     problems: list[Problem] = []
     documents: list[Document] = []
     data = _read(path, env, documents, problems, ())
-    return Sources(data, documents, problems)
+    return Sources(data, documents, problems, any(MARKS & document_words(document) for document in documents))
 
 
 def _read(
@@ -46,6 +49,7 @@ def _read(
 ) -> dict[str, JsonValue]:
     document = read_document(path, env)
     documents.append(document)
+    problems.extend(translate(document))
     data = dict(document.data)
     bases = data.pop("base", None)
     entries = [(("base",), bases)] if not isinstance(bases, list) else [(("base", i), b) for i, b in enumerate(bases)]

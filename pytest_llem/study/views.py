@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_llem.study.canonical import DORMANCIES, canonical, section_of, written_out
-from pytest_llem.study.fields import Leaves, defaults, keyword
+from pytest_llem.study.canonical import DORMANCIES, canonical, section_of, with_engine_dtype, written_out
+from pytest_llem.study.fields import ENGINE_SECTIONS, Leaves, defaults, keyword
 from pytest_llem.study.flatten import Clear, apply
 from pytest_llem.study.model import Keyword, View
 from pytest_llem.study.sweep import Alternative, Axis
@@ -78,6 +78,9 @@ def _linked(paths: Sequence[frozenset[str]], shared: Leaves) -> Iterator[frozens
     yield from (frozenset(rule.linked) for rule in DORMANCIES)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
+    dtypes = frozenset(("dtype", *(f"{engine}.dtype" for engine in ENGINE_SECTIONS)))
+    if any(path != "dtype" and path in dtypes for own in (*paths, frozenset(shared)) for path in own):
+        yield dtypes
 
 
 def view(kept: Leaves, spoken: Leaves, labels: tuple[tuple[int, str], ...]) -> View:
@@ -101,7 +104,7 @@ def keywords(spoken: Leaves) -> dict[str, Keyword]:
 def shared_view(leaves: Leaves, engine: str) -> tuple[View, dict[str, str]]:
     """The view of settings that no axis touches, and those of them that do nothing."""
     kept, asleep = canonical(leaves, engine)
-    return view(kept, _spoken(leaves, asleep), ()), asleep
+    return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), ()), asleep
 
 
 def cluster_view(
@@ -119,7 +122,7 @@ def cluster_view(
         for axis, alternative in picked
         if alternative is not None and not _all_asleep(alternative, asleep)
     )
-    return view(kept, _spoken(leaves, asleep), labels), asleep
+    return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), labels), asleep
 
 
 def _spoken(leaves: Leaves, asleep: dict[str, str]) -> Leaves:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pytest_llem.study.sections.section import (
+    Dtype,
     Extra,
     Fraction,
     Name,
@@ -49,6 +50,7 @@ class SGLang(Section):
     speculative_num_steps: PositiveInt | None = Field(None, description="Steps drafted.")
     speculative_eagle_topk: PositiveInt | None = Field(None, description="Branches per drafted step.")
     speculative_num_draft_tokens: PositiveInt | None = Field(None, description="Tokens drafted per step.")
+    dtype: Dtype | None = Field(None, description="Type of the weights for this engine, over the common one.")
     extra: Extra = Field(
         default_factory=dict, description="Passed through: fields of `ServerArgs`.", examples=[{"log_level": "error"}]
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from pytest_llem.study.sections.section import Extra, Fraction, Name, NonNegativeInt, PositiveInt, Section
+from pytest_llem.study.sections.section import Dtype, Extra, Fraction, Name, NonNegativeInt, PositiveInt, Section
 
 
 class KvCacheConfig(Section):
@@ -59,6 +59,7 @@ class TensorRTLLM(Section):
     kv_cache_config: KvCacheConfig = Field(default_factory=KvCacheConfig, description="KV cache.")
     quant_config: QuantConfig = Field(default_factory=QuantConfig, description="Quantisation.")
     scheduler_config: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Scheduling.")
+    dtype: Dtype | None = Field(None, description="Type of the weights for this engine, over the common one.")
     extra: Extra = Field(
         default_factory=dict,
         description="Passed through: fields of `LlmArgs`.",

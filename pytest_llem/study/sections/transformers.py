@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pytest_llem.study.sections.section import (
     Attention,
+    Dtype,
     Extra,
     Name,
     NonNegativeFloat,
@@ -82,6 +83,7 @@ class Transformers(Section):
     continuous_batching: bool = Field(False, description="Continuous instead of static batching (`generate_batch`).")
     threads: PositiveInt | None = Field(None, description="CPU threads per operation; null is torch's choice.")
     revision: Name | None = Field(None, description="Revision of the model for this engine, over the common one.")
+    dtype: Dtype | None = Field(None, description="Type of the weights for this engine, over the common one.")
     extra: Extra = Field(
         default_factory=dict,
         description="Passed through: fields of `GenerationConfig`, or keywords of `from_pretrained`.",

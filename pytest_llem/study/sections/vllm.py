@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from pytest_llem.study.sections.section import (
+    Dtype,
     Extra,
     Fraction,
     Name,
@@ -79,6 +80,7 @@ class VLLM(Section):
     speculative: Speculative = Field(default_factory=Speculative, description="Speculative decoding.")
     sampling: VLLMSampling = Field(default_factory=VLLMSampling, description="Further sampling settings.")
     beam_search: BeamSearch = Field(default_factory=BeamSearch, description="Beam search.")
+    dtype: Dtype | None = Field(None, description="Type of the weights for this engine, over the common one.")
     extra: Extra = Field(
         default_factory=dict,
         description="Passed through: fields of `SamplingParams`, or of `EngineArgs`.",

@@ -1,0 +1,215 @@
+"""The words of LLenergyMeasure's files and what they are called here.
+
+Two generations of its files are known: the older (`backend: pytorch`, `n`, `precision`, `decoder`) and the newer
+(`engine: transformers`, `task`, `dataset: {source: ...}`, `study_execution`). Source: its public documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pytest_llem.errors import JsonValue
+
+Convert = Callable[[JsonValue], JsonValue]
+
+PREFIXES: tuple[tuple[str, str], ...] = (
+    ("task.", ""),
+    ("offline.", ""),
+    ("pytorch.", "transformers."),
+    ("tensorrt.", "tensorrt_llm."),
+    ("transformers.engine_params.", "transformers."),
+    ("transformers.llem_execution.", "transformers."),
+    ("transformers.sampling_params.", "decoder."),
+    ("transformers.sampling.", "decoder."),
+    ("vllm.engine_params.", "vllm."),
+    ("vllm.engine.", "vllm."),
+    ("vllm.sampling_params.", "vllm.sampling."),
+    ("tensorrt_llm.engine_params.", "tensorrt_llm."),
+    ("tensorrt_llm.sampling_params.", "tensorrt_llm.sampling."),
+    ("tensorrt_llm.quant.", "tensorrt_llm.quant_config."),
+    ("tensorrt_llm.kv_cache.", "tensorrt_llm.kv_cache_config."),
+    ("tensorrt_llm.scheduler.", "tensorrt_llm.scheduler_config."),
+    ("study_execution.", "execution."),
+    ("measurement.baseline.", "baseline."),
+)
+"""Sections that have another name or place here, each applied once, in this order."""
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
+_ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}
+_ORDERS = {"shuffle": "shuffled", "interleave": "interleaved", "cyclic": "interleaved"}
+_BACKENDS = {"trt": "tensorrt"}
+
+
+def _words(table: Mapping[str, str]) -> Convert:
+    return lambda value: table.get(value, value) if isinstance(value, str) else value
+
+
+def _dtype(value: JsonValue) -> JsonValue:
+    return None if value == "auto" else _words(_DTYPES)(value)
+
+
+def _meter(value: JsonValue) -> JsonValue:
+    return "none" if value is None else value
+
+
+def _same(value: JsonValue) -> JsonValue:
+    return value
+
+
+RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
+    "study_name": (("name", _same),),
+    "backend": (("engine", _words(_ENGINES)),),
+    "engine": (("engine", _words(_ENGINES)),),
+    "n": (("workload.prompts", _same),),
+    "precision": (("dtype", _dtype),),
+    "dtype": (("dtype", _dtype),),
+    "max_input_tokens": (("workload.input_tokens", _same),),
+    "max_output_tokens": (("workload.output_tokens", _same),),
+    "random_seed": (("seed", _same), ("workload.seed", _same)),
+    "dataset": (("workload.dataset", _same),),
+    "dataset.source": (("workload.dataset", _same),),
+    "dataset.dataset": (("workload.dataset", _same),),
+    "dataset.n_prompts": (("workload.prompts", _same),),
+    "dataset.n": (("workload.prompts", _same),),
+    "dataset.order": (("workload.order", _same),),
+    "dataset.input_len": (("workload.input_tokens", _same),),
+    "dataset.output_len": (("workload.output_tokens", _same),),
+    "dataset.seed": (("workload.seed", _same),),
+    "dataset.column": (("workload.column", _same),),
+    "dataset.split": (("workload.split", _same),),
+    "dataset_order": (("workload.order", _same),),
+    "sampling_preset": (("decoding.preset", _same),),
+    "energy.backend": (("meter", _meter),),
+    "energy_sampler": (("meter", _meter),),
+    "measurement.energy_sampler": (("meter", _meter),),
+    "baseline.duration_seconds": (("measurement.idle.duration_s", _same),),
+    "warmup.cv_threshold": (("measurement.warmup.cv", _same),),
+    "warmup.window_size": (("measurement.warmup.window", _same),),
+    "warmup.min_prompts": (("measurement.warmup.min_repeats", _same),),
+    "warmup.max_prompts": (("measurement.warmup.max_repeats", _same),),
+    "warmup.thermal_floor_seconds": (("measurement.idle.max_wait_s", _same),),
+    "execution.n_cycles": (("execution.cycles", _same),),
+    "execution.cycle_order": (("execution.order", _words(_ORDERS)),),
+    "execution.experiment_order": (("execution.order", _words(_ORDERS)),),
+    "execution.experiment_timeout_seconds": (("execution.timeout_s", _same),),
+    "execution.experiment_gap_seconds": (("execution.cooldown", _same),),
+    "execution.config_gap_seconds": (("execution.cooldown", _same),),
+    "execution.cycle_gap_seconds": (("execution.cooldown", _same),),
+    "lora.adapter_id": (("lora", _same),),
+    "transformers.dtype": (("transformers.dtype", _dtype),),
+    "transformers.trust_remote_code": (("trust_remote_code", _same),),
+    "transformers.tp_size": (("transformers.tensor_parallel_size", _same),),
+    "transformers.torch_compile_mode": (("transformers.compile.mode", _same),),
+    "transformers.torch_compile_backend": (("transformers.compile.backend", _same),),
+    "vllm.dtype": (("vllm.dtype", _dtype),),
+    "vllm.trust_remote_code": (("trust_remote_code", _same),),
+    "vllm.speculative_model": (("vllm.speculative.model", _same),),
+    "vllm.num_speculative_tokens": (("vllm.speculative.num_speculative_tokens", _same),),
+    "vllm.attention.backend": (("vllm.attention_backend", _same),),
+    "vllm.sampling.max_tokens": (("workload.output_tokens", _same),),
+    "vllm.sampling.ignore_eos": (("workload.ignore_eos", _same),),
+    "vllm.beam_search.max_tokens": (("workload.output_tokens", _same),),
+    "tensorrt_llm.dtype": (("tensorrt_llm.dtype", _dtype),),
+    "tensorrt_llm.tp_size": (("tensorrt_llm.tensor_parallel_size", _same),),
+    "tensorrt_llm.backend": (("tensorrt_llm.backend", _words(_BACKENDS)),),
+    "tensorrt_llm.scheduler_config.capacity_scheduling_policy": (
+        ("tensorrt_llm.scheduler_config.capacity_scheduler_policy", _same),
+    ),
+    "tensorrt_llm.sampling.ignore_eos": (("workload.ignore_eos", _same),),
+    **{
+        f"{section}.{name}": ((f"decoding.{name}", _same),)
+        for section in ("decoder", "vllm.sampling", "tensorrt_llm.sampling")
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "preset")
+    },
+    **{
+        f"transformers.{name}": ((f"transformers.quantization.{name}", _same),)
+        for name in (
+            "load_in_4bit",
+            "load_in_8bit",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_quant_type",
+            "bnb_4bit_use_double_quant",
+        )
+    },
+    **{
+        f"vllm.{name}": ((f"vllm.extra.{name}", _same),)
+        for name in ("offload_group_size", "offload_num_in_group", "offload_prefetch_step", "offload_params")
+    },
+}
+"""A word that means the same as another word here, with the conversion of its value."""
+
+HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
+    "serving_mode": ("offline",),
+    "warmup.enabled": (True,),
+    "warmup.convergence_detection": (True, False),
+    "warmup.n_warmup": (),
+    "warmup.n_prompts": (),
+    "baseline.enabled": (True,),
+    "execution.shuffle_seed": (None,),
+    "execution.skip_preflight": (False,),
+    "execution.wall_clock_timeout_hours": (None,),
+    "lora.merge_weights": (False,),
+    "transformers.tp_plan": (None, "auto"),
+    "transformers.torch_compile": (False, None),
+    "vllm.beam_search.early_stopping": (None, False),
+    "decoder.min_new_tokens": (None,),
+    "output_dir": (None,),
+}
+"""Values that say what is the case here anyway; they may stand."""
+
+REFUSED: Mapping[str, str] = {
+    "serving_mode": "write engine: openai, and workload.arrival for the traffic",
+    "server": "write engine: openai, and workload.arrival for the traffic",
+    "output": "results go to --llem-out=DIR (or the ini option llem_out)",
+    "output_dir": "results go to --llem-out=DIR (or the ini option llem_out)",
+    "energy": "write meter: NAME",
+    "warmup.enabled": "write measurement: {warmup: {max_repeats: 0}}",
+    "baseline.enabled": "write measurement: {idle: {duration_s: 0}}",
+    "baseline.strategy": "leave it out: idle power is measured in every cycle",
+    "baseline.cache_ttl_seconds": "leave it out: idle power is measured in every cycle",
+    "baseline.validation_interval": "leave it out: idle power is measured in every cycle",
+    "baseline.drift_threshold": "leave it out: idle power is measured in every cycle",
+    "execution.shuffle_seed": "leave it out: the order is seeded by the study's hash",
+    "execution.skip_preflight": "write --llem-skip-preflight on the command line",
+    "execution.max_consecutive_failures": "leave it out: the breaker is always on (--llem-no-breaker switches it off)",
+    "execution.circuit_breaker_cooldown_seconds": "leave it out (--llem-no-breaker switches the breaker off)",
+    "execution.wall_clock_timeout_hours": "limit each cycle instead: execution: {timeout_s: ...}",
+    "lora.merge_weights": "merge the adapter beforehand and name the merged model",
+    "lora.revision": "download the adapter at that revision and name its path",
+    "transformers.tp_plan": "write transformers: {tensor_parallel_size: N}",
+    "transformers.low_cpu_mem_usage": "leave it out: transformers always loads this way now",
+    "transformers.allow_tf32": "set the environment variable NVIDIA_TF32_OVERRIDE",
+    "transformers.autocast_enabled": "write dtype: bfloat16",
+    "transformers.autocast_dtype": "write dtype: bfloat16",
+    "vllm.swap_space": "leave it out: vLLM has removed it",
+    "vllm.beam_search.early_stopping": "leave it out: vLLM's beam search has no such setting",
+    "decoder.min_new_tokens": "write workload: {ignore_eos: true}: exactly output_tokens are generated",
+    "tensorrt_llm.engine_path": "name the engine's directory as model",
+    "tensorrt_llm.sampling.min_tokens": "write workload: {ignore_eos: true}",
+    "tensorrt_llm.sampling.n": "leave it out: one sequence per prompt",
+    "tensorrt_llm.sampling.return_perf_metrics": "leave it out",
+    "tensorrt_llm.calib": "quantise beforehand and name the quantised model",
+    "tensorrt_llm.build_cache": "write tensorrt_llm: {extra: {enable_build_cache: true}}",
+}
+"""Words without a counterpart, and what to write instead."""
+
+MARKS = frozenset(
+    (
+        *(word.partition(".")[0] for word in RENAMES if "." not in word and word not in ("engine", "dtype")),
+        "task",
+        "offline",
+        "pytorch",
+        "tensorrt",
+        "decoder",
+        "warmup",
+        "baseline",
+        "energy",
+        "study_execution",
+        "passthrough_kwargs",
+        "serving_mode",
+        "server",
+        "output",
+        "output_dir",
+    )
+)
+"""Top-level words that only those files have."""
