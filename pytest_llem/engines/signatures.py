@@ -1,0 +1,253 @@
+"""A configuration's settings against the installed engine's own signatures, before anything is measured.
+
+The engine's classes are read where they are installed (here, or in a container's image by
+`python -m pytest_llem.engines.signatures JOB_FILE`), so that an argument which this version of the engine has renamed,
+removed or retyped is caught with a suggestion. Standard library and the engine only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pytest_llem.errors import EngineNotInstalledError, JsonValue
+from pytest_llem.job import ExperimentConfig, load_job
+
+
+@dataclass(frozen=True)
+class SettingProblem:
+    """A setting that the installed engine does not take: its path in a study, what is wrong, what to write."""
+
+    path: str
+    message: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class of the engine that takes settings: the first of `places` (`module:attribute`) that exists."""
+
+    places: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an engine's settings go: `sections` of ours to classes of theirs, and `own` names that stay with us."""
+
+    main: tuple[Target, ...]
+    sections: Mapping[str, Target]
+    decoding: Target
+    own: tuple[str, ...] = ()
+    decoding_names: Mapping[str, str] = field(default_factory=dict)
+
+
+_GENERATION = Target(("transformers:GenerationConfig",))
+_FROM_PRETRAINED = Target(
+    ("transformers:PreTrainedModel.from_pretrained",),
+    more=(
+        "attn_implementation",
+        "device_map",
+        "max_memory",
+        "revision",
+        "dtype",
+        "experts_implementation",
+        "offload_buffers",
+        "offload_folder",
+        "subfolder",
+        "tp_plan",
+        "tp_size",
+        "use_kernels",
+        "use_safetensors",
+        "variant",
+    ),
+)
+_VLLM_SAMPLING = Target(("vllm:SamplingParams", "vllm.sampling_params:SamplingParams"))
+_TRT_SAMPLING = Target(("tensorrt_llm:SamplingParams", "tensorrt_llm.llmapi:SamplingParams"))
+
+LAYOUTS: Mapping[str, Layout] = {
+    "transformers": Layout(
+        main=(_GENERATION, _FROM_PRETRAINED),
+        sections={
+            "quantization": Target(("transformers:BitsAndBytesConfig",)),
+            "compile": Target(("torch:compile",)),
+        },
+        decoding=_GENERATION,
+        own=("batch_size", "continuous_batching", "threads", "tensor_parallel_size", "data_parallel_size"),
+    ),
+    "vllm": Layout(
+        main=(Target(("vllm.engine.arg_utils:EngineArgs", "vllm:EngineArgs")), _VLLM_SAMPLING),
+        sections={
+            "sampling": _VLLM_SAMPLING,
+            "beam_search": Target(("vllm.sampling_params:BeamSearchParams",)),
+            "speculative": Target(("vllm.config:SpeculativeConfig", "vllm.config.speculative:SpeculativeConfig")),
+        },
+        decoding=_VLLM_SAMPLING,
+    ),
+    "sglang": Layout(
+        main=(Target(("sglang.srt.server_args:ServerArgs",)),),
+        sections={},
+        decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
+    ),
+    "tensorrt_llm": Layout(
+        main=(Target(("tensorrt_llm.llmapi:TorchLlmArgs", "tensorrt_llm.llmapi:LlmArgs")),),
+        sections={
+            "kv_cache_config": Target(("tensorrt_llm.llmapi:KvCacheConfig",)),
+            "quant_config": Target(("tensorrt_llm.llmapi:QuantConfig",)),
+            "scheduler_config": Target(("tensorrt_llm.llmapi:SchedulerConfig",)),
+        },
+        decoding=_TRT_SAMPLING,
+        own=("backend",),
+    ),
+}
+
+
+def check_against_engine(config: ExperimentConfig) -> list[SettingProblem]:
+    """Everything in a configuration that the installed engine does not take; empty for engines without a signature.
+
+    Raises `EngineNotInstalledError` where the engine is not importable.
+    """
+    layout = LAYOUTS.get(config.engine)
+    return [] if layout is None else list(_problems(config, layout))
+
+
+def _problems(config: ExperimentConfig, layout: Layout) -> Iterator[SettingProblem]:
+    engine = config.engine
+    main: dict[str, Any] = {}
+    for target in reversed(layout.main):
+        main.update(parameters(target, engine))
+    for name, value in config.settings.items():
+        path = f"{engine}.{name}"
+        if name == "extra" and isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from _check(f"{path}.{key}", key, inner, main)
+        elif name in layout.sections and isinstance(value, Mapping):
+            known = parameters(layout.sections[name], engine)
+            for key, inner in value.items():
+                yield from _check(f"{path}.{key}", key, inner, known)
+        elif name not in layout.own:
+            yield from _check(path, name, value, main)
+    known = parameters(layout.decoding, engine)
+    for item in dataclasses.fields(config.decoding):
+        value = getattr(config.decoding, item.name)
+        if value is not None and item.name != "do_sample":
+            yield from _check(f"decoding.{item.name}", item.name, value, known)
+
+
+def _check(path: str, name: str, value: JsonValue, known: Mapping[str, Any]) -> Iterator[SettingProblem]:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "take it out, or install a version of the engine that has it"
+        yield SettingProblem(path, f"{path}: the installed engine has no argument {name!r}", hint)
+    elif fits(known[name], value) is False:
+        expected = getattr(known[name], "__name__", None) or str(known[name]).replace("typing.", "")
+        yield SettingProblem(
+            path, f"{path}: the installed engine expects {expected}, got {json.dumps(value)}", f"give {expected}"
+        )
+
+
+def parameters(target: Target, engine: str) -> dict[str, Any]:
+    """Argument names of a class or function of the engine, with their types where they are known.
+
+    Raises `EngineNotInstalledError` where none of the target's places can be imported.
+    """
+    found = _find(target, engine)
+    hints = _hints(found)
+    if isinstance(model_fields := getattr(found, "model_fields", None), Mapping):
+        return {**dict.fromkeys(target.more), **{name: info.annotation for name, info in model_fields.items()}}
+    elif isinstance(struct_fields := getattr(found, "__struct_fields__", None), tuple):
+        names = list(struct_fields)
+    else:
+        names = _signature_names(found)
+    return {**dict.fromkeys(target.more), **{name: hints.get(name) for name in names}}
+
+
+def _find(target: Target, engine: str) -> Any:
+    problem: Exception | None = None
+    for place in target.places:
+        module, _, attribute = place.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as missing:
+            problem = missing
+            continue
+        return found
+    raise EngineNotInstalledError(
+        f"the engine {engine} is not installed here, or its {target.places[0]} has moved: {problem}",
+        fix=f"install {engine}, or use a runner whose image has it",
+        details={"engine": engine},
+    )
+
+
+def _signature_names(found: Any) -> list[str]:
+    signature = inspect.signature(found.__init__ if inspect.isclass(found) else found)
+    names = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if inspect.isclass(found) and not names:
+        # GenerationConfig takes only **kwargs; what it knows are the attributes of an empty one.
+        names = [name for name in vars(found()) if not name.startswith("_")]
+    return names
+
+
+def _hints(found: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(found)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return {}
+
+
+def fits(annotation: Any, value: JsonValue) -> bool | None:
+    """Whether a JSON value suits a type annotation; `None` where the annotation is not plain enough to tell."""
+    if annotation in (None, Any, inspect.Parameter.empty):
+        return None
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return fits(get_args(annotation)[0], value)
+    if origin in (Union, types.UnionType):
+        answers = [fits(option, value) for option in get_args(annotation)]
+        return True if True in answers else None if None in answers else False
+    if origin is Literal:
+        return value in get_args(annotation)
+    if annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation in (int, float):
+        allowed = (int,) if annotation is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if (origin or annotation) in (list, tuple):
+        return isinstance(value, (list, tuple))
+    if (origin or annotation) is dict:
+        return isinstance(value, Mapping)
+    return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the configuration of a job file; prints a JSON list of problems and returns 1 when there are any."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m pytest_llem.engines.signatures JOB_FILE\n")
+        return 2
+    problems = check_against_engine(load_job(Path(arguments[0])).config)
+    sys.stdout.write(json.dumps([dataclasses.asdict(problem) for problem in problems]) + "\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
