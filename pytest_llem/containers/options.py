@@ -46,6 +46,15 @@ ENVIRONMENT = {
 }
 """Every cache on a writable place, and the rendezvous of parallel workers on loopback."""
 
+PASSED_ON = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "KMP_AFFINITY",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+)
+
 
 @dataclass(frozen=True)
 class ImageFacts:
@@ -85,6 +94,11 @@ class ContainerRequest:
 def job_environment(name: str) -> dict[str, str]:
     """Where the worker finds its job."""
     return {"LLEM_CONFIG_PATH": f"{JOBS}/{name}/job.json"}
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings of this process's environment that decide how fast a local worker would be, so that both are equal."""
+    return {name: environment[name] for name in PASSED_ON if environment.get(name)}
 
 
 def capabilities(request: ContainerRequest) -> list[str]:
@@ -149,6 +163,7 @@ def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
         "capabilities": tuple(capabilities(request)),
         "memory_bytes": request.settings.memory_bytes,
         "shm_size_bytes": request.settings.shm_size_bytes,
+        "environment": {name: request.environment[name] for name in PASSED_ON if name in request.environment},
         "lifecycle": request.settings.lifecycle,
         "mounts": tuple(mounted.target for mounted in request.mounts),
         "secrets": tuple(sorted(request.secrets)),

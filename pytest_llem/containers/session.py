@@ -104,7 +104,9 @@ class KeptContainers:
         Raises `DockerError` when no healthy container can be had.
         """
         begun = time.monotonic()
-        key: _Key = (request.image.id, request.devices, request.network, request.mounts, engine)
+        # The imported engine has read its environment already, so a container serves jobs of one environment only
+        environment = tuple(sorted(request.environment.items()))
+        key: _Key = (request.image.id, request.devices, request.network, request.mounts, engine, environment)
         kept = self._healthy(key, request, engine)
         if lease is not None:
             lease.occupied_by(pid=os.getpid(), container=kept.request.name)

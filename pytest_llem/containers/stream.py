@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from docker.utils.socket import SocketError, frames_iter
 
@@ -28,7 +28,7 @@ class Attachment:
     Holding it open keeps the container alive, and closing it ends the container (see `guard`).
     """
 
-    def __init__(self, raw: object) -> None:
+    def __init__(self, raw: Any) -> None:
         self._raw = raw
         self._inner = getattr(raw, "_sock", None) or raw
         # The SDK's timeout of a minute would end the stream of a worker that is quiet for that long
@@ -47,7 +47,7 @@ class Attachment:
                 self._inner.shutdown(socket.SHUT_RDWR)
         for candidate in (self._raw, self._inner):
             with contextlib.suppress(OSError):
-                candidate.close()  # type: ignore[attr-defined]
+                candidate.close()
 
 
 class OutputPump:

@@ -14,6 +14,7 @@ from pytest_llem.containers.cycle import CycleEnd, explain, write_if_absent
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
 from pytest_llem.containers.ephemeral import run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
+from pytest_llem.containers.host_meter import host_metering
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
 from pytest_llem.containers.inputs import inputs_of
@@ -23,6 +24,7 @@ from pytest_llem.containers.options import (
     ImageFacts,
     extra_mounts,
     job_environment,
+    passed_on,
     recorded_options,
 )
 from pytest_llem.containers.orphans import remove_orphans, remove_session
@@ -64,7 +66,8 @@ class DockerRunner:
             image = self.image(job.config.engine)
             name = image.name
             request, notes = self._request(job, image, facts, secrets)
-            end = self._cycle(client, request, job, job_dir, on_event, watch, lease)
+            with host_metering(job, job_dir, facts) as observe:
+                end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)
         except DockerError as error:
             write_if_absent(job_dir, error, watch.phase, secrets)
             return self._report(name, None, {}, ())
@@ -139,7 +142,7 @@ class DockerRunner:
             mounts=mounts,
             labels=self._identity.labels(job.run_id),
             secrets=secrets if network != "none" else {},
-            environment=job_environment("job"),
+            environment={**job_environment("job"), **passed_on(os.environ), **job.environment},
         ), notes
 
     def _cycle(
@@ -176,3 +179,11 @@ class DockerRunner:
             notes=notes,
             facts={**more, **facts},
         )
+
+
+def _both(first: OnEvent, second: OnEvent) -> OnEvent:
+    def pass_on(event: Mapping[str, JsonValue]) -> None:
+        first(event)
+        second(event)
+
+    return pass_on

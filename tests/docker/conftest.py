@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import docker
 import pytest
@@ -26,7 +26,7 @@ ENGINE_IMAGE = "llem-test-engine"
 HERE = Path(__file__).parent
 
 
-def unavailable(reason: str) -> None:
+def skip_or_fail(reason: str) -> NoReturn:
     """Skip, or fail where the environment promises what is missing."""
     if os.environ.get("LLEM_REQUIRE_DOCKER") == "1":
         pytest.fail(f"LLEM_REQUIRE_DOCKER=1, and {reason}")
@@ -34,12 +34,16 @@ def unavailable(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def unavailable() -> Callable[[str], NoReturn]:
+    return skip_or_fail
+
+
+@pytest.fixture(scope="session")
 def client() -> Iterator[docker.DockerClient]:
     try:
         connected = connect(30.0)
     except DockerError as error:
-        unavailable(error.message)
-        raise
+        skip_or_fail(error.message)
     yield connected
     connected.close()
 
@@ -47,7 +51,7 @@ def client() -> Iterator[docker.DockerClient]:
 @pytest.fixture(scope="session")
 def base_image(client: docker.DockerClient) -> str:
     if not client.images.list(BASE_IMAGE):
-        unavailable(f"the daemon has no image {BASE_IMAGE}")
+        skip_or_fail(f"the daemon has no image {BASE_IMAGE}")
     return BASE_IMAGE
 
 

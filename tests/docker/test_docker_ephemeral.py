@@ -6,16 +6,21 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import docker
 import pytest
 from docker_jobs import MakeJob
 
+from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Deadlines, DeviceSet, JobDir, read_json
+from pytest_llem.job import Deadlines, DeviceSet, JobDir, load_job, read_json
 from pytest_llem.measurement import read_measurement
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec, RunReport
@@ -23,6 +28,30 @@ from pytest_llem.runners.protocol import RunnerSpec, RunReport
 pytestmark = pytest.mark.docker
 
 Event = dict[str, JsonValue]
+
+
+class CountingMeter:
+    """Stands in for RAPL, which this machine may not have: says when it was read, and for what."""
+
+    name: ClassVar[str] = "rapl"
+
+    def __init__(self) -> None:
+        self.marks: list[int] = []
+        self.windows: tuple[Window, ...] = ()
+
+    def start(self) -> None:
+        self.mark()
+
+    def mark(self) -> int:
+        self.marks.append(time.monotonic_ns())
+        return self.marks[-1]
+
+    def power_w(self) -> float | None:
+        return None
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        self.windows = tuple(windows)
+        return EnergyReport("rapl", True, "cpu_package", "host", (), ())
 
 
 def run(
@@ -252,3 +281,22 @@ def test_a_user_without_the_right_to_use_the_daemon() -> None:
     ended = subprocess.run([*nobody, "docker", "-H", host, "version"], capture_output=True, text=True, check=False)
 
     assert translate_docker_error(ended.returncode, ended.stderr, "any").category == "daemon_permission"
+
+
+def test_a_sensor_of_the_host_is_read_on_the_host(
+    engine_image: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker brings windows, this side the energy; both read one clock, which the handshake proves."""
+    meter = CountingMeter()
+    monkeypatch.setattr(host_meter, "host_meter_name", lambda job, daemon: "rapl")
+    monkeypatch.setattr(host_meter, "open_meter", lambda settings, devices, out_dir: meter)
+
+    _, job_dir, _ = run(engine_image, make_job)
+
+    measurement = read_measurement(job_dir.measurement)
+    assert measurement.energy is not None
+    assert measurement.energy.placement == "host"
+    assert measurement.invalid == ()
+    assert load_job(job_dir.job).meter.placement == "host"
+    (measured,) = [window for window in meter.windows if window.name == "measure"]
+    assert any(measured.start_ns <= mark for mark in meter.marks)

@@ -1,0 +1,135 @@
+"""Measuring a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
+
+Possible where the daemon is on this machine, because CLOCK_MONOTONIC is then one clock for both. That is not assumed:
+the worker's first event says which boot and which time namespace its clock belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from pytest_llem.containers.daemon import DaemonFacts
+from pytest_llem.energy import available_meters, open_meter
+from pytest_llem.energy.protocol import Meter, Note
+from pytest_llem.errors import JsonValue, MeterError
+from pytest_llem.job import Job, JobDir, clock_facts
+from pytest_llem.measurement import read_measurement, write_measurement
+
+HOST_METERS = ("nvml", "rapl")
+"""Meters that read sensors of the machine. The others look at processes, and those they see only from inside."""
+
+HANDSHAKE_S = 30.0
+OnEvent = Callable[[Mapping[str, JsonValue]], None]
+
+
+def host_meter_name(job: Job, daemon: DaemonFacts) -> str | None:
+    """The meter that should run on the host; `None` where the worker has to measure, or nobody."""
+    name = job.meter.name
+    if not daemon.local or job.meter.placement != "worker":
+        return None
+    if name == "auto":
+        name = "nvml" if job.devices.kind == "cuda" else "rapl"
+    usable = {status.name for status in available_meters() if status.available}
+    return name if name in HOST_METERS and name in usable else None
+
+
+@dataclass
+class HostMeter:
+    """A started meter of this machine, and what is known about the worker's clock.
+
+    `clock_differs` says in words why times from inside mean nothing here; `None` while nothing speaks against it.
+    """
+
+    meter: Meter
+    clock_seen: bool = False
+    clock_differs: str | None = None
+    running: bool = True
+
+    def observe(self, event: Mapping[str, JsonValue]) -> None:
+        """Check the worker's clock at its first event, and read the counters near each edge of a window."""
+        kind = event.get("event")
+        if kind == "clock":
+            self.clock_seen = True
+            self.clock_differs = clock_difference(event)
+        elif kind in ("window_begin", "window_end") and self.running:
+            self.meter.mark()
+
+    def finish(self, job_dir: JobDir) -> None:
+        """Stop, and write the windows' energy into `measurement.json`, if there is one.
+
+        Without a common clock the energy stays `null`, and the measurement says so as invalid.
+        """
+        if not job_dir.measurement.exists():
+            self.abandon()
+            return
+        measurement = read_measurement(job_dir.measurement)
+        self.running = False
+        report = self.meter.stop(measurement.windows)
+        difference = self.clock_differs if self.clock_seen else "the worker's clock event never arrived"
+        if difference is None:
+            measurement = replace(measurement, energy=report)
+        else:
+            note = Note("clock_domain_differs", f"energy was measured on the host, and {difference}")
+            measurement = replace(measurement, invalid=(*measurement.invalid, note))
+        write_measurement(job_dir.measurement, measurement)
+
+    def abandon(self) -> None:
+        """Stop without a use for the readings."""
+        if self.running:
+            self.running = False
+            with contextlib.suppress(MeterError):
+                self.meter.stop(())
+
+
+def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Job, HostMeter | None]:
+    """Start the meter where the host can measure; the job for the worker then says so, here and in `job.json`."""
+    name = host_meter_name(job, daemon)
+    if name is None:
+        return job, None
+    moved = replace(job, meter=replace(job.meter, placement="host"))
+    meter = open_meter(replace(moved.meter, name=name), job.devices, job_dir.path)
+    if meter is None:
+        return job, None
+    try:
+        meter.start()
+    except MeterError:
+        # What opens on the host and does not start there may still work inside
+        return job, None
+    job_dir.write_job(moved)
+    return moved, HostMeter(meter)
+
+
+@contextlib.contextmanager
+def host_metering(
+    job: Job, job_dir: JobDir, daemon: DaemonFacts
+) -> Iterator[Callable[[Mapping[str, JsonValue]], None]]:
+    """Measure from the host for the length of the block where that is possible; yields who must see the events."""
+    _, metering = start_host_meter(job, job_dir, daemon)
+    if metering is None:
+        yield lambda event: None
+        return
+    try:
+        yield metering.observe
+        metering.finish(job_dir)
+    finally:
+        metering.abandon()
+
+
+def clock_difference(event: Mapping[str, JsonValue]) -> str | None:
+    """Why the clock of a `clock` event is another one than this process's; `None` when it is the same.
+
+    Same boot, same time namespace, and a reading between now and a moment ago.
+    """
+    mine = clock_facts()
+    if not mine["boot_id"] or event.get("boot_id") != mine["boot_id"]:
+        return "the container runs under another kernel"
+    if event.get("time_namespace") != mine["time_namespace"]:
+        return "the container has a time namespace of its own"
+    then = event.get("monotonic_ns")
+    age_s = (time.monotonic_ns() - then) / 1e9 if isinstance(then, int) else None
+    if age_s is None or not 0 <= age_s <= HANDSHAKE_S:
+        return "the container's monotonic clock is far from the host's"
+    return None
