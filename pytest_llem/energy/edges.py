@@ -51,8 +51,8 @@ def interpolated(ticks: TickSeries, t_ns: int) -> Edge | None:
     step_j = ticks.energy_j[after] - ticks.energy_j[before]
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
-    powers = [ticks.power_w(i) for i in (before - 1, before, after) if 0 <= i < len(ticks) - 1]
-    power_step_w = max(powers) - min(powers) if len(powers) == 3 else power_w
+    powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
+    power_step_w = max(powers) - min(powers) if len(powers) >= 3 else power_w
     return Edge(
         energy_j=ticks.energy_j[before] + share * step_j,
         terms={

@@ -38,6 +38,9 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     Sides confirmed quiet give `counter_outer_edge`; otherwise edges are interpolated (`counter_interpolated`), or,
     where the steps around an edge were not bracketed, the difference of the readings outside (`counter_difference`).
     """
+    close = ticks.closely_bracketed()
+    if edges.interpolated(close, window.start_ns) and edges.interpolated(close, window.end_ns):
+        ticks = close
     start = edges.interpolated(ticks, window.start_ns)
     end = edges.interpolated(ticks, window.end_ns)
     if start is None or end is None or window.end_ns <= window.start_ns:
@@ -53,12 +56,17 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
         quiet_ns = round(window.quiet_after_s * 1e9)
         end = edges.outer(ticks, window.end_ns, "end", quiet_ns, busy_w, known) or end
     terms = {name: hypot(start.terms.get(name, 0.0), end.terms.get(name, 0.0)) for name in {**start.terms, **end.terms}}
+    if "shape" in terms:
+        # A load that begins and ends at the edges errs to the same side at both.
+        terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
     energy = end.energy_j - start.energy_j
     terms.update(_counter_terms(ticks, window, known, start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
     if not (start.outer or end.outer) and _unbracketed(ticks, before, after):
         name = "counter_difference"
-    return Estimate(energy, hypot(*terms.values()), name, max(2, after - before + 1), terms)
+    # `shape` is attained where load begins and ends at the edges: a bias bound, which noise comes on top of.
+    noise = hypot(*(value for term, value in terms.items() if term != "shape"))
+    return Estimate(energy, terms.get("shape", 0.0) + noise, name, max(2, after - before + 1), terms)
 
 
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> Estimate | None:

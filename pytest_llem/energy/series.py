@@ -48,6 +48,23 @@ class TickSeries:
         """Mean power between the steps `index` and `index + 1`."""
         return (self.energy_j[index + 1] - self.energy_j[index]) / (self.mid_ns[index + 1] - self.mid_ns[index]) * 1e9
 
+    def closely_bracketed(self) -> TickSeries:
+        """Without the steps that were seen late: more is known from the steps around them than from themselves.
+
+        Late means a bracket of more than five times the usual and more than a twentieth of a period.
+        """
+        if len(self) < 3:
+            return self
+        widths = [self.half_width_ns(i) for i in range(len(self))]
+        limit = max(5 * median(widths), (self.period_ns or 0.0) / 40)
+        keep = [i for i, width in enumerate(widths) if width <= limit]
+        return TickSeries(
+            tuple(self.low_ns[i] for i in keep),
+            tuple(self.high_ns[i] for i in keep),
+            tuple(self.energy_j[i] for i in keep),
+            self.resets_ns,
+        )
+
     def last_before(self, t_ns: int) -> int:
         """Index of the last step at or before a time; -1 when there is none."""
         return bisect_right(self.mid_ns, t_ns) - 1

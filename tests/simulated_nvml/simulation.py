@@ -84,18 +84,16 @@ class Gpu(ctypes.Structure):
 
         The step is written shortly before it happens, so that no reading sees a past that changes.
         """
-        start = at_ns if at_ns is not None else time.monotonic_ns() + LEAD_NS
         count = int(self.segments)
         if count == MAX_SEGMENTS:
             raise RuntimeError("the simulation holds no more power steps")
-        self.segment[count] = Segment(
-            start,
-            self._base_w(start) if count else watts,
-            watts,
-            ripple_w,
-            round(ripple_s * 1e9),
-            self.energy_j(start),
-        )
+        late = True
+        while late:
+            start = at_ns if at_ns is not None else time.monotonic_ns() + LEAD_NS
+            base_w = self._base_w(start) if count else watts
+            ripple_ns = round(ripple_s * 1e9)
+            self.segment[count] = Segment(start, base_w, watts, ripple_w, ripple_ns, self.energy_j(start))
+            late = at_ns is None and time.monotonic_ns() >= start
         self.segments = count + 1
         while time.monotonic_ns() < start:
             pass
