@@ -130,7 +130,7 @@ DORMANCIES: tuple[Dormancy, ...] = (
         "without sglang.enable_torch_compile",
     ),
     Dormancy(
-        ("sglang.cuda_graph_max_bs",),
+        ("sglang.cuda_graph_max_bs_decode",),
         ("sglang.disable_cuda_graph",),
         lambda get: get("sglang.disable_cuda_graph") is True,
         "with sglang.disable_cuda_graph",

@@ -108,6 +108,7 @@ class _Loader:
             invalid=self.invalid,
             duplicates=self.duplicates,
             notices=self.notices,
+            locate=self.sources.locate_setting,
         )
 
     def _stop_if_wrong(self) -> None:

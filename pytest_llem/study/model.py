@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -167,6 +167,8 @@ class Study:
     invalid: Sequence[LeftOut] = ()
     duplicates: Sequence[LeftOut] = ()
     notices: Sequence[Notice] = ()
+    locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
+    """Where a setting (dotted path) of this study was written, or the study's beginning."""
 
     @cached_property
     def study_hash(self) -> str:

@@ -31,6 +31,18 @@ class Sources:
                 return document.locate(path, key=key)
         return self.documents[0].locate(path, key=key)
 
+    def locate_setting(self, path: str) -> Location:
+        """Where the setting with a dotted path was written: shared, swept or in an experiment; else the beginning."""
+        nested: KeyPath = tuple(path.split("."))
+        places: list[KeyPath] = [nested, (path,), ("sweep", path)]
+        experiments = self.data.get("experiments")
+        count = len(experiments) if isinstance(experiments, list) else 0
+        places += [("experiments", index, *rest) for index in range(count) for rest in (nested, (path,))]
+        for place in places:
+            if any(document.holds(place) for document in self.documents):
+                return self.locate(place, key=True)
+        return self.documents[0].locate(())
+
     def report(self, path: KeyPath, text: str, fix: str | None = None, at_key: bool = False) -> None:
         """Note a problem with what stands at `path`."""
         self.problems.append(Problem(self.locate(path, key=at_key), text, fix))

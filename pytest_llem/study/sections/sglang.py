@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from pytest_llem.study.sections.section import (
@@ -37,9 +35,9 @@ class SGLang(Section):
     kv_cache_dtype: Name | None = Field(None, description="Type of the KV cache.", examples=["auto", "fp8_e5m2"])
     quantization: Name | None = Field(None, description="Quantisation method.", examples=["fp8", "awq"])
     attention_backend: Name | None = Field(None, description="Attention kernel.", examples=["flashinfer", "fa3"])
-    sampling_backend: Literal["flashinfer", "pytorch", "ascend"] | None = Field(None, description="Sampling kernel.")
+    sampling_backend: Name | None = Field(None, description="Sampling kernel.", examples=["flashinfer", "pytorch"])
     disable_cuda_graph: bool = Field(False, description="No CUDA graphs.")
-    cuda_graph_max_bs: PositiveInt | None = Field(None, description="Largest batch captured in a CUDA graph.")
+    cuda_graph_max_bs_decode: PositiveInt | None = Field(None, description="Largest batch captured in a CUDA graph.")
     disable_radix_cache: bool = Field(False, description="Do not reuse the cache of common prefixes.")
     disable_overlap_schedule: bool = Field(False, description="Do not schedule while a step runs.")
     enable_torch_compile: bool = Field(False, description="Compile the model.")
