@@ -29,7 +29,7 @@ def main() -> None:
     difference = statistics.median(after - before for before, after in pairs)
     ratio = statistics.median(after / before for before, after in pairs)
     print(
-        f"CPU s   without {sides[0]:.3f}   with {sides[1]:.3f}   difference {difference * 1e3:.1f} ms, ratio {ratio:.3f}"
+        f"CPU s   without {sides[0]:.3f}   with {sides[1]:.3f}   difference {difference * 1e3:.1f} ms ratio {ratio:.3f}"
     )
 
 
