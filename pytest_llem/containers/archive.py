@@ -21,6 +21,7 @@ SITE = f"{ROOT}/site"
 JOBS = f"{ROOT}/jobs"
 GUARD = f"{ROOT}/guard.py"
 KEEPER = f"{ROOT}/keeper.py"
+PROBE = f"{ROOT}/probe.py"
 WORKER_MODULES = ("__init__.py", "decode.py", "errors.py", "job.py", "measurement.py", "py.typed")
 WORKER_PACKAGES = ("worker", "engines", "energy", "workload")
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
@@ -39,8 +40,8 @@ def worker_archive() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for directory in WRITABLE:
             archive.addfile(_directory(directory))
-        _add(archive, package / "containers" / "guard.py", GUARD)
-        _add(archive, package / "containers" / "keeper.py", KEEPER)
+        for program in (GUARD, KEEPER, PROBE):
+            _add(archive, package / "containers" / Path(program).name, program)
         pynvml = find_spec("pynvml")
         if pynvml is not None and pynvml.origin is not None:
             _add(archive, Path(pynvml.origin), f"{SITE}/pynvml.py")

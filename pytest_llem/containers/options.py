@@ -76,7 +76,10 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """All that decides how one container is made: `program` is a file of this package in it, `command` what it gets."""
+    """All that decides how one container is made: `program` is a file of this package in it, `command` what it gets.
+
+    `waits` is whether somebody will attach and hold its standard input; a short program needs nobody.
+    """
 
     name: str
     image: ImageFacts
@@ -89,6 +92,7 @@ class ContainerRequest:
     secrets: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     program: str = GUARD
+    waits: bool = True
 
 
 def job_environment(name: str) -> dict[str, str]:
@@ -138,7 +142,7 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         labels=dict(request.labels),
         working_dir=ROOT,
         init=True,
-        stdin_open=True,
+        stdin_open=request.waits,
         network_mode=request.network,
         shm_size=settings.shm_size_bytes,
         pids_limit=settings.pids_limit,

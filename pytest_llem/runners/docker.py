@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import docker
 
@@ -28,12 +29,13 @@ from pytest_llem.containers.options import (
     recorded_options,
 )
 from pytest_llem.containers.orphans import remove_orphans, remove_session
+from pytest_llem.containers.preflight import PreflightReport, PreflightSubject, preflight
 from pytest_llem.containers.secrets import secrets_of
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import InterruptedCycleError, JsonValue
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
@@ -101,6 +103,19 @@ class DockerRunner:
             except DockerError as error:
                 raise with_alternatives(error, engine, named=self.spec.image is not None) from None
         return self._images[name]
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
+        """Everything that would make cycles of this engine fail here, without pulling or loading anything."""
+        name = self.spec.image or default_image(engine, cuda_major())
+        try:
+            client, daemon = self.connect()
+        except DockerError as error:
+            return PreflightReport(problems=(error,))
+        subject = PreflightSubject(engine, name, configs, devices, self.settings)
+        report = preflight(client, daemon, subject, self._identity)
+        named = self.spec.image is not None
+        problems = tuple(with_alternatives(problem, engine, named=named) for problem in report.problems)
+        return replace(report, problems=problems)
 
     def close(self) -> None:
         """Remove whatever of this session is left, and hang up."""

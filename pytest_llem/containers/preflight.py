@@ -1,0 +1,234 @@
+"""Before the first cycle: everything that would make cycles in an image fail, found together and in seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.errors import DockerException
+
+from pytest_llem.containers.archive import PROBE, worker_archive
+from pytest_llem.containers.daemon import DaemonFacts, docker_errors
+from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
+from pytest_llem.containers.hub import hub_problem
+from pytest_llem.containers.identity import SessionIdentity
+from pytest_llem.containers.images import image_facts
+from pytest_llem.containers.inputs import inputs_of
+from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
+from pytest_llem.containers.orphans import removed_after
+from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.energy.protocol import Note
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+OLDEST_API = (1, 40)
+FREE_BYTES = 2 * 2**30
+CLOCK_SKEW_S = 2.0
+PROBE_MARK = "LLEM-PROBE "
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What was found: `problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
+
+    problems: tuple[DockerError, ...] = ()
+    notices: tuple[Note, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreflightSubject:
+    """One engine in one image, with the experiments that will run there and the devices they get."""
+
+    engine: str
+    image: str
+    configs: Sequence[ExperimentConfig]
+    devices: DeviceSet
+    settings: DockerSettings
+
+
+class _Findings:
+    def __init__(self) -> None:
+        self.problems: list[DockerError] = []
+        self.notices: list[Note] = []
+        self.facts: dict[str, Any] = {}
+
+
+Check = Callable[[_Findings], None]
+
+
+def preflight(
+    client: docker.DockerClient, daemon: DaemonFacts, subject: PreflightSubject, identity: SessionIdentity
+) -> PreflightReport:
+    """Run all checks side by side, each within its own deadline; never raises for what they find."""
+    checks: list[tuple[str, float, Check]] = [
+        ("daemon", 5.0, lambda found: _check_daemon(client, daemon, found)),
+        ("disk", 5.0, lambda found: _check_disk(daemon, subject, found)),
+        ("image", 60.0, lambda found: _check_image(client, daemon, subject, identity, found)),
+        ("inputs", 30.0, lambda found: _check_inputs(daemon, subject, found)),
+    ]
+    begun = time.monotonic()
+    found = _Findings()
+    pool = ThreadPoolExecutor(len(checks), thread_name_prefix="llem-preflight")
+    waiting: list[tuple[str, float, _Findings, Future[None]]] = []
+    for name, limit_s, check in checks:
+        own = _Findings()
+        waiting.append((name, limit_s, own, pool.submit(check, own)))
+    for name, limit_s, own, future in waiting:
+        try:
+            future.result(timeout=max(0.0, begun + limit_s - time.monotonic()))
+        except FutureTimeout:
+            said = f"the check of the {name} took more than {limit_s:g} s"
+            found.problems.append(docker_error("timeout", subject.image, said=said))
+        except DockerError as error:
+            found.problems.append(error)
+        found.problems += own.problems
+        found.notices += own.notices
+        found.facts.update(own.facts)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return PreflightReport(tuple(found.problems), tuple(found.notices), found.facts)
+
+
+def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts, found: _Findings) -> None:
+    with docker_errors(daemon.address):
+        client.ping()
+    version = tuple(int(part) for part in daemon.api_version.split(".")[:2])
+    if version < OLDEST_API:
+        said = f"daemon {daemon.version} speaks API {daemon.api_version}, 1.40 (Docker 19.03) is the oldest that works"
+        found.problems.append(docker_error("docker", daemon.address, said=said))
+    found.facts["daemon"] = {"version": daemon.version, "address": daemon.address, "rootless": daemon.rootless}
+
+
+def _check_disk(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings) -> None:
+    if not daemon.local or not Path(daemon.root_dir).is_dir():
+        return
+    free = shutil.disk_usage(daemon.root_dir).free
+    found.facts["docker_free_bytes"] = free
+    if free < FREE_BYTES:
+        said = f"{free / 2**30:.1f} GiB free in {daemon.root_dir}"
+        found.problems.append(docker_error("disk_full", subject.image, said=said))
+
+
+def _check_image(
+    client: docker.DockerClient,
+    daemon: DaemonFacts,
+    subject: PreflightSubject,
+    identity: SessionIdentity,
+    found: _Findings,
+) -> None:
+    if subject.devices.kind == "cuda" and not daemon.gpus:
+        said = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
+        found.problems.append(docker_error("gpu_runtime_missing", subject.image, said=said))
+        return
+    image = image_facts(client, subject.image)
+    if image is None:
+        _check_pullable(client, subject, found)
+        return
+    answer = _probe(client, image, subject, identity)
+    found.facts["image"] = {"id": image.id, "digest": image.digest, **answer}
+    found.problems += _judge(answer, image, subject)
+    skew = abs(float(answer["realtime_s"]) - time.time())
+    if skew > CLOCK_SKEW_S:
+        found.notices.append(Note("clock_skew", f"the daemon's machine has another time of day, by {skew:.1f} s"))
+
+
+def _check_pullable(client: docker.DockerClient, subject: PreflightSubject, found: _Findings) -> None:
+    if subject.settings.pull == "never":
+        said = "it is not present, and docker.pull is never"
+        found.problems.append(docker_error("image_not_found", subject.image, said=said))
+        return
+    with docker_errors(subject.image):
+        client.api.inspect_distribution(subject.image)  # type: ignore[no-untyped-call]
+    message = f"{subject.image} is not present yet: what is inside is checked when it has been pulled"
+    found.notices.append(Note("image_not_inspected", message))
+
+
+def _probe(
+    client: docker.DockerClient, image: ImageFacts, subject: PreflightSubject, identity: SessionIdentity
+) -> dict[str, Any]:
+    request = ContainerRequest(
+        name=f"llem-preflight-{uuid.uuid4().hex[:8]}",
+        image=image,
+        program=PROBE,
+        command=(subject.engine,),
+        devices=subject.devices,
+        settings=subject.settings,
+        network="none",
+        labels=identity.labels("preflight"),
+        waits=False,
+    )
+    with docker_errors(image.name):
+        container = create(client, request)
+    with removed_after(container):
+        try:
+            with docker_errors(image.name):
+                container.put_archive("/", worker_archive())
+                container.start()
+                code = int(container.wait(timeout=45)["StatusCode"])
+                output = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
+        except (DockerException, requests.exceptions.RequestException) as problem:
+            raise translate_docker_error(125, str(problem), image.name) from None
+    answers = [line for line in output.splitlines() if line.startswith(PROBE_MARK)]
+    if code != 0 or not answers:
+        raise translate_docker_error(code or 1, output, image.name)
+    found: dict[str, Any] = json.loads(answers[-1][len(PROBE_MARK) :])
+    return found
+
+
+def _judge(answer: Mapping[str, Any], image: ImageFacts, subject: PreflightSubject) -> Iterable[DockerError]:
+    if tuple(int(part) for part in answer["python"].split(".")[:2]) < (3, 10):
+        said = f"its python3 is {answer['python']}, the worker needs 3.10"
+        yield docker_error("image_contents", image.name, said=said)
+    if answer["missing"]:
+        said = f"no module named {answer['missing'][0]!r} for engine {subject.engine}"
+        yield docker_error("image_contents", image.name, said=said)
+    if not answer["writable"]:
+        yield docker_error("image_contents", image.name, said="its user cannot write to /llem/cache")
+    shm = answer["shm_bytes"]
+    if shm is not None and shm < min(subject.settings.shm_size_bytes, 64 * 2**20):
+        yield docker_error("shm", image.name, said=f"{shm / 2**20:.0f} MiB in /dev/shm")
+    if subject.devices.kind == "cuda":
+        yield from _judge_gpu(answer["gpu"], answer["torch_cuda"], image, subject.devices)
+
+
+def _judge_gpu(
+    gpu: Mapping[str, Any], torch_cuda: str | None, image: ImageFacts, devices: DeviceSet
+) -> Iterable[DockerError]:
+    if "problem" in gpu:
+        category = "driver_mismatch" if "mismatch" in gpu["problem"].lower() else "gpu_not_visible"
+        yield docker_error(category, image.name, said=gpu["problem"])
+        return
+    hidden = [uuid for uuid in devices.uuids if uuid not in gpu["uuids"]]
+    if hidden:
+        said = f"{', '.join(hidden)} not among {', '.join(gpu['uuids']) or 'none'}"
+        yield docker_error("gpu_not_visible", image.name, said=said)
+    # Within one major version older drivers run newer CUDA (minor version compatibility)
+    if torch_cuda and int(torch_cuda.split(".")[0]) > int(gpu["cuda"]) // 1000:
+        said = f"driver {gpu['driver']} supports CUDA {int(gpu['cuda']) // 1000}, torch was built with {torch_cuda}"
+        yield docker_error("driver_too_old", image.name, said=said)
+
+
+def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings) -> None:
+    downloads: dict[str, None] = {}
+    for config in subject.configs:
+        inputs = inputs_of(config)
+        downloads.update(dict.fromkeys(inputs.downloads))
+        if inputs.mounts and not daemon.local:
+            paths = ", ".join(mounted.source for mounted in inputs.mounts)
+            said = f"{paths}: the daemon at {daemon.address} is remote"
+            found.problems.append(docker_error("mount_missing", subject.image, said=said))
+    missing = [place for place in subject.settings.mounts if daemon.local and not Path(place).exists()]
+    if missing:
+        said = f"docker.mounts: {', '.join(missing)} does not exist"
+        found.problems.append(docker_error("mount_missing", subject.image, said=said))
+    problems = (hub_problem(name, subject.image) for name in downloads)
+    found.problems += [problem for problem in problems if problem is not None]

@@ -1,0 +1,88 @@
+"""What preflight finds, on a real daemon: all of it at once, and before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+import pytest
+from docker_jobs import small_job
+
+from pytest_llem.containers.preflight import PreflightReport
+from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.job import DeviceSet
+from pytest_llem.runners.docker import DockerRunner
+from pytest_llem.runners.protocol import RunnerSpec
+
+pytestmark = pytest.mark.docker
+
+
+def check(
+    image: str,
+    engine: str = "scripted_engine",
+    settings: DockerSettings | None = None,
+    model: str = "builtin:tiny-llama",
+    devices: DeviceSet | None = None,
+) -> PreflightReport:
+    config = replace(small_job(1).config, engine=engine, model=model)
+    runner = DockerRunner(RunnerSpec("docker", "study", image=image), settings)
+    try:
+        return runner.preflight(engine, [config], devices or DeviceSet("cpu"))
+    finally:
+        runner.close()
+
+
+def categories(report: PreflightReport) -> list[str]:
+    return [problem.category for problem in report.problems]
+
+
+def test_a_good_image_has_no_problem(client: docker.DockerClient, engine_image: str) -> None:
+    report = check(engine_image)
+
+    assert categories(report) == []
+    assert report.facts["image"]["python"].startswith("3.")
+    assert report.facts["daemon"]["version"]
+    assert report.notices == ()
+
+
+def test_an_image_without_the_engine(engine_image: str) -> None:
+    report = check(engine_image, engine="vllm")
+
+    assert categories(report) == ["image_contents"]
+    assert "'vllm'" in report.problems[0].message
+
+
+def test_all_problems_are_told_together(engine_image: str, tmp_path: Path) -> None:
+    settings = DockerSettings(mounts=(str(tmp_path / "nowhere"),))
+
+    report = check(engine_image, engine="vllm", settings=settings)
+
+    assert sorted(categories(report)) == ["image_contents", "mount_missing"]
+
+
+def test_an_image_that_is_nowhere(client: docker.DockerClient) -> None:
+    assert categories(check("llem-nowhere:1", settings=DockerSettings(pull="never"))) == ["image_not_found"]
+    assert categories(check("registry.invalid/llem/nowhere:1")) == ["network"]
+
+
+def test_a_gpu_that_the_daemon_cannot_give(client: docker.DockerClient, engine_image: str) -> None:
+    if "nvidia" in (client.info().get("Runtimes") or {}):
+        pytest.skip("this daemon has a GPU runtime")
+
+    assert categories(check(engine_image, devices=DeviceSet("cuda", ("GPU-0",)))) == ["gpu_runtime_missing"]
+
+
+def test_a_model_that_the_hub_cannot_be_asked_for(engine_image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+    report = check(engine_image, model="llem/none-such")
+
+    assert categories(report) == ["network"]
+    assert "llem/none-such" in report.problems[0].message
+
+
+def test_a_daemon_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+
+    assert categories(check("any")) == ["daemon_down"]
