@@ -54,6 +54,15 @@ def worker_archive() -> bytes:
     return buffer.getvalue()
 
 
+def program_archive(program: str) -> bytes:
+    """One of the programs of this package that run inside (`GUARD`), alone, to be unpacked at `/`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(_directory(ROOT))
+        _add(archive, Path(__file__).parent / Path(program).name, program)
+    return buffer.getvalue()
+
+
 def job_archive(job_json: bytes, name: str) -> bytes:
     """A job directory with its `job.json` alone, to be unpacked at `/`."""
     buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from docker.errors import APIError, DockerException
 from docker.tls import TLSConfig
 
 from pytest_llem.containers.errors import DockerError, translate_docker_error
+from pytest_llem.containers.ssh import bridge
 
 NO_IMAGE = "(none)"
 
@@ -62,15 +63,11 @@ def connect(timeout_s: float = 60.0) -> docker.DockerClient:
     """
     address, tls = daemon_address()
     with docker_errors(NO_IMAGE):
+        if address.startswith("ssh://"):
+            return docker.DockerClient(base_url=bridge(address), version="auto", timeout=int(timeout_s))
         if os.environ.get("DOCKER_HOST"):
-            return docker.from_env(timeout=int(timeout_s), use_ssh_client=address.startswith("ssh://"))
-        return docker.DockerClient(
-            base_url=address,
-            tls=tls or False,
-            version="auto",
-            timeout=int(timeout_s),
-            use_ssh_client=address.startswith("ssh://"),
-        )
+            return docker.from_env(version="auto", timeout=int(timeout_s))
+        return docker.DockerClient(base_url=address, tls=tls or False, version="auto", timeout=int(timeout_s))
 
 
 def daemon_answers(timeout_s: float = 3.0) -> bool:

@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import docker
@@ -19,6 +20,7 @@ from pytest_llem.containers.host_meter import host_metering
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
 from pytest_llem.containers.inputs import inputs_of
+from pytest_llem.containers.lease import remote_lease
 from pytest_llem.containers.options import (
     WORKER_COMMAND,
     ContainerRequest,
@@ -34,11 +36,13 @@ from pytest_llem.containers.secrets import secrets_of
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import Note
-from pytest_llem.errors import InterruptedCycleError, JsonValue
+from pytest_llem.errors import DeviceError, InterruptedCycleError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+
+LEASE_TIMEOUT_S = 24 * 3600.0
 
 
 class DockerRunner:
@@ -60,7 +64,7 @@ class DockerRunner:
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`."""
-        watch = DeadlineWatch(job.deadlines)
+        watch: DeadlineWatch | None = None
         secrets = secrets_of(os.environ)
         name = self.spec.image or job.config.engine
         try:
@@ -68,13 +72,16 @@ class DockerRunner:
             image = self.image(job.config.engine)
             name = image.name
             request, notes = self._request(job, image, facts, secrets)
-            with host_metering(job, job_dir, facts) as observe:
+            with self._remote_lease(client, facts, image, job), host_metering(job, job_dir, facts) as observe:
+                # From here on the cycle's own time counts, not that of a pull or of waiting for a device
+                watch = DeadlineWatch(job.deadlines)
                 end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)
-        except DockerError as error:
-            write_if_absent(job_dir, error, watch.phase, secrets)
+        except (DockerError, DeviceError) as error:
+            write_if_absent(job_dir, error, watch.phase if watch else None, secrets)
             return self._report(name, None, {}, ())
         except KeyboardInterrupt:
-            write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"), watch.phase, secrets)
+            interrupted = InterruptedCycleError("the cycle was interrupted")
+            write_if_absent(job_dir, interrupted, watch.phase if watch else None, secrets)
             raise
         write_if_absent(job_dir, explain(end, image), watch.phase, secrets)
         return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
@@ -128,6 +135,15 @@ class DockerRunner:
             self._kept = None
         remove_session(client, self._identity.id)
         client.close()
+
+    def _remote_lease(
+        self, client: docker.DockerClient, daemon: DaemonFacts, image: ImageFacts, job: Job
+    ) -> AbstractContextManager[object]:
+        if daemon.local:
+            return nullcontext()
+        return remote_lease(
+            client, image, job.devices, self._identity, job.run_id, timeout_s=LEASE_TIMEOUT_S, on_wait=self._tell
+        )
 
     def _request(
         self, job: Job, image: ImageFacts, daemon: DaemonFacts, secrets: Mapping[str, str]
