@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pytest_llem.errors import LlemError
 
@@ -65,7 +66,77 @@ def run_config(options: argparse.Namespace) -> int:
     return 0
 
 
-VERBS = (add_schema, add_config)
+def add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem compare`."""
+    verb = verbs.add_parser("compare", help="compare runs: the first is the baseline; exit code 1 beyond a limit")
+    verb.add_argument("baseline", metavar="A", type=Path, help="run directory, results folder or result.json")
+    verb.add_argument("others", metavar="B", type=Path, nargs="+", help="what to hold against it")
+    verb.add_argument("--metric", action="append", default=[], help="show this metric instead of the headline ones")
+    verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
+    verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")
+    verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
+    verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
+    verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    verb.set_defaults(run=run_compare)
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Print the comparison; 1 when a limit is exceeded."""
+    from pytest_llem.results import commands
+
+    return commands.compare_runs(options)
+
+
+def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem report`."""
+    verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
+    verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
+    verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
+    verb.add_argument("--baseline", type=Path, help="a run to compare with")
+    verb.add_argument("--title", help="the page's title")
+    verb.add_argument("--figures", type=Path, metavar="DIR", help="also write the charts as svg, png and pdf")
+    verb.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the report."""
+    from pytest_llem.results import commands
+
+    return commands.report(options)
+
+
+def add_list(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem list`."""
+    verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
+    verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.set_defaults(run=run_list)
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the runs."""
+    from pytest_llem.results import commands
+
+    return commands.list_all(options)
+
+
+def add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem export`."""
+    verb = verbs.add_parser("export", help="write results in another tool's format")
+    verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
+    verb.add_argument("--format", required=True, help="csv, parquet, vllm-bench, mlperf, aienergyscore or otel")
+    verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
+    verb.set_defaults(run=run_export)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write the export."""
+    from pytest_llem.results import commands
+
+    return commands.export_results(options)
+
+
+VERBS = (add_schema, add_config, add_list, add_compare, add_report, add_export)
 """Each adds one verb to the command line; a new verb is one more entry."""
 
 

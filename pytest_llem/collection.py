@@ -30,8 +30,13 @@ class Point:
     experiment: Experiment
     cycle: int | None = None
 
+    @property
+    def optional(self) -> bool:
+        """Whether this is a cycle that is measured only until `target_ci` is reached."""
+        return self.cycle is not None and self.cycle > self.study.execution.cycles
+
     def cycles(self) -> list[Point]:
-        """The same experiment, once per cycle that its study asks for."""
+        """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
         return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
 
 
@@ -141,7 +146,9 @@ def _study_of(definition: pytest.Function) -> Study:
 
 def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
     llem = pytest.mark.llem
-    for experiment, cycle in study.schedule():
+    execution = study.execution
+    optional = execution.max_cycles if execution.target_ci is not None else 0
+    for experiment, cycle in study.schedule(max(execution.cycles, optional)):
         mark = llem(**experiment.keywords, cycle=cycle, id=experiment.id)
         yield pytest.param(Point(study, experiment, cycle), id=f"{experiment.id}-c{cycle}", marks=mark)
 
@@ -181,7 +188,8 @@ def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
     cycles: dict[str, dict[PlannedCycle, None]] = {}
     for point in points:
         studies[point.study.name] = point.study
-        wanted = [point] if point.cycle is not None else point.cycles()
+        needed = point.cycle is None or point.cycle <= point.study.execution.cycles
+        wanted = point.cycles() if point.cycle is None else [point] if needed else []
         planned = cycles.setdefault(point.study.name, {})
         for one in wanted:
             planned[PlannedCycle(one.experiment.id, one.experiment.config_hash, one.cycle or 1)] = None

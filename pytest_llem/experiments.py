@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llem.verdicts import check, judge, skip_if_precise
+
 if TYPE_CHECKING:
     import pytest
 
@@ -12,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: Point) -> None:
-    """Measure one cycle of one experiment."""
-    outcome = llem_session.get_or_measure(llem_cycle, item=request.node)
-    llem_session.check(outcome)
+    """Measure one cycle of one experiment; an optional one only while the headline is not precise enough."""
+    skip_if_precise(llem_session, llem_cycle)
+    check(llem_session.get_or_measure(llem_cycle, item=request.node), strict=llem_session.options.strict)
 
 
 def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> None:
     """Judge one experiment's cycles by its budgets and against the baseline."""
-    llem_session.judge(llem_experiment, item=request.node)
+    judge(llem_session, llem_experiment, request.node)

@@ -47,15 +47,18 @@ def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_
     Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
     error when the cycle failed.
     """
-    outcome = llem_session.get_or_measure(llem_cycle, item=request.node)
-    return llem_session.usable(outcome, request.node)
+    from pytest_llem.verdicts import usable
+
+    return usable(llem_session.get_or_measure(llem_cycle, item=request.node), request.node)
 
 
 @pytest.fixture
 def llem_results(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
+    from pytest_llem.verdicts import usable
+
     outcomes = [llem_session.get_or_measure(cycle, item=request.node) for cycle in llem_experiment.cycles()]
-    return [llem_session.usable(outcome, request.node) for outcome in outcomes]
+    return [usable(outcome, request.node) for outcome in outcomes]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ class RunOptions:
     save_baseline: str | None
     fail_if: Mapping[str, str]
     strict: bool
+    breaker: bool
     skip_preflight: bool
     collect_only: bool
 
@@ -71,6 +72,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         baseline_dir=(config.rootpath / (config.getini("llem_baseline_dir") or "llem-baselines")).resolve(),
         save_baseline=config.getoption("llem_save_baseline"),
         fail_if=_fail_if(config.getoption("llem_fail_if")),
+        breaker=not config.getoption("llem_no_breaker"),
         strict=bool(config.getoption("llem_strict")),
         skip_preflight=bool(config.getoption("llem_skip_preflight")),
         collect_only=bool(config.option.collectonly),

@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="change against the baseline that fails, e.g. joules_per_output_token:5%% (repeatable)",
     )
     add("--llem-strict", action="store_true", help="fail where a gate cannot judge or a cycle is invalid")
+    add("--llem-no-breaker", action="store_true", help="try every cycle, also after repeated failures of one cause")
     add("--llem-skip-preflight", action="store_true", help="skip preflight checks (recorded in every result)")
     for name, text in INI_TWINS.items():
         parser.addini(name, text, default=None)

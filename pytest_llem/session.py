@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llem.collection import Point, point_of, take_in_studies
-from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import Deadlines, Job, JobDir, MeterSettings
+from pytest_llem.errors import LlemError
+from pytest_llem.measuring import Measurer
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
-from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.verdicts import properties
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Baseline, Saved
     from pytest_llem.results.layout import CycleKey
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.resume import EarlierRuns, Reuse
-    from pytest_llem.results.schema import Result
     from pytest_llem.results.store import RunStore
     from pytest_llem.results.summary import ExperimentSummary
     from pytest_llem.study import Experiment, Study
 
-LEASE_TIMEOUT_S = 24 * 3600.0
 DEFAULT_LIMIT = "5%"
 """What a baseline without any stated limit is held to, on the study's headline metric."""
 
@@ -71,7 +69,7 @@ class LlemSession:
         self.options = options
         self.run_dir = options.out / run.id
         self._studies: dict[Path, Study] = {}
-        self._runners: dict[str, Runner] = {}
+        self._measurer = Measurer(options, run.id, self.run_dir)
         self._store: RunStore | None = None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
@@ -124,21 +122,6 @@ class LlemSession:
 
         return open_baseline(self.options.baseline, self.options.baseline_dir)
 
-    def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
-        """Where cycles of an engine run, and who said so."""
-        from pytest_llem.containers.daemon import daemon_answers
-        from pytest_llem.engines import known_engines
-        from pytest_llem.preflight import missing_modules
-        from pytest_llem.runners.resolution import detect_runner, parse_runner_options, resolve_runner
-
-        return resolve_runner(
-            engine,
-            command_line=parse_runner_options(self.options.runner, known_engines()),
-            environment=os.environ,
-            study=study.runners,
-            detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=daemon_answers),
-        )
-
     @property
     def store(self) -> RunStore:
         """The run's store; its directory is made by the first process that needs it."""
@@ -155,6 +138,10 @@ class LlemSession:
                 lock.unlink(missing_ok=True)
         return self._store
 
+    def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
+        """Where cycles of an engine run, and who said so."""
+        return self._measurer.runner_spec(engine, study)
+
     def get_or_measure(self, point: Point, *, item: pytest.Item | None) -> Outcome:
         """The outcome of a cycle: from the store, or measured now by this process."""
         from pytest_llem.results.layout import CycleKey
@@ -164,7 +151,7 @@ class LlemSession:
         key = CycleKey(point.study.name, experiment.id, experiment.config_hash, point.cycle)
         outcome = self.store.get_or_measure(
             key,
-            lambda attempt, job_dir: self._measure(point, attempt, job_dir),
+            lambda attempt, job_dir: self._measurer.measure(point, attempt, job_dir),
             retries=point.study.execution.retries,
             reuse=partial(self._reusable, key, point) if self.options.resume else None,
         )
@@ -172,47 +159,14 @@ class LlemSession:
             item.user_properties.extend(properties(outcome, self.config.rootpath))
         return outcome
 
-    def check(self, outcome: Outcome) -> None:
-        """Pass a valid cycle, skip an invalid one with its reasons (fail it when strict), fail everything else."""
-        if outcome.state == "invalid" and not self.options.strict:
-            pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
-        if outcome.state != "valid":
-            pytest.fail(outcome.message(), pytrace=False)
+    def _reusable(self, key: CycleKey, point: Point) -> Reuse:
+        return self._earlier.find(key, self._measurer.identity(point, self.store.environment))
 
-    def usable(self, outcome: Outcome, item: pytest.Item) -> Result:
-        """The result for a user's test: skipped when invalid, an error when the cycle failed."""
-        marker = item.get_closest_marker("llem_study")
-        allow_invalid = bool(marker and marker.kwargs.get("allow_invalid"))
-        if outcome.state == "invalid" and not allow_invalid:
-            pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
-        if outcome.result is None:
-            pytest.fail(outcome.message(), pytrace=False)
-        return outcome.result
+    @cached_property
+    def _earlier(self) -> EarlierRuns:
+        from pytest_llem.results.resume import EarlierRuns
 
-    def judge(self, point: Point, *, item: pytest.Item) -> None:
-        """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
-        from pytest_llem.errors import StoreError
-        from pytest_llem.results.judging import judge_experiment
-
-        outcomes = [self.get_or_measure(cycle, item=None) for cycle in point.cycles()]
-        experiment = point.experiment
-        try:
-            report = judge_experiment(
-                outcomes, experiment.expect, experiment.compare, self.baseline, strict=self.options.strict
-            )
-        except StoreError as error:
-            pytest.fail(str(error), pytrace=False)
-        item.user_properties += [
-            ("llem_study", str(point.study.name)),
-            ("llem_experiment", str(experiment.id)),
-            ("llem_verdict", str(report.status)),
-        ]
-        for row in report.rows:
-            item.user_properties.append((f"llem_gate_{row.metric}", str(row.status)))
-        if report.failed:
-            pytest.fail(report.text(), pytrace=False)
-        if report.status != "pass":
-            pytest.skip(report.skip_reason())
+        return EarlierRuns(self.options.out, self.run.id)
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
         """Record the plan in the run's manifest, from the process that reports or from the first worker."""
@@ -252,101 +206,7 @@ class LlemSession:
 
     def close(self) -> None:
         """Release the runners."""
-        for runner in self._runners.values():
-            runner.close()
-        self._runners.clear()
-
-    def _reusable(self, key: CycleKey, point: Point) -> Reuse:
-        from pytest_llem.devices import visible_devices
-        from pytest_llem.results.environment import identity
-
-        spec = self.runner_spec(point.experiment.engine, point.study)
-        devices = visible_devices(point.experiment.config)
-        return self._earlier.find(
-            key,
-            identity(
-                self.store.environment,
-                engine=point.experiment.engine,
-                runner=spec.name,
-                image=spec.image,
-                device_kind=devices.kind,
-                device_count=len(devices.uuids),
-                meter=self.options.meter,
-            ),
-        )
-
-    @cached_property
-    def _earlier(self) -> EarlierRuns:
-        from pytest_llem.results.resume import EarlierRuns
-
-        return EarlierRuns(self.options.out, self.run.id)
-
-    def _measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
-        from pytest_llem.devices import visible_devices
-        from pytest_llem.reporting.live import Announcement
-        from pytest_llem.runners.lease import device_lease
-
-        experiment, study = point.experiment, point.study
-        spec = self.runner_spec(experiment.engine, study)
-        runner = self._runner(spec)
-        job = Job(
-            run_id=self.run.id,
-            study=study.name,
-            experiment_id=experiment.id,
-            config_hash=experiment.config_hash,
-            config=experiment.config,
-            cycle=point.cycle or 1,
-            attempt=attempt,
-            devices=visible_devices(experiment.config),
-            meter=MeterSettings(self.options.meter, self.options.meter_explicit),
-            deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
-        )
-        job_dir.write_job(job)
-        title = f"{study.name} {experiment.id} c{point.cycle}"
-        with (
-            Announcement(self.run_dir, title, job_dir.events) as announcement,
-            device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
-        ):
-            announcement.say(None)
-            return job, runner.run(job, job_dir, _ignore, lease)
-
-    def _runner(self, spec: RunnerSpec) -> Runner:
-        name = f"{spec.name}:{spec.image or spec.address or ''}"
-        if name not in self._runners:
-            from pytest_llem.runners import open_runner
-
-            self._runners[name] = open_runner(spec, self.store.run_dir)
-        return self._runners[name]
-
-
-def properties(outcome: Outcome, rootpath: Path) -> list[tuple[str, str | int | float | bool]]:
-    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
-    found: list[tuple[str, str | int | float | bool]] = [
-        ("llem_study", str(outcome.key.study)),
-        ("llem_experiment", str(outcome.key.experiment_id)),
-        ("llem_status", str(outcome.state)),
-        ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
-    ]
-    result = outcome.result
-    if result is not None:
-        numbers: Mapping[str, Any] = {
-            "energy_j": result.energy.energy_j,
-            "uncertainty_j": result.energy.uncertainty_j,
-            "joules_per_output_token": result.energy.joules_per_output_token,
-            "avg_power_w": result.energy.avg_power_w,
-            "output_tokens_per_s": result.throughput.output_tokens_per_s,
-            "ttft_p50_s": result.latency.ttft_s.p50 if result.latency.ttft_s else None,
-            "tpot_p50_s": result.latency.tpot_s.p50 if result.latency.tpot_s else None,
-        }
-        found.append(("llem_meter", str(result.energy.meter)))
-        found.append(("llem_energy_measured", bool(result.energy.measured)))
-        found.append(("llem_config_hash", str(outcome.key.config_hash)))
-        found.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
-    return found
-
-
-def _ignore(event: Mapping[str, JsonValue]) -> None:
-    """Events are read from their file by the live status; a runner's own watch is enough here."""
+        self._measurer.close()
 
 
 def _interrupt_on_sigterm() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pytest_llem.errors import (
     WorkerTimeoutError,
 )
 from pytest_llem.job import Job, JobDir
+from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.process import ForkServer, SpawnedProcess, WorkerProcess, end, oom_kills
 from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
@@ -92,39 +92,30 @@ class LocalRunner:
 
 
 class _Watch:
-    """Follows a worker's events and holds it to its deadlines, on this process's clock."""
+    """Follows a worker's events and holds it to its deadlines."""
 
     def __init__(self, job: Job, job_dir: JobDir, on_event: OnEvent) -> None:
-        self._job = job
+        self._timeout_s = job.deadlines.timeout_s
         self._job_dir = job_dir
         self._on_event = on_event
+        self._deadlines = DeadlineWatch(job.deadlines)
         self._offset = 0
-        self.phase: str | None = None
+
+    @property
+    def phase(self) -> str | None:
+        """The last phase that the worker announced."""
+        return self._deadlines.phase
 
     def until_end(self, process: WorkerProcess) -> tuple[int | None, LlemError | None]:
-        limits = self._job.deadlines
-        started = heard = phase_since = time.monotonic()
+        """Wait for the worker; its exit code and, where it had to be killed, the reason."""
         while True:
             code = process.wait(POLL_S)
-            now = time.monotonic()
-            before = self.phase
-            if self._read():
-                heard = now
-            if self.phase != before:
-                phase_since = now
+            self._read()
             if code is not None:
                 # What the worker left behind in its process group must not outlive it.
                 end(process, grace_s=0.0)
                 return code, None
-            overdue = (
-                f"it ran for more than {limits.timeout_s:g} s (execution.timeout_s)"
-                if now - started > limits.timeout_s
-                else f"loading took more than {limits.load_timeout_s:g} s (execution.load_timeout_s)"
-                if limits.load_timeout_s and self.phase == "load" and now - phase_since > limits.load_timeout_s
-                else f"no sign of life for {limits.silence_s:g} s"
-                if now - heard > limits.silence_s
-                else None
-            )
+            overdue = self._deadlines.overdue()
             if overdue:
                 code = end(process)
                 self._read()
@@ -134,25 +125,23 @@ class _Watch:
         return WorkerTimeoutError(
             f"the worker was killed in phase {self.phase or 'start'!r}: {reason}",
             fix="give it more time in the study's `execution` section, or make the workload smaller",
-            details={"phase": self.phase, "timeout_s": self._job.deadlines.timeout_s},
+            details={"phase": self.phase, "timeout_s": self._timeout_s},
         )
 
-    def _read(self) -> bool:
+    def _read(self) -> None:
         """Pass on the events that are new and whole."""
         try:
             with self._job_dir.events.open("rb") as stream:
                 stream.seek(self._offset)
                 data = stream.read()
         except FileNotFoundError:
-            return False
+            return
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
             event: dict[str, JsonValue] = json.loads(line)
-            if event.get("event") == "phase":
-                self.phase = str(event.get("name"))
+            self._deadlines.heard(event)
             self._on_event(event)
-        return bool(whole)
 
 
 def _visible(job: Job) -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""Measuring one cycle from the pytest side: runner, devices, lease, job, and what repeated failures teach."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.breaker import Breaker
+from pytest_llem.devices import visible_devices
+from pytest_llem.errors import JsonValue, from_dict
+from pytest_llem.job import Deadlines, Job, JobDir, MeterSettings, read_json
+from pytest_llem.options import RunOptions
+from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
+
+if TYPE_CHECKING:
+    from pytest_llem.collection import Point
+    from pytest_llem.study import Study
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+
+
+class Measurer:
+    """Runs cycles, one at a time, each under a lease of its devices."""
+
+    def __init__(self, options: RunOptions, run_id: str, run_dir: Path) -> None:
+        self._options = options
+        self._run_id = run_id
+        self._run_dir = run_dir
+        self._runners: dict[str, Runner] = {}
+        self._breaker = Breaker()
+
+    def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
+        """Where cycles of an engine run, and who said so."""
+        from pytest_llem.containers.daemon import daemon_answers
+        from pytest_llem.engines import known_engines
+        from pytest_llem.preflight import missing_modules
+        from pytest_llem.runners.resolution import detect_runner, parse_runner_options, resolve_runner
+
+        return resolve_runner(
+            engine,
+            command_line=parse_runner_options(self._options.runner, known_engines()),
+            environment=os.environ,
+            study=study.runners,
+            detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=daemon_answers),
+        )
+
+    def identity(self, point: Point, environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """What must be equal in an earlier result of a cycle for it to be reused in this `environment`."""
+        from pytest_llem.results.environment import identity
+
+        spec = self.runner_spec(point.experiment.engine, point.study)
+        devices = visible_devices(point.experiment.config)
+        return identity(
+            environment,
+            engine=point.experiment.engine,
+            runner=spec.name,
+            image=spec.image,
+            device_kind=devices.kind,
+            device_count=len(devices.uuids),
+            meter=self._options.meter,
+        )
+
+    def measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+        """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
+
+        Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
+        """
+        from pytest_llem.reporting.live import Announcement
+        from pytest_llem.runners.lease import device_lease
+
+        experiment, study = point.experiment, point.study
+        spec = self.runner_spec(experiment.engine, study)
+        dependencies = _dependencies(point, spec)
+        refused = self._breaker.refuse(dependencies) if self._options.breaker else None
+        if refused is not None:
+            raise refused
+        runner = self._runner(spec)
+        job = Job(
+            run_id=self._run_id,
+            study=study.name,
+            experiment_id=experiment.id,
+            config_hash=experiment.config_hash,
+            config=experiment.config,
+            cycle=point.cycle or 1,
+            attempt=attempt,
+            devices=visible_devices(experiment.config),
+            meter=MeterSettings(self._options.meter, self._options.meter_explicit),
+            deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
+        )
+        job_dir.write_job(job)
+        title = f"{study.name} {experiment.id} c{point.cycle}"
+        with (
+            Announcement(self._run_dir, title, job_dir.events) as announcement,
+            device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
+        ):
+            announcement.say(None)
+            report = runner.run(job, job_dir, _ignore, lease)
+        failed = from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
+        self._breaker.record(failed, dependencies)
+        return job, report
+
+    def _runner(self, spec: RunnerSpec) -> Runner:
+        name = f"{spec.name}:{spec.image or spec.address or ''}"
+        if name not in self._runners:
+            from pytest_llem.runners import open_runner
+
+            self._runners[name] = open_runner(spec, self._run_dir)
+        return self._runners[name]
+
+    def close(self) -> None:
+        """Release the runners."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+
+def _dependencies(point: Point, spec: RunnerSpec) -> dict[str, str | None]:
+    """What a cycle needs that others may need too, by kind: see `breaker.LASTING`."""
+    return {
+        "engine": point.experiment.engine,
+        "model": point.experiment.model,
+        "dataset": point.experiment.config.workload.dataset,
+        "image": spec.image or f"the default image of {point.experiment.engine}",
+        "runner": spec.name,
+        "machine": spec.address,
+    }
+
+
+def _ignore(event: Mapping[str, JsonValue]) -> None:
+    """Events are read from their file by the live status; a runner's own watch is enough here."""

@@ -1,0 +1,107 @@
+"""From outcomes to what pytest shows: passed, skipped with reasons, failed with a short message, and properties."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem.collection import Point
+    from pytest_llem.results.outcome import Outcome
+    from pytest_llem.results.schema import Result
+    from pytest_llem.session import LlemSession
+
+
+def check(outcome: Outcome, *, strict: bool) -> None:
+    """Pass a valid cycle, skip an invalid one with its reasons (fail it when strict), fail everything else."""
+    if outcome.state == "invalid" and not strict:
+        pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
+    if outcome.state != "valid":
+        pytest.fail(outcome.message(), pytrace=False)
+
+
+def usable(outcome: Outcome, item: pytest.Item) -> Result:
+    """The result for a user's test: skipped when invalid, an error when the cycle failed."""
+    marker = item.get_closest_marker("llem_study")
+    allow_invalid = bool(marker and marker.kwargs.get("allow_invalid"))
+    if outcome.state == "invalid" and not allow_invalid:
+        pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
+    if outcome.result is None:
+        pytest.fail(outcome.message(), pytrace=False)
+    return outcome.result
+
+
+def skip_if_precise(session: LlemSession, point: Point) -> None:
+    """Skip an optional cycle when the cycles before it, measured here where absent, reach `target_ci`."""
+    execution = point.study.execution
+    if not point.optional or execution.target_ci is None:
+        return
+    from pytest_llem.precision import relative_half_width
+    from pytest_llem.results.metrics import metric
+
+    headline = metric(execution.headline)
+    before = [session.get_or_measure(replace(point, cycle=cycle), item=None) for cycle in range(1, point.cycle or 1)]
+    values = [headline.of(outcome.result) for outcome in before if outcome.valid and outcome.result is not None]
+    width = relative_half_width([value for value in values if value is not None])
+    if width is not None and width <= execution.target_ci:
+        pytest.skip(
+            f"precise enough: {execution.headline} ±{width:.2%} after {len(before)} cycles "
+            f"(target_ci {execution.target_ci:.2%})"
+        )
+
+
+def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
+    """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
+    from pytest_llem.errors import StoreError
+    from pytest_llem.results.judging import judge_experiment
+
+    outcomes = [session.get_or_measure(cycle, item=None) for cycle in point.cycles()]
+    experiment = point.experiment
+    try:
+        report = judge_experiment(
+            outcomes, experiment.expect, experiment.compare, session.baseline, strict=session.options.strict
+        )
+    except StoreError as error:
+        pytest.fail(str(error), pytrace=False)
+    item.user_properties += [
+        ("llem_study", str(point.study.name)),
+        ("llem_experiment", str(experiment.id)),
+        ("llem_verdict", str(report.status)),
+    ]
+    for row in report.rows:
+        item.user_properties.append((f"llem_gate_{row.metric}", str(row.status)))
+    if report.failed:
+        pytest.fail(report.text(), pytrace=False)
+    if report.status != "pass":
+        pytest.skip(report.skip_reason())
+
+
+def properties(outcome: Outcome, rootpath: Path) -> list[tuple[str, str | int | float | bool]]:
+    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
+    found: list[tuple[str, str | int | float | bool]] = [
+        ("llem_study", str(outcome.key.study)),
+        ("llem_experiment", str(outcome.key.experiment_id)),
+        ("llem_status", str(outcome.state)),
+        ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
+    ]
+    result = outcome.result
+    if result is not None:
+        numbers: Mapping[str, Any] = {
+            "energy_j": result.energy.energy_j,
+            "uncertainty_j": result.energy.uncertainty_j,
+            "joules_per_output_token": result.energy.joules_per_output_token,
+            "avg_power_w": result.energy.avg_power_w,
+            "output_tokens_per_s": result.throughput.output_tokens_per_s,
+            "ttft_p50_s": result.latency.ttft_s.p50 if result.latency.ttft_s else None,
+            "tpot_p50_s": result.latency.tpot_s.p50 if result.latency.tpot_s else None,
+        }
+        found.append(("llem_meter", str(result.energy.meter)))
+        found.append(("llem_energy_measured", bool(result.energy.measured)))
+        found.append(("llem_config_hash", str(outcome.key.config_hash)))
+        found.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
+    return found
