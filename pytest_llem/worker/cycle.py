@@ -150,9 +150,10 @@ def _measure(
     engine.reset_peak_memory()
     events.emit("phase", "measure")
     with recorder.window("measure", engine, quiet_sides=True) as window:
-        observed = runner.measure(settings.min_duration_s)
-        window.repeats = len(observed.repeats)
+        passes = runner.measure(settings.min_duration_s)
+        window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
+    observed = runner.observed(passes)
 
     warnings: list[Note] = []
     if settings.phases:

@@ -30,13 +30,16 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
+    """One pass over the workload, as it came from the engine."""
+
     start_ns: int
     end_ns: int
     completions: list[Completion]
 
     @property
     def duration_s(self) -> float:
+        """Length in seconds."""
         return (self.end_ns - self.start_ns) / 1e9
 
 
@@ -53,7 +56,7 @@ class RepeatRunner:
     def warm_up(self, settings: WarmupSettings, power_w: Callable[[], float | None] | None) -> WarmupOutcome:
         """Repeat until latency, and power where it can be read, have converged, or a cap is reached."""
         progress = ProgressReporter(self._events, self._heartbeat, "warmup")
-        passes: list[_Pass] = []
+        passes: list[Pass] = []
         powers: list[float] = []
         started = time.monotonic()
         cv: float | None = None
@@ -68,15 +71,19 @@ class RepeatRunner:
             reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
         return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv)
 
-    def measure(self, min_duration_s: float) -> Observed:
-        """Whole repeats, at least one, until `min_duration_s` have passed."""
+    def measure(self, min_duration_s: float) -> list[Pass]:
+        """Whole repeats, at least one, until `min_duration_s` have passed; for `observed` when the window is closed."""
         progress = ProgressReporter(self._events, self._heartbeat, "measure")
         self._cache_states = set()
-        passes: list[_Pass] = []
+        passes: list[Pass] = []
         started_ns = time.monotonic_ns()
         while not passes or (passes[-1].end_ns - started_ns) / 1e9 < min_duration_s:
             progress.repeat = len(passes)
             passes.append(self._run(progress))
+        return passes
+
+    def observed(self, passes: Sequence[Pass]) -> Observed:
+        """What measured passes held. Hashing and copying take time, which must not fall into the window."""
         return Observed(
             repeats=tuple(_repeat(index, done) for index, done in enumerate(passes)),
             records=tuple(_record(index, c) for index, done in enumerate(passes) for c in done.completions),
@@ -84,15 +91,15 @@ class RepeatRunner:
             cache_state="unknown" if "unknown" in self._cache_states else next(iter(self._cache_states)),
         )
 
-    def _run(self, progress: ProgressReporter) -> _Pass:
+    def _run(self, progress: ProgressReporter) -> Pass:
         self._cache_states.add(self._engine.reset())
         with self._heartbeat.working():
             start_ns = time.monotonic_ns()
             completions = self._engine.generate(self.requests, progress)
-            return _Pass(start_ns, time.monotonic_ns(), completions)
+            return Pass(start_ns, time.monotonic_ns(), completions)
 
 
-def _repeat(index: int, done: _Pass) -> Repeat:
+def _repeat(index: int, done: Pass) -> Repeat:
     in_order = sorted(done.completions, key=lambda completion: completion.index)
     return Repeat(index, done.start_ns, done.end_ns, token_hash([c.output_ids for c in in_order]))
 

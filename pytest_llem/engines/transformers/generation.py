@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,30 +18,38 @@ from pytest_llem.job import Decoding
 BEAM_FIELDS = ("early_stopping", "length_penalty", "no_repeat_ngram_size")
 
 
+STEPS_PER_SIGN = 8
+
+
 class StepClock:
     """A streamer that keeps no text: it notes when the tokens of each step arrived on the host.
 
     `generate` first puts the prompt, then after each step the batch's new tokens, copied from the device: the copy
     waits for the device, so the times are those at which a client could have had the token. A step of speculative
-    decoding puts several tokens at once.
+    decoding puts several tokens at once. `on_step` is called at every eighth step.
     """
 
     def __init__(self, on_step: Callable[[], None]) -> None:
-        self.times_ns: list[int] = []
+        self._times_ns: list[int] = []
         self._on_step = on_step
-        self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Called by `generate` with the prompt and then with each step's tokens."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
+        """Called by `generate` with the prompt, of shape (requests, length), and then with each step's tokens."""
+        times = self._times_ns
         now = time.monotonic_ns()
-        self.times_ns.extend([now] * (value.shape[-1] if value.dim() > 1 else 1))
-        self._on_step()
+        times.append(now)
+        if value.dim() > 1 and len(times) > 1:
+            times.extend([now] * (value.shape[-1] - 1))
+        if not len(times) % STEPS_PER_SIGN:
+            self._on_step()
 
     def end(self) -> None:
         """Called by `generate` at the end."""
+
+    @property
+    def times_ns(self) -> list[int]:
+        """The time of each generated token, the prompt left out."""
+        return self._times_ns[1:]
 
 
 class Generator:
@@ -60,6 +69,7 @@ class Generator:
         self.pad_id = pad_id
         self.eos_ids = eos_ids
         self._base = generation_fields(settings, decoding)
+        self._generations: dict[tuple[int, bool], GenerationConfig] = {}
         # What generate() finds unset it takes from the model's own generation_config, where an end-of-sequence token,
         # sampling or a temperature may lurk: leave nothing there.
         model.generation_config = GenerationConfig(pad_token_id=pad_id)
@@ -72,12 +82,7 @@ class Generator:
         """
         input_ids, attention_mask = pad_left(batch, self.pad_id, self.model.device)
         clock = None if self.settings.num_beams > 1 else StepClock(on_step)
-        generation = GenerationConfig(
-            **self._base,
-            max_new_tokens=max(request.max_new_tokens for request in batch),
-            eos_token_id=None if batch[0].ignore_eos else list(self.eos_ids) or None,
-            pad_token_id=self.pad_id,
-        )
+        generation = self._generation(max(request.max_new_tokens for request in batch), batch[0].ignore_eos)
         start_ns = time.monotonic_ns()
         sequences = self.model.generate(
             input_ids, attention_mask=attention_mask, generation_config=generation, streamer=clock
@@ -88,6 +93,17 @@ class Generator:
         return [
             self._completion(request, row, start_ns, end_ns, times) for request, row in zip(batch, rows, strict=True)
         ]
+
+    def _generation(self, max_new_tokens: int, ignore_eos: bool) -> GenerationConfig:
+        key = (max_new_tokens, ignore_eos)
+        if key not in self._generations:
+            self._generations[key] = GenerationConfig(
+                **self._base,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=None if ignore_eos else list(self.eos_ids) or None,
+                pad_token_id=self.pad_id,
+            )
+        return self._generations[key]
 
     def _completion(
         self, request: Request, row: list[int], start_ns: int, end_ns: int, times: list[int] | None
@@ -153,9 +169,14 @@ def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dic
 def pad_left(batch: Sequence[Request], pad_id: int, device: Any) -> tuple[Any, Any]:
     """Token ids and attention mask of a batch, each (requests, longest prompt), padded on the left."""
     longest = max(len(request.token_ids) for request in batch)
-    ids = [[pad_id] * (longest - len(request.token_ids)) + list(request.token_ids) for request in batch]
-    mask = [[0] * (longest - len(request.token_ids)) + [1] * len(request.token_ids) for request in batch]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids, mask = array("q"), torch.ones((len(batch), longest), dtype=torch.long)
+    for row, request in enumerate(batch):
+        missing = longest - len(request.token_ids)
+        ids.extend([pad_id] * missing)
+        ids.extend(request.token_ids)
+        mask[row, :missing] = 0
+    # Through a buffer: torch.tensor() looks at each number of a nested list, as long as a small model's step takes.
+    return torch.frombuffer(ids, dtype=torch.long).view(len(batch), longest).to(device, copy=True), mask.to(device)
 
 
 def cut(row: Sequence[int], eos_ids: Sequence[int]) -> tuple[tuple[int, ...], bool]:
