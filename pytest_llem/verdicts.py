@@ -45,14 +45,17 @@ def skip_if_precise(session: LlemSession, point: Point) -> None:
     from pytest_llem.results.metrics import metric
 
     headline = metric(execution.headline)
-    before = [session.get_or_measure(replace(point, cycle=cycle), item=None) for cycle in range(1, point.cycle or 1)]
-    values = [headline.of(outcome.result) for outcome in before if outcome.valid and outcome.result is not None]
-    width = relative_half_width([value for value in values if value is not None])
-    if width is not None and width <= execution.target_ci:
-        pytest.skip(
-            f"precise enough: {execution.headline} ±{width:.2%} after {len(before)} cycles "
-            f"(target_ci {execution.target_ci:.2%})"
-        )
+    values: list[float] = []
+    for cycle in range(1, point.cycle or 1):
+        outcome = session.get_or_measure(replace(point, cycle=cycle), item=None)
+        value = headline.of(outcome.result) if outcome.valid and outcome.result is not None else None
+        values += [value] if value is not None else []
+        width = relative_half_width(values)
+        if cycle >= execution.cycles and width is not None and width <= execution.target_ci:
+            pytest.skip(
+                f"precise enough: {execution.headline} ±{width:.2%} after {cycle} cycles "
+                f"(target_ci {execution.target_ci:.2%})"
+            )
 
 
 def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:

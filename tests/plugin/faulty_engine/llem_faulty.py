@@ -1,6 +1,6 @@
 """An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
 
-The model names the fault: none, exception, kill, segfault, memory, hang, exit.
+The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, ModelNotFoundError
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
 
@@ -63,6 +63,8 @@ class FaultyEngine:
         sys.stderr.flush()
         if self.fault == "exception":
             raise RuntimeError("the faulty engine raised this")
+        if self.fault == "missing":
+            raise ModelNotFoundError("no such model: missing", fix="choose another")
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "segfault":

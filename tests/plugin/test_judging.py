@@ -1,0 +1,142 @@
+"""Gates, baselines, resume, optional cycles and the breaker, as test items on an engine that is ready at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+Write = Callable[..., None]
+
+STUDY = """\
+name: gates
+engine: faulty
+workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
+measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.02}}, warmup: {{max_repeats: 1}}}}
+sweep:
+  model: [{models}]
+execution: {{cycles: {cycles}, retries: 0{execution}}}
+{more}
+"""
+
+
+@pytest.fixture
+def write(pytester: pytest.Pytester) -> Write:
+    def write(more: str = "", *, models: str = "none", cycles: int = 3, execution: str = "") -> None:
+        text = STUDY.format(models=models, cycles=cycles, execution=execution, more=more)
+        (pytester.path / "gates.yaml").write_text(text)
+
+    return write
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return pytester.runpytest("--llem-study=gates.yaml", *arguments)
+
+
+def manifest(pytester: pytest.Pytester) -> dict[str, list[dict[str, object]]]:
+    newest = max(pytester.path.glob("llem-results/*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    data: dict[str, list[dict[str, object]]] = json.loads(newest.read_text())
+    return data
+
+
+def measured(pytester: pytest.Pytester) -> int:
+    return len(list(pytester.path.glob("llem-results/*/gates/*/c*/measurement.json")))
+
+
+def test_without_budget_or_baseline_there_are_no_gates(pytester: pytest.Pytester, write: Write) -> None:
+    write("compare: {fail_if: {output_tokens_per_s: -5%}}")
+    result = run(pytester, "--collect-only", "-q")
+    assert "test_gate" not in result.stdout.str()
+
+
+def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_a_table(
+    pytester: pytest.Pytester, write: Write
+) -> None:
+    write('expect: {output_tokens_per_s: ">= 1"}')
+    run(pytester).assert_outcomes(passed=4)
+    write('expect: {output_tokens_per_s: ">= 1000000"}')
+    result = run(pytester)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(
+        ["gates*none*: fail", "gate *verdict *now *limit*", "output_tokens_per_s *fail*>= 1e+06*"]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_gate_alone_measures_what_is_missing_and_nothing_twice(pytester: pytest.Pytester, write: Write) -> None:
+    write('expect: {output_tokens_per_s: ">= 1"}')
+    run(pytester, "-k", "test_gate").assert_outcomes(passed=1)
+    assert measured(pytester) == 3
+
+
+def test_a_gate_over_failed_cycles_is_inconclusive_and_fails_when_strict(
+    pytester: pytest.Pytester, write: Write
+) -> None:
+    write('expect: {output_tokens_per_s: ">= 1"}', models="exception")
+    run(pytester, "-k", "test_gate").assert_outcomes(skipped=1)
+    run(pytester, "-k", "test_gate", "--llem-strict").assert_outcomes(failed=1)
+
+
+def test_a_saved_baseline_is_a_gate_for_the_next_run(pytester: pytest.Pytester, write: Write) -> None:
+    write("compare: {fail_if: {output_tokens_per_s: -80%}}", cycles=5)
+    saved = run(pytester, "--llem-save-baseline=main")
+    saved.assert_outcomes(passed=5)
+    saved.stdout.fnmatch_lines(["baseline saved: *llem-baselines/main/gates.json"])
+    run(pytester, "--llem-baseline=main").assert_outcomes(passed=6)
+    # The same limit the other way round: nobody is five times as fast.
+    result = run(pytester, "--llem-baseline=main", "--llem-fail-if=e2el_p50_s:1%", "-k", "test_gate")
+    assert sum(result.parseoutcomes().get(word, 0) for word in ("passed", "skipped", "failed")) == 1
+
+
+def test_a_baseline_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, write: Write) -> None:
+    write()
+    result = run(pytester, "--llem-baseline=missing")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--llem-baseline=missing*no baseline 'missing'*", "*--llem-save-baseline*"])
+
+
+@pytest.mark.parametrize("limit", ["nonsense:5%", "output_tokens_per_s", "output_tokens_per_s:often"])
+def test_a_wrong_limit_is_a_usage_error(pytester: pytest.Pytester, write: Write, limit: str) -> None:
+    write()
+    result = run(pytester, f"--llem-fail-if={limit}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert limit in result.stderr.str()
+
+
+def test_resume_measures_only_what_is_not_there_yet(pytester: pytest.Pytester, write: Write) -> None:
+    write(models="none, exception")
+    run(pytester, "-k", "c1 or c2").assert_outcomes(passed=2, failed=2)
+    assert measured(pytester) == 2
+    run(pytester, "--llem-resume").assert_outcomes(passed=3, failed=3)
+    assert measured(pytester) == 3
+    sources = [item["source_run"] for item in manifest(pytester)["items"] if item["state"] == "valid"]
+    assert sorted(source is None for source in sources) == [False, False, True]
+
+
+def test_optional_cycles_are_measured_until_the_headline_is_precise(pytester: pytest.Pytester, write: Write) -> None:
+    write(execution=", target_ci: 0.99, max_cycles: 6, headline: output_tokens_per_s")
+    result = run(pytester, "-rs")
+    result.assert_outcomes(passed=3, skipped=3)
+    assert measured(pytester) == 3
+    result.stdout.fnmatch_lines(["*precise enough: output_tokens_per_s ±*after 3 cycles*"])
+    write(execution=", target_ci: 0.000001, max_cycles: 5, headline: output_tokens_per_s")
+    run(pytester).assert_outcomes(passed=5)
+
+
+def test_what_will_not_heal_is_not_tried_for_ever(pytester: pytest.Pytester, write: Write) -> None:
+    write(models="missing", cycles=4)
+    result = run(pytester)
+    result.assert_outcomes(failed=4)
+    assert result.stdout.str().count("not run: ") >= 2
+    assert len(list(pytester.path.glob("llem-results/*/gates/*/c*/worker.log"))) == 2
+    result = run(pytester, "--llem-no-breaker")
+    assert "not run: " not in result.stdout.str()
+
+
+def test_an_order_of_items_that_asks_gates_first_still_measures_once(pytester: pytest.Pytester, write: Write) -> None:
+    write('expect: {output_tokens_per_s: ">= 1"}')
+    gate, cycle = "gates.yaml::test_gate[model:none]", "gates.yaml::test_experiment[model:none-c2]"
+    result = pytester.runpytest(gate, cycle)
+    result.assert_outcomes(passed=2)
+    assert measured(pytester) == 3
