@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,6 +69,22 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     base_url = config.settings.get("base_url") if served else None
     server = str(base_url) if base_url else None
     return Inputs(tuple(dict.fromkeys(mounts)), tuple(downloads), server)
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """The same experiment with every local file under its full name, since inside another directory is the current."""
+    dataset = _absolute(config.workload.dataset)
+    return replace(
+        config,
+        model=config.model if config.engine == "openai" else _absolute(config.model),
+        lora=_absolute(config.lora) if config.lora else config.lora,
+        workload=replace(config.workload, dataset=dataset),
+    )
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def hub_cache() -> Path:

@@ -19,7 +19,7 @@ from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import host_metering
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
-from pytest_llem.containers.inputs import inputs_of
+from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
 from pytest_llem.containers.lease import remote_lease
 from pytest_llem.containers.options import (
     WORKER_COMMAND,
@@ -65,6 +65,10 @@ class DockerRunner:
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`."""
         watch: DeadlineWatch | None = None
+        named = replace(job, config=with_absolute_paths(job.config))
+        if named != job:
+            job = named
+            job_dir.write_job(job)
         secrets = secrets_of(os.environ)
         name = self.spec.image or job.config.engine
         try:

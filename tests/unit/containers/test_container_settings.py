@@ -1,0 +1,145 @@
+"""The `docker:` section, and what a workload needs from outside its container."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.containers.images import STOCK_IMAGES, default_image, split_name
+from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
+from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.containers.ssh import ssh_command
+from pytest_llem.errors import JsonValue, RunnerError, SettingsError
+from pytest_llem.job import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+
+
+@pytest.fixture
+def config() -> ExperimentConfig:
+    return ExperimentConfig(
+        model="builtin:tiny-llama",
+        engine="transformers",
+        dtype=None,
+        weights="real",
+        workload=WorkloadSettings("synthetic", 1, 8, 8, 0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(0.0),
+        settings={},
+    )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_sizes_and_choices_are_read() -> None:
+    settings = DockerSettings.from_mapping(
+        {"lifecycle": "session", "memory": "1.5g", "shm_size": "512m", "network": "host", "mounts": ["/data"]}
+    )
+
+    assert settings.lifecycle == "session"
+    assert settings.memory_bytes == 3 * 2**29
+    assert settings.shm_size_bytes == 2**29
+    assert settings.mounts == ("/data",)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"lifecyle": "session"}, "docker.lifecyle: unknown"),
+        ({"lifecycle": "forever"}, "docker.lifecycle"),
+        ({"memory": "much"}, "docker.memory"),
+        ({"memory": 0}, "docker.memory"),
+        ({"shm_size": True}, "docker.shm_size"),
+        ({"mounts": "/data"}, "docker.mounts"),
+        ({"max_restarts": -1}, "docker.max_restarts"),
+    ],
+)
+def test_a_wrong_section_is_named(data: dict[str, JsonValue], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        DockerSettings.from_mapping(data)
+
+
+def test_a_built_in_model_needs_nothing_from_outside(config: ExperimentConfig, hub: Path) -> None:
+    inputs = inputs_of(config)
+
+    assert (inputs.mounts, inputs.downloads, inputs.network("auto")) == ((), (), "none")
+
+
+def test_a_local_model_keeps_its_path(config: ExperimentConfig, hub: Path, tmp_path: Path) -> None:
+    inputs = inputs_of(replace(config, model=str(tmp_path)))
+
+    assert inputs.mounts == (Mounted(str(tmp_path), str(tmp_path)),)
+    assert inputs.network("auto") == "none"
+
+
+def test_a_relative_path_means_the_same_inside(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+
+    assert with_absolute_paths(replace(config, model="model")).model == str(tmp_path / "model")
+    assert with_absolute_paths(config) == config
+
+
+def test_a_model_in_the_hub_cache_is_mounted_and_needs_no_network(config: ExperimentConfig, hub: Path) -> None:
+    cached = hub / "models--org--name"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+
+    inputs = inputs_of(replace(config, model="org/name"))
+
+    assert inputs.mounts == (Mounted(str(cached), "/llem/hub/models--org--name"),)
+    assert inputs.network("auto") == "none"
+
+
+def test_what_is_not_here_comes_over_the_network(config: ExperimentConfig, hub: Path) -> None:
+    workload = replace(config.workload, dataset="aienergyscore")
+
+    inputs = inputs_of(replace(config, model="org/name", workload=workload))
+
+    assert inputs.downloads == ("org/name", "EnergyStarAI/text_generation")
+    assert inputs.network("auto") == "bridge"
+    assert inputs.network("none") == "none", "what the study says goes"
+
+
+@pytest.mark.parametrize(
+    ("url", "network"), [("http://localhost:8000/v1", "host"), ("http://gpu7:8000/v1", "bridge"), (None, "none")]
+)
+def test_an_endpoint_decides_the_network(config: ExperimentConfig, hub: Path, url: str | None, network: str) -> None:
+    served = replace(config, engine="openai", model="org/name", settings={"base_url": url})
+
+    assert inputs_of(served).network("auto") == network
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("vllm", ("vllm", "latest")),
+        ("host:5000/a/vllm", ("host:5000/a/vllm", "latest")),
+        ("host:5000/a/vllm:1.2-cuda12", ("host:5000/a/vllm", "1.2-cuda12")),
+        ("a/b@sha256:00ff", ("a/b", "sha256:00ff")),
+    ],
+)
+def test_names_of_images_are_split(name: str, parts: tuple[str, str]) -> None:
+    assert split_name(name) == parts
+
+
+def test_default_images_carry_version_and_cuda() -> None:
+    assert default_image("vllm", 13, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda13"
+    assert default_image("vllm", None, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda12"
+    assert set(STOCK_IMAGES) >= {"transformers", "vllm", "sglang", "tensorrt_llm"}
+    with pytest.raises(RunnerError, match="no default image"):
+        default_image("my-engine", 12)
+
+
+def test_the_way_over_ssh() -> None:
+    command = ssh_command("ssh://me@gpu7:2222")
+
+    assert command[0] == "ssh"
+    assert command[-6:] == ["me", "-p", "2222", "--", "gpu7", "docker system dial-stdio"]
+    with pytest.raises(SettingsError):
+        ssh_command("ssh://")
