@@ -1,8 +1,25 @@
-"""What a run leaves behind: results and their schema, the store, summaries, gates and reports."""
+"""What a run leaves behind: results and their schema, the store, summaries, gates and reports.
+
+`load(path)` reads results back, typed: `for result in load("llem-results/RUN").valid: result.energy.energy_j`.
+"""
 
 from __future__ import annotations
 
-from pytest_llem.results.outcome import Outcome
-from pytest_llem.results.schema import Result
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["Outcome", "Result"]
+if TYPE_CHECKING:
+    from pytest_llem.results.collection import Results as Results
+    from pytest_llem.results.collection import load as load
+    from pytest_llem.results.outcome import Outcome as Outcome
+    from pytest_llem.results.schema import Result as Result
+
+__all__ = ["Outcome", "Result", "Results", "load"]
+
+_HOME = {"load": "collection", "Results": "collection", "Outcome": "outcome", "Result": "schema"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,10 @@ class Results(Sequence[Result]):
         """Those for which `condition` holds."""
         return Results(tuple(result for result in self.items if condition(result)))
 
+    def of_run(self, run_id: str) -> Results:
+        """Those of one run."""
+        return self.where(lambda result: result.run_id == run_id)
+
     def by_experiment(self) -> dict[tuple[str, str], Results]:
         """Grouped by study and experiment id, in order."""
         groups: dict[tuple[str, str], list[Result]] = {}

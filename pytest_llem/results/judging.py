@@ -9,13 +9,12 @@ from statistics import geometric_mean
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
-from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
 from pytest_llem.results.tables import table
 from pytest_llem.study.limits import Budget, Comparison, FailIf
 
-ENERGY_METRICS = ("joule", "energy", "_w", "wh_per")
 CORRELATED = ("experiment", "load")
 
 
@@ -144,12 +143,11 @@ def _ratio_row(
         return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
     now = conditions(valid[0])
     gain = valid[0].energy.gain_uncertainty_rel
-    of_energy = any(part in found.name for part in ENERGY_METRICS)
     problems = {
         run.run_id: differences(
             run.conditions,
             now,
-            of_energy=of_energy,
+            of_energy=is_energy(found.name),
             limit=limit.limit,
             gain=(run.gain_uncertainty_rel, gain),
             allow=allow,

@@ -33,6 +33,11 @@ def metric(name: str) -> Metric:
         raise SettingsError(f"unknown metric {name!r}", fix=hint, details={"metric": name}) from None
 
 
+def is_energy(name: str) -> bool:
+    """Whether a metric rests on a meter, so that the meter's conditions must match before it is compared."""
+    return name.endswith("_w") or name.startswith(("energy", "joules", "wh_per")) or name == "tokens_per_joule"
+
+
 def _latency(section: str, statistic: str) -> Getter:
     def get(result: Result) -> float | None:
         found: Distribution | None = getattr(result.latency, section)

@@ -1,0 +1,200 @@
+"""Comparing stored runs: `llem compare A B [C...]`, the first one as the baseline of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import geometric_mean
+from typing import Literal
+
+from pytest_llem.results.baselines import baseline_run
+from pytest_llem.results.collection import Results
+from pytest_llem.results.comparability import conditions, differences
+from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
+from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
+from pytest_llem.results.statistics import ratio_interval
+from pytest_llem.results.tables import markdown_table, table
+from pytest_llem.study.limits import FailIf
+
+HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
+HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
+Verdict = Status | Literal["better", "worse", "same", "absent"]
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """One metric of one experiment in two runs; values are geometric means over valid cycles, `None` if absent.
+
+    `verdict` is a gate's where a limit was given, else `better`, `worse` or `same` (no change beyond noise).
+    `differs` names conditions that are not the same: then the numbers are shown and no gate is judged.
+    """
+
+    run: str
+    study: str
+    experiment_id: str
+    metric: str
+    unit: str
+    baseline: float | None
+    current: float | None
+    ratio: float | None
+    ci_low: float | None
+    ci_high: float | None
+    limit: float | None
+    verdict: Verdict | None
+    differs: tuple[str, ...]
+
+
+def compare(
+    baseline: Results,
+    others: Sequence[tuple[str, Results]],
+    *,
+    metrics: Sequence[str] = (),
+    limits: Sequence[FailIf] = (),
+    alpha: float = 0.05,
+    allow: Collection[str] = (),
+) -> list[ComparedMetric]:
+    """Every experiment of the other runs against the baseline's of the same study and configuration, or else id.
+
+    `metrics` defaults to the headline ones, to which the limits' are added. Raises `SettingsError` for unknown names.
+    """
+    by_limit = {limit.metric: limit for limit in limits}
+    names = dict.fromkeys([*(metrics or HEADLINES), *by_limit])
+    chosen = [metric(name) for name in names]
+    rows: list[ComparedMetric] = []
+    for run, results in others:
+        for (study, experiment_id), group in results.by_experiment().items():
+            before = _counterpart(baseline, study, experiment_id, group[0].experiment.config_hash)
+            for found in chosen:
+                limit = by_limit.get(found.name)
+                row = _compare(run, study, experiment_id, found, before.valid, group.valid, limit, alpha, allow)
+                if row is not None:
+                    rows.append(row)
+    return rows
+
+
+def failed(rows: Sequence[ComparedMetric], *, strict: bool = False) -> bool:
+    """Whether a limit is exceeded or, when strict, could not be judged."""
+    bad = {"fail", "inconclusive", "not_comparable", "absent"} if strict else {"fail"}
+    return any(row.verdict in bad for row in rows if row.limit is not None)
+
+
+def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str]:
+    """The comparison as a table for a terminal or as Markdown, one per run, with what differs below."""
+    shown: list[str] = []
+    for run in dict.fromkeys(row.run for row in rows):
+        mine = [row for row in rows if row.run == run]
+        several = len({row.study for row in mine}) > 1
+        body = [cells(row, several) for row in mine]
+        if markdown:
+            shown += [f"### {run}", "", *markdown_table(HEAD, body, left=2), ""]
+        else:
+            shown += [run, *(f"  {line}" for line in table(HEAD, body, left=2)), ""]
+        shown += [f"{'- ' if markdown else '  '}{note}" for note in _notes(mine)]
+    return shown
+
+
+def _counterpart(baseline: Results, study: str, experiment_id: str, config_hash: str) -> Results:
+    same = baseline.where(lambda r: r.study == study and r.experiment.config_hash == config_hash)
+    return same or baseline.where(lambda r: r.study == study and r.experiment.id == experiment_id)
+
+
+def _compare(
+    run: str,
+    study: str,
+    experiment_id: str,
+    found: Metric,
+    before: Results,
+    now: Results,
+    limit: FailIf | None,
+    alpha: float,
+    allow: Collection[str],
+) -> ComparedMetric | None:
+    old = [value for result in before if (value := found.of(result)) is not None]
+    new = [value for result in now if (value := found.of(result)) is not None]
+    if not old and not new:
+        return None
+    row = ComparedMetric(
+        run=run,
+        study=study,
+        experiment_id=experiment_id,
+        metric=found.name,
+        unit=found.unit,
+        baseline=_centre(old),
+        current=_centre(new),
+        ratio=None,
+        ci_low=None,
+        ci_high=None,
+        limit=limit.limit if limit else None,
+        verdict=None,
+        differs=(),
+    )
+    if row.baseline is None or row.current is None:
+        return replace(row, verdict="absent")
+    differs = tuple(_differences(found, before, now, limit, allow))
+    row = replace(row, ratio=row.current / row.baseline, differs=differs)
+    if min(len(old), len(new)) < MIN_CYCLES:
+        return replace(row, verdict="inconclusive")
+    interval = ratio_interval([old], new, alpha)
+    row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
+    if limit is None:
+        return replace(row, verdict=_direction(found, interval.low, interval.high))
+    return replace(row, verdict="not_comparable" if differs else _gate(found, old, new, limit, alpha))
+
+
+def _differences(
+    found: Metric, before: Results, now: Results, limit: FailIf | None, allow: Collection[str]
+) -> Iterator[str]:
+    base = baseline_run(before.items)
+    if before[0].experiment.config_hash != now[0].experiment.config_hash:
+        yield "configuration: not the same experiment under this id"
+    yield from differences(
+        base.conditions,
+        conditions(now[0]),
+        of_energy=is_energy(found.name),
+        limit=limit.limit if limit else 0.0,
+        gain=(base.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
+        allow=allow,
+    )
+
+
+def _gate(found: Metric, old: Sequence[float], new: Sequence[float], limit: FailIf, alpha: float) -> Status:
+    if not found.higher_is_better:
+        return judge_runs([old], new, limit.limit, alpha=alpha, resolution=limit.resolution).status
+    turned = [1 / value for value in old], [1 / value for value in new]
+    return judge_runs([turned[0]], turned[1], inverted(limit.limit), alpha=alpha, resolution=limit.resolution).status
+
+
+def _direction(found: Metric, low: float, high: float) -> Verdict:
+    if low <= 1 <= high:
+        return "same"
+    return "better" if (low > 1) == found.higher_is_better else "worse"
+
+
+def _centre(values: Sequence[float]) -> float | None:
+    return geometric_mean(values) if values and min(values) > 0 else None
+
+
+def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
+    """The row as text, in the order of `HEAD`."""
+    unit = METRICS[row.metric].unit
+    name = f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id
+    interval = "-" if row.ci_low is None or row.ci_high is None else f"{row.ci_low - 1:+.1%} .. {row.ci_high - 1:+.1%}"
+    verdict = (row.verdict or "-").replace("_", " ") + ("*" if row.differs else "")
+    return (
+        name,
+        f"{row.metric} ({unit})" if unit != "1" else row.metric,
+        "-" if row.baseline is None else f"{row.baseline:.4g}",
+        "-" if row.current is None else f"{row.current:.4g}",
+        "-" if row.ratio is None else f"{row.ratio - 1:+.1%}",
+        interval,
+        verdict,
+    )
+
+
+def _notes(rows: Sequence[ComparedMetric]) -> list[str]:
+    differs = dict.fromkeys(difference for row in rows for difference in row.differs)
+    few = any(row.verdict == "inconclusive" and row.ci_low is None for row in rows)
+    return [
+        *(f"* {difference}" for difference in differs),
+        *([f"inconclusive: fewer than {MIN_CYCLES} valid cycles on one side"] if few else []),
+    ]

@@ -1,0 +1,39 @@
+"""Results in other tools' formats: `llem export --format NAME`. One file per format.
+
+Each exporter's docstring documents its mapping. What a format has no place for is left out; what this project did not
+measure is `null` or absent, as the format has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from pytest_llem.errors import SettingsError
+from pytest_llem.results.collection import Results
+
+Export = Callable[[Results, Path], None]
+
+FORMATS = {
+    "csv": "pytest_llem.results.exports.tabular:export_csv",
+    "parquet": "pytest_llem.results.exports.tabular:export_parquet",
+    "vllm-bench": "pytest_llem.results.exports.vllm_bench:export",
+    "mlperf": "pytest_llem.results.exports.mlperf:export",
+    "aienergyscore": "pytest_llem.results.exports.aienergyscore:export",
+    "otel": "pytest_llem.results.exports.otel:export",
+}
+
+
+def export(results: Results, name: str, out: Path) -> None:
+    """Write results as `name`; `out` is a file, or a folder for formats with a file per result.
+
+    Raises `SettingsError` for an unknown format.
+    """
+    target = FORMATS.get(name)
+    if target is None:
+        raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join(FORMATS)}")
+    module, _, attribute = target.partition(":")
+    write: Export = getattr(import_module(module), attribute)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(results, out)

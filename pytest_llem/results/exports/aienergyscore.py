@@ -1,0 +1,83 @@
+"""AI Energy Score: GPU watt-hours per 1000 queries, an entry per experiment, the mean over its valid cycles.
+
+The definition followed is the documented one: energy of preprocessing, prefill and decode of 1000 prompts, batch 1,
+float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so preprocessing is not in it
+(its code and its document differ there too). `phases_wh` has prefill and decode per 1000 queries where they were
+told apart. `deviations` lists every way in which the experiment differs from the method: an empty list is a score that
+compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import write_json
+from pytest_llem.results.collection import Results
+from pytest_llem.results.comparability import conditions
+from pytest_llem.results.energy import JOULES_PER_WH
+
+PROMPTS, CYCLES, DATASET = 1000, 10, "EnergyStarAI/text_generation"
+
+
+def export(results: Results, out: Path) -> None:
+    """All experiments that measured energy as one JSON list."""
+    entries = [score(group.valid) for group in results.by_experiment().values() if group.valid]
+    write_json(out, [entry for entry in entries if entry["wh_per_1000_queries"] is not None])
+
+
+def score(results: Results) -> dict[str, JsonValue]:
+    """The valid cycles of one experiment as a score."""
+    values = [value for result in results if (value := result.energy.wh_per_1000_queries) is not None]
+    first = results[0]
+    model = first.experiment.config.get("model")
+    return {
+        "model": model if isinstance(model, str) else None,
+        "task": "text_generation",
+        "wh_per_1000_queries": fmean(values) if values else None,
+        "phases_wh": _phases(results),
+        "cycles": len(values),
+        "meter": first.energy.meter,
+        "measured": first.energy.measured,
+        "experiment": first.experiment.id,
+        "study": first.study,
+        "deviations": [*_deviations(results)],
+    }
+
+
+def _phases(results: Results) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    for place, phase in enumerate(results[0].energy.phases):
+        energies = [result.energy.phases[place].energy_per_repeat_j for result in results]
+        known = [energy for energy in energies if energy is not None]
+        requests = results[0].workload.requests
+        found[phase.name] = fmean(known) / requests * 1000 / JOULES_PER_WH if known and requests else None
+    return found
+
+
+def _deviations(results: Results) -> Iterator[str]:
+    first = results[0]
+    workload = first.experiment.config.get("workload")
+    dataset = workload.get("dataset") if isinstance(workload, dict) else None
+    batch = first.engine.effective.get("batch_size")
+    dtype = str(first.engine.effective.get("dtype")).removeprefix("torch.")
+    devices = str(conditions(first)["device_models"])
+    yield "preprocessing is not in the measured window"
+    if dataset not in ("aienergyscore", DATASET):
+        yield f"data set {dataset}, not {DATASET}"
+    if first.workload.requests != PROMPTS:
+        yield f"{first.workload.requests} prompts, not {PROMPTS}"
+    if batch != 1:
+        yield f"batch size {batch}, not 1"
+    if dtype != "float16":
+        yield f"dtype {dtype}, not float16"
+    if "H100" not in devices or len(first.runner.device_ids) != 1:
+        yield f"devices {devices}, not one H100 80GB"
+    if len(results) < CYCLES:
+        yield f"{len(results)} valid cycles, not {CYCLES}"
+    if first.energy.scope != "gpu_board":
+        yield f"energy of {first.energy.scope}, not of the GPU"
+    if not first.energy.measured:
+        yield "energy is estimated, not measured"

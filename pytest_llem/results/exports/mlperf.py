@@ -1,0 +1,69 @@
+"""MLPerf Inference names: one JSON list, an entry per result, with LoadGen's summary keys and MLPerf Power's.
+
+From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`; `Server` for arrival processes), `Mode`, `Samples per
+second`, `Tokens per second`, `Result is` (this project's validity), `Min duration satisfied` (>= 60 s, the least
+that MLPerf Power asks for), latencies in nanoseconds as `50.00 percentile latency (ns)`. From MLPerf Power: `Average
+power (W)` and `Energy per sample (J)`, of the measure window. It is no submission: LoadGen did not issue the queries,
+and the meter is the board's own, not a wall meter; `deviations` says so in every entry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import write_json
+from pytest_llem.results.collection import Results
+from pytest_llem.results.schema import Result
+
+MIN_DURATION_S = 60.0
+PERCENTILES = {"50.00": "p50", "90.00": "p90", "99.00": "p99"}
+
+
+def export(results: Results, out: Path) -> None:
+    """All results as one JSON list; invalid ones say `INVALID`, as LoadGen does."""
+    write_json(out, [summary(result) for result in results])
+
+
+def summary(result: Result) -> dict[str, JsonValue]:
+    """One result in MLPerf's names."""
+    duration = result.timing.get("measure_s")
+    e2el, ttft, tpot = result.latency.e2el_s, result.latency.ttft_s, result.latency.tpot_s
+    found: dict[str, JsonValue] = {
+        "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
+        "Scenario": "Offline" if result.workload.load_shape == "offline" else "Server",
+        "Mode": "PerformanceOnly",
+        "Samples per second": result.throughput.requests_per_s,
+        "Tokens per second": result.throughput.output_tokens_per_s,
+        "Result is": "VALID" if result.validity.valid else "INVALID",
+        "Min duration satisfied": None if duration is None else ("Yes" if duration >= MIN_DURATION_S else "NO"),
+        "Average power (W)": result.energy.avg_power_w,
+        "Energy per sample (J)": result.energy.joules_per_request,
+        "run_id": result.run_id,
+        "cycle": result.cycle,
+        "deviations": [
+            "queries were not issued by LoadGen",
+            f"energy is that of {result.energy.scope or 'nothing'} by the meter {result.energy.meter}, not of the "
+            "whole system at the wall",
+        ],
+    }
+    if e2el is not None:
+        found["Mean latency (ns)"] = round(e2el.mean * 1e9)
+        found.update(
+            {f"{name} percentile latency (ns)": round(getattr(e2el, p) * 1e9) for name, p in PERCENTILES.items()}
+        )
+    if ttft is not None:
+        found.update(
+            {
+                f"{name} percentile first token latency (ns)": round(getattr(ttft, p) * 1e9)
+                for name, p in PERCENTILES.items()
+            }
+        )
+    if tpot is not None:
+        found.update(
+            {
+                f"{name} percentile time to output token (ns)": round(getattr(tpot, p) * 1e9)
+                for name, p in PERCENTILES.items()
+            }
+        )
+    return found

@@ -1,0 +1,118 @@
+"""OpenTelemetry: OTLP JSON lines (`MetricsData`, one line per result), as the collector's file receiver reads.
+
+Resource: `service.name`, `host.name`, `gen_ai.request.model`, `gen_ai.provider.name` and the `llem.*` identity of the
+result. Metrics, each a gauge of one point at the result's time, with the attribute `llem.statistic` (mean, p50, p90,
+p99) for latencies: `gen_ai.server.time_to_first_token`, `gen_ai.server.time_per_output_token` and
+`gen_ai.server.request.duration` in s (the conventions have histograms there; a result holds statistics, so they are
+gauges here), `hw.energy` in J (a delta sum over the measure windows) and `hw.power` in W with `hw.id` per device, and
+`llem.joules_per_output_token`. What was not measured is absent. The conventions know no energy per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from pytest_llem import __version__
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import write_text
+from pytest_llem.results.collection import Results
+from pytest_llem.results.schema import Distribution, Result
+
+DELTA = 1
+LATENCIES = {
+    "gen_ai.server.time_to_first_token": "ttft_s",
+    "gen_ai.server.time_per_output_token": "tpot_s",
+    "gen_ai.server.request.duration": "e2el_s",
+}
+
+
+def export(results: Results, out: Path) -> None:
+    """All valid results as JSON lines."""
+    write_text(out, "".join(json.dumps(metrics_data(result)) + "\n" for result in results.valid))
+
+
+def metrics_data(result: Result) -> dict[str, JsonValue]:
+    """One result as an OTLP `MetricsData` object."""
+    model = result.experiment.config.get("model")
+    host = result.environment.host.get("hostname")
+    resource = {
+        "service.name": "pytest-llem",
+        "host.name": host if isinstance(host, str) else None,
+        "gen_ai.request.model": model if isinstance(model, str) else None,
+        "gen_ai.provider.name": result.engine.name,
+        "llem.study": result.study,
+        "llem.experiment": result.experiment.id,
+        "llem.config_hash": result.experiment.config_hash,
+        "llem.cycle": result.cycle,
+        "llem.run_id": result.run_id,
+        "llem.meter": result.energy.meter,
+        "llem.energy_measured": result.energy.measured,
+    }
+    scope: JsonValue = {"name": "pytest_llem", "version": __version__}
+    metrics: list[JsonValue] = [*_latencies(result), *_energy(result)]
+    return {
+        "resourceMetrics": [
+            {
+                "resource": {"attributes": _attributes(resource)},
+                "scopeMetrics": [{"scope": scope, "metrics": metrics}],
+            }
+        ]
+    }
+
+
+def _latencies(result: Result) -> list[JsonValue]:
+    found: list[JsonValue] = []
+    for name, section in LATENCIES.items():
+        distribution: Distribution | None = getattr(result.latency, section)
+        if distribution is not None:
+            points = [
+                _point(result, value, {"llem.statistic": statistic})
+                for statistic, value in distribution.model_dump().items()
+            ]
+            found.append({"name": name, "unit": "s", "gauge": {"dataPoints": points}})
+    return found
+
+
+def _energy(result: Result) -> list[JsonValue]:
+    duration = result.timing.get("measure_s")
+    energy: list[JsonValue] = []
+    power: list[JsonValue] = []
+    for device in result.energy.devices:
+        if device.energy_j is not None:
+            attributes = {"hw.id": device.id, "hw.type": device.kind}
+            energy.append(_point(result, device.energy_j, attributes))
+            if duration:
+                power.append(_point(result, device.energy_j / duration, attributes))
+    found: list[JsonValue] = []
+    if energy:
+        total: JsonValue = {"dataPoints": energy, "aggregationTemporality": DELTA, "isMonotonic": True}
+        found.append({"name": "hw.energy", "unit": "J", "sum": total})
+    if power:
+        found.append({"name": "hw.power", "unit": "W", "gauge": {"dataPoints": power}})
+    if result.energy.joules_per_output_token is not None:
+        points: list[JsonValue] = [_point(result, result.energy.joules_per_output_token, {})]
+        found.append({"name": "llem.joules_per_output_token", "unit": "J/{token}", "gauge": {"dataPoints": points}})
+    return found
+
+
+def _point(result: Result, value: float, attributes: Mapping[str, JsonValue]) -> JsonValue:
+    end_ns = int(datetime.fromisoformat(result.created_at).timestamp()) * 10**9
+    duration = result.timing.get("measure_s") or 0.0
+    return {
+        "asDouble": value,
+        "startTimeUnixNano": str(end_ns - round(duration * 1e9)),
+        "timeUnixNano": str(end_ns),
+        "attributes": _attributes(attributes),
+    }
+
+
+def _attributes(values: Mapping[str, JsonValue]) -> list[JsonValue]:
+    kinds = {bool: "boolValue", int: "intValue", str: "stringValue"}
+    return [
+        {"key": key, "value": {kinds[type(value)]: str(value) if type(value) is int else value}}
+        for key, value in values.items()
+        if value is not None
+    ]

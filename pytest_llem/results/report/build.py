@@ -1,0 +1,90 @@
+"""Building a report, and its charts as figures for a paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pytest_llem.errors import SettingsError
+from pytest_llem.job import write_text
+from pytest_llem.results.collection import load
+from pytest_llem.results.compare import compare
+from pytest_llem.results.layout import slug
+from pytest_llem.results.report.charts import PALETTE, Chart, charts
+from pytest_llem.results.report.content import gather_content
+from pytest_llem.results.report.page import render
+
+FIGURE_FORMATS = ("svg", "png", "pdf")
+FIGURE_WIDTH = 640
+EXPERIMENTS_PER_FIGURE = 40
+
+
+def write_report(paths: Sequence[Path], out: Path, *, baseline: Path | None = None, title: str | None = None) -> None:
+    """Write the report of runs, folders of runs or results to `out`.
+
+    With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
+    the report holds the tables and says so.
+    """
+    content = gather_content(paths)
+    compared = []
+    if baseline is not None:
+        before = load(baseline)
+        runs = dict.fromkeys(result.run_id for result in content.results)
+        known = {result.run_id for result in before}
+        compared = compare(before, [(run, content.results.of_run(run)) for run in runs if run not in known])
+    studies = ", ".join(dict.fromkeys(row.study for row in content.experiments))
+    page = render(content, charts(content), compared, title=title or f"Energy of {studies}", bundle=_bundle())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+
+
+def write_figures(paths: Sequence[Path], directory: Path, formats: Sequence[str] = FIGURE_FORMATS) -> list[Path]:
+    """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
+
+    Charts with a line per experiment show the first 40.
+    """
+    try:
+        import vl_convert
+    except ImportError:
+        raise SettingsError("figures need vl-convert-python", fix='pip install "pytest-llem[report]"') from None
+    makers: dict[str, Callable[[str], str | bytes]] = {
+        "svg": lambda spec: vl_convert.vegalite_to_svg(spec),
+        "png": lambda spec: vl_convert.vegalite_to_png(spec, scale=3),
+        "pdf": lambda spec: vl_convert.vegalite_to_pdf(spec),
+    }
+    unknown = [name for name in formats if name not in makers]
+    if unknown:
+        raise SettingsError(f"unknown figure format {unknown[0]!r}", fix=f"use one of: {', '.join(FIGURE_FORMATS)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for chart in charts(gather_content(paths)):
+        spec = json.dumps(figure_spec(chart))
+        for name in formats:
+            file = directory / f"{slug(chart.title.lower())}.{name}"
+            made = makers[name](spec)
+            file.write_bytes(made.encode() if isinstance(made, str) else made)
+            written.append(file)
+    return written
+
+
+def figure_spec(chart: Chart) -> dict[str, object]:
+    """A chart as a complete Vega-Lite document with its data, on white."""
+    keys = list(dict.fromkeys(row.get("key") for row in chart.rows))[:EXPERIMENTS_PER_FIGURE]
+    banded = isinstance(chart.spec.get("height"), dict)
+    return {
+        **chart.spec,
+        "width": FIGURE_WIDTH,
+        "background": "white",
+        "description": chart.description,
+        "data": {"values": [row for row in chart.rows if not banded or row.get("key") in keys]},
+        "config": {"font": "Helvetica, Arial, sans-serif", "mark": {"color": PALETTE[0]}},
+    }
+
+
+def _bundle() -> str | None:
+    try:
+        import vl_convert
+    except ImportError:
+        return None
+    return str(vl_convert.javascript_bundle(None))  # type: ignore[arg-type]  # its stub misses the default

@@ -1,0 +1,265 @@
+"""Vega-Lite specifications of the report's charts.
+
+Each names its data set `table`, with a `key` field where its rows belong to an experiment, so that the page's filter
+can narrow it. Colours are the Okabe-Ito palette, which people with colour-vision deficiency can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.report.content import Content, ExperimentRow
+
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+MAX_AXES = 8
+Spec = dict[str, JsonValue]
+Rows = list[Mapping[str, JsonValue]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title, what it shows in words, its specification (without data) and its rows."""
+
+    id: str
+    title: str
+    description: str
+    spec: Spec
+    rows: Rows
+
+
+def charts(content: Content) -> list[Chart]:
+    """The charts for which there is data."""
+    made = [pareto(content.experiments), *axes(content), cycles(content), split(content.experiments), latency(content)]
+    return [chart for chart in made if chart.rows]
+
+
+def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
+    """Energy per token against throughput; the front holds what nothing beats in both."""
+    rows: list[dict[str, JsonValue]] = []
+    for row in experiments:
+        energy, speed = row.metrics.get("joules_per_output_token"), row.metrics.get("output_tokens_per_s")
+        if energy and speed:
+            rows.append({**_identity(row), "joules": energy[0], "speed": speed[0], "front": False})
+    best = float("inf")
+    for entry in sorted(rows, key=lambda entry: (-_float(entry["speed"]), _float(entry["joules"]))):
+        if _float(entry["joules"]) < best:
+            best = _float(entry["joules"])
+            entry["front"] = True
+    position: Spec = {
+        "x": _quantity("speed", "Output tokens per second", zero=False),
+        "y": _quantity("joules", "Joules per output token", zero=False),
+    }
+    spec: Spec = {
+        "height": 360,
+        "layer": [
+            {
+                "transform": [{"filter": "datum.front"}],
+                "mark": {"type": "line", "strokeDash": [5, 4], "opacity": 0.7, "interpolate": "step-after"},
+                "encoding": {**position, "color": {"value": PALETTE[7]}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.85},
+                "encoding": {
+                    **position,
+                    "color": {"field": "engine", "type": "nominal", "title": "Engine", "scale": {"range": _palette()}},
+                    "shape": {"field": "front", "type": "nominal", "title": "On the Pareto front"},
+                    "tooltip": _tooltip("experiment", "run", "joules", "speed"),
+                },
+            },
+        ],
+    }
+    front = sum(entry["front"] is True for entry in rows)
+    return Chart(
+        "pareto",
+        "Energy per token against throughput",
+        f"{len(rows)} experiments, {front} on the Pareto front: none is both faster and more frugal.",
+        spec,
+        list(rows),
+    )
+
+
+def axes(content: Content) -> list[Chart]:
+    """One chart per swept setting: energy per token by the setting's value."""
+    made: list[Chart] = []
+    for place, axis in enumerate(content.axes[:MAX_AXES]):
+        short = axis.removeprefix("config.").removeprefix("settings.")
+        rows: Rows = [
+            {**_identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy[0]}
+            for row in content.experiments
+            if (energy := row.metrics.get("joules_per_output_token"))
+        ]
+        numeric = all(isinstance(entry["value"], (int, float)) for entry in rows)
+        x: Spec = {"field": "value", "type": "ordinal", "title": short, "sort": "ascending" if numeric else None}
+        y = _quantity("joules", "Joules per output token", zero=False)
+        spec: Spec = {
+            "height": 220,
+            "layer": [
+                {
+                    "mark": {"type": "point", "filled": True, "opacity": 0.6, "size": 45},
+                    "encoding": {"x": x, "y": y, "tooltip": _tooltip("experiment", "value", "joules")},
+                },
+                {
+                    "mark": {"type": "line", "point": {"shape": "diamond", "size": 90}, "color": PALETTE[5]},
+                    "encoding": {"x": x, "y": {**y, "aggregate": "median"}},
+                },
+            ],
+        }
+        text = "Each point is an experiment's median; the line joins the medians over all experiments with that value."
+        made.append(Chart(f"axis-{place}", f"Effect of {short}", text, spec, rows))
+    return made
+
+
+def cycles(content: Content) -> Chart:
+    """Every cycle's energy per token, with the interval of its experiment."""
+    bounds = {row.key: row.interval for row in content.experiments}
+    rows: Rows = []
+    for result in content.results:
+        value = result.energy.joules_per_output_token
+        key = f"{result.run_id}/{result.study}/{result.experiment.id}"
+        if value is not None:
+            interval = bounds.get(key)
+            rows.append(
+                {
+                    "key": key,
+                    "experiment": result.experiment.id,
+                    "run": result.run_id,
+                    "cycle": result.cycle,
+                    "joules": value,
+                    "validity": "valid" if result.validity.valid else "invalid",
+                    "low": interval[0] if interval else None,
+                    "high": interval[1] if interval else None,
+                }
+            )
+    y: Spec = {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
+    x = _quantity("joules", "Joules per output token", zero=False)
+    spec: Spec = {
+        "height": {"step": 18},
+        "layer": [
+            {
+                "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.6},
+                "encoding": {
+                    "y": y,
+                    "x": {**x, "field": "low"},
+                    "x2": {"field": "high"},
+                    "color": {"value": PALETTE[7]},
+                },
+            },
+            {
+                "mark": {"type": "tick", "thickness": 2, "size": 13},
+                "encoding": {
+                    "y": y,
+                    "x": x,
+                    "color": {
+                        "field": "validity",
+                        "type": "nominal",
+                        "title": "Cycle",
+                        "scale": {"domain": ["valid", "invalid"], "range": [PALETTE[0], PALETTE[5]]},
+                    },
+                    "tooltip": _tooltip("experiment", "run", "cycle", "joules", "validity"),
+                },
+            },
+        ],
+    }
+    text = "A tick per cycle; the bar spans the one-sided 95 % bounds of the experiment's geometric mean."
+    return Chart("cycles", "Cycles and their spread", text, spec, rows)
+
+
+def split(experiments: Sequence[ExperimentRow]) -> Chart:
+    """Where the energy of a token goes: idle and above idle, prefill and decode."""
+    rows: Rows = []
+    for row in experiments:
+        parts = {"idle": row.idle_j, "above idle": row.net_j, **row.phases}
+        for part, value in parts.items():
+            if value is not None:
+                group = "idle / above idle" if part in ("idle", "above idle") else "prefill / decode"
+                rows.append({**_identity(row), "part": part, "group": group, "joules": value})
+    spec: Spec = {
+        "height": {"step": 26},
+        "mark": {"type": "bar", "tooltip": True},
+        "encoding": {
+            "y": {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "yOffset": {"field": "group"},
+            "x": {**_quantity("joules", "Joules per output token"), "stack": "zero"},
+            "color": {"field": "part", "type": "nominal", "title": "Part", "scale": {"range": _palette()}},
+            "tooltip": _tooltip("experiment", "part", "joules"),
+        },
+    }
+    text = "Idle is the idle power, model loaded, over the measured time. Phases only where the engine separates them."
+    return Chart("split", "Idle and net, prefill and decode", text, spec, rows)
+
+
+def latency(content: Content) -> Chart:
+    """Percentiles of ttft and tpot per experiment: the median over its cycles."""
+    rows: Rows = []
+    for row in content.experiments:
+        for metric in ("ttft", "tpot", "e2el"):
+            for statistic in ("p50", "p90", "p99"):
+                found = row.metrics.get(f"{metric}_{statistic}_s")
+                if found:
+                    rows.append({**_identity(row), "metric": metric, "statistic": statistic, "seconds": found[0]})
+    spec: Spec = {
+        "height": {"step": 16},
+        "mark": {"type": "point", "filled": True, "size": 45},
+        "encoding": {
+            "y": {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "x": {"field": "seconds", "type": "quantitative", "title": "Seconds", "scale": {"type": "log"}},
+            "color": {"field": "metric", "type": "nominal", "title": "Latency", "scale": {"range": _palette()}},
+            "shape": {"field": "statistic", "type": "nominal", "title": "Statistic"},
+            "tooltip": _tooltip("experiment", "metric", "statistic", "seconds"),
+        },
+    }
+    text = "ttft: time to first token; tpot: per token after the first; e2el: whole request. Logarithmic scale."
+    return Chart("latency", "Latency", text, spec, rows)
+
+
+def power_spec() -> Spec:
+    """Power over time: the page puts one cycle's points and windows into `table` and `windows`."""
+    return {
+        "height": 260,
+        "layer": [
+            {
+                "data": {"name": "windows"},
+                "mark": {"type": "rect", "opacity": 0.18},
+                "encoding": {
+                    "x": _quantity("start", "Seconds"),
+                    "x2": {"field": "end"},
+                    "color": {"field": "name", "type": "nominal", "title": "Window", "scale": {"range": _palette()}},
+                },
+            },
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5},
+                "encoding": {
+                    "x": _quantity("t", "Seconds"),
+                    "y": _quantity("w", "Watts"),
+                    "detail": {"field": "device"},
+                    "tooltip": _tooltip("t", "w", "device"),
+                },
+            },
+        ],
+    }
+
+
+def _identity(row: ExperimentRow) -> dict[str, JsonValue]:
+    return {"key": row.key, "experiment": row.experiment, "run": row.run, "engine": row.engine}
+
+
+def _quantity(field: str, title: str, *, zero: bool = True) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": zero}}
+
+
+def _tooltip(*fields: str) -> list[JsonValue]:
+    return [{"field": name} for name in fields]
+
+
+def _palette() -> list[JsonValue]:
+    return [*PALETTE]
+
+
+def _axis_value(value: object) -> JsonValue:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")

@@ -1,0 +1,176 @@
+"""What a report shows, as plain rows: experiments, cycles, axes, power traces, problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import JobDir
+from pytest_llem.results.collection import Cell, Results, load
+from pytest_llem.results.gates import MIN_CYCLES
+from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
+from pytest_llem.results.manifest import ManifestItem, read_manifest
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.report.power import PowerTrace, power_trace
+from pytest_llem.results.schema import Result
+from pytest_llem.results.statistics import mean_interval
+from pytest_llem.results.summary import estimate
+
+TABLE_METRICS = (
+    "joules_per_output_token",
+    "output_tokens_per_s",
+    "energy_j",
+    "avg_power_w",
+    "ttft_p50_s",
+    "tpot_p50_s",
+    "peak_memory_bytes",
+    "mfu",
+)
+MAX_TRACES = 120
+
+
+@dataclass(frozen=True)
+class ExperimentRow:
+    """One experiment of one run: `metrics` holds median and half interquartile range per metric."""
+
+    key: str
+    run: str
+    study: str
+    experiment: str
+    engine: str
+    model: str
+    valid: int
+    total: int
+    metrics: Mapping[str, tuple[float, float | None]]
+    interval: tuple[float, float] | None
+    phases: Mapping[str, float]
+    idle_j: float | None
+    net_j: float | None
+    settings: Mapping[str, Cell]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a report is made from."""
+
+    results: Results
+    experiments: tuple[ExperimentRow, ...]
+    axes: tuple[str, ...]
+    traces: Mapping[str, PowerTrace]
+    left_out_traces: int
+    problems: tuple[ManifestItem, ...]
+    environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+
+
+def gather_content(paths: Sequence[Path]) -> Content:
+    """Read runs, folders of runs or files; `StoreError` when one of them holds nothing."""
+    results = Results(tuple(result for path in paths for result in load(path)))
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
+    settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
+    rows = tuple(_experiment(key, group, settings[id(group[0])]) for key, group in groups.items())
+    runs = {run.name: run for path in paths for run in _runs(path)}
+    traces, left_out = _traces(results, runs)
+    manifests = {name: read_manifest(run / MANIFEST) for name, run in runs.items()}
+    return Content(
+        results=results,
+        experiments=rows,
+        axes=_axes(rows),
+        traces=traces,
+        left_out_traces=left_out,
+        problems=tuple(
+            item for manifest in manifests.values() for item in manifest.items if item.state not in ("valid", "pending")
+        ),
+        environments={name: manifest.environment for name, manifest in manifests.items()},
+    )
+
+
+def _runs(path: Path) -> list[Path]:
+    for candidate in (path, *path.parents):
+        if (candidate / MANIFEST).exists():
+            return [candidate]
+    return run_directories(path)
+
+
+def _experiment(key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell]) -> ExperimentRow:
+    valid = [result for result in results if result.validity.valid]
+    first = (valid or list(results))[0]
+    metrics: dict[str, tuple[float, float | None]] = {}
+    for name, metric in METRICS.items():
+        found = estimate([value for result in valid if (value := metric.of(result)) is not None])
+        if found is not None:
+            metrics[name] = (found.median, found.half_iqr)
+    headline = [v for result in valid if (v := result.energy.joules_per_output_token) is not None and v > 0]
+    bound = mean_interval(headline, 0.05) if len(headline) >= MIN_CYCLES else None
+    notes = [reason.code for result in results for reason in result.validity.reasons]
+    notes += [warning.code for result in results for warning in result.warnings]
+    model = first.experiment.config.get("model")
+    return ExperimentRow(
+        key="/".join(key),
+        run=key[0],
+        study=key[1],
+        experiment=key[2],
+        engine=f"{first.engine.name} {first.engine.version}",
+        model=model if isinstance(model, str) else "",
+        valid=len(valid),
+        total=len(results),
+        metrics=metrics,
+        interval=(bound.low, bound.high) if bound else None,
+        phases=_phases(valid),
+        idle_j=_share(valid, net=False),
+        net_j=_share(valid, net=True),
+        settings={name: cell for name, cell in row.items() if name.startswith("config.")},
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _phases(valid: Sequence[Result]) -> dict[str, float]:
+    """Median joules per output token of each phase that was told apart."""
+    found: dict[str, list[float]] = {}
+    for result in valid:
+        for phase in result.energy.phases:
+            if phase.energy_per_repeat_j is not None and result.workload.output_tokens:
+                found.setdefault(phase.name, []).append(phase.energy_per_repeat_j / result.workload.output_tokens)
+    return {name: median(values) for name, values in found.items()}
+
+
+def _share(valid: Sequence[Result], *, net: bool) -> float | None:
+    """Median joules per output token above idle, or of the idle device."""
+    values: list[float] = []
+    for result in valid:
+        energy = result.energy
+        if energy.energy_j is not None and energy.energy_above_idle_j is not None and result.tokens.output:
+            above = max(0.0, energy.energy_above_idle_j)
+            values.append((above if net else energy.energy_j - above) / result.tokens.output)
+    return median(values) if values else None
+
+
+def _axes(rows: Sequence[ExperimentRow]) -> tuple[str, ...]:
+    """Settings that differ between experiments and are few enough to compare by."""
+    names = dict.fromkeys(name for row in rows for name in row.settings)
+    return tuple(name for name in names if 1 < len({str(row.settings.get(name)) for row in rows}) <= 40)
+
+
+def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, PowerTrace], int]:
+    found: dict[str, PowerTrace] = {}
+    left_out = 0
+    for result in results:
+        run = runs.get(result.source_run or result.run_id)
+        if run is None:
+            continue
+        key = CycleKey(result.study, result.experiment.id, result.experiment.config_hash, result.cycle)
+        power = JobDir(run / key.directory).power
+        if not power.exists():
+            continue
+        if len(found) >= MAX_TRACES:
+            left_out += 1
+            continue
+        trace = power_trace(power, result)
+        if trace is not None:
+            found[f"{result.run_id}/{result.study}/{result.experiment.id}/c{result.cycle}"] = trace
+    return found, left_out

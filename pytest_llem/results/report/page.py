@@ -1,0 +1,213 @@
+"""The report's page: tables first, so that it can be read without charts, scripts or sight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from pytest_llem import __version__
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.compare import HEAD, ComparedMetric, cells
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.report.charts import Chart, power_spec
+from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow
+from pytest_llem.results.report.provenance import methods, settings_table
+
+NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
+
+
+def render(
+    content: Content, charts: Sequence[Chart], compared: Sequence[ComparedMetric], *, title: str, bundle: str | None
+) -> str:
+    """The page as one string. `bundle` is the charts' JavaScript; without it the page has tables alone."""
+    power = bool(content.traces) and bundle is not None
+    sections = [
+        ("Experiments", "experiments-section", _experiments(content)),
+        ("Comparison", "comparison", _comparison(compared) if compared else ""),
+        ("Charts", "charts", (_charts(charts) if bundle else NO_CHARTS)),
+        ("Power over time", "power", _power(content) if power else ""),
+        ("Validity and warnings", "validity", _validity(content)),
+        ("How it was measured", "method", _method(content)),
+        ("Environment", "environment", _environment(content)),
+    ]
+    present = [entry for entry in sections if entry[2]]
+    valid = len(content.results.valid)
+    runs = len({result.run_id for result in content.results})
+    subtitle = f"{len(content.experiments)} experiments, {valid} of {len(content.results)} cycles valid, {runs} runs"
+    data: JsonValue = {
+        "experiments": [
+            {"key": row.key, "axes": {axis: _text(row.settings.get(axis)) for axis in content.axes}}
+            for row in content.experiments
+        ],
+        "charts": [
+            {
+                "id": chart.id,
+                "description": chart.description,
+                "spec": chart.spec,
+                "rows": [*chart.rows],
+                "banded": "step" in str(chart.spec.get("height")),
+            }
+            for chart in (charts if bundle else ())
+        ],
+        "power": power_spec(),
+        "traces": {
+            name: {"points": _rounded(trace.points), "windows": _rounded(trace.windows)}
+            for name, trace in content.traces.items()
+        }
+        if power
+        else {},
+    }
+    return Template(_asset("report.html")).substitute(
+        title=escape(title),
+        subtitle=subtitle,
+        css=_asset("report.css"),
+        links="".join(f'<li><a href="#{anchor}">{name}</a></li>' for name, anchor, _ in present),
+        main="".join(
+            f'<section id="{a}" aria-labelledby="{a}-h"><h2 id="{a}-h">{n}</h2>{h}</section>' for n, a, h in present
+        ),
+        version=__version__,
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        bundle=f"<script>{_inline(bundle)}</script>" if bundle else "",
+        js=_asset("report.js"),
+    )
+
+
+def _section(name: str, anchor: str, html: str) -> str:
+    return f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2 id="{anchor}-h">{name}</h2>{html}</section>'
+
+
+def _experiments(content: Content) -> str:
+    metrics = [name for name in TABLE_METRICS if any(name in row.metrics for row in content.experiments)]
+    several = len({row.run for row in content.experiments}) > 1
+    names = ["experiment", *(["run"] if several else []), "study", "model", "engine", "valid"]
+    heads = [_head(name) for name in names]
+    heads += [_head(f"{name} ({METRICS[name].unit})", number=True) for name in metrics]
+    body = "".join(_experiment(row, names, metrics) for row in content.experiments)
+    count = len(content.experiments)
+    selects = "".join(_select(axis, content.experiments) for axis in content.axes[:6])
+    return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
+{selects}<output id="shown" aria-live="polite">{count} of {count} experiments</output></div>
+<div class="scroll" tabindex="0" role="region" aria-label="Experiments"><table id="experiments">
+<caption>Median over valid cycles, with half the interquartile range. Activate a column's head to sort.</caption>
+<thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"""
+
+
+def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]) -> str:
+    texts = {
+        "experiment": row.experiment,
+        "run": row.run,
+        "study": row.study,
+        "model": row.model,
+        "engine": row.engine,
+        "valid": f"{row.valid}/{row.total}",
+    }
+    done = "good" if row.valid == row.total else "bad"
+    found = [f'<th scope="row" data-v="{escape(row.experiment)}">{escape(row.experiment)}</th>']
+    for name in names[1:]:
+        css = f' class="{done}"' if name == "valid" else ""
+        found.append(f'<td data-v="{escape(texts[name])}"{css}>{escape(texts[name])}</td>')
+    for name in metrics:
+        value = row.metrics.get(name)
+        if value is None:
+            found.append('<td class="n" data-v=""><span aria-label="not measured">–</span></td>')
+        else:
+            spread = "" if value[1] is None else f' <span class="muted">± {value[1]:.2g}</span>'
+            found.append(f'<td class="n" data-v="{value[0]!r}">{value[0]:.4g}{spread}</td>')
+    words = " ".join([*texts.values(), *row.notes, *(f"{k}={v}" for k, v in row.settings.items())]).lower()
+    return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(found)}</tr>'
+
+
+def _select(axis: str, rows: Sequence[ExperimentRow]) -> str:
+    values = dict.fromkeys(_text(row.settings.get(axis)) for row in rows)
+    short = axis.removeprefix("config.").removeprefix("settings.")
+    options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
+    select = f'<select data-axis="{escape(axis)}"><option value="">any</option>{options}</select>'
+    return f"<label>{escape(short)}{select}</label>"
+
+
+def _charts(charts: Sequence[Chart]) -> str:
+    figures = [
+        f'<figure><h3>{escape(chart.title)}</h3><div class="chart" data-chart="{chart.id}"></div>'
+        f"<figcaption>{escape(chart.description)}</figcaption></figure>"
+        for chart in charts
+    ]
+    note = '<p class="muted">Charts follow the filter above; those with a line per experiment show the first 40.</p>'
+    return f'{note}<div class="grid">{"".join(figures)}</div>'
+
+
+def _power(content: Content) -> str:
+    more = f" {content.left_out_traces} further cycles are left out." if content.left_out_traces else ""
+    return f"""<div class="controls"><label>Cycle<select id="cycle"></select></label></div>
+<figure><div class="chart" id="power-chart"></div><figcaption>Power by the meter; shaded are the windows: energy is
+accounted between their edges.{more}</figcaption></figure>"""
+
+
+def _comparison(compared: Sequence[ComparedMetric]) -> str:
+    body = [[row.run, *cells(row, several_studies=True)] for row in compared]
+    differs = dict.fromkeys(difference for row in compared for difference in row.differs)
+    notes = "".join(f"<li>{escape(difference)}</li>" for difference in differs)
+    differing = f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
+    return _table(("run", *HEAD), body, "Against the baseline run") + differing
+
+
+def _validity(content: Content) -> str:
+    rows: list[list[str]] = [
+        [f"{item.study}[{item.experiment_id}-c{item.cycle}]", item.state, reason]
+        for item in content.problems
+        if item.state != "invalid"
+        for reason in (item.reasons or ("",))
+    ]
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for result in content.results:
+        name = f"{result.study}[{result.experiment.id}]"
+        for reason in result.validity.reasons:
+            grouped.setdefault((name, f"invalid: {reason.code}", reason.message), []).append(f"c{result.cycle}")
+        for warning in result.warnings:
+            grouped.setdefault((name, f"warning: {warning.code}", warning.message), []).append(f"c{result.cycle}")
+    rows += [[f"{name} {', '.join(places)}", code, text] for (name, code, text), places in grouped.items()]
+    if not rows:
+        return "<p>Every cycle is valid, without warnings.</p>"
+    return _table(("where", "what", "why"), rows, "Cycles that are not valid, and warnings", wrap=True)
+
+
+def _method(content: Content) -> str:
+    return _table(*methods(content.results), "Meters, estimators and uncertainty (k=2)", wrap=True)
+
+
+def _environment(content: Content) -> str:
+    head, rows = settings_table(content.environments)
+    return _table(head, rows, "Machine and software of each run", wrap=True) if rows else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, wrap: bool = False) -> str:
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    css = ' class="wrap"' if wrap else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table{css}>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(name: str, *, number: bool = False) -> str:
+    css = ' class="n"' if number else ""
+    return f'<th scope="col"{css}><button type="button">{escape(name)}</button></th>'
+
+
+def _text(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _rounded(rows: Iterable[Iterable[float | str]]) -> JsonValue:
+    return [[float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row] for row in rows]
+
+
+def _asset(name: str) -> str:
+    return (files("pytest_llem.results.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _inline(script: str) -> str:
+    return script.replace("</script", "<\\/script")

@@ -1,0 +1,139 @@
+"""`llem list`, `compare`, `export` and `report` on stored runs, as a user calls them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+
+from pytest_llem.cli import main
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import EngineError
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import rebuild_manifest
+from pytest_llem.results.store import RunStore
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+NOISE = (1.00, 1.01, 0.99, 1.005, 0.995)
+
+
+@pytest.fixture
+def out(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs of two experiments, five cycles each; in `now` the first one draws 20 % more power."""
+    second = CycleKey(key.study, "batch_size:2", "f" * 16, 1)
+    for run, watts in (("before", 10.0), ("now", 12.0)):
+        store = RunStore.create(tmp_path / "out", run, environment={"hostname": "here"})
+        for each, level in ((key, watts), (second, 10.0)):
+            for cycle, noise in enumerate(NOISE, 1):
+                cell = replace(each, cycle=cycle)
+                inner = worker(cell, bench.measurement(level * noise))
+                inner.run_id = run
+                store.get_or_measure(cell, inner)
+        spoilt = replace(bench.measurement(), invalid=(Note("throttled", "2 s"),))
+        throttled = worker(replace(key, cycle=6), spoilt)
+        throttled.run_id = run
+        store.get_or_measure(replace(key, cycle=6), throttled)
+        store.get_or_measure(replace(key, cycle=7), worker(replace(key, cycle=7), EngineError("out of <memory>")))
+        rebuild_manifest(store.run_dir, finished=run == "before")
+    monkeypatch.chdir(tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_list_shows_runs_newest_first(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "now", "before"]
+    assert "1 failed, 1 invalid" in lines[1]
+    assert lines[1].endswith("unfinished")
+    assert lines[2].endswith(" finished")
+
+
+def test_compare_exits_1_beyond_a_limit_only(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "before", "now"]) == 0
+    text = capsys.readouterr().out
+    assert "+20.0%" in text
+    assert "worse" in text
+    assert main(["compare", "before", "now", "--fail-if", "joules_per_output_token:5%"]) == 1
+    assert main(["compare", "now", "before", "--fail-if", "joules_per_output_token:5%"]) == 0
+    assert main(["compare", "before", "now", "--fail-if", "output_tokens_per_s:-5%"]) == 0
+
+
+def test_compare_speaks_json_and_markdown(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", "before", "now", "--format", "json", "--metric", "avg_power_w"])
+    rows = json.loads(capsys.readouterr().out)
+    verdicts = {row["experiment_id"]: (row["metric"], row["verdict"]) for row in rows}
+    assert verdicts == {"batch_size:1": ("avg_power_w", "worse"), "batch_size:2": ("avg_power_w", "same")}
+    main(["compare", "before", "now", "--format", "markdown"])
+    assert "| :--- | :--- | ---: |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", ["joules_per_output_token", "joules:5%", "joules_per_output_token:five"])
+def test_wrong_limits_exit_2_with_a_remedy(out: Path, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "before", "now", "--fail-if", limit]) == 2
+    assert "fix: " in capsys.readouterr().err
+
+
+def test_export_csv_and_parquet_agree(out: Path, tmp_path: Path) -> None:
+    assert main(["export", "now", "--format", "csv", "-o", str(tmp_path / "all.csv")]) == 0
+    assert main(["export", "now", "--format", "parquet", "-o", str(tmp_path / "all.parquet")]) == 0
+    with (tmp_path / "all.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    table = pq.read_table(tmp_path / "all.parquet")
+    assert [float(row["energy_j"]) for row in rows] == table["energy_j"].to_pylist()
+    assert list(rows[0]) == table.column_names
+    assert rows[5]["valid"] == "false"
+    assert rows[0]["mfu"] == ""
+
+
+def test_export_vllm_bench_has_milliseconds_and_valid_results_only(out: Path, tmp_path: Path) -> None:
+    main(["export", "now", "--format", "vllm-bench", "-o", str(tmp_path / "bench")])
+    files = sorted((tmp_path / "bench").glob("*.json"))
+    assert len(files) == 10
+    result = json.loads(files[0].read_text())
+    assert result["median_ttft_ms"] == pytest.approx(100.0)
+    assert result["mean_tpot_ms"] == pytest.approx(10.0)
+    assert (result["completed"], result["num_prompts"], result["request_rate"]) == (6, 6, "inf")
+    assert result["output_throughput"] == pytest.approx(12.0)
+
+
+def test_export_mlperf_marks_invalid_and_short_runs(out: Path, tmp_path: Path) -> None:
+    main(["export", "now", "--format", "mlperf", "-o", str(tmp_path / "mlperf.json")])
+    entries = json.loads((tmp_path / "mlperf.json").read_text())
+    assert sorted(entry["Result is"] for entry in entries) == ["INVALID"] + ["VALID"] * 10
+    assert {entry["Min duration satisfied"] for entry in entries} == {"NO"}
+    assert entries[0]["50.00 percentile first token latency (ns)"] == pytest.approx(1e8)
+
+
+def test_export_aienergyscore_lists_every_deviation(out: Path, tmp_path: Path) -> None:
+    main(["export", "before", "--format", "aienergyscore", "-o", str(tmp_path / "score.json")])
+    entry = json.loads((tmp_path / "score.json").read_text())[0]
+    assert entry["wh_per_1000_queries"] == pytest.approx(20 / 6 * 1000 / 3600, rel=1e-3)
+    assert "3 prompts, not 1000" in entry["deviations"]
+    assert "energy of cpu_package, not of the GPU" in entry["deviations"]
+
+
+def test_export_otel_is_one_metrics_object_a_line(out: Path, tmp_path: Path) -> None:
+    main(["export", "before", "--format", "otel", "-o", str(tmp_path / "metrics.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 10
+    metrics = {entry["name"]: entry for entry in lines[0]["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
+    (energy,) = metrics["hw.energy"]["sum"]["dataPoints"]
+    assert energy["asDouble"] == 20.0
+    assert int(energy["timeUnixNano"]) - int(energy["startTimeUnixNano"]) == 2_000_000_000
+    assert len(metrics["gen_ai.server.time_to_first_token"]["gauge"]["dataPoints"]) == 4
+
+
+def test_unknown_formats_and_empty_folders_exit_2(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "now", "--format", "xml", "-o", "x"]) == 2
+    assert main(["list", str(out / "now" / "study")]) == 2
+    assert capsys.readouterr().err.count("fix: ") == 2

@@ -1,0 +1,152 @@
+"""The HTML report in a real browser: it renders, asks for nothing, and its filters work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import EngineError, SettingsError
+from pytest_llem.job import Job, JobDir
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import rebuild_manifest
+from pytest_llem.results.report.build import write_figures, write_report
+from pytest_llem.results.store import RunStore
+from pytest_llem.runners.protocol import RunReport
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+CHROMIUM = os.environ.get("LLEM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def out(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> Path:
+    """Two runs of four experiments and three cycles, with power samples, an invalid and a failed cycle."""
+    for run, watts in (("before", 10.0), ("now", 12.0)):
+        store = RunStore.create(tmp_path / "out", run, environment={"hostname": "<b>here</b>"})
+        for size in range(1, 5):
+            for cycle in range(1, 4):
+                cell = CycleKey(key.study, f"batch_size:{size}", f"{size:08x}", cycle)
+                measurement = bench.measurement(watts / size * (1 + cycle / 100))
+                if (size, cycle) == (4, 3):
+                    measurement = replace(measurement, invalid=(Note("throttled", "2 s of <thermal> throttling"),))
+                store.get_or_measure(cell, sampled(worker(cell, measurement), run, size))
+        failed = replace(key, experiment_id="batch_size:9", config_hash="9" * 8)
+        store.get_or_measure(failed, worker(failed, EngineError("out of <memory>")))
+        rebuild_manifest(store.run_dir, finished=True)
+    return tmp_path / "out"
+
+
+def sampled(inner: Worker, run: str, size: int) -> Callable[[int, JobDir], tuple[Job, RunReport]]:
+    def measure(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+        inner.run_id = run
+        job, report = inner(attempt, job_dir)
+        lines = [f'{{"t_ns": {step * 10**7}, "device": "cpu", "power_w": {size + step % 3}}}' for step in range(400)]
+        job_dir.samples.write_text("\n".join(lines) + "\n")
+        config = replace(job.config, settings={"batch_size": size})
+        return replace(job, config=config), report
+
+    return measure
+
+
+@dataclass
+class Opened:
+    """A page with what went wrong on it."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[..., Opened]]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+        def open_page(file: Path, **options: Any) -> Opened:
+            opened = Opened(browser.new_page(**options))
+            opened.page.on("console", lambda line: opened.complaints.append(f"{line.type}: {line.text}"))
+            opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+            opened.page.on("request", lambda request: opened.requests.append(request.url))
+            opened.page.goto(file.as_uri())
+            return opened
+
+        yield open_page
+        browser.close()
+
+
+def test_the_page_draws_its_charts_and_asks_for_nothing(
+    out: Path, tmp_path: Path, browse: Callable[..., Opened]
+) -> None:
+    pytest.importorskip("vl_convert", reason="charts need the extra `report`")
+    file = tmp_path / "report.html"
+    write_report([out / "now"], file, baseline=out / "before")
+    for options in ({}, {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}):
+        opened = browse(file, **options)
+        charts = opened.page.locator(".chart")
+        for place in range(charts.count()):
+            charts.nth(place).scroll_into_view_if_needed()
+            charts.nth(place).locator("svg").wait_for(timeout=20_000)
+        assert charts.count() >= 5
+        assert opened.complaints == []
+        assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_filter_and_sort_work_by_keyboard(out: Path, tmp_path: Path, browse: Callable[..., Opened]) -> None:
+    file = tmp_path / "report.html"
+    write_report([out / "now"], file)
+    page = browse(file).page
+    visible = page.locator("#experiments tbody tr:not([hidden])")
+    page.locator("#filter").fill("batch_size:3")
+    page.wait_for_function("document.getElementById('shown').textContent.startsWith('1 of 4')")
+    assert visible.count() == 1
+    page.locator("#filter").fill("")
+    page.locator("select[data-axis]").first.select_option("2")
+    assert visible.count() == 1
+    page.locator("select[data-axis]").first.select_option("")
+    head = page.locator("#experiments th button", has_text="joules_per_output_token")
+    head.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#experiments tbody tr").first.get_attribute("data-key") == "now/study/batch_size:4"
+    page.keyboard.press("Enter")
+    assert page.locator("#experiments tbody tr").first.get_attribute("data-key") == "now/study/batch_size:1"
+
+
+def test_the_page_says_what_failed_and_how_it_was_measured(out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    write_report([out / "now"], file, baseline=out / "before", title="A & B")
+    text = file.read_text()
+    for part in (
+        "A &amp; B",
+        "out of &lt;memory&gt;",
+        "throttled",
+        "rapl_counter",
+        "&lt;b&gt;here&lt;/b&gt;",
+        "+20.0%",
+    ):
+        assert part in text
+    for hostile in ("<b>here", "<memory>", "<thermal>"):
+        assert hostile not in text
+    assert "http://" not in text.split('id="llem-data"')[0]
+
+
+def test_figures_are_vector_and_bitmap(out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="figures need the extra `report`")
+    files = write_figures([out / "now"], tmp_path / "figures", ("svg",))
+    assert {file.suffix for file in files} == {".svg"}
+    assert all(file.read_text().lstrip().startswith("<svg") for file in files)
+    with pytest.raises(SettingsError, match="unknown figure format"):
+        write_figures([out / "now"], tmp_path / "figures", ("gif",))
