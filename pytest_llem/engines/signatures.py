@@ -165,7 +165,7 @@ def parameters(target: Target, engine: str) -> dict[str, Any]:
     hints = _hints(found)
     if isinstance(model_fields := getattr(found, "model_fields", None), Mapping):
         return {**dict.fromkeys(target.more), **{name: info.annotation for name, info in model_fields.items()}}
-    elif isinstance(struct_fields := getattr(found, "__struct_fields__", None), tuple):
+    if isinstance(struct_fields := getattr(found, "__struct_fields__", None), tuple):
         names = list(struct_fields)
     else:
         names = _signature_names(found)

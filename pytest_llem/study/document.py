@@ -206,7 +206,7 @@ def _syntax_hint(what: str, text: str, mark: _Mark | None) -> str | None:
     lines = text.splitlines()
     if mark is not None and mark.line < len(lines) and "${" in lines[mark.line]:
         return "quote a placeholder that stands inside braces or brackets"
-    if "cannot start any token" in what:
+    if "cannot start any token" in what or "tab character" in what:
         return "indent with spaces, not tabs, and quote values that begin with a special character"
     if "mapping values are not allowed" in what:
         return "quote values that contain ': ', and check the indentation"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, Union, get_args, get_origin
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import PlaceholderText, kind
-from pytest_llem.study.problems import suggest
+from pytest_llem.study.problems import nearest, suggest
 from pytest_llem.study.schema import ExperimentSettings
 
 Leaves = dict[str, JsonValue]
@@ -127,21 +127,17 @@ def _places() -> dict[str, list[str]]:
     return places
 
 
-def suggest_path(path: str) -> str | None:
-    """A remedy for an unknown path: a near name in the same section, the same name elsewhere, or a near path."""
+def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
+    """A remedy for an unknown path: a near name in the same section (or in `beside`), or a near one elsewhere."""
     above, _, last = path.rpartition(".")
     section = table().get(above, tree()) if above else tree()
-    if section.kind == "section" and (not above or section.path):
-        found = suggest(last, section.children)
-        if found:
-            return f"did you mean '{above}.{found[14:-2]}'?" if above else found
-    elsewhere = _places().get(last)
-    if elsewhere:
-        return f"did you mean {' or '.join(repr(place) for place in elsewhere[:3])}?"
-    found = suggest(path, table())
-    if found:
-        return found
-    if section.kind == "section" and section.children:
+    local = nearest(last, (*section.children, *beside)) if not above or section.path else None
+    elsewhere = nearest(last, _places())
+    if local is not None and (elsewhere is None or local[0] >= elsewhere[0] - 0.1):
+        return f"did you mean '{above}.{local[1]}'?" if above else f"did you mean '{local[1]}'?"
+    if elsewhere is not None:
+        return f"did you mean {' or '.join(repr(place) for place in _places()[elsewhere[1]][:3])}?"
+    if section.children:
         names = ", ".join(section.children)
         return f"known here: {names}" if len(names) < 400 else f"known here: {names[:400].rpartition(', ')[0]}, ..."
     return None

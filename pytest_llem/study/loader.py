@@ -17,7 +17,7 @@ from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.model import Experiment, Gates, LeftOut, Notice, Overrides, Study
 from pytest_llem.study.naming import shorten, slug, text_of
 from pytest_llem.study.points import Asleep, Points, Sweep, TooManyPointsError
-from pytest_llem.study.problems import study_error, suggest, suggest_or_list
+from pytest_llem.study.problems import study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import Execution, ExplicitExperiment, StudyFile
 from pytest_llem.study.sources import Sources, read_sources
@@ -122,7 +122,7 @@ class _Loader:
             if key in _STUDY_ONLY:
                 own[key] = value
             elif key not in table() and "." not in key:
-                hint = suggest(key, StudyFile.model_fields) or suggest_path(key)
+                hint = suggest_path(key, _STUDY_ONLY)
                 self.sources.report((key,), f"unknown setting {key!r}", hint, True)
         plain = {
             key: own[key]
@@ -131,11 +131,8 @@ class _Loader:
         }
         checked: dict[str, JsonValue] = {}
         for key, value in plain.items():
-            checked.update(parts.section(StudyFile, {key: value}, self._unprefixed, ()))
+            checked.update(parts.section(StudyFile, {key: value}, self.sources.report, ()))
         return checked
-
-    def _unprefixed(self, path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
-        self.sources.report(path, text.removeprefix("."), fix, at_key)
 
     def _shared_settings(self, data: Mapping[str, JsonValue]) -> None:
         common = {key: value for key, value in data.items() if key in table() or "." in key}

@@ -27,14 +27,15 @@ def section(model: type[BaseModel], data: JsonValue, report: Report, place: KeyP
         return {}
     found: dict[str, JsonValue] = {}
     for key, value in data.items():
+        dotted = f"{name}.{key}" if name else key
         if key not in model.model_fields:
             hint = suggest_or_list(key, model.model_fields)
-            report((*place, key), f"unknown setting {name}.{key}", hint, True)
+            report((*place, key), f"unknown setting {dotted}", hint, True)
             continue
         try:
             found[key] = fields.check_field(model, key, value)
         except BadValueError as problem:
-            report((*place, key, *problem.inner), f"{name}.{key}: {problem.text}", problem.fix, False)
+            report((*place, key, *problem.inner), f"{dotted}: {problem.text}", problem.fix, False)
     return found
 
 

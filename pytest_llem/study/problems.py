@@ -61,12 +61,24 @@ def study_error(problems: Iterable[Problem], main_file: Path | str) -> StudyErro
     )
 
 
+def nearest(word: str, known: Iterable[str]) -> tuple[float, str] | None:
+    """The known word most like `word` with their likeness (0.6 to 1), or `None` when none is like it."""
+    plain = word.lower().replace("-", "_")
+    best: tuple[float, str] | None = None
+    matcher = difflib.SequenceMatcher(b=plain)
+    for candidate in known:
+        matcher.set_seq1(candidate.lower())
+        if matcher.real_quick_ratio() >= 0.6 and matcher.quick_ratio() >= 0.6:
+            likeness = matcher.ratio()
+            if likeness >= 0.6 and (best is None or likeness > best[0]):
+                best = (likeness, candidate)
+    return best
+
+
 def suggest(word: str, known: Iterable[str]) -> str | None:
     """`did you mean 'X'?` for the known word nearest to `word`, or `None` when none is near."""
-    candidates = list(known)
-    by_lower = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), by_lower, n=1, cutoff=0.6)
-    return f"did you mean {by_lower[close[0]]!r}?" if close else None
+    found = nearest(word, known)
+    return f"did you mean {found[1]!r}?" if found else None
 
 
 def suggest_or_list(word: str, known: Iterable[str], limit: int = 12) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -90,8 +91,13 @@ def _rows(model: type[BaseModel], prefix: str, only: list[str] | None = None) ->
         if section is not None and prefix:
             yield from _rows(section, path)
             continue
-        schema = model.model_json_schema()["properties"][name]
-        yield f"| `{path}` | {_type(schema, info)} | {_default(info)} | {info.description or ''} |"
+        yield f"| `{path}` | {_type(_properties(model)[name], info)} | {_default(info)} | {info.description or ''} |"
+
+
+@cache
+def _properties(model: type[BaseModel]) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = model.model_json_schema()["properties"]
+    return found
 
 
 def _type(schema: dict[str, object], info: FieldInfo) -> str:

@@ -181,7 +181,7 @@ def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None
     problems: list[Problem] = []
 
     def report(place: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
-        problems.append(Problem(document.locate(place, key=at_key), text.removeprefix("."), fix))
+        problems.append(Problem(document.locate(place, key=at_key), text, fix))
 
     own = {key: value for key, value in document.data.items() if key not in ("execution", "runners")}
     found = {key: _plain(value) for key, value in parts.section(UserFile, own, report, ()).items()}

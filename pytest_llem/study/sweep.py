@@ -83,7 +83,8 @@ def _plain(item: Field, path: str, value: JsonValue, report: Report, place: KeyP
     found: list[Alternative] = []
     for where, entry in _values(item, value, report, place):
         settings = settings_at(item, path, entry, report, where)
-        if not settings and not (isinstance(entry, Mapping) and not entry):
+        is_nothing = item.kind != "leaf" and isinstance(entry, Mapping) and not entry
+        if not settings and not is_nothing:
             continue
         found.append(Alternative(tuple(settings), _label(item, path, settings), where))
     return found

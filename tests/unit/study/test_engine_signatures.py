@@ -1,0 +1,150 @@
+"""Settings against the installed engine's own signatures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from pytest_llem.engines.signatures import check_against_engine, fits, main
+from pytest_llem.errors import EngineNotInstalledError
+from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.study import Study
+
+Load = Callable[..., Study]
+
+
+@dataclass
+class EngineArgs:
+    """As an engine's release would have it in which `block_size` became `kv_block_size`."""
+
+    model: str = ""
+    kv_block_size: int | None = None
+    max_num_seqs: int | None = None
+    enforce_eager: bool = False
+    load_format: Literal["auto", "dummy"] = "auto"
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    disable_custom_all_reduce: bool = False
+    cpu_offload_gb: float = 0
+
+
+class SamplingParams:
+    """Keeps its fields where msgspec puts them."""
+
+    __struct_fields__ = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "min_tokens", "n")
+    temperature: float
+    top_p: float
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, engine, arg_utils = ModuleType("vllm"), ModuleType("vllm.engine"), ModuleType("vllm.engine.arg_utils")
+    root.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    arg_utils.EngineArgs = EngineArgs  # type: ignore[attr-defined]
+    for module in (root, engine, arg_utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def problems(load: Load, text: str) -> list[tuple[str, str | None]]:
+    config = load(f"model: m\nengine: vllm\n{text}").experiments[0].config
+    return [(problem.path, problem.fix) for problem in check_against_engine(config)]
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_renamed_argument_is_caught_with_a_suggestion(load: Load) -> None:
+    assert problems(load, "vllm: {block_size: 16, max_num_seqs: 4}\n") == [
+        ("vllm.block_size", "did you mean 'kv_block_size'?")
+    ]
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_extra_is_checked_by_name_and_type(load: Load) -> None:
+    found = problems(load, "vllm: {extra: {load_formt: auto, load_format: dummy, model: 3}}\n")
+
+    assert found == [("vllm.extra.load_formt", "did you mean 'load_format'?"), ("vllm.extra.model", "give str")]
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_decoding_is_checked_against_sampling_parameters(load: Load) -> None:
+    found = problems(load, "decoding: {do_sample: true, temperature: 0.5, min_p: 0.1}\nvllm: {sampling: {n: 2}}\n")
+
+    assert [path for path, _ in found] == ["decoding.min_p"]
+
+
+def test_engine_that_is_not_installed_is_said_so(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sglang", None)
+    config = load("model: m\nengine: sglang\n").experiments[0].config
+
+    with pytest.raises(EngineNotInstalledError, match="sglang is not installed here"):
+        check_against_engine(config)
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_command_checks_a_job_file_as_a_container_would(
+    load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load("model: m\nengine: vllm\nvllm: {block_size: 16}\n").experiments[0]
+    job_dir = JobDir(tmp_path / "job")
+    job_dir.write_job(
+        Job(
+            run_id="r",
+            study="s",
+            experiment_id=experiment.id,
+            config_hash=experiment.config_hash,
+            config=experiment.config,
+            cycle=1,
+            attempt=1,
+            devices=DeviceSet("cpu"),
+            meter=MeterSettings(),
+            deadlines=Deadlines(60.0),
+        )
+    )
+
+    assert main([str(job_dir.job)]) == 1
+    assert [problem["path"] for problem in json.loads(capsys.readouterr().out)] == ["vllm.block_size"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (int, 3, True),
+        (int, True, False),
+        (float, 3, True),
+        (str, 3, False),
+        (int | None, None, True),
+        (int | str, [1], False),
+        (Literal["a", "b"], "c", False),
+        (Annotated[bool, "help"], True, True),
+        (dict[str, int], {"a": 1}, True),
+        (list[int], "ab", False),
+        (Any, object, None),
+        (EngineArgs, {}, None),
+        (EngineArgs | None, 3, None),
+    ],
+)
+def test_fits(annotation: object, value: Any, expected: bool | None) -> None:
+    assert fits(annotation, value) is expected
+
+
+@pytest.mark.engine
+def test_real_transformers(load: Load) -> None:
+    pytest.importorskip("transformers")
+    text = "model: m\ntransformers: {{num_beams: 2, quantization: {{load_in_8bit: true}}, extra: {{{extra}: 0.9}}}}\n"
+
+    right = check_against_engine(load(text.format(extra="typical_p")).experiments[0].config)
+    wrong = check_against_engine(load(text.format(extra="typical_q")).experiments[0].config)
+
+    assert right == []
+    assert [(problem.path, problem.fix) for problem in wrong] == [
+        ("transformers.extra.typical_q", "did you mean 'typical_p'?")
+    ]

@@ -1,0 +1,97 @@
+"""User settings: one precedence, and each value with its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.cli import main
+from pytest_llem.errors import SettingsError
+from pytest_llem.study.settings import load_settings, report_lines
+
+
+def user_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_precedence_command_line_environment_ini_user_default(tmp_path: Path) -> None:
+    path = user_file(tmp_path, "out: theirs\nmeter: rapl\nrun: explicit\nbaseline_dir: b\n")
+
+    settings = load_settings(
+        command_line={"out": "cli", "meter": None},
+        env={"LLEM_OUT": "env", "LLEM_METER": "nvml", "LLEM_RUN": ""},
+        ini={"out": "ini", "meter": "ini", "baseline_dir": "ini", "strict": "true"},
+        path=path,
+    )
+
+    found = {setting.name: (setting.value, setting.source, setting.where) for setting in settings}
+    assert found["out"] == ("cli", "command line", "--llem-out")
+    assert found["meter"] == ("nvml", "environment", "LLEM_METER")
+    assert found["baseline_dir"] == ("ini", "ini", "llem_baseline_dir")
+    assert found["run"] == ("explicit", "user settings", f"{path}:3:6")
+    assert found["strict"] == (True, "ini", "llem_strict")
+    assert found["cycles"] == (3, "default", None)
+
+
+def test_only_what_is_said_for_this_run_stands_above_a_study(tmp_path: Path) -> None:
+    path = user_file(tmp_path, "execution: {cycles: 5, order: shuffled, retries: 0}\n")
+
+    above = load_settings(command_line={"cycles": 2}, env={}, path=path)
+    below = load_settings(env={}, path=path)
+
+    assert (above.overrides().cycles, above.overrides().order) == (2, None)
+    assert (below.overrides().cycles, below.overrides().order) == (None, None)
+    assert below.execution == {"cycles": 5, "order": "shuffled", "retries": 0}
+
+
+def test_runners_of_the_environment_stand_above_the_users(tmp_path: Path) -> None:
+    path = user_file(tmp_path, "runners: {vllm: docker, sglang: docker}\n")
+
+    runners = load_settings(env={"LLEM_RUNNER_VLLM": "docker:img"}, path=path).runners
+
+    assert (runners["vllm"].value, runners["vllm"].source) == ("docker:img", "environment")
+    assert (runners["sglang"].value, runners["sglang"].source) == ("docker", "user settings")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("outt: x\n", r"config\.yaml:1:1: unknown setting outt .*did you mean 'out'"),
+        ("execution: {cycles: none}\n", r"config\.yaml:1:21: execution\.cycles: expected an integer"),
+        ("runners: {vlm: docker}\n", r"config\.yaml:1:11: runners: unknown engine 'vlm'"),
+        ("[", r"config\.yaml:\d+:\d+: YAML syntax error"),
+    ],
+)
+def test_wrong_user_file_is_placed(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(env={}, path=user_file(tmp_path, text))
+
+
+def test_wrong_variable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"LLEM_CYCLES: cycles: expected an integer"):
+        load_settings(env={"LLEM_CYCLES": "many"}, path=tmp_path / "none.yaml")
+
+
+def test_report_shows_value_source_and_misspelt_variables(tmp_path: Path) -> None:
+    settings = load_settings(env={"LLEM_OUT": "x", "LLEM_METRE": "nvml"}, path=tmp_path / "none.yaml")
+
+    text = "\n".join(report_lines(settings))
+
+    assert "environment (LLEM_OUT)" in text
+    assert "warning: LLEM_METRE is not a setting: did you mean 'LLEM_METER'?" in text
+
+
+def test_llem_config_prints_and_a_wrong_setting_exits_with_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("LLEM_ORDER", "shuffled")
+    assert main(["config"]) == 0
+    assert "environment (LLEM_ORDER)" in capsys.readouterr().out
+
+    monkeypatch.setenv("LLEM_ORDER", "shufled")
+    assert main(["config"]) == 2
+    assert "did you mean 'shuffled'?" in capsys.readouterr().err
