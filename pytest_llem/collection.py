@@ -180,6 +180,17 @@ def add_keywords(item: pytest.Item) -> None:
         item.extra_keyword_matches.update(str(word) for word in words if word)
 
 
+def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests that need a result when pytest was called without naming anything (`llem_run = explicit`)."""
+    asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
+    if asked:
+        return
+    unasked = [item for item in items if point_of(item) is not None]
+    if unasked:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if point_of(item) is None]
+
+
 def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
     """The plan for the run's manifest: the cycles that were selected, in order, and what the studies left out."""
     from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan

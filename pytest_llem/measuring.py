@@ -44,6 +44,7 @@ class Measurer:
             command_line=parse_runner_options(self._options.runner, known_engines()),
             environment=os.environ,
             study=study.runners,
+            user_settings=self._options.user_runners,
             detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=daemon_answers),
         )
 

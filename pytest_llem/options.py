@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import SettingsError
+from pytest_llem.errors import JsonValue, SettingsError
+
+if TYPE_CHECKING:
+    from pytest_llem.study import Overrides
+    from pytest_llem.study.settings import Setting
+
+INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The settings of this run, read once from the command line, the environment and the ini file."""
+    """The settings of this run, each from the first that says something: see `study.settings`.
+
+    `overrides` and `execution` stand above and below what a study says of its execution; `user_runners` are the user
+    file's runners per engine.
+    """
 
     out: Path
     runner: tuple[str, ...]
+    user_runners: Mapping[str, str]
     meter: str
     meter_explicit: bool
-    cycles: int | None
-    order: str | None
+    overrides: Overrides
+    execution: Mapping[str, JsonValue]
     resume: bool
     baseline: str | None
     baseline_dir: Path
     save_baseline: str | None
-    fail_if: Mapping[str, str]
     strict: bool
+    explicit: bool
     breaker: bool
     skip_preflight: bool
     collect_only: bool
@@ -36,74 +46,77 @@ class RunOptions:
 
 def run_options(config: pytest.Config) -> RunOptions:
     """Read the settings of this run; a wrong one is a usage error."""
+    from pytest_llem.engines import known_engines
+    from pytest_llem.runners.resolution import parse_runner_options
+    from pytest_llem.study.settings import load_settings
 
-    def chosen(name: str) -> Any:
-        value = config.getoption(f"llem_{name}")
-        if value in (None, []):
-            environment = os.environ.get(f"LLEM_{name.upper()}")
-            value = environment or config.getini(f"llem_{name}") or None
-        return value
-
-    meter = chosen("meter")
-    cycles = chosen("cycles")
+    option = config.getoption
+    runner = tuple(option("llem_runner") or config.getini("llem_runner"))
     try:
-        cycles = int(cycles) if cycles is not None else None
-    except ValueError:
-        raise pytest.UsageError(f"llem_cycles: {cycles!r} is not a whole number") from None
-    if meter is not None:
-        _require_meter(str(meter))
-    runner = config.getoption("llem_runner") or config.getini("llem_runner") or ()
-    try:
-        from pytest_llem.engines import known_engines
-        from pytest_llem.runners.resolution import parse_runner_options
-
-        parse_runner_options(tuple(runner), known_engines())
+        settings = load_settings(
+            command_line={
+                **{name: option(f"llem_{name}") for name in ("out", "meter", "cycles", "order")},
+                "strict": option("llem_strict") or None,
+            },
+            ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
+        )
+        _require_meter(settings.values["meter"])
+        parse_runner_options(runner, known_engines())
+        overrides = settings.overrides(_fail_if(option("llem_fail_if")))
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
+    meter = str(settings["meter"])
     return RunOptions(
-        out=(config.invocation_params.dir / str(chosen("out") or "llem-results")).resolve(),
-        runner=tuple(runner),
-        meter=str(meter or "auto"),
-        meter_explicit=meter not in (None, "auto"),
-        cycles=cycles,
-        order=chosen("order"),
-        resume=bool(config.getoption("llem_resume")),
-        baseline=chosen("baseline"),
-        baseline_dir=(config.rootpath / (config.getini("llem_baseline_dir") or "llem-baselines")).resolve(),
-        save_baseline=config.getoption("llem_save_baseline"),
-        fail_if=_fail_if(config.getoption("llem_fail_if")),
-        breaker=not config.getoption("llem_no_breaker"),
-        strict=bool(config.getoption("llem_strict")),
-        skip_preflight=bool(config.getoption("llem_skip_preflight")),
+        out=(config.invocation_params.dir / str(settings["out"])).resolve(),
+        runner=runner,
+        user_runners={
+            engine: str(setting.value)
+            for engine, setting in settings.runners.items()
+            if setting.source == "user settings"
+        },
+        meter=meter,
+        meter_explicit=meter != "auto",
+        overrides=overrides,
+        execution=settings.execution,
+        resume=bool(option("llem_resume")),
+        baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
+        baseline_dir=(config.rootpath / str(settings["baseline_dir"])).resolve(),
+        save_baseline=option("llem_save_baseline"),
+        strict=bool(settings["strict"]),
+        explicit=settings["run"] == "explicit",
+        breaker=not option("llem_no_breaker"),
+        skip_preflight=bool(option("llem_skip_preflight")),
         collect_only=bool(config.option.collectonly),
     )
 
 
 def _fail_if(values: Sequence[str]) -> dict[str, str]:
+    from pytest_llem.study.limits import parse_fail_if
+
     limits: dict[str, str] = {}
     for value in values:
-        metric, colon, limit = value.partition(":")
+        metric, colon, limit = (part.strip() for part in value.partition(":"))
         if not colon:
-            raise pytest.UsageError(
-                f"--llem-fail-if={value}: no limit\nfix: write METRIC:LIMIT, for example joules_per_output_token:5%"
+            raise SettingsError(
+                f"--llem-fail-if={value}: no limit", fix="write METRIC:LIMIT, e.g. joules_per_output_token:5%"
             )
         try:
-            from pytest_llem.study.limits import parse_fail_if
-
-            parse_fail_if(metric.strip(), limit.strip())
+            parse_fail_if(metric, limit)
         except SettingsError as error:
-            raise pytest.UsageError(f"--llem-fail-if={value}: {error}") from None
-        limits[metric.strip()] = limit.strip()
+            raise SettingsError(f"--llem-fail-if={value}: {error.message}", fix=error.fix) from None
+        limits[metric] = limit
     return limits
 
 
-def _require_meter(name: str) -> None:
+def _require_meter(setting: Setting) -> None:
     from difflib import get_close_matches
 
     from pytest_llem.energy import known_meters
 
     known = ("auto", *known_meters(), "none")
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
+    if setting.value not in known:
+        close = get_close_matches(str(setting.value), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise pytest.UsageError(f"--llem-meter={name}: unknown meter\nfix: {hint}known meters: {', '.join(known)}")
+        raise SettingsError(
+            f"{setting.where}={setting.value}: unknown meter", fix=f"{hint}known meters: {', '.join(known)}"
+        )

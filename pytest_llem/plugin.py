@@ -21,8 +21,10 @@ INI_TWINS = {
     "llem_meter": "auto, a meter's name, or none",
     "llem_cycles": "cycles of every experiment, in place of the study's",
     "llem_order": "sequential, interleaved or shuffled, in place of the study's",
+    "llem_strict": "true: inconclusive and not-comparable gates and invalid cycles fail instead of being skipped",
     "llem_baseline": "run directory, results file or saved baseline to gate against",
     "llem_baseline_dir": "where named baselines lie (default: llem-baselines under rootdir)",
+    "llem_run": "always or explicit: whether plain pytest runs tests that need a result (default: always)",
 }
 
 
@@ -145,6 +147,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         from pytest_llem.collection import add_keywords
 
         add_keywords(item)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that need a result, when the settings want them asked for explicitly."""
+    llem = config.stash.get(SESSION, None)
+    if llem is not None and llem.options.explicit:
+        from pytest_llem.collection import deselect_unasked
+
+        deselect_unasked(config, items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

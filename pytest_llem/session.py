@@ -83,13 +83,13 @@ class LlemSession:
         """Load a study, once; `StudyError` when it is wrong, or when another study of this run has its name."""
         if path not in self._studies:
             from pytest_llem.errors import StudyError
-            from pytest_llem.study import Overrides, load_study
+            from pytest_llem.study import load_study
 
-            overrides = Overrides(cycles=self.options.cycles, order=self.options.order, fail_if=self.options.fail_if)
-            study = load_study(path, overrides=overrides)
+            overrides, execution = self.options.overrides, self.options.execution
+            study = load_study(path, overrides=overrides, execution=execution)
             if self.options.baseline and not any(experiment.compare for experiment in study.experiments):
                 limits = {study.execution.headline: DEFAULT_LIMIT}
-                study = load_study(path, overrides=replace(overrides, fail_if=limits))
+                study = load_study(path, overrides=replace(overrides, fail_if=limits), execution=execution)
             for other in self._studies.values():
                 if other.name == study.name:
                     raise StudyError(
