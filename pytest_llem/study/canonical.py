@@ -162,6 +162,11 @@ DORMANCIES: tuple[Dormancy, ...] = (
 )
 
 
+_RULES_OF: dict[str, tuple[Dormancy, ...]] = {
+    path: tuple(rule for rule in DORMANCIES if path in rule.fields) for known in DORMANCIES for path in known.fields
+}
+
+
 def written_out(leaves: Leaves) -> Leaves:
     """The leaves with a decoding preset replaced by what it stands for, below what is set beside it."""
     name = leaves.get("decoding.preset")
@@ -202,10 +207,10 @@ def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
     get = getter(leaves)
     known = defaults()
     asleep: dict[str, str] = {}
-    for rule in DORMANCIES:
-        touched = [path for path in rule.fields if path in leaves]
-        if touched and rule.asleep(get):
-            asleep.update(dict.fromkeys(touched, rule.because))
+    for path in leaves:
+        for rule in _RULES_OF.get(path, ()):
+            if path not in asleep and rule.asleep(get):
+                asleep[path] = rule.because
     kept: Leaves = {}
     for path, value in leaves.items():
         section = section_of(path)

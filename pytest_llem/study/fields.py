@@ -46,16 +46,6 @@ class Field:
         """Whether a value of this setting is itself a list."""
         return self.info is not None and any(get_origin(option) is list for option in options(self.info.annotation))
 
-    @property
-    def mapping_model(self) -> type[BaseModel] | None:
-        """The model of a mapping that this leaf accepts beside plain values, if any."""
-        if self.info is None:
-            return None
-        for option in options(self.info.annotation):
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                return option
-        return None
-
 
 def options(annotation: object) -> tuple[object, ...]:
     """The alternatives of a union, or the annotation itself; `Annotated` is looked through."""
@@ -172,16 +162,25 @@ def check_leaf(item: Field, value: JsonValue) -> JsonValue:
 
 def check_field(owner: type[BaseModel], name: str, value: JsonValue) -> JsonValue:
     """Check a value by the field `name` of a model alone. Raises `BadValueError`."""
-    info = owner.model_fields[name]
-    model = next((o for o in options(info.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    if model is not None and isinstance(value, dict):
-        return _check_mapping(model, value)
+    if isinstance(value, dict):
+        model = _mapping_model(owner, name)
+        if model is not None:
+            return _check_mapping(model, value)
     try:
-        changed = owner.__pydantic_validator__.validate_assignment(_blank(owner).model_copy(), name, value)
+        changed = owner.__pydantic_validator__.validate_assignment(_blank(owner), name, value)
     except ValidationError as error:
-        raise _bad_value(error, info, value) from None
+        raise _bad_value(error, owner.model_fields[name], value) from None
     checked: JsonValue = getattr(changed, name)
     return checked
+
+
+@cache
+def _mapping_model(owner: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a mapping that a field accepts, alone or beside plain values."""
+    for option in options(owner.model_fields[name].annotation):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
 
 
 def _check_mapping(model: type[BaseModel], value: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -14,6 +14,8 @@ from pytest_llem.study.sweep import Alternative, Axis
 
 PINNED = -1
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -85,8 +87,7 @@ def _linked(paths: Sequence[frozenset[str]], shared: Leaves) -> Iterator[frozens
 
 def view(kept: Leaves, spoken: Leaves, labels: tuple[tuple[int, str], ...]) -> View:
     """A view from its canonical leaves and the leaves to be keywords."""
-    key = json.dumps(sorted(kept.items()), separators=(",", ":"))
-    return View(key, kept, keywords(spoken), labels)
+    return View(_encode(sorted(kept.items())), kept, keywords(spoken), labels)
 
 
 def keywords(spoken: Leaves) -> dict[str, Keyword]:
@@ -131,7 +132,7 @@ def _spoken(leaves: Leaves, asleep: dict[str, str]) -> Leaves:
 
 
 def _all_asleep(alternative: Alternative, asleep: dict[str, str]) -> bool:
-    return bool(alternative.settings) and all(setting.path in asleep for setting in alternative.settings)
+    return bool(asleep and alternative.settings) and all(setting.path in asleep for setting in alternative.settings)
 
 
 def ordered_labels(parts: Iterable[View]) -> Iterator[str]:
