@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import hypot, sqrt
-from statistics import fmean, stdev
 from typing import Literal
 
+from pytest_llem.energy import quiet
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.series import TickSeries
 
@@ -23,8 +23,19 @@ SETTLE_RAMPS = 5
 """After so many ramp times less than 1 % of a power step is left."""
 EDGE_NS = 100_000
 """A synchronised edge and the device's own edge are taken to agree within 0.1 ms."""
-QUIET_SCATTER_REL = 0.1
+MIN_STEP_REL = 0.1
+"""A side whose power is not at least a tenth below the window's was not idle."""
+MIN_QUIET_STEPS = 3
 _UNIFORM = 2 / sqrt(3)
+
+
+@dataclass(frozen=True)
+class BusyPower:
+    """Power inside a window in watts: its mean, that towards the end, and how much it varies."""
+
+    mean_w: float
+    last_w: float
+    spread_w: float
 
 
 @dataclass(frozen=True)
@@ -64,83 +75,29 @@ def interpolated(ticks: TickSeries, t_ns: int) -> Edge | None:
 
 
 def outer(
-    ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, busy_w: float, known: Calibration | None
+    ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, busy: BusyPower, known: Calibration | None
 ) -> Edge | None:
-    """The counter at an edge with a quiet side: from the steps in the quiet time, whose power is carried to the edge.
+    """The counter at an edge with a quiet side: its course over the steps in the quiet time, carried to the edge.
 
-    `quiet_ns` is how long the device was idle on that side and `busy_w` the power on the other. After an end, power
-    still decays: what it adds until the next step is taken off by the calibrated ramp. `None` when the quiet time
-    holds too few steps, or is not quiet (its power scatters, or is hardly below `busy_w`).
+    `quiet_ns` is how long the device was idle on that side and `busy` the power on the other. After an end, power
+    still decays: what that adds before the first step used is taken off by the calibrated ramp. `None` when the quiet
+    time holds too few steps, or was not quiet (power scatters, or is hardly below the busy power).
     """
     ramp_ns = known.ramp_ns if known and known.ramp_ns is not None else None
     settle_ns = SETTLE_RAMPS * (ramp_ns if ramp_ns is not None else UNCALIBRATED_RAMP_NS)
-    if side == "start":
-        indices = [
-            i for i in range(len(ticks)) if ticks.low_ns[i] >= t_ns - quiet_ns + settle_ns and ticks.high_ns[i] <= t_ns
-        ]
-    else:
-        indices = [
-            i for i in range(len(ticks)) if ticks.low_ns[i] >= t_ns + settle_ns and ticks.high_ns[i] <= t_ns + quiet_ns
-        ]
-    if len(indices) < 3:
+    earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
+    indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
+    if len(indices) < MIN_QUIET_STEPS:
         return None
-    nearest = indices[-1] if side == "start" else indices[0]
-    line = _QuietLine.fit(ticks, indices)
-    step_w = busy_w - line.at(t_ns)
-    if step_w <= QUIET_SCATTER_REL * busy_w or line.scatter_w > max(QUIET_SCATTER_REL * step_w, 3 * line.timing_w):
+    course = quiet.fit(ticks, indices, t_ns)
+    step_w = busy.mean_w - course.power_w
+    if not course.quiet or step_w <= MIN_STEP_REL * busy.mean_w:
         return None
-    distance_s = abs(t_ns - ticks.mid_ns[nearest]) / 1e9
-    gap_j = distance_s * line.at((t_ns + ticks.mid_ns[nearest]) // 2)
-    terms = {
-        "tick_time": _UNIFORM * line.at(ticks.mid_ns[nearest]) * ticks.half_width_ns(nearest) / 1e9,
-        "quiet_power": line.uncertainty_w * distance_s,
-        "edge": step_w * EDGE_NS / 1e9,
-    }
+    terms = {"quiet": course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
     if side == "start":
-        return Edge(ticks.energy_j[nearest] + gap_j, terms, len(indices), outer=True)
-    tail_j = step_w * (ramp_ns or 0) / 1e9
+        return Edge(course.energy_j, terms, len(indices), outer=True)
+    tail_s = (ramp_ns or 0) / 1e9
     bound_ns = known.ramp_uncertainty_ns if known and known.ramp_uncertainty_ns is not None else UNCALIBRATED_RAMP_NS
-    terms["ramp"] = step_w * bound_ns / 1e9
-    return Edge(ticks.energy_j[nearest] - gap_j - tail_j, terms, len(indices), outer=True)
-
-
-@dataclass(frozen=True)
-class _QuietLine:
-    """Power over the quiet time as a straight line through the intervals' mean powers."""
-
-    origin_ns: float
-    power_w: float
-    slope_w_per_s: float
-    scatter_w: float
-    timing_w: float
-    uncertainty_w: float
-
-    def at(self, t_ns: float) -> float:
-        return max(0.0, self.power_w + self.slope_w_per_s * (t_ns - self.origin_ns) / 1e9)
-
-    @classmethod
-    def fit(cls, ticks: TickSeries, indices: list[int]) -> _QuietLine:
-        """Least squares with a slope from three intervals on, where the slope is more than its own noise."""
-        times = [(ticks.mid_ns[i] + ticks.mid_ns[i + 1]) / 2 for i in indices[:-1]]
-        powers = [ticks.power_w(i) for i in indices[:-1]]
-        origin = fmean(times)
-        mean = fmean(powers)
-        timing_w = max(
-            mean * hypot(ticks.half_width_ns(i), ticks.half_width_ns(i + 1)) / (ticks.mid_ns[i + 1] - ticks.mid_ns[i])
-            for i in indices[:-1]
-        ) / sqrt(3)
-        flat_scatter = stdev(powers) if len(powers) > 1 else timing_w
-        slope = scatter = 0.0
-        if len(powers) >= 3:
-            seconds = [(t - origin) / 1e9 for t in times]
-            spread = sum(s * s for s in seconds)
-            slope = sum(s * (p - mean) for s, p in zip(seconds, powers, strict=True)) / spread
-            rest = [p - mean - slope * s for s, p in zip(seconds, powers, strict=True)]
-            scatter = sqrt(sum(r * r for r in rest) / (len(rest) - 2))
-            if abs(slope) < 2 * max(scatter, timing_w) / sqrt(spread):
-                slope, scatter = 0.0, flat_scatter
-        else:
-            scatter = flat_scatter
-        noise = max(scatter, timing_w)
-        span_s = (times[-1] - times[0]) / 1e9
-        return cls(origin, mean, slope, scatter, timing_w, 2 * noise / sqrt(len(powers)) + abs(slope) * span_s / 2)
+    last_step_w = max(0.0, busy.last_w - course.power_w)
+    terms["ramp"] = hypot(step_w * bound_ns / 1e9, busy.spread_w * tail_s)
+    return Edge(course.energy_j - last_step_w * tail_s, terms, len(indices), outer=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import hypot, sqrt
-from statistics import stdev
+from statistics import fmean, stdev
 
 from pytest_llem.energy import edges
 from pytest_llem.energy.calibration import Calibration
@@ -17,6 +17,9 @@ PART_TIME_DUTY = 0.25
 """Share of the time that the sensors of A100 and H100 look at (arXiv 2312.02741): assumed without calibration."""
 AVERAGING_S = {"instant": 0.025, "average": 1.0}
 """What one NVML power reading is a mean over (arXiv 2312.02741)."""
+SAME_LOAD_REL = 0.2
+MEAN_SPREAD_REL = 0.2
+"""How much the power at a window's end is taken to differ from its mean where neither was seen on its own."""
 _FEW = {2: 4.53, 3: 2.28, 4: 1.66, 5: 1.44, 6: 1.32, 7: 1.25, 8: 1.20}
 """Student's t at 95.45 % over 2, for few intervals (JCGM 100:2008, table G.2)."""
 
@@ -48,18 +51,20 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     before, after = ticks.last_before(window.start_ns), ticks.first_after(window.end_ns + 1)
     if ticks.reset_within(ticks.mid_ns[before], ticks.mid_ns[after]):
         return None
-    busy_w = (end.energy_j - start.energy_j) / window.duration_s
+    busy = _busy_power(ticks, window, (end.energy_j - start.energy_j) / window.duration_s)
     if window.quiet_before_s is not None:
         quiet_ns = round(window.quiet_before_s * 1e9)
-        start = edges.outer(ticks, window.start_ns, "start", quiet_ns, busy_w, known) or start
+        start = edges.outer(ticks, window.start_ns, "start", quiet_ns, busy, known) or start
     if window.quiet_after_s is not None:
         quiet_ns = round(window.quiet_after_s * 1e9)
-        end = edges.outer(ticks, window.end_ns, "end", quiet_ns, busy_w, known) or end
+        end = edges.outer(ticks, window.end_ns, "end", quiet_ns, busy, known) or end
     terms = {name: hypot(start.terms.get(name, 0.0), end.terms.get(name, 0.0)) for name in {**start.terms, **end.terms}}
+    energy = end.energy_j - start.energy_j
     if "shape" in terms:
         # A load that begins and ends at the edges errs to the same side at both.
         terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
-    energy = end.energy_j - start.energy_j
+        if not (start.outer or end.outer):
+            terms["shape"] = max(terms["shape"], _unseen_j(ticks, window, before, after, energy))
     terms.update(_counter_terms(ticks, window, known, start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
     if not (start.outer or end.outer) and _unbracketed(ticks, before, after):
@@ -111,6 +116,11 @@ def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None,
     part_time = known is None or known.counter_type != "accumulating"
     duty = known.duty if known is not None and known.duty is not None else PART_TIME_DUTY
     terms: dict[str, float] = {}
+    if not quiet:
+        # The same load goes on outside: more intervals tell its ripple better.
+        inside = fmean(powers) if powers else ticks.power_w(ticks.last_before(window.start_ns))
+        around = [i for i in (*range(first - 3, first), *range(last, last + 3)) if 0 <= i < len(ticks) - 1]
+        powers += [p for p in map(ticks.power_w, around) if abs(p - inside) < SAME_LOAD_REL * inside]
     if len(powers) >= 2 and (part_time or not quiet):
         factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
@@ -122,6 +132,32 @@ def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None,
         step_w = max((abs(inside_w - power) for power in outside), default=inside_w)
         terms["counter_type"] = sqrt(2) * step_w * period_s * (1 - duty)
     return terms
+
+
+def _busy_power(ticks: TickSeries, window: Window, mean_w: float) -> edges.BusyPower:
+    """Power inside a window: from the intervals between steps that lie in it, else its mean."""
+    first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
+    powers = [ticks.power_w(i) for i in range(first, last)]
+    if not powers:
+        return edges.BusyPower(mean_w, mean_w, MEAN_SPREAD_REL * mean_w)
+    spread_w = (max(powers) - min(powers)) / 2 if len(powers) > 1 else MEAN_SPREAD_REL * mean_w
+    return edges.BusyPower(fmean(powers), powers[-1], spread_w)
+
+
+def _unseen_j(ticks: TickSeries, window: Window, before: int, after: int, energy_j: float) -> float:
+    """How far off the energy may be when no interval between two steps lies inside the window.
+
+    Then the power in the window was never seen on its own: all that was drawn around it above the lowest power nearby
+    may have been drawn in it, or nothing of it. Zero when an interval lies inside.
+    """
+    if ticks.last_before(window.end_ns) - ticks.first_after(window.start_ns) >= 1:
+        return 0.0
+    lowest_w = min(ticks.power_w(i) for i in range(max(0, before - 2), min(len(ticks) - 1, after + 2)))
+    around_j = ticks.energy_j[after] - ticks.energy_j[before]
+    least_j = lowest_w * window.duration_s
+    outside_s = (ticks.mid_ns[after] - ticks.mid_ns[before]) / 1e9 - window.duration_s
+    most_j = around_j - lowest_w * outside_s
+    return max(most_j - energy_j, energy_j - least_j)
 
 
 def _unbracketed(ticks: TickSeries, before: int, after: int) -> bool:

@@ -31,6 +31,11 @@ class NvmlMeter:
         self._sampler: SamplerProcess | None = None
         self._facts: Mapping[str, object] = {}
 
+    @property
+    def sampler_pid(self) -> int | None:
+        """The sampler's process id while it runs."""
+        return self._sampler.pid if self._sampler is not None else None
+
     @staticmethod
     def obstacle() -> MeterError | None:
         """Why NVML cannot be used on this machine, or `None`."""

@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pynvml
+
 HERE = Path(__file__).parent
 PATH_VARIABLE = "LLEM_SIMULATED_NVML"
 MAX_GPUS = 4
@@ -180,6 +182,7 @@ class Simulation:
         return {
             PATH_VARIABLE: str(self.path),
             "LD_LIBRARY_PATH": f"{directory}:{others}" if others else directory,
+            "PATH": f"{directory}:{os.environ['PATH']}",
         }
 
 
@@ -208,6 +211,12 @@ def _default_h100(gpu: Gpu, index: int) -> None:
     gpu.set_power(110.0, at_ns=gpu.epoch_ns)
 
 
+def preload(library: Path) -> None:
+    """Have this process's `pynvml` use the simulated library; its children find it through their environment."""
+    pynvml.nvmlLib = ctypes.CDLL(str(library))
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+
+
 def build_library(directory: Path) -> Path:
     """Compile the simulated `libnvidia-ml.so.1` into a directory; raises when the compiler fails."""
     library = directory / "libnvidia-ml.so.1"
@@ -227,4 +236,8 @@ def build_library(directory: Path) -> Path:
         check=True,
         capture_output=True,
     )
+    # CodeCarbon takes a machine without this command for one without a GPU.
+    command = directory / "nvidia-smi"
+    command.write_text("#!/bin/sh\nexit 0\n")
+    command.chmod(0o755)
     return library

@@ -356,7 +356,7 @@ def test_host_energy_is_kept_beside_the_gpus_and_never_added(
 def test_a_sampler_that_dies_is_reported_and_not_waited_for(machine: Simulation, tmp_path: Path) -> None:
     cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
     cycle.quiet()
-    os.kill(cycle.meter._sampler.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(cycle.meter.sampler_pid, signal.SIGKILL)  # type: ignore[attr-defined]
     start = cycle.meter.mark()
     cycle.quiet(3)
     cycle.windows.append(Window("measure", start, cycle.meter.mark()))
@@ -410,12 +410,12 @@ def test_the_counter_is_read_gently(machine: Simulation, tmp_path: Path) -> None
 
 def test_the_measured_process_never_calls_nvml_while_it_is_measured(machine: Simulation, tmp_path: Path) -> None:
     cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
-    os.kill(cycle.meter._sampler.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+    os.kill(cycle.meter.sampler_pid, signal.SIGSTOP)  # type: ignore[attr-defined]
     before = machine.gpus[0].counter_reads
     for _ in range(100):
         cycle.meter.mark()
     after = machine.gpus[0].counter_reads
-    os.kill(cycle.meter._sampler.pid, signal.SIGCONT)  # type: ignore[attr-defined]
+    os.kill(cycle.meter.sampler_pid, signal.SIGCONT)  # type: ignore[attr-defined]
     cycle.stop()
 
     assert after == before
