@@ -135,7 +135,15 @@ def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
 
 @cache
 def _blank(model: type[BaseModel]) -> BaseModel:
-    return model.model_construct()
+    """An instance that assignments are checked on; no default is made, which would build other models."""
+    return model.model_construct(**dict.fromkeys(model.model_fields))
+
+
+@cache
+def _owner(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """The base class that defines a field: its validator is smaller than that of the whole model."""
+    bases = [base for base in model.__mro__ if issubclass(base, BaseModel) and base is not BaseModel]
+    return next((base for base in reversed(bases) if name in base.__annotations__), model)
 
 
 class BadValueError(Exception):
@@ -167,6 +175,7 @@ def check_field(owner: type[BaseModel], name: str, value: JsonValue) -> JsonValu
         if model is not None:
             return _check_mapping(model, value)
     try:
+        owner = _owner(owner, name)
         changed = owner.__pydantic_validator__.validate_assignment(_blank(owner), name, value)
     except ValidationError as error:
         raise _bad_value(error, owner.model_fields[name], value) from None

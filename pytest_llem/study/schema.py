@@ -120,8 +120,14 @@ class Measurement(Section):
     )
 
 
-class CommonSettings(Section):
-    """What a study's shared part and its explicit experiments may both set."""
+class ModelChoice(Section):
+    """Which model an experiment runs."""
+
+    model: Name = Field(description="Hub id, local path, or builtin:NAME.", examples=["builtin:tiny-llama"])
+
+
+class PlainSettings(Section):
+    """The settings of an experiment that stand at the top, beside `model`."""
 
     revision: Name | None = Field(None, description="Revision of the model on the hub.", examples=["main"])
     engine: Name = Field("transformers", description="Inference engine.", examples=["transformers", "vllm", "openai"])
@@ -130,6 +136,11 @@ class CommonSettings(Section):
     trust_remote_code: bool = Field(False, description="Run code that the model's repository ships.")
     lora: Name | None = Field(None, description="LoRA adapter: hub id or path.")
     seed: NonNegativeInt = Field(0, description="Seed of sampling and of dummy weights.")
+
+
+class CommonSettings(PlainSettings):
+    """What a study's shared part and its explicit experiments may both set."""
+
     workload: Workload = Field(default_factory=Workload, description="What the engine is fed.")
     decoding: Decoding = Field(default_factory=Decoding, description="How tokens are chosen.")
     measurement: Measurement = Field(default_factory=Measurement, description="How it is measured.")
@@ -140,10 +151,8 @@ class CommonSettings(Section):
     openai: OpenAI = Field(default_factory=OpenAI, description="Any OpenAI-compatible server.")
 
 
-class ExperimentSettings(CommonSettings):
+class ExperimentSettings(CommonSettings, ModelChoice):
     """Everything that makes an experiment: shared settings of a study, and what `sweep` may reach."""
-
-    model: Name = Field(description="Hub id, local path, or builtin:NAME.", examples=["builtin:tiny-llama"])
 
 
 class Compare(Section):
@@ -186,19 +195,43 @@ class Execution(Section):
     headline: Name = Field("joules_per_output_token", description="Metric of the summary and of `target_ci`.")
 
 
-class ExplicitExperiment(CommonSettings):
-    """One entry of `experiments`: settings over the shared ones."""
+class EntryHead(Section):
+    """What names an explicit experiment."""
 
-    model: Name | None = Field(None, description="Hub id, local path, or builtin:NAME; null is the shared one.")
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+-]+$", max_length=120)] | None = Field(
         None, description="Name of the experiment in test ids.", examples=["eager"]
     )
-    expect: Expect = Field(default_factory=dict, description="Budgets of this experiment, over the shared ones.")
-    compare: Compare = Field(default_factory=Compare, description="Comparison of this experiment.")
     tags: list[Name] = Field(default_factory=list, description="Words for `-k`, beside the study's.")
 
 
-class StudyFile(CommonSettings):
+class ExplicitExperiment(CommonSettings, EntryHead):
+    """One entry of `experiments`: settings over the shared ones."""
+
+    model: Name | None = Field(None, description="Hub id, local path, or builtin:NAME; null is the shared one.")
+    expect: Expect = Field(default_factory=dict, description="Budgets of this experiment, over the shared ones.")
+    compare: Compare = Field(default_factory=Compare, description="Comparison of this experiment.")
+
+
+class StudyHead(Section):
+    """What names a study and says how it is treated as a whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)] | None = Field(
+        None, description="Name of the study; default is the file's stem.", examples=["batch-size"]
+    )
+    title: str | None = Field(None, description="One line for reports.")
+    tags: list[Name] = Field(default_factory=list, description="Words for `-k`.")
+    on_invalid: Literal["error", "skip"] = Field("error", description="What to do with a point its engine cannot run.")
+    meter: Name | None = Field(
+        None, description="auto, a meter's name, or none; the command line stands above it.", examples=["nvml"]
+    )
+    runners: dict[str, str] = Field(
+        default_factory=dict,
+        description="Runner per engine: local, docker, docker:IMAGE, ray.",
+        examples=[{"vllm": "docker"}],
+    )
+
+
+class StudyFile(CommonSettings, StudyHead):
     """A study: shared settings, a sweep or explicit experiments, execution and gates."""
 
     model: Name | None = Field(
@@ -207,11 +240,6 @@ class StudyFile(CommonSettings):
         examples=["builtin:tiny-llama"],
     )
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)] | None = Field(
-        None, description="Name of the study; default is the file's stem.", examples=["batch-size"]
-    )
-    title: str | None = Field(None, description="One line for reports.")
-    tags: list[Name] = Field(default_factory=list, description="Words for `-k`.")
     base: Name | list[Name] | None = Field(
         None, description="File(s) merged below this one, relative to it.", examples=["common.yaml"]
     )
@@ -228,16 +256,7 @@ class StudyFile(CommonSettings):
     experiments: list[ExplicitExperiment] | None = Field(
         None, description="Explicit experiments, each merged over the shared settings."
     )
-    on_invalid: Literal["error", "skip"] = Field("error", description="What to do with a point its engine cannot run.")
     execution: Execution = Field(default_factory=Execution, description="Cycles, order, limits.")
-    meter: Name | None = Field(
-        None, description="auto, a meter's name, or none; the command line stands above it.", examples=["nvml"]
-    )
-    runners: dict[str, str] = Field(
-        default_factory=dict,
-        description="Runner per engine: local, docker, docker:IMAGE, ray.",
-        examples=[{"vllm": "docker"}],
-    )
     expect: Expect = Field(
         default_factory=dict, description="Budgets.", examples=[{"joules_per_output_token": "<= 0.5"}]
     )

@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Section(BaseModel):
-    """A mapping of a study file: unknown keys are errors, and values are never converted between types."""
+    """A mapping of a study file: unknown keys are errors, and values are never converted between types.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    Validators are built when they are first used: a study needs those of a few sections, and all of them cost time.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
