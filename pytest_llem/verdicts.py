@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llem.decode import encode
+from pytest_llem.job import write_json
+
 if TYPE_CHECKING:
     from pytest_llem.collection import Point
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
     from pytest_llem.session import LlemSession
+
+GATE_FILE = "gate.json"
+"""The verdicts on an experiment, beside its cycles' directories."""
+
+
+def message(outcome: Outcome) -> str:
+    """The failure text of an outcome, with paths below the current directory shortened."""
+    return outcome.message().replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def check(outcome: Outcome, *, strict: bool) -> None:
@@ -22,7 +33,7 @@ def check(outcome: Outcome, *, strict: bool) -> None:
     if outcome.state == "invalid" and not strict:
         pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
     if outcome.state != "valid":
-        pytest.fail(outcome.message(), pytrace=False)
+        pytest.fail(message(outcome), pytrace=False)
 
 
 def usable(outcome: Outcome, item: pytest.Item) -> Result:
@@ -32,7 +43,7 @@ def usable(outcome: Outcome, item: pytest.Item) -> Result:
     if outcome.state == "invalid" and not allow_invalid:
         pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
     if outcome.result is None:
-        pytest.fail(outcome.message(), pytrace=False)
+        pytest.fail(message(outcome), pytrace=False)
     return outcome.result
 
 
@@ -71,6 +82,9 @@ def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
         )
     except StoreError as error:
         pytest.fail(str(error), pytrace=False)
+    first = outcomes[0]
+    first.directory.parent.mkdir(parents=True, exist_ok=True)
+    write_json(first.directory.parent / GATE_FILE, encode(report))
     item.user_properties += [
         ("llem_study", str(point.study.name)),
         ("llem_experiment", str(experiment.id)),

@@ -9,9 +9,12 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.job import read_json
+from pytest_llem.reporting.github import ACTIONS_VARIABLE, annotation, write_step_summary
 from pytest_llem.reporting.live import ANNOUNCEMENTS, LiveStatus
 from pytest_llem.reporting.plan import plan_lines
 from pytest_llem.reporting.table import saved_lines, summary_lines
+from pytest_llem.verdicts import GATE_FILE
 
 if TYPE_CHECKING:
     from pytest_llem.session import LlemSession
@@ -24,6 +27,7 @@ class Reporting:
         self._config = config
         self._session = session
         self._live: LiveStatus | None = None
+        self._annotations: list[str] = []
         self._failing: set[tuple[str, str]] = set()
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
@@ -54,6 +58,8 @@ class Reporting:
         """Clear the status line before pytest reports an item, and remember failed gates."""
         self._clear()
         found = dict(report.user_properties)
+        if report.failed and "llem_study" in found and os.environ.get(ACTIONS_VARIABLE):
+            self._annotations.append(annotation(report.nodeid, report.longreprtext))
         if report.failed and "llem_verdict" in found:
             self._failing.add((str(found["llem_study"]), str(found["llem_experiment"])))
 
@@ -65,6 +71,8 @@ class Reporting:
         """Write the run's manifest and summaries."""
         if (self._session.run_dir / "run.json").exists():
             self._session.conclude(self._failing)
+            gates = [read_json(path) for path in sorted(self._session.run_dir.glob(f"*/*/{GATE_FILE}"))]
+            write_step_summary(self._session.rows, gates, self._session.run_dir)
             for leftover in (self._session.run_dir / ANNOUNCEMENTS).glob("*"):
                 leftover.unlink(missing_ok=True)
 
@@ -83,6 +91,8 @@ class Reporting:
             title = "llem results"
             if self._session.saved is not None:
                 lines += saved_lines(self._session.saved)
+        for line in self._annotations:
+            terminal.write_line(line)
         if lines:
             terminal.section(title)
             for line in lines:

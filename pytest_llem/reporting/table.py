@@ -23,9 +23,9 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
     lines: list[str] = []
     for study in dict.fromkeys(row.study for row in rows):
         of_study = [row for row in rows if row.study == study]
-        cells = [_cells(row) for row in of_study]
+        cells = [row_cells(row) for row in of_study]
         lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
-    lines += _notes(rows)
+    lines += meter_notes(rows)
     lines.append(f"artifacts: {_short(run_dir)}")
     return lines
 
@@ -61,7 +61,8 @@ def significant(value: float, digits: int = 3) -> str:
 _PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
 
 
-def _cells(row: ExperimentSummary) -> tuple[str, ...]:
+def row_cells(row: ExperimentSummary) -> tuple[str, ...]:
+    """The cells of an experiment's row, under `HEADER`."""
     return (
         row.experiment_id,
         f"{row.cycles_valid}/{row.cycles_total}",
@@ -98,7 +99,7 @@ def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     return lines
 
 
-def _notes(rows: Sequence[ExperimentSummary]) -> list[str]:
+def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     """What a reader must know to read the numbers."""
     notes = []
     if any(row.metrics for row in rows):

@@ -140,3 +140,20 @@ def test_an_order_of_items_that_asks_gates_first_still_measures_once(pytester: p
     result = pytester.runpytest(gate, cycle)
     result.assert_outcomes(passed=2)
     assert measured(pytester) == 3
+
+
+def test_github_gets_a_summary_and_annotations(
+    pytester: pytest.Pytester, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = pytester.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    write('expect: {output_tokens_per_s: ">= 1000000"}', models="none, exception")
+    result = run(pytester, "--llem-meter=none")
+    text = summary.read_text()
+    assert "| model:none | 3/3 | - |" in text
+    assert "| model:none | output_tokens_per_s | ❌ fail |" in text
+    assert "no energy was measured" in text
+    errors = [line for line in result.outlines if line.startswith("::error title=gates.yaml%3A%3Atest_")]
+    assert len(errors) == 4
+    assert "the faulty engine raised this" in errors[0]
