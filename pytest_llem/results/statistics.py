@@ -11,9 +11,10 @@ Method
 
 Drift
     Cycles of a run share a drift: the first is cold, later ones warm. Where every run has the same number of cycles,
-    at least five, one common linear trend over the cycle number is fitted and taken out (analysis of covariance with
-    the cycle as covariate; Montgomery, "Design and Analysis of Experiments", chapter 15). It costs one degree of
-    freedom and leaves the ratio as it was, because the design is balanced.
+    at least five, one common linear trend over the cycle number is taken out if that lowers the estimate of the
+    variance, for the degree of freedom that it costs (analysis of covariance with the cycle as covariate; Montgomery,
+    "Design and Analysis of Experiments", chapter 15; the criterion is Theil's adjusted R squared). The ratio stays as
+    it was, because the design is balanced; in the simulation the level of the bounds stays below alpha.
 
 Between runs
     Cycles of one run also share temperature, clocks and the state of the node, so their spread is too small a
@@ -113,7 +114,7 @@ def mean_interval(values: Sequence[float], alpha: float) -> LogInterval:
 
 
 def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Variance pooled over runs (of logarithms), a common trend taken out where that is possible, and its degrees."""
+    """Variance pooled over runs (of logarithms), a common trend taken out where that lowers it, and its degrees."""
     residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
     squares = sum(value * value for run in residuals for value in run)
     degrees = sum(len(run) - 1 for run in runs)
@@ -122,8 +123,9 @@ def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
         places = [place - (length - 1) / 2 for place in range(length)]
         leverage = len(runs) * sum(place * place for place in places)
         slope = sum(place * value for run in residuals for place, value in zip(places, run, strict=True)) / leverage
-        squares = max(0.0, squares - slope * slope * leverage)
-        degrees -= 1
+        left = max(0.0, squares - slope * slope * leverage)
+        if left / (degrees - 1) < squares / degrees:
+            return left / (degrees - 1), degrees - 1
     return squares / degrees, degrees
 
 
