@@ -11,6 +11,7 @@ from pytest_llem.errors import EngineError
 
 SHIPPED = {
     "transformers": "pytest_llem.engines.transformers:TransformersEngine",
+    "vllm": "pytest_llem.engines.vllm:VLLMEngine",
 }
 ENTRY_POINT_GROUP = "pytest_llem.engines"
 

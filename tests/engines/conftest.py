@@ -16,8 +16,8 @@ from pytest_llem.engines.protocol import Engine
 from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from tests.engines.engine_cases import ConfigMaker
 
-MODULES = {"transformers": "transformers"}
-SETTINGS: dict[str, dict[str, Any]] = {"transformers": {"batch_size": 4}}
+MODULES = {"transformers": "transformers", "vllm": "vllm"}
+SETTINGS: dict[str, dict[str, Any]] = {"transformers": {"batch_size": 4}, "vllm": {"enforce_eager": True}}
 
 
 # Read once, when the hub's client is imported: without it a test of a missing model waits for a network.
@@ -25,6 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def here() -> list[str]:
+    """Engines of this environment; one made for vLLM holds another transformers, which is not the one to test."""
+    if importlib.util.find_spec("vllm") is not None:
+        return ["vllm"]
     return [name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None]
 
 

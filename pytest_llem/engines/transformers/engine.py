@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from pytest_llem.engines.hub_models import HubTokenizer, check_lengths
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -17,8 +18,8 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.transformers.settings import CompileSettings, TransformersSettings, read_settings
-from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, WorkloadError
+from pytest_llem.engines.transformers.settings import TransformersSettings, read_settings
+from pytest_llem.errors import EngineError, EngineNotInstalledError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class TransformersEngine:
 
         from pytest_llem.engines.transformers.loading import out_of_memory
 
-        self._check_lengths(requests)
+        check_lengths(requests, self._ready().model.config.get_text_config())
         config, generator = self._prepared(), self._generator
         if generator is None:
             raise EngineError("generate was called before load", fix="call load() first")
@@ -198,50 +199,3 @@ class TransformersEngine:
         if self._loaded is None:
             raise EngineError("the engine was used before load", fix="call load() first")
         return self._loaded
-
-    def _check_lengths(self, requests: Sequence[Request]) -> None:
-        limit = getattr(self._ready().model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max((len(r.token_ids) + r.max_new_tokens for r in requests), default=0)
-        if isinstance(limit, int) and longest > limit:
-            raise WorkloadError(
-                f"a request of {longest} tokens (prompt and answer) exceeds the model's {limit} positions",
-                fix="lower workload.input_tokens or workload.output_tokens",
-                details={"longest": longest, "limit": limit},
-            )
-
-
-class HubTokenizer:
-    """A Hugging Face tokenizer as workloads see it."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
-        return str(self._tokenizer.decode(list(ids)))
-
-    def chat(self, text: str) -> list[int]:
-        """See `Tokenizer.chat`."""
-        if not self._tokenizer.chat_template:
-            raise EngineSettingError(
-                "workload.chat_template: this model's tokenizer has no chat template",
-                fix="set workload.chat_template: false, or use an instruction-tuned model",
-            )
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id that the tokenizer itself puts first, or `None` when it puts none."""
-        with_special = self._tokenizer("a")["input_ids"]
-        bos = self._tokenizer.bos_token_id
-        return bos if bos is not None and with_special[:1] == [bos] else None
-
-
-__all__ = ["CompileSettings", "HubTokenizer", "TransformersEngine", "TransformersSettings"]

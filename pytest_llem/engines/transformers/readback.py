@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from pytest_llem.engines.hub_models import plain_json, shape_of
 from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.engines.protocol import DeviceMemory, ModelShape
 from pytest_llem.engines.transformers.loading import Loaded, model_directory
@@ -38,9 +37,9 @@ def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: 
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
         "device": str(model.device),
-        "device_map": _json(getattr(model, "hf_device_map", None)),
+        "device_map": plain_json(getattr(model, "hf_device_map", None)),
         "quantized": quantization is not None,
-        "quantization_config": _json(getattr(model.config, "quantization_config", None)),
+        "quantization_config": plain_json(getattr(model.config, "quantization_config", None)),
         "batch_size": settings.batch_size,
         "use_cache": settings.use_cache,
         "cache_implementation": settings.cache_implementation,
@@ -73,26 +72,7 @@ def environment() -> dict[str, JsonValue]:
 
 def model_shape(model: Any) -> ModelShape:
     """The architecture numbers of the text model."""
-    config = model.config.get_text_config()
-    heads = _number(config, "num_attention_heads")
-    hidden = _number(config, "hidden_size")
-    head_dim = _number(config, "head_dim")
-    if head_dim is None and heads and hidden:
-        head_dim = hidden // heads
-    return ModelShape(
-        model_type=getattr(config, "model_type", None),
-        parameters=int(model.num_parameters()),
-        layers=_number(config, "num_hidden_layers"),
-        hidden_size=hidden,
-        intermediate_size=_number(config, "intermediate_size"),
-        vocab_size=_number(config, "vocab_size"),
-        heads=heads,
-        kv_heads=_number(config, "num_key_value_heads") or heads,
-        head_dim=head_dim,
-        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts"),
-        experts_per_token=_number(config, "num_experts_per_tok", "top_k_experts"),
-        config=_json(config.to_dict()) or {},
-    )
+    return shape_of(model.config.get_text_config(), int(model.num_parameters()))
 
 
 def device_memory(model: Any, devices: DeviceSet) -> tuple[DeviceMemory, ...]:
@@ -118,23 +98,6 @@ def _main_dtype(model: Any) -> str | None:
         name = str(parameter.dtype).removeprefix("torch.")
         counts[name] = counts.get(name, 0) + parameter.numel()
     return max(counts, key=lambda name: counts[name]) if counts else None
-
-
-def _number(config: Any, *names: str) -> int | None:
-    for name in names:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
-
-
-def _json(value: Any) -> Any:
-    """A library's value as plain JSON; what JSON does not know becomes its text."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        value = {str(key): item for key, item in value.items()}
-    return json.loads(json.dumps(value, default=str)) if value is not None else None
 
 
 def _version(name: str) -> str | None:

@@ -1,0 +1,99 @@
+"""What engines over Hugging Face models share: the tokenizer, the model's shape, the limits of its context.
+
+Works on the objects of transformers without importing it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_llem.engines.protocol import ModelShape, Request
+from pytest_llem.errors import EngineSettingError, WorkloadError
+
+
+class HubTokenizer:
+    """A Hugging Face tokenizer as workloads see it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return str(self._tokenizer.decode(list(ids)))
+
+    def chat(self, text: str) -> list[int]:
+        """See `Tokenizer.chat`."""
+        if not self._tokenizer.chat_template:
+            raise EngineSettingError(
+                "workload.chat_template: this model's tokenizer has no chat template",
+                fix="set workload.chat_template: false, or use an instruction-tuned model",
+            )
+        rendered = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that the tokenizer itself puts first, or `None` when it puts none."""
+        with_special = self._tokenizer("a")["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        return bos if bos is not None and with_special[:1] == [bos] else None
+
+
+def shape_of(config: Any, parameters: int | None) -> ModelShape:
+    """The architecture numbers of a text model's configuration."""
+    heads = _number(config, "num_attention_heads")
+    hidden = _number(config, "hidden_size")
+    head_dim = _number(config, "head_dim")
+    if head_dim is None and heads and hidden:
+        head_dim = hidden // heads
+    return ModelShape(
+        model_type=getattr(config, "model_type", None),
+        parameters=parameters,
+        layers=_number(config, "num_hidden_layers"),
+        hidden_size=hidden,
+        intermediate_size=_number(config, "intermediate_size"),
+        vocab_size=_number(config, "vocab_size"),
+        heads=heads,
+        kv_heads=_number(config, "num_key_value_heads") or heads,
+        head_dim=head_dim,
+        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts"),
+        experts_per_token=_number(config, "num_experts_per_tok", "top_k_experts"),
+        config=plain_json(config.to_dict()) or {},
+    )
+
+
+def check_lengths(requests: Sequence[Request], config: Any, limit: int | None = None) -> None:
+    """Raise `WorkloadError` when a request does not fit the model's context (`limit` overrides the configuration's)."""
+    limit = limit if limit is not None else _number(config, "max_position_embeddings")
+    longest = max((len(r.token_ids) + r.max_new_tokens for r in requests), default=0)
+    if limit is not None and longest > limit:
+        raise WorkloadError(
+            f"a request of {longest} tokens (prompt and answer) exceeds the model's {limit} positions",
+            fix="lower workload.input_tokens or workload.output_tokens",
+            details={"longest": longest, "limit": limit},
+        )
+
+
+def plain_json(value: Any) -> Any:
+    """A library's value as plain JSON; what JSON does not know becomes its text."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        value = {str(key): item for key, item in value.items()}
+    return json.loads(json.dumps(value, default=str)) if value is not None else None
+
+
+def _number(config: Any, *names: str) -> int | None:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

@@ -1,0 +1,335 @@
+"""`VLLMEngine`: the engine protocol over `vllm.LLM`."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pytest_llem.engines.builtin import PREFIX, builtin_path
+from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
+from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, unreachable
+from pytest_llem.engines.protocol import (
+    CacheState,
+    Capabilities,
+    Completion,
+    DeviceMemory,
+    ModelShape,
+    Progress,
+    Quiesced,
+    Request,
+)
+from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
+from pytest_llem.errors import (
+    EngineError,
+    EngineNotInstalledError,
+    EngineSettingError,
+    JsonValue,
+    LlemError,
+    OutOfMemoryError,
+)
+from pytest_llem.job import DeviceSet, ExperimentConfig
+
+INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
+FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
+MEMORY_TEXTS = (
+    "out of memory",
+    "No available memory for the cache blocks",
+    "Free memory on device",
+    "KV cache is needed",
+)
+
+
+class VLLMEngine:
+    """vLLM's offline engine. All requests of a repeat are handed over at once; vLLM's scheduler batches them.
+
+    With one device the engine core runs in this process, so that nothing outlives it and start-up is short.
+    """
+
+    name: ClassVar[str] = "vllm"
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
+        self._config: ExperimentConfig | None = None
+        self._arguments = VLLMArguments({}, {})
+        self._devices = DeviceSet("cpu")
+        self._source = ModelSource("", local=False)
+        self._tokenizer_name = ""
+        self._llm: Any = None
+        self._passes = 0
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """See `Engine.prepare`."""
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            import vllm
+            from vllm.engine.arg_utils import EngineArgs
+        except ImportError as problem:
+            raise EngineNotInstalledError(
+                f"the engine vllm is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
+            ) from problem
+        engine_fields = {field.name for field in dataclasses.fields(EngineArgs)}
+        sampling_fields = set(vllm.SamplingParams.__struct_fields__)
+        self._arguments = read_arguments(config, engine_fields, sampling_fields)
+        self._config, self._devices = config, devices
+        if devices.kind == "cuda" and self._arguments.devices > max(1, len(devices.uuids)):
+            raise EngineSettingError(
+                f"vllm: the parallel sizes need {self._arguments.devices} devices, and {len(devices.uuids)} are leased",
+                fix="lower the parallel sizes, or lease more devices",
+            )
+        if self._arguments.devices == 1:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self.capabilities = Capabilities(token_times=True, prefix_cache=True, memory_counters=self._counts_memory())
+        return str(vllm.__version__)
+
+    def load(self) -> None:
+        """See `Engine.load`. Compilation and graph capture are part of it."""
+        import vllm
+
+        config = self._prepared()
+        self._source = find_model(config.model)
+        location = self._source.location
+        tokenizer = location
+        self._tokenizer_name = config.model
+        if config.weights == "dummy" and self._source.local and not _has_tokenizer(location):
+            tokenizer, self._tokenizer_name = str(builtin_path(FALLBACK_TOKENIZER)), FALLBACK_TOKENIZER
+        arguments: dict[str, Any] = {
+            "model": location,
+            "tokenizer": tokenizer,
+            "dtype": config.dtype or "auto",
+            "seed": config.seed,
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+            "disable_log_stats": False,
+            **self._arguments.engine,
+        }
+        if config.weights == "dummy":
+            arguments["load_format"] = "dummy"
+        if config.lora is not None:
+            arguments["enable_lora"] = True
+        try:
+            self._llm = vllm.LLM(**arguments)
+        except OSError as problem:
+            raise unreachable(config.model, problem) from problem
+        except (ValueError, TypeError, RuntimeError) as problem:
+            raise self._load_error(problem) from problem
+
+    def tokenizer(self) -> HubTokenizer:
+        """See `Engine.tokenizer`."""
+        return HubTokenizer(self._ready().get_tokenizer())
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """See `Engine.generate`. Token times are those at which a step of the engine returned the tokens."""
+        llm = self._ready()
+        engine = llm.llm_engine
+        check_lengths(requests, None, engine.vllm_config.model_config.max_model_len)
+        self._passes += 1
+        open_requests = {
+            f"{self._passes}-{request.index}": _Open(request, self._sampling(request)) for request in requests
+        }
+        for key, entry in open_requests.items():
+            entry.start_ns = time.monotonic_ns()
+            engine.add_request(
+                key, {"prompt_token_ids": list(entry.request.token_ids)}, entry.sampling, lora_request=self._lora()
+            )
+        done: list[Completion] = []
+        try:
+            while engine.has_unfinished_requests():
+                outputs = engine.step()
+                now = time.monotonic_ns()
+                for output in outputs:
+                    # vLLM adds a suffix of its own to a request's id inside; what comes back is ours.
+                    finished = open_requests[output.request_id].add(output, now)
+                    if finished is not None:
+                        done.append(finished)
+                progress(len(done), len(requests))
+        except RuntimeError as problem:
+            raise self._run_error(problem) from problem
+        return sorted(done, key=lambda completion: completion.index)
+
+    def reset(self) -> CacheState:
+        """See `Engine.reset`."""
+        llm = self._ready()
+        if not llm.llm_engine.vllm_config.cache_config.enable_prefix_caching:
+            return "disabled"
+        return "cleared" if llm.reset_prefix_cache() else "unknown"
+
+    def quiesce(self) -> Quiesced:
+        """See `Engine.quiesce`. A core in another process can only be known to have no requests left."""
+        if self._llm is not None and self._llm.llm_engine.has_unfinished_requests():
+            return "unknown"
+        if self._arguments.devices > 1:
+            return "drained"
+        if self._devices.kind == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return "synchronized"
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """See `Engine.effective`; keys that are settings have the setting's name."""
+        vllm_config = self._ready().llm_engine.vllm_config
+        model, cache = vllm_config.model_config, vllm_config.cache_config
+        parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+        return {
+            "model_path": self._source.location,
+            "model_revision": getattr(model.hf_config, "_commit_hash", None),
+            "model_fingerprint": fingerprint(builtin_path(self._prepared().model))
+            if self._prepared().model.startswith(PREFIX)
+            else None,
+            "weights": self._prepared().weights,
+            "tokenizer": self._tokenizer_name,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantized": model.quantization is not None,
+            "quantization": model.quantization,
+            "max_model_len": model.max_model_len,
+            "enforce_eager": bool(model.enforce_eager),
+            "kv_cache_dtype": str(cache.cache_dtype),
+            "block_size": cache.block_size,
+            "kv_cache_blocks": cache.num_gpu_blocks,
+            "enable_prefix_caching": bool(cache.enable_prefix_caching),
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "enable_chunked_prefill": bool(scheduler.enable_chunked_prefill),
+            "tensor_parallel_size": parallel.tensor_parallel_size,
+            "pipeline_parallel_size": parallel.pipeline_parallel_size,
+            "data_parallel_size": parallel.data_parallel_size,
+            "device": str(vllm_config.device_config.device_type),
+            "in_process": self._arguments.devices == 1,
+            "do_sample": self._prepared().decoding.do_sample,
+            "seed": self._prepared().seed,
+        }
+
+    def shape(self) -> ModelShape | None:
+        """See `Engine.shape`. The parameters are not counted: vLLM fuses and shards them."""
+        return shape_of(self._ready().llm_engine.vllm_config.model_config.hf_text_config, None)
+
+    def reset_peak_memory(self) -> None:
+        """See `Engine.reset_peak_memory`."""
+        if self._counts_memory():
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """See `Engine.memory`. The peak includes the KV cache that vLLM allocates in advance."""
+        if not self._counts_memory():
+            return ()
+        import torch
+
+        return (DeviceMemory(self._devices.uuids[0], None, torch.cuda.max_memory_allocated()),)
+
+    def shutdown(self) -> None:
+        """See `Engine.shutdown`."""
+        if self._llm is None:
+            return
+        core = self._llm.llm_engine.engine_core
+        self._llm = None
+        core.shutdown()
+        del core
+        gc.collect()
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=request.max_new_tokens,
+            ignore_eos=request.ignore_eos,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            **self._arguments.sampling,
+        )
+
+    def _lora(self) -> Any:
+        adapter = self._prepared().lora
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("adapter", 1, adapter)
+
+    def _counts_memory(self) -> bool:
+        return self._devices.kind == "cuda" and self._arguments.devices == 1
+
+    def _load_error(self, problem: Exception) -> LlemError:
+        text = " ".join(str(problem).split())[:500]
+        if type(problem).__name__ == "OutOfMemoryError" or any(part in text for part in MEMORY_TEXTS):
+            return OutOfMemoryError(
+                f"no memory to load {self._prepared().model}: {text}",
+                fix="lower vllm.max_model_len or the dtype, raise vllm.gpu_memory_utilization, or use more devices",
+            )
+        if isinstance(problem, RuntimeError):
+            return EngineError(f"vLLM could not start: {text}", fix="read the lines before it in worker.log")
+        return EngineSettingError(f"vLLM refuses these settings: {text}", fix="correct the setting that it names")
+
+    def _run_error(self, problem: RuntimeError) -> LlemError:
+        text = " ".join(str(problem).split())[:500]
+        if type(problem).__name__ == "OutOfMemoryError" or "out of memory" in text:
+            return OutOfMemoryError(
+                f"vLLM ran out of memory while generating: {text}",
+                fix="lower vllm.max_num_seqs, vllm.max_num_batched_tokens or vllm.gpu_memory_utilization",
+            )
+        return EngineError(f"vLLM failed while generating: {text}", fix="read the lines before it in worker.log")
+
+    def _prepared(self) -> ExperimentConfig:
+        if self._config is None:
+            raise EngineError("the engine was used before prepare", fix="call prepare() first")
+        return self._config
+
+    def _ready(self) -> Any:
+        if self._llm is None:
+            raise EngineError("the engine was used before load", fix="call load() first")
+        return self._llm
+
+
+class _Open:
+    """One request on its way: what has come back so far, and when."""
+
+    def __init__(self, request: Request, sampling: Any) -> None:
+        self.request = request
+        self.sampling = sampling
+        self.start_ns = 0
+        self._ids: list[int] = []
+        self._times_ns: list[int] = []
+        self._cached: int | None = None
+
+    def add(self, output: Any, now_ns: int) -> Completion | None:
+        """Take a step's tokens; the completion once the request is finished."""
+        part = output.outputs[0]
+        self._ids += part.token_ids
+        self._times_ns += [now_ns] * len(part.token_ids)
+        if output.num_cached_tokens is not None:
+            self._cached = max(0, output.num_cached_tokens)
+        if not output.finished:
+            return None
+        reason: Literal["stop", "length", "error"] = "error"
+        if part.finish_reason in ("stop", "length"):
+            reason = part.finish_reason
+        return Completion(
+            index=self.request.index,
+            input_tokens=len(self.request.token_ids),
+            output_ids=tuple(self._ids),
+            start_ns=self.start_ns,
+            end_ns=self._times_ns[-1] if self._times_ns else now_ns,
+            finish_reason=reason,
+            token_times_ns=tuple(self._times_ns),
+            cached_tokens=self._cached,
+            error=f"vLLM ended the request: {part.finish_reason}" if reason == "error" else None,
+        )
+
+
+def _has_tokenizer(location: str) -> bool:
+    from pathlib import Path
+
+    return any(
+        (Path(location) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    )
