@@ -2,10 +2,18 @@
 # Makes a Docker daemon for the tests on a bare Debian machine: installs it, starts it, builds the base image and lays
 # out the wheels for the transformers image. May be run again: what is there is kept.
 #
-#   eval "$(.ci/docker-for-tests.sh)"     sets DOCKER_HOST and LLEM_TEST_WHEELS
+#   . .ci/docker-for-tests.sh             sets DOCKER_HOST and LLEM_TEST_WHEELS in this shell
+#   .ci/docker-for-tests.sh               prints what to set instead
 #   .ci/docker-for-tests.sh stop          ends the daemon that this script started
 #
 # LLEM_DOCKER_DIR moves everything it keeps (about 4 GB). Needs root. Progress goes to standard error.
+if [ "${BASH_SOURCE[0]}" != "$0" ]; then
+    llem_docker_exports=$(bash "${BASH_SOURCE[0]}") || return 1
+    eval "$llem_docker_exports"
+    unset llem_docker_exports
+    return 0
+fi
+
 set -euo pipefail
 
 dir=${LLEM_DOCKER_DIR:-/var/tmp/pytest-llem-docker}
@@ -63,7 +71,12 @@ wanted=$(sha256sum "$here/images/transformers/requirements.txt" | cut -c1-16)
 if [ "$(cat "$dir/wheels/.complete" 2>/dev/null || true)" != "$wanted" ]; then
     rm -rf "$dir/wheels"
     mkdir -p "$dir/wheels"
-    "${PYTHON:-python3}" -m pip download -q --only-binary=:all: --python-version 3.11 -d "$dir/wheels" \
+    python=${PYTHON:-python3}
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+        "$python" -m venv "$dir/pip"
+        python=$dir/pip/bin/python
+    fi
+    "$python" -m pip download -q --only-binary=:all: --python-version 3.11 -d "$dir/wheels" \
         -r "$here/images/transformers/requirements.txt" setuptools
     echo "$wanted" >"$dir/wheels/.complete"
 fi

@@ -14,12 +14,23 @@ from typing import Any, NoReturn
 
 import docker
 import pytest
-from docker_jobs import MakeJob, small_job
 
 from pytest_llem.containers.daemon import connect
 from pytest_llem.containers.errors import DockerError
 from pytest_llem.containers.identity import SESSION_LABEL
-from pytest_llem.job import Job, JobDir
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import (
+    Deadlines,
+    Decoding,
+    DeviceSet,
+    ExperimentConfig,
+    IdleSettings,
+    Job,
+    JobDir,
+    MeasurementSettings,
+    MeterSettings,
+    WorkloadSettings,
+)
 
 BASE_IMAGE = "llem-test-base"
 ENGINE_IMAGE = "llem-test-engine"
@@ -72,14 +83,55 @@ def nothing_is_left(client: docker.DockerClient) -> Iterator[None]:
     assert [container.name for container in left] == []
 
 
+def write_small_job(
+    cycle: int,
+    script: str = "work",
+    *,
+    engine: str = "scripted",
+    model: str = "builtin:tiny-llama",
+    devices: DeviceSet | None = None,
+    deadlines: Deadlines | None = None,
+    settings: dict[str, JsonValue] | None = None,
+) -> Job:
+    """A job of a few milliseconds; `script` is what the scripted engine does in `load`."""
+    config = ExperimentConfig(
+        model=model,
+        engine=engine,
+        dtype="float32" if engine == "transformers" else None,
+        weights="real",
+        workload=WorkloadSettings("synthetic", prompts=2, input_tokens=8, output_tokens=4, seed=0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(min_duration_s=0.05, idle=IdleSettings(duration_s=0.0)),
+        settings=settings if settings is not None else {"script": script},
+    )
+    return Job(
+        run_id="run",
+        study="study",
+        experiment_id=f"script:{script.split(' ')[0]}",
+        config_hash="0" * 16,
+        config=config,
+        cycle=cycle,
+        attempt=1,
+        devices=devices or DeviceSet("cpu"),
+        meter=MeterSettings(),
+        deadlines=deadlines or Deadlines(timeout_s=60.0, heartbeat_s=0.2),
+        environment={"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="session")
+def small_job() -> Callable[..., Job]:
+    return write_small_job
+
+
 @pytest.fixture
-def make_job(tmp_path: Path) -> MakeJob:
+def make_job(tmp_path: Path) -> Callable[..., tuple[Job, JobDir]]:
     """Write a small job with its own directory."""
     numbers = itertools.count(1)
 
     def make(script: str = "work", **more: Any) -> tuple[Job, JobDir]:
         number = next(numbers)
-        job, job_dir = small_job(number, script, **more), JobDir(tmp_path / f"job-{number}")
+        job, job_dir = write_small_job(number, script, **more), JobDir(tmp_path / f"job-{number}")
         job_dir.write_job(job)
         return job, job_dir
 

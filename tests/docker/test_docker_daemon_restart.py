@@ -12,15 +12,15 @@ from pathlib import Path
 
 import docker
 import pytest
-from docker_jobs import MakeJob
 
 from pytest_llem.containers.identity import SESSION_LABEL
 from pytest_llem.containers.orphans import remove_orphans
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import read_json
+from pytest_llem.job import Job, JobDir, read_json
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec
 
+MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
 
 
@@ -71,7 +71,7 @@ def own_daemon(
     directory.mkdir()
     daemon = OwnDaemon(directory)
     own = daemon.start()
-    own.images.load(client.images.get(engine_image).save(named=True))
+    own.images.load(b"".join(client.images.get(engine_image).save(named=True)))
     monkeypatch.setenv("DOCKER_HOST", daemon.address)
     yield daemon
     daemon.stop()

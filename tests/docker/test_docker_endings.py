@@ -14,11 +14,10 @@ from pathlib import Path
 import docker
 import psutil
 import pytest
-from docker_jobs import small_job
 
 from pytest_llem.containers.identity import SESSION_LABEL
 from pytest_llem.containers.orphans import remove_orphans
-from pytest_llem.job import JobDir, read_json
+from pytest_llem.job import Job, JobDir, read_json
 
 pytestmark = pytest.mark.docker
 
@@ -54,7 +53,7 @@ class Launched:
 
 
 @pytest.fixture
-def launch(client: docker.DockerClient, engine_image: str, tmp_path: Path) -> Launch:
+def launch(client: docker.DockerClient, engine_image: str, tmp_path: Path, small_job: Callable[..., Job]) -> Launch:
     def start(*options: str, lifecycle: str = "ephemeral") -> Launched:
         job_dir = JobDir(tmp_path / "job")
         job_dir.write_job(small_job(1, "sleep"))
@@ -107,7 +106,7 @@ def test_a_killed_pytest_takes_its_container_along(
     wait_for(lambda: len(remove_orphans(client)) >= 0 and client.api.containers(all=True, filters=LABELLED) == [])
 
 
-LABELLED = {"label": SESSION_LABEL}
+LABELLED: dict[str, str | list[str] | bool] = {"label": SESSION_LABEL}
 
 
 @pytest.mark.parametrize("lifecycle", ["ephemeral", "session"])

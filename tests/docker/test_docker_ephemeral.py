@@ -7,24 +7,24 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import docker
 import pytest
-from docker_jobs import MakeJob
 
 from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Deadlines, DeviceSet, JobDir, load_job, read_json
+from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, load_job, read_json
 from pytest_llem.measurement import read_measurement
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec, RunReport
 
+MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
 
 Event = dict[str, JsonValue]

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import docker
 import pytest
-from docker_jobs import small_job
 
 from pytest_llem.containers.preflight import PreflightReport
 from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.job import DeviceSet
+from pytest_llem.job import DeviceSet, Job
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec
 
 pytestmark = pytest.mark.docker
 
 
-def check(
+Check = Callable[..., PreflightReport]
+
+
+@pytest.fixture
+def check(small_job: Callable[..., Job]) -> Check:
+    return partial(run_checks, small_job)
+
+
+def run_checks(
+    small_job: Callable[..., Job],
     image: str,
     engine: str = "scripted_engine",
     settings: DockerSettings | None = None,
@@ -37,7 +47,7 @@ def categories(report: PreflightReport) -> list[str]:
     return [problem.category for problem in report.problems]
 
 
-def test_a_good_image_has_no_problem(client: docker.DockerClient, engine_image: str) -> None:
+def test_a_good_image_has_no_problem(check: Check, client: docker.DockerClient, engine_image: str) -> None:
     report = check(engine_image)
 
     assert categories(report) == []
@@ -46,14 +56,14 @@ def test_a_good_image_has_no_problem(client: docker.DockerClient, engine_image: 
     assert report.notices == ()
 
 
-def test_an_image_without_the_engine(engine_image: str) -> None:
+def test_an_image_without_the_engine(check: Check, engine_image: str) -> None:
     report = check(engine_image, engine="vllm")
 
     assert categories(report) == ["image_contents"]
     assert "'vllm'" in report.problems[0].message
 
 
-def test_all_problems_are_told_together(engine_image: str, tmp_path: Path) -> None:
+def test_all_problems_are_told_together(check: Check, engine_image: str, tmp_path: Path) -> None:
     settings = DockerSettings(mounts=(str(tmp_path / "nowhere"),))
 
     report = check(engine_image, engine="vllm", settings=settings)
@@ -61,19 +71,21 @@ def test_all_problems_are_told_together(engine_image: str, tmp_path: Path) -> No
     assert sorted(categories(report)) == ["image_contents", "mount_missing"]
 
 
-def test_an_image_that_is_nowhere(client: docker.DockerClient) -> None:
+def test_an_image_that_is_nowhere(check: Check, client: docker.DockerClient) -> None:
     assert categories(check("llem-nowhere:1", settings=DockerSettings(pull="never"))) == ["image_not_found"]
     assert categories(check("registry.invalid/llem/nowhere:1")) == ["network"]
 
 
-def test_a_gpu_that_the_daemon_cannot_give(client: docker.DockerClient, engine_image: str) -> None:
+def test_a_gpu_that_the_daemon_cannot_give(check: Check, client: docker.DockerClient, engine_image: str) -> None:
     if "nvidia" in (client.info().get("Runtimes") or {}):
         pytest.skip("this daemon has a GPU runtime")
 
     assert categories(check(engine_image, devices=DeviceSet("cuda", ("GPU-0",)))) == ["gpu_runtime_missing"]
 
 
-def test_a_model_that_the_hub_cannot_be_asked_for(engine_image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_the_hub_cannot_be_asked_for(
+    check: Check, engine_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     report = check(engine_image, model="llem/none-such")
@@ -82,7 +94,7 @@ def test_a_model_that_the_hub_cannot_be_asked_for(engine_image: str, monkeypatch
     assert "llem/none-such" in report.problems[0].message
 
 
-def test_a_daemon_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_daemon_that_is_not_there(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
 
     assert categories(check("any")) == ["daemon_down"]

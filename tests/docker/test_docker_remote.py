@@ -9,22 +9,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
 import pytest
-from docker_jobs import MakeJob
 
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import image_facts
 from pytest_llem.containers.lease import PREFIX, remote_lease
 from pytest_llem.errors import DeviceError
-from pytest_llem.job import DeviceSet, JobDir, read_json
+from pytest_llem.job import DeviceSet, Job, JobDir, read_json
 from pytest_llem.measurement import read_measurement
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec, RunReport
 
+MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
 
 

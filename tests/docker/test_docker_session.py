@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import docker
 import pytest
-from docker_jobs import MakeJob
 
 from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.job import Deadlines, read_json
+from pytest_llem.job import Deadlines, Job, JobDir, read_json
 from pytest_llem.measurement import read_measurement
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.protocol import RunnerSpec, RunReport
 
+MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
 
 

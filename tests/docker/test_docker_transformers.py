@@ -13,11 +13,10 @@ from typing import NoReturn
 
 import docker
 import pytest
-from docker_jobs import small_job
 
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.decode import encode
-from pytest_llem.job import IdleSettings, JobDir, MeasurementSettings, WorkloadSettings
+from pytest_llem.job import IdleSettings, Job, JobDir, MeasurementSettings, WorkloadSettings
 from pytest_llem.measurement import Measurement, read_measurement
 from pytest_llem.runners.docker import DockerRunner
 from pytest_llem.runners.local import LocalRunner
@@ -56,16 +55,15 @@ def image(
     return name
 
 
-def measure(runner: Runner, directory: Path, cycle: int) -> tuple[Measurement, float]:
+def measure(runner: Runner, directory: Path, small: Job) -> tuple[Measurement, float]:
     """One cycle on the built-in model; the measurement, and what it took beyond the worker's own time in seconds."""
-    small = small_job(cycle, engine="transformers", settings={"batch_size": 2})
     config = replace(
         small.config,
         workload=WorkloadSettings("synthetic", prompts=4, input_tokens=32, output_tokens=16, seed=7),
         measurement=MeasurementSettings(min_duration_s=1.0, idle=IdleSettings(duration_s=0.0)),
     )
     job = replace(small, config=config, deadlines=replace(small.deadlines, timeout_s=120.0))
-    job_dir = JobDir(directory / f"{runner.spec.name}-{cycle}")
+    job_dir = JobDir(directory / f"{runner.spec.name}-{small.cycle}")
     job_dir.write_job(job)
     begun = time.monotonic()
     runner.run(job, job_dir, lambda event: None)
@@ -85,6 +83,13 @@ def work(measurement: Measurement) -> dict[str, object]:
         "outputs": {repeat.outputs_hash for repeat in measurement.repeats},
         "tokens": [(request.index, request.input_tokens, request.output_tokens) for request in first],
     }
+
+
+def encoded(measurement: Measurement) -> dict[str, object]:
+    """As it is written to `measurement.json`."""
+    data = encode(measurement)
+    assert isinstance(data, dict)
+    return dict(data)
 
 
 def shape(value: object) -> object:
@@ -109,14 +114,19 @@ def joules_per_token(measurement: Measurement) -> float | None:
 
 
 def test_a_container_does_the_same_work_as_a_local_process(
-    image: str, tmp_path: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+    image: str,
+    tmp_path: Path,
+    small_job: Callable[..., Job],
+    record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("transformers")
+    jobs = [small_job(cycle, engine="transformers", settings={"batch_size": 2}) for cycle in (1, 2)]
     local = LocalRunner(RunnerSpec("local", "study"), tmp_path)
     contained = DockerRunner(RunnerSpec("docker", "study", image=image), DockerSettings(lifecycle="session"))
     try:
         beside, inside = zip(
-            *[(measure(local, tmp_path, n), measure(contained, tmp_path, n)) for n in (1, 2)], strict=True
+            *[(measure(local, tmp_path, job), measure(contained, tmp_path, job)) for job in jobs], strict=True
         )
     finally:
         local.close()
@@ -124,7 +134,7 @@ def test_a_container_does_the_same_work_as_a_local_process(
 
     assert work(beside[1][0]) == work(inside[1][0])
     assert shape(encode(beside[1][0].windows)) == shape(encode(inside[1][0].windows))
-    assert sorted(encode(beside[1][0])) == sorted(encode(inside[1][0]))  # type: ignore[arg-type]
+    assert encoded(inside[1][0]).keys() == encoded(beside[1][0]).keys()
     assert inside[1][0].worker.start_method == "forkserver"
     assert inside[1][0].engine.effective["dtype"] == beside[1][0].engine.effective["dtype"]
     ratio = tokens_per_s(inside[1][0]) / tokens_per_s(beside[1][0])
@@ -138,10 +148,12 @@ def test_a_container_does_the_same_work_as_a_local_process(
         )
 
 
-def test_the_image_runs_as_its_own_user_and_needs_no_network(image: str, tmp_path: Path) -> None:
+def test_the_image_runs_as_its_own_user_and_needs_no_network(
+    image: str, tmp_path: Path, small_job: Callable[..., Job]
+) -> None:
     runner = DockerRunner(RunnerSpec("docker", "study", image=image))
     try:
-        measurement, _ = measure(runner, tmp_path, 1)
+        measurement, _ = measure(runner, tmp_path, small_job(1, engine="transformers", settings={"batch_size": 2}))
         facts = runner.image("transformers")
     finally:
         runner.close()

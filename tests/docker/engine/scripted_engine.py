@@ -88,7 +88,7 @@ class ScriptedEngine:
     def effective(self) -> Mapping[str, JsonValue]:
         return {
             "uid": os.getuid(),
-            "network": sorted(path.name for path in Path("/sys/class/net").iterdir()),
+            "network": tuple(sorted(path.name for path in Path("/sys/class/net").iterdir())),
             "home": os.environ.get("HOME"),
             "nccl": os.environ.get("NCCL_SOCKET_IFNAME"),
             "ppid": os.getppid(),
