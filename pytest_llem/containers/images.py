@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 
 import docker
 import requests
@@ -16,6 +14,7 @@ from pytest_llem import __version__
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
+from pytest_llem.containers.patience import Pending
 from pytest_llem.errors import RunnerError
 
 REGISTRY = "ghcr.io/pytest-llem"
@@ -105,14 +104,11 @@ def ensure_image(
 
 def _pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:
     """Pull on a thread of its own, because a stalled download answers to no timeout of the client's."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="llem-pull")
-    future = pool.submit(_follow_pull, client, name, deadline, tell)
+    pull = Pending(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
     try:
-        future.result(timeout=max(0.0, deadline - time.monotonic()))
-    except FutureTimeout:
+        pull.result(deadline - time.monotonic())
+    except TimeoutError:
         raise docker_error("timeout", name, said="the pull took longer than docker.pull_timeout_s") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _follow_pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:

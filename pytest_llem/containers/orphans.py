@@ -24,7 +24,8 @@ def remove_orphans(client: docker.DockerClient) -> list[str]:
     removed = []
     for entry in listed:
         if owner_is_dead(entry.get("Labels") or {}):
-            with contextlib.suppress(APIError):  # another session's sweep was faster
+            # Another session's sweep may have been faster
+            with contextlib.suppress(APIError, requests.exceptions.RequestException):
                 client.api.remove_container(entry["Id"], force=True, v=True)
             removed.append(entry["Names"][0].lstrip("/"))
     return removed

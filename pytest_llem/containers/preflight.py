@@ -7,8 +7,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from pytest_llem.containers.images import image_facts
 from pytest_llem.containers.inputs import inputs_of
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphans import removed_after
+from pytest_llem.containers.patience import Pending
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import Note
 from pytest_llem.job import DeviceSet, ExperimentConfig
@@ -78,15 +77,11 @@ def preflight(
     ]
     begun = time.monotonic()
     found = _Findings()
-    pool = ThreadPoolExecutor(len(checks), thread_name_prefix="llem-preflight")
-    waiting: list[tuple[str, float, _Findings, Future[None]]] = []
-    for name, limit_s, check in checks:
-        own = _Findings()
-        waiting.append((name, limit_s, own, pool.submit(check, own)))
-    for name, limit_s, own, future in waiting:
+    waiting = [(name, limit_s, *_started(check, name)) for name, limit_s, check in checks]
+    for name, limit_s, own, pending in waiting:
         try:
-            future.result(timeout=max(0.0, begun + limit_s - time.monotonic()))
-        except FutureTimeout:
+            pending.result(begun + limit_s - time.monotonic())
+        except TimeoutError:
             said = f"the check of the {name} took more than {limit_s:g} s"
             found.problems.append(docker_error("timeout", subject.image, said=said))
         except DockerError as error:
@@ -94,8 +89,12 @@ def preflight(
         found.problems += own.problems
         found.notices += own.notices
         found.facts.update(own.facts)
-    pool.shutdown(wait=False, cancel_futures=True)
     return PreflightReport(tuple(found.problems), tuple(found.notices), found.facts)
+
+
+def _started(check: Check, name: str) -> tuple[_Findings, Pending[None]]:
+    own = _Findings()
+    return own, Pending(lambda: check(own), f"llem-preflight-{name}")
 
 
 def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts, found: _Findings) -> None:

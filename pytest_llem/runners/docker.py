@@ -36,7 +36,7 @@ from pytest_llem.containers.secrets import secrets_of
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import Note
-from pytest_llem.errors import DeviceError, InterruptedCycleError, JsonValue
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
@@ -80,7 +80,7 @@ class DockerRunner:
                 # From here on the cycle's own time counts, not that of a pull or of waiting for a device
                 watch = DeadlineWatch(job.deadlines)
                 end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)
-        except (DockerError, DeviceError) as error:
+        except LlemError as error:
             write_if_absent(job_dir, error, watch.phase if watch else None, secrets)
             return self._report(name, None, {}, ())
         except KeyboardInterrupt:
