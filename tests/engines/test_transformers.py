@@ -223,3 +223,17 @@ def test_what_the_plain_loop_cannot_do_is_named(start: Start) -> None:
     engine = start({"num_beams": 2})
     assert isinstance(engine, SplitsPhases)
     assert "num_beams" in str(engine.split_obstacle(requests_of(5)))
+
+
+def test_continuous_batching_gives_every_request_its_answer(start: Start) -> None:
+    """The end-of-sequence token of the model's configuration must not come back in through the manager."""
+    engine = start({"continuous_batching": True, "batch_size": 2})
+    requests = [*requests_of(5, 12, 30, 9, output=40), *requests_of(9, output=7)]
+    requests = [type(r)(index, r.token_ids, r.max_new_tokens, True) for index, r in enumerate(requests)]
+    completions = generate(engine, requests)
+    assert [len(output) for output in ids(completions)] == [40, 40, 40, 40, 7]
+    assert ids(completions) == ids(generate(start({"batch_size": 1}), requests))
+    assert all(len(c.token_times_ns or ()) == len(c.output_ids) for c in completions)
+    assert ids(generate(engine, requests)) == ids(completions)
+    free = generate(engine, requests_of(*range(4, 14), output=64, ignore_eos=False))
+    assert "stop" in {completion.finish_reason for completion in free}

@@ -23,6 +23,7 @@ from pytest_llem.errors import EngineError, EngineNotInstalledError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
 if TYPE_CHECKING:
+    from pytest_llem.engines.transformers.continuous import ContinuousGenerator
     from pytest_llem.engines.transformers.generation import Generator
     from pytest_llem.engines.transformers.loading import Loaded
 
@@ -41,6 +42,7 @@ class TransformersEngine:
         self._devices = DeviceSet("cpu")
         self._loaded: Loaded | None = None
         self._generator: Generator | None = None
+        self._continuous: ContinuousGenerator | None = None
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
         """See `Engine.prepare`."""
@@ -105,6 +107,10 @@ class TransformersEngine:
             torch.manual_seed(config.seed)
         size = self._settings.batch_size
         fix = f"lower transformers.batch_size (now {size}), the token counts or the dtype"
+        if self._settings.continuous_batching:
+            with out_of_memory(f"generating with up to {size} requests at once", fix, batch_size=size):
+                completions = self._continuous_generator(generator).run(requests, lambda n: progress(n, len(requests)))
+            return sorted(completions, key=lambda completion: completion.index)
         done: list[Completion] = []
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
@@ -137,7 +143,7 @@ class TransformersEngine:
 
     def reset(self) -> CacheState:
         """See `Engine.reset`: `generate` builds its key-value cache anew for each batch and keeps none."""
-        return "none"
+        return "disabled" if self._settings.continuous_batching else "none"
 
     def quiesce(self) -> Quiesced:
         """See `Engine.quiesce`. On the CPU every operation has ended when its call returns."""
@@ -183,12 +189,24 @@ class TransformersEngine:
     def shutdown(self) -> None:
         """See `Engine.shutdown`. Safe to call twice, and after a failed load."""
         was_loaded = self._loaded is not None
+        if self._continuous is not None:
+            self._continuous.close()
+            self._continuous = None
         self._loaded = self._generator = None
         gc.collect()
         if was_loaded and self._devices.kind == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+    def _continuous_generator(self, generator: Generator) -> ContinuousGenerator:
+        if self._continuous is None:
+            from pytest_llem.engines.transformers.continuous import ContinuousGenerator
+
+            self._continuous = ContinuousGenerator(
+                generator.model, generator.open_ended(), self._settings.batch_size, generator.eos_ids
+            )
+        return self._continuous
 
     def _prepared(self) -> ExperimentConfig:
         if self._config is None:

@@ -94,6 +94,10 @@ class Generator:
             self._completion(request, row, start_ns, end_ns, times) for request, row in zip(batch, rows, strict=True)
         ]
 
+    def open_ended(self) -> GenerationConfig:
+        """The decoding settings without lengths and ends, which continuous batching takes per request."""
+        return GenerationConfig(**self._base, pad_token_id=self.pad_id)
+
     def _generation(self, max_new_tokens: int, ignore_eos: bool) -> GenerationConfig:
         key = (max_new_tokens, ignore_eos)
         if key not in self._generations:
