@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.study.fields import ENGINE_SECTIONS, Leaves, defaults
+from pytest_llem.study.engine_names import ENGINE_SECTIONS, engine_names
+from pytest_llem.study.fields import Leaves, defaults
 
 HASH_VERSION = 1
 
@@ -188,13 +189,13 @@ def getter(leaves: Leaves) -> Get:
 def section_of(path: str) -> str | None:
     """The engine whose section a path lies in, or `None` for common settings."""
     head = path.partition(".")[0]
-    return head if head in ENGINE_SECTIONS else None
+    return head if head in engine_names() else None
 
 
 def with_engine_dtype(leaves: Leaves, engine: str) -> Leaves:
     """The leaves with the engine's own `dtype` in place of the common one, where it has one."""
     own = leaves.get(f"{engine}.dtype")
-    if own is None:
+    if own is None or engine not in ENGINE_SECTIONS:
         return leaves
     result = {path: value for path, value in leaves.items() if path != f"{engine}.dtype"}
     result["dtype"] = own

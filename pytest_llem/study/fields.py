@@ -18,11 +18,11 @@ from pydantic.fields import FieldInfo
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import PlaceholderText, kind
+from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.problems import nearest, suggest
 from pytest_llem.study.schema import ExperimentSettings
 
 Leaves = dict[str, JsonValue]
-ENGINE_SECTIONS = ("transformers", "vllm", "sglang", "tensorrt_llm", "openai")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def _children(model: type[BaseModel], prefix: str) -> dict[str, Field]:
 @cache
 def tree() -> Field:
     """The root of all settings of an experiment."""
-    return Field("", "section", None, None, None, _children(ExperimentSettings, ""))
+    children = _children(ExperimentSettings, "")
+    children.update({name: Field(name, "map", None, None) for name in engine_names() if name not in children})
+    return Field("", "section", None, None, None, children)
 
 
 @cache

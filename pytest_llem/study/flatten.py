@@ -92,14 +92,14 @@ def overlay(leaves: Leaves, settings: list[Setting] | tuple[Setting, ...]) -> Le
 
 
 def apply(leaves: Leaves, settings: list[Setting] | tuple[Setting, ...]) -> None:
-    """Lay `settings` over `leaves` in place. A value inside `extra` replaces what was above or below it."""
+    """Lay `settings` over `leaves` in place. A value inside a map replaces what was above or below it."""
     for setting in settings:
         path, value = setting.path, setting.value
         if isinstance(value, Clear):
             for known in [known for known in leaves if known.startswith(f"{path}.")]:
                 del leaves[known]
             continue
-        if ".extra." in path and path not in leaves:
+        if path not in leaves and path not in fields.table():
             for known in [known for known in leaves if path.startswith(f"{known}.") or known.startswith(f"{path}.")]:
                 del leaves[known]
         leaves[path] = value

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pytest_llem.study.canonical import DORMANCIES, PRESETS
-from pytest_llem.study.fields import ENGINE_SECTIONS, options
+from pytest_llem.study.engine_names import ENGINE_SECTIONS
+from pytest_llem.study.fields import options
 from pytest_llem.study.older_words import REFUSED, RENAMES
 from pytest_llem.study.schema import Arrivals, Compare, Execution, ExperimentSettings, LengthDistribution, StudyFile
 from pytest_llem.study.settings import UserFile

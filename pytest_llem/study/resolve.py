@@ -10,7 +10,8 @@ from pytest_llem.decode import decode
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
 from pytest_llem.study.canonical import asleep_by_default, same
-from pytest_llem.study.fields import ENGINE_SECTIONS, Leaves, defaults, table
+from pytest_llem.study.engine_names import ENGINE_SECTIONS
+from pytest_llem.study.fields import Leaves, defaults
 from pytest_llem.study.flatten import unflatten
 
 _LOCAL = ("./", "../", "~/")
@@ -69,8 +70,3 @@ def _local(value: JsonValue, directory: Path, *, files: bool) -> JsonValue:
         path = Path(value).expanduser()
         return str(path if path.is_absolute() else (directory / path).resolve())
     return value
-
-
-def known_engine_sections() -> tuple[str, ...]:
-    """Engines that have a section in the schema."""
-    return tuple(name for name in ENGINE_SECTIONS if name in table())

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.study.canonical import DORMANCIES, canonical, section_of, with_engine_dtype, written_out
-from pytest_llem.study.fields import ENGINE_SECTIONS, Leaves, defaults, keyword
+from pytest_llem.study.engine_names import ENGINE_SECTIONS
+from pytest_llem.study.fields import Leaves, defaults, keyword, table
 from pytest_llem.study.flatten import Clear, apply
 from pytest_llem.study.model import Keyword, View
 from pytest_llem.study.sweep import Alternative, Axis
@@ -35,7 +36,7 @@ def touched(axis: Axis, shared: Leaves) -> frozenset[str]:
     """The leaves that an axis may change: those it sets, and shared ones in a section that it clears."""
     cleared = [s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)]
     below = {path for path in shared for section in cleared if path.startswith(f"{section}.")}
-    below |= {path for path in shared for own in axis.paths if ".extra." in own and _nested(path, own)}
+    below |= {path for path in shared for own in axis.paths if own not in table() and _nested(path, own)}
     return (axis.paths - set(cleared)) | below
 
 

@@ -261,3 +261,23 @@ def test_locate_finds_where_a_setting_was_written(load: Load) -> None:
     assert str(study.locate("transformers.num_beams")).endswith(":3:3")
     assert str(study.locate("dtype")).endswith(":4:9")
     assert str(study.locate("seed")).endswith(":1:1")
+
+
+def test_engine_of_another_package_has_a_section_that_may_hold_anything(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_llem import engines
+    from pytest_llem.study import engine_names, fields
+
+    caches = (engine_names.engine_names, fields.tree, fields.table, fields._places, fields.keyword, fields.defaults)
+    monkeypatch.setattr(engines, "known_engines", lambda: ("transformers", "theirs"))
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        study = load("model: m\nengine: theirs\ntheirs: {speed: {up: 3}}\nsweep: {theirs.speed.down: [1, 2]}\n")
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+    assert ids(study) == ["down:1", "down:2"]
+    assert study.experiments[1].config.settings == {"speed": {"up": 3, "down": 2}}
