@@ -109,7 +109,9 @@ class TransformersEngine:
         fix = f"lower transformers.batch_size (now {size}), the token counts or the dtype"
         if self._settings.continuous_batching:
             with out_of_memory(f"generating with up to {size} requests at once", fix, batch_size=size):
-                completions = self._continuous_generator(generator).run(requests, lambda n: progress(n, len(requests)))
+                completions = self._continuous_generator(generator, requests).run(
+                    requests, lambda n: progress(n, len(requests))
+                )
             return sorted(completions, key=lambda completion: completion.index)
         done: list[Completion] = []
         for first in range(0, len(requests), size):
@@ -199,12 +201,16 @@ class TransformersEngine:
 
             torch.cuda.empty_cache()
 
-    def _continuous_generator(self, generator: Generator) -> ContinuousGenerator:
-        if self._continuous is None:
-            from pytest_llem.engines.transformers.continuous import ContinuousGenerator
+    def _continuous_generator(self, generator: Generator, requests: Sequence[Request]) -> ContinuousGenerator:
+        from pytest_llem.engines.transformers.continuous import ContinuousGenerator
 
+        longest = max(len(request.token_ids) + request.max_new_tokens for request in requests)
+        if self._continuous is not None and longest > self._continuous.longest:
+            self._continuous.close()
+            self._continuous = None
+        if self._continuous is None:
             self._continuous = ContinuousGenerator(
-                generator.model, generator.open_ended(), self._settings.batch_size, generator.eos_ids
+                generator.model, generator.open_ended(), self._settings.batch_size, generator.eos_ids, longest
             )
         return self._continuous
 
