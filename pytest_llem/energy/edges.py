@@ -48,56 +48,73 @@ class Edge:
     outer: bool = False
 
 
-def interpolated(ticks: TickSeries, t_ns: int) -> Edge | None:
+def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge | None:
     """The counter at a time between two steps, on a straight line; right where power is steady around the edge.
 
-    `shape` bounds what a power step somewhere between the two counter steps would change: the difference of the powers
-    around, times f (1 - f) of the interval, which is exact for a step at the edge itself. `None` outside the series.
+    `shape` bounds what a power step somewhere between the two counter steps would change, at a fraction f of an
+    interval of mean power p, when power nearby lies between a low and a high: (high - low) f (1 - f) of the interval,
+    exact for a step at the edge itself. That holds where the high was `seen` in an interval of its own; else all power
+    above the low may have been drawn on one side: (p - low) max(f, 1 - f). `None` outside the series.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
     if before < 0 or after >= len(ticks):
         return None
     interval_ns = ticks.mid_ns[after] - ticks.mid_ns[before]
     share = (t_ns - ticks.mid_ns[before]) / interval_ns
-    step_j = ticks.energy_j[after] - ticks.energy_j[before]
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
     powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
-    power_step_w = max(powers) - min(powers) if len(powers) >= 3 else power_w
+    low_w = min(powers) if len(powers) >= 3 else 0.0
+    swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
     return Edge(
-        energy_j=ticks.energy_j[before] + share * step_j,
+        energy_j=ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before]),
         terms={
             "tick_time": _UNIFORM * power_w * timing_ns / 1e9,
-            "shape": power_step_w * share * (1 - share) * interval_ns / 1e9,
+            "shape": swing_w * interval_ns / 1e9,
         },
         ticks=2,
     )
 
 
-def outer(
-    ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, busy: BusyPower, known: Calibration | None
-) -> Edge | None:
+def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, known: Calibration | None) -> QuietEdge | None:
     """The counter at an edge with a quiet side: its course over the steps in the quiet time, carried to the edge.
 
-    `quiet_ns` is how long the device was idle on that side and `busy` the power on the other. After an end, power
-    still decays: what that adds before the first step used is taken off by the calibrated ramp. `None` when the quiet
-    time holds too few steps, or was not quiet (power scatters, or is hardly below the busy power).
+    `quiet_ns` is how long the device was idle on that side. Steps that may still lie on the ramp after work are left
+    out. `None` when too few remain, or when power was not steady.
     """
-    ramp_ns = known.ramp_ns if known and known.ramp_ns is not None else None
-    settle_ns = SETTLE_RAMPS * (ramp_ns if ramp_ns is not None else UNCALIBRATED_RAMP_NS)
+    settle_ns = SETTLE_RAMPS * (known.ramp_ns if known and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS)
     earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
     indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
     if len(indices) < MIN_QUIET_STEPS:
         return None
     course = quiet.fit(ticks, indices, t_ns)
-    step_w = busy.mean_w - course.power_w
-    if not course.quiet or step_w <= MIN_STEP_REL * busy.mean_w:
-        return None
-    terms = {"quiet": course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
-    if side == "start":
-        return Edge(course.energy_j, terms, len(indices), outer=True)
-    tail_s = (ramp_ns or 0) / 1e9
-    bound_ns = known.ramp_uncertainty_ns if known and known.ramp_uncertainty_ns is not None else UNCALIBRATED_RAMP_NS
-    last_step_w = max(0.0, busy.last_w - course.power_w)
-    terms["ramp"] = hypot(step_w * bound_ns / 1e9, busy.spread_w * tail_s)
-    return Edge(course.energy_j - last_step_w * tail_s, terms, len(indices), outer=True)
+    return QuietEdge(course, len(indices)) if course.quiet else None
+
+
+@dataclass(frozen=True)
+class QuietEdge:
+    """A quiet side's course, not yet told from the work that it borders on."""
+
+    course: quiet.QuietFit
+    ticks: int
+
+    def at_start(self, busy: BusyPower) -> Edge | None:
+        """The edge at which work begins; `None` when the side draws hardly less than the work does."""
+        step_w = busy.mean_w - self.course.power_w
+        if step_w <= MIN_STEP_REL * busy.mean_w:
+            return None
+        terms = {"quiet": self.course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
+        return Edge(self.course.energy_j, terms, self.ticks, outer=True)
+
+    def at_end(self, busy: BusyPower, known: Calibration | None) -> Edge | None:
+        """The edge at which work ends: what power still drew while it fell is taken off by the calibrated ramp."""
+        edge = self.at_start(busy)
+        if edge is None:
+            return None
+        tail_s = (known.ramp_ns or 0) / 1e9 if known else 0.0
+        uncertain_ns = UNCALIBRATED_RAMP_NS
+        if known is not None and known.ramp_uncertainty_ns is not None:
+            uncertain_ns = known.ramp_uncertainty_ns
+        step_w = max(0.0, busy.last_w - self.course.power_w)
+        ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
+        return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, self.ticks, outer=True)

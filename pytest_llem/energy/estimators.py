@@ -41,33 +41,25 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     Sides confirmed quiet give `counter_outer_edge`; otherwise edges are interpolated (`counter_interpolated`), or,
     where the steps around an edge were not bracketed, the difference of the readings outside (`counter_difference`).
     """
+    if window.end_ns <= window.start_ns:
+        return None
     close = ticks.closely_bracketed()
-    if edges.interpolated(close, window.start_ns) and edges.interpolated(close, window.end_ns):
-        ticks = close
-    start = edges.interpolated(ticks, window.start_ns)
-    end = edges.interpolated(ticks, window.end_ns)
-    if start is None or end is None or window.end_ns <= window.start_ns:
+    if not _surround(close, window):
+        close = ticks
+    if not _surround(close, window):
         return None
-    before, after = ticks.last_before(window.start_ns), ticks.first_after(window.end_ns + 1)
-    if ticks.reset_within(ticks.mid_ns[before], ticks.mid_ns[after]):
+    before, after = close.last_before(window.start_ns), close.first_after(window.end_ns + 1)
+    if ticks.reset_within(close.mid_ns[before], close.mid_ns[after]):
         return None
-    busy = _busy_power(ticks, window, (end.energy_j - start.energy_j) / window.duration_s)
-    if window.quiet_before_s is not None:
-        quiet_ns = round(window.quiet_before_s * 1e9)
-        start = edges.outer(ticks, window.start_ns, "start", quiet_ns, busy, known) or start
-    if window.quiet_after_s is not None:
-        quiet_ns = round(window.quiet_after_s * 1e9)
-        end = edges.outer(ticks, window.end_ns, "end", quiet_ns, busy, known) or end
+    start, end = _edges(ticks, close, window, known)
     terms = {name: hypot(start.terms.get(name, 0.0), end.terms.get(name, 0.0)) for name in {**start.terms, **end.terms}}
     energy = end.energy_j - start.energy_j
     if "shape" in terms:
         # A load that begins and ends at the edges errs to the same side at both.
         terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
-        if not (start.outer or end.outer):
-            terms["shape"] = max(terms["shape"], _unseen_j(ticks, window, before, after, energy))
-    terms.update(_counter_terms(ticks, window, known, start.outer and end.outer))
+    terms.update(_counter_terms(close, window, known, start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
-    if not (start.outer or end.outer) and _unbracketed(ticks, before, after):
+    if not (start.outer or end.outer) and _unbracketed(close, before, after):
         name = "counter_difference"
     # `shape` is attained where load begins and ends at the edges: a bias bound, which noise comes on top of.
     noise = hypot(*(value for term, value in terms.items() if term != "shape"))
@@ -134,6 +126,34 @@ def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None,
     return terms
 
 
+def _surround(ticks: TickSeries, window: Window) -> bool:
+    return ticks.last_before(window.start_ns) >= 0 and ticks.first_after(window.end_ns + 1) < len(ticks)
+
+
+def _edges(
+    ticks: TickSeries, close: TickSeries, window: Window, known: Calibration | None
+) -> tuple[edges.Edge, edges.Edge]:
+    """Both edges, each from its quiet side where it has one that holds up, else interpolated between close steps."""
+    seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= 1
+    start = edges.interpolated(close, window.start_ns, seen=seen)
+    end = edges.interpolated(close, window.end_ns, seen=seen)
+    assert start is not None
+    assert end is not None
+    before = after = None
+    if window.quiet_before_s is not None:
+        before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), known)
+    if window.quiet_after_s is not None:
+        after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), known)
+    first_j = before.course.energy_j if before else start.energy_j
+    last_j = after.course.energy_j if after else end.energy_j
+    busy = _busy_power(close, window, (last_j - first_j) / window.duration_s)
+    if before is not None:
+        start = before.at_start(busy) or start
+    if after is not None:
+        end = after.at_end(busy, known) or end
+    return start, end
+
+
 def _busy_power(ticks: TickSeries, window: Window, mean_w: float) -> edges.BusyPower:
     """Power inside a window: from the intervals between steps that lie in it, else its mean."""
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
@@ -142,22 +162,6 @@ def _busy_power(ticks: TickSeries, window: Window, mean_w: float) -> edges.BusyP
         return edges.BusyPower(mean_w, mean_w, MEAN_SPREAD_REL * mean_w)
     spread_w = (max(powers) - min(powers)) / 2 if len(powers) > 1 else MEAN_SPREAD_REL * mean_w
     return edges.BusyPower(fmean(powers), powers[-1], spread_w)
-
-
-def _unseen_j(ticks: TickSeries, window: Window, before: int, after: int, energy_j: float) -> float:
-    """How far off the energy may be when no interval between two steps lies inside the window.
-
-    Then the power in the window was never seen on its own: all that was drawn around it above the lowest power nearby
-    may have been drawn in it, or nothing of it. Zero when an interval lies inside.
-    """
-    if ticks.last_before(window.end_ns) - ticks.first_after(window.start_ns) >= 1:
-        return 0.0
-    lowest_w = min(ticks.power_w(i) for i in range(max(0, before - 2), min(len(ticks) - 1, after + 2)))
-    around_j = ticks.energy_j[after] - ticks.energy_j[before]
-    least_j = lowest_w * window.duration_s
-    outside_s = (ticks.mid_ns[after] - ticks.mid_ns[before]) / 1e9 - window.duration_s
-    most_j = around_j - lowest_w * outside_s
-    return max(most_j - energy_j, energy_j - least_j)
 
 
 def _unbracketed(ticks: TickSeries, before: int, after: int) -> bool:

@@ -15,6 +15,8 @@ from pytest_llem.errors import MeterError
 SHIPPED = {
     "nvml": "pytest_llem.energy.nvml:NvmlMeter",
     "rapl": "pytest_llem.energy.rapl:RaplMeter",
+    "zeus": "pytest_llem.energy.zeus_meter:ZeusMeter",
+    "codecarbon": "pytest_llem.energy.codecarbon_meter:CodeCarbonMeter",
     "estimate": "pytest_llem.energy.estimate:EstimateMeter",
 }
 ENTRY_POINT_GROUP = "pytest_llem.meters"

@@ -1,0 +1,124 @@
+"""CodeCarbon as a meter, to cross-check: its tasks, one from each edge to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Note, Window, WindowEnergy
+from pytest_llem.energy.samples import Sample, SampleWriter
+from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.errors import MeterError
+
+JOULES_PER_KWH = 3.6e6
+COUNTRY = "FRA"
+"""CodeCarbon wants a country for its emissions, which are not used here: energy does not depend on it."""
+
+
+class CodeCarbonMeter:
+    """GPU energy for an engine on GPUs, CPU and memory for one on the CPU, as an offline tracker's tasks report it.
+
+    CodeCarbon knows one task at a time, so every stretch between two edges is a task and windows are sums of them.
+    """
+
+    name: ClassVar[str] = "codecarbon"
+
+    def __init__(self, setup: MeterSetup) -> None:
+        self._setup = setup
+        self._on_gpu = setup.devices.kind == "cuda"
+        self._tracker: Any = None
+        self._edges: list[int] = []
+        self._stretches: list[float] = []
+        self._writer: SampleWriter | None = None
+
+    @staticmethod
+    def obstacle() -> MeterError | None:
+        """Why CodeCarbon cannot be used, or `None`."""
+        try:
+            version("codecarbon")
+        except PackageNotFoundError:
+            return MeterError(
+                "the meter `codecarbon` needs the package codecarbon", fix="pip install 'pytest-llem[codecarbon]'"
+            )
+        return None
+
+    def start(self) -> None:
+        """Make the tracker (it looks around the machine for seconds) and begin the first stretch."""
+        codecarbon: Any = import_module("codecarbon")
+        self._tracker = codecarbon.OfflineEmissionsTracker(
+            country_iso_code=COUNTRY, save_to_file=False, log_level="error", allow_multiple_runs=True
+        )
+        self._writer = SampleWriter(self._setup.samples_path)
+        self._begin()
+
+    def mark(self) -> int:
+        """End a stretch and begin the next; the edge lies between the two."""
+        self._end()
+        self._begin()
+        return self._edges[-1]
+
+    def power_w(self) -> float | None:
+        """CodeCarbon is asked for energy only."""
+        return None
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        """Account the windows whose edges were marked."""
+        self._end()
+        self._tracker.stop()
+        if self._writer is not None:
+            self._writer.close()
+        what = "GPU counter reads" if self._on_gpu else "CPU and memory, from a model where it cannot read RAPL"
+        found = version("codecarbon")
+        return EnergyReport(
+            meter=self.name,
+            measured=self._on_gpu,
+            scope="gpu_board" if self._on_gpu else "cpu_package+dram",
+            placement=self._setup.settings.placement,
+            devices=(MeteredDevice("codecarbon", None, "gpu" if self._on_gpu else "cpu"),),
+            windows=tuple(self._account(window) for window in windows),
+            source=f"codecarbon {found}",
+            notes=(
+                Note(
+                    "cross_check", f"as CodeCarbon {version('codecarbon')} measures: {what}; it states no uncertainty"
+                ),
+                Note("in_process", "sensors are read inside the measured process, by threads of CodeCarbon's own"),
+            ),
+        )
+
+    def _begin(self) -> None:
+        self._tracker.start_task(f"stretch-{len(self._stretches)}")
+        self._edges.append(time.monotonic_ns())
+
+    def _end(self) -> None:
+        data = self._tracker.stop_task(f"stretch-{len(self._stretches)}")
+        kwh = data.gpu_energy if self._on_gpu else data.cpu_energy + data.ram_energy
+        self._stretches.append(float(kwh) * JOULES_PER_KWH)
+        if self._writer is not None:
+            total_mj = sum(self._stretches) * 1e3
+            self._writer.sample(Sample(time.monotonic_ns(), "codecarbon", counter_mj=total_mj))
+
+    def _account(self, window: Window) -> WindowEnergy:
+        energy: float | None = None
+        if window.start_ns in self._edges and window.end_ns in self._edges:
+            energy = sum(
+                joules
+                for (begin, end), joules in zip(
+                    pairwise([*self._edges, window.end_ns + 1]), self._stretches, strict=False
+                )
+                if window.start_ns <= begin and end <= window.end_ns
+            )
+        return WindowEnergy(
+            window.name,
+            window.index,
+            window.start_ns,
+            window.end_ns,
+            energy,
+            None,
+            None if energy is None else "codecarbon_task",
+            samples=0 if energy is None else 2,
+            devices=(DeviceEnergy("codecarbon", energy, None),),
+        )

@@ -1,0 +1,152 @@
+"""What this machine can measure, and what to do about what it cannot: the energy part of `llem doctor`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pynvml
+
+from pytest_llem.energy import calibration, nvml_devices, powercap, rapl
+from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.registry import statuses
+from pytest_llem.energy.watts import thread_power
+
+Level = Literal["ok", "warn", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about this machine: `ok`, something that makes numbers worse (`warn`), or a meter that fails."""
+
+    level: Level
+    subject: str
+    message: str
+    fix: str | None = None
+
+
+def describe() -> list[Finding]:
+    """Every finding about GPUs, their sensors, RAPL, and the other meters."""
+    return [*_gpus(), *_rapl(), *_estimate(), *_others()]
+
+
+def gpu_uuids() -> list[str]:
+    """UUIDs of the GPUs that can be calibrated; empty without NVML."""
+    if NvmlMeter.obstacle() is not None:
+        return []
+    pynvml.nvmlInit()
+    try:
+        return [gpu.uuid for gpu in nvml_devices.find((), os.environ.get("CUDA_VISIBLE_DEVICES"))]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpus() -> Iterator[Finding]:
+    obstacle = NvmlMeter.obstacle()
+    if obstacle is not None:
+        missing = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        level: Level = "warn" if obstacle.details.get("code") in missing else "problem"
+        yield Finding(level, "nvml", obstacle.message, obstacle.fix)
+        return
+    pynvml.nvmlInit()
+    try:
+        for gpu in nvml_devices.find((), None):
+            yield Finding("ok", gpu.uuid, f"{gpu.name}, driver {gpu.driver}")
+            yield from _sensors(gpu)
+            yield from _state(gpu)
+    except pynvml.NVMLError as problem:
+        yield Finding("problem", "nvml", f"NVML: {problem}", nvml_devices.remedy(problem))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _sensors(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
+    try:
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle)
+    except pynvml.NVMLError as problem:
+        if problem.value != pynvml.NVML_ERROR_NOT_SUPPORTED:
+            raise
+        yield Finding("warn", gpu.uuid, "no energy counter: energy is integrated from power readings, with wide bounds")
+        return
+    known = calibration.load(gpu.uuid, gpu.driver)
+    if known is None:
+        yield Finding(
+            "warn",
+            gpu.uuid,
+            f"energy counter, not calibrated under driver {gpu.driver}: bounds are wide",
+            "llem doctor --calibrate (while the GPU is idle, about a minute)",
+        )
+        return
+    ramp = f"ramp {known.ramp_ns / 1e6:.1f} ms" if known.ramp_ns is not None else "ramp unknown"
+    level: Level = "ok" if known.counter_type == "accumulating" else "warn"
+    yield Finding(
+        level,
+        gpu.uuid,
+        f"energy counter calibrated on {known.made_at}: a step every {known.period_ns / 1e6:.1f} ms (jitter "
+        f"{known.jitter_ns / 1e6:.1f} ms), {known.counter_type}, {ramp}, one read takes "
+        f"{known.call_latency_ns / 1e3:.0f} us, polled every {known.poll_step_ns / 1e6:.1f} ms around a step",
+        None if known.ramp_ns is not None else "calibrate again where torch can load the GPU, for narrower bounds",
+    )
+
+
+def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
+    if gpu.mig:
+        yield Finding("warn", gpu.uuid, "MIG is on: energy is that of the whole GPU, not of one instance")
+    if _optional(pynvml.nvmlDeviceGetPersistenceMode, gpu.handle) == 0:
+        yield Finding(
+            "warn",
+            gpu.uuid,
+            "persistence mode is off: the driver unloads between processes, and counters start anew",
+            f"sudo nvidia-smi -i {gpu.position} -pm 1",
+        )
+    ecc = _optional(pynvml.nvmlDeviceGetEccMode, gpu.handle)
+    if isinstance(ecc, (list, tuple)) and not ecc[0]:
+        yield Finding("warn", gpu.uuid, "ECC is off: not comparable with GPUs that have it on")
+    processes = _optional(pynvml.nvmlDeviceGetComputeRunningProcesses, gpu.handle)
+    if isinstance(processes, list) and processes:
+        pids = ", ".join(str(process.pid) for process in processes[:5])
+        yield Finding(
+            "warn", gpu.uuid, f"other processes compute on this GPU (pid {pids}): results will be invalid", "end them"
+        )
+
+
+def _rapl() -> Iterator[Finding]:
+    domains = powercap.domains()
+    obstacle = rapl.obstacle(domains)
+    if obstacle is None:
+        yield Finding("ok", "rapl", f"readable: {', '.join(domain.id for domain in domains)}")
+    else:
+        yield Finding("problem" if domains else "warn", "rapl", obstacle.message, obstacle.fix)
+
+
+def _estimate() -> Iterator[Finding]:
+    power = thread_power()
+    found = f"{power.processor}: {power.watts:.2f} W per thread"
+    if power.generation is None:
+        yield Finding("warn", "estimate", f"{found}, the table's median, as the table does not hold this processor")
+    else:
+        yield Finding("ok", "estimate", f"{found} ({power.generation})")
+
+
+def _others() -> Iterator[Finding]:
+    for status in statuses():
+        if status.name not in ("nvml", "rapl", "estimate"):
+            yield Finding(
+                "ok",
+                status.name,
+                status.message if status.available else f"not available: {status.message}",
+                status.fix,
+            )
+
+
+def _optional(function: object, handle: object) -> object:
+    assert callable(function)
+    try:
+        result: object = function(handle)
+    except pynvml.NVMLError:
+        return None
+    return result

@@ -1,0 +1,40 @@
+"""How a window's sides should be arranged for the meter that will account it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_llem.energy.calibration import Calibration
+
+SHORT_WINDOW_S = 3.0
+QUIET_STEPS = 5
+ASSUMED_PERIOD_S = 0.1
+MAX_QUIET_S = 3.0
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What to do before and after a window, for `seconds` on each side.
+
+    `quiet`: leave the device idle, confirmed synchronised. `same_load`: run the measured load without measuring it.
+    `none`: nothing, the meter reads its sensor at the edges.
+    """
+
+    kind: Literal["quiet", "same_load", "none"]
+    seconds: float
+
+
+def sides_for(meter: str, window_s: float, known: Sequence[Calibration] = (), *, can_synchronise: bool = True) -> Sides:
+    """The sides that pay for a window of about this length.
+
+    Only a stepping counter needs any. Quiet sides cost idle seconds and give an exact edge, so they are for windows
+    under 3 s of an engine that can be synchronised; longer ones lose little by an edge inside the load.
+    """
+    if meter != "nvml":
+        return Sides("none", 0.0)
+    period_s = max((one.period_ns / 1e9 for one in known), default=ASSUMED_PERIOD_S)
+    if can_synchronise and window_s < SHORT_WINDOW_S:
+        return Sides("quiet", min(MAX_QUIET_S, QUIET_STEPS * period_s))
+    return Sides("same_load", 2 * period_s)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pytest_llem.energy import calibration
+from pytest_llem.energy.calibrate import calibrate
+from pytest_llem.errors import MeterError
+from tests.simulated_nvml.simulation import Gpu, Simulation
+from tests.unit.energy.cycle import BUSY_W, IDLE_W, quicken, uuids
+
+
+class SteadyLoad:
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def burst(self, seconds: float) -> tuple[int, int]:
+        start = self._gpu.set_power(BUSY_W)
+        time.sleep(seconds)
+        return start, self._gpu.set_power(IDLE_W)
+
+
+@pytest.fixture
+def machine(simulation: Simulation) -> Simulation:
+    quicken(simulation)
+    return simulation
+
+
+def run(machine: Simulation) -> calibration.Calibration:
+    return calibrate(uuids(machine)[0], SteadyLoad(machine.gpus[0]))
+
+
+def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
+    machine.gpus[0].ramp_ns = 3_000_000
+
+    found = run(machine)
+
+    assert found.period_ns == pytest.approx(20_000_000, rel=0.02)
+    assert found.counter_type == "accumulating"
+    assert found.ramp_ns is not None
+    assert found.ramp_uncertainty_ns is not None
+    assert found.ramp_ns == pytest.approx(3_000_000, abs=max(found.ramp_uncertainty_ns, 500_000))
+    assert calibration.load(found.uuid, found.driver) == found
+
+
+def test_a_part_time_counter_is_recognised(machine: Simulation) -> None:
+    machine.gpus[0].duty = 0.25
+
+    found = run(machine)
+
+    assert found.counter_type == "part_time"
+    assert found.duty == pytest.approx(0.25, abs=0.25)
+    assert found.ramp_ns is None
+
+
+def test_a_counter_that_fast_polling_disturbs_is_polled_gently(machine: Simulation) -> None:
+    machine.gpus[0].disturb_below_ns = 1_500_000
+    machine.gpus[0].disturb_j = 0.02
+
+    found = calibrate(uuids(machine)[0])
+
+    assert found.fast_polling_error_rel is not None
+    assert found.fast_polling_error_rel > 0.05
+    assert found.poll_step_ns >= 2_000_000
+
+
+def test_without_a_load_the_ramp_and_the_counters_type_stay_unknown(machine: Simulation) -> None:
+    found = calibrate(uuids(machine)[0])
+
+    assert found.ramp_ns is None
+    assert found.counter_type == "unknown"
+
+
+def test_a_busy_gpu_is_not_calibrated(machine: Simulation) -> None:
+    machine.gpus[0].set_pids(4242)
+
+    with pytest.raises(MeterError, match="4242"):
+        calibrate(uuids(machine)[0])
+
+
+def test_a_calibration_of_another_driver_is_not_used(machine: Simulation) -> None:
+    calibration.save(calibration.Calibration(uuids(machine)[0], "old", 100_000_000, 0, 0, 500_000))
+
+    assert calibration.load(uuids(machine)[0], "new") is None

@@ -1,0 +1,76 @@
+"""Zeus and CodeCarbon as meters, in an interpreter that has them: this one, or `LLEM_PEERS_PYTHON`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_llem
+from pytest_llem import energy
+from pytest_llem.errors import MeterError
+from pytest_llem.job import DeviceSet, MeterSettings
+from tests.simulated_nvml.simulation import Simulation
+from tests.unit.energy.cycle import uuids
+
+PYTHON = os.environ.get("LLEM_PEERS_PYTHON", sys.executable)
+CYCLE = """
+import json, sys, time
+from pathlib import Path
+from pytest_llem import energy
+from pytest_llem.decode import encode
+from pytest_llem.energy.protocol import Window
+from pytest_llem.job import DeviceSet, MeterSettings
+name, out, uuid = sys.argv[1:]
+meter = energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cuda", (uuid,)), Path(out))
+meter.start()
+start = meter.mark()
+time.sleep(0.5)
+middle = meter.mark()
+time.sleep(0.3)
+end = meter.mark()
+report = meter.stop([Window("measure", start, end), Window("prefill", start, middle), Window("odd", start, end + 1)])
+print(json.dumps(encode(report)))
+"""
+
+
+def has(package: str) -> bool:
+    return subprocess.run([PYTHON, "-c", f"import {package}"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["zeus", "codecarbon"])
+def test_a_peer_measures_the_gpu_as_it_always_does(simulation: Simulation, tmp_path: Path, name: str) -> None:
+    if not has(name):
+        pytest.skip(f"{name} is not installed (LLEM_PEERS_PYTHON may name an interpreter that has it)")
+    root = str(Path(pytest_llem.__file__).parent.parent)
+
+    done = subprocess.run(
+        [PYTHON, "-c", CYCLE, name, str(tmp_path), uuids(simulation)[0]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    measure, prefill, odd = report["windows"]
+    assert measure["energy_j"] == pytest.approx(0.8 * 110, rel=0.35)
+    assert prefill["energy_j"] < measure["energy_j"]
+    assert odd["energy_j"] is None
+    assert "cross_check" in [note["code"] for note in report["notes"]]
+
+
+@pytest.mark.parametrize("name", ["zeus", "codecarbon"])
+def test_a_peer_that_is_not_installed_is_an_error_with_the_command(tmp_path: Path, name: str) -> None:
+    status = next(status for status in energy.available_meters() if status.name == name)
+    if status.available:
+        pytest.skip(f"{name} is installed here")
+
+    with pytest.raises(MeterError) as caught:
+        energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cpu"), tmp_path)
+
+    assert caught.value.fix == f"pip install 'pytest-llem[{name}]'"
