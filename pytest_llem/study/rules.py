@@ -143,6 +143,21 @@ def _longest(value: JsonValue) -> int:
     return value if isinstance(value, int) else 0
 
 
+def _vllm_beams(get: Get) -> Refusal | None:
+    if _above_one(get("vllm.beam_search.beam_width")):
+        return Refusal(
+            "vllm.beam_search.beam_width above 1: vLLM searches beams outside of its scheduler",
+            "use engine transformers with transformers.num_beams",
+        )
+    return None
+
+
+def _vllm_answers(get: Get) -> Refusal | None:
+    if _above_one(get("vllm.sampling.n")):
+        return Refusal("vllm.sampling.n above 1: one answer per prompt is measured", "raise workload.prompts")
+    return None
+
+
 def _concurrency(get: Get) -> Refusal | None:
     if get("openai.concurrency") is not None and get("workload.arrival") is not None:
         return Refusal("openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process")
@@ -181,8 +196,8 @@ RULES: tuple[Rule, ...] = (
         "use float16 or bfloat16",
     ),
     _never("vllm.gpu_memory_utilization", _is_set, "vllm.kv_cache_memory_bytes", _is_set, "choose one"),
-    _never("vllm.beam_search.beam_width", _above_one, "decoding.do_sample", _true, "beam search does not sample"),
-    _never("vllm.beam_search.beam_width", _above_one, "vllm.sampling.n", _above_one, "use n: 1"),
+    Rule(("vllm.beam_search.beam_width",), _vllm_beams, "vllm"),
+    Rule(("vllm.sampling.n",), _vllm_answers, "vllm"),
     _never("vllm.enforce_eager", _true, "vllm.compilation_config", _is_set, "leave one of them out"),
     Rule(("vllm.max_num_batched_tokens", "vllm.max_model_len", "vllm.enable_chunked_prefill"), _vllm_lengths, "vllm"),
     _context("vllm", "vllm.max_model_len"),

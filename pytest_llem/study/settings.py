@@ -27,7 +27,14 @@ Source = Literal["command line", "environment", "ini", "user settings", "default
 
 ENVIRONMENT_PREFIX = "LLEM_"
 RUNNER_PREFIX = "LLEM_RUNNER_"
-RESERVED_VARIABLES = ("LLEM_CONFIG_PATH",)
+RESERVED_VARIABLES = (
+    "LLEM_CALIBRATION_DIR",
+    "LLEM_CONFIG_PATH",
+    "LLEM_EVENT_PREFIX",
+    "LLEM_LEASE_DIR",
+    "LLEM_POWERCAP_ROOT",
+)
+"""Variables that other parts read, and that are no settings of a run."""
 
 
 class UserFile(Section):

@@ -62,10 +62,6 @@ def clusters(axes: Sequence[Axis], shared: Leaves) -> list[Cluster]:
         join(members)
         if members:
             decided.append((linked, members))
-    engines = [index for index, own in enumerate(paths) if "engine" in own]
-    mixed = [i for i, axis in enumerate(axes) if section_axis(axis) is None and any(map(section_of, axis.paths))]
-    if engines:
-        join([*engines, *mixed])
     found: list[Cluster] = []
     for target in sorted(set(group)):
         members = [index for index, current in enumerate(group) if current == target]

@@ -76,7 +76,9 @@ def test_extra_is_checked_by_name_and_type(load: Load) -> None:
 
 @pytest.mark.usefixtures("fake_vllm")
 def test_decoding_is_checked_against_sampling_parameters(load: Load) -> None:
-    found = problems(load, "decoding: {do_sample: true, temperature: 0.5, min_p: 0.1}\nvllm: {sampling: {n: 2}}\n")
+    found = problems(
+        load, "decoding: {do_sample: true, temperature: 0.5, min_p: 0.1}\nvllm: {sampling: {min_tokens: 2}}\n"
+    )
 
     assert [path for path, _ in found] == ["decoding.min_p"]
 

@@ -125,7 +125,7 @@ def test_ids_do_not_change_when_an_axis_gets_more_values(load: Load) -> None:
     text = """\
         model: m
         sweep:
-          model: [/data/models/llama, {more}org/Llama-3.1-8B]
+          model: [{more}/data/models/llama, org/Llama-3.1-8B]
           workload.input_tokens: [{{distribution: uniform, low: 4, high: 9}}, {more2}16]
           transformers.extra.names: [[a, b], {more3}[{long}]]
         """

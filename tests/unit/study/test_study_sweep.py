@@ -246,6 +246,35 @@ def test_axes_of_other_engines_do_not_multiply(load: Load) -> None:
     assert not study.notices
 
 
+def test_written_order_holds_when_the_engine_is_not_the_first_axis(load: Load) -> None:
+    study = load("model: m\nsweep: {seed: [1, 2], engine: [vllm, transformers], transformers.batch_size: [1, 2]}\n")
+
+    assert ids(study) == [
+        "seed:1-engine:vllm",
+        "seed:1-engine:transformers-batch_size:1",
+        "seed:1-engine:transformers-batch_size:2",
+        "seed:2-engine:vllm",
+        "seed:2-engine:transformers-batch_size:1",
+        "seed:2-engine:transformers-batch_size:2",
+    ]
+
+
+def test_group_over_several_engines_counts_only_what_its_point_runs(load: Load) -> None:
+    study = load(
+        """\
+        model: m
+        sweep:
+          engine: [transformers, vllm]
+          sizes:
+            - {transformers.batch_size: 1, vllm.max_num_seqs: 4}
+            - {transformers.batch_size: 1, vllm.max_num_seqs: 8}
+        """
+    )
+
+    assert [experiment.keywords.get("max_num_seqs") for experiment in study.experiments] == [None, 4, 8]
+    assert len(study.duplicates) == 1
+
+
 def test_axis_of_an_engine_that_nothing_runs_is_noticed(load: Load) -> None:
     study = load("model: m\nsweep: {vllm.max_num_seqs: [8, 16], seed: [1, 2]}\n")
 
