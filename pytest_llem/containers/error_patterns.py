@@ -32,7 +32,7 @@ DAEMON = _table(
     ("rate_limit", r"toomanyrequests|pull rate limit|429 Too Many Requests"),
     (
         "arch_mismatch",
-        r"no matching manifest for |exec format error|does not match the (?:specified|detected) .*platform",
+        r"no matching manifest for |[Ee]xec format error|does not match the (?:specified|detected) .*platform",
     ),
     (
         "image_not_found",

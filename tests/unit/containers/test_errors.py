@@ -34,6 +34,7 @@ DAEMON_SAYS = [
     ("disk_full", "failed to register layer: write /usr/lib/libcudnn.so: no space left on device"),
     ("arch_mismatch", "no matching manifest for linux/arm64/v8 in the manifest list entries"),
     ("arch_mismatch", "exec /usr/bin/python3: exec format error"),
+    ("arch_mismatch", "[FATAL tini (7)] exec python3 failed: Exec format error"),
     ("gpu_runtime_missing", 'could not select device driver "" with capabilities: [[gpu]].'),
     ("gpu_runtime_missing", "Error response from daemon: unknown or invalid runtime name: nvidia"),
     ("gpu_runtime_missing", "CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=all"),
