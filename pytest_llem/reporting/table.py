@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
 SPREAD = "±"
+GAP = "  "
+LEAST_COLUMNS = 3
+LEAST_ID = 24
 
 
 def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) -> list[str]:
@@ -89,14 +92,24 @@ def _spread(estimate: Estimate) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    widths[0] = min(widths[0], max(20, width - sum(widths[1:]) - 2 * len(widths)))
+    """Aligned lines no wider than the terminal: first the last columns go, then the middle of long ids."""
+    shown = len(HEADER)
+    widths = [max(len(row[column]) for row in rows) for column in range(shown)]
+    while shown > LEAST_COLUMNS and sum(widths[:shown]) + len(GAP) * (shown - 1) > width:
+        shown -= 1
+    widths[0] = min(widths[0], max(LEAST_ID, width - sum(widths[1:shown]) - len(GAP) * (shown - 1)))
     lines = []
     for row in rows:
-        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
-        rest = (cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *rest]))
+        rest = (cell.rjust(size) for cell, size in zip(row[1:shown], widths[1:shown], strict=True))
+        lines.append(GAP.join([_middle_cut(row[0], widths[0]).ljust(widths[0]), *rest]))
     return lines
+
+
+def _middle_cut(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
