@@ -11,6 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pytest_llem.errors import JsonValue
@@ -25,7 +26,7 @@ def decode(cls: type[T], data: object, path: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or cls.__name__}: expected a mapping, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast("typing.Hashable", cls))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
@@ -51,6 +52,11 @@ def encode(value: object) -> JsonValue:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [encode(item) for item in value]
     raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _value(hint: Any, value: object, where: str) -> object:

@@ -154,9 +154,13 @@ def _ratio_row(
         )
         for run in runs
     }
-    usable = [run for run in runs if not problems[run.run_id]]
+    own = {result.source_run or result.run_id for result in valid}
+    others = [run for run in runs if run.run_id not in own]
+    if not others:
+        return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
+    usable = [run for run in others if not problems[run.run_id]]
     if not usable:
-        return _not_comparable(limit, "; ".join(problems[runs[-1].run_id]))
+        return _not_comparable(limit, "; ".join(problems[others[-1].run_id]))
     measured = [run.values[found.name] for run in usable if found.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")

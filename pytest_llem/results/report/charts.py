@@ -41,7 +41,7 @@ def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
     for row in experiments:
         energy, speed = row.metrics.get("joules_per_output_token"), row.metrics.get("output_tokens_per_s")
         if energy and speed:
-            rows.append({**_identity(row), "joules": energy[0], "speed": speed[0], "front": False})
+            rows.append({**identity(row), "joules": energy[0], "speed": speed[0], "front": False})
     best = float("inf")
     for entry in sorted(rows, key=lambda entry: (-_float(entry["speed"]), _float(entry["joules"]))):
         if _float(entry["joules"]) < best:
@@ -86,7 +86,7 @@ def axes(content: Content) -> list[Chart]:
     for place, axis in enumerate(content.axes[:MAX_AXES]):
         short = axis.removeprefix("config.").removeprefix("settings.")
         rows: Rows = [
-            {**_identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy[0]}
+            {**identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy[0]}
             for row in content.experiments
             if (energy := row.metrics.get("joules_per_output_token"))
         ]
@@ -114,6 +114,7 @@ def axes(content: Content) -> list[Chart]:
 def cycles(content: Content) -> Chart:
     """Every cycle's energy per token, with the interval of its experiment."""
     bounds = {row.key: row.interval for row in content.experiments}
+    names = {row.key: identity(row) for row in content.experiments}
     rows: Rows = []
     for result in content.results:
         value = result.energy.joules_per_output_token
@@ -122,9 +123,7 @@ def cycles(content: Content) -> Chart:
             interval = bounds.get(key)
             rows.append(
                 {
-                    "key": key,
-                    "experiment": result.experiment.id,
-                    "run": result.run_id,
+                    **names[key],
                     "cycle": result.cycle,
                     "joules": value,
                     "validity": "valid" if result.validity.valid else "invalid",
@@ -174,7 +173,7 @@ def split(experiments: Sequence[ExperimentRow]) -> Chart:
         for part, value in parts.items():
             if value is not None:
                 group = "idle / above idle" if part in ("idle", "above idle") else "prefill / decode"
-                rows.append({**_identity(row), "part": part, "group": group, "joules": value})
+                rows.append({**identity(row), "part": part, "group": group, "joules": value})
     spec: Spec = {
         "height": {"step": 26},
         "mark": {"type": "bar", "tooltip": True},
@@ -198,7 +197,7 @@ def latency(content: Content) -> Chart:
             for statistic in ("p50", "p90", "p99"):
                 found = row.metrics.get(f"{metric}_{statistic}_s")
                 if found:
-                    rows.append({**_identity(row), "metric": metric, "statistic": statistic, "seconds": found[0]})
+                    rows.append({**identity(row), "metric": metric, "statistic": statistic, "seconds": found[0]})
     spec: Spec = {
         "height": {"step": 16},
         "mark": {"type": "point", "filled": True, "size": 45},
@@ -241,7 +240,8 @@ def power_spec() -> Spec:
     }
 
 
-def _identity(row: ExperimentRow) -> dict[str, JsonValue]:
+def identity(row: ExperimentRow) -> dict[str, JsonValue]:
+    """What every row of a chart says about its experiment."""
     return {"key": row.key, "experiment": row.experiment, "run": row.run, "engine": row.engine}
 
 

@@ -12,7 +12,7 @@ from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
 from pytest_llem.results.metrics import METRICS
-from pytest_llem.results.report.charts import Chart, power_spec
+from pytest_llem.results.report.charts import Chart, identity, power_spec
 from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow
 from pytest_llem.results.report.provenance import methods, settings_table
 
@@ -39,7 +39,7 @@ def render(
     subtitle = f"{len(content.experiments)} experiments, {valid} of {len(content.results)} cycles valid, {runs} runs"
     data: JsonValue = {
         "experiments": [
-            {"key": row.key, "axes": {axis: _text(row.settings.get(axis)) for axis in content.axes}}
+            {**identity(row), "axes": {axis: _text(row.settings.get(axis)) for axis in content.axes}}
             for row in content.experiments
         ],
         "charts": [
@@ -47,7 +47,7 @@ def render(
                 "id": chart.id,
                 "description": chart.description,
                 "spec": chart.spec,
-                "rows": [*chart.rows],
+                "rows": _indexed(chart, content.experiments),
                 "banded": "step" in str(chart.spec.get("height")),
             }
             for chart in (charts if bundle else ())
@@ -75,6 +75,16 @@ def render(
     )
 
 
+def _indexed(chart: Chart, experiments: Sequence[ExperimentRow]) -> JsonValue:
+    """The chart's rows as experiment's index and the rest, so that names are not repeated for every point."""
+    places = {row.key: place for place, row in enumerate(experiments)}
+    known = identity(experiments[0])
+    return [
+        [places[str(row["key"])], {name: value for name, value in row.items() if name not in known}]
+        for row in chart.rows
+    ]
+
+
 def _section(name: str, anchor: str, html: str) -> str:
     return f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2 id="{anchor}-h">{name}</h2>{html}</section>'
 
@@ -85,17 +95,18 @@ def _experiments(content: Content) -> str:
     names = ["experiment", *(["run"] if several else []), "study", "model", "engine", "valid"]
     heads = [_head(name) for name in names]
     heads += [_head(f"{name} ({METRICS[name].unit})", number=True) for name in metrics]
-    body = "".join(_experiment(row, names, metrics) for row in content.experiments)
+    body = "".join(_experiment(row, names, metrics, content.axes) for row in content.experiments)
     count = len(content.experiments)
     selects = "".join(_select(axis, content.experiments) for axis in content.axes[:6])
     return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
 {selects}<output id="shown" aria-live="polite">{count} of {count} experiments</output></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Experiments"><table id="experiments">
 <caption>Median over valid cycles, with half the interquartile range. Activate a column's head to sort.</caption>
-<thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"""
+<thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>
+<p><button type="button" id="more" hidden>Show all</button></p>"""
 
 
-def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]) -> str:
+def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:
     texts = {
         "experiment": row.experiment,
         "run": row.run,
@@ -116,7 +127,7 @@ def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]
         else:
             spread = "" if value[1] is None else f' <span class="muted">± {value[1]:.2g}</span>'
             found.append(f'<td class="n" data-v="{value[0]!r}">{value[0]:.4g}{spread}</td>')
-    words = " ".join([*texts.values(), *row.notes, *(f"{k}={v}" for k, v in row.settings.items())]).lower()
+    words = " ".join([*texts.values(), *row.notes, *(f"{axis}={row.settings.get(axis)}" for axis in axes)]).lower()
     return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(found)}</tr>'
 
 

@@ -52,7 +52,9 @@ def run(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> Runs
             if cycle <= invalid:
                 measurement = replace(measurement, invalid=(Note("throttled", "1 s"),))
             each = replace(of, cycle=cycle)
-            outcomes.append(store.get_or_measure(each, worker(each, measurement)))
+            inner = worker(each, measurement)
+            inner.run_id = name
+            outcomes.append(store.get_or_measure(each, inner))
         return outcomes
 
     return measure
@@ -117,6 +119,12 @@ def test_another_meter_matters_to_energy_alone(run: Runs, bench: Bench) -> None:
     assert [row.status for row in report.rows] == ["not_comparable", "pass"]
 
 
+def test_a_measurement_is_never_its_own_baseline(run: Runs) -> None:
+    """Reused results compared with the run that they come from would pass for ever."""
+    now = run("now", 12.0)
+    assert "this very measurement" in against(now, stored(now)).skip_reason()
+
+
 def test_an_unknown_experiment_is_not_comparable_and_an_unknown_study_an_error(run: Runs, key: CycleKey) -> None:
     before = stored(run("before"))
     other = run("other", of=replace(key, experiment_id="batch_size:2", config_hash="f" * 16))
@@ -171,7 +179,7 @@ def test_only_what_ran_is_touched(run: Runs, key: CycleKey, tmp_path: Path) -> N
     save_baseline("main", [result.model_copy(update={"run_id": "three"}) for result in second], tmp_path)
     after = json.loads(baseline_path(tmp_path, "main", "study").read_text())
     assert after["experiments"]["batch_size:1"] == before["experiments"]["batch_size:1"]
-    assert [entry["run_id"] for entry in after["experiments"]["batch_size:2"]["runs"]] == ["run-1", "three"]
+    assert [entry["run_id"] for entry in after["experiments"]["batch_size:2"]["runs"]] == ["two", "three"]
 
 
 def test_invalid_and_failing_results_are_not_saved_unless_forced(run: Runs, key: CycleKey, tmp_path: Path) -> None:
@@ -229,4 +237,4 @@ def test_runs_of_a_folder_become_baseline_runs(run: Runs, tmp_path: Path) -> Non
     run("one")
     run("two")
     entry = baseline_of("x", load(tmp_path / "out")).studies["study"].experiments["batch_size:1"]
-    assert [len(each.values["avg_power_w"]) for each in entry.runs] == [10]
+    assert [(each.run_id, len(each.values["avg_power_w"])) for each in entry.runs] == [("one", 5), ("two", 5)]

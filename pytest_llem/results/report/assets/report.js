@@ -8,7 +8,18 @@
   const search = document.getElementById("filter");
   const selects = [...document.querySelectorAll("select[data-axis]")];
   const LIMIT = 40;
+  const more = document.getElementById("more");
+  const PAGE = 200;
   let visible = new Set(rows.map((row) => row.dataset.key));
+  let order = rows;
+  let page = PAGE;
+  const paint = () => {
+    const fitting = order.filter((row) => visible.has(row.dataset.key));
+    body.replaceChildren(...fitting.slice(0, page));
+    more.hidden = fitting.length <= page;
+    more.textContent = `Show all ${fitting.length} rows`;
+  };
+  more.addEventListener("click", () => { page = Infinity; paint(); });
   const live = new Map();
 
   const cell = (row, column) => {
@@ -28,10 +39,17 @@
     const column = head.cellIndex;
     const keyed = rows.map((row) => [cell(row, column), row]);
     keyed.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : down ? compare(b, a) : compare(a, b)));
-    body.append(...keyed.map(([, row]) => row));
+    order = keyed.map(([, row]) => row);
+    paint();
   });
 
   const settings = new Map(data.experiments.map((entry) => [entry.key, entry.axes]));
+  for (const chart of data.charts) {
+    chart.rows = chart.rows.map(([place, row]) => {
+      const { axes, ...identity } = data.experiments[place];
+      return { ...identity, ...row };
+    });
+  }
   const apply = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     visible = new Set();
@@ -40,9 +58,9 @@
       const axes = settings.get(row.dataset.key);
       const fits = words.every((word) => text.includes(word)) &&
         selects.every((select) => !select.value || String(axes[select.dataset.axis]) === select.value);
-      row.hidden = !fits;
       if (fits) visible.add(row.dataset.key);
     }
+    paint();
     shown.textContent = `${visible.size} of ${rows.length} experiments`;
     for (const [chart, view] of live) {
       const table = narrowed(chart);
@@ -113,5 +131,6 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     addEventListener("beforeprint", () => charts.forEach(draw));
   }
+  paint();
   fillCycles();
 })();
