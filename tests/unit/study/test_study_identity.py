@@ -137,7 +137,8 @@ def test_ids_do_not_change_when_an_axis_gets_more_values(load: Load) -> None:
         )
     )
 
-    assert {experiment.id for experiment in few.experiments} < {experiment.id for experiment in many.experiments}
+    named = {experiment.config_hash: experiment.id for experiment in many.experiments}
+    assert [experiment.id for experiment in few.experiments] == [named[e.config_hash] for e in few.experiments]
     assert len({experiment.id for experiment in many.experiments}) == 27
 
 
