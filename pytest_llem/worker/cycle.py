@@ -17,7 +17,7 @@ from pytest_llem.energy import open_meter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
@@ -124,6 +124,7 @@ def _measure(
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
         version = engine.prepare(config, job.devices)
+        _check_load_shape(job, engine)
     events.emit("phase", "load")
     with stopwatch.measure("load_s"), recorder.window("load"):
         engine.load()
@@ -183,12 +184,26 @@ def _measure(
         warmup=warmup,
         memory=memory,
         timing=stopwatch.seconds,
+        load_shape=_load_shape(job),
         energy=energy,
         model=engine.shape(),
         environment=_environment(engine),
         warnings=tuple(warnings),
         invalid=_invalid(job, engine, effective, observed, runner),
     )
+
+
+def _check_load_shape(job: Job, engine: Engine) -> None:
+    if job.config.workload.arrival is not None and not engine.capabilities.serves:
+        raise EngineSettingError(
+            f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
+            fix="leave it out: all requests are then there at once",
+        )
+
+
+def _load_shape(job: Job) -> str:
+    arrival = job.config.workload.arrival
+    return "offline" if arrival is None else arrival.process
 
 
 def _environment(engine: Engine) -> dict[str, JsonValue]:

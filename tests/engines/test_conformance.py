@@ -11,9 +11,12 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, ModelNotFoundError, WorkloadError
 from pytest_llem.job import DeviceSet
+from pytest_llem.workload import token_hash
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
+
+SAME_TOKENS = "efaaa8533b0c140e1ed25d67685c3413ff72cf0472c787d85e8b8373c782074d"
 
 
 def test_answers_have_exactly_the_length_asked_for(start: Start) -> None:
@@ -48,6 +51,11 @@ def test_greedy_decoding_repeats_itself(start: Start) -> None:
     engine = start()
     requests = requests_of(5, 12, 9)
     assert ids(generate(engine, requests)) == ids(generate(engine, requests))
+
+
+def test_every_engine_gives_the_same_greedy_tokens(start: Start) -> None:
+    """Same model, same work: in float32 the choice of engine must not change what is generated."""
+    assert token_hash(ids(generate(start(), requests_of(5, 12, 30, 9, output=24)))) == SAME_TOKENS
 
 
 def test_batching_and_padding_change_no_answer(start: Start) -> None:

@@ -20,8 +20,8 @@ CPU_PAGE_TOKENS = 64
 class ContinuousGenerator:
     """A running batching manager, kept from repeat to repeat; at most `batch_size` requests run at once.
 
-    `longest` is the most tokens that a request can have. All requests of a repeat are handed over together. Blocks of the key-value cache are never shared between requests,
-    so that no prompt is spared by an earlier one.
+    `longest` is the most tokens that a request can have. All requests of a repeat are handed over together. Blocks of
+    the key-value cache are never shared between requests, so that no prompt is spared by an earlier one.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ from pytest_llem.errors import (
     OutOfMemoryError,
 )
 from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.workload.arrivals import schedule
 
 INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
 FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
@@ -44,7 +45,9 @@ MEMORY_TEXTS = (
 
 
 class VLLMEngine:
-    """vLLM's offline engine. All requests of a repeat are handed over at once; vLLM's scheduler batches them.
+    """vLLM's offline engine, whose scheduler batches the requests.
+
+    All requests of a repeat are handed over at once, or as the workload's arrival process says.
 
     With one device the engine core runs in this process, so that nothing outlives it and start-up is short.
     """
@@ -52,7 +55,7 @@ class VLLMEngine:
     name: ClassVar[str] = "vllm"
 
     def __init__(self) -> None:
-        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
+        self.capabilities = Capabilities(token_times=True, prefix_cache=True, serves=True)
         self._config: ExperimentConfig | None = None
         self._arguments = VLLMArguments({}, {})
         self._devices = DeviceSet("cpu")
@@ -84,7 +87,7 @@ class VLLMEngine:
             )
         if self._arguments.devices == 1:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.capabilities = Capabilities(token_times=True, prefix_cache=True, memory_counters=self._counts_memory())
+        self.capabilities = dataclasses.replace(self.capabilities, memory_counters=self._counts_memory())
         return str(vllm.__version__)
 
     def load(self) -> None:
@@ -129,24 +132,25 @@ class VLLMEngine:
         engine = llm.llm_engine
         check_lengths(requests, None, engine.vllm_config.model_config.max_model_len)
         self._passes += 1
-        open_requests = {
-            f"{self._passes}-{request.index}": _Open(request, self._sampling(request)) for request in requests
-        }
-        for key, entry in open_requests.items():
-            entry.start_ns = time.monotonic_ns()
-            engine.add_request(
-                key, {"prompt_token_ids": list(entry.request.token_ids)}, entry.sampling, lora_request=self._lora()
-            )
+        workload = self._prepared().workload
+        plan = schedule(workload.arrival, len(requests), workload.seed)
+        entries = {f"{self._passes}-{request.index}": _Open(request, self._sampling(request)) for request in requests}
+        waiting = list(entries)
         done: list[Completion] = []
+        sent, started_ns = 0, time.monotonic_ns()
         try:
-            while engine.has_unfinished_requests():
-                outputs = engine.step()
-                now = time.monotonic_ns()
-                for output in outputs:
-                    # vLLM adds a suffix of its own to a request's id inside; what comes back is ours.
-                    finished = open_requests[output.request_id].add(output, now)
-                    if finished is not None:
-                        done.append(finished)
+            while len(done) < len(requests):
+                elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
+                for key in waiting[sent : sent + plan.due(sent, len(done), elapsed_s)]:
+                    self._send(key, entries[key])
+                    sent += 1
+                if engine.has_unfinished_requests():
+                    outputs = engine.step()
+                    now = time.monotonic_ns()
+                    finished = [entries[output.request_id].add(output, now) for output in outputs]
+                    done += [completion for completion in finished if completion is not None]
+                elif (next_s := plan.next_s(sent)) is not None:
+                    time.sleep(max(0.0, next_s - elapsed_s))
                 progress(len(done), len(requests))
         except RuntimeError as problem:
             raise self._run_error(problem) from problem
@@ -236,6 +240,11 @@ class VLLMEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+    def _send(self, key: str, entry: _Open) -> None:
+        entry.start_ns = time.monotonic_ns()
+        prompt = {"prompt_token_ids": list(entry.request.token_ids)}
+        self._llm.llm_engine.add_request(key, prompt, entry.sampling, lora_request=self._lora())
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams

@@ -25,6 +25,7 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.errors import EngineError, JsonValue, OutOfMemoryError
 from pytest_llem.job import (
+    Arrival,
     Deadlines,
     Decoding,
     DeviceSet,
@@ -362,6 +363,15 @@ def test_heartbeats_stop_when_the_engine_is_stuck(
     beats = [event["name"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "heartbeat"]
     assert beats.count("idle") >= 4
     assert beats.count("measure") <= 1
+
+
+def test_arrivals_at_an_engine_that_does_not_serve_are_refused(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """They would otherwise be ignored, and the result would claim a load that never was."""
+    workload = dataclasses.replace(make_job().config.workload, arrival=Arrival("constant", rate_per_s=1.0))
+    with pytest.raises(EngineError, match="does not serve"):
+        run(make_job(workload=workload), tmp_path)
 
 
 def test_an_engine_error_names_its_phase(engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path) -> None:
