@@ -136,6 +136,8 @@ def _foreign(device: DeviceEvidence, placement: str) -> list[Note]:
     seen = [event for event in device.events if event.get("event") == "processes"]
     # On the host the measured processes are no descendants of the meter's: only those that were there before count.
     seen = seen[:1] if placement == "host" else seen
+    # An id that does not exist here shows that these are another namespace's: then a known one is known by chance.
+    seen = [event for event in seen if not event.get("unknown")]
     pids = sorted({pid for event in seen for pid in _pids(event.get("foreign"))})
     if not pids:
         return []

@@ -242,6 +242,16 @@ def test_a_foreign_process_invalidates_and_the_own_children_do_not(machine: Simu
     assert "foreign_process" in codes(other)
 
 
+def test_process_ids_of_another_namespace_prove_nothing(machine: Simulation, tmp_path: Path) -> None:
+    """In a container NVML reports the host's ids, of which one may happen to exist inside."""
+    machine.gpus[0].set_pids(1, 2**22 + 7)
+
+    report = measure(machine, tmp_path)
+
+    assert "foreign_process" not in codes(report)
+    assert "processes_unknown" in remarks(report)
+
+
 def test_memory_in_use_before_the_engine_loads_invalidates(machine: Simulation, tmp_path: Path) -> None:
     machine.gpus[0].memory_used = 6 * 2**30
 

@@ -1,0 +1,191 @@
+"""The estimators' arithmetic on made-up counter steps, without any process or clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from math import exp
+
+import pytest
+
+from pytest_llem.energy import quiet
+from pytest_llem.energy.calibration import Calibration
+from pytest_llem.energy.estimators import from_counter, from_power
+from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.series import TickSeries, ticks_from
+from pytest_llem.energy.sides import sides_for
+
+S = 1_000_000_000
+MS = 1_000_000
+KNOWN = Calibration("GPU-0", "580", 100 * MS, 500_000, 60_000, 500_000, 0, 200_000, "accumulating")
+
+Energy = Callable[[float], float]
+
+
+def steps(
+    energy_j: Energy, *, until_s: float = 4.0, period_s: float = 0.1, half_ns: int = 300_000, seed: int = 1
+) -> TickSeries:
+    """Steps of an accumulating counter, each seen within a bracket that it lies in at random."""
+    rng = random.Random(seed)
+    low, high, values = [], [], []
+    t = 0.013
+    while t < until_s:
+        middle = round(t * S) + round(rng.uniform(-1, 1) * half_ns)
+        low.append(middle - half_ns)
+        high.append(middle + half_ns)
+        values.append(energy_j(t))
+        t += period_s
+    return TickSeries(tuple(low), tuple(high), tuple(values))
+
+
+def block(start: float, end: float, busy_w: float = 500.0, idle_w: float = 100.0) -> Energy:
+    """A load with sharp edges."""
+    return lambda t: idle_w * t + (busy_w - idle_w) * (min(max(t, start), end) - start)
+
+
+def window(start: float, end: float, quiet_s: float | None = None) -> Window:
+    return Window("measure", round(start * S), round(end * S), 0, quiet_s, quiet_s)
+
+
+def test_quiet_sides_are_exact_within_the_brackets() -> None:
+    found = from_counter(steps(block(1.04, 1.34)), window(1.04, 1.34, 0.5), KNOWN)
+
+    assert found is not None
+    assert found.estimator == "counter_outer_edge"
+    assert found.energy_j == pytest.approx(150.0, abs=found.uncertainty_j)
+    assert found.uncertainty_j < 0.01 * 150.0
+
+
+def test_the_bound_covers_nineteen_in_twenty_random_phases() -> None:
+    rng = random.Random(5)
+    hits = {"quiet": 0, "busy": 0}
+    for run in range(200):
+        start = 1.0 + rng.random() * 0.1
+        truth = block(start, start + 0.3)
+        ticks = steps(truth, seed=run)
+        for name, side in (("quiet", 0.5), ("busy", None)):
+            found = from_counter(ticks, window(start, start + 0.3, side), KNOWN)
+            assert found is not None
+            hits[name] += abs(found.energy_j - 150.0) <= found.uncertainty_j
+
+    assert min(hits.values()) >= 190
+
+
+def test_power_that_falls_slowly_after_the_end_is_taken_off() -> None:
+    ramp_s = 0.02
+    known = Calibration("GPU-0", "580", 100 * MS, 0, 0, 500_000, 20 * MS, 1 * MS, "accumulating")
+
+    def energy_j(t: float) -> float:
+        return block(1.0, 1.5)(t) + (400 * ramp_s * (1 - exp(-(t - 1.5) / ramp_s)) if t > 1.5 else 0.0)
+
+    with_ramp = from_counter(steps(energy_j), window(1.0, 1.5, 0.5), known)
+    without = from_counter(steps(energy_j), window(1.0, 1.5, 0.5), KNOWN)
+
+    assert with_ramp is not None
+    assert without is not None
+    assert with_ramp.energy_j == pytest.approx(250.0, abs=with_ramp.uncertainty_j)
+    assert with_ramp.uncertainty_j < 1.0
+    assert without.estimator == "counter_interpolated", "a ramp that calibration knows nothing of is not quiet"
+    assert without.energy_j == pytest.approx(250.0, abs=without.uncertainty_j)
+
+
+def test_a_window_within_one_step_says_how_little_is_known() -> None:
+    found = from_counter(steps(block(1.02, 1.06)), window(1.02, 1.06), KNOWN)
+
+    assert found is not None
+    assert abs(found.energy_j - 20.0) <= found.uncertainty_j
+    assert found.uncertainty_j > 5.0
+
+
+def test_a_step_that_was_seen_late_does_not_spoil_the_rest() -> None:
+    ticks = steps(block(1.04, 2.04))
+    late = 9
+    low = list(ticks.low_ns)
+    low[late] -= 90 * MS
+    spoiled = TickSeries(tuple(low), ticks.high_ns, ticks.energy_j)
+
+    found = from_counter(spoiled, window(1.04, 2.04, 0.5), KNOWN)
+
+    assert found is not None
+    assert found.energy_j == pytest.approx(500.0, abs=found.uncertainty_j)
+    assert found.uncertainty_j < 5.0
+
+
+def test_nothing_is_accounted_beyond_the_steps() -> None:
+    ticks = steps(block(1.0, 1.3))
+
+    assert from_counter(ticks, window(3.9, 4.2), KNOWN) is None
+    assert from_counter(ticks, window(0.001, 0.2), KNOWN) is None
+    assert from_counter(ticks, window(1.0, 1.0), KNOWN) is None
+
+
+def test_without_calibration_the_bound_allows_for_every_sensor() -> None:
+    ticks = steps(block(1.04, 1.34))
+
+    known = from_counter(ticks, window(1.04, 1.34, 0.5), KNOWN)
+    unknown = from_counter(ticks, window(1.04, 1.34, 0.5), None)
+
+    assert known is not None
+    assert unknown is not None
+    assert unknown.uncertainty_j > 5 * known.uncertainty_j
+
+
+def test_a_drift_of_the_idle_power_is_followed() -> None:
+    """After work, leakage decays with the temperature: a constant would be off by a watt here."""
+
+    def energy_j(t: float) -> float:
+        return 100 * t + 40 * t * t / 2
+
+    ticks = steps(energy_j, until_s=1.0, half_ns=50_000)
+
+    found = quiet.fit(ticks, range(len(ticks)), S)
+
+    assert found.energy_j == pytest.approx(energy_j(1.0), abs=max(found.uncertainty_j, 0.05))
+    assert found.power_w == pytest.approx(140, abs=2)
+
+
+def test_power_that_jumps_is_not_quiet() -> None:
+    ticks = steps(block(0.5, 2.0), until_s=1.0)
+
+    assert not quiet.fit(ticks, range(len(ticks)), S).quiet
+
+
+def test_power_readings_are_integrated_by_trapezoids_and_bounded_by_their_averaging() -> None:
+    samples = [Sample(t * 50 * MS, "GPU-0", power_w=300.0 if 20 <= t <= 60 else 100.0) for t in range(100)]
+
+    steady = from_power(samples, window(1.2, 2.2), 0.025)
+    stepped = from_power(samples, window(0.9, 3.1), 1.0)
+
+    assert steady is not None
+    assert steady.energy_j == pytest.approx(300.0)
+    assert steady.uncertainty_j == pytest.approx(0.0)
+    assert stepped is not None
+    assert stepped.uncertainty_j > 200.0
+    assert from_power(samples, window(4.8, 5.2), 0.025) is None
+
+
+def test_a_wrap_of_32_bits_is_told_from_a_reset() -> None:
+    def samples(values: list[int]) -> list[Sample]:
+        return [Sample(k * 100 * MS, "GPU-0", counter_mj=v, bracket_ns=1000) for k, v in enumerate(values)]
+
+    wrapped = ticks_from(samples([2**32 - 15_000, 2**32 - 5_000, 5_000, 15_000]), "GPU-0")
+    reset = ticks_from(samples([900_000, 910_000, 10_000, 20_000]), "GPU-0")
+
+    assert wrapped.resets_ns == ()
+    assert wrapped.energy_j[-1] - wrapped.energy_j[0] == pytest.approx(30.0)
+    assert reset.resets_ns == ((100 * MS, 200 * MS),)
+
+
+@pytest.mark.parametrize(
+    ("meter", "seconds", "synchronise", "kind"),
+    [
+        ("nvml", 0.3, True, "quiet"),
+        ("nvml", 10.0, True, "same_load"),
+        ("nvml", 0.3, False, "same_load"),
+        ("rapl", 0.3, True, "none"),
+        ("estimate", 0.3, True, "none"),
+    ],
+)
+def test_quiet_sides_are_arranged_only_where_they_pay(meter: str, seconds: float, synchronise: bool, kind: str) -> None:
+    assert sides_for(meter, seconds, can_synchronise=synchronise).kind == kind
