@@ -11,7 +11,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pytest_llem import __version__
-from pytest_llem.containers.daemon import docker_errors
+from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
 from pytest_llem.containers.patience import Pending
@@ -28,6 +28,7 @@ STOCK_IMAGES: Mapping[str, str] = {
 }
 """Upstream images that work unchanged, since the worker is copied in: `--llem-runner=vllm=docker:vllm/vllm-openai`."""
 
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 PULL_ATTEMPTS = 3
 BACKOFF_S = 2.0
 Tell = Callable[[str], None]
@@ -64,6 +65,17 @@ def image_facts(client: docker.DockerClient, name: str) -> ImageFacts | None:
         labels=config.get("Labels") or {},
         architecture=attributes.get("Architecture"),
     )
+
+
+def foreign_architecture(image: ImageFacts, daemon: DaemonFacts) -> str | None:
+    """In words, that an image was built for another processor than the daemon's; `None` when it was not, or unknown.
+
+    An emulator may run it all the same, so this explains a failure and forbids nothing.
+    """
+    theirs = ARCHITECTURES.get(daemon.architecture, daemon.architecture)
+    if image.architecture in (None, "", theirs):
+        return None
+    return f"it is for {image.architecture}, and the daemon's machine is {theirs}"
 
 
 def ensure_image(

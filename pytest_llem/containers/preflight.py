@@ -20,7 +20,7 @@ from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.hub import hub_problem
 from pytest_llem.containers.identity import SessionIdentity
-from pytest_llem.containers.images import image_facts
+from pytest_llem.containers.images import foreign_architecture, image_facts
 from pytest_llem.containers.inputs import inputs_of
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphans import removed_after
@@ -132,7 +132,13 @@ def _check_image(
     if image is None:
         _check_pullable(client, subject, found)
         return
-    answer = _probe(client, image, subject, identity)
+    try:
+        answer = _probe(client, image, subject, identity)
+    except DockerError:
+        foreign = foreign_architecture(image, daemon)
+        if foreign is None:
+            raise
+        raise docker_error("arch_mismatch", subject.image, said=foreign) from None
     found.facts["image"] = {"id": image.id, "digest": image.digest, **answer}
     found.problems += _judge(answer, image, subject)
     skew = abs(float(answer["realtime_s"]) - time.time())

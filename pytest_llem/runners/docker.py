@@ -18,7 +18,7 @@ from pytest_llem.containers.ephemeral import run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import host_metering
 from pytest_llem.containers.identity import current_identity
-from pytest_llem.containers.images import Tell, default_image, ensure_image, with_alternatives
+from pytest_llem.containers.images import Tell, default_image, ensure_image, foreign_architecture, with_alternatives
 from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
 from pytest_llem.containers.lease import remote_lease
 from pytest_llem.containers.options import (
@@ -87,7 +87,9 @@ class DockerRunner:
             interrupted = InterruptedCycleError("the cycle was interrupted")
             write_if_absent(job_dir, interrupted, watch.phase if watch else None, secrets)
             raise
-        write_if_absent(job_dir, explain(end, image), watch.phase, secrets)
+        foreign = foreign_architecture(image, facts) if watch.phase is None else None
+        problem = docker_error("arch_mismatch", name, said=foreign) if foreign else explain(end, image)
+        write_if_absent(job_dir, problem, watch.phase, secrets)
         return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
 
     def connect(self) -> tuple[docker.DockerClient, DaemonFacts]:

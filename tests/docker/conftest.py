@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import docker
 import pytest
+from filelock import FileLock
 
 from pytest_llem.containers.daemon import connect
 from pytest_llem.containers.errors import DockerError
@@ -69,18 +71,22 @@ def base_image(client: docker.DockerClient) -> str:
 @pytest.fixture(scope="session")
 def engine_image(client: docker.DockerClient, base_image: str) -> str:
     """The base image with the scripted engine."""
-    client.images.build(path=str(HERE / "engine"), tag=ENGINE_IMAGE, buildargs={"BASE_IMAGE": base_image})
+    client.images.build(path=str(HERE / "engine"), tag=ENGINE_IMAGE, buildargs={"BASE_IMAGE": base_image}, rm=True)
     return ENGINE_IMAGE
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(client: docker.DockerClient) -> Iterator[None]:
-    """No test may leave a container of this plugin behind, running or not."""
-    yield
-    left = client.containers.list(all=True, filters={"label": SESSION_LABEL})
-    for container in left:
-        container.remove(force=True)
-    assert [container.name for container in left] == []
+    """No test may leave a container of this plugin behind, running or not.
+
+    One test at a time, also under xdist: what one process sees would be another's otherwise.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / "llem-docker-tests.lock"):
+        yield
+        left = client.containers.list(all=True, filters={"label": SESSION_LABEL})
+        for container in left:
+            container.remove(force=True)
+        assert [container.name for container in left] == []
 
 
 def write_small_job(

@@ -256,7 +256,7 @@ def test_a_gpu_without_a_runtime_is_refused_at_once(
 def test_an_image_without_python_is_told(client: docker.DockerClient, make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "context").mkdir()
     (tmp_path / "context" / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /Dockerfile\n")
-    client.images.build(path=str(tmp_path / "context"), tag="llem-test-empty")
+    client.images.build(path=str(tmp_path / "context"), tag="llem-test-empty", rm=True)
 
     _, job_dir, _ = run("llem-test-empty", make_job)
 

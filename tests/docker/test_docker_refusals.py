@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import docker
 import pytest
@@ -97,16 +100,38 @@ def test_a_program_that_init_does_not_find(client: docker.DockerClient, base_ima
     assert translate_docker_error(code, said, base_image).category == "command_missing", said
 
 
-def test_a_program_for_another_processor(client: docker.DockerClient, make_job: MakeJob, tmp_path: Path) -> None:
-    """An ELF file of a machine that this is not."""
-    (tmp_path / "python3").write_bytes(b"\x7fELF\x02\x01\x01" + b"\0" * 9 + b"\x02\0\x15\0" + b"\0" * 100)
-    (tmp_path / "python3").chmod(0o755)
-    (tmp_path / "Dockerfile").write_text("FROM scratch\nENV PATH=/bin\nCOPY python3 /bin/python3\n")
-    client.images.build(path=str(tmp_path), tag="llem-test-other-processor")
+def packed(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name.replace("__", "/").replace("_", "."))
+            entry.size, entry.mode = len(content), 0o755
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_an_image_for_another_processor(client: docker.DockerClient, make_job: MakeJob) -> None:
+    """The init falls back to a shell and reports a missing file, so only the image's own word tells the cause."""
+    foreign_elf = b"\x7fELF\x02\x02\x01" + b"\0" * 9 + b"\0\x02\0\x16" + b"\0" * 100
+    layer = packed(bin__python3=foreign_elf)
+    config = {
+        "architecture": "s390x",
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": ["llem-test-other-processor:latest"], "Layers": ["layer.tar"]}]
+    client.images.load(
+        packed(config_json=json.dumps(config).encode(), manifest_json=json.dumps(manifest).encode(), layer_tar=layer)
+    )
     job, job_dir = make_job()
     runner = docker_runner.DockerRunner(RunnerSpec("docker", "study", image="llem-test-other-processor"))
 
+    report = runner.preflight("scripted_engine", [job.config], job.devices)
     runner.run(job, job_dir, lambda event: None)
     runner.close()
 
-    assert read_json(job_dir.error)["category"] == "arch_mismatch", read_json(job_dir.error)
+    assert [problem.category for problem in report.problems] == ["arch_mismatch"]
+    error = read_json(job_dir.error)
+    assert error["category"] == "arch_mismatch", error
+    assert "s390x" in str(error["message"])
