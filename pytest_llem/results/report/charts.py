@@ -131,7 +131,7 @@ def cycles(content: Content) -> Chart:
                     "high": interval[1] if interval else None,
                 }
             )
-    y: Spec = {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
+    y: Spec = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
     x = _quantity("joules", "Joules per output token", zero=False)
     spec: Spec = {
         "height": {"step": 18},
@@ -178,7 +178,7 @@ def split(experiments: Sequence[ExperimentRow]) -> Chart:
         "height": {"step": 26},
         "mark": {"type": "bar", "tooltip": True},
         "encoding": {
-            "y": {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "y": {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
             "yOffset": {"field": "group"},
             "x": {**_quantity("joules", "Joules per output token"), "stack": "zero"},
             "color": {"field": "part", "type": "nominal", "title": "Part", "scale": {"range": _palette()}},
@@ -202,7 +202,7 @@ def latency(content: Content) -> Chart:
         "height": {"step": 16},
         "mark": {"type": "point", "filled": True, "size": 45},
         "encoding": {
-            "y": {"field": "experiment", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "y": {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
             "x": {"field": "seconds", "type": "quantitative", "title": "Seconds", "scale": {"type": "log"}},
             "color": {"field": "metric", "type": "nominal", "title": "Latency", "scale": {"range": _palette()}},
             "shape": {"field": "statistic", "type": "nominal", "title": "Statistic"},
@@ -228,7 +228,7 @@ def power_spec() -> Spec:
                 },
             },
             {
-                "mark": {"type": "line", "strokeWidth": 1.5},
+                "mark": {"type": "line", "strokeWidth": 1.5, "interpolate": "step-before"},
                 "encoding": {
                     "x": _quantity("t", "Seconds"),
                     "y": _quantity("w", "Watts"),
@@ -242,7 +242,7 @@ def power_spec() -> Spec:
 
 def identity(row: ExperimentRow) -> dict[str, JsonValue]:
     """What every row of a chart says about its experiment."""
-    return {"key": row.key, "experiment": row.experiment, "run": row.run, "engine": row.engine}
+    return {"key": row.key, "label": row.label, "experiment": row.experiment, "run": row.run, "engine": row.engine}
 
 
 def _quantity(field: str, title: str, *, zero: bool = True) -> Spec:

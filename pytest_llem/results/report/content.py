@@ -34,9 +34,13 @@ MAX_TRACES = 120
 
 @dataclass(frozen=True)
 class ExperimentRow:
-    """One experiment of one run: `metrics` holds median and half interquartile range per metric."""
+    """One experiment of one run: `metrics` holds median and half interquartile range per metric.
+
+    `label` names it in charts, with its run where there are several.
+    """
 
     key: str
+    label: str
     run: str
     study: str
     experiment: str
@@ -72,8 +76,9 @@ def gather_content(paths: Sequence[Path]) -> Content:
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
+    several = len({key[0] for key in groups}) > 1
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
-    rows = tuple(_experiment(key, group, settings[id(group[0])]) for key, group in groups.items())
+    rows = tuple(_experiment(key, group, settings[id(group[0])], several) for key, group in groups.items())
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = _traces(results, runs)
     manifests = {name: read_manifest(run / MANIFEST) for name, run in runs.items()}
@@ -97,7 +102,9 @@ def _runs(path: Path) -> list[Path]:
     return run_directories(path)
 
 
-def _experiment(key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell]) -> ExperimentRow:
+def _experiment(
+    key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell], several_runs: bool
+) -> ExperimentRow:
     valid = [result for result in results if result.validity.valid]
     first = (valid or list(results))[0]
     metrics: dict[str, tuple[float, float | None]] = {}
@@ -112,6 +119,7 @@ def _experiment(key: tuple[str, str, str], results: Sequence[Result], row: Mappi
     model = first.experiment.config.get("model")
     return ExperimentRow(
         key="/".join(key),
+        label=f"{key[2]} @{key[0]}" if several_runs else key[2],
         run=key[0],
         study=key[1],
         experiment=key[2],

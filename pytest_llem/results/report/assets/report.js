@@ -90,7 +90,7 @@
     font: "system-ui, sans-serif", mark: { color: colour("--accent") },
   });
   const tall = (chart, rows) => chart.banded
-    ? Math.max(1, new Set(rows.map((row) => row.experiment)).size) * chart.spec.height.step : chart.spec.height;
+    ? Math.max(1, new Set(rows.map((row) => row.label)).size) * chart.spec.height.step : chart.spec.height;
   const embed = (element, spec, datasets, description) =>
     vegaEmbed(element, { ...spec, width: "container", description, autosize: { type: "fit-x", contains: "padding" },
       config: config(), data: { name: "table" }, datasets },
