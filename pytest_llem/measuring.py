@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from pytest_llem.breaker import Breaker
+from pytest_llem.decode import encode
 from pytest_llem.devices import visible_devices
-from pytest_llem.errors import JsonValue, from_dict
-from pytest_llem.job import Deadlines, Job, JobDir, MeterSettings, read_json
+from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
 from pytest_llem.options import RunOptions
+from pytest_llem.results.layout import slug
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 
 if TYPE_CHECKING:
     from pytest_llem.collection import Point
     from pytest_llem.study import Study
 
+PREFLIGHTS = ".preflight"
 LEASE_TIMEOUT_S = 24 * 3600.0
 
 
@@ -78,7 +84,9 @@ class Measurer:
         refused = self._breaker.refuse(dependencies) if self._options.breaker else None
         if refused is not None:
             raise refused
-        runner = self._runner(spec)
+        runner = self._runner(spec, study)
+        devices = visible_devices(experiment.config)
+        checked = self._preflight(runner, point, devices)
         job = Job(
             run_id=self._run_id,
             study=study.name,
@@ -87,7 +95,7 @@ class Measurer:
             config=experiment.config,
             cycle=point.cycle or 1,
             attempt=attempt,
-            devices=visible_devices(experiment.config),
+            devices=devices,
             meter=MeterSettings(self._options.meter, self._options.meter_explicit),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
@@ -101,15 +109,44 @@ class Measurer:
             report = runner.run(job, job_dir, _ignore, lease)
         failed = from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
-        return job, report
+        return job, replace(report, facts={**report.facts, "preflight": checked})
 
-    def _runner(self, spec: RunnerSpec) -> Runner:
-        name = f"{spec.name}:{spec.image or spec.address or ''}"
+    def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
+        name = f"{spec.name}:{spec.image or spec.address or ''}:{study.name}"
         if name not in self._runners:
             from pytest_llem.runners import open_runner
 
-            self._runners[name] = open_runner(spec, self._run_dir)
+            self._runners[name] = open_runner(spec, self._run_dir, docker=getattr(study, "docker", None))
         return self._runners[name]
+
+    def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
+        """Check once per engine and runner, in whichever process comes first; what was found holds for all items."""
+        check = getattr(runner, "preflight", None)
+        if self._options.skip_preflight:
+            return "skipped"
+        if check is None:
+            return "none needed"
+        engine, study = point.experiment.engine, point.study
+        spec = runner.spec
+        name = slug(f"{study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
+        record = self._run_dir / PREFLIGHTS / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        with FileLock(record.with_suffix(".lock")):
+            if not record.exists():
+                configs = {other.model: other for other in study.experiments if other.engine == engine}
+                report = check(engine, [other.config for other in configs.values()], devices)
+                write_json(
+                    record,
+                    {
+                        "problems": [problem.to_dict() for problem in report.problems],
+                        "notices": encode(report.notices),
+                        "facts": encode(report.facts),
+                    },
+                )
+        problems = read_json(record)["problems"]
+        if isinstance(problems, list) and problems:
+            raise _all_of([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
+        return "passed"
 
     def close(self) -> None:
         """Release the runners."""
@@ -128,6 +165,16 @@ def _dependencies(point: Point, spec: RunnerSpec) -> dict[str, str | None]:
         "runner": spec.name,
         "machine": spec.address,
     }
+
+
+def _all_of(problems: Sequence[LlemError]) -> LlemError:
+    """All problems of a preflight in one error, of the first one's kind."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    also = "; ".join(problem.message for problem in problems[1:])
+    fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
+    return from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
 
 
 def _ignore(event: Mapping[str, JsonValue]) -> None:
