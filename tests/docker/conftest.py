@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,10 +84,14 @@ def nothing_is_left(client: docker.DockerClient) -> Iterator[None]:
     """
     with FileLock(Path(tempfile.gettempdir()) / "llem-docker-tests.lock"):
         yield
-        left = client.containers.list(all=True, filters={"label": SESSION_LABEL})
-        for container in left:
-            container.remove(force=True)
-        assert [container.name for container in left] == []
+        deadline = time.monotonic() + 5.0  # a removal that is under way takes a moment
+        while (left := client.api.containers(all=True, filters={"label": SESSION_LABEL})) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+        for entry in left:
+            client.api.remove_container(entry["Id"], force=True)
+        assert [entry["Names"] for entry in left] == []
 
 
 def write_small_job(
