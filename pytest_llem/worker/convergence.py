@@ -22,20 +22,28 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / mean if mean else None
 
 
+def batches(completions: Sequence[Completion]) -> list[list[Completion]]:
+    """Completions that ran at the same time, in order of time: the static batches, or one for a scheduler's stream."""
+    found: list[list[Completion]] = []
+    end_ns = 0
+    for completion in sorted(completions, key=lambda completion: completion.start_ns):
+        if found and completion.start_ns < end_ns:
+            found[-1].append(completion)
+        else:
+            found.append([completion])
+        end_ns = max(end_ns, completion.end_ns)
+    return found
+
+
 def batch_durations(completions: Sequence[Completion]) -> list[float]:
-    """Seconds of each batch, in order: completions that were started at the same time are one batch."""
-    ends: dict[int, int] = {}
-    for completion in completions:
-        ends[completion.start_ns] = max(completion.end_ns, ends.get(completion.start_ns, 0))
-    return [(end - start) / 1e9 for start, end in sorted(ends.items())]
+    """Seconds of each batch, in order."""
+    return [(max(c.end_ns for c in batch) - batch[0].start_ns) / 1e9 for batch in batches(completions)]
 
 
 def same_size(completions: Sequence[Completion]) -> bool:
     """Whether all batches had the same work, so that their durations are comparable."""
-    work: dict[int, list[tuple[int, int]]] = {}
-    for completion in completions:
-        work.setdefault(completion.start_ns, []).append((completion.input_tokens, len(completion.output_ids)))
-    return len({tuple(sorted(batch)) for batch in work.values()}) == 1
+    work = {tuple(sorted((c.input_tokens, len(c.output_ids)) for c in batch)) for batch in batches(completions)}
+    return len(work) == 1
 
 
 def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[float], window: int) -> float | None:
@@ -48,10 +56,10 @@ def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[floa
     if len(durations) >= window:
         found.append(coefficient_of_variation(durations[-window:]))
     if repeats and same_size(repeats[-1]):
-        batches = [duration for repeat in repeats if same_size(repeat) for duration in batch_durations(repeat)]
+        alike = [duration for repeat in repeats if same_size(repeat) for duration in batch_durations(repeat)]
         # The first batch of all pays for lazy initialisation and is never among those judged.
-        if len(batches) > window:
-            found.append(coefficient_of_variation(batches[-window:]))
+        if len(alike) > window:
+            found.append(coefficient_of_variation(alike[-window:]))
     known = [cv for cv in found if cv is not None]
     return min(known) if known else None
 

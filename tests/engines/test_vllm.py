@@ -24,7 +24,7 @@ def engine_name() -> str:
 
 def test_the_prefix_cache_is_on_and_emptied_by_a_reset(start: Start) -> None:
     """A warm cache between repeats makes tokens look cheaper than they are (vllm#54227)."""
-    engine = start({"block_size": 16})
+    engine = start({"block_size": 32})
     requests = requests_of(64, 80)
     assert not any(c.cached_tokens for c in generate(engine, requests))
     without_reset = engine.generate(requests, lambda _done, _total: None)

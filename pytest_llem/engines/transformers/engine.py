@@ -164,7 +164,7 @@ class TransformersEngine:
 
     def environment(self) -> Mapping[str, JsonValue]:
         """Versions and switches of torch and its libraries that decide how fast the same model runs."""
-        from pytest_llem.engines.transformers.readback import environment
+        from pytest_llem.engines.torch_facts import environment
 
         return environment()
 

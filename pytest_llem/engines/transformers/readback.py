@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from typing import Any
 
 import torch
@@ -15,11 +14,6 @@ from pytest_llem.engines.transformers.loading import Loaded, model_directory
 from pytest_llem.engines.transformers.settings import TransformersSettings
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
-
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "numpy", "triton",
-    "bitsandbytes", "flash-attn", "kernels", "peft",
-)  # fmt: skip
 
 
 def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: Loaded) -> dict[str, JsonValue]:
@@ -54,22 +48,6 @@ def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: 
     }
 
 
-def environment() -> dict[str, JsonValue]:
-    """Versions and switches of torch and its libraries that decide how fast the same model runs."""
-    cuda = torch.version.cuda
-    return {
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "torch_cuda": cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "torch_threads": torch.get_num_threads(),
-        "torch_interop_threads": torch.get_num_interop_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mkldnn": bool(torch.backends.mkldnn.is_available()),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
 def model_shape(model: Any) -> ModelShape:
     """The architecture numbers of the text model."""
     return shape_of(model.config.get_text_config(), int(model.num_parameters()))
@@ -98,10 +76,3 @@ def _main_dtype(model: Any) -> str | None:
         name = str(parameter.dtype).removeprefix("torch.")
         counts[name] = counts.get(name, 0) + parameter.numel()
     return max(counts, key=lambda name: counts[name]) if counts else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

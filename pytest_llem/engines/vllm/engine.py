@@ -7,6 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
@@ -183,9 +184,7 @@ class VLLMEngine:
         return {
             "model_path": self._source.location,
             "model_revision": getattr(model.hf_config, "_commit_hash", None),
-            "model_fingerprint": fingerprint(builtin_path(self._prepared().model))
-            if self._prepared().model.startswith(PREFIX)
-            else None,
+            "model_fingerprint": fingerprint(Path(self._source.location)) if self._source.local else None,
             "weights": self._prepared().weights,
             "tokenizer": self._tokenizer_name,
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -208,6 +207,12 @@ class VLLMEngine:
             "do_sample": self._prepared().decoding.do_sample,
             "seed": self._prepared().seed,
         }
+
+    def environment(self) -> Mapping[str, JsonValue]:
+        """Versions and switches of torch and its libraries that decide how fast the same model runs."""
+        from pytest_llem.engines.torch_facts import environment
+
+        return environment()
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`. The parameters are not counted: vLLM fuses and shards them."""
@@ -337,8 +342,6 @@ class _Open:
 
 
 def _has_tokenizer(location: str) -> bool:
-    from pathlib import Path
-
     return any(
         (Path(location) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     )

@@ -60,6 +60,12 @@ def test_latency_is_judged_by_batches_when_they_are_alike() -> None:
     assert latency_cv([steady], [12.0], window=3) == pytest.approx(0.01, abs=0.001)
 
 
+def test_requests_that_run_at_once_are_one_latency() -> None:
+    """A scheduler's requests start a moment apart and end together: their equal durations say nothing about repeats."""
+    stream = [Completion(i, 8, (1,) * 4, i * 1000, 10**9, "length") for i in range(8)]
+    assert latency_cv([stream], [1.0], window=3) is None
+
+
 def test_the_first_batch_is_never_judged() -> None:
     assert latency_cv([repeat(9.0, 1.0, 1.0)], [11.0], window=3) is None
 
