@@ -13,7 +13,7 @@ STUDY = """\
 name: gates
 engine: faulty
 workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
-measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.02}}, warmup: {{max_repeats: 1}}}}
+measurement: {{min_duration_s: {seconds}, idle: {{duration_s: 0.02}}, warmup: {{max_repeats: 1}}}}
 sweep:
   model: [{models}]
 execution: {{cycles: {cycles}, retries: 0{execution}}}
@@ -23,8 +23,10 @@ execution: {{cycles: {cycles}, retries: 0{execution}}}
 
 @pytest.fixture
 def write(pytester: pytest.Pytester) -> Write:
-    def write(more: str = "", *, models: str = "none", cycles: int = 3, execution: str = "") -> None:
-        text = STUDY.format(models=models, cycles=cycles, execution=execution, more=more)
+    def write(
+        more: str = "", *, models: str = "none", cycles: int = 3, execution: str = "", seconds: float = 0.05
+    ) -> None:
+        text = STUDY.format(models=models, cycles=cycles, execution=execution, more=more, seconds=seconds)
         (pytester.path / "gates.yaml").write_text(text)
 
     return write
@@ -115,7 +117,7 @@ def test_resume_measures_only_what_is_not_there_yet(pytester: pytest.Pytester, w
 
 
 def test_optional_cycles_are_measured_until_the_headline_is_precise(pytester: pytest.Pytester, write: Write) -> None:
-    write(execution=", target_ci: 0.99, max_cycles: 6, headline: output_tokens_per_s")
+    write(execution=", target_ci: 0.99, max_cycles: 6, headline: output_tokens_per_s", seconds=0.5)
     result = run(pytester, "-rs")
     result.assert_outcomes(passed=3, skipped=3)
     assert measured(pytester) == 3
