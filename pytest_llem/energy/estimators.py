@@ -116,7 +116,9 @@ def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None,
     if len(powers) >= 2 and (part_time or not quiet):
         factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
-        terms["ripple"] = 2 * factor * stdev(powers) * period_s * repeats
+        # A scatter of few steps is hardly known, yet no more than the whole swing can be misplaced at an edge.
+        swing_w = min(2 * factor * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
+        terms["ripple"] = swing_w * period_s * repeats
     if part_time:
         before, after = ticks.last_before(window.start_ns), ticks.first_after(window.end_ns)
         inside_w = ticks.power_w(first) if last > first else ticks.power_w(before)

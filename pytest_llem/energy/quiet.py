@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 
 from pytest_llem.energy.series import TickSeries
 
 FLOOR_J = 0.003
 """Steps are whole millijoules and idle power is never perfectly steady: no step is known better than this."""
 SCATTER_LIMIT = 3.0
+MIN_CURVED = 5
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     times = [(ticks.mid_ns[i] - edge_ns) / 1e9 for i in indices]
     values = [ticks.energy_j[i] - origin_j for i in indices]
     sigmas = [FLOOR_J + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
-    found = _solve(times, values, sigmas, 2)
-    if len(indices) >= 5:
-        curved = _solve(times, values, sigmas, 3)
-        if abs(curved.coefficients[2]) > 2 * curved.sigmas[2]:
-            found = curved
-    return QuietFit(origin_j + found.coefficients[0], 2 * found.sigmas[0], found.coefficients[1], found.scatter)
+    straight, curved = _solve(times, values, sigmas, 2), _solve(times, values, sigmas, 3)
+    if len(indices) >= MIN_CURVED and abs(curved.coefficients[2]) > 2 * curved.sigmas[2]:
+        chosen, bound_j = curved, 2 * curved.sigmas[0]
+    else:
+        # A drift too small to be seen may still be there: the two courses differ by what it could amount to.
+        chosen, bound_j = straight, hypot(2 * straight.sigmas[0], curved.coefficients[0] - straight.coefficients[0])
+    return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
 
 
 @dataclass(frozen=True)

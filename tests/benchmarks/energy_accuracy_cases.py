@@ -16,20 +16,26 @@ RIPPLE_W = 60.0
 STEP_S = 0.023
 PREFILL_S = 0.06
 QUIET_S = 0.5
+COOLING_S = 0.8
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sensor's settings, whether the sides are quiet, and whether the calibration is a true one."""
+    """A sensor's settings, whether the sides are quiet, and whether the calibration is a true one.
+
+    `cooling_w` is how much idle power lies above its rest right after work; it decays over 0.8 s.
+    """
 
     name: str
     settings: Mapping[str, float] = field(default_factory=dict)
     quiet: bool = True
     calibrated: bool = True
+    cooling_w: float = 0.0
 
 
 CASES = (
     Case("default"),
+    Case("cooling_idle", cooling_w=30.0),
     Case("busy_sides", quiet=False),
     Case("uncalibrated", calibrated=False),
     Case("part_time_counter", {"duty": 0.25}),
@@ -64,7 +70,7 @@ def run_load(gpu: Gpu, seconds: float, case: Case, mark: Callable[[], None], rng
         time.sleep(prefill_s)
         gpu.set_power(DECODE_W, ripple_w=RIPPLE_W, ripple_s=STEP_S)
         time.sleep(max(0.0, seconds - prefill_s))
-        end = gpu.set_power(IDLE_W)
+        end = gpu.set_power(IDLE_W, extra_w=case.cooling_w, extra_s=COOLING_S if case.cooling_w else 0.0)
     else:
         start = time.monotonic_ns()
         time.sleep(seconds)

@@ -59,6 +59,7 @@ static double energy_j(const Gpu *gpu, int64_t t) {
     const Segment *s = &gpu->segment[low];
     double dt = (t - s->start_ns) / 1e9, ramp = gpu->ramp_ns / 1e9, total = s->energy_j + s->target_w * dt;
     if (ramp > 0) total += (s->from_w - s->target_w) * ramp * (1 - exp(-dt / ramp));
+    if (s->extra_ns) total += s->extra_w * (s->extra_ns / 1e9) * (1 - exp(-dt / (s->extra_ns / 1e9)));
     if (s->ripple_ns) {
         double omega = 2 * M_PI / (s->ripple_ns / 1e9);
         total += s->ripple_w / omega * (1 - cos(omega * dt));

@@ -15,6 +15,8 @@ typedef struct {
     int64_t start_ns;
     double from_w, target_w, ripple_w;
     int64_t ripple_ns;
+    double extra_w;         /* on top at first, and decaying: leakage of a chip that cools, clocks that step down */
+    int64_t extra_ns;
     double energy_j;
 } Segment;
 

@@ -29,6 +29,8 @@ class Segment(ctypes.Structure):
         ("target_w", ctypes.c_double),
         ("ripple_w", ctypes.c_double),
         ("ripple_ns", ctypes.c_int64),
+        ("extra_w", ctypes.c_double),
+        ("extra_ns", ctypes.c_int64),
         ("energy_j", ctypes.c_double),
     )
 
@@ -81,8 +83,19 @@ class Gpu(ctypes.Structure):
         ("segment", Segment * MAX_SEGMENTS),
     )
 
-    def set_power(self, watts: float, *, ripple_w: float = 0.0, ripple_s: float = 0.0, at_ns: int | None = None) -> int:
+    def set_power(
+        self,
+        watts: float,
+        *,
+        ripple_w: float = 0.0,
+        ripple_s: float = 0.0,
+        extra_w: float = 0.0,
+        extra_s: float = 0.0,
+        at_ns: int | None = None,
+    ) -> int:
         """Let the load be `watts` from `at_ns` on (default: at once) and return that time, which has then passed.
+
+        A sinusoidal ripple and a decaying extra come on top.
 
         The step is written shortly before it happens, so that no reading sees a past that changes.
         """
@@ -93,8 +106,9 @@ class Gpu(ctypes.Structure):
         while late:
             start = at_ns if at_ns is not None else time.monotonic_ns() + LEAD_NS
             base_w = self._base_w(start) if count else watts
-            ripple_ns = round(ripple_s * 1e9)
-            self.segment[count] = Segment(start, base_w, watts, ripple_w, ripple_ns, self.energy_j(start))
+            ripple_ns, extra_ns = round(ripple_s * 1e9), round(extra_s * 1e9)
+            energy_j = self.energy_j(start)
+            self.segment[count] = Segment(start, base_w, watts, ripple_w, ripple_ns, extra_w, extra_ns, energy_j)
             late = at_ns is None and time.monotonic_ns() >= start
         self.segments = count + 1
         while time.monotonic_ns() < start:
@@ -111,6 +125,9 @@ class Gpu(ctypes.Structure):
         total = segment.energy_j + segment.target_w * dt
         if ramp:
             total += (segment.from_w - segment.target_w) * ramp * (1 - math.exp(-dt / ramp))
+        if segment.extra_ns:
+            decay_s = segment.extra_ns / 1e9
+            total += segment.extra_w * decay_s * (1 - math.exp(-dt / decay_s))
         if segment.ripple_ns:
             omega = 2 * math.pi / (segment.ripple_ns / 1e9)
             total += segment.ripple_w / omega * (1 - math.cos(omega * dt))
