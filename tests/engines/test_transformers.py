@@ -43,7 +43,7 @@ def test_the_models_own_generation_settings_do_not_leak(start: Start, tmp_path: 
 
     directory = tmp_path / "model"
     shutil.copytree(builtin_path("builtin:tiny-llama"), directory)
-    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 0, "eos_token_id": 2, "max_new_tokens": 3}
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 0, "eos_token_id": 2, "repetition_penalty": 3.0}
     (directory / "generation_config.json").write_text(json.dumps(sampling), encoding="utf-8")
     assert ids(generate(start(model=str(directory)), requests_of(5, 12))) == ids(generate(start(), requests_of(5, 12)))
 

@@ -7,6 +7,7 @@ import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -38,8 +39,15 @@ def test_every_making_gives_the_same_bytes(tmp_path: Path, name: str, expected: 
     assert digest(tmp_path) == expected
 
 
-def test_many_makers_at_once_leave_one_whole_model(cache: Path) -> None:
+def test_many_makers_at_once_leave_one_whole_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several processes of a test run ask for it at the same moment on a fresh machine."""
+    together, make = Barrier(4), builtin.make_builtin
+
+    def make_together(name: str, directory: Path) -> None:
+        make(name, directory)
+        together.wait(timeout=30)
+
+    monkeypatch.setattr(builtin, "make_builtin", make_together)
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(builtin_path, ["builtin:tiny-llama"] * 4))
     assert [path.name for path in (cache / "llem" / "models").iterdir()] == [path.name for path in paths]
