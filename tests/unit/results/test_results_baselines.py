@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.energy.protocol import Note
-from pytest_llem.errors import EngineError, SettingsError, StoreError
+from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
 from pytest_llem.results.baselines import (
     MAX_RUNS,
     Baseline,
@@ -22,6 +22,7 @@ from pytest_llem.results.baselines import (
     save_baseline,
 )
 from pytest_llem.results.collection import load
+from pytest_llem.results.comparability import differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.outcome import Outcome
@@ -238,3 +239,22 @@ def test_runs_of_a_folder_become_baseline_runs(run: Runs, tmp_path: Path) -> Non
     run("two")
     entry = baseline_of("x", load(tmp_path / "out")).studies["study"].experiments["batch_size:1"]
     assert [(each.run_id, len(each.values["avg_power_w"])) for each in entry.runs] == [("one", 5), ("two", 5)]
+
+
+@pytest.mark.parametrize(("limit", "told"), [(0.05, True), (0.08, False)])
+def test_another_board_compares_only_beyond_both_gain_errors(limit: float, told: bool) -> None:
+    """Two boards of unknown gain (5 % each) differ by up to 7.1 %: a limit of 5 % would compare boards, not code."""
+    before: dict[str, JsonValue] = {"device_ids": ["GPU-1"], "device_count": 1}
+    now: dict[str, JsonValue] = {"device_ids": ["GPU-2"], "device_count": 1}
+    found = differences(before, now, of_energy=True, limit=limit)
+    assert bool(found) is told
+    assert differences(before, now, of_energy=True, limit=limit, gain=(0.01, 0.01)) == []
+    assert differences(before, {**now, "device_count": 2}, of_energy=True, limit=0.5)
+
+
+def test_runs_of_another_configuration_leave_the_baseline(run: Runs, key: CycleKey, tmp_path: Path) -> None:
+    for name, config_hash in (("one", "a" * 16), ("two", "b" * 16)):
+        outcomes = run(name, of=replace(key, config_hash=config_hash))
+        save_baseline("main", [outcome.result for outcome in outcomes if outcome.result], tmp_path)
+    (entry,) = read_baseline(baseline_path(tmp_path, "main", "study")).experiments.values()
+    assert [each.run_id for each in entry.runs] == ["two"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,15 @@ def test_a_renamed_experiment_is_found_by_its_configuration(out: Path, key: Cycl
 
 def test_the_present_run_does_not_count_as_earlier(out: Path, key: CycleKey) -> None:
     assert EarlierRuns(out, "run-1").find(key, place(HERE)).result is None
+
+
+def test_the_newest_of_several_results_is_taken(out: Path, key: CycleKey, worker: MakeWorker) -> None:
+    later = worker(key)
+    later.run_id = "run-2"
+    outcome = RunStore.create(out, "run-2", environment=HERE).get_or_measure(key, later)
+    file = JobDir(outcome.directory).result
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "created_at": "2999-01-01T00:00:00+00:00"}))
+    found = find(out, key).result
+    assert found is not None
+    assert found.run_id == "run-2"
