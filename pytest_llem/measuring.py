@@ -67,7 +67,7 @@ class Measurer:
             image=spec.image,
             device_kind=devices.kind,
             device_count=len(devices.uuids),
-            meter=self._options.meter,
+            meter=self._options.meter_of(point.study),
         )
 
     def measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
@@ -85,6 +85,7 @@ class Measurer:
         if refused is not None:
             raise refused
         runner = self._runner(spec, study)
+        meter = self._options.meter_of(study)
         devices = visible_devices(experiment.config)
         checked = self._preflight(runner, point, devices)
         job = Job(
@@ -96,7 +97,7 @@ class Measurer:
             cycle=point.cycle or 1,
             attempt=attempt,
             devices=devices,
-            meter=MeterSettings(self._options.meter, self._options.meter_explicit),
+            meter=MeterSettings(meter, explicit=meter != "auto"),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
         job_dir.write_job(job)
@@ -116,7 +117,7 @@ class Measurer:
         if name not in self._runners:
             from pytest_llem.runners import open_runner
 
-            self._runners[name] = open_runner(spec, self._run_dir, docker=getattr(study, "docker", None))
+            self._runners[name] = open_runner(spec, self._run_dir, docker=study.docker)
         return self._runners[name]
 
     def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:

@@ -12,7 +12,7 @@ import pytest
 from pytest_llem.errors import JsonValue, SettingsError
 
 if TYPE_CHECKING:
-    from pytest_llem.study import Overrides
+    from pytest_llem.study import Overrides, Study
     from pytest_llem.study.settings import Setting
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
@@ -23,14 +23,14 @@ class RunOptions:
     """The settings of this run, each from the first that says something: see `study.settings`.
 
     `overrides` and `execution` stand above and below what a study says of its execution; `user_runners` are the user
-    file's runners per engine.
+    file's runners per engine. `meter` stands above a study's where `meter_overrides`; see `meter_of`.
     """
 
     out: Path
     runner: tuple[str, ...]
     user_runners: Mapping[str, str]
     meter: str
-    meter_explicit: bool
+    meter_overrides: bool
     overrides: Overrides
     execution: Mapping[str, JsonValue]
     resume: bool
@@ -43,12 +43,16 @@ class RunOptions:
     skip_preflight: bool
     collect_only: bool
 
+    def meter_of(self, study: Study) -> str:
+        """The meter for a study's cycles: said for this run, else by the study, else by the user or the default."""
+        return self.meter if self.meter_overrides or study.meter is None else study.meter
+
 
 def run_options(config: pytest.Config) -> RunOptions:
     """Read the settings of this run; a wrong one is a usage error."""
     from pytest_llem.engines import known_engines
     from pytest_llem.runners.resolution import parse_runner_options
-    from pytest_llem.study.settings import load_settings
+    from pytest_llem.study.settings import ABOVE_STUDY, load_settings
 
     option = config.getoption
     runner = tuple(option("llem_runner") or config.getini("llem_runner"))
@@ -65,7 +69,6 @@ def run_options(config: pytest.Config) -> RunOptions:
         overrides = settings.overrides(_fail_if(option("llem_fail_if")))
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
-    meter = str(settings["meter"])
     return RunOptions(
         out=(config.invocation_params.dir / str(settings["out"])).resolve(),
         runner=runner,
@@ -74,8 +77,8 @@ def run_options(config: pytest.Config) -> RunOptions:
             for engine, setting in settings.runners.items()
             if setting.source == "user settings"
         },
-        meter=meter,
-        meter_explicit=meter != "auto",
+        meter=str(settings["meter"]),
+        meter_overrides=settings.values["meter"].source in ABOVE_STUDY,
         overrides=overrides,
         execution=settings.execution,
         resume=bool(option("llem_resume")),

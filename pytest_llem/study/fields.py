@@ -242,7 +242,8 @@ def _at(value: JsonValue, inner: tuple[str | int, ...]) -> JsonValue:
 
 
 def _plain_message(message: str) -> str:
-    return message.replace("Input should be", "expected").replace("String should", "the text should")
+    plain = message.replace("Input should be", "expected").replace("String should", "the text should")
+    return plain.removeprefix("Value error, ")
 
 
 _EXPECTED = {

@@ -85,6 +85,8 @@ class _Loader:
         gates = self._gates(data, tags)
         execution = self._execution(data)
         runners = parts.runners(_text_map(top.get("runners")), engine_names(), self.sources.report)
+        docker = parts.docker(data.get("docker"), self.path.parent, self.sources.report)
+        meter = parts.meter(top.get("meter"), self.sources.report)
         axes, exclusions = self._axes(data)
         entries = self._entries(data, gates)
         self._check_models(data, axes, entries)
@@ -102,7 +104,8 @@ class _Loader:
             experiments=experiments,
             execution=execution,
             runners=runners,
-            meter=_text(top.get("meter")),
+            docker=docker,
+            meter=meter,
             tags=tags,
             excluded=self.excluded,
             invalid=self.invalid,

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
 from pytest_llem.study.canonical import config_hash
 from pytest_llem.study.fields import Leaves
@@ -161,6 +162,8 @@ class Study:
     experiments: Sequence[Experiment]
     execution: Execution
     runners: Mapping[str, str] = field(default_factory=dict)
+    docker: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the study says of containers, checked; what it leaves out has its default in `DockerSettings`."""
     meter: str | None = None
     tags: tuple[str, ...] = ()
     excluded: Sequence[LeftOut] = ()

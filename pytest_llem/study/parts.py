@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from pydantic import BaseModel
 
+from pytest_llem.energy import known_meters
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study import fields
 from pytest_llem.study.document import KeyPath, kind
@@ -15,6 +17,7 @@ from pytest_llem.study.limits import Budget, Comparison, FailIf, check_metric, p
 from pytest_llem.study.model import Gates, Overrides
 from pytest_llem.study.problems import Location, Problem, suggest_or_list
 from pytest_llem.study.schema import Compare, Execution
+from pytest_llem.study.sections.docker import Docker
 
 
 def section(model: type[BaseModel], data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
@@ -112,6 +115,26 @@ def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -
             hint = suggest_or_list(name, ("local", "docker", "ray"))
             report(("runners", engine), f"runners: {engine}: unknown runner {spec!r}", hint, False)
     return dict(data)
+
+
+def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
+    """What the section `docker` says, with mounts as absolute paths; relative ones start at `directory`."""
+    said = section(Docker, data, report, ("docker",))
+    found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
+    mounts = found.get("mounts")
+    if isinstance(mounts, list):
+        found["mounts"] = [str((directory / Path(str(place)).expanduser()).resolve()) for place in mounts]
+    return found
+
+
+def meter(name: JsonValue, report: Report) -> str | None:
+    """The meter that a study names; an unknown one is reported."""
+    if name is None:
+        return None
+    known = ("auto", *known_meters(), "none")
+    if name not in known:
+        report(("meter",), f"meter: unknown meter {name!r}", suggest_or_list(str(name), known), False)
+    return str(name)
 
 
 def overridden(execution: Execution, overrides: Overrides) -> Execution:

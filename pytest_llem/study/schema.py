@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from pytest_llem.study.sections.docker import Docker
 from pytest_llem.study.sections.openai import OpenAI
 from pytest_llem.study.sections.section import (
     Dtype,
@@ -184,6 +185,9 @@ class Execution(Section):
     cooldown: Literal["auto"] | NonNegativeFloat = Field(
         "auto", description="Seconds between cycles; `auto` waits until power and temperature settle."
     )
+    residual_memory_bytes: NonNegativeInt = Field(
+        100_000_000, description="Most memory that may be in use on a leased GPU before a cycle.", examples=[100_000_000]
+    )
     retries: Annotated[int, Field(ge=0, le=100)] = Field(1, description="Further attempts at an invalid cycle.")
     isolation: Isolation = Field(
         "process", description="A fresh process per cycle, per experiment, or per loaded engine."
@@ -229,6 +233,7 @@ class StudyHead(Section):
         description="Runner per engine: local, docker, docker:IMAGE, ray.",
         examples=[{"vllm": "docker"}],
     )
+    docker: Docker = Field(default_factory=Docker, description="How containers are made.")
 
 
 class StudyFile(CommonSettings, StudyHead):

@@ -25,6 +25,9 @@ from pytest_llem.study.sections.section import Name, Section
 
 Source = Literal["command line", "environment", "ini", "user settings", "default"]
 
+ABOVE_STUDY: tuple[Source, ...] = ("command line", "environment", "ini")
+"""What is said for this run, and so over what a study says."""
+
 ENVIRONMENT_PREFIX = "LLEM_"
 RUNNER_PREFIX = "LLEM_RUNNER_"
 RESERVED_VARIABLES = (
@@ -86,11 +89,7 @@ class Settings:
 
     def overrides(self, fail_if: Mapping[str, str] | None = None) -> Overrides:
         """What stands above a study: cycles and order said on the command line, in the environment or the ini file."""
-        above = {
-            name: self.values[name].value
-            for name in _EXECUTION
-            if self.values[name].source in ("command line", "environment", "ini")
-        }
+        above = {name: self.values[name].value for name in _EXECUTION if self.values[name].source in ABOVE_STUDY}
         cycles, order = above.get("cycles"), above.get("order")
         return Overrides(
             cycles if isinstance(cycles, int) else None, str(order) if order is not None else None, fail_if or {}
