@@ -138,6 +138,18 @@ class DeviceError(LlemError):
     category = "device"
 
 
+class ResidualMemoryError(DeviceError):
+    """Memory of a leased device is in use before the cycle has begun; `details` name the processes."""
+
+    category = "residual_memory"
+
+
+class NotReleasedError(DeviceError):
+    """A cycle has ended, and its device is not back to what it was: memory in use, or a process left behind."""
+
+    category = "not_released"
+
+
 class RunnerError(LlemError):
     """The place where a cycle should run is unknown or not usable."""
 
