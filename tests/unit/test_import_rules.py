@@ -73,7 +73,17 @@ def test_the_plugin_costs_a_plain_pytest_run_no_heavy_import(tmp_path: Path) -> 
         "    assert 'pytest_llem.plugin' in sys.modules and 'pytest_llem.session' not in sys.modules\n"
     )
     # Other plugins of this environment may import what they like.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pytest_llem.plugin", "-p", "no:cacheprovider", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "pytest_llem.plugin",
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     )
