@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from pytest_llem.devices import visible_devices
 from pytest_llem.errors import JsonValue, LlemError, from_dict
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
 from pytest_llem.options import RunOptions
+from pytest_llem.placement import Placement
 from pytest_llem.results.layout import slug
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 
@@ -37,22 +36,11 @@ class Measurer:
         self._run_dir = run_dir
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
+        self.placement = Placement(options)
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
         """Where cycles of an engine run, and who said so."""
-        from pytest_llem.containers.daemon import daemon_answers
-        from pytest_llem.engines import known_engines
-        from pytest_llem.preflight import missing_modules
-        from pytest_llem.runners.resolution import detect_runner, parse_runner_options, resolve_runner
-
-        return resolve_runner(
-            engine,
-            command_line=parse_runner_options(self._options.runner, known_engines()),
-            environment=os.environ,
-            study=study.runners,
-            user_settings=self._options.user_runners,
-            detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=daemon_answers),
-        )
+        return self.placement.spec(engine, study)
 
     def identity(self, point: Point, environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """What must be equal in an earlier result of a cycle for it to be reused in this `environment`."""

@@ -103,11 +103,11 @@ class LlemSession:
         """Refuse a study, before anything runs, whose engine cannot be imported where it would run."""
         if self.options.collect_only or self.options.skip_preflight:
             return
-        from pytest_llem.preflight import require_local_engine
+        self._measurer.placement.require(study)
 
-        for engine in dict.fromkeys(experiment.engine for experiment in study.experiments):
-            if self.runner_spec(engine, study).name == "local":
-                require_local_engine(engine, study.path)
+    def notices(self, study: Study) -> list[str]:
+        """What the user should know about a study's runners, a sentence each."""
+        return [note.message for note in self._measurer.placement.plan(study).notices]
 
     def gated(self, experiment: Experiment) -> bool:
         """Whether a budget or a comparison applies to an experiment; without a baseline nothing is compared."""
