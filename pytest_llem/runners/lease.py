@@ -3,6 +3,7 @@
 A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
 inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Locks are
 taken in the order of the device names, so that two cycles that want two devices each cannot wait for one another.
+Whoever takes a lease first ends what a dead pytest left behind: see `leftovers`.
 """
 
 from __future__ import annotations
@@ -13,33 +14,48 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job import DeviceSet
+from pytest_llem.runners.leftovers import described, end_leftover, remove_leftover_container
 
 LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
+NO_LEASES = "none"
 POLL_S = 0.1
+ENDING_S = 10.0
 OnWait = Callable[[str], None]
 
 
 def lease_dir() -> Path:
-    """Where the lock files lie; `LLEM_LEASE_DIR` moves them, for machines whose temporary directories are private."""
+    """Where the lock files lie; `LLEM_LEASE_DIR` moves them, for machines whose temporary directories are private.
+
+    The variable's value `none` stands for no leases at all, for machines without any directory to share.
+    """
     chosen = os.environ.get(LEASE_DIR_VARIABLE)
     return Path(chosen) if chosen else Path(tempfile.gettempdir()) / "pytest-llem-leases"
 
 
 class Lease:
-    """A held lease: `descriptors` are to be inherited by the measured process, `names` are its devices."""
+    """A held lease: `descriptors` are to be inherited by the measured process, `names` are its devices.
 
-    def __init__(self, names: tuple[str, ...], descriptors: tuple[int, ...]) -> None:
+    Without leases (`LLEM_LEASE_DIR=none`) both are empty. `previous` is what each lease file said before.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        descriptors: tuple[int, ...],
+        previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
+    ) -> None:
         self.names = names
         self.descriptors = descriptors
+        self.previous = dict(previous or {})
 
-    def occupied_by(self, **facts: JsonValue) -> None:
-        """Write down who uses the device (`pid`, `container`), for the error messages of those who wait."""
-        text = json.dumps({"since": time.time(), **facts}).encode()
+    def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
+        """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
+        text = json.dumps({"since": time.time(), **described(pid), **facts}).encode()
         for descriptor in self.descriptors:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
@@ -54,29 +70,41 @@ class Lease:
 
 @contextlib.contextmanager
 def device_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None = None) -> Iterator[Lease]:
-    """Hold the devices for the length of a `with` block.
+    """Hold the devices for the length of a `with` block; see `take_lease`."""
+    lease = take_lease(devices, timeout_s=timeout_s, on_wait=on_wait)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def take_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None = None) -> Lease:
+    """Take the devices until `Lease.release`, and end what a dead pytest left on them.
 
     Waits while others hold them, telling `on_wait` once for whom; `DeviceError` after `timeout_s` seconds, or when the
     lock files cannot be made.
     """
+    if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
+        return Lease((), ())
     names = tuple(sorted(devices.uuids)) or (devices.kind,)
     deadline = time.monotonic() + timeout_s
     descriptors: list[int] = []
+    previous: dict[str, dict[str, JsonValue]] = {}
     try:
         for name in names:
             descriptor = _open(name)
             descriptors.append(descriptor)
             _lock(descriptor, name, deadline, on_wait)
-        lease = Lease(names, tuple(descriptors))
+            previous[name] = holder(name)
+            end_leftover(previous[name])
+            remove_leftover_container(previous[name])
+        lease = Lease(names, tuple(descriptors), previous)
         lease.occupied_by(pid=os.getpid())
         descriptors = []
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    try:
-        yield lease
-    finally:
-        lease.release()
+    return lease
 
 
 def holder(name: str) -> dict[str, JsonValue]:
@@ -110,20 +138,24 @@ def _open(name: str) -> int:
     except OSError as problem:
         raise DeviceError(
             f"no lease for {name}: {path}: {problem.strerror}",
-            fix=f"make the directory writable, or name another one in {LEASE_DIR_VARIABLE}",
+            fix=f"make the directory writable, name another one in {LEASE_DIR_VARIABLE}, or set {LEASE_DIR_VARIABLE}="
+            f"{NO_LEASES} to measure without leases, which every result then says",
         ) from None
 
 
 def _lock(descriptor: int, name: str, deadline: float, on_wait: OnWait | None) -> None:
-    told = False
+    told = ended = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             pass
-        if not told and on_wait is not None:
-            on_wait(f"waiting for {name}: in use by {_describe(holder(name))}")
+        facts = holder(name)
+        if end_leftover(facts) is not None and not ended:
+            ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
+        elif not told and on_wait is not None:
+            on_wait(f"waiting for {name}: in use by {_describe(facts)}")
             told = True
         if time.monotonic() >= deadline:
             raise DeviceError(
