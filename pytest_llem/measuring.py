@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pytest_llem.breaker import Breaker
+from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import encode
 from pytest_llem.devices import visible_devices
-from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
 from pytest_llem.options import RunOptions
 from pytest_llem.placement import Placement
@@ -96,7 +97,7 @@ class Measurer:
         ):
             announcement.say(None)
             report = runner.run(job, job_dir, _ignore, lease)
-        failed = from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
+        failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
         return job, replace(report, facts={**report.facts, "preflight": checked})
 
@@ -134,7 +135,7 @@ class Measurer:
                 )
         problems = read_json(record)["problems"]
         if isinstance(problems, list) and problems:
-            raise _all_of([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
+            raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
     def close(self) -> None:
@@ -163,7 +164,7 @@ def _all_of(problems: Sequence[LlemError]) -> LlemError:
         return first
     also = "; ".join(problem.message for problem in problems[1:])
     fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
-    return from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
+    return error_from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
 
 
 def _ignore(event: Mapping[str, JsonValue]) -> None:

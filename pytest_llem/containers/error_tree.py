@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from pytest_llem.errors import LlemError
+from pytest_llem.errors import JsonValue, LlemError, from_dict
 
 
 class DockerError(LlemError):
@@ -310,3 +311,8 @@ def error_classes(cls: type[DockerError] = DockerError) -> dict[str, type[Docker
     for sub in cls.__subclasses__():
         found.update(error_classes(sub))
     return found
+
+
+def error_from_dict(data: Mapping[str, JsonValue]) -> LlemError:
+    """Rebuild any error from `LlemError.to_dict`, those of this tree included."""
+    return from_dict(data)

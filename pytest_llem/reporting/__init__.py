@@ -34,6 +34,11 @@ class Reporting:
         if sys.stdout is not None and not session.options.collect_only:
             self._stream = _terminal_stream()
 
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Say what the user should know about the studies before they run."""
+        studies = [] if self._session.options.collect_only else self._session.studies
+        return [f"llem: {notice}" for study in studies for notice in (*study.notices, *self._session.notices(study))]
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Iterator[None]:
         """Show live status while tests run."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
+from pytest_llem.containers.error_tree import error_from_dict
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job import Job, JobDir, read_json, write_text
 from pytest_llem.measurement import read_measurement
 from pytest_llem.results.derive import derive_result
@@ -215,7 +216,7 @@ def read_error(job_dir: JobDir) -> LlemError:
         return WorkerCrashedError(
             f"{job_dir.path}: neither a measurement nor an error was written", fix=f"see {job_dir.log}"
         )
-    return from_dict(read_json(job_dir.error))
+    return error_from_dict(read_json(job_dir.error))
 
 
 def _failure(error: LlemError) -> StateName:

@@ -186,7 +186,9 @@ class Execution(Section):
         "auto", description="Seconds between cycles; `auto` waits until power and temperature settle."
     )
     residual_memory_bytes: NonNegativeInt = Field(
-        100_000_000, description="Most memory that may be in use on a leased GPU before a cycle.", examples=[100_000_000]
+        100_000_000,
+        description="Most memory that may be in use on a leased GPU before a cycle.",
+        examples=[100_000_000],
     )
     retries: Annotated[int, Field(ge=0, le=100)] = Field(1, description="Further attempts at an invalid cycle.")
     isolation: Isolation = Field(
