@@ -26,6 +26,7 @@ EDGE_NS = 100_000
 MIN_STEP_REL = 0.1
 """A side whose power is not at least a tenth below the window's was not idle."""
 MIN_QUIET_STEPS = 3
+UNSTEADY_REL = 0.2
 _UNIFORM = 2 / sqrt(3)
 
 
@@ -64,6 +65,9 @@ def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge | None:
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
     powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
+    if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
+        # Near a power step, intervals mix both levels: the levels themselves are found elsewhere in the series.
+        powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
     swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
     return Edge(

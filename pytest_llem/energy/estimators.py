@@ -17,6 +17,8 @@ PART_TIME_DUTY = 0.25
 """Share of the time that the sensors of A100 and H100 look at (arXiv 2312.02741): assumed without calibration."""
 AVERAGING_S = {"instant": 0.025, "average": 1.0}
 """What one NVML power reading is a mean over (arXiv 2312.02741)."""
+SEEN_INTERVALS = 3
+"""So many intervals between steps must lie inside a window for its own power to count as seen."""
 SAME_LOAD_REL = 0.2
 MEAN_SPREAD_REL = 0.2
 """How much the power at a window's end is taken to differ from its mean where neither was seen on its own."""
@@ -136,7 +138,7 @@ def _edges(
     ticks: TickSeries, close: TickSeries, window: Window, known: Calibration | None
 ) -> tuple[edges.Edge, edges.Edge]:
     """Both edges, each from its quiet side where it has one that holds up, else interpolated between close steps."""
-    seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= 1
+    seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
     start = edges.interpolated(close, window.start_ns, seen=seen)
     end = edges.interpolated(close, window.end_ns, seen=seen)
     assert start is not None

@@ -33,7 +33,7 @@ class QuietFit:
 
 
 def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
-    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only where it is more than its own noise.
+    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only with five steps or more.
 
     Each step weighs by its bracket: a uniform distribution of that width, times the power. Needs three steps.
     """
@@ -45,11 +45,12 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     values = [ticks.energy_j[i] - origin_j for i in indices]
     sigmas = [FLOOR_J + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
     straight, curved = _solve(times, values, sigmas, 2), _solve(times, values, sigmas, 3)
-    if len(indices) >= MIN_CURVED and abs(curved.coefficients[2]) > 2 * curved.sigmas[2]:
-        chosen, bound_j = curved, 2 * curved.sigmas[0]
+    apart_j = abs(curved.coefficients[0] - straight.coefficients[0])
+    if len(indices) >= MIN_CURVED:
+        chosen, bound_j = curved, hypot(2 * curved.sigmas[0], apart_j / 2)
     else:
-        # A drift too small to be seen may still be there: the two courses differ by what it could amount to.
-        chosen, bound_j = straight, hypot(2 * straight.sigmas[0], curved.coefficients[0] - straight.coefficients[0])
+        # A drift that so few steps cannot show may still be there: the two courses differ by what it could amount to.
+        chosen, bound_j = straight, 2 * straight.sigmas[0] + apart_j
     return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
 
 
