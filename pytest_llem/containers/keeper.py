@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.worker import forkserver
+from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.preload import PRELOADS
 
 ADDRESS = "/llem/keeper.sock"
@@ -55,7 +55,7 @@ def serve(engine: str) -> None:
         while True:
             caller, _ = listener.accept()
             with caller:
-                request, descriptors = forkserver.receive(caller)
+                request, descriptors = receive(caller)
                 if channel is None:
                     _tell(caller, {"problem": problem})
                 elif request is not None and not _relay(caller, channel, request, descriptors):
@@ -72,13 +72,13 @@ def cycle(job_dir: str) -> int:
     with socket.socket(socket.AF_UNIX) as channel:
         _connect(channel)
         request = {"job_dir": job_dir, "environment": {}, "isolation": "process"}
-        forkserver.send(channel, request, (sys.stdout.fileno(),))
-        answer, _ = forkserver.receive(channel)
+        send(channel, request, (sys.stdout.fileno(),))
+        answer, _ = receive(channel)
         if answer is not None and "problem" in answer:
             sys.stderr.write(f"no fork server: {answer['problem']}\n")
             code = _spawn(job_dir)
         else:
-            ended, _ = forkserver.receive(channel)
+            ended, _ = receive(channel)
             code = os.waitstatus_to_exitcode(ended["status"]) if ended is not None else -9
     after = oom_kills()
     if code != 0 and before is not None and after is not None and after > before:
@@ -128,7 +128,7 @@ def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
     with theirs:
         command = [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), engine]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True)
-    first, _ = forkserver.receive(ours)
+    first, _ = receive(ours)
     if first is None or "problem" in first:
         ours.close()
         return None, str(first["problem"]) if first else "it died during its imports"
@@ -137,15 +137,15 @@ def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
 
 def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> bool:
     """Hand one cycle to the fork server; false when the server is of no more use."""
-    forkserver.send(channel, request, tuple(descriptors))
-    started, _ = forkserver.receive(channel)
+    send(channel, request, tuple(descriptors))
+    started, _ = receive(channel)
     if started is None:
         return False
     _tell(caller, started)
     readable, _, _ = select.select([caller, channel], [], [])
     if channel not in readable:
         return False  # the caller is gone: closing the channel makes the server kill its child
-    ended, _ = forkserver.receive(channel)
+    ended, _ = receive(channel)
     if ended is None:
         return False
     _tell(caller, ended)
@@ -154,7 +154,7 @@ def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any
 
 def _tell(caller: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        forkserver.send(caller, message)
+        send(caller, message)
 
 
 def _spawn(job_dir: str) -> int:

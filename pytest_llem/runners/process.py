@@ -18,7 +18,8 @@ from typing import Protocol
 
 from pytest_llem.errors import WorkerError
 from pytest_llem.job import JobDir
-from pytest_llem.worker import forkserver
+from pytest_llem.worker.channel import receive, send
+from pytest_llem.worker.forkserver import kill_group
 
 KILL_GRACE_S = 5.0
 START_DEADLINE_S = 300.0
@@ -74,7 +75,7 @@ class ForkServer:
             )
         self._channel.settimeout(START_DEADLINE_S)
         try:
-            first, _ = forkserver.receive(self._channel)
+            first, _ = receive(self._channel)
         except TimeoutError:
             first = {"problem": f"the imports took more than {START_DEADLINE_S:.0f} s"}
         if first is None or "problem" in first:
@@ -91,8 +92,8 @@ class ForkServer:
         """Fork a worker for one job."""
         request = {"job_dir": str(job_dir.path.resolve()), "environment": dict(environment), "isolation": "process"}
         with job_dir.log.open("ab") as log:
-            forkserver.send(self._channel, request, (log.fileno(), *lease))
-        answer, _ = forkserver.receive(self._channel)
+            send(self._channel, request, (log.fileno(), *lease))
+        answer, _ = receive(self._channel)
         if answer is None:
             raise WorkerError("the fork server died")
         return ForkedProcess(int(answer["pid"]), self._channel)
@@ -120,24 +121,24 @@ class ForkedProcess:
         if self._code is None:
             readable, _, _ = select.select([self._channel], [], [], timeout_s)
             if readable:
-                answer, _ = forkserver.receive(self._channel)
+                answer, _ = receive(self._channel)
                 self._code = os.waitstatus_to_exitcode(answer["status"]) if answer else self._orphaned()
         return self._code
 
     def _orphaned(self) -> int:
         # The server died, and its child may live on.
-        forkserver.kill_group(self.pid)
+        kill_group(self.pid)
         return -signal.SIGKILL
 
 
 def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:
     """End a worker and everything in its process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
-    forkserver.kill_group(process.pid, signal.SIGTERM)
+    kill_group(process.pid, signal.SIGTERM)
     try:
         code = process.wait(grace_s)
     finally:
         # Also when a second Ctrl-C cuts the wait short.
-        forkserver.kill_group(process.pid, signal.SIGKILL)
+        kill_group(process.pid, signal.SIGKILL)
     return code if code is not None else process.wait(grace_s)
 
 

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
-from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
+from pytest_llem.worker.engine_slot import EngineSlot
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.phases import measure_phases
 from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
@@ -33,20 +33,32 @@ QUIET_SIDE_S = 0.5
 """Quiet on each side of a window on a GPU: five periods of an energy counter that ticks every 100 ms."""
 
 
-def run_cycle(job: Job, job_dir: JobDir, events: EventLog, *, start_method: str, isolation: str) -> Measurement:
+def run_cycle(
+    job: Job,
+    job_dir: JobDir,
+    events: EventLog,
+    *,
+    start_method: str,
+    isolation: str,
+    slot: EngineSlot | None = None,
+) -> Measurement:
     """Run one cycle in this process and return what it observed; writes events, and no other file.
 
+    An engine that `slot` holds is used as it is; there is no start and no load then, and their times are `None`.
     Raises `LlemError` when there is no measurement; the last `phase` event then says how far it came.
     """
-    stopwatch = Stopwatch({"startup_s": process_age_s()})
-    engine = open_engine(job.config.engine)
-    with Heartbeat(events, job.deadlines.heartbeat_s) as heartbeat, _metering(job, job_dir) as metering:
-        try:
-            worker = WorkerFacts(os.getpid(), platform.node(), start_method, isolation)
-            measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker)
+    slot = slot or EngineSlot()
+    loaded = slot.loaded
+    stopwatch = Stopwatch({"startup_s": None, "load_s": None} if loaded else {"startup_s": process_age_s()})
+    worker = WorkerFacts(os.getpid(), platform.node(), start_method, isolation)
+    with (
+        Heartbeat(events, job.deadlines.heartbeat_s) as heartbeat,
+        _metering(job, job_dir) as metering,
+        slot.engine(job) as engine,
+    ):
+        measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker, loaded=loaded)
+        if not slot.keeps:
             events.emit("phase", "unload")
-        finally:
-            engine.shutdown()
     return measurement
 
 
@@ -115,6 +127,8 @@ def _measure(
     heartbeat: Heartbeat,
     stopwatch: Stopwatch,
     worker: WorkerFacts,
+    *,
+    loaded: bool,
 ) -> Measurement:
     config, settings = job.config, job.config.measurement
     on_gpu = job.devices.kind == "cuda"
@@ -125,10 +139,11 @@ def _measure(
     with stopwatch.measure("prepare_s"):
         version = engine.prepare(config, job.devices)
         _check_load_shape(job, engine)
-    events.emit("phase", "load")
-    with stopwatch.measure("load_s"), recorder.window("load"):
-        engine.load()
-        engine.quiesce()
+    if not loaded:
+        events.emit("phase", "load")
+        with stopwatch.measure("load_s"), recorder.window("load"):
+            engine.load()
+            engine.quiesce()
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())

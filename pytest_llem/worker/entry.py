@@ -10,19 +10,31 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
 from pytest_llem.job import EventLog, JobDir, load_job
 from pytest_llem.measurement import write_measurement
 
+if TYPE_CHECKING:
+    from pytest_llem.worker.engine_slot import EngineSlot
+
 EVENT_PREFIX = "LLEM-EVENT "
 
 
-def work(source: JobDir, target: JobDir, *, start_method: str, isolation: str, mirror: bool = False) -> int:
+def work(
+    source: JobDir,
+    target: JobDir,
+    *,
+    start_method: str,
+    isolation: str,
+    mirror: bool = False,
+    slot: EngineSlot | None = None,
+) -> int:
     """Run the job of `source` and leave its files in `target`; returns the process's exit code.
 
     0 after a measurement, 1 after an error, and 130 after an interruption. `mirror` repeats each event on standard
-    output behind `EVENT_PREFIX`, for a container whose files cannot be read while it runs.
+    output behind `EVENT_PREFIX`, for a container whose files cannot be read while it runs. `slot` keeps the engine.
     """
     faulthandler.enable()
     events = EventLog(target.events, mirror=_mirror_event if mirror else None)
@@ -31,7 +43,7 @@ def work(source: JobDir, target: JobDir, *, start_method: str, isolation: str, m
         os.environ.update(job.environment)
         from pytest_llem.worker.cycle import run_cycle
 
-        measurement = run_cycle(job, target, events, start_method=start_method, isolation=isolation)
+        measurement = run_cycle(job, target, events, start_method=start_method, isolation=isolation, slot=slot)
         events.emit("phase", "writing")
         write_measurement(target.measurement, measurement)
         events.emit("phase", "done")

@@ -13,7 +13,6 @@ When the caller is gone (its end of the socket closes), the server kills the chi
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -23,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.job import JobDir
+from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.preload import preload, unsafe_to_fork
-
-LIMIT = 1 << 20
-MAX_DESCRIPTORS = 16
 
 
 def main(descriptor: int, engine: str) -> None:
@@ -63,32 +60,6 @@ def main(descriptor: int, engine: str) -> None:
         send(channel, {"pid": pid})
         if not _wait(pid, channel, wake_read):
             return
-
-
-def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-    """Send one JSON line, with file descriptors where the other side needs them."""
-    data = json.dumps(message).encode() + b"\n"
-    if descriptors:
-        socket.send_fds(channel, [data], list(descriptors))
-    else:
-        channel.sendall(data)
-
-
-def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one JSON line and its file descriptors; `None` when the other side is gone."""
-    data = b""
-    descriptors: list[int] = []
-    while not data.endswith(b"\n"):
-        try:
-            part, received, _, _ = socket.recv_fds(channel, LIMIT, MAX_DESCRIPTORS)
-        except ConnectionError:
-            part, received = b"", []
-        descriptors.extend(received)
-        if not part:
-            return None, descriptors
-        data += part
-    message: dict[str, Any] = json.loads(data)
-    return message, descriptors
 
 
 def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:

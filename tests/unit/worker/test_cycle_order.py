@@ -155,7 +155,7 @@ class RecordingMeter:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     made = ScriptedEngine()
-    monkeypatch.setattr("pytest_llem.worker.cycle.open_engine", lambda _name: made)
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
     return made
 
 

@@ -1,0 +1,36 @@
+"""JSON lines over a Unix socket, with file descriptors where the other side needs them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+LIMIT = 1 << 20
+MAX_DESCRIPTORS = 16
+
+
+def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    """Send one JSON line, with file descriptors where the other side needs them."""
+    data = json.dumps(message).encode() + b"\n"
+    if descriptors:
+        socket.send_fds(channel, [data], list(descriptors))
+    else:
+        channel.sendall(data)
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Receive one JSON line and its file descriptors; `None` when the other side is gone."""
+    data = b""
+    descriptors: list[int] = []
+    while not data.endswith(b"\n"):
+        try:
+            part, received, _, _ = socket.recv_fds(channel, LIMIT, MAX_DESCRIPTORS)
+        except ConnectionError:
+            part, received = b"", []
+        descriptors.extend(received)
+        if not part:
+            return None, descriptors
+        data += part
+    message: dict[str, Any] = json.loads(data)
+    return message, descriptors

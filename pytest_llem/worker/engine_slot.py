@@ -1,0 +1,75 @@
+"""The engine of a worker process: used for one job, or kept loaded for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pytest_llem.decode import encode
+from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import Engine
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import ExperimentConfig, Job
+
+ALWAYS_FREE = ("measurement",)
+"""What no engine ever sees: how its work is measured."""
+
+
+class EngineSlot:
+    """The engine of one process: opened by its first job and, where `keeps`, there for the next."""
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        self.keeps = keeps
+        self._engine: Engine | None = None
+        self._job: Job | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine is there that has its model loaded."""
+        return self._engine is not None
+
+    @contextmanager
+    def engine(self, job: Job) -> Iterator[Engine]:
+        """The engine for a job: the kept one, or a new one; shut down after a failure, and where none is kept."""
+        engine = self._engine if self._engine is not None else open_engine(job.config.engine)
+        self._engine = None
+        try:
+            yield engine
+        except BaseException:
+            engine.shutdown()
+            raise
+        if self.keeps:
+            self._engine, self._job = engine, job
+        else:
+            engine.shutdown()
+
+    def obstacle(self, job: Job) -> str | None:
+        """Why the kept engine cannot run a job without loading again; `None` when it can."""
+        if self._engine is None or self._job is None:
+            return "no engine is loaded"
+        if (job.devices, job.environment) != (self._job.devices, self._job.environment):
+            return "it needs other devices or another environment"
+        differing = differences(self._job.config, job.config)
+        free = (*ALWAYS_FREE, *getattr(self._engine, "without_reload", ()))
+        fixed = [path for path in differing if not any(path == name or path.startswith(f"{name}.") for name in free)]
+        return f"{', '.join(fixed)} cannot change without loading again" if fixed else None
+
+    def unload(self) -> None:
+        """Shut the kept engine down."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            engine.shutdown()
+
+
+def differences(one: ExperimentConfig, other: ExperimentConfig) -> list[str]:
+    """Dotted paths of the settings in which two configurations differ."""
+    first, second = dict(_leaves("", encode(one))), dict(_leaves("", encode(other)))
+    return [path for path in {**first, **second} if first.get(path) != second.get(path)]
+
+
+def _leaves(prefix: str, value: JsonValue) -> Iterator[tuple[str, JsonValue]]:
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, entry)
+    else:
+        yield prefix, value
