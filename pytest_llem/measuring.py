@@ -13,6 +13,7 @@ from pytest_llem.breaker import Breaker
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import encode
 from pytest_llem.devices import visible_devices
+from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
 from pytest_llem.options import RunOptions
@@ -96,10 +97,12 @@ class Measurer:
             device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
         ):
             announcement.say(None)
+            unchecked = self._require_accepted_settings(runner, point)
             report = runner.run(job, job_dir, _ignore, lease)
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
-        return job, replace(report, facts={**report.facts, "preflight": checked})
+        notes = () if unchecked is None else (Note("settings_unchecked", unchecked),)
+        return job, replace(report, facts={**report.facts, "preflight": checked}, notes=report.notes + notes)
 
     def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
         name = f"{spec.name}:{spec.image or spec.address or ''}:{study.name}"
@@ -117,9 +120,7 @@ class Measurer:
         if check is None:
             return "none needed"
         engine, study = point.experiment.engine, point.study
-        spec = runner.spec
-        name = slug(f"{study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
-        record = self._run_dir / PREFLIGHTS / f"{name}.json"
+        record = self._run_dir / PREFLIGHTS / f"{_preflight_name(runner, point)}.json"
         record.parent.mkdir(exist_ok=True)
         with FileLock(record.with_suffix(".lock")):
             if not record.exists():
@@ -138,11 +139,25 @@ class Measurer:
             raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
+    def _require_accepted_settings(self, runner: Runner, point: Point) -> str | None:
+        """Under the lease of the devices, because the engine's import would disturb another's measurement."""
+        if self._options.skip_preflight:
+            return None
+        from pytest_llem.settings_check import require_accepted_settings
+
+        return require_accepted_settings(runner, point, self._run_dir / PREFLIGHTS / _preflight_name(runner, point))
+
     def close(self) -> None:
         """Release the runners."""
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+
+
+def _preflight_name(runner: Runner, point: Point) -> str:
+    spec = runner.spec
+    engine = point.experiment.engine
+    return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
 def _dependencies(point: Point, spec: RunnerSpec) -> dict[str, str | None]:

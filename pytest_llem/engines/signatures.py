@@ -1,8 +1,8 @@
 """A configuration's settings against the installed engine's own signatures, before anything is measured.
 
-The engine's classes are read where they are installed (here, or in a container's image by
-`python -m pytest_llem.engines.signatures JOB_FILE`), so that an argument which this version of the engine has renamed,
-removed or retyped is caught with a suggestion. Standard library and the engine only.
+The engine's classes are read where they are installed (in a process of this machine, or in a container's image, by
+`python -m pytest_llem.engines.signatures SOURCE [TARGET]`), so that an argument which this version of the engine has
+renamed, removed or retyped is caught with a suggestion. Standard library and the engine only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pytest_llem.decode import decode, encode
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
-from pytest_llem.job import ExperimentConfig, load_job
+from pytest_llem.job import ExperimentConfig, load_job, write_json
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,20 @@ class SettingProblem:
     path: str
     message: str
     fix: str | None = None
+    value: JsonValue = None
+
+    def concerns(self, config: ExperimentConfig) -> bool:
+        """Whether a configuration has this setting with this value."""
+        wanted = (self.path, json.dumps(self.value, sort_keys=True))
+        return any((given.path, json.dumps(given.value, sort_keys=True)) == wanted for given in _given(config))
+
+
+@dataclass(frozen=True)
+class SignatureReport:
+    """What was found, and why nothing could be compared, if so (`unchecked`)."""
+
+    problems: tuple[SettingProblem, ...] = ()
+    unchecked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Layout:
     own: tuple[str, ...] = ()
     decoding_names: Mapping[str, str] = field(default_factory=dict)
 
+
+REPORT_MARK = "LLEM-SETTINGS "
 
 _GENERATION = Target(("transformers:GenerationConfig",))
 _FROM_PRETRAINED = Target(
@@ -117,43 +135,71 @@ def check_against_engine(config: ExperimentConfig) -> list[SettingProblem]:
 
     Raises `EngineNotInstalledError` where the engine is not importable.
     """
-    layout = LAYOUTS.get(config.engine)
-    return [] if layout is None else list(_problems(config, layout))
+    return check_all([config])
 
 
-def _problems(config: ExperimentConfig, layout: Layout) -> Iterator[SettingProblem]:
+def check_all(configs: Iterable[ExperimentConfig]) -> list[SettingProblem]:
+    """As `check_against_engine`, over several configurations; each problem once."""
+    known = cache(parameters)
+    found: dict[tuple[str, str], SettingProblem] = {}
+    for config in configs:
+        layout = LAYOUTS.get(config.engine)
+        for problem in () if layout is None else _problems(config, layout, known):
+            found.setdefault((problem.path, json.dumps(problem.value, sort_keys=True)), problem)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A setting that reaches the engine's classes; `section` is `None` for the main arguments."""
+
+    path: str
+    section: str | None
+    name: str
+    value: JsonValue
+
+
+def _given(config: ExperimentConfig) -> Iterator[_Given]:
     engine = config.engine
-    main: dict[str, Any] = {}
-    for target in reversed(layout.main):
-        main.update(parameters(target, engine))
+    layout = LAYOUTS.get(engine)
     for name, value in config.settings.items():
         path = f"{engine}.{name}"
-        if name == "extra" and isinstance(value, Mapping):
+        nested = name == "extra" or (layout is not None and name in layout.sections)
+        if nested and isinstance(value, Mapping):
             for key, inner in value.items():
-                yield from _check(f"{path}.{key}", key, inner, main)
-        elif name in layout.sections and isinstance(value, Mapping):
-            known = parameters(layout.sections[name], engine)
-            for key, inner in value.items():
-                yield from _check(f"{path}.{key}", key, inner, known)
-        elif name not in layout.own:
-            yield from _check(path, name, value, main)
-    known = parameters(layout.decoding, engine)
+                yield _Given(f"{path}.{key}", None if name == "extra" else name, key, inner)
+        elif layout is None or name not in layout.own:
+            yield _Given(path, None, name, value)
     for item in dataclasses.fields(config.decoding):
         value = getattr(config.decoding, item.name)
         if value is not None and item.name != "do_sample":
-            yield from _check(f"decoding.{item.name}", item.name, value, known)
+            yield _Given(f"decoding.{item.name}", "decoding", item.name, value)
+
+
+def _problems(
+    config: ExperimentConfig, layout: Layout, known: Callable[[Target, str], dict[str, Any]]
+) -> Iterator[SettingProblem]:
+    main: dict[str, Any] = {}
+    for target in reversed(layout.main):
+        main.update(known(target, config.engine))
+    for one in _given(config):
+        if one.section is None:
+            names = main
+        else:
+            target = layout.decoding if one.section == "decoding" else layout.sections[one.section]
+            names = known(target, config.engine)
+        yield from _check(one.path, one.name, one.value, names)
 
 
 def _check(path: str, name: str, value: JsonValue, known: Mapping[str, Any]) -> Iterator[SettingProblem]:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "take it out, or install a version of the engine that has it"
-        yield SettingProblem(path, f"{path}: the installed engine has no argument {name!r}", hint)
+        yield SettingProblem(path, f"{path}: the installed engine has no argument {name!r}", hint, value)
     elif fits(known[name], value) is False:
         expected = getattr(known[name], "__name__", None) or str(known[name]).replace("typing.", "")
-        yield SettingProblem(
-            path, f"{path}: the installed engine expects {expected}, got {json.dumps(value)}", f"give {expected}"
-        )
+        message = f"{path}: the installed engine expects {expected}, got {json.dumps(value)}"
+        yield SettingProblem(path, message, f"give {expected}", value)
 
 
 def parameters(target: Target, engine: str) -> dict[str, Any]:
@@ -198,6 +244,9 @@ def _signature_names(found: Any) -> list[str]:
         for parameter in signature.parameters.values()
         if parameter.name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
+    if inspect.isclass(found) and dataclasses.is_dataclass(found):
+        # A pydantic dataclass hides its fields behind **kwargs; others have a constructor of their own.
+        names += [item.name for item in dataclasses.fields(found) if item.init and item.name not in names]
     if inspect.isclass(found) and not names:
         # GenerationConfig takes only **kwargs; what it knows are the attributes of an empty one.
         names = [name for name in vars(found()) if not name.startswith("_")]
@@ -240,13 +289,26 @@ def fits(annotation: Any, value: JsonValue) -> bool | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the configuration of a job file; prints a JSON list of problems and returns 1 when there are any."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m pytest_llem.engines.signatures JOB_FILE\n")
+    """Check the configuration of a job file, or a JSON list of configurations.
+
+    The report goes to the file `TARGET`, else to standard output behind `REPORT_MARK`. Returns 1 where there are
+    problems and 2 for wrong usage.
+    """
+    if len(arguments) not in (1, 2):
+        sys.stderr.write("usage: python -m pytest_llem.engines.signatures SOURCE [TARGET]\n")
         return 2
-    problems = check_against_engine(load_job(Path(arguments[0])).config)
-    sys.stdout.write(json.dumps([dataclasses.asdict(problem) for problem in problems]) + "\n")
-    return 1 if problems else 0
+    source = Path(arguments[0])
+    data = json.loads(source.read_text(encoding="utf-8"))
+    configs = [decode(ExperimentConfig, item) for item in data] if isinstance(data, list) else [load_job(source).config]
+    try:
+        report = SignatureReport(tuple(check_all(configs)))
+    except EngineNotInstalledError as missing:
+        report = SignatureReport(unchecked=missing.message)
+    if len(arguments) == 2:
+        write_json(Path(arguments[1]), encode(report))
+    else:
+        sys.stdout.write(f"{REPORT_MARK}{json.dumps(encode(report))}\n")
+    return 1 if report.problems else 0
 
 
 if __name__ == "__main__":

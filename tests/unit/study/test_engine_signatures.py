@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from pytest_llem.engines.signatures import check_against_engine, fits, main
+from pytest_llem.decode import decode, encode
+from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport, check_against_engine, fits, main
 from pytest_llem.errors import EngineNotInstalledError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.study import Study
@@ -38,6 +39,16 @@ class EngineArgs:
     cpu_offload_gb: float = 0
 
 
+@dataclass
+class SpeculativeConfig:
+    """Hides its fields behind `**kwargs`, as pydantic's dataclasses do."""
+
+    num_speculative_tokens: int = 0
+    method: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
 class SamplingParams:
     """Keeps its fields where msgspec puts them."""
 
@@ -49,9 +60,11 @@ class SamplingParams:
 @pytest.fixture
 def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     root, engine, arg_utils = ModuleType("vllm"), ModuleType("vllm.engine"), ModuleType("vllm.engine.arg_utils")
+    settings = ModuleType("vllm.config")
+    settings.SpeculativeConfig = SpeculativeConfig  # type: ignore[attr-defined]
     root.SamplingParams = SamplingParams  # type: ignore[attr-defined]
     arg_utils.EngineArgs = EngineArgs  # type: ignore[attr-defined]
-    for module in (root, engine, arg_utils):
+    for module in (root, engine, arg_utils, settings):
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -72,6 +85,13 @@ def test_extra_is_checked_by_name_and_type(load: Load) -> None:
     found = problems(load, "vllm: {extra: {load_formt: auto, load_format: dummy, model: 3}}\n")
 
     assert found == [("vllm.extra.load_formt", "did you mean 'load_format'?"), ("vllm.extra.model", "give str")]
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_fields_of_a_dataclass_count_whatever_its_constructor_says(load: Load) -> None:
+    found = problems(load, "vllm: {speculative: {num_speculative_tokens: 2, method: ngram, model: d}}\n")
+
+    assert [path for path, _ in found] == ["vllm.speculative.model"]
 
 
 @pytest.mark.usefixtures("fake_vllm")
@@ -113,7 +133,48 @@ def test_command_checks_a_job_file_as_a_container_would(
     )
 
     assert main([str(job_dir.job)]) == 1
-    assert [problem["path"] for problem in json.loads(capsys.readouterr().out)] == ["vllm.block_size"]
+    marked = capsys.readouterr().out
+    assert marked.startswith(REPORT_MARK)
+    assert [p["path"] for p in json.loads(marked.removeprefix(REPORT_MARK))["problems"]] == ["vllm.block_size"]
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_command_checks_several_configurations_and_names_each_problem_once(load: Load, tmp_path: Path) -> None:
+    study = load(
+        "model: m\nengine: vllm\nsweep: {vllm.block_size: [16, 32], vllm.max_num_seqs: [1, 2]}\n"
+        "vllm: {extra: {load_formt: auto}}\n"
+    )
+    (tmp_path / "configs.json").write_text(json.dumps([encode(e.config) for e in study.experiments]))
+
+    assert main([str(tmp_path / "configs.json"), str(tmp_path / "report.json")]) == 1
+    report = decode(SignatureReport, json.loads((tmp_path / "report.json").read_text()))
+
+    assert [(p.path, p.value) for p in report.problems] == [
+        ("vllm.block_size", 16),
+        ("vllm.extra.load_formt", "auto"),
+        ("vllm.block_size", 32),
+    ]
+    configs = [experiment.config for experiment in study.experiments]
+    assert [[p.concerns(config) for p in report.problems] for config in configs] == [
+        [True, True, False],
+        [True, True, False],
+        [False, True, True],
+        [False, True, True],
+    ]
+
+
+def test_command_says_why_nothing_could_be_compared(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    config = load("model: m\nengine: vllm\n").experiments[0].config
+    (tmp_path / "configs.json").write_text(json.dumps([encode(config)]))
+
+    assert main([str(tmp_path / "configs.json"), str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+
+    assert report["problems"] == []
+    assert "vllm is not installed here" in report["unchecked"]
 
 
 @pytest.mark.parametrize(
