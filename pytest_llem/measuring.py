@@ -97,7 +97,7 @@ class Measurer:
             device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
         ):
             announcement.say(None)
-            unchecked = self._require_accepted_settings(runner, point)
+            unchecked = self._require_accepted_settings(runner, point, devices)
             report = runner.run(job, job_dir, _ignore, lease)
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
@@ -139,13 +139,14 @@ class Measurer:
             raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
-    def _require_accepted_settings(self, runner: Runner, point: Point) -> str | None:
+    def _require_accepted_settings(self, runner: Runner, point: Point, devices: DeviceSet) -> str | None:
         """Under the lease of the devices, because the engine's import would disturb another's measurement."""
         if self._options.skip_preflight:
             return None
         from pytest_llem.settings_check import require_accepted_settings
 
-        return require_accepted_settings(runner, point, self._run_dir / PREFLIGHTS / _preflight_name(runner, point))
+        directory = self._run_dir / PREFLIGHTS / _preflight_name(runner, point)
+        return require_accepted_settings(runner, point, devices, directory)
 
     def close(self) -> None:
         """Release the runners."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pytest_llem.decode import decode, encode
 from pytest_llem.engines.signatures import LAYOUTS, SignatureReport
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import ExperimentConfig, read_json, write_json
+from pytest_llem.job import DeviceSet, ExperimentConfig, read_json, write_json
 
 if TYPE_CHECKING:
     from pytest_llem.collection import Point
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 300.0
 
 
-def require_accepted_settings(runner: Runner, point: Point, directory: Path) -> str | None:
+def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, directory: Path) -> str | None:
     """Raise `EngineSettingError` when the engine that will run does not take a setting of this point's experiment.
 
     Asks the engine where `directory` holds no answer of it yet. Returns why nothing could be compared, or `None`.
@@ -39,7 +39,7 @@ def require_accepted_settings(runner: Runner, point: Point, directory: Path) -> 
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / "settings.lock"):
         if not record.exists():
-            found: SignatureReport = check(distinct(study.experiments, engine), directory)
+            found: SignatureReport = check(distinct(study.experiments, engine), directory, devices)
             write_json(record, encode(found))
     report = decode(SignatureReport, read_json(record))
     config = point.experiment.config
@@ -52,7 +52,7 @@ def require_accepted_settings(runner: Runner, point: Point, directory: Path) -> 
     return report.unchecked
 
 
-def check_here(configs: Sequence[ExperimentConfig], directory: Path) -> SignatureReport:
+def check_here(configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet) -> SignatureReport:
     """Compare settings with the engine of this environment, in a process that imports it; its files stay in
     `directory`."""
     source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import docker
 
@@ -35,7 +36,9 @@ from pytest_llem.containers.preflight import PreflightReport, PreflightSubject, 
 from pytest_llem.containers.secrets import secrets_of
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.containers.settings_check import check_settings_in_image
 from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.deadlines import DeadlineWatch
@@ -129,6 +132,18 @@ class DockerRunner:
         named = self.spec.image is not None
         problems = tuple(with_alternatives(problem, engine, named=named) for problem in report.problems)
         return replace(report, problems=problems)
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with the signatures of the one in its image; see `engines.signatures`."""
+        try:
+            client, _ = self.connect()
+            image = self.image(configs[0].engine)
+            return check_settings_in_image(client, image, configs, devices, self.settings, self._identity)
+        except DockerError as error:
+            # The cycle meets the same obstacle, and explains it.
+            return SignatureReport(unchecked=error.message)
 
     def close(self) -> None:
         """Remove whatever of this session is left, and hang up."""
