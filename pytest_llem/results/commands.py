@@ -12,7 +12,7 @@ from pytest_llem.results import compare, listing
 from pytest_llem.results.collection import Results, load
 from pytest_llem.results.exports import export
 from pytest_llem.results.report.build import write_figures, write_report
-from pytest_llem.study.limits import FailIf, parse_fail_if
+from pytest_llem.study.limits import FailIf, check_condition, parse_fail_if
 
 
 def compare_runs(options: argparse.Namespace) -> int:
@@ -23,6 +23,8 @@ def compare_runs(options: argparse.Namespace) -> int:
         runs = dict.fromkeys(result.run_id for result in results)
         others += [(run, results.of_run(run)) for run in runs]
     limits = [fail_if(text) for text in options.fail_if]
+    for name in options.allow:
+        check_condition(name)
     rows = compare.compare(
         load(options.baseline),
         others,

@@ -14,7 +14,7 @@ from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.tables import markdown_table, table
-from pytest_llem.study.limits import FailIf
+from pytest_llem.study.limits import FailIf, change_text
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
 HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
@@ -25,7 +25,8 @@ Verdict = Status | Literal["better", "worse", "same", "absent"]
 class ComparedMetric:
     """One metric of one experiment in two runs; values are geometric means over valid cycles, `None` if absent.
 
-    `verdict` is a gate's where a limit was given, else `better`, `worse` or `same` (no change beyond noise).
+    `limit_text` is the limit as it was stated, `limit` the same as a fraction of the baseline. `verdict` is a gate's
+    where a limit was given, else `better`, `worse` or `same` (no change beyond noise).
     `differs` names conditions that are not the same: then the numbers are shown and no gate is judged.
     """
 
@@ -42,6 +43,7 @@ class ComparedMetric:
     limit: float | None
     verdict: Verdict | None
     differs: tuple[str, ...]
+    limit_text: str | None = None
 
 
 def compare(
@@ -75,7 +77,7 @@ def compare(
 def failed(rows: Sequence[ComparedMetric], *, strict: bool = False) -> bool:
     """Whether a limit is exceeded or, when strict, could not be judged."""
     bad = {"fail", "inconclusive", "not_comparable", "absent"} if strict else {"fail"}
-    return any(row.verdict in bad for row in rows if row.limit is not None)
+    return any(row.verdict in bad for row in rows if row.limit_text is not None)
 
 
 def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str]:
@@ -124,14 +126,18 @@ def _compare(
         ratio=None,
         ci_low=None,
         ci_high=None,
-        limit=limit.limit if limit else None,
+        limit=limit.limit if limit and not limit.absolute else None,
         verdict=None,
         differs=(),
+        limit_text=change_text(limit.metric, limit.limit, absolute=limit.absolute) if limit else None,
     )
     if row.baseline is None or row.current is None:
         return replace(row, verdict="absent")
+    if limit is not None and (limit := limit.relative_to(row.baseline)).limit <= -1:
+        return replace(row, verdict="inconclusive")
+    ratio = row.current / row.baseline
     differs = tuple(_differences(found, before, now, limit, allow))
-    row = replace(row, ratio=row.current / row.baseline, differs=differs)
+    row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=differs)
     if min(len(old), len(new)) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
     interval = ratio_interval([old], new, alpha)

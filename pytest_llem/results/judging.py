@@ -13,7 +13,7 @@ from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
 from pytest_llem.results.tables import table
-from pytest_llem.study.limits import Budget, Comparison, FailIf
+from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 
 CORRELATED = ("experiment", "load")
 
@@ -97,8 +97,9 @@ def judge_experiment(
 ) -> GateReport:
     """Judge an experiment by its cycles, in order; only valid ones count.
 
-    `allow` names conditions that may differ from the baseline's. Raises `StoreError` when the baseline knows nothing
-    of the study. Give the study's first `cycles` only where `target_ci` adds more: optional stopping biases a bound.
+    `allow` names conditions that may differ from the baseline's, besides those of `compare.allow`. Raises `StoreError`
+    when the baseline knows nothing of the study. Give the study's first `cycles` only where `target_ci` adds more:
+    optional stopping biases a bound.
     """
     key = cycles[0].key
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
@@ -113,7 +114,7 @@ def judge_experiment(
             elif known.config_hash != key.config_hash:
                 rows.append(_not_comparable(limit, f"{baseline.source} has it with another configuration"))
             else:
-                rows.append(_ratio_row(limit, known.runs, valid, lost, alpha, allow))
+                rows.append(_ratio_row(limit, known.runs, valid, lost, alpha, {*allow, *compare.allow}))
     return GateReport(key.study, key.experiment_id, tuple(rows), strict)
 
 
@@ -141,32 +142,39 @@ def _ratio_row(
     if missing or not valid:
         nothing = Verdict("inconclusive", None, None, None, missing or "no cycle is valid")
         return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
-    now = conditions(valid[0])
-    gain = valid[0].energy.gain_uncertainty_rel
+    own = {result.source_run or result.run_id for result in valid}
+    others = [run for run in runs if run.run_id not in own]
+    if not others:
+        return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
+    before = _centre([value for run in others for value in run.values.get(found.name, ())])
+    if limit.absolute and before is None:
+        return _not_comparable(limit, "the baseline did not measure it")
+    relative = limit.relative_to(before or 1.0)
+    if relative.limit <= -1:
+        all_of_it = Verdict("inconclusive", None, None, None, "the limit is as large as the baseline itself")
+        return _row(limit.metric, "comparison", all_of_it, _text(limit), before, _centre(values), lost)
+    now, gain = conditions(valid[0]), valid[0].energy.gain_uncertainty_rel
     problems = {
         run.run_id: differences(
             run.conditions,
             now,
             of_energy=is_energy(found.name),
-            limit=limit.limit,
+            limit=relative.limit,
             gain=(run.gain_uncertainty_rel, gain),
             allow=allow,
         )
-        for run in runs
+        for run in others
     }
-    own = {result.source_run or result.run_id for result in valid}
-    others = [run for run in runs if run.run_id not in own]
-    if not others:
-        return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
     usable = [run for run in others if not problems[run.run_id]]
     if not usable:
         return _not_comparable(limit, "; ".join(problems[others[-1].run_id]))
     measured = [run.values[found.name] for run in usable if found.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")
-    verdict = _against(found, limit, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
-    before = [value for run in measured for value in run]
-    return _row(limit.metric, "comparison", verdict, _text(limit), _centre(before), _centre(values), lost)
+    before = _centre([value for run in measured for value in run])
+    relative = limit.relative_to(before) if before is not None else relative
+    verdict = _against(found, relative, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
+    return _row(limit.metric, "comparison", verdict, _text(limit), before, _centre(values), lost)
 
 
 def _against(
@@ -232,7 +240,7 @@ def _centre(values: Sequence[float]) -> float | None:
 
 
 def _text(limit: FailIf) -> str:
-    return f"{limit.limit * 100:+.3g} %"
+    return change_text(limit.metric, limit.limit, absolute=limit.absolute)
 
 
 def _word(status: str) -> str:

@@ -1,9 +1,9 @@
-"""Budgets and comparisons as a study writes them: `"<= 0.5"`, `5%`."""
+"""Budgets and comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
@@ -11,7 +11,7 @@ from pytest_llem.errors import SettingsError
 Operator = Literal["<=", "<", ">=", ">"]
 
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
-_PERCENT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*%\s*\Z")
+_CHANGE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|1?/?[A-Za-z]+)\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,37 @@ class Budget:
 class FailIf:
     """A change against the baseline that fails, as a fraction: 0.05 is +5 %, -0.05 is -5 %.
 
-    For a metric where higher is better the change that fails is negative. `resolution` is the smallest change that
-    matters, a fraction, and stated where the limit is 0 or points the harmless way.
+    Where `absolute`, the change is in the metric's unit instead. For a metric where higher is better the change that
+    fails is negative. `resolution` is the smallest change that matters, written as `limit` is and positive; it is
+    stated where the limit is 0 or points the harmless way.
     """
 
     metric: str
     limit: float
     resolution: float | None = None
+    absolute: bool = False
 
     def __str__(self) -> str:
-        return f"{self.metric}: {self.limit:+.4%}".rstrip("0%").rstrip(".") + "%"
+        return f"{self.metric}: {change_text(self.metric, self.limit, absolute=self.absolute)}"
+
+    def relative_to(self, baseline: float) -> FailIf:
+        """The same limit as a fraction of a positive baseline value."""
+        if not self.absolute:
+            return self
+        smallest = None if self.resolution is None else self.resolution / baseline
+        return FailIf(self.metric, self.limit / baseline, smallest)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an experiment is compared with a baseline: every limit, and the error rate of each."""
+    """How an experiment is compared with a baseline: every limit, the error rate of each, and what may differ.
+
+    `allow` names conditions (`results.comparability.CONDITIONS`) that need not be equal.
+    """
 
     fail_if: tuple[FailIf, ...] = ()
     alpha: float = 0.05
+    allow: tuple[str, ...] = ()
 
 
 def check_metric(name: str) -> None:
@@ -73,37 +86,92 @@ def _n(text: object) -> str:
     return f"{text:g}" if isinstance(text, (int, float)) and not isinstance(text, bool) else "0.5"
 
 
-def parse_change(metric: str, text: object) -> float:
-    """`5%` as 0.05. Raises `SettingsError`; a bare number is refused because its unit would be a guess."""
-    match = _PERCENT.match(text) if isinstance(text, str) else None
-    value = float(match.group(1)) / 100 if match else None
-    if value is None or not -1 < value < 1000:
-        number = _n(text) if not isinstance(text, str) else text.strip() or "5"
-        raise SettingsError(
-            f"{metric}: {text!r} is not a change", fix=f"write percent: {metric}: {number.rstrip('%')}%"
-        )
-    return value
+def check_condition(name: str) -> None:
+    """Raises `SettingsError` with a suggestion when no condition of a comparison has this name."""
+    from difflib import get_close_matches
+
+    from pytest_llem.results.comparability import CONDITIONS
+
+    if name not in CONDITIONS:
+        close = get_close_matches(name, CONDITIONS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use some of: {', '.join(CONDITIONS)}"
+        raise SettingsError(f"unknown condition {name!r}", fix=hint)
+
+
+def change_text(metric: str, change: float, *, absolute: bool) -> str:
+    """A change as it is written: `+5 %`, `+0.05 s`, `-20/s`."""
+    if not absolute:
+        return f"{change * 100:+.4g} %"
+    unit = _unit(metric)
+    return f"{change:+.4g}{unit if unit.startswith('/') else ' ' + unit}"
+
+
+def parse_change(metric: str, text: object) -> tuple[float, bool]:
+    """`5%` as 0.05, or `0.05 s` as 0.05 and true: a change in the metric's own unit.
+
+    Raises `SettingsError`; a bare number is refused because its unit would be a guess.
+    """
+    match = _CHANGE.match(text) if isinstance(text, str) else None
+    unit = _unit(metric)
+    if match is not None and match.group(2) == "%" and -1 < float(match.group(1)) / 100 < 1000:
+        return float(match.group(1)) / 100, False
+    if match is not None and unit and match.group(2).removeprefix("1") == unit:
+        return float(match.group(1)), True
+    number = _n(text) if not isinstance(text, str) else (match.group(1) if match else text.strip() or "5")
+    absolute = f", or the change in its unit: {metric}: {number.rstrip('%')} {unit}" if unit else ""
+    raise SettingsError(
+        f"{metric}: {text!r} is not a change", fix=f"write percent: {metric}: {number.rstrip('%')}%{absolute}"
+    )
+
+
+def _unit(metric: str) -> str:
+    """A metric's unit without a leading 1: `s`, `J`, `/s`; empty where it has none."""
+    from pytest_llem.results.metrics import METRICS
+
+    return METRICS[metric].unit.removeprefix("1")
 
 
 def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailIf:
     """One limit of `compare.fail_if` or `--llem-fail-if`. Raises `SettingsError`."""
     check_metric(metric)
-    smallest = None if resolution is None else parse_change(f"resolution of {metric}", resolution)
-    if smallest is not None and smallest <= 0:
-        raise SettingsError(f"resolution of {metric}: {resolution!r} is not positive", fix="write for example 1%")
-    limit = parse_change(metric, text)
-    if smallest is None and _allowed_worsening(metric, limit) <= 0:
+    limit, absolute = parse_change(metric, text)
+    smallest = None if resolution is None else _resolution(metric, resolution, absolute)
+    if smallest is None and not _allows_worsening(metric, limit):
         from pytest_llem.results.metrics import METRICS
 
         direction = "higher" if METRICS[metric].higher_is_better else "lower"
+        example = f"0.01 {_unit(metric)}" if absolute else "1%"
         raise SettingsError(
             f"{metric}: {text} allows no worsening at all ({direction} is better)",
-            fix=f"turn the sign, or state the smallest change that matters: resolution: {{{metric}: 1%}}",
+            fix=f"turn the sign, or state the smallest change that matters: resolution: {{{metric}: {example}}}",
         )
-    return FailIf(metric, limit, smallest)
+    return FailIf(metric, limit, smallest, absolute)
 
 
-def _allowed_worsening(metric: str, limit: float) -> float:
+def overriding(before: FailIf | None, metric: str, text: object) -> FailIf:
+    """A limit of the command line over a study's, whose resolution it keeps where both are of one kind."""
+    if before is not None and before.resolution is not None and parse_change(metric, text)[1] == before.absolute:
+        kept = change_text(metric, before.resolution, absolute=before.absolute)
+        return replace(parse_fail_if(metric, text, kept), resolution=before.resolution)
+    return parse_fail_if(metric, text)
+
+
+def _resolution(metric: str, text: object, absolute: bool) -> float:
+    try:
+        smallest, its_kind = parse_change(metric, text)
+    except SettingsError as error:
+        raise SettingsError(f"resolution of {error.message}", fix=error.fix) from None
+    if smallest <= 0:
+        raise SettingsError(f"resolution of {metric}: {text!r} is not positive", fix="write for example 1%")
+    if its_kind != absolute:
+        raise SettingsError(
+            f"resolution of {metric}: {text!r} is not of the limit's kind",
+            fix="write both in percent, or both in the metric's unit",
+        )
+    return smallest
+
+
+def _allows_worsening(metric: str, limit: float) -> bool:
     from pytest_llem.results.metrics import METRICS
 
-    return 1 / (1 + limit) - 1 if METRICS[metric].higher_is_better else limit
+    return limit < 0 if METRICS[metric].higher_is_better else limit > 0

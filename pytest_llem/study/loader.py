@@ -13,7 +13,7 @@ from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, env
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.fields import Leaves, defaults, keyword, suggest_path, table
 from pytest_llem.study.flatten import Setting, apply, flatten, overlay
-from pytest_llem.study.limits import Comparison, parse_fail_if
+from pytest_llem.study.limits import Comparison, overriding
 from pytest_llem.study.model import Experiment, Gates, LeftOut, Notice, Overrides, Study
 from pytest_llem.study.naming import shorten, slug, text_of
 from pytest_llem.study.points import Asleep, Points, Sweep, TooManyPointsError
@@ -160,11 +160,8 @@ class _Loader:
             return gates
         named = {limit.metric: limit for limit in (gates.compare.fail_if if gates.compare else ())}
         for metric, text in self.overrides.fail_if.items():
-            before = named.get(metric)
-            percent = f"{before.resolution:%}" if before and before.resolution is not None else None
-            named[metric] = parse_fail_if(metric, text, percent)
-        alpha = gates.compare.alpha if gates.compare else 0.05
-        return replace(gates, compare=Comparison(tuple(named.values()), alpha))
+            named[metric] = overriding(named.get(metric), metric, text)
+        return replace(gates, compare=replace(gates.compare or Comparison(), fail_if=tuple(named.values())))
 
     def _execution(self, data: Mapping[str, JsonValue]) -> Execution:
         found = parts.execution(data.get("execution"), self.execution, self.sources.report)

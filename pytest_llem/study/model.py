@@ -139,12 +139,13 @@ class Experiment:
     @property
     def compare(self) -> Comparison | None:
         """The comparison that applies to this experiment, given a baseline; `None` without limits."""
-        return self.gates.compare
+        compare = self.gates.compare
+        return compare if compare is not None and compare.fail_if else None
 
     @property
     def gated(self) -> bool:
         """Whether any check applies."""
-        return bool(self.gates.expect) or self.gates.compare is not None
+        return bool(self.gates.expect) or self.compare is not None
 
     @property
     def tags(self) -> tuple[str, ...]:

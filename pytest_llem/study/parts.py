@@ -13,7 +13,15 @@ from pytest_llem.study import fields
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import BadValueError
 from pytest_llem.study.flatten import Report
-from pytest_llem.study.limits import Budget, Comparison, FailIf, check_metric, parse_budget, parse_fail_if
+from pytest_llem.study.limits import (
+    Budget,
+    Comparison,
+    FailIf,
+    check_condition,
+    check_metric,
+    parse_budget,
+    parse_fail_if,
+)
 from pytest_llem.study.model import Gates, Overrides
 from pytest_llem.study.problems import Location, Problem, suggest_or_list
 from pytest_llem.study.schema import Compare, Execution
@@ -67,11 +75,9 @@ def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: 
     limits = section(Compare, compare, report, (*place, "compare"))
     alpha = limits.get("alpha", 0.05)
     found = tuple(_comparisons(limits, report, (*place, "compare")))
-    return Gates(
-        tuple(_budgets(expect, report, (*place, "expect"))),
-        Comparison(found, alpha if isinstance(alpha, float) else 0.05) if found else None,
-        tags,
-    )
+    allow = tuple(_allowed(limits.get("allow"), report, (*place, "compare", "allow")))
+    comparison = Comparison(found, alpha if isinstance(alpha, float) else 0.05, allow)
+    return Gates(tuple(_budgets(expect, report, (*place, "expect"))), comparison if limits else None, tags)
 
 
 def _budgets(data: JsonValue, report: Report, place: KeyPath) -> Iterator[Budget]:
@@ -103,6 +109,15 @@ def _comparisons(limits: Mapping[str, JsonValue], report: Report, place: KeyPath
     for metric in resolutions.keys() - known.keys():
         hint = "name it in fail_if as well, or take it out"
         report((*place, "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
+
+
+def _allowed(names: JsonValue, report: Report, place: KeyPath) -> Iterator[str]:
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        try:
+            check_condition(str(name))
+            yield str(name)
+        except SettingsError as problem:
+            report((*place, index), f"compare.allow: {problem.message}", problem.fix, False)
 
 
 def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -> dict[str, str]:

@@ -161,8 +161,8 @@ class Compare(Section):
 
     fail_if: dict[str, str | float] = Field(
         default_factory=dict,
-        description="Metric to the change that fails, in percent of the baseline.",
-        examples=[{"joules_per_output_token": "5%", "output_tokens_per_s": "-5%"}],
+        description="Metric to the change that fails: in percent of the baseline, or in the metric's own unit.",
+        examples=[{"joules_per_output_token": "5%", "output_tokens_per_s": "-5%", "ttft_p99_s": "0.05 s"}],
     )
     resolution: dict[str, str | float] = Field(
         default_factory=dict,
@@ -170,6 +170,11 @@ class Compare(Section):
         examples=[{"joules_per_output_token": "1%"}],
     )
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.05, description="Error rate of each one-sided bound.")
+    allow: list[str] = Field(
+        default_factory=list,
+        description="Conditions that may differ from the baseline's, by name.",
+        examples=[["engine_version", "driver_major"]],
+    )
 
 
 Expect = dict[str, str | float]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
+from pytest_llem.measurement import EngineFacts
 from pytest_llem.results.baselines import (
     MAX_RUNS,
     Baseline,
@@ -22,12 +24,12 @@ from pytest_llem.results.baselines import (
     save_baseline,
 )
 from pytest_llem.results.collection import load
-from pytest_llem.results.comparability import differences
+from pytest_llem.results.comparability import CONDITIONS, conditions, differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.store import RunStore
-from pytest_llem.study.limits import Budget, Comparison, FailIf
+from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -258,3 +260,41 @@ def test_runs_of_another_configuration_leave_the_baseline(run: Runs, key: CycleK
         save_baseline("main", [outcome.result for outcome in outcomes if outcome.result], tmp_path)
     (entry,) = read_baseline(baseline_path(tmp_path, "main", "study")).experiments.values()
     assert [each.run_id for each in entry.runs] == ["two"]
+
+
+def test_a_limit_in_the_metrics_unit_is_judged_against_the_baselines_level(run: Runs) -> None:
+    """0.833 J a token before, 0.167 J more now: within a limit of 0.3 J, beyond one of 0.05 J."""
+    baseline, now = stored(run("before")), run("now", 12.0)
+
+    def judged(text: str) -> GateReport:
+        return judge_experiment(now, (), Comparison((parse_fail_if("joules_per_output_token", text),)), baseline)
+
+    loose, close = judged("0.3 J"), judged("0.05 J")
+    assert [loose.status, close.status] == ["pass", "fail"]
+    assert "+0.05 J" in close.text()
+    assert close.rows[0].ratio == pytest.approx(1.2)
+
+
+def test_a_limit_in_the_metrics_unit_where_higher_is_better(run: Runs, bench: Bench) -> None:
+    slow = {"requests": bench.measurement(output_tokens=3).requests}
+    baseline = stored(run("before"))
+    compare = Comparison((parse_fail_if("output_tokens_per_s", "-1/s"), parse_fail_if("output_tokens_per_s", "-5/s")))
+    report = judge_experiment(run("now", 10.0, slow), (), compare, baseline, allow={"output_tokens"})
+    assert [row.status for row in report.rows] == ["fail", "pass"]
+    whole = Comparison((parse_fail_if("output_tokens_per_s", "-50/s"),))
+    report = judge_experiment(run("again"), (), whole, baseline)
+    assert report.skip_reason() == ("output_tokens_per_s: inconclusive: the limit is as large as the baseline itself")
+
+
+def test_a_study_may_allow_a_difference_by_name(run: Runs) -> None:
+    measurement_engine = EngineFacts("transformers", "9.9", {"dtype": "float32"}, Capabilities(token_times=True))
+    baseline, now = stored(run("before")), run("now", 10.0, {"engine": measurement_engine})
+    limits = COMPARE.fail_if
+    assert judge_experiment(now, (), COMPARE, baseline).status == "not_comparable"
+    assert judge_experiment(now, (), Comparison(limits, allow=("engine_version",)), baseline).status == "pass"
+
+
+def test_every_condition_has_its_name_in_the_list(run: Runs) -> None:
+    (*_, last) = run("now")
+    assert last.result is not None
+    assert tuple(conditions(last.result)) == CONDITIONS

@@ -258,3 +258,20 @@ def test_gates_merge_per_experiment_and_with_the_command_line(load: Load) -> Non
     ]
     assert (plain.compare.alpha, plain.gated, strict.tags) == (0.01, True, ("x",))
     assert not only(load("model: m\n")).gated
+
+
+def test_allowed_differences_hold_for_limits_of_the_command_line_too(load: Load) -> None:
+    from pytest_llem.study import Overrides
+
+    text = "model: m\ncompare: {allow: [engine_version]}\n"
+    assert not only(load(text)).gated
+    compare = only(load(text, overrides=Overrides(fail_if={"energy_j": "3%"}))).compare
+    assert compare is not None
+    assert compare.allow == ("engine_version",)
+
+
+def test_an_unknown_difference_is_named_at_its_place(load: Load) -> None:
+    from pytest_llem.errors import StudyError
+
+    with pytest.raises(StudyError, match=r":2:19: compare.allow: unknown condition 'engine_versoin'"):
+        load("model: m\ncompare: {allow: [engine_versoin]}\n")
