@@ -136,7 +136,24 @@ def run_export(options: argparse.Namespace) -> int:
     return commands.export_results(options)
 
 
-VERBS = (add_schema, add_config, add_list, add_compare, add_report, add_export)
+def add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem doctor`."""
+    verb = verbs.add_parser("doctor", help="say what this machine can measure, and how to fix what it cannot")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.add_argument("--calibrate", action="store_true", help="first measure the sensors of idle GPUs, and keep that")
+    verb.add_argument("--gpu", action="append", default=[], metavar="UUID", help="calibrate this one (repeatable)")
+    verb.add_argument("--without-load", action="store_true", help="calibrate without torch; bounds stay wide")
+    verb.set_defaults(run=run_doctor)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print what was found; 1 when there is a problem."""
+    from pytest_llem import doctor
+
+    return doctor.run(options)
+
+
+VERBS = (add_schema, add_config, add_list, add_compare, add_report, add_export, add_doctor)
 """Each adds one verb to the command line; a new verb is one more entry."""
 
 

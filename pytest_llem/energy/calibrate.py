@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -56,17 +56,24 @@ class _Burst:
 
 
 def calibrate(
-    uuid: str, load: Load | None = None, *, short_bursts: int = 16, long_bursts: int = 8, directory: Path | None = None
+    uuid: str,
+    make_load: Callable[[], Load] | None = None,
+    *,
+    short_bursts: int = 16,
+    long_bursts: int = 8,
+    directory: Path | None = None,
 ) -> Calibration:
     """Measure one idle GPU's sensors and keep the result; about half a minute on an H100.
 
-    Without a `load`, ramp time and counter type stay unknown, and bounds stay wide. Raises `MeterError` when the GPU
-    has no energy counter or another process uses it.
+    `make_load` is called once the GPU is known to be idle. Without it, ramp time and counter type stay unknown, and
+    bounds stay wide. Raises `MeterError` when the GPU has no energy counter or a process uses it.
     """
     pynvml.nvmlInit()
     try:
         device = nvml_devices.find([uuid], None)[0]
         _require_idle(device)
+        # A load is a process on the GPU itself, this one: it must not exist before the check.
+        load = make_load() if make_load is not None else None
         latency_ns = _latency_ns(device.handle)
         idle = _sample(device.uuid, lambda period: time.sleep(IDLE_PERIODS * period))
         gaps = [b - a for a, b in pairwise(idle.mid_ns)]

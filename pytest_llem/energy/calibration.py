@@ -54,7 +54,7 @@ def default_directory() -> Path:
 def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
     """The calibration of this GPU under this driver; `None` where there is none or it is of another version."""
     try:
-        data = json.loads(_path(uuid, driver, directory).read_text(encoding="utf-8"))
+        data = json.loads(path_of(uuid, driver, directory).read_text(encoding="utf-8"))
         found = Calibration(**data)
     except (OSError, ValueError, TypeError):
         return None
@@ -65,12 +65,13 @@ def save(calibration: Calibration, directory: Path | None = None) -> Path:
     """Keep a calibration, replacing an older one of the same GPU and driver; returns its file."""
     from pytest_llem.job import write_json
 
-    path = _path(calibration.uuid, calibration.driver, directory)
+    path = path_of(calibration.uuid, calibration.driver, directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(calibration))
     return path
 
 
-def _path(uuid: str, driver: str, directory: Path | None) -> Path:
+def path_of(uuid: str, driver: str, directory: Path | None = None) -> Path:
+    """The file that keeps a GPU's calibration under a driver, whether it exists or not."""
     name = "".join(character if character.isalnum() or character in ".-" else "_" for character in f"{uuid}-{driver}")
     return (directory or default_directory()) / f"{name}.json"

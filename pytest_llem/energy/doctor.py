@@ -14,12 +14,16 @@ from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.registry import statuses
 from pytest_llem.energy.watts import thread_power
 
-Level = Literal["ok", "warn", "problem"]
+Level = Literal["ok", "absent", "warn", "problem"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact about this machine: `ok`, something that makes numbers worse (`warn`), or a meter that fails."""
+    """One fact about this machine.
+
+    `ok`, something optional that is `absent`, something that makes numbers worse (`warn`), or a `problem`: a meter or
+    an engine that is there and fails.
+    """
 
     level: Level
     subject: str
@@ -135,12 +139,7 @@ def _estimate() -> Iterator[Finding]:
 def _others() -> Iterator[Finding]:
     for status in statuses():
         if status.name not in ("nvml", "rapl", "estimate"):
-            yield Finding(
-                "ok",
-                status.name,
-                status.message if status.available else f"not available: {status.message}",
-                status.fix,
-            )
+            yield Finding("ok" if status.available else "absent", status.name, status.message, status.fix)
 
 
 def _optional(function: object, handle: object) -> object:

@@ -20,11 +20,13 @@ class MatmulLoad:
             torch: Any = import_module("torch")
         except ImportError:
             raise MeterError(
-                "calibration under load needs torch", fix="pip install 'pytest-llem[transformers]'"
+                "calibration under load needs torch",
+                fix="pip install 'pytest-llem[transformers]', or: llem doctor --calibrate --without-load (wide bounds)",
             ) from None
         if not torch.cuda.is_available():
             raise MeterError(
-                "torch sees no CUDA device", fix="install a CUDA build of torch, or calibrate without load"
+                "torch sees no CUDA device",
+                fix="install a CUDA build of torch, or: llem doctor --calibrate --without-load (wide bounds)",
             )
         wanted = uuid.removeprefix("GPU-")
         indices = [

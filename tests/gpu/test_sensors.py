@@ -35,8 +35,9 @@ MAX_SLOWDOWN = 0.005
 
 
 @pytest.fixture(scope="module")
-def calibrated(gpu_uuid: str, load: MatmulLoad, results: list[str]) -> Calibration:
-    found = calibrate(gpu_uuid, load)
+def calibrated(gpu_uuid: str, results: list[str], request: pytest.FixtureRequest) -> Calibration:
+    """Before any load exists: calibration refuses a GPU that a process uses, this one included."""
+    found = calibrate(gpu_uuid, lambda: request.getfixturevalue("load"))
     results.append("## Machine and sensor\n")
     results.extend(f"- {finding.level}: {finding.subject}: {finding.message}" for finding in doctor.describe())
     results.append(f"\n`{found}`\n")

@@ -28,7 +28,7 @@ def machine(simulation: Simulation) -> Simulation:
 
 
 def run(machine: Simulation) -> calibration.Calibration:
-    return calibrate(uuids(machine)[0], SteadyLoad(machine.gpus[0]))
+    return calibrate(uuids(machine)[0], lambda: SteadyLoad(machine.gpus[0]))
 
 
 def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:

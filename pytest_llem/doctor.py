@@ -1,0 +1,229 @@
+"""`llem doctor`: what this machine can measure and run, and the exact fix for what it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from pytest_llem.energy import calibration
+from pytest_llem.energy import doctor as sensors
+from pytest_llem.energy.doctor import Finding, Level
+from pytest_llem.engines import ENTRY_POINT_GROUP, SHIPPED, known_engines
+from pytest_llem.errors import LlemError, SettingsError
+from pytest_llem.job import DeviceSet
+
+MODULES = {
+    "transformers": ("torch", "transformers"),
+    "vllm": ("vllm",),
+    "sglang": ("sglang",),
+    "tensorrt_llm": ("tensorrt_llm",),
+}
+"""What an engine needs to import, where that is a package of its own."""
+UNVERIFIED = ("sglang", "tensorrt_llm")
+"""Engines whose adapter has not run on the hardware that they need."""
+EXTRAS = ("transformers", "vllm")
+IMPORT_TIMEOUT_S = 180.0
+DOCKER_TIMEOUT_S = 3.0
+LEASE_TIMEOUT_S = 60.0
+FEW_FREE_BYTES = 10 * 2**30
+_MARKS: dict[Level, str] = {"ok": "ok  ", "absent": "-   ", "warn": "warn", "problem": "FAIL"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Findings about one part of the machine."""
+
+    name: str
+    findings: tuple[Finding, ...]
+
+
+def run(options: argparse.Namespace) -> int:
+    """The verb: print what was found; 1 when there is a problem, else 0. With `calibrate`, calibrate first."""
+    if options.calibrate:
+        calibrate(options.gpu, with_load=not options.without_load, say=_say)
+    sections = examine()
+    problems = any(finding.level == "problem" for section in sections for finding in section.findings)
+    if options.json:
+        data = {
+            "ok": not problems,
+            "findings": [
+                {"section": section.name, **asdict(finding)} for section in sections for finding in section.findings
+            ],
+        }
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(text_lines(sections)) + "\n")
+    return 1 if problems else 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def examine() -> list[Section]:
+    """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds."""
+    energy = tuple(sensors.describe())
+    engines = tuple(_engines())
+    daemon = _docker(gpus=bool(sensors.gpu_uuids()))
+    if not any(finding.level == "ok" for finding in (*engines, daemon)):
+        fix = "pip install 'pytest-llem[transformers]'"
+        engines += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
+    return [
+        Section("energy", energy),
+        Section("engines", engines),
+        Section("docker", (daemon,)),
+        Section("directories", tuple(_directories())),
+    ]
+
+
+def text_lines(sections: Sequence[Section]) -> Iterator[str]:
+    """The findings for people, one a line with its fix below."""
+    for section in sections:
+        yield section.name
+        width = max((len(finding.subject) for finding in section.findings), default=0)
+        for finding in section.findings:
+            yield f"  {_MARKS[finding.level]}  {finding.subject:<{width}}  {finding.message}"
+            if finding.fix is not None:
+                yield f"        {'':<{width}}  fix: {finding.fix}"
+    levels = [finding.level for section in sections for finding in section.findings]
+    yield f"{levels.count('problem')} problems, {levels.count('warn')} warnings"
+
+
+def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], None]) -> list[Path]:
+    """Calibrate the chosen visible GPUs (all for none), each under its lease; returns the files that keep the results.
+
+    Raises `LlemError` when a GPU does not exist, is in use, or cannot be loaded.
+    """
+    from pytest_llem.energy.calibrate import calibrate as measure
+    from pytest_llem.energy.nvml import NvmlMeter
+    from pytest_llem.energy.torch_load import MatmulLoad
+    from pytest_llem.runners.lease import device_lease
+
+    obstacle = NvmlMeter.obstacle()
+    if obstacle is not None:
+        raise obstacle
+    known = sensors.gpu_uuids()
+    unknown = [uuid for uuid in chosen if uuid not in known]
+    if unknown or not known:
+        raise SettingsError(
+            f"no visible GPU {', '.join(unknown)}".rstrip(),
+            fix=f"choose from: {', '.join(known)}" if known else "check CUDA_VISIBLE_DEVICES",
+        )
+    files: list[Path] = []
+    for uuid in chosen or known:
+        with device_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=say):
+            say(f"calibrating {uuid}: about a minute, leave the GPU alone")
+            found = measure(uuid, partial(MatmulLoad, uuid) if with_load else None)
+        files.append(calibration.path_of(found.uuid, found.driver))
+        say(f"kept in {files[-1]}")
+    return files
+
+
+def _engines() -> Iterator[Finding]:
+    for name in known_engines():
+        modules = MODULES.get(name)
+        remark = ", not verified on hardware" if name in UNVERIFIED else ""
+        if modules is None:
+            yield Finding("ok", name, _without_package(name) + remark)
+            continue
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            install = f"'pytest-llem[{name}]'" if name in EXTRAS else modules[0].replace("_", "-")
+            fix = f"pip install {install}, or let it run in a container (--llem-runner={name}=docker)"
+            yield Finding("absent", name, f"not installed here ({', '.join(missing)}){remark}", fix)
+            continue
+        versions = ", ".join(f"{module} {_version(module)}" for module in modules)
+        failure = _import_failure(modules)
+        if failure is None:
+            yield Finding("ok", name, versions + remark)
+        else:
+            yield Finding("problem", name, f"{versions} cannot be imported: {failure}", f"reinstall {modules[-1]}")
+
+
+def _without_package(name: str) -> str:
+    if name in SHIPPED:
+        return "needs no package of its own"
+    owners = [point.dist for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
+    return ", ".join(f"registered by {owner.name} {owner.version}" for owner in owners if owner is not None)
+
+
+def _version(module: str) -> str:
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _import_failure(modules: Sequence[str]) -> str | None:
+    """The last line of the error when modules are imported in a new interpreter; `None` when that works."""
+    code = f"import {', '.join(modules)}"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"no end after {IMPORT_TIMEOUT_S:.0f} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _docker(*, gpus: bool) -> Finding:
+    from pytest_llem.containers.daemon import connect, daemon_facts
+
+    try:
+        client = connect(DOCKER_TIMEOUT_S)
+        try:
+            facts = daemon_facts(client)
+        finally:
+            client.close()
+    except LlemError as error:
+        return Finding("warn", "daemon", error.message, error.fix)
+    found = f"{facts.version} at {facts.address}"
+    if gpus and not facts.gpus:
+        return Finding(
+            "warn",
+            "daemon",
+            f"{found}; its containers cannot use this machine's GPUs",
+            "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
+        )
+    return Finding("ok", "daemon", found + (", with GPUs" if facts.gpus else ""))
+
+
+def _directories() -> Iterator[Finding]:
+    from pytest_llem.runners.lease import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
+
+    if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
+        text = "off: nothing keeps two runs from measuring on one device at a time"
+        yield Finding("warn", "device leases", text, f"unset {LEASE_DIR_VARIABLE}")
+    else:
+        yield _writable("device leases", lease_dir(), f"or name another one in {LEASE_DIR_VARIABLE}")
+    directory = calibration.default_directory()
+    yield _writable("calibrations", directory, f"or name another one in {calibration.DIRECTORY_VARIABLE}")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or _cache() / "huggingface") / "hub")
+    yield _writable("models of the hub", hub, "or name another one in HF_HOME", needed_bytes=FEW_FREE_BYTES)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _writable(subject: str, directory: Path, otherwise: str, *, needed_bytes: int = 0) -> Finding:
+    """Whether files can be made in a directory, or it can be made itself."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding("problem", subject, f"{directory} is not writable", f"make {existing} writable, {otherwise}")
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        text = f"{directory}: only {free / 2**30:.1f} GiB are free"
+        return Finding("warn", subject, text, f"free some space, {otherwise}")
+    return Finding("ok", subject, str(directory))

@@ -1,0 +1,135 @@
+"""`llem doctor` on simulated GPUs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import doctor
+from pytest_llem.cli import main
+from pytest_llem.energy import calibration, torch_load
+from pytest_llem.runners.lease import LEASE_DIR_VARIABLE
+from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
+from tests.simulated_nvml.simulation import Simulation
+from tests.unit.energy.cycle import quicken, uuids
+from tests.unit.energy.test_calibrate import SteadyLoad
+
+__all__ = ["make_simulation", "simulated_nvml_library", "simulation"]
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One engine that can be imported at once, one that is broken, no Docker daemon, and directories of its own."""
+    (tmp_path / "broken_engine.py").write_text("raise ImportError('built for another CUDA')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers",))
+    monkeypatch.setattr(doctor, "MODULES", {"transformers": ("json",), "sglang": ("broken_engine",)})
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setenv(LEASE_DIR_VARIABLE, str(tmp_path / "leases"))
+    monkeypatch.setenv("LLEM_CALIBRATION_DIR", str(tmp_path / "calibration"))
+
+
+def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+    data = json.loads(capsys.readouterr().out)
+    return {f"{finding['section']}/{finding['subject']}": finding for finding in data["findings"]}
+
+
+def test_a_machine_that_measures_exits_with_0_though_docker_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+
+    found = findings(capsys)
+    assert found["engines/transformers"]["level"] == "ok"
+    assert found["docker/daemon"]["level"] == "warn"
+    assert "DOCKER_HOST" in found["docker/daemon"]["fix"]
+    assert found["directories/device leases"]["level"] == "ok"
+
+
+def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers", "sglang"))
+
+    assert main(["doctor", "--json"]) == 1
+
+    broken = findings(capsys)["engines/sglang"]
+    assert broken["level"] == "problem"
+    assert "built for another CUDA" in broken["message"]
+
+
+def test_an_engine_that_nobody_verified_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers", "tensorrt_llm"))
+    monkeypatch.setattr(doctor, "MODULES", {"transformers": ("json",), "tensorrt_llm": ("no_such_module_here",)})
+
+    assert main(["doctor"]) == 0
+
+    text = capsys.readouterr().out
+    assert "not verified on hardware" in text
+    assert "fix: pip install no-such-module-here" in text
+
+
+def test_nothing_to_run_with_is_a_problem(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "known_engines", lambda: ())
+
+    assert main(["doctor"]) == 1
+    assert "no engine can be imported here" in capsys.readouterr().out
+
+
+def test_a_directory_that_cannot_be_made_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(LEASE_DIR_VARIABLE, str(tmp_path / "file" / "leases"))
+
+    assert main(["doctor", "--json"]) == 1
+
+    finding = findings(capsys)["directories/device leases"]
+    assert finding["level"] == "problem"
+    assert LEASE_DIR_VARIABLE in finding["fix"]
+
+
+def test_calibrate_loads_an_idle_gpu_keeps_the_result_and_shows_it(
+    simulation: Simulation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(simulation)
+    uuid = uuids(simulation)[0]
+    made_while_idle: list[str] = []
+
+    def load(of: str) -> SteadyLoad:
+        made_while_idle.append(of)
+        # As on a real GPU, the load is a process on it.
+        simulation.gpus[0].set_pids(1)
+        return SteadyLoad(simulation.gpus[0])
+
+    monkeypatch.setattr(torch_load, "MatmulLoad", load)
+    assert main(["doctor", "--calibrate", "--gpu", uuid]) == 0
+
+    assert made_while_idle == [uuid]
+    known = calibration.load(uuid, simulation.machine.driver.decode())
+    assert known is not None
+    assert known.counter_type == "accumulating"
+    assert "energy counter calibrated on" in capsys.readouterr().out
+
+
+def test_calibrate_without_torch_says_what_to_install(
+    simulation: Simulation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    quicken(simulation)
+
+    assert main(["doctor", "--calibrate"]) == 2
+
+    assert "calibration under load needs torch" in (said := capsys.readouterr().err)
+    assert "--without-load" in said
+
+
+def test_calibrate_refuses_a_gpu_that_is_not_visible(
+    simulation: Simulation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--calibrate", "--gpu", "GPU-other"]) == 2
+    assert uuids(simulation)[0] in capsys.readouterr().err
