@@ -20,16 +20,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-MODULES = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "sglang": ("sglang",)}
+MODULES = {
+    "transformers": ("torch", "transformers"),
+    "vllm": ("vllm",),
+    "sglang": ("sglang",),
+    "tensorrt_llm": ("tensorrt_llm",),
+    "openai": (),
+}
+ENTRY_POINT_GROUP = "pytest_llem.engines"
 DISTRIBUTIONS = {"tensorrt_llm": "tensorrt-llm"}
 
 
 def main(engine: str) -> dict[str, Any]:
     """Everything that preflight asks of an image."""
-    modules = () if engine == "openai" else MODULES.get(engine, (engine,))
     return {
         "python": platform.python_version(),
-        "missing": [name for name in modules if importlib.util.find_spec(name) is None],
+        "missing": [name for name in _modules(engine) if importlib.util.find_spec(name) is None],
         "version": _version(engine),
         "torch_cuda": _torch_cuda(),
         "shm_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
@@ -39,6 +45,14 @@ def main(engine: str) -> dict[str, Any]:
         "realtime_s": time.time(),
         "gpu": _gpu(),
     }
+
+
+def _modules(engine: str) -> tuple[str, ...]:
+    """What must be importable: for an engine of another package, the module that its entry point names."""
+    if engine in MODULES:
+        return MODULES[engine]
+    points = metadata.entry_points(group=ENTRY_POINT_GROUP, name=engine)
+    return tuple(point.module.partition(".")[0] for point in points) or (engine,)
 
 
 def _version(engine: str) -> str | None:
