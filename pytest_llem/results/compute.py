@@ -13,6 +13,7 @@ from pytest_llem.results.schema import Compute
 PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
     "B200": {"float16": 2250, "bfloat16": 2250, "float8": 4500, "float32": 75},
     "GH200": {"float16": 989.4, "bfloat16": 989.4, "float8": 1978.9, "float32": 66.9},
+    "H200 NVL": {"float16": 835.5, "bfloat16": 835.5, "float8": 1670.5, "float32": 60},
     "H200": {"float16": 989.4, "bfloat16": 989.4, "float8": 1978.9, "float32": 66.9},
     "H100 PCIe": {"float16": 756, "bfloat16": 756, "float8": 1513, "float32": 51},
     "H100 NVL": {"float16": 835, "bfloat16": 835, "float8": 1671, "float32": 60},
@@ -26,7 +27,11 @@ PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
     "T4": {"float16": 65, "float32": 8.1},
 }
 """Dense peaks in TFLOP/s by part of the NVML name, tensor cores for 16 and 8 bit, without sparsity: the boards'
-NVIDIA data sheets. The first name that fits counts, so the more special come first."""
+NVIDIA data sheets; float32 is that of the plain units, without TF32. The first name that fits counts, so the more
+special come first."""
+
+FULL_FLOAT32 = "highest"
+"""torch's `float32_matmul_precision` without TF32 (torch.set_float32_matmul_precision)."""
 
 
 def derive_compute(
@@ -63,12 +68,16 @@ def peak_flops_per_s(name: str, dtype: str) -> float | None:
 
 
 def _peak(job: Job, measurement: Measurement, environment: Mapping[str, JsonValue]) -> float | None:
-    """The sum of the leased devices' peaks; `None` when one is unknown, or on the CPU."""
+    """The sum of the leased devices' peaks; `None` when one is unknown, on the CPU, and for float32 on TF32 units,
+    and for a part of a GPU (MIG)."""
     dtype = measurement.engine.effective.get("dtype")
     gpus = environment.get("gpus")
     if job.devices.kind != "cuda" or not isinstance(dtype, str) or not isinstance(gpus, (list, tuple)):
         return None
-    names = {gpu.get("uuid"): str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping)}
+    precision = measurement.environment.get("float32_matmul_precision", FULL_FLOAT32)
+    if dtype.removeprefix("torch.") == "float32" and precision != FULL_FLOAT32:
+        return None
+    names = {gpu.get("uuid"): str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping) and not gpu.get("mig")}
     peaks = [peak_flops_per_s(names.get(uuid, ""), dtype.removeprefix("torch.")) for uuid in job.devices.uuids]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) if known and len(known) == len(peaks) else None
