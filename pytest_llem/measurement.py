@@ -18,13 +18,14 @@ from pytest_llem.job import SCHEMA_VERSION, read_json, write_json
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """Which engine ran, and with what it really ran."""
+    """Which engine ran, and with what it really ran; `statistics` are its own counts over the measure window."""
 
     name: str
     version: str
     effective: Mapping[str, JsonValue]
     capabilities: Capabilities
     cache_reset: str | None = None
+    statistics: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

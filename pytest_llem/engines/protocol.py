@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
@@ -96,6 +96,25 @@ class Tokenizer(Protocol):
     @property
     def bos_id(self) -> int | None:
         """The id that begins a sequence, where the model wants one."""
+
+
+@runtime_checkable
+class KeepsStatistics(Protocol):
+    """An engine whose scheduler counts what it does (an optional part of the engine protocol)."""
+
+    def reset_statistics(self) -> None:
+        """Start a new period for `statistics`."""
+
+    def statistics(self) -> Mapping[str, JsonValue]:
+        """Counts and peaks since `reset_statistics`: preemptions, cache use, ..."""
+
+
+@runtime_checkable
+class TimesLoad(Protocol):
+    """An engine that knows the parts of its load time (an optional part of the engine protocol)."""
+
+    def load_times(self) -> Mapping[str, float | None]:
+        """Seconds by name, each a part of `load_s`: `compile_s` for compilation."""
 
 
 class Engine(Protocol):

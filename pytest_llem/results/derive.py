@@ -33,6 +33,7 @@ from pytest_llem.results.schema import (
     Warmup,
     Workload,
 )
+from pytest_llem.results.steady import derive_steady_state
 from pytest_llem.runners.protocol import RunReport
 
 
@@ -43,8 +44,13 @@ def derive_result(
     *,
     study: str,
     environment: Mapping[str, JsonValue],
+    device_peak_bytes: Mapping[str, int] | None = None,
 ) -> Result:
-    """The result of one cycle. `environment` holds the host facts of the run (`environment.gather`)."""
+    """The result of one cycle.
+
+    `environment` holds the host facts of the run (`environment.gather`), `device_peak_bytes` the highest memory in use
+    by device where a sampler read it (`device_memory.device_peaks`).
+    """
     good = [request for request in measurement.requests if request.error is None]
     tokens = Tokens(
         input=sum(request.input_tokens for request in good),
@@ -77,12 +83,13 @@ def derive_result(
             version=measurement.engine.version,
             effective=_json(measurement.engine.effective),
             cache_reset=measurement.engine.cache_reset,
+            statistics=_json(measurement.engine.statistics),
             token_times=measurement.engine.capabilities.token_times,
             separable_phases=measurement.engine.capabilities.separable_phases,
         ),
         runner=_runner(job, measurement, run),
         workload=_workload(measurement),
-        validity=Validity(valid=not reasons, reasons=reasons),
+        validity=Validity(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=derive_energy(measurement.energy, work),
         tokens=tokens,
         throughput=Throughput(
@@ -91,7 +98,8 @@ def derive_result(
             requests_per_s=ratio(len(good), duration_s),
         ),
         latency=latency(good),
-        memory=_memory(measurement),
+        steady_state=derive_steady_state(measurement),
+        memory=_memory(measurement, device_peak_bytes or {}),
         compute=derive_compute(job, measurement, good, duration_s, environment),
         warmup=Warmup(
             repeats=measurement.warmup.repeats,
@@ -190,6 +198,9 @@ def _own_warnings(job: Job, measurement: Measurement) -> Iterable[Note]:
             yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
         if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
             yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
+    steady = derive_steady_state(measurement)
+    if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
+        yield Note("steady_state_short", steady.reason)
     hashes = {repeat.outputs_hash for repeat in measurement.repeats}
     if len(hashes) > 1 and not job.config.decoding.do_sample:
         yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
@@ -229,8 +240,8 @@ def _workload(measurement: Measurement) -> Workload:
     )
 
 
-def _memory(measurement: Measurement) -> Memory:
-    peaks = dict(measurement.memory.device_peak_bytes or {})
+def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> Memory:
+    peaks = {**device_peak_bytes, **(measurement.memory.device_peak_bytes or {})}
     devices = [
         DeviceMemory(
             id=device.id,

@@ -34,6 +34,9 @@ class Validity(Section):
 
     valid: bool
     reasons: tuple[Reason, ...] = Field(description="Why not; empty when valid.")
+    thresholds: dict[str, float] = Field(
+        default_factory=dict, description="Limits that the study set; all others had their defaults."
+    )
 
 
 class Experiment(Section):
@@ -53,6 +56,10 @@ class Engine(Section):
         description="What the engine really ran with: model_path, dtype, device, ..."
     )
     cache_reset: str | None = Field(description="State of the prefix cache before every repeat.")
+    statistics: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="What the engine's scheduler counted in the measure window: preemptions, cache use, speculation.",
+    )
     token_times: bool = Field(description="Whether the engine reports the time of each token.")
     separable_phases: bool = Field(description="Whether decode energy by difference means something.")
 
@@ -168,6 +175,24 @@ class Throughput(Section):
     requests_per_s: float | None
 
 
+class SteadyState(Section):
+    """The time in which a serving engine was as full as it gets, between ramp and tail, over all repeats."""
+
+    method: str = Field(
+        description="concurrency_limit: as many requests run as can, until the tail drains. "
+        "first_answer_or_full_to_last_arrival: for requests that arrive at a rate."
+    )
+    valid: bool = Field(description="Whether it lasted at least 30 s.")
+    reason: str | None = Field(description="Why it is not valid.")
+    duration_s: float
+    output_tokens: Count = Field(description="Output tokens generated within.")
+    output_tokens_per_s: float | None
+    energy_j: float | None
+    uncertainty_j: float | None = Field(description="k=2, without the board's gain error.")
+    avg_power_w: float | None
+    joules_per_output_token: float | None
+
+
 class Distribution(Section):
     """Seconds over the successful requests; percentiles by linear interpolation."""
 
@@ -192,7 +217,9 @@ class DeviceMemory(Section):
     id: str
     weights_bytes: Count | None = Field(description="The model's weights.")
     peak_allocated_bytes: Count | None = Field(description="The allocator's peak in the measure windows.")
-    device_peak_bytes: Count | None = Field(description="Peak over the whole device, by its sensor.")
+    device_peak_bytes: Count | None = Field(
+        description="Peak in use over the whole device and all processes, by NVML's readings in the measure windows."
+    )
 
 
 class Memory(Section):
@@ -252,6 +279,7 @@ class Result(Section):
     tokens: Tokens
     throughput: Throughput
     latency: Latency
+    steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
     memory: Memory
     compute: Compute
     warmup: Warmup

@@ -18,6 +18,8 @@ from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, Stor
 from pytest_llem.job import Job, JobDir, read_json, write_text
 from pytest_llem.measurement import read_measurement
 from pytest_llem.results.derive import derive_result
+from pytest_llem.results.device_memory import device_peaks
+from pytest_llem.results.energy import MEASURE
 from pytest_llem.results.environment import gather
 from pytest_llem.results.layout import MANIFEST, STATE, CycleKey, attempt_directory
 from pytest_llem.results.manifest import Manifest, StudyPlan, read_manifest, write_manifest
@@ -173,8 +175,15 @@ class RunStore:
         if job_dir.error.exists() or not job_dir.measurement.exists():
             error = read_error(job_dir)
             return state.ended(_failure(error), (error.message,))
+        measurement = read_measurement(job_dir.measurement)
+        measured = [window for window in measurement.windows if window.name == MEASURE]
         result = derive_result(
-            job, read_measurement(job_dir.measurement), report, study=key.study, environment=self.environment
+            job,
+            measurement,
+            report,
+            study=key.study,
+            environment=self.environment,
+            device_peak_bytes=device_peaks(job_dir.samples, measured),
         )
         result = self._compare_work(key, result)
         write_power(job_dir.samples, job_dir.power)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
-from pytest_llem.engines.protocol import Engine
+from pytest_llem.engines.protocol import Engine, KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
@@ -26,6 +26,7 @@ from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.phases import measure_phases
 from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
 from pytest_llem.worker.repeats import Observed, RepeatRunner
+from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import build_workload
 
@@ -144,6 +145,8 @@ def _measure(
         with stopwatch.measure("load_s"), recorder.window("load"):
             engine.load()
             engine.quiesce()
+        if isinstance(engine, TimesLoad):
+            stopwatch.seconds.update(engine.load_times())
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
@@ -164,12 +167,19 @@ def _measure(
     gc.collect()
     resettable = reset_peak_rss()
     engine.reset_peak_memory()
+    if isinstance(engine, KeepsStatistics):
+        engine.reset_statistics()
     events.emit("phase", "measure")
     with recorder.window("measure", engine, quiet_sides=True) as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
+    statistics = engine.statistics() if isinstance(engine, KeepsStatistics) else {}
     observed = runner.observed(passes)
+    if engine.capabilities.serves:
+        arrival = config.workload.arrival
+        limit = concurrency_limit(arrival, effective)
+        recorder.windows += steady_windows([done.completions for done in passes], limit, arrival)
 
     warnings: list[Note] = []
     if settings.phases:
@@ -190,7 +200,7 @@ def _measure(
     energy = metering.report(recorder)
     stopwatch.seconds["cycle_s"] = stopwatch.total()
     return Measurement(
-        engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state),
+        engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state, statistics),
         worker=worker,
         windows=tuple(recorder.windows),
         repeats=observed.repeats,

@@ -24,6 +24,7 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
+from pytest_llem.engines.vllm.statistics import SchedulerStatistics
 from pytest_llem.errors import (
     EngineError,
     EngineNotInstalledError,
@@ -63,6 +64,7 @@ class VLLMEngine:
         self._source = ModelSource("", local=False)
         self._tokenizer_name = ""
         self._llm: Any = None
+        self._statistics = SchedulerStatistics()
         self._passes = 0
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
@@ -122,6 +124,7 @@ class VLLMEngine:
             raise unreachable(config.model, problem) from problem
         except (ValueError, TypeError, RuntimeError) as problem:
             raise self._load_error(problem) from problem
+        self._statistics.attach(self._llm.llm_engine)
 
     def tokenizer(self) -> HubTokenizer:
         """See `Engine.tokenizer`."""
@@ -195,6 +198,7 @@ class VLLMEngine:
             "kv_cache_dtype": str(cache.cache_dtype),
             "block_size": cache.block_size,
             "kv_cache_blocks": cache.num_gpu_blocks,
+            "kv_cache_tokens": cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None,
             "enable_prefix_caching": bool(cache.enable_prefix_caching),
             "max_num_seqs": scheduler.max_num_seqs,
             "max_num_batched_tokens": scheduler.max_num_batched_tokens,
@@ -232,6 +236,19 @@ class VLLMEngine:
         import torch
 
         return (DeviceMemory(self._devices.uuids[0], None, torch.cuda.max_memory_allocated()),)
+
+    def reset_statistics(self) -> None:
+        """See `KeepsStatistics.reset_statistics`."""
+        self._statistics.reset()
+
+    def statistics(self) -> Mapping[str, JsonValue]:
+        """See `KeepsStatistics.statistics`."""
+        return self._statistics.read()
+
+    def load_times(self) -> Mapping[str, float | None]:
+        """See `TimesLoad.load_times`; a core in a process of its own does not tell."""
+        compilation = self._ready().llm_engine.vllm_config.compilation_config
+        return {"compile_s": float(compilation.compilation_time) if self._arguments.devices == 1 else None}
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""

@@ -1,0 +1,76 @@
+"""The steady state of a serving load: when the engine is as full as it gets, between ramp and tail.
+
+As in the ML.ENERGY benchmark (arXiv 2505.06371, section 3): energy per token of an engine that serves is that of the
+time in which its batch is full, because ramp and tail depend on how many requests were sent, and not on the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pytest_llem.energy.protocol import Window
+from pytest_llem.engines.protocol import Completion
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import Arrival
+
+STEADY_STATE = "steady_state"
+RATED = ("constant", "poisson", "burst")
+
+
+def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:
+    """How many requests can run at once: the lower of the engine's `max_num_seqs` and a fixed concurrency."""
+    places = effective.get("max_num_seqs")
+    known = [places] if isinstance(places, int) else []
+    if arrival is not None and arrival.concurrency is not None:
+        known.append(arrival.concurrency)
+    return min(known, default=None)
+
+
+def steady_span(
+    completions: Sequence[Completion], limit: int | None, arrival: Arrival | None = None
+) -> tuple[int, int] | None:
+    """Begin and end (ns) of one repeat's steady state, or `None` where it has none.
+
+    A request runs from its first token to its last. The span opens when `limit` requests run, and closes when the last
+    time of so many ends: from then on the tail drains. Requests that arrive at a rate need not fill the engine: then
+    the ramp is over when the first of them is answered, and the tail begins with the last arrival.
+    """
+    running = [c for c in completions if c.error is None and c.token_times_ns]
+    full = _full_span(running, limit)
+    if arrival is None or arrival.process not in RATED or not running:
+        return full
+    opens = min(c.end_ns for c in running)
+    closes = max(c.start_ns for c in running)
+    if full is not None:
+        opens, closes = min(opens, full[0]), max(closes, full[1])
+    return (opens, closes) if opens < closes else None
+
+
+def steady_windows(
+    repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None
+) -> tuple[Window, ...]:
+    """The steady state of each repeat that has one; `index` is the repeat's. Both sides of such a window are busy."""
+    found = []
+    for index, completions in enumerate(repeats):
+        span = steady_span(completions, limit, arrival)
+        if span is not None:
+            found.append(Window(STEADY_STATE, *span, index=index))
+    return tuple(found)
+
+
+def _full_span(running: Sequence[Completion], limit: int | None) -> tuple[int, int] | None:
+    # With no more requests than places there is a tail from the first answer on, and nothing is ever refilled.
+    if limit is None or len(running) <= limit:
+        return None
+    starts = [(c.token_times_ns[0], 1) for c in running if c.token_times_ns]
+    edges = sorted(starts + [(c.end_ns, -1) for c in running])
+    count = 0
+    opened: int | None = None
+    closed: int | None = None
+    for time_ns, step in edges:
+        if step < 0 and count >= limit:
+            closed = time_ns
+        count += step
+        if count >= limit and opened is None:
+            opened = time_ns
+    return (opened, closed) if opened is not None and closed is not None and opened < closed else None
