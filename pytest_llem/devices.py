@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
-from pytest_llem.errors import DeviceError
+from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
-PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+PARALLEL_SIZES = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size",
+)  # fmt: skip
+"""Settings of an engine whose product is how many accelerators it takes."""
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +55,14 @@ def visible_gpus() -> tuple[str, ...]:
 
 def devices_needed(config: ExperimentConfig) -> int:
     """How many accelerators an experiment asks for: the product of its parallel sizes."""
+    return parallel_product(config.settings.get)
+
+
+def parallel_product(setting: Callable[[str], JsonValue]) -> int:
+    """The product of the parallel sizes that `setting` gives by name."""
     needed = 1
     for name in PARALLEL_SIZES:
-        size = config.settings.get(name)
+        size = setting(name)
         if isinstance(size, int) and not isinstance(size, bool):
             needed *= size
     return needed
@@ -72,3 +81,20 @@ def visible_devices(config: ExperimentConfig) -> DeviceSet:
             details={"needed": needed, "visible": len(gpus)},
         )
     return DeviceSet("cuda", gpus[:needed])
+
+
+def device_memory_bytes() -> int | None:
+    """Memory of the smallest visible GPU, or of this machine where there is none; `None` where it does not say."""
+    gpus = visible_gpus()
+    if not gpus:
+        import psutil
+
+        return int(psutil.virtual_memory().total)
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in gpus]
+        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+    except pynvml.NVMLError:
+        return None
