@@ -87,7 +87,7 @@ class Measurer:
             cycle=point.cycle or 1,
             attempt=attempt,
             devices=devices,
-            meter=MeterSettings(meter, explicit=meter != "auto"),
+            meter=MeterSettings(meter, explicit=meter != "auto", thresholds=study.thresholds),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
         job_dir.write_job(job)

@@ -160,7 +160,7 @@ class LlemSession:
         return outcome
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
-        return self._earlier.find(key, self._measurer.identity(point, self.store.environment))
+        return self._earlier.find(key, self._measurer.identity(point, self.store.environment), point.study.thresholds)
 
     @cached_property
     def _earlier(self) -> EarlierRuns:

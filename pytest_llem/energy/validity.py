@@ -22,6 +22,7 @@ class Thresholds:
 
     A power cap that bites is a property of the configuration and repeatable, so it is invalid only when asked for;
     below its threshold it is remarked on. Clocks vary with temperature and power by some percent on their own.
+    `temperature_drift_c` between cycles is warned of where all of them are known, on the pytest side.
     """
 
     uncertainty_rel: float = 0.25
@@ -32,6 +33,7 @@ class Thresholds:
     throttled_power_rel: float = 1.1
     clocks_rel: float = 0.3
     suspended_s: float = 0.01
+    temperature_drift_c: float = 10.0
 
 
 @dataclass(frozen=True)

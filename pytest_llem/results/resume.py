@@ -30,11 +30,14 @@ class EarlierRuns:
         self._out = out
         self._run_id = run_id
 
-    def find(self, key: CycleKey, identity: Mapping[str, JsonValue]) -> Reuse:
+    def find(
+        self, key: CycleKey, identity: Mapping[str, JsonValue], thresholds: Mapping[str, float] | None = None
+    ) -> Reuse:
         """The newest valid result of the key's study, configuration and cycle with the same `identity`.
 
-        `identity` is that of the present run (`environment.identity`). Otherwise the reason names what is missing
-        or different, for the newest result that comes near.
+        `identity` is that of the present run (`environment.identity`), `thresholds` are its limits of validity: what
+        was valid under others may not be. Otherwise the reason names what is missing or different, for the newest
+        result that comes near.
         """
         study = slug(key.study)
         if not any(known == study for known, _ in self._index):
@@ -57,9 +60,12 @@ class EarlierRuns:
             return Reuse(None, spoilt[0] if spoilt else f"no earlier cycle {key.cycle}")
         found.sort(key=lambda result: result.created_at, reverse=True)
         for result in found:
-            if not changes(result.environment.comparable, identity):
+            if result.validity.thresholds == (thresholds or {}) and not changes(
+                result.environment.comparable, identity
+            ):
                 return Reuse(result, None)
-        return Reuse(None, "; ".join(changes(found[0].environment.comparable, identity)))
+        differing = changes(found[0].environment.comparable, identity)
+        return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], list[Path]]:

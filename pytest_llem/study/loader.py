@@ -76,7 +76,7 @@ class _Loader:
     asleep: dict[tuple[str, str], Asleep] = field(default_factory=dict)
 
     def load(self) -> Study:
-        data = self.sources.data
+        data, thresholds = parts.validity(self.sources.data, self.sources.report)
         top = self._study_settings(data)
         self._shared_settings(data)
         name = top.get("name")
@@ -106,6 +106,7 @@ class _Loader:
             runners=runners,
             docker=docker,
             meter=meter,
+            thresholds=thresholds,
             tags=tags,
             excluded=self.excluded,
             invalid=self.invalid,

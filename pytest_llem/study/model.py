@@ -166,6 +166,8 @@ class Study:
     docker: Mapping[str, JsonValue] = field(default_factory=dict)
     """What the study says of containers, checked; what it leaves out has its default in `DockerSettings`."""
     meter: str | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """What the study sets of `energy.validity.Thresholds`, by name."""
     tags: tuple[str, ...] = ()
     excluded: Sequence[LeftOut] = ()
     invalid: Sequence[LeftOut] = ()

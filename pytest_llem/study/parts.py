@@ -26,6 +26,9 @@ from pytest_llem.study.model import Gates, Overrides
 from pytest_llem.study.problems import Location, Problem, suggest_or_list
 from pytest_llem.study.schema import Compare, Execution
 from pytest_llem.study.sections.docker import Docker
+from pytest_llem.study.sections.validity import Validity
+
+VALIDITY = "measurement.validity"
 
 
 def section(model: type[BaseModel], data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
@@ -140,6 +143,33 @@ def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonVa
     if isinstance(mounts, list):
         found["mounts"] = [str((directory / Path(str(place)).expanduser()).resolve()) for place in mounts]
     return found
+
+
+def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str, JsonValue], dict[str, float]]:
+    """A study without its `measurement.validity`, which is no setting of experiments, and the limits that it set."""
+    rest, limits = dict(data), dict[str, JsonValue]()
+    inside = data.get("measurement")
+    if isinstance(inside, Mapping) and "validity" in inside:
+        rest["measurement"] = {key: value for key, value in inside.items() if key != "validity"}
+        limits.update(section(Validity, inside["validity"], report, ("measurement", "validity")))
+    for key, value in data.items():
+        if key == VALIDITY:
+            limits.update(section(Validity, value, report, (key,)))
+        elif key.startswith(f"{VALIDITY}."):
+            limits.update(section(Validity, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ()))
+        else:
+            continue
+        del rest[key]
+    return rest, {name: value for name, value in limits.items() if isinstance(value, float)}
+
+
+def _at_key(key: str, report: Report) -> Report:
+    """Problems below a dotted key, placed at it."""
+
+    def placed(place: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
+        report((key, *place[1:]), text, fix, at_key)
+
+    return placed
 
 
 def meter(name: JsonValue, report: Report) -> str | None:

@@ -16,6 +16,7 @@ from pytest_llem.study.fields import options
 from pytest_llem.study.older_words import REFUSED, RENAMES
 from pytest_llem.study.schema import Arrivals, Compare, Execution, ExperimentSettings, LengthDistribution, StudyFile
 from pytest_llem.study.sections.docker import Docker
+from pytest_llem.study.sections.validity import Validity
 from pytest_llem.study.settings import UserFile
 
 HEAD = """# Configuration reference
@@ -36,7 +37,12 @@ def _lines() -> Iterator[str]:
     yield HEAD
     yield "## The study\n"
     yield from _table(StudyFile, only=_STUDY_KEYS)
-    for title, part in (("execution", Execution), ("compare", Compare), ("docker", Docker)):
+    for title, part in (
+        ("execution", Execution),
+        ("compare", Compare),
+        ("docker", Docker),
+        ("measurement.validity", Validity),
+    ):
         yield f"\n### {title}\n"
         yield from _table(part, title)
     yield "\n## Experiments\n\nAll of these may be shared, swept, or set by one of `experiments`.\n"

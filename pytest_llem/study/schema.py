@@ -25,6 +25,7 @@ from pytest_llem.study.sections.section import (
 from pytest_llem.study.sections.sglang import SGLang
 from pytest_llem.study.sections.tensorrt_llm import TensorRTLLM
 from pytest_llem.study.sections.transformers import Transformers
+from pytest_llem.study.sections.validity import Validity
 from pytest_llem.study.sections.vllm import VLLM
 
 Order = Literal["sequential", "interleaved", "shuffled"]
@@ -243,6 +244,12 @@ class StudyHead(Section):
     docker: Docker = Field(default_factory=Docker, description="How containers are made.")
 
 
+class StudyMeasurement(Measurement):
+    """How the workload is measured, and what counts as valid: limits are for the whole study and in no hash."""
+
+    validity: Validity = Field(default_factory=Validity, description="Limits of what counts as valid.")
+
+
 class StudyFile(CommonSettings, StudyHead):
     """A study: shared settings, a sweep or explicit experiments, execution and gates."""
 
@@ -252,6 +259,7 @@ class StudyFile(CommonSettings, StudyHead):
         examples=["builtin:tiny-llama"],
     )
 
+    measurement: StudyMeasurement = Field(default_factory=StudyMeasurement, description="How it is measured.")
     base: Name | list[Name] | None = Field(
         None, description="File(s) merged below this one, relative to it.", examples=["common.yaml"]
     )

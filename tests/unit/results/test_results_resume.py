@@ -119,3 +119,8 @@ def test_the_newest_of_several_results_is_taken(out: Path, key: CycleKey, worker
     found = find(out, key).result
     assert found is not None
     assert found.run_id == "run-2"
+
+
+def test_what_was_judged_by_other_limits_is_measured_again(out: Path, key: CycleKey) -> None:
+    reuse = EarlierRuns(out, "run-9").find(key, place(HERE), {"clocks_rel": 0.1})
+    assert (reuse.result, reuse.reason) == (None, "it was judged by other limits of validity")
