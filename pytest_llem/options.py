@@ -37,6 +37,7 @@ class RunOptions:
     baseline: str | None
     baseline_dir: Path
     save_baseline: str | None
+    html: Path | None
     strict: bool
     explicit: bool
     breaker: bool
@@ -85,12 +86,23 @@ def run_options(config: pytest.Config) -> RunOptions:
         baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
         baseline_dir=(config.rootpath / str(settings["baseline_dir"])).resolve(),
         save_baseline=option("llem_save_baseline"),
+        html=_html(config),
         strict=bool(settings["strict"]),
         explicit=settings["run"] == "explicit",
         breaker=not option("llem_no_breaker"),
         skip_preflight=bool(option("llem_skip_preflight")),
         collect_only=bool(config.option.collectonly),
     )
+
+
+def _html(config: pytest.Config) -> Path | None:
+    name = config.getoption("llem_html")
+    if name is None:
+        return None
+    path: Path = (config.invocation_params.dir / name).resolve()
+    if not name or path.is_dir():
+        raise pytest.UsageError(f"--llem-html={name}: not a file\nfix: name the file to write, e.g. report.html")
+    return path
 
 
 def _fail_if(values: Sequence[str]) -> dict[str, str]:

@@ -44,6 +44,7 @@ class RunIdentity:
 RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
 SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
 REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()
+MEASURED = "llem_measured"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="METRIC:LIMIT",
         help="change against the baseline that fails, e.g. joules_per_output_token:5%% (repeatable)",
     )
+    add("--llem-html", metavar="FILE", help="write a self-contained HTML report of this run")
     add("--llem-strict", action="store_true", help="fail where a gate cannot judge or a cycle is invalid")
     add("--llem-no-breaker", action="store_true", help="try every cycle, also after repeated failures of one cause")
     add("--llem-skip-preflight", action="store_true", help="skip preflight checks (recorded in every result)")
@@ -171,9 +173,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     llem = session.config.stash.get(SESSION, None)
     if llem is not None:
         llem.close()
+        if llem.run.worker is not None:
+            session.config.workeroutput[MEASURED] = True  # type: ignore[attr-defined]
     reporting = session.config.stash.get(REPORTING, None)
-    if reporting is not None:
-        reporting.finish()
+    if reporting is not None and not reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Report what an xdist worker's tests asked for, where no study was named: the controller collects nothing."""
+    if getattr(node, "workeroutput", {}).get(MEASURED) and SESSION not in node.config.stash:
+        from pytest_llem.session import begin
+
+        begin(node.config)
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.decode import encode
-from pytest_llem.job import write_json
-
 if TYPE_CHECKING:
     from pytest_llem.collection import Point
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
     from pytest_llem.session import LlemSession
-
-GATE_FILE = "gate.json"
-"""The verdicts on an experiment, beside its cycles' directories."""
 
 
 def message(outcome: Outcome) -> str:
@@ -72,6 +66,7 @@ def skip_if_precise(session: LlemSession, point: Point) -> None:
 def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
     """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
     from pytest_llem.errors import StoreError
+    from pytest_llem.results.gate_files import write_gate
     from pytest_llem.results.judging import judge_experiment
 
     outcomes = [session.get_or_measure(cycle, item=None) for cycle in point.cycles()]
@@ -82,9 +77,7 @@ def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
         )
     except StoreError as error:
         pytest.fail(str(error), pytrace=False)
-    first = outcomes[0]
-    first.directory.parent.mkdir(parents=True, exist_ok=True)
-    write_json(first.directory.parent / GATE_FILE, encode(report))
+    write_gate(outcomes[0].directory.parent, report)
     item.user_properties += [
         ("llem_study", str(point.study.name)),
         ("llem_experiment", str(experiment.id)),

@@ -9,12 +9,12 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.job import read_json
 from pytest_llem.reporting.github import ACTIONS_VARIABLE, annotation, write_step_summary
+from pytest_llem.reporting.html import HtmlReport, report_of
 from pytest_llem.reporting.live import ANNOUNCEMENTS, LiveStatus
 from pytest_llem.reporting.plan import plan_lines
 from pytest_llem.reporting.table import saved_lines, summary_lines
-from pytest_llem.verdicts import GATE_FILE
+from pytest_llem.results.gate_files import read_gates
 
 if TYPE_CHECKING:
     from pytest_llem.session import LlemSession
@@ -29,6 +29,7 @@ class Reporting:
         self._live: LiveStatus | None = None
         self._annotations: list[str] = []
         self._failing: set[tuple[str, str]] = set()
+        self._report: HtmlReport | None = None
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
@@ -72,14 +73,17 @@ class Reporting:
         if self._live is not None:
             self._live.clear()
 
-    def finish(self) -> None:
-        """Write the run's manifest and summaries."""
-        if (self._session.run_dir / "run.json").exists():
+    def finish(self) -> bool:
+        """Write the run's manifest and summaries, and the report that was asked for; whether that could be written."""
+        run_dir = self._session.run_dir
+        if (run_dir / "run.json").exists():
             self._session.conclude(self._failing)
-            gates = [read_json(path) for path in sorted(self._session.run_dir.glob(f"*/*/{GATE_FILE}"))]
-            write_step_summary(self._session.rows, gates, self._session.run_dir)
-            for leftover in (self._session.run_dir / ANNOUNCEMENTS).glob("*"):
+            write_step_summary(self._session.rows, read_gates(run_dir), run_dir)
+            for leftover in (run_dir / ANNOUNCEMENTS).glob("*"):
                 leftover.unlink(missing_ok=True)
+        if self._session.options.html is not None and not self._session.options.collect_only:
+            self._report = report_of(self._session, self._session.options.html)
+        return self._report is None or self._report.written
 
     def summary(self) -> None:
         """Print the plan of a dry run, or one row per experiment and where the artifacts are."""
@@ -96,6 +100,8 @@ class Reporting:
             title = "llem results"
             if self._session.saved is not None:
                 lines += saved_lines(self._session.saved)
+            if self._report is not None:
+                lines.append(self._report.line)
         for line in self._annotations:
             terminal.write_line(line)
         if lines:

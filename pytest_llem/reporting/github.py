@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.errors import JsonValue
 from pytest_llem.reporting.table import HEADER, meter_notes, row_cells
 from pytest_llem.results.tables import markdown_table
 
 if TYPE_CHECKING:
+    from pytest_llem.results.judging import GateReport
     from pytest_llem.results.summary import ExperimentSummary
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -24,19 +24,15 @@ VERDICTS = {
 }
 
 
-def write_step_summary(
-    rows: Sequence[ExperimentSummary], gates: Iterable[Mapping[str, JsonValue]], run_dir: Path
-) -> None:
+def write_step_summary(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_dir: Path) -> None:
     """Append the run's tables to the step summary, where the job has one."""
     path = os.environ.get(SUMMARY_VARIABLE)
     if path and rows:
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n".join(summary_markdown(rows, list(gates), run_dir.name)) + "\n")
+            stream.write("\n".join(summary_markdown(rows, gates, run_dir.name)) + "\n")
 
 
-def summary_markdown(
-    rows: Sequence[ExperimentSummary], gates: Sequence[Mapping[str, JsonValue]], run_id: str
-) -> list[str]:
+def summary_markdown(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_id: str) -> list[str]:
     """A table of experiments per study, the notes, and a table of verdicts."""
     lines = ["## LLM inference energy", ""]
     for study in dict.fromkeys(row.study for row in rows):
@@ -45,15 +41,15 @@ def summary_markdown(
     lines += [f"_{note}_  " for note in meter_notes(rows)]
     verdicts = [
         (
-            str(gate["experiment_id"]),
-            str(verdict["metric"]),
-            VERDICTS.get(str(verdict["status"]), str(verdict["status"])),
-            _number(verdict.get("ratio")),
-            str(verdict["limit"]),
-            str(verdict.get("reason") or "").replace("\n", " "),
+            gate.experiment_id,
+            row.metric,
+            VERDICTS[row.status],
+            "-" if row.ratio is None else f"{row.ratio:.4g}",
+            row.limit,
+            row.reason.replace("\n", " "),
         )
         for gate in gates
-        for verdict in _verdicts(gate)
+        for row in gate.rows
     ]
     if verdicts:
         lines += ["", "### Gates", ""]
@@ -64,15 +60,6 @@ def summary_markdown(
 def annotation(title: str, message: str) -> str:
     """A workflow command that shows an error at the top of the run."""
     return f"::error title={_command(title, properties=True)}::{_command(message)}"
-
-
-def _verdicts(gate: Mapping[str, JsonValue]) -> list[Mapping[str, JsonValue]]:
-    rows = gate.get("rows")
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
-
-
-def _number(value: JsonValue) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"
 
 
 def _command(text: str, *, properties: bool = False) -> str:

@@ -29,13 +29,13 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
         cells = [row_cells(row) for row in of_study]
         lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
     lines += meter_notes(rows)
-    lines.append(f"artifacts: {_short(run_dir)}")
+    lines.append(f"artifacts: {short_path(run_dir)}")
     return lines
 
 
 def saved_lines(saved: Saved) -> list[str]:
     """What went into a baseline, and what did not."""
-    lines = [f"baseline saved: {_short(path)}" for path in saved.files]
+    lines = [f"baseline saved: {short_path(path)}" for path in saved.files]
     lines += [
         f"not in the baseline: {study} {experiment}: {reason}" for (study, experiment), reason in saved.refused.items()
     ]
@@ -128,6 +128,7 @@ def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     return notes
 
 
-def _short(path: Path) -> str:
+def short_path(path: Path) -> str:
+    """A path as seen from the current directory, where it lies below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

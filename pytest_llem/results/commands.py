@@ -11,6 +11,8 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.results import compare, listing
 from pytest_llem.results.collection import Results, load
 from pytest_llem.results.exports import export
+from pytest_llem.results.progress import counted
+from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.results.report.build import write_figures, write_report
 from pytest_llem.study.limits import FailIf, check_condition, parse_fail_if
 
@@ -43,10 +45,10 @@ def compare_runs(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """`llem report`: write the page and, where asked for, the figures."""
-    write_report(options.paths, options.out, baseline=options.baseline, title=options.title)
+    write_report(options.paths, options.out, baseline=options.baseline, title=options.title, watch=counted)
     sys.stdout.write(f"{options.out}\n")
     if options.figures is not None:
-        for file in write_figures(options.paths, options.figures):
+        for file in write_figures(options.paths, options.figures, watch=counted):
             sys.stdout.write(f"{file}\n")
     return 0
 
@@ -61,7 +63,8 @@ def list_all(options: argparse.Namespace) -> int:
 
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
-    results = Results(tuple(result for path in options.paths for result in load(path)))
+    files = [file for path in options.paths for file in result_files(path)]
+    results = Results(tuple(read_result(file) for file in counted(files, "reading")))
     export(results, options.format, options.out)
     sys.stdout.write(f"{options.out}\n")
     return 0

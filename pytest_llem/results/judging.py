@@ -15,6 +15,7 @@ from pytest_llem.results.schema import Result
 from pytest_llem.results.tables import table
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 
+VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
 CORRELATED = ("experiment", "load")
 
 
@@ -36,6 +37,19 @@ class GateRow:
     ci_low: float | None
     ci_high: float | None
     reason: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of `VERDICT_HEAD`."""
+        bounds = self.ci_low is not None and self.ci_high is not None
+        return (
+            self.metric,
+            _word(self.status),
+            _value(self.baseline),
+            _value(self.current),
+            _value(self.ratio),
+            f"{self.ci_low:.4g} .. {self.ci_high:.4g}" if bounds else "-",
+            self.limit,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,22 +82,9 @@ class GateReport:
 
     def text(self) -> str:
         """The verdicts as a short table with the reasons below."""
-        head = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
-        body = [
-            (
-                row.metric,
-                _word(row.status),
-                _value(row.baseline),
-                _value(row.current),
-                _value(row.ratio),
-                f"{row.ci_low:.4g} .. {row.ci_high:.4g}" if row.ci_low is not None and row.ci_high is not None else "-",
-                row.limit,
-            )
-            for row in self.rows
-        ]
         reasons = [f"{row.metric}: {row.reason}" for row in self.rows if row.status != "pass"]
         title = f"{self.study}[{self.experiment_id}]: {_word(self.status)}"
-        return "\n".join([title, *table(head, body), *reasons])
+        return "\n".join([title, *table(VERDICT_HEAD, [row.cells() for row in self.rows]), *reasons])
 
 
 def judge_experiment(

@@ -11,6 +11,7 @@ from pytest_llem.job import write_text
 from pytest_llem.results.collection import load
 from pytest_llem.results.compare import compare
 from pytest_llem.results.layout import slug
+from pytest_llem.results.progress import Watch, silent
 from pytest_llem.results.report.charts import PALETTE, Chart, charts
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import render
@@ -20,26 +21,47 @@ FIGURE_WIDTH = 640
 EXPERIMENTS_PER_FIGURE = 40
 
 
-def write_report(paths: Sequence[Path], out: Path, *, baseline: Path | None = None, title: str | None = None) -> None:
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    baseline: Path | None = None,
+    title: str | None = None,
+    watch: Watch = silent,
+) -> None:
     """Write the report of runs, folders of runs or results to `out`.
 
     With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
-    the report holds the tables and says so.
+    the report holds the tables and says so. `watch` sees each file that is read. Raises `StoreError` when there is
+    nothing to report, `SettingsError` when `out` cannot be written.
     """
-    content = gather_content(paths)
+    content = gather_content(paths, watch=watch)
     compared = []
     if baseline is not None:
         before = load(baseline)
         runs = dict.fromkeys(result.run_id for result in content.results)
         known = {result.run_id for result in before}
         compared = compare(before, [(run, content.results.of_run(run)) for run in runs if run not in known])
-    studies = ", ".join(dict.fromkeys(row.study for row in content.experiments))
+    named = [*(row.study for row in content.experiments), *(item.study for item in content.problems)]
+    studies = ", ".join(dict.fromkeys(named))
     page = render(content, charts(content), compared, title=title or f"Energy of {studies}", bundle=_bundle())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page)
+    except OSError as problem:
+        raise SettingsError(
+            f"{out}: the report cannot be written: {problem.strerror or problem}",
+            fix="name another file; `llem report RUN -o FILE` writes it from the run's directory",
+        ) from None
 
 
-def write_figures(paths: Sequence[Path], directory: Path, formats: Sequence[str] = FIGURE_FORMATS) -> list[Path]:
+def write_figures(
+    paths: Sequence[Path],
+    directory: Path,
+    formats: Sequence[str] = FIGURE_FORMATS,
+    *,
+    watch: Watch = silent,
+) -> list[Path]:
     """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
 
     Charts with a line per experiment show the first 40.
@@ -58,7 +80,7 @@ def write_figures(paths: Sequence[Path], directory: Path, formats: Sequence[str]
         raise SettingsError(f"unknown figure format {unknown[0]!r}", fix=f"use one of: {', '.join(FIGURE_FORMATS)}")
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for chart in charts(gather_content(paths)):
+    for chart in watch(charts(gather_content(paths, watch=watch)), "drawing"):
         spec = json.dumps(figure_spec(chart))
         for name in formats:
             file = directory / f"{slug(chart.title.lower())}.{name}"

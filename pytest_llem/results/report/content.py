@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job import JobDir
-from pytest_llem.results.collection import Cell, Results, load
+from pytest_llem.results.collection import Cell, Results
+from pytest_llem.results.gate_files import read_gates
 from pytest_llem.results.gates import MIN_CYCLES
+from pytest_llem.results.judging import GateReport
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.progress import Watch, silent
+from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.results.report.power import PowerTrace, power_trace
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import mean_interval
@@ -67,12 +71,17 @@ class Content:
     traces: Mapping[str, PowerTrace]
     left_out_traces: int
     problems: tuple[ManifestItem, ...]
+    gates: Mapping[str, tuple[GateReport, ...]] = field(default_factory=dict)
     environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
 
-def gather_content(paths: Sequence[Path]) -> Content:
-    """Read runs, folders of runs or files; `StoreError` when one of them holds nothing."""
-    results = Results(tuple(result for path in paths for result in load(path)))
+def gather_content(paths: Sequence[Path], *, watch: Watch = silent) -> Content:
+    """Read runs, folders of runs or files; `StoreError` when one of them holds nothing.
+
+    A run of which nothing succeeded has no results, and problems to show. `watch` sees each file that is read.
+    """
+    files = [file for path in paths for file in _result_files(path)]
+    results = Results(tuple(read_result(file) for file in watch(files, "reading")))
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
@@ -91,8 +100,18 @@ def gather_content(paths: Sequence[Path]) -> Content:
         problems=tuple(
             item for manifest in manifests.values() for item in manifest.items if item.state not in ("valid", "pending")
         ),
+        gates={name: found for name, run in runs.items() if (found := tuple(read_gates(run)))},
         environments={name: manifest.environment for name, manifest in manifests.items()},
     )
+
+
+def _result_files(path: Path) -> list[Path]:
+    try:
+        return result_files(path)
+    except StoreError:
+        if (path / MANIFEST).exists() and read_manifest(path / MANIFEST).items:
+            return []
+        raise
 
 
 def _runs(path: Path) -> list[Path]:

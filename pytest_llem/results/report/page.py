@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -11,11 +12,13 @@ from string import Template
 from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
+from pytest_llem.results.judging import VERDICT_HEAD
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.report.charts import Chart, identity, power_spec
 from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow
 from pytest_llem.results.report.provenance import methods, settings_table
 
+NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
 
 
@@ -25,9 +28,10 @@ def render(
     """The page as one string. `bundle` is the charts' JavaScript; without it the page has tables alone."""
     power = bool(content.traces) and bundle is not None
     sections = [
-        ("Experiments", "experiments-section", _experiments(content)),
+        ("Experiments", "experiments-section", _experiments(content) if content.experiments else NOTHING),
+        ("Gates", "gates", _gates(content)),
         ("Comparison", "comparison", _comparison(compared) if compared else ""),
-        ("Charts", "charts", (_charts(charts) if bundle else NO_CHARTS)),
+        ("Charts", "charts", (_charts(charts) if bundle and charts else "" if bundle else NO_CHARTS)),
         ("Power over time", "power", _power(content) if power else ""),
         ("Validity and warnings", "validity", _validity(content)),
         ("How it was measured", "method", _method(content)),
@@ -78,7 +82,7 @@ def render(
 def _indexed(chart: Chart, experiments: Sequence[ExperimentRow]) -> JsonValue:
     """The chart's rows as experiment's index and the rest, so that names are not repeated for every point."""
     places = {row.key: place for place, row in enumerate(experiments)}
-    known = identity(experiments[0])
+    known = identity(experiments[0])  # a chart has rows, so there are experiments
     return [
         [places[str(row["key"])], {name: value for name, value in row.items() if name not in known}]
         for row in chart.rows
@@ -162,6 +166,22 @@ def _comparison(compared: Sequence[ComparedMetric]) -> str:
     notes = "".join(f"<li>{escape(difference)}</li>" for difference in differs)
     differing = f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
     return _table(("run", *HEAD), body, "Against the baseline run") + differing
+
+
+def _gates(content: Content) -> str:
+    reports = [(run, report) for run, found in content.gates.items() for report in found]
+    if not reports:
+        return ""
+    several = len(content.gates) > 1
+    head = [*(["run"] if several else []), "experiment", *VERDICT_HEAD, "why"]
+    body = [
+        [*([run] if several else []), f"{report.study}[{report.experiment_id}]", *row.cells(), row.reason]
+        for run, report in reports
+        for row in report.rows
+    ]
+    counts = Counter(row.status.replace("_", " ") for _, report in reports for row in report.rows)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"<p>{said}.</p>" + _table(head, body, "Verdicts on budgets and against the baseline", wrap=True)
 
 
 def _validity(content: Content) -> str:

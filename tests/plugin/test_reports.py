@@ -1,0 +1,121 @@
+"""What a run leaves for people and other tools: the HTML report, JUnit, GitHub's summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# pytester forgets modules that an inner run imported, and this one refuses to be imported twice.
+with contextlib.suppress(ImportError):
+    import vl_convert as _preimported  # noqa: F401
+
+Write = Callable[..., None]
+
+STUDY = """\
+name: reports
+engine: faulty
+workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
+measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.02}}, warmup: {{max_repeats: 1}}}}
+sweep:
+  model: [{models}]
+execution: {{cycles: 3, retries: 0}}
+{more}
+"""
+
+
+@pytest.fixture
+def write(pytester: pytest.Pytester) -> Write:
+    def write(models: str = "none", more: str = "") -> None:
+        (pytester.path / "reports.yaml").write_text(STUDY.format(models=models, more=more))
+
+    return write
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return started(pytester, "--llem-study=reports.yaml", *arguments)
+
+
+def started(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    # xdist's workers get the import path of the process that imported xdist first, without the faulty engine.
+    own_process = any(argument.startswith("-n") for argument in arguments)
+    return (pytester.runpytest_subprocess if own_process else pytester.runpytest)(*arguments)
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_the_report_holds_the_runs_numbers_and_verdicts(
+    pytester: pytest.Pytester, write: Write, parallel: tuple[str, ...]
+) -> None:
+    write("none, exception", 'expect: {output_tokens_per_s: ">= 1000000"}')
+    result = run(pytester, "--llem-html=made/report.html", *parallel)
+    result.assert_outcomes(failed=4, passed=3, skipped=1)
+    result.stdout.fnmatch_lines(["report: made/report.html"])
+    page = (pytester.path / "made" / "report.html").read_text()
+    for part in ("model:none", "1 fail, 1 inconclusive", "1e+06", "the faulty engine raised this", "Energy of reports"):
+        assert part in page
+
+
+def test_a_run_of_which_nothing_succeeded_has_a_report_of_why(pytester: pytest.Pytester, write: Write) -> None:
+    write("exception")
+    run(pytester, "--llem-html=report.html").stdout.fnmatch_lines(["report: report.html"])
+    page = (pytester.path / "report.html").read_text()
+    assert "No cycle has a result" in page
+    assert "the faulty engine raised this" in page
+
+
+def test_a_report_that_cannot_be_written_costs_the_exit_code_and_nothing_else(
+    pytester: pytest.Pytester, write: Write
+) -> None:
+    """The last thing a run does must not lose what it measured."""
+    write()
+    (pytester.path / "in-the-way").write_text("")
+    result = run(pytester, "--llem-html=in-the-way/report.html")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["--llem-html: *in-the-way/report.html: the report cannot be written: *", "fix: *"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (manifest,) = pytester.path.glob("llem-results/*/run.json")
+    assert json.loads(manifest.read_text())["finished_at"] is not None
+
+
+def test_a_report_that_is_a_directory_is_refused_before_anything_runs(pytester: pytest.Pytester, write: Write) -> None:
+    write()
+    result = run(pytester, "--llem-html=.")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--llem-html=.: not a file*"])
+    assert not (pytester.path / "llem-results").exists()
+
+
+def test_a_baseline_run_is_compared_in_the_report(pytester: pytest.Pytester, write: Write) -> None:
+    write()
+    run(pytester)
+    (baseline,) = (path.parent for path in pytester.path.glob("llem-results/*/run.json"))
+    run(pytester, f"--llem-baseline={baseline.relative_to(pytester.path)}", "--llem-html=report.html")
+    page = (pytester.path / "report.html").read_text()
+    assert "Against the baseline run" in page
+    assert "Verdicts on budgets and against the baseline" in page
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_a_users_own_tests_get_manifest_summary_and_report(
+    pytester: pytest.Pytester, write: Write, parallel: tuple[str, ...]
+) -> None:
+    """Under xdist the controller collects nothing, and learns from its workers that there is a run to report."""
+    write()
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.llem_study("reports.yaml")
+        def test_mine(llem_result):
+            assert llem_result.throughput.output_tokens_per_s > 1
+        """
+    )
+    result = started(pytester, "--llem-html=report.html", *parallel)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["report: report.html"])
+    (manifest,) = pytester.path.glob("llem-results/*/run.json")
+    assert json.loads(manifest.read_text())["finished_at"] is not None
+    assert Path(manifest.parent, "summary.csv").exists()
