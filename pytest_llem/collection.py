@@ -148,9 +148,10 @@ def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
     llem = pytest.mark.llem
     execution = study.execution
     optional = execution.max_cycles if execution.target_ci is not None else 0
+    beyond = _beyond(metafunc, study)
     for experiment, cycle in study.schedule(max(execution.cycles, optional)):
-        mark = llem(**experiment.keywords, cycle=cycle, id=experiment.id)
-        yield pytest.param(Point(study, experiment, cycle), id=f"{experiment.id}-c{cycle}", marks=mark)
+        marks = llem(**experiment.keywords, cycle=cycle, id=experiment.id), *beyond.get(experiment.id, ())
+        yield pytest.param(Point(study, experiment, cycle), id=f"{experiment.id}-c{cycle}", marks=marks)
 
 
 def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
@@ -158,10 +159,22 @@ def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
 
     session = current(metafunc.config)
     gates_only = metafunc.definition.getparent(StudyFile) is not None
+    beyond = _beyond(metafunc, study)
     for experiment in study.experiments:
         if not gates_only or session.gated(experiment):
-            mark = pytest.mark.llem(**experiment.keywords, id=experiment.id)
-            yield pytest.param(Point(study, experiment), id=experiment.id, marks=mark)
+            marks = pytest.mark.llem(**experiment.keywords, id=experiment.id), *beyond.get(experiment.id, ())
+            yield pytest.param(Point(study, experiment), id=experiment.id, marks=marks)
+
+
+def _beyond(metafunc: pytest.Metafunc, study: Study) -> dict[str, tuple[pytest.MarkDecorator]]:
+    """Skip marks of the experiments that this machine has too few devices for."""
+    from pytest_llem.session import current
+
+    try:
+        reasons = current(metafunc.config).beyond(study)
+    except LlemError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    return {id: (pytest.mark.skip(reason=reason),) for id, reason in reasons.items()}
 
 
 def point_of(item: pytest.Item) -> Point | None:

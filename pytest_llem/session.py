@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -69,6 +69,7 @@ class LlemSession:
         self.options = options
         self.run_dir = options.out / run.id
         self._studies: dict[Path, Study] = {}
+        self._beyond: dict[Path, Mapping[str, str]] = {}
         self._measurer = Measurer(options, run.id, self.run_dir)
         self._store: RunStore | None = None
         self.rows: list[ExperimentSummary] = []
@@ -108,6 +109,16 @@ class LlemSession:
     def notices(self, study: Study) -> list[str]:
         """What the user should know about a study's runners, a sentence each."""
         return [note.message for note in self._measurer.placement.plan(study).notices]
+
+    def beyond(self, study: Study) -> Mapping[str, str]:
+        """Experiments of a study that this machine has too few devices for, with the reason; nothing in a dry run."""
+        if self.options.collect_only or self.options.skip_preflight:
+            return {}
+        if study.path not in self._beyond:
+            from pytest_llem.preflight import experiments_beyond
+
+            self._beyond[study.path] = experiments_beyond(study)
+        return self._beyond[study.path]
 
     def gated(self, experiment: Experiment) -> bool:
         """Whether a budget or a comparison applies to an experiment; without a baseline nothing is compared."""

@@ -95,7 +95,8 @@ class _Loader:
             text = "read as a file of LLenergyMeasure; what it leaves out has this project's defaults"
             self.notices.append(Notice("older_words", text, self.sources.locate(())))
         experiments = self._expand(data, study_name, axes, exclusions, entries, gates)
-        self._judge_invalid(top.get("on_invalid") == "skip", experiments)
+        skips_invalid = top.get("on_invalid") == "skip"
+        self._judge_invalid(skips_invalid, experiments)
         self._note_asleep(experiments)
         return Study(
             name=study_name,
@@ -111,6 +112,7 @@ class _Loader:
             excluded=self.excluded,
             invalid=self.invalid,
             duplicates=self.duplicates,
+            skips_invalid=skips_invalid,
             notices=self.notices,
             locate=self.sources.locate_setting,
         )

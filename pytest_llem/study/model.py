@@ -172,6 +172,8 @@ class Study:
     excluded: Sequence[LeftOut] = ()
     invalid: Sequence[LeftOut] = ()
     duplicates: Sequence[LeftOut] = ()
+    skips_invalid: bool = False
+    """Whether points that cannot run are left out (`on_invalid: skip`) instead of being an error."""
     notices: Sequence[Notice] = ()
     locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
     """Where a setting (dotted path) of this study was written, or the study's beginning."""

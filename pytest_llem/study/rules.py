@@ -108,6 +108,19 @@ def _warmup(get: Get) -> Refusal | None:
     return None
 
 
+def _one_process(path: str) -> Rule:
+    def check(get: Get) -> Refusal | None:
+        value = get(path)
+        if not _above_one(value):
+            return None
+        return Refusal(
+            f"{path} {_show(value)}: transformers needs a process per device for this, and a cycle is one process",
+            "spread the layers with transformers.device_map: auto, or use the engine vllm",
+        )
+
+    return Rule((path,), check, "transformers")
+
+
 def _vllm_lengths(get: Get) -> Refusal | None:
     batched, longest = get("vllm.max_num_batched_tokens"), get("vllm.max_model_len")
     if not isinstance(batched, int) or not isinstance(longest, int) or batched >= longest:
@@ -179,6 +192,8 @@ RULES: tuple[Rule, ...] = (
     Rule(("workload.arrival", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
     Rule(("measurement.warmup.min_repeats", "measurement.warmup.max_repeats"), _warmup),
+    _one_process(f"{_T}.tensor_parallel_size"),
+    _one_process(f"{_T}.data_parallel_size"),
     _never(f"{_Q}.load_in_8bit", _true, f"{_Q}.load_in_4bit", _true, "choose one"),
     _never(f"{_T}.cache_implementation", _is_set, f"{_T}.use_cache", _false, "leave use_cache on"),
     _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.batch_size", _above_one, "use batch_size 1"),

@@ -25,7 +25,7 @@ def test_older_experiment_file(load: Load) -> None:
         dataset: aienergyscore
         dataset_order: grouped
         decoder: {temperature: 0.7, top_k: 40}
-        pytorch: {batch_size: 4, load_in_4bit: true, bnb_4bit_quant_type: nf4, torch_compile: true, tp_size: 2}
+        pytorch: {batch_size: 4, load_in_4bit: true, bnb_4bit_quant_type: nf4, torch_compile: true, tp_size: 1}
         warmup: {enabled: true, n_warmup: 5, thermal_floor_seconds: 30}
         baseline: {enabled: true, duration_seconds: 20}
         energy: {backend: nvml}
@@ -43,7 +43,7 @@ def test_older_experiment_file(load: Load) -> None:
     assert (workload.input_tokens, workload.output_tokens) == (512, 128)
     assert (config.decoding.do_sample, config.decoding.temperature, config.decoding.top_k) == (True, 0.7, 40)
     settings = config.settings
-    assert (settings["batch_size"], settings["tensor_parallel_size"]) == (4, 2)
+    assert (settings["batch_size"], settings["tensor_parallel_size"]) == (4, 1)
     assert settings["extra"] == {"low_memory": True}
     assert isinstance(settings["compile"], dict)
     assert isinstance(settings["quantization"], dict)

@@ -45,6 +45,12 @@ WRONG = {
     "no experiments": ("model: m\nexperiments: []\n", "2:14", "experiments", "take experiments out"),
     "same id twice": ("model: m\nexperiments: [{id: a, seed: 1}, {id: a, seed: 2}]\n", "2:38", "'a'", "rename one"),
     "bad id": ("model: m\nexperiments: [{id: a b}]\n", "2:20", "id", "a b"),
+    "processes that transformers lacks": (
+        "model: m\nsweep: {transformers.tensor_parallel_size: [1, 2]}\n",
+        "2:48",
+        "transformers.tensor_parallel_size 2: transformers needs a process per device",
+        "transformers.device_map: auto",
+    ),
     "unknown meter": ("model: m\nmeter: nvlm\n", "2:8", "unknown meter 'nvlm'", "did you mean 'nvml'?"),
     "typo in docker": ("model: m\ndocker: {lifecyle: session}\n", "2:10", "docker.lifecyle", "'lifecycle'"),
     "no size": ("model: m\ndocker:\n  memory: much\n", "3:11", "a size like 512m or 16g", "'much'"),
