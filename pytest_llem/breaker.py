@@ -23,7 +23,7 @@ LASTING = {
     "gpu_driver_missing": "runner",
     "driver_mismatch": "machine",
     "gpu_not_visible": "machine",
-    "not_released": "machine",
+    "not_released": "device",
     "disk_full": "machine",
 }
 """Categories of errors that do not heal by themselves, and what an item must share to be hit by the same cause."""

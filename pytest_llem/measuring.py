@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pytest_llem.options import RunOptions
 from pytest_llem.placement import Placement
 from pytest_llem.results.layout import slug
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
+from pytest_llem.runners.tenancy import Devices
 
 if TYPE_CHECKING:
     from pytest_llem.collection import Point
@@ -38,6 +40,7 @@ class Measurer:
         self._run_dir = run_dir
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
+        self._devices = Devices()
         self.placement = Placement(options)
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
@@ -66,17 +69,17 @@ class Measurer:
         Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
         """
         from pytest_llem.reporting.live import Announcement
-        from pytest_llem.runners.lease import device_lease
+        from pytest_llem.runners.cooldown import cool_down
 
         experiment, study = point.experiment, point.study
         spec = self.runner_spec(experiment.engine, study)
-        dependencies = _dependencies(point, spec)
+        devices = visible_devices(experiment.config)
+        dependencies = _dependencies(point, spec, devices)
         refused = self._breaker.refuse(dependencies) if self._options.breaker else None
         if refused is not None:
             raise refused
         runner = self._runner(spec, study)
         meter = self._options.meter_of(study)
-        devices = visible_devices(experiment.config)
         checked = self._preflight(runner, point, devices)
         job = Job(
             run_id=self._run_id,
@@ -92,24 +95,41 @@ class Measurer:
         )
         job_dir.write_job(job)
         title = f"{study.name} {experiment.id} c{point.cycle}"
-        with (
-            Announcement(self._run_dir, title, job_dir.events) as announcement,
-            device_lease(job.devices, timeout_s=LEASE_TIMEOUT_S, on_wait=announcement.say) as lease,
-        ):
-            announcement.say(None)
-            unchecked = self._require_accepted_settings(runner, point, devices)
-            report = runner.run(job, job_dir, _ignore, lease)
+        execution = study.execution
+        try:
+            with (
+                Announcement(self._run_dir, title, job_dir.events) as announcement,
+                self._devices.stay(
+                    runner,
+                    job,
+                    job_dir,
+                    residual_bytes=execution.residual_memory_bytes,
+                    timeout_s=LEASE_TIMEOUT_S,
+                    on_wait=announcement.say,
+                ) as tenancy,
+            ):
+                announcement.say("cooling down")
+                loaded = bool(getattr(runner, "loaded", False))
+                cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
+                announcement.say(None)
+                unchecked = self._require_accepted_settings(runner, point, devices)
+                report = runner.run(job, job_dir, _ignore, tenancy.lease)
+        except LlemError as error:
+            self._breaker.record(error, dependencies)
+            raise
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
-        notes = () if unchecked is None else (Note("settings_unchecked", unchecked),)
-        return job, replace(report, facts={**report.facts, "preflight": checked}, notes=report.notes + notes)
+        notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
+        facts = {**report.facts, **tenancy.facts, **cooled.facts, "preflight": checked}
+        return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
 
     def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
         name = f"{spec.name}:{spec.image or spec.address or ''}:{study.name}"
+        isolation = study.execution.isolation
         if name not in self._runners:
             from pytest_llem.runners import open_runner
 
-            self._runners[name] = open_runner(spec, self._run_dir, docker=study.docker)
+            self._runners[name] = open_runner(spec, self._run_dir, isolation=isolation, docker=study.docker)
         return self._runners[name]
 
     def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
@@ -148,8 +168,14 @@ class Measurer:
         directory = self._run_dir / PREFLIGHTS / _preflight_name(runner, point)
         return require_accepted_settings(runner, point, devices, directory)
 
+    def unload(self) -> None:
+        """Unload an engine that is kept loaded. Raises `NotReleasedError` when something of it stays on its devices."""
+        self._devices.leave()
+
     def close(self) -> None:
-        """Release the runners."""
+        """Release the runners, and what they keep."""
+        with contextlib.suppress(LlemError):
+            self._devices.leave()
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
@@ -161,7 +187,7 @@ def _preflight_name(runner: Runner, point: Point) -> str:
     return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
-def _dependencies(point: Point, spec: RunnerSpec) -> dict[str, str | None]:
+def _dependencies(point: Point, spec: RunnerSpec, devices: DeviceSet) -> dict[str, str | None]:
     """What a cycle needs that others may need too, by kind: see `breaker.LASTING`."""
     return {
         "engine": point.experiment.engine,
@@ -170,6 +196,7 @@ def _dependencies(point: Point, spec: RunnerSpec) -> dict[str, str | None]:
         "image": spec.image or f"the default image of {point.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,
+        "device": " ".join(devices.uuids) or devices.kind,
     }
 
 

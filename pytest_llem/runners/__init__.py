@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_llem.errors import JsonValue, RunnerError
 
 if TYPE_CHECKING:
-    from pytest_llem.runners.protocol import Runner, RunnerSpec
+    from pytest_llem.runners.protocol import Isolation, Runner, RunnerSpec
 
 __all__ = ["open_runner"]
 
@@ -18,14 +18,25 @@ def open_runner(
     spec: RunnerSpec,
     log_dir: Path,
     *,
+    isolation: Isolation = "process",
     docker: Mapping[str, JsonValue] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Runner:
     """A runner for the spec; only the chosen one is imported.
 
-    `log_dir` receives logs that outlive a cycle, `docker` is the study's section of that name, and `tell` gets a
+    `isolation` says for how long an engine stays loaded, which only the local runner can choose. `log_dir` receives
+    logs that outlive a cycle, `docker` is the study's section of that name, and `tell` gets a
     sentence now and then while something takes long.
     """
+    if isolation != "process":
+        if spec.name != "local":
+            raise RunnerError(
+                f"execution.isolation: {isolation} cannot be combined with the runner {spec.name}",
+                fix="use execution.isolation: process, or the runner local",
+            )
+        from pytest_llem.runners.resident import ResidentRunner
+
+        return ResidentRunner(spec, log_dir, isolation)
     if spec.name == "local":
         from pytest_llem.runners.local import LocalRunner
 

@@ -28,6 +28,11 @@ class DeadlineWatch:
             self.phase = str(event.get("name"))
             self._phase_since = self._heard
 
+    @property
+    def silent(self) -> bool:
+        """Whether there was no sign of life for too long."""
+        return self._clock() - self._heard > self._limits.silence_s
+
     def overdue(self) -> str | None:
         """Which limit is exceeded, in words; `None` while all are kept."""
         limits, now = self._limits, self._clock()
@@ -35,6 +40,6 @@ class DeadlineWatch:
             return f"it ran for more than {limits.timeout_s:g} s (execution.timeout_s)"
         if limits.load_timeout_s and self.phase == "load" and now - self._phase_since > limits.load_timeout_s:
             return f"loading took more than {limits.load_timeout_s:g} s (execution.load_timeout_s)"
-        if now - self._heard > limits.silence_s:
+        if self.silent:
             return f"no sign of life for {limits.silence_s:g} s"
         return None

@@ -14,10 +14,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_llem.errors import WorkerError
-from pytest_llem.job import JobDir
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.forkserver import kill_group
 
@@ -28,24 +27,28 @@ START_DEADLINE_S = 300.0
 class WorkerProcess(Protocol):
     """A running worker. Its process id is also that of its process group."""
 
-    pid: int
+    @property
+    def pid(self) -> int:
+        """The process id."""
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code once the process is gone (negative: minus the signal), or `None` after `timeout_s`."""
 
 
 class SpawnedProcess:
-    """`python -m pytest_llem.worker JOB_DIR`, with standard output and error in the worker's log."""
+    """`python -m MODULE ARGUMENTS`, with standard output and error in `log`; it inherits `descriptors`."""
 
-    def __init__(self, job_dir: JobDir, environment: Mapping[str, str], lease: Sequence[int]) -> None:
-        with job_dir.log.open("ab") as log:
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], descriptors: Sequence[int] = ()
+    ) -> None:
+        with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_llem.worker", "--start-method=spawn", str(job_dir.path)],
+                [sys.executable, "-m", *command],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=tuple(lease),
+                stdout=stream,
+                stderr=stream,
+                pass_fds=tuple(descriptors),
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -88,11 +91,10 @@ class ForkServer:
         """Whether the server can fork another worker."""
         return self._process.poll() is None
 
-    def fork(self, job_dir: JobDir, environment: Mapping[str, str], lease: Sequence[int]) -> ForkedProcess:
-        """Fork a worker for one job."""
-        request = {"job_dir": str(job_dir.path.resolve()), "environment": dict(environment), "isolation": "process"}
-        with job_dir.log.open("ab") as log:
-            send(self._channel, request, (log.fileno(), *lease))
+    def fork(self, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()) -> ForkedProcess:
+        """Fork a worker: see `worker.forkserver` for requests and the descriptors that follow the log's."""
+        with log.open("ab") as stream:
+            send(self._channel, dict(request), (stream.fileno(), *descriptors))
         answer, _ = receive(self._channel)
         if answer is None:
             raise WorkerError("the fork server died")

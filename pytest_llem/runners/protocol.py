@@ -12,6 +12,7 @@ from pytest_llem.job import Job, JobDir
 from pytest_llem.runners.lease import Lease
 
 RunnerName = Literal["local", "docker", "ray"]
+Isolation = Literal["process", "experiment", "load"]
 RunnerSource = Literal["command line", "environment", "study", "user settings", "detected", "default"]
 
 OnEvent = Callable[[Mapping[str, JsonValue]], None]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue, NotReleasedError
-from pytest_llem.job import DeviceSet
+from pytest_llem.job import DeviceSet, Job, JobDir
 from pytest_llem.runners.lease import Lease, OnWait, take_lease
 from pytest_llem.runners.occupancy import Occupancy, released, require_free
+from pytest_llem.runners.protocol import Runner
+from pytest_llem.runners.resident import ResidentRunner
 
 
 class Tenancy:
@@ -56,3 +60,65 @@ class Tenancy:
     def abandon(self) -> None:
         """Give the devices back at once, without a look at them: the run is being interrupted."""
         self.lease.release()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A stay that outlives its cycle, because the runner keeps an engine loaded on the devices."""
+
+    runner: ResidentRunner
+    tenancy: Tenancy
+    title: str
+
+
+class Devices:
+    """The devices of one pytest process: at most one stay at a time, for a cycle or for a loaded engine's life."""
+
+    def __init__(self) -> None:
+        self._kept: Kept | None = None
+
+    @contextmanager
+    def stay(
+        self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> Iterator[Tenancy]:
+        """The devices for the cycle that the body runs.
+
+        An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Raises what
+        `Tenancy.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
+        error of its own to tell.
+        """
+        title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
+        kept = self._kept
+        if kept is None or kept.runner is not runner or not kept.runner.can_serve(job, job_dir):
+            self.leave()
+            tenancy = Tenancy.begin(job.devices, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
+        else:
+            tenancy = kept.tenancy
+        self._kept = None
+        try:
+            yield tenancy
+        except BaseException:
+            if isinstance(runner, ResidentRunner):
+                runner.unload()
+            tenancy.abandon()
+            raise
+        if isinstance(runner, ResidentRunner) and runner.loaded:
+            self._kept = Kept(runner, tenancy, f"the engine of {title}")
+            return
+        problem = tenancy.end(title)
+        if problem is not None and not job_dir.error.exists():
+            raise problem
+
+    def leave(self) -> None:
+        """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        try:
+            kept.runner.unload()
+        except BaseException:
+            kept.tenancy.abandon()
+            raise
+        problem = kept.tenancy.end(kept.title)
+        if problem is not None:
+            raise problem

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -24,7 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="NEW_DIR", help="write the results there instead")
     parser.add_argument("--start-method", default="command", help=argparse.SUPPRESS)
     parser.add_argument("--isolation", default="process", help=argparse.SUPPRESS)
+    parser.add_argument("--resident", type=int, metavar="FD", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.resident is not None:
+        from pytest_llem.worker.resident import serve
+
+        with socket.socket(fileno=options.resident) as control:
+            control.set_inheritable(False)
+            return serve(control, start_method=options.start_method, isolation=options.isolation)
     source = options.job_dir
     if source is None:
         config_path = os.environ.get("LLEM_CONFIG_PATH")

@@ -4,7 +4,8 @@
 child, and gives no session per child; this one is a socket, a fork, and a wait. One cycle at a time:
 
     server: {"ready": true} | {"problem": "..."}        once, after the imports
-    caller: {"job_dir": ..., "environment": {...}}      with the log and the lease as file descriptors
+    caller: {"job_dir": ..., "environment": {...}, "isolation": ...}   with the log and the lease as descriptors, or
+            {"resident": true, ...}                     for many jobs, with a socket to ask for them before the lease
     server: {"pid": N}
     server: {"status": S}                               as waitpid gives it
 
@@ -92,14 +93,21 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        log, *lease = descriptors
+        log, *others = descriptors
         os.dup2(log, 1)
         os.dup2(log, 2)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
-        for inherited in lease:
+        for inherited in others:
             os.set_inheritable(inherited, True)
         os.environ.update(request["environment"])
+        if request.get("resident"):
+            from pytest_llem.worker.resident import serve
+
+            with socket.socket(fileno=others[0]) as control:
+                control.set_inheritable(False)
+                code = serve(control, start_method="forkserver", isolation=request["isolation"])
+            return
         from pytest_llem.worker.entry import work
 
         job_dir = JobDir(Path(request["job_dir"]))

@@ -1,0 +1,139 @@
+"""The local runner with an engine that stays loaded: one worker process for several cycles."""
+
+from __future__ import annotations
+
+import select
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import InterruptedCycleError, WorkerCrashedError
+from pytest_llem.job import Job, JobDir
+from pytest_llem.runners.following import Watch, explain, write_if_absent
+from pytest_llem.runners.lease import Lease
+from pytest_llem.runners.process import end, oom_kills
+from pytest_llem.runners.protocol import Isolation, OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.starting import Started, WorkerStarter
+from pytest_llem.worker.channel import receive, send
+
+ANSWER_S = 30.0
+UNLOAD_S = 30.0
+
+
+@dataclass
+class ResidentWorker:
+    """A worker that runs job after job; as a `WorkerProcess` it ends with the job at hand, or with its process."""
+
+    started: Started
+    channel: socket.socket
+    first: Job
+    cycles: int = 0
+
+    @property
+    def pid(self) -> int:
+        """The process, which leads its own process group."""
+        return self.started.process.pid
+
+    def accepts(self, job_dir: JobDir) -> bool:
+        """Whether its loaded engine is one for this job; a worker that does not answer is of no use either."""
+        try:
+            send(self.channel, {"can_serve": str(job_dir.path.resolve())})
+        except OSError:
+            return False
+        readable, _, _ = select.select([self.channel], [], [], ANSWER_S)
+        answer = receive(self.channel)[0] if readable else None
+        return answer is not None and answer["obstacle"] is None
+
+    def begin(self, job_dir: JobDir) -> None:
+        """Hand over a job. Raises `WorkerCrashedError` when the worker is gone."""
+        with job_dir.log.open("ab") as log:
+            try:
+                send(self.channel, {"job_dir": str(job_dir.path.resolve())}, (log.fileno(),))
+            except OSError as problem:
+                raise WorkerCrashedError(f"the worker that kept the engine is gone: {problem}") from None
+
+    def wait(self, timeout_s: float) -> int | None:
+        """See `WorkerProcess.wait`: the code of the job, or of the process when that ends first."""
+        readable, _, _ = select.select([self.channel], [], [], timeout_s)
+        if not readable:
+            return None
+        answer, _ = receive(self.channel)
+        return int(answer["code"]) if answer is not None else self.started.process.wait(timeout_s)
+
+    def close(self, grace_s: float) -> None:
+        """Let it unload its engine and end; after `grace_s` seconds its process group is killed."""
+        self.channel.close()
+        try:
+            self.started.process.wait(grace_s)
+        finally:
+            end(self.started.process, grace_s=0.0)
+
+
+class ResidentRunner:
+    """Keeps the engine of one worker loaded: for the cycles of an experiment, or for all that it can serve so."""
+
+    def __init__(self, spec: RunnerSpec, log_dir: Path, isolation: Isolation) -> None:
+        self.spec = spec
+        self._isolation = isolation
+        self._starter = WorkerStarter(log_dir)
+        self._worker: ResidentWorker | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine is loaded, and so the lease that it was loaded under is still in use."""
+        return self._worker is not None
+
+    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
+        """Whether the loaded engine can run this job, whose `job.json` has been written."""
+        worker = self._worker
+        if worker is None or job.devices != worker.first.devices:
+            return False
+        same = (job.study, job.config_hash) == (worker.first.study, worker.first.config_hash)
+        return (same or self._isolation == "load") and worker.accepts(job_dir)
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """See `runners.protocol.Runner.run`; a loaded engine was asked (`can_serve`), and `lease` is its own."""
+        before = oom_kills()
+        worker = self._worker or self._start(job, job_dir, lease)
+        reused = worker.cycles > 0
+        watch = Watch(job, job_dir, on_event)
+        try:
+            if lease is not None and not reused:
+                lease.occupied_by(pid=worker.pid)
+            worker.begin(job_dir)
+            code, problem = watch.until_end(worker)
+        except WorkerCrashedError as gone:
+            code, problem = None, gone
+        except KeyboardInterrupt:
+            self._worker = None
+            end(worker.started.process, grace_s=1.0)
+            write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"), watch, None)
+            raise
+        if code != 0 or problem is not None:
+            self.unload()
+        write_if_absent(job_dir, problem or explain(code, job_dir, before, oom_kills()), watch, code)
+        worker.cycles += 1
+        return RunReport(
+            name="local",
+            source=self.spec.source,
+            isolation=self._isolation,
+            start_method=worker.started.method,
+            notes=worker.started.notes,
+            facts={"engine_reused": reused, "engine_cycles": worker.cycles},
+        )
+
+    def unload(self) -> None:
+        """End the worker, and with it its engine and its part of the lease."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close(UNLOAD_S)
+
+    def close(self) -> None:
+        """End the worker and the fork servers."""
+        self.unload()
+        self._starter.close()
+
+    def _start(self, job: Job, job_dir: JobDir, lease: Lease | None) -> ResidentWorker:
+        started, channel = self._starter.start_resident(job, job_dir.log, lease, self._isolation)
+        self._worker = ResidentWorker(started, channel, job)
+        return self._worker
