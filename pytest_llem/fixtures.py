@@ -5,7 +5,7 @@ Registered as a module by the plugin, so it imports pytest alone; everything els
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def llem_session(request: pytest.FixtureRequest) -> LlemSession:
-    """What this pytest process measures with: the run's store, the runners, the settings."""
+def llem_session(request: pytest.FixtureRequest) -> Iterator[LlemSession]:
+    """What this pytest process measures with: the run's store, the runners, the settings.
+
+    The last test's teardown unloads an engine that was kept loaded, and fails when its devices are not free then.
+    """
     from pytest_llem.session import current
 
-    return current(request.config)
+    session = current(request.config)
+    yield session
+    session.unload()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from pytest_llem.collection import Point, point_of, take_in_studies
 from pytest_llem.errors import LlemError
+from pytest_llem.isolation import refuse_combinations, require_possible
 from pytest_llem.measuring import Measurer
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
@@ -50,6 +51,7 @@ def begin(config: pytest.Config) -> LlemSession:
             config.option.xmlpath = str(session.run_dir / "junit.xml")
         config.stash[REPORTING] = Reporting(config, session)
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
+    refuse_combinations(config, session)
     _interrupt_on_sigterm()
     return session
 
@@ -97,6 +99,7 @@ class LlemSession:
                         f"{path}:1:1: another study of this run has the name {study.name!r}: {other.path}",
                         fix="give one of them another `name:`",
                     )
+            require_possible(study, self)
             self._studies[path] = study
         return self._studies[path]
 
@@ -214,6 +217,10 @@ class LlemSession:
             self.options.baseline_dir,
             failing={*unusable, *failing},
         )
+
+    def unload(self) -> None:
+        """Unload an engine that was kept loaded. Raises `NotReleasedError` when it leaves something on its devices."""
+        self._measurer.unload()
 
     def close(self) -> None:
         """Release the runners."""

@@ -117,6 +117,16 @@ class TimesLoad(Protocol):
         """Seconds by name, each a part of `load_s`: `compile_s` for compilation."""
 
 
+class ServesOthers(Protocol):
+    """An engine that can take over another experiment without loading again (an optional part of the protocol).
+
+    On its loaded model `prepare` is then called again, with a configuration that differs in `without_reload` alone.
+    """
+
+    without_reload: ClassVar[tuple[str, ...]]
+    """What may differ, by dotted path or the beginning of one: `workload`, `decoding`, `settings.batch_size`."""
+
+
 class Engine(Protocol):
     """An inference engine, used once, in this order: prepare, load, (reset, generate)*, shutdown."""
 

@@ -57,7 +57,7 @@ def run_cycle(
         _metering(job, job_dir) as metering,
         slot.engine(job) as engine,
     ):
-        measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker, loaded=loaded)
+        measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker, slot, loaded=loaded)
         if not slot.keeps:
             events.emit("phase", "unload")
     return measurement
@@ -128,6 +128,7 @@ def _measure(
     heartbeat: Heartbeat,
     stopwatch: Stopwatch,
     worker: WorkerFacts,
+    slot: EngineSlot,
     *,
     loaded: bool,
 ) -> Measurement:
@@ -138,7 +139,7 @@ def _measure(
 
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
-        version = engine.prepare(config, job.devices)
+        version = slot.prepare(engine, job)
         _check_load_shape(job, engine)
     if not loaded:
         events.emit("phase", "load")

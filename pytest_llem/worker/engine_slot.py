@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pytest_llem.decode import encode
@@ -22,6 +22,7 @@ class EngineSlot:
         self.keeps = keeps
         self._engine: Engine | None = None
         self._job: Job | None = None
+        self._version = ""
 
     @property
     def loaded(self) -> bool:
@@ -43,15 +44,21 @@ class EngineSlot:
         else:
             engine.shutdown()
 
+    def prepare(self, engine: Engine, job: Job) -> str:
+        """Prepare the engine and return its version; one that is loaded for equal settings is left as it is."""
+        prepared = self._job.config if self._job is not None else None
+        if prepared is None or _fixed(differences(prepared, job.config), ALWAYS_FREE):
+            self._version = engine.prepare(job.config, job.devices)
+        return self._version
+
     def obstacle(self, job: Job) -> str | None:
         """Why the kept engine cannot run a job without loading again; `None` when it can."""
         if self._engine is None or self._job is None:
             return "no engine is loaded"
         if (job.devices, job.environment) != (self._job.devices, self._job.environment):
             return "it needs other devices or another environment"
-        differing = differences(self._job.config, job.config)
-        free = (*ALWAYS_FREE, *getattr(self._engine, "without_reload", ()))
-        fixed = [path for path in differing if not any(path == name or path.startswith(f"{name}.") for name in free)]
+        free: tuple[str, ...] = (*ALWAYS_FREE, *getattr(self._engine, "without_reload", ()))
+        fixed = _fixed(differences(self._job.config, job.config), free)
         return f"{', '.join(fixed)} cannot change without loading again" if fixed else None
 
     def unload(self) -> None:
@@ -65,6 +72,10 @@ def differences(one: ExperimentConfig, other: ExperimentConfig) -> list[str]:
     """Dotted paths of the settings in which two configurations differ."""
     first, second = dict(_leaves("", encode(one))), dict(_leaves("", encode(other)))
     return [path for path in {**first, **second} if first.get(path) != second.get(path)]
+
+
+def _fixed(paths: Sequence[str], free: Sequence[str]) -> list[str]:
+    return [path for path in paths if not any(path == name or path.startswith(f"{name}.") for name in free)]
 
 
 def _leaves(prefix: str, value: JsonValue) -> Iterator[tuple[str, JsonValue]]:

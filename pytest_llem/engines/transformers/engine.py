@@ -34,6 +34,7 @@ class TransformersEngine:
     """Hugging Face transformers in this process: static batches, padded on the left, through `generate`."""
 
     name: ClassVar[str] = "transformers"
+    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.batch_size")
 
     def __init__(self) -> None:
         self.capabilities = Capabilities(token_times=True, separable_phases=True)
@@ -72,6 +73,8 @@ class TransformersEngine:
             separable_phases=single_step and self._settings.prompt_lookup_num_tokens is None,
             memory_counters=devices.kind == "cuda",
         )
+        if self._generator is not None:
+            self._renew_generator(self._generator)
         return str(transformers.__version__)
 
     def load(self) -> None:
@@ -213,6 +216,18 @@ class TransformersEngine:
                 generator.model, generator.open_ended(), self._settings.batch_size, generator.eos_ids, longest
             )
         return self._continuous
+
+    def _renew_generator(self, before: Generator) -> None:
+        """Generate as the newly prepared settings say, on the model that is loaded."""
+        from pytest_llem.engines.transformers.generation import Generator
+
+        if self._continuous is not None:
+            self._continuous.close()
+            self._continuous = None
+        decoding = self._prepared().decoding
+        self._generator = Generator(
+            before.model, self._settings, decoding, pad_id=before.pad_id, eos_ids=before.eos_ids
+        )
 
     def _prepared(self) -> ExperimentConfig:
         if self._config is None:

@@ -50,6 +50,7 @@ class FaultyEngine:
 
     name = "faulty"
     capabilities = Capabilities(token_times=True)
+    without_reload = ("workload", "decoding")
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
         """Remember the fault."""

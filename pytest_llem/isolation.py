@@ -1,0 +1,55 @@
+"""What `execution.isolation` cannot be combined with: found before anything runs, and told as a usage error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.errors import LlemError, StudyError
+
+if TYPE_CHECKING:
+    from pytest_llem.session import LlemSession
+    from pytest_llem.study import Study
+
+
+class IsolationError(StudyError):
+    """A study asks for an isolation that does not go with its order, its runner or the way pytest was called."""
+
+    category = "isolation"
+
+
+def refuse_combinations(config: pytest.Config, session: LlemSession) -> None:
+    """Raise `pytest.UsageError` for a study of the command line whose isolation does not go with the rest.
+
+    A study that cannot be loaded is left to collection, which says what is wrong and where.
+    """
+    from pytest_llem.plugin import names_study
+
+    for argument in config.args:
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        if names_study(argument) and path.is_file():
+            try:
+                session.study(path)
+            except IsolationError as error:
+                raise pytest.UsageError(str(error)) from None
+            except LlemError:
+                continue
+
+
+def require_possible(study: Study, session: LlemSession) -> None:
+    """Raise `IsolationError` when engines that stay loaded cannot be had, because others would need their devices."""
+    isolation = study.execution.isolation
+    if isolation == "process":
+        return
+    said = f"{study.locate('execution.isolation')}: execution.isolation: {isolation} cannot be combined with"
+    if study.execution.order != "sequential":
+        raise IsolationError(
+            f"{said} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
+        )
+    if session.run.worker is not None or session.config.getoption("dist", "no") != "no":
+        raise IsolationError(f"{said} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
+    for engine in dict.fromkeys(experiment.engine for experiment in study.experiments):
+        runner = session.runner_spec(engine, study).name
+        if runner != "local":
+            raise IsolationError(f"{said} the runner {runner}", fix="use the runner local, or isolation: process")
