@@ -66,6 +66,12 @@ class NvmlMeter:
         """The latest power summed over the GPUs."""
         return self._sampler.power_w() if self._sampler is not None else None
 
+    def calibrations(self) -> tuple[calibration.Calibration, ...]:
+        """What is known of the metered GPUs' counters under their driver."""
+        gpus = self._opened() if self._sampler is not None else []
+        found = [calibration.load(gpu.uuid, gpu.driver) for gpu in gpus]
+        return tuple(known for known in found if known is not None)
+
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """Wait for the counter's step behind the last window, end sampling, and account every window."""
         if self._sampler is None:
@@ -75,11 +81,15 @@ class NvmlMeter:
         self._edges.mark()
         cpu_s = self._sampler.cpu_time_s()
         problem = self._sampler.stop()
-        gpus = [GpuFacts.from_json(fact) for fact in _listed(self._sampler.facts.get("gpus"))]
+        gpus = self._opened()
         self._sampler = None
         accounts = Accounts(self._setup, gpus, windows)
         host = rapl.host_energy(windows, self._edges.series(self._setup.samples_path)) if self._edges.domains else None
         return accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
+
+    def _opened(self) -> list[GpuFacts]:
+        assert self._sampler is not None
+        return [GpuFacts.from_json(fact) for fact in _listed(self._sampler.facts.get("gpus"))]
 
 
 def _listed(value: object) -> list[Mapping[str, object]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from pytest_llem.energy.calibration import Calibration
 from pytest_llem.errors import JsonValue
 
 Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
@@ -127,3 +128,11 @@ class Meter(Protocol):
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """End reading and account every window's energy."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A meter that knows its sensors (an optional part of the meter protocol)."""
+
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """Those of the metered devices that were calibrated, once the meter has started."""

@@ -12,6 +12,8 @@ SHORT_WINDOW_S = 3.0
 QUIET_STEPS = 5
 ASSUMED_PERIOD_S = 0.1
 MAX_QUIET_S = 3.0
+MAX_LEAD_REPEAT_S = 5.0
+"""Repeats are whole: one that takes longer costs more before and after a window than quiet sides do."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,27 @@ class Sides:
     seconds: float
 
 
-def sides_for(meter: str, window_s: float, known: Sequence[Calibration] = (), *, can_synchronise: bool = True) -> Sides:
+NO_SIDES = Sides("none", 0.0)
+
+
+def sides_for(
+    meter: str,
+    window_s: float,
+    known: Sequence[Calibration] = (),
+    *,
+    can_synchronise: bool = True,
+    repeat_s: float | None = None,
+) -> Sides:
     """The sides that pay for a window of about this length.
 
     Only a stepping counter needs any. Quiet sides cost idle seconds and give an exact edge, so they are for windows
-    under 3 s of an engine that can be synchronised; longer ones lose little by an edge inside the load.
+    under 3 s of an engine that can be synchronised; longer ones lose little by an edge inside the load, and clocks and
+    temperature stay those of the load. `repeat_s` is how long one repeat of the load takes, where that is known.
     """
     if meter != "nvml":
-        return Sides("none", 0.0)
+        return NO_SIDES
     period_s = max((one.period_ns / 1e9 for one in known), default=ASSUMED_PERIOD_S)
-    if can_synchronise and window_s < SHORT_WINDOW_S:
+    too_long = repeat_s is not None and repeat_s > MAX_LEAD_REPEAT_S
+    if can_synchronise and (window_s < SHORT_WINDOW_S or too_long):
         return Sides("quiet", min(MAX_QUIET_S, QUIET_STEPS * period_s))
-    return Sides("same_load", 2 * period_s)
+    return NO_SIDES if too_long else Sides("same_load", 2 * period_s)

@@ -19,6 +19,7 @@ from pytest_llem.engines.protocol import Engine, KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
+from pytest_llem.worker.arrangement import Arrangement
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
@@ -29,9 +30,6 @@ from pytest_llem.worker.repeats import Observed, RepeatRunner
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import build_workload
-
-QUIET_SIDE_S = 0.5
-"""Quiet on each side of a window on a GPU: five periods of an energy counter that ticks every 100 ms."""
 
 
 def run_cycle(
@@ -135,7 +133,8 @@ def _measure(
     config, settings = job.config, job.config.measurement
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
-    recorder = WindowRecorder(events, metering.meter, QUIET_SIDE_S if on_gpu and is_metered else 0.0)
+    arrangement = Arrangement(job, metering.meter)
+    recorder = WindowRecorder(events, metering.meter, arrangement.quiet_s)
 
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
@@ -167,15 +166,20 @@ def _measure(
 
     gc.collect()
     resettable = reset_peak_rss()
+    sides = arrangement.of(engine, settings.min_duration_s, runner.last_repeat_s)
+    events.emit("phase", "measure")
+    if sides.kind == "same_load":
+        runner.lead(sides.seconds)
     engine.reset_peak_memory()
     if isinstance(engine, KeepsStatistics):
         engine.reset_statistics()
-    events.emit("phase", "measure")
-    with recorder.window("measure", engine, quiet_sides=True) as window:
+    with recorder.window("measure", engine, quiet_sides=sides.kind == "quiet") as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
     statistics = engine.statistics() if isinstance(engine, KeepsStatistics) else {}
+    if sides.kind == "same_load":
+        runner.lead(sides.seconds)
     observed = runner.observed(passes)
     if engine.capabilities.serves:
         arrival = config.workload.arrival

@@ -52,6 +52,7 @@ class RepeatRunner:
         self._events = events
         self._heartbeat = heartbeat
         self._cache_states: set[CacheState] = set()
+        self.last_repeat_s: float | None = None
 
     def warm_up(self, settings: WarmupSettings, power_w: Callable[[], float | None] | None) -> WarmupOutcome:
         """Repeat until latency, and power where it can be read, have converged, or a cap is reached."""
@@ -66,10 +67,20 @@ class RepeatRunner:
             passes.append(self._run(progress))
             power = power_w() if power_w is not None else None
             powers += [power] if power is not None else []
+            self.last_repeat_s = passes[-1].duration_s
             cv = latency_cv([p.completions for p in passes], [p.duration_s for p in passes], settings.window)
             power_cv = coefficient_of_variation(powers[-settings.window :]) if powers else None
             reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
         return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv)
+
+    def lead(self, duration_s: float) -> None:
+        """Whole repeats that nobody measures, at least one: the load goes on beyond the edge of a window."""
+        progress = ProgressReporter(self._events, self._heartbeat, "lead")
+        measured, self._cache_states = self._cache_states, set()
+        started_ns = time.monotonic_ns()
+        while (self._run(progress).end_ns - started_ns) / 1e9 < duration_s:
+            progress.repeat += 1
+        self._cache_states = measured
 
     def measure(self, min_duration_s: float) -> list[Pass]:
         """Whole repeats, at least one, until `min_duration_s` have passed; for `observed` when the window is closed."""

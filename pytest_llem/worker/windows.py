@@ -22,16 +22,17 @@ class OpenWindow:
 class WindowRecorder:
     """Opens and closes windows, and tells the receiver of the events about them.
 
-    At each edge the engine is brought to rest first, so that work never crosses an edge. `lead_s` is how long the
+    At each edge the engine is brought to rest first, so that work never crosses an edge. `quiet_s` is how long the
     device is then left alone on each side of a window that asks for it: an energy counter that ticks every 100 ms is
-    read far better with quiet around the window.
+    read far better with quiet around the window. Only an engine that answers `synchronized` is quiet: one that has
+    drained its requests may still be at work.
     """
 
-    def __init__(self, events: EventLog, meter: Meter | None, lead_s: float) -> None:
+    def __init__(self, events: EventLog, meter: Meter | None, quiet_s: float) -> None:
         self.windows: list[Window] = []
         self._events = events
         self._meter = meter
-        self._lead_s = lead_s
+        self._quiet_s = quiet_s
         self._quiet_since_ns: int | None = None
 
     @contextmanager
@@ -43,7 +44,7 @@ class WindowRecorder:
         opened = OpenWindow()
         start_ns = self._mark()
         yield opened
-        synchronised = engine is None or engine.quiesce() != "unknown"
+        synchronised = engine is None or engine.quiesce() == "synchronized"
         end_ns = self._mark()
         self._events.emit("window_end", name, index=index, start_ns=start_ns, end_ns=end_ns)
         quiet_after_s: float | None = None
@@ -57,7 +58,7 @@ class WindowRecorder:
         self._quiet_since_ns = None
 
     def _rest(self, engine: Engine | None, quiet_sides: bool) -> float | None:
-        if engine is not None and engine.quiesce() == "unknown":
+        if engine is not None and engine.quiesce() != "synchronized":
             self._quiet_since_ns = None
             return None
         if not quiet_sides:
@@ -66,9 +67,9 @@ class WindowRecorder:
         return self._wait()
 
     def _wait(self) -> float | None:
-        if self._lead_s <= 0 or self._quiet_since_ns is None:
+        if self._quiet_s <= 0 or self._quiet_since_ns is None:
             return None
-        time.sleep(self._lead_s)
+        time.sleep(self._quiet_s)
         return (time.monotonic_ns() - self._quiet_since_ns) / 1e9
 
     def _mark(self) -> int:

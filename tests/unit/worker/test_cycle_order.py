@@ -341,17 +341,6 @@ def test_a_meter_on_the_host_is_not_opened_in_the_worker(
     assert "idle" in {window.name for window in measurement.windows}
 
 
-def test_a_gpu_window_has_quiet_sides(
-    engine: ScriptedEngine, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("pytest_llem.worker.cycle.QUIET_SIDE_S", 0.02)
-    job = dataclasses.replace(make_job(), devices=DeviceSet("cuda", ("GPU-1",)))
-    window = run(job, tmp_path).windows[-1]
-    assert window.quiet_before_s is not None
-    assert window.quiet_after_s is not None
-    assert min(window.quiet_before_s, window.quiet_after_s) >= 0.02
-
-
 def test_heartbeats_stop_when_the_engine_is_stuck(
     engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
 ) -> None:

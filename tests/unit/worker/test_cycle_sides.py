@@ -1,0 +1,157 @@
+"""Real cycles on simulated GPUs: what happens on both sides of the measure window, and that its energy is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.energy.protocol import Window, WindowEnergy
+from pytest_llem.engines.protocol import Quiesced
+from pytest_llem.job import DeviceSet, IdleSettings, MeasurementSettings, MeterSettings, WarmupSettings, read_events
+from pytest_llem.measurement import Measurement
+from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
+from tests.simulated_nvml.simulation import Simulation
+from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
+from tests.unit.worker.test_cycle_order import ScriptedEngine, make_job, run
+
+__all__ = ["make_simulation", "simulated_nvml_library", "simulation"]
+
+
+class GpuEngine(ScriptedEngine):
+    """Loads the simulated GPU while it generates."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self.gpu = simulation.gpus[0]
+        self.state: Quiesced = "synchronized"
+        self.repeat_s = 0.05
+        self.on_generate = self.work
+
+    def work(self) -> None:
+        self.gpu.set_power(BUSY_W)
+        time.sleep(self.repeat_s)
+        self.gpu.set_power(IDLE_W)
+
+    def quiesce(self) -> Quiesced:
+        self._note("quiesce")
+        return self.state
+
+
+@pytest.fixture
+def engine(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> GpuEngine:
+    quicken(simulation)
+    # Longer than elsewhere: a busy machine reads some steps late, and three of five must be close.
+    simulation.gpus[0].period_ns = 40_000_000
+    calibrate(simulation)
+    made = GpuEngine(simulation)
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
+    return made
+
+
+def cycle(simulation: Simulation, path: Path, *, min_duration_s: float = 0.1, meter: str = "auto") -> Measurement:
+    settings = MeasurementSettings(min_duration_s, WarmupSettings(1, 1), IdleSettings(0.1, 0.0))
+    job = dataclasses.replace(
+        make_job(measurement=settings), devices=DeviceSet("cuda", uuids(simulation)), meter=MeterSettings(meter)
+    )
+    return run(job, path)
+
+
+def measured(measurement: Measurement) -> tuple[Window, WindowEnergy]:
+    assert measurement.energy is not None
+    (window,) = [window for window in measurement.windows if window.name == "measure"]
+    (energy,) = [energy for energy in measurement.energy.windows if energy.name == "measure"]
+    return window, energy
+
+
+def assert_right(engine: GpuEngine, energy: WindowEnergy) -> None:
+    assert energy.uncertainty_j is not None
+    truth_j = engine.gpu.energy_between_j(energy.start_ns, energy.end_ns)
+    assert energy.energy_j == pytest.approx(truth_j, abs=energy.uncertainty_j)
+    assert energy.uncertainty_j < 0.1 * truth_j
+
+
+def test_a_short_window_rests_for_five_of_the_calibrated_periods(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path
+) -> None:
+    window, energy = measured(cycle(simulation, tmp_path))
+
+    assert window.quiet_before_s is not None
+    assert window.quiet_after_s is not None
+    assert 0.2 <= window.quiet_before_s < 0.5
+    assert energy.estimator == "counter_outer_edge"
+    assert_right(engine, energy)
+
+
+@pytest.mark.parametrize("state", ["drained", "unknown"])
+def test_an_engine_that_is_not_synchronised_is_never_taken_for_quiet(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path, state: Quiesced
+) -> None:
+    engine.state = state
+
+    window, energy = measured(cycle(simulation, tmp_path))
+
+    assert (window.quiet_before_s, window.quiet_after_s) == (None, None)
+    assert energy.estimator == "counter_interpolated"
+
+
+def test_a_long_window_lies_inside_the_same_load(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.15)
+
+    measurement = cycle(simulation, tmp_path, min_duration_s=0.3)
+
+    window, energy = measured(measurement)
+    assert (window.quiet_before_s, window.quiet_after_s) == (None, None)
+    assert energy.estimator == "counter_interpolated"
+    assert_right(engine, energy)
+    calls = engine.calls
+    first, last = calls.index("reset_peak_memory"), calls.index("memory")
+    assert calls[first + 1 : last].count("generate") == len(measurement.repeats)
+    # One repeat warms up; then comes the lead-in, and behind the window the lead-out.
+    assert calls[:first].count("generate") >= 2
+    assert calls[last:].count("generate") >= 1
+    assert measurement.requests[0].start_ns >= window.start_ns
+    assert "lead" in {e["name"] for e in read_events(tmp_path / "events.jsonl") if e["event"] == "progress"}
+
+
+def test_leads_leave_no_trace_in_what_was_observed(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that could not be emptied before the lead-out is no fault of the window."""
+    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.0)
+    memory = engine.memory
+
+    def then_unknown() -> tuple[()]:
+        memory()
+        engine.cache_state = "unknown"
+        return ()
+
+    monkeypatch.setattr(engine, "memory", then_unknown)
+
+    measurement = cycle(simulation, tmp_path)
+
+    assert measurement.engine.cache_reset == "cleared"
+    assert "prefix_cache_not_reset" not in {note.code for note in measurement.invalid}
+
+
+def test_a_repeat_too_long_to_be_wasted_gets_quiet_sides(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.0)
+    monkeypatch.setattr("pytest_llem.energy.sides.MAX_LEAD_REPEAT_S", 0.01)
+
+    window, _ = measured(cycle(simulation, tmp_path))
+
+    assert window.quiet_before_s is not None
+    assert window.quiet_after_s is not None
+
+
+def test_a_meter_of_the_cpu_arranges_nothing(simulation: Simulation, engine: GpuEngine, tmp_path: Path) -> None:
+    window, _ = measured(cycle(simulation, tmp_path, meter="estimate"))
+
+    assert (window.quiet_before_s, window.quiet_after_s) == (None, None)
+    assert engine.calls.count("generate") == 1 + 2
