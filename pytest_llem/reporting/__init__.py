@@ -12,9 +12,7 @@ import pytest
 from pytest_llem.reporting.github import ACTIONS_VARIABLE, annotation, write_step_summary
 from pytest_llem.reporting.html import HtmlReport, report_of
 from pytest_llem.reporting.live import ANNOUNCEMENTS, LiveStatus
-from pytest_llem.reporting.plan import plan_lines
 from pytest_llem.reporting.table import saved_lines, summary_lines
-from pytest_llem.results.gate_files import read_gates
 
 if TYPE_CHECKING:
     from pytest_llem.session import LlemSession
@@ -78,6 +76,8 @@ class Reporting:
         run_dir = self._session.run_dir
         if (run_dir / "run.json").exists():
             self._session.conclude(self._failing)
+            from pytest_llem.results.gate_files import read_gates
+
             write_step_summary(self._session.rows, read_gates(run_dir), run_dir)
             for leftover in (run_dir / ANNOUNCEMENTS).glob("*"):
                 leftover.unlink(missing_ok=True)
@@ -85,13 +85,18 @@ class Reporting:
             self._report = report_of(self._session, self._session.options.html)
         return self._report is None or self._report.written
 
+    def _plan(self) -> list[str]:
+        from pytest_llem.reporting.plan import plan_lines
+
+        return plan_lines(self._session)
+
     def summary(self) -> None:
         """Print the plan of a dry run, or one row per experiment and where the artifacts are."""
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
         if self._session.options.collect_only:
-            lines = plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
+            lines = self._plan() if self._config.get_verbosity() >= 0 else []
             title = "llem plan"
         else:
             lines = summary_lines(

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-import pyarrow as pa
-
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.results.schema import Result
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pandas import DataFrame
 
 Cell = str | int | float | bool | None
@@ -73,19 +72,18 @@ class Results(Sequence[Result]):
 
     def to_table(self) -> pa.Table:
         """A pyarrow table with one row per result; the `COLUMNS` come first and are always there."""
+        import pyarrow as pa
+
         rows = self.rows()
         settings = sorted({name for row in rows for name in row} - set(COLUMNS))
         columns = {name: [row.get(name) for row in rows] for name in (*COLUMNS, *settings)}
         kinds = {**COLUMNS, **{name: _kind(columns[name]) for name in settings}}
         for name in settings:
-            if kinds[name] == pa.string():
+            if kinds[name] == "string":
                 columns[name] = [None if cell is None else str(cell) for cell in columns[name]]
-        schema = pa.schema(
-            [
-                pa.field(name, kind, metadata={"unit": METRICS[name].unit} if name in METRICS else None)
-                for name, kind in kinds.items()
-            ]
-        )
+        types = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_(), "double": pa.float64()}
+        units = {name: {"unit": METRICS[name].unit} for name in kinds if name in METRICS}
+        schema = pa.schema([pa.field(name, types[kind], metadata=units.get(name)) for name, kind in kinds.items()])
         return pa.Table.from_pydict(columns, schema=schema)
 
     def to_dataframe(self) -> DataFrame:
@@ -97,46 +95,47 @@ class Results(Sequence[Result]):
         return pd.DataFrame(self.to_table().to_pylist())
 
 
-COLUMNS: dict[str, pa.DataType] = {
-    "run_id": pa.string(),
-    "source_run": pa.string(),
-    "study": pa.string(),
-    "experiment": pa.string(),
-    "config_hash": pa.string(),
-    "cycle": pa.int64(),
-    "attempt": pa.int64(),
-    "created_at": pa.string(),
-    "valid": pa.bool_(),
-    "reasons": pa.string(),
-    "warnings": pa.string(),
-    "model": pa.string(),
-    "engine": pa.string(),
-    "engine_version": pa.string(),
-    "dtype": pa.string(),
-    "runner": pa.string(),
-    "device_kind": pa.string(),
-    "device_count": pa.int64(),
-    "meter": pa.string(),
-    "measured": pa.bool_(),
-    "scope": pa.string(),
-    "uncertainty_j": pa.float64(),
-    "input_tokens": pa.int64(),
-    "output_tokens": pa.int64(),
-    "repeats": pa.int64(),
-    "measure_s": pa.float64(),
-    **{name: pa.float64() for name in METRICS},
+COLUMNS: dict[str, str] = {
+    "run_id": "string",
+    "source_run": "string",
+    "study": "string",
+    "experiment": "string",
+    "config_hash": "string",
+    "cycle": "int64",
+    "attempt": "int64",
+    "created_at": "string",
+    "valid": "bool",
+    "reasons": "string",
+    "warnings": "string",
+    "model": "string",
+    "engine": "string",
+    "engine_version": "string",
+    "dtype": "string",
+    "runner": "string",
+    "device_kind": "string",
+    "device_count": "int64",
+    "meter": "string",
+    "measured": "bool",
+    "scope": "string",
+    "uncertainty_j": "double",
+    "input_tokens": "int64",
+    "output_tokens": "int64",
+    "repeats": "int64",
+    "measure_s": "double",
+    **dict.fromkeys(METRICS, "double"),
 }
-"""Columns of every table and CSV, in order: added to at the end in later versions, never renamed."""
+"""Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,
+never renamed. pyarrow itself is imported when a table is made: it is large, and collection does not need it."""
 
 
-def _kind(cells: Sequence[Cell]) -> pa.DataType:
+def _kind(cells: Sequence[Cell]) -> str:
     """The one type that holds every cell; text where they differ."""
     found = {type(cell) for cell in cells} - {type(None)}
     if found == {bool}:
-        return pa.bool_()
+        return "bool"
     if found == {int}:
-        return pa.int64()
-    return pa.float64() if found and found <= {int, float} else pa.string()
+        return "int64"
+    return "double" if found and found <= {int, float} else "string"
 
 
 def _row(result: Result) -> dict[str, Cell]:
