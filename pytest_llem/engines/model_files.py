@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
+from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.errors import LlemError, ModelNotFoundError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
@@ -16,10 +16,14 @@ HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What to hand to the engine's loader: a directory (`local`) or a hub id."""
+    """What to hand to the engine's loader: a directory (`local`) or a hub id.
+
+    `offline` says why the hub cannot be asked: then only what its cache holds can be loaded.
+    """
 
     location: str
     local: bool
+    offline: str | None = None
 
 
 def find_model(model: str) -> ModelSource:
@@ -38,22 +42,30 @@ def find_model(model: str) -> ModelSource:
             fix="correct the path; a hub id has the form OWNER/NAME",
             details={"model": model},
         )
-    return ModelSource(model, local=False)
+    return ModelSource(model, local=False, offline=hub_obstacle())
 
 
-def unreachable(model: str, problem: Exception) -> LlemError:
-    """The error for a model that its loader could not find, with the cause that the loader names."""
+def on_hub(model: str) -> bool:
+    """Whether a study's `model` is a hub id rather than something on this machine."""
+    return not is_builtin(model) and not Path(model).expanduser().exists()
+
+
+def unreachable(model: str, problem: Exception, offline: str | None = None) -> LlemError:
+    """The error for a model that its loader could not find, with the cause: why the hub was not asked, or its words."""
     names = {cls.__name__ for cls in type(problem).__mro__}
     text = " ".join(str(problem).split())
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or os.environ.get("TRANSFORMERS_OFFLINE", "") == "1"
+    if offline is not None:
+        return ModelNotFoundError(
+            f"model {model!r} is not in the local cache, and cannot be fetched: {offline}",
+            fix="download it where the hub can be reached, give a local path, or use builtin:tiny-llama",
+            details={"model": model, "type": type(problem).__name__},
+        )
     if "GatedRepoError" in names or "gated repo" in text.lower():
         fix = "accept the model's terms on the hub and set HF_TOKEN"
     elif "RepositoryNotFoundError" in names or "is not a valid model identifier" in text:
         fix = "correct the model's name; for a private model set HF_TOKEN"
     elif Path(model).exists() or is_builtin(model):
         fix = "complete the directory: config.json, tokenizer files and safetensors weights"
-    elif offline:
-        fix = "the hub is switched off (HF_HUB_OFFLINE): download the model first, or use builtin:tiny-llama"
     else:
         fix = "offline? the hub was not reached: download the model first, give a local path, or use builtin:tiny-llama"
     return ModelNotFoundError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job import WorkloadSettings
 
@@ -125,7 +127,11 @@ def _opened(path: Path) -> Any:
 
 
 def _hub_texts(settings: WorkloadSettings) -> Iterator[str]:
-    """Rows of a hub data set, streamed, so that no more is downloaded than is used."""
+    """Rows of a hub data set, streamed, so that no more is downloaded than is used; from the cache when offline."""
+    offline = hub_obstacle()
+    if offline is not None:
+        # Read when the package is imported, which else asks the hub for half a minute before it looks into its cache.
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -135,12 +141,18 @@ def _hub_texts(settings: WorkloadSettings) -> Iterator[str]:
         ) from None
     split = settings.split or "train"
     try:
-        streaming = settings.order != "shuffled"
+        streaming = settings.order != "shuffled" and offline is None
         rows = datasets.load_dataset(settings.dataset, split=split, revision=settings.revision, streaming=streaming)
         for number, row in enumerate(rows):
             yield _text_of(dict(row), settings.column, f"{settings.dataset}[{split}][{number}]")
     except (OSError, ValueError, RuntimeError) as problem:
         text = " ".join(str(problem).split())[:300]
+        if offline is not None:
+            raise WorkloadError(
+                f"workload.dataset {settings.dataset!r} is not in the local cache, and cannot be fetched: {offline}",
+                fix="download it where the hub can be reached, give a .jsonl file, or use workload.dataset: synthetic",
+                details={"type": type(problem).__name__, "cause": text},
+            ) from problem
         raise WorkloadError(
             f"workload.dataset {settings.dataset!r} cannot be read: {text}",
             fix="offline? download it first, give a .jsonl file, or use workload.dataset: synthetic",

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
-from pytest_llem.engines.model_files import ModelSource, find_model, unreachable
+from pytest_llem.engines.hub import hub_obstacle
+from pytest_llem.engines.model_files import ModelSource, find_model, on_hub, unreachable
 from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
 from pytest_llem.job import ExperimentConfig
@@ -37,7 +38,9 @@ def load(config: ExperimentConfig, settings: TransformersSettings, device: str) 
     transformers_logging.disable_progress_bar()
     source = find_model(config.model)
     revision = settings.revision or config.revision
-    hub = {"trust_remote_code": config.trust_remote_code, "revision": revision or "main"}
+    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision or "main"}
+    if source.offline is not None:
+        hub["local_files_only"] = True
     model_config = _load_config(config.model, source, hub)
     tokenizer, tokenizer_name = _load_tokenizer(config, source, hub)
     torch.manual_seed(config.seed)
@@ -58,7 +61,7 @@ def _load_config(model: str, source: ModelSource, hub: dict[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(source.location, **hub)
     except OSError as problem:
-        raise unreachable(model, problem) from problem
+        raise unreachable(model, problem, source.offline) from problem
     except ValueError as problem:
         fix = "upgrade transformers, or set trust_remote_code: true if you trust the model's own code"
         raise EngineError(f"model {model!r}: {' '.join(str(problem).split())[:300]}", fix=fix) from problem
@@ -70,7 +73,7 @@ def _load_tokenizer(config: ExperimentConfig, source: ModelSource, hub: dict[str
     except (OSError, ValueError, TypeError, KeyError) as problem:
         # A directory that holds nothing but a config is enough for random weights: any token ids will do.
         if config.weights != "dummy":
-            raise unreachable(config.model, problem) from problem
+            raise unreachable(config.model, problem, source.offline) from problem
         return AutoTokenizer.from_pretrained(builtin_path(FALLBACK_TOKENIZER)), FALLBACK_TOKENIZER
 
 
@@ -94,7 +97,7 @@ def _real_model(
     except ImportError as problem:
         raise _missing_package(problem) from problem
     except OSError as problem:
-        raise unreachable(config.model, problem) from problem
+        raise unreachable(config.model, problem, source.offline) from problem
     except (ValueError, TypeError, AttributeError) as problem:
         raise _refused(config.model, problem) from problem
 
@@ -156,10 +159,12 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         peft = importlib.import_module("peft")
     except ImportError as problem:
         raise EngineNotInstalledError("lora: the package 'peft' is not installed", fix="pip install peft") from problem
+    offline = hub_obstacle() if on_hub(adapter) else None
     try:
-        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        adapted = peft.PeftModel.from_pretrained(model, adapter, local_files_only=offline is not None)
     except (OSError, ValueError) as problem:
-        raise unreachable(adapter, problem) from problem
+        raise unreachable(adapter, problem, offline) from problem
+    return adapted.merge_and_unload()
 
 
 def _compiled(model: Any, settings: TransformersSettings) -> Any:

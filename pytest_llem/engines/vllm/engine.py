@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
+from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
-from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, unreachable
+from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -72,6 +73,9 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if on_hub(config.model) and hub_obstacle() is not None:
+            # Read when vLLM imports the hub's client, which else tries for half a minute; the cache is used as before.
+            os.environ["HF_HUB_OFFLINE"] = "1"
         try:
             import vllm
             from vllm.engine.arg_utils import EngineArgs
@@ -121,7 +125,7 @@ class VLLMEngine:
         try:
             self._llm = vllm.LLM(**arguments)
         except OSError as problem:
-            raise unreachable(config.model, problem) from problem
+            raise unreachable(config.model, problem, self._source.offline) from problem
         except (ValueError, TypeError, RuntimeError) as problem:
             raise self._load_error(problem) from problem
         self._statistics.attach(self._llm.llm_engine)
@@ -246,9 +250,12 @@ class VLLMEngine:
         return self._statistics.read()
 
     def load_times(self) -> Mapping[str, float | None]:
-        """See `TimesLoad.load_times`; a core in a process of its own does not tell."""
-        compilation = self._ready().llm_engine.vllm_config.compilation_config
-        return {"compile_s": float(compilation.compilation_time) if self._arguments.devices == 1 else None}
+        """See `TimesLoad.load_times`; a core in a process of its own does not tell, nor does every kind of compiler."""
+        vllm_config = self._ready().llm_engine.vllm_config
+        seconds = float(vllm_config.compilation_config.compilation_time)
+        if self._arguments.devices > 1 or (seconds == 0 and not vllm_config.model_config.enforce_eager):
+            return {"compile_s": None}
+        return {"compile_s": seconds}
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""

@@ -1,0 +1,50 @@
+"""Whether the hub can be asked at all: found out once and quickly, before a library tries for half a minute."""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+DEADLINE_S = 5.0
+GATEWAY_ERRORS = (502, 503, 504)
+"""Answers of a proxy, or of the hub itself, that say that nobody is there to serve."""
+
+
+def hub_obstacle() -> str | None:
+    """Why nothing can be had from the hub, or `None`; what lies in the local cache can be used all the same."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "the hub is switched off (HF_HUB_OFFLINE)"
+    return probe(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
+
+
+@functools.cache
+def probe(endpoint: str, deadline_s: float = DEADLINE_S) -> str | None:
+    """Why an endpoint does not answer within the deadline, or `None` when it does, whatever the answer.
+
+    Proxies from the environment are used. Asked once per process.
+    """
+    found: list[str | None] = []
+    # A look-up of a name can take longer than any socket's timeout: hence the thread.
+    thread = threading.Thread(target=lambda: found.append(_ask(endpoint, deadline_s)), daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    return found[0] if found else f"{endpoint} did not answer within {deadline_s:g} s"
+
+
+def _ask(endpoint: str, timeout_s: float) -> str | None:
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return None
+    except urllib.error.HTTPError as answer:
+        return f"{endpoint} answered {answer.code} {answer.reason}" if answer.code in GATEWAY_ERRORS else None
+    except urllib.error.URLError as problem:
+        # Certificates are the library's business: it may know authorities that Python does not.
+        return None if isinstance(problem.reason, ssl.SSLError) else f"{endpoint} was not reached: {problem.reason}"
+    except (OSError, ValueError) as problem:
+        return f"{endpoint} was not reached: {problem}"
