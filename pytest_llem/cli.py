@@ -87,6 +87,29 @@ def run_compare(options: argparse.Namespace) -> int:
     return commands.compare_runs(options)
 
 
+def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `llem gate-power`."""
+    verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
+    verb.add_argument("paths", metavar="DIR", type=Path, nargs="*", help="runs whose noise counts; or state --noise")
+    verb.add_argument("--metric", default="joules_per_output_token", help="whose noise (default: %(default)s)")
+    verb.add_argument("--noise", metavar="PERCENT", help="standard deviation between the cycles of a run")
+    verb.add_argument("--between-runs", metavar="PERCENT", help="the same between runs (default: measured, or 0%%)")
+    verb.add_argument("--limit", metavar="PERCENT", default="5%", help="the gate's limit (default: 5%%)")
+    verb.add_argument("--regression", metavar="PERCENT", default="10%", help="what is to be found (default: 10%%)")
+    verb.add_argument("--power", metavar="PERCENT", default="95%", help="in what share of gates (default: 95%%)")
+    verb.add_argument("--baseline-runs", type=int, metavar="N", default=1, help="runs in the baseline (default: 1)")
+    verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run=run_gate_power)
+
+
+def run_gate_power(options: argparse.Namespace) -> int:
+    """Print what gates find with how many cycles."""
+    from pytest_llem.results.gate_power_command import gate_power
+
+    return gate_power(options)
+
+
 def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `llem report`."""
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
@@ -153,7 +176,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     return doctor.run(options)
 
 
-VERBS = (add_schema, add_config, add_list, add_compare, add_report, add_export, add_doctor)
+VERBS = (add_schema, add_config, add_list, add_compare, add_gate_power, add_report, add_export, add_doctor)
 """Each adds one verb to the command line; a new verb is one more entry."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from pytest_llem.decode import encode
 from pytest_llem.errors import SettingsError
@@ -63,11 +65,15 @@ def list_all(options: argparse.Namespace) -> int:
 
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
-    files = [file for path in options.paths for file in result_files(path)]
-    results = Results(tuple(read_result(file) for file in counted(files, "reading")))
-    export(results, options.format, options.out)
+    export(read_all(options.paths), options.format, options.out)
     sys.stdout.write(f"{options.out}\n")
     return 0
+
+
+def read_all(paths: Sequence[Path]) -> Results:
+    """The results of runs, folders of runs or files, with a count on the terminal while it takes long."""
+    files = [file for path in paths for file in result_files(path)]
+    return Results(tuple(read_result(file) for file in counted(files, "reading")))
 
 
 def fail_if(text: str) -> FailIf:

@@ -19,7 +19,14 @@ from pytest_llem.containers.ephemeral import run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import host_metering
 from pytest_llem.containers.identity import current_identity
-from pytest_llem.containers.images import Tell, default_image, ensure_image, foreign_architecture, with_alternatives
+from pytest_llem.containers.images import (
+    Tell,
+    default_image,
+    ensure_image,
+    foreign_architecture,
+    image_facts,
+    with_alternatives,
+)
 from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
 from pytest_llem.containers.lease import remote_lease
 from pytest_llem.containers.options import (
@@ -119,6 +126,20 @@ class DockerRunner:
             except DockerError as error:
                 raise with_alternatives(error, engine, named=self.spec.image is not None) from None
         return self._images[name]
+
+    def known_image(self, engine: str) -> str | None:
+        """The digest, else the id, of an engine's image as it lies here; `None` where it does not, or nobody answers.
+
+        With `pull: always` the image is pulled first, since what the daemon has may be out of date.
+        """
+        try:
+            if self.settings.pull == "always":
+                image: ImageFacts | None = self.image(engine)
+            else:
+                image = image_facts(self.connect()[0], self.spec.image or default_image(engine, cuda_major()))
+        except LlemError:
+            return None
+        return None if image is None else image.digest or image.id
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Everything that would make cycles of this engine fail here, without pulling or loading anything."""

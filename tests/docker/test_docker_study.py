@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
 pytestmark = pytest.mark.docker
@@ -99,3 +101,27 @@ def test_a_worker_that_fails_in_its_container_leaves_evidence_and_the_others_go_
     [error, *_] = sorted(directory.glob("boxed/*raise*/c*/error.json"))
     assert json.loads(error.read_text())["category"] == "error"
     assert "bloom" in (error.parent / "worker.log").read_text()
+
+
+def test_results_are_reused_while_the_image_is_the_same_and_not_when_its_name_names_another(
+    place: Path, engine_image: str, client: docker.DockerClient
+) -> None:
+    """A tag moves: what was measured in another image of the same name is not the same measurement."""
+    name, runner = "llem-test-resume:1", "--llem-runner=docker:llem-test-resume:1"
+    client.images.get(engine_image).tag("llem-test-resume", "1")
+    try:
+        _, first = run(place, runner)
+        _, second = run(place, runner, "--llem-resume")
+        assert [item["source_run"] for item in items(second)] == [first.name] * 2
+        dockerfile = io.BytesIO(f"FROM {engine_image}\nLABEL other=1\n".encode())
+        client.images.build(fileobj=dockerfile, tag=name, rm=True)
+        _, third = run(place, runner, "--llem-resume")
+        assert [item["source_run"] for item in items(third)] == [None] * 2
+        assert all("image: sha256:" in item["not_reused"] for item in items(third))
+    finally:
+        client.images.remove(name, force=True)
+
+
+def items(directory: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((directory / "run.json").read_text())["items"]
+    return found

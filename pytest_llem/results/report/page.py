@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -12,12 +12,19 @@ from string import Template
 from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
+from pytest_llem.results.gates import Status
 from pytest_llem.results.judging import VERDICT_HEAD
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.report.charts import Chart, identity, power_spec
 from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow
 from pytest_llem.results.report.provenance import methods, settings_table
 
+VERDICT_WORDS: Mapping[Status, str] = {
+    "fail": "failed",
+    "not_comparable": "not comparable",
+    "inconclusive": "inconclusive",
+    "pass": "passed",
+}
 NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
 
@@ -40,7 +47,8 @@ def render(
     present = [entry for entry in sections if entry[2]]
     valid = len(content.results.valid)
     runs = len({result.run_id for result in content.results})
-    subtitle = f"{len(content.experiments)} experiments, {valid} of {len(content.results)} cycles valid, {runs} runs"
+    cycles = f"{valid} of {len(content.results)} cycles valid"
+    subtitle = f"{len(content.experiments)} experiments, {cycles}, {runs} run{'s' * (runs != 1)}"
     data: JsonValue = {
         "experiments": [
             {**identity(row), "axes": {axis: _text(row.settings.get(axis)) for axis in content.axes}}
@@ -173,15 +181,20 @@ def _gates(content: Content) -> str:
     if not reports:
         return ""
     several = len(content.gates) > 1
-    head = [*(["run"] if several else []), "experiment", *VERDICT_HEAD, "why"]
-    body = [
-        [*([run] if several else []), f"{report.study}[{report.experiment_id}]", *row.cells(), row.reason]
-        for run, report in reports
-        for row in report.rows
+    gate, verdict, *numbers = VERDICT_HEAD
+    head = [verdict, *(["run"] if several else []), "experiment", gate, *numbers]
+    names = [[*([run] if several else []), f"{report.study}[{report.experiment_id}]"] for run, report in reports]
+    judged = [(name, row) for name, (_, report) in zip(names, reports, strict=True) for row in report.rows]
+    body = [[cells[1], *name, cells[0], *cells[2:]] for name, row in judged for cells in (row.cells(),)]
+    counts = Counter(row.status for _, row in judged)
+    said = ", ".join(f"{counts[status]} {word}" for status, word in VERDICT_WORDS.items() if status in counts)
+    why = [
+        f"<li>{escape(' '.join([*name, row.metric]))}: {escape(row.reason)}</li>" for name, row in judged if row.reason
     ]
-    counts = Counter(row.status.replace("_", " ") for _, report in reports for row in report.rows)
-    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"<p>{said}.</p>" + _table(head, body, "Verdicts on budgets and against the baseline", wrap=True)
+    return (
+        f"<p>{said}.</p>{_table(head, body, 'Verdicts on budgets and against the baseline')}"
+        f"<details><summary>Why</summary><ul>{''.join(why)}</ul></details>"
+    )
 
 
 def _validity(content: Content) -> str:

@@ -1,0 +1,181 @@
+"""How many cycles a gate needs: by simulation through the public gate function, at the noise that was measured.
+
+Noise is the relative standard deviation of a metric over the cycles of one run, a linear drift taken out as gates do;
+between runs it is that of the runs' geometric means beyond what their cycles explain. Cycles are drawn from lognormal
+distributions: docs/gates.md shows what other shapes change.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from pytest_llem.errors import SettingsError
+from pytest_llem.results.collection import Results
+from pytest_llem.results.gates import MIN_CYCLES, judge_runs
+from pytest_llem.results.metrics import Metric
+from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
+from pytest_llem.results.tables import table
+
+CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
+TRIALS = 4000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a gate is to find under which noise; all but the counts are fractions, `alpha` is an error rate."""
+
+    noise: float
+    limit: float
+    regression: float
+    between_runs: float = 0.0
+    baseline_runs: int = 1
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` where the question makes no sense."""
+        if not 0 <= self.noise < 1 or not 0 <= self.between_runs < 1:
+            raise SettingsError("noise is a share between 0 % and 100 %", fix="write for example 2%")
+        if self.regression <= self.limit or self.limit <= 0:
+            raise SettingsError(
+                f"a regression of {self.regression:.3g} does not lie beyond a limit of {self.limit:.3g}",
+                fix="ask for a regression above a positive limit: below it a gate does not fail by design",
+            )
+        if self.baseline_runs < 1:
+            raise SettingsError("a gate needs a baseline run", fix="use 1 or more")
+
+
+@dataclass(frozen=True)
+class Power:
+    """Shares of gates, 0 to 1: the regression found; and on equal runs, undecided ones and false alarms."""
+
+    cycles: int
+    found: float
+    undecided: float
+    false_alarms: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An experiment's noise over its valid cycles, as fractions; `between_runs` is `None` below three runs."""
+
+    study: str
+    experiment_id: str
+    runs: int
+    cycles: int
+    within_run: float
+    between_runs: float | None
+
+
+def power(setting: Setting, cycles: int, *, trials: int = TRIALS, seed: int = 0) -> Power:
+    """What gates with so many cycles a side find, from `trials` pairs; equal seeds give equal answers."""
+    rng = random.Random(seed)
+    worse = 1 + setting.regression
+    found = undecided = alarms = 0
+    for _ in range(trials):
+        baselines = [_run(rng, setting, cycles) for _ in range(setting.baseline_runs)]
+        current = _run(rng, setting, cycles)
+        equal = judge_runs(baselines, current, setting.limit, alpha=setting.alpha)
+        undecided += equal.status == "inconclusive"
+        alarms += equal.status == "fail"
+        regressed = judge_runs(baselines, [value * worse for value in current], setting.limit, alpha=setting.alpha)
+        found += regressed.status == "fail"
+    return Power(cycles, found / trials, undecided / trials, alarms / trials)
+
+
+def needed(powers: Sequence[Power], wanted: float) -> int | None:
+    """The fewest cycles that find the regression in a share `wanted` of gates; `None` where none of them do."""
+    return next((entry.cycles for entry in powers if entry.found >= wanted), None)
+
+
+def measured_noise(results: Results, metric: Metric) -> Iterator[Noise]:
+    """The noise of each configuration with three valid cycles or more in one of its runs."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for result in results.valid:
+        value = metric.of(result)
+        if value is not None and value > 0 and result.source_run is None:
+            key = (result.study, result.experiment.config_hash)
+            names[key] = result.experiment.id
+            groups.setdefault(key, {}).setdefault(result.run_id, []).append(math.log(value))
+    for key, by_run in groups.items():
+        runs = [run for run in by_run.values() if len(run) >= MIN_CYCLES]
+        if runs:
+            within, _ = within_runs(runs)
+            yield Noise(
+                study=key[0],
+                experiment_id=names[key],
+                runs=len(runs),
+                cycles=sum(map(len, runs)),
+                within_run=math.sqrt(within),
+                between_runs=_between(runs, within) if len(runs) >= RUNS_FOR_ESTIMATE else None,
+            )
+
+
+def pooled(noises: Sequence[Noise]) -> Noise:
+    """One noise for all experiments: root mean squares, weighted by degrees of freedom."""
+    degrees = [noise.cycles - noise.runs for noise in noises]
+    between = [(noise.between_runs, noise.runs - 1) for noise in noises if noise.between_runs is not None]
+    return Noise(
+        study="",
+        experiment_id="all",
+        runs=max(noise.runs for noise in noises),
+        cycles=sum(noise.cycles for noise in noises),
+        within_run=math.sqrt(
+            sum(noise.within_run**2 * weight for noise, weight in zip(noises, degrees, strict=True)) / sum(degrees)
+        ),
+        between_runs=math.sqrt(sum(spread**2 * weight for spread, weight in between) / sum(w for _, w in between))
+        if between
+        else None,
+    )
+
+
+def _between(runs: Sequence[Sequence[float]], within: float) -> float:
+    """Standard deviation of the runs' levels, without the share that their cycles' own noise explains."""
+    means = [fmean(run) for run in runs]
+    return math.sqrt(max(0.0, variance(means) - within * fmean([1 / len(run) for run in runs])))
+
+
+def _run(rng: random.Random, setting: Setting, cycles: int) -> list[float]:
+    level = rng.lognormvariate(0, setting.between_runs)
+    return [level * rng.lognormvariate(0, setting.noise) for _ in range(cycles)]
+
+
+def lines(metric: str, setting: Setting, noises: Sequence[Noise], powers: Sequence[Power], wanted: float) -> list[str]:
+    """The measured noise, the table of cycles, and the answer in words."""
+    head = ("experiment", "runs", "cycles", "noise in a run", "between runs")
+    body = [
+        (
+            f"{noise.study}[{noise.experiment_id}]" if noise.study else noise.experiment_id,
+            str(noise.runs),
+            str(noise.cycles),
+            _percent(noise.within_run),
+            "-" if noise.between_runs is None else _percent(noise.between_runs),
+        )
+        for noise in (*noises, *([pooled(noises)] if len(noises) > 1 else []))
+    ]
+    measured = [f"noise of {metric}", *table(head, body), ""] if body else []
+    spreads = f"noise {_percent(setting.noise)} in a run and {_percent(setting.between_runs)} between runs"
+    runs = f"{setting.baseline_runs} baseline run{'s' * (setting.baseline_runs != 1)}"
+    question = f"limit {_percent(setting.limit)}, {spreads}, {runs}"
+    shares = [
+        (str(entry.cycles), f"{entry.found:.1%}", f"{entry.undecided:.1%}", f"{entry.false_alarms:.1%}")
+        for entry in powers
+    ]
+    regression = f"a regression of {_percent(setting.regression)}"
+    count = needed(powers, wanted)
+    answer = (
+        f"{count} cycles a side find {regression} in at least {_percent(wanted)} of gates"
+        if count is not None
+        else f"{regression} is not found in {_percent(wanted)} of gates with up to {powers[-1].cycles} cycles: "
+        "lower the noise, save more baseline runs, or ask for less"
+    )
+    columns = ("cycles", "found", "equal runs undecided", "false alarms")
+    return [*measured, question, *table(columns, shares), answer]
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g} %"

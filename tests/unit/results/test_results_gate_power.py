@@ -1,0 +1,74 @@
+"""`llem gate-power`: how many cycles find a regression, at stated noise and at a run's own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.cli import main
+from pytest_llem.results.gate_power import Setting, needed, power
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.store import RunStore
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+
+def test_five_cycles_find_what_the_documentation_promises() -> None:
+    """docs/gates.md: 8 % beyond a limit of 3 % at 2 % noise is found in 96 % of gates with five cycles."""
+    setting = Setting(noise=0.02, limit=0.03, regression=0.08)
+    powers = [power(setting, cycles, trials=1500) for cycles in (3, 5, 8)]
+    assert powers[1].found == pytest.approx(0.96, abs=0.02)
+    assert powers[1].undecided < 0.02
+    assert powers[1].false_alarms < 0.005
+    assert needed(powers, 0.95) == 5
+    assert needed(powers, 0.9999) is None
+
+
+def test_runs_that_differ_cost_power_and_raise_false_alarms() -> None:
+    quiet = power(Setting(0.01, 0.03, 0.06), 5, trials=600)
+    apart = power(Setting(0.01, 0.03, 0.06, between_runs=0.02), 5, trials=600)
+    assert apart.found < quiet.found - 0.1
+    assert apart.false_alarms > quiet.false_alarms
+
+
+def test_a_regression_within_the_limit_is_no_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gate-power", "--noise", "2%", "--limit", "5%", "--regression", "5%"]) == 2
+    assert main(["gate-power", "--noise", "2"]) == 2
+    assert main(["gate-power"]) == 2
+    said = capsys.readouterr().err
+    for part in ("does not lie beyond a limit", "'2' is no share", "--noise 2%"):
+        assert part in said
+
+
+def test_the_noise_of_runs_is_measured_within_and_between_them(
+    tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(3)
+    for place in range(8):
+        level = 10 * rng.lognormvariate(0, 0.05)
+        store = RunStore.create(tmp_path / "out", f"run-{place}", environment={"hostname": "here"})
+        for cycle in range(1, 9):
+            each = replace(key, cycle=cycle)
+            inner = worker(each, bench.measurement(level * rng.lognormvariate(0, 0.02)))
+            inner.run_id = f"run-{place}"
+            store.get_or_measure(each, inner)
+    arguments = ["gate-power", str(tmp_path / "out"), "--limit", "10%", "--regression", "40%", "--baseline-runs", "3"]
+    assert main([*arguments, "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (noise,) = answer["noise"]
+    assert (noise["runs"], noise["cycles"]) == (8, 64)
+    assert noise["within_run"] == pytest.approx(0.02, rel=0.3)
+    assert noise["between_runs"] == pytest.approx(0.05, rel=0.5)
+    assert answer["setting"]["between_runs"] == noise["between_runs"]
+    assert answer["needed"] is not None
+    assert main(arguments) == 0
+    assert "cycles a side find a regression of 40 % in at least 95 % of gates" in capsys.readouterr().out
