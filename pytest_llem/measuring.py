@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,7 @@ class Measurer:
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
-        facts = {**report.facts, **tenancy.facts, **cooled.facts, "preflight": checked}
+        facts = {**report.facts, **tenancy.facts, **cooled.facts, "preflight": checked, **_concurrency()}
         return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
 
     def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
@@ -179,6 +180,11 @@ class Measurer:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+
+
+def _concurrency() -> dict[str, JsonValue]:
+    """How many pytest processes of this run may measure at a time, each under leases of its own."""
+    return {"concurrent_workers": int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))}
 
 
 def _preflight_name(runner: Runner, point: Point) -> str:

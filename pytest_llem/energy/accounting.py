@@ -8,7 +8,7 @@ from math import hypot
 
 from pytest_llem.energy import calibration, validity
 from pytest_llem.energy.estimators import AVERAGING_S, Estimate, from_counter, from_power
-from pytest_llem.energy.idle import idle_facts
+from pytest_llem.energy.idle import idle_facts, mean_temperature_c
 from pytest_llem.energy.protocol import (
     DeviceEnergy,
     EnergyReport,
@@ -79,6 +79,9 @@ class Accounts:
             "drivers": tuple(sorted({gpu.driver for gpu in self._gpus})),
             "counter_period_ns": {uuid: ticks.period_ns for uuid, ticks in self._ticks.items()},
             "sampler_cpu_s": sampler_cpu_s,
+            "temperature_c": {
+                uuid: mean_temperature_c(samples, self._windows) for uuid, samples in self._samples.items()
+            },
             "idle": idle_facts(self._windows, accounted, self._samples),
         }
         invalid = list(self._invalid(accounted))

@@ -1,4 +1,4 @@
-"""Idle power with the model loaded, from the cycle's `idle` window."""
+"""Idle power with the model loaded, from the cycle's `idle` window, and how warm a device was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pytest_llem.errors import JsonValue
 
 SETTLED_SLOPE_REL_PER_S = 0.02
 """Idle power that still changes by more than 2 % a second has not settled: clocks step down for seconds after work."""
+STATE_NS = 500_000_000
+"""Temperatures are read so often: a short window has none of its own, and the nearest one is as good."""
 
 
 def idle_facts(
@@ -36,6 +38,17 @@ def idle_facts(
             "end_ns": window.end_ns,
         }
     return None
+
+
+def mean_temperature_c(samples: Sequence[Sample], windows: Sequence[Window]) -> float | None:
+    """A device's mean temperature in degrees Celsius over the measure windows; `None` where it was not read."""
+    return _mean(
+        [
+            sample.temperature_c
+            for sample in samples
+            if any(w.start_ns - STATE_NS <= sample.t_ns <= w.end_ns + STATE_NS for w in windows if w.name == "measure")
+        ]
+    )
 
 
 def _slope_w_per_s(samples: Sequence[Sample], window: Window) -> float | None:

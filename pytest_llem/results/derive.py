@@ -90,7 +90,7 @@ def derive_result(
         runner=_runner(job, measurement, run),
         workload=_workload(measurement),
         validity=Validity(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
-        energy=derive_energy(measurement.energy, work),
+        energy=derive_energy(measurement.energy, work, shared_host=_workers(run) > 1),
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),
@@ -132,6 +132,12 @@ def _environment(
         host=_json(environment),
         worker=_json(measurement.environment),
     )
+
+
+def _workers(run: RunReport) -> int:
+    """How many cycles of the run may have been measured at a time."""
+    count = run.facts.get("concurrent_workers")
+    return count if isinstance(count, int) else 1
 
 
 def _json(value: object) -> dict[str, PydanticJson]:

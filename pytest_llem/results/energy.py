@@ -8,7 +8,7 @@ quadrature (JCGM 100:2008, 5.1.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.energy.protocol import EnergyReport, WindowEnergy
@@ -87,8 +87,11 @@ def unmetered() -> Energy:
     )
 
 
-def derive_energy(report: EnergyReport | None, work: Work) -> Energy:
-    """Energy of the measure windows and what follows from it per token and per request."""
+def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool = False) -> Energy:
+    """Energy of the measure windows and what follows from it per token and per request.
+
+    `shared_host` says that other cycles may have run on the same host meanwhile.
+    """
     if report is None or report.meter == "none":
         return unmetered()
     measured = [window for window in report.windows if window.name == MEASURE]
@@ -118,7 +121,9 @@ def derive_energy(report: EnergyReport | None, work: Work) -> Energy:
         wh_per_1000_queries=None if per_request is None else per_request * 1000 / JOULES_PER_WH,
         tokens_per_joule=ratio(work.output_tokens, joules),
         devices=_devices(report, measured),
-        host=HostEnergy(package_j=host.package_j, dram_j=host.dram_j, shared=host.shared) if host else None,
+        host=HostEnergy(package_j=host.package_j, dram_j=host.dram_j, shared=host.shared or shared_host)
+        if host
+        else None,
         windows=tuple(_window(window) for window in report.windows),
         phases=_phases(report, gross, work),
     )
@@ -165,9 +170,16 @@ def _devices(report: EnergyReport, measured: Sequence[WindowEnergy]) -> tuple[En
                 kind=device.kind,
                 energy_j=energy.value if energy else None,
                 uncertainty_j=energy.uncertainty if energy else None,
+                temperature_c=_temperature_c(report, device.id),
             )
         )
     return tuple(devices)
+
+
+def _temperature_c(report: EnergyReport, device: str) -> float | None:
+    known = report.facts.get("temperature_c")
+    value = known.get(device) if isinstance(known, Mapping) else None
+    return value if isinstance(value, float) else None
 
 
 def _window(window: WindowEnergy) -> EnergyWindow:

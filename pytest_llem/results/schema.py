@@ -99,6 +99,7 @@ class EnergyDevice(Section):
     kind: str
     energy_j: float | None
     uncertainty_j: float | None = Field(description="k=2, without the board's gain error.")
+    temperature_c: float | None = Field(None, description="Mean over the measure windows, in degrees Celsius.")
 
 
 class HostEnergy(Section):

@@ -39,6 +39,7 @@ from pytest_llem.results.state import (
     read_state,
     write_state,
 )
+from pytest_llem.results.temperature import with_temperature_drift
 from pytest_llem.runners.protocol import RunReport
 
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
@@ -185,32 +186,40 @@ class RunStore:
             environment=self.environment,
             device_peak_bytes=device_peaks(job_dir.samples, measured),
         )
-        result = self._compare_work(key, result)
+        siblings = self._valid_siblings(key)
+        result = with_temperature_drift(compare_work(result, siblings), siblings)
         write_power(job_dir.samples, job_dir.power)
         write_text(job_dir.result, result.model_dump_json(indent=2) + "\n")
         return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
 
-    def _compare_work(self, key: CycleKey, result: Result) -> Result:
-        """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment."""
-        work = result.workload
-        for sibling in sorted(self.directory(key).parent.glob(f"c*/{STATE}")):
-            state = read_state(sibling.parent)
-            if state is None or state.state != "valid" or state.cycle == key.cycle:
-                continue
-            other = read_result(sibling.parent / JobDir(sibling.parent).result.name).workload
-            same_tokens = (other.input_tokens, other.output_tokens) == (work.input_tokens, work.output_tokens)
-            if other.prompts_hash == work.prompts_hash and same_tokens:
-                return result
-            return invalidated(
-                result,
-                Reason(
-                    code="work_differs",
-                    message=f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
-                    f"{work.prompts_hash}); in cycle {state.cycle} it was {other.input_tokens} and "
-                    f"{other.output_tokens} (prompts {other.prompts_hash})",
-                ),
-            )
+    def _valid_siblings(self, key: CycleKey) -> dict[int, Result]:
+        """The other valid cycles of an experiment so far, by number."""
+        found: dict[int, Result] = {}
+        for path in self.directory(key).parent.glob(f"c*/{STATE}"):
+            state = read_state(path.parent)
+            if state is not None and state.state == "valid" and state.cycle != key.cycle:
+                found[state.cycle] = read_result(JobDir(path.parent).result)
+        return dict(sorted(found.items()))
+
+
+def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
+    """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment."""
+    if not siblings:
         return result
+    cycle, work = min(siblings), result.workload
+    other = siblings[cycle].workload
+    same_tokens = (other.input_tokens, other.output_tokens) == (work.input_tokens, work.output_tokens)
+    if other.prompts_hash == work.prompts_hash and same_tokens:
+        return result
+    return invalidated(
+        result,
+        Reason(
+            code="work_differs",
+            message=f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
+            f"{work.prompts_hash}); in cycle {cycle} it was {other.input_tokens} and {other.output_tokens} (prompts "
+            f"{other.prompts_hash})",
+        ),
+    )
 
 
 def invalidated(result: Result, reason: Reason) -> Result:

@@ -37,6 +37,7 @@ def test_quiet_sides_give_the_true_energy_within_the_stated_bound(machine: Simul
     assert window.energy_j == pytest.approx(truth_j, abs=window.uncertainty_j)
     assert window.uncertainty_j == pytest.approx(0.0, abs=0.05 * truth_j)
     assert not report.invalid
+    assert report.facts["temperature_c"] == {machine.gpus[0].uuid.decode(): 40.0}
     assert report.measured
     assert report.scope == "gpu_board"
     assert report.gain_uncertainty_rel is not None

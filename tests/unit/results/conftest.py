@@ -117,11 +117,12 @@ class Worker:
     def __init__(self, bench: Bench, key: CycleKey, *deliveries: Measurement | LlemError | BaseException) -> None:
         self.bench, self.key, self.deliveries = bench, key, deliveries
         self.run_id = "run-1"
+        self.settings = MeterSettings()
         self.attempts: list[int] = []
 
     def __call__(self, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         self.attempts.append(attempt)
-        job = replace(self.bench.job(self.key, attempt), run_id=self.run_id)
+        job = replace(self.bench.job(self.key, attempt), run_id=self.run_id, meter=self.settings)
         job_dir.write_job(job)
         job_dir.log.write_text("loading\nstarted\n")
         delivery = self.deliveries[min(len(self.attempts), len(self.deliveries)) - 1]
