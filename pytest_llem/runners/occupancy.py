@@ -73,8 +73,9 @@ def require_free(uuids: Sequence[str], limit_bytes: int, left_by: Mapping[str, s
     )
 
 
-def released(before: Sequence[Occupancy], title: str, wait_s: float = RELEASE_WAIT_S) -> NotReleasedError | None:
+def released(before: Sequence[Occupancy], title: str, wait_s: float | None = None) -> NotReleasedError | None:
     """`None` once the GPUs are back to what they were; after `wait_s` seconds the error that says what is left."""
+    wait_s = RELEASE_WAIT_S if wait_s is None else wait_s
     uuids = [one.uuid for one in before]
     known = {one.uuid: one for one in before}
     deadline = time.monotonic() + wait_s

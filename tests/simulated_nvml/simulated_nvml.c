@@ -284,6 +284,18 @@ Return nvmlDeviceGetMemoryInfo(Device d, unsigned long long out[3]) {
     return r;
 }
 
+/* Version 2 tells what the driver reserves from what is in use. */
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } MemoryV2;
+Return nvmlDeviceGetMemoryInfo_v2(Device d, MemoryV2 *out) {
+    Return r = ready(d);
+    if (r) return r;
+    out->total = d->memory_total;
+    out->reserved = 512ULL << 20;
+    out->used = d->memory_used;
+    out->free = out->total - out->reserved - out->used;
+    return OK;
+}
+
 typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } Process;
 
 Return nvmlDeviceGetComputeRunningProcesses_v3(Device d, unsigned *count, Process *out) {
