@@ -9,6 +9,7 @@ from functools import lru_cache
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
+HIDING = ("", "-1", "NoDevFiles")
 PARALLEL_SIZES = (
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size",
 )  # fmt: skip
@@ -17,39 +18,55 @@ PARALLEL_SIZES = (
 
 @lru_cache(maxsize=1)
 def gpu_uuids() -> tuple[str, ...]:
-    """UUIDs of this machine's NVIDIA GPUs in PCI order; empty without a driver."""
+    """UUIDs of this machine's NVIDIA GPUs in PCI order; empty where no driver is loaded.
+
+    Raises `DeviceError` where there is a driver that does not work: a run on the CPU instead would be another
+    experiment.
+    """
     import pynvml
+
+    from pytest_llem.energy.nvml_devices import remedy
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return ()
+    except pynvml.NVMLError as problem:
+        raise DeviceError(f"the NVIDIA driver does not answer: {problem}", fix=remedy(problem)) from None
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
-    except pynvml.NVMLError:
-        return ()
+    except pynvml.NVMLError as problem:
+        raise DeviceError(f"a GPU does not answer: {problem}", fix=remedy(problem)) from None
     finally:
         pynvml.nvmlShutdown()
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, by UUID.
+    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, by UUID; a MIG device keeps its own name.
 
-    Indices count in PCI order; an unknown name ends the list, as it does in CUDA.
+    Indices count in PCI order. `-1`, `NoDevFiles` or nothing hide all GPUs, as in CUDA; where a name fits no GPU, CUDA
+    would silently see fewer of them: that is a `DeviceError` here.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = gpu_uuids()
-    if chosen is None:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not found:
         return found
     visible: list[str] = []
     for name in (part.strip() for part in chosen.split(",")):
+        if name in HIDING:
+            break
         if name.isdigit() and int(name) < len(found):
             visible.append(found[int(name)])
-        elif name and (matches := [uuid for uuid in found if uuid.startswith(name)]):
+        elif name.startswith("MIG-"):
+            visible.append(name)
+        elif matches := [uuid for uuid in found if uuid.startswith(name)]:
             visible.append(matches[0])
         else:
-            break
+            raise DeviceError(
+                f"CUDA_VISIBLE_DEVICES={chosen}: there is no GPU {name!r}",
+                fix=f"name some of: {', '.join(f'{index} ({uuid})' for index, uuid in enumerate(found))}",
+            )
     return tuple(visible)
 
 
@@ -68,8 +85,11 @@ def parallel_product(setting: Callable[[str], JsonValue]) -> int:
     return needed
 
 
-def visible_devices(config: ExperimentConfig) -> DeviceSet:
-    """The devices of one cycle. `DeviceError` when the experiment needs more GPUs than there are."""
+def visible_devices(config: ExperimentConfig, is_free: Callable[[str], bool] | None = None) -> DeviceSet:
+    """The devices of one cycle: as many GPUs as it needs, those that `is_free` says are not leased first.
+
+    `DeviceError` when the experiment needs more GPUs than are visible.
+    """
     gpus = visible_gpus()
     if not gpus:
         return DeviceSet("cpu")
@@ -80,7 +100,9 @@ def visible_devices(config: ExperimentConfig) -> DeviceSet:
             fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
             details={"needed": needed, "visible": len(gpus)},
         )
-    return DeviceSet("cuda", gpus[:needed])
+    free = [gpu for gpu in gpus if is_free is None or is_free(gpu)]
+    chosen = [*free, *(gpu for gpu in gpus if gpu not in free)][:needed]
+    return DeviceSet("cuda", tuple(gpu for gpu in gpus if gpu in chosen))
 
 
 def device_memory_bytes() -> int | None:

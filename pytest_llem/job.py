@@ -141,7 +141,8 @@ class DeviceSet:
 
 @dataclass(frozen=True)
 class MeterSettings:
-    """Which meter a cycle uses. `explicit` is true when the user named it: then it measures all visible devices.
+    """Which meter a cycle uses. `explicit` is true when the user named it: then it measures all visible GPUs, `uuids`,
+    which the worker cannot see by itself where the engine is kept from them.
 
     With `placement` `host` the runner measures, and the worker only reports its windows. `thresholds` replaces
     defaults of `energy.validity.Thresholds`, by name.
@@ -151,6 +152,7 @@ class MeterSettings:
     explicit: bool = False
     placement: Literal["host", "worker"] = "worker"
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    uuids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from pytest_llem.breaker import Breaker
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import encode
-from pytest_llem.devices import visible_devices
+from pytest_llem.devices import gpu_uuids, visible_devices, visible_gpus
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
@@ -58,11 +58,16 @@ class Measurer:
             environment,
             engine=point.experiment.engine,
             runner=spec.name,
-            image=spec.image,
+            image=self._image(spec, point),
             device_kind=devices.kind,
             device_count=len(devices.uuids),
             meter=self._options.meter_of(point.study),
         )
+
+    def _image(self, spec: RunnerSpec, point: Point) -> str | None:
+        """What a container's image is known by: its digest where it lies here already, else its name."""
+        known = getattr(self._runner(spec, point.study), "known_image", None) if spec.name == "docker" else None
+        return (known(point.experiment.engine) if known is not None else None) or spec.image
 
     def measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
@@ -71,10 +76,11 @@ class Measurer:
         """
         from pytest_llem.reporting.live import Announcement
         from pytest_llem.runners.cooldown import cool_down
+        from pytest_llem.runners.lease import is_free
 
         experiment, study = point.experiment, point.study
         spec = self.runner_spec(experiment.engine, study)
-        devices = visible_devices(experiment.config)
+        devices = visible_devices(experiment.config, is_free)
         dependencies = _dependencies(point, spec, devices)
         refused = self._breaker.refuse(dependencies) if self._options.breaker else None
         if refused is not None:
@@ -91,7 +97,7 @@ class Measurer:
             cycle=point.cycle or 1,
             attempt=attempt,
             devices=devices,
-            meter=MeterSettings(meter, explicit=meter != "auto", thresholds=study.thresholds),
+            meter=_meter_settings(meter, study),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
         job_dir.write_job(job)
@@ -214,6 +220,12 @@ def _all_of(problems: Sequence[LlemError]) -> LlemError:
     also = "; ".join(problem.message for problem in problems[1:])
     fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
     return error_from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
+
+
+def _meter_settings(meter: str, study: Study) -> MeterSettings:
+    if meter == "auto":
+        return MeterSettings(meter, thresholds=study.thresholds)
+    return MeterSettings(meter, explicit=True, thresholds=study.thresholds, uuids=visible_gpus() or gpu_uuids())
 
 
 def _ignore(event: Mapping[str, JsonValue]) -> None:

@@ -80,9 +80,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, text in INI_TWINS.items():
         parser.addini(name, text, default=None)
     parser.addini("llem_runner", "where cycles run: one RUNNER or ENGINE=RUNNER per line", type="linelist", default=[])
-    parser.addini(
-        "llem_run", "always or explicit: whether plain pytest runs tests that need a result", default="always"
-    )
 
 
 def _positive(text: str) -> int:
@@ -151,9 +148,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         add_keywords(item)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need a result, when the settings want them asked for explicitly."""
+    """Keep the studies' order, and leave out tests that need a result where they are to be asked for explicitly."""
     llem = config.stash.get(SESSION, None)
+    if llem is not None:
+        from pytest_llem.collection import restore_order
+
+        restore_order(items)
     if llem is not None and llem.options.explicit:
         from pytest_llem.collection import deselect_unasked
 

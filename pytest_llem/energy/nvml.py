@@ -52,7 +52,8 @@ class NvmlMeter:
 
     def start(self) -> None:
         """Start the sampler process; raises `MeterError` when a device cannot be opened."""
-        uuids = self._setup.devices.uuids if self._setup.devices.kind == "cuda" else ()
+        named, leased = self._setup.settings.uuids, self._setup.devices
+        uuids = named or (leased.uuids if leased.kind == "cuda" else ())
         self._sampler = SamplerProcess(
             self._setup.samples_path, uuids, self._edges.domains, calibration.default_directory()
         )

@@ -96,7 +96,7 @@ def take_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None =
             descriptors.append(descriptor)
             _lock(descriptor, name, deadline, on_wait)
             previous[name] = holder(name)
-            end_leftover(previous[name])
+            end_leftover(previous[name], lease_dir() / _file(name))
             remove_leftover_container(previous[name])
         lease = Lease(names, tuple(descriptors), previous)
         lease.occupied_by(pid=os.getpid())
@@ -105,6 +105,20 @@ def take_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None =
         for descriptor in descriptors:
             os.close(descriptor)
     return lease
+
+
+def is_free(name: str) -> bool:
+    """Whether nobody holds a device at this moment; true where there are no leases to hold."""
+    if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
+        return True
+    descriptor = _open(name)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def holder(name: str) -> dict[str, JsonValue]:
@@ -129,9 +143,9 @@ def _open(name: str) -> int:
             directory.chmod(0o1777)
         # In a sticky directory the kernel may refuse O_CREAT on another user's file: open what is there first.
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
             with contextlib.suppress(PermissionError):
                 os.fchmod(descriptor, 0o666)
             return descriptor
@@ -152,7 +166,7 @@ def _lock(descriptor: int, name: str, deadline: float, on_wait: OnWait | None) -
         except BlockingIOError:
             pass
         facts = holder(name)
-        if end_leftover(facts) is not None and not ended:
+        if end_leftover(facts, lease_dir() / _file(name)) is not None and not ended:
             ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
         elif not told and on_wait is not None:
             on_wait(f"waiting for {name}: in use by {_describe(facts)}")

@@ -24,12 +24,13 @@ def described(pid: int) -> dict[str, JsonValue]:
     }
 
 
-def end_leftover(facts: Mapping[str, JsonValue]) -> int | None:
+def end_leftover(facts: Mapping[str, JsonValue], lease_file: Path) -> int | None:
     """End the worker that a lease file names when its pytest is dead; its pid, or `None` when nothing was ended.
 
-    Only a process whose id and start time both match and that leads its own process group is ended, with that group,
-    and only when its pytest is known to be gone: same boot, same pid namespace. A worker of a living pytest is never
-    touched.
+    Only a process whose id and start time both match, that leads its own process group and that holds the lease file
+    open is ended, with that group, and only when its pytest is known to be gone: same boot, same pid namespace. What
+    the file says alone is never enough, since every user of the machine may write it. A worker of a living pytest is
+    never touched.
     """
     worker, owner = facts.get("pid"), facts.get("owner")
     if not isinstance(worker, int) or not isinstance(owner, int) or worker == owner:
@@ -37,12 +38,23 @@ def end_leftover(facts: Mapping[str, JsonValue]) -> int | None:
     if not owner_is_gone(facts) or start_ticks(worker) != facts.get("start_ticks"):
         return None
     try:
-        if facts.get("start_ticks") is None or os.getpgid(worker) != worker:
+        if facts.get("start_ticks") is None or os.getpgid(worker) != worker or not _holds(worker, lease_file):
             return None
         os.killpg(worker, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return None
     return worker
+
+
+def _holds(pid: int, lease_file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        wanted = lease_file.stat()
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found = descriptor.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    return False
 
 
 def remove_leftover_container(facts: Mapping[str, JsonValue]) -> None:
