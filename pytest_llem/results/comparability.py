@@ -11,6 +11,7 @@ from typing import cast
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.schema import Result
+from pytest_llem.results.work import output_lengths_determined
 
 UNKNOWN_GAIN = 0.05
 """Gain error of a board that states none: about 5 % was found over many boards (arXiv 2312.02741)."""
@@ -47,7 +48,10 @@ Conditions = Mapping[str, JsonValue]
 
 
 def conditions(result: Result) -> dict[str, JsonValue]:
-    """The conditions of a result by name; `None` where the machine or engine does not say."""
+    """The conditions of a result by name; `None` where the machine or engine does not say.
+
+    `output_tokens` is `None` where sampling decides how long an answer is: then it is an outcome, no condition.
+    """
     host, effective = result.environment.host, result.engine.effective
     gpus = _gpus(result)
     cpu = host.get("cpu")
@@ -59,7 +63,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "model_fingerprint": _text(effective.get("model_fingerprint")),
         "prompts_hash": result.workload.prompts_hash,
         "input_tokens": result.workload.input_tokens,
-        "output_tokens": result.workload.output_tokens,
+        "output_tokens": result.workload.output_tokens if output_lengths_determined(result.experiment.config) else None,
         "load_shape": result.workload.load_shape,
         "isolation": result.runner.isolation,
         "runner": result.runner.name,

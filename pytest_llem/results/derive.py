@@ -34,6 +34,7 @@ from pytest_llem.results.schema import (
     Workload,
 )
 from pytest_llem.results.steady import derive_steady_state
+from pytest_llem.results.work import output_lengths_determined
 from pytest_llem.runners.protocol import RunReport
 
 
@@ -173,9 +174,7 @@ def _reasons(job: Job, measurement: Measurement) -> tuple[Reason, ...]:
 
 
 def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
-    """Repeats of fixed or greedy lengths must hold the same token counts; sampled ones that end at EOS may not."""
-    if job.config.decoding.do_sample and not job.config.workload.ignore_eos:
-        return []
+    """Repeats must hold the same token counts; where sampling may end an answer, the same input."""
     counts = {
         (
             sum(request.input_tokens for request in measurement.requests if request.repeat == repeat.index),
@@ -183,7 +182,8 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
         )
         for repeat in measurement.repeats
     }
-    if len(counts) < 2:
+    determined = output_lengths_determined(_json(job.config))
+    if len({(given, made if determined else None) for given, made in counts}) < 2:
         return []
     shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))
     return [Reason(code="work_differs", message=f"repeats of one cycle hold different token counts: {shown}")]

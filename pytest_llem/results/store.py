@@ -40,6 +40,7 @@ from pytest_llem.results.state import (
     write_state,
 )
 from pytest_llem.results.temperature import with_temperature_drift
+from pytest_llem.results.work import output_lengths_determined
 from pytest_llem.runners.protocol import RunReport
 
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
@@ -208,8 +209,9 @@ def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
         return result
     cycle, work = min(siblings), result.workload
     other = siblings[cycle].workload
-    same_tokens = (other.input_tokens, other.output_tokens) == (work.input_tokens, work.output_tokens)
-    if other.prompts_hash == work.prompts_hash and same_tokens:
+    same_input = (other.prompts_hash, other.input_tokens) == (work.prompts_hash, work.input_tokens)
+    determined = output_lengths_determined(result.experiment.config)
+    if same_input and (other.output_tokens == work.output_tokens or not determined):
         return result
     return invalidated(
         result,
