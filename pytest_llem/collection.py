@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,10 +17,13 @@ from pytest_llem.errors import LlemError
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.study import Experiment, Study
+    from pytest_llem.study.model import Keyword
 
 pytest.register_assert_rewrite("pytest_llem.experiments")
 
 EXPERIMENT = "llem_experiment"
+PLACE: pytest.StashKey[int] = pytest.StashKey()
+_places = count()
 CYCLE = "llem_cycle"
 
 
@@ -29,6 +34,8 @@ class Point:
     study: Study
     experiment: Experiment
     cycle: int | None = None
+    words: tuple[str, ...] = ()
+    """What `-k` finds it by, besides its id: model, engine and tags."""
 
     @property
     def optional(self) -> bool:
@@ -150,8 +157,10 @@ def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
     optional = execution.max_cycles if execution.target_ci is not None else 0
     beyond = _beyond(metafunc, study)
     for experiment, cycle in study.schedule(max(execution.cycles, optional)):
-        marks = llem(**experiment.keywords, cycle=cycle, id=experiment.id), *beyond.get(experiment.id, ())
-        yield pytest.param(Point(study, experiment, cycle), id=f"{experiment.id}-c{cycle}", marks=marks)
+        keywords, id = experiment.keywords, experiment.id
+        marks = llem(**keywords, cycle=cycle, id=id), *beyond.get(id, ())
+        point = Point(study, experiment, cycle, _words(keywords, experiment))
+        yield pytest.param(point, id=f"{id}-c{cycle}", marks=marks)
 
 
 def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
@@ -162,8 +171,19 @@ def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
     beyond = _beyond(metafunc, study)
     for experiment in study.experiments:
         if not gates_only or session.gated(experiment):
-            marks = pytest.mark.llem(**experiment.keywords, id=experiment.id), *beyond.get(experiment.id, ())
-            yield pytest.param(Point(study, experiment), id=experiment.id, marks=marks)
+            keywords, id = experiment.keywords, experiment.id
+            marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
+            point = Point(study, experiment, words=_words(keywords, experiment))
+            yield pytest.param(point, id=id, marks=marks)
+
+
+def _words(keywords: Mapping[str, Keyword], experiment: Experiment) -> tuple[str, ...]:
+    return _same_words(str(keywords["model"]), str(keywords["engine"]), experiment.tags)
+
+
+@lru_cache(maxsize=1024)
+def _same_words(model: str, engine: str, tags: tuple[str, ...]) -> tuple[str, ...]:
+    return (model, engine, *tags)
 
 
 def _beyond(metafunc: pytest.Metafunc, study: Study) -> dict[str, tuple[pytest.MarkDecorator]]:
@@ -184,13 +204,24 @@ def point_of(item: pytest.Item) -> Point | None:
     return point if isinstance(point, Point) else None
 
 
+def restore_order(items: list[pytest.Item]) -> None:
+    """Put items of study files back in the order of collection, in the places that they hold together.
+
+    Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
+    setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
+    """
+    places = [place for place, item in enumerate(items) if item.getparent(StudyFile) is not None]
+    ordered = sorted((items[place] for place in places), key=lambda item: item.stash.get(PLACE, 0))
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
 def add_keywords(item: pytest.Item) -> None:
-    """Add the model, the engine and the study's tags to what `-k` matches."""
+    """Add the model, the engine and the study's tags to what `-k` matches, and remember the item's place."""
     point = point_of(item)
     if point is not None:
-        keywords = point.experiment.keywords
-        words = (keywords.get("model"), keywords.get("engine"), *point.study.tags)
-        item.extra_keyword_matches.update(str(word) for word in words if word)
+        item.stash[PLACE] = next(_places)
+        item.extra_keyword_matches.update(point.words)
 
 
 def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -51,8 +51,8 @@ class RunOptions:
 
 def run_options(config: pytest.Config) -> RunOptions:
     """Read the settings of this run; a wrong one is a usage error."""
-    from pytest_llem.engines import known_engines
     from pytest_llem.runners.resolution import parse_runner_options
+    from pytest_llem.study.engine_names import engine_names
     from pytest_llem.study.settings import ABOVE_STUDY, load_settings
 
     option = config.getoption
@@ -66,7 +66,7 @@ def run_options(config: pytest.Config) -> RunOptions:
             ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
         )
         _require_meter(settings.values["meter"])
-        parse_runner_options(runner, known_engines())
+        parse_runner_options(runner, engine_names())
         overrides = settings.overrides(_fail_if(option("llem_fail_if")))
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
@@ -124,6 +124,8 @@ def _fail_if(values: Sequence[str]) -> dict[str, str]:
 
 
 def _require_meter(setting: Setting) -> None:
+    if setting.value in ("auto", "none"):
+        return
     from difflib import get_close_matches
 
     from pytest_llem.energy import known_meters

@@ -17,19 +17,19 @@ import pytest
 from pytest_llem.collection import Point, point_of, take_in_studies
 from pytest_llem.errors import LlemError
 from pytest_llem.isolation import refuse_combinations, require_possible
-from pytest_llem.measuring import Measurer
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
-from pytest_llem.runners.protocol import RunnerSpec
-from pytest_llem.verdicts import properties
+from pytest_llem.verdicts import properties, set_properties
 
 if TYPE_CHECKING:
+    from pytest_llem.measuring import Measurer
     from pytest_llem.results.baselines import Baseline, Saved
     from pytest_llem.results.layout import CycleKey
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.resume import EarlierRuns, Reuse
     from pytest_llem.results.store import RunStore
     from pytest_llem.results.summary import ExperimentSummary
+    from pytest_llem.runners.protocol import RunnerSpec
     from pytest_llem.study import Experiment, Study
 
 DEFAULT_LIMIT = "5%"
@@ -72,10 +72,15 @@ class LlemSession:
         self.run_dir = options.out / run.id
         self._studies: dict[Path, Study] = {}
         self._beyond: dict[Path, Mapping[str, str]] = {}
-        self._measurer = Measurer(options, run.id, self.run_dir)
         self._store: RunStore | None = None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
+
+    @cached_property
+    def _measurer(self) -> Measurer:
+        from pytest_llem.measuring import Measurer
+
+        return Measurer(self.options, self.run.id, self.run_dir)
 
     @property
     def studies(self) -> list[Study]:
@@ -170,7 +175,7 @@ class LlemSession:
             reuse=partial(self._reusable, key, point) if self.options.resume else None,
         )
         if item is not None:
-            item.user_properties.extend(properties(outcome, self.config.rootpath))
+            set_properties(item, properties(outcome, self.config.rootpath))
         return outcome
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
@@ -224,7 +229,8 @@ class LlemSession:
 
     def close(self) -> None:
         """Release the runners."""
-        self._measurer.close()
+        if "_measurer" in self.__dict__:
+            self._measurer.close()
 
 
 def _interrupt_on_sigterm() -> None:
