@@ -1,0 +1,112 @@
+"""Which devices a cycle gets: visible GPUs, free ones first, and never the CPU because a GPU is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pynvml
+import pytest
+
+from pytest_llem import devices
+from pytest_llem.errors import DeviceError
+from pytest_llem.job import (
+    Decoding,
+    DeviceSet,
+    ExperimentConfig,
+    MeasurementSettings,
+    WorkloadSettings,
+)
+from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
+
+__all__ = ["make_simulation", "simulated_nvml_library"]
+
+
+def config(**settings: int) -> ExperimentConfig:
+    return ExperimentConfig(
+        model="m",
+        engine="vllm",
+        dtype=None,
+        weights="real",
+        workload=WorkloadSettings("synthetic", 1, 8, 4, 0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(1.0),
+        settings=settings,
+    )
+
+
+@pytest.fixture(autouse=True)
+def ask_anew() -> Iterator[None]:
+    devices.gpu_uuids.cache_clear()
+    yield
+    devices.gpu_uuids.cache_clear()
+
+
+@pytest.fixture
+def four(make_simulation: MakeSimulation) -> tuple[str, ...]:
+    make_simulation(4)
+    return devices.gpu_uuids()
+
+
+def test_without_a_driver_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    assert devices.visible_devices(config()) == DeviceSet("cpu")
+
+
+def test_a_driver_that_does_not_work_is_an_error_and_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mismatch() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
+    with pytest.raises(DeviceError, match="driver does not answer") as caught:
+        devices.visible_devices(config())
+    assert caught.value.fix == "driver and library differ after an update: reboot"
+
+
+def test_experiments_get_as_many_gpus_as_their_parallel_sizes_ask_for(four: tuple[str, ...]) -> None:
+    assert devices.visible_devices(config()) == DeviceSet("cuda", four[:1])
+    assert devices.visible_devices(config(tensor_parallel_size=2)) == DeviceSet("cuda", four[:2])
+    with pytest.raises(DeviceError, match="needs 8 GPUs, and 4 are visible"):
+        devices.visible_devices(config(tensor_parallel_size=4, pipeline_parallel_size=2))
+
+
+def test_gpus_that_nobody_holds_come_first(four: tuple[str, ...]) -> None:
+    busy = {four[0], four[2]}
+    free_first = devices.visible_devices(config(), lambda uuid: uuid not in busy)
+    assert free_first == DeviceSet("cuda", (four[1],))
+    three = devices.visible_devices(config(tensor_parallel_size=3), lambda uuid: uuid not in busy)
+    assert three == DeviceSet("cuda", (four[0], four[1], four[3]))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "indices"), [("1,3", (1, 3)), ("", ()), ("-1", ()), ("NoDevFiles", ()), ("2,-1,0", (2,))]
+)
+def test_cuda_visible_devices_is_respected(
+    four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, chosen: str, indices: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert devices.visible_gpus() == tuple(four[index] for index in indices)
+
+
+def test_gpus_can_be_named_by_the_beginning_of_their_uuid(
+    four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", four[3])
+    assert devices.visible_gpus() == (four[3],)
+
+
+@pytest.mark.parametrize("chosen", ["7", "0,7", "GPU-nonsense", "cuda:0"])
+def test_a_name_that_fits_no_gpu_is_an_error_that_lists_them(
+    four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    with pytest.raises(DeviceError, match="there is no GPU") as caught:
+        devices.visible_gpus()
+    assert four[0] in str(caught.value.fix)
+
+
+def test_a_part_of_a_gpu_keeps_its_name(four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
+    assert devices.visible_devices(config()) == DeviceSet("cuda", ("MIG-1234",))
