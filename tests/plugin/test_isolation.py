@@ -142,3 +142,31 @@ def test_a_container_cannot_keep_an_engine(pytester: pytest.Pytester, kept: Kept
     result = pytester.runpytest("--llem-study=kept.yaml", "--llem-runner=docker")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*execution.isolation: load*runner docker*"])
+
+
+@pytest.mark.engine
+def test_a_kept_engine_does_the_work_that_a_fresh_one_does(pytester: pytest.Pytester) -> None:
+    """On the real engine: other batches, lengths and decoding on the loaded model, token for token."""
+    text = (
+        "name: kept\nmodel: builtin:tiny-llama\nengine: transformers\ndtype: float32\n"
+        "workload: {prompts: 3, input_tokens: 8, output_tokens: 4}\n"
+        "measurement: {min_duration_s: 0.05, idle: {duration_s: 0}, warmup: {max_repeats: 1}}\n"
+        "transformers: {batch_size: 1}\n"
+        "experiments: [{id: one}, {id: batch, transformers: {batch_size: 2}},"
+        " {id: longer, workload: {output_tokens: 9}}, {id: sampled, decoding: {do_sample: true}}]\n"
+        "execution: {cycles: 1, isolation: ISOLATION}\n"
+    )
+    made = {}
+    for isolation in ("process", "load"):
+        (pytester.path / "kept.yaml").write_text(text.replace("ISOLATION", isolation))
+        run = pytester.runpytest("--llem-study=kept.yaml", f"--llem-out={isolation}")
+        run.assert_outcomes(passed=4)
+        paths = pytester.path.glob(f"{isolation}/*/kept/*/c1/result.json")
+        found = [json.loads(path.read_text()) for path in paths]
+        made[isolation] = {one["experiment"]["id"]: one["workload"]["outputs_hash"] for one in found}
+        loads = [one["timing"]["load_s"] is not None for one in found]
+        assert sum(loads) == (4 if isolation == "process" else 1)
+        effective = {one["experiment"]["id"]: one["engine"]["effective"]["batch_size"] for one in found}
+        assert effective == {"one": 1, "batch": 2, "longer": 1, "sampled": 1}
+    assert made["load"] == made["process"]
+    assert len(set(made["load"].values())) == 3

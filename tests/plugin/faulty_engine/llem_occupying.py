@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llem_faulty import FaultyEngine
-
+from tests.plugin.faulty_engine.llem_faulty import FaultyEngine
 from tests.simulated_nvml.simulation import PATH_VARIABLE, Gpu, Machine
 
 BYTES = 2 * 10**9
