@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import hypot
 
 from pytest_llem.energy import calibration, validity
@@ -75,7 +75,7 @@ class Accounts:
         accounted = tuple(self._account(window) for window in self._windows)
         facts: dict[str, JsonValue] = {
             "calibrated": {uuid: known is not None for uuid, known in self._known.items()},
-            "calibration": {uuid: asdict(known) for uuid, known in self._known.items() if known is not None},
+            "calibration": {uuid: known._asdict() for uuid, known in self._known.items() if known is not None},
             "drivers": tuple(sorted({gpu.driver for gpu in self._gpus})),
             "counter_period_ns": {uuid: ticks.period_ns for uuid, ticks in self._ticks.items()},
             "sampler_cpu_s": sampler_cpu_s,

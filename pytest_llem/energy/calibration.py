@@ -1,20 +1,22 @@
-"""What calibration found out about one GPU's sensors, kept per UUID and driver in the user's data directory."""
+"""What calibration found out about one GPU's sensors, kept per UUID and driver in the user's data directory.
+
+Cheap to import, because the sampler process reads it: no dataclasses.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 CounterType = Literal["accumulating", "part_time", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
+VERSION = 1
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """One GPU's sensors under one driver.
 
     `period_ns` and `jitter_ns` (standard deviation) are those of the counter's steps, `call_latency_ns` the median of
@@ -37,7 +39,7 @@ class Calibration:
     fast_polling_error_rel: float | None = None
     idle_noise_w: float | None = None
     made_at: str | None = None
-    version: int = 1
+    version: int = VERSION
 
 
 def default_directory() -> Path:
@@ -58,7 +60,7 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
         found = Calibration(**data)
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.version == Calibration.version and (found.uuid, found.driver) == (uuid, driver) else None
+    return found if found.version == VERSION and (found.uuid, found.driver) == (uuid, driver) else None
 
 
 def save(calibration: Calibration, directory: Path | None = None) -> Path:
@@ -67,7 +69,7 @@ def save(calibration: Calibration, directory: Path | None = None) -> Path:
 
     path = path_of(calibration.uuid, calibration.driver, directory)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(calibration))
+    write_json(path, calibration._asdict())
     return path
 
 

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from math import inf
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Protocol
 
 from pytest_llem.energy import powercap
@@ -152,6 +153,7 @@ def main(specification: str) -> int:
     sources: list[Source] = [ClockSource()]
     facts: dict[str, JsonValue] = {"pid": os.getpid()}
     if spec["gpus"] is not None:
+        spare_pynvml_an_import()
         from pytest_llem.energy import gpu_source
 
         try:
@@ -170,6 +172,21 @@ def main(specification: str) -> int:
     writer.close()
     _answer({"stopped": True})
     return 0
+
+
+def spare_pynvml_an_import() -> None:
+    """Put a stand-in where `pynvml` imports `ctypes.util`, which it uses on Windows alone: that import takes as long as
+    all others together, because it brings `subprocess` and `tempfile`. Asked in earnest, it passes the question on."""
+    stand_in = ModuleType("ctypes.util")
+
+    def find_library(name: str) -> str | None:
+        del sys.modules["ctypes.util"]
+        from ctypes.util import find_library as real
+
+        return real(name)
+
+    stand_in.find_library = find_library  # type: ignore[attr-defined]
+    sys.modules.setdefault("ctypes.util", stand_in)
 
 
 def _total_power(sources: list[Source]) -> float | None:

@@ -7,7 +7,7 @@ per step. It does no reading itself and holds no clock. Standard library only: t
 
 from __future__ import annotations
 
-from statistics import median
+from collections.abc import Sequence
 from typing import NamedTuple
 
 DEFAULT_STEP_NS = 2_000_000
@@ -105,7 +105,7 @@ class TickTracker:
             self._first_mids.append(tick.mid_ns)
             if len(self._first_mids) >= _ACQUIRE_TICKS:
                 gaps = [b - a for a, b in zip(self._first_mids, self._first_mids[1:], strict=False)]
-                self._period_ns = float(median(gaps))
+                self._period_ns = float(_median(gaps))
             return
         if self._last is None or self.fast:
             return
@@ -123,3 +123,10 @@ class TickTracker:
         if abs(residual) < self._period_ns / 2:
             self._period_ns += _SMOOTHING * residual / periods
             self._jitter_ns += _SMOOTHING * (abs(residual) - self._jitter_ns)
+
+
+def _median(values: Sequence[int]) -> float:
+    """As in `statistics`, whose import takes longer than a sampler has time for."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return (ordered[middle] + ordered[~middle]) / 2
