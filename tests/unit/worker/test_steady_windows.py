@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import pytest
 
-from pytest_llem.engines.protocol import Completion
+from pytest_llem.engines.protocol import Capabilities, Completion, Progress, Request
+from pytest_llem.errors import JsonValue
 from pytest_llem.job import Arrival
 from pytest_llem.worker.steady import concurrency_limit, steady_span, steady_windows
+from tests.unit.worker.test_cycle_order import RecordingMeter, ScriptedEngine, make_job, meter, run
+
+__all__ = ["meter"]
 
 
 def served(*spans: tuple[int, int, int]) -> list[Completion]:
@@ -63,3 +71,45 @@ def test_each_repeat_has_its_own_window_by_its_index() -> None:
     assert [(w.name, w.index, w.start_ns, w.end_ns, w.quiet_before_s) for w in windows] == [
         ("steady_state", 1, 12, 90, None)
     ]
+
+
+class ServingEngine(ScriptedEngine):
+    """Two places for four requests, each answered a while after the one before; counts its own steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(token_times=True, serves=True)
+        self.read_back = {"dtype": "float32", "max_num_seqs": 2}
+        self.steps = 0
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        now = time.monotonic_ns()
+        self.on_generate()
+        self.steps += 1
+        spans = ((10, 50), (12, 60), (55, 90), (65, 110))
+        return [
+            Completion(r.index, len(r.token_ids), (7,) * 3, now, now + b, "length", (now + a, now + a, now + b))
+            for r, (a, b) in zip(requests, spans, strict=True)
+        ]
+
+    def reset_statistics(self) -> None:
+        self.steps = 0
+
+    def statistics(self) -> Mapping[str, JsonValue]:
+        return {"steps": self.steps}
+
+    def load_times(self) -> Mapping[str, float | None]:
+        return {"compile_s": 0.25}
+
+
+def test_a_cycle_meters_the_steady_state_of_every_repeat_and_keeps_what_the_engine_counted(
+    monkeypatch: pytest.MonkeyPatch, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: ServingEngine())
+    measurement = run(make_job(settings={}), tmp_path)
+    steady = [window for window in measurement.windows if window.name == "steady_state"]
+    assert [window.index for window in steady] == [repeat.index for repeat in measurement.repeats]
+    assert {window.end_ns - window.start_ns for window in steady} == {90 - 12}
+    assert meter.stops == [measurement.windows]
+    assert measurement.engine.statistics == {"steps": len(measurement.repeats)}
+    assert measurement.timing["compile_s"] == 0.25
