@@ -126,7 +126,7 @@ class VLLMEngine:
             self._llm = vllm.LLM(**arguments)
         except OSError as problem:
             raise unreachable(config.model, problem, self._source.offline) from problem
-        except (ValueError, TypeError, RuntimeError) as problem:
+        except (ValueError, TypeError, RuntimeError, AttributeError) as problem:
             raise self._load_error(problem) from problem
         self._statistics.attach(self._llm.llm_engine)
 
@@ -305,7 +305,7 @@ class VLLMEngine:
                 f"no memory to load {self._prepared().model}: {text}",
                 fix="lower vllm.max_model_len or the dtype, raise vllm.gpu_memory_utilization, or use more devices",
             )
-        if isinstance(problem, RuntimeError):
+        if isinstance(problem, (RuntimeError, AttributeError)):
             return EngineError(f"vLLM could not start: {text}", fix="read the lines before it in worker.log")
         return EngineSettingError(f"vLLM refuses these settings: {text}", fix="correct the setting that it names")
 
