@@ -110,6 +110,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llem.session import begin
 
         begin(config)
+    elif any(value for name, value in vars(config.option).items() if name.startswith("llem_")):
+        # A wrong option is a usage error here; later, in the middle of collection, it would be a traceback.
+        from pytest_llem.session import checked
+
+        checked(config)
 
 
 def names_study(argument: str) -> bool:

@@ -38,13 +38,9 @@ DEFAULT_LIMIT = "5%"
 
 def begin(config: pytest.Config) -> LlemSession:
     """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named."""
-    session = config.stash[SESSION] = LlemSession(config, config.stash[RUN], run_options(config))
+    session = checked(config)
     take_in_studies(config)
     if config.stash[RUN].in_controller:
-        try:
-            _ = session.baseline
-        except LlemError as error:
-            raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
         from pytest_llem.reporting import Reporting
 
         if not session.options.collect_only and not config.option.xmlpath:
@@ -52,7 +48,18 @@ def begin(config: pytest.Config) -> LlemSession:
         config.stash[REPORTING] = Reporting(config, session)
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
     refuse_combinations(config, session)
+    config.stash[SESSION] = session
     _interrupt_on_sigterm()
+    return session
+
+
+def checked(config: pytest.Config) -> LlemSession:
+    """A session whose options make sense; a usage error otherwise."""
+    session = LlemSession(config, config.stash[RUN], run_options(config))
+    try:
+        _ = session.baseline
+    except LlemError as error:
+        raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
     return session
 
 
@@ -171,7 +178,8 @@ class LlemSession:
         outcome = self.store.get_or_measure(
             key,
             lambda attempt, job_dir: self._measurer.measure(point, attempt, job_dir),
-            retries=point.study.execution.retries,
+            # A gate or another consumer never retries: attempts belong to the cycle's own item.
+            retries=point.study.execution.retries if item is not None else 0,
             reuse=partial(self._reusable, key, point) if self.options.resume else None,
         )
         if item is not None:

@@ -104,3 +104,14 @@ def test_a_marker_that_names_no_file_says_where_it_looked(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(
         [f"*no such study: {path.parent / Path('missing.yaml')}*", "*relative to the test file*"]
     )
+
+
+@pytest.mark.parametrize("option", ["--llem-meter=nvlm", "--llem-baseline=missing", "--llem-fail-if=nonsense:5%"])
+def test_a_wrong_option_is_a_usage_error_also_without_a_study_on_the_command_line(
+    pytester: pytest.Pytester, option: str
+) -> None:
+    pytester.makepyfile("def test_plain(): pass")
+    result = pytester.runpytest(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert option in result.stderr.str()
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
