@@ -17,6 +17,7 @@ from pytest_llem.results.compute import derive_compute
 from pytest_llem.results.distributions import latency
 from pytest_llem.results.energy import MEASURE, PREFILL, Work, derive_energy, ratio
 from pytest_llem.results.environment import fingerprint, identity
+from pytest_llem.results.remarks import remarks
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemory,
@@ -192,24 +193,8 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
 def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Reason, ...]:
     notes = [*measurement.warnings, *run.notes, *(measurement.energy.notes if measurement.energy else ())]
     told = {note.code for note in notes}
-    notes += [note for note in _own_warnings(job, measurement) if note.code not in told]
+    notes += [note for note in remarks(job, measurement) if note.code not in told]
     return _unique([_note(note) for note in notes])
-
-
-def _own_warnings(job: Job, measurement: Measurement) -> Iterable[Note]:
-    energy = measurement.energy
-    if energy is not None:
-        if not energy.measured and energy.meter != "none":
-            source = f" ({energy.source})" if energy.source else ""
-            yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
-        if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
-            yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
-    steady = derive_steady_state(measurement)
-    if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
-        yield Note("steady_state_short", steady.reason)
-    hashes = {repeat.outputs_hash for repeat in measurement.repeats}
-    if len(hashes) > 1 and not job.config.decoding.do_sample:
-        yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
 
 
 def _cached(requests: Sequence[RequestRecord]) -> int | None:

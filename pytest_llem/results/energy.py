@@ -96,7 +96,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         return unmetered()
     measured = [window for window in report.windows if window.name == MEASURE]
     gross = total([(window.energy_j, window.uncertainty_j) for window in measured])
-    idle = idle_power([window for window in report.windows if window.name == IDLE])
+    idle = idle_power([window for window in report.windows if window.name == IDLE]) if _knows_idle(report) else None
     net = above_idle(gross, idle, work.duration_s)
     joules = gross.value if gross else None
     per_request = ratio(joules, work.requests)
@@ -127,6 +127,11 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         windows=tuple(_window(window) for window in report.windows),
         phases=_phases(report, gross, work),
     )
+
+
+def _knows_idle(report: EnergyReport) -> bool:
+    """Whether the meter sees what an idle device draws: CPU time of a process says nothing of it."""
+    return report.scope != "process_estimate"
 
 
 def idle_power(windows: Sequence[WindowEnergy]) -> Quantity | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_llem.errors import JsonValue
 
-
-def output_lengths_determined(config: Mapping[str, JsonValue]) -> bool:
+def output_lengths_determined(config: Mapping[str, object]) -> bool:
     """Whether every repeat of a configuration must generate as many tokens: not where sampling may draw its end.
 
     `config` is a resolved configuration, as a job and a result hold it.

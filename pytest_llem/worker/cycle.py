@@ -151,11 +151,15 @@ def _measure(
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
 
+    warnings: list[Note] = []
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
         if on_gpu:
             # Only a GPU's power decays for longer than the idle window lasts.
-            stopwatch.seconds["settle_s"], _ = settle(metering.power_w, settings.idle.max_wait_s)
+            waited_s, settled = settle(metering.power_w, settings.idle.max_wait_s)
+            stopwatch.seconds["settle_s"] = waited_s
+            if settled is False:
+                warnings.append(Note("idle_not_settled", f"power had not settled {waited_s:.1f} s after the load"))
         with recorder.window("idle", engine):
             time.sleep(settings.idle.duration_s)
 
@@ -186,7 +190,6 @@ def _measure(
         limit = concurrency_limit(arrival, effective)
         recorder.windows += steady_windows([done.completions for done in passes], limit, arrival)
 
-    warnings: list[Note] = []
     if settings.phases:
         events.emit("phase", "phases")
         warnings += measure_phases(

@@ -322,6 +322,22 @@ def test_an_engine_without_a_border_says_that_decode_was_not_split(
     assert measurement.windows[-1].name == "measure"
 
 
+@pytest.mark.parametrize(("settled", "told"), [(True, []), (None, []), (False, ["idle_not_settled"])])
+def test_idle_power_that_has_not_settled_is_told(
+    engine: ScriptedEngine,
+    meter: RecordingMeter,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settled: bool | None,
+    told: list[str],
+) -> None:
+    """It is subtracted as idle power all the same, so the reader must know."""
+    monkeypatch.setattr("pytest_llem.worker.cycle.settle", lambda power_w, max_wait_s: (30.0, settled))
+    measurement = run(dataclasses.replace(make_job(), devices=DeviceSet("cuda", ("GPU-1",))), tmp_path)
+    assert [note.code for note in measurement.warnings] == told
+    assert measurement.timing["settle_s"] == 30.0
+
+
 def test_no_meter_measures_no_energy_and_no_idle(
     engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
