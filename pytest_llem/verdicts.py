@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
     from pytest_llem.session import LlemSession
+
+Property = tuple[str, "str | int | float | bool"]
 
 
 def message(outcome: Outcome) -> str:
@@ -78,22 +80,27 @@ def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
     except StoreError as error:
         pytest.fail(str(error), pytrace=False)
     write_gate(outcomes[0].directory.parent, report)
-    item.user_properties += [
+    found: list[Property] = [
         ("llem_study", str(point.study.name)),
         ("llem_experiment", str(experiment.id)),
         ("llem_verdict", str(report.status)),
     ]
-    for row in report.rows:
-        item.user_properties.append((f"llem_gate_{row.metric}", str(row.status)))
+    set_properties(item, [*found, *((f"llem_gate_{row.metric}", str(row.status)) for row in report.rows)])
     if report.failed:
         pytest.fail(report.text(), pytrace=False)
     if report.status != "pass":
         pytest.skip(report.skip_reason())
 
 
-def properties(outcome: Outcome, rootpath: Path) -> list[tuple[str, str | int | float | bool]]:
+def set_properties(item: pytest.Item, found: Sequence[Property]) -> None:
+    """Set an item's JUnit properties in place of earlier ones of the same name: a plugin may run an item again."""
+    names = {name for name, _ in found}
+    item.user_properties[:] = [*(entry for entry in item.user_properties if entry[0] not in names), *found]
+
+
+def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
     """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
-    found: list[tuple[str, str | int | float | bool]] = [
+    found: list[Property] = [
         ("llem_study", str(outcome.key.study)),
         ("llem_experiment", str(outcome.key.experiment_id)),
         ("llem_status", str(outcome.state)),

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -125,3 +126,53 @@ def test_a_users_own_tests_get_manifest_summary_and_report(
     (manifest,) = pytester.path.glob("llem-results/*/run.json")
     assert json.loads(manifest.read_text())["finished_at"] is not None
     assert Path(manifest.parent, "summary.csv").exists()
+
+
+XUNIT2 = {
+    "testsuites": ({"name"}, ["testsuite"]),
+    "testsuite": (
+        {"name", "tests", "errors", "failures", "skipped", "time", "timestamp", "hostname"},
+        ["properties", "testcase", "system-out", "system-err"],
+    ),
+    "testcase": (
+        {"name", "classname", "time"},
+        ["skipped", "error", "failure", "rerunFailure", "rerunError", "flakyFailure", "system-out", "system-err"],
+    ),
+    "skipped": ({"type", "message"}, []),
+    "failure": ({"type", "message"}, []),
+    "error": ({"type", "message"}, []),
+}
+"""The Jenkins xUnit plugin's schema, as far as pytest uses it: attributes and children of each element."""
+
+
+def check_xunit2(element: ElementTree.Element) -> None:
+    """Fails on an element or attribute that the schema does not have, or a count that does not add up."""
+    attributes, children = XUNIT2[element.tag]
+    assert set(element.attrib) <= attributes, element.tag
+    for child in element:
+        assert child.tag in children, f"{child.tag} in {element.tag}"
+        check_xunit2(child)
+    if element.tag == "testcase":
+        assert {"name", "classname"} <= set(element.attrib)
+        assert float(element.attrib["time"]) >= 0
+    if element.tag == "testsuite":
+        assert int(element.attrib["tests"]) == len(element.findall("testcase"))
+        for counted, tag in (("failures", "failure"), ("skipped", "skipped"), ("errors", "error")):
+            assert int(element.attrib[counted]) == len(element.findall(f"testcase/{tag}"))
+
+
+def test_junit_keeps_to_the_xunit2_schema_apart_from_properties(pytester: pytest.Pytester, write: Write) -> None:
+    """Passed, failed and skipped items: what Jenkins' viewer and others like it accept, and properties per test."""
+    write("none, exception", 'expect: {output_tokens_per_s: ">= 1"}')
+    run(pytester).assert_outcomes(passed=4, failed=3, skipped=1)
+    (file,) = pytester.path.glob("llem-results/*/junit.xml")
+    tree = ElementTree.parse(file)
+    verdicts = set()
+    for case in tree.iter("testcase"):
+        (properties,) = case.findall("properties")
+        found = {entry.attrib["name"]: entry.attrib["value"] for entry in properties}
+        assert found["llem_study"] == "reports"
+        verdicts.add(found.get("llem_status") or found["llem_verdict"])
+        case.remove(properties)
+    assert verdicts == {"valid", "failed", "pass", "inconclusive"}
+    check_xunit2(tree.getroot())

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     MakeWorker = Callable[..., Worker]
 
 CHROMIUM = os.environ.get("LLEM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip, or fail where the environment promises a browser."""
+    if os.environ.get("LLEM_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"LLEM_REQUIRE_BROWSER=1, and {reason}")
+    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -71,11 +80,14 @@ class Opened:
 
 @pytest.fixture
 def browse() -> Iterator[Callable[..., Opened]]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    try:
+        sync_api = import_module("playwright.sync_api")
+    except ImportError:
+        skip_or_fail("playwright is not installed (extra `dev`)")
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
+        skip_or_fail("there is no Chromium (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
         def open_page(file: Path, **options: Any) -> Opened:
             opened = Opened(browser.new_page(**options))
