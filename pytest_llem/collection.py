@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -91,11 +91,31 @@ def take_in_studies(config: pytest.Config) -> None:
     studies = [_existing(config, name) for name in config.getoption("llem_study")]
     if not studies:
         return
+    _warn_of_moved_rootdir(config, studies)
     given = list(config.args) if config.args_source is pytest.Config.ArgsSource.ARGS else []
     invocation = config.invocation_params.dir
     selected = {(invocation / argument.partition("::")[0]).resolve() for argument in given}
     config.args = given + [str(study) for study in dict.fromkeys(studies) if study not in selected]
     config.args_source = pytest.Config.ArgsSource.ARGS
+
+
+def _warn_of_moved_rootdir(config: pytest.Config, studies: Iterable[Path]) -> None:
+    """pytest reads `--llem-study FILE` before it knows the option, and takes FILE for a path that decides rootdir."""
+    here = config.invocation_params.dir
+    words = list(config.invocation_params.args)
+    spaced = {(here / after).resolve() for word, after in pairwise(words) if word == "--llem-study"}
+    outside = [study for study in studies if study in spaced and not study.is_relative_to(here)]
+    if not outside or config.getoption("rootdir") or config.getoption("inifilename"):
+        return
+    decided_here = config.inipath is not None and here.is_relative_to(config.inipath.parent)
+    if config.rootpath != here and not decided_here:
+        config.issue_config_time_warning(
+            pytest.PytestConfigWarning(
+                f"rootdir is {config.rootpath}, because pytest took {outside[0]} for a test path: "
+                f"write --llem-study={outside[0]} with an equals sign, or give --rootdir"
+            ),
+            stacklevel=2,
+        )
 
 
 def _existing(config: pytest.Config, name: str) -> Path:
@@ -255,6 +275,7 @@ def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
             sha256=study.study_hash,
             order=study.execution.order,
             cycles=tuple(cycles[name]),
+            required_cycles=study.execution.cycles,
             left_out=tuple(
                 LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
             ),

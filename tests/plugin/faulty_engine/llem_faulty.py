@@ -1,6 +1,6 @@
 """An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
 
-The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing.
+The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing, lies.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class FaultyEngine:
         return "synchronized"
 
     def effective(self) -> Mapping[str, JsonValue]:
-        """The dtype that was asked for."""
-        return {"dtype": self.dtype}
+        """The dtype that was asked for, or a lie."""
+        return {"dtype": "float64" if self.fault == "lies" else self.dtype}
 
     def shape(self) -> ModelShape | None:
         """No model."""
