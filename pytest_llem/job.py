@@ -18,6 +18,7 @@ from typing import IO, Literal
 
 from pytest_llem.decode import decode, encode
 from pytest_llem.errors import JsonValue, LlemError, StoreError
+from pytest_llem.redaction import redacted, secrets_of
 
 SCHEMA_VERSION = 1
 
@@ -242,8 +243,9 @@ class JobDir:
         return load_job(self.job)
 
     def write_error(self, error: LlemError, **more: JsonValue) -> None:
-        """Write `error.json` from an error and further facts (`phase`, `traceback`, `log_tail`, `origin`)."""
-        write_json(self.error, {"schema_version": SCHEMA_VERSION, **error.to_dict(), **more})
+        """Write `error.json` from an error and further facts (`phase`, `traceback`, `log_tail`, `origin`), redacted."""
+        secrets = secrets_of(os.environ).values()
+        write_json(self.error, redacted({"schema_version": SCHEMA_VERSION, **error.to_dict(), **more}, secrets))
 
     def log_tail(self, lines: int = 15) -> list[str]:
         """The last lines of `worker.log`, at most the last 64 KiB of it; empty when there is no log."""

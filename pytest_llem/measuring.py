@@ -20,6 +20,7 @@ from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
 from pytest_llem.options import RunOptions
 from pytest_llem.placement import Placement
+from pytest_llem.redaction import redact_file, secrets_of
 from pytest_llem.results.layout import slug
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
@@ -124,6 +125,7 @@ class Measurer:
         except LlemError as error:
             self._breaker.record(error, dependencies)
             raise
+        redact_file(job_dir.log, secrets_of(os.environ).values())
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))

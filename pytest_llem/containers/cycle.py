@@ -15,10 +15,10 @@ from pytest_llem.containers.archive import JOBS, take_results
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.guard import LOST_CLIENT_EXIT
 from pytest_llem.containers.options import ImageFacts
-from pytest_llem.containers.secrets import redact
 from pytest_llem.containers.stream import OutputPump
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import JobDir
+from pytest_llem.redaction import redact
 from pytest_llem.runners.deadlines import DeadlineWatch
 
 POLL_S = 0.2

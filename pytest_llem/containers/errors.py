@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from pytest_llem.containers import error_patterns as patterns
 from pytest_llem.containers.error_tree import DockerError, error_classes
-from pytest_llem.containers.secrets import redact
 from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.redaction import redact
 
 __all__ = ["DockerError", "docker_error", "translate_docker_error"]
 

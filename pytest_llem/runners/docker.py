@@ -40,7 +40,6 @@ from pytest_llem.containers.options import (
 )
 from pytest_llem.containers.orphans import remove_orphans, remove_session
 from pytest_llem.containers.preflight import PreflightReport, PreflightSubject, preflight
-from pytest_llem.containers.secrets import secrets_of
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.containers.settings_check import check_settings_in_image
@@ -48,6 +47,7 @@ from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
+from pytest_llem.redaction import secrets_of
 from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport

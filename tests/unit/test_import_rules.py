@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.containers.archive import WORKER_MODULES, WORKER_PACKAGES
+
 PACKAGE = Path(__file__).resolve().parents[2] / "pytest_llem"
-WORKER_SIDE = ("__init__", "errors", "decode", "job", "measurement", "worker", "engines", "energy", "workload")
+WORKER_SIDE = tuple(name.removesuffix(".py") for name in (*WORKER_MODULES, *WORKER_PACKAGES) if name != "py.typed")
 ENGINES = ("torch", "transformers", "vllm", "sglang", "tensorrt_llm", "httpx")
 """What an image may lack: then only the files of that engine cannot be imported."""
 

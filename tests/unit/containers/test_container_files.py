@@ -14,9 +14,9 @@ import pytest
 
 from pytest_llem.containers.archive import COMES_BACK, take_results, worker_archive
 from pytest_llem.containers.errors import DockerError
-from pytest_llem.containers.secrets import redact, secrets_of
 from pytest_llem.containers.stream import OutputPump
 from pytest_llem.job import Deadlines, JobDir
+from pytest_llem.redaction import redact, secrets_of
 from pytest_llem.runners.deadlines import DeadlineWatch
 
 

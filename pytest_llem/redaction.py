@@ -1,9 +1,15 @@
-"""Secrets: which variables a container may be given, and how their values are kept out of everything written."""
+"""Secrets: which variables hold them, and how their values are kept out of everything written.
+
+Standard library only: workers write errors too.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue
 
 SECRET_VARIABLES = (
     "HF_TOKEN",
@@ -28,7 +34,7 @@ _PATTERNS = (
     re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"(?i)(?<=\bbasic )[A-Za-z0-9+/=]{12,}"),
     re.compile(
-        r"(?i)(?<![A-Za-z0-9])(?:[A-Z0-9]+_)*(?:TOKEN|PASSWORD|SECRET|API_KEY)[\"']?\s*[=:]\s*[\"']?([^\s\"',;&]{6,})"
+        r"(?i)(?<![A-Za-z0-9])(?:[A-Z0-9]+_)*(?:TOKEN|PASSWORD|SECRET|API_KEY)[\"']?\s*[=:]\s*[\"']?(?=[^\s\"',;&]*[A-Za-z])([^\s\"',;&]{6,})"
     ),
 )
 _SHORTEST = 6
@@ -50,6 +56,36 @@ def redact(text: str, values: Iterable[str] = ()) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(_hide, text)
     return text
+
+
+def redacted(value: JsonValue, values: Iterable[str] = ()) -> JsonValue:
+    """A JSON value with every text in it redacted; keys stay."""
+    if isinstance(value, str):
+        return redact(value, values)
+    if isinstance(value, Mapping):
+        return {key: redacted(item, values) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(item, values) for item in value]
+    return value
+
+
+def redact_file(path: Path, values: Iterable[str] = ()) -> None:
+    """Redact a log in place, line by line, where it holds anything to redact; a file that is not there is fine."""
+    kept = tuple(values)
+    try:
+        with path.open("rb") as stream:
+            clean = all(redact(text, kept) == text for text in map(_text, stream))
+        if clean:
+            return
+        with path.open("rb") as stream:
+            lines = [redact(text, kept) for text in map(_text, stream)]
+        path.write_text("".join(lines), encoding="utf-8")
+    except FileNotFoundError:
+        return
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace")
 
 
 def _hide(match: re.Match[str]) -> str:
