@@ -15,11 +15,25 @@ GATEWAY_ERRORS = (502, 503, 504)
 """Answers of a proxy, or of the hub itself, that say that nobody is there to serve."""
 
 
+OFFLINE = "HF_HUB_OFFLINE"
+
+
 def hub_obstacle() -> str | None:
     """Why nothing can be had from the hub, or `None`; what lies in the local cache can be used all the same."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return "the hub is switched off (HF_HUB_OFFLINE)"
+    if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
+        return _reasons.get(OFFLINE, f"the hub is switched off ({OFFLINE})")
     return probe(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
+
+
+def switch_off_when_absent() -> None:
+    """Tell the hub's client, before it is imported, not to ask a hub that is not there; its cache is used as before."""
+    reason = hub_obstacle()
+    if reason is not None:
+        _reasons[OFFLINE] = reason
+        os.environ[OFFLINE] = "1"
+
+
+_reasons: dict[str, str] = {}
 
 
 @functools.cache

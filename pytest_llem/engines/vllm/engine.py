@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
-from pytest_llem.engines.hub import hub_obstacle
+from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
 from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
@@ -73,9 +73,9 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        if on_hub(config.model) and hub_obstacle() is not None:
-            # Read when vLLM imports the hub's client, which else tries for half a minute; the cache is used as before.
-            os.environ["HF_HUB_OFFLINE"] = "1"
+        if on_hub(config.model):
+            # Before vLLM imports the hub's client, which else tries for half a minute.
+            switch_off_when_absent()
         try:
             import vllm
             from vllm.engine.arg_utils import EngineArgs

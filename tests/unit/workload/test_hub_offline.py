@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.builtin import builtin_path
-from pytest_llem.engines.hub import hub_obstacle, probe
+from pytest_llem.engines.hub import hub_obstacle, probe, switch_off_when_absent
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job import WorkloadSettings
 from pytest_llem.workload.texts import read_texts
@@ -98,6 +98,15 @@ def test_a_hub_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_ENDPOINT", closed_port())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "switched off" in str(hub_obstacle())
+
+
+def test_a_client_that_was_told_not_to_ask_still_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_llem.engines.hub._reasons", {})
+    url = closed_port()
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    switch_off_when_absent()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert f"{url} was not reached" in str(hub_obstacle())
 
 
 def test_a_data_set_is_looked_for_in_the_cache_when_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
