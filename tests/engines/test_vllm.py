@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job import Arrival, DeviceSet
+from pytest_llem.worker.steady import steady_span
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
@@ -49,6 +55,79 @@ def test_one_request_at_a_time(start: Start, make_config: ConfigMaker) -> None:
     workload = dataclasses.replace(make_config().workload, arrival=Arrival("concurrency", concurrency=1))
     completions = generate(start(workload=workload), requests_of(5, 5, 5, output=4))
     assert all(a.end_ns <= b.start_ns for a, b in itertools.pairwise(completions))
+
+
+def test_the_scheduler_tells_how_full_it_was(start: Start) -> None:
+    engine = start({"max_num_seqs": 2})
+    generate(engine, requests_of(9, 9))
+    assert isinstance(engine, KeepsStatistics)
+    engine.reset_statistics()
+    completions = generate(engine, requests_of(9, 10, 11, 12, 13, output=16))
+    found = engine.statistics()
+    assert (found["running_requests_max"], found["waiting_requests_max"], found["preemptions"]) == (2, 3, 0)
+    assert found["prefix_cache_queried_tokens"] == sum(completion.input_tokens for completion in completions)
+    assert found["prefix_cache_hit_tokens"] == 0
+    assert "speculative" not in found
+
+
+def test_a_cache_too_small_for_all_preempts_requests_and_says_so(start: Start) -> None:
+    """Eight blocks of 32 tokens hold two or three answers: preempted ones are computed again, which costs energy."""
+    engine = start({"num_gpu_blocks_override": 8, "block_size": 32, "max_model_len": 128})
+    requests = requests_of(30, 31, 32, 33, 34, output=64)
+    assert isinstance(engine, KeepsStatistics)
+    engine.reset_statistics()
+    completions = generate(engine, requests)
+    assert {len(output) for output in ids(completions)} == {64}
+    found = engine.statistics()
+    assert isinstance(found["preemptions"], int)
+    assert found["preemptions"] > 0
+    assert found["kv_cache_usage_max"] == 1.0
+    assert engine.effective()["kv_cache_tokens"] == 8 * 32
+
+
+SPECULATING = """\
+import json
+from pytest_llem.engines import open_engine
+from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from tests.engines.engine_cases import generate, requests_of
+drafting = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+config = ExperimentConfig("builtin:tiny-llama", "vllm", "float32", "real", WorkloadSettings("synthetic", 1, 8, 4, 0),
+                          Decoding(), MeasurementSettings(1.0), {"enforce_eager": True, "speculative": drafting})
+engine = open_engine("vllm")
+engine.prepare(config, DeviceSet("cpu"))
+engine.load()
+engine.reset_statistics()
+generate(engine, requests_of(30, 31, 32, output=64))
+print(json.dumps(engine.statistics()["speculative"]))
+engine.shutdown()
+"""
+
+
+def test_accepted_drafts_are_counted() -> None:
+    """In a process of its own: n-gram drafting imports numba, after which vLLM's CPU build cannot load again."""
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", SPECULATING], cwd=root, capture_output=True, text=True, timeout=300, check=True
+    )
+    speculation = json.loads(run.stdout.splitlines()[-1])
+    assert 0 < speculation["accepted_tokens"] <= speculation["draft_tokens"]
+    assert speculation["acceptance_rate"] == speculation["accepted_tokens"] / speculation["draft_tokens"]
+
+
+def test_eager_execution_compiles_nothing(start: Start) -> None:
+    engine = start()
+    assert isinstance(engine, TimesLoad)
+    assert engine.load_times() == {"compile_s": 0.0}
+
+
+def test_more_requests_than_places_have_a_steady_state(start: Start) -> None:
+    completions = generate(start({"max_num_seqs": 2}), requests_of(9, 10, 11, 12, 13, 14, output=16))
+    span = steady_span(completions, 2)
+    assert span is not None
+    begin = min(completion.start_ns for completion in completions)
+    end = max(completion.end_ns for completion in completions)
+    assert begin < span[0] < span[1] <= end
+    assert steady_span(completions, 6) is None
 
 
 @pytest.mark.parametrize(
