@@ -1,0 +1,27 @@
+"""The examples of docs/studies.md do what the text beside them says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import pytest_llem
+from pytest_llem.study import Study
+
+PAGE = (Path(pytest_llem.__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+EXAMPLES = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if not text.startswith("#")]
+COUNTS = [1, 5, 8, 4, 2]
+
+
+def test_every_example_is_counted() -> None:
+    assert len(EXAMPLES) == len(COUNTS)
+
+
+@pytest.mark.parametrize(("text", "count"), list(zip(EXAMPLES, COUNTS, strict=True)))
+def test_example_loads_and_has_as_many_experiments(load: Callable[..., Study], text: str, count: int) -> None:
+    shared = "" if text.startswith("model") else "model: builtin:tiny-llama\n"
+
+    assert len(load(shared + text).experiments) == count
