@@ -209,14 +209,13 @@ class LlemSession:
 
         `failing` names experiments (study and id) whose gates failed: they are no baseline.
         """
-        from pytest_llem.results.layout import CycleKey
         from pytest_llem.results.manifest import rebuild_manifest
         from pytest_llem.results.summary import write_summary
 
         manifest = rebuild_manifest(self.run_dir, finished=True)
-        keys = [CycleKey(item.study, item.experiment_id, item.config_hash, item.cycle) for item in manifest.items]
+        keys = [item.key for item in manifest.items]
         outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
-        self.rows = write_summary(self.run_dir, outcomes)
+        self.rows = write_summary(self.run_dir, outcomes, keys)
         if self.options.save_baseline:
             self.saved = self._save_baseline(outcomes, failing)
 

@@ -39,7 +39,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study of the run: its file, its content's hash, its order and its items."""
+    """A study of the run: its file, its content's hash, its order and its items.
+
+    `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`).
+    """
 
     name: str
     path: str | None
@@ -47,6 +50,7 @@ class StudyPlan:
     order: str | None = None
     cycles: tuple[PlannedCycle, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    required_cycles: int | None = None
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""
@@ -67,6 +71,11 @@ class ManifestItem:
     reasons: tuple[str, ...] = ()
     source_run: str | None = None
     not_reused: str | None = None
+
+    @property
+    def key(self) -> CycleKey:
+        """Which cycle this is."""
+        return CycleKey(self.study, self.experiment_id, self.config_hash, self.cycle)
 
 
 @dataclass(frozen=True)

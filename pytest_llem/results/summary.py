@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import write_json, write_text
 from pytest_llem.results.distributions import percentile
+from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
@@ -32,7 +34,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ExperimentSummary:
-    """One experiment of a run. `metrics` has a key per metric that was measured in at least one valid cycle."""
+    """One experiment of a run. `metrics` has a key per metric that was measured in at least one valid cycle.
+
+    `cycles_total` counts planned cycles too that the run did not come to; `states` has them as `pending`.
+    """
 
     study: str
     experiment_id: str
@@ -54,13 +59,22 @@ class ExperimentSummary:
         return estimate.median if estimate else None
 
 
-def summarise(outcomes: Iterable[Outcome]) -> list[ExperimentSummary]:
-    """Rows in the order in which experiments first appear."""
+def summarise(outcomes: Iterable[Outcome], planned: Iterable[CycleKey] = ()) -> list[ExperimentSummary]:
+    """Rows in the order in which experiments first appear; one of which no cycle has an outcome has no row.
+
+    `planned` are the cycles that the run set out to do.
+    """
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    ended: set[CycleKey] = set()
     for outcome in outcomes:
-        key = (outcome.key.study, outcome.key.experiment_id, outcome.key.config_hash)
-        groups.setdefault(key, []).append(outcome)
-    return [_summary(*key, group) for key, group in groups.items()]
+        ended.add(outcome.key)
+        groups.setdefault(_experiment(outcome.key), []).append(outcome)
+    pending = Counter(_experiment(key) for key in set(planned) - ended)
+    return [_summary(*key, group, pending[key]) for key, group in groups.items()]
+
+
+def _experiment(key: CycleKey) -> tuple[str, str, str]:
+    return key.study, key.experiment_id, key.config_hash
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -72,13 +86,17 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(median(ordered), spread, len(ordered))
 
 
-def _summary(study: str, experiment_id: str, config_hash: str, outcomes: Sequence[Outcome]) -> ExperimentSummary:
+def _summary(
+    study: str, experiment_id: str, config_hash: str, outcomes: Sequence[Outcome], pending: int
+) -> ExperimentSummary:
     valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
     seen = [outcome.result for outcome in outcomes if outcome.result is not None]
     first: Result | None = next(iter(valid or seen), None)
     states: dict[str, int] = {}
     for outcome in outcomes:
         states[outcome.state] = states.get(outcome.state, 0) + 1
+    if pending:
+        states["pending"] = pending
     metrics: dict[str, Estimate] = {}
     for name, metric in METRICS.items():
         values = [value for result in valid if (value := metric.of(result)) is not None]
@@ -95,7 +113,7 @@ def _summary(study: str, experiment_id: str, config_hash: str, outcomes: Sequenc
         meter=first.energy.meter if first else None,
         measured=first.energy.measured if first else None,
         cycles_valid=len(valid),
-        cycles_total=len(outcomes),
+        cycles_total=len(outcomes) + pending,
         states=states,
         reasons=tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.reasons())),
         warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
@@ -150,9 +168,11 @@ _IDENTITY = (
 )
 
 
-def write_summary(run_dir: Path, outcomes: Iterable[Outcome]) -> list[ExperimentSummary]:
-    """Write `summary.json` and `summary.csv` into a run's directory, and return the rows."""
-    rows = summarise(outcomes)
+def write_summary(
+    run_dir: Path, outcomes: Iterable[Outcome], planned: Iterable[CycleKey] = ()
+) -> list[ExperimentSummary]:
+    """Write `summary.json` and `summary.csv` into a run's directory, and return the rows; see `summarise`."""
+    rows = summarise(outcomes, planned)
     write_json(run_dir / "summary.json", summary_json(rows))
     write_text(run_dir / "summary.csv", summary_csv(rows))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ MAX_TRACES = 120
 class ExperimentRow:
     """One experiment of one run: `metrics` holds median and half interquartile range per metric.
 
-    `label` names it in charts, with its run where there are several.
+    `label` names it in charts, with its run where there are several. `total` counts the cycles that the run planned;
+    where only some of its results are shown, those.
     """
 
     key: str
@@ -87,10 +89,18 @@ def gather_content(paths: Sequence[Path], *, watch: Watch = silent) -> Content:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
     several = len({key[0] for key in groups}) > 1
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
-    rows = tuple(_experiment(key, group, settings[id(group[0])], several) for key, group in groups.items())
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = _traces(results, runs)
     manifests = {name: read_manifest(run / MANIFEST) for name, run in runs.items()}
+    asked = {path.resolve() for path in paths}
+    whole = [name for name, run in runs.items() if asked & {run.resolve(), run.parent.resolve()}]
+    planned = Counter(
+        (manifests[name].run_id, item.study, item.experiment_id) for name in whole for item in manifests[name].items
+    )
+    rows = tuple(
+        _experiment(key, group, settings[id(group[0])], several, max(planned[key], len(group)))
+        for key, group in groups.items()
+    )
     return Content(
         results=results,
         experiments=rows,
@@ -122,7 +132,7 @@ def _runs(path: Path) -> list[Path]:
 
 
 def _experiment(
-    key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell], several_runs: bool
+    key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell], several_runs: bool, total: int
 ) -> ExperimentRow:
     valid = [result for result in results if result.validity.valid]
     first = (valid or list(results))[0]
@@ -145,7 +155,7 @@ def _experiment(
         engine=f"{first.engine.name} {first.engine.version}",
         model=model if isinstance(model, str) else "",
         valid=len(valid),
-        total=len(results),
+        total=total,
         metrics=metrics,
         interval=(bound.low, bound.high) if bound else None,
         phases=_phases(valid),
