@@ -120,6 +120,44 @@ def test_the_worker_of_a_killed_pytest_is_ended_by_the_next_run_which_goes_on(
     assert workers(pytester.path) == []
 
 
+def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(pytester: pytest.Pytester, faults: Faults) -> None:
+    """The worker ignores SIGTERM: the second Ctrl-C comes while the first one waits for it."""
+    faults("hang")
+    process = start(pytester)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), output
+    assert workers(pytester.path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_under_xdist_leaves_no_process(
+    pytester: pytest.Pytester, faults: Faults, number: signal.Signals
+) -> None:
+    faults("hang", "none")
+    process = start(pytester, "-n2")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert workers(pytester.path) == []
+    assert error_of(pytester.path, "hang")["category"] == "interrupted"
+
+
+@pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
+def test_stopping_at_the_first_failure_under_xdist_leaves_no_process(
+    pytester: pytest.Pytester, faults: Faults, option: str
+) -> None:
+    faults("exception", "none", "memory")
+    result = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-n2", option)
+    assert result.ret != pytest.ExitCode.OK
+    assert workers(pytester.path) == []
+    states = [item["state"] for item in json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]]
+    assert states[0] == "failed"
+    assert "running" not in states
+
+
 def test_x_stops_after_the_first_failure(pytester: pytest.Pytester, faults: Faults) -> None:
     faults("exception", "none")
     result = pytester.runpytest("--llem-study=faults.yaml", "-x")

@@ -1,0 +1,85 @@
+"""A worker that is alive and gives no sign of life is ended as hung."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import (
+    Deadlines,
+    Decoding,
+    DeviceSet,
+    ExperimentConfig,
+    IdleSettings,
+    Job,
+    JobDir,
+    MeasurementSettings,
+    MeterSettings,
+    WarmupSettings,
+    WorkloadSettings,
+    read_json,
+)
+from pytest_llem.runners.lease import device_lease, holder
+from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.resident import ResidentRunner
+
+FAULTY = Path(__file__).parents[2] / "plugin" / "faulty_engine"
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Job:
+    """A cycle that would idle for long, and whose silence is noticed soon."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
+    config = ExperimentConfig(
+        model="none",
+        engine="faulty",
+        dtype=None,
+        weights="real",
+        workload=WorkloadSettings("synthetic", 1, 8, 4, 0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(0.05, WarmupSettings(max_repeats=1), IdleSettings(60.0)),
+        settings={},
+    )
+    meter, deadlines = MeterSettings("estimate"), Deadlines(60.0, heartbeat_s=0.4, silence_s=2.0)
+    return Job("run", "study", "one", "0" * 64, config, 1, 1, DeviceSet("cpu"), meter, deadlines)
+
+
+@pytest.mark.parametrize("isolation", ["process", "experiment"])
+def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: str) -> None:
+    spec, job_dir = RunnerSpec("local", "default"), JobDir(tmp_path / "job")
+    runner = LocalRunner(spec, tmp_path) if isolation == "process" else ResidentRunner(spec, tmp_path, "experiment")
+    stopped: list[int] = []
+
+    def stop_when_idle(event: object) -> None:
+        assert isinstance(event, dict)
+        if (event["event"], event.get("name")) == ("phase", "idle"):
+            # Heartbeats keep a worker alive that only waits: one more than `silence_s` of them, then none.
+            threading.Timer(3.0, stop).start()
+
+    def stop() -> None:
+        pid: JsonValue = holder("cpu")["pid"]
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    job_dir.write_job(job)
+    with device_lease(job.devices, timeout_s=0) as lease:
+        started = time.monotonic()
+        runner.run(job, job_dir, stop_when_idle, lease)
+        runner.close()
+
+    error = read_json(job_dir.error)
+    assert (error["category"], error["phase"]) == ("timeout", "idle")
+    assert "no sign of life for 2 s" in str(error["message"])
+    assert stopped
+    assert time.monotonic() - started < 50.0
+    assert not psutil.pid_exists(stopped[0]) or psutil.Process(stopped[0]).status() == psutil.STATUS_ZOMBIE
