@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_llem.measuring import Measurer
     from pytest_llem.results.baselines import Baseline, Saved
     from pytest_llem.results.layout import CycleKey
+    from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.resume import EarlierRuns, Reuse
     from pytest_llem.results.store import RunStore
@@ -217,9 +218,11 @@ class LlemSession:
         outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
         self.rows = write_summary(self.run_dir, outcomes, keys)
         if self.options.save_baseline:
-            self.saved = self._save_baseline(outcomes, failing)
+            self.saved = self._save_baseline(outcomes, manifest.studies, failing)
 
-    def _save_baseline(self, outcomes: Sequence[Outcome], failing: Collection[tuple[str, str]]) -> Saved:
+    def _save_baseline(
+        self, outcomes: Sequence[Outcome], plans: Sequence[StudyPlan], failing: Collection[tuple[str, str]]
+    ) -> Saved:
         from pytest_llem.results.baselines import save_baseline
 
         unusable = {(outcome.key.study, outcome.key.experiment_id) for outcome in outcomes if outcome.result is None}
@@ -228,6 +231,7 @@ class LlemSession:
             [outcome.result for outcome in outcomes if outcome.result is not None],
             self.options.baseline_dir,
             failing={*unusable, *failing},
+            plans=plans,
         )
 
     def unload(self) -> None:

@@ -18,6 +18,7 @@ from pytest_llem.job import read_json, write_text
 from pytest_llem.results.collection import Results, load
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.layout import MANIFEST, slug
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
@@ -165,12 +166,15 @@ def save_baseline(
     directory: Path,
     *,
     failing: Iterable[tuple[str, str]] = (),
+    plans: Iterable[StudyPlan] = (),
     force: bool = False,
 ) -> Saved:
     """Add a run to the baseline `name`; only the experiments in `results` are touched, and the newest runs are kept.
 
-    An experiment with an invalid cycle, or one in `failing` (study and id: a failed cycle or gate), is left out
-    unless `force` is given; invalid cycles are never kept. Raises `SettingsError` for a name that is no plain word.
+    An experiment with an invalid cycle, one in `failing` (study and id: a failed cycle or gate), or one that lacks
+    cycles which the run's `plans` hold is left out unless `force` is given. Never kept are invalid cycles and those
+    beyond a plan's `required_cycles`: they were measured because the others scattered, and would bias a bound. Raises
+    `SettingsError` for a name that is no plain word.
     """
     if slug(name) != name:
         raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
@@ -178,8 +182,13 @@ def save_baseline(
     touched: dict[str, BaselineFile] = {}
     saved: list[tuple[str, str]] = []
     bad = set(failing)
-    for (study, experiment_id), group in Results(tuple(results)).by_experiment().items():
+    by_study = {plan.name: plan for plan in plans}
+    for (study, experiment_id), every in Results(tuple(results)).by_experiment().items():
         key = (study, experiment_id)
+        plan = by_study.get(study, StudyPlan(study, None))
+        group = _required(every, plan)
+        planned = {item.cycle for item in plan.cycles if item.experiment_id == experiment_id}
+        missing = planned - {result.cycle for result in group}
         invalid = len(group) - len(group.valid)
         if not group.valid:
             refused[key] = "no valid cycle"
@@ -187,6 +196,8 @@ def save_baseline(
             refused[key] = f"{invalid} of {len(group)} cycles invalid"
         elif key in bad and not force:
             refused[key] = "failed"
+        elif missing and not force:
+            refused[key] = f"{len(planned) - len(missing)} of {len(planned)} cycles"
         else:
             path = baseline_path(directory, name, study)
             known = touched.get(study) or (read_baseline(path) if path.exists() else BaselineFile(study))
@@ -198,6 +209,11 @@ def save_baseline(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, render(entry))
     return Saved(files, tuple(saved), refused)
+
+
+def _required(results: Results, plan: StudyPlan) -> Results:
+    last = plan.required_cycles
+    return results if last is None else results.where(lambda result: result.cycle <= last)
 
 
 def baseline_path(directory: Path, name: str, study: str) -> Path:
