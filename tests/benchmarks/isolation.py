@@ -1,10 +1,10 @@
-"""Overhead of an isolated experiment: wall time of a cycle beyond its measured work, by start method.
+"""Overhead of a cycle: wall time beyond its measured work, by isolation level and start method.
 
     python tests/benchmarks/isolation.py [--cycles 5]
 
 Overhead is what a cycle costs beyond its idle, warm-up and measure windows: starting the process, imports, loading the
 tiny model, tokenising, writing, and ending. Peers, measured on such a machine with a process per experiment:
-LLenergyMeasure 0.8 14-15 s, optimum-benchmark 0.7 14 s.
+LLenergyMeasure 0.8 14-15 s, optimum-benchmark 0.7 14 s (2.5 s inline, without isolation).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_llem.job import (
@@ -29,8 +30,10 @@ from pytest_llem.job import (
     WorkloadSettings,
 )
 from pytest_llem.measurement import read_measurement
-from pytest_llem.runners import local
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners.protocol import Runner, RunnerSpec
+from pytest_llem.runners.resident import ResidentRunner
+from pytest_llem.worker.preload import PRELOADS
 
 CONFIG = ExperimentConfig(
     model="builtin:tiny-llama",
@@ -44,41 +47,62 @@ CONFIG = ExperimentConfig(
 )
 
 
-def cycle(runner: local.LocalRunner, directory: Path, number: int) -> tuple[str | None, float]:
-    """Start method and overhead in seconds of one cycle."""
+SPEC = RunnerSpec("local", "default")
+
+
+def cycle(runner: Runner, directory: Path, number: int, *, output_tokens: int = 16) -> float:
+    """Overhead in seconds of one cycle."""
+    workload = replace(CONFIG.workload, output_tokens=output_tokens)
+    config = replace(CONFIG, workload=workload)
     job = Job(
-        "bench", "bench", "tiny", "0" * 64, CONFIG, number, 1, DeviceSet("cpu"), MeterSettings(), Deadlines(120.0)
-    )
+        "bench", "bench", "tiny", f"{output_tokens:064}", config, number, 1, DeviceSet("cpu"), MeterSettings(),
+        Deadlines(120.0),
+    )  # fmt: skip
     job_dir = JobDir(directory / f"c{number}")
     job_dir.write_job(job)
     started = time.monotonic()
-    report = runner.run(job, job_dir, lambda event: None)
+    if isinstance(runner, ResidentRunner) and not runner.can_serve(job, job_dir):
+        runner.unload()
+    runner.run(job, job_dir, lambda event: None)
     wall = time.monotonic() - started
     windows = [window for window in read_measurement(job_dir.measurement).windows if window.name != "load"]
-    return report.start_method, wall - sum(window.duration_s for window in windows)
+    return wall - sum(window.duration_s for window in windows)
+
+
+def spawned(directory: Path, number: int) -> float:
+    """The same with a new interpreter, as where a fork is not safe."""
+    modules = PRELOADS.pop(CONFIG.engine)
+    try:
+        return cycle(LocalRunner(SPEC, directory), directory, number)
+    finally:
+        PRELOADS[CONFIG.engine] = modules
 
 
 def main() -> None:
-    """Print the overhead of the first and of later cycles, forked and spawned."""
+    """Print the overhead of the first and of later cycles at each level; levels take turns within one run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=5)
     options = parser.parse_args()
-    spec = RunnerSpec("local", "default")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        forked = local.LocalRunner(spec, directory)
-        first = cycle(forked, directory, 0)
-        later, spawned = [], []
-        for number in range(1, options.cycles + 1):
-            later.append(cycle(forked, directory, number)[1])
-            local.PRELOADS, kept = {}, local.PRELOADS
-            spawned.append(cycle(local.LocalRunner(spec, directory), directory, 1000 + number)[1])
-            local.PRELOADS = kept
-        forked.close()
-    print(f"{first[0]}: first cycle {first[1]:.2f} s, later cycles {statistics.median(later):.2f} s (median)")
-    print(f"spawn: every cycle {statistics.median(spawned):.2f} s (median)")
-    ratio = statistics.median(slow / fast for slow, fast in zip(spawned, later, strict=True))
-    print(f"spawn / later forked cycle: {ratio:.1f}")
+        process = LocalRunner(SPEC, directory)
+        experiment = ResidentRunner(SPEC, directory, "experiment")
+        load = ResidentRunner(SPEC, directory, "load")
+        runners: tuple[Runner, ...] = (process, experiment, load)
+        first = [cycle(runner, directory, number) for number, runner in enumerate(runners)]
+        found: dict[str, list[float]] = {"spawn": [], "process": [], "experiment": [], "load": []}
+        for number in range(options.cycles):
+            found["process"].append(cycle(process, directory, 1000 + number))
+            found["experiment"].append(cycle(experiment, directory, 2000 + number))
+            # Another experiment each time: its workload differs, and the loaded engine serves it all the same.
+            found["load"].append(cycle(load, directory, 3000 + number, output_tokens=17 + number))
+            found["spawn"].append(spawned(directory, 4000 + number))
+        for runner in runners:
+            runner.close()
+    for level, seconds in found.items():
+        ratio = statistics.median(one / other for one, other in zip(seconds, found["process"], strict=True))
+        print(f"{level}: {statistics.median(seconds):.2f} s per cycle (median), {ratio:.2f} of a forked process")
+    print("first cycle, with the fork server's imports: " + ", ".join(f"{seconds:.2f} s" for seconds in first))
 
 
 if __name__ == "__main__":
