@@ -122,6 +122,7 @@ def judge_experiment(
 def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float) -> GateRow:
     found = metric(budget.metric)
     values, missing = _values(found, valid)
+    lost = [*lost, *_lacking(found, valid)]
     verdict = (
         Verdict("inconclusive", None, None, None, missing)
         if missing
@@ -140,6 +141,7 @@ def _ratio_row(
 ) -> GateRow:
     found = metric(limit.metric)
     values, missing = _values(found, valid)
+    lost = [*lost, *_lacking(found, valid)]
     if missing or not valid:
         nothing = Verdict("inconclusive", None, None, None, missing or "no cycle is valid")
         return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
@@ -203,9 +205,15 @@ def _against(
 
 
 def _values(found: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
-    """A metric's value per valid cycle, or why there are none: a cycle that did not measure it counts as missing."""
+    """A metric's value per valid cycle that measured it, or why there are none."""
     values = [value for result in valid if (value := found.of(result)) is not None]
     return values, "" if values or not valid else "this run did not measure it"
+
+
+def _lacking(found: Metric, valid: Sequence[Result]) -> list[str]:
+    """The valid cycles that did not measure a metric which others did."""
+    lacking = [f"c{result.cycle} without {found.name}" for result in valid if found.of(result) is None]
+    return lacking if len(lacking) < len(valid) else []
 
 
 def _row(

@@ -1,0 +1,64 @@
+"""A verdict says which valid cycles it does not rest on, because they did not measure the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.results.baselines import baseline_of
+from pytest_llem.results.collection import Results
+from pytest_llem.results.judging import GateRow, judge_experiment
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.study.limits import Budget, Comparison, FailIf
+from tests.unit.results.conftest import Bench
+
+Cycles = Callable[..., list[Outcome]]
+
+
+@pytest.fixture
+def cycles(bench: Bench, key: CycleKey, tmp_path: Path) -> Cycles:
+    """Five valid cycles, of which some lost a window's energy; a run holds only numbers from its own meter."""
+
+    def make(run_id: str, *, blind: tuple[int, ...] = ()) -> list[Outcome]:
+        outcomes = []
+        for cycle, noise in enumerate((1.0, 1.01, 0.99, 1.005, 0.995), 1):
+            measurement = bench.measurement(10 * noise)
+            if cycle in blind:
+                report = bench.energy()
+                lost = replace(report.windows[1], energy_j=None, uncertainty_j=None)
+                measurement = replace(measurement, energy=replace(report, windows=(report.windows[0], lost)))
+            each = replace(key, cycle=cycle)
+            result = bench.result(measurement, each).model_copy(update={"run_id": run_id})
+            outcomes.append(Outcome("valid", each, tmp_path, result, None, 1, ()))
+        return outcomes
+
+    return make
+
+
+def rows(cycles: Cycles, *blind: int) -> list[GateRow]:
+    """A budget's and a comparison's row; the latter against a run of equal cycles."""
+    before = Results(tuple(outcome.result for outcome in cycles("before") if outcome.result is not None))
+    compare = Comparison((FailIf("avg_power_w", 0.05),))
+    budgets = [Budget("avg_power_w", "<=", 11.0)]
+    report = judge_experiment(cycles("now", blind=blind), budgets, compare, baseline_of("before", before))
+    return list(report.rows)
+
+
+def test_cycles_without_the_metric_are_named(cycles: Cycles) -> None:
+    for row in rows(cycles, 2, 4):
+        assert row.status == "pass"
+        assert "not used: c2 without avg_power_w, c4 without avg_power_w" in row.reason
+
+
+def test_too_few_that_measured_it_are_inconclusive(cycles: Cycles) -> None:
+    for row in rows(cycles, 1, 2, 3, 4):
+        assert row.status == "inconclusive"
+        assert "c4 without avg_power_w" in row.reason
+
+
+def test_nothing_is_named_where_all_measured_it(cycles: Cycles) -> None:
+    assert not any("without" in row.reason for row in rows(cycles))
