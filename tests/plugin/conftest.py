@@ -53,6 +53,8 @@ def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CI", raising=False)
+    # Installed for tests/plugin/test_other_plugins.py alone: elsewhere the order of an inner run is what a test says.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     for name in list(os.environ):
         if name.startswith("PYTEST_XDIST"):
             monkeypatch.delenv(name)

@@ -67,7 +67,7 @@ def run(directory: Path, *names: str, more: tuple[str, ...] = ()) -> Ran:
     plugins += [PLUGINS[name][0] for name in names]
     loaded = [part for plugin in plugins for part in ("-p", plugin)]
     options = [option for name in names for option in PLUGINS[name][1]]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", *loaded, "--llem-study=plugins.yaml", "--llem-meter=none"]
     done = subprocess.run(
         [*command, *options, *more], cwd=directory, env=environment, capture_output=True, text=True, timeout=240
