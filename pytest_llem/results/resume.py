@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.results.environment import changes
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, CycleKey, run_directories, slug
 from pytest_llem.results.reading import read_result
@@ -37,7 +37,7 @@ class EarlierRuns:
 
         `identity` is that of the present run (`environment.identity`), `thresholds` are its limits of validity: what
         was valid under others may not be. Otherwise the reason names what is missing or different, for the newest
-        result that comes near.
+        result that comes near. One that cannot be read is none: whatever lies there, the cycle can be measured.
         """
         study = slug(key.study)
         if not any(known == study for known, _ in self._index):
@@ -48,14 +48,17 @@ class EarlierRuns:
         found: list[Result] = []
         spoilt: list[str] = []
         for directory in near:
-            state = read_state(directory / f"c{key.cycle}")
-            if state is None or (state.study, state.config_hash) != (key.study, key.config_hash):
-                continue
-            if state.state != "valid":
-                reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
-                spoilt.append(f"cycle {key.cycle} was {state.state}{reasons}")
-                continue
-            found.append(read_result(directory / f"c{key.cycle}" / RESULT))
+            try:
+                state = read_state(directory / f"c{key.cycle}")
+                if state is None or (state.study, state.config_hash) != (key.study, key.config_hash):
+                    continue
+                if state.state != "valid":
+                    reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
+                    spoilt.append(f"cycle {key.cycle} was {state.state}{reasons}")
+                    continue
+                found.append(read_result(directory / f"c{key.cycle}" / RESULT))
+            except (StoreError, OSError) as problem:
+                spoilt.append(f"cycle {key.cycle} is unreadable: {problem}")
         if not found:
             return Reuse(None, spoilt[0] if spoilt else f"no earlier cycle {key.cycle}")
         found.sort(key=lambda result: result.created_at, reverse=True)

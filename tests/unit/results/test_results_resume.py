@@ -124,3 +124,31 @@ def test_the_newest_of_several_results_is_taken(out: Path, key: CycleKey, worker
 def test_what_was_judged_by_other_limits_is_measured_again(out: Path, key: CycleKey) -> None:
     reuse = EarlierRuns(out, "run-9").find(key, place(HERE), {"clocks_rel": 0.1})
     assert (reuse.result, reuse.reason) == (None, "it was judged by other limits of validity")
+
+
+@pytest.mark.parametrize("name", ["result.json", "state.json"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"schema_version": 99}', "\0", None])
+def test_what_cannot_be_read_is_measured_again(
+    out: Path, key: CycleKey, worker: MakeWorker, name: str, content: str | None
+) -> None:
+    """One truncated file of one earlier run must not end every later run."""
+    (file,) = out.glob(f"run-1/*/*/c1/{name}")
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    store = RunStore.create(out, "run-2", environment=HERE)
+    outcome = store.get_or_measure(key, worker(key), reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
+    assert (outcome.state, outcome.source_run) == ("valid", None)
+    (item,) = rebuild_manifest(store.run_dir).items
+    assert item.not_reused is not None
+    assert item.not_reused.startswith(f"cycle 1 is unreadable: {file}")
+
+
+def test_an_older_result_serves_where_the_newest_cannot_be_read(out: Path, key: CycleKey, worker: MakeWorker) -> None:
+    outcome = RunStore.create(out, "run-2", environment=HERE).get_or_measure(key, worker(key))
+    JobDir(outcome.directory).result.write_text("{")
+    found = find(out, key).result
+    assert found is not None
+    assert found.run_id == "run-1"
