@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, pairwise
@@ -53,7 +55,7 @@ class StudyFile(pytest.Module):
     study: Study
 
     def _getobj(self) -> ModuleType:
-        # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_private_touch.py.
+        # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_items.py.
         from pytest_llem import experiments
 
         return experiments
@@ -72,6 +74,19 @@ class StudyFile(pytest.Module):
         for node in super().collect():
             if gated or getattr(node, "originalname", None) != "test_gate":
                 yield node
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Thousands of items come to be at once and all stay: looking for garbage among them again and again costs a fifth
+    of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def collect_study(file_path: Path, parent: pytest.Collector) -> StudyFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.engines import known_engines
-from pytest_llem.errors import LlemError
+from pytest_llem.errors import LlemError, RunnerError
 from pytest_llem.options import RunOptions
 from pytest_llem.preflight import missing_modules
 from pytest_llem.runners.protocol import RunnerSpec
@@ -47,7 +47,9 @@ class Placement:
 
     def require(self, study: Study) -> None:
         """Raise the first problem of a study's plan, placed where the study names its engine."""
-        for problem in self.plan(study).problems:
+        plan = self.plan(study)
+        absent = [RunnerError("there is no runner 'ray' yet", fix="use local or docker")]
+        for problem in (*(absent if any(spec.name == "ray" for spec in plan.specs.values()) else ()), *plan.problems):
             raise type(problem)(
                 f"{study.locate('engine')}: {problem.message}", fix=problem.fix, details=problem.details
             ) from problem

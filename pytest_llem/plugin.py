@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,17 @@ def names_study(argument: str) -> bool:
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to."""
     node.workerinput["llem_run"] = node.config.stash[RUN].id
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Collect studies without looking for garbage among thousands of items that all stay."""
+    if SESSION not in session.config.stash:
+        return (yield)
+    from pytest_llem.collection import without_garbage_collection
+
+    with without_garbage_collection():
+        return (yield)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
