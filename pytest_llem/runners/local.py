@@ -33,8 +33,9 @@ class LocalRunner:
             end(started.process, grace_s=1.0)
             write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"), watch, None)
             raise
-        # What the worker left behind in its process group must not outlive it.
-        end(started.process, grace_s=0.0)
+        finally:
+            # Whatever ended the wait, a plugin's timeout included: the worker and its process group do not outlive it.
+            end(started.process, grace_s=0.0)
         if problem is None:
             problem = explain(code, job_dir, before, oom_kills())
         write_if_absent(job_dir, problem, watch, code)

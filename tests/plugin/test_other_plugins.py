@@ -20,12 +20,12 @@ import pytest
 STUDY = """\
 name: plugins
 engine: faulty
-workload: {prompts: 2, input_tokens: 8, output_tokens: 4}
-measurement: {min_duration_s: 0.05, idle: {duration_s: 0.02}, warmup: {max_repeats: 1}}
+workload: {{prompts: 2, input_tokens: 8, output_tokens: 4}}
+measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0.02}}, warmup: {{max_repeats: 1}}}}
 sweep:
-  model: [none, exception]
-execution: {cycles: 2, retries: 0}
-expect: {output_tokens_per_s: ">= 1"}
+  model: [{models}]
+execution: {{cycles: 2, retries: 0}}
+expect: {{output_tokens_per_s: ">= 1"}}
 """
 PLUGINS = {
     "pytest-html": ("html", ("--html=report.html", "--self-contained-html")),
@@ -56,12 +56,12 @@ class Ran:
         return {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error|rerun)", last)}
 
 
-def run(directory: Path, *names: str, more: tuple[str, ...] = ()) -> Ran:
+def run(directory: Path, *names: str, more: tuple[str, ...] = (), models: str = "none, exception") -> Ran:
     """Run the study with these plugins alone, each with the option that makes it do its work."""
     for name in names:
         if not list(distributions(name=name)):
             pytest.skip(f"{name} is not installed")
-    (directory / "plugins.yaml").write_text(STUDY)
+    (directory / "plugins.yaml").write_text(STUDY.format(models=models))
     plugins = ["llem", "xdist"]
     plugins += dict.fromkeys(needed for name in names for needed in NEEDED_BY.get(name, ()))
     plugins += [PLUGINS[name][0] for name in names]
@@ -127,3 +127,9 @@ def test_the_order_stays_the_studys_whatever_shuffles_tests(tmp_path: Path) -> N
         ran = run(tmp_path / str(seed), "pytest-randomly", more=(f"--randomly-seed={seed}", "-k", "none"))
         orders.append(re.findall(r"test_\w+\[[^]]+\]", ran.output))
     assert orders[0] == orders[1] == orders[2]
+
+
+def test_a_timeout_of_another_plugin_leaves_no_worker_on_the_device(tmp_path: Path) -> None:
+    """It raises out of the wait for the worker: left alive, that one would hold the lease of the next cycle."""
+    ran = run(tmp_path, "pytest-timeout", more=("-k", "c1", "--timeout=8"), models="hang, none")
+    assert ran.counts() == {"failed": 1, "passed": 1}, ran.output
