@@ -11,12 +11,13 @@ venv=$PWD/.venv-vllm
 pins=.ci/vllm-constraints.txt
 install_limit=2400 test_limit=1500
 
-exec 9>"$venv.lock"
+self=.ci/vllm-tests.sh
+exec 9<"$self"
 flock 9
 
 pip() { timeout -k 10 "$install_limit" "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
 
-wanted=$(cat "$pins" pyproject.toml "$0" | sha256sum | cut -c1-16)
+wanted=$(cat "$pins" pyproject.toml "$self" | sha256sum | cut -c1-16)
 if [ "$(cat "$venv/.complete" 2>/dev/null || true)" != "$wanted" ]; then
     rm -f "$venv/.complete"
     "${PYTHON:-python3}" -m venv --clear "$venv"
