@@ -52,6 +52,7 @@ class Measurer:
     def identity(self, point: Point, environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """What must be equal in an earlier result of a cycle for it to be reused in this `environment`."""
         from pytest_llem.results.environment import identity
+        from pytest_llem.results.inputs import input_facts
 
         spec = self.runner_spec(point.experiment.engine, point.study)
         devices = visible_devices(point.experiment.config)
@@ -63,6 +64,7 @@ class Measurer:
             device_kind=devices.kind,
             device_count=len(devices.uuids),
             meter=self._options.meter_of(point.study),
+            inputs=input_facts(point.experiment.config),
         )
 
     def _image(self, spec: RunnerSpec, point: Point) -> str | None:

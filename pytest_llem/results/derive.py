@@ -17,6 +17,7 @@ from pytest_llem.results.compute import derive_compute
 from pytest_llem.results.distributions import latency
 from pytest_llem.results.energy import MEASURE, PREFILL, Work, derive_energy, ratio
 from pytest_llem.results.environment import fingerprint, identity
+from pytest_llem.results.inputs import input_facts
 from pytest_llem.results.remarks import remarks
 from pytest_llem.results.schema import (
     RESULT_VERSION,
@@ -127,6 +128,7 @@ def _environment(
         device_kind=job.devices.kind,
         device_count=len(job.devices.uuids),
         meter=job.meter.name,
+        inputs=input_facts(job.config),
     )
     return Environment(
         fingerprint=fingerprint(facts),

@@ -76,12 +76,14 @@ def identity(
     device_kind: str,
     device_count: int,
     meter: str,
+    inputs: Mapping[str, JsonValue],
 ) -> dict[str, JsonValue]:
     """What must be equal for two energies to come from the same place: flat facts by name.
 
     `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
-    for. From the environment: the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG
-    mode, and the versions of the engine's packages when it runs in this Python (`runner` `local`).
+    for; `inputs` is what is known of local files and of the hub's cache (`inputs.input_facts`). From the environment:
+    the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode, and the versions of the
+    engine's packages when it runs in this Python (`runner` `local`).
     """
     packages = environment.get("packages")
     cpu = environment.get("cpu")
@@ -93,6 +95,7 @@ def identity(
         "device_kind": device_kind,
         "device_count": device_count,
         "meter": meter,
+        **inputs,
     }
     if isinstance(cpu, Mapping):
         facts.update({f"cpu_{fact}": cpu.get(fact) for fact in ("model", "logical_cores", "governor")})

@@ -21,7 +21,14 @@ HOST: dict[str, JsonValue] = {
 
 def facts(host: dict[str, JsonValue], runner: str = "local", image: str | None = None) -> dict[str, JsonValue]:
     return identity(
-        host, engine="transformers", runner=runner, image=image, device_kind="cuda", device_count=1, meter="auto"
+        host,
+        engine="transformers",
+        runner=runner,
+        image=image,
+        device_kind="cuda",
+        device_count=1,
+        meter="auto",
+        inputs={},
     )
 
 

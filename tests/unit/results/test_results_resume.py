@@ -33,7 +33,14 @@ HERE: dict[str, JsonValue] = {
 
 def place(host: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return identity(
-        host, engine="transformers", runner="local", image=None, device_kind="cpu", device_count=0, meter="auto"
+        host,
+        engine="transformers",
+        runner="local",
+        image=None,
+        device_kind="cpu",
+        device_count=0,
+        meter="auto",
+        inputs={},
     )
 
 
