@@ -24,6 +24,7 @@ CONDITIONS = (
     "dtype",
     "model_revision",
     "model_fingerprint",
+    "lora_fingerprint",
     "prompts_hash",
     "input_tokens",
     "output_tokens",
@@ -52,7 +53,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
 
     `output_tokens` is `None` where sampling decides how long an answer is: then it is an outcome, no condition.
     """
-    host, effective = result.environment.host, result.engine.effective
+    host, effective, place = result.environment.host, result.engine.effective, result.environment.comparable
     gpus = _gpus(result)
     cpu = host.get("cpu")
     return {
@@ -61,6 +62,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "dtype": _text(effective.get("dtype")),
         "model_revision": _text(effective.get("model_revision")),
         "model_fingerprint": _text(effective.get("model_fingerprint")),
+        "lora_fingerprint": _text(place.get("lora_fingerprint") or place.get("lora_commit")),
         "prompts_hash": result.workload.prompts_hash,
         "input_tokens": result.workload.input_tokens,
         "output_tokens": result.workload.output_tokens if output_lengths_determined(result.experiment.config) else None,

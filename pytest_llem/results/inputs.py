@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pytest_llem.containers.inputs import BUILTIN_PREFIX, hub_cache
+from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
 from pytest_llem.workload.build import ALIASES, SYNTHETIC
@@ -24,20 +25,24 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
     content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for.
 
-    Nothing for built-in models, synthetic prompts and served models, and for what the cache does not hold.
+    `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
+    served models, and for what the cache does not hold.
     """
     facts: dict[str, JsonValue] = {}
     for kind, hub_kind, name, revision in _named(config):
         path = Path(name).expanduser()
         if path.exists():
             facts[f"{kind}_files"] = content_digest(path)
+            if kind == "lora":
+                # No engine states it as it does the model's, and a gate compares across checkouts of large files.
+                facts["lora_fingerprint"] = fingerprint(path)
         elif (commit := _cached_commit(hub_kind, name, revision)) is not None:
             facts[f"{kind}_commit"] = commit
     return facts
 
 
 def content_digest(path: Path) -> str:
-    """Sixteen hex digits over a file, or over a directory's files with their relative names; hidden ones and caches are left out.
+    """Sixteen hex digits over a file, or over a directory's files with their relative names, hidden ones left out.
 
     Moving or copying a small file does not change it; large ones count by size and modification time.
     """

@@ -11,6 +11,8 @@ import pytest
 
 from pytest_llem.job import ExperimentConfig, JobDir
 from pytest_llem.measurement import write_measurement
+from pytest_llem.results.comparability import conditions
+from pytest_llem.results.derive import derive_result
 from pytest_llem.results.environment import identity
 from pytest_llem.results.inputs import READ_WHOLE_BYTES, content_digest, input_facts
 from pytest_llem.results.layout import CycleKey
@@ -86,7 +88,7 @@ def test_a_model_directory_counts_with_all_its_files(tmp_path: Path, configure: 
     (model / "tokenizer").mkdir(parents=True)
     (model / "config.json").write_text("{}")
     facts = input_facts(configure(model=str(model), lora=str(model)))
-    assert set(facts) == {"model_files", "lora_files"}
+    assert set(facts) == {"model_files", "lora_files", "lora_fingerprint"}
     (model / ".lock").write_text("x")
     assert input_facts(configure(model=str(model)))["model_files"] == facts["model_files"]
     (model / "tokenizer" / "vocab.txt").write_text("a")
@@ -120,3 +122,20 @@ def test_the_hubs_inputs_count_by_their_commit(
 def test_what_is_made_or_served_elsewhere_has_no_facts(configure: Configure) -> None:
     assert input_facts(configure()) == {}
     assert input_facts(configure(engine="openai", model="served/name")) == {}
+
+
+def test_another_adapter_of_the_same_name_is_another_condition(
+    tmp_path: Path, configure: Configure, bench: Bench, key: CycleKey
+) -> None:
+    def found() -> dict[str, object]:
+        job = replace(bench.job(key), config=configure(lora=str(tmp_path / "lora")))
+        return dict(conditions(derive_result(job, bench.measurement(), REPORT, study=key.study, environment={})))
+
+    (tmp_path / "lora").mkdir()
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    weights.write_bytes(b"a" * 100)
+    before = found()
+    os.utime(weights, ns=(5, 5))
+    assert found() == before
+    weights.write_bytes(b"b" * 100)
+    assert {name for name, value in found().items() if value != before[name]} == {"lora_fingerprint"}
