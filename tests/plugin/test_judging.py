@@ -20,6 +20,14 @@ execution: {{cycles: {cycles}, retries: 0{execution}}}
 {more}
 """
 
+STOP_AFTER_ONE = """\
+def pytest_runtest_logfinish(nodeid):
+    session.shouldstop = "enough"
+
+def pytest_sessionstart(session):
+    globals()["session"] = session
+"""
+
 
 @pytest.fixture
 def write(pytester: pytest.Pytester) -> Write:
@@ -89,6 +97,18 @@ def test_a_saved_baseline_is_a_gate_for_the_next_run(pytester: pytest.Pytester, 
     # The same limit the other way round: nobody is five times as fast.
     result = run(pytester, "--llem-baseline=main", "--llem-fail-if=e2el_p50_s:1%", "-k", "test_gate")
     assert sum(result.parseoutcomes().get(word, 0) for word in ("passed", "skipped", "failed")) == 1
+
+
+def test_a_run_that_stopped_early_tells_what_it_planned_and_is_no_baseline(
+    pytester: pytest.Pytester, write: Write
+) -> None:
+    """The table said 1/1, and its one cycle became the baseline."""
+    write()
+    (pytester.path / "conftest.py").write_text(STOP_AFTER_ONE)
+    result = run(pytester, "--llem-save-baseline=main")
+    result.stdout.fnmatch_lines(["* 1/3 *", "not in the baseline: gates *: 1 of 3 cycles"])
+    (summary,) = pytester.path.glob("llem-results/*/summary.csv")
+    assert ",1,3," in summary.read_text()
 
 
 def test_a_baseline_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, write: Write) -> None:
