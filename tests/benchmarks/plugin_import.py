@@ -1,6 +1,6 @@
 """What the plugin adds to a plain pytest run without any study: CPU time with it against without it.
 
-python tests/benchmarks/plugin_import.py [--runs 15]
+python -m tests.benchmarks.plugin_import [--runs 15]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from collection import measure
+from tests.benchmarks.collection import measure
 
 
 def main() -> None:
