@@ -167,7 +167,7 @@ class DockerRunner:
             return SignatureReport(unchecked=error.message)
 
     def close(self) -> None:
-        """Remove whatever of this session is left, and hang up."""
+        """Remove the containers that are left, and hang up."""
         if self._connected is None:
             return
         client, _ = self._connected
