@@ -6,8 +6,10 @@ Without a daemon the tests are skipped, or fail where LLEM_REQUIRE_DOCKER=1 says
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +40,7 @@ from pytest_llem.job import (
 BASE_IMAGE = "llem-test-base"
 ENGINE_IMAGE = "llem-test-engine"
 HERE = Path(__file__).parent
+SHIPPED = HERE.parents[1] / "images" / "transformers"
 
 
 def skip_or_fail(reason: str) -> NoReturn:
@@ -74,6 +77,29 @@ def engine_image(client: docker.DockerClient, base_image: str) -> str:
     """The base image with the scripted engine."""
     client.images.build(path=str(HERE / "engine"), tag=ENGINE_IMAGE, buildargs={"BASE_IMAGE": base_image}, rm=True)
     return ENGINE_IMAGE
+
+
+@pytest.fixture(scope="session")
+def transformers_image(client: docker.DockerClient, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shipped Dockerfile on the local base, from wheels that were laid out before; kept between runs."""
+    wheels = os.environ.get("LLEM_TEST_WHEELS")
+    if not wheels:
+        skip_or_fail("LLEM_TEST_WHEELS names no folder with the wheels of images/transformers/requirements.txt")
+    recipe = b"".join((SHIPPED / name).read_bytes() for name in ("Dockerfile", "requirements.txt"))
+    name = f"llem-test-transformers:{hashlib.sha256(recipe).hexdigest()[:12]}"
+    if not client.images.list(name):
+        context = tmp_path_factory.mktemp("context")
+        for part in ("Dockerfile", "requirements.txt"):
+            shutil.copy(SHIPPED / part, context / part)
+        shutil.copytree(str(wheels), context / "wheels")
+        client.images.build(
+            path=str(context),
+            tag=name,
+            buildargs={"BASE_IMAGE": base_image, "PIP_ARGS": "--no-index", "VERSION": "test"},
+            network_mode="none",
+            rm=True,
+        )
+    return name
 
 
 @pytest.fixture(autouse=True)

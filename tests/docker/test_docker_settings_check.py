@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import docker
 import pytest
 
 from pytest_llem.job import DeviceSet, Job
@@ -39,16 +38,8 @@ def test_an_image_that_is_not_there_says_so(small_job: Callable[..., Job], tmp_p
 
 
 @pytest.mark.engine
-def test_the_images_own_engine_is_asked(
-    client: docker.DockerClient,
-    small_job: Callable[..., Job],
-    tmp_path: Path,
-    unavailable: Callable[[str], None],
-) -> None:
-    tags = [tag for image in client.images.list("llem-test-transformers") for tag in image.tags]
-    if not tags:
-        unavailable("the daemon has no image llem-test-transformers")
-    runner = DockerRunner(RunnerSpec("docker", "command line", image=tags[0]))
+def test_the_images_own_engine_is_asked(transformers_image: str, small_job: Callable[..., Job], tmp_path: Path) -> None:
+    runner = DockerRunner(RunnerSpec("docker", "command line", image=transformers_image))
     right = small_job(1, engine="transformers", settings={"batch_size": 2, "num_beams": 2}).config
     wrong = replace(right, settings={"extra": {"typical_q": 0.9}})
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
-import docker
 import pytest
 
 from pytest_llem.containers.settings import DockerSettings
@@ -23,36 +18,6 @@ from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner, RunnerSpec
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine]
-
-SHIPPED = Path(__file__).parents[2] / "images" / "transformers"
-
-
-@pytest.fixture(scope="module")
-def image(
-    client: docker.DockerClient,
-    base_image: str,
-    unavailable: Callable[[str], NoReturn],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> str:
-    """The shipped Dockerfile on the local base, from wheels that were laid out before; kept between runs."""
-    wheels = os.environ.get("LLEM_TEST_WHEELS")
-    if not wheels:
-        unavailable("LLEM_TEST_WHEELS names no folder with the wheels of images/transformers/requirements.txt")
-    recipe = b"".join((SHIPPED / name).read_bytes() for name in ("Dockerfile", "requirements.txt"))
-    name = f"llem-test-transformers:{hashlib.sha256(recipe).hexdigest()[:12]}"
-    if not client.images.list(name):
-        context = tmp_path_factory.mktemp("context")
-        for part in ("Dockerfile", "requirements.txt"):
-            shutil.copy(SHIPPED / part, context / part)
-        shutil.copytree(str(wheels), context / "wheels")
-        client.images.build(
-            path=str(context),
-            tag=name,
-            buildargs={"BASE_IMAGE": base_image, "PIP_ARGS": "--no-index", "VERSION": "test"},
-            network_mode="none",
-            rm=True,
-        )
-    return name
 
 
 def measure(runner: Runner, directory: Path, small: Job) -> tuple[Measurement, float]:
@@ -114,7 +79,7 @@ def joules_per_token(measurement: Measurement) -> float | None:
 
 
 def test_a_container_does_the_same_work_as_a_local_process(
-    image: str,
+    transformers_image: str,
     tmp_path: Path,
     small_job: Callable[..., Job],
     record_property: Callable[[str, object], None],
@@ -123,7 +88,9 @@ def test_a_container_does_the_same_work_as_a_local_process(
     pytest.importorskip("transformers")
     jobs = [small_job(cycle, engine="transformers", settings={"batch_size": 2}) for cycle in (1, 2)]
     local = LocalRunner(RunnerSpec("local", "study"), tmp_path)
-    contained = DockerRunner(RunnerSpec("docker", "study", image=image), DockerSettings(lifecycle="session"))
+    contained = DockerRunner(
+        RunnerSpec("docker", "study", image=transformers_image), DockerSettings(lifecycle="session")
+    )
     try:
         beside, inside = zip(
             *[(measure(local, tmp_path, job), measure(contained, tmp_path, job)) for job in jobs], strict=True
@@ -149,9 +116,9 @@ def test_a_container_does_the_same_work_as_a_local_process(
 
 
 def test_the_image_runs_as_its_own_user_and_needs_no_network(
-    image: str, tmp_path: Path, small_job: Callable[..., Job]
+    transformers_image: str, tmp_path: Path, small_job: Callable[..., Job]
 ) -> None:
-    runner = DockerRunner(RunnerSpec("docker", "study", image=image))
+    runner = DockerRunner(RunnerSpec("docker", "study", image=transformers_image))
     try:
         measurement, _ = measure(runner, tmp_path, small_job(1, engine="transformers", settings={"batch_size": 2}))
         facts = runner.image("transformers")
