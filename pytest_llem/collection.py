@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import LlemError
+from pytest_llem.point import Point
 
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
@@ -27,26 +27,6 @@ EXPERIMENT = "llem_experiment"
 PLACE: pytest.StashKey[int] = pytest.StashKey()
 _places = count()
 CYCLE = "llem_cycle"
-
-
-@dataclass(frozen=True)
-class Point:
-    """An experiment of a study and, where a test is about one, its cycle (1-based)."""
-
-    study: Study
-    experiment: Experiment
-    cycle: int | None = None
-    words: tuple[str, ...] = ()
-    """What `-k` finds it by, besides its id: model, engine and tags."""
-
-    @property
-    def optional(self) -> bool:
-        """Whether this is a cycle that is measured only until `target_ci` is reached."""
-        return self.cycle is not None and self.cycle > self.study.execution.cycles
-
-    def cycles(self) -> list[Point]:
-        """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
-        return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
 
 
 class StudyFile(pytest.Module):

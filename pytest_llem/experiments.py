@@ -9,7 +9,7 @@ from pytest_llem.verdicts import check, judge, skip_if_precise
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llem.collection import Point
+    from pytest_llem.point import Point
     from pytest_llem.session import LlemSession
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.collection import Point
     from pytest_llem.in_process import CodeMeter
+    from pytest_llem.point import Point
     from pytest_llem.results.schema import Result
     from pytest_llem.session import LlemSession
 

@@ -26,7 +26,7 @@ from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
 
 if TYPE_CHECKING:
-    from pytest_llem.collection import Point
+    from pytest_llem.point import Point
     from pytest_llem.study import Study
 
 PREFLIGHTS = ".preflight"

@@ -5,15 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from pytest_llem.reporting import Reporting
-    from pytest_llem.session import LlemSession
+from pytest_llem.stash import REPORTING, RUN, SESSION, RunIdentity
 
 pytest_plugins = ("pytest_llem.fixtures",)
 
@@ -29,22 +26,6 @@ INI_TWINS = {
 }
 
 
-@dataclass(frozen=True)
-class RunIdentity:
-    """The run that this pytest process belongs to: made once, in the controller, and passed to xdist's workers."""
-
-    id: str
-    worker: str | None
-
-    @property
-    def in_controller(self) -> bool:
-        """Whether this process reports; an xdist worker does not."""
-        return self.worker is None
-
-
-RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
-SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
-REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()
 MEASURED = "llem_measured"
 
 

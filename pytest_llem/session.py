@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.collection import Point, point_of, take_in_studies
+from pytest_llem.collection import point_of, take_in_studies
 from pytest_llem.errors import LlemError
 from pytest_llem.isolation import refuse_combinations, require_possible
 from pytest_llem.options import RunOptions, run_options
-from pytest_llem.plugin import REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.point import Point
+from pytest_llem.stash import REPORTING, RUN, SESSION, RunIdentity
 from pytest_llem.verdicts import properties, set_properties
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig, read_json, write_json
 
 if TYPE_CHECKING:
-    from pytest_llem.collection import Point
+    from pytest_llem.point import Point
     from pytest_llem.runners.protocol import Runner
     from pytest_llem.study import Experiment
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.collection import Point
+    from pytest_llem.point import Point
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
     from pytest_llem.session import LlemSession

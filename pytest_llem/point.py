@@ -1,0 +1,29 @@
+"""What a test item is parametrised with: an experiment of a study, and its cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llem.study import Experiment, Study
+
+
+@dataclass(frozen=True)
+class Point:
+    """An experiment of a study and, where a test is about one, its cycle (1-based)."""
+
+    study: Study
+    experiment: Experiment
+    cycle: int | None = None
+    words: tuple[str, ...] = ()
+    """What `-k` finds it by, besides its id: model, engine and tags."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether this is a cycle that is measured only until `target_ci` is reached."""
+        return self.cycle is not None and self.cycle > self.study.execution.cycles
+
+    def cycles(self) -> list[Point]:
+        """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
+        return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
