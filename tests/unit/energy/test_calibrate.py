@@ -36,7 +36,7 @@ def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
 
     found = run(machine)
 
-    assert found.period_ns == pytest.approx(20_000_000, rel=0.1)
+    assert found.period_ns == pytest.approx(20_000_000, rel=0.05)
     assert found.counter_type == "accumulating"
     assert found.ramp_ns is not None
     assert found.ramp_uncertainty_ns is not None

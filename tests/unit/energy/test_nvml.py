@@ -417,7 +417,7 @@ def test_the_counter_is_read_gently(machine: Simulation, tmp_path: Path) -> None
     cycle.stop()
 
     # A loop without sleep makes more than 10,000; late wake-ups of a busy machine cost some reads more.
-    assert reads_per_s < 1000
+    assert reads_per_s < 400
 
 
 def test_the_measured_process_never_calls_nvml_while_it_is_measured(machine: Simulation, tmp_path: Path) -> None:
