@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 from pytest_llem.decode import decode, encode
 from pytest_llem.errors import JsonValue, LlemError, StoreError
 from pytest_llem.redaction import redacted, secrets_of
 
 SCHEMA_VERSION = 1
+T = TypeVar("T")
 
 Weights = Literal["real", "dummy"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -259,15 +260,23 @@ class JobDir:
 
 def load_job(path: Path) -> Job:
     """Read a job file; `StoreError` when it is absent, broken, or of a newer version."""
+    return read_versioned(Job, path, SCHEMA_VERSION, "job")
+
+
+def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
+    """Read a JSON file into a dataclass that states its `schema_version`.
+
+    `what` names the format in messages. `StoreError` when the file is absent, broken, or newer than `newest`.
+    """
     data = read_json(path)
     version = data.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > newest:
         raise StoreError(
-            f"{path}: job format {version} is newer than {SCHEMA_VERSION}, the newest this version reads",
+            f"{path}: {what} format {version} is newer than {newest}, the newest this version reads",
             fix="use the version of pytest-llem that wrote it, or a newer one",
         )
     try:
-        return decode(Job, data)
+        return decode(cls, data)
     except ValueError as problem:
         raise StoreError(f"{path}: {problem}") from None
 

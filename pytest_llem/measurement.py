@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.decode import decode, encode
+from pytest_llem.decode import encode
 from pytest_llem.energy.protocol import EnergyReport, Note, Window
 from pytest_llem.engines.protocol import Capabilities, DeviceMemory, ModelShape
-from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job import SCHEMA_VERSION, read_json, write_json
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import SCHEMA_VERSION, read_versioned, write_json
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,4 @@ def write_measurement(path: Path, measurement: Measurement) -> None:
 
 def read_measurement(path: Path) -> Measurement:
     """Read `measurement.json`; `StoreError` when it is absent, broken, or of a newer version."""
-    data = read_json(path)
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: measurement format {version} is newer than {SCHEMA_VERSION}",
-            fix="use the version of pytest-llem that wrote it, or a newer one",
-        )
-    try:
-        return decode(Measurement, data)
-    except ValueError as problem:
-        raise StoreError(f"{path}: {problem}") from None
+    return read_versioned(Measurement, path, SCHEMA_VERSION, "measurement")

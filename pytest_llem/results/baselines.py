@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pytest_llem.decode import decode, encode
+from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
-from pytest_llem.job import read_json, write_text
+from pytest_llem.job import read_json, read_versioned, write_text
 from pytest_llem.results.collection import Results, load
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.layout import MANIFEST, slug
@@ -115,17 +115,7 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
 
 def read_baseline(path: Path) -> BaselineFile:
     """Read a baseline file; `StoreError` when it is broken or of a newer version."""
-    data = read_json(path)
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > BASELINE_VERSION:
-        raise StoreError(
-            f"{path}: baseline format {version} is newer than {BASELINE_VERSION}",
-            fix="use the version of pytest-llem that wrote it, or a newer one",
-        )
-    try:
-        return decode(BaselineFile, data)
-    except ValueError as problem:
-        raise StoreError(f"{path}: {problem}") from None
+    return read_versioned(BaselineFile, path, BASELINE_VERSION, "baseline")
 
 
 def baseline_of(source: str, results: Results) -> Baseline:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pytest_llem.decode import decode, encode
-from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job import read_json, write_json
+from pytest_llem.decode import encode
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import read_versioned, write_json
 from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import StateName, now, read_state
 
@@ -99,17 +99,7 @@ def write_manifest(run_dir: Path, manifest: Manifest) -> None:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a `run.json`; `StoreError` when it is absent, broken or of a newer version."""
-    data = read_json(path)
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > MANIFEST_VERSION:
-        raise StoreError(
-            f"{path}: manifest format {version} is newer than {MANIFEST_VERSION}",
-            fix="read it with the version of pytest-llem that wrote it, or a newer one",
-        )
-    try:
-        return decode(Manifest, data)
-    except ValueError as problem:
-        raise StoreError(f"{path}: {problem}") from None
+    return read_versioned(Manifest, path, MANIFEST_VERSION, "manifest")
 
 
 def rebuild_manifest(

@@ -9,7 +9,10 @@ NEEDS = {"model": "org/missing", "runner": "local", "machine": None}
 OTHER = {"model": "builtin:tiny-llama", "runner": "local", "machine": None}
 
 
-def tripped(error: LlemError = ModelNotFoundError("org/missing cannot be reached", fix="log in")) -> Breaker:  # noqa: B008
+MISSING = ModelNotFoundError("org/missing cannot be reached", fix="log in")
+
+
+def tripped(error: LlemError = MISSING) -> Breaker:
     breaker = Breaker()
     for _ in range(2):
         assert breaker.refuse(NEEDS) is None
