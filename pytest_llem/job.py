@@ -171,6 +171,19 @@ class Deadlines:
 
 
 @dataclass(frozen=True)
+class ServerProcess:
+    """A server that the pytest side started, now or before, ready at `settings["base_url"]` after `ready_s` seconds.
+
+    `pid` is the root of its process tree on this machine, `None` where unknown; `started_ns` is CLOCK_MONOTONIC."""
+
+    pid: int | None
+    started_as: Literal["command", "container"]
+    log: str
+    started_ns: int
+    ready_s: float
+
+
+@dataclass(frozen=True)
 class Job:
     """`job.json`: everything that a worker needs to run one cycle, and nothing secret."""
 
@@ -185,6 +198,7 @@ class Job:
     meter: MeterSettings
     deadlines: Deadlines
     environment: Mapping[str, str] = field(default_factory=dict)
+    server: ServerProcess | None = None
     schema_version: int = SCHEMA_VERSION
 
 
