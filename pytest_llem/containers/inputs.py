@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from pytest_llem.containers.archive import ROOT
 from pytest_llem.job import ExperimentConfig
+from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 
 HUB = f"{ROOT}/hub"
-DATASET_ALIASES = {"aienergyscore": "EnergyStarAI/text_generation"}
 BUILTIN_PREFIX = "builtin:"
 
 
@@ -51,9 +51,9 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     named = [] if served else [("models", config.model)]
     if config.lora:
         named.append(("models", config.lora))
-    if config.workload.dataset not in ("synthetic",):
-        dataset = DATASET_ALIASES.get(config.workload.dataset, config.workload.dataset)
-        named.append(("datasets", dataset))
+    workload = resolve_alias(config.workload)
+    if workload.dataset != SYNTHETIC:
+        named.append(("datasets", workload.dataset))
     for kind, name in named:
         if name.startswith(BUILTIN_PREFIX):
             continue

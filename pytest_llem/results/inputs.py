@@ -14,7 +14,7 @@ from pytest_llem.containers.inputs import BUILTIN_PREFIX, hub_cache
 from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
-from pytest_llem.workload.build import ALIASES, SYNTHETIC
+from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 
 DIGITS = 16
 READ_WHOLE_BYTES = 4 << 20
@@ -63,9 +63,9 @@ def _named(config: ExperimentConfig) -> Iterator[tuple[str, str, str, str | None
         yield "model", "models", config.model, config.revision
     if config.lora:
         yield "lora", "models", config.lora, None
-    dataset = config.workload.dataset
-    if dataset != SYNTHETIC:
-        yield "dataset", "datasets", ALIASES.get(dataset, {}).get("dataset", dataset), config.workload.revision
+    workload = resolve_alias(config.workload)
+    if workload.dataset != SYNTHETIC:
+        yield "dataset", "datasets", workload.dataset, workload.revision
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
