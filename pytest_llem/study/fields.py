@@ -19,10 +19,9 @@ from pydantic.fields import FieldInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import PlaceholderText, kind
 from pytest_llem.study.engine_names import engine_names
+from pytest_llem.study.model import Leaves as Leaves
 from pytest_llem.study.problems import nearest, suggest
 from pytest_llem.study.schema import ExperimentSettings
-
-Leaves = dict[str, JsonValue]
 
 
 @dataclass(frozen=True)

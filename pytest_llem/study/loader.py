@@ -14,12 +14,12 @@ from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.fields import Leaves, defaults, keyword, suggest_path, table
 from pytest_llem.study.flatten import Setting, apply, flatten, overlay
 from pytest_llem.study.limits import Comparison, overriding
-from pytest_llem.study.model import Experiment, Gates, LeftOut, Notice, Overrides, Study
+from pytest_llem.study.model import Execution, Experiment, Gates, LeftOut, Notice, Overrides, Study
 from pytest_llem.study.naming import shorten, slug, text_of
 from pytest_llem.study.points import Asleep, Points, Sweep, TooManyPointsError
 from pytest_llem.study.problems import study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
-from pytest_llem.study.schema import Execution, ExplicitExperiment, StudyFile
+from pytest_llem.study.schema import ExplicitExperiment, StudyFile
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 from pytest_llem.study.views import shared_view

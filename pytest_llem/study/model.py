@@ -1,4 +1,7 @@
-"""A loaded study: its experiments, how they are to be run, and what was left out."""
+"""A loaded study: its experiments, how they are to be run, and what was left out.
+
+Imports nothing that loading needs, and all of it can be pickled: xdist's workers get it from the controller.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import ExperimentConfig
-from pytest_llem.study.canonical import config_hash
-from pytest_llem.study.fields import Leaves
 from pytest_llem.study.limits import Budget, Comparison
-from pytest_llem.study.problems import Location
-from pytest_llem.study.resolve import resolve
-from pytest_llem.study.schema import Execution, Order
+from pytest_llem.study.places import Location
+
+if TYPE_CHECKING:
+    from pytest_llem.job import ExperimentConfig
 
 Keyword = str | int | bool
+Leaves = dict[str, JsonValue]
+Order = Literal["sequential", "interleaved", "shuffled"]
+Isolation = Literal["process", "experiment", "load"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How often and in which order; what each means is said in `study.schema.Execution`, which checks them."""
+
+    cycles: int
+    order: Order
+    timeout_s: float
+    load_timeout_s: float | None
+    cooldown: Literal["auto"] | float
+    residual_memory_bytes: int
+    retries: int
+    isolation: Isolation
+    target_ci: float | None
+    max_cycles: int
+    headline: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,9 @@ class Experiment:
     def __repr__(self) -> str:
         return f"Experiment({self.id!r})"
 
+    def __reduce__(self) -> tuple[type[Experiment], tuple[str, tuple[View, ...], Gates, Path]]:
+        return Experiment, (self.id, self._parts, self.gates, self._directory)
+
     @property
     def leaves(self) -> Leaves:
         """The settings that count and are not defaults, by dotted path."""
@@ -113,12 +137,16 @@ class Experiment:
     def config_hash(self) -> str:
         """SHA-256 (hex) over what changes the measurement."""
         if self._hash is None:
+            from pytest_llem.study.canonical import config_hash
+
             self._hash = config_hash(self.leaves)
         return self._hash
 
     @property
     def config(self) -> ExperimentConfig:
         """The resolved configuration, every default spelled out; made anew at each access."""
+        from pytest_llem.study.resolve import resolve
+
         return resolve(self.leaves, self._directory)
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -22,9 +24,10 @@ from pytest_llem.study.limits import (
     parse_budget,
     parse_fail_if,
 )
-from pytest_llem.study.model import Gates, Overrides
+from pytest_llem.study.model import Execution, Gates, Overrides
 from pytest_llem.study.problems import Location, Problem, suggest_or_list
-from pytest_llem.study.schema import Compare, Execution
+from pytest_llem.study.schema import Compare
+from pytest_llem.study.schema import Execution as ExecutionSection
 from pytest_llem.study.sections.docker import Docker
 from pytest_llem.study.sections.validity import Validity
 
@@ -59,14 +62,14 @@ def _names(model: type[BaseModel]) -> str:
 
 def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -> Execution:
     """The `execution` section over a user's defaults `below` it; what is wrong in it keeps its default."""
-    found = section(Execution, data, report, ("execution",))
+    found = section(ExecutionSection, data, report, ("execution",))
     headline = found.get("headline")
     if isinstance(headline, str):
         try:
             check_metric(headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
-    made = Execution.model_validate({**below, **found})
+    made = Execution(**ExecutionSection.model_validate({**below, **found}).model_dump())
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)
@@ -184,17 +187,17 @@ def meter(name: JsonValue, report: Report) -> str | None:
 
 def overridden(execution: Execution, overrides: Overrides) -> Execution:
     """The execution with what the command line says. Raises `SettingsError`."""
-    changes: dict[str, JsonValue] = {}
+    changes: dict[str, Any] = {}
     if overrides.cycles is not None:
         changes["cycles"] = overrides.cycles
     if overrides.order is not None:
         changes["order"] = overrides.order
     try:
         for key, value in changes.items():
-            fields.check_field(Execution, key, value)
+            fields.check_field(ExecutionSection, key, value)
     except BadValueError as problem:
         raise SettingsError(f"execution: {problem.text}", fix=problem.fix) from None
-    return execution.model_copy(update=changes)
+    return replace(execution, **changes)
 
 
 def problem_at(location: Location, text: str) -> Problem:

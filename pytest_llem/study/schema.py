@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from pytest_llem.study.model import Isolation, Order
 from pytest_llem.study.sections.docker import Docker
 from pytest_llem.study.sections.openai import OpenAI
 from pytest_llem.study.sections.section import (
@@ -28,8 +29,6 @@ from pytest_llem.study.sections.transformers import Transformers
 from pytest_llem.study.sections.validity import Validity
 from pytest_llem.study.sections.vllm import VLLM
 
-Order = Literal["sequential", "interleaved", "shuffled"]
-Isolation = Literal["process", "experiment", "load"]
 Preset = Literal["greedy", "deterministic", "standard", "creative", "factual"]
 Phase = Literal["prefill", "decode"]
 

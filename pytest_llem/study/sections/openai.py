@@ -15,8 +15,27 @@ class OpenAI(Section):
     base_url: Name | None = Field(None, description="Where the server answers.", examples=["http://127.0.0.1:8000/v1"])
     command: list[Name] | None = Field(
         None,
-        description="Starts the server; {model} and {port} are filled in. Null: it is running already.",
+        description="Starts the server, without a shell; {model}, {port} and other placeholders are filled in. Null: it "
+        "is running already, or its image knows how.",
         examples=[["vllm", "serve", "{model}", "--port", "{port}"]],
+    )
+    image: Name | None = Field(
+        None,
+        description="Image that the server runs in; `command` then stands in place of the image's entry point.",
+        examples=["vllm/vllm-openai:latest"],
+    )
+    server_args: list[Name] = Field(
+        default_factory=list,
+        description="Arguments behind the command or the image's entry point, with the same placeholders.",
+        examples=[["--model", "{model}", "--port", "{port}", "--dtype", "{dtype}"]],
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="Variables of the server that is started, with the same placeholders; no secrets.",
+        examples=[{"OMP_NUM_THREADS": "1"}],
+    )
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="GPUs that are leased for the server, and filled in as {tensor_parallel_size}."
     )
     api: Literal["completions", "chat"] = Field("completions", description="Which endpoint to use.")
     served_model: Name | None = Field(None, description="Name of the model on the server; null asks for the first.")
@@ -26,7 +45,12 @@ class OpenAI(Section):
     concurrency: PositiveInt | None = Field(None, description="Requests in flight; null is all prompts at once.")
     stream: bool = Field(True, description="Stream answers, so that token times are known.")
     request_timeout_s: PositiveFloat = Field(600.0, description="Longest time of one request.")
-    ready_timeout_s: PositiveFloat = Field(600.0, description="Longest time until the server answers.")
+    ready_path: Name | None = Field(
+        None,
+        description="Answers 200 once the server is ready; null asks /health, then /v1/models.",
+        examples=["/ready"],
+    )
+    ready_timeout_s: PositiveFloat = Field(600.0, description="Longest time until a started server answers.")
     extra: Extra = Field(
         default_factory=dict,
         description="Passed through: fields of the request's body.",
