@@ -7,27 +7,11 @@ returns names both settings and says what to change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.canonical import Get, section_of
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a combination cannot run, and what to change."""
-
-    text: str
-    fix: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check over `paths`; with `engine` it applies to that engine's experiments alone."""
-
-    paths: tuple[str, ...]
-    check: Callable[[Get], Refusal | None]
-    engine: str | None = None
+from pytest_llem.study.rule import Refusal, Rule
+from pytest_llem.study.server_rules import SERVER_RULES
 
 
 def _never(
@@ -177,12 +161,6 @@ def _concurrency(get: Get) -> Refusal | None:
     return None
 
 
-def _server(get: Get) -> Refusal | None:
-    if get("openai.base_url") is None and get("openai.command") is None:
-        return Refusal("openai.base_url and openai.command are both missing", "give the server's URL, or start it")
-    return None
-
-
 _T = "transformers"
 _Q = "transformers.quantization"
 
@@ -225,7 +203,7 @@ RULES: tuple[Rule, ...] = (
         _true,
         "use backend: tensorrt",
     ),
-    Rule(("openai.base_url", "openai.command"), _server, "openai"),
+    *SERVER_RULES,
     Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
     _never("weights", lambda v: v == "dummy", "openai.base_url", _is_set, "the server has its own weights"),
 )

@@ -15,8 +15,8 @@ class OpenAI(Section):
     base_url: Name | None = Field(None, description="Where the server answers.", examples=["http://127.0.0.1:8000/v1"])
     command: list[Name] | None = Field(
         None,
-        description="Starts the server, without a shell; {model}, {port} and other placeholders are filled in. Null: it "
-        "is running already, or its image knows how.",
+        description="Starts the server, without a shell; {model}, {port} and others are filled in. Null: it is running "
+        "already, or its image knows how.",
         examples=[["vllm", "serve", "{model}", "--port", "{port}"]],
     )
     image: Name | None = Field(
