@@ -40,7 +40,10 @@ class WorkerFacts:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`."""
+    """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`.
+
+    `first_token_ns` is then the time of the first one where that is known; `failure` is the class of an `error`.
+    """
 
     repeat: int
     index: int
@@ -52,11 +55,13 @@ class RequestRecord:
     token_times_ns: tuple[int, ...] | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    first_token_ns: int | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One pass over the workload in the measure window, with a hash of its outputs (token ids, in request order)."""
+    """One pass over the workload in the measure window, with a hash of its outputs (token ids, or texts, in request order)."""
 
     index: int
     start_ns: int

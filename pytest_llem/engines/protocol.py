@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
 Quiesced = Literal["synchronized", "drained", "unknown"]
@@ -27,12 +28,16 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`)."""
+    """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`).
+
+    `text` is the prompt of a data set that is sent whole; there may be no token ids beside it (see `TextOnly`).
+    """
 
     index: int
     token_ids: tuple[int, ...]
     max_new_tokens: int
     ignore_eos: bool = True
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class Completion:
 
     `output_ids` ends at the end-of-sequence token and holds no padding. `token_times_ns` has one entry per output
     token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
+
+    A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
+    `first_token_ns` is for those who know when the answer began, but not the time of each token. `failure` is the class
+    of an `error` (`timeout`, `http_429`, ...).
     """
 
     index: int
@@ -52,6 +61,20 @@ class Completion:
     token_times_ns: tuple[int, ...] | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    output_tokens: int | None = None
+    text: str | None = None
+    first_token_ns: int | None = None
+    failure: str | None = None
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated."""
+        return len(self.output_ids) if self.output_tokens is None else self.output_tokens
+
+    @property
+    def began_ns(self) -> int | None:
+        """When the first token came; `None` where that is unknown, or where there was none."""
+        return self.token_times_ns[0] if self.token_times_ns else self.first_token_ns
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,34 @@ class Tokenizer(Protocol):
         """The id that begins a sequence, where the model wants one."""
 
 
+class TextOnly:
+    """Stands in for a `Tokenizer` where an engine takes texts, and nothing here can turn them into tokens.
+
+    Texts of a data set then go as they are; whatever needs tokens is an `EngineSettingError` that says `reason`.
+    """
+
+    def __init__(self, reason: str, fix: str) -> None:
+        self._reason = reason
+        self._fix = fix
+
+    def encode(self, text: str) -> list[int]:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    def chat(self, text: str) -> list[int]:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Nothing is known of the model's tokens."""
+        return None
+
+
 @runtime_checkable
 class KeepsStatistics(Protocol):
     """An engine whose scheduler counts what it does (an optional part of the engine protocol)."""
@@ -107,6 +158,14 @@ class KeepsStatistics(Protocol):
 
     def statistics(self) -> Mapping[str, JsonValue]:
         """Counts and peaks since `reset_statistics`: preemptions, cache use, ..."""
+
+
+@runtime_checkable
+class Remarks(Protocol):
+    """An engine with something to say about what it did (an optional part of the engine protocol)."""
+
+    def remarks(self) -> tuple[Sequence[Note], Sequence[Note]]:
+        """Reasons why the measurement is invalid, and warnings: asked once, when the measure window is closed."""
 
 
 @runtime_checkable

@@ -37,21 +37,34 @@ def distribution(values: Sequence[float]) -> Distribution | None:
 def latency(requests: Sequence[RequestRecord]) -> Latency:
     """Latencies in seconds over successful requests.
 
-    One request without token times leaves ttft, tpot and itl `None`: a distribution over the others would be biased.
+    One request whose first token has no known time leaves ttft and tpot `None`, one without the times of all tokens
+    itl: a distribution over the others would be biased. An answer ends with its last token.
     """
-    times: list[tuple[RequestRecord, tuple[int, ...]]] = []
-    complete = True
-    for request in requests:
-        if request.token_times_ns is None:
-            complete = False
-        elif request.token_times_ns:
-            times.append((request, request.token_times_ns))
-    ttft = [(tokens[0] - request.start_ns) / 1e9 for request, tokens in times]
-    tpot = [(tokens[-1] - tokens[0]) / (len(tokens) - 1) / 1e9 for _, tokens in times if len(tokens) > 1]
-    itl = [(later - earlier) / 1e9 for _, tokens in times for earlier, later in pairwise(tokens)]
+    answered = [request for request in requests if request.output_tokens]
+    began = [first_token_ns(request) for request in answered]
+    known = [(request, first) for request, first in zip(answered, began, strict=True) if first is not None]
+    complete = len(known) == len(answered)
+    each = all(request.token_times_ns is not None for request in requests)
+    ttft = [(first - request.start_ns) / 1e9 for request, first in known]
+    tpot = [
+        (last_token_ns(request) - first) / (request.output_tokens - 1) / 1e9
+        for request, first in known
+        if request.output_tokens > 1
+    ]
+    itl = [(later - earlier) / 1e9 for r in answered for earlier, later in pairwise(r.token_times_ns or ())]
     return Latency(
         ttft_s=distribution(ttft) if complete else None,
         tpot_s=distribution(tpot) if complete else None,
-        itl_s=distribution(itl) if complete else None,
+        itl_s=distribution(itl) if each else None,
         e2el_s=distribution([(request.end_ns - request.start_ns) / 1e9 for request in requests]),
     )
+
+
+def first_token_ns(request: RequestRecord) -> int | None:
+    """When a request's first token came; `None` where that is unknown."""
+    return request.token_times_ns[0] if request.token_times_ns else request.first_token_ns
+
+
+def last_token_ns(request: RequestRecord) -> int:
+    """When its last token came."""
+    return request.token_times_ns[-1] if request.token_times_ns else request.end_ns

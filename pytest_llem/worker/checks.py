@@ -39,7 +39,7 @@ def work_notes(requests: Sequence[Request], completions: Iterable[Completion]) -
         if completion.error is not None:
             continue
         request = wanted[completion.index]
-        count = len(completion.output_ids)
+        count = completion.generated
         wrong_length += count > request.max_new_tokens or (request.ignore_eos and count != request.max_new_tokens)
         cached += completion.cached_tokens or 0
     found = []

@@ -42,7 +42,7 @@ def batch_durations(completions: Sequence[Completion]) -> list[float]:
 
 def same_size(completions: Sequence[Completion]) -> bool:
     """Whether all batches had the same work, so that their durations are comparable."""
-    work = {tuple(sorted((c.input_tokens, len(c.output_ids)) for c in batch)) for batch in batches(completions)}
+    work = {tuple(sorted((c.input_tokens, c.generated) for c in batch)) for batch in batches(completions)}
     return len(work) == 1
 
 

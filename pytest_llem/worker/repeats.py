@@ -112,7 +112,7 @@ class RepeatRunner:
 
 def _repeat(index: int, done: Pass) -> Repeat:
     in_order = sorted(done.completions, key=lambda completion: completion.index)
-    return Repeat(index, done.start_ns, done.end_ns, token_hash([c.output_ids for c in in_order]))
+    return Repeat(index, done.start_ns, done.end_ns, outputs_hash(in_order))
 
 
 def _record(repeat: int, completion: Completion) -> RequestRecord:
@@ -120,11 +120,20 @@ def _record(repeat: int, completion: Completion) -> RequestRecord:
         repeat=repeat,
         index=completion.index,
         input_tokens=completion.input_tokens,
-        output_tokens=len(completion.output_ids),
+        output_tokens=completion.generated,
         start_ns=completion.start_ns,
         end_ns=completion.end_ns,
         finish_reason=completion.finish_reason,
         token_times_ns=completion.token_times_ns,
         cached_tokens=completion.cached_tokens,
         error=completion.error,
+        first_token_ns=completion.first_token_ns,
+        failure=completion.failure,
     )
+
+
+def outputs_hash(completions: Sequence[Completion]) -> str:
+    """`token_hash` of the answers; of their UTF-8 bytes where an engine gives no more than text."""
+    if any(c.text is not None and len(c.output_ids) != c.generated for c in completions):
+        return token_hash([tuple((c.text or "").encode()) for c in completions])
+    return token_hash([c.output_ids for c in completions])
