@@ -18,7 +18,7 @@ from pathlib import Path
 from pytest_llem.energy import calibration
 from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
-from pytest_llem.engines import ENTRY_POINT_GROUP, SHIPPED, known_engines
+from pytest_llem.engines import ENTRY_POINT_GROUP, SHIPPED, UNVERIFIED, known_engines
 from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.job import DeviceSet
 
@@ -29,8 +29,6 @@ MODULES = {
     "tensorrt_llm": ("tensorrt_llm",),
 }
 """What an engine needs to import, where that is a package of its own."""
-UNVERIFIED = ("sglang", "tensorrt_llm")
-"""Engines whose adapter has not run on the hardware that they need."""
 EXTRAS = ("transformers", "vllm")
 IMPORT_TIMEOUT_S = 180.0
 DOCKER_TIMEOUT_S = 3.0
@@ -132,7 +130,7 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
 def _engines() -> Iterator[Finding]:
     for name in known_engines():
         modules = MODULES.get(name)
-        remark = ", not verified on hardware" if name in UNVERIFIED else ""
+        remark = ", not yet verified on hardware" if name in UNVERIFIED else ""
         if modules is None:
             yield Finding("ok", name, _without_package(name) + remark)
             continue

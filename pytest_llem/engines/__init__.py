@@ -12,7 +12,11 @@ from pytest_llem.errors import EngineError
 SHIPPED = {
     "transformers": "pytest_llem.engines.transformers:TransformersEngine",
     "vllm": "pytest_llem.engines.vllm:VLLMEngine",
+    "sglang": "pytest_llem.engines.sglang:SGLangEngine",
+    "tensorrt_llm": "pytest_llem.engines.tensorrt_llm:TensorRTLLMEngine",
 }
+UNVERIFIED = ("sglang", "tensorrt_llm")
+"""Shipped engines that have not run on the hardware that they need: doctor and every result of theirs say so."""
 ENTRY_POINT_GROUP = "pytest_llem.engines"
 
 

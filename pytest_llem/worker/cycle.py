@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
+from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine, KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
@@ -111,7 +112,7 @@ class Metering:
 @contextmanager
 def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
     on_host = job.meter.placement == "host"
-    metering = Metering(None if on_host else open_meter(job.meter, job.devices, job_dir.path))
+    metering = Metering(None if on_host else open_meter(job.meter, job.devices, job_dir.path, job.server))
     try:
         yield metering
     finally:
@@ -151,7 +152,7 @@ def _measure(
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
 
-    warnings: list[Note] = []
+    warnings = list(_unverified(config.engine))
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
         if on_gpu:
@@ -232,6 +233,11 @@ def _check_load_shape(job: Job, engine: Engine) -> None:
             f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
             fix="leave it out: all requests are then there at once",
         )
+
+
+def _unverified(engine: str) -> Iterator[Note]:
+    if engine in UNVERIFIED:
+        yield Note("engine_not_verified", f"this project's engine {engine} has not been verified on hardware yet")
 
 
 def _load_shape(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from tests.engines.engine_cases import ConfigMaker
 
 MODULES = {"transformers": "transformers", "vllm": "vllm"}
 SETTINGS: dict[str, dict[str, Any]] = {"transformers": {"batch_size": 4}, "vllm": {"enforce_eager": True}}
+OUTSIDE, OUTSIDE_SETTINGS = "LLEM_TEST_ENGINE", "LLEM_TEST_SETTINGS"
+"""Variables that put an engine of another package to the conformance tests: its name, and its section as JSON."""
 
 
 # Read once, when the hub's client is imported: without it a test of a missing model waits for a network.
@@ -26,9 +29,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def here() -> list[str]:
     """Engines of this environment; one made for vLLM holds another transformers, which is not the one to test."""
+    if outside := os.environ.get(OUTSIDE):
+        return [outside]
     if importlib.util.find_spec("vllm") is not None:
         return ["vllm"]
     return [name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None]
+
+
+def base_settings(engine: str) -> dict[str, Any]:
+    """The section that every configuration of the tests starts from."""
+    if engine == os.environ.get(OUTSIDE):
+        return dict(json.loads(os.environ.get(OUTSIDE_SETTINGS, "{}")))
+    return SETTINGS.get(engine, {})
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,7 +72,7 @@ def make_config(engine_name: str) -> ConfigMaker:
             workload=WorkloadSettings("synthetic", 4, 16, 8, 0),
             decoding=Decoding(),
             measurement=MeasurementSettings(1.0),
-            settings={**SETTINGS[engine_name], **(settings or {})},
+            settings={**base_settings(engine_name), **(settings or {})},
         )
         return replace(config, **changes)
 

@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pytest_llem.engines.builtin import PREFIX, builtin_path
 from pytest_llem.engines.hub import switch_off_when_absent
+from pytest_llem.engines.hub_loading import tokenizer_of
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
 from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
@@ -24,6 +24,8 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
+from pytest_llem.engines.refusals import require_devices
+from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
 from pytest_llem.engines.vllm.statistics import SchedulerStatistics
 from pytest_llem.errors import (
@@ -38,7 +40,6 @@ from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.workload.arrivals import schedule
 
 INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
-FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
 MEMORY_TEXTS = (
     "out of memory",
     "No available memory for the cache blocks",
@@ -87,11 +88,7 @@ class VLLMEngine:
         sampling_fields = set(vllm.SamplingParams.__struct_fields__)
         self._arguments = read_arguments(config, engine_fields, sampling_fields)
         self._config, self._devices = config, devices
-        if devices.kind == "cuda" and self._arguments.devices > max(1, len(devices.uuids)):
-            raise EngineSettingError(
-                f"vllm: the parallel sizes need {self._arguments.devices} devices, and {len(devices.uuids)} are leased",
-                fix="lower the parallel sizes, or lease more devices",
-            )
+        require_devices("vllm", self._arguments.sizes, devices)
         if self._arguments.devices == 1:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self.capabilities = dataclasses.replace(self.capabilities, memory_counters=self._counts_memory())
@@ -104,10 +101,7 @@ class VLLMEngine:
         config = self._prepared()
         self._source = find_model(config.model)
         location = self._source.location
-        tokenizer = location
-        self._tokenizer_name = config.model
-        if config.weights == "dummy" and self._source.local and not _has_tokenizer(location):
-            tokenizer, self._tokenizer_name = str(builtin_path(FALLBACK_TOKENIZER)), FALLBACK_TOKENIZER
+        tokenizer, self._tokenizer_name = tokenizer_of(config, self._source)
         arguments: dict[str, Any] = {
             "model": location,
             "tokenizer": tokenizer,
@@ -142,7 +136,7 @@ class VLLMEngine:
         self._passes += 1
         workload = self._prepared().workload
         plan = schedule(workload.arrival, len(requests), workload.seed)
-        entries = {f"{self._passes}-{request.index}": _Open(request, self._sampling(request)) for request in requests}
+        entries = {f"{self._passes}-{request.index}": StreamedAnswer(request) for request in requests}
         waiting = list(entries)
         done: list[Completion] = []
         sent, started_ns = 0, time.monotonic_ns()
@@ -155,7 +149,7 @@ class VLLMEngine:
                 if engine.has_unfinished_requests():
                     outputs = engine.step()
                     now = time.monotonic_ns()
-                    finished = [entries[output.request_id].add(output, now) for output in outputs]
+                    finished = [_take(entries[output.request_id], output, now) for output in outputs]
                     done += [completion for completion in finished if completion is not None]
                 elif (next_s := plan.next_s(sent)) is not None:
                     time.sleep(max(0.0, next_s - elapsed_s))
@@ -270,10 +264,11 @@ class VLLMEngine:
 
         cleanup_dist_env_and_memory()
 
-    def _send(self, key: str, entry: _Open) -> None:
+    def _send(self, key: str, entry: StreamedAnswer) -> None:
+        sampling = self._sampling(entry.request)
         entry.start_ns = time.monotonic_ns()
         prompt = {"prompt_token_ids": list(entry.request.token_ids)}
-        self._llm.llm_engine.add_request(key, prompt, entry.sampling, lora_request=self._lora())
+        self._llm.llm_engine.add_request(key, prompt, sampling, lora_request=self._lora())
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -329,43 +324,10 @@ class VLLMEngine:
         return self._llm
 
 
-class _Open:
-    """One request on its way: what has come back so far, and when."""
-
-    def __init__(self, request: Request, sampling: Any) -> None:
-        self.request = request
-        self.sampling = sampling
-        self.start_ns = 0
-        self._ids: list[int] = []
-        self._times_ns: list[int] = []
-        self._cached: int | None = None
-
-    def add(self, output: Any, now_ns: int) -> Completion | None:
-        """Take a step's tokens; the completion once the request is finished."""
-        part = output.outputs[0]
-        self._ids += part.token_ids
-        self._times_ns += [now_ns] * len(part.token_ids)
-        if output.num_cached_tokens is not None:
-            self._cached = max(0, output.num_cached_tokens)
-        if not output.finished:
-            return None
-        reason: Literal["stop", "length", "error"] = "error"
-        if part.finish_reason in ("stop", "length"):
-            reason = part.finish_reason
-        return Completion(
-            index=self.request.index,
-            input_tokens=len(self.request.token_ids),
-            output_ids=tuple(self._ids),
-            start_ns=self.start_ns,
-            end_ns=self._times_ns[-1] if self._times_ns else now_ns,
-            finish_reason=reason,
-            token_times_ns=tuple(self._times_ns),
-            cached_tokens=self._cached,
-            error=f"vLLM ended the request: {part.finish_reason}" if reason == "error" else None,
-        )
-
-
-def _has_tokenizer(location: str) -> bool:
-    return any(
-        (Path(location) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    )
+def _take(answer: StreamedAnswer, output: Any, now_ns: int) -> Completion | None:
+    """Add a step's `RequestOutput` (with what is new alone) to an answer; the completion once it is finished."""
+    part = output.outputs[0]
+    answer.add(part.token_ids, now_ns)
+    if output.num_cached_tokens is not None:
+        answer.cached_tokens = max(0, output.num_cached_tokens)
+    return answer.completion("vLLM", part.finish_reason, now_ns) if output.finished else None

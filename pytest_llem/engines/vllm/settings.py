@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pytest_llem.engines.refusals import unknown_setting
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import ExperimentConfig
 
 RENAMED = {"speculative": "speculative_config"}
 NESTED = ("sampling", "beam_search", "extra")
 RESERVED = ("model", "tokenizer", "seed", "dtype", "revision", "trust_remote_code", "disable_log_stats")
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -24,13 +26,14 @@ class VLLMArguments:
     sampling: Mapping[str, Any]
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The parallel sizes, of which 1 is the default."""
+        return tuple(int(self.engine.get(name) or 1) for name in SIZES)
+
+    @property
     def devices(self) -> int:
         """How many devices the engine spreads over."""
-        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-        product = 1
-        for name in sizes:
-            product *= int(self.engine.get(name) or 1)
-        return product
+        return math.prod(self.sizes)
 
 
 def read_arguments(
@@ -46,16 +49,16 @@ def read_arguments(
             continue
         name = RENAMED.get(key, key)
         if name not in engine_fields or name in RESERVED:
-            raise _unknown(f"vllm.{key}", key, engine_fields)
+            raise unknown_setting("vLLM", f"vllm.{key}", key, engine_fields)
         engine[name] = _without_nulls(value)
     sampling: dict[str, Any] = {}
     for key, item in _mapping(section, "sampling").items():
         if key not in sampling_fields:
-            raise _unknown(f"vllm.sampling.{key}", key, sampling_fields)
+            raise unknown_setting("vLLM", f"vllm.sampling.{key}", key, sampling_fields)
         sampling[key] = item
     for key, item in _mapping(section, "extra").items():
         if key in RESERVED or (key not in sampling_fields and key not in engine_fields):
-            raise _unknown(f"vllm.extra.{key}", key, {*sampling_fields, *engine_fields})
+            raise unknown_setting("vLLM", f"vllm.extra.{key}", key, {*sampling_fields, *engine_fields})
         (sampling if key in sampling_fields else engine)[key] = item
     if int(str(_mapping(section, "beam_search").get("beam_width", 1))) > 1:
         raise EngineSettingError(
@@ -95,12 +98,3 @@ def _without_nulls(value: JsonValue) -> JsonValue:
     if isinstance(value, Mapping):
         return {key: item for key, item in value.items() if item is not None}
     return value
-
-
-def _unknown(path: str, key: str, known: Collection[str]) -> EngineSettingError:
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return EngineSettingError(
-        f"{path}: the installed vLLM has no such setting",
-        fix=f"did you mean {near[0]!r}?" if near else "remove it, or install the version of vLLM that has it",
-        details={"key": path},
-    )

@@ -1,0 +1,31 @@
+"""Settings that an engine cannot take, in the words that all engines use."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+
+from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.job import DeviceSet
+
+
+def unknown_setting(product: str, path: str, name: str, known: Collection[str]) -> EngineSettingError:
+    """The error for a setting at `path` of a study that the installed `product` does not have."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return EngineSettingError(
+        f"{path}: the installed {product} has no such setting",
+        fix=f"did you mean {near[0]!r}?" if near else f"remove it, or install the version of {product} that has it",
+        details={"key": path},
+    )
+
+
+def require_devices(engine: str, sizes: Iterable[JsonValue], devices: DeviceSet) -> int:
+    """How many devices the product of the parallel `sizes` needs; `EngineSettingError` when fewer GPUs are leased."""
+    needed = math.prod(size for size in sizes if isinstance(size, int))
+    if devices.kind == "cuda" and needed > max(1, len(devices.uuids)):
+        raise EngineSettingError(
+            f"{engine}: the parallel sizes need {needed} devices, and {len(devices.uuids)} are leased",
+            fix="lower the parallel sizes, or lease more devices",
+        )
+    return needed
