@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     from pytest_llem.energy.registry import MeterStatus
     from pytest_llem.energy.samples import Sample as Sample
     from pytest_llem.energy.samples import read_samples as read_samples
-    from pytest_llem.job import DeviceSet, MeterSettings
+    from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
 
 
-def open_meter(settings: MeterSettings, devices: DeviceSet, out_dir: Path) -> Meter | None:
+def open_meter(
+    settings: MeterSettings, devices: DeviceSet, out_dir: Path, server: ServerProcess | None = None
+) -> Meter | None:
     """The meter that the settings ask for, not yet started; `None` when they ask for none.
 
-    `auto` takes `nvml` for CUDA devices, else `rapl` where its counters are readable, else `estimate`. Raises
-    `MeterError` with the remedy for a name that is unknown or cannot work here.
+    `auto` takes `nvml` for CUDA devices, else `rapl` where its counters are readable, else `estimate`. A `server` works
+    for this process: what it uses belongs to the measurement. Raises `MeterError` with the remedy for a name that is
+    unknown or cannot work here.
     """
     from pytest_llem.energy.registry import open_named
     from pytest_llem.energy.setup import MeterSetup
 
-    return open_named(MeterSetup(settings, devices, out_dir))
+    return open_named(MeterSetup(settings, devices, out_dir, server))
 
 
 def known_meters() -> tuple[str, ...]:

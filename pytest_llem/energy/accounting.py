@@ -160,7 +160,8 @@ class Accounts:
         return validity.check(self._evidence(), accounted, thresholds)
 
     def _evidence(self) -> validity.Evidence:
-        leased = self._setup.devices.kind == "cuda"
+        # A server was started before the meter: its memory is in use, and what was before it the runner has looked at.
+        leased = self._setup.devices.kind == "cuda" and self._setup.server is None
         return validity.Evidence(
             windows=self._windows,
             devices=tuple(

@@ -11,15 +11,21 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class ProcessTreeClock:
-    """A clock that only ever advances: CPU time of `root_pid` and all its descendants.
+    """A clock that only ever advances: CPU time of `root_pid`, of the roots in `also`, and of all their descendants.
 
     A living process is read through its own CPU clock (`clock_getcpuclockid(3)`: nanoseconds, all threads, also
     finished ones); what children used that were reaped comes from field 16 and 17 of `/proc/PID/stat`, in scheduler
     ticks. A child that was seen alive and then vanished unreaped keeps what it was last seen to have used.
     """
 
-    def __init__(self, root_pid: int, exclude: frozenset[int] = frozenset(), proc: Path = Path("/proc")) -> None:
-        self._root = root_pid
+    def __init__(
+        self,
+        root_pid: int,
+        exclude: frozenset[int] = frozenset(),
+        proc: Path = Path("/proc"),
+        also: tuple[int, ...] = (),
+    ) -> None:
+        self._roots = (root_pid, *also)
         self._exclude = exclude
         self._proc = proc
         self._highest_ns = 0
@@ -41,14 +47,14 @@ class ProcessTreeClock:
         children: dict[int, list[int]] = {}
         for pid, parent in parents.items():
             children.setdefault(parent, []).append(pid)
-        found: list[int] = []
-        todo = [self._root]
+        found: dict[int, None] = {}
+        todo = list(self._roots)
         while todo:
             pid = todo.pop()
-            if pid not in self._exclude:
-                found.append(pid)
+            if pid not in self._exclude and pid not in found:
+                found[pid] = None
                 todo.extend(children.get(pid, ()))
-        return found
+        return list(found)
 
     def _processes(self) -> list[tuple[int, int, int]]:
         found: list[tuple[int, int, int]] = []

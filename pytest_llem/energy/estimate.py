@@ -1,4 +1,4 @@
-"""The meter of last resort: CPU time of the worker's process tree, times published watts per thread."""
+"""The meter of last resort: CPU time of the worker's and its server's processes, times published watts per thread."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from pytest_llem.energy.setup import MeterSetup
 from pytest_llem.energy.watts import thread_power
 
 DEVICE_ID = "process-tree"
+NOT_COUNTED = "the server's process is not known here, so its CPU time cannot be counted: no energy is stated"
 _CPU_CLOCK_STEP_NS = 10_000_000
 
 
 class EstimateMeter:
-    """Estimates the energy of this process and its children; `measured` is false in its report.
+    """Estimates the energy of this process, the server that works for it, and their children; `measured` is false.
 
+    A server whose process is not known is not counted, and neither is the rest then: a part would pass for the whole.
     A window is accounted only between edges that `mark` returned, because CPU time cannot be read afterwards. The
     uncertainty is that of the published watts.
     """
@@ -31,12 +33,15 @@ class EstimateMeter:
         self._power = thread_power()
         self._marks: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
-        self._clock = ProcessTreeClock(os.getpid())
+        server = setup.server
+        self._server_unknown = server is not None and server.pid is None
+        self._server_pids = (server.pid,) if server is not None and server.pid is not None else ()
+        self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
         self._writer: SampleWriter | None = None
 
     def start(self) -> None:
         """Take the first reading."""
-        self._clock = ProcessTreeClock(os.getpid())
+        self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
         self._writer = SampleWriter(self._setup.samples_path)
         self.mark()
 
@@ -73,6 +78,7 @@ class EstimateMeter:
                     f"energy is CPU time times {self._power.watts:.2f} W per thread, not a measurement; "
                     "idle power, memory and accelerators are not in it",
                 ),
+                *([Note("server_not_counted", NOT_COUNTED)] if self._server_unknown else []),
             ),
             facts={"watts_per_thread": self._power.watts, "generation": self._power.generation},
         )
@@ -94,7 +100,7 @@ class EstimateMeter:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
         energy = bound = None
         terms: dict[str, float] = {}
-        if first is not None and last is not None:
+        if first is not None and last is not None and not self._server_unknown:
             seconds = (last - first) / 1e9
             energy = seconds * self._power.watts
             bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)

@@ -54,12 +54,19 @@ class GpuSource:
     series, not the end of it.
     """
 
-    def __init__(self, handle: object, uuid: str, owner_pid: int, known: calibration.Calibration | None) -> None:
+    def __init__(
+        self,
+        handle: object,
+        uuid: str,
+        owner_pid: int,
+        known: calibration.Calibration | None,
+        server_pid: int | None = None,
+    ) -> None:
         self.due_ns = time.monotonic_ns()
         self.known_until_ns = 0.0
         self._handle = handle
         self._uuid = uuid
-        self._owner_pid = owner_pid
+        self._owners = (owner_pid,) if server_pid is None else (owner_pid, server_pid)
         self._tracker = TickTracker(
             known.poll_step_ns if known else DEFAULT_STEP_NS,
             known.period_ns if known else None,
@@ -189,7 +196,7 @@ class GpuSource:
         processes = self._optional("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
         if isinstance(processes, list):
             pids = [int(process.pid) for process in processes]
-            foreign, unknown = foreign_pids(pids, self._owner_pid)
+            foreign, unknown = foreign_pids(pids, self._owners)
             writer.event(
                 time.monotonic_ns(),
                 "processes",
@@ -224,9 +231,11 @@ class GpuSource:
 
 
 def open_gpus(
-    uuids: Sequence[str], owner_pid: int, calibration_dir: str | None
+    uuids: Sequence[str], owner_pid: int, calibration_dir: str | None, server_pid: int | None = None
 ) -> tuple[list[GpuSource], list[JsonValue]]:
     """Sources for the GPUs with these UUIDs (all visible ones for none), and a line of facts about each.
+
+    What runs there below `owner_pid` or `server_pid` is measured, anything else is foreign.
 
     Raises `SensorError` when NVML or a device cannot be opened.
     """
@@ -242,7 +251,7 @@ def open_gpus(
     facts: list[JsonValue] = []
     for device in devices:
         known = calibration.load(device.uuid, device.driver, directory)
-        sources.append(GpuSource(device.handle, device.uuid, owner_pid, known))
+        sources.append(GpuSource(device.handle, device.uuid, owner_pid, known, server_pid))
         facts.append(device.facts())
     return sources, facts
 

@@ -52,10 +52,14 @@ class NvmlMeter:
 
     def start(self) -> None:
         """Start the sampler process; raises `MeterError` when a device cannot be opened."""
-        named, leased = self._setup.settings.uuids, self._setup.devices
+        named, leased, server = self._setup.settings.uuids, self._setup.devices, self._setup.server
         uuids = named or (leased.uuids if leased.kind == "cuda" else ())
         self._sampler = SamplerProcess(
-            self._setup.samples_path, uuids, self._edges.domains, calibration.default_directory()
+            self._setup.samples_path,
+            uuids,
+            self._edges.domains,
+            calibration.default_directory(),
+            server.pid if server is not None else None,
         )
         self._edges.mark()
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def foreign_pids(pids: Sequence[int], owner_pid: int, proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
-    """Of these process ids, the ones outside `owner_pid`'s tree, and those that this namespace does not know.
+def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
+    """Of these process ids, the ones outside the trees of `owners`, and those that this namespace does not know.
 
     In a container NVML may report ids of the host's namespace: such an id is unknown here and nothing follows from it.
     """
@@ -17,7 +17,7 @@ def foreign_pids(pids: Sequence[int], owner_pid: int, proc: Path = Path("/proc")
         ancestors = _ancestors(pid, proc)
         if not ancestors:
             unknown.append(pid)
-        elif owner_pid not in ancestors:
+        elif not set(owners) & set(ancestors):
             foreign.append(pid)
     return foreign, unknown
 

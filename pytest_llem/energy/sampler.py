@@ -157,7 +157,9 @@ def main(specification: str) -> int:
         from pytest_llem.energy import gpu_source
 
         try:
-            opened, gpu_facts = gpu_source.open_gpus(spec["gpus"], parent_pid, spec["calibration_dir"])
+            opened, gpu_facts = gpu_source.open_gpus(
+                spec["gpus"], parent_pid, spec["calibration_dir"], spec["server_pid"]
+            )
         except gpu_source.SensorError as problem:
             _answer({"error": problem.message, "fix": problem.fix})
             return 1

@@ -38,13 +38,16 @@ class SamplerProcess:
         gpus: Sequence[str] | None,
         rapl: Sequence[Domain],
         calibration_dir: Path | None = None,
+        server_pid: int | None = None,
     ) -> None:
         """Start sampling into `path`. `gpus` are UUIDs, empty for all visible ones, `None` for no GPU.
+        What runs below `server_pid` on a GPU is measured too, as what runs below this process.
 
         Raises `MeterError` when a sensor cannot be opened or the process does not answer.
         """
         spec = {
             "parent_pid": os.getpid(),
+            "server_pid": server_pid,
             "path": str(path),
             "gpus": None if gpus is None else list(gpus),
             "rapl": [list(domain) for domain in rapl],

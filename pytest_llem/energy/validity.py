@@ -39,7 +39,7 @@ class Thresholds:
 @dataclass(frozen=True)
 class DeviceEvidence:
     """What was seen of one GPU. `ticks` is `None` for a GPU without a counter, `memory_before_bytes` for one that is
-    not leased to the cycle."""
+    not leased to the cycle, or whose server is loaded already."""
 
     uuid: str
     ticks: TickSeries | None

@@ -10,7 +10,7 @@ from pytest_llem import energy
 from pytest_llem.energy import calibration
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.protocol import EnergyReport, Window
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
 from tests.simulated_nvml.simulation import Gpu, Simulation
 
 PERIOD_S = 0.02
@@ -57,8 +57,9 @@ class Cycle:
         out_dir: Path,
         devices: DeviceSet,
         settings: MeterSettings | None = None,
+        server: ServerProcess | None = None,
     ) -> None:
-        meter = energy.open_meter(settings or MeterSettings("nvml"), devices, out_dir)
+        meter = energy.open_meter(settings or MeterSettings("nvml"), devices, out_dir, server)
         assert meter is not None
         self.meter = meter
         self.meter.start()
@@ -79,9 +80,14 @@ class Cycle:
         return self.meter.stop(self.windows)
 
 
-def measure(simulation: Simulation, out_dir: Path, settings: MeterSettings | None = None) -> EnergyReport:
+def measure(
+    simulation: Simulation,
+    out_dir: Path,
+    settings: MeterSettings | None = None,
+    server: ServerProcess | None = None,
+) -> EnergyReport:
     """Quiet, one load on all GPUs, quiet."""
-    cycle = Cycle(out_dir, DeviceSet("cuda", uuids(simulation)), settings)
+    cycle = Cycle(out_dir, DeviceSet("cuda", uuids(simulation)), settings, server)
     cycle.quiet()
     cycle.load(simulation.gpus)
     cycle.quiet()

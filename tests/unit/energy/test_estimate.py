@@ -10,7 +10,7 @@ import pytest
 from pytest_llem import energy
 from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.watts import thread_power
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
 
 
 def burn(seconds: float) -> None:
@@ -19,8 +19,8 @@ def burn(seconds: float) -> None:
         pass
 
 
-def opened(tmp_path: Path) -> energy.Meter:
-    meter = energy.open_meter(MeterSettings("estimate"), DeviceSet("cpu"), tmp_path)
+def opened(tmp_path: Path, server: ServerProcess | None = None) -> energy.Meter:
+    meter = energy.open_meter(MeterSettings("estimate"), DeviceSet("cpu"), tmp_path, server)
     assert meter is not None
     meter.start()
     return meter
@@ -65,6 +65,44 @@ def test_children_count_while_they_live_and_after_they_were_reaped(tmp_path: Pat
     for window in report.windows:
         assert window.energy_j is not None
         assert window.energy_j >= 0.99 * least_j
+
+
+def test_a_server_that_is_no_child_counts_with_its_own_children(tmp_path: Path) -> None:
+    """The server's parent is pytest, not the worker that measures."""
+    burning = "end = time.process_time() + 0.06\nwhile time.process_time() < end: pass\n"
+    nested = f"import time\n{burning}print(flush=True); input()"
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-S', '-c', {nested!r}]); sys.stdin.read()"
+    launcher = subprocess.Popen(
+        ["setsid", "--fork", sys.executable, "-S", "-c", f"import os; print(os.getpid(), flush=True)\n{code}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    meter = opened(tmp_path, ServerProcess(pid, "command", "server.log", 0, 1.0))
+    start = meter.mark()
+    launcher.stdout.readline()
+    burnt = meter.mark()
+    launcher.communicate()
+
+    report = meter.stop([Window("measure", start, burnt)])
+
+    energy_j = report.windows[0].energy_j
+    assert energy_j is not None
+    assert energy_j >= 0.5 * 0.06 * thread_power().watts
+
+
+def test_a_server_of_unknown_process_leaves_the_energy_open_instead_of_stating_a_part(tmp_path: Path) -> None:
+    meter = opened(tmp_path, ServerProcess(None, "container", "server.log", 0, 1.0))
+    start = meter.mark()
+    burn(0.02)
+    end = meter.mark()
+
+    report = meter.stop([Window("measure", start, end)])
+
+    assert report.windows[0].energy_j is None
+    assert "server_not_counted" in {note.code for note in report.notes}
 
 
 def test_an_edge_that_was_not_marked_gives_no_energy_instead_of_zero(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pytest_llem import energy
 from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.samples import read_samples
 from pytest_llem.errors import MeterError
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
 from tests.simulated_nvml.plugin import MakeSimulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import PERIOD_S, Cycle, calibrate, codes, measure, quicken, remarks, uuids
@@ -241,6 +241,28 @@ def test_a_foreign_process_invalidates_and_the_own_children_do_not(machine: Simu
 
     assert "foreign_process" not in codes(own)
     assert "foreign_process" in codes(other)
+
+
+def test_a_started_server_is_no_foreign_process_and_its_memory_no_residue(machine: Simulation, tmp_path: Path) -> None:
+    """It is no child of the process that measures, and was loaded before the meter was started."""
+    launcher = subprocess.Popen(
+        ["setsid", "--fork", "sh", "-c", "echo $$; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    machine.gpus[0].set_pids(os.getpid(), pid)
+    machine.gpus[0].memory_used = 6 * 2**30
+    try:
+        own = measure(machine, tmp_path, server=ServerProcess(pid, "command", "server.log", 0, 1.0))
+        other = measure(machine, tmp_path)
+    finally:
+        launcher.communicate()
+
+    assert not {"foreign_process", "residual_memory"} & codes(own)
+    assert {"foreign_process", "residual_memory"} <= codes(other)
 
 
 def test_process_ids_of_another_namespace_prove_nothing(machine: Simulation, tmp_path: Path) -> None:
