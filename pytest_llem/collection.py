@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("pytest_llem.experiments")
 
 EXPERIMENT = "llem_experiment"
-PLACE: pytest.StashKey[int] = pytest.StashKey()
-_places = count()
 CYCLE = "llem_cycle"
 
 
@@ -59,12 +57,13 @@ class StudyFile(pytest.Module):
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Thousands of items come to be at once and all stay: looking for garbage among them again and again costs a fifth
-    of the time."""
+    of the time. What there is at the end is left out of later looks, until `gc.unfreeze`."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 
@@ -219,24 +218,38 @@ def point_of(item: pytest.Item) -> Point | None:
     return point if isinstance(point, Point) else None
 
 
-def restore_order(items: list[pytest.Item]) -> None:
-    """Put items of study files back in the order of collection, in the places that they hold together.
+class Collected:
+    """What was collected, in its order: a plugin that sees it before any other changes it."""
 
-    Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
-    setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
-    """
-    places = [place for place, item in enumerate(items) if item.getparent(StudyFile) is not None]
-    ordered = sorted((items[place] for place in places), key=lambda item: item.stash.get(PLACE, 0))
-    for place, item in zip(places, ordered, strict=True):
-        items[place] = item
+    def __init__(self) -> None:
+        self._items: Sequence[pytest.Item] = ()
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
+        """Remember the order, and add each point's model, engine and tags to what `-k` matches."""
+        self._items = tuple(items)
+        for item in items:
+            point = point_of(item)
+            if point is not None:
+                item.extra_keyword_matches.update(point.words)
+        try:
+            return (yield)
+        finally:
+            self._items = ()
 
-def add_keywords(item: pytest.Item) -> None:
-    """Add the model, the engine and the study's tags to what `-k` matches, and remember the item's place."""
-    point = point_of(item)
-    if point is not None:
-        item.stash[PLACE] = next(_places)
-        item.extra_keyword_matches.update(point.words)
+    def restore_order(self, items: list[pytest.Item]) -> None:
+        """Put items of study files back in the order of collection, in the places that they hold together.
+
+        Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
+        setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
+        """
+        if tuple(items) == self._items:
+            return
+        places = [place for place, item in enumerate(items) if isinstance(item.parent, StudyFile)]
+        held = {items[place] for place in places}
+        ordered = [item for item in self._items if item in held]
+        for place, item in zip(places, ordered, strict=True):
+            items[place] = item
 
 
 def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:

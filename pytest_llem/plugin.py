@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.stash import REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
 
 pytest_plugins = ("pytest_llem.fixtures",)
 
@@ -108,6 +108,9 @@ def names_study(argument: str) -> bool:
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to."""
     node.workerinput["llem_run"] = node.config.stash[RUN].id
+    llem = node.config.stash.get(SESSION, None)
+    if llem is not None:
+        node.workerinput["llem_settled"] = llem.settled
 
 
 @pytest.hookimpl(wrapper=True)
@@ -138,22 +141,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parametrize(metafunc)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let `-k` find an experiment by its model, its engine and the study's tags."""
-    if "llem_experiment" in getattr(item, "fixturenames", ()):
-        from pytest_llem.collection import add_keywords
-
-        add_keywords(item)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the studies' order, and leave out tests that need a result where they are to be asked for explicitly."""
     llem = config.stash.get(SESSION, None)
     if llem is not None:
-        from pytest_llem.collection import restore_order
-
-        restore_order(items)
+        config.stash[COLLECTED].restore_order(items)
     if llem is not None and llem.options.explicit:
         from pytest_llem.collection import deselect_unasked
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """An experiment of a study and, where a test is about one, its cycle (1-based)."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import pickle
 import signal
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.collection import point_of, take_in_studies
+from pytest_llem.collection import Collected, point_of, take_in_studies
 from pytest_llem.errors import LlemError
 from pytest_llem.isolation import refuse_combinations, require_possible
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.point import Point
-from pytest_llem.stash import REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.study.places import Relocator
 from pytest_llem.verdicts import properties, set_properties
 
 if TYPE_CHECKING:
@@ -39,9 +42,17 @@ DEFAULT_LIMIT = "5%"
 
 
 def begin(config: pytest.Config) -> LlemSession:
-    """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named."""
-    session = checked(config)
+    """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named.
+
+    A worker of xdist gets the settings and the studies that the controller has loaded and checked.
+    """
+    settled = getattr(config, "workerinput", {}).get("llem_settled")
+    session = checked(config) if settled is None else LlemSession.resettled(config, settled)
     take_in_studies(config)
+    config.stash[COLLECTED] = Collected()
+    config.pluginmanager.register(config.stash[COLLECTED], "llem-collected")
+    # Registered before other plugins' cleanups, and so the last: what was left out of garbage collection comes back.
+    config.add_cleanup(gc.unfreeze)
     if config.stash[RUN].in_controller:
         from pytest_llem.reporting import Reporting
 
@@ -49,7 +60,8 @@ def begin(config: pytest.Config) -> LlemSession:
             config.option.xmlpath = str(session.run_dir / "junit.xml")
         config.stash[REPORTING] = Reporting(config, session)
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
-    refuse_combinations(config, session)
+    if settled is None:
+        refuse_combinations(config, session)
     config.stash[SESSION] = session
     _interrupt_on_sigterm()
     return session
@@ -84,6 +96,19 @@ class LlemSession:
         self._store: RunStore | None = None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
+
+    @classmethod
+    def resettled(cls, config: pytest.Config, settled: bytes) -> LlemSession:
+        """The session of an xdist worker, from what its controller's `settled` holds."""
+        options, studies = pickle.loads(settled)  # bytes from the process that started this one
+        session = cls(config, config.stash[RUN], options)
+        session._studies.update((study.path, study) for study in studies)
+        return session
+
+    @cached_property
+    def settled(self) -> bytes:
+        """The settings and the studies of the command line, for xdist's workers; see `resettled`."""
+        return pickle.dumps((self.options, [replace(study, locate=Relocator(study.path)) for study in self.studies]))
 
     @cached_property
     def _measurer(self) -> Measurer:

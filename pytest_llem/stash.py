@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_llem.collection import Collected
     from pytest_llem.reporting import Reporting
     from pytest_llem.session import LlemSession
 
@@ -27,4 +28,5 @@ class RunIdentity:
 
 RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
 SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
+COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()

@@ -13,10 +13,10 @@ import pytest
 
 import pytest_llem.results.store
 import pytest_llem.session
-import pytest_llem.study
+import pytest_llem.study.loader
 from pytest_llem.study.engine_names import engine_names
 
-PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session, pytest_llem.study)
+PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session, pytest_llem.study.loader)
 FAULTY = Path(__file__).parent / "faulty_engine"
 
 SWEEP = """\
