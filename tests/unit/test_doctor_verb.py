@@ -69,7 +69,7 @@ def test_an_engine_that_nobody_verified_says_so(
     assert main(["doctor"]) == 0
 
     text = capsys.readouterr().out
-    assert "not verified on hardware" in text
+    assert "not yet verified on hardware" in text
     assert "fix: pip install no-such-module-here" in text
 
 
