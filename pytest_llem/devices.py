@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 from pytest_llem.errors import DeviceError, JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job import DeviceKind, DeviceSet, ExperimentConfig
 
 HIDING = ("", "-1", "NoDevFiles")
 PARALLEL_SIZES = (
@@ -85,14 +86,57 @@ def parallel_product(setting: Callable[[str], JsonValue]) -> int:
     return needed
 
 
-def visible_devices(config: ExperimentConfig, is_free: Callable[[str], bool] | None = None) -> DeviceSet:
-    """The devices of one cycle: as many GPUs as it needs, those that `is_free` says are not leased first.
+@dataclass(frozen=True)
+class Demand:
+    """What a cycle asks for: `count` of the `candidates` (GPUs in PCI order, or `cpu`), `preferred` ones first."""
+
+    kind: DeviceKind
+    candidates: tuple[str, ...]
+    count: int
+    preferred: tuple[str, ...] = ()
+
+    @staticmethod
+    def exactly(devices: DeviceSet) -> Demand:
+        """All of these devices."""
+        names = devices.uuids or (devices.kind,)
+        return Demand(devices.kind, names, len(names))
+
+    @property
+    def forced(self) -> bool:
+        """Whether there is nothing to choose."""
+        return self.count == len(self.candidates)
+
+    def in_order_of_preference(self) -> tuple[str, ...]:
+        """The candidates, those first that would be taken first if all were free."""
+        return (
+            *(name for name in self.preferred if name in self.candidates),
+            *(name for name in self.candidates if name not in self.preferred),
+        )
+
+    def first(self) -> DeviceSet:
+        """What is taken when all candidates are free."""
+        return self.of(self.in_order_of_preference()[: self.count])
+
+    def of(self, names: Collection[str]) -> DeviceSet:
+        """These candidates as a device set, in PCI order."""
+        if self.kind == "cpu":
+            return DeviceSet("cpu")
+        return DeviceSet(self.kind, tuple(name for name in self.candidates if name in names))
+
+    def met_by(self, devices: DeviceSet) -> bool:
+        """Whether a device set that is held already is as good as any."""
+        names = devices.uuids or (devices.kind,)
+        return devices.kind == self.kind and len(names) == self.count and set(names) <= set(self.candidates)
+
+
+def demanded_devices(config: ExperimentConfig) -> Demand:
+    """What one cycle asks for: as many of the visible GPUs as it needs, or the CPU where there is none.
 
     `DeviceError` when the experiment needs more GPUs than are visible.
     """
     gpus = visible_gpus()
     if not gpus:
-        return DeviceSet("cpu")
+        return Demand("cpu", ("cpu",), 1)
     needed = devices_needed(config)
     if needed > len(gpus):
         raise DeviceError(
@@ -100,9 +144,12 @@ def visible_devices(config: ExperimentConfig, is_free: Callable[[str], bool] | N
             fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
             details={"needed": needed, "visible": len(gpus)},
         )
-    free = [gpu for gpu in gpus if is_free is None or is_free(gpu)]
-    chosen = [*free, *(gpu for gpu in gpus if gpu not in free)][:needed]
-    return DeviceSet("cuda", tuple(gpu for gpu in gpus if gpu in chosen))
+    return Demand("cuda", gpus, needed)
+
+
+def visible_devices(config: ExperimentConfig) -> DeviceSet:
+    """The devices that one cycle gets when all visible ones are free. `DeviceError` as `demanded_devices`."""
+    return demanded_devices(config).first()
 
 
 def device_memory_bytes() -> int | None:

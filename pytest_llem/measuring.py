@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from filelock import FileLock
 from pytest_llem.breaker import Breaker
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import encode
-from pytest_llem.devices import gpu_uuids, visible_devices, visible_gpus
+from pytest_llem.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
@@ -22,6 +23,8 @@ from pytest_llem.options import RunOptions
 from pytest_llem.placement import Placement
 from pytest_llem.redaction import redact_file, secrets_of
 from pytest_llem.results.layout import slug
+from pytest_llem.runners.lease import Tenant
+from pytest_llem.runners.neighbours import Neighbours
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
 
@@ -44,6 +47,8 @@ class Measurer:
         self._breaker = Breaker()
         self._devices = Devices()
         self.placement = Placement(options)
+        self.places: Mapping[tuple[str, str, int], int] = {}
+        """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
         """Where cycles of an engine run, and who said so."""
@@ -79,18 +84,61 @@ class Measurer:
         """
         from pytest_llem.reporting.live import Announcement
         from pytest_llem.runners.cooldown import cool_down
-        from pytest_llem.runners.lease import is_free
 
         experiment, study = point.experiment, point.study
         spec = self.runner_spec(experiment.engine, study)
-        devices = visible_devices(experiment.config, is_free)
-        dependencies = _dependencies(point, spec, devices)
-        refused = self._breaker.refuse(dependencies) if self._options.breaker else None
+        demand = demanded_devices(experiment.config)
+        refused = self._breaker.refuse(_dependencies(point, spec, demand)) if self._options.breaker else None
         if refused is not None:
             raise refused
         runner = self._runner(spec, study)
-        meter = self._options.meter_of(study)
-        checked = self._preflight(runner, point, devices)
+        checked = self._preflight(runner, point, demand.first())
+        title = f"{study.name} {experiment.id} c{point.cycle}"
+        place = self.places.get((study.name, experiment.id, point.cycle or 1))
+        execution = study.execution
+        dependencies = _dependencies(point, spec, demand)
+        try:
+            with (
+                Announcement(self._run_dir, title, job_dir.events) as announcement,
+                self._devices.stay(
+                    runner,
+                    demand,
+                    Tenant(title, self._run_id, place),
+                    partial(self._job, point, attempt, job_dir),
+                    job_dir,
+                    residual_bytes=execution.residual_memory_bytes,
+                    timeout_s=LEASE_TIMEOUT_S,
+                    on_wait=announcement.say,
+                ) as (tenancy, job),
+            ):
+                devices, neighbours = job.devices, Neighbours(self._run_id)
+                dependencies = _dependencies(point, spec, Demand.exactly(devices))
+                announcement.say("cooling down")
+                loaded = bool(getattr(runner, "loaded", False))
+                cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
+                announcement.say(None)
+                unchecked = self._require_accepted_settings(runner, point, devices)
+                report = runner.run(job, job_dir, _ignore, tenancy.lease)
+                concurrent = neighbours.count()
+        except LlemError as error:
+            self._breaker.record(error, dependencies)
+            raise
+        redact_file(job_dir.log, secrets_of(os.environ).values())
+        failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
+        self._breaker.record(failed, dependencies)
+        notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
+        facts = {
+            **report.facts,
+            **tenancy.facts,
+            **cooled.facts,
+            "preflight": checked,
+            "concurrent_workers": concurrent,
+        }
+        return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
+
+    def _job(self, point: Point, attempt: int, job_dir: JobDir, devices: DeviceSet) -> Job:
+        """The job of one attempt on these devices, as it is written down for the worker."""
+        experiment, study = point.experiment, point.study
         job = Job(
             run_id=self._run_id,
             study=study.name,
@@ -100,39 +148,11 @@ class Measurer:
             cycle=point.cycle or 1,
             attempt=attempt,
             devices=devices,
-            meter=_meter_settings(meter, study),
+            meter=_meter_settings(self._options.meter_of(study), study),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
         job_dir.write_job(job)
-        title = f"{study.name} {experiment.id} c{point.cycle}"
-        execution = study.execution
-        try:
-            with (
-                Announcement(self._run_dir, title, job_dir.events) as announcement,
-                self._devices.stay(
-                    runner,
-                    job,
-                    job_dir,
-                    residual_bytes=execution.residual_memory_bytes,
-                    timeout_s=LEASE_TIMEOUT_S,
-                    on_wait=announcement.say,
-                ) as tenancy,
-            ):
-                announcement.say("cooling down")
-                loaded = bool(getattr(runner, "loaded", False))
-                cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
-                announcement.say(None)
-                unchecked = self._require_accepted_settings(runner, point, devices)
-                report = runner.run(job, job_dir, _ignore, tenancy.lease)
-        except LlemError as error:
-            self._breaker.record(error, dependencies)
-            raise
-        redact_file(job_dir.log, secrets_of(os.environ).values())
-        failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
-        self._breaker.record(failed, dependencies)
-        notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
-        facts = {**report.facts, **tenancy.facts, **cooled.facts, "preflight": checked, **_concurrency()}
-        return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
+        return job
 
     def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
         name = f"{spec.name}:{spec.image or spec.address or ''}:{study.name}"
@@ -192,18 +212,13 @@ class Measurer:
         self._runners.clear()
 
 
-def _concurrency() -> dict[str, JsonValue]:
-    """How many pytest processes of this run may measure at a time, each under leases of its own."""
-    return {"concurrent_workers": int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))}
-
-
 def _preflight_name(runner: Runner, point: Point) -> str:
     spec = runner.spec
     engine = point.experiment.engine
     return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
-def _dependencies(point: Point, spec: RunnerSpec, devices: DeviceSet) -> dict[str, str | None]:
+def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
     """What a cycle needs that others may need too, by kind: see `breaker.LASTING`."""
     return {
         "engine": point.experiment.engine,
@@ -212,7 +227,8 @@ def _dependencies(point: Point, spec: RunnerSpec, devices: DeviceSet) -> dict[st
         "image": spec.image or f"the default image of {point.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,
-        "device": " ".join(devices.uuids) or devices.kind,
+        # Where there is a choice of devices, it may fall on others than those that failed.
+        "device": " ".join(demand.candidates) if demand.forced else None,
     }
 
 

@@ -1,61 +1,91 @@
 """Device leases: the exclusive right of one cycle to its devices, as file locks that die with their holder.
 
 A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
-inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Locks are
-taken in the order of the device names, so that two cycles that want two devices each cannot wait for one another.
-Whoever takes a lease first ends what a dead pytest left behind: see `leftovers`.
+inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
+devices are taken together or not at all, in turn with everybody else who waits: see `lease_queue`. Whoever takes a
+lease ends what a dead pytest left behind: see `leftovers`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from pytest_llem.devices import Demand
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job import DeviceSet
+from pytest_llem.runners.lease_files import (
+    LEASE_DIR_VARIABLE,
+    NO_LEASES,
+    holder,
+    is_free,
+    lease_dir,
+    lease_file,
+    leases_are_off,
+    open_device,
+    said_of,
+    try_lock,
+)
+from pytest_llem.runners.lease_queue import Waiting, deciding, granted, turns
 from pytest_llem.runners.leftovers import described, end_leftover, remove_leftover_container
 
-LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
-NO_LEASES = "none"
+__all__ = [
+    "LEASE_DIR_VARIABLE",
+    "NO_LEASES",
+    "Lease",
+    "Tenant",
+    "device_lease",
+    "end_leftovers",
+    "holder",
+    "is_free",
+    "lease_dir",
+    "take_lease",
+]
+
 POLL_S = 0.1
 ENDING_S = 10.0
+SHOWN_HOLDERS = 3
 OnWait = Callable[[str], None]
 
 
-def lease_dir() -> Path:
-    """Where the lock files lie; `LLEM_LEASE_DIR` moves them, for machines whose temporary directories are private.
+@dataclass(frozen=True)
+class Tenant:
+    """Who asks for devices: a title for those who wait, its run, and its place in the order of that run."""
 
-    The variable's value `none` stands for no leases at all, for machines without any directory to share.
-    """
-    chosen = os.environ.get(LEASE_DIR_VARIABLE)
-    return Path(chosen) if chosen else Path(tempfile.gettempdir()) / "pytest-llem-leases"
+    title: str | None = None
+    run: str | None = None
+    place: int | None = None
 
 
 class Lease:
     """A held lease: `descriptors` are to be inherited by the measured process, `names` are its devices.
 
-    Without leases (`LLEM_LEASE_DIR=none`) both are empty. `previous` is what each lease file said before.
+    Without leases (`LLEM_LEASE_DIR=none`) both are empty. `devices` is what may be used; `previous` is what each lease
+    file said before.
     """
 
     def __init__(
         self,
-        names: tuple[str, ...],
-        descriptors: tuple[int, ...],
+        devices: DeviceSet,
+        descriptors: Mapping[str, int],
+        tenant: Tenant,
         previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
     ) -> None:
-        self.names = names
-        self.descriptors = descriptors
+        self.devices = devices
+        self.names = tuple(descriptors)
+        self.descriptors = tuple(descriptors.values())
         self.previous = dict(previous or {})
+        self._tenant = tenant
+        self.occupied_by(pid=os.getpid())
 
     def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
         """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
-        text = json.dumps({"since": time.time(), **described(pid), **facts}).encode()
+        who = {"title": self._tenant.title, "run": self._tenant.run}
+        text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode()
         for descriptor in self.descriptors:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
@@ -69,121 +99,123 @@ class Lease:
 
 
 @contextlib.contextmanager
-def device_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None = None) -> Iterator[Lease]:
-    """Hold the devices for the length of a `with` block; see `take_lease`."""
-    lease = take_lease(devices, timeout_s=timeout_s, on_wait=on_wait)
+def device_lease(
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+) -> Iterator[Lease]:
+    """Hold devices for the length of a `with` block; see `take_lease`."""
+    lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def take_lease(devices: DeviceSet, *, timeout_s: float, on_wait: OnWait | None = None) -> Lease:
-    """Take the devices until `Lease.release`, and end what a dead pytest left on them.
+def take_lease(
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+) -> Lease:
+    """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
 
-    Waits while others hold them, telling `on_wait` once for whom; `DeviceError` after `timeout_s` seconds, or when the
-    lock files cannot be made.
+    Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
+    `timeout_s` seconds, or when the lock files cannot be made. Of several free devices the first ones of the demand are
+    taken, those last that their last holder left in a bad state.
     """
-    if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
-        return Lease((), ())
-    names = tuple(sorted(devices.uuids)) or (devices.kind,)
-    deadline = time.monotonic() + timeout_s
-    descriptors: list[int] = []
-    previous: dict[str, dict[str, JsonValue]] = {}
+    demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
+    tenant = tenant or Tenant()
+    if leases_are_off():
+        return Lease(demand.first(), {}, tenant)
+    told = sorted(demand.in_order_of_preference(), key=lambda name: holder(name).get("not_released") is not None)
+    with Waiting(told, demand.count, tenant.run, tenant.place) as waiting:
+        held = _wait(waiting, time.monotonic() + timeout_s, on_wait)
     try:
-        for name in names:
-            descriptor = _open(name)
-            descriptors.append(descriptor)
-            _lock(descriptor, name, deadline, on_wait)
-            previous[name] = holder(name)
-            end_leftover(previous[name], lease_dir() / _file(name))
-            remove_leftover_container(previous[name])
-        lease = Lease(names, tuple(descriptors), previous)
-        lease.occupied_by(pid=os.getpid())
-        descriptors = []
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    return lease
+        previous = {name: holder(name) for name in held}
+        for name, facts in previous.items():
+            end_leftover(facts, lease_file(name))
+            remove_leftover_container(facts)
+        return Lease(demand.of(held), held, tenant, previous)
+    except BaseException:
+        _close(held)
+        raise
 
 
-def is_free(name: str) -> bool:
-    """Whether nobody holds a device at this moment; true where there are no leases to hold."""
-    if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
-        return True
-    descriptor = _open(name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+def end_leftovers() -> list[int]:
+    """End the workers of dead pytest processes on all devices of this machine; the process ids of those ended."""
+    ended = []
+    for path in lease_dir().glob("*.lock"):
+        device = path.name.removesuffix(".lock")
+        pid = end_leftover(holder(device), path)
+        ended += [pid] if pid is not None else []
+        remove_leftover_container(holder(device))
+    return ended
 
 
-def holder(name: str) -> dict[str, JsonValue]:
-    """What the lease file of a device says about its present or last user; empty when nothing is known."""
-    try:
-        data = json.loads((lease_dir() / _file(name)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) + ".lock"
-
-
-def _open(name: str) -> int:
-    directory = lease_dir()
-    path = directory / _file(name)
-    try:
-        if not directory.is_dir():
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(0o1777)
-        # In a sticky directory the kernel may refuse O_CREAT on another user's file: open what is there first.
-        try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-            except FileExistsError:  # another run has just made it
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with contextlib.suppress(PermissionError):
-                os.fchmod(descriptor, 0o666)
-            return descriptor
-    except OSError as problem:
-        raise DeviceError(
-            f"no lease for {name}: {path}: {problem.strerror}",
-            fix=f"make the directory writable, name another one in {LEASE_DIR_VARIABLE}, or set {LEASE_DIR_VARIABLE}="
-            f"{NO_LEASES} to measure without leases, which every result then says",
-        ) from None
-
-
-def _lock(descriptor: int, name: str, deadline: float, on_wait: OnWait | None) -> None:
-    told = ended = False
+def _wait(waiting: Waiting, deadline: float, on_wait: OnWait | None) -> dict[str, int]:
+    said: str | None = None
+    ended = False
     while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        facts = holder(name)
-        if end_leftover(facts, lease_dir() / _file(name)) is not None and not ended:
+        held, ahead = _take(waiting)
+        if held:
+            return held
+        waiting.alive()
+        names, count = waiting.ticket.candidates, waiting.ticket.count
+        busy = {name: holder(name) for name in names if not is_free(name)}
+        gone = [name for name, facts in busy.items() if end_leftover(facts, lease_file(name)) is not None]
+        reason = _reason(busy, ahead)
+        if gone and not ended:
             ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
-        elif not told and on_wait is not None:
-            on_wait(f"waiting for {name}: in use by {_describe(facts)}")
-            told = True
+        elif not gone and (busy or ahead) and reason != said and on_wait is not None:
+            on_wait(f"waiting for {_wanted(names, count)}: {reason}")
+            said = reason
         if time.monotonic() >= deadline:
             raise DeviceError(
-                f"no lease for {name} in time: it is in use by {_describe(holder(name))}",
+                f"no lease for {_wanted(names, count)} in time: {reason}",
                 fix="wait for the other run, or end the process that holds the device",
-                details={"device": name, **holder(name)},
+                details={"devices": list(names), "holders": dict(busy)},
             )
         time.sleep(POLL_S)
 
 
-def _describe(facts: dict[str, JsonValue]) -> str:
-    if facts.get("container"):
-        return f"container {facts['container']}"
-    return f"process {facts['pid']}" if facts.get("pid") else "another process"
+def _take(waiting: Waiting) -> tuple[dict[str, int], int]:
+    """Lock the devices that it is this process's turn to take, by name, and how many others are before it."""
+    ticket = waiting.ticket
+    with deciding():
+        free = _lock_free(ticket.candidates)
+        try:
+            others = waiting.others()
+            # What came free since it was looked at is not locked: it is for the next look.
+            mine = granted(ticket, others, lambda name: name in free if name in ticket.candidates else is_free(name))
+            return {name: free.pop(name) for name in sorted(mine)}, turns([*others, ticket]).index(ticket)
+        finally:
+            _close(free)
+
+
+def _lock_free(names: Sequence[str]) -> dict[str, int]:
+    free: dict[str, int] = {}
+    try:
+        for name in names:
+            descriptor = free[name] = open_device(name)
+            if not try_lock(descriptor):
+                os.close(free.pop(name))
+    except BaseException:
+        _close(free)
+        raise
+    return free
+
+
+def _close(held: Mapping[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+
+
+def _wanted(names: Sequence[str], count: int) -> str:
+    if len(names) == count:
+        return " and ".join(names)
+    return f"{count} of {len(names)} GPUs"
+
+
+def _reason(busy: Mapping[str, Mapping[str, JsonValue]], ahead: int) -> str:
+    """Why a process waits: who uses the devices, and how many are before it in line."""
+    holders = list(dict.fromkeys(said_of(facts) for facts in busy.values()))
+    more = f" and {len(holders) - SHOWN_HOLDERS} more" if len(holders) > SHOWN_HOLDERS else ""
+    used = [f"in use by {', '.join(holders[:SHOWN_HOLDERS])}{more}"] if holders else []
+    line = [f"{ahead} before it in line"] if ahead else []
+    return "; ".join((*used, *line)) or "in use by another process"

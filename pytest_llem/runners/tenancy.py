@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pytest_llem.devices import Demand
 from pytest_llem.errors import JsonValue, NotReleasedError
 from pytest_llem.job import DeviceSet, Job, JobDir
-from pytest_llem.runners.lease import Lease, OnWait, take_lease
+from pytest_llem.runners.lease import Lease, OnWait, Tenant, take_lease
 from pytest_llem.runners.occupancy import Occupancy, released, require_free
 from pytest_llem.runners.protocol import Runner
 from pytest_llem.runners.resident import ResidentRunner
@@ -18,18 +19,21 @@ from pytest_llem.runners.resident import ResidentRunner
 class Tenancy:
     """From taking devices to giving them back: for one cycle, or for as long as an engine is kept loaded."""
 
-    def __init__(self, devices: DeviceSet, lease: Lease, before: Sequence[Occupancy]) -> None:
-        self.devices = devices
+    def __init__(self, lease: Lease, before: Sequence[Occupancy]) -> None:
+        self.devices: DeviceSet = lease.devices
         self.lease = lease
         self._before = before
 
     @classmethod
-    def begin(cls, devices: DeviceSet, *, residual_bytes: int, timeout_s: float, on_wait: OnWait) -> Tenancy:
-        """Take the lease and check that at most `residual_bytes` are in use on each GPU.
+    def begin(
+        cls, demand: Demand, tenant: Tenant, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> Tenancy:
+        """Take a lease of what is demanded and check that at most `residual_bytes` are in use on each GPU.
 
         Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
         """
-        lease = take_lease(devices, timeout_s=timeout_s, on_wait=on_wait)
+        lease = take_lease(demand, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
+        devices = lease.devices
         told = {name: facts.get("not_released") for name, facts in lease.previous.items()}
         left_by = {name: str(title) for name, title in told.items() if title is not None}
         try:
@@ -39,7 +43,7 @@ class Tenancy:
                 lease.occupied_by(pid=os.getpid(), not_released=next(iter(left_by.values())))
             lease.release()
             raise
-        return cls(devices, lease, before)
+        return cls(lease, before)
 
     @property
     def facts(self) -> dict[str, JsonValue]:
@@ -76,27 +80,43 @@ class Devices:
 
     def __init__(self) -> None:
         self._kept: Kept | None = None
+        self._last: tuple[str, ...] = ()
 
     @contextmanager
     def stay(
-        self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
-    ) -> Iterator[Tenancy]:
-        """The devices for the cycle that the body runs.
+        self,
+        runner: Runner,
+        demand: Demand,
+        tenant: Tenant,
+        prepare: Callable[[DeviceSet], Job],
+        job_dir: JobDir,
+        *,
+        residual_bytes: int,
+        timeout_s: float,
+        on_wait: OnWait,
+    ) -> Iterator[tuple[Tenancy, Job]]:
+        """The devices for the cycle that the body runs, and its job, which `prepare` writes once they are known.
 
-        An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Raises what
+        An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Of several free
+        devices those of the last cycle come first: so the cycles of one device follow the study's order. Raises what
         `Tenancy.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
         error of its own to tell.
         """
-        title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
-        kept = self._kept
-        if kept is None or kept.runner is not runner or not kept.runner.can_serve(job, job_dir):
+        tenancy, job = self._served_by_kept(runner, demand, prepare, job_dir) or (None, None)
+        if tenancy is None or job is None:
             self.leave()
-            tenancy = Tenancy.begin(job.devices, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
-        else:
-            tenancy = kept.tenancy
+            wish = replace(demand, preferred=self._last)
+            tenancy = Tenancy.begin(wish, tenant, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
+            self._last = tenancy.devices.uuids
+            try:
+                job = prepare(tenancy.devices)
+            except BaseException:
+                tenancy.abandon()
+                raise
+        title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
         self._kept = None
         try:
-            yield tenancy
+            yield tenancy, job
         except BaseException:
             if isinstance(runner, ResidentRunner):
                 runner.unload()
@@ -108,6 +128,16 @@ class Devices:
         problem = tenancy.end(title)
         if problem is not None and not job_dir.error.exists():
             raise problem
+
+    def _served_by_kept(
+        self, runner: Runner, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
+    ) -> tuple[Tenancy, Job] | None:
+        """The stay of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
+        kept = self._kept
+        if kept is None or kept.runner is not runner or not demand.met_by(kept.tenancy.devices):
+            return None
+        job = prepare(kept.tenancy.devices)
+        return (kept.tenancy, job) if kept.runner.can_serve(job, job_dir) else None
 
     def leave(self) -> None:
         """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""

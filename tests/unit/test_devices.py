@@ -1,8 +1,9 @@
-"""Which devices a cycle gets: visible GPUs, free ones first, and never the CPU because a GPU is broken."""
+"""Which devices a cycle gets: visible GPUs, and never the CPU because a GPU is broken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pynvml
 import pytest
@@ -72,12 +73,13 @@ def test_experiments_get_as_many_gpus_as_their_parallel_sizes_ask_for(four: tupl
         devices.visible_devices(config(tensor_parallel_size=4, pipeline_parallel_size=2))
 
 
-def test_gpus_that_nobody_holds_come_first(four: tuple[str, ...]) -> None:
-    busy = {four[0], four[2]}
-    free_first = devices.visible_devices(config(), lambda uuid: uuid not in busy)
-    assert free_first == DeviceSet("cuda", (four[1],))
-    three = devices.visible_devices(config(tensor_parallel_size=3), lambda uuid: uuid not in busy)
-    assert three == DeviceSet("cuda", (four[0], four[1], four[3]))
+def test_devices_that_were_had_before_are_preferred_and_shown_in_pci_order(four: tuple[str, ...]) -> None:
+    demand = replace(devices.demanded_devices(config(tensor_parallel_size=2)), preferred=(four[3],))
+    assert demand.in_order_of_preference() == (four[3], *four[:3])
+    assert demand.first() == DeviceSet("cuda", (four[0], four[3]))
+    assert demand.met_by(DeviceSet("cuda", four[1:3]))
+    assert not demand.met_by(DeviceSet("cuda", four[:1]))
+    assert not demand.met_by(DeviceSet("cuda", (four[0], "GPU-of-another-machine")))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
+import os
 import stat
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.devices import Demand
 from pytest_llem.errors import DeviceError
 from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import device_lease, holder, lease_dir
+from pytest_llem.runners.lease import Tenant, device_lease, holder, lease_dir, take_lease
+from pytest_llem.runners.lease_queue import Ticket, Waiting, granted
+from pytest_llem.runners.neighbours import Neighbours
 
 
 @pytest.fixture(autouse=True)
@@ -74,24 +78,153 @@ def test_waiting_ends_when_the_device_becomes_free() -> None:
     assert taken.is_set()
 
 
-def test_random_demands_on_four_devices_all_get_their_turn() -> None:
-    """Taken in one order everywhere: two cycles that want the same two devices cannot wait for one another."""
-    done: list[int] = []
+def test_of_several_free_devices_the_preferred_come_first_and_broken_ones_last() -> None:
+    demand = Demand("cuda", ("GPU-a", "GPU-b", "GPU-c"), 1, preferred=("GPU-c",))
+    with device_lease(demand, timeout_s=0) as first, device_lease(demand, timeout_s=0) as second:
+        assert (first.names, second.names) == (("GPU-c",), ("GPU-a",))
+        second.occupied_by(pid=1, not_released="the cycle before")
+    two = Demand("cuda", demand.candidates, 2)
+    with device_lease(two, timeout_s=0) as lease:
+        assert lease.devices == DeviceSet("cuda", ("GPU-b", "GPU-c"))
 
-    def demand(seed: int) -> None:
-        choice = random.Random(seed)
-        for _ in range(3):
-            wanted = choice.sample(["GPU-0", "GPU-1", "GPU-2", "GPU-3"], choice.randint(1, 4))
-            with device_lease(DeviceSet("cuda", tuple(wanted)), timeout_s=60):
-                time.sleep(0.001)
-        done.append(seed)
 
-    threads = [threading.Thread(target=demand, args=(seed,)) for seed in range(8)]
+def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey() -> None:
+    demand = Demand("cuda", ("GPU-a", "GPU-b"), 2)
+    told: list[str] = []
+    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, tenant=Tenant("study \x1b[2Jone c1")) as lease:
+        lease.occupied_by(pid=4711)
+        with pytest.raises(DeviceError, match="no lease for GPU-a and GPU-b in time"):
+            take_lease(demand, timeout_s=0, on_wait=told.append)
+    assert told == ["waiting for GPU-a and GPU-b: in use by process 4711 (study [2Jone c1)"]
+
+
+RANDOM_DEMANDS = """
+import random, sys, time
+from pathlib import Path
+from pytest_llem.devices import Demand
+from pytest_llem.runners.lease import Tenant, device_lease
+
+seed, rounds, log = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+choice, gpus = random.Random(seed), ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+sys.stdin.readline()
+for round in range(rounds):
+    candidates = tuple(sorted(choice.sample(gpus, choice.randint(1, 4))))
+    demand = Demand("cuda", candidates, choice.randint(1, len(candidates)))
+    with device_lease(demand, timeout_s=120, tenant=Tenant(f"{seed}", f"run {seed % 2}", round * 10 + seed)) as lease:
+        assert len(lease.names) == demand.count and set(lease.names) <= set(candidates)
+        for name in lease.names:
+            (log / name).touch(exist_ok=False)
+        time.sleep(choice.random() * 0.01)
+        for name in lease.names:
+            (log / name).unlink()
+print("done")
+"""
+
+
+def test_random_demands_of_many_processes_all_get_their_turn(tmp_path: Path) -> None:
+    """Some want one device of several, some want all: nobody has one that another has, and nobody waits for ever."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANDOM_DEMANDS, str(seed), "12", str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(8)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert outputs == ["done\n"] * 8
+    assert not list(lease_dir().glob("waiting-*"))
+
+
+def test_who_needs_two_devices_is_not_overtaken_for_ever_by_those_who_need_one() -> None:
+    """One device or the other is always in use; both are free together only because the first is set aside."""
+    one, both = Demand("cuda", ("GPU-a", "GPU-b"), 1), Demand("cuda", ("GPU-a", "GPU-b"), 2)
+    stop, served = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            with device_lease(one, timeout_s=60):
+                stop.wait(0.3)
+
+    def want_both() -> None:
+        with device_lease(both, timeout_s=60):
+            served.set()
+
+    threads = [threading.Thread(target=keep_busy) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for thread in threads:
+        time.sleep(0.1)
+    wanting = threading.Thread(target=want_both)
+    wanting.start()
+    was_served = served.wait(30)
+    stop.set()
+    for thread in (*threads, wanting):
         thread.join(60)
-    assert sorted(done) == list(range(8))
+    assert was_served
+
+
+@pytest.mark.parametrize(
+    ("waiting", "free", "expected"),
+    [
+        ([], "ab", ("a",)),
+        ([Ticket(1, ("a", "b"), 1)], "ab", ("b",)),
+        ([Ticket(1, ("a", "b"), 2)], "a", ()),
+        ([Ticket(1, ("b", "c"), 2)], "ab", ("a",)),
+        ([Ticket(1, ("b",), 1)], "b", ()),
+        ([Ticket(9, ("a", "b"), 2)], "a", ("a",)),
+        ([Ticket(1, ("a", "b"), 1, "run", 7)], "a", ("a",)),
+        ([Ticket(1, ("a", "b"), 1, "other run", 7)], "a", ()),
+        ([Ticket(9, ("a", "b"), 1, "run", 2)], "b", ()),
+    ],
+    ids=[
+        "alone", "after one for one", "not into what two need", "past those who want others", "after one for the same",
+        "before a later one", "before a later place of its run", "not before another run", "after an earlier place",
+    ],
+)  # fmt: skip
+def test_devices_are_given_in_turn(waiting: list[Ticket], free: str, expected: tuple[str, ...]) -> None:
+    mine = Ticket(5, ("a", "b"), 1, "run", 3)
+    assert granted(mine, waiting, lambda device: device in free) == expected
+
+
+def test_a_suspended_process_does_not_keep_others_from_what_is_free(tmp_path: Path) -> None:
+    with device_lease(CPU, timeout_s=0), Waiting(("cpu",), 1, None, None) as suspended:
+        assert [ticket.number for ticket in _others()] == [suspended.ticket.number]
+        [path] = lease_dir().glob("waiting-*")
+        os.utime(path, (1.0, 1.0))
+        assert _others() == []
+
+
+def _others() -> list[Ticket]:
+    with Waiting(("cpu",), 1, None, None) as mine:
+        return mine.others()
+
+
+def test_other_runs_that_measure_meanwhile_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+
+    def lease(device: str, run: str) -> contextlib.AbstractContextManager[object]:
+        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, tenant=Tenant(run=run))
+
+    with lease("GPU-a", "before"):
+        pass
+    time.sleep(0.1)  # more than the clock's step, so that it was before
+    with lease("GPU-b", "mine"), lease("GPU-c", "mine"):
+        alone = Neighbours("mine")
+        with lease("GPU-d", "other"):
+            begun_with_another = Neighbours("mine")
+        assert alone.count() == 2, "another run came and went"
+        time.sleep(0.1)
+        with lease("GPU-a", "third"):
+            assert begun_with_another.count() == 3
+        assert Neighbours("mine").count() == 1 + 1, "the third one was here just now"
+        time.sleep(0.1)
+        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "4")
+        assert Neighbours("mine").count() == 4
 
 
 def test_the_directory_is_shared_by_all_users() -> None:
