@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,7 @@ class Measurer:
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
         self._devices = Devices()
+        self._lock = threading.Lock()
         self.placement = Placement(options)
         self.places: Mapping[tuple[str, str, int], int] = {}
         """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
@@ -87,6 +89,8 @@ class Measurer:
 
         experiment, study = point.experiment, point.study
         spec = self.runner_spec(experiment.engine, study)
+        if spec.name == "ray":
+            return self._measure_on_cluster(point, spec, attempt, job_dir)
         demand = demanded_devices(experiment.config)
         refused = self._breaker.refuse(_dependencies(point, spec, demand)) if self._options.breaker else None
         if refused is not None:
@@ -100,7 +104,7 @@ class Measurer:
         try:
             with (
                 Announcement(self._run_dir, title, job_dir.events) as announcement,
-                self._devices.stay(
+                self._devices.stay_where_free(
                     runner,
                     demand,
                     Tenant(title, self._run_id, place),
@@ -136,6 +140,51 @@ class Measurer:
         }
         return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
 
+    def _measure_on_cluster(
+        self, point: Point, spec: RunnerSpec, attempt: int, job_dir: JobDir
+    ) -> tuple[Job, RunReport]:
+        """As `measure`, by a runner whose nodes take the lease and see to their devices; threads may do so at a time."""
+        anywhere = Demand("cpu", ("cpu",), 1)
+        # Nodes and their devices differ from cycle to cycle: what one of them lacks says nothing of the next.
+        dependencies = {**_dependencies(point, spec, anywhere), "machine": str(job_dir.path), "device": str(job_dir.path)}
+        with self._lock:
+            refused = self._breaker.refuse(dependencies) if self._options.breaker else None
+            if refused is not None:
+                raise refused
+            runner = self._runner(spec, point.study)
+        checked = self._preflight(runner, point, anywhere.first())
+        unchecked = self._require_accepted_settings(runner, point, anywhere.first())
+        try:
+            report = runner.run(self._job(point, attempt, job_dir, anywhere.first()), job_dir, _ignore)
+        except LlemError as error:
+            with self._lock:
+                self._breaker.record(error, dependencies)
+            raise
+        redact_file(job_dir.log, secrets_of(os.environ).values())
+        failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
+        with self._lock:
+            self._breaker.record(failed, dependencies)
+        notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
+        return job_dir.read_job(), replace(report, facts={**report.facts, "preflight": checked}, notes=notes)
+
+    def in_flight(self, points: Sequence[Point]) -> int:
+        """How many cycles of these experiments, all on runners that have room for several, to measure at a time."""
+        first: dict[str, list[Point]] = {}
+        for point in points:
+            first.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
+        counts = []
+        for group in first.values():
+            runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
+            configs = {point.experiment.id: point.experiment for point in group}
+            counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))  # type: ignore[attr-defined]
+        return max(counts, default=1)
+
+    def interrupt(self) -> None:
+        """End what other threads measure."""
+        for runner in self._runners.values():
+            if runner.spec.name == "ray":
+                runner.interrupt()  # type: ignore[attr-defined]
+
     def _job(self, point: Point, attempt: int, job_dir: JobDir, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices, as it is written down for the worker."""
         experiment, study = point.experiment, point.study
@@ -160,6 +209,9 @@ class Measurer:
         if name not in self._runners:
             from pytest_llem.runners import open_runner
 
+            if spec.name == "ray":
+                self._runners[name] = _ray_runner(spec, study, self._run_dir)
+                return self._runners[name]
             self._runners[name] = open_runner(spec, self._run_dir, isolation=isolation, docker=study.docker)
         return self._runners[name]
 
@@ -210,6 +262,13 @@ class Measurer:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+
+
+def _ray_runner(spec: RunnerSpec, study: Study, run_dir: Path) -> Runner:
+    from pytest_llem.runners.ray.runner import RayRunner
+    from pytest_llem.runners.ray.settings import settings_of, terms_of
+
+    return RayRunner(spec, run_dir, settings_of(study), terms_of(study))
 
 
 def _preflight_name(runner: Runner, point: Point) -> str:

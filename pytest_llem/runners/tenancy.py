@@ -84,6 +84,23 @@ class Devices:
 
     @contextmanager
     def stay(
+        self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> Iterator[Tenancy]:
+        """The devices that a job names; otherwise as `stay_where_free`."""
+        with self.stay_where_free(
+            runner,
+            Demand.exactly(job.devices),
+            Tenant(f"{job.study} {job.experiment_id} c{job.cycle}", job.run_id),
+            lambda _: job,
+            job_dir,
+            residual_bytes=residual_bytes,
+            timeout_s=timeout_s,
+            on_wait=on_wait,
+        ) as (tenancy, _):
+            yield tenancy
+
+    @contextmanager
+    def stay_where_free(
         self,
         runner: Runner,
         demand: Demand,
