@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.point import Point
+from pytest_llem.point import EXPERIMENT, Point, point_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("pytest_llem.experiments")
 
-EXPERIMENT = "llem_experiment"
 CYCLE = "llem_cycle"
 
 
@@ -209,13 +208,6 @@ def _beyond(metafunc: pytest.Metafunc, study: Study) -> dict[str, tuple[pytest.M
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     return {id: (pytest.mark.skip(reason=reason),) for id, reason in reasons.items()}
-
-
-def point_of(item: pytest.Item) -> Point | None:
-    """The experiment (and cycle) that an item is parametrised with, if it is."""
-    callspec = getattr(item, "callspec", None)
-    point = callspec.params.get(EXPERIMENT) if callspec is not None else None
-    return point if isinstance(point, Point) else None
 
 
 class Collected:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.sharding import Shard, parse_shard
 
 if TYPE_CHECKING:
     from pytest_llem.study import Overrides, Study
@@ -43,6 +44,7 @@ class RunOptions:
     breaker: bool
     skip_preflight: bool
     collect_only: bool
+    shard: Shard | None = None
 
     def meter_of(self, study: Study) -> str:
         """The meter for a study's cycles: said for this run, else by the study, else by the user or the default."""
@@ -92,7 +94,20 @@ def run_options(config: pytest.Config) -> RunOptions:
         breaker=not option("llem_no_breaker"),
         skip_preflight=bool(option("llem_skip_preflight")),
         collect_only=bool(config.option.collectonly),
+        shard=_shard(config),
     )
+
+
+def _shard(config: pytest.Config) -> Shard | None:
+    text, times = config.getoption("llem_shard"), config.getoption("llem_shard_times")
+    if text is None:
+        if times is not None:
+            raise pytest.UsageError("--llem-shard-times without --llem-shard\nfix: give both, or neither")
+        return None
+    try:
+        return parse_shard(text, None if times is None else (config.invocation_params.dir / times).resolve())
+    except SettingsError as error:
+        raise pytest.UsageError(f"--llem-shard={text}: {error}") from None
 
 
 def _html(config: pytest.Config) -> Path | None:

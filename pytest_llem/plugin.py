@@ -55,6 +55,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="METRIC:LIMIT",
         help="change against the baseline that fails, e.g. joules_per_output_token:5%% (repeatable)",
     )
+    add("--llem-shard", metavar="K/N", help="only part K of N of every study, split by experiments and estimated time")
+    add("--llem-shard-times", metavar="PATH", help="earlier runs whose times count for the split, equal for all shards")
     add("--llem-html", metavar="FILE", help="write a self-contained HTML report of this run")
     add("--llem-strict", action="store_true", help="fail where a gate cannot judge or a cycle is invalid")
     add("--llem-no-breaker", action="store_true", help="try every cycle, also after repeated failures of one cause")
@@ -147,6 +149,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     llem = config.stash.get(SESSION, None)
     if llem is not None:
         config.stash[COLLECTED].restore_order(items)
+        if llem.sharding is not None:
+            llem.sharding.deselect(config, items)
     if llem is not None and llem.options.explicit:
         from pytest_llem.collection import deselect_unasked
 
@@ -168,6 +172,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         llem.close()
         if llem.run.worker is not None:
             session.config.workeroutput[MEASURED] = True  # type: ignore[attr-defined]
+    if llem is not None and llem.sharding is not None and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        # The other shards have it all: an empty one has done its part.
+        session.exitstatus = pytest.ExitCode.OK if llem.sharding.is_empty(llem.studies) else session.exitstatus
     reporting = session.config.stash.get(REPORTING, None)
     if reporting is not None and not reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

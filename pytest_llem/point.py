@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pytest
+
     from pytest_llem.study import Experiment, Study
+
+EXPERIMENT = "llem_experiment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +31,10 @@ class Point:
     def cycles(self) -> list[Point]:
         """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
         return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
+
+
+def point_of(item: pytest.Item) -> Point | None:
+    """The experiment (and cycle) that an item is parametrised with, if it is."""
+    callspec = getattr(item, "callspec", None)
+    point = callspec.params.get(EXPERIMENT) if callspec is not None else None
+    return point if isinstance(point, Point) else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llem.results.durations import cycle_seconds
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
 from pytest_llem.study import Study
 from pytest_llem.study.canonical import getter
@@ -63,12 +63,9 @@ def _durations(study: Study, out: Path) -> Iterable[float]:
 def _newest(directory: Path) -> tuple[str, float] | None:
     """Hash and seconds of one cycle of an experiment: the last, which no longer pays for a first start."""
     for path in sorted(directory.glob(f"c*/{RESULT}"), reverse=True):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            timing, full = result["timing"], result["experiment"]["config_hash"]
-            return str(full), float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        found = cycle_seconds(path)
+        if found is not None:
+            return found
     return None
 
 

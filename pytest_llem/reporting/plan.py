@@ -29,6 +29,8 @@ def plan_lines(session: LlemSession) -> list[str]:
 def _study(session: LlemSession, study: Study) -> Iterator[str]:
     count, cycles, order = len(study.experiments), study.execution.cycles, study.execution.order
     yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
+    if session.sharding is not None:
+        yield from (f"  {line}" for line in session.sharding.lines([study]))
     engines = Counter(experiment.engine for experiment in study.experiments)
     for engine, number in engines.items():
         spec = session.runner_spec(engine, study)
