@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.collection import Collected, point_of, take_in_studies
+from pytest_llem.collection import Collected, take_in_studies
 from pytest_llem.errors import LlemError
 from pytest_llem.isolation import refuse_combinations, require_possible
 from pytest_llem.options import RunOptions, run_options
-from pytest_llem.point import Point
+from pytest_llem.point import Point, point_of
+from pytest_llem.sharding import Sharding
 from pytest_llem.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
 from pytest_llem.study.places import Relocator
 from pytest_llem.verdicts import properties, set_properties
@@ -71,6 +72,11 @@ def checked(config: pytest.Config) -> LlemSession:
     """A session whose options make sense; a usage error otherwise."""
     session = LlemSession(config, config.stash[RUN], run_options(config))
     try:
+        if session.sharding is not None:
+            _ = session.sharding.recorded
+    except LlemError as error:
+        raise pytest.UsageError(f"--llem-shard-times: {error}") from None
+    try:
         _ = session.baseline
     except LlemError as error:
         raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
@@ -94,21 +100,27 @@ class LlemSession:
         self._studies: dict[Path, Study] = {}
         self._beyond: dict[Path, Mapping[str, str]] = {}
         self._store: RunStore | None = None
+        self.sharding = Sharding(options.shard) if options.shard is not None else None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
 
     @classmethod
     def resettled(cls, config: pytest.Config, settled: bytes) -> LlemSession:
         """The session of an xdist worker, from what its controller's `settled` holds."""
-        options, studies = pickle.loads(settled)  # bytes from the process that started this one
+        options, studies, sharding = pickle.loads(settled)  # bytes from the process that started this one
         session = cls(config, config.stash[RUN], options)
+        session.sharding = sharding
         session._studies.update((study.path, study) for study in studies)
         return session
 
     @cached_property
     def settled(self) -> bytes:
         """The settings and the studies of the command line, for xdist's workers; see `resettled`."""
-        return pickle.dumps((self.options, [replace(study, locate=Relocator(study.path)) for study in self.studies]))
+        if self.sharding is not None:
+            for study in self.studies:
+                self.sharding.split(study)
+        studies = [replace(study, locate=Relocator(study.path)) for study in self.studies]
+        return pickle.dumps((self.options, studies, self.sharding))
 
     @cached_property
     def _measurer(self) -> Measurer:
@@ -149,7 +161,11 @@ class LlemSession:
         self._measurer.placement.require(study)
 
     def notices(self, study: Study) -> list[str]:
-        """What the user should know about a study's runners, a sentence each."""
+        """What the user should know about a study's shard and runners, a sentence each."""
+        shard = self.sharding.lines([study]) if self.sharding is not None else ()
+        return [*shard, *self._runner_notices(study)]
+
+    def _runner_notices(self, study: Study) -> list[str]:
         return [note.message for note in self._measurer.placement.plan(study).notices]
 
     def beyond(self, study: Study) -> Mapping[str, str]:
@@ -229,7 +245,8 @@ class LlemSession:
             from pytest_llem.collection import study_plans
             from pytest_llem.results.manifest import rebuild_manifest
 
-            rebuild_manifest(self.store.run_dir, studies=study_plans(points))
+            facts = self.sharding.facts(self.studies) if self.sharding is not None else None
+            rebuild_manifest(self.store.run_dir, studies=study_plans(points), facts=facts)
 
     def conclude(self, failing: Collection[tuple[str, str]] = ()) -> None:
         """Bring the run's manifest and summaries up to date, and save a baseline where one was asked for.
