@@ -78,6 +78,12 @@ class ModelNotFoundError(EngineError):
     category = "model_not_found"
 
 
+class ServerUnreachableError(EngineError):
+    """Nothing answers where the study says that a server runs, or it never gets ready."""
+
+    category = "server_unreachable"
+
+
 class OutOfMemoryError(EngineError):
     """The device or the host ran out of memory."""
 
@@ -154,6 +160,42 @@ class RunnerError(LlemError):
     """The place where a cycle should run is unknown or not usable."""
 
     category = "runner"
+
+
+class NodeLostError(RunnerError):
+    """The cluster node that ran a cycle died or lost its worker, as often as that is retried."""
+
+    category = "node_lost"
+
+
+class InfeasibleError(RunnerError):
+    """No node of the cluster has what a cycle asks for."""
+
+    category = "infeasible"
+
+
+class ServerError(LlemError):
+    """A server that had to be started for a cycle did not do its part."""
+
+    category = "server"
+
+
+class ServerStartError(ServerError):
+    """The server could not be started, or ended before it was ready."""
+
+    category = "server_start"
+
+
+class ServerNotReadyError(ServerError):
+    """The server did not answer within its deadline."""
+
+    category = "server_not_ready"
+
+
+class ServerDiedError(ServerError):
+    """The server ended while a cycle ran against it."""
+
+    category = "server_died"
 
 
 def _tree(cls: type[LlemError]) -> dict[str, type[LlemError]]:

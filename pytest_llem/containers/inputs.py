@@ -57,18 +57,28 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     for kind, name in named:
         if name.startswith(BUILTIN_PREFIX):
             continue
-        path = Path(name).expanduser()
-        cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
-        if path.exists():
-            # An absolute path keeps its place, so that the job means the same inside and outside
-            mounts.append(Mounted(str(path.absolute()), str(path.absolute())))
-        elif any((cached / "snapshots").glob("*")):
-            mounts.append(Mounted(str(cached), f"{HUB}/{cached.name}"))
+        mounted = found_here(kind, name)
+        if mounted is not None:
+            mounts.append(mounted)
         else:
             downloads.append(name)
     base_url = config.settings.get("base_url") if served else None
     server = str(base_url) if base_url else None
     return Inputs(tuple(dict.fromkeys(mounts)), tuple(downloads), server)
+
+
+def found_here(kind: str, name: str) -> Mounted | None:
+    """What to mount for one of the hub's `models` or `datasets`: a path of this machine, or its place in the hub cache.
+
+    `None` when it is not here. An absolute path keeps its place, so that it means the same inside and outside.
+    """
+    path = Path(name).expanduser()
+    cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+    if path.exists():
+        return Mounted(str(path.absolute()), str(path.absolute()))
+    if any((cached / "snapshots").glob("*")):
+        return Mounted(str(cached), f"{HUB}/{cached.name}")
+    return None
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

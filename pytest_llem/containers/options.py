@@ -15,6 +15,7 @@ from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import DeviceSet
 
+LOOPBACK = "127.0.0.1"
 WORKER_COMMAND = ("-m", "pytest_llem.worker", "--isolation", "container")
 CACHE = f"{ROOT}/cache"
 ENVIRONMENT = {
@@ -78,7 +79,9 @@ class ImageFacts:
 class ContainerRequest:
     """All that decides how one container is made: `program` is a file of this package in it, `command` what it gets.
 
-    `waits` is whether somebody will attach and hold its standard input; a short program needs nobody.
+    `waits` is whether somebody will attach and hold its standard input; a short program needs nobody. A container with
+    an `entrypoint` runs a program of its image instead (the image's own where that is empty), in the image's
+    environment. A port to `publish` is reached at the same number on this machine's loopback.
     """
 
     name: str
@@ -93,6 +96,8 @@ class ContainerRequest:
     environment: Mapping[str, str] = field(default_factory=dict)
     program: str = GUARD
     waits: bool = True
+    entrypoint: tuple[str, ...] | None = None
+    publish: int | None = None
 
 
 def job_environment(name: str) -> dict[str, str]:
@@ -114,12 +119,8 @@ def capabilities(request: ContainerRequest) -> list[str]:
 def container_environment(request: ContainerRequest) -> dict[str, str]:
     """The environment inside: caches, loopback, exactly the leased devices, and the secrets."""
     site = request.image.environment.get("PYTHONPATH")
-    environment = {
-        **ENVIRONMENT,
-        "PYTHONPATH": f"{SITE}:{site}" if site else SITE,
-        **request.environment,
-        **request.secrets,
-    }
+    worker = {**ENVIRONMENT, "PYTHONPATH": f"{SITE}:{site}" if site else SITE}
+    environment = {**(worker if request.entrypoint is None else {}), **request.environment, **request.secrets}
     if request.network == "none":
         environment["HF_HUB_OFFLINE"] = "1"
     if request.devices.kind != "cuda":
@@ -133,17 +134,19 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
     would run beside the measurement. Raises what the SDK raises."""
     settings = request.settings
     gpus = DeviceRequest(device_ids=list(request.devices.uuids), capabilities=[["gpu"]])
+    worker = request.entrypoint is None
     return client.containers.create(
         request.image.id,
-        list(request.command),
+        list(request.command) or None,
         name=request.name,
-        entrypoint=["python3", request.program],
+        entrypoint=["python3", request.program] if request.entrypoint is None else list(request.entrypoint) or None,
         environment=container_environment(request),
         labels=dict(request.labels),
-        working_dir=ROOT,
+        working_dir=ROOT if worker else None,
         init=True,
         stdin_open=request.waits,
         network_mode=request.network,
+        ports={f"{request.publish}/tcp": (LOOPBACK, request.publish)} if request.publish else None,
         shm_size=settings.shm_size_bytes,
         pids_limit=settings.pids_limit,
         security_opt=["no-new-privileges"],
