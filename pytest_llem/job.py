@@ -295,19 +295,23 @@ def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
         raise StoreError(f"{path}: {problem}") from None
 
 
-def write_json(path: Path, data: JsonValue) -> None:
-    """Write JSON atomically: a temporary file in the same directory, fsync, rename. NaN and infinity are refused."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+def write_json(path: Path, data: JsonValue, *, durable: bool = True) -> None:
+    """Write JSON atomically, as `write_text` does. NaN and infinity are refused."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n", durable=durable)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file atomically, in UTF-8: a temporary file in the same directory, fsync, rename.
+
+    Without `durable` there is no fsync, which takes longer than all the rest: for what only the present run looks at.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
