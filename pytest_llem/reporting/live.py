@@ -53,6 +53,7 @@ class Announcement:
         write_json(
             self._path,
             {"title": self._title, "events": str(self._events), "since": self._since, "waiting": waiting},
+            durable=False,
         )
 
 
