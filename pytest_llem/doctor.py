@@ -27,9 +27,10 @@ MODULES = {
     "vllm": ("vllm",),
     "sglang": ("sglang",),
     "tensorrt_llm": ("tensorrt_llm",),
+    "openai": ("aiohttp",),
 }
 """What an engine needs to import, where that is a package of its own."""
-EXTRAS = ("transformers", "vllm")
+EXTRAS = ("transformers", "vllm", "openai")
 IMPORT_TIMEOUT_S = 180.0
 DOCKER_TIMEOUT_S = 3.0
 LEASE_TIMEOUT_S = 60.0

@@ -16,6 +16,7 @@ MODULES = {
     "vllm": ("vllm",),
     "sglang": ("sglang",),
     "tensorrt_llm": ("tensorrt_llm",),
+    "openai": ("aiohttp",),
 }
 
 

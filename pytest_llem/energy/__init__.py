@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pytest_llem.energy.registry import MeterStatus
     from pytest_llem.energy.samples import Sample as Sample
     from pytest_llem.energy.samples import read_samples as read_samples
-    from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
+    from pytest_llem.energy.setup import ServerTree
+    from pytest_llem.job import DeviceSet, MeterSettings
 
 
 def open_meter(
-    settings: MeterSettings, devices: DeviceSet, out_dir: Path, server: ServerProcess | None = None
+    settings: MeterSettings, devices: DeviceSet, out_dir: Path, server: ServerTree | None = None
 ) -> Meter | None:
     """The meter that the settings ask for, not yet started; `None` when they ask for none.
 

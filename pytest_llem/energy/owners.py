@@ -14,15 +14,15 @@ def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("
     foreign: list[int] = []
     unknown: list[int] = []
     for pid in pids:
-        ancestors = _ancestors(pid, proc)
-        if not ancestors:
+        line = ancestors(pid, proc)
+        if not line:
             unknown.append(pid)
-        elif not set(owners) & set(ancestors):
+        elif not set(owners) & set(line):
             foreign.append(pid)
     return foreign, unknown
 
 
-def _ancestors(pid: int, proc: Path) -> list[int]:
+def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:
     """The process itself and its parents up to init; empty when it does not exist here."""
     found: list[int] = []
     while pid > 0 and pid not in found:

@@ -22,7 +22,8 @@ class Thresholds:
 
     A power cap that bites is a property of the configuration and repeatable, so it is invalid only when asked for;
     below its threshold it is remarked on. Clocks vary with temperature and power by some percent on their own.
-    `temperature_drift_c` between cycles is warned of where all of them are known, on the pytest side.
+    `temperature_drift_c` between cycles is warned of where all of them are known, on the pytest side, which also counts
+    the requests to a server that failed.
     """
 
     uncertainty_rel: float = 0.25
@@ -34,6 +35,7 @@ class Thresholds:
     clocks_rel: float = 0.3
     suspended_s: float = 0.01
     temperature_drift_c: float = 10.0
+    failed_requests_rel: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pytest_llem.errors import EngineError
 SHIPPED = {
     "transformers": "pytest_llem.engines.transformers:TransformersEngine",
     "vllm": "pytest_llem.engines.vllm:VLLMEngine",
+    "openai": "pytest_llem.engines.openai:OpenAIEngine",
     "sglang": "pytest_llem.engines.sglang:SGLangEngine",
     "tensorrt_llm": "pytest_llem.engines.tensorrt_llm:TensorRTLLMEngine",
 }

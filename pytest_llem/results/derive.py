@@ -10,6 +10,7 @@ from pydantic import JsonValue as PydanticJson
 
 from pytest_llem.decode import encode
 from pytest_llem.energy.protocol import Note
+from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import Job
 from pytest_llem.measurement import Measurement, RequestRecord
@@ -17,6 +18,7 @@ from pytest_llem.results.compute import derive_compute
 from pytest_llem.results.distributions import latency
 from pytest_llem.results.energy import MEASURE, PREFILL, Work, derive_energy, ratio
 from pytest_llem.results.environment import fingerprint, identity
+from pytest_llem.results.failures import failed_share, failure_note, failures_by_class
 from pytest_llem.results.inputs import input_facts
 from pytest_llem.results.remarks import remarks
 from pytest_llem.results.schema import (
@@ -160,14 +162,9 @@ def _reasons(job: Job, measurement: Measurement) -> tuple[Reason, ...]:
     reasons = [_note(note) for note in measurement.invalid]
     if measurement.energy is not None:
         reasons += [_note(note) for note in measurement.energy.invalid]
-    failed = [request for request in measurement.requests if request.error is not None]
-    if failed:
-        reasons.append(
-            Reason(
-                code="failed_requests",
-                message=f"{len(failed)} of {len(measurement.requests)} requests failed, first: {failed[0].error}",
-            )
-        )
+    failures = failure_note(measurement)
+    if failures is not None and failed_share(measurement) > thresholds(job.meter.thresholds).failed_requests_rel:
+        reasons.append(_note(failures))
     if not any(window.name == MEASURE for window in measurement.windows):
         reasons.append(Reason(code="no_measure_window", message="the worker recorded no measure window"))
     elif not measurement.repeats:
@@ -177,11 +174,16 @@ def _reasons(job: Job, measurement: Measurement) -> tuple[Reason, ...]:
 
 
 def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
-    """Repeats must hold the same token counts; where sampling may end an answer, the same input."""
+    """Repeats must hold the same token counts; where sampling may end an answer, the same input.
+
+    A request that failed in one of them counts in none: failures are judged by themselves.
+    """
+    lost = {request.index for request in measurement.requests if request.error is not None}
+    kept = [request for request in measurement.requests if request.index not in lost]
     counts = {
         (
-            sum(request.input_tokens for request in measurement.requests if request.repeat == repeat.index),
-            sum(request.output_tokens for request in measurement.requests if request.repeat == repeat.index),
+            sum(request.input_tokens for request in kept if request.repeat == repeat.index),
+            sum(request.output_tokens for request in kept if request.repeat == repeat.index),
         )
         for repeat in measurement.repeats
     }
@@ -230,6 +232,7 @@ def _workload(measurement: Measurement) -> Workload:
         input_tokens=sum(request.input_tokens for request in requests),
         output_tokens=sum(request.output_tokens for request in requests if request.error is None),
         failed_requests=sum(request.error is not None for request in measurement.requests),
+        failures=failures_by_class(measurement),
     )
 
 

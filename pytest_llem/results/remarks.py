@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pytest_llem.energy.protocol import EnergyReport, Note
 from pytest_llem.job import Job
 from pytest_llem.measurement import Measurement, WarmupOutcome
+from pytest_llem.results.failures import failure_note
 from pytest_llem.results.steady import derive_steady_state
 
 
@@ -15,6 +16,10 @@ def remarks(job: Job, measurement: Measurement) -> Iterator[Note]:
     if measurement.energy is not None:
         yield from _of_energy(job, measurement.energy)
     yield from _of_warmup(job, measurement.warmup)
+    failures = failure_note(measurement)
+    if failures is not None:
+        yield failures
+    yield from _of_server(job)
     steady = derive_steady_state(measurement)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
         yield Note("steady_state_short", steady.reason)
@@ -53,3 +58,15 @@ def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
     else:
         said = f"latency had converged ({warmup.cv:.1%}), power had not"
     yield Note("warmup_not_converged", f"{ended}: {said}")
+
+
+def _of_server(job: Job) -> Iterator[Note]:
+    """A server that was running already decides for itself what it runs."""
+    config = job.config
+    if config.settings.get("base_url") is None or job.server is not None:
+        return
+    asked = {"dtype": config.dtype, "revision": config.revision, "lora": config.lora}
+    asked["weights"] = "dummy" if config.weights == "dummy" else None
+    unverified = [f"{name} {value}" for name, value in asked.items() if value is not None]
+    if unverified:
+        yield Note("settings_not_verified", f"the server does not tell whether it runs with {', '.join(unverified)}")

@@ -82,13 +82,16 @@ class Workload(Section):
     """The identity of the work: that of one repeat, however many repeats fitted."""
 
     prompts_hash: str
-    outputs_hash: str | None = Field(description="Hash of the first repeat's output token ids.")
+    outputs_hash: str | None = Field(description="Hash of the first repeat's output token ids, or texts.")
     load_shape: str = Field(description="offline, or the arrival process of a serving load.")
     repeats: Count
     requests: Count = Field(description="Requests of one repeat.")
     input_tokens: Count = Field(description="Input tokens of one repeat.")
     output_tokens: Count = Field(description="Output tokens of one repeat.")
     failed_requests: Count = Field(description="Requests that failed, over all repeats.")
+    failures: dict[str, Count] = Field(
+        default_factory=dict, description="The same by class: timeout, stalled, dropped, http_429, http_5xx, ..."
+    )
 
 
 class EnergyDevice(Section):

@@ -27,7 +27,7 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
     output_tokens = tokens_within(windows, measurement.requests)
     energy = total(_energies(measurement.energy, windows)) if windows else None
     joules = energy.value if energy else None
-    reason = _reason(windows, duration_s)
+    reason = _reason(windows, duration_s, timed=_timed(measurement.requests))
     return SteadyState(
         method=_method(measurement.load_shape),
         valid=reason is None,
@@ -70,7 +70,13 @@ def _method(load_shape: str) -> str:
     return "concurrency_limit"
 
 
-def _reason(windows: Sequence[Window], duration_s: float) -> str | None:
+def _timed(requests: Sequence[RequestRecord]) -> bool:
+    return all(request.token_times_ns is not None for request in requests if request.error is None)
+
+
+def _reason(windows: Sequence[Window], duration_s: float, *, timed: bool) -> str | None:
+    if not timed:
+        return "the times of single tokens are not known, and so not how many were generated while the engine was full"
     if not windows:
         return "the engine was never as full as it can be: fewer requests than places, or none of them had to wait"
     if duration_s < MIN_STEADY_S:

@@ -24,6 +24,7 @@ INSTALL_HINTS = {
     "vllm": "pip install 'pytest-llem[vllm]'",
     "sglang": "pip install sglang",
     "tensorrt_llm": "pip install tensorrt-llm",
+    "openai": "pip install 'pytest-llem[openai]'",
 }
 
 

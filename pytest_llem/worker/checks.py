@@ -54,8 +54,19 @@ def work_notes(requests: Sequence[Request], completions: Iterable[Completion]) -
     return found
 
 
-def cache_note(state: CacheState | None, capabilities: Capabilities, asked_for_caching: bool) -> Note | None:
-    """`prefix_cache_not_reset` when an engine has such a cache, and could not show that it was emptied."""
-    if state == "unknown" and capabilities.prefix_cache and not asked_for_caching:
-        return Note("prefix_cache_not_reset", "the engine could not confirm that its prefix cache was emptied")
-    return None
+def cache_note(
+    state: CacheState | None,
+    capabilities: Capabilities,
+    asked_for_caching: bool,
+    completions: Iterable[Completion] = (),
+) -> Note | None:
+    """`prefix_cache_not_reset` when an engine has such a cache, and could not show that it was emptied.
+
+    Where each answer says how many of its prompt's tokens came from a cache, nothing is unknown.
+    """
+    if state != "unknown" or not capabilities.prefix_cache or asked_for_caching:
+        return None
+    told = [completion.cached_tokens is not None for completion in completions if completion.error is None]
+    if told and all(told):
+        return None
+    return Note("prefix_cache_not_reset", "the engine could not confirm that its prefix cache was emptied")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
 from pytest_llem.engines import UNVERIFIED
-from pytest_llem.engines.protocol import Engine, KeepsStatistics, TimesLoad
+from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import EventLog, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
@@ -28,6 +28,7 @@ from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.phases import measure_phases
 from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
 from pytest_llem.worker.repeats import Observed, RepeatRunner
+from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import build_workload
@@ -86,6 +87,7 @@ class Metering:
 
     def __init__(self, meter: Meter | None) -> None:
         self.meter = meter
+        self.notes: list[Note] = []
         self._running = False
         if meter is not None:
             meter.start()
@@ -112,7 +114,10 @@ class Metering:
 @contextmanager
 def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
     on_host = job.meter.placement == "host"
-    metering = Metering(None if on_host else open_meter(job.meter, job.devices, job_dir.path, job.server))
+    server = find_server(job)
+    absent = on_host or server.elsewhere is not None
+    metering = Metering(None if absent else open_meter(job.meter, job.devices, job_dir.path, server.tree))
+    metering.notes += [server.elsewhere] if server.elsewhere is not None and job.meter.name != "none" else []
     try:
         yield metering
     finally:
@@ -152,7 +157,7 @@ def _measure(
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
 
-    warnings = list(_unverified(config.engine))
+    warnings = [*metering.notes, *_unverified(config.engine)]
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
         if on_gpu:
@@ -183,6 +188,7 @@ def _measure(
         window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
     statistics = engine.statistics() if isinstance(engine, KeepsStatistics) else {}
+    unusable, said = engine.remarks() if isinstance(engine, Remarks) else ((), ())
     if sides.kind == "same_load":
         runner.lead(sides.seconds)
     observed = runner.observed(passes)
@@ -222,8 +228,8 @@ def _measure(
         energy=energy,
         model=engine.shape(),
         environment=_environment(engine),
-        warnings=tuple(warnings),
-        invalid=_invalid(job, engine, effective, observed, runner),
+        warnings=(*warnings, *said),
+        invalid=(*_invalid(job, engine, effective, observed, runner), *unusable),
     )
 
 
@@ -256,5 +262,5 @@ def _invalid(
     notes = settings_differ(job.config, effective)
     notes += work_notes(runner.requests, observed.completions)
     asked = bool(job.config.settings.get("enable_prefix_caching"))
-    reset = cache_note(observed.cache_state, engine.capabilities, asked)
+    reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
     return tuple(notes + ([reset] if reset is not None else []))

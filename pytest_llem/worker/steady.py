@@ -18,9 +18,9 @@ RATED = ("constant", "poisson", "burst")
 
 
 def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:
-    """How many requests can run at once: the lower of the engine's `max_num_seqs` and a fixed concurrency."""
-    places = effective.get("max_num_seqs")
-    known = [places] if isinstance(places, int) else []
+    """How many requests can run at once: the lower of the engine's `max_num_seqs` and the client's concurrency."""
+    places = (effective.get("max_num_seqs"), effective.get("concurrency"))
+    known = [count for count in places if isinstance(count, int)]
     if arrival is not None and arrival.concurrency is not None:
         known.append(arrival.concurrency)
     return min(known, default=None)

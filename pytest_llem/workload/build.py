@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_llem.engines.protocol import Request, Tokenizer
+from pytest_llem.engines.protocol import Request, TextOnly, Tokenizer
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job import WorkloadSettings
 from pytest_llem.workload.lengths import draw_lengths
@@ -40,17 +40,23 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload
     if settings.prompts < 1:
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
+    texts: Sequence[str | None] = [None] * settings.prompts
     if settings.dataset == SYNTHETIC:
         prompts = _synthetic(settings, tokenizer)
+    elif isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
+        texts = read_texts(settings)
+        prompts = [() for _ in texts]
     else:
-        prompts = [_tokens(text, settings, tokenizer) for text in read_texts(settings)]
-        prompts = _shortened(prompts, settings)
+        texts = read_texts(settings)
+        whole = [_tokens(text or "", settings, tokenizer) for text in texts]
+        prompts = _shortened(whole, settings)
+        texts = [text if ids == cut else None for text, ids, cut in zip(texts, whole, prompts, strict=True)]
     outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
     requests = tuple(
-        Request(index, ids, tokens, settings.ignore_eos)
-        for index, (ids, tokens) in enumerate(zip(prompts, outputs, strict=True))
+        Request(index, ids, tokens, settings.ignore_eos, text)
+        for index, (ids, tokens, text) in enumerate(zip(prompts, outputs, texts, strict=True))
     )
-    return Workload(requests, token_hash(prompts), settings.dataset)
+    return Workload(requests, _prompts_hash(requests), settings.dataset)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
@@ -64,6 +70,11 @@ def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
         column=settings.column or alias["column"],
         split=settings.split or alias["split"],
     )
+
+
+def _prompts_hash(requests: Sequence[Request]) -> str:
+    """`token_hash` of the prompts; of the UTF-8 bytes of those that nothing here could turn into tokens."""
+    return token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
 
 
 def token_hash(sequences: Sequence[Sequence[int]]) -> str:

@@ -13,7 +13,7 @@ from pytest_llem.containers.archive import WORKER_MODULES, WORKER_PACKAGES
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pytest_llem"
 WORKER_SIDE = tuple(name.removesuffix(".py") for name in (*WORKER_MODULES, *WORKER_PACKAGES) if name != "py.typed")
-ENGINES = ("torch", "transformers", "vllm", "sglang", "tensorrt_llm", "httpx")
+ENGINES = ("torch", "transformers", "vllm", "sglang", "tensorrt_llm", "aiohttp")
 """What an image may lack: then only the files of that engine cannot be imported."""
 
 PYTEST_SIDE = {"pytest", "_pytest", "pydantic", "docker", "yaml", "pyarrow", "psutil", "filelock", "platformdirs"}

@@ -32,3 +32,6 @@ class Validity(Section):
     temperature_drift_c: NonNegativeFloat = Field(
         10.0, description="Difference in temperature between cycles that is warned of."
     )
+    failed_requests_rel: NonNegativeFloat = Field(
+        0.0, description="Share of the requests that may fail; failed ones are in no average either way."
+    )

@@ -1,0 +1,78 @@
+"""Whose server answers at an address: this machine's or another's, and which process it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytest_llem.energy.owners import ancestors
+
+LISTENING = "0A"
+TUNNELS = ("ssh", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
+"""Programs whose listening port leads to another machine."""
+PROXIES = ("docker-proxy", "rootlessport", "slirp4netns", "pasta", "nginx", "haproxy", "envoy", "traefik", "caddy", "socat")
+"""Programs that pass requests on to a process which is not theirs."""
+
+
+def is_here(host: str) -> bool | None:
+    """Whether a host is this machine: whether one of its addresses can be bound here. `None` for an unknown name."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    return any(_is_own(family, str(address[0])) for family, _, _, _, address in found)
+
+
+def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
+    """The process that listens at a TCP port here, the eldest where several share it; `None` where that is unknown.
+
+    Processes of other users, and those of containers with a network of their own, are not seen.
+    """
+    wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
+    holders = {pid for pid in _pids(proc) if wanted and _holds(pid, wanted, proc)}
+    for pid in sorted(holders):
+        if not holders & set(ancestors(pid, proc)[1:]):
+            return pid
+    return None
+
+
+def program(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """The name of a process's program; `None` when it has ended."""
+    try:
+        return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _is_own(family: int, address: str) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _inodes(port: int, proc: Path) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (proc / "net" / table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _pids(proc: Path) -> Sequence[int]:
+    return [int(entry.name) for entry in os.scandir(proc) if entry.name.isdigit()]
+
+
+def _holds(pid: int, sockets: set[str], proc: Path) -> bool:
+    try:
+        return any(os.readlink(entry.path) in sockets for entry in os.scandir(proc / str(pid) / "fd"))
+    except OSError:
+        return False

@@ -1,0 +1,120 @@
+"""The bodies of requests: what the API prescribes, and which fields beyond it a server takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.protocol import Request
+from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.job import ExperimentConfig
+
+Decode = Callable[[Sequence[int]], str]
+IGNORE_EOS = "ignore_eos"
+
+
+class Bodies:
+    """Makes the bodies of requests, each once: a repeat sends the same bytes as the one before.
+
+    `optional` fields are sent for as long as the server takes them: what it refuses by name is left out from then on
+    (`leave_out`) and kept in `refused`. Settings that the study asked for are not left out.
+    """
+
+    def __init__(self, config: ExperimentConfig, settings: ClientSettings, model: str, server: str) -> None:
+        self.refused: list[str] = []
+        self.sends_ids = settings.api == "completions"
+        self._settings = settings
+        self._workload = config.workload
+        self._common: dict[str, Any] = {"model": model, "stream": settings.stream, **decoding_fields(config, server)}
+        self._asked = {name for name in self._common if name not in ("model", "stream", "temperature", "seed")}
+        self._optional: dict[str, Any] = {}
+        if settings.stream:
+            self._optional["stream_options"] = {"include_usage": True}
+        if server == "llama.cpp":
+            self._optional["cache_prompt"] = bool(settings.enable_prefix_caching)
+            if settings.stream:
+                self._optional["timings_per_token"] = True
+        else:
+            self._optional["return_token_ids"] = True
+        if "seed" in self._common:
+            self._optional["seed"] = self._common.pop("seed")
+        self._made: dict[int, tuple[Request, bytes]] = {}
+
+    def sends(self, name: str) -> bool:
+        """Whether an optional field is still sent."""
+        return name in self._optional or (name == IGNORE_EOS and name not in self.refused)
+
+    def body(self, request: Request, decode: Decode) -> bytes:
+        """The body of a request as JSON; `decode` makes the text of a prompt that is sent as such."""
+        made = self._made.get(request.index)
+        if made is None or made[0] is not request:
+            made = request, json.dumps(self._fields(request, decode), ensure_ascii=False).encode()
+            self._made[request.index] = made
+        return made[1]
+
+    def leave_out(self, complaint: str) -> bool:
+        """Make do without what a server complains of; false where nothing is left to do without.
+
+        Raises `EngineSettingError` when it names a setting of the study.
+        """
+        self._made.clear()
+        words = set(re.findall(r"\w+", complaint))
+        named_settings = sorted(words & {*self._asked, *self._settings.extra})
+        named = [name for name in (*self._optional, IGNORE_EOS) if name in words and self.sends(name)]
+        if named:
+            self._drop(named)
+        elif named_settings:
+            name = named_settings[0]
+            where = "openai.extra" if name in self._settings.extra else "decoding"
+            raise EngineSettingError(
+                f"{where}.{name}: the server refuses it: {complaint[:200]}",
+                fix=f"leave {where}.{name} out, or measure a server that has it",
+            )
+        elif self.sends_ids and words & {"prompt", "string", "str"}:
+            self.sends_ids = False
+        elif left := [name for name in (*self._optional, IGNORE_EOS) if self.sends(name)]:
+            self._drop(left)
+        elif self.sends_ids:
+            self.sends_ids = False
+        else:
+            return False
+        return True
+
+    def _drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._optional.pop(name, None)
+            self.refused.append(name)
+
+    def _fields(self, request: Request, decode: Decode) -> dict[str, Any]:
+        fields = {**self._common, **self._optional, "max_tokens": request.max_new_tokens}
+        if request.ignore_eos and self.sends(IGNORE_EOS):
+            fields[IGNORE_EOS] = True
+        fields.update(self._prompt(request, decode))
+        return {**fields, **self._settings.extra}
+
+    def _prompt(self, request: Request, decode: Decode) -> Mapping[str, JsonValue]:
+        if self.sends_ids and request.token_ids:
+            return {"prompt": list(request.token_ids)}
+        text = request.text if request.text is not None else decode(request.token_ids)
+        if self._settings.api == "completions":
+            return {"prompt": text}
+        return {"messages": [{"role": "user", "content": text}]}
+
+
+def decoding_fields(config: ExperimentConfig, server: str) -> dict[str, Any]:
+    """The `decoding` section in the API's words; greedy is a temperature of 0."""
+    decoding = config.decoding
+    if decoding.do_sample:
+        temperature = 1.0 if decoding.temperature is None else decoding.temperature
+        fields: dict[str, Any] = {"temperature": temperature, "seed": config.seed}
+        asked = {name: getattr(decoding, name) for name in ("top_p", "top_k", "min_p")}
+        fields.update({name: value for name, value in asked.items() if value is not None})
+    else:
+        fields = {"temperature": 0.0}
+    if decoding.repetition_penalty is not None:
+        name = "repeat_penalty" if server == "llama.cpp" else "repetition_penalty"
+        fields[name] = decoding.repetition_penalty
+    return fields

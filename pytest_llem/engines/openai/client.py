@@ -1,0 +1,265 @@
+"""The one client of a measurement: an event loop, a pool of connections, and a clock."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer
+from pytest_llem.engines.openai.failures import RequestFailedError, classify, of_status
+from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.protocol import Completion, Progress, Request
+from pytest_llem.workload.arrivals import Schedule
+
+if TYPE_CHECKING:
+    import aiohttp
+
+T = TypeVar("T")
+KEEPALIVE_S = 3.0
+"""Servers close idle connections after 5 s and more: one that is closed just as it is used fails a request."""
+TICK_S = 1.0
+ASIDE_TIMEOUT_S = 10.0
+"""For questions beside the measurement: metrics, version."""
+LINGER_S = 1.0
+"""How long a server may keep a stream open that it has said to be done."""
+JsonBody = Mapping[str, Any] | bytes | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer to a question beside the measurement; `data` is its JSON, where it is some."""
+
+    status: int
+    text: str
+    headers: Mapping[str, str]
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request of the workload as it goes out, and how its answer is read."""
+
+    request: Request
+    body: bytes
+    sent_tokens: int | None
+    timed: bool
+
+
+class Client:
+    """Sends requests and takes their answers in, all in the calling thread.
+
+    Nothing runs between two calls. An interruption cancels what is open before it is passed on.
+    """
+
+    def __init__(self, settings: ClientSettings) -> None:
+        import aiohttp
+
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._headers = {"Content-Type": "application/json"}
+        if settings.api_key is not None:
+            self._headers["Authorization"] = f"Bearer {settings.api_key}"
+        self._session: aiohttp.ClientSession | None = None
+        self.latest_timings: list[Mapping[str, Any]] = []
+        self.lateness_s = 0.0
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end; when this is interrupted, nothing of it goes on."""
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            self._cancel_all()
+            raise
+
+    def ask(
+        self, url: str, body: JsonBody = None, *, timeout_s: float = ASIDE_TIMEOUT_S, post: bool = False
+    ) -> Reply:
+        """One question beside the measurement: GET, or POST with a body. `RequestFailedError` without answer."""
+        return self.run(self._ask(url, body, timeout_s, post or body is not None))
+
+    def one(self, sent: Sent, url: str) -> Completion:
+        """One request of the workload, alone. Raises `RequestFailedError` when it fails."""
+        return self.run(self._one(sent, url))
+
+    def serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
+        """All requests, sent as planned; a failed one is a completion with an `error`."""
+        with _quiet_collector():
+            return self.run(self._serve(requests, plan, progress))
+
+    def close(self) -> None:
+        """Cancel what is open and close every connection."""
+        if self._loop.is_closed():
+            return
+        self._cancel_all()
+        if self._session is not None:
+            self._loop.run_until_complete(self._session.close())
+            # Transports close in the loop's next turns.
+            self._loop.run_until_complete(asyncio.sleep(0.01))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _cancel_all(self) -> None:
+        open_tasks = asyncio.all_tasks(self._loop)
+        for task in open_tasks:
+            task.cancel()
+        if open_tasks:
+            self._loop.run_until_complete(asyncio.gather(*open_tasks, return_exceptions=True))
+
+    async def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            import aiohttp
+
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+                timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+            )
+        # A turn of the loop, so that connections which were closed meanwhile are known to be.
+        await asyncio.sleep(0)
+        return self._session
+
+    async def _ask(self, url: str, body: JsonBody, timeout_s: float, post: bool) -> Reply:
+        session = await self._connected()
+
+        async def exchange() -> Reply:
+            data = json.dumps(body).encode() if isinstance(body, Mapping) else body
+            async with session.request("POST" if post else "GET", url, data=data, allow_redirects=False) as response:
+                text = (await response.content.read(LONGEST_BYTES)).decode("utf-8", "replace")
+                try:
+                    parsed = json.loads(text)
+                except ValueError:
+                    parsed = None
+                return Reply(response.status, self._settings.without_key(text), dict(response.headers), parsed)
+
+        try:
+            return await asyncio.wait_for(exchange(), timeout_s)
+        except _network_errors() as problem:
+            raise self._failure(problem, timeout_s, began=False) from None
+
+    async def _serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
+        await self._connected()
+        gate = asyncio.Semaphore(plan.in_flight or max(1, len(requests)))
+        url, total = self._settings.answers_at, len(requests)
+        found: list[Completion] = []
+        self.latest_timings = []
+        self.lateness_s = 0.0
+
+        async def run(sent: Sent) -> None:
+            started_ns = time.monotonic_ns()
+            try:
+                found.append(await self._one(sent, url))
+            except RequestFailedError as failure:
+                found.append(_failed(sent.request, started_ns, failure))
+            finally:
+                gate.release()
+            progress(len(found), total)
+
+        async def tick() -> None:
+            while True:
+                await asyncio.sleep(TICK_S)
+                progress(len(found), total)
+
+        ticker = asyncio.ensure_future(tick())
+        tasks: list[asyncio.Task[None]] = []
+        started = self._loop.time()
+        try:
+            for sent, due_s in zip(requests, plan.times_s, strict=True):
+                wait_s = started + due_s - self._loop.time()
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                    self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
+                await gate.acquire()
+                tasks.append(self._loop.create_task(run(sent)))
+            await asyncio.gather(*tasks)
+        finally:
+            ticker.cancel()
+        return sorted(found, key=lambda completion: completion.index)
+
+    async def _one(self, sent: Sent, url: str) -> Completion:
+        session = self._session if self._session is not None else await self._connected()
+        answer = Answer(self._settings.api, timed=sent.timed)
+        start_ns = time.monotonic_ns()
+        try:
+            async with session.post(url, data=sent.body, allow_redirects=False) as response:
+                await _read(response, answer)
+        except _network_errors() as problem:
+            timeout_s = self._settings.request_timeout_s
+            raise self._failure(problem, timeout_s, began=answer.first_ns is not None) from None
+        if answer.timings is not None:
+            self.latest_timings.append(answer.timings)
+        return answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens)
+
+    def _failure(self, problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
+        failure = classify(problem, timeout_s, began=began)
+        return RequestFailedError(failure.kind, self._settings.without_key(str(failure)))
+
+
+async def _read(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    """Read to the very end, without which the connection cannot be used again."""
+    if response.status != 200:
+        raise of_status(response.status, (await response.content.read(4096)).decode("utf-8", "replace"))
+    feed, readany, clock = answer.feed, response.content.readany, time.monotonic_ns
+    data = await readany()
+    if data.lstrip()[:1] == b"{":
+        await _read_whole(response, data, answer)
+        return
+    while data:
+        feed(data, clock())
+        if answer.done:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(response.content.read(LONGEST_BYTES), LINGER_S)
+            break
+        data = await readany()
+    answer.close(clock())
+
+
+async def _read_whole(response: aiohttp.ClientResponse, data: bytes, answer: Answer) -> None:
+    parts, size = [data], len(data)
+    while data := await response.content.readany():
+        parts.append(data)
+        size += len(data)
+        if size > LONGEST_BYTES:
+            raise RequestFailedError("malformed", f"an answer of more than {LONGEST_BYTES} bytes")
+    now_ns = time.monotonic_ns()
+    answer.whole(b"".join(parts), now_ns)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    import aiohttp
+
+    return (OSError, asyncio.TimeoutError, aiohttp.ClientError, RequestFailedError)
+
+
+def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> Completion:
+    return Completion(
+        index=request.index,
+        input_tokens=len(request.token_ids),
+        output_ids=(),
+        start_ns=started_ns,
+        end_ns=time.monotonic_ns(),
+        finish_reason="error",
+        error=f"{failure.kind}: {failure}",
+        output_tokens=0,
+        failure=failure.kind,
+    )
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """No garbage collection while answers come in: a full one over all that is alive would delay every time stamp."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

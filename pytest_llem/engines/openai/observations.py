@@ -1,0 +1,141 @@
+"""What was seen of a server while it was measured, and what follows from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.openai.client import Client
+from pytest_llem.engines.openai.failures import RequestFailedError
+from pytest_llem.engines.openai.metrics import gauge, grown, parse_metrics
+from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import ExperimentConfig
+
+LATE_S = 0.05
+"""From this on, a request that was sent after its time is worth a word."""
+
+
+class Observations:
+    """Counts over a period that `reset` begins: of the client itself, and of the server where it has metrics."""
+
+    def __init__(self, client: Client, settings: ClientSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self.has_metrics = bool(parse_metrics(self.metrics_text()))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new period."""
+        self._before = self._metrics()
+        self._running_before = gauge(self._before, "running") or 0
+        self._statistics: dict[str, JsonValue] = {}
+        self._failures: Counter[str] = Counter()
+        self._generated = self._short = self._long = self._answers = 0
+        self._untimed = self._given_differs = 0
+        self._latencies_s: list[float] = []
+        self._timings: list[Mapping[str, Any]] = []
+        self._lateness_s = 0.0
+
+    def add(self, requests: Sequence[Request], done: Sequence[Completion]) -> None:
+        """One pass over the workload."""
+        wanted = {request.index: request for request in requests}
+        for completion in done:
+            if completion.error is not None:
+                self._failures[completion.failure or "error"] += 1
+                continue
+            request = wanted[completion.index]
+            self._answers += 1
+            self._generated += completion.generated
+            self._short += request.ignore_eos and completion.generated < request.max_new_tokens
+            self._long += completion.generated > request.max_new_tokens
+            self._untimed += completion.token_times_ns is None
+            self._given_differs += bool(request.token_ids) and completion.input_tokens != len(request.token_ids)
+            self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
+        self._timings += self._client.latest_timings
+        self._lateness_s = max(self._lateness_s, self._client.lateness_s)
+
+    def running(self) -> int | None:
+        """Requests that the server runs or holds now, of whoever; `None` where it does not tell."""
+        metrics = self._metrics()
+        running, waiting = gauge(metrics, "running"), gauge(metrics, "waiting")
+        return None if running is None else running + (waiting or 0)
+
+    def metrics_text(self) -> str:
+        """The server's metrics as they are; empty where it has none."""
+        try:
+            reply = self._client.ask(self._settings.root + "/metrics")
+        except RequestFailedError:
+            return ""
+        return reply.text if reply.status == 200 else ""
+
+    def _metrics(self) -> dict[str, float]:
+        return parse_metrics(self.metrics_text()) if self.has_metrics else {}
+
+    def statistics(self) -> dict[str, JsonValue]:
+        """The period's counts: of failures by class, of the server's own counters, and its own timings.
+
+        `server_prompt_s` and `server_predicted_s` are means over requests by the server's clock, `client_latency_s` is
+        the client's view of the same requests.
+        """
+        self._statistics = {"answers": self._answers, "failures": dict(self._failures)}
+        if self._lateness_s:
+            self._statistics["latest_sent_after_due_s"] = self._lateness_s
+        if self.has_metrics:
+            after = self._metrics()
+            self._statistics["server_counters"] = grown(self._before, after)
+            self._statistics["running_at_begin"] = self._running_before
+        for name, field in (("server_prompt_s", "prompt_ms"), ("server_predicted_s", "predicted_ms")):
+            values = [value for timings in self._timings if isinstance(value := timings.get(field), (int, float))]
+            if values:
+                self._statistics[name] = fmean(values) / 1e3
+        if self._timings and self._latencies_s:
+            self._statistics["client_latency_s"] = fmean(self._latencies_s)
+        return self._statistics
+
+    def notes(self, config: ExperimentConfig) -> tuple[list[Note], list[Note]]:
+        """Why the period cannot be used, and what must be known of it; after `statistics`."""
+        invalid: list[Note] = []
+        warnings: list[Note] = []
+        if self._short:
+            invalid.append(
+                Note(
+                    "ignore_eos_ignored",
+                    f"{self._short} answers ended before the length that was asked for: the server does not go on after "
+                    "the end of sequence; set workload.ignore_eos: false, or give it its own switch in openai.extra",
+                )
+            )
+        counters = self._statistics.get("server_counters")
+        theirs = counters.get("generated_tokens") if isinstance(counters, Mapping) else None
+        if isinstance(theirs, int) and not self._failures and theirs > self._generated:
+            invalid.append(
+                Note(
+                    "foreign_requests",
+                    f"the server generated {theirs} tokens and {self._generated} of them for this measurement: "
+                    "somebody else used it",
+                )
+            )
+        if self._untimed:
+            why = (
+                "came in other pieces than tokens, and the server does not tell which token came when"
+                if config.settings.get("stream", True)
+                else "were not streamed"
+            )
+            warnings.append(Note("token_times_unknown", f"itl is null: {self._untimed} answers {why}"))
+        if self._given_differs:
+            warnings.append(
+                Note(
+                    "input_tokens_differ",
+                    f"the server counts other prompt lengths than were made for {self._given_differs} requests: "
+                    "its counts are those in the result",
+                )
+            )
+        if self._lateness_s > LATE_S:
+            warnings.append(
+                Note("sent_late", f"a request was sent {self._lateness_s:.3f} s after its time: the client was busy")
+            )
+        return invalid, warnings

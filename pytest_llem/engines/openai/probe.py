@@ -1,0 +1,187 @@
+"""The first questions to a server: does it answer, what is it, and which requests does it take?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llem.engines.openai.bodies import Bodies
+from pytest_llem.engines.openai.client import Client, Reply, Sent
+from pytest_llem.engines.openai.failures import RequestFailedError
+from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.protocol import Completion, Request, Tokenizer
+from pytest_llem.errors import EngineError, EngineSettingError, LlemError, ServerUnreachableError
+
+LOADING = 503
+REFUSING = (400, 422)
+POLL_S = 0.2
+TRIES = 12
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a server told about itself: `kind` is `vllm`, `llama.cpp`, `sglang` or `unknown`.
+
+    `places` is how many requests it runs at once, `longest` the tokens of its longest request; `None` is unknown.
+    """
+
+    kind: str
+    version: str | None
+    model: str
+    model_path: str | None = None
+    places: int | None = None
+    longest: int | None = None
+
+
+def wait_until_ready(client: Client, settings: ClientSettings) -> None:
+    """Return when the server does not say that it is still loading.
+
+    Raises `ServerUnreachableError` when nothing answers, or when it is not ready in time.
+    """
+    deadline = time.monotonic() + settings.ready_timeout_s
+    while True:
+        try:
+            if client.ask(settings.root + "/health").status != LOADING:
+                return
+        except RequestFailedError as problem:
+            raise unreachable(settings.base_url, str(problem)) from None
+        if time.monotonic() > deadline:
+            raise ServerUnreachableError(
+                f"the server at {settings.base_url} was not ready after {settings.ready_timeout_s:g} s",
+                fix="raise openai.ready_timeout_s, or look into the server's log",
+            )
+        time.sleep(POLL_S)
+
+
+def unreachable(url: str, text: str) -> ServerUnreachableError:
+    """Nothing answers at a URL."""
+    return ServerUnreachableError(
+        f"nothing answers at {url}: {text}",
+        fix="start the server, correct openai.base_url, or set openai.command to have it started",
+        details={"base_url": url},
+    )
+
+
+def examine(client: Client, settings: ClientSettings, model: str) -> Server:
+    """What the server is, and which model it serves: the one named, else its first, else the study's."""
+    listed = _asked(client, settings.base_url + "/models")
+    if listed is not None and listed.status in (401, 403):
+        raise _key_refused(settings, listed.status)
+    models = _models(listed)
+    first = models[0] if models else {}
+    served = settings.served_model or str(first.get("id") or model)
+    owner = str(first.get("owned_by", ""))
+    longest = first.get("max_model_len")
+    longest = longest if isinstance(longest, int) else None
+    props = _object(_asked(client, settings.root + "/props"))
+    if "total_slots" in props or owner == "llamacpp":
+        places = props.get("total_slots")
+        defaults = props.get("default_generation_settings")
+        context = defaults.get("n_ctx") if isinstance(defaults, Mapping) else None
+        return Server(
+            "llama.cpp",
+            _text(props.get("build_info")),
+            served,
+            _text(props.get("model_path")),
+            places if isinstance(places, int) else None,
+            context if isinstance(context, int) else None,
+        )
+    if owner == "sglang":
+        info = _object(_asked(client, settings.root + "/get_server_info"))
+        return Server("sglang", _text(info.get("version")), served, _text(info.get("model_path")), None, longest)
+    version = _text(_object(_asked(client, settings.root + "/version")).get("version"))
+    if owner == "vllm":
+        return Server("vllm", version, served, _text(first.get("root")), None, longest)
+    return Server("unknown", version, served, None, None, longest)
+
+
+def agree(client: Client, settings: ClientSettings, bodies: Bodies, tokenizer: Tokenizer, ids: bool) -> Completion:
+    """Send requests for one token until the server takes one; `bodies` then knows what it takes.
+
+    Raises `EngineError` when it takes none, or when its answer lacks what a measurement needs.
+    """
+    text = "Light"
+    tokens = tuple(tokenizer.encode(text)) if ids else ()
+    bodies.sends_ids = bodies.sends_ids and bool(tokens)
+    request = Request(-1, tokens, 1, ignore_eos=True, text=text)
+    for _ in range(TRIES):
+        body = bodies.body(request, tokenizer.decode)
+        reply = _posted(client, settings, body)
+        if reply.status == 200:
+            break
+        if reply.status not in REFUSING or not bodies.leave_out(reply.text):
+            raise _refused(settings, reply)
+    try:
+        return client.one(Sent(request, body, len(tokens) or None, timed=False), settings.answers_at)
+    except RequestFailedError as problem:
+        if problem.kind == "no_usage":
+            fix = "set openai.stream: false" if settings.stream else "measure a server that reports usage"
+            raise EngineError(
+                f"the server at {settings.base_url} does not say how many tokens an answer has (usage)", fix=fix
+            ) from None
+        raise EngineError(
+            f"the server at {settings.base_url} fails at a request for one token: {problem.kind}: {problem}",
+            fix="look into the server's log",
+            details={"failure": problem.kind},
+        ) from None
+
+
+def _posted(client: Client, settings: ClientSettings, body: bytes) -> Reply:
+    try:
+        return client.ask(settings.answers_at, body, timeout_s=settings.request_timeout_s)
+    except RequestFailedError as problem:
+        raise EngineError(
+            f"the server at {settings.base_url} fails at a request for one token: {problem.kind}: {problem}",
+            fix="look into the server's log, or raise openai.request_timeout_s",
+            details={"failure": problem.kind},
+        ) from None
+
+
+def _refused(settings: ClientSettings, reply: Reply) -> LlemError:
+    said = " ".join(reply.text.split())[:300]
+    if reply.status in (401, 403):
+        return _key_refused(settings, reply.status)
+    if reply.status == 404:
+        return EngineSettingError(
+            f"{settings.answers_at} answers HTTP 404: {said}",
+            fix="correct openai.base_url (it ends with /v1), openai.api or openai.served_model",
+        )
+    return EngineError(
+        f"the server at {settings.base_url} refuses a request for one token: HTTP {reply.status}: {said}",
+        fix="correct what it names, or look into the server's log",
+        details={"status": reply.status},
+    )
+
+
+def _key_refused(settings: ClientSettings, status: int) -> EngineSettingError:
+    if settings.api_key_env is None:
+        return EngineSettingError(
+            f"the server at {settings.base_url} wants a key (HTTP {status})",
+            fix="name the environment variable that holds it in openai.api_key_env",
+        )
+    return EngineSettingError(
+        f"the server at {settings.base_url} refuses the key in {settings.api_key_env} (HTTP {status})",
+        fix=f"correct the variable {settings.api_key_env}",
+    )
+
+
+def _asked(client: Client, url: str) -> Reply | None:
+    try:
+        return client.ask(url)
+    except RequestFailedError:
+        return None
+
+
+def _models(reply: Reply | None) -> list[Mapping[str, Any]]:
+    listed = _object(reply).get("data")
+    return [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+
+
+def _object(reply: Reply | None) -> Mapping[str, Any]:
+    return reply.data if reply is not None and reply.status == 200 and isinstance(reply.data, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,48 @@
+"""The server that a cycle measures: on this machine or not, and which of its processes belong to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pytest_llem.energy.listeners import PROXIES, TUNNELS, is_here, listening_pid, program
+from pytest_llem.energy.protocol import Note
+from pytest_llem.energy.setup import ServerTree
+from pytest_llem.job import Job
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that ran before the cycle; `pid` is `None` where its process is not known."""
+
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class MeasuredServer:
+    """The server whose processes count as measured, `None` without one; or why no meter here can measure it."""
+
+    tree: ServerTree | None = None
+    elsewhere: Note | None = None
+
+
+def find_server(job: Job) -> MeasuredServer:
+    """The server of a job: the one that was started for it, or whoever listens at its `base_url`."""
+    url = job.config.settings.get("base_url")
+    if job.server is not None or not isinstance(url, str):
+        return MeasuredServer(job.server)
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if is_here(host) is False:
+        return MeasuredServer(elsewhere=_elsewhere(f"{host} is another machine"))
+    pid = listening_pid(port)
+    name = program(pid) if pid is not None else None
+    if name in TUNNELS:
+        return MeasuredServer(elsewhere=_elsewhere(f"{name} listens at port {port} and leads to another machine"))
+    return MeasuredServer(RunningServer(None if name in PROXIES else pid))
+
+
+def _elsewhere(why: str) -> Note:
+    return Note(
+        "server_elsewhere", f"no energy was measured: {why}, and the sensors here say nothing of what the server draws"
+    )
