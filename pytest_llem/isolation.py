@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class IsolationError(StudyError):
-    """A study asks for an isolation that does not go with its order, its runner or the way pytest was called."""
+    """A study's isolation or runner does not go with its order, with each other, or with the way pytest was called."""
 
     category = "isolation"
 
@@ -38,7 +38,18 @@ def refuse_combinations(config: pytest.Config, session: LlemSession) -> None:
 
 
 def require_possible(study: Study, session: LlemSession) -> None:
-    """Raise `IsolationError` when engines that stay loaded cannot be had, because others would need their devices."""
+    """Raise `IsolationError` for what cannot be combined.
+
+    Engines that stay loaded cannot be had where others would need their devices, nor a cluster beside xdist.
+    """
+    distributed = session.run.worker is not None or session.config.getoption("dist", "no") != "no"
+    engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
+    if distributed and any(session.runner_spec(engine, study).name == "ray" for engine in engines):
+        raise IsolationError(
+            f"{study.locate('runners')}: the runner ray cannot be combined with -n (pytest-xdist): Ray runs cycles "
+            "side by side already, and each worker of xdist would hold a part of the study back from it",
+            fix="leave -n out (ray.max_in_flight bounds what is submitted at a time), or use the runner local",
+        )
     isolation = study.execution.isolation
     if isolation == "process":
         return
@@ -47,9 +58,9 @@ def require_possible(study: Study, session: LlemSession) -> None:
         raise IsolationError(
             f"{said} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
         )
-    if session.run.worker is not None or session.config.getoption("dist", "no") != "no":
+    if distributed:
         raise IsolationError(f"{said} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
-    for engine in dict.fromkeys(experiment.engine for experiment in study.experiments):
+    for engine in engines:
         runner = session.runner_spec(engine, study).name
         if runner != "local":
             raise IsolationError(f"{said} the runner {runner}", fix="use the runner local, or isolation: process")

@@ -143,10 +143,14 @@ class Measurer:
     def _measure_on_cluster(
         self, point: Point, spec: RunnerSpec, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
-        """As `measure`, by a runner whose nodes take the lease and see to their devices; threads may do so at a time."""
+        """As `measure`, by a runner whose nodes take the lease and see to their devices; several may call it."""
         anywhere = Demand("cpu", ("cpu",), 1)
         # Nodes and their devices differ from cycle to cycle: what one of them lacks says nothing of the next.
-        dependencies = {**_dependencies(point, spec, anywhere), "machine": str(job_dir.path), "device": str(job_dir.path)}
+        dependencies = {
+            **_dependencies(point, spec, anywhere),
+            "machine": str(job_dir.path),
+            "device": str(job_dir.path),
+        }
         with self._lock:
             refused = self._breaker.refuse(dependencies) if self._options.breaker else None
             if refused is not None:
@@ -167,8 +171,11 @@ class Measurer:
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
         return job_dir.read_job(), replace(report, facts={**report.facts, "preflight": checked}, notes=notes)
 
-    def in_flight(self, points: Sequence[Point]) -> int:
-        """How many cycles of these experiments, all on runners that have room for several, to measure at a time."""
+    def in_flight(self, points: Sequence[Point]) -> int | None:
+        """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
+
+        `None` for no experiments, and where the place cannot be reached: each cycle says so itself.
+        """
         first: dict[str, list[Point]] = {}
         for point in points:
             first.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
@@ -176,8 +183,11 @@ class Measurer:
         for group in first.values():
             runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
             configs = {point.experiment.id: point.experiment for point in group}
-            counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))  # type: ignore[attr-defined]
-        return max(counts, default=1)
+            try:
+                counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))  # type: ignore[attr-defined]
+            except LlemError:
+                return None
+        return max(counts, default=None)
 
     def interrupt(self) -> None:
         """End what other threads measure."""
@@ -208,11 +218,22 @@ class Measurer:
         isolation = study.execution.isolation
         if name not in self._runners:
             from pytest_llem.runners import open_runner
+            from pytest_llem.runners.ray.settings import settings_of, terms_of
 
-            if spec.name == "ray":
-                self._runners[name] = _ray_runner(spec, study, self._run_dir)
-                return self._runners[name]
-            self._runners[name] = open_runner(spec, self._run_dir, isolation=isolation, docker=study.docker)
+            self._runners[name] = open_runner(
+                spec, self._run_dir, isolation=isolation, docker=study.docker, ray=(settings_of(study), terms_of(study))
+            )
+        return self._runners[name]
+
+    def _beside_server(self, runner: Runner, study: Study) -> Runner:
+        """The runner of a study's cycles that need a server, which is started for them and kept while it is needed."""
+        name = f"server:{study.name}"
+        if name not in self._runners:
+            from pytest_llem.serving.runner import ServingRunner, keeps_servers
+
+            self._runners[name] = ServingRunner(
+                runner, self._run_dir, study.docker, lambda text: self._say(text), keep=keeps_servers()
+            )
         return self._runners[name]
 
     def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
@@ -262,13 +283,6 @@ class Measurer:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
-
-
-def _ray_runner(spec: RunnerSpec, study: Study, run_dir: Path) -> Runner:
-    from pytest_llem.runners.ray.runner import RayRunner
-    from pytest_llem.runners.ray.settings import settings_of, terms_of
-
-    return RayRunner(spec, run_dir, settings_of(study), terms_of(study))
 
 
 def _preflight_name(runner: Runner, point: Point) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,9 @@ class Placement:
     def require(self, study: Study) -> None:
         """Raise the first problem of a study's plan, placed where the study names its engine."""
         plan = self.plan(study)
-        absent = [RunnerError("there is no runner 'ray' yet", fix="use local or docker")]
-        for problem in (*(absent if any(spec.name == "ray" for spec in plan.specs.values()) else ()), *plan.problems):
+        absent = [RunnerError("ray is not installed here", fix="pip install 'pytest-llem[ray]'")]
+        on_ray = any(spec.name == "ray" for spec in plan.specs.values()) and find_spec("ray") is None
+        for problem in (*(absent if on_ray else ()), *plan.problems):
             raise type(problem)(
                 f"{study.locate('engine')}: {problem.message}", fix=problem.fix, details=problem.details
             ) from problem

@@ -164,6 +164,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         llem.collected(session.items)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Begin what a cluster can measure before the items come to it."""
+    llem = session.config.stash.get(SESSION, None)
+    if llem is not None and not session.testsfailed and not session.config.getoption("setuponly", False):
+        llem.measure_ahead(session.items)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Release the runners; in the controller, write the run's manifest and summaries."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llem.results.layout import CycleKey
     from pytest_llem.study import Experiment, Study
 
 EXPERIMENT = "llem_experiment"
@@ -22,6 +23,14 @@ class Point:
     cycle: int | None = None
     words: tuple[str, ...] = ()
     """What `-k` finds it by, besides its id: model, engine and tags."""
+
+    @property
+    def key(self) -> CycleKey:
+        """The cycle's name in the run's store."""
+        from pytest_llem.results.layout import CycleKey
+
+        assert self.cycle is not None, "a cycle is measured, not an experiment"
+        return CycleKey(self.study.name, self.experiment.id, self.experiment.config_hash, self.cycle)
 
     @property
     def optional(self) -> bool:

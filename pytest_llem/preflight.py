@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -25,17 +26,20 @@ def missing_modules(engine: str) -> tuple[str, ...]:
     return tuple(name for name in MODULES.get(engine, ()) if find_spec(name) is None)
 
 
-def experiments_beyond(study: Study) -> dict[str, str]:
+def experiments_beyond(study: Study, elsewhere: Collection[str] = ()) -> dict[str, str]:
     """Experiments (by id) whose parallel sizes need more GPUs than are visible, with the reason to skip them.
 
-    Where there is no GPU at all nothing is known: some engines run their parallel parts on the CPU. Raises
-    `DeviceError`, at the place of the setting, unless the study skips what cannot run.
+    Engines in `elsewhere` run on other machines. Where there is no GPU at all nothing is known: some engines run their
+    parallel parts on the CPU. Raises `DeviceError`, at the place of the setting, unless the study skips what cannot
+    run.
     """
     there = len(visible_gpus())
     if not there:
         return {}
     wanted: dict[str, tuple[int, str]] = {}
     for experiment in study.experiments:
+        if experiment.engine in elsewhere:
+            continue
         leaves, engine = experiment.leaves, experiment.engine
         sizes = {name: leaves[path] for name in PARALLEL_SIZES if (path := f"{engine}.{name}") in leaves}
         needed = parallel_product(sizes.get)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_llem.results.resume import EarlierRuns, Reuse
     from pytest_llem.results.store import RunStore
     from pytest_llem.results.summary import ExperimentSummary
+    from pytest_llem.runners.ahead import Ahead
     from pytest_llem.runners.protocol import RunnerSpec
     from pytest_llem.study import Experiment, Study
 
@@ -103,6 +104,7 @@ class LlemSession:
         self.sharding = Sharding(options.shard) if options.shard is not None else None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
+        self._ahead: Ahead | None = None
 
     @classmethod
     def resettled(cls, config: pytest.Config, settled: bytes) -> LlemSession:
@@ -175,7 +177,9 @@ class LlemSession:
         if study.path not in self._beyond:
             from pytest_llem.preflight import experiments_beyond
 
-            self._beyond[study.path] = experiments_beyond(study)
+            specs = self._measurer.placement.plan(study).specs
+            elsewhere = [engine for engine, spec in specs.items() if spec.name == "ray"]
+            self._beyond[study.path] = experiments_beyond(study, elsewhere)
         return self._beyond[study.path]
 
     def gated(self, experiment: Experiment) -> bool:
@@ -213,21 +217,29 @@ class LlemSession:
 
     def get_or_measure(self, point: Point, *, item: pytest.Item | None) -> Outcome:
         """The outcome of a cycle: from the store, or measured now by this process."""
-        from pytest_llem.results.layout import CycleKey
-
-        assert point.cycle is not None, "a cycle is measured, not an experiment"
-        experiment = point.experiment
-        key = CycleKey(point.study.name, experiment.id, experiment.config_hash, point.cycle)
-        outcome = self.store.get_or_measure(
-            key,
-            lambda attempt, job_dir: self._measurer.measure(point, attempt, job_dir),
-            # A gate or another consumer never retries: attempts belong to the cycle's own item.
-            retries=point.study.execution.retries if item is not None else 0,
-            reuse=partial(self._reusable, key, point) if self.options.resume else None,
-        )
+        if self._ahead is not None:
+            self._ahead.wait(point.key)
+        # A gate or another consumer never retries: attempts belong to the cycle's own item.
+        outcome = self._from_store(point, retried=item is not None)
         if item is not None:
             set_properties(item, properties(outcome, self.config.rootpath))
         return outcome
+
+    def _from_store(self, point: Point, *, retried: bool) -> Outcome:
+        return self.store.get_or_measure(
+            point.key,
+            lambda attempt, job_dir: self._measurer.measure(point, attempt, job_dir),
+            retries=point.study.execution.retries if retried else 0,
+            reuse=partial(self._reusable, point.key, point) if self.options.resume else None,
+        )
+
+    def measure_ahead(self, items: Sequence[pytest.Item]) -> None:
+        """Begin what selected items need of a runner that runs many cycles at a time; items then wait for theirs."""
+        if self.options.collect_only:
+            return
+        from pytest_llem.runners.ahead import begun_ahead
+
+        self._ahead = begun_ahead(items, self._measurer, self._from_store)
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
         return self._earlier.find(key, self._measurer.identity(point, self.store.environment), point.study.thresholds)
@@ -282,7 +294,11 @@ class LlemSession:
         self._measurer.unload()
 
     def close(self) -> None:
-        """Release the runners."""
+        """Release the runners; what was begun ahead and is not needed any more is cancelled."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._measurer.interrupt()
+            self._ahead.join()
         if "_measurer" in self.__dict__:
             self._measurer.close()
 

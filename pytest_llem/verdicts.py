@@ -48,17 +48,13 @@ def skip_if_precise(session: LlemSession, point: Point) -> None:
     execution = point.study.execution
     if not point.optional or execution.target_ci is None:
         return
-    from pytest_llem.precision import relative_half_width
-    from pytest_llem.results.metrics import metric
+    from pytest_llem.precision import precise_after
 
-    headline = metric(execution.headline)
-    values: list[float] = []
+    outcomes: list[Outcome] = []
     for cycle in range(1, point.cycle or 1):
-        outcome = session.get_or_measure(replace(point, cycle=cycle), item=None)
-        value = headline.of(outcome.result) if outcome.valid and outcome.result is not None else None
-        values += [value] if value is not None else []
-        width = relative_half_width(values)
-        if cycle >= execution.cycles and width is not None and width <= execution.target_ci:
+        outcomes.append(session.get_or_measure(replace(point, cycle=cycle), item=None))
+        width = precise_after(outcomes, execution)
+        if width is not None:
             pytest.skip(
                 f"precise enough: {execution.headline} ±{width:.2%} after {cycle} cycles "
                 f"(target_ci {execution.target_ci:.2%})"

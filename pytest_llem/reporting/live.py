@@ -65,6 +65,7 @@ class Cycle:
     events: Path
     since: float
     waiting: str | None = None
+    counts: str | None = None
     phase: str = "start"
     progress: str = ""
     _offset: int = field(default=0, repr=False)
@@ -149,6 +150,7 @@ class LiveStatus(threading.Thread):
             assert isinstance(since, float)
             cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since)
         cycle.waiting = str(waiting) if waiting is not None else None
+        cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()
 
     def _show(self, lines: list[str]) -> None:

@@ -130,7 +130,7 @@ def _environment(
         device_kind=job.devices.kind,
         device_count=len(job.devices.uuids),
         meter=job.meter.name,
-        inputs=input_facts(job.config),
+        inputs=input_facts(job.config) if run.inputs is None else run.inputs,
     )
     return Environment(
         fingerprint=fingerprint(facts),

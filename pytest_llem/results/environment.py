@@ -83,7 +83,7 @@ def identity(
     `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
     for; `inputs` is what is known of local files and of the hub's cache (`inputs.input_facts`). From the environment:
     the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode, and the versions of the
-    engine's packages when it runs in this Python (`runner` `local`).
+    engine's packages when it runs in that machine's Python (`local`, and `ray` without an image).
     """
     packages = environment.get("packages")
     cpu = environment.get("cpu")
@@ -102,7 +102,7 @@ def identity(
     for place, gpu in enumerate(gpus if isinstance(gpus, (list, tuple)) else ()):
         if isinstance(gpu, Mapping):
             facts.update({f"gpu{place}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
-    if runner == "local" and isinstance(packages, Mapping):
+    if (runner == "local" or (runner == "ray" and image is None)) and isinstance(packages, Mapping):
         facts.update({f"package_{name}": packages.get(name) for name in ENGINE_PACKAGES.get(engine, ())})
     return facts
 

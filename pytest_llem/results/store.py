@@ -184,7 +184,7 @@ class RunStore:
             measurement,
             report,
             study=key.study,
-            environment=self.environment,
+            environment=self._environment(report),
             device_peak_bytes=device_peaks(job_dir.samples, measured),
         )
         siblings = self._valid_siblings(key)
@@ -192,6 +192,12 @@ class RunStore:
         write_power(job_dir.samples, job_dir.power)
         write_text(job_dir.result, result.model_dump_json(indent=2) + "\n")
         return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
+
+    def _environment(self, report: RunReport) -> Mapping[str, JsonValue]:
+        """The host facts of where a cycle ran; the study's commit is this machine's to tell."""
+        if report.environment is None:
+            return self.environment
+        return {**report.environment, "git": self.environment.get("git")}
 
     def _valid_siblings(self, key: CycleKey) -> dict[int, Result]:
         """The other valid cycles of an experiment so far, by number."""

@@ -10,6 +10,7 @@ from pytest_llem.errors import JsonValue, RunnerError
 
 if TYPE_CHECKING:
     from pytest_llem.runners.protocol import Isolation, Runner, RunnerSpec
+    from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 
 __all__ = ["open_runner"]
 
@@ -20,13 +21,14 @@ def open_runner(
     *,
     isolation: Isolation = "process",
     docker: Mapping[str, JsonValue] | None = None,
+    ray: tuple[RaySettings, NodeTerms] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Runner:
     """A runner for the spec; only the chosen one is imported.
 
     `isolation` says for how long an engine stays loaded, which only the local runner can choose. `log_dir` receives
-    logs that outlive a cycle, `docker` is the study's section of that name, and `tell` gets a
-    sentence now and then while something takes long.
+    logs that outlive a cycle, `docker` is the study's section of that name, `ray` what it says for a cluster and its
+    nodes, and `tell` gets a sentence now and then while something takes long.
     """
     if isolation != "process":
         if spec.name != "local":
@@ -46,4 +48,7 @@ def open_runner(
         from pytest_llem.runners.docker import DockerRunner
 
         return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)
-    raise RunnerError(f"there is no runner {spec.name!r}", fix="use local or docker")
+    from pytest_llem.runners.ray.runner import RayRunner
+
+    assert ray is not None, "a runner on a cluster needs the study's settings for it"
+    return RayRunner(spec, log_dir, *ray)

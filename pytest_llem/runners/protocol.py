@@ -30,7 +30,11 @@ class RunnerSpec:
 
 @dataclass(frozen=True)
 class RunReport:
-    """How a cycle was run; goes into the result's `runner` section. `start_method` of `None` is the worker's to say."""
+    """How a cycle was run; goes into the result's `runner` section. `start_method` of `None` is the worker's to say.
+
+    `environment` (`results.environment.gather`) and `inputs` (`results.inputs.input_facts`) are those of the machine
+    that ran it, where that is another one.
+    """
 
     name: RunnerName
     source: RunnerSource
@@ -40,6 +44,8 @@ class RunReport:
     start_method: str | None = None
     notes: tuple[Note, ...] = ()
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    environment: Mapping[str, JsonValue] | None = None
+    inputs: Mapping[str, JsonValue] | None = None
 
 
 class Runner(Protocol):

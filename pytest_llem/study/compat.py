@@ -18,7 +18,7 @@ from pytest_llem.study.older_words import HARMLESS, MARKS, PREFIXES, REFUSED, RE
 from pytest_llem.study.problems import Problem
 
 _CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
-_RAW = ("name", "title", "tags", "base", "expect", "compare", "on_invalid", "id", "meter", "docker")
+_RAW = ("name", "title", "tags", "base", "expect", "compare", "on_invalid", "id", "meter", "docker", "ray")
 _IMPLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _OLD_WARMUP = (
     "enabled",

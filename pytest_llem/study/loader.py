@@ -86,6 +86,7 @@ class _Loader:
         execution = self._execution(data)
         runners = parts.runners(_text_map(top.get("runners")), engine_names(), self.sources.report)
         docker = parts.docker(data.get("docker"), self.path.parent, self.sources.report)
+        ray = parts.ray(data.get("ray"), self.path.parent, self.sources.report)
         meter = parts.meter(top.get("meter"), self.sources.report)
         axes, exclusions = self._axes(data)
         entries = self._entries(data, gates)
@@ -106,6 +107,7 @@ class _Loader:
             execution=execution,
             runners=runners,
             docker=docker,
+            ray=ray,
             meter=meter,
             thresholds=thresholds,
             tags=tags,

@@ -193,6 +193,8 @@ class Study:
     runners: Mapping[str, str] = field(default_factory=dict)
     docker: Mapping[str, JsonValue] = field(default_factory=dict)
     """What the study says of containers, checked; what it leaves out has its default in `DockerSettings`."""
+    ray: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the study asks of a cluster, checked; what it leaves out has its default in `RaySettings`."""
     meter: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """What the study sets of `energy.validity.Thresholds`, by name."""

@@ -29,6 +29,7 @@ from pytest_llem.study.problems import Location, Problem, suggest_or_list
 from pytest_llem.study.schema import Compare
 from pytest_llem.study.schema import Execution as ExecutionSection
 from pytest_llem.study.sections.docker import Docker
+from pytest_llem.study.sections.ray import Ray
 from pytest_llem.study.sections.validity import Validity
 
 VALIDITY = "measurement.validity"
@@ -146,6 +147,30 @@ def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonVa
     if isinstance(mounts, list):
         found["mounts"] = [str((directory / Path(str(place)).expanduser()).resolve()) for place in mounts]
     return found
+
+
+def ray(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
+    """What the section `ray` says, with local paths of its `runtime_env` made absolute, from `directory`."""
+    said = section(Ray, data, report, ("ray",))
+    found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
+    environment = found.get("runtime_env")
+    if isinstance(environment, Mapping):
+        given: dict[str, JsonValue] = {key: value for key, value in environment.items() if value is not None}
+        for key in ("py_modules", "working_dir", "pip", "uv", "conda"):
+            if key in given:
+                given[key] = _absolute(given[key], directory)
+        found["runtime_env"] = given
+    return found
+
+
+def _absolute(value: JsonValue, directory: Path) -> JsonValue:
+    """Names of files that exist, relative to `directory`, under their full names; all else as it is."""
+    if isinstance(value, list):
+        return [_absolute(item, directory) for item in value]
+    if not isinstance(value, str):
+        return value
+    path = directory / Path(value).expanduser()
+    return str(path.resolve()) if path.exists() else value
 
 
 def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str, JsonValue], dict[str, float]]:

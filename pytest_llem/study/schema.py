@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 from pytest_llem.study.model import Isolation, Order
 from pytest_llem.study.sections.docker import Docker
 from pytest_llem.study.sections.openai import OpenAI
+from pytest_llem.study.sections.ray import Ray
 from pytest_llem.study.sections.section import (
     Dtype,
     Fraction,
@@ -241,6 +242,7 @@ class StudyHead(Section):
         examples=[{"vllm": "docker"}],
     )
     docker: Docker = Field(default_factory=Docker, description="How containers are made.")
+    ray: Ray = Field(default_factory=Ray, description="What cycles ask of a Ray cluster.")
 
 
 class StudyMeasurement(Measurement):

@@ -1,0 +1,145 @@
+"""Before the first cycle: has a node of each kind the package and the engine, and does it take the study's settings?"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pytest_llem import __version__
+from pytest_llem.decode import decode, encode
+from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.signatures import SettingProblem, SignatureReport
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, RunnerError
+from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.preflight import MODULES
+from pytest_llem.runners.ray.cluster import Node, one_of_each_kind
+from pytest_llem.runners.ray.node import other_version
+from pytest_llem.runners.ray.outcomes import explain
+from pytest_llem.runners.ray.settings import RaySettings
+
+ANSWER_S = 900.0
+"""A runtime environment may have much to install."""
+
+
+@dataclass(frozen=True)
+class NodePreflight:
+    """What was found: `problems` forbid running, `facts` are what each node asked has, by hostname."""
+
+    problems: tuple[LlemError, ...] = ()
+    notices: tuple[Note, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def preflight_nodes(nodes: Sequence[Node], engine: str, settings: RaySettings) -> NodePreflight:
+    """Ask a node of each kind for its Python, its pytest-llem and the engine's packages.
+
+    An image on the node brings the engine; then only the package must be there.
+    """
+    modules = () if settings.image is not None else MODULES.get(engine, ())
+    problems: list[LlemError] = []
+    facts: dict[str, JsonValue] = {}
+    for node, answer in _ask(_probe(), nodes, settings, modules):
+        if isinstance(answer, LlemError):
+            problems.append(answer)
+            continue
+        facts[node.hostname] = {"kind": node.kind, **answer}
+        if answer["version"] != __version__:
+            problems.append(other_version(node.hostname, answer["version"], __version__))
+        elif answer["missing"]:
+            missing = ", ".join(answer["missing"])
+            problems.append(
+                EngineNotInstalledError(
+                    f"node {node.hostname} ({node.kind}): {answer['executable']} lacks {missing}, which the engine "
+                    f"{engine} needs",
+                    fix=f"install {missing} on the nodes (in their image), or name it in the study's ray.runtime_env: "
+                    f"{{pip: [{missing}]}}",
+                    details={"hostname": node.hostname, "missing": answer["missing"]},
+                )
+            )
+    return NodePreflight(tuple(problems), facts=facts)
+
+
+def check_settings_on_nodes(
+    nodes: Sequence[Node], configs: Sequence[ExperimentConfig], settings: RaySettings
+) -> SignatureReport:
+    """Compare settings of one engine with its signatures on a node of each kind; all that any node refuses."""
+    if settings.image is not None:
+        return SignatureReport(unchecked="the engine is in an image on the nodes")
+    problems: dict[str, SettingProblem] = {}
+    unchecked = None
+    for _, answer in _ask(check_settings_on_node, nodes, settings, encode(configs)):
+        if isinstance(answer, LlemError):
+            unchecked = answer.message
+            continue
+        report = decode(SignatureReport, answer)
+        problems.update({f"{problem.path}={json.dumps(problem.value)}": problem for problem in report.problems})
+        unchecked = report.unchecked or unchecked
+    return SignatureReport(tuple(problems.values()), unchecked)
+
+
+def check_settings_on_node(configs: JsonValue) -> JsonValue:
+    """The comparison, on a node."""
+    from pytest_llem.settings_check import check_here
+
+    assert isinstance(configs, list), "configurations are sent as a list"
+    with tempfile.TemporaryDirectory() as directory:
+        decoded = [decode(ExperimentConfig, config) for config in configs]
+        return encode(check_here(decoded, Path(directory), DeviceSet("cpu")))
+
+
+def _ask(
+    question: Callable[..., Any], nodes: Sequence[Node], settings: RaySettings, *arguments: object
+) -> Iterable[tuple[Node, Any]]:
+    """The answer of one node of each kind, or an `LlemError` for it; it takes no resources, so it need not wait."""
+    asked = one_of_each_kind(nodes)
+    remote = ray.remote(max_retries=0, num_cpus=0)(question)
+    environment = {"runtime_env": dict(settings.runtime_env)} if settings.runtime_env else {}
+    references = [
+        remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            name="llem preflight",
+            **environment,
+        ).remote(*arguments)
+        for node in asked
+    ]
+    for node, reference in zip(asked, references, strict=True):
+        where = f"node {node.hostname} ({node.kind})"
+        try:
+            yield node, ray.get(reference, timeout=ANSWER_S)
+        except ray_errors.GetTimeoutError:
+            ray.cancel(reference, force=True)
+            yield node, RunnerError(f"{where}: no answer within {ANSWER_S:g} s", fix="look at the node and Ray's logs")
+        except (ray_errors.RayError, ImportError) as error:
+            yield node, explain(error, where)
+
+
+def _probe() -> Callable[..., dict[str, Any]]:
+    """The question to a node as a closure, which travels whole: a node may lack this package."""
+
+    def probe(modules: Sequence[str]) -> dict[str, Any]:
+        import platform
+        import sys
+        from contextlib import suppress
+        from importlib.util import find_spec
+
+        version: str | None = None
+        with suppress(ImportError):
+            import pytest_llem
+
+            version = pytest_llem.__version__
+        return {
+            "python": platform.python_version(),
+            "executable": sys.executable,
+            "version": version,
+            "missing": [name for name in modules if find_spec(name) is None],
+        }
+
+    return probe

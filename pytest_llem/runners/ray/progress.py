@@ -1,0 +1,83 @@
+"""What the live status shows of a cluster: cycles pending, running and done, in all and per node."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import write_json
+from pytest_llem.reporting.live import ANNOUNCEMENTS
+
+FILE = "ray.json"
+PERIOD_S = 0.2
+
+
+class Progress:
+    """Counts cycles, and tells the process that owns the terminal through the run's directory. Threads may share it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / ANNOUNCEMENTS / FILE
+        self._lock = threading.Lock()
+        self._since = time.time()
+        self._written = 0.0
+        self._pending = 0
+        self._running: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+
+    def pending(self, count: int) -> None:
+        """So many more cycles wait (fewer, when negative)."""
+        with self._lock:
+            self._pending += count
+            self._tell()
+
+    def running(self, node: str) -> None:
+        """A cycle that waited has begun on a node."""
+        with self._lock:
+            self._pending -= 1
+            self._running[node] += 1
+            self._tell()
+
+    def done(self, node: str, *, again: bool = False) -> None:
+        """A cycle has ended on a node; `again` when it will be tried once more."""
+        with self._lock:
+            self._running[node] -= 1
+            self._pending += again
+            self._done[node] += not again
+            self._tell()
+
+    def text(self) -> str:
+        """One line, busy nodes first."""
+        nodes = sorted({*self._running, *self._done}, key=lambda node: (-self._running[node], node))
+        each = "; ".join(f"{node} {self._running[node]} running, {self._done[node]} done" for node in nodes)
+        total = f"{self._pending} pending, {self._running.total()} running, {self._done.total()} done"
+        return f"{total} ({each})" if each else total
+
+    def clear(self) -> None:
+        """Nothing runs any more."""
+        with self._lock:
+            self._path.unlink(missing_ok=True)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._written >= PERIOD_S:
+            self._written = now
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            events = str(self._path.with_suffix(".none"))
+            told: dict[str, JsonValue] = {
+                "title": "ray",
+                "events": events,
+                "since": self._since,
+                "waiting": None,
+                "progress": self.text(),
+            }
+            write_json(self._path, told)
+
+
+@cache
+def progress_of(run_dir: Path) -> Progress:
+    """The progress of a run: one for all its runners."""
+    return Progress(run_dir)

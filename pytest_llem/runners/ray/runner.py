@@ -1,0 +1,313 @@
+"""The Ray runner: submits a cycle as a task, waits for it, and brings its files here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+
+from pytest_llem import __version__
+from pytest_llem.containers.inputs import with_absolute_paths
+from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.signatures import SignatureReport
+from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError, RunnerError, from_dict
+from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
+from pytest_llem.runners.lease import Lease
+from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.ray.cluster import RayCluster, Request, connect, disconnect
+from pytest_llem.runners.ray.node import Delivery, NodeFacts, Order, encoded, measure_on_node
+from pytest_llem.runners.ray.outcomes import explain
+from pytest_llem.runners.ray.preflight import NodePreflight, check_settings_on_nodes, preflight_nodes
+from pytest_llem.runners.ray.progress import progress_of
+from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
+
+POLL_S = 1.0
+CANCEL_S = 10.0
+KILL_S = 5.0
+MOST_IN_FLIGHT = 512
+"""Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A node that was lost under a cycle."""
+
+    node: NodeFacts | None
+    error: NodeLostError
+
+    def facts(self) -> dict[str, JsonValue]:
+        """For the result's `runner.facts`."""
+        where = {"id": self.node.id, "hostname": self.node.hostname} if self.node else {"id": None, "hostname": None}
+        return {**where, "error": self.error.details.get("error")}
+
+
+class RayRunner:
+    """Runs cycles on a cluster; threads may run several at a time, each waiting for its own.
+
+    `terms` are what the nodes keep to. Nothing is connected before the first cycle.
+    """
+
+    def __init__(self, spec: RunnerSpec, run_dir: Path, settings: RaySettings, terms: NodeTerms) -> None:
+        self.spec = spec
+        self.settings = settings
+        self._terms = terms
+        self._progress = progress_of(run_dir)
+        self._ended = threading.Event()
+        self._tasks: set[Any] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def cluster(self) -> RayCluster:
+        """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
+        return connect(self.spec.address)
+
+    def in_flight(self, configs: Sequence[ExperimentConfig]) -> int:
+        """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each."""
+        if self.settings.max_in_flight is not None:
+            return self.settings.max_in_flight
+        requests = {str(request): request for request in map(self._request, configs)}
+        slots = max((self.cluster.slots(request) for request in requests.values()), default=1)
+        return max(1, min(2 * slots, MOST_IN_FLIGHT))
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> NodePreflight:
+        """Whether a node of each kind that may run these has the package and the engine."""
+        nodes = [node for config in configs for node in self.cluster.able(self._request(config))]
+        return preflight_nodes(nodes, engine, self.settings)
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with the signatures of the one on a node of each kind."""
+        nodes = [node for config in configs[:1] for node in self.cluster.able(self._request(config))]
+        return check_settings_on_nodes(nodes, configs, self.settings)
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """Run one cycle on a node that Ray chooses; the job directory has its files afterwards, the job's devices too.
+
+        Raises `LlemError` where there is no report: an infeasible request, a node that was lost too often, an
+        interruption, or what stopped the cycle on its node. A lease is the node's to take.
+        """
+        order = Order(
+            version=__version__,
+            job=replace(job, config=with_absolute_paths(job.config)),
+            source=self.spec.source,
+            gpus=0,
+            terms=self._terms,
+            image=self.settings.image,
+            threads_chosen="OMP_NUM_THREADS" in _variables(self.settings),
+        )
+        title = f"{job.study} {job.experiment_id} c{job.cycle}"
+        losses: list[Loss] = []
+        while True:
+            request = self._feasible(job.config)
+            node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses)
+            if delivery is not None:
+                break
+            if len(losses) > self.settings.node_losses:
+                raise _lost(title, losses)
+        assert node is not None, "what was delivered comes from a node"
+        _write(delivery.files, job_dir)
+        if delivery.error is not None:
+            raise from_dict(delivery.error)
+        assert delivery.report is not None, "without an error there is a report"
+        return self._report(delivery.report, node, losses)
+
+    def interrupt(self) -> None:
+        """Cancel what is outstanding; cycles that wait end with an `InterruptedCycleError`, and so do later ones."""
+        self._ended.set()
+        with self._lock:
+            tasks = list(self._tasks)
+        for task in tasks:
+            with contextlib.suppress(ray_errors.RayError, ValueError, TypeError):
+                ray.cancel(task)
+
+    def close(self) -> None:
+        """Cancel what is left, and leave the cluster."""
+        self.interrupt()
+        self._progress.clear()
+        disconnect()
+
+    def _request(self, config: ExperimentConfig) -> Request:
+        return self.cluster.request(config, self.settings)
+
+    def _feasible(self, config: ExperimentConfig) -> Request:
+        """The cycle's request, once the cluster has a node for it."""
+        wait_s = self.settings.wait_for_nodes_s
+        deadline = time.monotonic() + wait_s
+        with _demanded() as demand:
+            while True:
+                request = self._request(config)
+                if self.cluster.able(request):
+                    return request
+                if time.monotonic() >= deadline:
+                    raise self.cluster.infeasible(request, wait_s)
+                demand(request)
+                if self._ended.wait(POLL_S):
+                    raise _interrupted()
+
+    def _attempt(
+        self, order: Order, request: Request, title: str, losses: list[Loss]
+    ) -> tuple[NodeFacts | None, Delivery | None]:
+        """One submission: the node and what it delivered, or `None` when the node was lost, which is noted."""
+        node: NodeFacts | None = None
+        task = _task().options(**self._options(request, title, losses)).remote(encoded(order))
+        with self._lock:
+            self._tasks.add(task)
+        try:
+            first = self._next(task, title)
+            assert isinstance(first, NodeFacts), "a task tells first where it runs"
+            node = first
+            self._progress.running(node.hostname)
+            delivery = self._next(task, title)
+            assert isinstance(delivery, Delivery), "a task ends with what it delivers"
+        except NodeLostError as error:
+            losses.append(Loss(node, error))
+            if node is not None:
+                again = len(losses) <= self.settings.node_losses
+                self._progress.done(node.hostname, again=again)
+            return node, None
+        except BaseException:
+            _end(task)
+            if node is not None:
+                self._progress.done(node.hostname)
+            raise
+        finally:
+            with self._lock:
+                self._tasks.discard(task)
+        self._progress.done(node.hostname)
+        return node, delivery
+
+    def _next(self, task: Any, title: str) -> object:
+        """The next thing that a task tells, waited for as long as it takes."""
+        ready: list[Any] = []
+        while not ready:
+            if self._ended.is_set():
+                raise _interrupted()
+            ready, _ = ray.wait([task], timeout=POLL_S)
+        try:
+            return ray.get(next(task))
+        except StopIteration:
+            raise NodeLostError(f"{title}: its task ended without a word", details={"error": "silent"}) from None
+        except (ray_errors.RayError, ImportError) as error:
+            if self._ended.is_set():
+                raise _interrupted() from None
+            raise explain(error, title) from None
+
+    def _options(self, request: Request, title: str, losses: Sequence[Loss]) -> dict[str, Any]:
+        options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
+        if self.settings.runtime_env:
+            options["runtime_env"] = dict(self.settings.runtime_env)
+        lost = {loss.node.id for loss in losses if loss.node}
+        others = [node for node in self.cluster.able(request) if node.id not in lost]
+        if lost and others:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(lost))})"}
+        return options
+
+    def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss]) -> RunReport:
+        notes = report.notes
+        if losses:
+            names = ", ".join(loss.node.hostname if loss.node else "a node unknown" for loss in losses)
+            notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))
+        facts: dict[str, JsonValue] = {
+            "ray": self.cluster.version,
+            "node": {"id": node.id, "hostname": node.hostname, "address": node.address},
+            "node_losses": [loss.facts() for loss in losses],
+        }
+        return replace(report, source=self.spec.source, notes=notes, facts={**report.facts, **facts})
+
+
+@cache
+def _task() -> Any:
+    """The remote function: no retries of Ray's own, and worker processes that serve many cycles, each measured in a
+    process of its own."""
+    return ray.remote(max_retries=0, max_calls=0, num_returns="streaming", scheduling_strategy="SPREAD")(
+        measure_on_node
+    )
+
+
+@contextlib.contextmanager
+def _demanded() -> Iterator[Any]:
+    """Lets a cluster that grows by itself know what is asked for, until the block ends."""
+    waiting: list[Any] = []
+
+    def demand(request: Request) -> None:
+        if not waiting:
+            nothing = ray.remote(max_retries=0)(_nothing)
+            waiting.append(nothing.options(**request.options).remote())
+
+    try:
+        yield demand
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+
+
+def _nothing() -> None:
+    """Waits for a node, for the autoscaler to see."""
+
+
+def _end(task: Any) -> None:
+    """Cancel a task and wait until its node has ended the measured process; by force where that takes long."""
+    with contextlib.suppress(ray_errors.RayError, ValueError, TypeError):
+        ray.cancel(task)
+        if not _ends(task, CANCEL_S):
+            ray.cancel(task, force=True)
+            _ends(task, KILL_S)
+
+
+def _ends(task: Any, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while (left := deadline - time.monotonic()) > 0:
+        ready, _ = ray.wait([task], timeout=left)
+        if not ready:
+            return False
+        try:
+            ray.get(next(task))
+        except (StopIteration, ray_errors.RayError):
+            return True
+    return False
+
+
+def _interrupted() -> InterruptedCycleError:
+    return InterruptedCycleError("cancelled: the run ended before the cycle was done")
+
+
+def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
+    where = "; ".join(f"{loss.node.hostname if loss.node else 'unknown'}: {loss.error.message}" for loss in losses)
+    return NodeLostError(
+        f"{title}: lost with its node {len(losses)} times: {where}",
+        fix="look at Ray's logs of these nodes (out of memory?); ray.node_losses sets how often a cycle is tried again",
+        details={"losses": [loss.facts() for loss in losses]},
+    )
+
+
+def _variables(settings: RaySettings) -> dict[str, JsonValue]:
+    variables = settings.runtime_env.get("env_vars")
+    return dict(variables) if isinstance(variables, dict) else {}
+
+
+def _write(files: Any, job_dir: JobDir) -> None:
+    """The node's files, each atomically; those that say how the cycle ended come last."""
+    last = (job_dir.measurement.name, job_dir.error.name)
+    for name in sorted(files, key=lambda name: (name in last, name)):
+        if Path(name).name != name:
+            raise RunnerError(f"a node sent a file with the name {name!r}")
+        handle, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(files[name])
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(job_dir.path / name)
