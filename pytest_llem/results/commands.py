@@ -16,6 +16,7 @@ from pytest_llem.results.exports import export
 from pytest_llem.results.progress import counted
 from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.results.report.build import write_figures, write_report
+from pytest_llem.results.shards import by_whole_run
 from pytest_llem.study.limits import FailIf, check_condition, parse_fail_if
 
 
@@ -23,9 +24,7 @@ def compare_runs(options: argparse.Namespace) -> int:
     """`llem compare`: print the table; 1 when a limit is exceeded (or, strict, not judged)."""
     others: list[tuple[str, Results]] = []
     for path in options.others:
-        results = load(path)
-        runs = dict.fromkeys(result.run_id for result in results)
-        others += [(run, results.of_run(run)) for run in runs]
+        others += by_whole_run(path, load(path))
     limits = [fail_if(text) for text in options.fail_if]
     for name in options.allow:
         check_condition(name)

@@ -12,6 +12,7 @@ from pytest_llem.results.collection import Results
 from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
+from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.tables import markdown_table, table
 from pytest_llem.study.limits import FailIf, change_text
@@ -63,9 +64,14 @@ def compare(
     names = dict.fromkeys([*(metrics or HEADLINES), *by_limit])
     chosen = [metric(name) for name in names]
     rows: list[ComparedMetric] = []
+    by_hash: dict[tuple[str, str], list[Result]] = {}
+    for result in baseline:
+        by_hash.setdefault((result.study, result.experiment.config_hash), []).append(result)
+    by_id = baseline.by_experiment()
     for run, results in others:
         for (study, experiment_id), group in results.by_experiment().items():
-            before = _counterpart(baseline, study, experiment_id, group[0].experiment.config_hash)
+            same = by_hash.get((study, group[0].experiment.config_hash))
+            before = Results(tuple(same)) if same else by_id.get((study, experiment_id), Results(()))
             for found in chosen:
                 limit = by_limit.get(found.name)
                 row = _compare(run, study, experiment_id, found, before.valid, group.valid, limit, alpha, allow)
@@ -93,11 +99,6 @@ def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str
             shown += [run, *(f"  {line}" for line in table(HEAD, body, left=2)), ""]
         shown += [f"{'- ' if markdown else '  '}{note}" for note in _notes(mine)]
     return shown
-
-
-def _counterpart(baseline: Results, study: str, experiment_id: str, config_hash: str) -> Results:
-    same = baseline.where(lambda r: r.study == study and r.experiment.config_hash == config_hash)
-    return same or baseline.where(lambda r: r.study == study and r.experiment.id == experiment_id)
 
 
 def _compare(

@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_llem.errors import StoreError
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import read_manifest
+from pytest_llem.results.shards import shard_of
 from pytest_llem.results.tables import table
 
 HEAD = ("run", "started", "studies", "cycles", "valid", "reused", "other", "host", "state")
@@ -27,6 +28,7 @@ class RunRow:
     reused: int
     hostname: str | None
     finished: bool
+    shard: str | None = None
 
 
 def list_runs(out: Path) -> list[RunRow]:
@@ -43,7 +45,7 @@ def lines(rows: Sequence[RunRow]) -> list[str]:
         (
             row.run_id,
             row.started_at.replace("+00:00", "Z"),
-            ", ".join(row.studies) or "-",
+            (", ".join(row.studies) or "-") + (f" (shard {row.shard})" if row.shard else ""),
             str(sum(row.states.values())),
             str(row.states.get("valid", 0)),
             str(row.reused),
@@ -59,6 +61,7 @@ def lines(rows: Sequence[RunRow]) -> list[str]:
 def _row(run: Path) -> RunRow:
     manifest = read_manifest(run / MANIFEST)
     hostname = manifest.environment.get("hostname")
+    shard = shard_of(manifest)
     return RunRow(
         run_id=manifest.run_id,
         directory=str(run),
@@ -68,4 +71,5 @@ def _row(run: Path) -> RunRow:
         reused=sum(item.source_run is not None for item in manifest.items),
         hostname=hostname if isinstance(hostname, str) else None,
         finished=manifest.finished_at is not None,
+        shard=None if shard is None else str(shard),
     )

@@ -87,7 +87,8 @@ def gather_content(paths: Sequence[Path], *, watch: Watch = silent) -> Content:
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
-    several = len({key[0] for key in groups}) > 1
+    # Shards of a run share no experiment, and so need no run in their labels.
+    several = len({key[1:] for key in groups}) < len(groups)
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = _traces(results, runs)
