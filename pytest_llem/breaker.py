@@ -25,6 +25,8 @@ LASTING = {
     "gpu_not_visible": "machine",
     "not_released": "device",
     "disk_full": "machine",
+    "server_start": "server",
+    "server_not_ready": "server",
 }
 """Categories of errors that do not heal by themselves, and what an item must share to be hit by the same cause."""
 

@@ -46,7 +46,11 @@ class Outcome:
         if self.error is not None and self.error.fix:
             lines.append(f"  fix: {self.error.fix}")
         lines.append(f"  artifacts: {self.directory}")
-        if self.log_tail and self.error is not None:
+        server_log = self.error.details.get("log_tail") if self.error is not None else None
+        if isinstance(server_log, (list, tuple)) and server_log:
+            lines.append("  the server's log ends with:")
+            lines += [f"    {line}" for line in server_log[-LOG_LINES:]]
+        elif self.log_tail and self.error is not None:
             lines.append("  worker.log ends with:")
             lines += [f"    {line}" for line in self.log_tail[-LOG_LINES:]]
         return "\n".join(lines)

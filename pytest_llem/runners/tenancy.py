@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from pytest_llem.devices import Demand
 from pytest_llem.errors import JsonValue, NotReleasedError
@@ -13,7 +14,6 @@ from pytest_llem.job import DeviceSet, Job, JobDir
 from pytest_llem.runners.lease import Lease, OnWait, Tenant, take_lease
 from pytest_llem.runners.occupancy import Occupancy, released, require_free
 from pytest_llem.runners.protocol import Runner
-from pytest_llem.runners.resident import ResidentRunner
 
 
 class Tenancy:
@@ -66,11 +66,26 @@ class Tenancy:
         self.lease.release()
 
 
+@runtime_checkable
+class StaysLoaded(Protocol):
+    """A runner that leaves something on the devices after a cycle: an engine that is kept loaded, or a server."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is something on the devices, and so the lease that it was loaded under is still in use."""
+
+    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
+        """Whether what is loaded is what this job needs; its `job.json` has been written."""
+
+    def unload(self) -> None:
+        """Release the devices."""
+
+
 @dataclass(frozen=True)
 class Kept:
-    """A stay that outlives its cycle, because the runner keeps an engine loaded on the devices."""
+    """A stay that outlives its cycle, because the runner keeps something loaded on the devices."""
 
-    runner: ResidentRunner
+    runner: StaysLoaded
     tenancy: Tenancy
     title: str
 
@@ -135,11 +150,11 @@ class Devices:
         try:
             yield tenancy, job
         except BaseException:
-            if isinstance(runner, ResidentRunner):
+            if isinstance(runner, StaysLoaded):
                 runner.unload()
             tenancy.abandon()
             raise
-        if isinstance(runner, ResidentRunner) and runner.loaded:
+        if isinstance(runner, StaysLoaded) and runner.loaded:
             self._kept = Kept(runner, tenancy, f"the engine of {title}")
             return
         problem = tenancy.end(title)

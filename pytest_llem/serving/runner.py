@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError
-from pytest_llem.job import Job, JobDir, read_json
+from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir, read_json
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, Runner, RunnerSpec, RunReport
 from pytest_llem.serving.begin import begin_server
+from pytest_llem.serving.preflight import ServerPreflight, check_servers
 from pytest_llem.serving.server import Ended
-from pytest_llem.serving.spec import ServerSpec
-from pytest_llem.serving.starting import LOGS, ReadyServer, Tell, Waiting, start_server, words_of
+from pytest_llem.serving.spec import ServerSpec, starts_server
+from pytest_llem.serving.starting import LOGS, ReadyServer, Waiting, start_server, words_of
 
 STOP_GRACE_S = 10.0
 INTERRUPT_GRACE_S = 2.0
@@ -29,8 +30,15 @@ class ServingRunner:
     """
 
     def __init__(
-        self, inner: Runner, run_dir: Path, docker: Mapping[str, JsonValue], tell: Tell, *, keep: bool = True
+        self,
+        inner: Runner,
+        run_dir: Path,
+        docker: Mapping[str, JsonValue],
+        tell: Callable[[str | None], None],
+        *,
+        keep: bool = True,
     ) -> None:
+        """`tell` gets a sentence while a server is waited for, and `None` when it is there."""
         self.spec: RunnerSpec = inner.spec
         self._inner = inner
         self._run_dir = run_dir
@@ -69,11 +77,19 @@ class ServingRunner:
             _server_died(ready, how, job_dir)
         if how is not None or not self._keep:
             self.unload()
-        return replace(report, facts=facts)
+        image = ready.spec.image
+        digest = ready.server.facts.get("image_digest")
+        return replace(
+            report, facts=facts, image=image or report.image, image_digest=str(digest) if image else report.image_digest
+        )
 
     def unload(self) -> None:
         """Stop the server."""
         self._stop(STOP_GRACE_S)
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> ServerPreflight:
+        """Everything that would keep these experiments' servers from starting here, without starting or pulling any."""
+        return check_servers([config for config in configs if starts_server(config)], devices, self._docker)
 
     def close(self) -> None:
         """Stop the server and release the runner beside it."""
@@ -97,6 +113,7 @@ class ServingRunner:
         )
         begin = begin_server(spec, job, self._docker, lease, self._tell)
         self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, waiting, self._tell)
+        self._tell(None)
         return self._ready
 
     def _beside(
