@@ -136,6 +136,7 @@ class Measurer:
             **tenancy.facts,
             **cooled.facts,
             "preflight": checked,
+            **self._shard(),
             "concurrent_workers": concurrent,
         }
         return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
@@ -169,7 +170,7 @@ class Measurer:
         with self._lock:
             self._breaker.record(failed, dependencies)
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
-        return job_dir.read_job(), replace(report, facts={**report.facts, "preflight": checked}, notes=notes)
+        return job_dir.read_job(), replace(report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes)
 
     def in_flight(self, points: Sequence[Point]) -> int | None:
         """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
@@ -235,6 +236,9 @@ class Measurer:
                 runner, self._run_dir, study.docker, lambda text: self._say(text), keep=keeps_servers()
             )
         return self._runners[name]
+
+    def _shard(self) -> dict[str, JsonValue]:
+        return {} if self._options.shard is None else {"shard": str(self._options.shard)}
 
     def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
         """Check once per engine and runner, in whichever process comes first; what was found holds for all items."""
