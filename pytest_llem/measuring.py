@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.neighbours import Neighbours
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
+from pytest_llem.serving.preflight import known_image
+from pytest_llem.serving.spec import ServerSpec, starts_server
 
 if TYPE_CHECKING:
     from pytest_llem.point import Point
@@ -48,6 +50,7 @@ class Measurer:
         self._breaker = Breaker()
         self._devices = Devices()
         self._lock = threading.Lock()
+        self._say: Callable[[str | None], None] = lambda _: None
         self.placement = Placement(options)
         self.places: Mapping[tuple[str, str, int], int] = {}
         """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
@@ -76,6 +79,9 @@ class Measurer:
 
     def _image(self, spec: RunnerSpec, point: Point) -> str | None:
         """What a container's image is known by: its digest where it lies here already, else its name."""
+        if starts_server(point.experiment.config):
+            image = point.experiment.config.settings.get("image")
+            return known_image(str(image)) if image is not None else None
         known = getattr(self._runner(spec, point.study), "known_image", None) if spec.name == "docker" else None
         return (known(point.experiment.engine) if known is not None else None) or spec.image
 
@@ -96,6 +102,8 @@ class Measurer:
         if refused is not None:
             raise refused
         runner = self._runner(spec, study)
+        if starts_server(experiment.config):
+            runner = self._beside_server(runner, study)
         checked = self._preflight(runner, point, demand.first())
         title = f"{study.name} {experiment.id} c{point.cycle}"
         place = self.places.get((study.name, experiment.id, point.cycle or 1))
@@ -117,6 +125,7 @@ class Measurer:
             ):
                 devices, neighbours = job.devices, Neighbours(self._run_id)
                 dependencies = _dependencies(point, spec, Demand.exactly(devices))
+                self._say = announcement.say
                 announcement.say("cooling down")
                 loaded = bool(getattr(runner, "loaded", False))
                 cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
@@ -297,6 +306,7 @@ def _preflight_name(runner: Runner, point: Point) -> str:
 
 def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
     """What a cycle needs that others may need too, by kind: see `breaker.LASTING`."""
+    config = point.experiment.config
     return {
         "engine": point.experiment.engine,
         "model": point.experiment.model,
@@ -304,6 +314,7 @@ def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, s
         "image": spec.image or f"the default image of {point.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,
+        "server": repr(ServerSpec.of(config, demand.first())) if starts_server(config) else None,
         # Where there is a choice of devices, it may fall on others than those that failed.
         "device": " ".join(demand.candidates) if demand.forced else None,
     }

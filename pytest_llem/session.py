@@ -144,6 +144,7 @@ class LlemSession:
             overrides, execution = self.options.overrides, self.options.execution
             study = load_study(path, overrides=overrides, execution=execution)
             if self.options.baseline and not any(experiment.compare for experiment in study.experiments):
+            from pytest_llem.serving.plan import require_possible_servers
                 limits = {study.execution.headline: DEFAULT_LIMIT}
                 study = load_study(path, overrides=replace(overrides, fail_if=limits), execution=execution)
             for other in self._studies.values():
@@ -158,6 +159,7 @@ class LlemSession:
 
     def require_engines(self, study: Study) -> None:
         """Refuse a study, before anything runs, whose engine cannot be imported where it would run."""
+            require_possible_servers(study, self)
         if self.options.collect_only or self.options.skip_preflight:
             return
         self._measurer.placement.require(study)
@@ -168,7 +170,11 @@ class LlemSession:
         return [*shard, *self._runner_notices(study)]
 
     def _runner_notices(self, study: Study) -> list[str]:
-        return [note.message for note in self._measurer.placement.plan(study).notices]
+        from pytest_llem.serving.plan import server_notice
+
+        starts = server_notice(study)
+        found = [note.message for note in self._measurer.placement.plan(study).notices]
+        return found if starts is None else [*found, starts]
 
     def beyond(self, study: Study) -> Mapping[str, str]:
         """Experiments of a study that this machine has too few devices for, with the reason; nothing in a dry run."""
