@@ -139,12 +139,12 @@ class LlemSession:
         """Load a study, once; `StudyError` when it is wrong, or when another study of this run has its name."""
         if path not in self._studies:
             from pytest_llem.errors import StudyError
+            from pytest_llem.serving.plan import require_possible_servers
             from pytest_llem.study import load_study
 
             overrides, execution = self.options.overrides, self.options.execution
             study = load_study(path, overrides=overrides, execution=execution)
             if self.options.baseline and not any(experiment.compare for experiment in study.experiments):
-            from pytest_llem.serving.plan import require_possible_servers
                 limits = {study.execution.headline: DEFAULT_LIMIT}
                 study = load_study(path, overrides=replace(overrides, fail_if=limits), execution=execution)
             for other in self._studies.values():
@@ -154,12 +154,12 @@ class LlemSession:
                         fix="give one of them another `name:`",
                     )
             require_possible(study, self)
+            require_possible_servers(study, self)
             self._studies[path] = study
         return self._studies[path]
 
     def require_engines(self, study: Study) -> None:
         """Refuse a study, before anything runs, whose engine cannot be imported where it would run."""
-            require_possible_servers(study, self)
         if self.options.collect_only or self.options.skip_preflight:
             return
         self._measurer.placement.require(study)
