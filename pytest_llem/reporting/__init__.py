@@ -27,16 +27,30 @@ class Reporting:
         self._live: LiveStatus | None = None
         self._annotations: list[str] = []
         self._failing: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         self._report: HtmlReport | None = None
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
             self._stream = _terminal_stream()
 
+    def pytest_report_header(self) -> list[str]:
+        """Say which shards of the studies on the command line run; xdist's controller collects nothing itself."""
+        return self._shards()
+
     def pytest_report_collectionfinish(self) -> list[str]:
         """Say what the user should know about the studies before they run."""
         studies = [] if self._session.options.collect_only else self._session.studies
-        return [f"llem: {notice}" for study in studies for notice in (*study.notices, *self._session.notices(study))]
+        told = [f"llem: {notice}" for study in studies for notice in (*study.notices, *self._session.notices(study))]
+        return [*self._shards(), *told]
+
+    def _shards(self) -> list[str]:
+        """A line for each study whose shard was not told yet; the plan of a dry run has it too."""
+        if self._session.sharding is None or self._session.options.collect_only:
+            return []
+        new = [study for study in self._session.studies if study.name not in self._told]
+        self._told.update(study.name for study in new)
+        return [f"llem: {line}" for line in self._session.sharding.lines(new)]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Iterator[None]:
