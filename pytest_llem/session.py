@@ -165,11 +165,7 @@ class LlemSession:
         self._measurer.placement.require(study)
 
     def notices(self, study: Study) -> list[str]:
-        """What the user should know about a study's shard and runners, a sentence each."""
-        shard = self.sharding.lines([study]) if self.sharding is not None else ()
-        return [*shard, *self._runner_notices(study)]
-
-    def _runner_notices(self, study: Study) -> list[str]:
+        """What the user should know about a study's runners, a sentence each."""
         from pytest_llem.serving.plan import server_notice
 
         starts = server_notice(study)
