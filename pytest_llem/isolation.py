@@ -42,7 +42,9 @@ def require_possible(study: Study, session: LlemSession) -> None:
 
     Engines that stay loaded cannot be had where others would need their devices, nor a cluster beside xdist.
     """
-    distributed = session.run.worker is not None or session.config.getoption("dist", "no") != "no"
+    option = session.config.getoption
+    asked = option("dist", "no") != "no" or bool(option("numprocesses", None))
+    distributed = session.run.worker is not None or asked
     engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
     if distributed and any(session.runner_spec(engine, study).name == "ray" for engine in engines):
         raise IsolationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "llem_study(path, allow_invalid=False): run this test once per cycle or experiment of a study (llem_result)",
     )
-    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
-    if worker_input is not None:
-        config.stash[RUN] = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
-    else:
-        made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(2)}", None)
-    if config.getoption("llem_study") or any(names_study(argument) for argument in config.args):
+    _identify(config)
+    if _names_studies(config):
         from pytest_llem.session import begin
 
         begin(config)
@@ -101,18 +96,55 @@ def pytest_configure(config: pytest.Config) -> None:
         checked(config)
 
 
+def _identify(config: pytest.Config) -> None:
+    """Say which run this process belongs to, once."""
+    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker_input is not None:
+        config.stash[RUN] = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
+    elif RUN not in config.stash:
+        made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(2)}", None)
+
+
 def names_study(argument: str) -> bool:
     """Whether a command-line argument is a study file, or a node id inside one."""
     return argument.partition("::")[0].endswith((".yaml", ".yml"))
 
 
+def _names_studies(config: pytest.Config) -> bool:
+    return bool(config.getoption("llem_study")) or any(names_study(argument) for argument in config.args)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Answer `-n auto` by the devices, where the command line names studies; before anything is configured."""
+    if not _names_studies(config):
+        return None
+    _identify(config)
+    from pytest_llem.distribution.workers import auto_workers
+
+    return auto_workers(config)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to."""
+    """Tell an xdist worker which run it belongs to, and what it must refuse."""
+    from pytest_llem.distribution.scheduling import why_unfit
+
     node.workerinput["llem_run"] = node.config.stash[RUN].id
+    node.workerinput["llem_unfit"] = why_unfit(node.config)
     llem = node.config.stash.get(SESSION, None)
     if llem is not None:
         node.workerinput["llem_settled"] = llem.settled
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """Begin in the controller when a worker's tests asked for a study that the command line does not name."""
+    if SESSION not in node.config.stash and node.config.stash[RUN].lock.exists():
+        from pytest_llem.distribution.controller import begin_late
+
+        begin_late(node.config, ids)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import pickle
 import signal
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.collection import Collected, take_in_studies
+from pytest_llem.distribution.controller import distribute
+from pytest_llem.distribution.scheduling import refused_in_worker
 from pytest_llem.errors import LlemError
 from pytest_llem.isolation import refuse_combinations, require_possible
 from pytest_llem.options import RunOptions, run_options
 from pytest_llem.point import Point, point_of
 from pytest_llem.sharding import Sharding
-from pytest_llem.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.stash import CHECKED, COLLECTED, REPORTING, RUN, SESSION, RunIdentity
 from pytest_llem.study.places import Relocator
 from pytest_llem.verdicts import properties, set_properties
 
@@ -46,10 +47,13 @@ DEFAULT_LIMIT = "5%"
 def begin(config: pytest.Config) -> LlemSession:
     """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named.
 
-    A worker of xdist gets the settings and the studies that the controller has loaded and checked.
+    A worker of xdist gets the settings and the studies that the controller has loaded and checked. The controller of
+    workers that meet their first study while they collect, by a marker, begins when they have collected.
     """
+    refused_in_worker(config)
     settled = getattr(config, "workerinput", {}).get("llem_settled")
-    session = checked(config) if settled is None else LlemSession.resettled(config, settled)
+    session = LlemSession.resettled(config, settled) if settled is not None else config.stash.get(CHECKED, None)
+    session = session or checked(config)
     take_in_studies(config)
     config.stash[COLLECTED] = Collected()
     config.pluginmanager.register(config.stash[COLLECTED], "llem-collected")
@@ -62,6 +66,7 @@ def begin(config: pytest.Config) -> LlemSession:
             config.option.xmlpath = str(session.run_dir / "junit.xml")
         config.stash[REPORTING] = Reporting(config, session)
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
+        distribute(config, session)
     if settled is None:
         refuse_combinations(config, session)
     config.stash[SESSION] = session
@@ -205,12 +210,11 @@ class LlemSession:
 
             from pytest_llem.results.store import RunStore
 
-            lock = Path(tempfile.gettempdir()) / f"llem-{self.run.id}.lock"
-            with FileLock(lock):
+            with FileLock(self.run.lock):
                 exists = (self.run_dir / "run.json").exists()
                 self._store = RunStore.open(self.run_dir) if exists else RunStore.create(self.options.out, self.run.id)
             if self.run.in_controller:
-                lock.unlink(missing_ok=True)
+                self.run.lock.unlink(missing_ok=True)
         return self._store
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
@@ -253,14 +257,27 @@ class LlemSession:
         return EarlierRuns(self.options.out, self.run.id)
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
-        """Record the plan in the run's manifest, from the process that reports or from the first worker."""
+        """Record the plan in the run's manifest, from the process that reports or from the first worker that comes."""
         points = [point for item in items if (point := point_of(item)) is not None]
-        if points and not self.options.collect_only and self.run.worker in (None, "gw0"):
+        if points and self.run.worker is not None:
+            cycles = [(point.study.name, point.experiment.id, point.cycle) for point in points]
+            self._measurer.places = {cycle: place for place, cycle in enumerate(cycles)}
+        if points and not self.options.collect_only and self._first_to_plan():
             from pytest_llem.collection import study_plans
             from pytest_llem.results.manifest import rebuild_manifest
 
             facts = self.sharding.facts(self.studies) if self.sharding is not None else None
             rebuild_manifest(self.store.run_dir, studies=study_plans(points), facts=facts)
+
+    def _first_to_plan(self) -> bool:
+        """Whether no other worker of the run has written the plan, which is the same in all."""
+        from pytest_llem.results.store import LOCKS
+
+        try:
+            (self.store.run_dir / LOCKS / "planned").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def conclude(self, failing: Collection[tuple[str, str]] = ()) -> None:
         """Bring the run's manifest and summaries up to date, and save a baseline where one was asked for.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_llem.collection import Collected
+    from pytest_llem.distribution.tally import Tally
     from pytest_llem.reporting import Reporting
     from pytest_llem.session import LlemSession
 
@@ -25,8 +28,16 @@ class RunIdentity:
         """Whether this process reports; an xdist worker does not."""
         return self.worker is None
 
+    @property
+    def lock(self) -> Path:
+        """The file that processes of the run lock to make its directory; there once a worker has met a study."""
+        return Path(tempfile.gettempdir()) / f"llem-{self.id}.lock"
+
 
 RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
+CHECKED: pytest.StashKey[LlemSession] = pytest.StashKey()
+"""A session that was made before its process was set up."""
 SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()
+TALLY: pytest.StashKey[Tally] = pytest.StashKey()

@@ -55,16 +55,28 @@ class Reporting:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Iterator[None]:
         """Show live status while tests run."""
-        if self._stream is not None:
+        self.start_live()
+        try:
+            return (yield)
+        finally:
+            self._stop_live()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """End the live status where it began in the middle of the loop."""
+        self._stop_live()
+
+    def start_live(self) -> None:
+        """Show live status from now on; xdist's controller may learn of the first study when its loop runs already."""
+        if self._stream is not None and self._live is None:
             isatty = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
             width = self._config.get_terminal_writer().fullwidth
             self._live = LiveStatus(self._session.run_dir, self._stream, terminal=isatty, width=width)
             self._live.start()
-        try:
-            return (yield)
-        finally:
-            if self._live is not None:
-                self._live.stop()
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,11 @@ TERMINAL_PERIOD_S = 0.25
 CALM_PERIOD_S = 30.0
 CALM_CHECK_S = 1.0
 
-# A line of its own below pytest's: make room, remember the cursor, go down, write, come back (VT100).
-SHOW = "\x1bD\x1bM\x1b7\x1bD\r\x1b[2K{}\x1b8"
-CLEAR = "\x1b7\x1bD\r\x1b[2K\x1b8"
+MOST_LINES = 8
+WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
+
+# Lines of their own below pytest's: make room, remember the cursor, go down, write, come back (VT100).
+DOWN, UP, LINE, SAVE, RESTORE = "\x1bD", "\x1bM", "\x1bD\r\x1b[2K", "\x1b7", "\x1b8"
 
 
 class Announcement:
@@ -52,9 +55,36 @@ class Announcement:
         """Tell what the cycle waits for, or `None` once it runs."""
         write_json(
             self._path,
-            {"title": self._title, "events": str(self._events), "since": self._since, "waiting": waiting},
+            {
+                "title": self._title,
+                "events": str(self._events),
+                "since": self._since,
+                "waiting": waiting,
+                "pid": os.getpid(),
+                "worker": os.environ.get(WORKER_VARIABLE),
+            },
             durable=False,
         )
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What a worker of xdist says that it measures: the announcement's file, the process, and the cycle's events."""
+
+    path: Path
+    worker: str
+    pid: int
+    events: Path
+
+
+def announced(run_dir: Path) -> Iterator[Announced]:
+    """What the workers of xdist have announced and not taken back."""
+    for path in (run_dir / ANNOUNCEMENTS).glob("*.json"):
+        with contextlib.suppress(StoreError):
+            data = read_json(path)
+            pid, worker = data.get("pid"), data.get("worker")
+            if isinstance(pid, int) and isinstance(worker, str):
+                yield Announced(path, worker, pid, Path(str(data["events"])))
 
 
 @dataclass
@@ -64,6 +94,7 @@ class Cycle:
     title: str
     events: Path
     since: float
+    worker: str | None = None
     waiting: str | None = None
     counts: str | None = None
     phase: str = "start"
@@ -71,9 +102,10 @@ class Cycle:
     _offset: int = field(default=0, repr=False)
 
     def line(self) -> str:
-        """One line: what, phase, progress, elapsed time."""
-        state = self.waiting or f"{self.phase}{self.progress}"
-        return f"{self.title}: {state}, {time.time() - self.since:.0f} s"
+        """One line: who, what, phase, progress, elapsed time."""
+        who = f"[{self.worker}] " if self.worker else ""
+        state = self.waiting or self.counts or f"{self.phase}{self.progress}"
+        return f"{who}{self.title}: {state}, {time.time() - self.since:.0f} s"
 
     def follow(self) -> None:
         """Read the events that are new."""
@@ -96,8 +128,13 @@ class Cycle:
             self.progress = f"{share}, repeat {repeat}" if repeat is not None else share
 
 
+def _by_worker(cycle: Cycle) -> tuple[int, str]:
+    """`gw2` before `gw10`."""
+    return (len(cycle.worker or ""), cycle.worker or "")
+
+
 class LiveStatus(threading.Thread):
-    """Shows the announced cycles: one line kept up to date on a terminal, a calm line now and then elsewhere."""
+    """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a calm line now and then."""
 
     def __init__(self, run_dir: Path, stream: IO[str], *, terminal: bool, width: int) -> None:
         super().__init__(name="llem-live-status", daemon=True)
@@ -108,7 +145,7 @@ class LiveStatus(threading.Thread):
         self._cycles: dict[Path, Cycle] = {}
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._shown = False
+        self._shown = 0
         self._spoken: dict[tuple[str, str], float] = {}
 
     def run(self) -> None:
@@ -121,11 +158,9 @@ class LiveStatus(threading.Thread):
                 self._speak()
 
     def clear(self) -> None:
-        """Take the line away before pytest writes one of its own."""
+        """Take the lines away before pytest writes one of its own."""
         with self._lock:
-            if self._shown:
-                self._write(CLEAR)
-                self._shown = False
+            self._draw([])
 
     def stop(self) -> None:
         """End the thread and leave the terminal clean."""
@@ -140,7 +175,7 @@ class LiveStatus(threading.Thread):
                 self._update(path)
         for path in set(self._cycles) - found:
             del self._cycles[path]
-        return [cycle.line() for cycle in self._cycles.values()]
+        return [cycle.line() for cycle in sorted(self._cycles.values(), key=_by_worker)]
 
     def _update(self, path: Path) -> None:
         data = read_json(path)
@@ -148,28 +183,34 @@ class LiveStatus(threading.Thread):
         cycle = self._cycles.get(path)
         if cycle is None or (cycle.title, cycle.since) != (title, since):
             assert isinstance(since, float)
-            cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since)
+            worker = str(data["worker"]) if data.get("worker") else None
+            cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since, worker)
         cycle.waiting = str(waiting) if waiting is not None else None
         cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()
 
     def _show(self, lines: list[str]) -> None:
         with self._lock:
-            if lines:
-                more = f" (+{len(lines) - 1} more)" if len(lines) > 1 else ""
-                self._write(SHOW.format(f"{lines[0]}{more}"[: max(self._width - 1, 20)]))
-                self._shown = True
-            elif self._shown:
-                self._write(CLEAR)
-                self._shown = False
+            if len(lines) > MOST_LINES:
+                lines = [*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more"]
+            self._draw(lines)
+
+    def _draw(self, lines: list[str]) -> None:
+        """Write lines below the cursor in place of those that are there, and bring the cursor back."""
+        height = max(len(lines), self._shown)
+        if height:
+            texts = [line[: max(self._width - 1, 20)] for line in lines] + [""] * (height - len(lines))
+            self._write("".join([DOWN * height, UP * height, SAVE, *(f"{LINE}{text}" for text in texts), RESTORE]))
+        self._shown = len(lines)
 
     def _speak(self) -> None:
         """On a dumb terminal or in CI: what is waited for at once, anything else only when it takes long."""
         now = time.time()
         for cycle in self._cycles.values():
-            key = (cycle.title, cycle.waiting or "")
+            key = (cycle.title, "waiting" if cycle.waiting else "")
             last = self._spoken.get(key)
-            if (last is None and cycle.waiting) or now - max(last or 0.0, cycle.since) >= CALM_PERIOD_S:
+            waits = cycle.waiting is not None and now - cycle.since >= CALM_CHECK_S
+            if (last is None and waits) or now - max(last or 0.0, cycle.since) >= CALM_PERIOD_S:
                 self._spoken[key] = now
                 with self._lock:
                     self._write(f"\nllem: {cycle.line()}\n")

@@ -42,7 +42,9 @@ class Holder:
         if self.hostname != platform.node():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+            process = psutil.Process(self.pid)
+            # The crashed worker of a living controller stays a zombie until the controller ends.
+            return abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

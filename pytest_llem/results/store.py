@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError
@@ -46,6 +46,9 @@ from pytest_llem.runners.protocol import RunReport
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
 
 LOCKS = ".locks"
+HANDOVER_S = 5.0
+ABANDONED = "next holder"
+"""The origin of an error that was written for a process which is gone, by whoever came to the cycle next."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,31 @@ class RunStore:
         """
         return self.outcome(key) or self._under_lock(key, measure, retries, reuse)
 
-    def _under_lock(self, key: CycleKey, measure: Measure, retries: int, reuse: Callable[[], Reuse] | None) -> Outcome:
+    def abandon(self, key: CycleKey, error: WorkerCrashedError) -> Outcome:
+        """Record that the process which was to measure a cycle is gone, unless the cycle has ended otherwise.
+
+        Raises `StoreError` when another process has the cycle in hand.
+        """
         directory = self.directory(key)
+        try:
+            with self._lock(key).acquire(timeout=HANDOVER_S):
+                state = read_state(directory)
+                if state is None or state.state == "running" or _found_abandoned(directory, state):
+                    state = (state or begin(key, None)).ended("crashed", (error.message,))
+                    write_state(directory, state)
+                    JobDir(directory).write_error(error, origin="controller")
+                return _outcome(key, directory, state)
+        except Timeout:
+            raise StoreError(f"{key}: another process has it in hand") from None
+
+    def _lock(self, key: CycleKey) -> FileLock:
         lock = self.run_dir / LOCKS / ("_".join(key.directory.parts) + ".lock")
         lock.parent.mkdir(exist_ok=True)
-        with FileLock(lock):
+        return FileLock(lock)
+
+    def _under_lock(self, key: CycleKey, measure: Measure, retries: int, reuse: Callable[[], Reuse] | None) -> Outcome:
+        directory = self.directory(key)
+        with self._lock(key):
             state = read_state(directory)
             if state is not None and state.state == "running":
                 state = _abandoned(directory, state)
@@ -275,10 +298,15 @@ def _abandoned(directory: Path, state: CycleState) -> CycleState:
         )
     pid = state.holder.pid if state.holder else "unknown"
     error = WorkerCrashedError(f"{state.key}: the pytest process that measured it (pid {pid}) died")
-    JobDir(directory).write_error(error, origin="pytest")
+    JobDir(directory).write_error(error, origin=ABANDONED)
     ended = state.ended("crashed", (error.message,))
     write_state(directory, ended)
     return ended
+
+
+def _found_abandoned(directory: Path, state: CycleState) -> bool:
+    """Whether somebody who knew less has recorded already that the cycle was abandoned."""
+    return state.state == "crashed" and read_json(JobDir(directory).error).get("origin") == ABANDONED
 
 
 def _set_aside(directory: Path, attempt: int) -> None:

@@ -49,6 +49,7 @@ __all__ = [
 POLL_S = 0.1
 ENDING_S = 10.0
 SHOWN_HOLDERS = 3
+FACTS_BYTES = 1024
 OnWait = Callable[[str], None]
 
 
@@ -78,17 +79,18 @@ class Lease:
         self.devices = devices
         self.names = tuple(descriptors)
         self.descriptors = tuple(descriptors.values())
-        self.previous = dict(previous or {})
+        self.previous = {name: facts for name, facts in (previous or {}).items() if name in descriptors}
         self._tenant = tenant
         self.occupied_by(pid=os.getpid())
 
     def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
         """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
         who = {"title": self._tenant.title, "run": self._tenant.run}
-        text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode()
+        # In one write and padded, so that whoever reads meanwhile never finds half of it.
+        text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode().ljust(FACTS_BYTES)
         for descriptor in self.descriptors:
-            os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
+            os.ftruncate(descriptor, len(text))
 
     def release(self) -> None:
         """Close this process's descriptors; the lock lives on while the measured process holds its own."""
@@ -125,16 +127,15 @@ def take_lease(
         return Lease(demand.first(), {}, tenant)
     told = sorted(demand.in_order_of_preference(), key=lambda name: holder(name).get("not_released") is not None)
     with Waiting(told, demand.count, tenant.run, tenant.place) as waiting:
-        held = _wait(waiting, time.monotonic() + timeout_s, on_wait)
+        lease = _wait(waiting, demand, tenant, time.monotonic() + timeout_s, on_wait)
     try:
-        previous = {name: holder(name) for name in held}
-        for name, facts in previous.items():
+        for name, facts in lease.previous.items():
             end_leftover(facts, lease_file(name))
             remove_leftover_container(facts)
-        return Lease(demand.of(held), held, tenant, previous)
     except BaseException:
-        _close(held)
+        lease.release()
         raise
+    return lease
 
 
 def end_leftovers() -> list[int]:
@@ -148,21 +149,20 @@ def end_leftovers() -> list[int]:
     return ended
 
 
-def _wait(waiting: Waiting, deadline: float, on_wait: OnWait | None) -> dict[str, int]:
+def _wait(waiting: Waiting, demand: Demand, tenant: Tenant, deadline: float, on_wait: OnWait | None) -> Lease:
     said: str | None = None
     ended = False
     while True:
-        held, ahead = _take(waiting)
-        if held:
-            return held
+        look = _look(waiting, demand, tenant)
+        if look.lease is not None:
+            return look.lease
         waiting.alive()
-        names, count = waiting.ticket.candidates, waiting.ticket.count
-        busy = {name: holder(name) for name in names if not is_free(name)}
+        names, count, busy = waiting.ticket.candidates, demand.count, look.busy
         gone = [name for name, facts in busy.items() if end_leftover(facts, lease_file(name)) is not None]
-        reason = _reason(busy, ahead)
+        reason = _reason(busy, look.ahead)
         if gone and not ended:
             ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
-        elif not gone and (busy or ahead) and reason != said and on_wait is not None:
+        elif not gone and (busy or look.ahead) and reason != said and on_wait is not None:
             on_wait(f"waiting for {_wanted(names, count)}: {reason}")
             said = reason
         if time.monotonic() >= deadline:
@@ -174,8 +174,17 @@ def _wait(waiting: Waiting, deadline: float, on_wait: OnWait | None) -> dict[str
         time.sleep(POLL_S)
 
 
-def _take(waiting: Waiting) -> tuple[dict[str, int], int]:
-    """Lock the devices that it is this process's turn to take, by name, and how many others are before it."""
+@dataclass(frozen=True)
+class _Look:
+    """What a process found when it looked for devices: a lease, or who has them and how many are before it in line."""
+
+    lease: Lease | None
+    busy: Mapping[str, Mapping[str, JsonValue]]
+    ahead: int
+
+
+def _look(waiting: Waiting, demand: Demand, tenant: Tenant) -> _Look:
+    """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks."""
     ticket = waiting.ticket
     with deciding():
         free = _lock_free(ticket.candidates)
@@ -183,7 +192,13 @@ def _take(waiting: Waiting) -> tuple[dict[str, int], int]:
             others = waiting.others()
             # What came free since it was looked at is not locked: it is for the next look.
             mine = granted(ticket, others, lambda name: name in free if name in ticket.candidates else is_free(name))
-            return {name: free.pop(name) for name in sorted(mine)}, turns([*others, ticket]).index(ticket)
+            previous = {name: holder(name) for name in ticket.candidates}
+            lease = None
+            if mine:
+                lease = Lease(demand.of(mine), {name: free[name] for name in sorted(mine)}, tenant, previous)
+                free = {name: descriptor for name, descriptor in free.items() if name not in mine}
+            busy = {name: facts for name, facts in previous.items() if name not in free and name not in mine}
+            return _Look(lease, busy, turns([*others, ticket]).index(ticket))
         finally:
             _close(free)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_llem.runners.lease_files import lease_dir, leases_are_off, read_facts, try_lock
+from pytest_llem.runners.lease_queue import deciding
 
 WORKER_COUNT_VARIABLE = "PYTEST_XDIST_WORKER_COUNT"
 CLOCK_STEP_NS = 20_000_000
@@ -25,15 +26,21 @@ class Neighbours:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._since_ns = time.time_ns() - CLOCK_STEP_NS
-        self._others = set(self._seen())
+        self._others = self._seen()
 
     def count(self) -> int:
         """How many there were, this process included."""
         workers = int(os.environ.get(WORKER_COUNT_VARIABLE, "1"))
-        return workers + len(self._others.union(self._seen()))
+        return workers + len(self._others | self._seen())
 
-    def _seen(self) -> Iterator[tuple[object, object]]:
-        for path in () if leases_are_off() else lease_dir().glob("*.lock"):
+    def _seen(self) -> set[tuple[object, object]]:
+        if leases_are_off():
+            return set()
+        with deciding():
+            return set(self._others_in(lease_dir()))
+
+    def _others_in(self, directory: Path) -> Iterator[tuple[object, object]]:
+        for path in directory.glob("*.lock"):
             facts = read_facts(path)
             mine = facts.get("run") == self._run_id or (facts.get("run") is None and facts.get("owner") == os.getpid())
             if facts and not mine and _used_since(path, self._since_ns):

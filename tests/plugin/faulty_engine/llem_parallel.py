@@ -1,0 +1,57 @@
+"""An engine that says which devices it sees, takes as long as it is told, and can be where a process dies.
+
+Its section: `seconds` of a repeat, `tensor_parallel_size`, and `number` to tell experiments apart. The model is what
+happens while it loads: `none`, `crash` (the pytest process that measures dies, and the engine goes on loading).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+from pytest_llem.engines.protocol import Completion, Progress, Request
+from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet, ExperimentConfig
+from tests.plugin.faulty_engine.llem_faulty import FaultyEngine
+
+
+class ParallelEngine(FaultyEngine):
+    """Sleeps instead of generating."""
+
+    name = "parallel"
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """Remember what is asked for."""
+        seconds = config.settings.get("seconds", 0.0)
+        self.seconds = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+        return super().prepare(config, devices)
+
+    def load(self) -> None:
+        """Kill the pytest process that started this one, if asked, and stay."""
+        if self.fault == "crash":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(3600)
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """All tokens at the end of the time."""
+        start = time.monotonic_ns()
+        time.sleep(self.seconds)
+        end = time.monotonic_ns()
+        return [
+            Completion(
+                request.index,
+                len(request.token_ids),
+                (65,) * request.max_new_tokens,
+                start,
+                end,
+                "length",
+                (end,) * request.max_new_tokens,
+            )
+            for request in requests
+        ]
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """The devices that the process was shown."""
+        return {**super().effective(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "pytest": os.getppid()}
