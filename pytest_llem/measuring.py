@@ -28,6 +28,7 @@ from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.neighbours import Neighbours
 from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
+from pytest_llem.running_server import require_reachable, residual_allowance
 from pytest_llem.serving.preflight import known_image
 from pytest_llem.serving.spec import ServerSpec, starts_server
 
@@ -118,7 +119,7 @@ class Measurer:
                     Tenant(title, self._run_id, place),
                     partial(self._job, point, attempt, job_dir),
                     job_dir,
-                    residual_bytes=execution.residual_memory_bytes,
+                    residual_bytes=residual_allowance(experiment.config, execution.residual_memory_bytes),
                     timeout_s=LEASE_TIMEOUT_S,
                     on_wait=announcement.say,
                 ) as (tenancy, job),
@@ -254,6 +255,7 @@ class Measurer:
         check = getattr(runner, "preflight", None)
         if self._options.skip_preflight:
             return "skipped"
+        require_reachable(point.experiment.config)
         if check is None:
             return "none needed"
         engine, study = point.experiment.engine, point.study

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,18 @@ from pytest_llem.energy.owners import ancestors
 LISTENING = "0A"
 TUNNELS = ("ssh", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
 """Programs whose listening port leads to another machine."""
-PROXIES = ("docker-proxy", "rootlessport", "slirp4netns", "pasta", "nginx", "haproxy", "envoy", "traefik", "caddy", "socat")
+PROXIES = (
+    "docker-proxy",
+    "rootlessport",
+    "slirp4netns",
+    "pasta",
+    "nginx",
+    "haproxy",
+    "envoy",
+    "traefik",
+    "caddy",
+    "socat",
+)
 """Programs that pass requests on to a process which is not theirs."""
 
 
@@ -68,11 +78,11 @@ def _inodes(port: int, proc: Path) -> Iterator[str]:
 
 
 def _pids(proc: Path) -> Sequence[int]:
-    return [int(entry.name) for entry in os.scandir(proc) if entry.name.isdigit()]
+    return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
 
 
 def _holds(pid: int, sockets: set[str], proc: Path) -> bool:
     try:
-        return any(os.readlink(entry.path) in sockets for entry in os.scandir(proc / str(pid) / "fd"))
+        return any(str(entry.readlink()) in sockets for entry in (proc / str(pid) / "fd").iterdir())
     except OSError:
         return False

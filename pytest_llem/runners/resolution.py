@@ -154,7 +154,8 @@ def plan_runners(
                     f"{'runs' if len(free) == 1 else 'run'} in Docker; choose with --llem-runner=ENGINE=SPEC",
                 )
             )
-    homeless = [engine for engine in missing if planned[engine].name == "local"]
+    wanting = [*missing, *(e for e in planned if e in INSTALL_HINTS and e not in (*exclusive, *installed))]
+    homeless = [engine for engine in wanting if planned[engine].name == "local"]
     if homeless:
         problems.append(_not_installed(homeless, exclusive, daemon))
     names = sorted({spec.name for spec in planned.values()})
@@ -172,10 +173,12 @@ def plan_runners(
 def _not_installed(homeless: list[str], exclusive: list[str], daemon: bool) -> RunnerError:
     install = "; ".join(INSTALL_HINTS[engine] for engine in homeless)
     several = len(exclusive) > 1
-    docker = "use --llem-runner=docker" if daemon else "start a Docker daemon and use --llem-runner=docker"
+    docker = "use --llem-runner=docker, or " if daemon else "start a Docker daemon and use --llem-runner=docker, or "
+    if not exclusive:
+        docker = ""
     return RunnerError(
         f"{', '.join(homeless)} cannot run here: not installed"
         + (f", and {', '.join(exclusive)} rarely fit in one environment" if several else ""),
-        fix=f"{docker}, or {'give each its own environment: ' if several else ''}{install}",
+        fix=f"{docker}{'give each its own environment: ' if several else ''}{install}",
         details={"engines": list(homeless)},
     )

@@ -31,8 +31,13 @@ def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]
     return found
 
 
-def work_notes(requests: Sequence[Request], completions: Iterable[Completion]) -> list[Note]:
-    """Notes on completions that are not the work that was asked for; failed ones are told apart elsewhere."""
+def work_notes(
+    requests: Sequence[Request], completions: Iterable[Completion], *, caching_asked: bool = False
+) -> list[Note]:
+    """Notes on completions that are not the work that was asked for; failed ones are told apart elsewhere.
+
+    Cached prompt tokens are what was meant where the study asks for a prefix cache (`caching_asked`).
+    """
     wanted = {request.index: request for request in requests}
     wrong_length = cached = 0
     for completion in completions:
@@ -47,7 +52,7 @@ def work_notes(requests: Sequence[Request], completions: Iterable[Completion]) -
         found.append(
             Note("output_length_differs", f"{wrong_length} answers do not have the number of tokens that was asked for")
         )
-    if cached:
+    if cached and not caching_asked:
         found.append(
             Note("prefix_cache_hit", f"{cached} prompt tokens came from a prefix cache instead of being computed")
         )

@@ -260,7 +260,7 @@ def _invalid(
     job: Job, engine: Engine, effective: Mapping[str, JsonValue], observed: Observed, runner: RepeatRunner
 ) -> tuple[Note, ...]:
     notes = settings_differ(job.config, effective)
-    notes += work_notes(runner.requests, observed.completions)
     asked = bool(job.config.settings.get("enable_prefix_caching"))
+    notes += work_notes(runner.requests, observed.completions, caching_asked=asked)
     reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
     return tuple(notes + ([reset] if reset is not None else []))

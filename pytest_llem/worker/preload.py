@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 PRELOADS = {
@@ -29,7 +30,19 @@ PRELOADS = {
         "pytest_llem.worker.cycle",
         "pytest_llem.energy",
     ),
+    "openai": (
+        "aiohttp",
+        "pytest_llem.engines.openai.engine",
+        "pytest_llem.worker.cycle",
+        "pytest_llem.energy",
+    ),
 }
+TOKENIZERS = (
+    "transformers",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.configuration_llama",
+)
+"""What the client of a server makes prompts with, where it is installed."""
 
 
 def preload(engine: str) -> None:
@@ -38,8 +51,13 @@ def preload(engine: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # numpy's OpenBLAS starts its thread pool on import; nothing here computes with numpy.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    for name in PRELOADS[engine]:
+    tokenizers = TOKENIZERS if engine == "openai" and find_spec("transformers") is not None else ()
+    for name in (*PRELOADS[engine], *tokenizers):
         importlib.import_module(name)
+    if tokenizers:
+        from transformers import AutoConfig, AutoTokenizer
+
+        del AutoConfig, AutoTokenizer
     if engine == "transformers":
         # transformers resolves these names lazily, on first use: use them here, once for all children.
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig

@@ -58,8 +58,6 @@ class Client:
     """
 
     def __init__(self, settings: ClientSettings) -> None:
-        import aiohttp
-
         self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._headers = {"Content-Type": "application/json"}
@@ -78,9 +76,7 @@ class Client:
             self._cancel_all()
             raise
 
-    def ask(
-        self, url: str, body: JsonBody = None, *, timeout_s: float = ASIDE_TIMEOUT_S, post: bool = False
-    ) -> Reply:
+    def ask(self, url: str, body: JsonBody = None, *, timeout_s: float = ASIDE_TIMEOUT_S, post: bool = False) -> Reply:
         """One question beside the measurement: GET, or POST with a body. `RequestFailedError` without answer."""
         return self.run(self._ask(url, body, timeout_s, post or body is not None))
 

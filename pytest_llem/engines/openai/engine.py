@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pytest_llem.energy.protocol import Note
+from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.openai import probe
 from pytest_llem.engines.openai.bodies import Bodies
@@ -26,7 +27,6 @@ from pytest_llem.engines.protocol import (
     Progress,
     Quiesced,
     Request,
-    TextOnly,
     Tokenizer,
 )
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
@@ -75,7 +75,7 @@ class OpenAIEngine:
         self.capabilities = Capabilities(token_times=settings.stream, prefix_cache=True, serves=True)
         self._client = client = Client(settings)
         probe.wait_until_ready(client, settings)
-        self._server = probe.examine(client, settings, config.model)
+        self._server = probe.examine(client, settings, _name_of(config.model))
         if loaded:
             self.load()
         return f"{self._server.kind} {self._server.version or ''}".strip()
@@ -87,7 +87,7 @@ class OpenAIEngine:
         self._found = found = find_tokenizer(config, client, settings.root, server.model)
         self._observations = Observations(client, settings)
         self._bodies = bodies = Bodies(config, settings, server.model, server.kind)
-        probe.agree(client, settings, bodies, found.tokenizer, ids=not isinstance(found.tokenizer, TextOnly))
+        probe.agree(client, settings, bodies, found)
 
     def tokenizer(self) -> Tokenizer:
         """See `Engine.tokenizer`."""
@@ -97,7 +97,7 @@ class OpenAIEngine:
         """See `Engine.generate`. Raises `EngineError` when every request fails."""
         client, bodies, server = self._ready()
         check_lengths(requests, None, server.longest if server.longest is not None else _NO_LIMIT)
-        decode = self.tokenizer().decode
+        decode = self._tokenizer().text_of
         timed = bodies.sends("timings_per_token")
         going = [
             Sent(request, bodies.body(request, decode), len(request.token_ids) or None, timed) for request in requests
@@ -254,3 +254,8 @@ class OpenAIEngine:
 
 
 _NO_LIMIT = 1 << 62
+
+
+def _name_of(model: str) -> str:
+    """What a server that lists no models calls the one it was started with."""
+    return str(builtin_path(model)) if is_builtin(model) else model

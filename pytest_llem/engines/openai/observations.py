@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +17,8 @@ from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
 
+BUNCHED_REL = 0.5
+"""From this share on, what the client saw of the times between tokens is how they were sent or read, not made."""
 LATE_S = 0.05
 """From this on, a request that was sent after its time is worth a word."""
 
@@ -39,6 +42,7 @@ class Observations:
         self._untimed = self._given_differs = 0
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
+        self._timed_tokens = self._bunched_tokens = 0
         self._lateness_s = 0.0
 
     def add(self, requests: Sequence[Request], done: Sequence[Completion]) -> None:
@@ -55,6 +59,9 @@ class Observations:
             self._long += completion.generated > request.max_new_tokens
             self._untimed += completion.token_times_ns is None
             self._given_differs += bool(request.token_ids) and completion.input_tokens != len(request.token_ids)
+            times = completion.token_times_ns or ()
+            self._timed_tokens += max(0, len(times) - 1)
+            self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times))
             self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
         self._timings += self._client.latest_timings
         self._lateness_s = max(self._lateness_s, self._client.lateness_s)
@@ -105,8 +112,8 @@ class Observations:
             invalid.append(
                 Note(
                     "ignore_eos_ignored",
-                    f"{self._short} answers ended before the length that was asked for: the server does not go on after "
-                    "the end of sequence; set workload.ignore_eos: false, or give it its own switch in openai.extra",
+                    f"{self._short} answers ended before the length that was asked for: the server does not go on "
+                    "after the end of sequence; set workload.ignore_eos: false, or give it its own switch in openai.extra",
                 )
             )
         counters = self._statistics.get("server_counters")
@@ -126,7 +133,16 @@ class Observations:
                 else "were not streamed"
             )
             warnings.append(Note("token_times_unknown", f"itl is null: {self._untimed} answers {why}"))
-        if self._given_differs:
+        bunched = self._bunched_tokens / self._timed_tokens if self._timed_tokens else 0.0
+        if bunched > BUNCHED_REL:
+            warnings.append(
+                Note(
+                    "tokens_bunched",
+                    f"{bunched:.0%} of the tokens came together with the one before: itl and tpot are those of their "
+                    "arrival in bunches",
+                )
+            )
+        if self._given_differs and config.settings.get("api") != "chat":
             warnings.append(
                 Note(
                     "input_tokens_differ",

@@ -10,8 +10,9 @@ from typing import Any
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, Reply, Sent
 from pytest_llem.engines.openai.failures import RequestFailedError
-from pytest_llem.engines.openai.settings import ClientSettings
-from pytest_llem.engines.protocol import Completion, Request, Tokenizer
+from pytest_llem.engines.openai.settings import ClientSettings, unreachable
+from pytest_llem.engines.openai.tokenizers import Found
+from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import EngineError, EngineSettingError, LlemError, ServerUnreachableError
 
 LOADING = 503
@@ -55,15 +56,6 @@ def wait_until_ready(client: Client, settings: ClientSettings) -> None:
         time.sleep(POLL_S)
 
 
-def unreachable(url: str, text: str) -> ServerUnreachableError:
-    """Nothing answers at a URL."""
-    return ServerUnreachableError(
-        f"nothing answers at {url}: {text}",
-        fix="start the server, correct openai.base_url, or set openai.command to have it started",
-        details={"base_url": url},
-    )
-
-
 def examine(client: Client, settings: ClientSettings, model: str) -> Server:
     """What the server is, and which model it serves: the one named, else its first, else the study's."""
     listed = _asked(client, settings.base_url + "/models")
@@ -97,17 +89,17 @@ def examine(client: Client, settings: ClientSettings, model: str) -> Server:
     return Server("unknown", version, served, None, None, longest)
 
 
-def agree(client: Client, settings: ClientSettings, bodies: Bodies, tokenizer: Tokenizer, ids: bool) -> Completion:
+def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> Completion:
     """Send requests for one token until the server takes one; `bodies` then knows what it takes.
 
     Raises `EngineError` when it takes none, or when its answer lacks what a measurement needs.
     """
     text = "Light"
-    tokens = tuple(tokenizer.encode(text)) if ids else ()
+    tokens = () if found.source is None else tuple(found.tokenizer.encode(text))
     bodies.sends_ids = bodies.sends_ids and bool(tokens)
     request = Request(-1, tokens, 1, ignore_eos=True, text=text)
     for _ in range(TRIES):
-        body = bodies.body(request, tokenizer.decode)
+        body = bodies.body(request, found.text_of)
         reply = _posted(client, settings, body)
         if reply.status == 200:
             break
@@ -150,7 +142,7 @@ def _refused(settings: ClientSettings, reply: Reply) -> LlemError:
         )
     return EngineError(
         f"the server at {settings.base_url} refuses a request for one token: HTTP {reply.status}: {said}",
-        fix="correct what it names, or look into the server's log",
+        fix="correct what it names (openai.served_model?), or look into the server's log",
         details={"status": reply.status},
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.errors import EngineSettingError, JsonValue, ServerUnreachableError
 from pytest_llem.job import ExperimentConfig
 
 CLIENT = (
@@ -123,6 +123,15 @@ def api_url(url: str) -> str:
     if not path.rpartition("/")[2].startswith("v"):
         path += "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def unreachable(url: str, text: str) -> ServerUnreachableError:
+    """Nothing answers at a URL."""
+    return ServerUnreachableError(
+        f"nothing answers at {url}: {text}",
+        fix="start the server, correct openai.base_url, or set openai.command to have it started",
+        details={"base_url": url},
+    )
 
 
 def _key(name: str, environment: Mapping[str, str]) -> str:

@@ -31,6 +31,12 @@ class Found:
     source: str | None
     shape: ModelShape | None = None
     doubt: str | None = None
+    bos_id: int | None = None
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of a prompt's ids, without the token that the server itself puts first."""
+        led = self.bos_id is not None and bool(ids) and ids[0] == self.bos_id
+        return self.tokenizer.decode(ids[1:] if led else ids)
 
 
 class ServerTokenizer:
@@ -87,20 +93,23 @@ def find_tokenizer(config: ExperimentConfig, client: Client, root: str, served: 
 
     The model's is held against the server's on a short text: ids of another vocabulary would be other prompts.
     """
-    server: ServerTokenizer | None = ServerTokenizer(client, root, served)
-    theirs: list[int] | None = None
-    try:
-        theirs = server.encode(SAMPLE) if server is not None else None
-    except RequestFailedError:
-        server = None
+    server = ServerTokenizer(client, root, served)
+    theirs = _answer_of(server)
     own, shape, reason = _of_model(config)
     if own is not None:
         if theirs is None or own.encode(SAMPLE) == theirs:
-            return Found(own, "model", shape)
+            return Found(own, "model", shape, bos_id=own.bos_id)
         reason = f"the tokenizer of {config.model} is not that of the server"
-    if server is not None:
-        return Found(server, "server", None, reason if own is not None else None)
+    if theirs is not None:
+        return Found(server, "server", None, reason if own is not None else None, server.bos_id)
     return Found(TextOnly(f"the prompts need a tokenizer: {reason}, and the server has no /tokenize", FIX), None)
+
+
+def _answer_of(server: ServerTokenizer) -> list[int] | None:
+    try:
+        return server.encode(SAMPLE)
+    except RequestFailedError:
+        return None
 
 
 def _of_model(config: ExperimentConfig) -> tuple[HubTokenizer | None, ModelShape | None, str]:

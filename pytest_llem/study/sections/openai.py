@@ -51,6 +51,11 @@ class OpenAI(Section):
         examples=["/ready"],
     )
     ready_timeout_s: PositiveFloat = Field(600.0, description="Longest time until a started server answers.")
+    enable_prefix_caching: bool | None = Field(
+        None,
+        description="Whether the server reuses the cache of common prefixes: true keeps that, false says that it was "
+        "started without. Null: it is found out, and emptied before every repeat.",
+    )
     extra: Extra = Field(
         default_factory=dict,
         description="Passed through: fields of the request's body.",

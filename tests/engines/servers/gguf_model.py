@@ -89,7 +89,7 @@ def _converted(name: str, tensor: Any, heads: dict[str, int]) -> tuple[str, Any]
 
 
 def _interleaved(tensor: Any, heads: int) -> Any:
-    """Rows in llama.cpp's order, which rotates neighbouring rows where transformers rotates the two halves of a head."""
+    """Rows in the order of llama.cpp, which rotates neighbouring rows where transformers rotates halves of a head."""
     rows, columns = tensor.shape
     halves = tensor.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
