@@ -72,10 +72,11 @@ class ServingRunner:
             self._stop(INTERRUPT_GRACE_S)
             raise
         facts: dict[str, JsonValue] = {**report.facts, "server": ready.facts(self._run_dir, reused=reused)}
+        still_there = ready.still_there()
         how = ready.server.ended()
         if how is not None:
             _server_died(ready, how, job_dir)
-        if how is not None or not self._keep:
+        if not (still_there and self._keep):
             self.unload()
         image = ready.spec.image
         digest = ready.server.facts.get("image_digest")

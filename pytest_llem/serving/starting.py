@@ -18,6 +18,7 @@ from pytest_llem.serving.server import Ended, Server, log_tail
 from pytest_llem.serving.spec import LOOPBACK, ServerSpec
 
 PORTS_TRIED = 3
+DYING_S = 2.0
 LOGS = "servers"
 _PORT_TAKEN = re.compile(
     r"address (is )?already in use|errno 98|EADDRINUSE|could not bind|couldn't bind", re.IGNORECASE
@@ -36,14 +37,23 @@ class ReadyServer:
     id: str
     spec: ServerSpec
     server: Server
-    port: int
+    readiness: Readiness
     process: ServerProcess
     cycles: int = 0
 
     @property
     def base_url(self) -> str:
         """Where clients find it."""
-        return f"http://{LOOPBACK}:{self.port}/v1"
+        return f"http://{LOOPBACK}:{self.readiness.port}/v1"
+
+    def still_there(self) -> bool:
+        """Whether it answers yet, asked between cycles; one that has just died is given the time to be seen dead."""
+        if self.readiness.asked():
+            return self.server.ended() is None
+        deadline = time.monotonic() + DYING_S
+        while self.server.ended() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return False
 
     def facts(self, run_dir: Path, *, reused: bool) -> dict[str, JsonValue]:
         """For the result's `runner.facts`."""
@@ -84,9 +94,10 @@ def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting:
         log = new_log(logs, name)
         port = free_port()
         started_ns = time.monotonic_ns()
+        readiness = Readiness(port, waiting.path, waiting.api_key_env)
         server = begin(port, log)
         try:
-            problem = _wait(server, Readiness(port, waiting.path, waiting.api_key_env), waiting.timeout_s, spec, tell)
+            problem = _wait(server, readiness, waiting.timeout_s, spec, tell)
         except BaseException:
             server.stop(0.0)
             redact_file(log, secrets_of(os.environ).values())
@@ -94,7 +105,7 @@ def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting:
         if problem is None:
             ready_s = (time.monotonic_ns() - started_ns) / 1e9
             process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
-            return ReadyServer(log.stem, spec, server, port, process)
+            return ReadyServer(log.stem, spec, server, readiness, process)
         server.stop(0.0)
         redact_file(log, secrets_of(os.environ).values())
         if attempt == PORTS_TRIED or not port_taken(log):

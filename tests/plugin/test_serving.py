@@ -1,0 +1,365 @@
+"""Servers that are started for cycles: shared, watched, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.job import (
+    Deadlines,
+    Decoding,
+    DeviceSet,
+    ExperimentConfig,
+    Job,
+    JobDir,
+    MeasurementSettings,
+    MeterSettings,
+    WorkloadSettings,
+    read_json,
+)
+from pytest_llem.runners.lease import Lease
+from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.serving import readiness, starting
+from pytest_llem.serving import runner as serving_runner
+from pytest_llem.serving.runner import ServingRunner
+
+SERVER = Path(__file__).parent / "serving" / "scripted_server.py"
+GONE_S = 30.0
+
+
+@dataclass
+class Client:
+    """In place of a worker: asks for completions, with an event for each, and writes down how it went."""
+
+    spec: RunnerSpec = field(default_factory=lambda: RunnerSpec("local", "default"))
+    requests: int = 3
+    patient: bool = False
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        url = f"{job_dir.read_job().config.settings['base_url']}/completions"
+        try:
+            for _ in range(self.requests):
+                body = json.dumps({"prompt": "a b", "max_tokens": 2}).encode()
+                request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    json.load(answer)
+                on_event({"event": "progress"})
+        except OSError as problem:
+            deadline = time.monotonic() + GONE_S
+            while self.patient and time.monotonic() < deadline:
+                time.sleep(0.05)
+                on_event({"event": "heartbeat"})
+            job_dir.write_error(LlemError(f"the client was cut off: {problem}"))
+        else:
+            job_dir.measurement.write_text("{}")
+        return RunReport("local", "default", "process", facts={"client": "ran"})
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def job_of(cycle: int = 1, *faults: str, dtype: str = "float32", **settings: JsonValue) -> Job:
+    command: list[JsonValue] = [sys.executable, str(SERVER), "--model", "{model}", "--port", "{port}"]
+    config = ExperimentConfig(
+        model="builtin:tiny-llama",
+        engine="openai",
+        dtype=dtype,
+        weights="real",
+        workload=WorkloadSettings("synthetic", prompts=2, input_tokens=8, output_tokens=4, seed=0),
+        decoding=Decoding(),
+        measurement=MeasurementSettings(min_duration_s=0.05),
+        settings={
+            "command": command,
+            "server_args": ["--dtype", "{dtype}", *faults],
+            "ready_timeout_s": 60,
+            **settings,
+        },
+    )
+    return Job(
+        "run", "study", "one", "0" * 16, config, cycle, 1, DeviceSet("cpu"), MeterSettings(), Deadlines(timeout_s=60)
+    )
+
+
+@dataclass
+class Bench:
+    """A serving runner with its client, in a directory of its own."""
+
+    path: Path
+    client: Client = field(default_factory=Client)
+    said: list[str | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.runner = ServingRunner(self.client, self.path, {}, self.said.append)
+        self._count = 0
+
+    def run(self, job: Job) -> tuple[JobDir, Mapping[str, Any]]:
+        """Run a cycle as `runners.tenancy` would: a server that cannot serve it is stopped first."""
+        self._count += 1
+        job_dir = JobDir(self.path / f"job-{self._count}")
+        job_dir.write_job(job)
+        if not self.runner.can_serve(job, job_dir):
+            self.runner.unload()
+        report = self.runner.run(job, job_dir, lambda event: None)
+        server: Any = report.facts.get("server", {})
+        return job_dir, server
+
+    def log(self, number: int) -> str:
+        return (self.path / "servers" / f"study-{number}.log").read_text()
+
+
+def left(path: Path) -> list[int]:
+    """Processes that were started for a test in this directory: all of them have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get("LLEM_TEST_MARK") == str(path)
+        except psutil.Error:
+            continue
+        if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def gone(path: Path) -> bool:
+    deadline = time.monotonic() + GONE_S
+    while left(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not left(path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("LLEM_TEST_MARK", str(tmp_path))
+    made = Bench(tmp_path)
+    yield made
+    made.runner.close()
+    assert left(tmp_path) == []
+
+
+def error_of(job_dir: JobDir) -> dict[str, Any]:
+    assert not job_dir.measurement.exists()
+    return dict(read_json(job_dir.error))
+
+
+def test_cycles_share_a_server_until_one_needs_another(bench: Bench) -> None:
+    first_dir, first = bench.run(job_of())
+    second_dir, second = bench.run(replace(job_of(2), experiment_id="other"))
+    _, third = bench.run(job_of(3, dtype="bfloat16"))
+
+    assert [one["id"] for one in (first, second, third)] == ["study-1", "study-1", "study-2"]
+    assert [one["reused"] for one in (first, second, third)] == [False, True, False]
+    assert [one["cycle"] for one in (first, second, third)] == [1, 2, 1]
+    assert first_dir.measurement.exists()
+    job = second_dir.read_job()
+    assert job.server is not None
+    assert job.server.started_as == "command"
+    assert job.server.ready_s == first["ready_s"] > 0.3
+    assert first["log"] == "servers/study-1.log"
+    assert "as float32 to ''" in bench.log(1), "it sees no GPU that was not leased"
+    assert "as bfloat16 to ''" in bench.log(2)
+    assert bench.runner.loaded
+    assert [text for text in bench.said if text is None] == [None, None], "told when each server was ready"
+
+
+def test_the_process_named_in_the_job_is_the_root_of_all_that_the_server_runs(bench: Bench) -> None:
+    job_dir, _ = bench.run(job_of(1, "--child"))
+
+    server = job_dir.read_job().server
+    assert server is not None
+    assert server.pid is not None
+    tree = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
+    assert tree == set(left(bench.path)) - {server.pid}
+    assert len(tree) == 2
+
+
+def test_a_server_that_ends_early_is_an_error_with_its_code_and_last_words(bench: Bench) -> None:
+    job_dir, _ = bench.run(job_of(1, "--fault", "early"))
+
+    error = error_of(job_dir)
+    assert error["category"] == "server_start"
+    assert error["details"]["exit_code"] == 3
+    assert "ended with exit code 3: ValueError: this model cannot be served" in error["message"]
+    assert error["log_tail"][-1] == "ValueError: this model cannot be served"
+    assert not bench.runner.loaded
+
+
+def test_a_server_that_is_never_ready_is_killed_at_its_deadline(bench: Bench) -> None:
+    job_dir, _ = bench.run(job_of(1, "--fault", "never", ready_timeout_s=1.0))
+
+    error = error_of(job_dir)
+    assert error["category"] == "server_not_ready"
+    assert "within 1 s (openai.ready_timeout_s)" in error["message"]
+    assert "/health was answered with HTTP 503" in error["message"]
+    assert left(bench.path) == []
+
+
+def test_a_program_that_is_not_there_is_said_before_and_when_it_is_started(bench: Bench) -> None:
+    job = job_of(command=["no-such-server", "{model}", "{port}"])
+    job_dir, _ = bench.run(job)
+
+    assert error_of(job_dir)["category"] == "server_start"
+    assert "no-such-server: No such file" in error_of(job_dir)["message"]
+    [problem] = bench.runner.preflight("openai", [job.config], DeviceSet("cpu")).problems
+    assert "no program 'no-such-server'" in problem.message
+
+
+def test_a_server_that_dies_in_a_cycle_fails_it_and_the_next_gets_a_new_one(bench: Bench) -> None:
+    bench.client.requests = 6
+    first_dir, _ = bench.run(job_of(1, "--fault", "mid"))
+    second_dir, _ = bench.run(job_of(2, "--fault", "mid"))
+    third_dir, third = bench.run(job_of(3, "--fault", "mid"))
+
+    assert first_dir.measurement.exists()
+    error = error_of(second_dir)
+    assert error["category"] == "server_died"
+    assert error["details"]["exit_code"] == 7
+    assert error["details"]["client"].startswith("the client was cut off")
+    assert error["log_tail"][-1] == "RuntimeError: the model fell over"
+    assert third_dir.measurement.exists()
+    assert third["id"] == "study-2"
+
+
+def test_a_client_that_waits_for_a_dead_server_is_ended(bench: Bench) -> None:
+    bench.client.requests, bench.client.patient = 20, True
+    begun = time.monotonic()
+    job_dir, _ = bench.run(job_of(1, "--fault", "mid"))
+
+    assert error_of(job_dir)["category"] == "server_died"
+    assert time.monotonic() - begun < GONE_S
+
+
+def test_what_was_measured_against_a_server_that_died_is_kept_and_not_used(bench: Bench) -> None:
+    class Unaware(Client):
+        def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+            report = super().run(job, job_dir, lambda event: None, lease)
+            job_dir.error.unlink()
+            job_dir.measurement.write_text('{"kept": true}')
+            return report
+
+    bench.runner._inner = Unaware(requests=20)
+    job_dir, _ = bench.run(job_of(1, "--fault", "mid"))
+
+    assert error_of(job_dir)["category"] == "server_died"
+    assert read_json(job_dir.path / serving_runner.ASIDE) == {"kept": True}
+
+
+def test_a_server_that_ignores_its_end_is_killed_with_all_that_it_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its child leads a session of its own, as engine processes of some servers do."""
+    monkeypatch.setattr(serving_runner, "STOP_GRACE_S", 0.3)
+    bench.run(job_of(1, "--fault", "stubborn", "--child"))
+    assert len(left(bench.path)) == 3
+
+    bench.runner.unload()
+    assert left(bench.path) == []
+
+
+def test_a_taken_port_is_left_for_another_even_if_its_owner_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Foreign(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    foreign = HTTPServer(("127.0.0.1", 0), Foreign)
+    threading.Thread(target=foreign.serve_forever, daemon=True).start()
+    ports = iter([foreign.server_port])
+    free = readiness.free_port
+    monkeypatch.setattr(starting, "free_port", lambda: next(ports, None) or free())
+    job_dir, server = bench.run(job_of())
+    foreign.shutdown()
+
+    assert job_dir.measurement.exists()
+    assert server["id"] == "study-2"
+    assert "Address already in use" in bench.log(1)
+
+
+def test_an_interruption_while_the_server_starts_leaves_nothing(bench: Bench) -> None:
+    def interrupt(text: str | None) -> None:
+        raise KeyboardInterrupt
+
+    bench.runner._tell = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(job_of(1, "--child"))
+    assert left(bench.path) == []
+    assert error_of(JobDir(bench.path / "job-1"))["category"] == "interrupted"
+
+
+def test_secrets_are_taken_out_of_the_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-secret-of-mine")
+    words = "import os; print('got', os.environ['HF_TOKEN'], os.environ['GREETING'], flush=True)"
+    job = job_of(command=[sys.executable, "-c", words, "{model}", "{port}"], environment={"GREETING": "hello {dtype}"})
+    job_dir, _ = bench.run(job)
+
+    assert "got *** hello float32" in bench.log(1)
+    assert "a-secret-of-mine" not in json.dumps(error_of(job_dir))
+
+
+def test_a_server_is_not_kept_where_another_process_may_wait_for_its_devices(tmp_path: Path) -> None:
+    runner = ServingRunner(Client(), tmp_path, {}, lambda text: None, keep=False)
+    job_dir = JobDir(tmp_path / "job")
+    job_dir.write_job(job_of())
+    runner.run(job_of(), job_dir, lambda event: None)
+
+    assert job_dir.measurement.exists()
+    assert not runner.loaded
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.plugin.test_serving import Bench, job_of
+bench = Bench(Path(sys.argv[2]))
+bench.run(job_of(1, "--child", "--fault", "stubborn"))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("victim", ["pytest", "supervisor"])
+def test_nothing_outlives_a_killed_process(victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed by SIGKILL, so that nobody can tidy up; the server ignores SIGTERM."""
+    monkeypatch.setenv("LLEM_TEST_MARK", str(tmp_path))
+    root = str(Path(__file__).parents[2])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, root, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    server = JobDir(tmp_path / "job-1").read_job().server
+    assert server is not None
+    assert server.pid is not None
+    [scripted] = [one for one in psutil.Process(server.pid).children() if str(SERVER) in one.cmdline()]
+
+    os.kill(server.pid if victim == "supervisor" else holder.pid, signal.SIGKILL)
+    psutil.wait_procs([scripted], GONE_S)
+    assert not scripted.is_running()
+    holder.kill()
+    holder.communicate()
+    if victim == "supervisor":
+        # Only the kernel was left to act, and it knows of the server alone.
+        for pid in left(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert gone(tmp_path)
