@@ -45,6 +45,30 @@ def find_model(model: str) -> ModelSource:
     return ModelSource(model, local=False, offline=hub_obstacle())
 
 
+def find_adapter(adapter: str) -> str:
+    """Where a LoRA adapter lies: a directory, or its hub id.
+
+    Raises `ModelNotFoundError` for a directory without `adapter_config.json`, and for what looks like a path and does
+    not exist.
+    """
+    path = Path(adapter).expanduser()
+    if path.exists():
+        if not (path / "adapter_config.json").is_file():
+            raise ModelNotFoundError(
+                f"adapter {adapter!r} has no adapter_config.json",
+                fix="name the directory that peft's save_pretrained wrote",
+                details={"adapter": adapter},
+            )
+        return str(path)
+    if adapter.startswith((".", "/", "~")) or adapter.count("/") > 1:
+        raise ModelNotFoundError(
+            f"adapter {adapter!r}: no such directory",
+            fix="correct the path; a hub id has the form OWNER/NAME",
+            details={"adapter": adapter},
+        )
+    return adapter
+
+
 def on_hub(model: str) -> bool:
     """Whether a study's `model` is a hub id rather than something on this machine."""
     return not is_builtin(model) and not Path(model).expanduser().exists()

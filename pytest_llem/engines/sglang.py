@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_loading import load_text_config, load_tokenizer, tokenizer_of
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, plain_json, shape_of
-from pytest_llem.engines.model_files import ModelSource, find_model, on_hub
+from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, on_hub
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -49,6 +49,7 @@ class SGLangEngine:
     """SGLang's offline engine; all requests of a repeat are handed over at once, and its scheduler batches them."""
 
     name: ClassVar[str] = "sglang"
+    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
 
     def __init__(self) -> None:
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)
@@ -216,7 +217,7 @@ def engine_arguments(
     if config.weights == "dummy":
         arguments["load_format"] = "dummy"
     if config.lora is not None:
-        arguments.update(enable_lora=True, lora_paths={ADAPTER: config.lora})
+        arguments.update(enable_lora=True, lora_paths={ADAPTER: find_adapter(config.lora)})
     if devices.kind == "cpu":
         arguments.setdefault("device", "cpu")
     if "custom_sigquit_handler" in known:

@@ -64,6 +64,7 @@ class TensorRTLLMEngine:
     """
 
     name: ClassVar[str] = "tensorrt_llm"
+    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
 
     def __init__(self) -> None:
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)

@@ -97,6 +97,24 @@ def start(make_config: ConfigMaker) -> Iterator[Callable[..., Engine]]:
         engine.shutdown()
 
 
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of the tiny model, made by peft, that is strong enough to change every answer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from pytest_llem.engines.builtin import builtin_path
+
+    directory = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(builtin_path("builtin:tiny-llama"), dtype="float32")
+    modules = ["q_proj", "v_proj", "down_proj"]
+    settings = LoraConfig(r=8, lora_alpha=64, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, settings).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def config_only(tmp_path: Path) -> Path:
     """A directory that holds nothing but a model's configuration."""

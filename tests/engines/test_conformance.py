@@ -142,6 +142,39 @@ def test_random_weights_need_only_a_configuration(start: Start, config_only: Pat
     assert engine.effective()["weights"] == "dummy"
 
 
+def test_an_adapter_changes_answers_as_it_does_in_peft(start: Start, adapter: Path) -> None:
+    """The reference is peft itself, which adds the adapter to each layer's output; engines may merge it instead."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    engine = start(lora=str(adapter))
+    requests = requests_of(5, 12)
+    answers = ids(generate(engine, requests))
+    assert engine.effective()["lora"] == str(adapter)
+    base = AutoModelForCausalLM.from_pretrained(str(engine.effective()["model_path"]), dtype="float32")
+    reference = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
+    for request, answer in zip(requests, answers, strict=True):
+        tokens = list(request.token_ids)
+        for _ in answer:
+            tokens.append(int(reference(torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert tuple(tokens[len(request.token_ids) :]) == answer
+    assert answers != ids(generate(start(), requests))
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_an_adapter_that_is_not_there_is_a_clear_error(make_config: ConfigMaker, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    config = make_config(lora=str(tmp_path / name))
+    engine = open_engine(config.engine)
+    engine.prepare(config, DeviceSet("cpu"))
+    try:
+        with pytest.raises(ModelNotFoundError, match=f"adapter.*{name}") as caught:
+            engine.load()
+        assert caught.value.fix
+    finally:
+        engine.shutdown()
+
+
 @pytest.mark.parametrize("model", ["builtin:tiny-lama", "/no/such/directory", "nobody/no-such-model"])
 def test_a_missing_model_is_a_clear_error(make_config: ConfigMaker, model: str) -> None:
     config = make_config(model=model)

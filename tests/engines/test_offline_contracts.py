@@ -140,12 +140,13 @@ def config(make: ConfigMaker, settings: dict[str, Any], **changes: Any) -> Exper
     return replace(make(), settings=settings, **changes)
 
 
-def test_sglang_gets_what_the_study_says(make_config: ConfigMaker) -> None:
+def test_sglang_gets_what_the_study_says(make_config: ConfigMaker, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
     study = config(
         make_config,
         {"mem_fraction_static": 0.8, "disable_radix_cache": False, "extra": {"device": "cuda"}},
         revision="abc",
-        lora="/adapter",
+        lora=str(tmp_path),
         seed=4,
         dtype=None,
     )
@@ -162,7 +163,7 @@ def test_sglang_gets_what_the_study_says(make_config: ConfigMaker) -> None:
         "disable_radix_cache": False,
         "device": "cuda",
         "enable_lora": True,
-        "lora_paths": {"adapter": "/adapter"},
+        "lora_paths": {"adapter": str(tmp_path)},
         "custom_sigquit_handler": sglang.scheduler_died,
     }
     on_cpu = sglang.engine_arguments(config(make_config, {}), DeviceSet("cpu"), "/model", "/t", SGLANG_ARGUMENTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,6 +193,60 @@ def test_every_setting_of_the_study_schema_is_known_to_the_engine(make_config: C
     # A study puts an engine's own dtype in the place of the common one.
     written_out = Transformers().model_dump(mode="json", exclude={"dtype"})
     open_engine("transformers").prepare(make_config(written_out), DeviceSet("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "smaller_than"),
+    [
+        ({"load_in_8bit": True}, 0.90),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}, 0.87),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}, 0.87),
+    ],
+)
+def test_bitsandbytes_makes_the_weights_smaller_and_is_read_back(
+    start: Start, quantization: dict[str, Any], smaller_than: float
+) -> None:
+    """Half of the tiny model is its embeddings, which stay as they are."""
+    engine, plain = start({"quantization": quantization}), start()
+    completions = generate(engine, requests_of(5, 12, 9))
+    assert {len(output) for output in ids(completions)} == {8}
+    assert ids(generate(engine, requests_of(5, 12, 9))) == ids(completions)
+    effective = engine.effective()
+    assert effective["quantized"] is True
+    assert quantization.items() <= dict(effective["quantization_config"]).items()  # type: ignore[call-overload]
+    small, large = engine.memory()[0].weights_bytes, plain.memory()[0].weights_bytes
+    assert small is not None
+    assert large is not None
+    assert small < smaller_than * large
+
+
+def test_eight_bit_weights_write_no_line_per_matrix_product(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    """bitsandbytes warned at each of them, into the log, while energy was measured."""
+    generate(start({"quantization": {"load_in_8bit": True}}), requests_of(5))
+    assert "MatMul8bitLt" not in "".join(capfd.readouterr())
+
+
+PLACES = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+
+
+def test_a_device_map_places_each_layer_and_changes_no_answer(start: Start, tmp_path: Path) -> None:
+    """A layer on disk stands for one on a second device."""
+    places = {name: "disk" if name == "model.layers.1" else "cpu" for name in PLACES}
+    engine = start({"device_map": places, "extra": {"offload_folder": str(tmp_path)}})
+    assert engine.effective()["device_map"] == places
+    expected = ids(generate(start(), requests_of(5, 12)))
+    assert ids(generate(engine, requests_of(5, 12))) == expected
+    automatic = start({"device_map": "auto", "max_memory": {"cpu": "1GiB"}})
+    assert ids(generate(automatic, requests_of(5, 12))) == expected
+
+
+def test_threads_are_set_and_recorded(start: Start) -> None:
+    before = torch.get_num_threads()
+    try:
+        engine: Any = start({"threads": before + 1})
+        assert engine.effective()["threads"] == engine.environment()["torch_threads"] == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel_size", "data_parallel_size"])

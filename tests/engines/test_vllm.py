@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError
-from pytest_llem.job import Arrival, DeviceSet
+from pytest_llem.job import Arrival, Decoding, DeviceSet
 from pytest_llem.worker.steady import steady_span
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
@@ -85,33 +86,49 @@ def test_a_cache_too_small_for_all_preempts_requests_and_says_so(start: Start) -
     assert engine.effective()["kv_cache_tokens"] == 8 * 32
 
 
-SPECULATING = """\
-import json
-from pytest_llem.engines import open_engine
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
-from tests.engines.engine_cases import generate, requests_of
-drafting = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
-config = ExperimentConfig("builtin:tiny-llama", "vllm", "float32", "real", WorkloadSettings("synthetic", 1, 8, 4, 0),
-                          Decoding(), MeasurementSettings(1.0), {"enforce_eager": True, "speculative": drafting})
-engine = open_engine("vllm")
-engine.prepare(config, DeviceSet("cpu"))
-engine.load()
-engine.reset_statistics()
-generate(engine, requests_of(30, 31, 32, output=64))
-print(json.dumps(engine.statistics()["speculative"]))
-engine.shutdown()
-"""
+def two_cores() -> str:
+    """A core for each of two workers, which may be the same."""
+    cores = sorted(os.sched_getaffinity(0))
+    return f"{cores[0]}|{cores[-1]}"
+
+
+def in_a_process(**settings: Any) -> dict[str, Any]:
+    """What vLLM does with these settings in a process of its own."""
+    command = [sys.executable, "-m", "tests.engines.vllm_process", json.dumps(settings)]
+    # Left to itself it wants a NUMA node per worker.
+    several = "tensor_parallel_size" in settings
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": two_cores()} if several else None
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
 
 
 def test_accepted_drafts_are_counted() -> None:
     """In a process of its own: n-gram drafting imports numba, after which vLLM's CPU build cannot load again."""
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", SPECULATING], cwd=root, capture_output=True, text=True, timeout=300, check=True
-    )
-    speculation = json.loads(run.stdout.splitlines()[-1])
+    drafting = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    found = in_a_process(speculative=drafting)
+    speculation = found["statistics"]["speculative"]
     assert 0 < speculation["accepted_tokens"] <= speculation["draft_tokens"]
     assert speculation["acceptance_rate"] == speculation["accepted_tokens"] / speculation["draft_tokens"]
+    assert found["processes"] == 0
+
+
+def test_two_devices_do_the_same_work_and_leave_no_process(start: Start) -> None:
+    """The engine core and a worker per device are processes then, which must end with the engine."""
+    found = in_a_process(tensor_parallel_size=2, max_model_len=256)
+    assert found["effective"]["tensor_parallel_size"] == 2
+    assert found["ids"] == [list(one) for one in ids(generate(start(), requests_of(30, 31, 32, output=64)))]
+    assert (found["cache"], found["quiesced"]) == ("cleared", "drained")
+    assert found["statistics"]["steps"] >= 64
+    assert (found["processes"] >= 3, found["left"]) == (True, [])
+
+
+def test_more_devices_than_are_leased_are_refused(make_config: ConfigMaker) -> None:
+    config = make_config({"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
+    with pytest.raises(EngineSettingError, match="4 devices, and 2 are leased"):
+        open_engine("vllm").prepare(config, DeviceSet("cuda", ("GPU-0", "GPU-1")))
 
 
 def test_eager_execution_compiles_nothing(start: Start) -> None:
@@ -139,12 +156,19 @@ def test_more_requests_than_places_have_a_steady_state(start: Start) -> None:
         ({"model": "other"}, "vllm.model"),
         ({"beam_search": {"beam_width": 4}}, "num_beams"),
         ({"sampling": {"n": 2}}, "one answer per prompt"),
+        ({"data_parallel_size": 2}, "engine openai"),
     ],
 )
 def test_wrong_settings_are_explained(make_config: ConfigMaker, settings: dict[str, Any], part: str) -> None:
     with pytest.raises(EngineSettingError) as caught:
         open_engine("vllm").prepare(make_config(settings), DeviceSet("cpu"))
     assert part in str(caught.value)
+
+
+def test_decoding_that_vllm_cannot_do_is_refused_before_loading(make_config: ConfigMaker) -> None:
+    config = make_config(decoding=Decoding(do_sample=True, temperature=3.0))
+    with pytest.raises(EngineSettingError, match="temperature"):
+        open_engine("vllm").prepare(config, DeviceSet("cpu"))
 
 
 def test_settings_reach_the_engine(start: Start) -> None:

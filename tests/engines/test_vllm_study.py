@@ -1,4 +1,4 @@
-"""A study on vLLM through pytest itself: its own process, the real engine, the written result."""
+"""A study on vLLM through pytest itself: a process that stays for all experiments, the real engine, the results."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ measurement: {min_duration_s: 0.2, idle: {duration_s: 0.1}, warmup: {max_repeats
 experiments:
   - {id: offline}
   - {id: in-flight, workload: {arrival: {process: concurrency, concurrency: 1}}}
-execution: {cycles: 1, retries: 0, timeout_s: 300}
+  - {id: sampled, workload: {prompts: 3, output_tokens: 8}, decoding: {do_sample: true, temperature: 2.0}}
+  - {id: penalised, vllm: {sampling: {presence_penalty: 2.0}}}
+execution: {cycles: 1, retries: 0, timeout_s: 300, isolation: load, order: sequential}
 """
 TIMEOUT_S = 600
 
 
 def results(directory: Path) -> dict[str, Any]:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in directory.rglob("result.json")]
+    paths = sorted(directory.rglob("result.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {result["experiment"]["id"]: result for result in found}
 
 
@@ -42,22 +45,29 @@ def test_a_study_on_vllm_passes(pytester: pytest.Pytester, monkeypatch: pytest.M
     study.write_text(STUDY, encoding="utf-8")
     arguments = (f"--llem-study={study}", "--llem-out=out", "--llem-meter=estimate", "-p", "no:cacheprovider")
     run = pytester.runpytest_subprocess(*arguments, timeout=TIMEOUT_S)
-    run.assert_outcomes(passed=2)
+    run.assert_outcomes(passed=4)
 
     found = results(pytester.path / "out")
-    assert set(found) == {"offline", "in-flight"}
+    assert list(found) == ["offline", "in-flight", "sampled", "penalised"]
+    assert [result["runner"]["facts"]["engine_reused"] for result in found.values()] == [False, True, True, True]
+    assert [result["timing"]["load_s"] is None for result in found.values()] == [False, True, True, True]
     for result in found.values():
         assert (result["validity"]["valid"], result["validity"]["reasons"]) == (True, [])
         assert (result["engine"]["name"], result["engine"]["cache_reset"]) == ("vllm", "cleared")
-        assert (result["workload"]["input_tokens"], result["workload"]["output_tokens"]) == (96, 144)
         assert result["tokens"]["cached_input"] == 0
         assert result["compute"]["flops"] > 0
-        assert result["timing"]["compile_s"] == 0.0
-        assert result["timing"]["load_s"] > 0
         assert result["engine"]["statistics"]["preemptions"] == 0
         assert result["latency"]["ttft_s"]["p50"] > 0
         assert result["steady_state"]["duration_s"] > 0
         assert not result["steady_state"]["valid"]
+    work = {
+        name: (result["workload"]["input_tokens"], result["workload"]["output_tokens"])
+        for name, result in found.items()
+    }
+    assert work == {"offline": (96, 144), "in-flight": (96, 144), "sampled": (48, 24), "penalised": (96, 144)}
+    assert found["offline"]["timing"]["compile_s"] == 0.0
+    assert found["offline"]["timing"]["load_s"] > 0
+    assert len({found[name]["workload"]["outputs_hash"] for name in ("offline", "sampled", "penalised")}) == 3
     assert found["offline"]["engine"]["statistics"]["running_requests_max"] == 2
     assert found["in-flight"]["engine"]["statistics"]["running_requests_max"] == 1
     assert found["in-flight"]["workload"]["load_shape"] == "concurrency"

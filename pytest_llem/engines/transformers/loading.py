@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
 from pytest_llem.engines.hub import hub_obstacle
-from pytest_llem.engines.model_files import ModelSource, find_model, on_hub, unreachable
+from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, on_hub, unreachable
 from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
 from pytest_llem.job import ExperimentConfig
@@ -144,6 +145,8 @@ def _fill(model: Any, seed: int) -> None:
 def _quantization(settings: TransformersSettings) -> Any:
     from transformers import BitsAndBytesConfig
 
+    # It warns at each matrix product in eight bits of other inputs than float16: lines of log, and energy, per token.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         return BitsAndBytesConfig(**dict(settings.quantization or {}))
     except (TypeError, ValueError) as problem:
@@ -155,13 +158,14 @@ def _quantization(settings: TransformersSettings) -> Any:
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
+    location = find_adapter(adapter)
     try:
         peft = importlib.import_module("peft")
     except ImportError as problem:
         raise EngineNotInstalledError("lora: the package 'peft' is not installed", fix="pip install peft") from problem
     offline = hub_obstacle() if on_hub(adapter) else None
     try:
-        adapted = peft.PeftModel.from_pretrained(model, adapter, local_files_only=offline is not None)
+        adapted = peft.PeftModel.from_pretrained(model, location, local_files_only=offline is not None)
     except (OSError, ValueError) as problem:
         raise unreachable(adapter, problem, offline) from problem
     return adapted.merge_and_unload()

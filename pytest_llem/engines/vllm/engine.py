@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_loading import tokenizer_of
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
-from pytest_llem.engines.model_files import ModelSource, find_model, fingerprint, on_hub, unreachable
+from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -57,6 +57,7 @@ class VLLMEngine:
     """
 
     name: ClassVar[str] = "vllm"
+    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.sampling")
 
     def __init__(self) -> None:
         self.capabilities = Capabilities(token_times=True, prefix_cache=True, serves=True)
@@ -89,6 +90,12 @@ class VLLMEngine:
         self._arguments = read_arguments(config, engine_fields, sampling_fields)
         self._config, self._devices = config, devices
         require_devices("vllm", self._arguments.sizes, devices)
+        try:
+            self._sampling(Request(0, (0,), 1))
+        except (ValueError, TypeError) as problem:
+            raise EngineSettingError(
+                f"vLLM refuses the decoding settings: {' '.join(str(problem).split())}", fix="correct the one it names"
+            ) from problem
         if self._arguments.devices == 1:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self.capabilities = dataclasses.replace(self.capabilities, memory_counters=self._counts_memory())
@@ -115,6 +122,7 @@ class VLLMEngine:
         if config.weights == "dummy":
             arguments["load_format"] = "dummy"
         if config.lora is not None:
+            find_adapter(config.lora)
             arguments["enable_lora"] = True
         try:
             self._llm = vllm.LLM(**arguments)
@@ -123,6 +131,7 @@ class VLLMEngine:
         except (ValueError, TypeError, RuntimeError, AttributeError) as problem:
             raise self._load_error(problem) from problem
         self._statistics.attach(self._llm.llm_engine)
+        self._load_adapter()
 
     def tokenizer(self) -> HubTokenizer:
         """See `Engine.tokenizer`."""
@@ -207,6 +216,7 @@ class VLLMEngine:
             "device": str(vllm_config.device_config.device_type),
             "in_process": self._arguments.devices == 1,
             "do_sample": self._prepared().decoding.do_sample,
+            "lora": self._prepared().lora,
             "seed": self._prepared().seed,
         }
 
@@ -288,7 +298,22 @@ class VLLMEngine:
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("adapter", 1, adapter)
+        return LoRARequest("adapter", 1, find_adapter(adapter))
+
+    def _load_adapter(self) -> None:
+        """Load the adapter now: left alone, vLLM does it, and fails, with the first request."""
+        request = self._lora()
+        if request is None:
+            return
+        try:
+            self._llm.llm_engine.add_lora(request)
+        except OSError as problem:
+            raise unreachable(request.lora_path, problem, self._source.offline) from problem
+        except (ValueError, RuntimeError) as problem:
+            raise EngineSettingError(
+                f"vLLM refuses the adapter {request.lora_path!r}: {' '.join(str(problem).split())[:400]}",
+                fix="correct what it names: vllm.extra.max_lora_rank for the rank",
+            ) from problem
 
     def _counts_memory(self) -> bool:
         return self._devices.kind == "cuda" and self._arguments.devices == 1

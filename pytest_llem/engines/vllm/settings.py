@@ -14,7 +14,7 @@ from pytest_llem.job import ExperimentConfig
 RENAMED = {"speculative": "speculative_config"}
 NESTED = ("sampling", "beam_search", "extra")
 RESERVED = ("model", "tokenizer", "seed", "dtype", "revision", "trust_remote_code", "disable_log_stats")
-SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -67,6 +67,11 @@ def read_arguments(
         )
     if sampling.get("n", 1) != 1:
         raise EngineSettingError("vllm.sampling.n: one answer per prompt is measured", fix="raise workload.prompts")
+    if int(engine.get("data_parallel_size") or 1) > 1:
+        raise EngineSettingError(
+            "vllm.data_parallel_size: vLLM's offline engine is one copy of the model",
+            fix="use the engine openai with a server of several copies: vllm serve ... --data-parallel-size N",
+        )
     if not engine.get("speculative_config"):
         engine.pop("speculative_config", None)
     sampling.update(_decoding(config))
