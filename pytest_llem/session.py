@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.collection import Collected, take_in_studies
+from pytest_llem.distribution.carrying import Carrying
 from pytest_llem.distribution.controller import distribute
 from pytest_llem.distribution.scheduling import refused_in_worker
 from pytest_llem.errors import LlemError
@@ -67,6 +68,8 @@ def begin(config: pytest.Config) -> LlemSession:
         config.stash[REPORTING] = Reporting(config, session)
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
         distribute(config, session)
+    else:
+        config.pluginmanager.register(Carrying(), "llem-carrying")
     if settled is None:
         refuse_combinations(config, session)
     config.stash[SESSION] = session

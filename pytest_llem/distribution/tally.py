@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import pytest
 
 LOST = (
     "selected, and never reported: the pytest process that ran it, or its report, was lost\n"
-    "fix: look above for an internal error or a crashed worker; a report that xdist cannot carry between processes is "
-    "one cause (user_properties may hold plain str, int, float and bool only, no numpy numbers)"
+    "fix: look above for an internal error or a crashed worker"
 )
 
 
@@ -43,14 +42,21 @@ class Tally:
             self._reported.add(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> Iterator[object]:
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Compare when all is done, and report what was lost."""
-        result = yield
+        try:
+            result = yield
+        except (AssertionError, RuntimeError):  # xdist's own, after a worker's internal error or without any worker
+            self._report_lost(session)
+            raise
         if not (session.config.option.collectonly or session.shouldstop or session.shouldfail):
-            self._lost = [nodeid for nodeid in self._selected if nodeid not in self._reported]
-            for nodeid in self._lost:
-                session.config.hook.pytest_runtest_logreport(report=_lost(nodeid))
+            self._report_lost(session)
         return result
+
+    def _report_lost(self, session: pytest.Session) -> None:
+        self._lost = [nodeid for nodeid in self._selected if nodeid not in self._reported]
+        for nodeid in self._lost:
+            session.config.hook.pytest_runtest_logreport(report=_lost(nodeid))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many were lost."""
