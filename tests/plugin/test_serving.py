@@ -9,137 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WorkloadSettings,
-    read_json,
-)
+from pytest_llem.job import DeviceSet, Job, JobDir, read_json
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, RunReport
 from pytest_llem.serving import readiness, starting
 from pytest_llem.serving import runner as serving_runner
 from pytest_llem.serving.runner import ServingRunner
-
-SERVER = Path(__file__).parent / "serving" / "scripted_server.py"
-GONE_S = 30.0
-
-
-@dataclass
-class Client:
-    """In place of a worker: asks for completions, with an event for each, and writes down how it went."""
-
-    spec: RunnerSpec = field(default_factory=lambda: RunnerSpec("local", "default"))
-    requests: int = 3
-    patient: bool = False
-
-    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
-        url = f"{job_dir.read_job().config.settings['base_url']}/completions"
-        try:
-            for _ in range(self.requests):
-                body = json.dumps({"prompt": "a b", "max_tokens": 2}).encode()
-                request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    json.load(answer)
-                on_event({"event": "progress"})
-        except OSError as problem:
-            deadline = time.monotonic() + GONE_S
-            while self.patient and time.monotonic() < deadline:
-                time.sleep(0.05)
-                on_event({"event": "heartbeat"})
-            job_dir.write_error(LlemError(f"the client was cut off: {problem}"))
-        else:
-            job_dir.measurement.write_text("{}")
-        return RunReport("local", "default", "process", facts={"client": "ran"})
-
-    def close(self) -> None:
-        """Nothing is kept."""
-
-
-def job_of(cycle: int = 1, *faults: str, dtype: str = "float32", **settings: JsonValue) -> Job:
-    command: list[JsonValue] = [sys.executable, str(SERVER), "--model", "{model}", "--port", "{port}"]
-    config = ExperimentConfig(
-        model="builtin:tiny-llama",
-        engine="openai",
-        dtype=dtype,
-        weights="real",
-        workload=WorkloadSettings("synthetic", prompts=2, input_tokens=8, output_tokens=4, seed=0),
-        decoding=Decoding(),
-        measurement=MeasurementSettings(min_duration_s=0.05),
-        settings={
-            "command": command,
-            "server_args": ["--dtype", "{dtype}", *faults],
-            "ready_timeout_s": 60,
-            **settings,
-        },
-    )
-    return Job(
-        "run", "study", "one", "0" * 16, config, cycle, 1, DeviceSet("cpu"), MeterSettings(), Deadlines(timeout_s=60)
-    )
-
-
-@dataclass
-class Bench:
-    """A serving runner with its client, in a directory of its own."""
-
-    path: Path
-    client: Client = field(default_factory=Client)
-    said: list[str | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.runner = ServingRunner(self.client, self.path, {}, self.said.append)
-        self._count = 0
-
-    def run(self, job: Job) -> tuple[JobDir, Mapping[str, Any]]:
-        """Run a cycle as `runners.tenancy` would: a server that cannot serve it is stopped first."""
-        self._count += 1
-        job_dir = JobDir(self.path / f"job-{self._count}")
-        job_dir.write_job(job)
-        if not self.runner.can_serve(job, job_dir):
-            self.runner.unload()
-        report = self.runner.run(job, job_dir, lambda event: None)
-        server: Any = report.facts.get("server", {})
-        return job_dir, server
-
-    def log(self, number: int) -> str:
-        return (self.path / "servers" / f"study-{number}.log").read_text()
-
-
-def left(path: Path) -> list[int]:
-    """Processes that were started for a test in this directory: all of them have it in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            marked = process.environ().get("LLEM_TEST_MARK") == str(path)
-        except psutil.Error:
-            continue
-        if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process.pid)
-    return found
-
-
-def gone(path: Path) -> bool:
-    deadline = time.monotonic() + GONE_S
-    while left(path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not left(path)
+from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, error_of, gone, job_of, left
 
 
 @pytest.fixture
@@ -149,11 +33,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     yield made
     made.runner.close()
     assert left(tmp_path) == []
-
-
-def error_of(job_dir: JobDir) -> dict[str, Any]:
-    assert not job_dir.measurement.exists()
-    return dict(read_json(job_dir.error))
 
 
 def test_cycles_share_a_server_until_one_needs_another(bench: Bench) -> None:
@@ -330,7 +209,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.plugin.test_serving import Bench, job_of
+from tests.plugin.serving.bench import Bench, job_of
 bench = Bench(Path(sys.argv[2]))
 bench.run(job_of(1, "--child", "--fault", "stubborn"))
 print("ready", flush=True)
