@@ -16,7 +16,7 @@ from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job import read_json, read_versioned, write_text
 from pytest_llem.results.collection import Results, load
-from pytest_llem.results.comparability import conditions
+from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.layout import MANIFEST, slug
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS
@@ -144,7 +144,7 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
             **{fact: encode(first.environment.host.get(fact)) for fact in ("hostname", "git", "pytest_llem")},
             "fingerprint": first.environment.fingerprint,
         },
-        conditions=conditions(first),
+        conditions=common_conditions(results),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
         values={name: tuple(v for v in cells if v is not None) for name, cells in values.items() if None not in cells},
     )

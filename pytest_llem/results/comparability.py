@@ -6,7 +6,7 @@ Conditions are flat, so that a baseline file shows a changed one as one line of 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
 from pytest_llem.errors import JsonValue
@@ -81,6 +81,42 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "energy_measured": result.energy.measured,
         "metered_devices": _sorted(device.kind for device in result.energy.devices),
     }
+
+
+PLACE = ("device_kind", "device_count", "device_models", "power_limit_w", "driver_major", "cpu_model")
+"""Conditions that differ between the cycles of one run only where several machines measured them."""
+
+
+def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
+    """The conditions of the cycles of one experiment in one run: the first one's, with all places that they come from.
+
+    Boards, models and limits are those of all cycles together; so is a CPU's model, joined with ` and `.
+    """
+    found = conditions(results[0])
+    others = [conditions(result) for result in results[1:]]
+    for name in (*PLACE, DEVICE_IDS):
+        values = [found[name], *(other[name] for other in others)]
+        if isinstance(found[name], list):
+            found[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})
+        elif len(set(map(str, values))) > 1:
+            found[name] = " and ".join(sorted(set(map(str, values))))
+    return found
+
+
+def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]:
+    """Why the cycles of one experiment in one run are no repetitions of one measurement, a sentence each.
+
+    Cycles that ran on different nodes of a cluster may have met other device models. Boards of one model may differ.
+    """
+    found: dict[str, str] = {}
+    first = conditions(results[0]) if results else {}
+    for result in results[1:]:
+        now = conditions(result)
+        for name in PLACE:
+            if name not in allow and now[name] != first[name]:
+                text = f"c{results[0].cycle} {_shown(first[name])}, c{result.cycle} {_shown(now[name])}"
+                found.setdefault(name, f"the cycles differ in {name}: {text}")
+    return list(found.values())
 
 
 def differences(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pytest_llem.results.baselines import baseline_run
 from pytest_llem.results.collection import Results
-from pytest_llem.results.comparability import conditions, differences
+from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
 from pytest_llem.results.schema import Result
@@ -154,9 +154,10 @@ def _differences(
     base = baseline_run(before.items)
     if before[0].experiment.config_hash != now[0].experiment.config_hash:
         yield "configuration: not the same experiment under this id"
+    yield from mixture(now.items, allow)
     yield from differences(
         base.conditions,
-        conditions(now[0]),
+        common_conditions(now.items),
         of_energy=is_energy(found.name),
         limit=limit.limit if limit else 0.0,
         gain=(base.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),

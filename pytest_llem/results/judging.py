@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
 from pytest_llem.results.baselines import Baseline, BaselineRun
-from pytest_llem.results.comparability import conditions, differences
+from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.outcome import Outcome
@@ -106,11 +106,14 @@ def judge_experiment(
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
     lost = [f"c{outcome.key.cycle} {outcome.state}" for outcome in cycles if not outcome.valid]
     alpha = compare.alpha if compare else 0.05
-    rows = [_budget_row(budget, valid, lost, alpha) for budget in expect]
+    mixed = "; ".join(mixture(valid, {*allow, *(compare.allow if compare else ())}))
+    rows = [_budget_row(budget, valid, lost, alpha, mixed) for budget in expect]
     if compare is not None and baseline is not None and compare.fail_if:
         known = baseline.find(key.study, key.experiment_id, key.config_hash)
         for limit in compare.fail_if:
-            if known is None:
+            if mixed:
+                rows.append(_not_comparable(limit, mixed))
+            elif known is None:
                 rows.append(_not_comparable(limit, f"{baseline.source} does not have this experiment"))
             elif known.config_hash != key.config_hash:
                 rows.append(_not_comparable(limit, f"{baseline.source} has it with another configuration"))
@@ -119,8 +122,11 @@ def judge_experiment(
     return GateReport(key.study, key.experiment_id, tuple(rows), strict)
 
 
-def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float) -> GateRow:
+def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float, mixed: str) -> GateRow:
     found = metric(budget.metric)
+    if mixed:
+        nothing = Verdict("not_comparable", None, None, None, mixed)
+        return _row(budget.metric, "budget", nothing, f"{budget.op} {budget.limit:g}", None, None, lost)
     values, missing = _values(found, valid)
     lost = [*lost, *_lacking(found, valid)]
     verdict = (
@@ -156,7 +162,7 @@ def _ratio_row(
     if relative.limit <= -1:
         all_of_it = Verdict("inconclusive", None, None, None, "the limit is as large as the baseline itself")
         return _row(limit.metric, "comparison", all_of_it, _text(limit), before, _centre(values), lost)
-    now, gain = conditions(valid[0]), valid[0].energy.gain_uncertainty_rel
+    now, gain = common_conditions(valid), valid[0].energy.gain_uncertainty_rel
     problems = {
         run.run_id: differences(
             run.conditions,
