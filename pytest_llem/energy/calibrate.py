@@ -76,8 +76,7 @@ def calibrate(
         load = make_load() if make_load is not None else None
         latency_ns = _latency_ns(device.handle)
         idle = _sample(device.uuid, lambda period: time.sleep(IDLE_PERIODS * period))
-        gaps = [b - a for a, b in pairwise(idle.mid_ns)]
-        period_ns = round(median(gaps))
+        period_ns, jitter_ns = _period(idle)
         fast_error = _fast_polling_error(device.handle, period_ns, load)
         poll_step_ns = FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS
         bursts: list[_Burst] = []
@@ -89,7 +88,7 @@ def calibrate(
             uuid=device.uuid,
             driver=device.driver,
             period_ns=period_ns,
-            jitter_ns=round(stdev(gaps)),
+            jitter_ns=jitter_ns,
             call_latency_ns=latency_ns,
             poll_step_ns=poll_step_ns,
             ramp_ns=ramp[0] if ramp else None,
@@ -132,6 +131,19 @@ def _latency_ns(handle: object) -> int:
         lengths.append(time.monotonic_ns() - begin)
         time.sleep(DEFAULT_STEP_NS / 1e9)
     return round(median(lengths))
+
+
+def _period(ticks: TickSeries) -> tuple[int, int]:
+    """The mean distance of two steps, and its standard deviation, in nanoseconds, also where single steps were missed.
+
+    Distances of several periods are told by the lower quartile, which is one where not most of the steps were missed.
+    """
+    gaps = [b - a for a, b in pairwise(ticks.closely_bracketed.mid_ns)]
+    one = sorted(gaps)[len(gaps) // 4]
+    counts = [max(1, round(gap / one)) for gap in gaps]
+    period_ns = sum(gaps) / sum(counts)
+    single = [gap for gap, count in zip(gaps, counts, strict=True) if count == 1]
+    return round(period_ns), round(sqrt(fmean((gap - period_ns) ** 2 for gap in single)))
 
 
 class _Activity(Protocol):

@@ -26,6 +26,8 @@ EDGE_NS = 100_000
 MIN_STEP_REL = 0.1
 """A side whose power is not at least a tenth below the window's was not idle."""
 MIN_QUIET_STEPS = 3
+LEVEL_REL = 0.1
+"""How far the levels of a power step may lie beyond the means over whole intervals that they are known by."""
 UNSTEADY_REL = 0.2
 _UNIFORM = 2 / sqrt(3)
 
@@ -49,13 +51,14 @@ class Edge:
     outer: bool = False
 
 
-def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge | None:
+def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None, *, seen: bool) -> Edge | None:
     """The counter at a time between two steps, on a straight line; right where power is steady around the edge.
 
     `shape` bounds what a power step somewhere between the two counter steps would change, at a fraction f of an
     interval of mean power p, when power nearby lies between a low and a high: (high - low) f (1 - f) of the interval,
     exact for a step at the edge itself. That holds where the high was `seen` in an interval of its own; else all power
-    above the low may have been drawn on one side: (p - low) max(f, 1 - f). `None` outside the series.
+    above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step by the ramp late.
+    `None` outside the series.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
     if before < 0 or after >= len(ticks):
@@ -65,7 +68,11 @@ def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge | None:
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
     powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
+    level, ramp_j = 1.0, 0.0
     if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
+        ramp_ns = known.ramp_ns if known is not None and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS
+        ramp_j = (max(powers) - min(powers)) * ramp_ns / 1e9
+        level += LEVEL_REL
         # Near a power step, intervals mix both levels: the levels themselves are found elsewhere in the series.
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
@@ -74,7 +81,7 @@ def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge | None:
         energy_j=ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before]),
         terms={
             "tick_time": _UNIFORM * power_w * timing_ns / 1e9,
-            "shape": swing_w * interval_ns / 1e9,
+            "shape": level * swing_w * interval_ns / 1e9 + ramp_j,
         },
         ticks=2,
     )

@@ -45,7 +45,7 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     """
     if window.end_ns <= window.start_ns:
         return None
-    close = ticks.closely_bracketed()
+    close = ticks.closely_bracketed
     if not _surround(close, window):
         close = ticks
     if not _surround(close, window):
@@ -59,7 +59,7 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     if "shape" in terms:
         # A load that begins and ends at the edges errs to the same side at both.
         terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
-    terms.update(_counter_terms(close, window, known, start.outer and end.outer))
+    terms.update(_counter_terms(close, window, known, energy, quiet=start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
     if not (start.outer or end.outer) and _unbracketed(close, before, after):
         name = "counter_difference"
@@ -97,12 +97,16 @@ def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) ->
     return Estimate(energy, hypot(*terms.values()), "power_integral", last - first + 1, terms)
 
 
-def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None, quiet: bool) -> dict[str, float]:
+def _counter_terms(
+    ticks: TickSeries, window: Window, known: Calibration | None, energy_j: float, *, quiet: bool
+) -> dict[str, float]:
     """What the counter itself may get wrong: load that changes faster than it steps, and time it does not look at.
 
     The scatter of the steps inside the window shows how much of the load's ripple they catch by chance. An accumulating
-    counter misplaces that at the two edges only; a part-time counter anew in every step, and at an edge with a power
-    step it may take the step's share of one interval for all or nothing of it.
+    counter misplaces that at the two edges only; a part-time counter anew in every step, and where power steps at an
+    edge it takes the step's share of one interval for all or nothing of it. Looking at a share d of a period T from its
+    fraction g on, it errs by -(1 - g - d) T to g T times the step, at the two edges with opposite signs: by (1 - d) T
+    times the greater step at most in both together. A window without a whole interval may have been missed.
     """
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
     powers = [ticks.power_w(i) for i in range(first, last)]
@@ -123,10 +127,10 @@ def _counter_terms(ticks: TickSeries, window: Window, known: Calibration | None,
         terms["ripple"] = swing_w * period_s * repeats
     if part_time:
         before, after = ticks.last_before(window.start_ns), ticks.first_after(window.end_ns)
-        inside_w = ticks.power_w(first) if last > first else ticks.power_w(before)
         outside = [ticks.power_w(i) for i in (before - 1, after) if 0 <= i < len(ticks) - 1]
-        step_w = max((abs(inside_w - power) for power in outside), default=inside_w)
-        terms["counter_type"] = sqrt(2) * step_w * period_s * (1 - duty)
+        inside_w = [ticks.power_w(i) for i in range(first, last)]
+        step_w = max((abs(a - b) for a in inside_w for b in outside), default=max(inside_w, default=0.0))
+        terms["counter_type"] = step_w * period_s * (1 - duty) if inside_w else abs(energy_j)
     return terms
 
 
@@ -139,8 +143,8 @@ def _edges(
 ) -> tuple[edges.Edge, edges.Edge]:
     """Both edges, each from its quiet side where it has one that holds up, else interpolated between close steps."""
     seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
-    start = edges.interpolated(close, window.start_ns, seen=seen)
-    end = edges.interpolated(close, window.end_ns, seen=seen)
+    start = edges.interpolated(close, window.start_ns, known, seen=seen)
+    end = edges.interpolated(close, window.end_ns, known, seen=seen)
     assert start is not None
     assert end is not None
     before = after = None

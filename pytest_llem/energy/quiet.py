@@ -33,7 +33,8 @@ class QuietFit:
 
 
 def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
-    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only with five steps or more.
+    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only with five steps or more,
+    or where four lie on no straight course.
 
     Each step weighs by its bracket: a uniform distribution of that width, times the power. Needs three steps.
     """
@@ -46,7 +47,8 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     sigmas = [FLOOR_J + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
     straight, curved = _solve(times, values, sigmas, 2), _solve(times, values, sigmas, 3)
     apart_j = abs(curved.coefficients[0] - straight.coefficients[0])
-    if len(indices) >= MIN_CURVED:
+    drifts = len(indices) == MIN_CURVED - 1 and straight.scatter > SCATTER_LIMIT
+    if len(indices) >= MIN_CURVED or drifts:
         chosen, bound_j = curved, hypot(2 * curved.sigmas[0], apart_j / 2)
     else:
         # A drift that so few steps cannot show may still be there: the two courses differ by what it could amount to.

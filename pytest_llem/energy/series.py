@@ -48,6 +48,7 @@ class TickSeries:
         """Mean power between the steps `index` and `index + 1`."""
         return (self.energy_j[index + 1] - self.energy_j[index]) / (self.mid_ns[index + 1] - self.mid_ns[index]) * 1e9
 
+    @cached_property
     def closely_bracketed(self) -> TickSeries:
         """Without the steps that were seen late: more is known from the steps around them than from themselves.
 

@@ -1,9 +1,12 @@
 """How far energy meters are from the truth, on one simulated sensor in one run.
 
-    python -m tests.benchmarks.energy_accuracy [--quick] [--case NAME ...] [--json FILE]
+    python -m tests.benchmarks.energy_accuracy [--quick] [--case NAME ...] [--json FILE] [--write-docs]
 
-Compares this project's NVML meter with Zeus, CodeCarbon and power polled every 100 ms. `LLEM_PEERS_PYTHON` may name an
-interpreter that has the peers installed; a peer that is absent is left out, with its reason.
+First this project alone, on a virtual clock: hundreds of windows for each sensor, whatever else the machine does. Then,
+in real time, its NVML meter with a real sampler process beside Zeus, CodeCarbon and power polled every 100 ms, and what
+the sampler costs; that part wants an idle machine and says how busy it was. `LLEM_PEERS_PYTHON` may name an interpreter
+that has the peers installed; a peer that is absent is left out, with its reason. `--write-docs` puts the tables into
+docs/energy.md.
 """
 
 from __future__ import annotations
@@ -17,26 +20,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 from pytest_llem import energy
 from pytest_llem.energy import calibration
-from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Window
-from pytest_llem.energy.validity import Thresholds
 from pytest_llem.job import DeviceSet, MeterSettings
 from tests.benchmarks import energy_accuracy_peers
-from tests.benchmarks.energy_accuracy_cases import CASES, QUIET_S, Case, apply, run_load
+from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, run_load, side_s, true_calibration
+from tests.benchmarks.energy_accuracy_report import (
+    OURS,
+    Row,
+    as_json,
+    own_table,
+    peers_table,
+    row,
+    show,
+    write_docs,
+)
+from tests.benchmarks.energy_accuracy_virtual import run_virtually
 from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, preload
 
+VIRTUAL = {0.1: 400, 0.3: 400, 1.0: 400, 3.0: 100, 10.0: 40}
 FULL = {0.1: 40, 0.3: 40, 1.0: 40, 3.0: 12, 10.0: 4}
-HARD = {0.3: 20, 1.0: 16}
+HARD = {0.3: 15, 1.0: 15}
 QUICK = {0.3: 8, 1.0: 8}
-OURS = "pytest-llem"
 DECODE_STEPS = 2_000
 
 
@@ -92,10 +105,11 @@ class Outcome:
     bounds: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     estimators: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     sampler_cpu_rel: float | None = None
+    late_steps: int = 0
 
 
 def run_case(
-    case: Case, plan: dict[float, int], library: Path, directory: Path, peers: tuple[str, ...]
+    case: Case, plan: Mapping[float, int], library: Path, directory: Path, peers: tuple[str, ...]
 ) -> dict[str, Outcome]:
     """Every meter on the same windows of one simulated GPU."""
     simulation = Simulation(directory / "gpus", library)
@@ -104,8 +118,9 @@ def run_case(
     environment = simulation.environment()
     os.environ.update(environment)
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
-    if case.calibrated:
-        calibration.save(true_calibration(simulation, gpu))
+    known = true_calibration(simulation, gpu) if case.calibrated else None
+    if known is not None:
+        calibration.save(known)
     running = [PeerProcess(name, environment) for name in peers]
     for peer in running:
         if peer.absent is not None:
@@ -114,14 +129,14 @@ def run_case(
     meter = energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu.uuid.decode(),)), directory)
     assert meter is not None
     try:
-        return measure(case, plan, gpu, meter, running)
+        return measure(case, plan, gpu, side_s(known), meter, running)
     finally:
         for peer in running:
             peer.close()
 
 
 def measure(
-    case: Case, plan: dict[float, int], gpu: Gpu, meter: Meter, running: list[PeerProcess]
+    case: Case, plan: Mapping[float, int], gpu: Gpu, rest_s: float, meter: Meter, running: list[PeerProcess]
 ) -> dict[str, Outcome]:
     """Run all windows in random order and settle every meter's error against the truth."""
     rng = random.Random(7)
@@ -142,14 +157,15 @@ def measure(
                 else:
                     peer.ask("end")
 
-        start, end = run_load(gpu, length, case, mark, rng)
+        start, end = run_load(gpu, length, case, rest_s, mark, rng)
         truth_j = gpu.energy_between_j(start, end)
         for peer in running:
             outcomes[peer.name].errors[length].append((peer.energy_j() - truth_j) / truth_j)
-        side_s = QUIET_S if case.quiet else None
-        windows.append(Window("measure", start, end, len(windows), side_s, side_s))
+        quiet_s = rest_s if case.quiet and case.confirmed else None
+        windows.append(Window("measure", start, end, len(windows), quiet_s, quiet_s))
     report = meter.stop(windows)
     outcomes[OURS].sampler_cpu_rel = float(str(report.facts["sampler_cpu_s"])) / (time.monotonic() - began)
+    outcomes[OURS].late_steps = gpu.late_steps
     settle(outcomes[OURS], report, lengths, gpu)
     return outcomes
 
@@ -166,58 +182,28 @@ def settle(outcome: Outcome, report: EnergyReport, lengths: list[float], gpu: Gp
         outcome.estimators[str(window.estimator)] += 1
 
 
-def true_calibration(simulation: Simulation, gpu: Gpu) -> Calibration:
-    """What calibration finds on this sensor (`tests/unit/energy/test_calibrate.py`), with the bounds it then states."""
-    return Calibration(
-        uuid=gpu.uuid.decode(),
-        driver=simulation.machine.driver.decode(),
-        period_ns=gpu.period_ns,
-        jitter_ns=max(200_000, gpu.jitter_ns),
-        call_latency_ns=gpu.latency_ns,
-        poll_step_ns=500_000,
-        ramp_ns=gpu.ramp_ns if gpu.duty >= 1 else None,
-        ramp_uncertainty_ns=max(300_000, gpu.ramp_ns // 10) if gpu.duty >= 1 else None,
-        counter_type="accumulating" if gpu.duty >= 1 else "part_time",
-        duty=gpu.duty if gpu.duty < 1 else None,
-    )
+def rows_of(case: Case, outcomes: Mapping[str, Outcome]) -> list[Row]:
+    """One row per meter and window length."""
+    return [
+        row(case.name, name, length, errors, outcome.bounds.get(length))
+        for name, outcome in outcomes.items()
+        for length, errors in sorted(outcome.errors.items())
+    ]
 
 
-def table(case: Case, outcomes: dict[str, Outcome]) -> list[dict[str, object]]:
-    """Rows for printing: one per meter and window length."""
-    rows: list[dict[str, object]] = []
-    limit = Thresholds().uncertainty_rel
-    for name, outcome in outcomes.items():
-        for length, errors in sorted(outcome.errors.items()):
-            bounds = outcome.bounds.get(length)
-            row: dict[str, object] = {
-                "case": case.name,
-                "meter": name,
-                "window_s": length,
-                "runs": len(errors),
-                "mean_error": fmean(abs(error) for error in errors),
-                "worst_error": max(abs(error) for error in errors),
-            }
-            if bounds:
-                pairs = list(zip(errors, bounds, strict=True))
-                valid = [(error, bound) for error, bound in pairs if bound <= limit]
-                row["median_bound"] = median(bounds)
-                row["valid"] = len(valid) / len(pairs)
-                row["coverage_all"] = fmean(abs(error) <= bound for error, bound in pairs)
-                row["coverage_valid"] = fmean(abs(e) <= b for e, b in valid) if valid else None
-            rows.append(row)
+def virtual_rows(case: Case, plan: Mapping[float, int], library: Path, directory: Path) -> list[Row]:
+    """This project's estimators and sampler on a virtual clock; prints which estimators were used."""
+    simulation = Simulation(directory / "virtual", library)
+    os.environ.update(simulation.environment())
+    found = run_virtually(case, plan, simulation)
+    print(f"\n{case.name} {dict(case.settings)}, virtual clock; {dict(Counter(run.estimator for run in found))}")
+    rows = []
+    for length in plan:
+        known = [run for run in found if run.seconds == length]
+        errors = [run.error for run in known if run.error is not None]
+        rows.append(row(case.name, OURS, length, errors, [run.bound for run in known if run.bound is not None]))
+    show(rows)
     return rows
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    """Print a table of percentages."""
-    columns = ("mean_error", "worst_error", "median_bound", "valid", "coverage_valid", "coverage_all")
-    print(f"{'meter':<12} {'window':>7} {'runs':>5} " + " ".join(f"{column:>14}" for column in columns))
-    for row in rows:
-        cells = []
-        for column in columns:
-            value = row.get(column)
-            cells.append(f"{100 * value:>13.2f}%" if isinstance(value, float) else f"{'-':>14}")
-        print(f"{row['meter']:<12} {row['window_s']:>6}s {row['runs']:>5} " + " ".join(cells))
 
 
 def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
@@ -258,37 +244,65 @@ def decode_s() -> tuple[float, float]:
     return time.monotonic() - begin, time.process_time() - begin_cpu
 
 
+def machine_load() -> str:
+    """How busy this machine was over the last minute: real time figures are worth little on a busy one."""
+    return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter windows")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--virtual-only", action="store_true", help="nothing in real time")
+    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/energy.md")
     options = parser.parse_args()
+    cases = [case for case in CASES if not options.case or case.name in options.case]
     peers = () if options.no_peers else tuple(energy_accuracy_peers.PEERS)
-    rows: list[dict[str, object]] = []
+    before = machine_load()
+    virtual: list[Row] = []
+    real: list[Row] = []
+    costs = ""
     with tempfile.TemporaryDirectory(prefix="llem-accuracy-") as name:
         library = build_library(Path(name))
         preload(library)
-        for case in CASES:
-            if options.case and case.name not in options.case:
-                continue
+        for case in cases:
             directory = Path(name) / case.name
             directory.mkdir()
-            plan = QUICK if options.quick else FULL if case.name == "default" else HARD
-            outcomes = run_case(case, plan, library, directory, peers)
-            found = table(case, outcomes)
-            rows.extend(found)
-            ours = outcomes[OURS]
-            print(f"\n{case.name} {dict(case.settings)}; {dict(ours.estimators)}; ", end="")
-            print(f"sampler {100 * (ours.sampler_cpu_rel or 0.0):.1f} % of a core")
-            show(found)
-        directory = Path(name) / "slowdown"
-        directory.mkdir()
-        wall, cpu = slowdown(library, directory, 20 if options.quick else 100)
-        print(f"\na CPU-bound decode loop beside the sampler: {100 * wall:+.2f} % wall, {100 * cpu:+.2f} % CPU time")
+            virtual += virtual_rows(case, QUICK if options.quick else VIRTUAL, library, directory)
+        if not options.virtual_only:
+            shares: list[float] = []
+            for case in (case for case in cases if case.peers or options.case):
+                plan = QUICK if options.quick else FULL if case.name == "default" else HARD
+                outcomes = run_case(case, plan, library, Path(name) / case.name, peers)
+                ours = outcomes[OURS]
+                shares.append(ours.sampler_cpu_rel or 0.0)
+                print(
+                    f"\n{case.name} {dict(case.settings)}, real time; {dict(ours.estimators)}; {machine_load()}; ",
+                    end="",
+                )
+                print(f"sampler {100 * shares[-1]:.1f} % of a core; power steps written late: {ours.late_steps}")
+                found = rows_of(case, outcomes)
+                show(found)
+                real += found
+            directory = Path(name) / "slowdown"
+            directory.mkdir()
+            wall, cpu = slowdown(library, directory, 20 if options.quick else 100)
+            costs = (
+                f"The sampler used {100 * min(shares):.1f} to {100 * max(shares):.1f} % of a core; a CPU-bound decode "
+                f"loop beside it takes {100 * wall:+.2f} % wall and {100 * cpu:+.2f} % CPU time. {before} when this began, "
+                f"{machine_load()} at its end."
+            )
+            print(f"\n{costs}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        options.json.write_text(
+            json.dumps({"virtual": as_json(virtual), "real": as_json(real), "costs": costs}, indent=1)
+        )
+    if options.write_docs:
+        write_docs("accuracy", own_table(virtual))
+        if real:
+            write_docs("accuracy beside others", f"{peers_table(real)}\n\n{costs}")
     return 0
 
 

@@ -29,12 +29,14 @@ static struct { int64_t tick; double energy_j; } part_time[MAX_GPUS];
 static int64_t previous_read_ns[MAX_GPUS];
 
 static int64_t now_ns(void) {
+    if (machine && machine->virtual_ns) return machine->virtual_ns;
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 static void wait_ns(int64_t length) {
+    if (machine->virtual_ns) { machine->virtual_ns += length; return; }
     int64_t end = now_ns() + length;
     if (length > 150000) {
         struct timespec t = {(length - 100000) / 1000000000LL, (length - 100000) % 1000000000LL};

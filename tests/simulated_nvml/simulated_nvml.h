@@ -57,6 +57,7 @@ typedef struct {
     char driver[80];
     int32_t init_error;
     int32_t gpus;
+    int64_t virtual_ns;     /* 0, or the time: then a call's latency moves it on, and nothing waits */
     Gpu gpu[MAX_GPUS];
 } Machine;
 

@@ -39,6 +39,7 @@ class Gpu(ctypes.Structure):
     """Mirror of `Gpu` in simulated_nvml.h, with the true energy in closed form."""
 
     segments: int
+    late_steps = 0
 
     _fields_ = (
         ("uuid", ctypes.c_char * 96),
@@ -97,23 +98,47 @@ class Gpu(ctypes.Structure):
 
         A sinusoidal ripple and a decaying extra come on top.
 
-        The step is written shortly before it happens, so that no reading sees a past that changes.
+        The step is written shortly before it happens, so that no reading sees a past that changes. Where the machine
+        keeps this process from running at that moment, one may: `late_steps` counts those.
         """
-        count = int(self.segments)
-        if count == MAX_SEGMENTS:
-            raise RuntimeError("the simulation holds no more power steps")
         late = True
         while late:
             start = at_ns if at_ns is not None else time.monotonic_ns() + LEAD_NS
-            base_w = self._base_w(start) if count else watts
-            ripple_ns, extra_ns = round(ripple_s * 1e9), round(extra_s * 1e9)
-            energy_j = self.energy_j(start)
-            self.segment[count] = Segment(start, base_w, watts, ripple_w, ripple_ns, extra_w, extra_ns, energy_j)
+            step = self._step(start, watts, ripple_w, ripple_s, extra_w, extra_s)
             late = at_ns is None and time.monotonic_ns() >= start
-        self.segments = count + 1
+        self._publish(step)
+        if at_ns is None and time.monotonic_ns() >= start:
+            self.late_steps += 1
         while time.monotonic_ns() < start:
             pass
         return start
+
+    def plan_power(
+        self,
+        at_ns: int,
+        watts: float,
+        *,
+        ripple_w: float = 0.0,
+        ripple_s: float = 0.0,
+        extra_w: float = 0.0,
+        extra_s: float = 0.0,
+    ) -> None:
+        """Let the load be `watts` from a time on that is later than every step so far, without waiting for it."""
+        self._publish(self._step(at_ns, watts, ripple_w, ripple_s, extra_w, extra_s))
+
+    def _step(
+        self, at_ns: int, watts: float, ripple_w: float, ripple_s: float, extra_w: float, extra_s: float
+    ) -> Segment:
+        base_w = self._base_w(at_ns) if self.segments else watts
+        ripple_ns, extra_ns = round(ripple_s * 1e9), round(extra_s * 1e9)
+        return Segment(at_ns, base_w, watts, ripple_w, ripple_ns, extra_w, extra_ns, self.energy_j(at_ns))
+
+    def _publish(self, step: Segment) -> None:
+        count = int(self.segments)
+        if count == MAX_SEGMENTS:
+            raise RuntimeError("the simulation holds no more power steps")
+        self.segment[count] = step
+        self.segments = count + 1
 
     def energy_j(self, t_ns: int) -> float:
         """True energy since the simulation began."""
@@ -166,6 +191,7 @@ class Machine(ctypes.Structure):
         ("driver", ctypes.c_char * 80),
         ("init_error", ctypes.c_int32),
         ("gpus", ctypes.c_int32),
+        ("virtual_ns", ctypes.c_int64),
         ("gpu", Gpu * MAX_GPUS),
     )
 

@@ -65,9 +65,15 @@ def test_a_counter_that_fast_polling_disturbs_is_polled_gently(machine: Simulati
     assert found.poll_step_ns >= 2_000_000
 
 
-def test_without_a_load_the_ramp_and_the_counters_type_stay_unknown(machine: Simulation) -> None:
+def test_without_a_load_the_ramp_stays_unknown_and_missed_steps_do_not_lengthen_the_period(
+    machine: Simulation,
+) -> None:
+    machine.gpus[0].late_ns = 45_000_000
+    machine.gpus[0].late_every = 40
+
     found = calibrate(uuids(machine)[0])
 
+    assert found.period_ns == pytest.approx(20_000_000, rel=0.03)
     assert found.ramp_ns is None
     assert found.counter_type == "unknown"
 

@@ -1,0 +1,40 @@
+"""What the stated uncertainty is worth: on every sensor and load, many windows at random phase on a virtual clock."""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+
+import pytest
+
+from pytest_llem.energy.validity import Thresholds
+from tests.benchmarks.energy_accuracy_cases import CASES, Case
+from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually
+from tests.simulated_nvml.simulation import Simulation
+
+WINDOWS = 40
+
+
+def runs(case: Case, simulation: Simulation, *lengths: float) -> list[Run]:
+    return run_virtually(case, dict.fromkeys(lengths, WINDOWS), simulation)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_bound_holds_wherever_a_number_is_called_valid(case: Case, simulation: Simulation) -> None:
+    found = runs(case, simulation, 0.1, 1.0)
+
+    valid = [run for run in found if run.bound is not None and run.bound <= Thresholds().uncertainty_rel]
+    assert valid
+    assert fmean(run.covered for run in valid) >= 0.95
+
+
+@pytest.mark.parametrize("name", ["default", "cooling_idle", "slow_counter"])
+def test_the_bound_is_tight_enough_to_be_of_use(name: str, simulation: Simulation) -> None:
+    """A bound that covers because it is huge is no result."""
+    case = next(case for case in CASES if case.name == name)
+    found = runs(case, simulation, 0.3, 1.0)
+
+    for length, mean_error, bound in ((0.3, 0.01, 0.03), (1.0, 0.003, 0.01)):
+        chosen = [run for run in found if run.seconds == length]
+        assert fmean(abs(run.energy_j - run.truth_j) / run.truth_j for run in chosen if run.energy_j) < mean_error
+        assert median(run.bound for run in chosen if run.bound is not None) < bound
+        assert {run.estimator for run in chosen} == {"counter_outer_edge"}
