@@ -5,9 +5,7 @@ The engine is asked once per run, over all experiments of the study; what it ref
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from pytest_llem.decode import decode, encode
 from pytest_llem.engines.signatures import LAYOUTS, SignatureReport
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig, read_json, write_json
+from pytest_llem.runners.process import SpawnedProcess, WorkerProcess, end
 
 if TYPE_CHECKING:
     from pytest_llem.point import Point
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
     from pytest_llem.study import Experiment
 
 DEADLINE_S = 300.0
+CHECK_MODULE = "pytest_llem.engines.signatures"
+
+StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
+"""Starts a comparison, given its source and target (see `engines.signatures.main`) and its log."""
 
 
 def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, directory: Path) -> str | None:
@@ -32,7 +35,7 @@ def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, 
     Asks the engine where `directory` holds no answer of it yet. Returns why nothing could be compared, or `None`.
     """
     engine, study = point.experiment.engine, point.study
-    check = check_here if runner.spec.name == "local" else getattr(runner, "check_settings", None)
+    check = getattr(runner, "check_settings", None)
     if check is None or engine not in LAYOUTS:
         return None
     record = directory / "settings.json"
@@ -52,23 +55,30 @@ def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, 
     return report.unchecked
 
 
-def check_here(configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet) -> SignatureReport:
-    """Compare settings with the engine of this environment, in a process that imports it; its files stay in
-    `directory`."""
+def check_here(
+    configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet, start: StartCheck | None = None
+) -> SignatureReport:
+    """Compare settings with the engine of this environment, in a process that imports it or has it; its files stay in
+    `directory`.
+
+    `start` starts that process; by default it is a new interpreter.
+    """
+    del devices  # nothing is computed
     source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))
     write_json(source, encode(configs))
-    command = [sys.executable, "-m", "pytest_llem.engines.signatures", str(source), str(target)]
-    with log.open("wb") as stream:
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, timeout=DEADLINE_S, check=False
-            )
-            ending = f"ended with exit code {done.returncode}"
-        except subprocess.TimeoutExpired:
-            ending = f"took more than {DEADLINE_S:g} s"
+    process = (start or _interpreter)((str(source), str(target)), log)
+    try:
+        code = process.wait(DEADLINE_S)
+    finally:
+        end(process, grace_s=0.0)
+    ending = f"took more than {DEADLINE_S:g} s" if code is None else f"ended with exit code {code}"
     if target.exists():
         return decode(SignatureReport, read_json(target))
     return SignatureReport(unchecked=f"the comparison with the engine's signatures {ending}: see {log}")
+
+
+def _interpreter(arguments: tuple[str, str], log: Path) -> WorkerProcess:
+    return SpawnedProcess((CHECK_MODULE, *arguments), log, {})
 
 
 def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentConfig]:

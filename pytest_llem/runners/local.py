@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.following import Watch, explain, write_if_absent
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.process import end, oom_kills
@@ -46,6 +49,14 @@ class LocalRunner:
             start_method=started.method,
             notes=started.notes,
         )
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
+        from pytest_llem.settings_check import check_here
+
+        return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
 
     def close(self) -> None:
         """End the fork servers."""

@@ -76,6 +76,7 @@ class ForkServer:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
+        self._child: ForkedProcess | None = None
         self._channel.settimeout(START_DEADLINE_S)
         try:
             first, _ = receive(self._channel)
@@ -91,6 +92,11 @@ class ForkServer:
         """Whether the server can fork another worker."""
         return self._process.poll() is None
 
+    @property
+    def busy(self) -> bool:
+        """Whether the worker that it forked last still runs."""
+        return self._child is not None and self._child.wait(0.0) is None
+
     def fork(self, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()) -> ForkedProcess:
         """Fork a worker: see `worker.forkserver` for requests and the descriptors that follow the log's."""
         with log.open("ab") as stream:
@@ -98,7 +104,8 @@ class ForkServer:
         answer, _ = receive(self._channel)
         if answer is None:
             raise WorkerError("the fork server died")
-        return ForkedProcess(int(answer["pid"]), self._channel)
+        self._child = ForkedProcess(int(answer["pid"]), self._channel)
+        return self._child
 
     def close(self) -> None:
         """Let the server end: it does when its socket closes."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, WorkerCrashedError
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.following import Watch, explain, write_if_absent
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.process import end, oom_kills
@@ -127,6 +130,14 @@ class ResidentRunner:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close(UNLOAD_S)
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
+        from pytest_llem.settings_check import check_here
+
+        return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
 
     def close(self) -> None:
         """End the worker and the fork servers."""

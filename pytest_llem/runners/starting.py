@@ -14,6 +14,7 @@ from pytest_llem.errors import WorkerError
 from pytest_llem.job import Job, JobDir
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.process import ForkServer, SpawnedProcess, WorkerProcess
+from pytest_llem.settings_check import CHECK_MODULE
 from pytest_llem.worker.preload import PRELOADS
 
 
@@ -50,6 +51,20 @@ class WorkerStarter:
                 started = self._start(job, log, request, arguments, theirs, lease)
             cleanup.pop_all()
         return started, ours
+
+    def start_check(self, engine: str, arguments: tuple[str, str], log: Path) -> WorkerProcess:
+        """A process that compares settings with an engine's signatures: see `settings_check.StartCheck`.
+
+        Forked where cycles are, because importing the engine takes most of the time that a comparison does.
+        """
+        if engine in PRELOADS:
+            try:
+                server = self._server(engine)
+                if not server.busy:
+                    return server.fork({"check": arguments, "environment": {}}, log)
+            except (WorkerError, OSError) as error:
+                self._unsafe.setdefault(engine, str(error))
+        return SpawnedProcess((CHECK_MODULE, *arguments), log, {})
 
     def close(self) -> None:
         """End the fork servers."""

@@ -6,6 +6,7 @@ child, and gives no session per child; this one is a socket, a fork, and a wait.
     server: {"ready": true} | {"problem": "..."}        once, after the imports
     caller: {"job_dir": ..., "environment": {...}, "isolation": ...}   with the log and the lease as descriptors, or
             {"resident": true, ...}                     for many jobs, with a socket to ask for them before the lease
+            {"check": [SOURCE, TARGET], ...}            to compare settings with the engine: see `engines.signatures`
     server: {"pid": N}
     server: {"status": S}                               as waitpid gives it
 
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,9 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
         for inherited in others:
             os.set_inheritable(inherited, True)
         os.environ.update(request["environment"])
+        if "check" in request:
+            code = _check(request["check"])
+            return
         if request.get("resident"):
             from pytest_llem.worker.resident import serve
 
@@ -118,6 +123,19 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
     finally:
         # The server's own exit handlers are not the child's to run.
         os._exit(code)
+
+
+def _check(arguments: list[str]) -> int:
+    from pytest_llem.engines.signatures import main as compare
+
+    try:
+        return compare(arguments)
+    except Exception:  # noqa: BLE001  whatever an engine raises is for the log, which nothing else would reach
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import pytest_llem.runners.starting
+from pytest_llem.job import DeviceSet
+from pytest_llem.runners.process import WorkerProcess
+from pytest_llem.runners.starting import WorkerStarter
+from pytest_llem.settings_check import check_here
+from pytest_llem.study import load_study
+
 STUDY = """\
 name: checked
 model: builtin:tiny-llama
@@ -25,11 +32,33 @@ meter: none
 """
 
 
+def test_a_comparison_that_ends_badly_is_told_and_not_taken_for_consent(tmp_path: Path) -> None:
+    starter = WorkerStarter(tmp_path)
+    config = load_study(study_file(tmp_path)).experiments[0].config
+
+    def broken(arguments: tuple[str, str], log: Path) -> WorkerProcess:
+        return starter.start_check("nothing", ("one", "two"), log)
+
+    report = check_here([config], tmp_path, DeviceSet("cpu"), broken)
+
+    assert report.problems == ()
+    assert report.unchecked is not None and "ended with exit code 1: see" in report.unchecked
+    assert "No such file" in (tmp_path / "check.log").read_text()
+
+
+def study_file(directory: Path) -> Path:
+    path = directory / "checked.yaml"
+    path.write_text(STUDY)
+    return path
+
+
 @pytest.mark.engine
 def test_a_setting_that_the_engine_lacks_fails_its_own_items_with_place_and_suggestion(
-    pytester: pytest.Pytester,
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pytester.path / "checked.yaml").write_text(STUDY)
+    """The engine is imported once, by the fork server: a comparison in an interpreter of its own took seconds more."""
+    monkeypatch.setattr(pytest_llem.runners.starting, "SpawnedProcess", None)
+    study_file(pytester.path)
 
     result = pytester.runpytest("--llem-study=checked.yaml")
 
