@@ -42,7 +42,8 @@ def test_a_comparison_that_ends_badly_is_told_and_not_taken_for_consent(tmp_path
     report = check_here([config], tmp_path, DeviceSet("cpu"), broken)
 
     assert report.problems == ()
-    assert report.unchecked is not None and "ended with exit code 1: see" in report.unchecked
+    assert report.unchecked is not None
+    assert "ended with exit code 1: see" in report.unchecked
     assert "No such file" in (tmp_path / "check.log").read_text()
 
 
