@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from pytest_llem.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ENGINE_SECTIONS = ("transformers", "vllm", "sglang", "tensorrt_llm", "openai")
 """The engines whose sections the schema describes."""
+SETTINGS_GROUP = "pytest_llem.engine_settings"
+"""Entry points of other packages: an engine's name, and the pydantic model of its section."""
 
 
 @cache
 def engine_names() -> tuple[str, ...]:
-    """The engines of the schema, and those that other packages register; a section of theirs may hold anything."""
+    """The engines of the schema, and those that other packages register."""
     from pytest_llem.engines import known_engines
 
     return ENGINE_SECTIONS + tuple(name for name in known_engines() if name not in ENGINE_SECTIONS)
+
+
+@cache
+def settings_model(engine: str) -> type[BaseModel] | None:
+    """The model that another package registers for its engine's section; without one, the section may hold anything.
+
+    Raises `SettingsError` for one that cannot be imported or is no pydantic model.
+    """
+    from pydantic import BaseModel
+
+    for point in entry_points(group=SETTINGS_GROUP, name=engine):
+        try:
+            model = point.load()
+        except (ImportError, AttributeError) as problem:
+            raise SettingsError(
+                f"the settings of engine {engine!r} cannot be imported from {point.value}: {problem}",
+                fix="correct the package that registers them, or uninstall it",
+            ) from problem
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise SettingsError(
+                f"the settings of engine {engine!r}, {point.value}, are no pydantic model",
+                fix="register a subclass of pytest_llem.study.sections.section.Section",
+            )
+        return model
+    return None

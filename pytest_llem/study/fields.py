@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import PlaceholderText, kind
-from pytest_llem.study.engine_names import engine_names
+from pytest_llem.study.engine_names import engine_names, settings_model
 from pytest_llem.study.model import Leaves as Leaves
 from pytest_llem.study.problems import nearest, suggest
 from pytest_llem.study.schema import ExperimentSettings
@@ -74,8 +74,16 @@ def _children(model: type[BaseModel], prefix: str) -> dict[str, Field]:
 def tree() -> Field:
     """The root of all settings of an experiment."""
     children = _children(ExperimentSettings, "")
-    children.update({name: Field(name, "map", None, None) for name in engine_names() if name not in children})
+    children.update({name: _outside(name) for name in engine_names() if name not in children})
     return Field("", "section", None, None, None, children)
+
+
+def _outside(engine: str) -> Field:
+    """The section of an engine of another package: checked where the package says how."""
+    model = settings_model(engine)
+    if model is None:
+        return Field(engine, "map", None, None)
+    return Field(engine, "section", None, None, None, _children(model, f"{engine}."))
 
 
 @cache
@@ -256,8 +264,15 @@ _EXPECTED = {
 
 
 @cache
+def _published() -> dict[str, Field]:
+    """The leaves of the schema itself: a package that brings an engine must not change the names of the others."""
+    own = ExperimentSettings.model_fields
+    return {path: item for path, item in table().items() if item.kind == "leaf" and path.partition(".")[0] in own}
+
+
+@cache
 def _leaf_name_counts() -> Counter[str]:
-    return Counter(item.name for item in table().values() if item.kind == "leaf")
+    return Counter(item.name for item in _published().values())
 
 
 @cache
@@ -268,15 +283,15 @@ def keyword(path: str) -> str:
     """
     counts = _leaf_name_counts()
     parts = path.split(".")
-    known = path in table()
+    known = path in _published()
     if len(parts) == 1 or counts[parts[-1]] == (1 if known else 0):
         return parts[-1]
     for length in range(2, len(parts) + 1):
         tail = "_".join(parts[-length:])
         others = sum(
             1
-            for other in table().values()
-            if other.kind == "leaf" and other.path != path and other.path.replace(".", "_").endswith(f"_{tail}")
+            for other in _published().values()
+            if other.path != path and other.path.replace(".", "_").endswith(f"_{tail}")
         )
         if not others and counts[tail] == 0:
             return tail

@@ -10,7 +10,7 @@ from pytest_llem.decode import decode
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
 from pytest_llem.study.canonical import asleep_by_default, same
-from pytest_llem.study.engine_names import ENGINE_SECTIONS
+from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.fields import Leaves, defaults
 from pytest_llem.study.flatten import unflatten
 
@@ -20,7 +20,7 @@ _FILES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 
 @cache
 def _common_defaults() -> Mapping[str, JsonValue]:
-    return {path: value for path, value in defaults().items() if path.partition(".")[0] not in ENGINE_SECTIONS}
+    return {path: value for path, value in defaults().items() if path.partition(".")[0] not in engine_names()}
 
 
 def resolve(kept: Leaves, directory: Path) -> ExperimentConfig:

@@ -1,0 +1,104 @@
+"""The documentation's page on engines: its worked example runs as written, and its table says what the code says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines import SHIPPED, UNVERIFIED, open_engine
+from pytest_llem.errors import SettingsError
+from pytest_llem.study.engine_names import settings_model
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+ARGUMENTS = ("--llem-study=parrot.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example's files, installed as `pip install .` would."""
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+    for name, text in files.items():
+        (pytester.path / name).write_text(text, encoding="utf-8")
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    installed = pytester.path / f"llem_parrot-{project['version']}.dist-info"
+    installed.mkdir()
+    points = "\n".join(
+        f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    )
+    (installed / "entry_points.txt").write_text(points, encoding="utf-8")
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    (pytester.path / "pyproject.toml").unlink()
+    path = os.pathsep.join(filter(None, [str(pytester.path), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(pytester.path / "leases"))
+    return pytester.path
+
+
+def test_the_worked_example_is_measured(pytester: pytest.Pytester, example: Path) -> None:
+    run = pytester.runpytest_subprocess(*ARGUMENTS)
+    run.assert_outcomes(passed=2)
+    run.stdout.fnmatch_lines(["tokens_per_s:1000.0 *1/1 *", "tokens_per_s:2000.0 *1/1 *"])
+    found: list[dict[str, Any]] = [json.loads(path.read_text()) for path in example.rglob("result.json")]
+    assert len(found) == 2
+    assert {result["engine"]["effective"]["tokens_per_s"] for result in found} == {1000.0, 2000.0}
+    for result in found:
+        assert (result["validity"]["valid"], result["validity"]["reasons"]) == (True, [])
+        assert (result["engine"]["name"], result["engine"]["version"]) == ("parrot", "1.0")
+        assert result["workload"]["output_tokens"] == 128
+        assert result["latency"]["tpot_s"]["p50"] >= 1 / result["engine"]["effective"]["tokens_per_s"]
+        assert result["compute"]["flops"] is None
+        assert result["memory"]["devices"] == []
+    assert sorted(result["runner"]["facts"]["engine_reused"] for result in found) == [False, True]
+
+
+def test_its_settings_are_checked_where_the_study_has_them(pytester: pytest.Pytester, example: Path) -> None:
+    study = example / "parrot.yaml"
+    wrong = study.read_text(encoding="utf-8").replace("[1000,", "[fast,") + "parrot: {token_per_s: 3}\n"
+    study.write_text(wrong, encoding="utf-8")
+    run = pytester.runpytest_subprocess(*ARGUMENTS)
+    run.stdout.fnmatch_lines_random(
+        [
+            "*parrot.yaml:6:*expected a number*'fast'*",
+            "*parrot.yaml:8:10: *'parrot.token_per_s'*did you mean 'parrot.tokens_per_s'?*",
+        ]
+    )
+
+
+def test_settings_that_are_no_model_are_refused(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example / "llem_parrot_settings.py").write_text("ParrotSettings = 3\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(example)
+    settings_model.cache_clear()
+    with pytest.raises(SettingsError, match=r"'parrot'.*no pydantic model"):
+        settings_model("parrot")
+    (example / "llem_parrot_settings.py").unlink()
+    monkeypatch.delitem(sys.modules, "llem_parrot_settings")
+    with pytest.raises(SettingsError, match="cannot be imported"):
+        settings_model("parrot")
+    settings_model.cache_clear()
+
+
+def test_the_table_says_of_every_engine_what_its_code_says() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")
+    ]
+    table = {row[0].strip("`"): row for row in rows if len(row) == 10 and row[0] != "engine"}
+    assert set(table) == set(SHIPPED)
+    for name, row in table.items():
+        capabilities = open_engine(name).capabilities
+        said = {"prefix_cache": row[5], "serves": row[6]}
+        assert {key: getattr(capabilities, key) for key in said} == {key: text == "yes" for key, text in said.items()}
+        assert capabilities.token_times in (row[2] == "yes", False)
+        assert capabilities.separable_phases == (row[3] == "yes")
+        assert ("not yet verified" in row[9]) == (name in UNVERIFIED)
