@@ -32,11 +32,12 @@ def read_result(path: Path) -> Result:
             f"{path}: result format {version} is newer than {RESULT_VERSION}, the newest this version reads",
             fix="read it with the version of pytest-llem that wrote it, or a newer one",
         )
+    older = version < RESULT_VERSION
     while version < RESULT_VERSION:
         data = {**MIGRATIONS[version](data), "schema_version": version + 1}
         version += 1
     try:
-        return Result.model_validate_json(json.dumps(data))
+        return Result.model_validate_json(json.dumps(data) if older else path.read_bytes())
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
