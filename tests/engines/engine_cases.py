@@ -31,4 +31,5 @@ def generate(engine: Engine, requests: list[Request]) -> list[Completion]:
 
 
 def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
-    return [completion.output_ids for completion in completions]
+    """What was generated; where a server gives text alone, that in the place of each token."""
+    return [c.output_ids or (hash(c.text),) * c.generated for c in completions]

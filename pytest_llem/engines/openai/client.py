@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer
@@ -66,6 +67,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self.latest_timings: list[Mapping[str, Any]] = []
         self.lateness_s = 0.0
+        self.resent = 0
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; when this is interrupted, nothing of it goes on."""
@@ -117,7 +119,7 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
+                trace_configs=[_noting_reuse()],
             )
         # A turn of the loop, so that connections which were closed meanwhile are known to be.
         await asyncio.sleep(0)
@@ -148,6 +150,7 @@ class Client:
         found: list[Completion] = []
         self.latest_timings = []
         self.lateness_s = 0.0
+        self.resent = 0
 
         async def run(sent: Sent) -> None:
             started_ns = time.monotonic_ns()
@@ -181,22 +184,63 @@ class Client:
         return sorted(found, key=lambda completion: completion.index)
 
     async def _one(self, sent: Sent, url: str) -> Completion:
-        session = self._session if self._session is not None else await self._connected()
-        answer = Answer(self._settings.api, timed=sent.timed)
-        start_ns = time.monotonic_ns()
+        way = _Way(Answer(self._settings.api, timed=sent.timed))
         try:
-            async with session.post(url, data=sent.body, allow_redirects=False) as response:
-                await _read(response, answer)
+            return await self._attempt(sent, url, way)
         except _network_errors() as problem:
-            timeout_s = self._settings.request_timeout_s
-            raise self._failure(problem, timeout_s, began=answer.first_ns is not None) from None
+            if not way.was_stale(problem):
+                raise self._failed(problem, way) from None
+        self.resent += 1
+        way = _Way(Answer(self._settings.api, timed=sent.timed))
+        try:
+            return await self._attempt(sent, url, way)
+        except _network_errors() as problem:
+            raise self._failed(problem, way) from None
+
+    async def _attempt(self, sent: Sent, url: str, way: _Way) -> Completion:
+        session, answer = self._session or await self._connected(), way.answer
+        start_ns = time.monotonic_ns()
+        async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
+            way.answered = True
+            await _read(response, answer)
         if answer.timings is not None:
             self.latest_timings.append(answer.timings)
         return answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens)
 
+    def _failed(self, problem: Exception, way: _Way) -> RequestFailedError:
+        return self._failure(problem, self._settings.request_timeout_s, began=way.answer.first_ns is not None)
+
     def _failure(self, problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
         failure = classify(problem, timeout_s, began=began)
         return RequestFailedError(failure.kind, self._settings.without_key(str(failure)))
+
+
+@dataclass
+class _Way:
+    """How a request fares: whether its connection had been used before, and whether anything came back."""
+
+    answer: Answer
+    reused: bool = False
+    answered: bool = False
+
+    def was_stale(self, problem: Exception) -> bool:
+        """Whether the server had closed the idle connection just as it was used again, and saw nothing of this."""
+        import aiohttp
+
+        lost = isinstance(problem, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
+        return lost and self.reused and not self.answered
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    import aiohttp
+
+    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
+        if isinstance(context.trace_request_ctx, _Way):
+            context.trace_request_ctx.reused = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_reuseconn.append(reused)
+    return config
 
 
 async def _read(response: aiohttp.ClientResponse, answer: Answer) -> None:

@@ -44,6 +44,7 @@ class Observations:
         self._timings: list[Mapping[str, Any]] = []
         self._timed_tokens = self._bunched_tokens = 0
         self._lateness_s = 0.0
+        self._resent = 0
 
     def add(self, requests: Sequence[Request], done: Sequence[Completion]) -> None:
         """One pass over the workload."""
@@ -64,6 +65,7 @@ class Observations:
             self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times))
             self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
         self._timings += self._client.latest_timings
+        self._resent += self._client.resent
         self._lateness_s = max(self._lateness_s, self._client.lateness_s)
 
     def running(self) -> int | None:
@@ -90,6 +92,8 @@ class Observations:
         the client's view of the same requests.
         """
         self._statistics = {"answers": self._answers, "failures": dict(self._failures)}
+        if self._resent:
+            self._statistics["resent_over_closed_connections"] = self._resent
         if self._lateness_s:
             self._statistics["latest_sent_after_due_s"] = self._lateness_s
         if self.has_metrics:
@@ -113,7 +117,7 @@ class Observations:
                 Note(
                     "ignore_eos_ignored",
                     f"{self._short} answers ended before the length that was asked for: the server does not go on "
-                    "after the end of sequence; set workload.ignore_eos: false, or give it its own switch in openai.extra",
+                    "after the end of sequence; set workload.ignore_eos: false, or give its own switch in openai.extra",
                 )
             )
         counters = self._statistics.get("server_counters")

@@ -64,7 +64,7 @@ class ServerTokenizer:
         messages = [{"role": "user", "content": text}]
         rendered = self._client.ask(self._root + "/apply-template", {"messages": messages})
         if rendered.status == 200 and isinstance(rendered.data, Mapping):
-            return self._tokens({"content": str(rendered.data.get("prompt"))}, special=False)
+            return self._tokens({"content": str(rendered.data.get("prompt"))}, special=True)
         return self._tokens({"messages": messages, "add_generation_prompt": True}, special=False)
 
     @property

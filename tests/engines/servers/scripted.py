@@ -1,0 +1,239 @@
+"""A server that behaves, and misbehaves, as a test says: requests of a thread of its own, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+STANDARD = {
+    "model", "prompt", "messages", "max_tokens", "stream", "stream_options", "temperature", "top_p", "seed",
+}  # fmt: skip
+
+
+@dataclass
+class Script:
+    """How the server behaves. `answers` names what happens to the measured requests, in turn and over again.
+
+    `ok`, `drop` (closes mid-stream), `drop_at_once`, `stall` (begins and goes on never), `hang` (never begins), `429`,
+    `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`, `paired` (two tokens a piece), `torn` (a
+    byte at a time), `short` (ends after two tokens), `whole` (not streamed), `not_http`.
+    """
+
+    answers: tuple[str, ...] = ("ok",)
+    refuses: str | None = None
+    """`named` or `unnamed`: fields beyond the API are HTTP 422, with their names or without."""
+    prompts: str = "any"
+    """`text`: arrays of token ids are HTTP 400."""
+    cached: int | None = None
+    prompt_tokens: int | None = None
+    key: str | None = None
+    models: Any = field(default_factory=lambda: {"data": [{"id": "scripted", "owned_by": "nobody"}]})
+    health: tuple[int, ...] = (200,)
+    metrics: str | None = None
+    piece_s: float = 0.0
+
+
+class ScriptedServer:
+    """The running server: what it was sent, how many requests were open at once, and how many the client gave up."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.bodies: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.connections = 0
+        self.open = self.most_open = self.abandoned = 0
+        self.url = ""
+        self._healths = 0
+        self._paths: dict[str, Callable[[], tuple[int, str]]] = {
+            "/health": self._health,
+            "/v1/models": lambda: (200, json.dumps(script.models)) if script.models is not None else (500, "no"),
+            "/metrics": lambda: (200, script.metrics) if script.metrics is not None else (404, "{}"),
+        }
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection for as long as the client keeps it."""
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                method, path, headers = _parsed(head)
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                self.headers.append(headers)
+                if method == "POST" and path.startswith("/v1/"):
+                    self.open += 1
+                    self.most_open = max(self.most_open, self.open)
+                    try:
+                        await self._answer(path, json.loads(body), headers, reader, writer)
+                    finally:
+                        self.open -= 1
+                else:
+                    status, text = self._paths.get(path, lambda: (404, '{"detail": "Not Found"}'))()
+                    await _send(writer, status, text)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def _health(self) -> tuple[int, str]:
+        status = self.script.health[min(self._healths, len(self.script.health) - 1)]
+        self._healths += 1
+        return status, "{}"
+
+    async def _answer(
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: dict[str, str],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        script = self.script
+        self.bodies.append(body)
+        if script.key is not None and headers.get("authorization") != f"Bearer {script.key}":
+            await _send(writer, 401, json.dumps({"error": f"wrong key: {headers.get('authorization')}"}))
+            return
+        beyond = sorted(set(body) - STANDARD)
+        if script.refuses is not None and beyond:
+            named = f"Unexpected fields in the request: {beyond}" if script.refuses == "named" else "invalid request"
+            await _send(writer, 422, json.dumps({"detail": named}))
+            return
+        if script.prompts == "text" and not isinstance(body.get("prompt", ""), str):
+            await _send(writer, 400, '{"detail": "prompt must be a string."}')
+            return
+        kind = "ok"
+        if body["max_tokens"] > 1:
+            kind = script.answers[len(self.measured) % len(script.answers)]
+            self.measured.append(body)
+        await _Answer(self, path, body, headers, reader, writer).give(kind)
+
+
+class _Answer:
+    def __init__(
+        self,
+        server: ScriptedServer,
+        path: str,
+        body: dict[str, Any],
+        headers: dict[str, str],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._server, self._reader = server, reader
+        self._script, self._body, self._headers, self._writer = server.script, body, headers, writer
+        self._chat = path.endswith("/chat/completions")
+
+    async def give(self, kind: str) -> None:
+        """Do what the script says."""
+        count = self._body["max_tokens"]
+        if kind in ("429", "500"):
+            text = f"no; you sent {self._headers.get('authorization')}"
+            await _send(self._writer, int(kind), json.dumps({"error": text}))
+        elif kind == "hang":
+            await self._until_given_up()
+        elif kind == "drop_at_once":
+            self._writer.close()
+        elif kind == "not_http":
+            self._writer.write(b"\x00\x01\x02 this is no answer\r\n\r\n")
+            self._writer.close()
+        elif kind == "whole" or not self._body.get("stream"):
+            whole = self._event("w" * count, reason="length", usage=None if kind == "no_usage" else count)
+            await _send(self._writer, 200, json.dumps(whole))
+        else:
+            await self._stream(kind, 2 if kind == "short" else count)
+
+    async def _until_given_up(self) -> None:
+        while not self._reader.at_eof():
+            await asyncio.sleep(0.01)
+        self._server.abandoned += 1
+        raise ConnectionAbortedError
+
+    async def _stream(self, kind: str, count: int) -> None:
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self._writer.write(head.encode())
+        width = 2 if kind == "paired" else 1
+        for sent in range(0, count, width):
+            await self._event_out(self._event("w" * min(width, count - sent)), torn=kind == "torn")
+            await asyncio.sleep(self._script.piece_s)
+            if kind == "drop":
+                self._writer.close()
+                return
+            if kind == "stall":
+                await self._until_given_up()
+            if kind == "malformed":
+                await self._chunk(b'data: {"choices": [{"text": \n\n')
+            if kind == "error_event":
+                await self._chunk(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n')
+        if kind != "no_end":
+            usage = {"no_usage": None, "wrong_usage": max(0, count - 2)}.get(kind, count)
+            await self._event_out(self._event("", reason="length", usage=usage), torn=kind == "torn")
+            await self._chunk(b": a comment\r\n\r\ndata: [DONE]\r\n\r\n")
+        await self._chunk(b"")
+
+    def _event(self, text: str, reason: str | None = None, usage: int | None = None) -> dict[str, Any]:
+        key = "delta" if self._body.get("stream") else "message"
+        part = {key: {"content": text}} if self._chat else {"text": text}
+        event: dict[str, Any] = {"choices": [{"index": 0, "finish_reason": reason, **part}]}
+        if usage is not None:
+            prompt = self._body.get("prompt", "")
+            given = len(prompt) if isinstance(prompt, list) else len(str(prompt).split())
+            event["usage"] = {"completion_tokens": usage, "prompt_tokens": self._script.prompt_tokens or given}
+            if self._script.cached is not None:
+                event["usage"]["prompt_tokens_details"] = {"cached_tokens": self._script.cached}
+        return event
+
+    async def _event_out(self, event: dict[str, Any], *, torn: bool) -> None:
+        data = f"data: {json.dumps(event)}\n\n".encode()
+        for part in [data[i : i + 1] for i in range(len(data))] if torn else [data]:
+            await self._chunk(part)
+
+    async def _chunk(self, data: bytes) -> None:
+        self._writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await self._writer.drain()
+
+
+@contextmanager
+def scripted(script: Script | None = None) -> Iterator[ScriptedServer]:
+    """A server for the body of a `with`; its thread ends with it."""
+    server = ScriptedServer(script or Script())
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def serve() -> None:
+        listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
+        server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        ready.set()
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(serve())
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    ready.wait(30)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+
+
+def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, path, _ = first.split(" ", 2)
+    return method, path, {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines) if k}
+
+
+async def _send(writer: asyncio.StreamWriter, status: int, text: str) -> None:
+    body = text.encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
