@@ -15,11 +15,6 @@ from pytest_llem.engines import SHIPPED, UNVERIFIED, open_engine
 from pytest_llem.errors import SettingsError
 from pytest_llem.study.engine_names import settings_model
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
 ARGUMENTS = ("--llem-study=parrot.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")
 
@@ -30,15 +25,13 @@ def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
     for name, text in files.items():
         (pytester.path / name).write_text(text, encoding="utf-8")
-    project = tomllib.loads(files["pyproject.toml"])["project"]
-    installed = pytester.path / f"llem_parrot-{project['version']}.dist-info"
+    project = files["pyproject.toml"]
+    installed = pytester.path / "llem_parrot-1.0.dist-info"
     installed.mkdir()
-    points = "\n".join(
-        f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    )
+    groups = re.findall(r"\[project\.entry-points\.\"(.*)\"\]\n(\w+) = \"(.*)\"", project)
+    points = "\n".join(f"[{group}]\n{name} = {value}" for group, name, value in groups)
     (installed / "entry_points.txt").write_text(points, encoding="utf-8")
-    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llem-parrot\nVersion: 1.0\n", encoding="utf-8")
     (pytester.path / "pyproject.toml").unlink()
     path = os.pathsep.join(filter(None, [str(pytester.path), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)

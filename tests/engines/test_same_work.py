@@ -1,10 +1,13 @@
-"""One greedy workload on two engines: the same model in float32 gives the same work, token for token."""
+"""One greedy workload on every engine: the same model in float32 gives the same work, token for token.
+
+transformers is the reference in each environment: beside vLLM in one, beside the server of llama.cpp in the other.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,28 +15,40 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.workload import build_workload
+from tests.engines.servers.starting import llama_cpp
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
-]
+pytestmark = pytest.mark.engine
+pytest.importorskip("transformers")
 
-SETTINGS: dict[str, dict[str, Any]] = {"transformers": {"batch_size": 3}, "vllm": {"enforce_eager": True}}
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+END = 2
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine made of the workload."""
+    """What an engine made of the workload; `shape` is unknown to the client of a server."""
 
     prompts_hash: str
     input_tokens: Sequence[int]
     output_tokens: Sequence[int]
+    reasons: Sequence[str]
     texts: Sequence[str]
-    flops_shape: tuple[Any, ...]
+    shape: tuple[Any, ...] = field(compare=False)
 
 
-def work(engine_name: str, *, ignore_eos: bool) -> Work:
+@pytest.fixture(scope="module", params=["vllm"] if HAS_VLLM else ["openai"])
+def other(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Another engine than transformers, with its settings."""
+    if request.param == "vllm":
+        yield "vllm", {"enforce_eager": True}
+    else:
+        with llama_cpp(tmp_path_factory.mktemp("llama.cpp")) as server:
+            yield "openai", {"base_url": server.url}
+
+
+def work(engine_name: str, settings: dict[str, Any], *, ignore_eos: bool) -> Work:
     config = ExperimentConfig(
         model="builtin:tiny-llama",
         engine=engine_name,
@@ -42,7 +57,7 @@ def work(engine_name: str, *, ignore_eos: bool) -> Work:
         workload=WorkloadSettings("synthetic", 6, 24, 48, seed=3, ignore_eos=ignore_eos),
         decoding=Decoding(),
         measurement=MeasurementSettings(1.0),
-        settings=SETTINGS[engine_name],
+        settings=settings,
     )
     engine = open_engine(engine_name)
     try:
@@ -57,19 +72,41 @@ def work(engine_name: str, *, ignore_eos: bool) -> Work:
         return Work(
             workload.prompts_hash,
             [c.input_tokens for c in completions],
-            [len(c.output_ids) for c in completions],
-            [tokenizer.decode(c.output_ids) for c in completions],
+            [c.generated for c in completions],
+            [c.finish_reason for c in completions],
+            [
+                letters(c.text if c.text is not None else tokenizer.decode(without_end(c.output_ids)))
+                for c in completions
+            ],
             (shape.layers, shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab_size),
         )
     finally:
         engine.shutdown()
 
 
-@pytest.mark.parametrize("ignore_eos", [True, False])
-def test_two_engines_do_the_same_work(ignore_eos: bool) -> None:
-    ours, theirs = work("transformers", ignore_eos=ignore_eos), work("vllm", ignore_eos=ignore_eos)
+def without_end(output_ids: Sequence[int]) -> list[int]:
+    return [token for token in output_ids if token != END]
+
+
+def letters(text: str) -> str:
+    """The text without bytes that are no UTF-8, which each tokenizer shows in its own way."""
+    return text.replace("\ufffd", "")
+
+
+def test_answers_that_end_where_they_end_are_the_same(other: tuple[str, dict[str, Any]]) -> None:
+    ours, theirs = work("transformers", {"batch_size": 3}, ignore_eos=False), work(*other, ignore_eos=False)
     assert theirs == ours
+    assert theirs.shape == ours.shape
     assert ours.input_tokens == [24] * 6
     assert len(set(ours.texts)) == 6
-    if ignore_eos:
-        assert ours.output_tokens == [48] * 6
+    assert set(ours.reasons) == {"length", "stop"}
+
+
+def test_answers_of_fixed_length_are_the_same_work(other: tuple[str, dict[str, Any]]) -> None:
+    """llama.cpp never generates an end of sequence that it is to ignore, where others go on after it: the same work."""
+    ours, theirs = work("transformers", {"batch_size": 3}, ignore_eos=True), work(*other, ignore_eos=True)
+    assert theirs.prompts_hash == ours.prompts_hash
+    assert theirs.input_tokens == ours.input_tokens == [24] * 6
+    assert theirs.output_tokens == ours.output_tokens == [48] * 6
+    if other[0] == "vllm":
+        assert theirs.texts == ours.texts

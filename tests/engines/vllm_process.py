@@ -13,7 +13,7 @@ from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSe
 from tests.engines.engine_cases import generate, ids, requests_of
 
 
-def main(settings: str) -> None:
+def main(settings: str, output_tokens: str) -> None:
     config = ExperimentConfig(
         model="builtin:tiny-llama",
         engine="vllm",
@@ -29,7 +29,7 @@ def main(settings: str) -> None:
     engine.load()
     assert isinstance(engine, KeepsStatistics)
     engine.reset_statistics()
-    completions = generate(engine, requests_of(30, 31, 32, output=64))
+    completions = generate(engine, requests_of(30, 31, 32, output=int(output_tokens)))
     found = {
         "ids": ids(completions),
         "statistics": engine.statistics(),
@@ -49,4 +49,4 @@ def _processes() -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class VLLMEngine:
         require_devices("vllm", self._arguments.sizes, devices)
         try:
             self._sampling(Request(0, (0,), 1))
-        except (ValueError, TypeError) as problem:
+        except _refusals() as problem:
             raise EngineSettingError(
                 f"vLLM refuses the decoding settings: {' '.join(str(problem).split())}", fix="correct the one it names"
             ) from problem
@@ -347,6 +348,15 @@ class VLLMEngine:
         if self._llm is None:
             raise EngineError("the engine was used before load", fix="call load() first")
         return self._llm
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for settings that it does not take; its newer versions have an exception of their own."""
+    try:
+        own = importlib.import_module("vllm.exceptions").VLLMValidationError
+    except (ImportError, AttributeError):
+        return ValueError, TypeError
+    return own, ValueError, TypeError
 
 
 def _take(answer: StreamedAnswer, output: Any, now_ns: int) -> Completion | None:
