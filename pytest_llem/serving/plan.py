@@ -61,8 +61,11 @@ def server_notice(study: Study) -> str | None:
     order = study.execution.order
     several = "server" if servers == 1 else f"{servers} servers"
     least = _starts(keys[experiment.id] for experiment, _ in study.schedule(order="sequential"))
-    better = f"; order: sequential starts {least}" if least < starts else ""
-    return f"study {study.name}: order {order} starts its {several} {starts} times in all{better}"
+    if least == servers:
+        better = f"with order: sequential it would be {servers}"
+    else:
+        better = f"with order: sequential, and what a server is started with first in the sweep, it would be {servers}"
+    return f"study {study.name}: order: {order} starts its {several} {starts} times in all; {better}"
 
 
 def _starts(servers: Iterable[str | None]) -> int:

@@ -25,6 +25,8 @@ from pytest_llem.job import DeviceSet, Job, read_json
 from pytest_llem.serving.container import require_local
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, error_of, job_of
 
+pytestmark = pytest.mark.docker
+
 SERVER_IMAGE = "llem-test-server"
 DOCKERFILE = """\
 ARG BASE_IMAGE
