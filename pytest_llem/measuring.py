@@ -26,7 +26,7 @@ from pytest_llem.redaction import redact_file, secrets_of
 from pytest_llem.results.layout import slug
 from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.neighbours import Neighbours
-from pytest_llem.runners.protocol import Runner, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import Place, Runner, RunnerSpec, RunReport
 from pytest_llem.runners.tenancy import Devices
 from pytest_llem.running_server import require_reachable, residual_allowance
 from pytest_llem.serving.preflight import known_image
@@ -60,23 +60,36 @@ class Measurer:
         """Where cycles of an engine run, and who said so."""
         return self.placement.spec(engine, study)
 
-    def identity(self, point: Point, environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """What must be equal in an earlier result of a cycle for it to be reused in this `environment`."""
+    def identities(self, point: Point, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
+        """What must be equal in an earlier result of a cycle for it to be reused: one for each place where it may run.
+
+        That is this machine's `environment`, or each node of a cluster.
+        """
         from pytest_llem.results.environment import identity
         from pytest_llem.results.inputs import input_facts
 
+        config = point.experiment.config
         spec = self.runner_spec(point.experiment.engine, point.study)
-        devices = visible_devices(point.experiment.config)
-        return identity(
-            environment,
-            engine=point.experiment.engine,
-            runner=spec.name,
-            image=self._image(spec, point),
-            device_kind=devices.kind,
-            device_count=len(devices.uuids),
-            meter=self._options.meter_of(point.study),
-            inputs=input_facts(point.experiment.config),
-        )
+        if spec.name == "ray":
+            places = self._runner(spec, point.study).places(config)  # type: ignore[attr-defined]
+        else:
+            devices = visible_devices(config)
+            places = [
+                Place(environment, input_facts(config), self._image(spec, point), devices.kind, len(devices.uuids))
+            ]
+        return [
+            identity(
+                place.environment,
+                engine=point.experiment.engine,
+                runner=spec.name,
+                image=place.image,
+                device_kind=place.device_kind,
+                device_count=place.device_count,
+                meter=self._options.meter_of(point.study),
+                inputs=place.inputs,
+            )
+            for place in places
+        ]
 
     def _image(self, spec: RunnerSpec, point: Point) -> str | None:
         """What a container's image is known by: its digest where it lies here already, else its name."""

@@ -251,7 +251,13 @@ class LlemSession:
         self._ahead = begun_ahead(items, self._measurer, self._from_store)
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
-        return self._earlier.find(key, self._measurer.identity(point, self.store.environment), point.study.thresholds)
+        from pytest_llem.results.resume import Reuse
+
+        try:
+            identity, *others = self._measurer.identities(point, self.store.environment)
+        except LlemError as error:  # measuring meets the same obstacle, and explains it
+            return Reuse(None, error.message)
+        return self._earlier.find(key, identity, point.study.thresholds, others)
 
     @cached_property
     def _earlier(self) -> EarlierRuns:

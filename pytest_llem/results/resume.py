@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,18 @@ class EarlierRuns:
         self._run_id = run_id
 
     def find(
-        self, key: CycleKey, identity: Mapping[str, JsonValue], thresholds: Mapping[str, float] | None = None
+        self,
+        key: CycleKey,
+        identity: Mapping[str, JsonValue],
+        thresholds: Mapping[str, float] | None = None,
+        others: Sequence[Mapping[str, JsonValue]] = (),
     ) -> Reuse:
         """The newest valid result of the key's study, configuration and cycle with the same `identity`.
 
-        `identity` is that of the present run (`environment.identity`), `thresholds` are its limits of validity: what
-        was valid under others may not be. Otherwise the reason names what is missing or different, for the newest
-        result that comes near. One that cannot be read is none: whatever lies there, the cycle can be measured.
+        `identity` is that of the present run (`environment.identity`), or one of them where the cycle may run in
+        `others` as well; `thresholds` are its limits of validity: what was valid under others may not be. Otherwise the
+        reason names what is missing or different, for the newest result that comes near. One that cannot be read is
+        none: whatever lies there, the cycle can be measured.
         """
         study = slug(key.study)
         if not any(known == study for known, _ in self._index):
@@ -62,12 +67,12 @@ class EarlierRuns:
         if not found:
             return Reuse(None, spoilt[0] if spoilt else f"no earlier cycle {key.cycle}")
         found.sort(key=lambda result: result.created_at, reverse=True)
+        places = (identity, *others)
         for result in found:
-            if result.validity.thresholds == (thresholds or {}) and not changes(
-                result.environment.comparable, identity
-            ):
+            known = result.environment.comparable
+            if result.validity.thresholds == (thresholds or {}) and not all(changes(known, place) for place in places):
                 return Reuse(result, None)
-        differing = changes(found[0].environment.comparable, identity)
+        differing = min((changes(found[0].environment.comparable, place) for place in places), key=len)
         return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")
 
     @cached_property

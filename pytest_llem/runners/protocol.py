@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job import DeviceKind, Job, JobDir
 from pytest_llem.runners.lease import Lease
 
 RunnerName = Literal["local", "docker", "ray"]
@@ -46,6 +46,20 @@ class RunReport:
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
     environment: Mapping[str, JsonValue] | None = None
     inputs: Mapping[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cycle may run, as far as it must be equal for a result to be reused: see `results.environment.identity`.
+
+    `image` is known by its digest where it lies there already, else by its name.
+    """
+
+    environment: Mapping[str, JsonValue]
+    inputs: Mapping[str, JsonValue]
+    image: str | None
+    device_kind: DeviceKind
+    device_count: int
 
 
 class Runner(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from pytest_llem.devices import devices_needed
-from pytest_llem.errors import InfeasibleError, LlemError, RunnerError
+from pytest_llem.errors import InfeasibleError, JsonValue, LlemError, RunnerError
 from pytest_llem.job import ExperimentConfig
 from pytest_llem.runners.ray.settings import RaySettings
 
@@ -90,8 +90,9 @@ class Request:
 class RayCluster:
     """A connection to a cluster, the only one of this process; see `connect`."""
 
-    def __init__(self, address: str | None, *, own: bool) -> None:
+    def __init__(self, address: str | None, runtime_env: Mapping[str, JsonValue], *, own: bool) -> None:
         self.address = address
+        self.runtime_env = runtime_env
         self._own = own
         self._nodes: tuple[float, list[Node]] | None = None
 
@@ -152,15 +153,17 @@ _lock = threading.Lock()
 _current: list[RayCluster | LlemError] = []
 
 
-def connect(address: str | None) -> RayCluster:
+def connect(address: str | None, runtime_env: Mapping[str, JsonValue] | None = None) -> RayCluster:
     """The cluster at `address`, else at `RAY_ADDRESS`, else the one that runs on this machine, else a new local one.
 
-    Connects once: later calls get the same cluster, or the same error. Raises `RunnerError`.
+    `runtime_env` is that of all tasks: Ray uploads what it names when a process connects, and only then. Connects once:
+    later calls get the same cluster, or the same error. Raises `RunnerError`.
     """
+    environment = dict(runtime_env or {})
     with _lock:
         if not _current:
             try:
-                _current.append(_connected(address))
+                _current.append(_connected(address, environment))
             except LlemError as error:
                 _current.append(error)
         found = _current[0]
@@ -170,6 +173,12 @@ def connect(address: str | None) -> RayCluster:
         raise RunnerError(
             f"ray:{address}: this process is connected to the Ray cluster {found.address}",
             fix="give all engines of a run the same cluster",
+        )
+    if environment != found.runtime_env:
+        raise RunnerError(
+            f"ray.runtime_env: {environment or 'none'}, and this process is connected with "
+            f"{dict(found.runtime_env) or 'none'}",
+            fix="give all studies of a run the same ray.runtime_env, or run them one after the other",
         )
     return found
 
@@ -183,9 +192,10 @@ def disconnect() -> None:
                 found.close()
 
 
-def _connected(address: str | None) -> RayCluster:
+def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> RayCluster:
     if ray.is_initialized():
-        return RayCluster(address, own=False)
+        # Somebody else connected this process, and with what they chose.
+        return RayCluster(address, runtime_env, own=False)
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and address.startswith(CLIENT_PREFIX):
         raise RunnerError(
@@ -193,15 +203,16 @@ def _connected(address: str | None) -> RayCluster:
             fix="run pytest on a node of the cluster, or let this machine join it without giving it work: ray start "
             "--address=HEAD:6379 --num-cpus=0 --num-gpus=0",
         )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": dict(runtime_env) or None}
     try:
         with _own_signal_handlers():
             if address is None:
                 with contextlib.suppress(ConnectionError):
-                    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+                    ray.init(address="auto", **quiet)
             elif address != "local":
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, **quiet)
             if not ray.is_initialized():
-                _start_local()
+                _start_local(quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
         where = f"at {address}" if address else "here"
         raise RunnerError(
@@ -209,14 +220,14 @@ def _connected(address: str | None) -> RayCluster:
             fix="start one with `ray start --head` and the same versions of Ray and Python, name it with "
             "--llem-runner=ray:HOST:PORT or RAY_ADDRESS, or use --llem-runner=ray:local for one of this machine alone",
         ) from None
-    return RayCluster(address, own=True)
+    return RayCluster(address, runtime_env, own=True)
 
 
-def _start_local() -> None:
+def _start_local(options: Mapping[str, Any]) -> None:
     before = {name: os.environ.get(name) for name in LOCAL_ENVIRONMENT}
     os.environ.update({name: value for name, value in LOCAL_ENVIRONMENT.items() if before[name] is None})
     try:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", include_dashboard=False, **options)
     finally:
         for name, value in before.items():
             if value is None:

@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.neighbours import Neighbours
 from pytest_llem.runners.protocol import Runner, RunnerSource, RunnerSpec, RunReport
+from pytest_llem.runners.ray.delivery import Delivery, NodeFacts
 from pytest_llem.runners.ray.settings import NodeTerms
 from pytest_llem.runners.ray.surroundings import own_directory, run_directory, undo_worker_settings
 from pytest_llem.runners.tenancy import Devices
@@ -47,25 +48,6 @@ class Order:
     terms: NodeTerms
     image: str | None = None
     threads_chosen: bool = False
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """Which node a cycle runs on."""
-
-    id: str
-    hostname: str
-    address: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What a node sends back: the job directory's files by name, the report, and an error that no file holds."""
-
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    report: RunReport | None = None
-    error: Mapping[str, JsonValue] | None = None
 
 
 def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | Delivery]:

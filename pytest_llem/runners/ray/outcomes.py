@@ -29,8 +29,9 @@ def explain(error: BaseException, title: str) -> LlemError:
         )
     if isinstance(error, ray_errors.RuntimeEnvSetupError):
         return RunnerError(
-            f"{title}: the runtime environment cannot be set up on the node: {_sentence(error)}",
-            fix="correct the study's ray.runtime_env, or install what it names in the nodes' image",
+            f"{title}: the runtime environment cannot be set up on the node: {_cause(error)}",
+            fix="correct the study's ray.runtime_env, or install what it names in the nodes' image; pip and uv need "
+            "ray[default] on the nodes",
         )
     missing = cause if isinstance(cause, ImportError) else error if isinstance(error, ImportError) else None
     if missing is not None:
@@ -40,6 +41,15 @@ def explain(error: BaseException, title: str) -> LlemError:
             "in the study's ray.runtime_env: {pip: [...]}",
         )
     return RunnerError(f"{title}: the task failed on its node: {_sentence(cause or error)}")
+
+
+def _cause(error: BaseException) -> str:
+    """What a long report with tracebacks says went wrong: its last errors."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [
+        line for line in lines if line.startswith("ERROR") or line.partition(":")[0].endswith(("Error", "Exception"))
+    ]
+    return "; ".join(dict.fromkeys(said[-2:])) or _sentence(error)
 
 
 def _sentence(error: BaseException) -> str:

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray import exceptions as ray_errors
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pytest_llem import __version__
 from pytest_llem.decode import decode, encode
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
-from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, RunnerError
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError
 from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.preflight import MODULES
 from pytest_llem.runners.ray.cluster import Node, one_of_each_kind
 from pytest_llem.runners.ray.node import other_version
-from pytest_llem.runners.ray.outcomes import explain
+from pytest_llem.runners.ray.questions import ask_nodes
 from pytest_llem.runners.ray.settings import RaySettings
-
-ANSWER_S = 900.0
-"""A runtime environment may have much to install."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ def preflight_nodes(nodes: Sequence[Node], engine: str, settings: RaySettings) -
     modules = () if settings.image is not None else MODULES.get(engine, ())
     problems: list[LlemError] = []
     facts: dict[str, JsonValue] = {}
-    for node, answer in _ask(_probe(), nodes, settings, modules):
+    for node, answer in ask_nodes(_probe(), one_of_each_kind(nodes), modules):
         if isinstance(answer, LlemError):
             problems.append(answer)
             continue
@@ -75,7 +68,7 @@ def check_settings_on_nodes(
         return SignatureReport(unchecked="the engine is in an image on the nodes")
     problems: dict[str, SettingProblem] = {}
     unchecked = None
-    for _, answer in _ask(check_settings_on_node, nodes, settings, encode(configs)):
+    for _, answer in ask_nodes(check_settings_on_node, one_of_each_kind(nodes), encode(configs)):
         if isinstance(answer, LlemError):
             unchecked = answer.message
             continue
@@ -93,32 +86,6 @@ def check_settings_on_node(configs: JsonValue) -> JsonValue:
     with tempfile.TemporaryDirectory() as directory:
         decoded = [decode(ExperimentConfig, config) for config in configs]
         return encode(check_here(decoded, Path(directory), DeviceSet("cpu")))
-
-
-def _ask(
-    question: Callable[..., Any], nodes: Sequence[Node], settings: RaySettings, *arguments: object
-) -> Iterable[tuple[Node, Any]]:
-    """The answer of one node of each kind, or an `LlemError` for it; it takes no resources, so it need not wait."""
-    asked = one_of_each_kind(nodes)
-    remote = ray.remote(max_retries=0, num_cpus=0)(question)
-    environment = {"runtime_env": dict(settings.runtime_env)} if settings.runtime_env else {}
-    references = [
-        remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-            name="llem preflight",
-            **environment,
-        ).remote(*arguments)
-        for node in asked
-    ]
-    for node, reference in zip(asked, references, strict=True):
-        where = f"node {node.hostname} ({node.kind})"
-        try:
-            yield node, ray.get(reference, timeout=ANSWER_S)
-        except ray_errors.GetTimeoutError:
-            ray.cancel(reference, force=True)
-            yield node, RunnerError(f"{where}: no answer within {ANSWER_S:g} s", fix="look at the node and Ray's logs")
-        except (ray_errors.RayError, ImportError) as error:
-            yield node, explain(error, where)
 
 
 def _probe() -> Callable[..., dict[str, Any]]:

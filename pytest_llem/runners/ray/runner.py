@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +14,25 @@ import ray
 from ray import exceptions as ray_errors
 
 from pytest_llem import __version__
+from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SignatureReport
-from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError, RunnerError, from_dict
+from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, Place, RunnerSpec, RunReport
 from pytest_llem.runners.ray.cluster import RayCluster, Request, connect, disconnect
-from pytest_llem.runners.ray.node import Delivery, NodeFacts, Order, encoded, measure_on_node
+from pytest_llem.runners.ray.delivery import Delivery, NodeFacts, write_files
+from pytest_llem.runners.ray.node import Order, encoded
 from pytest_llem.runners.ray.outcomes import explain
+from pytest_llem.runners.ray.places import places_on
 from pytest_llem.runners.ray.preflight import NodePreflight, check_settings_on_nodes, preflight_nodes
 from pytest_llem.runners.ray.progress import progress_of
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
+from pytest_llem.runners.ray.tasks import demanded, end_task, measuring_task
 
 POLL_S = 1.0
-CANCEL_S = 10.0
-KILL_S = 5.0
 MOST_IN_FLIGHT = 512
 """Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
 
@@ -65,11 +64,13 @@ class RayRunner:
         self._ended = threading.Event()
         self._tasks: set[Any] = set()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._places: dict[tuple[str | None, ...], list[Place]] = {}
 
     @property
     def cluster(self) -> RayCluster:
         """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
-        return connect(self.spec.address)
+        return connect(self.spec.address, self.settings.runtime_env)
 
     def in_flight(self, configs: Sequence[ExperimentConfig]) -> int:
         """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each."""
@@ -90,6 +91,17 @@ class RayRunner:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
         nodes = [node for config in configs[:1] for node in self.cluster.able(self._request(config))]
         return check_settings_on_nodes(nodes, configs, self.settings)
+
+    def places(self, config: ExperimentConfig) -> list[Place]:
+        """The nodes that may run this experiment, as places whose earlier results may be reused."""
+        request = self._feasible(config)
+        inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
+        named = (str(request), *inputs)
+        with self._asking:
+            if named not in self._places:
+                nodes = self.cluster.able(request)
+                self._places[named] = places_on(nodes, request, config, self.settings.image, self._terms.docker)
+            return self._places[named]
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """Run one cycle on a node that Ray chooses; the job directory has its files afterwards, the job's devices too.
@@ -116,9 +128,9 @@ class RayRunner:
             if len(losses) > self.settings.node_losses:
                 raise _lost(title, losses)
         assert node is not None, "what was delivered comes from a node"
-        _write(delivery.files, job_dir)
+        write_files(delivery.files, job_dir)
         if delivery.error is not None:
-            raise from_dict(delivery.error)
+            raise error_from_dict(delivery.error)
         assert delivery.report is not None, "without an error there is a report"
         return self._report(delivery.report, node, losses)
 
@@ -144,7 +156,7 @@ class RayRunner:
         """The cycle's request, once the cluster has a node for it."""
         wait_s = self.settings.wait_for_nodes_s
         deadline = time.monotonic() + wait_s
-        with _demanded() as demand:
+        with demanded() as demand:
             while True:
                 request = self._request(config)
                 if self.cluster.able(request):
@@ -160,7 +172,7 @@ class RayRunner:
     ) -> tuple[NodeFacts | None, Delivery | None]:
         """One submission: the node and what it delivered, or `None` when the node was lost, which is noted."""
         node: NodeFacts | None = None
-        task = _task().options(**self._options(request, title, losses)).remote(encoded(order))
+        task = measuring_task().options(**self._options(request, title, losses)).remote(encoded(order))
         with self._lock:
             self._tasks.add(task)
         try:
@@ -177,7 +189,7 @@ class RayRunner:
                 self._progress.done(node.hostname, again=again)
             return node, None
         except BaseException:
-            _end(task)
+            end_task(task)
             if node is not None:
                 self._progress.done(node.hostname)
             raise
@@ -205,8 +217,6 @@ class RayRunner:
 
     def _options(self, request: Request, title: str, losses: Sequence[Loss]) -> dict[str, Any]:
         options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
-        if self.settings.runtime_env:
-            options["runtime_env"] = dict(self.settings.runtime_env)
         lost = {loss.node.id for loss in losses if loss.node}
         others = [node for node in self.cluster.able(request) if node.id not in lost]
         if lost and others:
@@ -226,58 +236,6 @@ class RayRunner:
         return replace(report, source=self.spec.source, notes=notes, facts={**report.facts, **facts})
 
 
-@cache
-def _task() -> Any:
-    """The remote function: no retries of Ray's own, and worker processes that serve many cycles, each measured in a
-    process of its own."""
-    return ray.remote(max_retries=0, max_calls=0, num_returns="streaming", scheduling_strategy="SPREAD")(
-        measure_on_node
-    )
-
-
-@contextlib.contextmanager
-def _demanded() -> Iterator[Any]:
-    """Lets a cluster that grows by itself know what is asked for, until the block ends."""
-    waiting: list[Any] = []
-
-    def demand(request: Request) -> None:
-        if not waiting:
-            nothing = ray.remote(max_retries=0)(_nothing)
-            waiting.append(nothing.options(**request.options).remote())
-
-    try:
-        yield demand
-    finally:
-        for reference in waiting:
-            ray.cancel(reference)
-
-
-def _nothing() -> None:
-    """Waits for a node, for the autoscaler to see."""
-
-
-def _end(task: Any) -> None:
-    """Cancel a task and wait until its node has ended the measured process; by force where that takes long."""
-    with contextlib.suppress(ray_errors.RayError, ValueError, TypeError):
-        ray.cancel(task)
-        if not _ends(task, CANCEL_S):
-            ray.cancel(task, force=True)
-            _ends(task, KILL_S)
-
-
-def _ends(task: Any, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while (left := deadline - time.monotonic()) > 0:
-        ready, _ = ray.wait([task], timeout=left)
-        if not ready:
-            return False
-        try:
-            ray.get(next(task))
-        except (StopIteration, ray_errors.RayError):
-            return True
-    return False
-
-
 def _interrupted() -> InterruptedCycleError:
     return InterruptedCycleError("cancelled: the run ended before the cycle was done")
 
@@ -294,20 +252,3 @@ def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
 def _variables(settings: RaySettings) -> dict[str, JsonValue]:
     variables = settings.runtime_env.get("env_vars")
     return dict(variables) if isinstance(variables, dict) else {}
-
-
-def _write(files: Any, job_dir: JobDir) -> None:
-    """The node's files, each atomically; those that say how the cycle ended come last."""
-    last = (job_dir.measurement.name, job_dir.error.name)
-    for name in sorted(files, key=lambda name: (name in last, name)):
-        if Path(name).name != name:
-            raise RunnerError(f"a node sent a file with the name {name!r}")
-        handle, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(files[name])
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(job_dir.path / name)

@@ -1,0 +1,49 @@
+"""What a node sends back, and how it is written down here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.job import JobDir
+from pytest_llem.runners.protocol import RunReport
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """Which node a cycle runs on."""
+
+    id: str
+    hostname: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a node sends back: the job directory's files by name, the report, and an error that no file holds."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    report: RunReport | None = None
+    error: Mapping[str, JsonValue] | None = None
+
+
+def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:
+    """The node's files, each atomically; those that say how the cycle ended come last."""
+    last = (job_dir.measurement.name, job_dir.error.name)
+    for name in sorted(files, key=lambda name: (name in last, name)):
+        if Path(name).name != name:
+            raise RunnerError(f"a node sent a file with the name {name!r}")
+        handle, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(files[name])
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(job_dir.path / name)
