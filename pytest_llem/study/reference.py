@@ -16,7 +16,7 @@ from pytest_llem.study.fields import options
 from pytest_llem.study.older_words import REFUSED, RENAMES
 from pytest_llem.study.schema import Arrivals, Compare, Execution, ExperimentSettings, LengthDistribution, StudyFile
 from pytest_llem.study.sections.docker import Docker
-from pytest_llem.study.sections.ray import Ray, RuntimeEnvironment
+from pytest_llem.study.sections.ray import Ray
 from pytest_llem.study.sections.validity import Validity
 from pytest_llem.study.settings import UserFile
 
@@ -43,7 +43,6 @@ def _lines() -> Iterator[str]:
         ("compare", Compare),
         ("docker", Docker),
         ("ray", Ray),
-        ("ray.runtime_env", RuntimeEnvironment),
         ("measurement.validity", Validity),
     ):
         yield f"\n### {title}\n"
