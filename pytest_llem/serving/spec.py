@@ -59,8 +59,12 @@ class ServerSpec:
 
     @property
     def name(self) -> str:
-        """What the server is called in messages: its image or its program."""
-        return self.image or Path(self.command[0]).name
+        """What the server is called in messages: its image, its program, or the module or script that Python runs."""
+        if self.image is not None:
+            return self.image
+        program = Path(self.command[0]).name
+        words = [word for word in self.command[1:] if not word.startswith("-")]
+        return Path(words[0]).name if program.startswith("python") and words else program
 
     def model_location(self) -> str:
         """The directory of a built-in or local model, absolute; the id of one on the hub.
