@@ -294,13 +294,14 @@ class LlemSession:
         `failing` names experiments (study and id) whose gates failed: they are no baseline.
         """
         from pytest_llem.results.manifest import rebuild_manifest
-        from pytest_llem.results.summary import write_summary
+        from pytest_llem.results.summary import summarise, write_summary
 
         manifest = rebuild_manifest(self.run_dir, finished=True)
         keys = [item.key for item in manifest.items]
-        outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
-        self.rows = write_summary(self.run_dir, outcomes, keys)
+        self.rows = list(summarise(keys, self.store.outcome))
+        write_summary(self.run_dir, self.rows)
         if self.options.save_baseline:
+            outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
             self.saved = self._save_baseline(outcomes, manifest.studies, failing)
 
     def _save_baseline(

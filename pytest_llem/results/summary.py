@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -59,22 +58,21 @@ class ExperimentSummary:
         return estimate.median if estimate else None
 
 
-def summarise(outcomes: Iterable[Outcome], planned: Iterable[CycleKey] = ()) -> list[ExperimentSummary]:
+def summarise(
+    keys: Iterable[CycleKey], outcome_of: Callable[[CycleKey], Outcome | None]
+) -> Iterator[ExperimentSummary]:
     """Rows in the order in which experiments first appear; one of which no cycle has an outcome has no row.
 
-    `planned` are the cycles that the run set out to do.
+    `keys` are the cycles that the run set out to do and those that it did. Outcomes are asked for experiment by
+    experiment and not kept: those of a large study would fill the memory.
     """
-    groups: dict[tuple[str, str, str], list[Outcome]] = {}
-    ended: set[CycleKey] = set()
-    for outcome in outcomes:
-        ended.add(outcome.key)
-        groups.setdefault(_experiment(outcome.key), []).append(outcome)
-    pending = Counter(_experiment(key) for key in set(planned) - ended)
-    return [_summary(*key, group, pending[key]) for key, group in groups.items()]
-
-
-def _experiment(key: CycleKey) -> tuple[str, str, str]:
-    return key.study, key.experiment_id, key.config_hash
+    groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
+    for key in keys:
+        groups.setdefault((key.study, key.experiment_id, key.config_hash), {})[key] = None
+    for experiment, cycles in groups.items():
+        outcomes = [outcome for key in cycles if (outcome := outcome_of(key)) is not None]
+        if outcomes:
+            yield _summary(*experiment, outcomes, len(cycles) - len(outcomes))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -168,11 +166,7 @@ _IDENTITY = (
 )
 
 
-def write_summary(
-    run_dir: Path, outcomes: Iterable[Outcome], planned: Iterable[CycleKey] = ()
-) -> list[ExperimentSummary]:
-    """Write `summary.json` and `summary.csv` into a run's directory, and return the rows; see `summarise`."""
-    rows = summarise(outcomes, planned)
+def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary]) -> None:
+    """Write `summary.json` and `summary.csv` into a run's directory."""
     write_json(run_dir / "summary.json", summary_json(rows))
     write_text(run_dir / "summary.csv", summary_csv(rows))
-    return rows
