@@ -218,6 +218,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporting = session.config.stash.get(REPORTING, None)
     if reporting is not None and not reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if session.config.stash[RUN].in_controller:
+        session.config.stash[RUN].lock.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(optionalhook=True)

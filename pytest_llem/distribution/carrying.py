@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 Data = dict[str, Any]
+Carried = Generator[None, "Data | None", "Data | None"]
 
 
 class Carrying:
@@ -21,9 +22,7 @@ class Carrying:
         self._failed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_report_to_serializable(
-        self, report: pytest.CollectReport | pytest.TestReport
-    ) -> Generator[None, Data | None, Data | None]:
+    def pytest_report_to_serializable(self, report: pytest.CollectReport | pytest.TestReport) -> Carried:
         """Take out what cannot be carried, and fail the report for it; once per item."""
         data = yield
         if data is None or _can_be_carried(data):

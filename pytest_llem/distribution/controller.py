@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llem.distribution.scheduling import is_distributed, settle_scheduling
 from pytest_llem.distribution.tally import Tally
-from pytest_llem.stash import REPORTING, RUN, TALLY
+from pytest_llem.stash import REPORTING, TALLY
 
 if TYPE_CHECKING:
     from pytest_llem.session import LlemSession
@@ -32,10 +32,6 @@ def begin_late(config: pytest.Config, ids: Sequence[str]) -> None:
     """Begin in xdist's controller, whose loop runs already, for studies that its workers met while they collected."""
     from pytest_llem.session import begin
 
-    try:
-        begin(config)
-    except pytest.UsageError:
-        config.stash[RUN].lock.unlink(missing_ok=True)
-        raise
+    begin(config)
     config.stash[TALLY].selected(ids)
     config.stash[REPORTING].start_live()

@@ -37,6 +37,7 @@ class Crashes:
     def __init__(self, config: pytest.Config, session: LlemSession) -> None:
         self._config = config
         self._session = session
+        self._teardowns: dict[str, pytest.TestReport] = {}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -52,6 +53,26 @@ class Crashes:
             said = "\n".join(message(outcome) for outcome in outcomes)
             report.longrepr = f"worker {worker!r} of xdist crashed while running {crashitem!r}\n{said}"
             report.user_properties[:] = properties(outcomes[0], self._config.rootpath)
+            self._teardowns[crashitem] = _teardown_of(report, node)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Follow a crashed item's report with the end that never came: JUnit takes an item's properties from there."""
+        if report.when == "call" and report.nodeid in self._teardowns:
+            self._config.hook.pytest_runtest_logreport(report=self._teardowns.pop(report.nodeid))
+
+
+def _teardown_of(report: pytest.TestReport, node: object) -> pytest.TestReport:
+    return pytest.TestReport(
+        nodeid=report.nodeid,
+        location=report.location,
+        keywords={},
+        outcome="passed",
+        longrepr=None,
+        when="teardown",
+        user_properties=report.user_properties,
+        node=node,
+    )
 
 
 def record_crash(session: LlemSession, nodeid: str, worker: str) -> list[Outcome]:

@@ -11,6 +11,9 @@ LOST = (
     "fix: look above for an internal error or a crashed worker"
 )
 
+COMPLETE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERNAL_ERROR)
+"""Exit codes of runs that came to their end, as far as xdist could: it ends by itself when a worker breaks."""
+
 
 class Tally:
     """Registered in the process that reports. An item that was lost becomes a failed one, so that all reports have it.
@@ -22,6 +25,7 @@ class Tally:
         self._selected: dict[str, None] = {}
         self._reported: set[str] = set()
         self._lost: list[str] = []
+        self._stopped = False
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Take in what this process selected."""
@@ -42,21 +46,25 @@ class Tally:
             self._reported.add(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Compare when all is done, and report what was lost."""
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Remember that somebody asked the run to end, whatever exit code they gave."""
         try:
-            result = yield
-        except (AssertionError, RuntimeError):  # xdist's own, after a worker's internal error or without any worker
-            self._report_lost(session)
+            return (yield)
+        except pytest.exit.Exception:
+            self._stopped = True
             raise
-        if not (session.config.option.collectonly or session.shouldstop or session.shouldfail):
-            self._report_lost(session)
-        return result
 
-    def _report_lost(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Compare when all is done, and report what was lost before other plugins write their reports."""
+        stopped = self._stopped or session.shouldstop or session.shouldfail or session.config.option.collectonly
+        if stopped or session.exitstatus not in COMPLETE:
+            return
         self._lost = [nodeid for nodeid in self._selected if nodeid not in self._reported]
         for nodeid in self._lost:
             session.config.hook.pytest_runtest_logreport(report=_lost(nodeid))
+        if self._lost and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many were lost."""

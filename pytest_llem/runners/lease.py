@@ -118,15 +118,14 @@ def take_lease(
     """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
 
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
-    `timeout_s` seconds, or when the lock files cannot be made. Of several free devices the first ones of the demand are
-    taken, those last that their last holder left in a bad state.
+    `timeout_s` seconds, or when the lock files cannot be made.
     """
     demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
     tenant = tenant or Tenant()
     if leases_are_off():
         return Lease(demand.first(), {}, tenant)
-    told = sorted(demand.in_order_of_preference(), key=lambda name: holder(name).get("not_released") is not None)
-    with Waiting(told, demand.count, tenant.run, tenant.place) as waiting:
+    names = _in_order_of_choice(demand, tenant)
+    with Waiting(names, demand.count, tenant.run, tenant.place) as waiting:
         lease = _wait(waiting, demand, tenant, time.monotonic() + timeout_s, on_wait)
     try:
         for name, facts in lease.previous.items():
@@ -136,6 +135,20 @@ def take_lease(
         lease.release()
         raise
     return lease
+
+
+def _in_order_of_choice(demand: Demand, tenant: Tenant) -> list[str]:
+    """The preferred devices first, then those that no other worker of the run has used, so that each keeps to its own.
+
+    Devices that their last holder left in a bad state come last.
+    """
+
+    def drawbacks(name: str) -> tuple[bool, bool]:
+        facts = holder(name)
+        of_another = tenant.run is not None and facts.get("run") == tenant.run and name not in demand.preferred
+        return facts.get("not_released") is not None, of_another
+
+    return sorted(demand.in_order_of_preference(), key=drawbacks)
 
 
 def end_leftovers() -> list[int]:

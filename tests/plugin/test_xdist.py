@@ -1,0 +1,305 @@
+"""Studies under pytest-xdist on one machine: a device per cycle, in order, nothing lost, nothing measured twice.
+
+On simulated GPUs, with real workers in real processes, and an engine that sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+
+from pytest_llem.job import DeviceSet
+from pytest_llem.runners.lease import Tenant, device_lease, is_free
+from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
+
+__all__ = ["make_simulation", "simulated_nvml_library"]
+
+ROOT = Path(__file__).parents[2]
+STUDY = """\
+name: {name}
+engine: parallel
+model: none
+workload: {{prompts: 1, input_tokens: 4, output_tokens: 2}}
+measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0}}, warmup: {{max_repeats: 0}}}}
+execution: {{cycles: {cycles}, retries: 0, order: sequential, timeout_s: 120, cooldown: 0}}
+{more}
+"""
+
+
+@pytest.fixture(autouse=True)
+def engine_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)]))
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cycle of a run: which, where, and between which times (ns)."""
+
+    id: str
+    cycle: int
+    devices: tuple[str, ...]
+    start_ns: int
+    end_ns: int
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pytest run that has ended."""
+
+    directory: Path
+    output: str
+    code: int
+
+    @cached_property
+    def manifest(self) -> Mapping[str, Any]:
+        manifest: Mapping[str, Any] = json.loads((self.directory / "run.json").read_text())
+        return manifest
+
+    @cached_property
+    def cycles(self) -> list[Measured]:
+        """What was measured, in the order of time."""
+        found = []
+        for path in self.directory.glob("*/*/c*/measurement.json"):
+            [window] = [one for one in json.loads(path.read_text())["windows"] if one["name"] == "measure"]
+            devices = json.loads((path.parent / "job.json").read_text())["devices"]
+            result = json.loads((path.parent / "result.json").read_text())
+            found.append(
+                Measured(
+                    result["experiment"]["id"],
+                    result["cycle"],
+                    tuple(devices["uuids"]),
+                    window["start_ns"],
+                    window["end_ns"],
+                    result,
+                )
+            )
+        return sorted(found, key=lambda one: one.start_ns)
+
+    def on(self, device: str) -> list[Measured]:
+        return [one for one in self.cycles if device in one.devices]
+
+    def places(self) -> dict[tuple[str, int], int]:
+        planned = [(one["experiment_id"], one["cycle"]) for one in self.manifest["studies"][0]["cycles"]]
+        return {cycle: place for place, cycle in enumerate(planned)}
+
+    def junit(self) -> dict[str, ElementTree.Element]:
+        cases = ElementTree.parse(self.directory / "junit.xml").iter("testcase")
+        return {case.attrib["name"]: case for case in cases}
+
+
+def write(directory: Path, more: str, *, name: str = "gpus", cycles: int = 1) -> Path:
+    path = directory / f"{name}.yaml"
+    path.write_text(STUDY.format(name=name, more=more, cycles=cycles))
+    return path
+
+
+@dataclass(frozen=True)
+class Started:
+    """A pytest run in a process of its own, with a directory of results of its own."""
+
+    process: subprocess.Popen[str]
+    out: Path
+
+    def end(self) -> Run:
+        output, _ = self.process.communicate(timeout=240)
+        [directory] = (path.parent for path in self.out.glob("*/run.json"))
+        return Run(directory, output, self.process.returncode)
+
+
+def start(study: Path, *arguments: str, out: str = "out") -> Started:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-meter=none", f"--llem-out={out}"]
+    process = subprocess.Popen(
+        [*command, str(study), *arguments],
+        cwd=study.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Started(process, study.parent / out)
+
+
+def test_each_cycle_gets_devices_of_its_own_in_the_studys_order(
+    tmp_path: Path, make_simulation: MakeSimulation
+) -> None:
+    """Eight experiments that need one GPU and one that needs two, on four: as many workers as GPUs."""
+    uuids = [gpu.uuid.decode() for gpu in make_simulation(4).gpus]
+    more = """\
+sweep: {parallel.number: {range: [1, 8, 1]}}
+experiments: [{id: two, parallel: {tensor_parallel_size: 2}}]
+"""
+    run = start(write(tmp_path, more), "-n", "auto").end()
+
+    assert run.code == 0, run.output
+    assert "llem: 4 workers: 4 GPUs visible, an experiment needs 1 to 2" in run.output
+    assert [(item["state"], item["attempts"]) for item in run.manifest["items"]] == [("valid", ["valid"])] * 9
+    assert len(run.cycles) == len(run.junit()) == 9
+    for cycle in run.cycles:
+        assert cycle.result["engine"]["effective"]["visible"] == ",".join(cycle.devices)
+        assert cycle.result["runner"]["facts"]["lease"] == list(cycle.devices)
+        assert cycle.result["runner"]["facts"]["concurrent_workers"] == 4
+        assert len(cycle.devices) == (2 if cycle.id == "two" else 1)
+    assert len({cycle.result["engine"]["effective"]["pytest"] for cycle in run.cycles}) == 4, "all workers took part"
+    for uuid in uuids:
+        for one, other in pairwise(run.on(uuid)):
+            assert one.end_ns < other.start_ns
+            assert run.places()[one.id, 1] < run.places()[other.id, 1]
+    assert all(is_free(uuid) for uuid in uuids)
+    assert not list((tmp_path / "leases").glob("waiting-*"))
+
+
+ON_ONE_DEVICE = """\
+sweep: {parallel.number: {range: [1, 4, 1]}}
+expect: {output_tokens_per_s: ">= 0.000001"}
+"""
+
+
+def test_cycles_and_gates_of_many_workers_on_one_device(tmp_path: Path, make_simulation: MakeSimulation) -> None:
+    """The first gates ask for the last cycles while these wait for the device: nobody waits for ever."""
+    make_simulation(1)
+    run = start(write(tmp_path, ON_ONE_DEVICE, cycles=2), "-n4", "-v").end()
+
+    assert run.code == 0, run.output
+    assert "llem: 4 workers, of which 1 can measure at a time, the others wait: 1 GPU visible" in run.output
+    assert re.search(
+        r"llem: \[gw\d\] gpus number:\d c\d: waiting for GPU-0\S*: in use by process \d+ \(gpus", run.output
+    )
+    assert [item["attempts"] for item in run.manifest["items"]] == [["valid"]] * 8
+    assert sum(name.startswith("test_gate") for name in run.junit()) == 4
+    measured = [run.places()[one.id, one.cycle] for one in run.cycles]
+    # Each worker holds the item that it runs and one more: so many may have been handed out before a lower one comes.
+    assert all(place - position < 2 * 4 for position, place in enumerate(measured)), measured
+    assert all(one.end_ns < other.start_ns for one, other in pairwise(run.cycles))
+
+
+LOSES = """
+import pytest
+
+class Special(float):
+    pass
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if "special" in item.nodeid and call.when == "call":
+        report.user_properties.append(("x", Special(1)))
+    return report
+"""
+
+
+@pytest.fixture
+def no_worker_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    left = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(tmp_path) in word for word in process.info["cmdline"] or ())
+    ]
+    assert left == []
+
+
+@pytest.mark.usefixtures("no_worker_left")
+def test_a_worker_that_dies_costs_its_item_and_nothing_else(tmp_path: Path, make_simulation: MakeSimulation) -> None:
+    """Killed by SIGKILL in the middle of a cycle: the measured process, which would sleep for an hour, is ended too."""
+    make_simulation(1)
+    (tmp_path / "conftest.py").write_text(LOSES)
+    study = write(tmp_path, "sweep: {model: [none, crash, special, more, most]}")
+    run = start(study, "-d", "--tx=2*popen").end()
+
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert re.search(r"2 failed, 3 passed", run.output), run.output
+    states = {item["experiment_id"]: item["state"] for item in run.manifest["items"]}
+    assert states == {
+        "model:none": "valid", "model:crash": "crashed", "model:special": "valid", "model:more": "valid",
+        "model:most": "valid",
+    }  # fmt: skip
+    [path] = run.directory.glob("gpus/model-crash-*/c1/error.json")
+    error = json.loads(path.read_text())
+    assert error["category"] == "worker_crashed"
+    assert re.fullmatch(r"gw[01]", error["details"]["worker"])
+    assert error["details"]["worker"] in error["message"]
+
+    cases = run.junit()
+    assert len(cases) == 5
+    crashed = cases["test_experiment[model:crash-c1]"]
+    properties = {one.attrib["name"]: one.attrib["value"] for one in crashed.iter("property")}
+    assert properties["llem_status"] == "crashed"
+    assert (tmp_path / properties["llem_artifact"]).is_dir()
+    [failure] = crashed.iter("failure")
+    assert "crashed while running" in str(failure.text)
+
+    # An item that xdist could not report: on its own it would be lost, and the run a success.
+    [lost] = cases["test_experiment[model:special-c1]"].iter("failure")
+    assert "user_properties['x'] is a conftest.Special" in str(lost.text)
+
+
+def waiting_reason(started: Started) -> str:
+    """What a run's first waiting cycle has announced."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in started.out.glob("*/.live/*.json"):
+            with contextlib.suppress(OSError):
+                announced = json.loads(path.read_text())
+                if announced["waiting"] is not None:
+                    return str(announced["waiting"])
+        time.sleep(0.1)
+    raise AssertionError(started.end().output)
+
+
+def test_runs_in_two_terminals_share_the_devices(tmp_path: Path, make_simulation: MakeSimulation) -> None:
+    """While a third holds them both say for whom they wait; then no two cycles run on one device."""
+    uuids = tuple(gpu.uuid.decode() for gpu in make_simulation(2).gpus)
+    more = "sweep: {parallel.number: [1, 2]}\nparallel: {tensor_parallel_size: 2}"
+    with device_lease(DeviceSet("cuda", uuids), timeout_s=0, tenant=Tenant("a third run")):
+        started = [
+            start(write(tmp_path, more, name=name), processes, out=f"out-{name}")
+            for name, processes in (("first", "-n0"), ("second", "-n1"))
+        ]
+        reasons = [waiting_reason(one) for one in started]
+    runs = [one.end() for one in started]
+
+    for reason in reasons:
+        assert reason.startswith(
+            f"waiting for {uuids[0]} and {uuids[1]}: in use by process {os.getpid()} (a third run)"
+        )
+    assert [run.code for run in runs] == [0, 0], [run.output for run in runs]
+    cycles = sorted((cycle for run in runs for cycle in run.cycles), key=lambda one: one.start_ns)
+    assert len(cycles) == 4
+    assert all(one.end_ns < other.start_ns for one, other in pairwise(cycles))
+
+
+MARKED = """
+import pytest
+
+@pytest.mark.llem_study("gpus.yaml")
+def test_result(llem_result):
+    pass
+"""
+
+
+def test_a_study_that_only_a_marker_names_is_refused_once_workers_have_found_it(tmp_path: Path) -> None:
+    write(tmp_path, "")
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    process = start(tmp_path / "test_marked.py", "-n1", "--dist=worksteal").process
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == pytest.ExitCode.USAGE_ERROR
+    assert re.search(
+        r"^ERROR: --dist=worksteal cannot be used with a study: .*\nfix: use --dist=load", output, re.MULTILINE
+    )
+    assert not (tmp_path / "out").exists()
