@@ -95,10 +95,12 @@ class WarmupSettings:
 @dataclass(frozen=True)
 class IdleSettings:
     """The idle window with the model loaded: `duration_s` of quiet, after waiting at most `max_wait_s` for power to
-    settle; a duration of 0 measures no idle power."""
+    settle; a duration of 0 measures no idle power. With `reuse` of `matching` that of an earlier cycle is taken where
+    the device's conditions match."""
 
     duration_s: float = 2.0
     max_wait_s: float = 30.0
+    reuse: Literal["never", "matching"] = "never"
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,22 @@ class ServerProcess:
 
 
 @dataclass(frozen=True)
+class IdleReference:
+    """Idle power of the same loaded model on the same devices, as a cycle of this run measured it (`origin`).
+
+    Total power in watts with its k=2 uncertainty, the conditions it was measured under, and when (Unix seconds).
+    """
+
+    power_w: float
+    uncertainty_w: float
+    temperature_c: float
+    sm_clock_mhz: float
+    driver: str
+    measured_at: float
+    origin: str
+
+
+@dataclass(frozen=True)
 class Job:
     """`job.json`: everything that a worker needs to run one cycle, and nothing secret."""
 
@@ -199,6 +217,7 @@ class Job:
     deadlines: Deadlines
     environment: Mapping[str, str] = field(default_factory=dict)
     server: ServerProcess | None = None
+    idle_reference: IdleReference | None = None
     schema_version: int = SCHEMA_VERSION
 
 

@@ -17,6 +17,7 @@ from pytest_llem.breaker import Breaker
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import encode
 from pytest_llem.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
+from pytest_llem.energy import idle_references
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
@@ -145,11 +146,14 @@ class Measurer:
                 cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
                 announcement.say(None)
                 unchecked = self._require_accepted_settings(runner, point, devices)
+                where = f"{spec.name}:{spec.image or spec.address or ''}"
+                job = idle_references.lend(job, job_dir, self._run_dir, where)
                 report = runner.run(job, job_dir, _ignore, tenancy.lease)
                 concurrent = neighbours.count()
         except LlemError as error:
             self._breaker.record(error, dependencies)
             raise
+        idle_references.keep(job, job_dir, self._run_dir, where)
         redact_file(job_dir.log, secrets_of(os.environ).values())
         failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
         self._breaker.record(failed, dependencies)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import hypot
 
 from pytest_llem.energy import calibration, validity
-from pytest_llem.energy.estimators import AVERAGING_S, Estimate, from_counter, from_power
+from pytest_llem.energy.estimators import AVERAGING_S, Estimate, from_counter, from_power, from_steady_counter
 from pytest_llem.energy.idle import idle_facts, mean_temperature_c
 from pytest_llem.energy.protocol import (
     DeviceEnergy,
@@ -130,7 +130,8 @@ class Accounts:
         sensor = next((event for event in self._events if _is(event, "sensor", uuid)), {})
         if sensor.get("counter") is False:
             return from_power(self._samples[uuid], window, AVERAGING_S.get(str(sensor.get("power")), 1.0))
-        return from_counter(self._ticks[uuid], window, self._known[uuid])
+        steady = from_steady_counter(self._ticks[uuid], window) if window.name == "idle" else None
+        return steady or from_counter(self._ticks[uuid], window, self._known[uuid])
 
     def _scope(self) -> Scope:
         return "module" if self._gpus and all(gpu.module for gpu in self._gpus) else "gpu_board"

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from pytest_llem.energy import edges
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.quiet import steady_power
 from pytest_llem.energy.samples import Sample
 from pytest_llem.energy.series import TickSeries
 
@@ -19,6 +20,7 @@ AVERAGING_S = {"instant": 0.025, "average": 1.0}
 """What one NVML power reading is a mean over (arXiv 2312.02741)."""
 SEEN_INTERVALS = 3
 """So many intervals between steps must lie inside a window for its own power to count as seen."""
+MIN_STEADY_STEPS = 5
 SAME_LOAD_REL = 0.2
 MEAN_SPREAD_REL = 0.2
 """How much the power at a window's end is taken to differ from its mean where neither was seen on its own."""
@@ -66,6 +68,21 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     # `shape` is attained where load begins and ends at the edges: a bias bound, which noise comes on top of.
     noise = hypot(*(value for term, value in terms.items() if term != "shape"))
     return Estimate(energy, terms.get("shape", 0.0) + noise, name, max(2, after - before + 1), terms)
+
+
+def from_steady_counter(ticks: TickSeries, window: Window) -> Estimate | None:
+    """The energy of a window in which power was steady, such as idle: its mean between the steps inside, times its
+    length. Work that borders on it has no part in that. `None` with fewer than five steps, or without an even course.
+    """
+    close = ticks.closely_bracketed
+    inside = [i for i in range(len(close)) if window.start_ns <= close.low_ns[i] and close.high_ns[i] <= window.end_ns]
+    if len(inside) < MIN_STEADY_STEPS or ticks.reset_within(window.start_ns, window.end_ns):
+        return None
+    power = steady_power(close, inside)
+    if power is None:
+        return None
+    bound_j = power[1] * window.duration_s
+    return Estimate(power[0] * window.duration_s, bound_j, "counter_steady", len(inside), {"tick_time": bound_j})
 
 
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> Estimate | None:

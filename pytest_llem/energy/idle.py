@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -18,14 +19,15 @@ STATE_NS = 500_000_000
 def idle_facts(
     windows: Sequence[Window], accounted: Sequence[WindowEnergy], samples: Mapping[str, Sequence[Sample]]
 ) -> dict[str, JsonValue] | None:
-    """Power in watts with its k=2 uncertainty, its slope and whether that is settled, temperature and clocks.
+    """Power in watts with its k=2 uncertainty, its slope and whether that is settled, temperature and clocks, when it
+    was measured (Unix seconds), and how old it was when the first measure window began.
 
     `None` when the cycle has no idle window or its energy is not known.
     """
     for window, energy in zip(windows, accounted, strict=True):
         if window.name != "idle" or energy.energy_j is None or energy.uncertainty_j is None:
             continue
-        inside = [s for one in samples.values() for s in one if window.start_ns <= s.t_ns <= window.end_ns]
+        near = [s for one in samples.values() for s in one if window.start_ns - STATE_NS <= s.t_ns <= window.end_ns]
         power = energy.energy_j / window.duration_s
         slope = sum(_slope_w_per_s(one, window) or 0.0 for one in samples.values())
         return {
@@ -33,9 +35,11 @@ def idle_facts(
             "uncertainty_w": energy.uncertainty_j / window.duration_s,
             "slope_w_per_s": slope,
             "settled": abs(slope) <= SETTLED_SLOPE_REL_PER_S * power,
-            "temperature_c": _mean([s.temperature_c for s in inside]),
-            "sm_clock_mhz": _mean([s.sm_clock_mhz for s in inside]),
+            "temperature_c": _mean([s.temperature_c for s in near]),
+            "sm_clock_mhz": _mean([s.sm_clock_mhz for s in near]),
             "end_ns": window.end_ns,
+            "measured_at": time.time() - (time.monotonic_ns() - window.end_ns) / 1e9,
+            "age_s": _age_s(window, windows),
         }
     return None
 
@@ -49,6 +53,11 @@ def mean_temperature_c(samples: Sequence[Sample], windows: Sequence[Window]) -> 
             if any(w.start_ns - STATE_NS <= sample.t_ns <= w.end_ns + STATE_NS for w in windows if w.name == "measure")
         ]
     )
+
+
+def _age_s(idle: Window, windows: Sequence[Window]) -> float | None:
+    starts = [window.start_ns for window in windows if window.name == "measure"]
+    return (min(starts) - idle.end_ns) / 1e9 if starts else None
 
 
 def _slope_w_per_s(samples: Sequence[Sample], window: Window) -> float | None:

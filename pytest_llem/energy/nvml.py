@@ -10,8 +10,10 @@ import pynvml
 
 from pytest_llem.energy import calibration, nvml_devices, powercap, rapl
 from pytest_llem.energy.accounting import Accounts, GpuFacts
+from pytest_llem.energy.idle_reuse import Conditions, recent_conditions
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.energy.sampler_process import SamplerProcess
+from pytest_llem.energy.samples import read_samples
 from pytest_llem.energy.setup import MeterSetup
 from pytest_llem.errors import MeterError
 
@@ -70,6 +72,18 @@ class NvmlMeter:
     def power_w(self) -> float | None:
         """The latest power summed over the GPUs."""
         return self._sampler.power_w() if self._sampler is not None else None
+
+    def conditions(self) -> Conditions | None:
+        """Power, temperature and clock of the GPUs over the last readings; `None` where one of them is not known."""
+        if self._sampler is None:
+            return None
+        gpus = self._opened()
+        return recent_conditions(
+            read_samples(self._setup.samples_path),
+            [gpu.uuid for gpu in gpus],
+            " ".join(sorted({gpu.driver for gpu in gpus})),
+            time.monotonic_ns(),
+        )
 
     def calibrations(self) -> tuple[calibration.Calibration, ...]:
         """What is known of the metered GPUs' counters under their driver."""

@@ -56,6 +56,18 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
 
 
+def steady_power(ticks: TickSeries, indices: Sequence[int]) -> tuple[float, float] | None:
+    """Mean power in watts over these steps, with its k=2 uncertainty; `None` where the steps show no even course."""
+    centre_ns = (ticks.mid_ns[indices[0]] + ticks.mid_ns[indices[-1]]) // 2
+    course = fit(ticks, indices, centre_ns)
+    if not course.quiet:
+        return None
+    span_s = (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
+    mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / span_s
+    edges_s = hypot(*(ticks.half_width_ns(i) / 1e9 for i in (indices[0], indices[-1]))) / sqrt(3)
+    return mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s
+
+
 @dataclass(frozen=True)
 class _Solution:
     coefficients: tuple[float, ...]

@@ -97,6 +97,12 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     measured = [window for window in report.windows if window.name == MEASURE]
     gross = total([(window.energy_j, window.uncertainty_j) for window in measured])
     idle = idle_power([window for window in report.windows if window.name == IDLE]) if _knows_idle(report) else None
+    facts = report.facts.get("idle")
+    stated = facts if isinstance(facts, Mapping) else {}
+    reused_from = stated.get("reused_from")
+    if reused_from:
+        idle = Quantity(float(str(stated["power_w"])), float(str(stated["uncertainty_w"])))
+    age_s = stated.get("age_s")
     net = above_idle(gross, idle, work.duration_s)
     joules = gross.value if gross else None
     per_request = ratio(joules, work.requests)
@@ -114,6 +120,8 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         energy_above_idle_uncertainty_j=net.uncertainty if net else None,
         idle_power_w=idle.value if idle else None,
         idle_power_uncertainty_w=idle.uncertainty if idle else None,
+        idle_power_age_s=float(age_s) if isinstance(age_s, (int, float)) else None,
+        idle_power_reused_from=str(reused_from) if reused_from else None,
         avg_power_w=ratio(joules, work.duration_s),
         joules_per_output_token=ratio(joules, work.output_tokens),
         joules_per_total_token=ratio(joules, work.input_tokens + work.output_tokens),

@@ -151,6 +151,10 @@ class Energy(Section):
     energy_above_idle_uncertainty_j: float | None = Field(description="k=2.")
     idle_power_w: float | None = Field(description="Mean power of the idle window, model loaded.")
     idle_power_uncertainty_w: float | None = Field(description="k=2.")
+    idle_power_age_s: float | None = Field(
+        None, description="Seconds from its end to the measure window, or to the cycle's end where it was reused."
+    )
+    idle_power_reused_from: str | None = Field(None, description="The cycle that measured it, where another one did.")
     avg_power_w: float | None = Field(description="energy_j over the measure windows' time.")
     joules_per_output_token: float | None
     joules_per_total_token: float | None = Field(description="Per input and output token together.")

@@ -155,7 +155,7 @@ DORMANCIES: tuple[Dormancy, ...] = (
         "without warm-up (max_repeats is 0)",
     ),
     Dormancy(
-        ("measurement.idle.max_wait_s",),
+        ("measurement.idle.max_wait_s", "measurement.idle.reuse"),
         ("measurement.idle.duration_s",),
         lambda get: get("measurement.idle.duration_s") == 0,
         "without an idle window (duration_s is 0)",

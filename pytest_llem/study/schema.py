@@ -109,6 +109,9 @@ class Idle(Section):
 
     duration_s: NonNegativeFloat = Field(2.0, description="Seconds of quiet; 0 measures no idle power.")
     max_wait_s: NonNegativeFloat = Field(30.0, description="Most seconds to wait for power to settle.")
+    reuse: Literal["never", "matching"] = Field(
+        "never", description="`matching` takes an earlier cycle's idle power where the GPU's conditions match."
+    )
 
 
 class Measurement(Section):

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pytest_llem.energy import open_meter
+from pytest_llem.energy.idle_reuse import usable, with_reference
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
 from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import EventLog, Job, JobDir
+from pytest_llem.job import EventLog, IdleReference, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
 from pytest_llem.worker.arrangement import Arrangement
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
@@ -157,6 +158,7 @@ def _measure(
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
 
+    reused: IdleReference | None = None
     warnings = [*metering.notes, *_unverified(config.engine)]
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
@@ -166,8 +168,10 @@ def _measure(
             stopwatch.seconds["settle_s"] = waited_s
             if settled is False:
                 warnings.append(Note("idle_not_settled", f"power had not settled {waited_s:.1f} s after the load"))
-        with recorder.window("idle", engine):
-            time.sleep(settings.idle.duration_s)
+            reused = usable(job.idle_reference, metering.meter) if settled else None
+        if reused is None:
+            with recorder.window("idle", engine):
+                time.sleep(settings.idle.duration_s)
 
     runner = RepeatRunner(engine, workload.requests, events, heartbeat)
     events.emit("phase", "warmup")
@@ -212,7 +216,7 @@ def _measure(
     stopwatch.seconds["settle_s"] = stopwatch.seconds.get("settle_s")
     stopwatch.seconds["warmup_s"] = warmup.duration_s
     stopwatch.seconds["repeat_s"] = observed.mean_repeat_s
-    energy = metering.report(recorder)
+    energy = with_reference(metering.report(recorder), reused)
     stopwatch.seconds["cycle_s"] = stopwatch.total()
     return Measurement(
         engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state, statistics),

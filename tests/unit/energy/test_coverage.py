@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from statistics import fmean, median
 
 import pytest
 
+from pytest_llem.energy.estimators import from_steady_counter
+from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.series import ticks_from
 from pytest_llem.energy.validity import Thresholds
-from tests.benchmarks.energy_accuracy_cases import CASES, Case
+from tests.benchmarks.energy_accuracy_cases import CASES, DECODE_W, IDLE_W, Case, true_calibration
 from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually
 from tests.simulated_nvml.simulation import Simulation
+from tests.simulated_nvml.virtual import virtual_sampler
 
 WINDOWS = 40
 
@@ -38,3 +43,20 @@ def test_the_bound_is_tight_enough_to_be_of_use(name: str, simulation: Simulatio
         assert fmean(abs(run.energy_j - run.truth_j) / run.truth_j for run in chosen if run.energy_j) < mean_error
         assert median(run.bound for run in chosen if run.bound is not None) < bound
         assert {run.estimator for run in chosen} == {"counter_outer_edge"}
+
+
+def test_idle_power_is_free_of_the_work_that_borders_on_it(simulation: Simulation) -> None:
+    """Its window ends where the warm-up begins: edges interpolated into that leave watts unknown."""
+    gpu = simulation.gpus[0]
+    with virtual_sampler(simulation, gpu, true_calibration(simulation, gpu), random.Random(5)) as sampler:
+        start_ns = int(simulation.machine.virtual_ns) + 30_000_000
+        gpu.plan_power(start_ns, IDLE_W)
+        gpu.plan_power(start_ns + 2_000_000_000, DECODE_W)
+        sampler.run_until(start_ns + 2_500_000_000)
+    ticks = ticks_from(sampler.readings.samples, gpu.uuid.decode())
+
+    found = from_steady_counter(ticks, Window("idle", start_ns, start_ns + 2_000_000_000))
+
+    assert found is not None
+    assert found.energy_j / 2 == pytest.approx(IDLE_W, abs=found.uncertainty_j / 2)
+    assert found.uncertainty_j / 2 < 0.3

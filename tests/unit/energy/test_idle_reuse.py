@@ -1,0 +1,138 @@
+"""Idle power of an earlier cycle: taken where the GPU's conditions match, and stated as what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.energy.idle_references import keep, lend
+from pytest_llem.energy.idle_reuse import MAX_AGE_S, Conditions, why_not
+from pytest_llem.job import (
+    DeviceSet,
+    IdleReference,
+    IdleSettings,
+    Job,
+    JobDir,
+    MeasurementSettings,
+    MeterSettings,
+    WarmupSettings,
+)
+from pytest_llem.measurement import Measurement, write_measurement
+from pytest_llem.results.energy import Work, derive_energy
+from pytest_llem.results.schema import Energy
+from tests.simulated_nvml.simulation import Simulation
+from tests.unit.energy.cycle import IDLE_W, uuids
+from tests.unit.worker.test_cycle_order import make_job, run
+from tests.unit.worker.test_cycle_sides import GpuEngine, engine
+
+__all__ = ["engine"]
+
+RUNNER = "local:"
+
+
+def one_cycle(simulation: Simulation, run_dir: Path, name: str, reuse: str = "matching") -> Measurement:
+    settings = MeasurementSettings(0.1, WarmupSettings(1, 1), IdleSettings(0.5, 5.0, reuse))  # type: ignore[arg-type]
+    job = dataclasses.replace(
+        make_job(measurement=settings), devices=DeviceSet("cuda", uuids(simulation)), meter=MeterSettings("auto")
+    )
+    job_dir = JobDir(run_dir / name)
+    job_dir.path.mkdir()
+    job = lend(job, job_dir, run_dir, RUNNER)
+    measurement = run(job, job_dir.path)
+    write_measurement(job_dir.measurement, measurement)
+    keep(job, job_dir, run_dir, RUNNER)
+    return measurement
+
+
+def energy_of(measurement: Measurement) -> Energy:
+    return derive_energy(measurement.energy, Work(0.1, 1, 1, 1, 1, separable_phases=False))
+
+
+def windows_of(measurement: Measurement) -> set[str]:
+    return {window.name for window in measurement.windows}
+
+
+def test_a_cycle_takes_an_earlier_ones_idle_power_until_the_gpu_is_warmer(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path
+) -> None:
+    first = one_cycle(simulation, tmp_path, "first")
+    second = one_cycle(simulation, tmp_path, "second")
+    simulation.gpus[0].temperature_c += 6
+    third = one_cycle(simulation, tmp_path, "third")
+
+    assert ["idle" in windows_of(cycle) for cycle in (first, second, third)] == [True, False, True]
+    measured, reused = energy_of(first), energy_of(second)
+    assert measured.idle_power_reused_from is None
+    assert measured.idle_power_age_s is not None
+    assert reused.idle_power_w == measured.idle_power_w == pytest.approx(IDLE_W, rel=0.05)
+    assert reused.idle_power_uncertainty_w is not None
+    assert measured.idle_power_uncertainty_w is not None
+    assert reused.idle_power_uncertainty_w > measured.idle_power_uncertainty_w
+    assert reused.idle_power_reused_from is not None
+    assert "cycle 1" in reused.idle_power_reused_from
+    assert reused.idle_power_age_s is not None
+    assert reused.idle_power_age_s > measured.idle_power_age_s
+    assert reused.energy_above_idle_j is not None
+
+
+def test_by_default_every_cycle_measures_its_own_and_lends_nothing(
+    simulation: Simulation, engine: GpuEngine, tmp_path: Path
+) -> None:
+    job_dir = JobDir(tmp_path / "job")
+    job = make_job()
+
+    assert job.config.measurement.idle.reuse == "never"
+    assert lend(job, job_dir, tmp_path, RUNNER) is job
+    one_cycle(simulation, tmp_path, "only", "never")
+    assert not (tmp_path / ".idle-power").exists()
+
+
+REFERENCE = IdleReference(110.0, 0.5, 40.0, 1980.0, "580.1", time.time(), "study/a cycle 1, attempt 1")
+NOW = Conditions(110.0, 40.0, 1980.0, "580.1")
+
+
+@pytest.mark.parametrize(
+    ("reference", "now", "reason"),
+    [
+        (REFERENCE, NOW, None),
+        (REFERENCE, dataclasses.replace(NOW, temperature_c=42.9, power_w=113.0, sm_clock_mhz=1950.0), None),
+        (REFERENCE, dataclasses.replace(NOW, temperature_c=43.5), "temperature"),
+        (REFERENCE, dataclasses.replace(NOW, sm_clock_mhz=1900.0), "clock"),
+        (REFERENCE, dataclasses.replace(NOW, power_w=114.0), "power was"),
+        (REFERENCE, dataclasses.replace(NOW, driver="581.0"), "driver"),
+        (dataclasses.replace(REFERENCE, measured_at=time.time() - MAX_AGE_S - 60), NOW, "old"),
+        (REFERENCE, None, "not known"),
+    ],
+)
+def test_a_reference_holds_within_stated_bounds_only(
+    reference: IdleReference, now: Conditions | None, reason: str | None
+) -> None:
+    found = why_not(reference, now)
+
+    assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [({"workload": None}, True), ({"dtype": "bfloat16"}, False), ({"settings": {"batch_size": 8}}, False)],
+)
+def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[str, object], shared: bool) -> None:
+    from pytest_llem.decode import encode
+    from pytest_llem.energy import idle_references
+    from pytest_llem.job import write_json
+
+    settings = MeasurementSettings(0.1, idle=IdleSettings(reuse="matching"))
+    job = dataclasses.replace(make_job(measurement=settings), devices=DeviceSet("cuda", ("GPU-1",)))
+    record = idle_references._record(job, tmp_path, RUNNER)
+    record.parent.mkdir()
+    write_json(record, encode(REFERENCE))
+    if "workload" in change:
+        change = {"workload": dataclasses.replace(job.config.workload, prompts=job.config.workload.prompts + 1)}
+    other: Job = dataclasses.replace(job, config=dataclasses.replace(job.config, **change))  # type: ignore[arg-type]
+
+    lent = lend(other, JobDir(tmp_path / "job"), tmp_path, RUNNER)
+
+    assert (lent.idle_reference == REFERENCE) is shared
