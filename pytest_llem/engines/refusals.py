@@ -10,6 +10,11 @@ from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet
 
 
+def one_line(problem: BaseException) -> str:
+    """A library's words as one line, which may be cut."""
+    return " ".join(str(problem).split())[:500]
+
+
 def unknown_setting(product: str, path: str, name: str, known: Collection[str]) -> EngineSettingError:
     """The error for a setting at `path` of a study that the installed `product` does not have."""
     near = difflib.get_close_matches(name, sorted(known), n=1)

@@ -27,7 +27,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import require_devices, unknown_setting
+from pytest_llem.engines.refusals import one_line, require_devices, unknown_setting
 from pytest_llem.engines.signatures import Target, parameters
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
@@ -89,10 +89,10 @@ class SGLangEngine:
             self._engine = sglang.Engine(**arguments)
         except (ValueError, TypeError, AssertionError) as problem:
             raise EngineSettingError(
-                f"SGLang refuses these settings: {_one_line(problem)}", fix="correct the setting that it names"
+                f"SGLang refuses these settings: {one_line(problem)}", fix="correct the setting that it names"
             ) from problem
         except (RuntimeError, EOFError, OSError) as problem:
-            raise _not_started(_one_line(problem)) from problem
+            raise _not_started(one_line(problem)) from problem
 
     def tokenizer(self) -> HubTokenizer:
         """See `Engine.tokenizer`."""
@@ -107,7 +107,7 @@ class SGLangEngine:
             done: list[Completion] = engine.loop.run_until_complete(self._answer_all(requests, progress))
         except (RuntimeError, ValueError) as problem:
             raise EngineError(
-                f"SGLang failed while generating: {_one_line(problem)}", fix="read the lines before it in worker.log"
+                f"SGLang failed while generating: {one_line(problem)}", fix="read the lines before it in worker.log"
             ) from problem
         return done
 
@@ -297,7 +297,3 @@ def _not_started(text: str) -> EngineError:
         fix="read the lines before it in worker.log; where memory ran out, lower sglang.mem_fraction_static, "
         "sglang.context_length or the dtype",
     )
-
-
-def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:500]

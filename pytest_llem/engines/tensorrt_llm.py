@@ -28,7 +28,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import require_devices, unknown_setting
+from pytest_llem.engines.refusals import one_line, require_devices, unknown_setting
 from pytest_llem.engines.signatures import LAYOUTS, parameters
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import (
@@ -118,7 +118,7 @@ class TensorRTLLMEngine:
             return asyncio.run(self._answer_all(requests, progress))
         except (RuntimeError, ValueError) as problem:
             raise EngineError(
-                f"TensorRT-LLM failed while generating: {_one_line(problem)}",
+                f"TensorRT-LLM failed while generating: {one_line(problem)}",
                 fix="read the lines before it in worker.log",
             ) from problem
 
@@ -280,7 +280,7 @@ def effective_settings(config: ExperimentConfig, args: Any) -> dict[str, JsonVal
 
 def load_error(config: ExperimentConfig, problem: Exception) -> LlemError:
     """What TensorRT-LLM's refusal to load means."""
-    text = _one_line(problem)
+    text = one_line(problem)
     if any(part in text for part in MEMORY_TEXTS):
         return OutOfMemoryError(
             f"no memory to load {config.model}: {text}",
@@ -306,7 +306,3 @@ def _known_arguments() -> dict[str, Any]:
 def _makers() -> dict[str, Maker]:
     api = importlib.import_module("tensorrt_llm.llmapi")
     return {name: getattr(api, attribute) for name, attribute in SECTIONS.items()}
-
-
-def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:500]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 
 import torch
 
+from pytest_llem.engines.protocol import DeviceMemory
 from pytest_llem.errors import JsonValue
+from pytest_llem.job import DeviceSet
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "numpy", "triton",
@@ -29,6 +32,20 @@ def environment() -> dict[str, JsonValue]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def reset_peak_memory() -> None:
+    """Start a new period for the peak of what torch's CUDA allocator hands out on each visible device."""
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
+
+
+def cuda_memory(devices: DeviceSet, weights_bytes: Sequence[int] | None = None) -> tuple[DeviceMemory, ...]:
+    """The peak of what this process's CUDA allocator has handed out per device, beside the weights where known."""
+    return tuple(
+        DeviceMemory(uuid, weights_bytes[index] if weights_bytes else None, torch.cuda.max_memory_allocated(index))
+        for index, uuid in enumerate(devices.uuids)
+    )
 
 
 def _version(name: str) -> str | None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pytest_llem.engines import open_engine
-from pytest_llem.errors import EngineSettingError, ModelNotFoundError, WorkloadError
+from pytest_llem.errors import EngineSettingError, ModelNotFoundError, OutOfMemoryError, WorkloadError
 from pytest_llem.job import DeviceSet
 from pytest_llem.workload import token_hash
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
 
+BATCH_SIZES = {"transformers": "batch_size", "vllm": "max_num_seqs"}
+"""The setting that bounds how many requests run together."""
 SAME_TOKENS = "efaaa8533b0c140e1ed25d67685c3413ff72cf0472c787d85e8b8373c782074d"
 
 
@@ -64,6 +70,14 @@ def test_batching_and_padding_change_no_answer(start: Start) -> None:
     requests = requests_of(4, 17, 9, 30)
     alone = [ids(generate(engine, [request]))[0] for request in requests]
     assert ids(generate(engine, requests)) == alone
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_batch_size_changes_no_answer(start: Start, engine_name: str, size: int) -> None:
+    """Whether the last batch is full, or there is but one, is the engine's own business."""
+    requests = requests_of(4, 17, 9, 30, 5)
+    key = BATCH_SIZES.get(engine_name)
+    assert ids(generate(start({key: size} if key else {}), requests)) == ids(generate(start(), requests))
 
 
 def test_input_tokens_are_the_prompt_without_padding(start: Start) -> None:
@@ -133,6 +147,42 @@ def test_a_second_load_in_the_same_process_gives_the_same_answers(start: Start) 
     expected = ids(generate(first, requests))
     first.shutdown()
     assert ids(generate(start(), requests)) == expected
+
+
+def test_shutdown_leaves_no_process_no_thread_and_no_weights(start: Start) -> None:
+    torch = pytest.importorskip("torch")
+    children, threads = set(psutil.Process().children(recursive=True)), set(threading.enumerate())
+    engine = start()
+    shape = engine.shape()
+    assert shape is not None
+    embeddings = (shape.vocab_size, shape.hidden_size)
+    generate(engine, requests_of(5, 12))
+    engine.shutdown()
+    engine.shutdown()
+    del engine
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and set(threading.enumerate()) - threads:
+        time.sleep(0.05)
+    gc.collect()
+    assert not set(threading.enumerate()) - threads
+    assert not set(psutil.Process().children(recursive=True)) - children
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    assert not [tensor for tensor in tensors if tuple(tensor.shape) == embeddings]
+
+
+def test_a_model_that_fits_nowhere_is_out_of_memory(make_config: ConfigMaker, config_only: Path) -> None:
+    """A real allocation, of more than there is address space for: 140 TB for one of its matrices."""
+    file = config_only / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 2**39}), encoding="utf-8")
+    config = make_config(model=str(config_only), weights="dummy")
+    engine = open_engine(config.engine)
+    engine.prepare(config, DeviceSet("cpu"))
+    try:
+        with pytest.raises(OutOfMemoryError) as caught:
+            engine.load()
+        assert caught.value.fix
+    finally:
+        engine.shutdown()
 
 
 def test_random_weights_need_only_a_configuration(start: Start, config_only: Path) -> None:

@@ -95,9 +95,12 @@ def two_cores() -> str:
 def in_a_process(output_tokens: int, **settings: Any) -> dict[str, Any]:
     """What vLLM does with these settings in a process of its own."""
     command = [sys.executable, "-m", "tests.engines.vllm_process", json.dumps(settings), str(output_tokens)]
-    # Left to itself it wants a NUMA node per worker.
-    several = "tensor_parallel_size" in settings
-    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": two_cores()} if several else None
+    environment = dict(os.environ)
+    # Whether the engine core has a process of its own is to be the engine's choice here.
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    if "tensor_parallel_size" in settings:
+        # Left to itself it wants a NUMA node per worker.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = two_cores()
     root = Path(__file__).parents[2]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stderr[-3000:]

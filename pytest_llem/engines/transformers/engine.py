@@ -180,10 +180,9 @@ class TransformersEngine:
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
         if self._devices.kind == "cuda":
-            import torch
+            from pytest_llem.engines.torch_facts import reset_peak_memory
 
-            for index in range(torch.cuda.device_count()):
-                torch.cuda.reset_peak_memory_stats(index)
+            reset_peak_memory()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. On the CPU there is no allocator to ask."""

@@ -10,6 +10,7 @@ import torch
 from pytest_llem.engines.hub_models import plain_json, shape_of
 from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.engines.protocol import DeviceMemory, ModelShape
+from pytest_llem.engines.torch_facts import cuda_memory
 from pytest_llem.engines.transformers.loading import Loaded, model_directory
 from pytest_llem.engines.transformers.settings import TransformersSettings
 from pytest_llem.errors import JsonValue
@@ -64,10 +65,7 @@ def device_memory(model: Any, devices: DeviceSet) -> tuple[DeviceMemory, ...]:
         weights[str(tensor.device)] = weights.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
     if devices.kind == "cpu":
         return (DeviceMemory("cpu", weights.get("cpu", 0), None),)
-    return tuple(
-        DeviceMemory(uuid, weights.get(f"cuda:{index}", 0), torch.cuda.max_memory_allocated(index))
-        for index, uuid in enumerate(devices.uuids)
-    )
+    return cuda_memory(devices, [weights.get(f"cuda:{index}", 0) for index in range(len(devices.uuids))])
 
 
 def _main_dtype(model: Any) -> str | None:

@@ -25,7 +25,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import require_devices
+from pytest_llem.engines.refusals import one_line, require_devices
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
 from pytest_llem.engines.vllm.statistics import SchedulerStatistics
@@ -43,6 +43,7 @@ from pytest_llem.workload.arrivals import schedule
 INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
 MEMORY_TEXTS = (
     "out of memory",
+    "can't allocate memory",
     "No available memory for the cache blocks",
     "Free memory on device",
     "KV cache is needed",
@@ -95,7 +96,7 @@ class VLLMEngine:
             self._sampling(Request(0, (0,), 1))
         except _refusals() as problem:
             raise EngineSettingError(
-                f"vLLM refuses the decoding settings: {' '.join(str(problem).split())}", fix="correct the one it names"
+                f"vLLM refuses the decoding settings: {one_line(problem)}", fix="correct the one it names"
             ) from problem
         if self._arguments.devices == 1:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -234,17 +235,17 @@ class VLLMEngine:
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
         if self._counts_memory():
-            import torch
+            from pytest_llem.engines.torch_facts import reset_peak_memory
 
-            torch.cuda.reset_peak_memory_stats()
+            reset_peak_memory()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. The peak includes the KV cache that vLLM allocates in advance."""
         if not self._counts_memory():
             return ()
-        import torch
+        from pytest_llem.engines.torch_facts import cuda_memory
 
-        return (DeviceMemory(self._devices.uuids[0], None, torch.cuda.max_memory_allocated()),)
+        return cuda_memory(self._devices)
 
     def reset_statistics(self) -> None:
         """See `KeepsStatistics.reset_statistics`."""
@@ -312,7 +313,7 @@ class VLLMEngine:
             raise unreachable(request.lora_path, problem, self._source.offline) from problem
         except (ValueError, RuntimeError) as problem:
             raise EngineSettingError(
-                f"vLLM refuses the adapter {request.lora_path!r}: {' '.join(str(problem).split())[:400]}",
+                f"vLLM refuses the adapter {request.lora_path!r}: {one_line(problem)}",
                 fix="correct what it names: vllm.extra.max_lora_rank for the rank",
             ) from problem
 
@@ -320,7 +321,7 @@ class VLLMEngine:
         return self._devices.kind == "cuda" and self._arguments.devices == 1
 
     def _load_error(self, problem: Exception) -> LlemError:
-        text = " ".join(str(problem).split())[:500]
+        text = one_line(problem)
         if type(problem).__name__ == "OutOfMemoryError" or any(part in text for part in MEMORY_TEXTS):
             return OutOfMemoryError(
                 f"no memory to load {self._prepared().model}: {text}",
@@ -331,7 +332,7 @@ class VLLMEngine:
         return EngineSettingError(f"vLLM refuses these settings: {text}", fix="correct the setting that it names")
 
     def _run_error(self, problem: RuntimeError) -> LlemError:
-        text = " ".join(str(problem).split())[:500]
+        text = one_line(problem)
         if type(problem).__name__ == "OutOfMemoryError" or "out of memory" in text:
             return OutOfMemoryError(
                 f"vLLM ran out of memory while generating: {text}",
