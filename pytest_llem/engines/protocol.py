@@ -161,11 +161,19 @@ class KeepsStatistics(Protocol):
 
 
 @runtime_checkable
+class ReadsLater(Protocol):
+    """An engine that leaves work with its answers for when nothing is measured (an optional part of the protocol)."""
+
+    def read(self, completions: Sequence[Completion]) -> list[Completion]:
+        """The completions that `generate` returned, whole: until now they lack texts, ids and times of tokens."""
+
+
+@runtime_checkable
 class Remarks(Protocol):
     """An engine with something to say about what it did (an optional part of the engine protocol)."""
 
     def remarks(self) -> tuple[Sequence[Note], Sequence[Note]]:
-        """Reasons why the measurement is invalid, and warnings: asked once, when the measure window is closed."""
+        """Reasons why the measurement is invalid, and warnings: asked once, when all answers were read."""
 
 
 @runtime_checkable

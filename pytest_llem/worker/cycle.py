@@ -192,9 +192,10 @@ def _measure(
         window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
     statistics = engine.statistics() if isinstance(engine, KeepsStatistics) else {}
-    unusable, said = engine.remarks() if isinstance(engine, Remarks) else ((), ())
     if sides.kind == "same_load":
         runner.lead(sides.seconds)
+    passes = runner.whole(passes)
+    unusable, said = engine.remarks() if isinstance(engine, Remarks) else ((), ())
     observed = runner.observed(passes)
     if engine.capabilities.serves:
         arrival = config.workload.arrival

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
+from pytest_llem.engines.protocol import CacheState, Completion, Engine, ReadsLater, Request
 from pytest_llem.job import EventLog, WarmupSettings
 from pytest_llem.measurement import Repeat, RequestRecord, WarmupOutcome
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
@@ -92,6 +92,12 @@ class RepeatRunner:
             progress.repeat = len(passes)
             passes.append(self._run(progress))
         return passes
+
+    def whole(self, passes: Sequence[Pass]) -> list[Pass]:
+        """The passes with all that their answers hold; for when no window is open."""
+        if not isinstance(self._engine, ReadsLater):
+            return list(passes)
+        return [replace(done, completions=self._engine.read(done.completions)) for done in passes]
 
     def observed(self, passes: Sequence[Pass]) -> Observed:
         """What measured passes held. Hashing and copying take time, which must not fall into the window."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_llem.engines.protocol import Completion, Engine, Request
+from pytest_llem.engines.protocol import Completion, Engine, ReadsLater, Request
 from pytest_llem.job import ExperimentConfig
 
 ConfigMaker = Callable[..., ExperimentConfig]
@@ -25,9 +25,11 @@ def requests_of(*lengths: int, output: int = 8, ignore_eos: bool = True, first: 
 
 
 def generate(engine: Engine, requests: list[Request]) -> list[Completion]:
-    """Completions in the order of the requests."""
+    """Completions in the order of the requests, whole."""
     engine.reset()
-    return sorted(engine.generate(requests, lambda _done, _total: None), key=lambda completion: completion.index)
+    done = engine.generate(requests, lambda _done, _total: None)
+    whole = engine.read(done) if isinstance(engine, ReadsLater) else done
+    return sorted(whole, key=lambda completion: completion.index)
 
 
 def ids(completions: list[Completion]) -> list[tuple[int, ...]]:

@@ -137,9 +137,8 @@ def test_texts_are_those_of_transformers(start: Start) -> None:
 def test_what_the_client_sees_holds_against_the_servers_own_times(start: Start) -> None:
     """By the server's clock an answer takes as long as its prompt and its tokens do; the client can only see more."""
     engine = start({"concurrency": 1})
-    engine.reset()
     engine.reset_statistics()  # type: ignore[attr-defined]
-    done = engine.generate(requests_of(600, 900, 1200, output=200), lambda _done, _total: None)
+    done = generate(engine, requests_of(600, 900, 1200, output=200))
     seen = engine.statistics()  # type: ignore[attr-defined]
     assert seen["client_latency_s"] > seen["server_prompt_s"] + seen["server_predicted_s"] > 0
     first_s = sum(c.began_ns - c.start_ns for c in done if c.began_ns) / 3e9

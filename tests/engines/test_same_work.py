@@ -15,6 +15,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.workload import build_workload
+from tests.engines.engine_cases import generate
 from tests.engines.servers.starting import llama_cpp
 
 pytestmark = pytest.mark.engine
@@ -65,8 +66,7 @@ def work(engine_name: str, settings: dict[str, Any], *, ignore_eos: bool) -> Wor
         engine.load()
         tokenizer = engine.tokenizer()
         workload = build_workload(config.workload, tokenizer)
-        engine.reset()
-        completions = sorted(engine.generate(workload.requests, lambda _done, _total: None), key=lambda c: c.index)
+        completions = generate(engine, list(workload.requests))
         shape = engine.shape()
         assert shape is not None
         return Work(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer
+from pytest_llem.engines.openai.backlog import Backlog
 from pytest_llem.engines.openai.failures import RequestFailedError, classify, of_status
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Completion, Progress, Request
@@ -68,6 +69,7 @@ class Client:
         self.latest_timings: list[Mapping[str, Any]] = []
         self.lateness_s = 0.0
         self.resent = 0
+        self.backlog = Backlog(settings.without_key)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; when this is interrupted, nothing of it goes on."""
@@ -205,7 +207,7 @@ class Client:
             await _read(response, answer)
         if answer.timings is not None:
             self.latest_timings.append(answer.timings)
-        return answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens)
+        return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
 
     def _failed(self, problem: Exception, way: _Way) -> RequestFailedError:
         return self._failure(problem, self._settings.request_timeout_s, began=way.answer.first_ns is not None)

@@ -109,7 +109,14 @@ class OpenAIEngine:
                 fix="look into the server's log; lower openai.concurrency, or raise openai.request_timeout_s",
                 details={"failures": counted(done)},
             )
-        self._seen().add(requests, done)
+        self._seen().sent(requests, done)
+        return done
+
+    def read(self, completions: Sequence[Completion]) -> list[Completion]:
+        """See `ReadsLater.read`."""
+        client, _, _ = self._ready()
+        done = client.backlog.read(completions)
+        self._seen().read(done)
         return done
 
     def reset(self) -> CacheState:
@@ -178,6 +185,8 @@ class OpenAIEngine:
 
     def reset_statistics(self) -> None:
         """See `KeepsStatistics.reset_statistics`."""
+        client, _, _ = self._ready()
+        client.backlog.clear()
         self._seen().reset()
 
     def statistics(self) -> Mapping[str, JsonValue]:

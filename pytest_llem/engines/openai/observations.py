@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -37,36 +36,40 @@ class Observations:
         self._before = self._metrics()
         self._running_before = gauge(self._before, "running") or 0
         self._statistics: dict[str, JsonValue] = {}
-        self._failures: Counter[str] = Counter()
-        self._generated = self._short = self._long = self._answers = 0
-        self._untimed = self._given_differs = 0
+        self._closed = False
+        self._generated = self._failed = self._short = self._given_differs = self._untimed = 0
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
         self._timed_tokens = self._bunched_tokens = 0
         self._lateness_s = 0.0
         self._resent = 0
 
-    def add(self, requests: Sequence[Request], done: Sequence[Completion]) -> None:
-        """One pass over the workload."""
-        wanted = {request.index: request for request in requests}
-        for completion in done:
-            if completion.error is not None:
-                self._failures[completion.failure or "error"] += 1
-                continue
-            request = wanted[completion.index]
-            self._answers += 1
-            self._generated += completion.generated
-            self._short += request.ignore_eos and completion.generated < request.max_new_tokens
-            self._long += completion.generated > request.max_new_tokens
-            self._untimed += completion.token_times_ns is None
-            self._given_differs += bool(request.token_ids) and completion.input_tokens != len(request.token_ids)
-            times = completion.token_times_ns or ()
-            self._timed_tokens += max(0, len(times) - 1)
-            self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times))
-            self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
+    def sent(self, requests: Sequence[Request], done: Sequence[Completion]) -> None:
+        """One pass over the workload; nothing counts any more once the period's `statistics` were taken."""
+        if self._closed:
+            return
         self._timings += self._client.latest_timings
         self._resent += self._client.resent
         self._lateness_s = max(self._lateness_s, self._client.lateness_s)
+        wanted = {request.index: request for request in requests}
+        for completion in done:
+            if completion.error is not None:
+                self._failed += 1
+                continue
+            request = wanted[completion.index]
+            self._generated += completion.generated
+            self._short += request.ignore_eos and completion.generated < request.max_new_tokens
+            self._given_differs += bool(request.token_ids) and completion.input_tokens != len(request.token_ids)
+            self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
+
+    def read(self, done: Sequence[Completion]) -> None:
+        """What the answers of a pass hold, once they were read."""
+        for completion in done:
+            if completion.error is None:
+                times = completion.token_times_ns
+                self._untimed += times is None
+                self._timed_tokens += max(0, len(times or ()) - 1)
+                self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times or ()))
 
     def running(self) -> int | None:
         """Requests that the server runs or holds now, of whoever; `None` where it does not tell."""
@@ -86,12 +89,13 @@ class Observations:
         return parse_metrics(self.metrics_text()) if self.has_metrics else {}
 
     def statistics(self) -> dict[str, JsonValue]:
-        """The period's counts: of failures by class, of the server's own counters, and its own timings.
+        """The period's end, and its counts: those of the server, and its own timings.
 
         `server_prompt_s` and `server_predicted_s` are means over requests by the server's clock, `client_latency_s` is
         the client's view of the same requests.
         """
-        self._statistics = {"answers": self._answers, "failures": dict(self._failures)}
+        self._closed = True
+        self._statistics = {}
         if self._resent:
             self._statistics["resent_over_closed_connections"] = self._resent
         if self._lateness_s:
@@ -122,7 +126,7 @@ class Observations:
             )
         counters = self._statistics.get("server_counters")
         theirs = counters.get("generated_tokens") if isinstance(counters, Mapping) else None
-        if isinstance(theirs, int) and not self._failures and theirs > self._generated:
+        if isinstance(theirs, int) and not self._failed and theirs > self._generated:
             invalid.append(
                 Note(
                     "foreign_requests",

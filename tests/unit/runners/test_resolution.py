@@ -155,7 +155,13 @@ def test_an_explicit_choice_is_kept_and_the_mix_is_noticed() -> None:
 
 
 def test_a_single_engine_needs_no_elevation() -> None:
-    plan = plan_runners(["openai"], {"openai": local()}, installed=[], daemon=True)
+    plan = plan_runners(["openai"], {"openai": local()}, installed=["openai"], daemon=True)
 
     assert plan.specs["openai"].name == "local"
     assert plan.problems == ()
+
+
+def test_a_client_that_is_not_installed_is_told_before_anything_runs() -> None:
+    plan = plan_runners(["openai"], {"openai": local()}, installed=[], daemon=True)
+
+    assert [problem.fix for problem in plan.problems] == ["pip install 'pytest-llem[openai]'"]

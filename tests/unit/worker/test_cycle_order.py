@@ -65,7 +65,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)
         self.calls: list[str] = []
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = 0
         self.missing_tokens = 0
         self.cache_state: CacheState = "cleared"
         self.read_back: dict[str, JsonValue] = {"dtype": "float32", "batch_size": 2}
@@ -264,20 +264,28 @@ def test_progress_is_calm(engine: ScriptedEngine, meter: RecordingMeter, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "code"),
+    ("what", "code"),
     [
-        ("cached_tokens", 2, "prefix_cache_hit"),
-        ("missing_tokens", 1, "output_length_differs"),
-        ("cache_state", "unknown", "prefix_cache_not_reset"),
-        ("read_back", {"dtype": "bfloat16", "batch_size": 2}, "effective_differs"),
-        ("read_back", {"dtype": "float32", "batch_size": 1}, "effective_differs"),
+        ({"cached_tokens": 2}, "prefix_cache_hit"),
+        ({"missing_tokens": 1}, "output_length_differs"),
+        ({"cache_state": "unknown", "cached_tokens": None}, "prefix_cache_not_reset"),
+        ({"read_back": {"dtype": "bfloat16", "batch_size": 2}}, "effective_differs"),
+        ({"read_back": {"dtype": "float32", "batch_size": 1}}, "effective_differs"),
     ],
 )
 def test_what_was_not_meant_makes_the_cycle_invalid(
-    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, attribute: str, value: object, code: str
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, what: dict[str, object], code: str
 ) -> None:
-    setattr(engine, attribute, value)
+    for attribute, value in what.items():
+        setattr(engine, attribute, value)
     assert codes(run(make_job(), tmp_path)) == [code]
+
+
+def test_a_cache_that_nobody_emptied_does_no_harm_where_nothing_came_from_it(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    engine.cache_state, engine.cached_tokens = "unknown", 0
+    assert codes(run(make_job(), tmp_path)) == []
 
 
 def test_a_good_cycle_has_no_notes_and_survives_the_way_through_json(
