@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -69,6 +70,7 @@ def _measured(data: JsonValue) -> Delivery:
     version = data.get("version") if isinstance(data, Mapping) else None
     if version != __version__:
         return Delivery(error=other_version(platform.node(), __version__, str(version)).to_dict())
+    began = time.monotonic()
     order = decode(Order, data)
     notes = undo_worker_settings(threads_chosen=order.threads_chosen)
     with tempfile.TemporaryDirectory(dir=own_directory()) as directory:
@@ -85,6 +87,7 @@ def _measured(data: JsonValue) -> Delivery:
             notes=(*notes, *report.notes),
             environment=_environment(),
             inputs=input_facts(job.config),
+            facts={**report.facts, "node_s": time.monotonic() - began},
         )
         return Delivery(_files(job_dir), report, None)
 

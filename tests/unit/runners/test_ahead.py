@@ -1,0 +1,136 @@
+"""Which cycles are begun ahead of their items, in which order, and when an optional one follows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from pytest_llem.point import Point
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.schema import Result
+from pytest_llem.runners.ahead import Ahead, Wanted, wanted_cycles
+from pytest_llem.study import Study, load_study
+
+STUDY = """\
+model: m
+engine: transformers
+sweep: {transformers.batch_size: [1, 2]}
+execution: {cycles: 3, order: sequential, target_ci: 0.05, max_cycles: 5, headline: output_tokens_per_s}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return load_study(path)
+
+
+@pytest.fixture
+def points(study: Study) -> list[Point]:
+    """All cycles, optional ones too, then each experiment as a whole, as a gate has it."""
+    cycles = [Point(study, experiment, cycle) for experiment, cycle in study.schedule(5)]
+    return [*cycles, *(Point(study, experiment) for experiment in study.experiments)]
+
+
+class Measured:
+    """Stands for the run's store: remembers what was asked for, and delivers values by cycle."""
+
+    def __init__(self, values: Callable[[Point], float | None]) -> None:
+        self.values = values
+        self.order: list[tuple[str, int | None, bool]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, point: Point, *, retried: bool) -> Outcome:
+        with self._lock:
+            self.order.append((point.experiment.id, point.cycle, retried))
+        value = self.values(point)
+        result = _result(value) if value is not None else None
+        return Outcome("valid" if value else "failed", point.key, Path(), result, None, 1, ())
+
+
+def _result(value: float) -> Result:
+    return cast("Result", SimpleNamespace(throughput=SimpleNamespace(output_tokens_per_s=value)))
+
+
+def test_needed_cycles_come_in_the_items_order_and_optional_ones_not_at_all(points: list[Point]) -> None:
+    found = [(wanted.point.experiment.id[-1], wanted.point.cycle) for wanted in wanted_cycles(points)]
+
+    assert found == [("1", 1), ("1", 2), ("1", 3), ("2", 1), ("2", 2), ("2", 3)]
+
+
+def test_only_a_cycles_own_item_has_it_retried(points: list[Point], study: Study) -> None:
+    gates = points[-2:]
+    own = Point(study, gates[1].experiment, 2)
+
+    retried = {(one.point.experiment.id[-1], one.point.cycle): one.retried for one in wanted_cycles([*gates, own])}
+
+    assert retried == {**dict.fromkeys([("1", 1), ("1", 2), ("1", 3), ("2", 1), ("2", 3)], False), ("2", 2): True}
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        pytest.param([100.0, 100.1, 99.9], [], id="precise"),
+        pytest.param([100.0, 130.0, 70.0, 100.0, 100.0], [4, 5], id="never precise"),
+        pytest.param([100.0, 104.0, 98.0, 100.0], [4], id="precise with one more"),
+    ],
+)
+def test_an_optional_cycle_follows_when_it_is_needed(points: list[Point], values: list[float], more: list[int]) -> None:
+    """Cycles may end in any order: the one that ends last decides."""
+    first = points[0].experiment
+    barrier = threading.Barrier(3)
+
+    def value(point: Point) -> float:
+        assert point.cycle is not None
+        if point.cycle <= 3:
+            barrier.wait(30)
+        return values[point.cycle - 1]
+
+    measured = Measured(value)
+    own = [point for point in points if point.experiment is first and point.cycle is not None]
+    ahead = Ahead(measured, 3, {point.key: point for point in own if point.optional})
+    ahead.begin(wanted_cycles(own))
+    for point in own:
+        ahead.wait(point.key)
+    ahead.stop()
+    ahead.join()
+
+    assert sorted(cycle for _, cycle, _ in measured.order if cycle and cycle > 3) == more
+    assert all(retried for _, _, retried in measured.order)
+
+
+def test_an_item_meets_what_its_cycle_met(points: list[Point]) -> None:
+    def broken(point: Point, *, retried: bool) -> Outcome:
+        raise OSError("disk full")
+
+    ahead = Ahead(broken, 1)
+    ahead.begin([Wanted(points[0], True)])
+
+    with pytest.raises(OSError, match="disk full"):
+        ahead.wait(points[0].key)
+    ahead.wait(replace(points[0], cycle=2).key)
+    ahead.stop()
+    ahead.join()
+
+
+def test_nothing_begins_after_the_end(points: list[Point]) -> None:
+    gate = threading.Event()
+    measured = Measured(lambda point: 1.0 if gate.wait(30) else None)
+    ahead = Ahead(measured, 1)
+    ahead.begin(wanted_cycles(points))
+    while not measured.order:
+        gate.wait(0.01)
+
+    ahead.stop()
+    gate.set()
+    ahead.join()
+    ahead.begin(wanted_cycles(points[5:]))
+
+    assert len(measured.order) == 1

@@ -1,0 +1,198 @@
+"""The parts of the Ray runner that need no cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.errors import InterruptedCycleError, LlemError, NodeLostError, OutOfMemoryError, StudyError
+from pytest_llem.job import ExperimentConfig
+from pytest_llem.reporting.live import LiveStatus
+from pytest_llem.runners.ray import tether
+from pytest_llem.runners.ray.settings import RaySettings, settings_of
+from pytest_llem.study import load_study
+from pytest_llem.study.sections.ray import Ray
+
+if os.environ.get("LLEM_REQUIRE_RAY") != "1":
+    pytest.importorskip("ray")
+
+from ray import exceptions as ray_errors
+
+from pytest_llem.runners.ray.cluster import Node, RayCluster, Request
+from pytest_llem.runners.ray.outcomes import explain
+from pytest_llem.runners.ray.progress import Progress
+from pytest_llem.runners.ray.surroundings import MARK
+
+H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
+A100 = Node("2", "b", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "node:10.0.0.2": 1.0})
+PLAIN = Node("3", "c", {"CPU": 64.0, "lab": 2.0})
+HEAD = Node("4", "d", {"node:__internal_head__": 1.0})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    path = tmp_path / "study.yaml"
+    path.write_text("model: m\nengine: vllm\nvllm: {tensor_parallel_size: 2}\n")
+    return load_study(path).experiments[0].config
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: Node) -> RayCluster:
+    found = RayCluster("here", {}, own=False)
+    monkeypatch.setattr(found, "nodes", lambda fresh=False: list(nodes))
+    return found
+
+
+def test_a_cycle_asks_for_its_gpus_where_the_nodes_have_any(
+    monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig
+) -> None:
+    found = cluster(monkeypatch, HEAD, PLAIN, H100, A100)
+
+    request = found.request(config, RaySettings())
+
+    assert request.amounts == {"CPU": 1.0, "GPU": 2.0}
+    assert found.able(request) == [H100, A100]
+    assert found.slots(request) == 3
+
+
+def test_only_h100_is_one_setting(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> None:
+    found = cluster(monkeypatch, H100, A100)
+
+    request = found.request(config, RaySettings(accelerator_type="H100"))
+
+    assert found.able(request) == [H100]
+    assert found.slots(request) == 2
+
+
+def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> None:
+    found = cluster(monkeypatch, HEAD, PLAIN, H100)
+
+    request = found.request(config, RaySettings(resources={"lab": 1.0}))
+
+    assert request.amounts == {"CPU": 64.0, "lab": 1.0}
+    assert found.slots(request) == 1
+
+
+def test_what_no_node_has_is_told_with_what_the_nodes_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster(monkeypatch, H100, A100, A100)
+
+    error = found.infeasible(Request(8, 1.0, "H100"))
+
+    assert "it asks for 1 CPU, 8 GPU, H100; there are: 1 x (8 CPU, 4 GPU, H100); 2 x (16 CPU, 2 GPU, A100)" in str(
+        error
+    )
+    assert error.category == "infeasible"
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "said"),
+    [
+        (ray_errors.NodeDiedError("the node is dead"), NodeLostError, "the node is dead"),
+        (ray_errors.WorkerCrashedError(), NodeLostError, "died unexpectedly"),
+        (ray_errors.OutOfMemoryError("95 % used"), OutOfMemoryError, "running out of memory"),
+        (ray_errors.TaskCancelledError(), InterruptedCycleError, "cancelled"),
+        (ray_errors.RuntimeEnvSetupError("Traceback\n  x\nValueError: bad pip"), LlemError, "ValueError: bad pip"),
+        (ModuleNotFoundError("No module named 'pytest_llem'"), LlemError, "cannot import"),
+    ],
+)
+def test_errors_of_ray_become_errors_with_a_remedy(problem: Exception, kind: type[LlemError], said: str) -> None:
+    error = explain(problem, "study a c1")
+
+    assert type(error) is kind or isinstance(error, kind)
+    assert str(error).startswith("study a c1: ")
+    assert said in str(error)
+
+
+def test_the_section_has_the_names_and_defaults_of_the_runner() -> None:
+    """A key that only one side knows would be refused, or never reach the cluster."""
+    written_out = Ray.model_validate({}).model_dump()
+    written_out["runtime_env"] = {}
+
+    assert RaySettings(**written_out) == RaySettings()
+    assert set(written_out) == set(asdict(RaySettings()))
+
+
+def test_a_study_says_what_its_cycles_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "model: m\nray: {accelerator_type: H100, resources: {lab: 2}, node_losses: 0, "
+        "runtime_env: {py_modules: [modules], pip: [numpy]}}\n"
+    )
+
+    settings = settings_of(load_study(path))
+
+    assert settings == RaySettings(
+        accelerator_type="H100",
+        resources={"lab": 2.0},
+        node_losses=0,
+        runtime_env={"py_modules": [str(tmp_path / "modules")], "pip": ["numpy"]},
+    )
+
+
+def test_a_wrong_key_is_told_where_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("model: m\nray:\n  acelerator_type: H100\n")
+
+    with pytest.raises(StudyError, match=r"study\.yaml:3:3: unknown setting ray\.acelerator_type \(did you mean 'accelerator_type'"):
+        load_study(path)
+
+
+def test_the_live_status_shows_pending_running_and_done_per_node(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    progress.pending(5)
+    for _ in range(2):
+        progress.running("alpha")
+    progress.running("beta")
+    progress.done("alpha")
+    progress.done("beta", again=True)
+
+    assert progress.text() == ("3 pending, 1 running, 1 done (alpha 1 running, 1 done; beta 0 running, 0 done)")
+    with (tmp_path / "terminal").open("w+") as stream:
+        status = LiveStatus(tmp_path, stream, terminal=True, width=200)
+        status.start()
+        deadline = time.monotonic() + 30
+        while "pending" not in (tmp_path / "terminal").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        status.stop()
+    assert "ray: 5 pending, 0 running, 0 done" in (tmp_path / "terminal").read_text()
+    progress.clear()
+    assert not list(tmp_path.glob(".live/*"))
+
+
+def test_what_a_killed_process_started_is_killed_wherever_it_went(tmp_path: Path) -> None:
+    """Also a grandchild in a session of its own, whose parent is gone."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mark = "LLEM_TETHER=unit-test-of-the-tether"
+    code = (
+        "import os, subprocess, sys, time\n"
+        "keep = subprocess.Popen([sys.executable, '-I', '-S', *sys.argv[1:4]], stdin=subprocess.PIPE)\n"
+        "os.environ['LLEM_TETHER'] = 'unit-test-of-the-tether'\n"
+        'inner = \'import subprocess; subprocess.Popen(["sleep", "300"], start_new_session=True)\'\n'
+        "subprocess.run([sys.executable, '-c', inner])\n"
+        "subprocess.Popen(['sleep', '300'])\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(tether.__file__)), mark, str(scratch)], stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"ready\n"
+    assert len(tether.processes_with(mark)) == 2
+
+    owner.kill()
+    owner.communicate()
+
+    deadline = time.monotonic() + 30
+    while (tether.processes_with(mark) or scratch.exists()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tether.processes_with(mark) == []
+    assert not scratch.exists()
+    assert mark.startswith(f"{MARK}=")
