@@ -10,6 +10,7 @@ import docker
 from pytest_llem.containers.archive import job_archive, worker_archive
 from pytest_llem.containers.cycle import CycleEnd, OnEvent, collect, drain, end_state, follow, kill
 from pytest_llem.containers.daemon import docker_errors
+from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.options import ContainerRequest, create
 from pytest_llem.containers.orphans import removed_after
 from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
@@ -37,6 +38,7 @@ def run_ephemeral(
     with docker_errors(request.image.name):
         container = create(client, request)
     with removed_after(container):
+        on_event({"event": CONTAINER_EVENT, "id": container.id})
         with docker_errors(request.image.name):
             container.put_archive("/", worker_archive())
             container.put_archive("/", job_archive(job_dir.job.read_bytes(), JOB_NAME))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pytest_llem.containers.daemon import DaemonFacts
 from pytest_llem.energy import available_meters, open_meter
-from pytest_llem.energy.protocol import Meter, Note
+from pytest_llem.energy.protocol import Meter, Note, OwnsContainers
 from pytest_llem.errors import JsonValue, MeterError
 from pytest_llem.job import Job, JobDir, clock_facts
 from pytest_llem.measurement import read_measurement, write_measurement
@@ -22,6 +22,8 @@ HOST_METERS = ("nvml", "rapl")
 """Meters that read sensors of the machine. The others look at processes, and those they see only from inside."""
 
 HANDSHAKE_S = 30.0
+CONTAINER_EVENT = "container"
+"""Tells the meter which container's processes are measured; of the runner, not of the worker."""
 OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
@@ -54,6 +56,9 @@ class HostMeter:
         if kind == "clock":
             self.clock_seen = True
             self.clock_differs = clock_difference(event)
+        elif kind == CONTAINER_EVENT:
+            if isinstance(self.meter, OwnsContainers):
+                self.meter.owns_container(str(event["id"]))
         elif kind in ("window_begin", "window_end") and self.running:
             self.meter.mark()
 

@@ -16,6 +16,7 @@ from pytest_llem.containers.archive import JOBS, KEEPER, job_archive, worker_arc
 from pytest_llem.containers.cycle import CycleEnd, OnEvent, collect, drain, end_state, follow
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error
+from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.keeper import OOM_KILL_EVENT
 from pytest_llem.containers.options import ContainerRequest, create
 from pytest_llem.containers.orphans import remove
@@ -179,6 +180,7 @@ def _exec_cycle(kept: KeptContainer, job_dir: JobDir, on_event: OnEvent, watch: 
         else:
             on_event(event)
 
+    on_event({"event": CONTAINER_EVENT, "id": kept.container.id})
     with docker_errors(image.name):
         kept.container.put_archive("/", job_archive(job_dir.job.read_bytes(), name))
         execution = api.exec_create(kept.container.id, ["python3", KEEPER, "cycle", f"{JOBS}/{name}"])["Id"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 
@@ -56,8 +56,16 @@ class GpuFacts:
 class Accounts:
     """All readings of a cycle, sorted by device."""
 
-    def __init__(self, setup: MeterSetup, gpus: Sequence[GpuFacts], windows: Sequence[Window]) -> None:
+    def __init__(
+        self,
+        setup: MeterSetup,
+        gpus: Sequence[GpuFacts],
+        windows: Sequence[Window],
+        containers: Collection[str] = (),
+    ) -> None:
+        """`containers` are those whose processes are measured."""
         self._setup = setup
+        self._containers = frozenset(containers)
         self._gpus = tuple(gpus)
         self._windows = tuple(windows)
         self._events = list(read_sample_events(setup.samples_path))
@@ -177,6 +185,7 @@ class Accounts:
             ),
             events=tuple(self._events),
             placement=self._setup.settings.placement,
+            containers=self._containers,
         )
 
     def _counts(self, uuid: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pynvml
 
 from pytest_llem.energy import calibration
-from pytest_llem.energy.owners import foreign_pids
+from pytest_llem.energy.owners import containers_of, foreign_pids
 from pytest_llem.energy.samples import Sample, SampleWriter
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS, TickTracker
 
@@ -204,6 +204,7 @@ class GpuSource:
                 pids=tuple(pids),
                 foreign=tuple(foreign),
                 unknown=tuple(unknown),
+                containers={str(pid): name for pid, name in containers_of(foreign).items()},
             )
 
     def _optional(self, what: str, function: object, *more: object) -> object:

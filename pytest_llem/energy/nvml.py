@@ -32,6 +32,7 @@ class NvmlMeter:
         self._edges = rapl.RaplEdges(readable if rapl.obstacle(readable) is None else ())
         self._sampler: SamplerProcess | None = None
         self._facts: Mapping[str, object] = {}
+        self._containers: set[str] = set()
 
     @property
     def sampler_pid(self) -> int | None:
@@ -64,6 +65,10 @@ class NvmlMeter:
             server.pid if server is not None else None,
         )
         self._edges.mark()
+
+    def owns_container(self, identity: str) -> None:
+        """What runs in this container on the GPUs is measured, not foreign."""
+        self._containers.add(identity)
 
     def mark(self) -> int:
         """The time of an edge; host counters are read where there are any."""
@@ -102,7 +107,7 @@ class NvmlMeter:
         problem = self._sampler.stop()
         gpus = self._opened()
         self._sampler = None
-        accounts = Accounts(self._setup, gpus, windows)
+        accounts = Accounts(self._setup, gpus, windows, self._containers)
         host = rapl.host_energy(windows, self._edges.series(self._setup.samples_path)) if self._edges.domains else None
         return accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
 
 
 def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
@@ -20,6 +23,22 @@ def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("
         elif not set(owners) & set(line):
             foreign.append(pid)
     return foreign, unknown
+
+
+def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, str | None]:
+    """The id of the container that each process runs in, by its control group, `None` outside of any.
+
+    A process that has ended meanwhile is left out.
+    """
+    found: dict[int, str | None] = {}
+    for pid in pids:
+        try:
+            groups = (proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        ids = _CONTAINER.findall(groups)
+        found[pid] = ids[-1] if ids else None
+    return found
 
 
 def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:

@@ -131,6 +131,14 @@ class Meter(Protocol):
 
 
 @runtime_checkable
+class OwnsContainers(Protocol):
+    """A meter that tells the measured processes from others by their container (an optional part of the protocol)."""
+
+    def owns_container(self, identity: str) -> None:
+        """What runs in the container with this id is measured."""
+
+
+@runtime_checkable
 class Calibrated(Protocol):
     """A meter that knows its sensors (an optional part of the meter protocol)."""
 

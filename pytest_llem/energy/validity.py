@@ -52,12 +52,13 @@ class DeviceEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was seen of all."""
+    """What was seen of all. What runs in `containers` is measured."""
 
     windows: tuple[Window, ...]
     devices: tuple[DeviceEvidence, ...]
     events: tuple[Mapping[str, JsonValue], ...]
     placement: Literal["host", "worker"]
+    containers: frozenset[str] = frozenset()
 
 
 def thresholds(overrides: Mapping[str, float]) -> Thresholds:
@@ -75,7 +76,7 @@ def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresho
     reasons: list[Note] = []
     for device in evidence.devices:
         reasons.extend(_sensor(device, windows, limits))
-        reasons.extend(_foreign(device, evidence.placement))
+        reasons.extend(_foreign(device, evidence))
         reasons.extend(_memory(device, limits))
         reasons.extend(_throttled(device, windows, limits))
         spread = _clock_spread(device, windows)
@@ -136,17 +137,32 @@ def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:
     return max((b - a) / 1e9 for a, b in pairwise(inside))
 
 
-def _foreign(device: DeviceEvidence, placement: str) -> list[Note]:
+def _foreign(device: DeviceEvidence, evidence: Evidence) -> list[Note]:
     seen = [event for event in device.events if event.get("event") == "processes"]
-    # On the host the measured processes are no descendants of the meter's: only those that were there before count.
-    seen = seen[:1] if placement == "host" else seen
+    if evidence.placement == "host" and not any(evidence.containers & _groups(event) for event in seen):
+        # On the host the measured processes are no descendants of the meter's. Where their control groups do not tell
+        # them, only those that were there before count.
+        seen = seen[:1]
     # An id that does not exist here shows that these are another namespace's: then a known one is known by chance.
     seen = [event for event in seen if not event.get("unknown")]
-    pids = sorted({pid for event in seen for pid in _pids(event.get("foreign"))})
+    pids = sorted({pid for event in seen for pid in _outside(event, evidence.containers)})
     if not pids:
         return []
     names = ", ".join(str(pid) for pid in pids[:5])
     return [Note("foreign_process", f"{device.uuid}: other processes compute on this GPU (pid {names})")]
+
+
+def _outside(event: Mapping[str, JsonValue], containers: frozenset[str]) -> list[int]:
+    """The foreign processes of a listing that run in none of these containers, and had not ended by the next look."""
+    pids, groups = _pids(event.get("foreign")), event.get("containers")
+    if not isinstance(groups, Mapping):
+        return pids
+    return [pid for pid in pids if str(pid) in groups and groups[str(pid)] not in containers]
+
+
+def _groups(event: Mapping[str, JsonValue]) -> frozenset[str]:
+    groups = event.get("containers")
+    return frozenset(str(name) for name in groups.values() if name) if isinstance(groups, Mapping) else frozenset()
 
 
 def _memory(device: DeviceEvidence, limits: Thresholds) -> list[Note]:
