@@ -30,7 +30,7 @@ from pytest_llem.serving.plan import server_notice
 from pytest_llem.serving.runner import ServingRunner
 from pytest_llem.serving.spec import ServerSpec
 from pytest_llem.study import load_study
-from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, error_of, gone, job_of, left
+from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, end_all, error_of, gone, job_of, left
 
 
 @pytest.fixture
@@ -60,6 +60,12 @@ def test_cycles_share_a_server_until_one_needs_another(bench: Bench) -> None:
     assert "as bfloat16 to ''" in bench.log(2)
     assert bench.runner.loaded
     assert [text for text in bench.said if text is None] == [None, None], "told when each server was ready"
+
+
+def test_a_server_sees_the_leased_gpus_and_no_others(bench: Bench) -> None:
+    bench.run(replace(job_of(), devices=DeviceSet("cuda", ("GPU-1", "GPU-2"))))
+
+    assert "to 'GPU-1,GPU-2'" in bench.log(1)
 
 
 def test_the_process_named_in_the_job_is_the_root_of_all_that_the_server_runs(bench: Bench) -> None:
@@ -225,13 +231,16 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("victim", ["pytest", "supervisor"])
-def test_nothing_outlives_a_killed_process(victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outlives_a_killed_process(
+    victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Killed by SIGKILL, so that nobody can tidy up; the server ignores SIGTERM."""
     monkeypatch.setenv("LLEM_TEST_MARK", str(tmp_path))
     root = str(Path(__file__).parents[2])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, root, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    request.addfinalizer(lambda: end_all(tmp_path))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     server = JobDir(tmp_path / "job-1").read_job().server
@@ -244,11 +253,8 @@ def test_nothing_outlives_a_killed_process(victim: str, tmp_path: Path, monkeypa
     assert not scripted.is_running()
     holder.kill()
     holder.communicate()
-    if victim == "supervisor":
-        # Only the kernel was left to act, and it knows of the server alone.
-        for pid in left(tmp_path):
-            os.kill(pid, signal.SIGKILL)
-    assert gone(tmp_path)
+    # Of a supervisor only the kernel was left to act, and it knows of the server alone.
+    assert victim == "supervisor" or gone(tmp_path)
 
 
 STUDY = """\
@@ -284,10 +290,11 @@ def study(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def test_a_study_shares_its_servers_and_leaves_none_when_it_is_interrupted(
-    pytester: pytest.Pytester, study: Callable[..., Path]
+    pytester: pytest.Pytester, study: Callable[..., Path], request: pytest.FixtureRequest
 ) -> None:
     """The whole way: two cycles on one server, and Ctrl-C while the next one measures on another."""
     study()
+    request.addfinalizer(lambda: end_all(pytester.path))
     run = subprocess.Popen(
         [sys.executable, "-m", "pytest", "served.yaml", "-v"],
         stdin=subprocess.DEVNULL,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import urllib.request
@@ -127,6 +129,13 @@ def left(path: Path) -> list[int]:
         if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found
+
+
+def end_all(path: Path) -> None:
+    """Kill what a failing test has left."""
+    for pid in left(path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def gone(path: Path) -> bool:
