@@ -75,7 +75,10 @@ def test_last_cycles_and_first_gates_never_wait_for_each_other(
     gates = [(experiment, CYCLES) for experiment in range(EXPERIMENTS)]
     items = [("cycle", *one) for one in cycles] + [("gate", *one) for one in gates]
     lines = [f"{kind} {place} {experiment} {cycle}" for place, (kind, experiment, cycle) in enumerate(items)]
-    hands = [[f"run {store.run_dir} {tmp_path / 'leases'} {devices}", *lines[number::count]] for number in range(count)]
+    dealt = [lines[number::count] for number in range(count)]
+    dealt[0].reverse()  # its gates come before cycles that they ask for, its own and the others'
+    begin = f"run {store.run_dir} {tmp_path / 'leases'} {devices}"
+    hands = [[begin, *hand] for hand in dealt]
 
     for process, hand in zip(workers, hands, strict=False):
         assert process.stdin is not None
