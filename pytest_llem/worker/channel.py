@@ -20,12 +20,17 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one JSON line and its file descriptors; `None` when the other side is gone."""
+    """Receive one JSON line and its file descriptors; `None` when the other side is gone.
+
+    A line that came behind it stays for the next call: a worker may end before its start has been read.
+    """
     data = b""
     descriptors: list[int] = []
     while not data.endswith(b"\n"):
         try:
-            part, received, _, _ = socket.recv_fds(channel, LIMIT, MAX_DESCRIPTORS)
+            waiting = channel.recv(LIMIT, socket.MSG_PEEK)
+            length = waiting.find(b"\n") + 1 or len(waiting)
+            part, received, _, _ = socket.recv_fds(channel, max(length, 1), MAX_DESCRIPTORS)
         except ConnectionError:
             part, received = b"", []
         descriptors.extend(received)
