@@ -248,7 +248,7 @@ class LlemSession:
             return
         from pytest_llem.runners.ahead import begun_ahead
 
-        self._ahead = begun_ahead(items, self._measurer, self._from_store)
+        self._ahead = begun_ahead(items, self._measurer, self._from_store, self.run_dir)
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
         from pytest_llem.results.resume import Reuse

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_llem.point import Point, point_of
@@ -37,7 +38,7 @@ class Wanted:
     retried: bool
 
 
-def begun_ahead(items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore) -> Ahead | None:
+def begun_ahead(items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore, run_dir: Path) -> Ahead | None:
     """Begin what the items need of runners that run many cycles at a time; `None` where there is nothing such.
 
     Raises nothing: a cluster that cannot be reached is for each item to report.
@@ -53,8 +54,10 @@ def begun_ahead(items: Iterable[pytest.Item], measurer: Measurer, measure: FromS
     in_flight = measurer.in_flight([one.point for one in wanted])
     if in_flight is None:
         return None
+    from pytest_llem.runners.ray.progress import progress_of
+
     optional = {point.key: point for point in found if point.optional}
-    ahead = Ahead(measure, in_flight, optional)
+    ahead = Ahead(measure, in_flight, optional, progress_of(run_dir).outstanding)
     ahead.begin(wanted)
     return ahead
 
@@ -79,11 +82,19 @@ class Ahead:
     """Measures cycles in threads, in order, `in_flight` at a time; see `wait` for who needs one.
 
     `optional` are the selected cycles that are measured only until a result is precise enough: each follows when those
-    before it are done and it has become necessary.
+    before it are done and it has become necessary. `outstanding` hears of cycles that come to be wanted (1), and of
+    those that are done (-1).
     """
 
-    def __init__(self, measure: FromStore, in_flight: int, optional: Mapping[CycleKey, Point] | None = None) -> None:
+    def __init__(
+        self,
+        measure: FromStore,
+        in_flight: int,
+        optional: Mapping[CycleKey, Point] | None = None,
+        outstanding: Callable[[int], None] = lambda more: None,
+    ) -> None:
         self._measure = measure
+        self._outstanding = outstanding
         self._optional = optional or {}
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="llem-ahead")
         self._futures: dict[CycleKey, Future[Outcome]] = {}
@@ -96,6 +107,7 @@ class Ahead:
         with self._lock:
             for one in wanted:
                 if one.point.key not in self._futures and not self._stopped:
+                    self._outstanding(1)
                     self._futures[one.point.key] = self._threads.submit(self._run, one)
 
     def wait(self, key: CycleKey) -> None:
@@ -118,7 +130,10 @@ class Ahead:
         self._threads.shutdown(wait=True)
 
     def _run(self, wanted: Wanted) -> Outcome:
-        outcome = self._measure(wanted.point, retried=wanted.retried)
+        try:
+            outcome = self._measure(wanted.point, retried=wanted.retried)
+        finally:
+            self._outstanding(-1)
         following = self._following(wanted.point, outcome) if self._optional else None
         if following is not None:
             self.begin([Wanted(following, True)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def run(directory: Path, machines: Machines, experiments: int, seconds: float) -
     text = STUDY.format(experiments=experiments, seconds=max(seconds, 0.05), tokens=100 if seconds else 4)
     (directory / "cluster.yaml").write_text(text)
     options = ["--llem-study=cluster.yaml", f"--llem-runner=ray:{machines.address}", "--llem-meter=none", "-q"]
-    started = time.monotonic()
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         run_command(options),
         cwd=directory,
@@ -70,6 +71,9 @@ def run(directory: Path, machines: Machines, experiments: int, seconds: float) -
     wall_s = time.monotonic() - started
     if done.returncode:
         raise SystemExit(done.stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    driver_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"the driver: {driver_s:.1f} s of CPU time, {after.ru_maxrss / 2**10:.0f} MiB at most")
     return wall_s, next(directory.glob("llem-results/*/run.json")).parent
 
 

@@ -15,9 +15,7 @@ from typing import Any
 
 import ray
 
-from pytest_llem.devices import devices_needed
 from pytest_llem.errors import InfeasibleError, JsonValue, LlemError, RunnerError
-from pytest_llem.job import ExperimentConfig
 from pytest_llem.runners.ray.settings import RaySettings
 
 CLIENT_PREFIX = "ray://"
@@ -108,8 +106,8 @@ class RayCluster:
             self._nodes = now, [_node(facts) for facts in ray.nodes() if facts["Alive"]]
         return self._nodes[1]
 
-    def request(self, config: ExperimentConfig, settings: RaySettings) -> Request:
-        """What a cycle of an experiment asks for: GPUs where the nodes it may run on have any, else a node's CPUs.
+    def request(self, settings: RaySettings, devices: int = 1) -> Request:
+        """What a cycle asks for: so many GPUs where the nodes it may run on have any, else a node's CPUs.
 
         Cycles on the CPU disturb each other, so one takes all CPUs of the smallest such node.
         """
@@ -117,7 +115,7 @@ class RayCluster:
         asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
         able = [node for node in self.nodes() if node.has(asked)]
         if any(node.resources.get("GPU") for node in able):
-            return Request(devices_needed(config), given.cpus, given.accelerator_type, given.resources)
+            return Request(devices, given.cpus, given.accelerator_type, given.resources)
         sizes = [cpus for node in able if (cpus := node.resources.get("CPU", 0.0)) >= 1]
         cpus = settings.cpus or min(sizes, default=1.0)
         return Request(0, cpus, given.accelerator_type, given.resources)

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem import __version__
+from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import decode, encode
+from pytest_llem.devices import gpu_uuids
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError
 from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.preflight import MODULES
+from pytest_llem.runners.protocol import RunnerSpec
 from pytest_llem.runners.ray.cluster import Node, one_of_each_kind
 from pytest_llem.runners.ray.node import other_version
 from pytest_llem.runners.ray.questions import ask_nodes
-from pytest_llem.runners.ray.settings import RaySettings
+from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,19 @@ class NodePreflight:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def preflight_nodes(nodes: Sequence[Node], engine: str, settings: RaySettings) -> NodePreflight:
+def preflight_nodes(
+    nodes: Sequence[Node], configs: Sequence[ExperimentConfig], gpus: int, settings: RaySettings, terms: NodeTerms
+) -> NodePreflight:
     """Ask a node of each kind for its Python, its pytest-llem and the engine's packages.
 
-    An image on the node brings the engine; then only the package must be there.
+    Where an image brings the engine, the node's Docker is asked instead whether cycles can run in it.
     """
+    engine = configs[0].engine
     modules = () if settings.image is not None else MODULES.get(engine, ())
     problems: list[LlemError] = []
     facts: dict[str, JsonValue] = {}
-    for node, answer in ask_nodes(_probe(), one_of_each_kind(nodes), modules):
+    asked = one_of_each_kind(nodes)
+    for node, answer in ask_nodes(_probe(), asked, modules):
         if isinstance(answer, LlemError):
             problems.append(answer)
             continue
@@ -57,7 +64,32 @@ def preflight_nodes(nodes: Sequence[Node], engine: str, settings: RaySettings) -
                     details={"hostname": node.hostname, "missing": answer["missing"]},
                 )
             )
+    if settings.image is not None and not problems:
+        arguments = encode(configs), settings.image, gpus, encode(terms.docker)
+        for node, answer in ask_nodes(look_at_docker, asked, *arguments):
+            found = [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
+            problems += [_on(node, problem) for problem in found]
     return NodePreflight(tuple(problems), facts=facts)
+
+
+def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue) -> list[JsonValue]:
+    """What would make cycles in the image fail, on a node."""
+    from pytest_llem.containers.settings import DockerSettings
+    from pytest_llem.runners.docker import DockerRunner
+
+    assert isinstance(configs, list), "configurations are sent as a list"
+    decoded = [decode(ExperimentConfig, config) for config in configs]
+    settings = DockerSettings.from_mapping(docker if isinstance(docker, Mapping) else {})
+    runner = DockerRunner(RunnerSpec("docker", "study", image=image), settings)
+    devices = DeviceSet("cuda", gpu_uuids()[:gpus]) if gpus else DeviceSet("cpu")
+    try:
+        return [problem.to_dict() for problem in runner.preflight(decoded[0].engine, decoded, devices).problems]
+    finally:
+        runner.close()
+
+
+def _on(node: Node, problem: LlemError) -> LlemError:
+    return error_from_dict({**problem.to_dict(), "message": f"node {node.hostname} ({node.kind}): {problem.message}"})
 
 
 def check_settings_on_nodes(

@@ -24,28 +24,26 @@ class Progress:
         self._lock = threading.Lock()
         self._since = time.time()
         self._written = 0.0
-        self._pending = 0
+        self._outstanding = 0
         self._running: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
 
-    def pending(self, count: int) -> None:
-        """So many more cycles wait (fewer, when negative)."""
+    def outstanding(self, count: int) -> None:
+        """So many more cycles are to be had (fewer, when negative): those that wait, and those that run."""
         with self._lock:
-            self._pending += count
+            self._outstanding += count
             self._tell()
 
     def running(self, node: str) -> None:
-        """A cycle that waited has begun on a node."""
+        """A cycle has begun on a node."""
         with self._lock:
-            self._pending -= 1
             self._running[node] += 1
             self._tell()
 
     def done(self, node: str, *, again: bool = False) -> None:
-        """A cycle has ended on a node; `again` when it will be tried once more."""
+        """A cycle has ended on a node; `again` when it was lost there and will be tried once more."""
         with self._lock:
             self._running[node] -= 1
-            self._pending += again
             self._done[node] += not again
             self._tell()
 
@@ -53,7 +51,8 @@ class Progress:
         """One line, busy nodes first."""
         nodes = sorted({*self._running, *self._done}, key=lambda node: (-self._running[node], node))
         each = "; ".join(f"{node} {self._running[node]} running, {self._done[node]} done" for node in nodes)
-        total = f"{self._pending} pending, {self._running.total()} running, {self._done.total()} done"
+        running = self._running.total()
+        total = f"{max(0, self._outstanding - running)} pending, {running} running, {self._done.total()} done"
         return f"{total} ({each})" if each else total
 
     def clear(self) -> None:

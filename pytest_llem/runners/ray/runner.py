@@ -16,6 +16,7 @@ from ray import exceptions as ray_errors
 from pytest_llem import __version__
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths
+from pytest_llem.devices import devices_needed
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError
@@ -64,6 +65,7 @@ class RayRunner:
         self._ended = threading.Event()
         self._tasks: set[Any] = set()
         self._lock = threading.Lock()
+        self._given_up: set[str] = set()
         self._asking = threading.Lock()
         self._places: dict[tuple[str | None, ...], list[Place]] = {}
 
@@ -76,25 +78,24 @@ class RayRunner:
         """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each."""
         if self.settings.max_in_flight is not None:
             return self.settings.max_in_flight
-        requests = {str(request): request for request in map(self._request, configs)}
-        slots = max((self.cluster.slots(request) for request in requests.values()), default=1)
+        needed = {devices_needed(config) for config in configs}
+        slots = max((self.cluster.slots(self.cluster.request(self.settings, count)) for count in needed), default=1)
         return max(1, min(2 * slots, MOST_IN_FLIGHT))
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> NodePreflight:
         """Whether a node of each kind that may run these has the package and the engine."""
-        nodes = [node for config in configs for node in self.cluster.able(self._request(config))]
-        return preflight_nodes(nodes, engine, self.settings)
+        least = self._feasible(1)
+        return preflight_nodes(self.cluster.able(least), configs, least.gpus, self.settings, self._terms)
 
     def check_settings(
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
-        nodes = [node for config in configs[:1] for node in self.cluster.able(self._request(config))]
-        return check_settings_on_nodes(nodes, configs, self.settings)
+        return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings)
 
     def places(self, config: ExperimentConfig) -> list[Place]:
         """The nodes that may run this experiment, as places whose earlier results may be reused."""
-        request = self._feasible(config)
+        request = self._feasible(devices_needed(config))
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
         named = (str(request), *inputs)
         with self._asking:
@@ -121,7 +122,7 @@ class RayRunner:
         title = f"{job.study} {job.experiment_id} c{job.cycle}"
         losses: list[Loss] = []
         while True:
-            request = self._feasible(job.config)
+            request = self._feasible(devices_needed(job.config))
             node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses)
             if delivery is not None:
                 break
@@ -149,19 +150,17 @@ class RayRunner:
         self._progress.clear()
         disconnect()
 
-    def _request(self, config: ExperimentConfig) -> Request:
-        return self.cluster.request(config, self.settings)
-
-    def _feasible(self, config: ExperimentConfig) -> Request:
-        """The cycle's request, once the cluster has a node for it."""
+    def _feasible(self, devices: int) -> Request:
+        """The request of a cycle that needs so many devices, once the cluster has a node for it."""
         wait_s = self.settings.wait_for_nodes_s
         deadline = time.monotonic() + wait_s
         with demanded() as demand:
             while True:
-                request = self._request(config)
+                request = self.cluster.request(self.settings, devices)
                 if self.cluster.able(request):
                     return request
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or str(request) in self._given_up:
+                    self._given_up.add(str(request))
                     raise self.cluster.infeasible(request, wait_s)
                 demand(request)
                 if self._ended.wait(POLL_S):

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import InterruptedCycleError, LlemError, NodeLostError, OutOfMemoryError, StudyError
-from pytest_llem.job import ExperimentConfig
 from pytest_llem.reporting.live import LiveStatus
 from pytest_llem.runners.ray import tether
 from pytest_llem.runners.ray.settings import RaySettings, settings_of
@@ -35,44 +34,35 @@ PLAIN = Node("3", "c", {"CPU": 64.0, "lab": 2.0})
 HEAD = Node("4", "d", {"node:__internal_head__": 1.0})
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> ExperimentConfig:
-    path = tmp_path / "study.yaml"
-    path.write_text("model: m\nengine: vllm\nvllm: {tensor_parallel_size: 2}\n")
-    return load_study(path).experiments[0].config
-
-
 def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: Node) -> RayCluster:
     found = RayCluster("here", {}, own=False)
     monkeypatch.setattr(found, "nodes", lambda fresh=False: list(nodes))
     return found
 
 
-def test_a_cycle_asks_for_its_gpus_where_the_nodes_have_any(
-    monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig
-) -> None:
+def test_a_cycle_asks_for_its_gpus_where_the_nodes_have_any(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, HEAD, PLAIN, H100, A100)
 
-    request = found.request(config, RaySettings())
+    request = found.request(RaySettings(), 2)
 
     assert request.amounts == {"CPU": 1.0, "GPU": 2.0}
     assert found.able(request) == [H100, A100]
     assert found.slots(request) == 3
 
 
-def test_only_h100_is_one_setting(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> None:
+def test_only_h100_is_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, H100, A100)
 
-    request = found.request(config, RaySettings(accelerator_type="H100"))
+    request = found.request(RaySettings(accelerator_type="H100"), 2)
 
     assert found.able(request) == [H100]
     assert found.slots(request) == 2
 
 
-def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> None:
+def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, HEAD, PLAIN, H100)
 
-    request = found.request(config, RaySettings(resources={"lab": 1.0}))
+    request = found.request(RaySettings(resources={"lab": 1.0}), 2)
 
     assert request.amounts == {"CPU": 64.0, "lab": 1.0}
     assert found.slots(request) == 1
@@ -139,17 +129,18 @@ def test_a_wrong_key_is_told_where_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\nray:\n  acelerator_type: H100\n")
 
-    with pytest.raises(StudyError, match=r"study\.yaml:3:3: unknown setting ray\.acelerator_type \(did you mean 'accelerator_type'"):
+    with pytest.raises(StudyError, match=r"study\.yaml:3:3: unknown setting ray\.acelerator_type \(did you mean"):
         load_study(path)
 
 
 def test_the_live_status_shows_pending_running_and_done_per_node(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
-    progress.pending(5)
+    progress.outstanding(5)
     for _ in range(2):
         progress.running("alpha")
     progress.running("beta")
     progress.done("alpha")
+    progress.outstanding(-1)
     progress.done("beta", again=True)
 
     assert progress.text() == ("3 pending, 1 running, 1 done (alpha 1 running, 1 done; beta 0 running, 0 done)")
