@@ -17,7 +17,7 @@ from pytest_llem.containers.cycle import CycleEnd, explain, write_if_absent
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
 from pytest_llem.containers.ephemeral import run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
-from pytest_llem.containers.host_meter import host_metering
+from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import (
     Tell,
@@ -255,8 +255,11 @@ class DockerRunner:
 
 
 def _both(first: OnEvent, second: OnEvent) -> OnEvent:
+    """Both receive the worker's events; only the first also what the runner itself says."""
+
     def pass_on(event: Mapping[str, JsonValue]) -> None:
         first(event)
-        second(event)
+        if event.get("event") != CONTAINER_EVENT:
+            second(event)
 
     return pass_on
