@@ -11,14 +11,14 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.idle_reuse import usable, with_reference
 from pytest_llem.energy.protocol import EnergyReport, Meter, Note
 from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
-from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
 from pytest_llem.job import EventLog, IdleReference, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
 from pytest_llem.worker.arrangement import Arrangement
@@ -102,10 +102,14 @@ class Metering:
         return self.meter.stop(recorder.windows)
 
     def abandon(self) -> None:
-        """Stop a meter that is still running, without a use for its report."""
+        """Stop a meter that is still running, without a use for its report, after the failure that led here.
+
+        That failure is what must be told: an engine that ends all children of this process has ended the sampler too.
+        """
         if self.meter is not None and self._running:
             self._running = False
-            self.meter.stop(())
+            with suppress(MeterError):
+                self.meter.stop(())
 
     def power_w(self) -> float | None:
         """The meter's latest power."""

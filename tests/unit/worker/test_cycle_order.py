@@ -23,7 +23,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.errors import EngineError, JsonValue, OutOfMemoryError
+from pytest_llem.errors import EngineError, JsonValue, MeterError, OutOfMemoryError
 from pytest_llem.job import (
     Arrival,
     Deadlines,
@@ -306,6 +306,26 @@ def test_a_failure_releases_engine_and_meter(
     assert engine.calls[-1] == "shutdown"
     assert meter.stops == [()]
     assert [thread.name for thread in threading.enumerate()].count("llem-heartbeat") == 0
+
+
+def test_a_meter_that_died_with_the_engine_hides_no_failure(
+    engine: ScriptedEngine, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SGLang ends every child of its process when it shuts down, and the sampler is one."""
+
+    def gone(windows: Sequence[Window]) -> EnergyReport:
+        raise MeterError("the energy sampler ended by itself")
+
+    monkeypatch.setattr(meter, "stop", gone)
+    engine.fail_in = "load"
+    with pytest.raises(OutOfMemoryError):
+        run(make_job(), tmp_path)
+
+
+def test_an_engine_that_nobody_verified_says_so_in_its_results(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    assert [note.code for note in run(make_job(engine="sglang"), tmp_path).warnings] == ["engine_not_verified"]
 
 
 def test_prefill_is_measured_in_one_window_of_whole_repeats(
