@@ -11,6 +11,7 @@ from pytest_llem.devices import device_memory_bytes, parallel_product, visible_g
 from pytest_llem.reporting.earlier import duration_text, estimate_time
 from pytest_llem.reporting.footprint import Footprint, footprint, settings_that_matter
 from pytest_llem.reporting.model_facts import UnknownModelError, model_facts
+from pytest_llem.serving.plan import server_notice
 from pytest_llem.study.canonical import getter
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def _study(session: LlemSession, study: Study) -> Iterator[str]:
     yield from (f"  memory: {line}" for line in _bounded(list(_memory(study))))
     for title, points in (("excluded", study.excluded), ("invalid", study.invalid), ("duplicate", study.duplicates)):
         yield from (f"  {title}: {line}" for line in _bounded([f"{point.id}: {point.reason}" for point in points]))
-    yield from (f"  note: {line}" for line in _bounded([str(notice) for notice in study.notices]))
+    starts = server_notice(study)
+    notes = [str(notice) for notice in study.notices] + ([] if starts is None else [starts])
+    yield from (f"  note: {line}" for line in _bounded(notes))
 
 
 def _bounded(lines: Sequence[str]) -> Iterator[str]:

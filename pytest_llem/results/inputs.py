@@ -14,6 +14,7 @@ from pytest_llem.containers.inputs import BUILTIN_PREFIX, hub_cache
 from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import ExperimentConfig
+from pytest_llem.serving.spec import starts_server
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 
 DIGITS = 16
@@ -59,7 +60,7 @@ def content_digest(path: Path) -> str:
 
 def _named(config: ExperimentConfig) -> Iterator[tuple[str, str, str, str | None]]:
     """What a configuration names, as kind, kind on the hub, name and revision."""
-    if config.engine != "openai" and not config.model.startswith(BUILTIN_PREFIX):
+    if (config.engine != "openai" or starts_server(config)) and not config.model.startswith(BUILTIN_PREFIX):
         yield "model", "models", config.model, config.revision
     if config.lora:
         yield "lora", "models", config.lora, None

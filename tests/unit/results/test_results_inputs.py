@@ -124,6 +124,15 @@ def test_what_is_made_or_served_elsewhere_has_no_facts(configure: Configure) -> 
     assert input_facts(configure(engine="openai", model="served/name")) == {}
 
 
+def test_the_model_of_a_server_that_is_started_is_one_of_its_inputs(tmp_path: Path, configure: Configure) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    config = configure(engine="openai", model=str(model))
+    assert input_facts(config) == {}
+    assert list(input_facts(replace(config, settings={"command": ["serve"]}))) == ["model_files"]
+
+
 def test_another_adapter_of_the_same_name_is_another_condition(
     tmp_path: Path, configure: Configure, bench: Bench, key: CycleKey
 ) -> None:
