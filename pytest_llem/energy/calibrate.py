@@ -179,12 +179,13 @@ def _fast_polling_error(handle: object, period_ns: int, load: Load | None) -> fl
             if load is not None:
                 load.burst(2 * period_ns / 1e9)
                 time.sleep(period_ns / 1e9)
-            found.append(_slope_w(handle, period_ns, step_ns))
+            found.append(slope_w(handle, period_ns, step_ns))
     fast, gentle = (fmean(values) for values in slopes.values())
     return abs(fast - gentle) / gentle
 
 
-def _slope_w(handle: object, period_ns: int, step_ns: int) -> float:
+def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
+    """The counter's slope over twenty periods in watts, when it is read `step_ns` after each read."""
     end_ns = time.monotonic_ns() + SLOPE_PERIODS * period_ns
     steps: list[tuple[int, int]] = []
     previous = None

@@ -1,22 +1,61 @@
-"""Checks on a real NVIDIA GPU. Each needs an idle GPU, its driver, and torch with CUDA; without, it is skipped."""
+"""Checks on a real NVIDIA GPU. Each needs an idle GPU, its driver, and torch with CUDA; without, it is skipped.
+
+`LLEM_GPU_REHEARSAL=1` runs them against the simulated NVML instead, with the engine on the CPU, to see that they work;
+its figures mean nothing and are not kept.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
+import pynvml
 import pytest
 
-from pytest_llem.energy import doctor
+from pytest_llem.energy import doctor, nvml_devices
+from pytest_llem.energy.calibrate import Load
 from pytest_llem.energy.torch_load import MatmulLoad
 from pytest_llem.errors import MeterError
+from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, preload
 
+REHEARSAL = os.environ.get("LLEM_GPU_REHEARSAL") == "1"
 RESULTS = Path(os.environ.get("LLEM_GPU_RESULTS", Path(__file__).parent / "RESULTS.md"))
+IDLE_W, BUSY_W = 110.0, 500.0
+
+
+class RehearsedLoad:
+    """Steady power on a simulated GPU."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def burst(self, seconds: float) -> tuple[int, int]:
+        """Load the simulated GPU; its edges on CLOCK_MONOTONIC."""
+        start = self._gpu.set_power(BUSY_W)
+        time.sleep(seconds)
+        return start, self._gpu.set_power(IDLE_W)
 
 
 @pytest.fixture(scope="session")
-def gpu_uuid() -> str:
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Simulation | None:
+    """The simulated GPU of a rehearsal, which this process and its children then see."""
+    if not REHEARSAL:
+        return None
+    directory = tmp_path_factory.mktemp("rehearsal")
+    library = build_library(directory)
+    preload(library)
+    simulation = Simulation(directory / "gpus", library)
+    os.environ.update(simulation.environment())
+    os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
+    return simulation
+
+
+@pytest.fixture(scope="session")
+def gpu_uuid(rehearsal: Simulation | None) -> str:
     uuids = doctor.gpu_uuids()
     if not uuids:
         pytest.skip("no NVIDIA GPU that NVML can see")
@@ -24,7 +63,9 @@ def gpu_uuid() -> str:
 
 
 @pytest.fixture(scope="session")
-def load(gpu_uuid: str) -> MatmulLoad:
+def load(gpu_uuid: str, rehearsal: Simulation | None) -> Load:
+    if rehearsal is not None:
+        return RehearsedLoad(rehearsal.gpus[0])
     try:
         return MatmulLoad(gpu_uuid)
     except MeterError as problem:
@@ -32,9 +73,30 @@ def load(gpu_uuid: str) -> MatmulLoad:
 
 
 @pytest.fixture(scope="session")
-def results(gpu_uuid: str) -> Iterator[list[str]]:
-    """Lines for RESULTS.md: written anew by each session that measured something."""
+def on_gpu(gpu_uuid: str, rehearsal: Simulation | None) -> bool:
+    """Whether engines run on the GPU: in a rehearsal they run on the CPU. Skips where torch sees no CUDA device."""
+    if rehearsal is None:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+    return rehearsal is None
+
+
+@pytest.fixture(scope="session")
+def results(gpu_uuid: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Lines for RESULTS.md: each session that measured something appends a section of its own."""
     lines: list[str] = []
     yield lines
-    if lines:
-        RESULTS.write_text("# Measured on a real GPU\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    if not lines:
+        return
+    pynvml.nvmlInit()
+    (gpu,) = nvml_devices.find([gpu_uuid], None)
+    pynvml.nvmlShutdown()
+    path = tmp_path_factory.getbasetemp() / "RESULTS.md" if REHEARSAL else RESULTS
+    begun = path.exists()
+    today = datetime.now(timezone.utc).date().isoformat()
+    with path.open("a", encoding="utf-8") as stream:
+        if not begun:
+            stream.write("# Measured on real GPUs\n\nEach section is one run of `pytest tests/gpu`.\n")
+        stream.write(f"\n## {today}: {gpu.name}, driver {gpu.driver}, Python {platform.python_version()}\n\n")
+        stream.write("\n".join(lines).rstrip() + "\n")
