@@ -28,7 +28,7 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.engines.refusals import one_line, require_devices, unknown_setting
-from pytest_llem.engines.signatures import Target, parameters
+from pytest_llem.engines.signatures import LAYOUTS, parameters
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
@@ -283,7 +283,7 @@ def scheduler_died(_signal: int, _frame: object) -> None:
 
 
 def _known_arguments() -> dict[str, Any]:
-    return parameters(Target(("sglang.srt.server_args:ServerArgs",)), "sglang")
+    return parameters(LAYOUTS["sglang"].main[0], "sglang")
 
 
 def _context_length(engine: Any) -> int | None:

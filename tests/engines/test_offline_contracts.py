@@ -15,6 +15,8 @@ from pytest_llem.engines.protocol import Engine, Request
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig
+from pytest_llem.study.sections.sglang import SGLang
+from pytest_llem.study.sections.tensorrt_llm import TensorRTLLM
 from tests.engines import stand_ins
 from tests.engines.engine_cases import ConfigMaker, generate, ids, requests_of
 
@@ -138,6 +140,13 @@ def test_wrong_settings_are_explained(begin: Begin, engine_name: str, settings: 
 
 def config(make: ConfigMaker, settings: dict[str, Any], **changes: Any) -> ExperimentConfig:
     return replace(make(), settings=settings, **changes)
+
+
+def test_a_study_that_says_nothing_names_nothing_but_sizes() -> None:
+    """A default that is spelled out would fail every cycle with a version that renamed that argument."""
+    for section, sizes in ((SGLang(), sglang.SIZES), (TensorRTLLM(), tensorrt_llm.SIZES)):
+        said = section.model_dump(exclude_none=True)
+        assert {key for key, value in said.items() if value != {}} == set(sizes)
 
 
 def test_sglang_gets_what_the_study_says(make_config: ConfigMaker, tmp_path: Path) -> None:

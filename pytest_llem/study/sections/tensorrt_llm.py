@@ -52,7 +52,7 @@ class TensorRTLLM(Section):
     moe_tensor_parallel_size: PositiveInt | None = Field(None, description="Devices that share each expert.")
     attn_backend: Name | None = Field(None, description="Attention kernel.", examples=["TRTLLM", "FLASHINFER"])
     enable_chunked_prefill: bool | None = Field(None, description="Split long prefills over steps.")
-    disable_overlap_scheduler: bool = Field(False, description="Do not schedule while a step runs.")
+    disable_overlap_scheduler: bool | None = Field(None, description="Do not schedule while a step runs.")
     cuda_graph_config: dict[str, JsonValue] | None = Field(None, description="CUDA graphs, as TensorRT-LLM has them.")
     speculative_config: dict[str, JsonValue] | None = Field(None, description="Speculative decoding, likewise.")
     fast_build: bool | None = Field(None, description="Build the engine faster; backend tensorrt only.")
