@@ -142,7 +142,7 @@ class ServingRunner:
 
 
 def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:
-    said = words_of(ready.server.log)
+    said = words_of(ready.server.log, ready.readiness.api_key_env)
     return ServerDiedError(
         f"the server {ready.spec.name} died while the cycle ran: {how}",
         fix=f"read its log, {ready.server.log}; the next cycle gets a new server",

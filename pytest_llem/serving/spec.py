@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.engines.model_files import find_model
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 
@@ -71,6 +70,8 @@ class ServerSpec:
 
         Raises `ModelNotFoundError`.
         """
+        from pytest_llem.engines.model_files import find_model
+
         source = find_model(self.model)
         return str(Path(source.location).absolute()) if source.local else source.location
 

@@ -72,7 +72,7 @@ class ReadyServer:
         try:
             self.server.stop(grace_s)
         finally:
-            redact_file(self.server.log, secrets_of(os.environ).values())
+            redact_file(self.server.log, secret_values(self.readiness.api_key_env))
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,16 @@ def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting:
             problem = _wait(server, readiness, waiting.timeout_s, spec, tell)
         except BaseException:
             server.stop(0.0)
-            redact_file(log, secrets_of(os.environ).values())
+            redact_file(log, secret_values(waiting.api_key_env))
             raise
         if problem is None:
             ready_s = (time.monotonic_ns() - started_ns) / 1e9
             process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
             return ReadyServer(log.stem, spec, server, readiness, process)
         server.stop(0.0)
-        redact_file(log, secrets_of(os.environ).values())
+        redact_file(log, secret_values(waiting.api_key_env))
         if attempt == PORTS_TRIED or not port_taken(log):
-            raise _died_early(spec, problem, log)
+            raise _died_early(spec, problem, log, waiting.api_key_env)
         tell(f"port {port} was taken meanwhile: starting {spec.name} at another")
     raise AssertionError("the last attempt returned or raised")
 
@@ -127,7 +127,7 @@ def _wait(server: Server, readiness: Readiness, timeout_s: float, spec: ServerSp
             return None
         if time.monotonic() - begun >= timeout_s:
             server.stop(0.0)
-            raise _not_ready(spec, server.log, timeout_s, readiness.last)
+            raise _not_ready(spec, server.log, timeout_s, readiness)
         time.sleep(POLL_S)
 
 
@@ -150,14 +150,20 @@ def port_taken(log: Path) -> bool:
     return any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
 
 
-def words_of(log: Path) -> list[JsonValue]:
+def secret_values(api_key_env: str | None) -> list[str]:
+    """What may not stay in a server's log: the secrets of this process's environment, and the server's own key."""
+    key = os.environ.get(api_key_env) if api_key_env else None
+    return [*secrets_of(os.environ).values(), *([key] if key else [])]
+
+
+def words_of(log: Path, api_key_env: str | None) -> list[JsonValue]:
     """The last lines of a server's log, for an error; nothing secret."""
-    values = secrets_of(os.environ).values()
+    values = secret_values(api_key_env)
     return [redact(line, values) for line in log_tail(log)]
 
 
-def _died_early(spec: ServerSpec, how: Ended, log: Path) -> ServerStartError:
-    said = words_of(log)
+def _died_early(spec: ServerSpec, how: Ended, log: Path, api_key_env: str | None) -> ServerStartError:
+    said = words_of(log, api_key_env)
     last = f": {said[-1]}" if len(said) > 1 else ""
     return ServerStartError(
         f"the server {spec.name} ended before it was ready: {how}{last}",
@@ -166,9 +172,10 @@ def _died_early(spec: ServerSpec, how: Ended, log: Path) -> ServerStartError:
     )
 
 
-def _not_ready(spec: ServerSpec, log: Path, timeout_s: float, last: str) -> ServerNotReadyError:
+def _not_ready(spec: ServerSpec, log: Path, timeout_s: float, readiness: Readiness) -> ServerNotReadyError:
     return ServerNotReadyError(
-        f"the server {spec.name} was not ready within {timeout_s:g} s (openai.ready_timeout_s) and was killed: {last}",
+        f"the server {spec.name} was not ready within {timeout_s:g} s (openai.ready_timeout_s) and was killed: "
+        f"{readiness.last}",
         fix=f"read its log, {log}; raise openai.ready_timeout_s, or name what it answers in openai.ready_path",
-        details={"log": str(log), "log_tail": words_of(log), "ready_timeout_s": timeout_s},
+        details={"log": str(log), "log_tail": words_of(log, readiness.api_key_env), "ready_timeout_s": timeout_s},
     )

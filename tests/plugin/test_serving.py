@@ -27,6 +27,7 @@ from pytest_llem.runners.protocol import OnEvent, RunReport
 from pytest_llem.serving import readiness, starting
 from pytest_llem.serving import runner as serving_runner
 from pytest_llem.serving.plan import server_notice
+from pytest_llem.serving.readiness import Readiness
 from pytest_llem.serving.runner import ServingRunner
 from pytest_llem.serving.spec import ServerSpec
 from pytest_llem.study import load_study
@@ -200,12 +201,54 @@ def test_an_interruption_while_the_server_starts_leaves_nothing(bench: Bench) ->
 
 def test_secrets_are_taken_out_of_the_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-secret-of-mine")
-    words = "import os; print('got', os.environ['HF_TOKEN'], os.environ['GREETING'], flush=True)"
-    job = job_of(command=[sys.executable, "-c", words, "{model}", "{port}"], environment={"GREETING": "hello {dtype}"})
-    job_dir, _ = bench.run(job)
+    monkeypatch.setenv("OUR_KEY", "what-opens-the-door")
+    words = "import os; print('got', *map(os.environ.get, ('HF_TOKEN', 'OUR_KEY', 'GREETING')), flush=True)"
+    job_dir, _ = bench.run(
+        job_of(
+            command=[sys.executable, "-c", words, "{model}", "{port}"],
+            environment={"GREETING": "hello {dtype}"},
+            api_key_env="OUR_KEY",
+        )
+    )
 
-    assert "got *** hello float32" in bench.log(1)
-    assert "a-secret-of-mine" not in json.dumps(error_of(job_dir))
+    assert "got *** *** hello float32" in bench.log(1)
+    told = json.dumps(error_of(job_dir))
+    assert "got *** *** hello float32" in told
+    assert "a-secret-of-mine" not in told
+
+
+@pytest.mark.parametrize(
+    ("statuses", "path", "ready"),
+    [
+        ({"/health": 200, "/v1/models": 200}, None, True),
+        ({"/health": 200, "/v1/models": 500}, None, True),
+        ({"/health": 200, "/v1/models": 503}, None, False),
+        ({"/health": 503, "/v1/models": 200}, None, False),
+        ({"/health": 404, "/v1/models": 200}, None, True),
+        ({"/health": 404, "/v1/models": 401}, None, False),
+        ({"/health": 503, "/ready": 204}, "/ready", True),
+        ({"/health": 200, "/ready": 500}, "/ready", False),
+    ],
+)
+def test_a_server_is_ready_when_it_is_in_good_health_and_knows_its_models(
+    statuses: dict[str, int], path: str | None, ready: bool
+) -> None:
+    """As of a server that fails at /v1/models, one that loads, one without /health, one that wants a key."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses.get(self.path, 404))
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    assert Readiness(server.server_port, path).asked() is ready
+    server.shutdown()
+    server.server_close()
+    assert not Readiness(server.server_port, path).asked()
 
 
 def test_a_server_is_not_kept_where_another_process_may_wait_for_its_devices(tmp_path: Path) -> None:
