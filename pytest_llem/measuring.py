@@ -333,7 +333,7 @@ def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, s
         "image": spec.image or f"the default image of {point.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,
-        "server": repr(ServerSpec.of(config, demand.first())) if starts_server(config) else None,
+        "server": repr(ServerSpec.of(config, DeviceSet("cpu"))) if starts_server(config) else None,
         # Where there is a choice of devices, it may fall on others than those that failed.
         "device": " ".join(demand.candidates) if demand.forced else None,
     }
