@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -57,6 +57,11 @@ class Measured:
     start_ns: int
     end_ns: int
     result: Mapping[str, Any]
+
+    @property
+    def worker(self) -> int:
+        """The pytest process that measured it."""
+        return int(self.result["engine"]["effective"]["pytest"])
 
 
 @dataclass(frozen=True)
@@ -135,57 +140,56 @@ def start(study: Path, *arguments: str, out: str = "out") -> Started:
     return Started(process, study.parent / out)
 
 
-def test_each_cycle_gets_devices_of_its_own_in_the_studys_order(
-    tmp_path: Path, make_simulation: MakeSimulation
-) -> None:
-    """Eight experiments that need one GPU and one that needs two, on four: as many workers as GPUs."""
+def test_each_cycle_gets_a_gpu_of_its_own_in_the_studys_order(tmp_path: Path, make_simulation: MakeSimulation) -> None:
+    """Eight experiments on four GPUs: as many workers as GPUs."""
     uuids = [gpu.uuid.decode() for gpu in make_simulation(4).gpus]
-    more = """\
-sweep: {parallel.number: {range: [1, 8, 1]}}
-experiments: [{id: two, parallel: {tensor_parallel_size: 2}}]
-"""
-    run = start(write(tmp_path, more), "-n", "auto").end()
+    run = start(write(tmp_path, "sweep: {parallel.number: {range: [1, 8, 1]}}"), "-n", "auto").end()
 
     assert run.code == 0, run.output
-    assert "llem: 4 workers: 4 GPUs visible, an experiment needs 1 to 2" in run.output
-    assert [(item["state"], item["attempts"]) for item in run.manifest["items"]] == [("valid", ["valid"])] * 9
-    assert len(run.cycles) == len(run.junit()) == 9
+    assert "llem: 4 workers: 4 GPUs visible, an experiment needs 1\n" in run.output
+    assert [(item["state"], item["attempts"]) for item in run.manifest["items"]] == [("valid", ["valid"])] * 8
+    assert len(run.cycles) == len(run.junit()) == 8
     for cycle in run.cycles:
-        assert cycle.result["engine"]["effective"]["visible"] == ",".join(cycle.devices)
-        assert cycle.result["runner"]["facts"]["lease"] == list(cycle.devices)
+        [uuid] = cycle.devices
+        assert cycle.result["engine"]["effective"]["visible"] == uuid
+        assert cycle.result["runner"]["facts"]["lease"] == [uuid]
         assert cycle.result["runner"]["facts"]["concurrent_workers"] == 4
-        assert len(cycle.devices) == (2 if cycle.id == "two" else 1)
-    assert len({cycle.result["engine"]["effective"]["pytest"] for cycle in run.cycles}) == 4, "all workers took part"
     for uuid in uuids:
-        for one, other in pairwise(run.on(uuid)):
-            assert one.end_ns < other.start_ns
-            assert run.places()[one.id, 1] < run.places()[other.id, 1]
+        assert len({one.worker for one in run.on(uuid)}) == 1, "each worker keeps to its GPU"
+        places = [run.places()[one.id, 1] for one in run.on(uuid)]
+        assert places == sorted(places)
+    assert_exclusive(run.cycles, uuids)
     assert all(is_free(uuid) for uuid in uuids)
     assert not list((tmp_path / "leases").glob("waiting-*"))
 
 
+def assert_exclusive(cycles: Sequence[Measured], uuids: Sequence[str]) -> None:
+    """No two cycles were measured on a device at a time."""
+    for uuid in uuids:
+        on_device = sorted((one for one in cycles if uuid in one.devices), key=lambda one: one.start_ns)
+        assert all(one.end_ns < other.start_ns for one, other in pairwise(on_device))
+
+
 ON_ONE_DEVICE = """\
-sweep: {parallel.number: {range: [1, 4, 1]}}
+sweep: {parallel.number: {range: [1, 5, 1]}}
 expect: {output_tokens_per_s: ">= 0.000001"}
 """
 
 
 def test_cycles_and_gates_of_many_workers_on_one_device(tmp_path: Path, make_simulation: MakeSimulation) -> None:
     """The first gates ask for the last cycles while these wait for the device: nobody waits for ever."""
-    make_simulation(1)
-    run = start(write(tmp_path, ON_ONE_DEVICE, cycles=2), "-n4", "-v").end()
+    [gpu] = make_simulation(1).gpus
+    run = start(write(tmp_path, ON_ONE_DEVICE), "-n4", "-v").end()
 
     assert run.code == 0, run.output
     assert "llem: 4 workers, of which 1 can measure at a time, the others wait: 1 GPU visible" in run.output
-    assert re.search(
-        r"llem: \[gw\d\] gpus number:\d c\d: waiting for GPU-0\S*: in use by process \d+ \(gpus", run.output
-    )
-    assert [item["attempts"] for item in run.manifest["items"]] == [["valid"]] * 8
-    assert sum(name.startswith("test_gate") for name in run.junit()) == 4
-    measured = [run.places()[one.id, one.cycle] for one in run.cycles]
-    # Each worker holds the item that it runs and one more: so many may have been handed out before a lower one comes.
-    assert all(place - position < 2 * 4 for position, place in enumerate(measured)), measured
-    assert all(one.end_ns < other.start_ns for one, other in pairwise(run.cycles))
+    assert re.search(r"\[gw\d\] gpus number:\d c1: waiting for GPU-0\S*: in use by process \d+ \(gpus", run.output)
+    assert [item["attempts"] for item in run.manifest["items"]] == [["valid"]] * 5
+    assert sum(name.startswith("test_gate") for name in run.junit()) == 5
+    for worker in {one.worker for one in run.cycles}:
+        places = [run.places()[one.id, one.cycle] for one in run.cycles if one.worker == worker]
+        assert places == sorted(places), "no worker is handed anything out of the study's order"
+    assert_exclusive(run.cycles, [gpu.uuid.decode()])
 
 
 LOSES = """
@@ -263,25 +267,24 @@ def waiting_reason(started: Started) -> str:
 
 
 def test_runs_in_two_terminals_share_the_devices(tmp_path: Path, make_simulation: MakeSimulation) -> None:
-    """While a third holds them both say for whom they wait; then no two cycles run on one device."""
-    uuids = tuple(gpu.uuid.decode() for gpu in make_simulation(2).gpus)
-    more = "sweep: {parallel.number: [1, 2]}\nparallel: {tensor_parallel_size: 2}"
-    with device_lease(DeviceSet("cuda", uuids), timeout_s=0, tenant=Tenant("a third run")):
+    """While a third run holds the GPUs both say for whom they wait; then no two cycles run on one device."""
+    uuids = [gpu.uuid.decode() for gpu in make_simulation(2).gpus]
+    more = "sweep: {parallel.number: [1]}\nexperiments: [{id: two, parallel: {tensor_parallel_size: 2}}]"
+    with device_lease(DeviceSet("cuda", tuple(uuids)), timeout_s=0, tenant=Tenant("a third run")):
         started = [
             start(write(tmp_path, more, name=name), processes, out=f"out-{name}")
-            for name, processes in (("first", "-n0"), ("second", "-n1"))
+            for name, processes in (("first", "-n0"), ("second", "-n2"))
         ]
         reasons = [waiting_reason(one) for one in started]
     runs = [one.end() for one in started]
 
     for reason in reasons:
-        assert reason.startswith(
-            f"waiting for {uuids[0]} and {uuids[1]}: in use by process {os.getpid()} (a third run)"
-        )
+        assert re.match(rf"waiting for .*: in use by process {os.getpid()} \(a third run\)", reason)
     assert [run.code for run in runs] == [0, 0], [run.output for run in runs]
-    cycles = sorted((cycle for run in runs for cycle in run.cycles), key=lambda one: one.start_ns)
-    assert len(cycles) == 4
-    assert all(one.end_ns < other.start_ns for one, other in pairwise(cycles))
+    cycles = [cycle for run in runs for cycle in run.cycles]
+    found = sorted((cycle.id, len(cycle.devices)) for cycle in cycles)
+    assert found == [("number:1", 1), ("number:1", 1), ("two", 2), ("two", 2)]
+    assert_exclusive(cycles, uuids)
 
 
 MARKED = """

@@ -72,31 +72,36 @@ def test_workers_without_leases_would_meet_on_a_device(
     result.stderr.fnmatch_lines(["ERROR: -n with several workers cannot be used with LLEM_LEASE_DIR=none*"])
 
 
-def test_without_a_study_all_of_xdist_is_as_it_was(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_one(): pass\ndef test_two(): pass")
-    pytester.makeconftest(
-        "def pytest_xdist_make_scheduler(config, log): print('chunk', config.getoption('maxschedchunk'))"
-    )
+BEFORE_ANY_WORKER = """
+import pytest
 
-    result = pytester.runpytest_subprocess("-n1", "--dist=loadfile", "-s")
+def pytest_xdist_make_scheduler(config, log):
+    pytest.exit(f"chunk {config.getoption('maxschedchunk')}, {config.getoption('dist')}")
 
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["chunk None"])
+def pytest_xdist_setupnodes(specs):
+    specs.clear()
+"""
 
 
-@pytest.mark.parametrize(("arguments", "chunk"), [((), 1), (("--maxschedchunk=5",), 5)], ids=["by default", "chosen"])
-def test_items_are_handed_out_one_by_one_unless_the_user_chooses(
-    pytester: pytest.Pytester, study: Path, arguments: tuple[str, ...], chunk: int
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        (("study.yaml",), "chunk 1, load"),
+        (("study.yaml", "--maxschedchunk=5"), "chunk 5, load"),
+        (("test_plain.py",), "chunk None, load"),
+        (("test_plain.py", "--dist=loadfile"), "chunk None, loadfile"),
+    ],
+    ids=["by default", "as chosen", "not without a study", "another way without a study"],
+)
+def test_items_of_a_study_are_handed_out_one_by_one(
+    pytester: pytest.Pytester, study: Path, arguments: tuple[str, ...], seen: str
 ) -> None:
-    pytester.makeconftest(
-        "import pytest\n"
-        "def pytest_xdist_make_scheduler(config, log): pytest.exit(f\"chunk {config.getoption('maxschedchunk')}\")\n"
-        "def pytest_xdist_setupnodes(specs): specs.clear()\n"
-    )
+    pytester.makepyfile(test_plain="def test_one(): pass")
+    pytester.makeconftest(BEFORE_ANY_WORKER)
 
-    result = pytester.runpytest("study.yaml", "-n1", *arguments)
+    result = pytester.runpytest("-n1", *arguments)
 
-    result.stdout.fnmatch_lines([f"*chunk {chunk}*"])
+    result.stdout.fnmatch_lines([f"*Exit: {seen}*"])
 
 
 @pytest.mark.parametrize(

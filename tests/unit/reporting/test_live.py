@@ -1,0 +1,62 @@
+"""Live status: a line per worker on a terminal, where pytest's own output stays readable."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.reporting.live import Announcement, LiveStatus, announced
+
+
+def shown(run_dir: Path, count: int) -> str:
+    """What a terminal was sent until it showed so many lines, and to clear them."""
+    stream = io.StringIO()
+    status = LiveStatus(run_dir, stream, terminal=True, width=60)
+    status.start()
+    deadline = time.monotonic() + 30
+    while stream.getvalue().count("\x1b[2K") < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    status.stop()
+    return stream.getvalue()
+
+
+@pytest.fixture
+def announcements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten workers: the first measures, the others wait. They announce themselves from one process here."""
+    for number in range(10):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{number}")
+        events = tmp_path / f"{number}.jsonl"
+        events.write_text(json.dumps({"event": "phase", "name": "measure"}) + "\n")
+        announcement = Announcement(tmp_path, f"cycle {number}", events)
+        announcement.__enter__()
+        if number:
+            announcement.say("waiting for 1 of 2 GPUs: in use by process 4711")
+        [own] = (tmp_path / ".live").glob("[0-9]*.json")
+        own.rename(own.with_name(f"worker-{number}.json"))
+    return tmp_path
+
+
+def test_each_worker_has_a_line_and_the_rest_is_counted(announcements: Path) -> None:
+    text = shown(announcements, 8)
+
+    first = text.partition("\x1b8")[0]
+    assert first.startswith("\x1bD" * 8 + "\x1bM" * 8 + "\x1b7"), "room for eight lines, then back to pytest's own"
+    lines = first.split("\x1bD\r\x1b[2K")[1:]
+    assert lines[0] == "[gw0] cycle 0: measure, 0 s"
+    assert [line[:13] for line in lines[1:7]] == [f"[gw{number}] cycle {number}" for number in range(1, 7)]
+    assert all("waiting for 1 of 2 GPUs" in line and len(line) < 60 for line in lines[1:7])
+    assert lines[7] == "and 3 more"
+
+
+def test_the_lines_go_when_pytest_writes(announcements: Path) -> None:
+    text = shown(announcements, 8)
+    assert text.endswith("\x1b7" + "\x1bD\r\x1b[2K" * 8 + "\x1b8")
+
+
+def test_what_a_worker_announced_is_found_by_its_name(announcements: Path) -> None:
+    [found] = [one for one in announced(announcements) if one.worker == "gw7"]
+    assert found.events == announcements / "7.jsonl"
