@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -250,8 +250,3 @@ def _node(facts: Mapping[str, Any]) -> Node:
 
 def _first_line(problem: Exception) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
-
-
-def one_of_each_kind(nodes: Sequence[Node]) -> list[Node]:
-    """A node of each kind, by what it has."""
-    return list({node.kind: node for node in reversed(nodes)}.values())

@@ -11,6 +11,7 @@ LOST = (
     ray_errors.WorkerCrashedError,
     ray_errors.ObjectLostError,
     ray_errors.LocalRayletDiedError,
+    ray_errors.TaskUnschedulableError,
 )
 """The node, Ray's process on it, or what it sent is gone: the cycle may be tried on another."""
 

@@ -15,13 +15,13 @@ from pytest_llem.decode import decode, encode
 from pytest_llem.devices import gpu_uuids
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
-from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.preflight import MODULES
 from pytest_llem.runners.protocol import RunnerSpec
-from pytest_llem.runners.ray.cluster import Node, one_of_each_kind
+from pytest_llem.runners.ray.cluster import Node
 from pytest_llem.runners.ray.node import other_version
-from pytest_llem.runners.ray.questions import ask_nodes
+from pytest_llem.runners.ray.questions import ask_each_kind
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 
 
@@ -45,10 +45,10 @@ def preflight_nodes(
     modules = () if settings.image is not None else MODULES.get(engine, ())
     problems: list[LlemError] = []
     facts: dict[str, JsonValue] = {}
-    asked = one_of_each_kind(nodes)
-    for node, answer in ask_nodes(_probe(), asked, modules):
+    lost: list[LlemError] = []
+    for node, answer in ask_each_kind(_probe(), nodes, modules):
         if isinstance(answer, LlemError):
-            problems.append(answer)
+            (lost if isinstance(answer, NodeLostError) else problems).append(answer)
             continue
         facts[node.hostname] = {"kind": node.kind, **answer}
         if answer["version"] != __version__:
@@ -66,10 +66,11 @@ def preflight_nodes(
             )
     if settings.image is not None and not problems:
         arguments = encode(configs), settings.image, gpus, encode(terms.docker)
-        for node, answer in ask_nodes(look_at_docker, asked, *arguments):
+        for node, answer in ask_each_kind(look_at_docker, nodes, *arguments):
             found = [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
             problems += [_on(node, problem) for problem in found]
-    return NodePreflight(tuple(problems), facts=facts)
+    # A node that is lost is no problem of the others: cycles are tried on those.
+    return NodePreflight(tuple(problems if facts or problems else lost), facts=facts)
 
 
 def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue) -> list[JsonValue]:
@@ -100,7 +101,7 @@ def check_settings_on_nodes(
         return SignatureReport(unchecked="the engine is in an image on the nodes")
     problems: dict[str, SettingProblem] = {}
     unchecked = None
-    for _, answer in ask_nodes(check_settings_on_node, one_of_each_kind(nodes), encode(configs)):
+    for _, answer in ask_each_kind(check_settings_on_node, nodes, encode(configs)):
         if isinstance(answer, LlemError):
             unchecked = answer.message
             continue
