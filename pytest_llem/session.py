@@ -30,6 +30,7 @@ from pytest_llem.verdicts import properties, set_properties
 
 if TYPE_CHECKING:
     from pytest_llem.measuring import Measurer
+    from pytest_llem.placement import Placement
     from pytest_llem.results.baselines import Baseline, Saved
     from pytest_llem.results.layout import CycleKey
     from pytest_llem.results.manifest import StudyPlan
@@ -136,7 +137,16 @@ class LlemSession:
     def _measurer(self) -> Measurer:
         from pytest_llem.measuring import Measurer
 
-        return Measurer(self.options, self.run.id, self.run_dir)
+        measurer = Measurer(self.options, self.run.id, self.run_dir)
+        measurer.placement = self._placement
+        return measurer
+
+    @cached_property
+    def _placement(self) -> Placement:
+        """Where engines run: asked while studies are collected, when nothing is measured yet."""
+        from pytest_llem.placement import Placement
+
+        return Placement(self.options)
 
     @property
     def studies(self) -> list[Study]:
@@ -170,14 +180,14 @@ class LlemSession:
         """Refuse a study, before anything runs, whose engine cannot be imported where it would run."""
         if self.options.collect_only or self.options.skip_preflight:
             return
-        self._measurer.placement.require(study)
+        self._placement.require(study)
 
     def notices(self, study: Study) -> list[str]:
         """What the user should know about a study's runners, a sentence each."""
         from pytest_llem.serving.plan import server_notice
 
         starts = server_notice(study)
-        found = [note.message for note in self._measurer.placement.plan(study).notices]
+        found = [note.message for note in self._placement.plan(study).notices]
         return found if starts is None else [*found, starts]
 
     def beyond(self, study: Study) -> Mapping[str, str]:
@@ -187,7 +197,7 @@ class LlemSession:
         if study.path not in self._beyond:
             from pytest_llem.preflight import experiments_beyond
 
-            specs = self._measurer.placement.plan(study).specs
+            specs = self._placement.plan(study).specs
             elsewhere = [engine for engine, spec in specs.items() if spec.name == "ray"]
             self._beyond[study.path] = experiments_beyond(study, elsewhere)
         return self._beyond[study.path]
@@ -222,7 +232,7 @@ class LlemSession:
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
         """Where cycles of an engine run, and who said so."""
-        return self._measurer.runner_spec(engine, study)
+        return self._placement.spec(engine, study)
 
     def get_or_measure(self, point: Point, *, item: pytest.Item | None) -> Outcome:
         """The outcome of a cycle: from the store, or measured now by this process."""
@@ -244,7 +254,7 @@ class LlemSession:
 
     def measure_ahead(self, items: Sequence[pytest.Item]) -> None:
         """Begin what selected items need of a runner that runs many cycles at a time; items then wait for theirs."""
-        if self.options.collect_only:
+        if self.options.collect_only or not items:
             return
         from pytest_llem.runners.ahead import begun_ahead
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import ssl
 import threading
-import urllib.error
-import urllib.request
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DEADLINE_S = 5.0
@@ -51,6 +48,11 @@ def probe(endpoint: str, deadline_s: float = DEADLINE_S) -> str | None:
 
 
 def _ask(endpoint: str, timeout_s: float) -> str | None:
+    # Imported for the one question: what only looks at studies has no use for a client.
+    import ssl
+    import urllib.error
+    import urllib.request
+
     request = urllib.request.Request(endpoint, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=timeout_s):
