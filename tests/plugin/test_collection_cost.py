@@ -1,0 +1,44 @@
+"""What collecting large studies must not cost: modules that only measuring or loading needs, and order or selection."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+
+CONFTEST = """
+import json, sys
+from pathlib import Path
+
+def pytest_collection_finish(session):
+    name = getattr(session.config, "workerinput", {"workerid": "alone"})["workerid"]
+    Path(f"modules-{name}.json").write_text(json.dumps(sorted(sys.modules)))
+"""
+ONLY_FOR_LOADING = {"pydantic", "yaml", "pytest_llem.study.loader"}
+ONLY_FOR_MEASURING = {"docker", "pyarrow", "urllib.request", "pytest_llem.measuring", "pytest_llem.results.store"}
+
+
+def test_collection_imports_nothing_that_only_measuring_needs_and_workers_load_nothing(
+    pytester: pytest.Pytester, sweep: Path
+) -> None:
+    """A client for the hub, imported for a name, made every process of a large study slower by a fifth."""
+    pytester.makeconftest(CONFTEST)
+    alone = pytester.runpytest_subprocess("--llem-study=small.yaml", "--collect-only", "-q")
+    shared = pytester.runpytest_subprocess("--llem-study=small.yaml", "-n1", "-k", "nothing", "--llem-skip-preflight")
+
+    assert (alone.ret, shared.ret) == (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    loaded = {name: set(json.loads((pytester.path / f"modules-{name}.json").read_text())) for name in ("alone", "gw0")}
+    assert loaded["alone"] & ONLY_FOR_MEASURING == set()
+    assert loaded["gw0"] & (ONLY_FOR_MEASURING | ONLY_FOR_LOADING) == set()
+
+
+def test_what_was_left_out_of_garbage_collection_comes_back(pytester: pytest.Pytester, sweep: Path) -> None:
+    """Frozen items of one pytest run would stay in the memory of a process that calls pytest again and again."""
+    gc.unfreeze()
+
+    pytester.runpytest_inprocess("--llem-study=small.yaml", "--collect-only", "-q").assert_outcomes()
+
+    assert gc.get_freeze_count() == 0
+    assert gc.isenabled()
