@@ -222,10 +222,10 @@ def test_bitsandbytes_makes_the_weights_smaller_and_is_read_back(
     assert small < smaller_than * large
 
 
-def test_eight_bit_weights_write_no_line_per_matrix_product(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+def test_eight_bit_weights_write_no_line_per_matrix_product(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """bitsandbytes warned at each of them, into the log, while energy was measured."""
     generate(start({"quantization": {"load_in_8bit": True}}), requests_of(5))
-    assert "MatMul8bitLt" not in "".join(capfd.readouterr())
+    assert "MatMul8bitLt" not in caplog.text
 
 
 PLACES = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
