@@ -16,7 +16,7 @@ from pytest_llem.results.tables import table
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 
 VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
-CORRELATED = ("experiment", "load")
+CORRELATED = ("experiment", "load", "server")
 
 
 @dataclass(frozen=True)

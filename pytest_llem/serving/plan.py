@@ -53,7 +53,7 @@ def server_notice(study: Study) -> str | None:
     """How often servers are started, where that is more often than there are servers; `None` where it is not."""
     if all(experiment.engine != ENGINE for experiment in study.experiments):
         return None
-    keys = {experiment.id: _server_of(experiment) for experiment in study.experiments}
+    keys = {experiment.id: _kept_server_of(experiment) for experiment in study.experiments}
     starts = _starts(keys[experiment.id] for experiment, _ in study.schedule())
     servers = len({key for key in keys.values() if key is not None})
     if starts <= servers:
@@ -75,6 +75,11 @@ def _starts(servers: Iterable[str | None]) -> int:
         starts += server is not None and server != before
         before = server
     return starts
+
+
+def _kept_server_of(experiment: Experiment) -> str | None:
+    """What the experiment's server is known by, if it is kept for others; one that is not is started for each cycle."""
+    return _server_of(experiment) if getter(experiment.leaves)("openai.keep_server") is not False else None
 
 
 def _server_of(experiment: Experiment) -> str | None:

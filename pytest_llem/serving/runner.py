@@ -25,8 +25,8 @@ ASIDE = "measurement.server_died.json"
 class ServingRunner:
     """Runs each cycle by another runner, beside a server that outlives the cycle.
 
-    As long as `loaded`, the server is there and its devices stay leased (see `runners.tenancy`). With `keep` off it is
-    stopped after every cycle, for processes that wait for one another's devices.
+    As long as `loaded`, the server is there and its devices stay leased (see `runners.tenancy`). With `keep` off,
+    or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class ServingRunner:
     def can_serve(self, job: Job, job_dir: JobDir) -> bool:
         """Whether the server that runs is the one that this job needs."""
         ready = self._ready
-        return ready is not None and ready.spec == ServerSpec.of(job.config, job.devices) and not ready.server.ended()
+        if ready is None or not self._keeps(job) or ready.server.ended():
+            return False
+        return ready.spec == ServerSpec.of(job.config, job.devices)
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`; a server that runs was asked (`can_serve`), and `lease` is its own."""
@@ -66,7 +68,7 @@ class ServingRunner:
             report = self._beside(ready, job, job_dir, on_event, lease)
         except LlemError as error:
             _write_if_absent(job_dir, error)
-            return RunReport(name=self.spec.name, source=self.spec.source, isolation="process")
+            return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
         except KeyboardInterrupt:
             _write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"))
             self._stop(INTERRUPT_GRACE_S)
@@ -76,13 +78,11 @@ class ServingRunner:
         how = ready.server.ended()
         if how is not None:
             _server_died(ready, how, job_dir)
-        if not (still_there and self._keep):
+        if not (still_there and self._keeps(job)):
             self.unload()
-        image = ready.spec.image
-        digest = ready.server.facts.get("image_digest")
-        return replace(
-            report, facts=facts, image=image or report.image, image_digest=str(digest) if image else report.image_digest
-        )
+        report = replace(report, facts=facts, isolation=self._isolation(job))
+        image, digest = ready.spec.image, ready.server.facts.get("image_digest")
+        return report if image is None else replace(report, image=image, image_digest=str(digest))
 
     def unload(self) -> None:
         """Stop the server."""
@@ -98,6 +98,13 @@ class ServingRunner:
             self.unload()
         finally:
             self._inner.close()
+
+    def _keeps(self, job: Job) -> bool:
+        return self._keep and job.config.settings.get("keep_server") is not False
+
+    def _isolation(self, job: Job) -> str:
+        """What the cycle has to itself: its client alone, or the server too."""
+        return "server" if self._keeps(job) else "process"
 
     def _stop(self, grace_s: float) -> None:
         ready, self._ready = self._ready, None
@@ -134,11 +141,7 @@ class ServingRunner:
         try:
             return self._inner.run(told, job_dir, watching, lease)
         except ServerDiedError:
-            return RunReport(
-                name=self.spec.name,
-                source=self.spec.source,
-                isolation="process",
-            )
+            return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
 
 
 def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:

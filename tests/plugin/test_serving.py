@@ -251,6 +251,18 @@ def test_a_server_is_ready_when_it_is_in_good_health_and_knows_its_models(
     assert not Readiness(server.server_port, path).asked()
 
 
+def test_a_server_may_be_asked_for_anew_for_every_cycle(bench: Bench) -> None:
+    for cycle, isolation in ((1, "process"), (2, "process"), (3, "server")):
+        job_dir = JobDir(bench.path / f"job-{cycle}")
+        job = job_of(cycle, keep_server=isolation == "server")
+        job_dir.write_job(job)
+        report = bench.runner.run(job, job_dir, lambda event: None)
+        assert report.isolation == isolation
+        assert report.facts["client"] == "ran"
+        assert bench.runner.loaded == (isolation == "server")
+    assert len(list((bench.path / "servers").iterdir())) == 3
+
+
 def test_a_server_is_not_kept_where_another_process_may_wait_for_its_devices(tmp_path: Path) -> None:
     runner = ServingRunner(Client(), tmp_path, {}, lambda text: None, keep=False)
     job_dir = JobDir(tmp_path / "job")

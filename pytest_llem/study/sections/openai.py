@@ -45,6 +45,11 @@ class OpenAI(Section):
     concurrency: PositiveInt | None = Field(None, description="Requests in flight; null is all prompts at once.")
     stream: bool = Field(True, description="Stream answers, so that token times are known.")
     request_timeout_s: PositiveFloat = Field(600.0, description="Longest time of one request.")
+    keep_server: bool = Field(
+        True,
+        description="Whether a started server stays for the next cycles that need the same one; false starts it anew "
+        "for every cycle, which gates then count as independent.",
+    )
     ready_path: Name | None = Field(
         None,
         description="Answers 200 once the server is ready; null asks /health, then /v1/models.",
