@@ -15,6 +15,7 @@ from pytest_llem.energy.registry import statuses
 from pytest_llem.energy.watts import thread_power
 
 Level = Literal["ok", "absent", "warn", "problem"]
+NOT_VERIFIED = ("amdsmi",)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,10 @@ def _estimate() -> Iterator[Finding]:
 def _others() -> Iterator[Finding]:
     for status in statuses():
         if status.name not in ("nvml", "rapl", "estimate"):
-            yield Finding("ok" if status.available else "absent", status.name, status.message, status.fix)
+            message = status.message
+            if status.name in NOT_VERIFIED and status.available:
+                message += ", but its figures were never compared with hardware"
+            yield Finding("ok" if status.available else "absent", status.name, message, status.fix)
 
 
 def _optional(function: object, handle: object) -> object:

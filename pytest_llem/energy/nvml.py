@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pynvml
 
 from pytest_llem.energy import calibration, nvml_devices, powercap, rapl
-from pytest_llem.energy.accounting import Accounts, GpuFacts
+from pytest_llem.energy.accounting import GAIN_UNCERTAINTY_REL, Accounts, GpuFacts
 from pytest_llem.energy.idle_reuse import Conditions, recent_conditions
-from pytest_llem.energy.protocol import EnergyReport, Window
+from pytest_llem.energy.protocol import EnergyReport, Note, Window
 from pytest_llem.energy.sampler_process import SamplerProcess
 from pytest_llem.energy.samples import read_samples
 from pytest_llem.energy.setup import MeterSetup
@@ -25,6 +26,9 @@ class NvmlMeter:
     """
 
     name: ClassVar[str] = "nvml"
+    library: ClassVar[str] = "nvml"
+    gain_uncertainty_rel: ClassVar[float | None] = GAIN_UNCERTAINTY_REL
+    remarks: ClassVar[tuple[Note, ...]] = ()
 
     def __init__(self, setup: MeterSetup) -> None:
         self._setup = setup
@@ -63,6 +67,7 @@ class NvmlMeter:
             self._edges.domains,
             calibration.default_directory(),
             server.pid if server is not None else None,
+            library=self.library,
         )
         self._edges.mark()
 
@@ -109,7 +114,13 @@ class NvmlMeter:
         self._sampler = None
         accounts = Accounts(self._setup, gpus, windows, self._containers)
         host = rapl.host_energy(windows, self._edges.series(self._setup.samples_path)) if self._edges.domains else None
-        return accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
+        report = accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
+        return replace(
+            report,
+            meter=self.name,
+            gain_uncertainty_rel=self.gain_uncertainty_rel,
+            notes=(*report.notes, *self.remarks),
+        )
 
     def _opened(self) -> list[GpuFacts]:
         assert self._sampler is not None

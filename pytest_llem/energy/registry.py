@@ -15,6 +15,7 @@ from pytest_llem.errors import MeterError
 SHIPPED = {
     "nvml": "pytest_llem.energy.nvml:NvmlMeter",
     "rapl": "pytest_llem.energy.rapl:RaplMeter",
+    "amdsmi": "pytest_llem.energy.amd:AmdSmiMeter",
     "zeus": "pytest_llem.energy.zeus_meter:ZeusMeter",
     "codecarbon": "pytest_llem.energy.codecarbon_meter:CodeCarbonMeter",
     "estimate": "pytest_llem.energy.estimate:EstimateMeter",

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -157,9 +158,16 @@ def main(specification: str) -> int:
         from pytest_llem.energy import gpu_source
 
         try:
-            opened, gpu_facts = gpu_source.open_gpus(
-                spec["gpus"], parent_pid, spec["calibration_dir"], spec["server_pid"]
-            )
+            opened: Sequence[Source]
+            if spec["library"] == "amdsmi":
+                from pytest_llem.energy import amd_source
+
+                owners = [pid for pid in (parent_pid, spec["server_pid"]) if pid is not None]
+                opened, gpu_facts = amd_source.open_gpus(spec["gpus"], owners)
+            else:
+                opened, gpu_facts = gpu_source.open_gpus(
+                    spec["gpus"], parent_pid, spec["calibration_dir"], spec["server_pid"]
+                )
         except gpu_source.SensorError as problem:
             _answer({"error": problem.message, "fix": problem.fix})
             return 1

@@ -39,8 +39,11 @@ class SamplerProcess:
         rapl: Sequence[Domain],
         calibration_dir: Path | None = None,
         server_pid: int | None = None,
+        *,
+        library: str = "nvml",
     ) -> None:
-        """Start sampling into `path`. `gpus` are UUIDs, empty for all visible ones, `None` for no GPU.
+        """Start sampling into `path`. `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` reads
+        them, `nvml` or `amdsmi`.
         What runs below `server_pid` on a GPU is measured too, as what runs below this process.
 
         Raises `MeterError` when a sensor cannot be opened or the process does not answer.
@@ -48,6 +51,7 @@ class SamplerProcess:
         spec = {
             "parent_pid": os.getpid(),
             "server_pid": server_pid,
+            "library": library,
             "path": str(path),
             "gpus": None if gpus is None else list(gpus),
             "rapl": [list(domain) for domain in rapl],

@@ -291,8 +291,8 @@ def main() -> int:
             wall, cpu = slowdown(library, directory, 20 if options.quick else 100)
             costs = (
                 f"The sampler used {100 * min(shares):.1f} to {100 * max(shares):.1f} % of a core; a CPU-bound decode "
-                f"loop beside it takes {100 * wall:+.2f} % wall and {100 * cpu:+.2f} % CPU time. {before} when this began, "
-                f"{machine_load()} at its end."
+                f"loop beside it takes {100 * wall:+.2f} % wall and {100 * cpu:+.2f} % CPU time. Before: {before}; "
+                f"after: {machine_load()}."
             )
             print(f"\n{costs}")
     if options.json:

@@ -63,7 +63,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
 
 
 def own_table(rows: Sequence[Row]) -> str:
-    """Markdown: this project alone, every case, in the windows that are hardest and most used; all for the first case."""
+    """Markdown: this project alone: the first case in full, the others in the windows that are hard and often used."""
     lines = [
         "| sensor | window | mean error | worst | median bound | valid | bound holds in |",
         "|---|---|---|---|---|---|---|",

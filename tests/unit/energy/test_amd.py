@@ -1,0 +1,68 @@
+"""The meter of AMD GPUs, through the real `amdsmi` package on a simulated library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.energy.amd import AmdSmiMeter
+from tests.simulated_nvml import amd
+
+needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is not installed")
+
+CYCLE = """
+import json, sys, time
+from pathlib import Path
+from pytest_llem import energy
+from pytest_llem.energy.protocol import Window
+from pytest_llem.job import DeviceSet, MeterSettings
+meter = energy.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
+meter.start()
+time.sleep(0.3)
+start = meter.mark()
+time.sleep(1.0)
+end = meter.mark()
+time.sleep(0.2)
+report = meter.stop([Window("measure", start, end)])
+window = report.windows[0]
+print(json.dumps({
+    "meter": report.meter, "devices": [device.id for device in report.devices],
+    "power_w": window.energy_j / (end - start) * 1e9, "bound_w": window.uncertainty_j / (end - start) * 1e9,
+    "estimator": window.estimator, "notes": [note.code for note in report.notes],
+    "invalid": [note.code for note in report.invalid], "temperature_c": list(report.facts["temperature_c"].values()),
+}))
+"""
+
+
+@needs_amdsmi
+def test_energy_is_the_accumulator_times_its_resolution(tmp_path: Path) -> None:
+    amd.build_amd_library(tmp_path / "rocm")
+    environment = {**os.environ, "ROCM_PATH": str(tmp_path / "rocm"), "ROCM_HOME": str(tmp_path / "rocm")}
+
+    done = subprocess.run(
+        [sys.executable, "-c", CYCLE, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["meter"] == "amdsmi"
+    assert found["devices"] == [amd.UUID]
+    assert found["power_w"] == pytest.approx(amd.POWER_W, abs=found["bound_w"])
+    assert found["bound_w"] < 0.1 * amd.POWER_W
+    assert not found["invalid"]
+    assert "not_verified" in found["notes"]
+    assert found["temperature_c"] == [51.0]
+
+
+def test_without_the_package_or_its_library_the_remedy_is_named() -> None:
+    obstacle = AmdSmiMeter.obstacle()
+
+    assert obstacle is not None
+    assert obstacle.fix is not None
+    assert ("amd-smi-lib" if find_spec("amdsmi") else "pytest-llem[amd]") in obstacle.fix
