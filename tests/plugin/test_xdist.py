@@ -5,7 +5,6 @@ On simulated GPUs, with real workers in real processes, and an engine that sleep
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -117,27 +116,39 @@ def write(directory: Path, more: str, *, name: str = "gpus", cycles: int = 1) ->
 
 @dataclass(frozen=True)
 class Started:
-    """A pytest run in a process of its own, with a directory of results of its own."""
+    """A pytest run in a process of its own, with a log and a directory of results of its own."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     out: Path
 
+    @property
+    def log(self) -> Path:
+        return self.out.with_suffix(".log")
+
+    def says(self, pattern: str) -> str:
+        """What the run says that matches, once it has said it."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            found = re.search(pattern, self.log.read_text())
+            if found:
+                return found[0]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
     def end(self) -> Run:
-        output, _ = self.process.communicate(timeout=240)
-        [directory] = (path.parent for path in self.out.glob("*/run.json"))
-        return Run(directory, output, self.process.returncode)
+        code = self.process.wait(timeout=240)
+        found = [path.parent for path in self.out.glob("*/run.json")]
+        assert len(found) == 1, self.log.read_text()
+        return Run(found[0], self.log.read_text(), code)
 
 
 def start(study: Path, *arguments: str, out: str = "out") -> Started:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-meter=none", f"--llem-out={out}"]
-    process = subprocess.Popen(
-        [*command, str(study), *arguments],
-        cwd=study.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return Started(process, study.parent / out)
+    directory = study.parent / out
+    with directory.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen([*command, str(study), *arguments], cwd=study.parent, stdout=log, stderr=log)
+    return Started(process, directory)
 
 
 def test_each_cycle_gets_a_gpu_of_its_own_in_the_studys_order(tmp_path: Path, make_simulation: MakeSimulation) -> None:
@@ -178,18 +189,21 @@ expect: {output_tokens_per_s: ">= 0.000001"}
 
 def test_cycles_and_gates_of_many_workers_on_one_device(tmp_path: Path, make_simulation: MakeSimulation) -> None:
     """The first gates ask for the last cycles while these wait for the device: nobody waits for ever."""
-    [gpu] = make_simulation(1).gpus
-    run = start(write(tmp_path, ON_ONE_DEVICE), "-n4", "-v").end()
+    [uuid] = [gpu.uuid.decode() for gpu in make_simulation(1).gpus]
+    with device_lease(DeviceSet("cuda", (uuid,)), timeout_s=0, tenant=Tenant("another run")):
+        started = start(write(tmp_path, ON_ONE_DEVICE), "-n4")
+        for worker in ("gw0", "gw1", "gw2", "gw3"):
+            started.says(rf"llem: \[{worker}\] gpus number:\d c1: waiting for {uuid}: in use by .* \(another run\)")
+    run = started.end()
 
     assert run.code == 0, run.output
     assert "llem: 4 workers, of which 1 can measure at a time, the others wait: 1 GPU visible" in run.output
-    assert re.search(r"\[gw\d\] gpus number:\d c1: waiting for GPU-0\S*: in use by process \d+ \(gpus", run.output)
     assert [item["attempts"] for item in run.manifest["items"]] == [["valid"]] * 5
     assert sum(name.startswith("test_gate") for name in run.junit()) == 5
-    for worker in {one.worker for one in run.cycles}:
-        places = [run.places()[one.id, one.cycle] for one in run.cycles if one.worker == worker]
+    for process in {one.worker for one in run.cycles}:
+        places = [run.places()[one.id, one.cycle] for one in run.cycles if one.worker == process]
         assert places == sorted(places), "no worker is handed anything out of the study's order"
-    assert_exclusive(run.cycles, [gpu.uuid.decode()])
+    assert_exclusive(run.cycles, [uuid])
 
 
 LOSES = """
@@ -253,19 +267,6 @@ def test_a_worker_that_dies_costs_its_item_and_nothing_else(tmp_path: Path, make
     assert "user_properties['x'] is a conftest.Special" in str(lost.text)
 
 
-def waiting_reason(started: Started) -> str:
-    """What a run's first waiting cycle has announced."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for path in started.out.glob("*/.live/*.json"):
-            with contextlib.suppress(OSError):
-                announced = json.loads(path.read_text())
-                if announced["waiting"] is not None:
-                    return str(announced["waiting"])
-        time.sleep(0.1)
-    raise AssertionError(started.end().output)
-
-
 def test_runs_in_two_terminals_share_the_devices(tmp_path: Path, make_simulation: MakeSimulation) -> None:
     """While a third run holds the GPUs both say for whom they wait; then no two cycles run on one device."""
     uuids = [gpu.uuid.decode() for gpu in make_simulation(2).gpus]
@@ -273,13 +274,12 @@ def test_runs_in_two_terminals_share_the_devices(tmp_path: Path, make_simulation
     with device_lease(DeviceSet("cuda", tuple(uuids)), timeout_s=0, tenant=Tenant("a third run")):
         started = [
             start(write(tmp_path, more, name=name), processes, out=f"out-{name}")
-            for name, processes in (("first", "-n0"), ("second", "-n2"))
+            for name, processes in (("first", "-n0"), ("second", "-n1"))
         ]
-        reasons = [waiting_reason(one) for one in started]
+        for one in started:
+            one.says(rf"waiting for .*: in use by process {os.getpid()} \(a third run\)")
     runs = [one.end() for one in started]
 
-    for reason in reasons:
-        assert re.match(rf"waiting for .*: in use by process {os.getpid()} \(a third run\)", reason)
     assert [run.code for run in runs] == [0, 0], [run.output for run in runs]
     cycles = [cycle for run in runs for cycle in run.cycles]
     found = sorted((cycle.id, len(cycle.devices)) for cycle in cycles)
@@ -299,10 +299,8 @@ def test_result(llem_result):
 def test_a_study_that_only_a_marker_names_is_refused_once_workers_have_found_it(tmp_path: Path) -> None:
     write(tmp_path, "")
     (tmp_path / "test_marked.py").write_text(MARKED)
-    process = start(tmp_path / "test_marked.py", "-n1", "--dist=worksteal").process
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == pytest.ExitCode.USAGE_ERROR
-    assert re.search(
-        r"^ERROR: --dist=worksteal cannot be used with a study: .*\nfix: use --dist=load", output, re.MULTILINE
-    )
+    started = start(tmp_path / "test_marked.py", "-n1", "--dist=worksteal")
+    assert started.process.wait(timeout=240) == pytest.ExitCode.USAGE_ERROR
+    said = started.log.read_text()
+    assert re.search(r"(?m)^ERROR: --dist=worksteal cannot be used with a study: .*\nfix: use --dist=load", said)
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem.errors import DeviceError
 from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import device_lease, holder, lease_dir
+from pytest_llem.runners.lease import device_lease, end_leftovers, holder, lease_dir
 
 CPU = DeviceSet("cpu")
 
@@ -57,6 +57,17 @@ def test_the_worker_of_a_killed_pytest_is_ended_by_the_next_holder(run: StartedR
     with device_lease(CPU, timeout_s=0) as lease:
         assert lease.previous["cpu"]["pid"] == worker.pid
 
+    worker.wait(10)
+
+
+def test_leftovers_are_ended_on_request_where_nobody_comes_to_hold_the_device(run: StartedRun) -> None:
+    pytest_process, worker = run
+    assert end_leftovers() == [], "its pytest lives"
+
+    pytest_process.kill()
+    pytest_process.wait()
+
+    assert end_leftovers() == [worker.pid]
     worker.wait(10)
 
 
