@@ -36,6 +36,7 @@ class ServerArgs:
     log_level: str = "info"
     device: str | None = None
     tp_size: int = 1
+    pp_size: int = 1
     dp_size: int = 1
     max_running_requests: int | None = None
     mem_fraction_static: float | None = None
@@ -72,7 +73,7 @@ class SGLangEngine:
             await asyncio.sleep(0)
             ended = ids is parts[-1]
             reason = {"type": "stop", "matched": EOS} if ids[-1] == EOS and not ignore_eos else {"type": "length"}
-            facts = {"completion_tokens": len(ids), "prompt_tokens": 3, "cached_tokens": 1}
+            facts = {"completion_tokens": len(ids), "prompt_tokens": 3, "cached_tokens": 0}
             yield {"text": "", "output_ids": ids, "meta_info": {**facts, "finish_reason": reason if ended else None}}
 
     def flush_cache(self) -> Any:
@@ -129,6 +130,7 @@ class TorchLlmArgs:
     load_format: str = "auto"
     backend: str = "pytorch"
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     max_batch_size: int = 2048
     max_seq_len: int | None = None
     kv_cache_config: KvCacheConfig = field(default_factory=KvCacheConfig)
