@@ -23,7 +23,7 @@ CLIENT = (
     "enable_prefix_caching",
     "extra",
 )
-SERVER = ("command", "image", "server_args", "environment", "tensor_parallel_size", "ready_path")
+SERVER = ("command", "image", "server_args", "environment", "tensor_parallel_size", "ready_path", "keep_server")
 """Settings of a server that the pytest side starts; the client has no use for them."""
 
 Api = Literal["completions", "chat"]
