@@ -12,7 +12,7 @@ test_limit=1500
 
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=1
-tests=(tests/engines/test_{conformance,vllm,vllm_study,same_work}.py)
+tests=(tests/engines/test_{conformance,vllm,vllm_study,same_work,openai_vllm}.py)
 report=$venv/junit.xml
 rm -f "$report"
 timeout -k 30 "$test_limit" "$venv/bin/python" -m pytest "${tests[@]}" -q -p no:cacheprovider --junitxml="$report" "$@"

@@ -204,7 +204,8 @@ def test_other_prompt_lengths_are_taken_from_the_server_and_said(bench: Bench) -
 
 
 def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> None:
-    server = bench.server(metrics="vllm:generation_tokens_total 100\nvllm:num_requests_running 0\n")
+    long = "# a line of many\n" * 50_000
+    server = bench.server(metrics=f"{long}vllm:generation_tokens_total 100\nvllm:num_requests_running 0\n")
     engine = bench.engine(server)
     assert engine.quiesce() == "drained"
     engine.reset_statistics()

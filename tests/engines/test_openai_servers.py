@@ -184,7 +184,7 @@ def test_a_process_is_found_by_its_port(llama: RealServer) -> None:
     port = int(llama.url.rpartition(":")[2])
     assert listening_pid(port) == llama.pid
     assert listening_pid(1) is None
-    assert (is_here("127.0.0.1"), is_here("localhost"), is_here("192.0.2.1")) == (True, True, False)
+    assert (is_here("127.0.0.1"), is_here("localhost"), is_here("203.0.113.77")) == (True, True, False)
 
 
 def test_a_study_of_a_running_server(

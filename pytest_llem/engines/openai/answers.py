@@ -75,8 +75,10 @@ class Answer:
         if self._rest[:5] == b"data:":
             rest, self._rest = self._rest, b""
             self.feed(rest + b"\n", now_ns)
-        for event in self._events[-LAST_EVENTS:]:
+        for event in reversed(self._events[-LAST_EVENTS:]):
             self._end.take(_parsed(event[5:]), 0)
+            if self._end.reason is not None and self._end.usage:
+                break
         if not self.done and self._end.reason is None:
             raise RequestFailedError("dropped", f"the stream ended after {len(self._events)} events, without an end")
         self._last_ns = self._times_ns[-1] if self._times_ns else now_ns

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer
+from pytest_llem.engines.openai.answers import Answer
 from pytest_llem.engines.openai.backlog import Backlog
-from pytest_llem.engines.openai.failures import RequestFailedError, classify, of_status
+from pytest_llem.engines.openai.failures import RequestFailedError, classify
 from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.openai.transport import (
+    Way,
+    network_errors,
+    noting_reuse,
+    quiet_collector,
+    rest_of,
+    take_in,
+)
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.workload.arrivals import Schedule
 
@@ -28,8 +33,6 @@ KEEPALIVE_S = 3.0
 TICK_S = 1.0
 ASIDE_TIMEOUT_S = 10.0
 """For questions beside the measurement: metrics, version."""
-LINGER_S = 1.0
-"""How long a server may keep a stream open that it has said to be done."""
 JsonBody = Mapping[str, Any] | bytes | None
 
 
@@ -90,7 +93,7 @@ class Client:
 
     def serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
         """All requests, sent as planned; a failed one is a completion with an `error`."""
-        with _quiet_collector():
+        with quiet_collector():
             return self.run(self._serve(requests, plan, progress))
 
     def close(self) -> None:
@@ -121,7 +124,7 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trace_configs=[_noting_reuse()],
+                trace_configs=[noting_reuse()],
             )
         # A turn of the loop, so that connections which were closed meanwhile are known to be.
         await asyncio.sleep(0)
@@ -129,21 +132,28 @@ class Client:
 
     async def _ask(self, url: str, body: JsonBody, timeout_s: float, post: bool) -> Reply:
         session = await self._connected()
+        data = json.dumps(body).encode() if isinstance(body, Mapping) else body
 
-        async def exchange() -> Reply:
-            data = json.dumps(body).encode() if isinstance(body, Mapping) else body
-            async with session.request("POST" if post else "GET", url, data=data, allow_redirects=False) as response:
-                text = (await response.content.read(LONGEST_BYTES)).decode("utf-8", "replace")
+        async def exchange(way: Way) -> Reply:
+            method = "POST" if post else "GET"
+            async with session.request(
+                method, url, data=data, allow_redirects=False, trace_request_ctx=way
+            ) as response:
+                way.answered = True
+                text = (await rest_of(response)).decode("utf-8", "replace")
                 try:
                     parsed = json.loads(text)
                 except ValueError:
                     parsed = None
                 return Reply(response.status, self._settings.without_key(text), dict(response.headers), parsed)
 
-        try:
-            return await asyncio.wait_for(exchange(), timeout_s)
-        except _network_errors() as problem:
-            raise self._failure(problem, timeout_s, began=False) from None
+        while True:
+            way = Way()
+            try:
+                return await asyncio.wait_for(exchange(way), timeout_s)
+            except network_errors() as problem:
+                if not way.was_stale(problem):
+                    raise self._failure(problem, timeout_s, began=False) from None
 
     async def _serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
         await self._connected()
@@ -186,99 +196,30 @@ class Client:
         return sorted(found, key=lambda completion: completion.index)
 
     async def _one(self, sent: Sent, url: str) -> Completion:
-        way = _Way(Answer(self._settings.api, timed=sent.timed))
-        try:
-            return await self._attempt(sent, url, way)
-        except _network_errors() as problem:
-            if not way.was_stale(problem):
-                raise self._failed(problem, way) from None
-        self.resent += 1
-        way = _Way(Answer(self._settings.api, timed=sent.timed))
-        try:
-            return await self._attempt(sent, url, way)
-        except _network_errors() as problem:
-            raise self._failed(problem, way) from None
+        while True:
+            way, answer = Way(), Answer(self._settings.api, timed=sent.timed)
+            try:
+                return await self._attempt(sent, url, way, answer)
+            except network_errors() as problem:
+                if not way.was_stale(problem):
+                    began = answer.first_ns is not None
+                    raise self._failure(problem, self._settings.request_timeout_s, began=began) from None
+            # Other idle connections may have been closed too; a new one is never stale.
+            self.resent += 1
 
-    async def _attempt(self, sent: Sent, url: str, way: _Way) -> Completion:
-        session, answer = self._session or await self._connected(), way.answer
+    async def _attempt(self, sent: Sent, url: str, way: Way, answer: Answer) -> Completion:
+        session = self._session or await self._connected()
         start_ns = time.monotonic_ns()
         async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
             way.answered = True
-            await _read(response, answer)
+            await take_in(response, answer)
         if answer.timings is not None:
             self.latest_timings.append(answer.timings)
         return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
 
-    def _failed(self, problem: Exception, way: _Way) -> RequestFailedError:
-        return self._failure(problem, self._settings.request_timeout_s, began=way.answer.first_ns is not None)
-
     def _failure(self, problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
         failure = classify(problem, timeout_s, began=began)
         return RequestFailedError(failure.kind, self._settings.without_key(str(failure)))
-
-
-@dataclass
-class _Way:
-    """How a request fares: whether its connection had been used before, and whether anything came back."""
-
-    answer: Answer
-    reused: bool = False
-    answered: bool = False
-
-    def was_stale(self, problem: Exception) -> bool:
-        """Whether the server had closed the idle connection just as it was used again, and saw nothing of this."""
-        import aiohttp
-
-        lost = isinstance(problem, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
-        return lost and self.reused and not self.answered
-
-
-def _noting_reuse() -> aiohttp.TraceConfig:
-    import aiohttp
-
-    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
-        if isinstance(context.trace_request_ctx, _Way):
-            context.trace_request_ctx.reused = True
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
-
-
-async def _read(response: aiohttp.ClientResponse, answer: Answer) -> None:
-    """Read to the very end, without which the connection cannot be used again."""
-    if response.status != 200:
-        raise of_status(response.status, (await response.content.read(4096)).decode("utf-8", "replace"))
-    feed, readany, clock = answer.feed, response.content.readany, time.monotonic_ns
-    data = await readany()
-    if data.lstrip()[:1] == b"{":
-        await _read_whole(response, data, answer)
-        return
-    while data:
-        feed(data, clock())
-        if answer.done:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(response.content.read(LONGEST_BYTES), LINGER_S)
-            break
-        data = await readany()
-    answer.close(clock())
-
-
-async def _read_whole(response: aiohttp.ClientResponse, data: bytes, answer: Answer) -> None:
-    parts, size = [data], len(data)
-    while data := await response.content.readany():
-        parts.append(data)
-        size += len(data)
-        if size > LONGEST_BYTES:
-            raise RequestFailedError("malformed", f"an answer of more than {LONGEST_BYTES} bytes")
-    now_ns = time.monotonic_ns()
-    answer.whole(b"".join(parts), now_ns)
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    import aiohttp
-
-    return (OSError, asyncio.TimeoutError, aiohttp.ClientError, RequestFailedError)
 
 
 def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> Completion:
@@ -293,15 +234,3 @@ def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> C
         output_tokens=0,
         failure=failure.kind,
     )
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """No garbage collection while answers come in: a full one over all that is alive would delay every time stamp."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

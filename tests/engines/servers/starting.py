@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pytest_llem.serving.readiness import free_port
 from tests.engines.servers.gguf_model import write_gguf
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE_S = 180.0
+DEADLINE_S = 420.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,13 @@ def vllm_server(directory: Path, model: Path, *options: str) -> Iterator[RealSer
     """vLLM's server in development mode, in which its prefix cache can be emptied."""
     port = free_port()
     arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
-    arguments += ["--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details", *options]
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    arguments += ["--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details"]
+    arguments += ["--gpu-memory-utilization", "0.2", *options]
+    environment = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
     with running(arguments, port, directory, environment) as server:
         yield server
 
@@ -77,17 +83,18 @@ def running(
             stderr=stream,
             env={**variables, **(environment or {})},
             cwd=ROOT,
+            start_new_session=True,
         )
         try:
             _await_health(url, process, log)
             yield RealServer(url, process.pid, log)
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
