@@ -92,5 +92,6 @@ def _name(group: Sequence[Manifest]) -> str:
     if shard is None:
         return group[0].run_id
     here = sorted(found.index for found in map(shard_of, group) if found is not None)
-    there = "all" if len(here) == shard.count else ", ".join(map(str, here))
-    return f"{group[0].run_id} ({there} of {shard.count} shards)"
+    if len(here) == shard.count:
+        return f"{group[0].run_id} (all of {shard.count} shards)"
+    return f"{group[0].run_id} (shard{'s' if len(here) > 1 else ''} {', '.join(map(str, here))} of {shard.count})"
