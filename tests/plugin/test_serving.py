@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_llem.engines.openai.settings import CLIENT
+from pytest_llem.engines.openai.settings import SERVER as STARTED
 from pytest_llem.errors import JsonValue, StudyError
 from pytest_llem.job import DeviceSet, Job, JobDir, read_json
 from pytest_llem.results.reading import read_result
@@ -31,6 +33,7 @@ from pytest_llem.serving.readiness import Readiness
 from pytest_llem.serving.runner import ServingRunner
 from pytest_llem.serving.spec import ServerSpec
 from pytest_llem.study import load_study
+from pytest_llem.study.sections.openai import OpenAI
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, end_all, error_of, gone, job_of, left
 
 
@@ -461,3 +464,8 @@ def test_braces_that_are_no_placeholders_reach_the_server_as_they_are(tmp_path: 
     launch = spec.filled("the-model", "127.0.0.1", 8000)
     assert launch.arguments == ("--config", '{"method": "{unknown}", "n": {}}', "float32", "auto")
     assert launch.command[-4:] == ("--model", "the-model", "--port", "8000")
+
+
+def test_every_setting_is_the_clients_or_the_servers() -> None:
+    """What the study accepts and the client does not know would fail every cycle."""
+    assert sorted(CLIENT + STARTED) == sorted(OpenAI.model_fields)
