@@ -165,7 +165,7 @@ def study_results(directory: Path, gpu_uuid: str, on_gpu: bool) -> dict[int, lis
     found: dict[int, list[dict[str, Any]]] = {}
     for path in sorted((directory / "out").rglob("result.json")):
         result = json.loads(path.read_text())
-        found.setdefault(int(result["config"]["settings"]["batch_size"]), []).append(result)
+        found.setdefault(int(result["experiment"]["config"]["settings"]["batch_size"]), []).append(result)
     assert found, f"{done.stdout}\n{done.stderr}"
     return found
 
