@@ -30,6 +30,7 @@ from pytest_llem import energy
 from pytest_llem.energy import calibration
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Window
+from pytest_llem.energy.sampler_process import SamplerProcess
 from pytest_llem.job import DeviceSet, MeterSettings
 from tests.benchmarks import energy_accuracy_peers
 from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, run_load, side_s, true_calibration
@@ -234,6 +235,19 @@ def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
     return median(wall) - 1, median(cpu) - 1
 
 
+def start_costs(directory: Path, starts: int = 15) -> tuple[float, float]:
+    """How long the sampler takes from being started to its first reading, and its CPU time for that: medians."""
+    wall: list[float] = []
+    cpu: list[float] = []
+    for _ in range(starts):
+        begin = time.monotonic()
+        sampler = SamplerProcess(directory / "starts.jsonl", (), ())
+        wall.append(time.monotonic() - begin)
+        cpu.append(sampler.cpu_time_s() or 0.0)
+        sampler.stop()
+    return median(wall), median(cpu)
+
+
 def decode_s() -> tuple[float, float]:
     """Wall and CPU seconds of a loop with the CPU profile of decoding: small vector products, one after another."""
     row = [float(index % 7) for index in range(256)]
@@ -289,9 +303,11 @@ def main() -> int:
             directory = Path(name) / "slowdown"
             directory.mkdir()
             wall, cpu = slowdown(library, directory, 20 if options.quick else 100)
+            started = start_costs(directory)
             costs = (
                 f"The sampler used {100 * min(shares):.1f} to {100 * max(shares):.1f} % of a core; a CPU-bound decode "
-                f"loop beside it takes {100 * wall:+.2f} % wall and {100 * cpu:+.2f} % CPU time. Before: {before}; "
+                f"loop beside it takes {100 * wall:+.2f} % wall and {100 * cpu:+.2f} % CPU time. It starts in "
+                f"{1e3 * started[0]:.0f} ms, {1e3 * started[1]:.0f} ms of them CPU time. Before: {before}; "
                 f"after: {machine_load()}."
             )
             print(f"\n{costs}")
