@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pytest_llem.devices import PARALLEL_SIZES, parallel_product, visible_gpus
-from pytest_llem.errors import DeviceError
+from pytest_llem.errors import DeviceError, JsonValue
 
 if TYPE_CHECKING:
-    from pytest_llem.study import Study
+    from pytest_llem.study import Experiment, Study
 
 MODULES = {
     "transformers": ("torch", "transformers"),
@@ -40,11 +40,10 @@ def experiments_beyond(study: Study, elsewhere: Collection[str] = ()) -> dict[st
     for experiment in study.experiments:
         if experiment.engine in elsewhere:
             continue
-        leaves, engine = experiment.leaves, experiment.engine
-        sizes = {name: leaves[path] for name in PARALLEL_SIZES if (path := f"{engine}.{name}") in leaves}
+        sizes = _parallel_sizes(experiment)
         needed = parallel_product(sizes.get)
         if needed > there:
-            wanted[experiment.id] = needed, f"{engine}.{next(iter(sizes))}"
+            wanted[experiment.id] = needed, f"{experiment.engine}.{next(iter(sizes))}"
     if wanted and not study.skips_invalid:
         first, (needed, path) = next(iter(wanted.items()))
         more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
@@ -54,3 +53,13 @@ def experiments_beyond(study: Study, elsewhere: Collection[str] = ()) -> dict[st
             details={"needed": max(needed for needed, _ in wanted.values()), "visible": there},
         )
     return {id: f"{path} needs {needed} GPUs, {there} are visible" for id, (needed, path) in wanted.items()}
+
+
+def gpus_needed(experiment: Experiment) -> int:
+    """How many GPUs an experiment asks for where there are any; cheaper than its whole configuration."""
+    return parallel_product(_parallel_sizes(experiment).get)
+
+
+def _parallel_sizes(experiment: Experiment) -> dict[str, JsonValue]:
+    leaves, engine = experiment.leaves, experiment.engine
+    return {name: leaves[path] for name in PARALLEL_SIZES if (path := f"{engine}.{name}") in leaves}

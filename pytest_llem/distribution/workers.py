@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.devices import devices_needed, visible_gpus
+from pytest_llem.devices import visible_gpus
 from pytest_llem.distribution.scheduling import worker_count
 from pytest_llem.errors import DeviceError, LlemError
+from pytest_llem.preflight import gpus_needed
 from pytest_llem.stash import CHECKED
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Capacity:
 def capacity(studies: Sequence[Study]) -> Capacity:
     """What this machine has for some studies. Raises `DeviceError` where the driver does not work."""
     gpus = len(visible_gpus())
-    needs = {devices_needed(experiment.config) for study in studies for experiment in study.experiments} if gpus else ()
+    needs = {gpus_needed(experiment) for study in studies for experiment in study.experiments} if gpus else ()
     possible = [needed for needed in needs if needed <= gpus]
     return Capacity(gpus, min(possible, default=1), max(possible, default=1))
 
