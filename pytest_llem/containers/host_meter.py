@@ -17,6 +17,7 @@ from pytest_llem.energy.protocol import Meter, Note, OwnsContainers
 from pytest_llem.errors import JsonValue, MeterError
 from pytest_llem.job import Job, JobDir, clock_facts
 from pytest_llem.measurement import read_measurement, write_measurement
+from pytest_llem.worker.servers import find_server
 
 HOST_METERS = ("nvml", "rapl")
 """Meters that read sensors of the machine. The others look at processes, and those they see only from inside."""
@@ -30,7 +31,7 @@ OnEvent = Callable[[Mapping[str, JsonValue]], None]
 def host_meter_name(job: Job, daemon: DaemonFacts) -> str | None:
     """The meter that should run on the host; `None` where the worker has to measure, or nobody."""
     name = job.meter.name
-    if not daemon.local or job.meter.placement != "worker":
+    if not daemon.local or job.meter.placement != "worker" or find_server(job).elsewhere is not None:
         return None
     if name == "auto":
         name = "nvml" if job.devices.kind == "cuda" else "rapl"
@@ -95,7 +96,7 @@ def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Jo
     if name is None:
         return job, None
     moved = replace(job, meter=replace(job.meter, placement="host"))
-    meter = open_meter(replace(moved.meter, name=name), job.devices, job_dir.path)
+    meter = open_meter(replace(moved.meter, name=name), job.devices, job_dir.path, find_server(job).tree)
     if meter is None:
         return job, None
     try:

@@ -414,3 +414,14 @@ def test_an_engine_error_names_its_phase(engine: ScriptedEngine, meter: Recordin
     with pytest.raises(EngineError):
         run_cycle(make_job(), job_dir, events, start_method="spawn", isolation="process")
     assert events.phase == "load"
+
+
+def test_a_server_on_another_machine_is_measured_without_energy(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """Energy of this machine would pass for that of the server."""
+    measurement = run(make_job(settings={"base_url": "http://203.0.113.77:8000/v1"}), tmp_path)
+    assert measurement.energy is None
+    assert [note.code for note in measurement.warnings] == ["server_elsewhere"]
+    assert measurement.invalid == ()
+    assert measurement.requests
