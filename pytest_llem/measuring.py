@@ -54,7 +54,7 @@ class Measurer:
         self._lock = threading.Lock()
         self._say: Callable[[str | None], None] = lambda _: None
         self.placement = Placement(options)
-        self.places: Mapping[tuple[str, str, int], int] = {}
+        self.places: Mapping[tuple[str, str, int | None], int] = {}
         """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
@@ -197,7 +197,9 @@ class Measurer:
         with self._lock:
             self._breaker.record(failed, dependencies)
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
-        return job_dir.read_job(), replace(report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes)
+        return job_dir.read_job(), replace(
+            report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes
+        )
 
     def in_flight(self, points: Sequence[Point]) -> int | None:
         """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
@@ -209,9 +211,9 @@ class Measurer:
             first.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
         counts = []
         for group in first.values():
-            runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
             configs = {point.experiment.id: point.experiment for point in group}
             try:
+                runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
                 counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))  # type: ignore[attr-defined]
             except LlemError:
                 return None
