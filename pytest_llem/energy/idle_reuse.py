@@ -22,6 +22,7 @@ MAX_AGE_S = 3600.0
 TEMPERATURE_BAND_C = 3.0
 CLOCK_BAND_REL = 0.02
 POWER_BAND_REL = 0.03
+POWER_FLOOR_REL = 0.005
 RECENT_NS = 600_000_000
 MIN_READINGS = 3
 
@@ -79,21 +80,27 @@ def why_not(reference: IdleReference, now: Conditions | None) -> str | None:
 
 
 def usable(reference: IdleReference | None, meter: object) -> IdleReference | None:
-    """The reference, where the meter confirms that its conditions are those of now."""
+    """The reference, where the meter confirms that its conditions are those of now.
+
+    Its k=2 uncertainty then covers how far present power lies from it, taken as the half width of a uniform
+    distribution (GUM, JCGM 100:2008, 4.3.7), and at least what a few readings cannot tell.
+    """
     if reference is None or not isinstance(meter, KnowsConditions):
         return None
-    return reference if why_not(reference, meter.conditions()) is None else None
+    now = meter.conditions()
+    if now is None or why_not(reference, now) is not None:
+        return None
+    apart_w = max(abs(now.power_w - reference.power_w), POWER_FLOOR_REL * reference.power_w)
+    return replace(reference, uncertainty_w=hypot(reference.uncertainty_w, 2 / sqrt(3) * apart_w))
 
 
 def with_reference(report: EnergyReport | None, reference: IdleReference | None) -> EnergyReport | None:
-    """A report whose idle power is a reused one. Its k=2 uncertainty grows by the band in which power was accepted."""
+    """A report whose idle power is a reused one."""
     if report is None or reference is None:
         return report
-    # Anywhere in the band is as likely: a uniform distribution of that half width (GUM, JCGM 100:2008, 4.3.7).
-    widened_w = hypot(reference.uncertainty_w, 2 / sqrt(3) * POWER_BAND_REL * reference.power_w)
     idle: dict[str, JsonValue] = {
         "power_w": reference.power_w,
-        "uncertainty_w": widened_w,
+        "uncertainty_w": reference.uncertainty_w,
         "temperature_c": reference.temperature_c,
         "sm_clock_mhz": reference.sm_clock_mhz,
         "settled": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy.idle_references import keep, lend
-from pytest_llem.energy.idle_reuse import MAX_AGE_S, Conditions, why_not
+from pytest_llem.energy.idle_reuse import MAX_AGE_S, Conditions, usable, why_not
 from pytest_llem.job import (
     DeviceSet,
     IdleReference,
@@ -113,6 +113,23 @@ def test_a_reference_holds_within_stated_bounds_only(
     found = why_not(reference, now)
 
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+class Conditioned:
+    def __init__(self, now: Conditions | None) -> None:
+        self._now = now
+
+    def conditions(self) -> Conditions | None:
+        return self._now
+
+
+@pytest.mark.parametrize(("power_w", "uncertainty_w"), [(110.0, 0.81), (113.0, 3.5)])
+def test_what_present_power_differs_by_is_in_the_uncertainty(power_w: float, uncertainty_w: float) -> None:
+    found = usable(REFERENCE, Conditioned(dataclasses.replace(NOW, power_w=power_w)))
+
+    assert found is not None
+    assert found.uncertainty_w == pytest.approx(uncertainty_w, rel=0.02)
+    assert usable(REFERENCE, object()) is None
 
 
 @pytest.mark.parametrize(
