@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="local, docker, docker:IMAGE, or ENGINE=SPEC (repeatable)",
+        help="local, docker, docker:IMAGE, ray, ray:ADDRESS, or ENGINE=SPEC (repeatable)",
     )
     add("--llem-meter", metavar="NAME", help="auto, a meter's name, or none")
     add("--llem-cycles", type=_positive, metavar="N", help="cycles of every experiment")

@@ -48,7 +48,14 @@ def open_runner(
         from pytest_llem.runners.docker import DockerRunner
 
         return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)
-    from pytest_llem.runners.ray.runner import RayRunner
+    try:
+        from pytest_llem.runners.ray.runner import RayRunner
+    except (ImportError, KeyError, OSError) as problem:
+        # Ray imports `amdsmi` where zeus brought it, and that raises KeyError on machines without ROCm.
+        raise RunnerError(
+            f"ray cannot be imported: {type(problem).__name__}: {problem}",
+            fix="pip install 'pytest-llem[ray]'; where the problem names libamd_smi, also: pip uninstall amdsmi",
+        ) from None
 
     assert ray is not None, "a runner on a cluster needs the study's settings for it"
     return RayRunner(spec, log_dir, *ray)

@@ -86,8 +86,11 @@ def start(machines: Machines, tmp_path: Path) -> Callable[..., subprocess.Popen[
     """Starts a pytest run on the cluster, in a process of its own and in the test's directory."""
 
     def begin(study: Path, *arguments: str) -> subprocess.Popen[str]:
-        command = [f"--llem-study={study}", f"--llem-runner=ray:{machines.address}", "--llem-meter=none", *arguments]
-        environment = {**os.environ, **ENVIRONMENT, "COLUMNS": "200", "PYTEST_ADDOPTS": ""}
+        command = [f"--llem-study={study}", "--llem-meter=none", *arguments]
+        if not any(argument.startswith("--llem-runner") for argument in arguments):
+            command.append(f"--llem-runner=ray:{machines.address}")
+        names = {"COLUMNS": "200", "PYTEST_ADDOPTS": "", "RAY_ADDRESS": machines.address}
+        environment = {**os.environ, **ENVIRONMENT, **names}
         return subprocess.Popen(
             run_command(command),
             cwd=tmp_path,

@@ -100,7 +100,7 @@ def test_the_first_failure_ends_the_run_and_keeps_what_was_measured(write: Write
     text = study.read_text().replace("sweep: {seed: {range: [1, 1, 1]}}", "sweep: {model: [exception, none]}")
     study.write_text(text)
 
-    done = run(study, "-x")
+    done = run(study, "-x", "--llem-runner=ray")
 
     assert "1 failed" in done.stdout, done.stdout
     assert "the faulty engine raised this" in done.stdout

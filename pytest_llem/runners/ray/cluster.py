@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +22,7 @@ from pytest_llem.runners.ray.settings import RaySettings
 
 CLIENT_PREFIX = "ray://"
 NODES_FOR_S = 1.0
+CONNECT_S = 10.0
 TYPE_PREFIX = "accelerator_type:"
 TYPE_SHARE = 0.001
 """How much of a node's accelerator type Ray takes for a task that names it."""
@@ -194,8 +197,8 @@ def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> Ray
     if ray.is_initialized():
         # Somebody else connected this process, and with what they chose.
         return RayCluster(address, runtime_env, own=False)
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None and address.startswith(CLIENT_PREFIX):
+    address = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    if address.startswith(CLIENT_PREFIX):
         raise RunnerError(
             f"ray:{address}: pytest cannot run as a Ray client",
             fix="run pytest on a node of the cluster, or let this machine join it without giving it work: ray start "
@@ -204,21 +207,39 @@ def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> Ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": dict(runtime_env) or None}
     try:
         with _own_signal_handlers():
-            if address is None:
-                with contextlib.suppress(ConnectionError):
-                    ray.init(address="auto", **quiet)
-            elif address != "local":
-                ray.init(address=address, **quiet)
-            if not ray.is_initialized():
+            if address == "local":
                 _start_local(quiet)
+            else:
+                # Ray itself would try for a quarter of an hour.
+                _require_answer(address)
+                ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
-        where = f"at {address}" if address else "here"
         raise RunnerError(
-            f"no Ray cluster can be used {where}: {_first_line(problem)}",
+            f"no Ray cluster can be used at {address}: {_first_line(problem)}",
             fix="start one with `ray start --head` and the same versions of Ray and Python, name it with "
             "--llem-runner=ray:HOST:PORT or RAY_ADDRESS, or use --llem-runner=ray:local for one of this machine alone",
         ) from None
     return RayCluster(address, runtime_env, own=True)
+
+
+def _running_here() -> str | None:
+    """The cluster that this machine last joined, as `ray start` notes it down, when that still answers."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        address = note.read_text(encoding="utf-8").strip()
+        _require_answer(address)
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _require_answer(address: str) -> None:
+    """Raise `OSError` where nothing listens at `HOST:PORT`, `ValueError` where that is no such address."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+        return
 
 
 def _start_local(options: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import ray
 from pytest_llem import __version__
 from pytest_llem.decode import decode, encode
 from pytest_llem.devices import Demand, gpu_uuids, visible_gpus
+from pytest_llem.energy import idle_references
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
 from pytest_llem.job import DeviceSet, Job, JobDir
 from pytest_llem.redaction import redact_file, secrets_of
@@ -154,9 +155,13 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
         job_dir.path.mkdir()
         with stay as (tenancy, job):
             neighbours = Neighbours(who)
-            cooled = cool_down(order.terms.cooldown, job.devices, run_directory(job.run_id))
+            shared = run_directory(job.run_id)
+            cooled = cool_down(order.terms.cooldown, job.devices, shared)
+            where = f"ray:{order.image or ''}"
+            job = idle_references.lend(job, job_dir, shared, where)
             report = runner.run(job, job_dir, _ignore, tenancy.lease)
             concurrent = neighbours.count()
+        idle_references.keep(job, job_dir, shared, where)
     finally:
         if order.image is not None:
             runner.close()

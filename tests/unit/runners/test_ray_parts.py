@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.errors import InterruptedCycleError, LlemError, NodeLostError, OutOfMemoryError, StudyError
+from pytest_llem.errors import (
+    InterruptedCycleError,
+    LlemError,
+    NodeLostError,
+    OutOfMemoryError,
+    RunnerError,
+    StudyError,
+)
 from pytest_llem.reporting.live import LiveStatus
 from pytest_llem.runners.ray import tether
 from pytest_llem.runners.ray.settings import RaySettings, settings_of
@@ -23,7 +30,7 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 
 from ray import exceptions as ray_errors
 
-from pytest_llem.runners.ray.cluster import Node, RayCluster, Request
+from pytest_llem.runners.ray.cluster import Node, RayCluster, Request, connect, disconnect
 from pytest_llem.runners.ray.outcomes import explain
 from pytest_llem.runners.ray.progress import Progress
 from pytest_llem.runners.ray.surroundings import MARK
@@ -77,6 +84,24 @@ def test_what_no_node_has_is_told_with_what_the_nodes_have(monkeypatch: pytest.M
         error
     )
     assert error.category == "infeasible"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray cluster can be used at 127.0.0.1:1: "),
+        ("nowhere", "'nowhere' is not HOST:PORT"),
+        ("ray://127.0.0.1:10001", "pytest cannot run as a Ray client"),
+    ],
+)
+def test_an_address_where_nothing_answers_is_refused_at_once(address: str, said: str) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    with pytest.raises(RunnerError) as raised:
+        connect(address)
+    disconnect()
+
+    assert said in str(raised.value)
+    assert raised.value.fix is not None
 
 
 @pytest.mark.parametrize(
