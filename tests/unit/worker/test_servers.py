@@ -73,11 +73,11 @@ def test_a_process_that_cannot_be_seen_is_unknown_and_not_the_wrong_one() -> Non
 
 
 def test_energy_of_another_machine_is_not_that_of_the_sensors_here() -> None:
-    found = find_server(job("http://192.0.2.1:8000/v1"))
+    found = find_server(job("http://203.0.113.77:8000/v1"))
     assert found.tree is None
     assert found.elsewhere is not None
     assert found.elsewhere.code == "server_elsewhere"
-    assert "192.0.2.1" in found.elsewhere.message
+    assert "203.0.113.77" in found.elsewhere.message
 
 
 @pytest.mark.parametrize(("program", "elsewhere"), [("ssh", True), ("docker-proxy", False), ("nginx", False)])
