@@ -162,7 +162,7 @@ class Devices:
             raise problem
 
     def _served_by_kept(
-        self, runner: Runner, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
+        self, runner: object, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
     ) -> tuple[Tenancy, Job] | None:
         """The stay of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
         kept = self._kept
