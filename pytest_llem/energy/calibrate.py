@@ -31,6 +31,7 @@ PART_TIME_SCATTER = 0.15
 LATENCY_READS = 100
 IDLE_PERIODS = 30
 QUIET_PERIODS = 5
+QUIET_SEEN_PERIODS = 4.5
 SHORT_BURST_PERIODS = 0.5
 LONG_BURST_PERIODS = 4.0
 SLOPE_PERIODS = 20
@@ -217,19 +218,22 @@ def _bursts(
             # A random share of a period keeps the bursts from falling into step with the counter.
             time.sleep((QUIET_PERIODS + random.random()) * period_s)
 
-    ticks = _sample(device.uuid, activity, provisional)
+    ticks = _sample(device.uuid, activity, provisional).closely_bracketed
     found = [_extra(ticks, start, end, period_ns) for start, end in edges]
     return [burst for burst in found if burst is not None]
 
 
 def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:
     first, last = ticks.last_before(start_ns), ticks.first_after(end_ns + round(SETTLED_PERIODS * period_ns))
-    if first < 2 or last + 2 >= len(ticks):
+    # Quiet lasts five periods: all of it tells its power, so that one step that was seen late says little.
+    begin = ticks.first_after(start_ns - round(QUIET_SEEN_PERIODS * period_ns))
+    finish = ticks.last_before(end_ns + round(QUIET_SEEN_PERIODS * period_ns))
+    if first - begin < 2 or finish - last < 2:
         return None
     narrow_ns = 2 * median(ticks.half_width_ns(i) for i in range(len(ticks)))
     if max(ticks.half_width_ns(first), ticks.half_width_ns(last)) > narrow_ns:
         return None
-    quiet_w = (ticks.power_w(first - 2) + ticks.power_w(first - 1) + ticks.power_w(last) + ticks.power_w(last + 1)) / 4
+    quiet_w = (_mean_w(ticks, begin, first) + _mean_w(ticks, last, finish)) / 2
 
     def above_quiet_j(index: int) -> float:
         elapsed_s = (ticks.mid_ns[index] - ticks.mid_ns[first]) / 1e9
@@ -241,6 +245,10 @@ def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Bu
         if start_ns + SETTLED_PERIODS * period_ns < ticks.mid_ns[i] < end_ns and ticks.half_width_ns(i) <= narrow_ns
     )
     return _Burst(start_ns, end_ns, above_quiet_j(last), inside)
+
+
+def _mean_w(ticks: TickSeries, first: int, last: int) -> float:
+    return (ticks.energy_j[last] - ticks.energy_j[first]) / (ticks.mid_ns[last] - ticks.mid_ns[first]) * 1e9
 
 
 def _counter_type(bursts: Sequence[_Burst], period_ns: int) -> tuple[CounterType, float | None]:
