@@ -82,6 +82,9 @@ def _real_model(
     config: ExperimentConfig, settings: TransformersSettings, source: ModelSource, hub: dict[str, Any], device: str
 ) -> Any:
     keywords: dict[str, Any] = {"dtype": config.dtype or "auto", **hub}
+    if source.offline is not None:
+        # With peft installed, transformers asks for an adapter of that name too, by settings of its own.
+        keywords["adapter_kwargs"] = {"local_files_only": True}
     keywords.update({key: value for key, value in settings.extra.items() if key in LOAD_KEYWORDS})
     if settings.attn_implementation is not None:
         keywords["attn_implementation"] = settings.attn_implementation
