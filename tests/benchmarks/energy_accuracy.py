@@ -106,7 +106,8 @@ class Outcome:
     bounds: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     estimators: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     sampler_cpu_rel: float | None = None
-    late_steps: int = 0
+    late: list[bool] = field(default_factory=list)
+    missed_late: int = 0
 
 
 def run_case(
@@ -158,7 +159,9 @@ def measure(
                 else:
                     peer.ask("end")
 
+        late_before = gpu.late_steps
         start, end = run_load(gpu, length, case, rest_s, mark, rng)
+        outcomes[OURS].late.append(gpu.late_steps > late_before)
         truth_j = gpu.energy_between_j(start, end)
         for peer in running:
             outcomes[peer.name].errors[length].append((peer.energy_j() - truth_j) / truth_j)
@@ -166,14 +169,13 @@ def measure(
         windows.append(Window("measure", start, end, len(windows), quiet_s, quiet_s))
     report = meter.stop(windows)
     outcomes[OURS].sampler_cpu_rel = float(str(report.facts["sampler_cpu_s"])) / (time.monotonic() - began)
-    outcomes[OURS].late_steps = gpu.late_steps
     settle(outcomes[OURS], report, lengths, gpu)
     return outcomes
 
 
 def settle(outcome: Outcome, report: EnergyReport, lengths: list[float], gpu: Gpu) -> None:
-    """Compare this project's windows with the truth."""
-    for length, window in zip(lengths, report.windows, strict=True):
+    """Compare this project's windows with the truth; counts those outside their bounds whose power steps came late."""
+    for length, window, late in zip(lengths, report.windows, outcome.late, strict=True):
         truth_j = gpu.energy_between_j(window.start_ns, window.end_ns)
         if window.energy_j is None or window.uncertainty_j is None:
             outcome.estimators["none"] += 1
@@ -181,6 +183,7 @@ def settle(outcome: Outcome, report: EnergyReport, lengths: list[float], gpu: Gp
         outcome.errors[length].append((window.energy_j - truth_j) / truth_j)
         outcome.bounds[length].append(window.uncertainty_j / truth_j)
         outcome.estimators[str(window.estimator)] += 1
+        outcome.missed_late += late and abs(window.energy_j - truth_j) > window.uncertainty_j
 
 
 def rows_of(case: Case, outcomes: Mapping[str, Outcome]) -> list[Row]:
@@ -296,7 +299,10 @@ def main() -> int:
                     f"\n{case.name} {dict(case.settings)}, real time; {dict(ours.estimators)}; {machine_load()}; ",
                     end="",
                 )
-                print(f"sampler {100 * shares[-1]:.1f} % of a core; power steps written late: {ours.late_steps}")
+                print(f"sampler {100 * shares[-1]:.1f} % of a core; ", end="")
+                print(
+                    f"{sum(ours.late)} windows whose power was set late, {ours.missed_late} of them outside their bound"
+                )
                 found = rows_of(case, outcomes)
                 show(found)
                 real += found
