@@ -61,7 +61,7 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class Repeat:
-    """One pass over the workload in the measure window, with a hash of its outputs (token ids, or texts, in request order)."""
+    """One pass over the workload in the measure window, with a hash of its outputs (ids or texts, in request order)."""
 
     index: int
     start_ns: int

@@ -115,8 +115,3 @@ def test_a_wrong_option_is_a_usage_error_also_without_a_study_on_the_command_lin
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert option in result.stderr.str()
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
-
-
-def test_a_runner_that_does_not_exist_yet_is_refused_before_anything_runs(pytester: pytest.Pytester) -> None:
-    result = run(pytester, VALID, "--llem-runner=ray")
-    result.stdout.fnmatch_lines(["*wrong.yaml:2:*there is no runner 'ray' yet*", "*fix: use local or docker*"])
