@@ -20,15 +20,6 @@ def test_a_request_that_no_node_can_meet_is_refused_at_once(write: Write, run: R
     assert "ray.wait_for_nodes_s" in done.stdout
 
 
-def test_more_gpus_than_any_node_has_are_refused_by_the_cluster_not_by_this_machine(write: Write, run: Run) -> None:
-    study = write(experiments=1)
-    study.write_text(study.read_text() + "faulty: {tensor_parallel_size: 3}\n")
-
-    done = run(study)
-
-    assert "it asks for 1 CPU, 3 GPU" in done.stdout, done.stdout
-
-
 def test_a_node_without_the_engine_is_named_before_anything_runs(write: Write, run: Run) -> None:
     study = write(experiments=1)
     study.write_text(study.read_text().replace("engine: faulty", "engine: tensorrt_llm"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from pytest_llem.runners.ray.progress import progress_of
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 from pytest_llem.runners.ray.tasks import demanded, end_task, measuring_task
 
-POLL_S = 1.0
+POLL_S = 0.5
 MOST_IN_FLIGHT = 512
 """Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
 
@@ -63,8 +62,6 @@ class RayRunner:
         self._terms = terms
         self._progress = progress_of(run_dir)
         self._ended = threading.Event()
-        self._tasks: set[Any] = set()
-        self._lock = threading.Lock()
         self._given_up: set[str] = set()
         self._asking = threading.Lock()
         self._places: dict[tuple[str | None, ...], list[Place]] = {}
@@ -137,12 +134,8 @@ class RayRunner:
 
     def interrupt(self) -> None:
         """Cancel what is outstanding; cycles that wait end with an `InterruptedCycleError`, and so do later ones."""
+        # Each waiting thread cancels its own task: Ray's driver aborts when one is cancelled twice.
         self._ended.set()
-        with self._lock:
-            tasks = list(self._tasks)
-        for task in tasks:
-            with contextlib.suppress(ray_errors.RayError, ValueError, TypeError):
-                ray.cancel(task)
 
     def close(self) -> None:
         """Cancel what is left, and leave the cluster."""
@@ -172,8 +165,6 @@ class RayRunner:
         """One submission: the node and what it delivered, or `None` when the node was lost, which is noted."""
         node: NodeFacts | None = None
         task = measuring_task().options(**self._options(request, title, losses)).remote(encoded(order))
-        with self._lock:
-            self._tasks.add(task)
         try:
             first = self._next(task, title)
             assert isinstance(first, NodeFacts), "a task tells first where it runs"
@@ -192,9 +183,6 @@ class RayRunner:
             if node is not None:
                 self._progress.done(node.hostname)
             raise
-        finally:
-            with self._lock:
-                self._tasks.discard(task)
         self._progress.done(node.hostname)
         return node, delivery
 
