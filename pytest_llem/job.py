@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pytest_llem.decode import decode, encode
 from pytest_llem.errors import JsonValue, LlemError, StoreError
@@ -351,73 +349,3 @@ def read_json(path: Path) -> dict[str, JsonValue]:
     if not isinstance(data, dict):
         raise StoreError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
-
-
-class EventLog:
-    """Writes `events.jsonl`: one flushed line per event, the first one a `clock` event.
-
-    Threads may share it. `phase` is the name of the last phase, and `mirror` sees each line too.
-    """
-
-    def __init__(self, path: Path, mirror: Callable[[str], None] | None = None) -> None:
-        self.phase: str | None = None
-        self._mirror = mirror
-        self._lock = threading.Lock()
-        self._stream: IO[str] = path.open("a", encoding="utf-8", buffering=1)
-        self.emit("clock", None, **clock_facts())
-
-    def emit(self, event: str, name: str | None = None, **more: JsonValue) -> int:
-        """Append one event and return its time (CLOCK_MONOTONIC, nanoseconds)."""
-        t_ns = time.monotonic_ns()
-        record: dict[str, JsonValue] = {"t_ns": t_ns, "event": event}
-        if name is not None:
-            record["name"] = name
-        record.update(more)
-        line = json.dumps(record) + "\n"
-        with self._lock:
-            if event == "phase":
-                self.phase = name
-            self._stream.write(line)
-            if self._mirror is not None:
-                self._mirror(line)
-        return t_ns
-
-    def close(self) -> None:
-        """Close the file; later events are errors."""
-        self._stream.close()
-
-
-def read_events(path: Path) -> Iterator[dict[str, JsonValue]]:
-    """The events written so far; a last line that is not whole yet is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
-def clock_facts() -> dict[str, JsonValue]:
-    """What identifies this clock domain: boot id, time namespace, and the three clocks in nanoseconds."""
-    return {
-        "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
-        "time_namespace": _link("/proc/self/ns/time"),
-        "monotonic_ns": time.monotonic_ns(),
-        "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None,
-        "realtime_ns": time.time_ns(),
-    }
-
-
-def _first_line(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-
-
-def _link(path: str) -> str | None:
-    try:
-        return str(Path(path).readlink())
-    except OSError:
-        return None

@@ -11,25 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from pytest_llem.breaker import Breaker
+from pytest_llem.checked_once import CheckedOnce
 from pytest_llem.containers.error_tree import error_from_dict
-from pytest_llem.decode import encode
 from pytest_llem.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
 from pytest_llem.energy import idle_references
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json, write_json
+from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, read_json
 from pytest_llem.options import RunOptions
 from pytest_llem.placement import Placement
 from pytest_llem.redaction import redact_file, secrets_of
-from pytest_llem.results.layout import slug
 from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.neighbours import Neighbours
-from pytest_llem.runners.protocol import Place, Runner, RunnerSpec, RunReport
-from pytest_llem.runners.tenancy import Devices
-from pytest_llem.running_server import require_reachable, residual_allowance
+from pytest_llem.runners.protocol import KnowsImage, Place, Runner, RunnerSpec, RunReport, RunsMany
+from pytest_llem.runners.tenancy import Devices, StaysLoaded
+from pytest_llem.running_server import residual_allowance
 from pytest_llem.serving.preflight import known_image
 from pytest_llem.serving.spec import ServerSpec, starts_server
 
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from pytest_llem.point import Point
     from pytest_llem.study import Study
 
-PREFLIGHTS = ".preflight"
 LEASE_TIMEOUT_S = 24 * 3600.0
 
 
@@ -50,6 +46,7 @@ class Measurer:
         self._run_dir = run_dir
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
+        self._checks = CheckedOnce(run_dir, skip=options.skip_preflight)
         self._devices = Devices()
         self._lock = threading.Lock()
         self._say: Callable[[str | None], None] = lambda _: None
@@ -71,8 +68,9 @@ class Measurer:
 
         config = point.experiment.config
         spec = self.runner_spec(point.experiment.engine, point.study)
-        if spec.name == "ray":
-            places = self._runner(spec, point.study).places(config)  # type: ignore[attr-defined]
+        runner = self._runner(spec, point.study)
+        if isinstance(runner, RunsMany):
+            places = runner.places(config)
         else:
             devices = visible_devices(config)
             places = [
@@ -97,8 +95,9 @@ class Measurer:
         if starts_server(point.experiment.config):
             image = point.experiment.config.settings.get("image")
             return known_image(str(image)) if image is not None else None
-        known = getattr(self._runner(spec, point.study), "known_image", None) if spec.name == "docker" else None
-        return (known(point.experiment.engine) if known is not None else None) or spec.image
+        runner = self._runner(spec, point.study)
+        known = runner.known_image(point.experiment.engine) if isinstance(runner, KnowsImage) else None
+        return known or spec.image
 
     def measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
@@ -119,7 +118,7 @@ class Measurer:
         runner = self._runner(spec, study)
         if starts_server(experiment.config):
             runner = self._beside_server(runner, study)
-        checked = self._preflight(runner, point, demand.first())
+        checked = self._checks.preflight(runner, point, demand.first())
         title = f"{study.name} {experiment.id} c{point.cycle}"
         place = self.places.get((study.name, experiment.id, point.cycle or 1))
         execution = study.execution
@@ -142,10 +141,10 @@ class Measurer:
                 dependencies = _dependencies(point, spec, Demand.exactly(devices))
                 self._say = announcement.say
                 announcement.say("cooling down")
-                loaded = bool(getattr(runner, "loaded", False))
+                loaded = isinstance(runner, StaysLoaded) and runner.loaded
                 cooled = cool_down(execution.cooldown, devices, self._run_dir, loaded=loaded)
                 announcement.say(None)
-                unchecked = self._require_accepted_settings(runner, point, devices)
+                unchecked = self._checks.settings(runner, point, devices)
                 where = f"{spec.name}:{spec.image or spec.address or ''}"
                 job = idle_references.lend(job, job_dir, self._run_dir, where)
                 report = runner.run(job, job_dir, _ignore, tenancy.lease)
@@ -184,8 +183,8 @@ class Measurer:
             if refused is not None:
                 raise refused
             runner = self._runner(spec, point.study)
-        checked = self._preflight(runner, point, anywhere.first())
-        unchecked = self._require_accepted_settings(runner, point, anywhere.first())
+        checked = self._checks.preflight(runner, point, anywhere.first())
+        unchecked = self._checks.settings(runner, point, anywhere.first())
         try:
             report = runner.run(self._job(point, attempt, job_dir, anywhere.first()), job_dir, _ignore)
         except LlemError as error:
@@ -214,7 +213,8 @@ class Measurer:
             configs = {point.experiment.id: point.experiment for point in group}
             try:
                 runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
-                counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))  # type: ignore[attr-defined]
+                if isinstance(runner, RunsMany):
+                    counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))
             except LlemError:
                 return None
         return max(counts, default=None)
@@ -222,8 +222,8 @@ class Measurer:
     def interrupt(self) -> None:
         """End what other threads measure."""
         for runner in self._runners.values():
-            if runner.spec.name == "ray":
-                runner.interrupt()  # type: ignore[attr-defined]
+            if isinstance(runner, RunsMany):
+                runner.interrupt()
 
     def _job(self, point: Point, attempt: int, job_dir: JobDir, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices, as it is written down for the worker."""
@@ -269,43 +269,6 @@ class Measurer:
     def _shard(self) -> dict[str, JsonValue]:
         return {} if self._options.shard is None else {"shard": str(self._options.shard)}
 
-    def _preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
-        """Check once per engine and runner, in whichever process comes first; what was found holds for all items."""
-        check = getattr(runner, "preflight", None)
-        if self._options.skip_preflight:
-            return "skipped"
-        require_reachable(point.experiment.config)
-        if check is None:
-            return "none needed"
-        engine, study = point.experiment.engine, point.study
-        record = self._run_dir / PREFLIGHTS / f"{_preflight_name(runner, point)}.json"
-        record.parent.mkdir(exist_ok=True)
-        with FileLock(record.with_suffix(".lock")):
-            if not record.exists():
-                configs = {other.model: other for other in study.experiments if other.engine == engine}
-                report = check(engine, [other.config for other in configs.values()], devices)
-                write_json(
-                    record,
-                    {
-                        "problems": [problem.to_dict() for problem in report.problems],
-                        "notices": encode(report.notices),
-                        "facts": encode(report.facts),
-                    },
-                )
-        problems = read_json(record)["problems"]
-        if isinstance(problems, list) and problems:
-            raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
-        return "passed"
-
-    def _require_accepted_settings(self, runner: Runner, point: Point, devices: DeviceSet) -> str | None:
-        """Under the lease of the devices, because the engine's import would disturb another's measurement."""
-        if self._options.skip_preflight:
-            return None
-        from pytest_llem.settings_check import require_accepted_settings
-
-        directory = self._run_dir / PREFLIGHTS / _preflight_name(runner, point)
-        return require_accepted_settings(runner, point, devices, directory)
-
     def unload(self) -> None:
         """Unload an engine that is kept loaded. Raises `NotReleasedError` when something of it stays on its devices."""
         self._devices.leave()
@@ -317,12 +280,6 @@ class Measurer:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
-
-
-def _preflight_name(runner: Runner, point: Point) -> str:
-    spec = runner.spec
-    engine = point.experiment.engine
-    return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
 def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
@@ -339,16 +296,6 @@ def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, s
         # Where there is a choice of devices, it may fall on others than those that failed.
         "device": " ".join(demand.candidates) if demand.forced else None,
     }
-
-
-def _all_of(problems: Sequence[LlemError]) -> LlemError:
-    """All problems of a preflight in one error, of the first one's kind."""
-    first = problems[0]
-    if len(problems) == 1:
-        return first
-    also = "; ".join(problem.message for problem in problems[1:])
-    fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
-    return error_from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
 
 
 def _meter_settings(meter: str, study: Study) -> MeterSettings:

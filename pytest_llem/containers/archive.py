@@ -22,7 +22,16 @@ JOBS = f"{ROOT}/jobs"
 GUARD = f"{ROOT}/guard.py"
 KEEPER = f"{ROOT}/keeper.py"
 PROBE = f"{ROOT}/probe.py"
-WORKER_MODULES = ("__init__.py", "decode.py", "errors.py", "job.py", "measurement.py", "py.typed", "redaction.py")
+WORKER_MODULES = (
+    "__init__.py",
+    "decode.py",
+    "errors.py",
+    "events.py",
+    "job.py",
+    "measurement.py",
+    "py.typed",
+    "redaction.py",
+)
 WORKER_PACKAGES = ("worker", "engines", "energy", "workload")
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
 COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")

@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,12 @@ from pytest_llem.containers.patience import Pending
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.energy.protocol import Note
 from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.runners.protocol import PreflightReport
 
 OLDEST_API = (1, 40)
 FREE_BYTES = 2 * 2**30
 CLOCK_SKEW_S = 2.0
 PROBE_MARK = "LLEM-PROBE "
-
-
-@dataclass(frozen=True)
-class PreflightReport:
-    """What was found: `problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
-
-    problems: tuple[DockerError, ...] = ()
-    notices: tuple[Note, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

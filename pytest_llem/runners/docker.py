@@ -39,7 +39,7 @@ from pytest_llem.containers.options import (
     recorded_options,
 )
 from pytest_llem.containers.orphans import remove_orphans, remove_session
-from pytest_llem.containers.preflight import PreflightReport, PreflightSubject, preflight
+from pytest_llem.containers.preflight import PreflightSubject, preflight
 from pytest_llem.containers.session import KeptContainers
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.containers.settings_check import check_settings_in_image
@@ -50,7 +50,7 @@ from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.redaction import secrets_of
 from pytest_llem.runners.deadlines import DeadlineWatch
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, PreflightReport, RunnerSpec, RunReport
 
 LEASE_TIMEOUT_S = 24 * 3600.0
 
@@ -151,7 +151,10 @@ class DockerRunner:
         subject = PreflightSubject(engine, name, configs, devices, self.settings)
         report = preflight(client, daemon, subject, self._identity)
         named = self.spec.image is not None
-        problems = tuple(with_alternatives(problem, engine, named=named) for problem in report.problems)
+        problems = tuple(
+            with_alternatives(problem, engine, named=named) if isinstance(problem, DockerError) else problem
+            for problem in report.problems
+        )
         return replace(report, problems=problems)
 
     def check_settings(

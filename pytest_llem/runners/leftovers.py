@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_llem.containers.identity import start_ticks
 from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import clock_facts
+from pytest_llem.events import clock_facts
 
 
 def described(pid: int) -> dict[str, JsonValue]:

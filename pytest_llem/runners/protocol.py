@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pytest_llem.energy.protocol import Note
-from pytest_llem.errors import JsonValue
-from pytest_llem.job import DeviceKind, Job, JobDir
+from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.job import DeviceKind, DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.lease import Lease
 
 RunnerName = Literal["local", "docker", "ray"]
@@ -62,6 +62,15 @@ class Place:
     device_count: int
 
 
+@dataclass(frozen=True)
+class PreflightReport:
+    """What was found: `problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
+
+    problems: tuple[LlemError, ...] = ()
+    notices: tuple[Note, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Runner(Protocol):
     """Runs cycles one at a time. Never raises for a failed cycle: that is what `error.json` is for."""
 
@@ -78,3 +87,33 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Release what outlives a cycle (fork server, containers). Safe to call twice."""
+
+
+@runtime_checkable
+class ChecksFirst(Protocol):
+    """A runner that can tell beforehand what would make every cycle fail (an optional part of the protocol)."""
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
+        """Everything that stands against cycles of this engine, without loading anything."""
+
+
+@runtime_checkable
+class KnowsImage(Protocol):
+    """A runner whose cycles run in an image (an optional part of the protocol)."""
+
+    def known_image(self, engine: str) -> str | None:
+        """The digest, else the id, of an engine's image as it lies here; `None` where it does not."""
+
+
+@runtime_checkable
+class RunsMany(Protocol):
+    """A runner that has room for several cycles at a time; threads may share its `run` (an optional part)."""
+
+    def in_flight(self, configs: Sequence[ExperimentConfig]) -> int:
+        """How many cycles of these experiments to begin at a time."""
+
+    def places(self, config: ExperimentConfig) -> Sequence[Place]:
+        """Where a cycle of this experiment may run, each place by what must be equal for its result to be reused."""
+
+    def interrupt(self) -> None:
+        """End what is being run; each `run` then returns."""

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError, ServerStartError
 from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.runners.protocol import PreflightReport
 from pytest_llem.serving.spec import ServerSpec
-
-
-@dataclass(frozen=True)
-class ServerPreflight:
-    """What was found: `problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
-
-    problems: tuple[LlemError, ...] = ()
-    notices: tuple[Note, ...] = ()
-    facts: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 def check_servers(
     configs: Sequence[ExperimentConfig], devices: DeviceSet, docker: Mapping[str, JsonValue]
-) -> ServerPreflight:
+) -> PreflightReport:
     """Look for programs, images and the daemon, without starting or pulling anything; what is found is not raised."""
     specs = dict.fromkeys(ServerSpec.of(config, devices) for config in configs)
     programs = dict.fromkeys(spec.command[0] for spec in specs if spec.image is None)
     images = dict.fromkeys(spec.image for spec in specs if spec.image is not None)
     problems = [*_missing(programs), *(_unusable(images, docker) if images else ())]
-    return ServerPreflight(tuple(problems))
+    return PreflightReport(tuple(problems))
 
 
 def known_image(image: str) -> str:

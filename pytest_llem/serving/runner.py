@@ -10,9 +10,9 @@ from pathlib import Path
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir, read_json
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, Runner, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner, RunnerSpec, RunReport
 from pytest_llem.serving.begin import begin_server
-from pytest_llem.serving.preflight import ServerPreflight, check_servers
+from pytest_llem.serving.preflight import check_servers
 from pytest_llem.serving.server import Ended
 from pytest_llem.serving.spec import ServerSpec, starts_server
 from pytest_llem.serving.starting import LOGS, ReadyServer, Waiting, start_server, words_of
@@ -88,7 +88,7 @@ class ServingRunner:
         """Stop the server."""
         self._stop(STOP_GRACE_S)
 
-    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> ServerPreflight:
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Everything that would keep these experiments' servers from starting here, without starting or pulling any."""
         return check_servers([config for config in configs if starts_server(config)], devices, self._docker)
 

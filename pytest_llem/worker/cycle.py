@@ -19,7 +19,8 @@ from pytest_llem.energy.protocol import EnergyReport, Meter, Note
 from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
-from pytest_llem.job import EventLog, IdleReference, Job, JobDir
+from pytest_llem.events import EventLog
+from pytest_llem.job import IdleReference, Job, JobDir
 from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
 from pytest_llem.worker.arrangement import Arrangement
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes

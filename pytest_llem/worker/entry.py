@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
-from pytest_llem.job import EventLog, JobDir, load_job
+from pytest_llem.events import EventLog
+from pytest_llem.job import JobDir, load_job
 from pytest_llem.measurement import write_measurement
 
 if TYPE_CHECKING:

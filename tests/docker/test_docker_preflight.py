@@ -10,11 +10,10 @@ from pathlib import Path
 import docker
 import pytest
 
-from pytest_llem.containers.preflight import PreflightReport
 from pytest_llem.containers.settings import DockerSettings
 from pytest_llem.job import DeviceSet, Job
 from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.protocol import PreflightReport, RunnerSpec
 
 pytestmark = pytest.mark.docker
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,20 @@ from pytest_llem import __version__
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.decode import decode, encode
 from pytest_llem.devices import gpu_uuids
-from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.preflight import MODULES
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.protocol import PreflightReport, RunnerSpec
 from pytest_llem.runners.ray.cluster import Node
 from pytest_llem.runners.ray.node import other_version
 from pytest_llem.runners.ray.questions import ask_each_kind
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 
 
-@dataclass(frozen=True)
-class NodePreflight:
-    """What was found: `problems` forbid running, `facts` are what each node asked has, by hostname."""
-
-    problems: tuple[LlemError, ...] = ()
-    notices: tuple[Note, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
 def preflight_nodes(
     nodes: Sequence[Node], configs: Sequence[ExperimentConfig], gpus: int, settings: RaySettings, terms: NodeTerms
-) -> NodePreflight:
+) -> PreflightReport:
     """Ask a node of each kind for its Python, its pytest-llem and the engine's packages.
 
     Where an image brings the engine, the node's Docker is asked instead whether cycles can run in it.
@@ -70,7 +59,7 @@ def preflight_nodes(
             found = [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
             problems += [_on(node, problem) for problem in found]
     # A node that is lost is no problem of the others: cycles are tried on those.
-    return NodePreflight(tuple(problems if facts or problems else lost), facts=facts)
+    return PreflightReport(tuple(problems if facts or problems else lost), facts=facts)
 
 
 def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue) -> list[JsonValue]:

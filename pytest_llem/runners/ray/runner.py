@@ -21,13 +21,13 @@ from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, Place, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, RunnerSpec, RunReport
 from pytest_llem.runners.ray.cluster import RayCluster, Request, connect, disconnect
 from pytest_llem.runners.ray.delivery import Delivery, NodeFacts, write_files
 from pytest_llem.runners.ray.node import Order, encoded
 from pytest_llem.runners.ray.outcomes import explain
 from pytest_llem.runners.ray.places import places_on
-from pytest_llem.runners.ray.preflight import NodePreflight, check_settings_on_nodes, preflight_nodes
+from pytest_llem.runners.ray.preflight import check_settings_on_nodes, preflight_nodes
 from pytest_llem.runners.ray.progress import progress_of
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 from pytest_llem.runners.ray.tasks import demanded, end_task, measuring_task
@@ -79,7 +79,7 @@ class RayRunner:
         slots = max((self.cluster.slots(self.cluster.request(self.settings, count)) for count in needed), default=1)
         return max(1, min(2 * slots, MOST_IN_FLIGHT))
 
-    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> NodePreflight:
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Whether a node of each kind that may run these has the package and the engine."""
         least = self._feasible(1)
         return preflight_nodes(self.cluster.able(least), configs, least.gpus, self.settings, self._terms)

@@ -24,12 +24,12 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.errors import EngineError, JsonValue, MeterError, OutOfMemoryError
+from pytest_llem.events import EventLog, read_events
 from pytest_llem.job import (
     Arrival,
     Deadlines,
     Decoding,
     DeviceSet,
-    EventLog,
     ExperimentConfig,
     IdleSettings,
     Job,
@@ -38,7 +38,6 @@ from pytest_llem.job import (
     MeterSettings,
     WarmupSettings,
     WorkloadSettings,
-    read_events,
 )
 from pytest_llem.measurement import Measurement
 from pytest_llem.worker.cycle import run_cycle

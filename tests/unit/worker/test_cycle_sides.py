@@ -10,7 +10,8 @@ import pytest
 
 from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.engines.protocol import Quiesced
-from pytest_llem.job import DeviceSet, IdleSettings, MeasurementSettings, MeterSettings, WarmupSettings, read_events
+from pytest_llem.events import read_events
+from pytest_llem.job import DeviceSet, IdleSettings, MeasurementSettings, MeterSettings, WarmupSettings
 from pytest_llem.measurement import Measurement
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
