@@ -15,5 +15,7 @@ export OMP_NUM_THREADS=1
 tests=(tests/engines/test_{conformance,vllm,vllm_study,same_work,openai_vllm}.py)
 report=$venv/junit.xml
 rm -f "$report"
-timeout -k 30 "$test_limit" "$venv/bin/python" -m pytest "${tests[@]}" -q -p no:cacheprovider --junitxml="$report" "$@"
+timeout -k 30 "$test_limit" "$venv/bin/python" -m pytest "${tests[@]}" -q -p no:cacheprovider --junitxml="$report" "$@" &
+trap 'kill $! 2>/dev/null' TERM
+wait $!
 [ $# -gt 0 ] || "$venv/bin/python" .ci/require_all_ran.py "$report" "${tests[@]}"
