@@ -21,6 +21,10 @@ from pytest_llem.redaction import redacted, secrets_of
 SCHEMA_VERSION = 1
 T = TypeVar("T")
 
+# It belongs to the process and can be read only by setting it: once, before there are threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 Weights = Literal["real", "dummy"]
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -318,20 +322,23 @@ def write_json(path: Path, data: JsonValue, *, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file atomically, in UTF-8: a temporary file in the same directory, fsync, rename.
+    """Write a text file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically: a temporary file in the same directory, fsync, rename. Threads may do so at a time.
 
     Without `durable` there is no fsync, which takes longer than all the rest: for what only the present run looks at.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
+        Path(name).chmod(0o666 & ~_UMASK)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -103,7 +103,7 @@ def _identify(config: pytest.Config) -> None:
         config.stash[RUN] = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
     elif RUN not in config.stash:
         made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(2)}", None)
+        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(4)}", None)
 
 
 def names_study(argument: str) -> bool:

@@ -152,10 +152,14 @@ class RunStore:
             earlier = reuse() if reuse is not None else Reuse(None, None)
             if earlier.result is not None:
                 return _outcome(key, directory, self._adopt(key, directory, earlier.result))
-            state = self._attempt(key, directory, begin(key, None, earlier.reason), measure)
+            state = begin(key, None, earlier.reason)
+            write_state(directory, state)
+            state = self._attempt(key, directory, state, measure, retries)
             while state.state == "invalid" and state.attempt <= retries:
+                again = begin(key, state)
+                write_state(directory, again)
                 _set_aside(directory, state.attempt)
-                state = self._attempt(key, directory, begin(key, state), measure)
+                state = self._attempt(key, directory, again, measure, retries)
             return _outcome(key, directory, state)
 
     def _adopt(self, key: CycleKey, directory: Path, result: Result) -> CycleState:
@@ -173,8 +177,11 @@ class RunStore:
         write_state(directory, state)
         return state
 
-    def _attempt(self, key: CycleKey, directory: Path, state: CycleState, measure: Measure) -> CycleState:
-        write_state(directory, state)
+    def _attempt(self, key: CycleKey, directory: Path, state: CycleState, measure: Measure, retries: int) -> CycleState:
+        """Make an attempt whose beginning has been recorded; an end after which nothing is retried is recorded too.
+
+        Others read states without the lock, and what they read there as ended they take for final.
+        """
         job_dir = JobDir(directory)
         try:
             job, report = measure(state.attempt, job_dir)
@@ -188,7 +195,8 @@ class RunStore:
         except BaseException as problem:
             self._record(job_dir, state, LlemError(f"{type(problem).__name__}: {problem}"))
             raise
-        write_state(directory, ended)
+        if ended.state != "invalid" or ended.attempt > retries:
+            write_state(directory, ended)
         return ended
 
     def _record(self, job_dir: JobDir, state: CycleState, error: LlemError) -> None:

@@ -150,9 +150,11 @@ class Devices:
         try:
             yield tenancy, job
         except BaseException:
-            if isinstance(runner, StaysLoaded):
-                runner.unload()
-            tenancy.abandon()
+            try:
+                if isinstance(runner, StaysLoaded):
+                    runner.unload()
+            finally:
+                tenancy.abandon()
             raise
         if isinstance(runner, StaysLoaded) and runner.loaded:
             self._kept = Kept(runner, tenancy, f"the engine of {title}")
