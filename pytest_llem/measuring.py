@@ -170,31 +170,17 @@ class Measurer:
     def _measure_on_cluster(
         self, point: Point, spec: RunnerSpec, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
-        """As `measure`, by a runner whose nodes take the lease and see to their devices; several may call it."""
+        """As `measure`, by a runner whose nodes take the lease and see to their devices; several may call it.
+
+        No failure keeps others from being tried: what one node lacks says nothing of the next.
+        """
         anywhere = Demand("cpu", ("cpu",), 1)
-        # Nodes and their devices differ from cycle to cycle: what one of them lacks says nothing of the next.
-        dependencies = {
-            **_dependencies(point, spec, anywhere),
-            "machine": str(job_dir.path),
-            "device": str(job_dir.path),
-        }
         with self._lock:
-            refused = self._breaker.refuse(dependencies) if self._options.breaker else None
-            if refused is not None:
-                raise refused
             runner = self._runner(spec, point.study)
         checked = self._checks.preflight(runner, point, anywhere.first())
         unchecked = self._checks.settings(runner, point, anywhere.first())
-        try:
-            report = runner.run(self._job(point, attempt, job_dir, anywhere.first()), job_dir, _ignore)
-        except LlemError as error:
-            with self._lock:
-                self._breaker.record(error, dependencies)
-            raise
+        report = runner.run(self._job(point, attempt, job_dir, anywhere.first()), job_dir, _ignore)
         redact_file(job_dir.log, secrets_of(os.environ).values())
-        failed = error_from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
-        with self._lock:
-            self._breaker.record(failed, dependencies)
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
         return job_dir.read_job(), replace(
             report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes
@@ -203,7 +189,7 @@ class Measurer:
     def in_flight(self, points: Sequence[Point]) -> int | None:
         """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
 
-        `None` for no experiments, and where the place cannot be reached: each cycle says so itself.
+        `None` for no experiments, and where no place can be reached: each cycle says so itself.
         """
         first: dict[str, list[Point]] = {}
         for point in points:
@@ -216,7 +202,7 @@ class Measurer:
                 if isinstance(runner, RunsMany):
                     counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))
             except LlemError:
-                return None
+                continue
         return max(counts, default=None)
 
     def interrupt(self) -> None:

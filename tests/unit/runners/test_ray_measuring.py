@@ -1,0 +1,85 @@
+"""What the pytest side does with cycles that a cluster measures: bad nodes and groups, with a stand-in for the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_llem.errors import InfeasibleError, LlemError, ModelNotFoundError
+from pytest_llem.job import JobDir
+from pytest_llem.measuring import Measurer
+from pytest_llem.options import RunOptions
+from pytest_llem.point import Point
+from pytest_llem.runners.protocol import RunnerSpec, RunReport
+from pytest_llem.study import load_study
+
+SPEC = RunnerSpec("ray", "command line")
+
+
+class StandIn:
+    """A cluster's runner with room for some cycles, or the error that it meets instead."""
+
+    def __init__(self, room: int | LlemError, failures: list[LlemError] | None = None) -> None:
+        self.spec = SPEC
+        self._room = room
+        self._failures = failures or []
+
+    def in_flight(self, configs: Any) -> int:
+        if isinstance(self._room, LlemError):
+            raise self._room
+        return self._room
+
+    def places(self, config: Any) -> list[Any]:
+        return []
+
+    def interrupt(self) -> None:
+        """Nothing runs."""
+
+    def run(self, *_: object) -> RunReport:
+        if self._failures:
+            raise self._failures.pop()
+        return RunReport("ray", "command line", "process")
+
+
+def measurer(monkeypatch: pytest.MonkeyPatch, run_dir: Path, runners: dict[str, StandIn]) -> Measurer:
+    options = SimpleNamespace(breaker=True, skip_preflight=True, shard=None, meter_of=lambda study: "none")
+    found = Measurer(cast("RunOptions", options), "run", run_dir)
+    monkeypatch.setattr(found, "runner_spec", lambda engine, study: SPEC)
+    monkeypatch.setattr(found, "_runner", lambda spec, study: runners[study.name])
+    return found
+
+
+def point(directory: Path, name: str = "one") -> Point:
+    path = directory / f"{name}.yaml"
+    path.write_text(f"name: {name}\nmodel: m\nengine: transformers\n")
+    study = load_study(path)
+    return Point(study, study.experiments[0], 1)
+
+
+def test_what_one_node_lacks_keeps_no_cycle_from_being_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without the model fails its cycles at once, and so the next ones come to it too."""
+    lacking = ModelNotFoundError("node bad: no model m")
+    found = measurer(monkeypatch, tmp_path, {"one": StandIn(1, [lacking] * 3)})
+    one = point(tmp_path)
+
+    for attempt in range(3):
+        with pytest.raises(ModelNotFoundError, match="^node bad"):
+            found.measure(one, attempt, JobDir(tmp_path / f"job{attempt}"))
+    _, report = found.measure(one, 3, JobDir(tmp_path / "job3"))
+
+    assert report.name == "ray"
+
+
+def test_a_study_whose_place_cannot_be_reached_leaves_the_others_their_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners = {"one": StandIn(InfeasibleError("no such node")), "two": StandIn(7)}
+    found = measurer(monkeypatch, tmp_path, runners)
+
+    room = found.in_flight([point(tmp_path, "one"), point(tmp_path, "two")])
+
+    assert room == 7
+    assert found.in_flight([point(tmp_path, "one")]) is None
