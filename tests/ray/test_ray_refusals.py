@@ -15,7 +15,7 @@ def test_a_request_that_no_node_can_meet_is_refused_at_once(write: Write, run: R
     done = run(write(experiments=2, more="ray: {accelerator_type: B200, resources: {lab: 2}}\n"))
 
     assert "2 failed" in done.stdout, done.stdout
-    assert "no node of the Ray cluster can run this: it asks for 1 CPU, 2 lab, B200" in done.stdout
+    assert "no node of the Ray cluster can run this: it asks for 1 CPU, 1 GPU, 2 lab, B200" in done.stdout
     assert "2 x (4 CPU, 1 GPU, H100)" in done.stdout
     assert "ray.wait_for_nodes_s" in done.stdout
 

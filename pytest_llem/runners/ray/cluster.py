@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,7 @@ class RayCluster:
         self.runtime_env = runtime_env
         self._own = own
         self._nodes: tuple[float, list[Node]] | None = None
+        self._on_gpus: set[frozenset[tuple[str, float]]] = set()
 
     @property
     def version(self) -> str:
@@ -112,20 +113,28 @@ class RayCluster:
     def request(self, settings: RaySettings, devices: int = 1) -> Request:
         """What a cycle asks for: so many GPUs where the nodes it may run on have any, else a node's CPUs.
 
-        Cycles on the CPU disturb each other, so one takes all CPUs of the smallest such node.
+        What was for GPUs once stays so when the nodes with GPUs are gone, as does what names an accelerator: no study
+        is measured on two kinds of devices. Cycles on the CPU disturb each other, so one takes all CPUs of the smallest
+        such node.
         """
         given = Request(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
         asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
         able = [node for node in self.nodes() if node.has(asked)]
-        if any(node.resources.get("GPU") for node in able):
+        if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in able):
+            self._on_gpus.add(frozenset(asked.items()))
+        if frozenset(asked.items()) in self._on_gpus:
             return Request(devices, given.cpus, given.accelerator_type, given.resources)
-        sizes = [cpus for node in able if (cpus := node.resources.get("CPU", 0.0)) >= 1]
+        sizes = _cpu_sizes(able)
         cpus = settings.cpus or min(sizes, default=1.0)
         return Request(0, cpus, given.accelerator_type, given.resources)
 
     def able(self, request: Request) -> list[Node]:
         """The nodes that can run it when they are empty."""
         return [node for node in self.nodes() if node.has(request.amounts)]
+
+    def can_run(self, request: Request, without: Collection[str] = ()) -> bool:
+        """Whether one of them lives whose id is not in `without`."""
+        return any(node.has(request.amounts) for node in self.nodes() if node.id not in without)
 
     def slots(self, request: Request) -> int:
         """How many such cycles the empty cluster runs at a time."""
@@ -262,6 +271,11 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _cpu_sizes(nodes: Iterable[Node]) -> set[float]:
+    """How many CPUs the nodes have that have any."""
+    return {cpus for node in nodes if (cpus := node.resources.get("CPU", 0.0)) >= 1}
 
 
 def _node(facts: Mapping[str, Any]) -> Node:

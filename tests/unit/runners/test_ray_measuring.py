@@ -1,4 +1,4 @@
-"""What the pytest side does with cycles that a cluster measures: bad nodes and groups, with a stand-in for the runner."""
+"""What the pytest side does with cycles that a cluster measures; a stand-in for the runner meets the problems."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_one_node_lacks_keeps_no_cycle_from_being_tried(tmp_path: Path, mon
     one = point(tmp_path)
 
     for attempt in range(3):
-        with pytest.raises(ModelNotFoundError, match="^node bad"):
+        with pytest.raises(ModelNotFoundError, match=r"^node bad"):
             found.measure(one, attempt, JobDir(tmp_path / f"job{attempt}"))
     _, report = found.measure(one, 3, JobDir(tmp_path / "job3"))
 

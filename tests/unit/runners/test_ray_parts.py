@@ -75,6 +75,20 @@ def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyP
     assert found.slots(request) == 1
 
 
+def test_a_study_on_gpus_does_not_go_on_on_the_cpu_when_they_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster(monkeypatch, PLAIN, H100)
+    before = found.request(RaySettings(), 2)
+    monkeypatch.setattr(found, "nodes", lambda fresh=False: [PLAIN])
+
+    after = found.request(RaySettings(), 2)
+
+    assert after == before
+    assert found.able(after) == []
+    assert not found.can_run(after)
+    assert found.request(RaySettings(resources={"lab": 1.0}), 2).gpus == 0
+    assert found.request(RaySettings(accelerator_type="H100"), 2).gpus == 2
+
+
 def test_what_no_node_has_is_told_with_what_the_nodes_have(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, H100, A100, A100)
 
