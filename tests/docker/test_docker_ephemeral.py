@@ -289,7 +289,7 @@ def test_a_sensor_of_the_host_is_read_on_the_host(
     """The worker brings windows, this side the energy; both read one clock, which the handshake proves."""
     meter = CountingMeter()
     monkeypatch.setattr(host_meter, "host_meter_name", lambda job, daemon: "rapl")
-    monkeypatch.setattr(host_meter, "open_meter", lambda settings, devices, out_dir: meter)
+    monkeypatch.setattr(host_meter, "open_meter", lambda settings, devices, out_dir, server: meter)
 
     _, job_dir, _ = run(engine_image, make_job)
 

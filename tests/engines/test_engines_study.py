@@ -38,7 +38,8 @@ def test_the_ready_study_does_the_same_work(
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     chosen = "llem(engine='openai', concurrency=8) or llem(engine='transformers', batch_size=8)"
     run = pytester.runpytest_subprocess(
-        "--llem-study=short.yaml", "--llem-cycles=1", "--llem-meter=estimate", "-m", chosen, "-p", "no:cacheprovider"
+        *("--llem-study=short.yaml", "--llem-cycles=1", "--llem-meter=estimate", "-m", chosen),
+        *("--llem-runner=transformers=local", "--llem-runner=vllm=docker", "-p", "no:cacheprovider"),
     )
     run.assert_outcomes(passed=2, deselected=8)
     found = [json.loads(path.read_text()) for path in pytester.path.rglob("result.json")]

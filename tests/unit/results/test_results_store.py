@@ -17,6 +17,7 @@ import pytest
 from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import DeviceError, EngineError, StoreError, WorkerCrashedError
 from pytest_llem.job import Job, JobDir
+from pytest_llem.results import store as store_module
 from pytest_llem.results.layout import CycleKey, slug
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.reading import read_result
@@ -72,6 +73,24 @@ def test_invalid_cycles_are_retried_and_every_attempt_is_kept(
     assert superseded.validity.reasons[0].code == "foreign_process"
     assert outcome.result is not None
     assert outcome.result.attempt == 2
+
+
+def test_an_attempt_that_is_retried_is_no_end_for_others_who_look(
+    store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate in another process took the first, invalid attempt for final, or found its result gone."""
+    noisy = replace(bench.measurement(), invalid=(Note("foreign_process", "pid 7"),))
+    seen: list[object] = []
+
+    def set_aside(directory: Path, attempt: int) -> None:
+        seen.append(store.outcome(key))
+        really(directory, attempt)
+        seen.append(store.outcome(key))
+
+    really = store_module._set_aside
+    monkeypatch.setattr(store_module, "_set_aside", set_aside)
+    assert store.get_or_measure(key, worker(key, noisy, bench.measurement()), retries=1).state == "valid"
+    assert seen == [None, None]
 
 
 def test_retries_end_and_the_outcome_says_why(store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
