@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 from pytest_llem.decode import decode, encode
@@ -18,12 +19,16 @@ def places_on(
     config: ExperimentConfig,
     image: str | None,
     docker: Mapping[str, JsonValue],
+    ended: threading.Event,
 ) -> list[Place]:
-    """Each node as a place for this experiment, without those that do not answer; an `LlemError` when none does."""
+    """Each node as a place for this experiment, without those that do not answer; an `LlemError` when none does.
+
+    Raises `InterruptedCycleError` once `ended` is set.
+    """
     found: list[Place] = []
     problem: LlemError | None = None
     kind = "cuda" if request.gpus else "cpu"
-    for _, answer in ask_nodes(place_here, nodes, encode(config), image, encode(docker)):
+    for _, answer in ask_nodes(place_here, nodes, encode(config), image, encode(docker), ended=ended):
         if isinstance(answer, LlemError):
             problem = answer
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,24 @@ from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 
 
 def preflight_nodes(
-    nodes: Sequence[Node], configs: Sequence[ExperimentConfig], gpus: int, settings: RaySettings, terms: NodeTerms
+    nodes: Sequence[Node],
+    configs: Sequence[ExperimentConfig],
+    gpus: int,
+    settings: RaySettings,
+    terms: NodeTerms,
+    ended: threading.Event,
 ) -> PreflightReport:
     """Ask a node of each kind for its Python, its pytest-llem and the engine's packages.
 
-    Where an image brings the engine, the node's Docker is asked instead whether cycles can run in it.
+    Where an image brings the engine, the node's Docker is asked instead whether cycles can run in it. Raises
+    `InterruptedCycleError` once `ended` is set.
     """
     engine = configs[0].engine
     modules = () if settings.image is not None else MODULES.get(engine, ())
     problems: list[LlemError] = []
     facts: dict[str, JsonValue] = {}
     lost: list[LlemError] = []
-    for node, answer in ask_each_kind(_probe(), nodes, modules):
+    for node, answer in ask_each_kind(_probe(), nodes, modules, ended=ended):
         if isinstance(answer, LlemError):
             (lost if isinstance(answer, NodeLostError) else problems).append(answer)
             continue
@@ -55,7 +62,7 @@ def preflight_nodes(
             )
     if settings.image is not None and not problems:
         arguments = encode(configs), settings.image, gpus, encode(terms.docker)
-        for node, answer in ask_each_kind(look_at_docker, nodes, *arguments):
+        for node, answer in ask_each_kind(look_at_docker, nodes, *arguments, ended=ended):
             found = [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
             problems += [_on(node, problem) for problem in found]
     # A node that is lost is no problem of the others: cycles are tried on those.
@@ -83,14 +90,17 @@ def _on(node: Node, problem: LlemError) -> LlemError:
 
 
 def check_settings_on_nodes(
-    nodes: Sequence[Node], configs: Sequence[ExperimentConfig], settings: RaySettings
+    nodes: Sequence[Node], configs: Sequence[ExperimentConfig], settings: RaySettings, ended: threading.Event
 ) -> SignatureReport:
-    """Compare settings of one engine with its signatures on a node of each kind; all that any node refuses."""
+    """Compare settings of one engine with its signatures on a node of each kind; all that any node refuses.
+
+    Raises `InterruptedCycleError` once `ended` is set.
+    """
     if settings.image is not None:
         return SignatureReport(unchecked="the engine is in an image on the nodes")
     problems: dict[str, SettingProblem] = {}
     unchecked = None
-    for _, answer in ask_each_kind(check_settings_on_node, nodes, encode(configs)):
+    for _, answer in ask_each_kind(check_settings_on_node, nodes, encode(configs), ended=ended):
         if isinstance(answer, LlemError):
             unchecked = answer.message
             continue

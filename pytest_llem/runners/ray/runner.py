@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 from pytest_llem.runners.ray.tasks import demanded, end_task, measuring_task
 
 POLL_S = 0.5
+CHECK_S = 5.0
+"""How often a cycle that has not begun looks whether a node is left that can run it."""
 MOST_IN_FLIGHT = 512
 """Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
 
@@ -82,13 +84,14 @@ class RayRunner:
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Whether a node of each kind that may run these has the package and the engine."""
         least = self._feasible(1)
-        return preflight_nodes(self.cluster.able(least), configs, least.gpus, self.settings, self._terms)
+        nodes = self.cluster.able(least)
+        return preflight_nodes(nodes, configs, least.gpus, self.settings, self._terms, self._ended)
 
     def check_settings(
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
-        return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings)
+        return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings, self._ended)
 
     def places(self, config: ExperimentConfig) -> list[Place]:
         """The nodes that may run this experiment, as places whose earlier results may be reused."""
@@ -98,7 +101,8 @@ class RayRunner:
         with self._asking:
             if named not in self._places:
                 nodes = self.cluster.able(request)
-                self._places[named] = places_on(nodes, request, config, self.settings.image, self._terms.docker)
+                image, docker = self.settings.image, self._terms.docker
+                self._places[named] = places_on(nodes, request, config, image, docker, self._ended)
             return self._places[named]
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
@@ -120,6 +124,7 @@ class RayRunner:
         losses: list[Loss] = []
         while True:
             request = self._feasible(devices_needed(job.config))
+            # A cycle whose nodes go before it begins comes round again without a loss: it waits for others or raises.
             node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses)
             if delivery is not None:
                 break
@@ -162,10 +167,17 @@ class RayRunner:
     def _attempt(
         self, order: Order, request: Request, title: str, losses: list[Loss]
     ) -> tuple[NodeFacts | None, Delivery | None]:
-        """One submission: the node and what it delivered, or `None` when the node was lost, which is noted."""
+        """One submission: the node and what it delivered, or `None` when the node was lost, which is noted.
+
+        Also `None` when no node that it may run on is left before it has begun.
+        """
         node: NodeFacts | None = None
-        task = measuring_task().options(**self._options(request, title, losses)).remote(encoded(order))
+        lost = self._to_avoid(request, losses)
+        task = measuring_task().options(**_options(request, title, lost)).remote(encoded(order))
         try:
+            if not self._begins(task, request, lost):
+                end_task(task)
+                return None, None
             first = self._next(task, title)
             assert isinstance(first, NodeFacts), "a task tells first where it runs"
             node = first
@@ -186,13 +198,27 @@ class RayRunner:
         self._progress.done(node.hostname)
         return node, delivery
 
+    def _begins(self, task: Any, request: Request, lost: Collection[str]) -> bool:
+        """Wait until a task tells something; `False` when no node is left for it: Ray would let it wait for ever."""
+        check = time.monotonic() + CHECK_S
+        while not self._tells(task):
+            if time.monotonic() >= check:
+                if not self.cluster.can_run(request, lost):
+                    return False
+                check = time.monotonic() + CHECK_S
+        return True
+
+    def _tells(self, task: Any) -> bool:
+        """Whether a task tells something within a moment."""
+        if self._ended.is_set():
+            raise _interrupted()
+        ready, _ = ray.wait([task], timeout=POLL_S)
+        return bool(ready)
+
     def _next(self, task: Any, title: str) -> object:
         """The next thing that a task tells, waited for as long as it takes."""
-        ready: list[Any] = []
-        while not ready:
-            if self._ended.is_set():
-                raise _interrupted()
-            ready, _ = ray.wait([task], timeout=POLL_S)
+        while not self._tells(task):
+            continue
         try:
             return ray.get(next(task))
         except StopIteration:
@@ -202,13 +228,10 @@ class RayRunner:
                 raise _interrupted() from None
             raise explain(error, title) from None
 
-    def _options(self, request: Request, title: str, losses: Sequence[Loss]) -> dict[str, Any]:
-        options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
+    def _to_avoid(self, request: Request, losses: Sequence[Loss]) -> set[str]:
+        """The nodes that the cycle was lost with, where there are others."""
         lost = {loss.node.id for loss in losses if loss.node}
-        others = [node for node in self.cluster.able(request) if node.id not in lost]
-        if lost and others:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(lost))})"}
-        return options
+        return lost if self.cluster.can_run(request, lost) else set()
 
     def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss]) -> RunReport:
         notes = report.notes
@@ -221,6 +244,13 @@ class RayRunner:
             "node_losses": [loss.facts() for loss in losses],
         }
         return replace(report, source=self.spec.source, notes=notes, facts={**report.facts, **facts})
+
+
+def _options(request: Request, title: str, avoided: Collection[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
+    if avoided:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+    return options
 
 
 def _interrupted() -> InterruptedCycleError:

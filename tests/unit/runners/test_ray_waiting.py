@@ -1,0 +1,109 @@
+"""A cycle on a cluster waits no longer than there is something to wait for; a stand-in for Ray tells nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llem.errors import InfeasibleError, InterruptedCycleError
+from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
+from pytest_llem.study import load_study
+
+if os.environ.get("LLEM_REQUIRE_RAY") != "1":
+    pytest.importorskip("ray")
+
+from pytest_llem.runners.ray import questions
+from pytest_llem.runners.ray import runner as ray_runner
+from pytest_llem.runners.ray.cluster import Node, RayCluster
+from pytest_llem.runners.ray.runner import RayRunner
+
+PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
+H100 = Node("2" * 56, "b", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
+TERMS = NodeTerms(0, 0.0)
+
+
+def nothing_ready(tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+    return [], tasks
+
+
+class Silent:
+    """Stands for the remote function and its tasks, which never begin."""
+
+    def __init__(self, submitted: Callable[[], None] = lambda: None) -> None:
+        self._submitted = submitted
+
+    def options(self, **_: object) -> Silent:
+        return self
+
+    def remote(self, *_: object) -> str:
+        self._submitted()
+        return "task"
+
+
+def job(directory: Path) -> Job:
+    path = directory / "study.yaml"
+    path.write_text("model: m\nengine: transformers\n")
+    experiment = load_study(path).experiments[0]
+    return Job(
+        run_id="run",
+        study="study",
+        experiment_id=experiment.id,
+        config_hash=experiment.config_hash,
+        config=experiment.config,
+        cycle=1,
+        attempt=1,
+        devices=DeviceSet("cpu"),
+        meter=MeterSettings("none"),
+        deadlines=Deadlines(60.0, 60.0),
+    )
+
+
+def test_a_cycle_whose_nodes_are_all_gone_before_it_begins_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would let its task wait for ever."""
+    nodes = [PLAIN, H100]
+    found = RayCluster("here", {}, own=False)
+    monkeypatch.setattr(found, "nodes", lambda fresh=False: nodes)
+    ended: list[str] = []
+    monkeypatch.setattr(ray_runner, "CHECK_S", 0.0)
+    monkeypatch.setattr(ray_runner, "connect", lambda address, environment: found)
+    monkeypatch.setattr(ray_runner, "measuring_task", lambda: Silent(lambda: nodes.remove(H100)))
+    monkeypatch.setattr(ray_runner, "end_task", ended.append)
+    monkeypatch.setattr(ray_runner, "ray", SimpleNamespace(wait=nothing_ready))
+    runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, RaySettings(), TERMS)
+
+    with pytest.raises(InfeasibleError, match="asks for 1 CPU, 1 GPU; there are: 1 x"):
+        runner.run(job(tmp_path), JobDir(tmp_path / "job"), lambda event: None)
+
+    assert ended == ["task"]
+
+
+def test_a_question_to_a_silent_node_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may take a quarter of an hour to install what a question needs; Ctrl-C does not wait for it."""
+    ended = threading.Event()
+    cancelled: list[str] = []
+
+    def wait(tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        ended.set()
+        return [], tasks
+
+    stand_in = SimpleNamespace(
+        remote=lambda **_: lambda question: Silent(),
+        wait=wait,
+        cancel=lambda task, force: cancelled.append(task),
+    )
+    monkeypatch.setattr(questions, "ray", stand_in)
+
+    with pytest.raises(InterruptedCycleError, match="the run ended before it answered"):
+        list(questions.ask_nodes(print, [PLAIN, H100], ended=ended))
+
+    assert cancelled == ["task", "task"]
