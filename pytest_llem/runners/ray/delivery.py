@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, RunnerError
-from pytest_llem.job import JobDir
+from pytest_llem.job import JobDir, write_bytes
 from pytest_llem.runners.protocol import RunReport
 
 
@@ -38,12 +36,4 @@ def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:
     for name in sorted(files, key=lambda name: (name in last, name)):
         if Path(name).name != name:
             raise RunnerError(f"a node sent a file with the name {name!r}")
-        handle, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(files[name])
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(job_dir.path / name)
+        write_bytes(job_dir.path / name, files[name])

@@ -13,7 +13,6 @@ from pytest_llem.job import write_json
 from pytest_llem.reporting.live import ANNOUNCEMENTS
 
 FILE = "ray.json"
-PERIOD_S = 0.2
 
 
 class Progress:
@@ -23,7 +22,6 @@ class Progress:
         self._path = run_dir / ANNOUNCEMENTS / FILE
         self._lock = threading.Lock()
         self._since = time.time()
-        self._written = 0.0
         self._outstanding = 0
         self._running: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
@@ -61,19 +59,16 @@ class Progress:
             self._path.unlink(missing_ok=True)
 
     def _tell(self) -> None:
-        now = time.monotonic()
-        if now - self._written >= PERIOD_S:
-            self._written = now
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            events = str(self._path.with_suffix(".none"))
-            told: dict[str, JsonValue] = {
-                "title": "ray",
-                "events": events,
-                "since": self._since,
-                "waiting": None,
-                "progress": self.text(),
-            }
-            write_json(self._path, told)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        told: dict[str, JsonValue] = {
+            "title": "ray",
+            "events": str(self._path.with_suffix(".none")),
+            "since": self._since,
+            "waiting": None,
+            "progress": self.text(),
+        }
+        # Each time: the last change of several may stand as long as a cycle takes.
+        write_json(self._path, told, durable=False)
 
 
 @cache

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from pytest_llem.energy.protocol import Note
+from pytest_llem.errors import RunnerError
 from pytest_llem.runners.ray import tether
 
 MARK = "LLEM_TETHER"
@@ -35,14 +39,26 @@ def own_directory() -> Path:
 
 
 def run_directory(run_id: str) -> Path:
-    """What this node's processes share over one run (the idle state of its GPUs); old runs are removed."""
+    """What this node's processes share over one run (the idle state of its GPUs); old runs are removed.
+
+    Raises `RunnerError` where another user has taken the directory's name.
+    """
     runs = Path(tempfile.gettempdir()) / f"llem-runs-{os.getuid()}"
     runs.mkdir(mode=0o700, exist_ok=True)
-    for other in runs.iterdir():
-        if time.time() - other.stat().st_mtime > KEPT_S:
-            shutil.rmtree(other, ignore_errors=True)
+    status = runs.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise RunnerError(
+            f"node {platform.node()}: {runs} is not a directory of this user (uid {os.getuid()})",
+            fix=f"remove {runs} there, or start the node with a TMPDIR of its own",
+        )
     directory = runs / run_id
     directory.mkdir(exist_ok=True)
+    os.utime(directory)
+    for other in runs.iterdir():
+        # The node's other processes do the same, so that it may be gone.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > KEPT_S:
+                shutil.rmtree(other, ignore_errors=True)
     return directory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from pytest_llem.errors import (
     RunnerError,
     StudyError,
 )
+from pytest_llem.job import JobDir
 from pytest_llem.reporting.live import LiveStatus
 from pytest_llem.runners.ray import tether
 from pytest_llem.runners.ray.settings import RaySettings, settings_of
@@ -31,9 +33,10 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 from ray import exceptions as ray_errors
 
 from pytest_llem.runners.ray.cluster import Node, RayCluster, Request, connect, disconnect
+from pytest_llem.runners.ray.delivery import write_files
 from pytest_llem.runners.ray.outcomes import explain
 from pytest_llem.runners.ray.progress import Progress
-from pytest_llem.runners.ray.surroundings import MARK
+from pytest_llem.runners.ray.surroundings import MARK, run_directory
 
 H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
 A100 = Node("2", "b", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "node:10.0.0.2": 1.0})
@@ -190,9 +193,46 @@ def test_the_live_status_shows_pending_running_and_done_per_node(tmp_path: Path)
         while "pending" not in (tmp_path / "terminal").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         status.stop()
-    assert "ray: 5 pending, 0 running, 0 done" in (tmp_path / "terminal").read_text()
+    assert f"ray: {progress.text()}" in (tmp_path / "terminal").read_text(), "the last change of several is told"
     progress.clear()
     assert not list(tmp_path.glob(".live/*"))
+
+
+def test_processes_of_a_node_remove_old_runs_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that another has removed in between fails no cycle, and a run that goes on stays."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours = run_directory("ours")
+    for name in ("gone", "old"):
+        (ours.parent / name).mkdir()
+    for path in ours.parent.iterdir():
+        os.utime(path, (0, 0))
+    stale = [*ours.parent.iterdir(), ours.parent / "removed-meanwhile"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda path: iter(stale))
+        run_directory("ours")
+
+    assert list(ours.parent.iterdir()) == [ours]
+
+
+def test_a_directory_of_runs_that_is_none_of_this_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"llem-runs-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(RunnerError, match="is not a directory of this user"):
+        run_directory("ours")
+
+
+def test_a_file_that_cannot_be_written_down_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "measurement.json").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write_files({"measurement.json": b"{}", "log.txt": b"said"}, JobDir(tmp_path))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "measurement.json"]
 
 
 def test_what_a_killed_process_started_is_killed_wherever_it_went(tmp_path: Path) -> None:
