@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot
 
 from pytest_llem.energy import calibration, validity
-from pytest_llem.energy.estimators import AVERAGING_S, Estimate, from_counter, from_power, from_steady_counter
+from pytest_llem.energy.estimators import AVERAGING_S, Estimate, combined, from_counter, from_power, from_steady_counter
 from pytest_llem.energy.idle import idle_facts, mean_temperature_c
 from pytest_llem.energy.protocol import (
     DeviceEnergy,
@@ -62,8 +61,11 @@ class Accounts:
         gpus: Sequence[GpuFacts],
         windows: Sequence[Window],
         containers: Collection[str] = (),
+        *,
+        calibrates: bool = True,
     ) -> None:
-        """`containers` are those whose processes are measured."""
+        """`containers` are those whose processes are measured; `calibrates`: whether such GPUs can be calibrated."""
+        self._calibrates = calibrates
         self._setup = setup
         self._containers = frozenset(containers)
         self._gpus = tuple(gpus)
@@ -113,19 +115,17 @@ class Accounts:
         parts = {gpu.uuid: self._estimate(gpu.uuid, window) for gpu in self._gpus}
         known = [part for part in parts.values() if part is not None]
         complete = bool(known) and len(known) == len(parts)
-        names = {name for part in known for name in part.terms}
+        whole = combined(known) if complete else None
         return WindowEnergy(
             name=window.name,
             index=window.index,
             start_ns=window.start_ns,
             end_ns=window.end_ns,
-            energy_j=sum(part.energy_j for part in known) if complete else None,
-            uncertainty_j=hypot(*(part.uncertainty_j for part in known)) if complete else None,
-            estimator="+".join(sorted({part.estimator for part in known})) if complete else None,
-            samples=min(part.samples for part in known) if complete else 0,
-            terms={name: hypot(*(part.terms.get(name, 0.0) for part in known)) for name in sorted(names)}
-            if complete
-            else {},
+            energy_j=whole.energy_j if whole else None,
+            uncertainty_j=whole.uncertainty_j if whole else None,
+            estimator=whole.estimator if whole else None,
+            samples=whole.samples if whole else 0,
+            terms=whole.terms if whole else {},
             devices=tuple(
                 DeviceEnergy(uuid, None, None)
                 if part is None
@@ -151,8 +151,8 @@ class Accounts:
                 notes.append(
                     Note(
                         "uncalibrated",
-                        f"{gpu.uuid}: sensor not calibrated under driver {gpu.driver}, bounds are wide: run "
-                        "`llem doctor --calibrate`",
+                        f"{gpu.uuid}: sensor not calibrated under driver {gpu.driver}, bounds are wide: "
+                        + ("run `llem doctor --calibrate`" if self._calibrates else "GPUs of its kind cannot be"),
                     )
                 )
             if gpu.mig:

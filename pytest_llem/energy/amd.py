@@ -19,6 +19,7 @@ class AmdSmiMeter(NvmlMeter):
     name: ClassVar[str] = "amdsmi"
     library: ClassVar[str] = "amdsmi"
     gain_uncertainty_rel: ClassVar[float | None] = None
+    calibrates: ClassVar[bool] = False
     remarks: ClassVar[tuple[Note, ...]] = (
         Note("not_verified", "the meter amdsmi was never compared with hardware: cross-check it with `zeus`"),
     )

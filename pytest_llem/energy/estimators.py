@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import hypot, sqrt
 from statistics import fmean, stdev
 
@@ -21,6 +22,9 @@ AVERAGING_S = {"instant": 0.025, "average": 1.0}
 SEEN_INTERVALS = 3
 """So many intervals between steps must lie inside a window for its own power to count as seen."""
 MIN_STEADY_STEPS = 5
+MIN_RESOLUTION_W = 1.0
+MIN_DISTINCT = 5
+"""Of fewer distinct power readings the differences are those of the load, not of the sensor."""
 SAME_LOAD_REL = 0.2
 MEAN_SPREAD_REL = 0.2
 """How much the power at a window's end is taken to differ from its mean where neither was seen on its own."""
@@ -37,6 +41,26 @@ class Estimate:
     estimator: str
     samples: int
     terms: Mapping[str, float] = field(default_factory=dict)
+
+
+def combined(parts: Sequence[Estimate]) -> Estimate:
+    """What several devices drew in one window.
+
+    `shape` adds up: one load begins and ends on all of them, so each errs to the same side. The rest is independent.
+    """
+    shape = sum(part.terms.get("shape", 0.0) for part in parts)
+    noise = hypot(*(part.uncertainty_j - part.terms.get("shape", 0.0) for part in parts))
+    names = sorted({name for part in parts for name in part.terms})
+    terms = {name: hypot(*(part.terms.get(name, 0.0) for part in parts)) for name in names}
+    if "shape" in terms:
+        terms["shape"] = shape
+    return Estimate(
+        energy_j=sum(part.energy_j for part in parts),
+        uncertainty_j=shape + noise,
+        estimator="+".join(sorted({part.estimator for part in parts})),
+        samples=min(part.samples for part in parts),
+        terms=terms,
+    )
 
 
 def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -> Estimate | None:
@@ -88,8 +112,9 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> Estimate | None:
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> Estimate | None:
     """The window's energy as the time integral of power readings, each a mean over `averaging_s` before it.
 
-    `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings. `None`
-    when the readings do not surround the window.
+    `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings, and
+    `resolution` what steady readings all round off alike (a uniform error of half a step, k=2). `None` when the
+    readings do not surround the window.
     """
     series = [(sample.t_ns, sample.power_w) for sample in samples if sample.power_w is not None]
     first = max((i for i, (t, _) in enumerate(series) if t <= window.start_ns), default=None)
@@ -110,8 +135,17 @@ def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) ->
     terms = {
         "averaging": sqrt(2) * swing_w * averaging_s,
         "sampling": hypot(*steps) / 2 + sqrt(2) * swing_w * interval_s / 2,
+        "resolution": _resolution_w([power for _, power in series]) / sqrt(3) * window.duration_s,
     }
     return Estimate(energy, hypot(*terms.values()), "power_integral", last - first + 1, terms)
+
+
+def _resolution_w(powers: Sequence[float]) -> float:
+    """The step in which a sensor states power: the smallest difference of its readings, where they are many enough."""
+    distinct = sorted(set(powers))
+    if len(distinct) < MIN_DISTINCT:
+        return MIN_RESOLUTION_W
+    return max(MIN_RESOLUTION_W, min(b - a for a, b in pairwise(distinct)))
 
 
 def _counter_terms(

@@ -28,6 +28,7 @@ class NvmlMeter:
     name: ClassVar[str] = "nvml"
     library: ClassVar[str] = "nvml"
     gain_uncertainty_rel: ClassVar[float | None] = GAIN_UNCERTAINTY_REL
+    calibrates: ClassVar[bool] = True
     remarks: ClassVar[tuple[Note, ...]] = ()
 
     def __init__(self, setup: MeterSetup) -> None:
@@ -112,7 +113,7 @@ class NvmlMeter:
         problem = self._sampler.stop()
         gpus = self._opened()
         self._sampler = None
-        accounts = Accounts(self._setup, gpus, windows, self._containers)
+        accounts = Accounts(self._setup, gpus, windows, self._containers, calibrates=self.calibrates)
         host = rapl.host_energy(windows, self._edges.series(self._setup.samples_path)) if self._edges.domains else None
         report = accounts.report(host=host, sampler_problem=problem, sampler_cpu_s=cpu_s)
         return replace(

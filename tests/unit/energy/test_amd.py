@@ -34,7 +34,7 @@ window = report.windows[0]
 print(json.dumps({
     "meter": report.meter, "devices": [device.id for device in report.devices],
     "power_w": window.energy_j / (end - start) * 1e9, "bound_w": window.uncertainty_j / (end - start) * 1e9,
-    "estimator": window.estimator, "notes": [note.code for note in report.notes],
+    "estimator": window.estimator, "notes": {note.code: note.message for note in report.notes},
     "invalid": [note.code for note in report.invalid], "temperature_c": list(report.facts["temperature_c"].values()),
 }))
 """
@@ -57,6 +57,7 @@ def test_energy_is_the_accumulator_times_its_resolution(tmp_path: Path) -> None:
     assert found["bound_w"] < 0.1 * amd.POWER_W
     assert not found["invalid"]
     assert "not_verified" in found["notes"]
+    assert found["notes"]["uncalibrated"].endswith("GPUs of its kind cannot be")
     assert found["temperature_c"] == [51.0]
 
 
