@@ -23,7 +23,7 @@ def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], le
     if spec.image is not None:
         from pytest_llem.serving.container import begin_container
 
-        return begin_container(spec, job, docker, tell)
+        return begin_container(spec, job, docker, tell, lease.descriptors if lease is not None else ())
     model = spec.model_location()
     environment = {**job.environment, **visible(job)}
 

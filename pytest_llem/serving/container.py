@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +38,14 @@ HOST = "host"
 LAST_S = 5.0
 
 
-def begin_container(spec: ServerSpec, job: Job, docker_section: Mapping[str, JsonValue], tell: Tell) -> Begin:
-    """How this server is started in its image, which is made present first.
+def begin_container(
+    spec: ServerSpec,
+    job: Job,
+    docker_section: Mapping[str, JsonValue],
+    tell: Tell,
+    descriptors: Sequence[int] = (),
+) -> Begin:
+    """How this server is started in its image, which is made present first; `descriptors` as in `ContainerServer`.
 
     The server shares the host's network, unless the study's `docker.network` says `bridge`: then its port alone is
     published, on loopback. Raises `DockerError`, `ModelNotFoundError`, and `RunnerError` for a daemon elsewhere.
@@ -82,7 +88,7 @@ def begin_container(spec: ServerSpec, job: Job, docker_section: Mapping[str, Jso
             entrypoint=launch.command,
             publish=None if network == HOST else port,
         )
-        return ContainerServer(request, launch, log)
+        return ContainerServer(request, launch, log, descriptors)
 
     return begin
 
@@ -97,11 +103,14 @@ def require_local(daemon: DaemonFacts, image: str) -> None:
 
 
 class ContainerServer:
-    """A running container whose output goes to a log; it is removed when this process ends, however that happens."""
+    """A running container whose output goes to a log; it is removed when this process ends, however that happens.
+
+    Whoever removes it then inherits `descriptors`, so that a lease lasts until the container is gone.
+    """
 
     started_as: Literal["command", "container"] = "container"
 
-    def __init__(self, request: ContainerRequest, launch: Launch, log: Path) -> None:
+    def __init__(self, request: ContainerRequest, launch: Launch, log: Path, descriptors: Sequence[int] = ()) -> None:
         """Create and start it. Raises `DockerError`, and leaves nothing behind then."""
         self.log = log
         self._request = request
@@ -120,6 +129,7 @@ class ContainerServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
         self._attachment: Attachment | None = None
         try:

@@ -26,7 +26,8 @@ class ServingRunner:
     """Runs each cycle by another runner, beside a server that outlives the cycle.
 
     As long as `loaded`, the server is there and its devices stay leased (see `runners.tenancy`). With `keep` off,
-    or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices.
+    or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices. It is
+    stopped as well after a cycle without a measurement.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ServingRunner:
             report = self._beside(ready, job, job_dir, on_event, lease)
         except LlemError as error:
             _write_if_absent(job_dir, error)
+            self.unload()
             return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
         except KeyboardInterrupt:
             _write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"))
@@ -78,7 +80,8 @@ class ServingRunner:
         how = ready.server.ended()
         if how is not None:
             _server_died(ready, how, job_dir)
-        if not (still_there and self._keeps(job)):
+        # After a cycle that failed it may still work on requests that nobody waits for, under the next measurement
+        if not (still_there and self._keeps(job) and job_dir.measurement.exists()):
             self.unload()
         report = replace(report, facts=facts, isolation=self._isolation(job))
         image, digest = ready.spec.image, ready.server.facts.get("image_digest")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pytest_llem.containers.identity import SESSION_LABEL
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job import DeviceSet, Job, read_json
+from pytest_llem.runners.lease import LEASE_DIR_VARIABLE, device_lease
 from pytest_llem.serving.container import require_local
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, error_of, job_of
 
@@ -131,15 +131,23 @@ import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.docker.test_docker_serving import job
+from pytest_llem.job import DeviceSet, JobDir
+from pytest_llem.runners.lease import take_lease
 from tests.plugin.serving.bench import Bench
-_, server = Bench(Path(sys.argv[2])).run(job(1, "--fault", "stubborn"))
+lease = take_lease(DeviceSet("cpu"), timeout_s=60)
+bench, job_dir = Bench(Path(sys.argv[2])), JobDir(Path(sys.argv[2]) / "job-1")
+job_dir.write_job(job(1, "--fault", "stubborn"))
+server = bench.runner.run(job_dir.read_job(), job_dir, lambda event: None, lease).facts["server"]
 print(json.dumps(server), flush=True)
 time.sleep(600)
 """
 
 
-def test_no_container_outlives_a_killed_pytest(client: docker.DockerClient, server_image: str, tmp_path: Path) -> None:
-    """By SIGKILL, and before another session could sweep."""
+def test_no_container_outlives_a_killed_pytest(
+    client: docker.DockerClient, server_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGKILL, and before another session could sweep; its devices are nobody else's until it is gone."""
+    monkeypatch.setenv(LEASE_DIR_VARIABLE, str(tmp_path / "leases"))
     root = str(Path(__file__).parents[2])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, root, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -150,8 +158,7 @@ def test_no_container_outlives_a_killed_pytest(client: docker.DockerClient, serv
 
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
-    deadline = time.monotonic() + GONE_S
-    while containers(client) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert containers(client) == []
+    # Left to itself the container is removed; whoever takes the lease meanwhile waits for that
+    with device_lease(DeviceSet("cpu"), timeout_s=GONE_S):
+        assert containers(client) == []
     assert read_json(tmp_path / "job-1" / "job.json")["server"]

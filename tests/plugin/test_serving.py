@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_llem.errors import LlemError
 from pytest_llem.job import DeviceSet, Job, JobDir, read_json
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, RunReport
@@ -92,6 +93,29 @@ def test_a_server_that_is_never_ready_is_killed_at_its_deadline(bench: Bench) ->
     assert "within 1 s (openai.ready_timeout_s)" in error["message"]
     assert "/health was answered with HTTP 503" in error["message"]
     assert left(bench.path) == []
+
+
+def test_a_server_is_not_kept_after_a_cycle_that_failed(bench: Bench) -> None:
+    """It may still work on what the cycle asked for, and that would count as the next one's energy."""
+
+    class Fails(Client):
+        def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+            if job.cycle == 2:
+                raise LlemError("no client could be started")
+            job_dir.write_error(LlemError("killed at its deadline"))
+            return RunReport("local", "default", "process")
+
+    whole, bench.runner._inner = bench.client, Fails()
+    bench.run(job_of(1))
+    assert not bench.runner.loaded
+    second_dir, _ = bench.run(job_of(2))
+    assert error_of(second_dir)["message"] == "no client could be started"
+    assert not bench.runner.loaded
+
+    bench.runner._inner = whole
+    job_dir, server = bench.run(job_of(3))
+    assert job_dir.measurement.exists()
+    assert (server["id"], server["reused"]) == ("study-3", False)
 
 
 def test_a_program_that_is_not_there_is_said_before_and_when_it_is_started(bench: Bench) -> None:
