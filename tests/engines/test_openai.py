@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.openai import OpenAIEngine
+from pytest_llem.engines.openai import OpenAIEngine, transport
+from pytest_llem.engines.openai.client import Client, Sent
 from pytest_llem.engines.protocol import Completion, TextOnly
 from pytest_llem.errors import EngineError, EngineSettingError, ServerUnreachableError, WorkloadError
 from pytest_llem.job import Arrival, Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
@@ -152,11 +153,40 @@ def test_when_every_request_fails_there_is_nothing_to_measure(bench: Bench) -> N
     assert caught.value.fix
 
 
-def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(bench: Bench) -> None:
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Servers close idle connections when they like; a request on its way then was never seen by them."""
-    engine = bench.engine(bench.server("ok", "drop_at_once", "ok"), concurrency=1)
-    assert [c.error for c in run(engine, texts(2))] == [None, None]
+    monkeypatch.setattr(transport, "STALE_S", 10.0)
+    engine = bench.engine(bench.server("ok", "drop_later", "ok"), concurrency=1)
+    done = run(engine, texts(2))
+    assert [c.error for c in done] == [None, None]
     assert engine.statistics()["resent_over_closed_connections"] == 1
+    # What was lost on the way is part of the latency.
+    assert done[1].end_ns - done[1].start_ns > 350_000_000
+
+
+def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Bench) -> None:
+    server = bench.server("ok", "drop_later", "ok")
+    engine = bench.engine(server, concurrency=1)
+    assert [c.failure for c in run(engine, texts(3))] == [None, "dropped", None]
+    assert len(server.measured) == 3
+    assert "resent_over_closed_connections" not in engine.statistics()
+
+
+def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
+    whole = Client._one
+
+    async def slow(client: Client, sent: Sent, url: str) -> Completion:
+        time.sleep(0.02)
+        return await whole(client, sent, url)
+
+    monkeypatch.setattr(Client, "_one", slow)
+    arrival = Arrival("constant", rate_per_s=10_000.0)
+    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
+    run(engine, texts(6))
+    assert "sent_late" in codes(engine)[1]
 
 
 def test_one_slow_request_holds_no_other_up(bench: Bench) -> None:

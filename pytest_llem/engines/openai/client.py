@@ -164,7 +164,9 @@ class Client:
         self.lateness_s = 0.0
         self.resent = 0
 
-        async def run(sent: Sent) -> None:
+        async def run(sent: Sent, due_s: float) -> None:
+            if due_s > 0:
+                self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
             started_ns = time.monotonic_ns()
             try:
                 found.append(await self._one(sent, url))
@@ -184,38 +186,38 @@ class Client:
         started = self._loop.time()
         try:
             for sent, due_s in zip(requests, plan.times_s, strict=True):
-                wait_s = started + due_s - self._loop.time()
-                if wait_s > 0:
-                    await asyncio.sleep(wait_s)
-                    self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
+                if due_s > 0:
+                    # Also when it is late: without a turn of the loop no request before it would be on its way.
+                    await asyncio.sleep(max(0.0, started + due_s - self._loop.time()))
                 await gate.acquire()
-                tasks.append(self._loop.create_task(run(sent)))
+                tasks.append(self._loop.create_task(run(sent, due_s)))
             await asyncio.gather(*tasks)
         finally:
             ticker.cancel()
         return sorted(found, key=lambda completion: completion.index)
 
     async def _one(self, sent: Sent, url: str) -> Completion:
+        session = self._session or await self._connected()
+        start_ns = time.monotonic_ns()
+
+        async def attempt(way: Way, answer: Answer) -> Completion:
+            async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
+                way.answered = True
+                await take_in(response, answer)
+            if answer.timings is not None:
+                self.latest_timings.append(answer.timings)
+            return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
+
         while True:
             way, answer = Way(), Answer(self._settings.api, timed=sent.timed)
             try:
-                return await self._attempt(sent, url, way, answer)
+                return await attempt(way, answer)
             except network_errors() as problem:
                 if not way.was_stale(problem):
                     began = answer.first_ns is not None
                     raise self._failure(problem, self._settings.request_timeout_s, began=began) from None
             # Other idle connections may have been closed too; a new one is never stale.
             self.resent += 1
-
-    async def _attempt(self, sent: Sent, url: str, way: Way, answer: Answer) -> Completion:
-        session = self._session or await self._connected()
-        start_ns = time.monotonic_ns()
-        async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
-            way.answered = True
-            await take_in(response, answer)
-        if answer.timings is not None:
-            self.latest_timings.append(answer.timings)
-        return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
 
     def _failure(self, problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
         failure = classify(problem, timeout_s, began=began)

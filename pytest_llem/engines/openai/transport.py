@@ -17,15 +17,17 @@ from pytest_llem.engines.openai.failures import RequestFailedError, of_status
 if TYPE_CHECKING:
     import aiohttp
 
+STALE_S = 0.05
+"""A server that closed an idle connection lets a request know at once: a loss after this had been worked on."""
 LINGER_S = 1.0
 """How long a server may keep a stream open that it has said to be done."""
 
 
 @dataclass
 class Way:
-    """How a request fares: whether its connection had been used before, and whether anything came back."""
+    """How a request fares: when it was sent (ns) if its connection had been used before, and if anything came back."""
 
-    reused: bool = False
+    reused_ns: int | None = None
     answered: bool = False
 
     def was_stale(self, problem: Exception) -> bool:
@@ -33,16 +35,18 @@ class Way:
         import aiohttp
 
         lost = isinstance(problem, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
-        return lost and self.reused and not self.answered
+        if not lost or self.answered or self.reused_ns is None:
+            return False
+        return time.monotonic_ns() - self.reused_ns < STALE_S * 1e9
 
 
 def noting_reuse() -> aiohttp.TraceConfig:
-    """Tells the `Way` of a request that its connection had been used before."""
+    """Tells the `Way` of a request that it is sent over a connection which had been used before."""
     import aiohttp
 
     async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
         if isinstance(context.trace_request_ctx, Way):
-            context.trace_request_ctx.reused = True
+            context.trace_request_ctx.reused_ns = time.monotonic_ns()
 
     config = aiohttp.TraceConfig()
     config.on_connection_reuseconn.append(reused)

@@ -19,9 +19,10 @@ STANDARD = {
 class Script:
     """How the server behaves. `answers` names what happens to the measured requests, in turn and over again.
 
-    `ok`, `drop` (closes mid-stream), `drop_at_once`, `stall` (begins and goes on never), `hang` (never begins), `429`,
-    `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`, `paired` (two tokens a piece), `torn` (a
-    byte at a time), `short` (ends after two tokens), `whole` (not streamed), `not_http`.
+    `ok`, `drop` (closes mid-stream), `drop_at_once`, `drop_later` (after 0.4 s of work), `stall` (begins and goes on
+    never), `hang` (never begins), `429`, `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`,
+    `paired` (two tokens a piece), `torn` (a byte at a time), `short` (ends after two tokens), `whole` (not streamed),
+    `not_http`.
     """
 
     answers: tuple[str, ...] = ("ok",)
@@ -134,7 +135,8 @@ class _Answer:
             await _send(self._writer, int(kind), json.dumps({"error": text}))
         elif kind == "hang":
             await self._until_given_up()
-        elif kind == "drop_at_once":
+        elif kind in ("drop_at_once", "drop_later"):
+            await asyncio.sleep(0.4 if kind == "drop_later" else 0)
             self._writer.close()
         elif kind == "not_http":
             self._writer.write(b"\x00\x01\x02 this is no answer\r\n\r\n")
