@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub import hub_obstacle
-from pytest_llem.errors import LlemError, ModelNotFoundError
+from pytest_llem.errors import EngineError, LlemError, ModelNotFoundError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 HEAD_BYTES = 1 << 20
@@ -75,14 +75,24 @@ def on_hub(model: str) -> bool:
 
 
 def unreachable(model: str, problem: Exception, offline: str | None = None) -> LlemError:
-    """The error for a model that its loader could not find, with the cause: why the hub was not asked, or its words."""
+    """The error for a model that its loader could not find, with the cause: why the hub was not asked, or its words.
+
+    Loaders say so by an `OSError` of their own making. One with an error number comes from the operating system: a
+    missing compiler, a full disk, a port in use.
+    """
     names = {cls.__name__ for cls in type(problem).__mro__}
     text = " ".join(str(problem).split())
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return EngineError(
+            f"model {model!r} could not be loaded: {text[:300]}",
+            fix="read the lines before it in worker.log: what the loader needs on this machine failed",
+            details={"model": model, "type": type(problem).__name__, "errno": problem.errno},
+        )
     if offline is not None:
         return ModelNotFoundError(
             f"model {model!r} is not in the local cache, and cannot be fetched: {offline}",
             fix="download it where the hub can be reached, give a local path, or use builtin:tiny-llama",
-            details={"model": model, "type": type(problem).__name__},
+            details={"model": model, "type": type(problem).__name__, "cause": text[:300]},
         )
     if "GatedRepoError" in names or "gated repo" in text.lower():
         fix = "accept the model's terms on the hub and set HF_TOKEN"
