@@ -24,7 +24,7 @@ from pytest_llem.placement import Placement
 from pytest_llem.redaction import redact_file, secrets_of
 from pytest_llem.runners.lease import Tenant
 from pytest_llem.runners.neighbours import Neighbours
-from pytest_llem.runners.protocol import KnowsImage, Place, Runner, RunnerSpec, RunReport, RunsMany
+from pytest_llem.runners.protocol import KnowsImage, Place, Room, Runner, RunnerSpec, RunReport, RunsMany
 from pytest_llem.runners.tenancy import Devices, StaysLoaded
 from pytest_llem.running_server import residual_allowance
 from pytest_llem.serving.preflight import known_image
@@ -186,7 +186,7 @@ class Measurer:
             report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes
         )
 
-    def in_flight(self, points: Sequence[Point]) -> int | None:
+    def room(self, points: Sequence[Point]) -> Room | None:
         """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
 
         `None` for no experiments, and where no place can be reached: each cycle says so itself.
@@ -194,16 +194,18 @@ class Measurer:
         first: dict[str, list[Point]] = {}
         for point in points:
             first.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
-        counts = []
+        rooms = []
+        notices = []
         for group in first.values():
             configs = {point.experiment.id: point.experiment for point in group}
             try:
                 runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
                 if isinstance(runner, RunsMany):
-                    counts.append(runner.in_flight([experiment.config for experiment in configs.values()]))
+                    rooms.append(runner.room([experiment.config for experiment in configs.values()]))
+                    notices += [f"{group[0].study.name}: {notice}" for notice in rooms[-1].notices]
             except LlemError:
                 continue
-        return max(counts, default=None)
+        return Room(max(room.cycles for room in rooms), tuple(dict.fromkeys(notices))) if rooms else None
 
     def interrupt(self) -> None:
         """End what other threads measure."""

@@ -258,7 +258,12 @@ class LlemSession:
             return
         from pytest_llem.runners.ahead import begun_ahead
 
-        self._ahead = begun_ahead(items, self._measurer, self._from_store, self.run_dir)
+        def say(line: str) -> None:
+            terminal = items[0].config.pluginmanager.get_plugin("terminalreporter")
+            if terminal is not None:
+                terminal.write_line(line)
+
+        self._ahead = begun_ahead(items, self._measurer, self._from_store, self.run_dir, say)
 
     def _reusable(self, key: CycleKey, point: Point) -> Reuse:
         from pytest_llem.results.resume import Reuse

@@ -38,10 +38,16 @@ class Wanted:
     retried: bool
 
 
-def begun_ahead(items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore, run_dir: Path) -> Ahead | None:
+def begun_ahead(
+    items: Iterable[pytest.Item],
+    measurer: Measurer,
+    measure: FromStore,
+    run_dir: Path,
+    say: Callable[[str], None],
+) -> Ahead | None:
     """Begin what the items need of runners that run many cycles at a time; `None` where there is nothing such.
 
-    Raises nothing: a cluster that cannot be reached is for each item to report.
+    Raises nothing: a cluster that cannot be reached is for each item to report. `say` tells the user a line.
     """
     found = [
         point
@@ -51,13 +57,15 @@ def begun_ahead(items: Iterable[pytest.Item], measurer: Measurer, measure: FromS
         and not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
     ]
     wanted = wanted_cycles(found)
-    in_flight = measurer.in_flight([one.point for one in wanted])
-    if in_flight is None:
+    room = measurer.room([one.point for one in wanted])
+    if room is None:
         return None
+    for notice in room.notices:
+        say(f"llem: {notice}")
     from pytest_llem.runners.ray.progress import progress_of
 
     optional = {point.key: point for point in found if point.optional}
-    ahead = Ahead(measure, in_flight, optional, progress_of(run_dir).outstanding)
+    ahead = Ahead(measure, room.cycles, optional, progress_of(run_dir).outstanding)
     ahead.begin(wanted)
     return ahead
 

@@ -105,11 +105,19 @@ class KnowsImage(Protocol):
         """The digest, else the id, of an engine's image as it lies here; `None` where it does not."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many cycles to begin at a time, and what the user should know about that, a sentence each."""
+
+    cycles: int
+    notices: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class RunsMany(Protocol):
     """A runner that has room for several cycles at a time; threads may share its `run` (an optional part)."""
 
-    def in_flight(self, configs: Sequence[ExperimentConfig]) -> int:
+    def room(self, configs: Sequence[ExperimentConfig]) -> Room:
         """How many cycles of these experiments to begin at a time."""
 
     def places(self, config: ExperimentConfig) -> Sequence[Place]:

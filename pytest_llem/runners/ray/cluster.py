@@ -119,14 +119,22 @@ class RayCluster:
         """
         given = Request(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
         asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
-        able = [node for node in self.nodes() if node.has(asked)]
+        able = self._named(settings)
         if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in able):
             self._on_gpus.add(frozenset(asked.items()))
         if frozenset(asked.items()) in self._on_gpus:
             return Request(devices, given.cpus, given.accelerator_type, given.resources)
-        sizes = _cpu_sizes(able)
-        cpus = settings.cpus or min(sizes, default=1.0)
+        cpus = settings.cpus or min(_cpu_sizes(able), default=1.0)
         return Request(0, cpus, given.accelerator_type, given.resources)
+
+    def cpu_sizes(self, settings: RaySettings) -> list[float]:
+        """How many CPUs the nodes have that a measurement of the CPU may come to, each number once, least first."""
+        return sorted(_cpu_sizes(self._named(settings)))
+
+    def _named(self, settings: RaySettings) -> list[Node]:
+        """The nodes that have what the settings name, whatever else a cycle needs."""
+        given = Request(0, 0.0, settings.accelerator_type, settings.resources)
+        return [node for node in self.nodes() if node.has(given.amounts)]
 
     def able(self, request: Request) -> list[Node]:
         """The nodes that can run it when they are empty."""

@@ -21,7 +21,7 @@ from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, Room, RunnerSpec, RunReport
 from pytest_llem.runners.ray.cluster import RayCluster, Request, connect, disconnect
 from pytest_llem.runners.ray.delivery import Delivery, NodeFacts, write_files
 from pytest_llem.runners.ray.node import Order, encoded
@@ -73,13 +73,34 @@ class RayRunner:
         """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
         return connect(self.spec.address, self.settings.runtime_env)
 
-    def in_flight(self, configs: Sequence[ExperimentConfig]) -> int:
-        """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each."""
-        if self.settings.max_in_flight is not None:
-            return self.settings.max_in_flight
-        needed = {devices_needed(config) for config in configs}
-        slots = max((self.cluster.slots(self.cluster.request(self.settings, count)) for count in needed), default=1)
-        return max(1, min(2 * slots, MOST_IN_FLIGHT))
+    def room(self, configs: Sequence[ExperimentConfig]) -> Room:
+        """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each.
+
+        A cluster that may grow gets as many as there can be.
+        """
+        settings = self.settings
+        requests = [self.cluster.request(settings, count) for count in {devices_needed(config) for config in configs}]
+        notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()
+        if settings.max_in_flight is not None:
+            return Room(settings.max_in_flight, notices)
+        slots = max((self.cluster.slots(request) for request in requests), default=1)
+        if slots > MOST_IN_FLIGHT:
+            limit = (
+                f"the Ray cluster can run {slots} cycles at a time, and this process submits {MOST_IN_FLIGHT}: set "
+                "ray.max_in_flight, and raise `ulimit -n` with it"
+            )
+            notices = (*notices, limit)
+        return Room(MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * slots, MOST_IN_FLIGHT)), notices)
+
+    def _uneven(self) -> tuple[str, ...]:
+        sizes = self.cluster.cpu_sizes(self.settings)
+        if len(sizes) < 2:
+            return ()
+        told = ", ".join(f"{size:g}" for size in sizes)
+        return (
+            f"cycles on the CPU may come to nodes of {told} CPUs and take {sizes[0]:g}: on a larger node several wait "
+            "for one another; name ray.resources that only equal nodes have",
+        )
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Whether a node of each kind that may run these has the package and the engine."""

@@ -13,7 +13,7 @@ from pytest_llem.job import JobDir
 from pytest_llem.measuring import Measurer
 from pytest_llem.options import RunOptions
 from pytest_llem.point import Point
-from pytest_llem.runners.protocol import RunnerSpec, RunReport
+from pytest_llem.runners.protocol import Room, RunnerSpec, RunReport
 from pytest_llem.study import load_study
 
 SPEC = RunnerSpec("ray", "command line")
@@ -27,10 +27,10 @@ class StandIn:
         self._room = room
         self._failures = failures or []
 
-    def in_flight(self, configs: Any) -> int:
+    def room(self, configs: Any) -> Room:
         if isinstance(self._room, LlemError):
             raise self._room
-        return self._room
+        return Room(self._room, ("too little",))
 
     def places(self, config: Any) -> list[Any]:
         return []
@@ -79,7 +79,7 @@ def test_a_study_whose_place_cannot_be_reached_leaves_the_others_their_room(
     runners = {"one": StandIn(InfeasibleError("no such node")), "two": StandIn(7)}
     found = measurer(monkeypatch, tmp_path, runners)
 
-    room = found.in_flight([point(tmp_path, "one"), point(tmp_path, "two")])
+    room = found.room([point(tmp_path, "one"), point(tmp_path, "two")])
 
-    assert room == 7
-    assert found.in_flight([point(tmp_path, "one")]) is None
+    assert room == Room(7, ("two: too little",))
+    assert found.room([point(tmp_path, "one")]) is None

@@ -27,6 +27,7 @@ from pytest_llem.runners.ray.runner import RayRunner
 
 PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
 H100 = Node("2" * 56, "b", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
+LARGE = Node("3" * 56, "c", {"CPU": 64.0})
 TERMS = NodeTerms(0, 0.0)
 
 
@@ -85,6 +86,37 @@ def test_a_cycle_whose_nodes_are_all_gone_before_it_begins_is_refused(
         runner.run(job(tmp_path), JobDir(tmp_path / "job"), lambda event: None)
 
     assert ended == ["task"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "cycles", "said"),
+    [
+        pytest.param(RaySettings(), [H100] * 3, 6, "", id="all slots and one to follow in each"),
+        pytest.param(RaySettings(wait_for_nodes_s=60.0), [H100] * 3, 512, "", id="a cluster that may grow"),
+        pytest.param(RaySettings(), [H100] * 600, 512, "set ray.max_in_flight", id="more slots than are used"),
+        pytest.param(RaySettings(max_in_flight=600), [H100] * 600, 600, "", id="as many as the user says"),
+        pytest.param(RaySettings(), [PLAIN, LARGE], 2 * 9, "only equal nodes have", id="CPU nodes of two sizes"),
+        pytest.param(RaySettings(), [PLAIN, PLAIN], 4, "", id="CPU nodes of one size"),
+    ],
+)
+def test_as_many_cycles_are_submitted_as_the_cluster_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: RaySettings,
+    nodes: list[Node],
+    cycles: int,
+    said: str,
+) -> None:
+    found = RayCluster("here", {}, own=False)
+    monkeypatch.setattr(found, "nodes", lambda fresh=False: nodes)
+    monkeypatch.setattr(ray_runner, "connect", lambda address, environment: found)
+    runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, settings, TERMS)
+
+    room = runner.room([job(tmp_path).config])
+
+    assert room.cycles == cycles
+    assert bool(room.notices) == bool(said)
+    assert said in "".join(room.notices)
 
 
 def test_a_question_to_a_silent_node_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
