@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_llem.energy.owners import ancestors
 
 LISTENING = "0A"
-TUNNELS = ("ssh", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
+TUNNELS = ("ssh", "sshd", "sshd-session", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
 """Programs whose listening port leads to another machine."""
 PROXIES = (
     "docker-proxy",

@@ -338,6 +338,49 @@ def test_a_cache_that_nobody_can_empty_is_unknown_unless_the_user_knows(bench: B
     assert run(bench.engine(bench.server(cached=3)), texts(1))[0].cached_tokens == 3
 
 
+def test_a_cache_that_is_busy_for_a_moment_is_emptied_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang refuses while its last step ends; only a server without the endpoint is not asked again."""
+    monkeypatch.setattr("pytest_llem.engines.openai.engine.DRAIN_S", 0.1)
+    models = {"data": [{"id": "m", "owned_by": "sglang"}]}
+    busy = bench.server(models=models, resets=(400, 400, 200))
+    assert bench.engine(busy).reset() == "cleared"
+    never = bench.server(models=models, resets=(400,))
+    engine = bench.engine(never)
+    assert (engine.reset(), engine.reset()) == ("unknown", "unknown")
+    never.script.resets = (200,)
+    assert engine.reset() == "cleared"
+    without = bench.server(models=models)
+    engine = bench.engine(without)
+    assert (engine.reset(), engine.reset(), without.resets) == ("unknown", "unknown", 1)
+
+
+def test_hits_that_only_the_servers_counter_tells_are_seen(bench: Bench) -> None:
+    """An answer of 200 is all that some servers say of a reset, whether their cache was emptied or not."""
+    metrics = "vllm:generation_tokens_total {}\nvllm:prefix_cache_hits_total {}\n"
+    server = bench.server(metrics=metrics.format(0, 0))
+    engine = bench.engine(server)
+    engine.reset_statistics()
+    done = engine.generate(texts(2), lambda _done, _total: None)
+    server.script.metrics = metrics.format(16, 48)
+    engine.statistics()
+    engine.read(done)
+    assert codes(engine)[0] == ["prefix_cache_hit"]
+    caching = bench.engine(bench.server(), enable_prefix_caching=True)
+    caching._observations = engine._observations
+    assert codes(caching)[0] == []
+
+
+def test_path_and_context_are_those_of_the_model_that_is_named(bench: Bench) -> None:
+    listed = [{"id": name, "owned_by": "vllm", "root": f"/{name}", "max_model_len": n} for n, name in enumerate("ab")]
+    models = {"data": listed}
+    found = bench.engine(bench.server(models=models), served_model="b").effective()
+    assert (found["served_model"], found["model_path"], found["max_model_len"]) == ("b", "/b", 1)
+    other = bench.engine(bench.server(models=models), served_model="c").effective()
+    assert (other["server"], other["model_path"], other["max_model_len"]) == ("vllm", None, None)
+
+
 def test_without_a_tokenizer_texts_go_as_they_are(bench: Bench, tmp_path: Any) -> None:
     server = bench.server(prompts="text")
     engine = bench.engine(server)
@@ -362,7 +405,10 @@ def test_without_a_tokenizer_texts_go_as_they_are(bench: Bench, tmp_path: Any) -
     [
         ({"no_such_setting": 1}, "no such setting"),
         ({"base_url": "localhost:8000"}, "not the URL of a server"),
-        ({"base_url": "http://me:secret@localhost:8000/v1"}, "user name or a password"),
+        ({"base_url": "http://me:secret@localhost:8000/v1"}, "user name, a password or a query"),
+        ({"base_url": "http://localhost:8000/v1?api-key=secret"}, "a password or a query"),
+        ({"base_url": "me:secret@localhost:8000/v1"}, "user name, a password"),
+        ({"base_url": "localhost:8000/v1?api-key=secret"}, "a password or a query"),
         ({"base_url": None}, "openai.base_url: not set"),
         ({"api": "responses"}, "unknown API"),
     ],

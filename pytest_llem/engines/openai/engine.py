@@ -222,13 +222,23 @@ class OpenAIEngine:
 
     def _emptied(self, client: Client, settings: ClientSettings, server: probe.Server) -> CacheState:
         path = "/reset_prefix_cache" if server.kind == "vllm" else "/flush_cache"
-        try:
-            reply = client.ask(settings.root + path, post=True)
-        except RequestFailedError:
-            return "unknown"
-        self._resets = reply.status == 200
-        said = reply.data.get("success", True) if isinstance(reply.data, Mapping) else True
-        return "cleared" if self._resets and said is True else "unknown"
+        deadline = time.monotonic() + DRAIN_S
+        while True:
+            try:
+                reply = client.ask(settings.root + path, post=True)
+            except RequestFailedError:
+                return "unknown"
+            if reply.status in (404, 405):
+                self._resets = False
+                return "unknown"
+            said = reply.data.get("success", True) if isinstance(reply.data, Mapping) else True
+            if reply.status == 200 and said is True:
+                self._resets = True
+                return "cleared"
+            if time.monotonic() > deadline:
+                return "unknown"
+            # Servers refuse while their last step ends, which may be after the last answer.
+            time.sleep(0.05)
 
     def _config_now(self) -> ExperimentConfig:
         if self._config is None:

@@ -40,7 +40,7 @@ class Observations:
         self._generated = self._failed = self._short = self._given_differs = self._untimed = 0
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
-        self._timed_tokens = self._bunched_tokens = 0
+        self._timed_tokens = self._bunched_tokens = self._cached_tokens = 0
         self._lateness_s = 0.0
         self._resent = 0
 
@@ -68,6 +68,7 @@ class Observations:
             if completion.error is None:
                 times = completion.token_times_ns
                 self._untimed += times is None
+                self._cached_tokens += completion.cached_tokens or 0
                 self._timed_tokens += max(0, len(times or ()) - 1)
                 self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times or ()))
 
@@ -112,6 +113,11 @@ class Observations:
             self._statistics["client_latency_s"] = fmean(self._latencies_s)
         return self._statistics
 
+    def _hits(self) -> int:
+        counters = self._statistics.get("server_counters")
+        hits = counters.get("prefix_cache_hit_tokens") if isinstance(counters, Mapping) else None
+        return hits if isinstance(hits, int) else 0
+
     def notes(self, config: ExperimentConfig) -> tuple[list[Note], list[Note]]:
         """Why the period cannot be used, and what must be known of it; after `statistics`."""
         invalid: list[Note] = []
@@ -133,6 +139,11 @@ class Observations:
                     f"the server generated {theirs} tokens and {self._generated} of them for this measurement: "
                     "somebody else used it",
                 )
+            )
+        elif self._hits() and not self._cached_tokens and not config.settings.get("enable_prefix_caching"):
+            # Where the answers tell of them, they are counted there.
+            invalid.append(
+                Note("prefix_cache_hit", f"{self._hits()} prompt tokens came from the server's prefix cache")
             )
         if self._untimed:
             why = (

@@ -57,7 +57,10 @@ def wait_until_ready(client: Client, settings: ClientSettings) -> None:
 
 
 def examine(client: Client, settings: ClientSettings, model: str) -> Server:
-    """What the server is, and which model it serves: the one named, else its first, else the study's."""
+    """What the server is, and which model it serves: the one named, else its first, else the study's.
+
+    Path and longest request are those of that model, and unknown where the server does not list it.
+    """
     listed = _asked(client, settings.base_url + "/models")
     if listed is not None and listed.status in (401, 403):
         raise _key_refused(settings, listed.status)
@@ -65,7 +68,8 @@ def examine(client: Client, settings: ClientSettings, model: str) -> Server:
     first = models[0] if models else {}
     served = settings.served_model or str(first.get("id") or model)
     owner = str(first.get("owned_by", ""))
-    longest = first.get("max_model_len")
+    entry = next((listed for listed in models if listed.get("id") == served), {})
+    longest = entry.get("max_model_len")
     longest = longest if isinstance(longest, int) else None
     props = _object(_asked(client, settings.root + "/props"))
     if "total_slots" in props or owner == "llamacpp":
@@ -85,7 +89,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> Server:
         return Server("sglang", _text(info.get("version")), served, _text(info.get("model_path")), None, longest)
     version = _text(_object(_asked(client, settings.root + "/version")).get("version"))
     if owner == "vllm":
-        return Server("vllm", version, served, _text(first.get("root")), None, longest)
+        return Server("vllm", version, served, _text(entry.get("root")), None, longest)
     return Server("unknown", version, served, None, None, longest)
 
 

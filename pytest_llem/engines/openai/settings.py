@@ -110,14 +110,14 @@ def api_url(url: str) -> str:
     Credentials do not belong in it: a study and its results hold the URL as it is.
     """
     parts = urlsplit(url)
+    if "@" in url or parts.query:
+        raise EngineSettingError(
+            "openai.base_url holds a user name, a password or a query, which would stand in every result",
+            fix="end it at the path, and name an environment variable that holds the key in openai.api_key_env",
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EngineSettingError(
             f"openai.base_url {url!r} is not the URL of a server", fix="write it as http://HOST:PORT/v1"
-        )
-    if parts.username or parts.password:
-        raise EngineSettingError(
-            "openai.base_url holds a user name or a password, which would stand in every result",
-            fix="name an environment variable that holds the key in openai.api_key_env",
         )
     path = parts.path.rstrip("/")
     if not path.rpartition("/")[2].startswith("v"):

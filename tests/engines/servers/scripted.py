@@ -36,6 +36,8 @@ class Script:
     models: Any = field(default_factory=lambda: {"data": [{"id": "scripted", "owned_by": "nobody"}]})
     health: tuple[int, ...] = (200,)
     metrics: str | None = None
+    resets: tuple[int, ...] = ()
+    """What a request to empty the prefix cache is answered with, in turn; the last goes on."""
     piece_s: float = 0.0
 
 
@@ -50,10 +52,12 @@ class ScriptedServer:
         self.connections = 0
         self.open = self.most_open = self.abandoned = 0
         self.url = ""
-        self._healths = 0
+        self._healths = self.resets = 0
         self._paths: dict[str, Callable[[], tuple[int, str]]] = {
             "/health": self._health,
             "/v1/models": lambda: (200, json.dumps(script.models)) if script.models is not None else (500, "no"),
+            "/reset_prefix_cache": self._reset,
+            "/flush_cache": self._reset,
             "/metrics": lambda: (200, script.metrics) if script.metrics is not None else (404, "{}"),
         }
 
@@ -84,6 +88,11 @@ class ScriptedServer:
         status = self.script.health[min(self._healths, len(self.script.health) - 1)]
         self._healths += 1
         return status, "{}"
+
+    def _reset(self) -> tuple[int, str]:
+        statuses = self.script.resets or (404,)
+        self.resets += 1
+        return statuses[min(self.resets, len(statuses)) - 1], ""
 
     async def _answer(
         self,

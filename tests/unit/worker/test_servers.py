@@ -80,7 +80,9 @@ def test_energy_of_another_machine_is_not_that_of_the_sensors_here() -> None:
     assert "203.0.113.77" in found.elsewhere.message
 
 
-@pytest.mark.parametrize(("program", "elsewhere"), [("ssh", True), ("docker-proxy", False), ("nginx", False)])
+@pytest.mark.parametrize(
+    ("program", "elsewhere"), [("ssh", True), ("sshd-session", True), ("docker-proxy", False), ("nginx", False)]
+)
 def test_a_port_that_leads_on_is_not_taken_for_the_server(
     listener: tuple[int, int], monkeypatch: pytest.MonkeyPatch, program: str, elsewhere: bool
 ) -> None:
