@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.containers.error_tree import error_from_dict
+from pytest_llem.errors import JsonValue, LlemError, RunnerError
 from pytest_llem.job import JobDir, write_bytes
 from pytest_llem.runners.protocol import RunReport
+
+ERROR_FILE = JobDir(Path()).error.name
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Delivery:
     files: Mapping[str, bytes] = field(default_factory=dict)
     report: RunReport | None = None
     error: Mapping[str, JsonValue] | None = None
+
+
+def failure_of(delivery: Delivery) -> LlemError | None:
+    """What the cycle failed for, whether it is told beside the files or in `error.json`."""
+    told = delivery.error
+    if told is None and ERROR_FILE in delivery.files:
+        told = json.loads(delivery.files[ERROR_FILE])
+    return error_from_dict(told) if told is not None else None
 
 
 def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:

@@ -13,17 +13,18 @@ import ray
 from ray import exceptions as ray_errors
 
 from pytest_llem import __version__
+from pytest_llem.breaker import LASTING
 from pytest_llem.containers.error_tree import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths
 from pytest_llem.devices import devices_needed
 from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.signatures import SignatureReport
-from pytest_llem.errors import InterruptedCycleError, JsonValue, NodeLostError
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError
 from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
 from pytest_llem.runners.lease import Lease
 from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, Room, RunnerSpec, RunReport
 from pytest_llem.runners.ray.cluster import RayCluster, Request, connect, disconnect
-from pytest_llem.runners.ray.delivery import Delivery, NodeFacts, write_files
+from pytest_llem.runners.ray.delivery import Delivery, NodeFacts, failure_of, write_files
 from pytest_llem.runners.ray.node import Order, encoded
 from pytest_llem.runners.ray.outcomes import explain
 from pytest_llem.runners.ray.places import places_on
@@ -41,10 +42,10 @@ MOST_IN_FLIGHT = 512
 
 @dataclass(frozen=True)
 class Loss:
-    """A node that was lost under a cycle."""
+    """A node that was lost under a cycle, or that lacks what the cycle needs."""
 
     node: NodeFacts | None
-    error: NodeLostError
+    error: LlemError
 
     def facts(self) -> dict[str, JsonValue]:
         """For the result's `runner.facts`."""
@@ -143,10 +144,11 @@ class RayRunner:
         )
         title = f"{job.study} {job.experiment_id} c{job.cycle}"
         losses: list[Loss] = []
+        lacking: list[Loss] = []
         while True:
             request = self._feasible(devices_needed(job.config))
             # A cycle whose nodes go before it begins comes round again without a loss: it waits for others or raises.
-            node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses)
+            node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses, lacking)
             if delivery is not None:
                 break
             if len(losses) > self.settings.node_losses:
@@ -156,7 +158,7 @@ class RayRunner:
         if delivery.error is not None:
             raise error_from_dict(delivery.error)
         assert delivery.report is not None, "without an error there is a report"
-        return self._report(delivery.report, node, losses)
+        return self._report(delivery.report, node, losses, lacking)
 
     def interrupt(self) -> None:
         """Cancel what is outstanding; cycles that wait end with an `InterruptedCycleError`, and so do later ones."""
@@ -186,14 +188,15 @@ class RayRunner:
                     raise _interrupted()
 
     def _attempt(
-        self, order: Order, request: Request, title: str, losses: list[Loss]
+        self, order: Order, request: Request, title: str, losses: list[Loss], lacking: list[Loss]
     ) -> tuple[NodeFacts | None, Delivery | None]:
         """One submission: the node and what it delivered, or `None` when the node was lost, which is noted.
 
-        Also `None` when no node that it may run on is left before it has begun.
+        Also `None` when no node that it may run on is left before it has begun, and when another node may have what the
+        first one lacks, which is noted too.
         """
         node: NodeFacts | None = None
-        lost = self._to_avoid(request, losses)
+        lost = self._to_avoid(request, [*losses, *lacking])
         task = measuring_task().options(**_options(request, title, lost)).remote(encoded(order))
         try:
             if not self._begins(task, request, lost):
@@ -216,7 +219,13 @@ class RayRunner:
             if node is not None:
                 self._progress.done(node.hostname)
             raise
-        self._progress.done(node.hostname)
+        failure = failure_of(delivery)
+        lasting = failure is not None and failure.category in LASTING
+        again = lasting and not lacking and self.cluster.can_run(request, {node.id})
+        self._progress.done(node.hostname, again=again)
+        if failure is not None and again:
+            lacking.append(Loss(node, failure))
+            return node, None
         return node, delivery
 
     def _begins(self, task: Any, request: Request, lost: Collection[str]) -> bool:
@@ -250,12 +259,15 @@ class RayRunner:
             raise explain(error, title) from None
 
     def _to_avoid(self, request: Request, losses: Sequence[Loss]) -> set[str]:
-        """The nodes that the cycle was lost with, where there are others."""
+        """The nodes that the cycle was lost with or that lack what it needs, where there are others."""
         lost = {loss.node.id for loss in losses if loss.node}
         return lost if self.cluster.can_run(request, lost) else set()
 
-    def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss]) -> RunReport:
+    def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss], lacking: Sequence[Loss]) -> RunReport:
         notes = report.notes
+        for loss in lacking:
+            first = loss.node.hostname if loss.node else "a node unknown"
+            notes = (*notes, Note("node_lacking", f"tried again elsewhere after {first}: {loss.error.message}"))
         if losses:
             names = ", ".join(loss.node.hostname if loss.node else "a node unknown" for loss in losses)
             notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.errors import InfeasibleError, InterruptedCycleError
+from pytest_llem.errors import InfeasibleError, InterruptedCycleError, ModelNotFoundError
 from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.runners.protocol import RunnerSpec, RunReport
 from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
 from pytest_llem.study import load_study
 
@@ -23,11 +24,13 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 from pytest_llem.runners.ray import questions
 from pytest_llem.runners.ray import runner as ray_runner
 from pytest_llem.runners.ray.cluster import Node, RayCluster
+from pytest_llem.runners.ray.delivery import Delivery, NodeFacts
 from pytest_llem.runners.ray.runner import RayRunner
 
 PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
 H100 = Node("2" * 56, "b", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
 LARGE = Node("3" * 56, "c", {"CPU": 64.0})
+REPORT = RunReport("ray", "command line", "process")
 TERMS = NodeTerms(0, 0.0)
 
 
@@ -117,6 +120,45 @@ def test_as_many_cycles_are_submitted_as_the_cluster_runs(
     assert room.cycles == cycles
     assert bool(room.notices) == bool(said)
     assert said in "".join(room.notices)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["told by the runner", "in error.json"])
+def test_what_a_node_lacks_is_looked_for_on_one_other_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    found = RayCluster("here", {}, own=False)
+    monkeypatch.setattr(found, "nodes", lambda fresh=False: [PLAIN, LARGE])
+    submitted: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray_runner, "connect", lambda address, environment: found)
+    monkeypatch.setattr(ray_runner, "measuring_task", lambda: SimpleNamespace(options=options))
+
+    def options(**given: Any) -> Silent:
+        submitted.append(given)
+        return Silent()
+
+    def run(*deliveries: Delivery) -> RunReport:
+        told = [told for node, delivery in zip(nodes, deliveries, strict=False) for told in (node, delivery)]
+        runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, RaySettings(), TERMS)
+        monkeypatch.setattr(runner, "_begins", lambda *_: True)
+        monkeypatch.setattr(runner, "_next", lambda *_: told.pop(0))
+        job_dir = JobDir(tmp_path / f"job{len(submitted)}")
+        job_dir.path.mkdir()
+        return runner.run(job(tmp_path), job_dir, lambda event: None)
+
+    nodes = [NodeFacts(node.id, node.hostname, "10.0.0.1", 1) for node in (PLAIN, LARGE)]
+    error = ModelNotFoundError("no model m").to_dict()
+    lacking = Delivery(error=error) if beside else Delivery({"error.json": json.dumps(error).encode()}, REPORT)
+
+    report = run(lacking, Delivery({}, REPORT))
+
+    assert report.facts["node"] == {"id": LARGE.id, "hostname": "c", "address": "10.0.0.1"}
+    assert [(note.code, note.message) for note in report.notes] == [
+        ("node_lacking", "tried again elsewhere after a: no model m")
+    ]
+    assert [given.get("label_selector") for given in submitted] == [None, {"ray.io/node-id": f"!in({PLAIN.id})"}]
+    if beside:
+        with pytest.raises(ModelNotFoundError):
+            run(lacking, lacking)
 
 
 def test_a_question_to_a_silent_node_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
