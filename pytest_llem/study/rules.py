@@ -68,10 +68,24 @@ def _arrival(get: Get) -> Refusal | None:
     process = str(value.get("process"))
     needed = {"burst": ("burst_size", "rate_per_s"), "concurrency": ("concurrency",)}.get(process, ("rate_per_s",))
     for name in needed:
-        if name not in value:
+        if value.get(name) is None:
             return Refusal(f"workload.arrival: process {process} needs {name}", f"give {name}")
+    for name, number in value.items():
+        if name not in ("process", *needed) and number is not None:
+            return Refusal(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
     if get("engine") == "transformers":
         return Refusal("workload.arrival cannot be combined with engine transformers", "it does not serve: use vllm")
+    return None
+
+
+def _address(get: Get) -> Refusal | None:
+    """Only what must not be kept with a study; whether the rest is an address is seen when it is used."""
+    url = str(get("openai.base_url") or "")
+    if "@" in url or "?" in url:
+        return Refusal(
+            "openai.base_url holds a user name, a password or a query, which would stand in every result",
+            "end it at the path, and name an environment variable that holds the key in openai.api_key_env",
+        )
     return None
 
 
@@ -205,5 +219,6 @@ RULES: tuple[Rule, ...] = (
     ),
     *SERVER_RULES,
     Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
+    Rule(("openai.base_url",), _address, "openai"),
     _never("weights", lambda v: v == "dummy", "openai.base_url", _is_set, "the server has its own weights"),
 )

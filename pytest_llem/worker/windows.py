@@ -22,10 +22,13 @@ class OpenWindow:
 class WindowRecorder:
     """Opens and closes windows, and tells the receiver of the events about them.
 
-    At each edge the engine is brought to rest first, so that work never crosses an edge. `quiet_s` is how long the
-    device is then left alone on each side of a window that asks for it: an energy counter that ticks every 100 ms is
-    read far better with quiet around the window. Only an engine that answers `synchronized` is quiet: one that has
-    drained its requests may still be at work.
+    At each edge the engine is brought to rest first, so that work never crosses an edge. One that could not synchronise
+    at the first edge has only its requests to drain, which have ended: asking it takes time that is not part of the
+    window, and comes after the last edge.
+
+    `quiet_s` is how long the device is left alone on each side of a window that asks for it: an energy counter that
+    ticks every 100 ms is read far better with quiet around the window. Only an engine that answers `synchronized` is
+    quiet: one that has drained its requests may still be at work.
     """
 
     def __init__(self, events: EventLog, meter: Meter | None, quiet_s: float) -> None:
@@ -39,14 +42,17 @@ class WindowRecorder:
     def window(self, name: str, engine: Engine | None = None, *, quiet_sides: bool = False) -> Iterator[OpenWindow]:
         """One window around the body; nothing is recorded when the body raises."""
         index = sum(window.name == name for window in self.windows)
-        quiet_before_s = self._rest(engine, quiet_sides)
+        synchronises = engine is None or engine.quiesce() == "synchronized"
+        quiet_before_s = self._rest(synchronises, quiet_sides)
         self._events.emit("window_begin", name, index=index)
         opened = OpenWindow()
         start_ns = self._mark()
         yield opened
-        synchronised = engine is None or engine.quiesce() == "synchronized"
+        synchronised = synchronises and (engine is None or engine.quiesce() == "synchronized")
         end_ns = self._mark()
         self._events.emit("window_end", name, index=index, start_ns=start_ns, end_ns=end_ns)
+        if engine is not None and not synchronises:
+            engine.quiesce()
         quiet_after_s: float | None = None
         self._quiet_since_ns = end_ns if synchronised else None
         if quiet_sides and synchronised:
@@ -57,8 +63,8 @@ class WindowRecorder:
         """Say that the device is about to work outside of any window."""
         self._quiet_since_ns = None
 
-    def _rest(self, engine: Engine | None, quiet_sides: bool) -> float | None:
-        if engine is not None and engine.quiesce() != "synchronized":
+    def _rest(self, synchronised: bool, quiet_sides: bool) -> float | None:
+        if not synchronised:
             self._quiet_since_ns = None
             return None
         if not quiet_sides:

@@ -1,4 +1,4 @@
-"""The examples of docs/studies.md do what the text beside them says."""
+"""The examples of docs/studies.md do what the text beside them says, and those of docs/servers.md load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import pytest_llem
 from pytest_llem.study import Study
 
-PAGE = (Path(pytest_llem.__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+DOCS = Path(pytest_llem.__file__).parent.parent / "docs"
+PAGE = (DOCS / "studies.md").read_text(encoding="utf-8")
+SERVERS = re.findall(r"```yaml\n(.*?)```", (DOCS / "servers.md").read_text(encoding="utf-8"), re.DOTALL)
 EXAMPLES = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if not text.startswith("#")]
 COUNTS = [1, 5, 8, 4, 2]
 
@@ -23,5 +25,12 @@ def test_every_example_is_counted() -> None:
 @pytest.mark.parametrize(("text", "count"), list(zip(EXAMPLES, COUNTS, strict=True)))
 def test_example_loads_and_has_as_many_experiments(load: Callable[..., Study], text: str, count: int) -> None:
     shared = "" if text.startswith("model") else "model: builtin:tiny-llama\n"
+
+    assert len(load(shared + text).experiments) == count
+
+
+@pytest.mark.parametrize(("text", "count"), list(zip(SERVERS, [3, 4, 1], strict=True)))
+def test_every_study_of_a_server_loads(load: Callable[..., Study], text: str, count: int) -> None:
+    shared = "" if text.startswith("model") else "model: builtin:tiny-llama\nengine: openai\ndtype: float32\n"
 
     assert len(load(shared + text).experiments) == count

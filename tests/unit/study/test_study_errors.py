@@ -82,6 +82,18 @@ WRONG = {
         "transformers.prompt_lookup_num_tokens 3 cannot be combined with transformers.num_beams 2",
         "use num_beams 1",
     ),
+    "arrivals of two kinds": (
+        "model: m\nengine: vllm\nworkload: {arrival: {process: poisson, rate_per_s: 4, concurrency: 2}}\n",
+        "3:21",
+        "workload.arrival: concurrency has no effect with process poisson",
+        "leave concurrency out",
+    ),
+    "key in an address": (
+        "model: m\nengine: openai\nopenai: {base_url: 'http://h/v1?api-key=s'}\n",
+        "3:20",
+        "openai.base_url holds a user name, a password or a query",
+        "openai.api_key_env",
+    ),
     "duplicate key": ("model: m\nseed: 1\nseed: 2\n", "3:1", "'seed' appears twice", "keep one"),
     "syntax": ("model: [m\n", "2:1", "YAML syntax error", ""),
     "tab": ("model: m\n\tseed: 1\n", "2:1", "YAML syntax error", "spaces"),

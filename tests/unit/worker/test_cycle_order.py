@@ -220,6 +220,25 @@ def test_the_engine_rests_at_both_edges_of_the_measure_window(
     assert measured[-1] == "quiesce"
 
 
+def test_asking_an_engine_that_cannot_synchronise_is_no_part_of_the_window(
+    engine: ScriptedEngine, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server may take seconds to say whether it is idle; one that can be synchronised must be, before the edge."""
+    asked: list[int] = []
+    answers: list[Quiesced] = ["drained"]
+
+    def quiesce() -> Quiesced:
+        asked.append(time.monotonic_ns())
+        return answers[0]
+
+    monkeypatch.setattr(engine, "quiesce", quiesce)
+    drained = run(make_job(), tmp_path).windows[-1]
+    assert asked[-2] <= drained.start_ns < drained.end_ns <= asked[-1]
+    answers[0] = "synchronized"
+    synchronised = run(make_job(), tmp_path).windows[-1]
+    assert synchronised.start_ns < asked[-1] <= synchronised.end_ns
+
+
 def test_the_measure_window_holds_whole_repeats_only(
     engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
 ) -> None:
