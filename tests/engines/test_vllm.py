@@ -48,7 +48,10 @@ def test_requests_arrive_at_the_rate_asked_for(start: Start, make_config: Config
     workload = dataclasses.replace(make_config().workload, arrival=Arrival("constant", rate_per_s=20.0))
     completions = generate(start(workload=workload), requests_of(5, 5, 5, 5, output=4))
     gaps = [b.start_ns - a.start_ns for a, b in itertools.pairwise(completions)]
-    assert sum(gaps) / 1e9 >= 3 / 20.0 - 0.02
+    assert gaps == pytest.approx([0.05e9] * 3, abs=2), (
+        "latency counts from when a request was due, not from being taken in"
+    )
+    assert all(completion.start_ns < (completion.token_times_ns or (0,))[0] for completion in completions)
     assert {len(output) for output in ids(completions)} == {4}
 
 

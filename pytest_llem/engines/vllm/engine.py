@@ -147,6 +147,7 @@ class VLLMEngine:
         self._passes += 1
         workload = self._prepared().workload
         plan = schedule(workload.arrival, len(requests), workload.seed)
+        rated = workload.arrival is not None and plan.in_flight is None
         entries = {f"{self._passes}-{request.index}": StreamedAnswer(request) for request in requests}
         waiting = list(entries)
         done: list[Completion] = []
@@ -155,7 +156,9 @@ class VLLMEngine:
             while len(done) < len(requests):
                 elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
                 for key in waiting[sent : sent + plan.due(sent, len(done), elapsed_s)]:
-                    self._send(key, entries[key])
+                    # One that falls due during a step waits for its end: that wait is part of its latency.
+                    arrived_ns = started_ns + round(plan.times_s[sent] * 1e9)
+                    self._send(key, entries[key], arrived_ns if rated else time.monotonic_ns())
                     sent += 1
                 if engine.has_unfinished_requests():
                     outputs = engine.step()
@@ -276,9 +279,9 @@ class VLLMEngine:
 
         cleanup_dist_env_and_memory()
 
-    def _send(self, key: str, entry: StreamedAnswer) -> None:
+    def _send(self, key: str, entry: StreamedAnswer, start_ns: int) -> None:
         sampling = self._sampling(entry.request)
-        entry.start_ns = time.monotonic_ns()
+        entry.start_ns = start_ns
         prompt = {"prompt_token_ids": list(entry.request.token_ids)}
         self._llm.llm_engine.add_request(key, prompt, sampling, lora_request=self._lora())
 
