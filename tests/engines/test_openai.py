@@ -6,79 +6,22 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pytest_llem.engines.openai import OpenAIEngine, transport
-from pytest_llem.engines.openai.client import Client, Sent
-from pytest_llem.engines.protocol import Completion, TextOnly
+from pytest_llem.engines.protocol import TextOnly
 from pytest_llem.errors import EngineError, EngineSettingError, ServerUnreachableError, WorkloadError
-from pytest_llem.job import Arrival, Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job import Decoding
 from pytest_llem.workload import build_workload
 from tests.engines.engine_cases import requests_of
-from tests.engines.servers.scripted import Script, ScriptedServer, scripted
+from tests.engines.servers.bench import WORKLOAD, Bench, bench, codes, run, texts
+
+__all__ = ["bench"]
 
 pytestmark = pytest.mark.engine
-
-WORKLOAD = WorkloadSettings("synthetic", 4, 16, 8, 0)
-
-
-class Bench:
-    """Servers and engines of one test, all gone when it ends."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-
-    def server(self, *answers: str, **script: Any) -> ScriptedServer:
-        return self._stack.enter_context(scripted(Script(answers or ("ok",), **script)))
-
-    def engine(
-        self, server: ScriptedServer | str, config: dict[str, Any] | None = None, **settings: Any
-    ) -> OpenAIEngine:
-        """An engine that is ready to generate. The model has no tokenizer here, as most servers' models have not."""
-        url = server if isinstance(server, str) else server.url
-        made = ExperimentConfig(
-            model="nobody/knows-it",
-            engine="openai",
-            dtype=None,
-            weights="real",
-            workload=WORKLOAD,
-            decoding=Decoding(),
-            measurement=MeasurementSettings(1.0),
-            settings={"base_url": f"{url}/v1", **settings},
-        )
-        engine = OpenAIEngine()
-        self._stack.callback(engine.shutdown)
-        engine.prepare(replace(made, **(config or {})), DeviceSet("cpu"))
-        engine.load()
-        return engine
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with ExitStack() as stack:
-        yield Bench(stack)
-
-
-def texts(count: int, output: int = 8, ignore_eos: bool = True) -> list[Any]:
-    return [replace(r, token_ids=(), text=f"prompt {r.index}") for r in requests_of(*[4] * count, output=output)]
-
-
-def run(engine: OpenAIEngine, requests: list[Any]) -> list[Completion]:
-    engine.reset_statistics()
-    done = engine.generate(requests, lambda _done, _total: None)
-    engine.statistics()
-    return engine.read(done)
-
-
-def codes(engine: OpenAIEngine) -> tuple[list[str], list[str]]:
-    invalid, warnings = engine.remarks()
-    return [note.code for note in invalid], [note.code for note in warnings]
 
 
 def test_a_streamed_answer_has_a_time_for_every_token(bench: Bench) -> None:
@@ -153,42 +96,6 @@ def test_when_every_request_fails_there_is_nothing_to_measure(bench: Bench) -> N
     assert caught.value.fix
 
 
-def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Servers close idle connections when they like; a request on its way then was never seen by them."""
-    monkeypatch.setattr(transport, "STALE_S", 10.0)
-    engine = bench.engine(bench.server("ok", "drop_later", "ok"), concurrency=1)
-    done = run(engine, texts(2))
-    assert [c.error for c in done] == [None, None]
-    assert engine.statistics()["resent_over_closed_connections"] == 1
-    # What was lost on the way is part of the latency.
-    assert done[1].end_ns - done[1].start_ns > 350_000_000
-
-
-def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Bench) -> None:
-    server = bench.server("ok", "drop_later", "ok")
-    engine = bench.engine(server, concurrency=1)
-    assert [c.failure for c in run(engine, texts(3))] == [None, "dropped", None]
-    assert len(server.measured) == 3
-    assert "resent_over_closed_connections" not in engine.statistics()
-
-
-def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
-    whole = Client._one
-
-    async def slow(client: Client, sent: Sent, url: str) -> Completion:
-        time.sleep(0.02)
-        return await whole(client, sent, url)
-
-    monkeypatch.setattr(Client, "_one", slow)
-    arrival = Arrival("constant", rate_per_s=10_000.0)
-    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
-    run(engine, texts(6))
-    assert "sent_late" in codes(engine)[1]
-
-
 def test_one_slow_request_holds_no_other_up(bench: Bench) -> None:
     engine = bench.engine(bench.server("hang", "ok", "ok", "ok"), request_timeout_s=2.0)
     done = run(engine, texts(4))
@@ -233,19 +140,6 @@ def test_other_prompt_lengths_are_taken_from_the_server_and_said(bench: Bench) -
     assert "input_tokens_differ" in codes(engine)[1]
 
 
-def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> None:
-    long = "# a line of many\n" * 50_000
-    server = bench.server(metrics=f"{long}vllm:generation_tokens_total 100\nvllm:num_requests_running 0\n")
-    engine = bench.engine(server)
-    assert engine.quiesce() == "drained"
-    engine.reset_statistics()
-    engine.generate(texts(2), lambda _done, _total: None)
-    server.script.metrics = "vllm:generation_tokens_total 117\nvllm:num_requests_running 1\n"
-    assert engine.statistics()["server_counters"] == {"generated_tokens": 17}
-    assert codes(engine)[0] == ["foreign_requests"]
-    assert engine.quiesce() == "unknown"
-
-
 def test_as_many_requests_are_open_as_the_study_says(bench: Bench) -> None:
     server = bench.server(piece_s=0.002)
     run(bench.engine(server, concurrency=3), texts(12, output=4))
@@ -254,15 +148,6 @@ def test_as_many_requests_are_open_as_the_study_says(bench: Bench) -> None:
     many = bench.server(piece_s=0.3)
     run(bench.engine(many), texts(12, output=2))
     assert many.most_open == 12
-
-
-def test_requests_arrive_as_the_workload_says(bench: Bench) -> None:
-    arrival = Arrival("constant", rate_per_s=20.0)
-    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
-    starts = [completion.start_ns for completion in run(engine, texts(5))]
-    assert all(start - starts[0] > index * 45_000_000 for index, start in enumerate(starts[1:], start=1))
-    with pytest.raises(EngineSettingError, match=r"openai\.concurrency"):
-        run(bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)}, concurrency=2), texts(2))
 
 
 def test_the_collector_of_garbage_is_on_again_afterwards(bench: Bench) -> None:
@@ -330,55 +215,6 @@ def test_a_server_without_usage_cannot_be_measured(bench: Bench) -> None:
     server.script.prompt_tokens = -1
     with pytest.raises(EngineError, match="prompt_tokens is -1"):
         bench.engine(server)
-
-
-def test_a_cache_that_nobody_can_empty_is_unknown_unless_the_user_knows(bench: Bench) -> None:
-    assert bench.engine(bench.server()).reset() == "unknown"
-    assert bench.engine(bench.server(), enable_prefix_caching=False).reset() == "disabled"
-    assert run(bench.engine(bench.server(cached=3)), texts(1))[0].cached_tokens == 3
-
-
-def test_a_cache_that_is_busy_for_a_moment_is_emptied_all_the_same(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SGLang refuses while its last step ends; only a server without the endpoint is not asked again."""
-    monkeypatch.setattr("pytest_llem.engines.openai.engine.DRAIN_S", 0.1)
-    models = {"data": [{"id": "m", "owned_by": "sglang"}]}
-    busy = bench.server(models=models, resets=(400, 400, 200))
-    assert bench.engine(busy).reset() == "cleared"
-    never = bench.server(models=models, resets=(400,))
-    engine = bench.engine(never)
-    assert (engine.reset(), engine.reset()) == ("unknown", "unknown")
-    never.script.resets = (200,)
-    assert engine.reset() == "cleared"
-    without = bench.server(models=models)
-    engine = bench.engine(without)
-    assert (engine.reset(), engine.reset(), without.resets) == ("unknown", "unknown", 1)
-
-
-def test_hits_that_only_the_servers_counter_tells_are_seen(bench: Bench) -> None:
-    """An answer of 200 is all that some servers say of a reset, whether their cache was emptied or not."""
-    metrics = "vllm:generation_tokens_total {}\nvllm:prefix_cache_hits_total {}\n"
-    server = bench.server(metrics=metrics.format(0, 0))
-    engine = bench.engine(server)
-    engine.reset_statistics()
-    done = engine.generate(texts(2), lambda _done, _total: None)
-    server.script.metrics = metrics.format(16, 48)
-    engine.statistics()
-    engine.read(done)
-    assert codes(engine)[0] == ["prefix_cache_hit"]
-    caching = bench.engine(bench.server(), enable_prefix_caching=True)
-    caching._observations = engine._observations
-    assert codes(caching)[0] == []
-
-
-def test_path_and_context_are_those_of_the_model_that_is_named(bench: Bench) -> None:
-    listed = [{"id": name, "owned_by": "vllm", "root": f"/{name}", "max_model_len": n} for n, name in enumerate("ab")]
-    models = {"data": listed}
-    found = bench.engine(bench.server(models=models), served_model="b").effective()
-    assert (found["served_model"], found["model_path"], found["max_model_len"]) == ("b", "/b", 1)
-    other = bench.engine(bench.server(models=models), served_model="c").effective()
-    assert (other["server"], other["model_path"], other["max_model_len"]) == ("vllm", None, None)
 
 
 def test_without_a_tokenizer_texts_go_as_they_are(bench: Bench, tmp_path: Any) -> None:

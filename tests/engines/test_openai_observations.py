@@ -1,0 +1,126 @@
+"""What the client of OpenAI-compatible servers finds out: lost and late requests, caches, others, and the model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from pytest_llem.engines.openai import transport
+from pytest_llem.engines.openai.client import Client, Sent
+from pytest_llem.engines.protocol import Completion
+from pytest_llem.errors import EngineSettingError
+from pytest_llem.job import Arrival
+from tests.engines.servers.bench import WORKLOAD, Bench, bench, codes, run, texts
+
+__all__ = ["bench"]
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers close idle connections when they like; a request on its way then was never seen by them."""
+    monkeypatch.setattr(transport, "STALE_S", 10.0)
+    engine = bench.engine(bench.server("ok", "drop_later", "ok"), concurrency=1)
+    done = run(engine, texts(2))
+    assert [c.error for c in done] == [None, None]
+    assert engine.statistics()["resent_over_closed_connections"] == 1
+    # What was lost on the way is part of the latency.
+    assert done[1].end_ns - done[1].start_ns > 350_000_000
+
+
+def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Bench) -> None:
+    server = bench.server("ok", "drop_later", "ok")
+    engine = bench.engine(server, concurrency=1)
+    assert [c.failure for c in run(engine, texts(3))] == [None, "dropped", None]
+    assert len(server.measured) == 3
+    assert "resent_over_closed_connections" not in engine.statistics()
+
+
+def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
+    whole = Client._one
+
+    async def slow(client: Client, sent: Sent, url: str) -> Completion:
+        time.sleep(0.02)
+        return await whole(client, sent, url)
+
+    monkeypatch.setattr(Client, "_one", slow)
+    arrival = Arrival("constant", rate_per_s=10_000.0)
+    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
+    run(engine, texts(6))
+    assert "sent_late" in codes(engine)[1]
+
+
+def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> None:
+    long = "# a line of many\n" * 50_000
+    server = bench.server(metrics=f"{long}vllm:generation_tokens_total 100\nvllm:num_requests_running 0\n")
+    engine = bench.engine(server)
+    assert engine.quiesce() == "drained"
+    engine.reset_statistics()
+    engine.generate(texts(2), lambda _done, _total: None)
+    server.script.metrics = "vllm:generation_tokens_total 117\nvllm:num_requests_running 1\n"
+    assert engine.statistics()["server_counters"] == {"generated_tokens": 17}
+    assert codes(engine)[0] == ["foreign_requests"]
+    assert engine.quiesce() == "unknown"
+
+
+def test_requests_arrive_as_the_workload_says(bench: Bench) -> None:
+    arrival = Arrival("constant", rate_per_s=20.0)
+    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
+    starts = [completion.start_ns for completion in run(engine, texts(5))]
+    assert all(start - starts[0] > index * 45_000_000 for index, start in enumerate(starts[1:], start=1))
+    with pytest.raises(EngineSettingError, match=r"openai\.concurrency"):
+        run(bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)}, concurrency=2), texts(2))
+
+
+def test_a_cache_that_nobody_can_empty_is_unknown_unless_the_user_knows(bench: Bench) -> None:
+    assert bench.engine(bench.server()).reset() == "unknown"
+    assert bench.engine(bench.server(), enable_prefix_caching=False).reset() == "disabled"
+    assert run(bench.engine(bench.server(cached=3)), texts(1))[0].cached_tokens == 3
+
+
+def test_a_cache_that_is_busy_for_a_moment_is_emptied_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang refuses while its last step ends; only a server without the endpoint is not asked again."""
+    monkeypatch.setattr("pytest_llem.engines.openai.engine.DRAIN_S", 0.1)
+    models = {"data": [{"id": "m", "owned_by": "sglang"}]}
+    busy = bench.server(models=models, resets=(400, 400, 200))
+    assert bench.engine(busy).reset() == "cleared"
+    never = bench.server(models=models, resets=(400,))
+    engine = bench.engine(never)
+    assert (engine.reset(), engine.reset()) == ("unknown", "unknown")
+    never.script.resets = (200,)
+    assert engine.reset() == "cleared"
+    without = bench.server(models=models)
+    engine = bench.engine(without)
+    assert (engine.reset(), engine.reset(), without.resets) == ("unknown", "unknown", 1)
+
+
+def test_hits_that_only_the_servers_counter_tells_are_seen(bench: Bench) -> None:
+    """An answer of 200 is all that some servers say of a reset, whether their cache was emptied or not."""
+    metrics = "vllm:generation_tokens_total {}\nvllm:prefix_cache_hits_total {}\n"
+    server = bench.server(metrics=metrics.format(0, 0))
+    engine = bench.engine(server)
+    engine.reset_statistics()
+    done = engine.generate(texts(2), lambda _done, _total: None)
+    server.script.metrics = metrics.format(16, 48)
+    engine.statistics()
+    engine.read(done)
+    assert codes(engine)[0] == ["prefix_cache_hit"]
+    caching = bench.engine(bench.server(), enable_prefix_caching=True)
+    caching._observations = engine._observations
+    assert codes(caching)[0] == []
+
+
+def test_path_and_context_are_those_of_the_model_that_is_named(bench: Bench) -> None:
+    listed = [{"id": name, "owned_by": "vllm", "root": f"/{name}", "max_model_len": n} for n, name in enumerate("ab")]
+    models = {"data": listed}
+    found = bench.engine(bench.server(models=models), served_model="b").effective()
+    assert (found["served_model"], found["model_path"], found["max_model_len"]) == ("b", "/b", 1)
+    other = bench.engine(bench.server(models=models), served_model="c").effective()
+    assert (other["server"], other["model_path"], other["max_model_len"]) == ("vllm", None, None)
