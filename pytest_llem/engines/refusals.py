@@ -1,13 +1,23 @@
-"""Settings that an engine cannot take, in the words that all engines use."""
+"""What an engine refuses, settings that it cannot take above all, in the words that all engines use."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Collection, Iterable
+from typing import Literal, TypeVar
 
-from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet
+
+T = TypeVar("T")
+
+
+def after(step: Literal["prepare", "load"], value: T | None) -> T:
+    """What an engine has after a step of its protocol; `EngineError` when it is used before."""
+    if value is None:
+        raise EngineError(f"the engine was used before {step}", fix=f"call {step}() first")
+    return value
 
 
 def one_line(problem: BaseException) -> str:

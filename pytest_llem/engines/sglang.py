@@ -27,7 +27,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import one_line, require_devices, unknown_setting
+from pytest_llem.engines.refusals import after, one_line, require_devices, unknown_setting
 from pytest_llem.engines.signatures import LAYOUTS, parameters
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
@@ -178,14 +178,10 @@ class SGLangEngine:
         return sorted(done, key=lambda completion: completion.index)
 
     def _prepared(self) -> ExperimentConfig:
-        if self._config is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._config
+        return after("prepare", self._config)
 
     def _ready(self) -> Any:
-        if self._engine is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
-        return self._engine
+        return after("load", self._engine)
 
 
 def engine_arguments(

@@ -29,6 +29,7 @@ from pytest_llem.engines.protocol import (
     Request,
     Tokenizer,
 )
+from pytest_llem.engines.refusals import after
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
 from pytest_llem.workload.arrivals import Schedule, schedule
@@ -241,35 +242,24 @@ class OpenAIEngine:
             time.sleep(0.05)
 
     def _config_now(self) -> ExperimentConfig:
-        if self._config is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._config
+        return after("prepare", self._config)
 
     def _prepared(self) -> ClientSettings:
-        if self._settings is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._settings
+        return after("prepare", self._settings)
 
     def _connected(self) -> tuple[Client, probe.Server]:
-        if self._client is None or self._server is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._client, self._server
+        return after("prepare", self._client), after("prepare", self._server)
 
     def _ready(self) -> tuple[Client, Bodies, probe.Server]:
-        if self._bodies is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
+        bodies = after("load", self._bodies)
         client, server = self._connected()
-        return client, self._bodies, server
+        return client, bodies, server
 
     def _tokenizer(self) -> Found:
-        if self._found is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
-        return self._found
+        return after("load", self._found)
 
     def _seen(self) -> Observations:
-        if self._observations is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
-        return self._observations
+        return after("load", self._observations)
 
 
 _NO_LIMIT = 1 << 62

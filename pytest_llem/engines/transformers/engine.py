@@ -18,6 +18,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
+from pytest_llem.engines.refusals import after
 from pytest_llem.engines.transformers.settings import TransformersSettings, read_settings
 from pytest_llem.errors import EngineError, EngineNotInstalledError, JsonValue
 from pytest_llem.job import DeviceSet, ExperimentConfig
@@ -229,11 +230,7 @@ class TransformersEngine:
         )
 
     def _prepared(self) -> ExperimentConfig:
-        if self._config is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._config
+        return after("prepare", self._config)
 
     def _ready(self) -> Loaded:
-        if self._loaded is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
-        return self._loaded
+        return after("load", self._loaded)

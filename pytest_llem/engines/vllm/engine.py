@@ -25,7 +25,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import one_line, require_devices
+from pytest_llem.engines.refusals import after, one_line, require_devices
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
 from pytest_llem.engines.vllm.statistics import SchedulerStatistics
@@ -344,14 +344,10 @@ class VLLMEngine:
         return EngineError(f"vLLM failed while generating: {text}", fix="read the lines before it in worker.log")
 
     def _prepared(self) -> ExperimentConfig:
-        if self._config is None:
-            raise EngineError("the engine was used before prepare", fix="call prepare() first")
-        return self._config
+        return after("prepare", self._config)
 
     def _ready(self) -> Any:
-        if self._llm is None:
-            raise EngineError("the engine was used before load", fix="call load() first")
-        return self._llm
+        return after("load", self._llm)
 
 
 def _refusals() -> tuple[type[Exception], ...]:
