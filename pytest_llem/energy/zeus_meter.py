@@ -1,15 +1,16 @@
-"""Zeus as a meter, to cross-check: its devices' energy counters, read once at each edge."""
+"""Zeus as a meter, to cross-check GPUs and for whole chips: energy counters, read once at each edge."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Note, Window, WindowEnergy
+from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Note, Scope, Window, WindowEnergy
 from pytest_llem.energy.samples import Sample, SampleWriter
 from pytest_llem.energy.setup import MeterSetup
 from pytest_llem.errors import MeterError
@@ -19,14 +20,31 @@ STEP_S = 0.1
 GAIN_UNCERTAINTY_REL = 0.05
 
 
+CHIP = "zeus-chip"
+PARTS = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj", "cpu_energy_mj", "gpu_energy_mj")
+"""What Zeus tells of a chip that states no total: of Apple's, then of Jetson's."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What Zeus found to read. `read` gives millijoules since some beginning, one value per device."""
+
+    devices: tuple[MeteredDevice, ...]
+    read: Callable[[], list[float]]
+    scope: Scope
+
+
 class ZeusMeter:
-    """NVIDIA and AMD GPUs through `zeus.device`, as `ZeusMonitor` reads them: counter differences, in this process."""
+    """Devices through `zeus.device`, as `ZeusMonitor` reads them: counter differences, in this process.
+
+    That is NVIDIA's and AMD's GPUs; where there are none, a chip that is all in one (Apple silicon, Jetson).
+    """
 
     name: ClassVar[str] = "zeus"
 
     def __init__(self, setup: MeterSetup) -> None:
         self._setup = setup
-        self._gpus: Any = None
+        self._counters: Counters | None = None
         self._marks: dict[int, list[float]] = {}
         self._writer: SampleWriter | None = None
 
@@ -41,29 +59,19 @@ class ZeusMeter:
 
     def start(self) -> None:
         """Open Zeus's devices; `MeterError` when it finds none with an energy counter."""
-        device: Any = import_module("zeus.device")
-        common: Any = import_module("zeus.device.gpu.common")
-        try:
-            self._gpus = device.get_gpus()
-        except common.ZeusBaseGPUError as problem:
-            raise MeterError(f"zeus: {problem}", fix="run `llem doctor`, or use another meter") from None
-        if len(self._gpus) == 0:
-            raise MeterError("zeus finds no GPU", fix="use --llem-meter=auto")
-        missing = [i for i in range(len(self._gpus)) if not self._gpus.supports_get_total_energy_consumption(i)]
-        if missing:
-            raise MeterError(f"zeus: GPU {missing[0]} has no energy counter", fix="use --llem-meter=nvml")
+        self._counters = _found()
         self._writer = SampleWriter(self._setup.samples_path)
         self.mark()
 
     def mark(self) -> int:
         """Read every GPU's counter at an edge."""
         begin = time.monotonic_ns()
-        values = [float(self._gpus.get_total_energy_consumption(i)) for i in range(len(self._gpus))]
+        values = self._counters.read() if self._counters is not None else []
         t_ns = (begin + time.monotonic_ns()) // 2
         self._marks[t_ns] = values
         if self._writer is not None:
-            for index, value in enumerate(values):
-                self._writer.sample(Sample(t_ns, _id(index), counter_mj=value))
+            for device, value in zip(self._devices, values, strict=True):
+                self._writer.sample(Sample(t_ns, device.id, counter_mj=value))
         return t_ns
 
     def power_w(self) -> float | None:
@@ -74,24 +82,30 @@ class ZeusMeter:
         """Account the windows whose edges were marked."""
         if self._writer is not None:
             self._writer.close()
-        count = len(self._gpus) if self._gpus is not None else 0
+        scope = self._counters.scope if self._counters is not None else "gpu_board"
         notes = [
             Note("cross_check", f"as Zeus {version('zeus')} measures: one counter read at each edge, up to a step old"),
             Note("in_process", "the sensor is read inside the measured process"),
         ]
-        if self._setup.devices.kind == "cpu":
+        if scope == "module":
+            notes.append(Note("not_verified", "Zeus's reading of whole chips was never tried with this meter"))
+        elif self._setup.devices.kind == "cpu":
             notes.append(Note("meter_not_on_device", "the engine ran on the CPU; these joules are those of idle GPUs"))
         return EnergyReport(
             meter=self.name,
             measured=True,
-            scope="gpu_board",
+            scope=scope,
             placement=self._setup.settings.placement,
-            devices=tuple(MeteredDevice(_id(i), str(self._gpus.get_name(i)), "gpu") for i in range(count)),
+            devices=self._devices,
             windows=tuple(self._account(window) for window in windows),
             gain_uncertainty_rel=GAIN_UNCERTAINTY_REL,
             source=f"zeus {version('zeus')}",
             notes=tuple(notes),
         )
+
+    @property
+    def _devices(self) -> tuple[MeteredDevice, ...]:
+        return self._counters.devices if self._counters is not None else ()
 
     def _account(self, window: Window) -> WindowEnergy:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
@@ -110,9 +124,63 @@ class ZeusMeter:
             "counter_difference",
             samples=2,
             terms={"counter_step": bound},
-            devices=tuple(DeviceEnergy(_id(i), e, b) for i, (e, b) in enumerate(zip(parts, bounds, strict=True))),
+            devices=tuple(
+                DeviceEnergy(device.id, energy, bound)
+                for device, energy, bound in zip(self._devices, parts, bounds, strict=True)
+            ),
         )
 
 
-def _id(index: int) -> str:
-    return f"zeus-gpu-{index}"
+def _found() -> Counters:
+    """The GPUs that Zeus opens, else the chip that it knows; `MeterError`, about the GPUs, for neither."""
+    try:
+        return _gpus()
+    except MeterError:
+        chip = _chip()
+        if chip is None:
+            raise
+        return chip
+
+
+def _gpus() -> Counters:
+    device: Any = import_module("zeus.device")
+    problems: Any = import_module("zeus.device.exception")
+    try:
+        gpus = device.get_gpus()
+    except problems.ZeusBaseGPUError as problem:
+        raise MeterError(f"zeus: {problem}", fix="run `llem doctor`, or use another meter") from None
+    if len(gpus) == 0:
+        raise MeterError("zeus finds no GPU", fix="use --llem-meter=auto")
+    missing = [i for i in range(len(gpus)) if not gpus.supports_get_total_energy_consumption(i)]
+    if missing:
+        raise MeterError(f"zeus: GPU {missing[0]} has no energy counter", fix="use --llem-meter=nvml")
+    return Counters(
+        tuple(MeteredDevice(f"zeus-gpu-{i}", str(gpus.get_name(i)), "gpu") for i in range(len(gpus))),
+        lambda: [float(gpus.get_total_energy_consumption(i)) for i in range(len(gpus))],
+        "gpu_board",
+    )
+
+
+def _chip() -> Counters | None:
+    device: Any = import_module("zeus.device")
+    problems: Any = import_module("zeus.device.exception")
+    try:
+        chip = device.get_soc()
+    except problems.ZeusBaseSoCError:
+        return None
+    return Counters(
+        (MeteredDevice(CHIP, type(chip).__name__, "gpu"),),
+        lambda: [chip_energy_mj(chip.get_total_energy_consumption())],
+        "module",
+    )
+
+
+def chip_energy_mj(reading: object) -> float:
+    """All that Zeus tells of a chip (an `AppleSiliconMeasurement` or `JetsonMeasurement`), in millijoules."""
+    total = getattr(reading, "total_energy_mj", None)
+    if total is not None:
+        return float(total)
+    parts = [value for name in PARTS if (value := getattr(reading, name, None)) is not None]
+    if not parts:
+        raise MeterError(f"zeus: this chip tells no energy: {reading}", fix="use --llem-meter=estimate")
+    return float(sum(parts))
