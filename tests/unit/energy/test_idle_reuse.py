@@ -25,7 +25,7 @@ from pytest_llem.results.energy import Work, derive_energy
 from pytest_llem.results.schema import Energy
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import IDLE_W, uuids
-from tests.unit.worker.test_cycle_order import make_job, run
+from tests.unit.worker.scripted import make_job, run
 from tests.unit.worker.test_cycle_sides import GpuEngine, engine
 
 __all__ = ["engine"]

@@ -5,150 +5,33 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 
 from pytest_llem.decode import decode, encode
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.engines.protocol import (
-    CacheState,
-    Capabilities,
-    Completion,
-    DeviceMemory,
-    ModelShape,
-    Progress,
     Quiesced,
-    Request,
 )
-from pytest_llem.errors import EngineError, JsonValue, MeterError, OutOfMemoryError
+from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError
 from pytest_llem.events import EventLog, read_events
 from pytest_llem.job import (
     Arrival,
     Deadlines,
-    Decoding,
     DeviceSet,
-    ExperimentConfig,
     IdleSettings,
-    Job,
     JobDir,
     MeasurementSettings,
     MeterSettings,
     WarmupSettings,
-    WorkloadSettings,
 )
 from pytest_llem.measurement import Measurement
 from pytest_llem.worker.cycle import run_cycle
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
 
-
-class LetterTokenizer:
-    bos_id: int | None = None
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(map(chr, ids))
-
-    def chat(self, text: str) -> list[int]:
-        return self.encode(text)
-
-
-class ScriptedEngine:
-    """Answers at once; `calls` holds what happened, and the attributes what to do differently."""
-
-    name: ClassVar[str] = "scripted"
-
-    def __init__(self) -> None:
-        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
-        self.calls: list[str] = []
-        self.cached_tokens: int | None = 0
-        self.missing_tokens = 0
-        self.cache_state: CacheState = "cleared"
-        self.read_back: dict[str, JsonValue] = {"dtype": "float32", "batch_size": 2}
-        self.fail_in: str | None = None
-        self.on_generate: Callable[[], None] = lambda: time.sleep(0.001)
-
-    def _note(self, call: str) -> None:
-        self.calls.append(call)
-        if self.fail_in == call:
-            raise OutOfMemoryError(f"no memory in {call}", fix="less")
-
-    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
-        self._note("prepare")
-        return "1.0"
-
-    def load(self) -> None:
-        self._note("load")
-
-    def tokenizer(self) -> LetterTokenizer:
-        return LetterTokenizer()
-
-    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        self._note("generate")
-        self.on_generate()
-        now = time.monotonic_ns()
-        progress(len(requests), len(requests))
-        return [
-            Completion(
-                r.index,
-                len(r.token_ids),
-                (7,) * (r.max_new_tokens - self.missing_tokens),
-                now - 1000,
-                now,
-                "length",
-                cached_tokens=self.cached_tokens,
-            )
-            for r in requests
-        ]
-
-    def reset(self) -> CacheState:
-        self._note("reset")
-        return self.cache_state
-
-    def quiesce(self) -> Quiesced:
-        self._note("quiesce")
-        return "synchronized"
-
-    def effective(self) -> Mapping[str, JsonValue]:
-        return self.read_back
-
-    def shape(self) -> ModelShape | None:
-        return None
-
-    def reset_peak_memory(self) -> None:
-        self._note("reset_peak_memory")
-
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        self._note("memory")
-        return ()
-
-    def shutdown(self) -> None:
-        self.calls.append("shutdown")
-
-
-class RecordingMeter:
-    name: ClassVar[str] = "recording"
-
-    def __init__(self) -> None:
-        self.marks: list[int] = []
-        self.stops: list[tuple[Window, ...]] = []
-
-    def start(self) -> None:
-        self.marks.append(time.monotonic_ns())
-
-    def mark(self) -> int:
-        self.marks.append(time.monotonic_ns())
-        return self.marks[-1]
-
-    def power_w(self) -> float | None:
-        return 10.0
-
-    def stop(self, windows: Sequence[Window]) -> EnergyReport:
-        self.stops.append(tuple(windows))
-        return EnergyReport("recording", True, "cpu_package", "worker", (), ())
+__all__ = ["meter"]
 
 
 @pytest.fixture
@@ -156,37 +39,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     made = ScriptedEngine()
     monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
     return made
-
-
-@pytest.fixture
-def meter(monkeypatch: pytest.MonkeyPatch) -> RecordingMeter:
-    made = RecordingMeter()
-    monkeypatch.setattr("pytest_llem.worker.cycle.open_meter", lambda *_: made)
-    return made
-
-
-def make_job(**changes: Any) -> Job:
-    config = ExperimentConfig(
-        model="m",
-        engine="scripted",
-        dtype="float32",
-        weights="real",
-        workload=WorkloadSettings("synthetic", prompts=4, input_tokens=5, output_tokens=3, seed=0),
-        decoding=Decoding(),
-        measurement=MeasurementSettings(0.01, WarmupSettings(1, 3, 1.0, 10.0, 2), IdleSettings(0.001, 0.0)),
-        settings={"batch_size": 2},
-    )
-    config = dataclasses.replace(config, **changes)
-    return Job("run", "study", "id", "hash", config, 1, 1, DeviceSet("cpu"), MeterSettings("auto"), Deadlines(60.0))
-
-
-def run(job: Job, path: Path) -> Measurement:
-    job_dir = JobDir(path)
-    events = EventLog(job_dir.events)
-    try:
-        return run_cycle(job, job_dir, events, start_method="spawn", isolation="process")
-    finally:
-        events.close()
 
 
 def codes(measurement: Measurement) -> list[str]:

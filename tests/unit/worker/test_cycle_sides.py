@@ -16,7 +16,7 @@ from pytest_llem.measurement import Measurement
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
-from tests.unit.worker.test_cycle_order import ScriptedEngine, make_job, run
+from tests.unit.worker.scripted import ScriptedEngine, make_job, run
 
 __all__ = ["make_simulation", "simulated_nvml_library", "simulation"]
 

@@ -12,7 +12,7 @@ from pytest_llem.engines.protocol import Capabilities, Completion, Progress, Req
 from pytest_llem.errors import JsonValue
 from pytest_llem.job import Arrival
 from pytest_llem.worker.steady import concurrency_limit, steady_span, steady_windows
-from tests.unit.worker.test_cycle_order import RecordingMeter, ScriptedEngine, make_job, meter, run
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
 
 __all__ = ["meter"]
 
