@@ -14,8 +14,9 @@ from pytest_llem.energy.listeners import is_here, listening_pid
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job import DeviceSet
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
+from tests.engines.servers.configs import config_maker
 from tests.engines.servers.starting import RealServer, llama_cpp, transformers_serve
 from tests.engines.test_conformance import (
     test_a_second_load_in_the_same_process_gives_the_same_answers as test_a_second_client_gets_the_same_answers,
@@ -84,24 +85,7 @@ def engine_name(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def make_config(engine_name: str, llama: RealServer) -> ConfigMaker:
     """A configuration for the server of llama.cpp."""
-    return _configurer(llama.url, api_key_env="MY_SERVERS_KEY")
-
-
-def _configurer(url: str, **fixed: Any) -> ConfigMaker:
-    def make(settings: dict[str, Any] | None = None, **changes: Any) -> ExperimentConfig:
-        config = ExperimentConfig(
-            model="builtin:tiny-llama",
-            engine="openai",
-            dtype="float32",
-            weights="real",
-            workload=WorkloadSettings("synthetic", 4, 16, 8, 0),
-            decoding=Decoding(),
-            measurement=MeasurementSettings(1.0),
-            settings={"base_url": url, **fixed, **(settings or {})},
-        )
-        return replace(config, **changes)
-
-    return make
+    return config_maker(llama.url, api_key_env="MY_SERVERS_KEY")
 
 
 def test_the_server_says_what_it_is(start: Start) -> None:
@@ -119,7 +103,7 @@ def test_texts_are_those_of_transformers(start: Start) -> None:
     requests = requests_of(5, 12, 30, 9, 17, output=24, ignore_eos=False)
     served = generate(start(), requests)
     reference = open_engine("transformers")
-    config = _configurer("")()
+    config = config_maker("")()
     try:
         reference.prepare(replace(config, engine="transformers", settings={"batch_size": 4}), DeviceSet("cpu"))
         reference.load()
@@ -249,7 +233,7 @@ def start_at() -> Iterator[Callable[..., Engine]]:
     def begin(url: str, **settings: Any) -> Engine:
         engine = open_engine("openai")
         running.append(engine)
-        engine.prepare(_configurer(url)(settings), DeviceSet("cpu"))
+        engine.prepare(config_maker(url)(settings), DeviceSet("cpu"))
         engine.load()
         return engine
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.protocol import Request
-from pytest_llem.job import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
+from tests.engines.servers.configs import config_maker
 from tests.engines.servers.starting import RealServer, vllm_server
 from tests.engines.test_conformance import (
     test_answers_have_exactly_the_length_asked_for,
@@ -51,21 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 @pytest.fixture
 def make_config(server: RealServer) -> ConfigMaker:
     """A configuration for vLLM's server."""
-
-    def make(settings: dict[str, Any] | None = None, **changes: Any) -> ExperimentConfig:
-        config = ExperimentConfig(
-            model="builtin:tiny-llama",
-            engine="openai",
-            dtype="float32",
-            weights="real",
-            workload=WorkloadSettings("synthetic", 4, 16, 8, 0),
-            decoding=Decoding(),
-            measurement=MeasurementSettings(1.0),
-            settings={"base_url": server.url, **(settings or {})},
-        )
-        return replace(config, **changes)
-
-    return make
+    return config_maker(server.url)
 
 
 def long_prompts() -> list[Request]:
