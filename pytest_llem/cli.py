@@ -45,7 +45,7 @@ def add_schema(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run_schema(options: argparse.Namespace) -> int:
     """Print a JSON Schema."""
-    from pytest_llem.study.json_schema import schema_text
+    from pytest_llem.study.published import schema_text
 
     sys.stdout.write(schema_text(options.which))
     return 0

@@ -20,7 +20,7 @@ from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
 from pytest_llem.engines import ENTRY_POINT_GROUP, SHIPPED, UNVERIFIED, known_engines
 from pytest_llem.errors import LlemError, SettingsError
-from pytest_llem.job import DeviceSet
+from pytest_llem.job.job import DeviceSet
 
 MODULES = {
     "transformers": ("torch", "transformers"),
@@ -104,9 +104,9 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
     Raises `LlemError` when a GPU does not exist, is in use, or cannot be loaded.
     """
     from pytest_llem.energy.calibrate import calibrate as measure
-    from pytest_llem.energy.nvml import NvmlMeter
+    from pytest_llem.energy.nvml_meter import NvmlMeter
     from pytest_llem.energy.torch_load import MatmulLoad
-    from pytest_llem.runners.lease import device_lease
+    from pytest_llem.machine.leases import device_lease
 
     obstacle = NvmlMeter.obstacle()
     if obstacle is not None:
@@ -199,7 +199,7 @@ def _docker(*, gpus: bool) -> Finding:
 
 
 def _directories() -> Iterator[Finding]:
-    from pytest_llem.runners.lease import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
+    from pytest_llem.machine.leases import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
 
     if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
         text = "off: nothing keeps two runs from measuring on one device at a time"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.in_process import CodeMeter
-    from pytest_llem.point import Point
     from pytest_llem.results.schema import Result
-    from pytest_llem.session import LlemSession
+    from pytest_llem.session.code_meter import CodeMeter
+    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.session import LlemSession
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def llem_session(request: pytest.FixtureRequest) -> Iterator[LlemSession]:
 
     The last test's teardown unloads an engine that was kept loaded, and fails when its devices are not free then.
     """
-    from pytest_llem.session import current
+    from pytest_llem.session.start import current
 
     session = current(request.config)
     yield session
@@ -52,7 +52,7 @@ def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_
     Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
     error when the cycle failed.
     """
-    from pytest_llem.verdicts import usable
+    from pytest_llem.session.items import usable
 
     return usable(llem_session.get_or_measure(llem_cycle, item=request.node), request.node)
 
@@ -60,7 +60,7 @@ def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_
 @pytest.fixture
 def llem_results(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
-    from pytest_llem.verdicts import usable
+    from pytest_llem.session.items import usable
 
     outcomes = [llem_session.get_or_measure(cycle, item=request.node) for cycle in llem_experiment.cycles()]
     return [usable(outcome, request.node) for outcome in outcomes]
@@ -69,7 +69,7 @@ def llem_results(request: pytest.FixtureRequest, llem_session: LlemSession, llem
 @pytest.fixture
 def llem_meter(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[CodeMeter]]:
     """Measures the test's own code, in this process: `with llem_meter() as m: ...`, then `m.energy_j`."""
-    from pytest_llem.in_process import measure_code
-    from pytest_llem.options import run_options
+    from pytest_llem.session.code_meter import measure_code
+    from pytest_llem.session.options import run_options
 
     return partial(measure_code, run_options(request.config).meter)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.session.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
 
 pytest_plugins = ("pytest_llem.fixtures",)
 
@@ -86,12 +86,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     _identify(config)
     if _names_studies(config):
-        from pytest_llem.session import begin
+        from pytest_llem.session.start import begin
 
         begin(config)
     elif any(value for name, value in vars(config.option).items() if name.startswith("llem_")):
         # A wrong option is a usage error here; later, in the middle of collection, it would be a traceback.
-        from pytest_llem.session import checked
+        from pytest_llem.session.start import checked
 
         checked(config)
 
@@ -121,7 +121,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not _names_studies(config):
         return None
     _identify(config)
-    from pytest_llem.distribution.workers import auto_workers
+    from pytest_llem.session.xdist.workers import auto_workers
 
     return auto_workers(config)
 
@@ -129,7 +129,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to, and what it must refuse."""
-    from pytest_llem.distribution.scheduling import why_unfit
+    from pytest_llem.session.xdist.scheduling import why_unfit
 
     node.workerinput["llem_run"] = node.config.stash[RUN].id
     node.workerinput["llem_unfit"] = why_unfit(node.config)
@@ -142,7 +142,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
     """Begin in the controller when a worker's tests asked for a study that the command line does not name."""
     if SESSION not in node.config.stash and node.config.stash[RUN].lock.exists():
-        from pytest_llem.distribution.controller import begin_late
+        from pytest_llem.session.xdist.controller import begin_late
 
         begin_late(node.config, ids)
 
@@ -152,7 +152,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Collect studies without looking for garbage among thousands of items that all stay."""
     if SESSION not in session.config.stash:
         return (yield)
-    from pytest_llem.collection import without_garbage_collection
+    from pytest_llem.session.collection import without_garbage_collection
 
     with without_garbage_collection():
         return (yield)
@@ -161,7 +161,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """Collect a YAML file that was named on the command line."""
     if file_path.suffix in (".yaml", ".yml") and parent.session.isinitpath(file_path):
-        from pytest_llem.collection import collect_study
+        from pytest_llem.session.collection import collect_study
 
         return collect_study(file_path, parent)
     return None
@@ -170,7 +170,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise whatever asks for an experiment or for one of its cycles."""
     if "llem_experiment" in metafunc.fixturenames:
-        from pytest_llem.collection import parametrize
+        from pytest_llem.session.collection import parametrize
 
         parametrize(metafunc)
 
@@ -184,7 +184,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if llem.sharding is not None:
             llem.sharding.deselect(config, items)
     if llem is not None and llem.options.explicit:
-        from pytest_llem.collection import deselect_unasked
+        from pytest_llem.session.collection import deselect_unasked
 
         deselect_unasked(config, items)
 
@@ -226,7 +226,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Report what an xdist worker's tests asked for, where no study was named: the controller collects nothing."""
     if getattr(node, "workeroutput", {}).get(MEASURED) and SESSION not in node.config.stash:
-        from pytest_llem.session import begin
+        from pytest_llem.session.start import begin
 
         begin(node.config)
 

@@ -14,25 +14,16 @@ from pathlib import Path
 
 import pytest_llem
 from pytest_llem.containers.errors import docker_error
-from pytest_llem.job import JobDir
+from pytest_llem.job.job import JobDir
 
 ROOT = "/llem"
 SITE = f"{ROOT}/site"
 JOBS = f"{ROOT}/jobs"
 GUARD = f"{ROOT}/guard.py"
-KEEPER = f"{ROOT}/keeper.py"
+KEEPER = f"{ROOT}/container_forkserver.py"
 PROBE = f"{ROOT}/probe.py"
-WORKER_MODULES = (
-    "__init__.py",
-    "decode.py",
-    "errors.py",
-    "events.py",
-    "job.py",
-    "measurement.py",
-    "py.typed",
-    "redaction.py",
-)
-WORKER_PACKAGES = ("worker", "engines", "energy", "workload")
+WORKER_MODULES = ("__init__.py", "errors.py", "py.typed")
+WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload")
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
 COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 """Copied out in this order: the outcome last, so that it never exists without what it rests on."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import docker
 import requests
@@ -14,7 +20,7 @@ from docker.errors import APIError, DockerException
 from docker.tls import TLSConfig
 
 from pytest_llem.containers.errors import DockerError, translate_docker_error
-from pytest_llem.containers.ssh import bridge
+from pytest_llem.errors import SettingsError
 
 NO_IMAGE = "(none)"
 
@@ -116,3 +122,43 @@ def docker_errors(image: str) -> Iterator[None]:
 
 def _daemon_error(text: str) -> DockerError:
     return translate_docker_error(125, f"Cannot connect to the Docker daemon: {text}", NO_IMAGE)
+
+
+@cache
+def bridge(address: str) -> str:
+    """The `unix://` address that leads to an `ssh://[USER@]HOST[:PORT]` daemon, for as long as this process lives."""
+    command = ssh_command(address)
+    directory = tempfile.TemporaryDirectory(prefix="llem-ssh-")
+    path = Path(directory.name) / "docker.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(16)
+    threading.Thread(target=_serve, args=(listener, command, directory), name="llem-ssh", daemon=True).start()
+    return f"unix://{path}"
+
+
+def ssh_command(address: str) -> list[str]:
+    """The command whose standard streams are a connection to the daemon.
+
+    `SettingsError` for an address without a host.
+    """
+    parts = urlsplit(address)
+    if not parts.hostname or parts.hostname.startswith("-"):
+        raise SettingsError(f"DOCKER_HOST={address}: no host", fix="write it as ssh://USER@HOST or ssh://HOST:PORT")
+    command = ["ssh", "-T", "-o", "ConnectTimeout=30", "-o", "BatchMode=yes"]
+    command += ["-l", parts.username] if parts.username else []
+    command += ["-p", str(parts.port)] if parts.port else []
+    return [*command, "--", parts.hostname, "docker system dial-stdio"]
+
+
+def _serve(listener: socket.socket, command: list[str], directory: tempfile.TemporaryDirectory[str]) -> None:
+    """Give each connection to an ssh of its own, which holds it from then on; keeps `directory` alive."""
+    with directory:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                # In a session of its own: a Ctrl-C is pytest's to handle, and must not cut the way to the daemon
+                process = subprocess.Popen(
+                    command, stdin=connection.fileno(), stdout=connection.fileno(), start_new_session=True
+                )
+            threading.Thread(target=process.wait, daemon=True).start()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.models.containers import Container
 
-from pytest_llem.containers.archive import job_archive, worker_archive
-from pytest_llem.containers.cycle import CycleEnd, OnEvent, collect, drain, end_state, follow, kill
+from pytest_llem.containers.archive import JOBS, job_archive, take_results, worker_archive
 from pytest_llem.containers.daemon import docker_errors
+from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
+from pytest_llem.containers.guard import LOST_CLIENT_EXIT
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
-from pytest_llem.containers.options import ContainerRequest, create
-from pytest_llem.containers.orphans import removed_after
+from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
+from pytest_llem.containers.orphaned_containers import removed_after
 from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
-from pytest_llem.errors import JsonValue
-from pytest_llem.job import JobDir
-from pytest_llem.runners.deadlines import DeadlineWatch
-from pytest_llem.runners.lease import Lease
+from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.redaction import redact
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.watch import DeadlineWatch
 
 JOB_NAME = "job"
 
@@ -76,3 +84,108 @@ def run_ephemeral(
     if problem is not None:
         facts["collect_error"] = problem.message
     return CycleEnd(returncode, oom_killed, overdue, pump.last_output, facts)
+
+
+POLL_S = 0.2
+
+STATE_S = 15.0
+
+OnEvent = Callable[[Mapping[str, JsonValue]], None]
+
+
+@dataclass(frozen=True)
+class CycleEnd:
+    """How a cycle in a container ended. `returncode` is `None` when the daemon could not say."""
+
+    returncode: int | None
+    oom_killed: bool = False
+    overdue: str | None = None
+    output: str = ""
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+def follow(pump: OutputPump, watch: DeadlineWatch, on_event: OnEvent) -> str | None:
+    """Pass on events until the stream ends (`None`) or a deadline is exceeded (which one, in words)."""
+    while True:
+        event = pump.next_event(POLL_S)
+        if event is not None:
+            watch.heard(event)
+            on_event(event)
+        elif pump.ended:
+            return None
+        overdue = watch.overdue()
+        if overdue:
+            return overdue
+
+
+def drain(pump: OutputPump, watch: DeadlineWatch, on_event: OnEvent) -> None:
+    """Pass on what was written before a container was killed."""
+    for event in pump.rest(2.0):
+        watch.heard(event)
+        on_event(event)
+
+
+def end_state(container: Container, timeout_s: float = STATE_S) -> tuple[int | None, bool]:
+    """Exit code and OOMKilled of a container whose output has ended; `(None, False)` when the daemon does not answer.
+
+    A daemon that is restarting gets `timeout_s` to come back.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            container.reload()
+            state = container.attrs["State"]
+            if not state.get("Running"):
+                return int(state.get("ExitCode", -1)), bool(state.get("OOMKilled"))
+        except NotFound:
+            return None, False
+        except (DockerException, requests.exceptions.RequestException):
+            pass
+        if time.monotonic() >= deadline:
+            return None, False
+        time.sleep(0.05)
+
+
+def kill(container: Container) -> None:
+    """SIGKILL, if it still runs."""
+    with contextlib.suppress(APIError, requests.exceptions.RequestException):
+        container.kill()
+
+
+def collect(container: Container, name: str, job_dir: JobDir, image: ImageFacts) -> DockerError | None:
+    """Copy the worker's files into `job_dir`; the error when that failed."""
+    try:
+        chunks, _ = container.get_archive(f"{JOBS}/{name}")
+        take_results(chunks, job_dir, image.name)
+    except DockerError as error:
+        return error
+    except (DockerException, requests.exceptions.RequestException) as problem:
+        return translate_docker_error(125, str(getattr(problem, "explanation", None) or problem), image.name)
+    return None
+
+
+def explain(end: CycleEnd, image: ImageFacts) -> DockerError:
+    """Why there is neither a measurement nor an error of the worker's own."""
+    if end.overdue:
+        return docker_error("timeout", image.name, said=end.overdue, stderr=end.output, facts=end.facts)
+    if end.returncode is None:
+        said = "it stopped answering while the container ran, or somebody removed the container"
+        return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
+    if end.returncode == LOST_CLIENT_EXIT:
+        said = "the connection to the container was lost, so it ended itself"
+        return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
+    if end.returncode == 0:
+        said = "it ended normally and wrote neither a measurement nor an error"
+        return docker_error("app_error", image.name, said=said, stderr=end.output, facts=end.facts)
+    error = translate_docker_error(end.returncode, end.output, image.name, oom_killed=end.oom_killed)
+    error.details.update(end.facts)
+    return error
+
+
+def write_if_absent(job_dir: JobDir, error: LlemError, phase: str | None, secrets: Mapping[str, str]) -> None:
+    """Write `error.json` unless the worker left an outcome; the message names the job directory."""
+    if job_dir.measurement.exists() or job_dir.error.exists():
+        return
+    error.message = f"{redact(error.message, secrets.values())} (see {job_dir.path})"
+    tail: list[JsonValue] = list(job_dir.log_tail())
+    job_dir.write_error(error, phase=phase, log_tail=tail, origin="runner", exit_code=error.details.get("returncode"))

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from pytest_llem.containers.daemon import DaemonFacts
 from pytest_llem.energy import available_meters, open_meter
-from pytest_llem.energy.protocol import Meter, Note, OwnsContainers
+from pytest_llem.energy.protocol import Meter, OwnsContainers
 from pytest_llem.errors import JsonValue, MeterError
-from pytest_llem.events import clock_facts
-from pytest_llem.job import Job, JobDir
-from pytest_llem.measurement import read_measurement, write_measurement
+from pytest_llem.job.events import clock_facts
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.measurement import read_measurement, write_measurement
+from pytest_llem.job.report import Note
 from pytest_llem.worker.servers import find_server
 
 HOST_METERS = ("nvml", "rapl")

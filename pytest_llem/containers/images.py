@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pytest_llem import __version__
+from pytest_llem.containers.background import Pending
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
-from pytest_llem.containers.patience import Pending
 from pytest_llem.errors import RunnerError
 
 REGISTRY = "ghcr.io/pytest-llem"
+
 DEFAULT_CUDA_MAJOR = 12
+
 STOCK_IMAGES: Mapping[str, str] = {
     "transformers": "huggingface/transformers-pytorch-gpu:latest",
     "vllm": "vllm/vllm-openai:latest",
@@ -29,8 +34,11 @@ STOCK_IMAGES: Mapping[str, str] = {
 """Upstream images that work unchanged, since the worker is copied in: `--llem-runner=vllm=docker:vllm/vllm-openai`."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+
 PULL_ATTEMPTS = 3
+
 BACKOFF_S = 2.0
+
 Tell = Callable[[str], None]
 
 
@@ -163,3 +171,36 @@ def with_alternatives(error: DockerError, engine: str, *, named: bool) -> Docker
         return error
     fix = f"use the upstream image: --llem-runner={engine}=docker:{stock} (works unchanged), or build images/{engine}"
     return type(error)(error.message, fix=fix, details=error.details)
+
+
+@cache
+def cuda_major() -> int | None:
+    """What the driver supports, else what `nvcc` is; `None` on a machine without either."""
+    return _from_nvml() or _from_nvcc()
+
+
+def _from_nvml() -> int | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000 or None
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _from_nvcc() -> int | None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"release (\d+)\.", text)
+    return int(match[1]) if match else None

@@ -15,24 +15,28 @@ import docker
 import requests
 from docker.errors import DockerException
 
-from pytest_llem.containers.archive import PROBE, worker_archive
+from pytest_llem.containers.archive import JOBS, PROBE, job_archive, worker_archive
+from pytest_llem.containers.background import Pending
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
-from pytest_llem.containers.hub import hub_problem
 from pytest_llem.containers.identity import SessionIdentity
 from pytest_llem.containers.images import foreign_architecture, image_facts
-from pytest_llem.containers.inputs import inputs_of
-from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
-from pytest_llem.containers.orphans import removed_after
-from pytest_llem.containers.patience import Pending
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.energy.protocol import Note
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.containers.inputs import hub_problem, inputs_of
+from pytest_llem.containers.options import ContainerRequest, DockerSettings, ImageFacts, create
+from pytest_llem.containers.orphaned_containers import removed_after
+from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.report import Note
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.runners.protocol import PreflightReport
 
 OLDEST_API = (1, 40)
+
 FREE_BYTES = 2 * 2**30
+
 CLOCK_SKEW_S = 2.0
+
 PROBE_MARK = "LLEM-PROBE "
 
 
@@ -229,3 +233,50 @@ def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findin
         found.problems.append(docker_error("mount_missing", subject.image, said=said))
     problems = (hub_problem(name, subject.image) for name in downloads)
     found.problems += [problem for problem in problems if problem is not None]
+
+
+NAME = "settings"
+
+DEADLINE_S = 300
+
+
+def check_settings_in_image(
+    client: docker.DockerClient,
+    image: ImageFacts,
+    configs: Sequence[ExperimentConfig],
+    devices: DeviceSet,
+    settings: DockerSettings,
+    identity: SessionIdentity,
+) -> SignatureReport:
+    """Compare settings with the signatures of the image's engine, which is imported in a container of its own.
+
+    What keeps it from being compared is the report's `unchecked`; only a daemon's refusal raises `DockerError`.
+    """
+    request = ContainerRequest(
+        name=f"llem-settings-{uuid.uuid4().hex[:8]}",
+        image=image,
+        program="-m",
+        command=("pytest_llem.engines.signatures", f"{JOBS}/{NAME}/job.json"),
+        devices=devices,
+        settings=settings,
+        network="none",
+        labels=identity.labels(NAME),
+        waits=False,
+    )
+    with docker_errors(image.name):
+        container = create(client, request)
+    with removed_after(container):
+        try:
+            container.put_archive("/", worker_archive())
+            container.put_archive("/", job_archive(json.dumps(encode(configs)).encode(), NAME))
+            container.start()
+            code = int(container.wait(timeout=DEADLINE_S)["StatusCode"])
+            output = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
+        except (DockerException, requests.exceptions.RequestException) as problem:
+            return SignatureReport(unchecked=f"{image.name}: {problem}")
+    for line in reversed(output.splitlines()):
+        if line.startswith(REPORT_MARK):
+            report: Mapping[str, object] = json.loads(line.removeprefix(REPORT_MARK))
+            return decode(SignatureReport, report)
+    last = output.strip().rpartition("\n")[2][:200]
+    return SignatureReport(unchecked=f"{image.name}: the comparison of settings ended with exit code {code}: {last}")

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llem.energy.protocol import Meter as Meter
+    from pytest_llem.energy.protocol import ServerTree
+    from pytest_llem.energy.readings import Sample as Sample
+    from pytest_llem.energy.readings import read_samples as read_samples
     from pytest_llem.energy.registry import MeterStatus
-    from pytest_llem.energy.samples import Sample as Sample
-    from pytest_llem.energy.samples import read_samples as read_samples
-    from pytest_llem.energy.setup import ServerTree
-    from pytest_llem.job import DeviceSet, MeterSettings
+    from pytest_llem.job.job import DeviceSet, MeterSettings
 
 
 def open_meter(
@@ -28,8 +28,8 @@ def open_meter(
     for this process: what it uses belongs to the measurement. Raises `MeterError` with the remedy for a name that is
     unknown or cannot work here.
     """
+    from pytest_llem.energy.protocol import MeterSetup
     from pytest_llem.energy.registry import open_named
-    from pytest_llem.energy.setup import MeterSetup
 
     return open_named(MeterSetup(settings, devices, out_dir, server))
 
@@ -50,5 +50,5 @@ def available_meters() -> tuple[MeterStatus, ...]:
 
 def __getattr__(name: str) -> object:
     if name in ("Sample", "read_samples"):
-        return getattr(import_module("pytest_llem.energy.samples"), name)
+        return getattr(import_module("pytest_llem.energy.readings"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,15 +13,15 @@ from pytest_llem.energy.protocol import (
     EnergyReport,
     HostEnergy,
     MeteredDevice,
-    Note,
+    MeterSetup,
     Scope,
     Window,
     WindowEnergy,
 )
-from pytest_llem.energy.samples import Sample, read_sample_events, read_samples
+from pytest_llem.energy.readings import Sample, read_sample_events, read_samples
 from pytest_llem.energy.series import TickSeries, ticks_from
-from pytest_llem.energy.setup import MeterSetup
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.report import Note
 
 GAIN_UNCERTAINTY_REL = 0.05
 """Gain error of the board's power sensor, different for each board (arXiv 2312.02741)."""

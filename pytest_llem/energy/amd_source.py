@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from pytest_llem.energy.gpu_source import SensorError
-from pytest_llem.energy.owners import foreign_pids
-from pytest_llem.energy.samples import Sample, SampleWriter
+from pytest_llem.energy.nvml_source import SensorError
+from pytest_llem.energy.processes import foreign_pids
+from pytest_llem.energy.readings import Sample, SampleWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

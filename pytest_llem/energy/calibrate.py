@@ -18,8 +18,8 @@ import pynvml
 
 from pytest_llem.energy import calibration, nvml_devices
 from pytest_llem.energy.calibration import Calibration, CounterType
-from pytest_llem.energy.sampler_process import SamplerProcess
-from pytest_llem.energy.samples import read_samples
+from pytest_llem.energy.readings import read_samples
+from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import TickSeries, ticks_from
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS
 from pytest_llem.errors import MeterError

@@ -65,7 +65,7 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
 
 def save(calibration: Calibration, directory: Path | None = None) -> Path:
     """Keep a calibration, replacing an older one of the same GPU and driver; returns its file."""
-    from pytest_llem.job import write_json
+    from pytest_llem.job.files import write_json
 
     path = path_of(calibration.uuid, calibration.driver, directory)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from typing import Literal
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices, powercap, rapl
-from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy import calibration, nvml_devices, powercap
+from pytest_llem.energy import rapl_meter as rapl
+from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.energy.registry import statuses
 from pytest_llem.energy.watts import thread_power
 

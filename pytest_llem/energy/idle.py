@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from pytest_llem.energy.protocol import Window, WindowEnergy
-from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.readings import Sample
 from pytest_llem.errors import JsonValue
 
 SETTLED_SLOPE_REL_PER_S = 0.02

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.report import Note
 
 Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
 
@@ -83,14 +86,6 @@ class HostEnergy:
 
 
 @dataclass(frozen=True)
-class Note:
-    """Something the reader of a result must know: a stable code and a sentence."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
 class EnergyReport:
     """All that a meter knows about a cycle.
 
@@ -144,3 +139,26 @@ class Calibrated(Protocol):
 
     def calibrations(self) -> tuple[Calibration, ...]:
         """Those of the metered devices that were calibrated, once the meter has started."""
+
+
+class ServerTree(Protocol):
+    """A server that works for the measured process, wherever it came from."""
+
+    @property
+    def pid(self) -> int | None:
+        """The root of its process tree on this machine, `None` where unknown."""
+
+
+@dataclass(frozen=True)
+class MeterSetup:
+    """The cycle's meter settings and devices, the directory that receives `samples.jsonl`, and the server, if any."""
+
+    settings: MeterSettings
+    devices: DeviceSet
+    out_dir: Path
+    server: ServerTree | None = None
+
+    @property
+    def samples_path(self) -> Path:
+        """The raw series of this cycle."""
+        return self.out_dir / "samples.jsonl"

@@ -8,17 +8,16 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import cast
 
-from pytest_llem.energy.protocol import Meter
-from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.energy.protocol import Meter, MeterSetup
 from pytest_llem.errors import MeterError
 
 SHIPPED = {
-    "nvml": "pytest_llem.energy.nvml:NvmlMeter",
-    "rapl": "pytest_llem.energy.rapl:RaplMeter",
-    "amdsmi": "pytest_llem.energy.amd:AmdSmiMeter",
+    "nvml": "pytest_llem.energy.nvml_meter:NvmlMeter",
+    "rapl": "pytest_llem.energy.rapl_meter:RaplMeter",
+    "amdsmi": "pytest_llem.energy.amdsmi_meter:AmdSmiMeter",
     "zeus": "pytest_llem.energy.zeus_meter:ZeusMeter",
     "codecarbon": "pytest_llem.energy.codecarbon_meter:CodeCarbonMeter",
-    "estimate": "pytest_llem.energy.estimate:EstimateMeter",
+    "estimate": "pytest_llem.energy.cpu_estimate_meter:EstimateMeter",
 }
 ENTRY_POINT_GROUP = "pytest_llem.meters"
 

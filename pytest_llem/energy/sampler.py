@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import IO, Protocol
 
 from pytest_llem.energy import powercap
-from pytest_llem.energy.samples import Sample, SampleWriter
+from pytest_llem.energy.readings import Sample, SampleWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def main(specification: str) -> int:
     facts: dict[str, JsonValue] = {"pid": os.getpid()}
     if spec["gpus"] is not None:
         spare_pynvml_an_import()
-        from pytest_llem.energy import gpu_source
+        from pytest_llem.energy import nvml_source as gpu_source
 
         try:
             opened: Sequence[Source]

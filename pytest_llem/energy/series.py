@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
-from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.readings import Sample
 
 WRAP_MJ = 2**32
 _PLAUSIBLE_W = 5000.0

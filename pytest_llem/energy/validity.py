@@ -8,10 +8,11 @@ from itertools import pairwise
 from math import hypot
 from typing import Literal
 
-from pytest_llem.energy.protocol import Note, Window, WindowEnergy
-from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.protocol import Window, WindowEnergy
+from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.report import Note
 
 MEASURED = ("measure",)
 

@@ -10,10 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Note, Scope, Window, WindowEnergy
-from pytest_llem.energy.samples import Sample, SampleWriter
-from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.energy.protocol import (
+    DeviceEnergy,
+    EnergyReport,
+    MeteredDevice,
+    MeterSetup,
+    Scope,
+    Window,
+    WindowEnergy,
+)
+from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
+from pytest_llem.job.report import Note
 
 STEP_S = 0.1
 """Period of the counter behind Zeus's readings on H100; the counter may be that old at each edge."""

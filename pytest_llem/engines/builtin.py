@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from pytest_llem.engines.builtin_tokenizer import BOS, CHAT_TEMPLATE, EOS, PAD, VOCAB_SIZE, train_tokenizer
-from pytest_llem.errors import JsonValue, ModelNotFoundError
-from pytest_llem.workload.corpus import corpus_text
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError
+from pytest_llem.workload.corpus import corpus_paragraphs, corpus_text
 
 PREFIX = "builtin:"
+
 RECIPE = 1
 """Raise it with every change of what is made: caches of the old recipe are then left alone."""
 
@@ -235,3 +235,42 @@ _RECIPES: Mapping[str, Callable[[], tuple[dict[str, JsonValue], dict[str, Tensor
     "tiny-llama": _tiny_llama,
     "tiny-moe": _tiny_moe,
 }
+
+VOCAB_SIZE = 2048
+
+PAD, BOS, EOS = (0, "<pad>"), (1, "<s>"), (2, "</s>")
+
+TURNS = ("<|user|>", "<|assistant|>")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% else %}<|user|>{% endif %}"
+    "{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer() -> str:
+    """The text of `tokenizer.json`. Raises `EngineNotInstalledError` where the `tokenizers` package is missing.
+
+    The vocabulary holds all 256 bytes, so any text can be encoded and decoded without loss.
+    """
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    except ImportError:
+        raise EngineNotInstalledError(
+            "the built-in models need the package 'tokenizers' to make their tokenizer",
+            fix="pip install 'pytest-llem[transformers]'",
+        ) from None
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[PAD[1], BOS[1], EOS[1], *TURNS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus_paragraphs(), trainer=trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS[1]} $A", special_tokens=[(BOS[1], BOS[0])])
+    return str(tokenizer.to_str(pretty=False))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.report import Note
 
 Quiesced = Literal["synchronized", "drained", "unknown"]
 CacheState = Literal["cleared", "disabled", "none", "unknown"]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Literal, TypeVar
 
 from pytest_llem.errors import EngineError, EngineSettingError, JsonValue
-from pytest_llem.job import DeviceSet
+from pytest_llem.job.job import DeviceSet
 
 T = TypeVar("T")
 

@@ -14,8 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pytest_llem.engines.hub import switch_off_when_absent
-from pytest_llem.engines.hub_loading import load_text_config, load_tokenizer, tokenizer_of
-from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, plain_json, shape_of
+from pytest_llem.engines.hub_models import (
+    HubTokenizer,
+    check_lengths,
+    load_text_config,
+    load_tokenizer,
+    plain_json,
+    shape_of,
+    tokenizer_of,
+)
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, on_hub
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -31,7 +38,8 @@ from pytest_llem.engines.refusals import after, one_line, require_devices, unkno
 from pytest_llem.engines.signatures import LAYOUTS, parameters
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 
 INSTALL = "run it in its stock image: --llem-runner=sglang=docker:lmsysorg/sglang:latest, or pip install sglang"
 ADAPTER = "adapter"

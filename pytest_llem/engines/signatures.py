@@ -21,9 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pytest_llem.decode import decode, encode
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
-from pytest_llem.job import ExperimentConfig, load_job, write_json
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import write_json
+from pytest_llem.job.job import load_job
+from pytest_llem.job.wire import decode, encode
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pytest_llem.engines.hub import switch_off_when_absent
-from pytest_llem.engines.hub_loading import load_text_config, load_tokenizer, tokenizer_of
-from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, plain_json, shape_of
+from pytest_llem.engines.hub_models import (
+    HubTokenizer,
+    check_lengths,
+    load_text_config,
+    load_tokenizer,
+    plain_json,
+    shape_of,
+    tokenizer_of,
+)
 from pytest_llem.engines.model_files import ModelSource, find_model, on_hub
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -39,7 +46,8 @@ from pytest_llem.errors import (
     LlemError,
     OutOfMemoryError,
 )
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 
 INSTALL = (
     "run it in its stock image: --llem-runner=tensorrt_llm=docker:nvcr.io/nvidia/tensorrt-llm/release:latest, "

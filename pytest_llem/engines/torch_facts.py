@@ -9,7 +9,7 @@ import torch
 
 from pytest_llem.engines.protocol import DeviceMemory
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import DeviceSet
+from pytest_llem.job.job import DeviceSet
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "numpy", "triton",

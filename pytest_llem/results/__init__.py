@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llem.results.collection import Results as Results
-    from pytest_llem.results.collection import load as load
+    from pytest_llem.results.loading import Results as Results
+    from pytest_llem.results.loading import load as load
     from pytest_llem.results.outcome import Outcome as Outcome
     from pytest_llem.results.schema import Result as Result
 
 __all__ = ["Outcome", "Result", "Results", "load"]
 
-_HOME = {"load": "collection", "Results": "collection", "Outcome": "outcome", "Result": "schema"}
+_HOME = {"load": "loading", "Results": "loading", "Outcome": "outcome", "Result": "schema"}
 
 
 def __getattr__(name: str) -> object:

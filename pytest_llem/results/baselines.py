@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
-from pytest_llem.job import read_json, read_versioned, write_text
-from pytest_llem.results.collection import Results, load
+from pytest_llem.job.files import read_json, read_versioned, write_text
+from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.layout import MANIFEST, slug
+from pytest_llem.results.loading import Results, load
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import Result

@@ -8,9 +8,9 @@ from statistics import geometric_mean
 from typing import Literal
 
 from pytest_llem.results.baselines import baseline_run
-from pytest_llem.results.collection import Results
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
+from pytest_llem.results.loading import Results
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval

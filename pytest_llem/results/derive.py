@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue as PydanticJson
 
-from pytest_llem.decode import encode
-from pytest_llem.energy.protocol import Note
+from pytest_llem.energy.protocol import Window
+from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Job
-from pytest_llem.measurement import Measurement, RequestRecord
-from pytest_llem.results.compute import derive_compute
-from pytest_llem.results.distributions import latency
-from pytest_llem.results.energy import MEASURE, PREFILL, Work, derive_energy, ratio
-from pytest_llem.results.environment import fingerprint, identity
+from pytest_llem.job.job import Job
+from pytest_llem.job.measurement import Measurement, RequestRecord
+from pytest_llem.job.report import Note, RunReport
+from pytest_llem.job.wire import encode
+from pytest_llem.machine.environment import fingerprint, identity
+from pytest_llem.machine.inputs import input_facts
+from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.failures import failed_share, failure_note, failures_by_class
-from pytest_llem.results.inputs import input_facts
 from pytest_llem.results.remarks import remarks
 from pytest_llem.results.schema import (
     RESULT_VERSION,
@@ -37,9 +38,10 @@ from pytest_llem.results.schema import (
     Warmup,
     Workload,
 )
-from pytest_llem.results.steady import derive_steady_state
-from pytest_llem.results.work import output_lengths_determined
-from pytest_llem.runners.protocol import RunReport
+from pytest_llem.results.sections.compute import derive_compute
+from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, ratio
+from pytest_llem.results.sections.latency import latency
+from pytest_llem.results.sections.steady import derive_steady_state
 
 
 def derive_result(
@@ -260,3 +262,17 @@ def _timing(measurement: Measurement) -> dict[str, float | None]:
         key = f"{window.name}_s"
         durations[key] = (durations.get(key) or 0.0) + window.duration_s
     return {**durations, **measurement.timing}
+
+
+def device_peaks(samples: Path, windows: Sequence[Window]) -> dict[str, int]:
+    """The highest memory in use (bytes, by NVML, all processes) per device over the windows.
+
+    NVML is asked every half second and whenever the energy counter is first read, so that an allocation that comes
+    and goes in between is not seen; torch and vLLM keep what they once took. Devices without a reading are absent.
+    """
+    peaks: dict[str, int] = {}
+    for sample in read_samples(samples):
+        used = sample.memory_bytes
+        if used is not None and any(window.start_ns <= sample.t_ns <= window.end_ns for window in windows):
+            peaks[sample.device] = max(peaks.get(sample.device, 0), used)
+    return peaks

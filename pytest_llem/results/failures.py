@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pytest_llem.energy.protocol import Note
-from pytest_llem.measurement import Measurement
+from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.report import Note
 
 UNNAMED = "error"
 """The class of a failure whose engine names none."""

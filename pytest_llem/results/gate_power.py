@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.collection import Results
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
+from pytest_llem.results.loading import Results
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
 from pytest_llem.results.tables import table

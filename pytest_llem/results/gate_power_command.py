@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
-from pytest_llem.decode import encode
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.wire import encode
 from pytest_llem.results.commands import read_all
 from pytest_llem.results.gate_power import CYCLES, Noise, Setting, lines, measured_noise, needed, pooled, power
 from pytest_llem.results.gates import MIN_CYCLES

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import geometric_mean
 
+from pytest_llem.errors import StoreError
+from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
@@ -16,6 +20,7 @@ from pytest_llem.results.tables import table
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 
 VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
+
 CORRELATED = ("experiment", "load", "server")
 
 
@@ -264,3 +269,23 @@ def _word(status: str) -> str:
 
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+GATE = "gate.json"
+
+
+def write_gate(experiment_directory: Path, report: GateReport) -> None:
+    """Write an experiment's verdicts; the directory is made where no cycle has made it."""
+    experiment_directory.mkdir(parents=True, exist_ok=True)
+    write_json(experiment_directory / GATE, encode(report))
+
+
+def read_gates(run_dir: Path) -> list[GateReport]:
+    """The verdicts of a run, by study and experiment; empty where nothing was judged. `StoreError` for a broken one."""
+    found = []
+    for path in sorted(run_dir.glob(f"*/*/{GATE}")):
+        try:
+            found.append(decode(GateReport, read_json(path)))
+        except ValueError as problem:
+            raise StoreError(f"{path}: {problem}") from None
+    return found

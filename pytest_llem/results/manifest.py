@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import read_versioned, write_json
+from pytest_llem.job.files import read_versioned, write_json
+from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import StateName, now, read_state
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pytest_llem.energy.samples import UNITS, Sample, read_samples
+from pytest_llem.energy.readings import UNITS, Sample, read_samples
 from pytest_llem.errors import StoreError
 
 TYPES = {

@@ -12,12 +12,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job import read_json
+from pytest_llem.job.files import read_json
 from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_directories
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
 
 Migration = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
+
 MIGRATIONS: Mapping[int, Migration] = {}
 
 
@@ -69,3 +70,28 @@ def result_files(path: Path) -> list[Path]:
     if not found:
         raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
     return found
+
+
+def cycle_seconds(path: Path) -> tuple[str, float] | None:
+    """The `config_hash` of a result and the seconds that its cycle took, starting included; `None` if it cannot say."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        timing, full = result["timing"], result["experiment"]["config_hash"]
+        return str(full), float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recorded_durations(path: Path) -> dict[str, float]:
+    """Mean seconds of a cycle by `config_hash`, over a run, a folder of runs or a result.
+
+    Raises `StoreError` when there is nothing that tells a time.
+    """
+    found: dict[str, list[float]] = {}
+    for file in result_files(path):
+        known = cycle_seconds(file)
+        if known is not None:
+            found.setdefault(known[0], []).append(known[1])
+    if not found:
+        raise StoreError(f"{path}: no result here says how long its cycle took", fix="name runs that have ended")
+    return {full: sum(times) / len(times) for full, times in found.items()}

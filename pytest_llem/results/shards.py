@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
-from pytest_llem.results.collection import Results
 from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.loading import Results
 from pytest_llem.results.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True)
 class ShardOf:
-    """Which part of how many a run is, and of which split of each study (see `sharding.Split.digest`)."""
+    """Which part of how many a run is, and of which split of each study (see `session.sharding.Split.digest`)."""
 
     index: int
     count: int

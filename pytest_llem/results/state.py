@@ -11,9 +11,9 @@ from typing import Literal
 
 import psutil
 
-from pytest_llem.decode import decode, encode
 from pytest_llem.errors import StoreError
-from pytest_llem.job import read_json, write_json
+from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.layout import STATE, CycleKey
 
 StateName = Literal["running", "valid", "invalid", "failed", "crashed", "interrupted"]

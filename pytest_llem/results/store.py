@@ -13,14 +13,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pytest_llem.containers.error_tree import error_from_dict
+from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError
-from pytest_llem.job import Job, JobDir, read_json, write_text
-from pytest_llem.measurement import read_measurement
-from pytest_llem.results.derive import derive_result
-from pytest_llem.results.device_memory import device_peaks
-from pytest_llem.results.energy import MEASURE
-from pytest_llem.results.environment import gather
+from pytest_llem.job.files import read_json, write_text
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunReport
+from pytest_llem.machine.environment import gather
+from pytest_llem.results.comparability import output_lengths_determined, with_temperature_drift
+from pytest_llem.results.derive import derive_result, device_peaks
 from pytest_llem.results.layout import MANIFEST, STATE, CycleKey, attempt_directory
 from pytest_llem.results.manifest import Manifest, StudyPlan, read_manifest, write_manifest
 from pytest_llem.results.outcome import Outcome
@@ -28,6 +29,7 @@ from pytest_llem.results.power import write_power
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.schema import Reason, Result
+from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.state import (
     TERMINAL,
     CycleState,
@@ -39,9 +41,6 @@ from pytest_llem.results.state import (
     read_state,
     write_state,
 )
-from pytest_llem.results.temperature import with_temperature_drift
-from pytest_llem.results.work import output_lengths_determined
-from pytest_llem.runners.protocol import RunReport
 
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from pytest_llem.decode import encode
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import write_json, write_text
-from pytest_llem.results.distributions import percentile
+from pytest_llem.job.files import write_json, write_text
+from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.latency import percentile
 
 SUMMARY_VERSION = 1
 SPREAD_CYCLES = 3

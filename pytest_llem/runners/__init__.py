@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from pytest_llem.errors import JsonValue, RunnerError
 
 if TYPE_CHECKING:
-    from pytest_llem.runners.protocol import Isolation, Runner, RunnerSpec
-    from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
+    from pytest_llem.cluster.settings import NodeTerms, RaySettings
+    from pytest_llem.job.report import RunnerSpec
+    from pytest_llem.runners.protocol import Isolation, Runner
 
 __all__ = ["open_runner"]
 
@@ -44,12 +45,12 @@ def open_runner(
 
         return LocalRunner(spec, log_dir)
     if spec.name == "docker":
-        from pytest_llem.containers.settings import DockerSettings
-        from pytest_llem.runners.docker import DockerRunner
+        from pytest_llem.containers.options import DockerSettings
+        from pytest_llem.containers.runner import DockerRunner
 
         return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)
     try:
-        from pytest_llem.runners.ray.runner import RayRunner
+        from pytest_llem.cluster.runner import RayRunner
     except (ImportError, KeyError, OSError) as problem:
         # Ray imports `amdsmi` where zeus brought it, and that raises KeyError on machines without ROCm.
         raise RunnerError(

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError
-from pytest_llem.job import DeviceSet, ExperimentConfig, Job, JobDir
-from pytest_llem.runners.following import Watch, explain, write_if_absent
-from pytest_llem.runners.lease import Lease
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import end, oom_kills
-from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
+from pytest_llem.runners.protocol import OnEvent
 from pytest_llem.runners.starting import WorkerStarter
+from pytest_llem.runners.watch import Watch, explain, write_if_absent
 
 
 class LocalRunner:
@@ -54,7 +56,7 @@ class LocalRunner:
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
-        from pytest_llem.settings_check import check_here
+        from pytest_llem.runners.settings_check import check_here
 
         return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
 

@@ -6,51 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import DeviceKind, DeviceSet, ExperimentConfig, Job, JobDir
-from pytest_llem.runners.lease import Lease
+from pytest_llem.job.config import DeviceKind, ExperimentConfig
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.machine.leases import Lease
 
-RunnerName = Literal["local", "docker", "ray"]
 Isolation = Literal["process", "experiment", "load"]
-RunnerSource = Literal["command line", "environment", "study", "user settings", "detected", "default"]
 
 OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
 @dataclass(frozen=True)
-class RunnerSpec:
-    """Which runner an engine gets, with what (`image`, `address`), and who said so (`source`)."""
-
-    name: RunnerName
-    source: RunnerSource
-    image: str | None = None
-    address: str | None = None
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """How a cycle was run; goes into the result's `runner` section. `start_method` of `None` is the worker's to say.
-
-    `environment` (`results.environment.gather`) and `inputs` (`results.inputs.input_facts`) are those of the machine
-    that ran it, where that is another one.
-    """
-
-    name: RunnerName
-    source: RunnerSource
-    isolation: str
-    image: str | None = None
-    image_digest: str | None = None
-    start_method: str | None = None
-    notes: tuple[Note, ...] = ()
-    facts: Mapping[str, JsonValue] = field(default_factory=dict)
-    environment: Mapping[str, JsonValue] | None = None
-    inputs: Mapping[str, JsonValue] | None = None
-
-
-@dataclass(frozen=True)
 class Place:
-    """Where a cycle may run, as far as it must be equal for a result to be reused: see `results.environment.identity`.
+    """Where a cycle may run, as far as it must be equal for a result to be reused: see `machine.environment.identity`.
 
     `image` is known by its digest where it lies there already, else by its name.
     """

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import RunnerError, SettingsError
-from pytest_llem.runners.protocol import RunnerSource, RunnerSpec
+from pytest_llem.job.report import Note, RunnerSource, RunnerSpec
 
 ACCEPTED = "local, docker, docker:IMAGE, ray, ray:ADDRESS"
 ENVIRONMENT_PREFIX = "LLEM_RUNNER_"

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import WorkerError
-from pytest_llem.job import Job, JobDir
-from pytest_llem.runners.lease import Lease
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import Note
+from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import ForkServer, SpawnedProcess, WorkerProcess
-from pytest_llem.settings_check import CHECK_MODULE
+from pytest_llem.runners.settings_check import CHECK_MODULE
 from pytest_llem.worker.preload import PRELOADS
 
 
@@ -53,7 +53,7 @@ class WorkerStarter:
         return started, ours
 
     def start_check(self, engine: str, arguments: tuple[str, str], log: Path) -> WorkerProcess:
-        """A process that compares settings with an engine's signatures: see `settings_check.StartCheck`.
+        """A process that compares settings with an engine's signatures: see `runners.settings_check.StartCheck`.
 
         Forked where cycles are, because importing the engine takes most of the time that a comparison does.
         """

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llem.study.model import Execution, Experiment, LeftOut, Notice, Overrides, Study
+from pytest_llem.study.experiments import Experiment, Study
+from pytest_llem.study.model import Execution, LeftOut, Notice, Overrides
 
 if TYPE_CHECKING:
     from pytest_llem.study.loader import load_study as load_study

@@ -11,18 +11,19 @@ from pytest_llem.study import parts
 from pytest_llem.study.canonical import getter, section_of, with_engine_dtype, written_out
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
 from pytest_llem.study.engine_names import engine_names
+from pytest_llem.study.experiments import Experiment, Study
 from pytest_llem.study.fields import Leaves, defaults, keyword, suggest_path, table
 from pytest_llem.study.flatten import Setting, apply, flatten, overlay
 from pytest_llem.study.limits import Comparison, overriding
-from pytest_llem.study.model import Execution, Experiment, Gates, LeftOut, Notice, Overrides, Study
+from pytest_llem.study.model import Execution, Gates, LeftOut, Notice, Overrides
 from pytest_llem.study.naming import shorten, slug, text_of
 from pytest_llem.study.points import Asleep, Points, Sweep, TooManyPointsError
 from pytest_llem.study.problems import study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import ExplicitExperiment, StudyFile
+from pytest_llem.study.slices import shared_view
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
-from pytest_llem.study.views import shared_view
 
 _ENTRY_ONLY = tuple(name for name in ExplicitExperiment.model_fields if name not in table())
 _STUDY_ONLY = tuple(name for name in StudyFile.model_fields if name not in table())

@@ -19,10 +19,10 @@ from pytest_llem.study.fields import Leaves
 from pytest_llem.study.flatten import apply
 from pytest_llem.study.model import View
 from pytest_llem.study.naming import digest, shorten
-from pytest_llem.study.rule import Rule
 from pytest_llem.study.rules import RULES
+from pytest_llem.study.server_rules import Rule
+from pytest_llem.study.slices import PINNED, Cluster, cluster_view, clusters, ordered_labels, section_axis, shared_view
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
-from pytest_llem.study.views import PINNED, Cluster, cluster_view, clusters, ordered_labels, section_axis, shared_view
 
 MAX_POINTS = 100_000
 

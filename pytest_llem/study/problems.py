@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import StudyError
-from pytest_llem.study.places import Location as Location
 
 MAX_SHOWN = 20
 
@@ -78,3 +77,15 @@ def suggest_or_list(word: str, known: Iterable[str], limit: int = 12) -> str:
         return found
     more = ", ..." if len(candidates) > limit else ""
     return f"use one of: {', '.join(candidates[:limit])}{more}"
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A place in a file; line and column count from 1. Sorted by file, then position."""
+
+    file: str
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.canonical import Get, section_of
-from pytest_llem.study.rule import Refusal, Rule
-from pytest_llem.study.server_rules import SERVER_RULES
+from pytest_llem.study.server_rules import SERVER_RULES, Refusal, Rule
 
 
 def _never(

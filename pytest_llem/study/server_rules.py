@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from pytest_llem.study.canonical import Get
 from pytest_llem.study.problems import suggest
-from pytest_llem.study.rule import Refusal, Rule
 
 PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
 """What is filled in, between braces, in the command, the arguments and the environment of a server that is started."""
 
 _STARTING = ("command", "image", "server_args", "environment")
+
 _NOWHERE = "is neither in openai.command nor in openai.server_args or openai.environment"
+
 _NAMED = re.compile(r"\{([a-z][a-z_]*)\}")
+
 _GIVEN = tuple(f"openai.{name}" for name in _STARTING)
 
 
@@ -86,6 +89,23 @@ def _told_everything(get: Get) -> Refusal | None:
         fix = "write {load_format} where the server expects it: it becomes auto or dummy"
         return Refusal(f"weights dummy does not reach the server: {{load_format}} {_NOWHERE}", fix)
     return None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a combination cannot run, and what to change."""
+
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check over `paths`; with `engine` it applies to that engine's experiments alone."""
+
+    paths: tuple[str, ...]
+    check: Callable[[Get], Refusal | None]
+    engine: str | None = None
 
 
 SERVER_RULES: tuple[Rule, ...] = (

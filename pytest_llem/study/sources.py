@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.study.compat import document_words, translate
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, deep_merge, kind, read_document
-from pytest_llem.study.older_words import MARKS
+from pytest_llem.study.llenergymeasure.translate import document_words, translate
+from pytest_llem.study.llenergymeasure.words import MARKS
 from pytest_llem.study.problems import Location, Problem
 
 MAX_BASES = 32

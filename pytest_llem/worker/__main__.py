@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from pytest_llem.job import JobDir
+from pytest_llem.job.job import JobDir
 from pytest_llem.worker.entry import work
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Request
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.report import Note
 
 RESOLVED = ("device_map", "revision")
 """Settings that an engine replaces by what they lead to (`auto` by a map, a branch by a commit)."""

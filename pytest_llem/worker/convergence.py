@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pytest_llem.engines.protocol import Completion
-from pytest_llem.job import WarmupSettings
+from pytest_llem.job.config import WarmupSettings
 
 SETTLE_STEP_S = 0.1
 SETTLE_READINGS = 5

@@ -15,18 +15,19 @@ from contextlib import contextmanager, suppress
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.idle_reuse import usable, with_reference
-from pytest_llem.energy.protocol import EnergyReport, Meter, Note
+from pytest_llem.energy.protocol import EnergyReport, Meter
 from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
 from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
-from pytest_llem.events import EventLog
-from pytest_llem.job import IdleReference, Job, JobDir
-from pytest_llem.measurement import EngineFacts, Measurement, Memory, WorkerFacts
-from pytest_llem.worker.arrangement import Arrangement
+from pytest_llem.job.events import EventLog
+from pytest_llem.job.job import IdleReference, Job, JobDir
+from pytest_llem.job.measurement import EngineFacts, Measurement, Memory, WorkerFacts
+from pytest_llem.job.report import Note
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
 from pytest_llem.worker.heartbeat import Heartbeat
+from pytest_llem.worker.padding import Arrangement
 from pytest_llem.worker.phases import measure_phases
 from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
 from pytest_llem.worker.repeats import Observed, RepeatRunner

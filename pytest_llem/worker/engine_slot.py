@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from pytest_llem.decode import encode
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import ExperimentConfig, Job
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import Job
+from pytest_llem.job.wire import encode
 
 ALWAYS_FREE = ("measurement",)
 """What no engine ever sees: how its work is measured."""

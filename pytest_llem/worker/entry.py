@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
-from pytest_llem.events import EventLog
-from pytest_llem.job import JobDir, load_job
-from pytest_llem.measurement import write_measurement
+from pytest_llem.job.events import EventLog
+from pytest_llem.job.job import JobDir, load_job
+from pytest_llem.job.measurement import write_measurement
 
 if TYPE_CHECKING:
     from pytest_llem.worker.engine_slot import EngineSlot

@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.job import JobDir
+from pytest_llem.job.job import JobDir
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.preload import preload, unsafe_to_fork
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pytest_llem.events import EventLog
+from pytest_llem.job.events import EventLog
 
 PROGRESS_INTERVAL_S = 0.25
 MIN_BEAT_S, MAX_BEAT_S = 0.2, 2.5

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.protocol import Engine, Request
+from pytest_llem.job.report import Note
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import token_hash

@@ -24,7 +24,7 @@ PRELOADS = {
         "pytest_llem.engines.transformers.engine",
         "pytest_llem.engines.transformers.loading",
         "pytest_llem.engines.transformers.generation",
-        "pytest_llem.engines.transformers.readback",
+        "pytest_llem.engines.transformers.loading",
         "pytest_llem.engines.transformers.phases",
         "pytest_llem.engines.torch_facts",
         "pytest_llem.worker.cycle",

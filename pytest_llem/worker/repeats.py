@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, ReadsLater, Request
-from pytest_llem.events import EventLog
-from pytest_llem.job import WarmupSettings
-from pytest_llem.measurement import Repeat, RequestRecord, WarmupOutcome
+from pytest_llem.job.config import WarmupSettings
+from pytest_llem.job.events import EventLog
+from pytest_llem.job.measurement import Repeat, RequestRecord, WarmupOutcome
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
 from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
 from pytest_llem.workload import token_hash

@@ -18,7 +18,7 @@ import socket
 import sys
 from pathlib import Path
 
-from pytest_llem.job import JobDir, load_job
+from pytest_llem.job.job import JobDir, load_job
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.engine_slot import EngineSlot
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pytest_llem.energy.listeners import PROXIES, TUNNELS, is_here, listening_pid, program
-from pytest_llem.energy.protocol import Note
-from pytest_llem.energy.setup import ServerTree
-from pytest_llem.job import Job
+from pytest_llem.energy.processes import PROXIES, TUNNELS, is_here, listening_pid, program
+from pytest_llem.energy.protocol import ServerTree
+from pytest_llem.job.job import Job
+from pytest_llem.job.report import Note
 
 
 @dataclass(frozen=True)

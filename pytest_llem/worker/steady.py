@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pytest_llem.energy.protocol import Window
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Arrival
+from pytest_llem.job.config import Arrival
 
 STEADY_STATE = "steady_state"
 RATED = ("constant", "poisson", "burst")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pytest_llem.energy.protocol import Meter, Window
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.events import EventLog
+from pytest_llem.job.events import EventLog
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import Arrival
+from pytest_llem.job.config import Arrival
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pytest_llem.engines.protocol import Request, TextOnly, Tokenizer
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import WorkloadSettings
+from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.workload.lengths import draw_lengths
 from pytest_llem.workload.synthetic import synthetic_prompts
 from pytest_llem.workload.texts import read_texts

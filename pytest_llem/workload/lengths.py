@@ -7,7 +7,7 @@ import random
 from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import Lengths
+from pytest_llem.job.config import Lengths
 
 
 def draw_lengths(wanted: int | Lengths, count: int, seed: int) -> list[int]:

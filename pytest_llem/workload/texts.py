@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
-from pytest_llem.job import WorkloadSettings
+from pytest_llem.job.config import WorkloadSettings
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
 TEXT_SUFFIXES = (".txt", ".text", ".md")

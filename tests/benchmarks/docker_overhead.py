@@ -14,23 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    IdleSettings,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WorkloadSettings,
-)
-from pytest_llem.measurement import read_measurement
-from pytest_llem.runners.docker import DockerRunner
+from pytest_llem.containers.options import DockerSettings
+from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.job.config import Decoding, ExperimentConfig, IdleSettings, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners.local import LocalRunner
-from pytest_llem.runners.protocol import Runner, RunnerSpec
+from pytest_llem.runners.protocol import Runner
 
 
 def main(image: str, cycles: int) -> None:

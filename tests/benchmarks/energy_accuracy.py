@@ -28,10 +28,10 @@ from statistics import median
 
 from pytest_llem import energy
 from pytest_llem.energy import calibration
-from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.energy.protocol import EnergyReport, Meter, Window
-from pytest_llem.energy.sampler_process import SamplerProcess
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.energy.sampler_client import SamplerProcess
+from pytest_llem.job.job import DeviceSet, MeterSettings
 from tests.benchmarks import energy_accuracy_peers
 from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, run_load, side_s, true_calibration
 from tests.benchmarks.energy_accuracy_report import (

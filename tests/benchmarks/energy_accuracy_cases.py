@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.protocol import Window
-from pytest_llem.energy.sides import sides_for
+from pytest_llem.worker.padding import sides_for
 from tests.simulated_nvml.simulation import Gpu, Simulation
 
 IDLE_W = 110.0

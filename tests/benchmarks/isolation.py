@@ -16,22 +16,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_llem.job import (
-    Deadlines,
+from pytest_llem.job.config import (
     Decoding,
-    DeviceSet,
     ExperimentConfig,
     IdleSettings,
-    Job,
-    JobDir,
     MeasurementSettings,
-    MeterSettings,
     WarmupSettings,
     WorkloadSettings,
 )
-from pytest_llem.measurement import read_measurement
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners.local import LocalRunner
-from pytest_llem.runners.protocol import Runner, RunnerSpec
+from pytest_llem.runners.protocol import Runner
 from pytest_llem.runners.resident import ResidentRunner
 from pytest_llem.worker.preload import PRELOADS
 

@@ -19,8 +19,9 @@ from transformers import GenerationConfig
 
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine, Request
-from pytest_llem.events import EventLog
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.events import EventLog
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.repeats import RepeatRunner
 from pytest_llem.workload import build_workload

@@ -24,18 +24,8 @@ from pytest_llem.containers.daemon import connect
 from pytest_llem.containers.errors import DockerError
 from pytest_llem.containers.identity import SESSION_LABEL
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    IdleSettings,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WorkloadSettings,
-)
+from pytest_llem.job.config import Decoding, ExperimentConfig, IdleSettings, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 
 BASE_IMAGE = "llem-test-base"
 ENGINE_IMAGE = "llem-test-engine"

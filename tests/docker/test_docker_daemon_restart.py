@@ -14,11 +14,12 @@ import docker
 import pytest
 
 from pytest_llem.containers.identity import SESSION_LABEL
-from pytest_llem.containers.orphans import remove_orphans
+from pytest_llem.containers.orphaned_containers import remove_orphans
+from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Job, JobDir, read_json
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import RunnerSpec
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

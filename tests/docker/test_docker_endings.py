@@ -16,18 +16,19 @@ import psutil
 import pytest
 
 from pytest_llem.containers.identity import SESSION_LABEL
-from pytest_llem.containers.orphans import remove_orphans
-from pytest_llem.job import Job, JobDir, read_json
+from pytest_llem.containers.orphaned_containers import remove_orphans
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Job, JobDir
 
 pytestmark = pytest.mark.docker
 
 CYCLE = """
     from pathlib import Path
     import pytest
-    from pytest_llem.containers.settings import DockerSettings
-    from pytest_llem.job import JobDir, load_job
-    from pytest_llem.runners.docker import DockerRunner
-    from pytest_llem.runners.protocol import RunnerSpec
+    from pytest_llem.containers.options import DockerSettings
+    from pytest_llem.job.job import JobDir, load_job
+    from pytest_llem.containers.runner import DockerRunner
+    from pytest_llem.job.report import RunnerSpec
 
     def test_cycle():
         job_dir = JobDir(Path({job_dir!r}))

@@ -16,13 +16,14 @@ import pytest
 
 from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
-from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.containers.options import DockerSettings
+from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, load_job, read_json
-from pytest_llem.measurement import read_measurement
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec, RunReport
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, load_job
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunnerSpec, RunReport
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

@@ -12,10 +12,11 @@ import docker
 import pytest
 
 from pytest_llem.containers.images import ensure_image, image_facts
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.job import Job, JobDir, read_json
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.containers.options import DockerSettings
+from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import RunnerSpec
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

@@ -13,11 +13,12 @@ import docker
 import pytest
 from docker.types import DeviceRequest
 
+from pytest_llem.containers import runner as docker_runner
 from pytest_llem.containers.daemon import daemon_facts, docker_errors
 from pytest_llem.containers.errors import DockerError, translate_docker_error
-from pytest_llem.job import DeviceSet, Job, JobDir, read_json
-from pytest_llem.runners import docker as docker_runner
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import RunnerSpec
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

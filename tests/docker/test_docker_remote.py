@@ -17,12 +17,13 @@ import pytest
 
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import image_facts
-from pytest_llem.containers.lease import PREFIX, remote_lease
+from pytest_llem.containers.remote_lease import PREFIX, remote_lease
+from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.errors import DeviceError
-from pytest_llem.job import DeviceSet, Job, JobDir, read_json
-from pytest_llem.measurement import read_measurement
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec, RunReport
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunnerSpec, RunReport
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
@@ -142,8 +143,8 @@ import sys, time
 from pytest_llem.containers.daemon import connect
 from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import image_facts
-from pytest_llem.containers.lease import remote_lease
-from pytest_llem.job import DeviceSet
+from pytest_llem.containers.remote_lease import remote_lease
+from pytest_llem.job.job import DeviceSet
 client = connect()
 with remote_lease(client, image_facts(client, sys.argv[1]), DeviceSet("cpu"), current_identity(), "run", timeout_s=5):
     print("held", flush=True)

@@ -20,9 +20,10 @@ from pytest_llem.containers.daemon import daemon_facts
 from pytest_llem.containers.identity import SESSION_LABEL
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue, RunnerError
-from pytest_llem.job import DeviceSet, Job, read_json
-from pytest_llem.runners.lease import LEASE_DIR_VARIABLE, device_lease
-from pytest_llem.serving.container import require_local
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job
+from pytest_llem.machine.leases import LEASE_DIR_VARIABLE, device_lease
+from pytest_llem.servers.container import require_local
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, error_of, job_of
 
 pytestmark = pytest.mark.docker
@@ -131,8 +132,8 @@ import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.docker.test_docker_serving import job
-from pytest_llem.job import DeviceSet, JobDir
-from pytest_llem.runners.lease import take_lease
+from pytest_llem.job.job import DeviceSet, JobDir
+from pytest_llem.machine.leases import take_lease
 from tests.plugin.serving.bench import Bench
 lease = take_lease(DeviceSet("cpu"), timeout_s=60)
 bench, job_dir = Bench(Path(sys.argv[2])), JobDir(Path(sys.argv[2]) / "job-1")

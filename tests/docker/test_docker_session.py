@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import docker
 import pytest
 
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.job import Deadlines, Job, JobDir, read_json
-from pytest_llem.measurement import read_measurement
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec, RunReport
+from pytest_llem.containers.options import DockerSettings
+from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Deadlines, Job, JobDir
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunnerSpec, RunReport
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

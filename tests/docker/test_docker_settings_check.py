@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.job import DeviceSet, Job
-from pytest_llem.runners.docker import DockerRunner
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.job.job import DeviceSet, Job
+from pytest_llem.job.report import RunnerSpec
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("nothing_is_left")]
 

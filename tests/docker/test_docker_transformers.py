@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.decode import encode
-from pytest_llem.job import IdleSettings, Job, JobDir, MeasurementSettings, WorkloadSettings
-from pytest_llem.measurement import Measurement, read_measurement
-from pytest_llem.runners.docker import DockerRunner
+from pytest_llem.containers.options import DockerSettings
+from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.job.config import IdleSettings, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.measurement import Measurement, read_measurement
+from pytest_llem.job.report import RunnerSpec
+from pytest_llem.job.wire import encode
 from pytest_llem.runners.local import LocalRunner
-from pytest_llem.runners.protocol import Runner, RunnerSpec
+from pytest_llem.runners.protocol import Runner
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine]
 

@@ -14,7 +14,8 @@ import pytest
 
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import ConfigMaker
 
 MODULES = {"transformers": "transformers", "vllm": "vllm"}

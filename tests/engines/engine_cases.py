@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_llem.engines.protocol import Completion, Engine, ReadsLater, Request
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
 
 ConfigMaker = Callable[..., ExperimentConfig]
 Start = Callable[..., Engine]

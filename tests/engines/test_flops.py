@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(config_class: str, settings: dict[str, Any]) -> tuple[Any, ModelShape]:
-    from pytest_llem.engines.transformers.readback import model_shape
+    from pytest_llem.engines.transformers.loading import model_shape
 
     config = getattr(transformers, config_class)(**settings)
     config._experts_implementation = "eager"

@@ -16,7 +16,8 @@ from pytest_llem.engines import UNVERIFIED, open_engine, sglang, tensorrt_llm
 from pytest_llem.engines.protocol import Engine, Request
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig
+from pytest_llem.job.config import Decoding, ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.study.sections.sglang import SGLang
 from pytest_llem.study.sections.tensorrt_llm import TensorRTLLM
 from tests.engines import stand_ins

@@ -11,7 +11,7 @@ from pytest_llem.engines.openai import transport
 from pytest_llem.engines.openai.client import Client, Sent
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
-from pytest_llem.job import Arrival
+from pytest_llem.job.config import Arrival
 from tests.engines.servers.bench import WORKLOAD, Bench, bench, codes, run, texts
 
 __all__ = ["bench"]

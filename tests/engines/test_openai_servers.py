@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.energy.listeners import is_here, listening_pid
+from pytest_llem.energy.processes import is_here, listening_pid
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.job import DeviceSet
+from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 from tests.engines.servers.configs import config_maker
 from tests.engines.servers.starting import RealServer, llama_cpp, transformers_serve

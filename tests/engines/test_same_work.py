@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines import open_engine
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload import build_workload
 from tests.engines.engine_cases import generate
 from tests.engines.servers.starting import llama_cpp

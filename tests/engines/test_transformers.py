@@ -11,7 +11,8 @@ import pytest
 
 from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, LlemError, OutOfMemoryError
-from pytest_llem.job import Decoding, DeviceSet
+from pytest_llem.job.config import Decoding
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.worker.phases import SplitsPhases
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 

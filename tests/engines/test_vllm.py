@@ -16,7 +16,8 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import KeepsStatistics, TimesLoad
 from pytest_llem.errors import EngineSettingError
-from pytest_llem.job import Arrival, Decoding, DeviceSet
+from pytest_llem.job.config import Arrival, Decoding
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.worker.steady import steady_span
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 

@@ -9,7 +9,8 @@ import psutil
 
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import KeepsStatistics
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import generate, ids, requests_of
 
 

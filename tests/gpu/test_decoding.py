@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from pytest_llem import energy
-from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.engines import open_engine
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, MeterSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.workload import build_workload
 
 pytestmark = pytest.mark.gpu

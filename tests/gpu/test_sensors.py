@@ -17,9 +17,9 @@ from pytest_llem import energy
 from pytest_llem.energy import doctor, nvml_devices
 from pytest_llem.energy.calibrate import Load, calibrate, slope_w
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.energy.protocol import Window
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 
 pytestmark = pytest.mark.gpu
 

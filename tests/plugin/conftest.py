@@ -12,11 +12,11 @@ import hypothesis
 import pytest
 
 import pytest_llem.results.store
-import pytest_llem.session
+import pytest_llem.session.session
 import pytest_llem.study.loader
 from pytest_llem.study.engine_names import engine_names
 
-PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session, pytest_llem.study.loader)
+PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session.session, pytest_llem.study.loader)
 FAULTY = Path(__file__).parent / "faulty_engine"
 
 SWEEP = """\

@@ -17,7 +17,13 @@ def pytest_collection_finish(session):
     Path(f"modules-{name}.json").write_text(json.dumps(sorted(sys.modules)))
 """
 ONLY_FOR_LOADING = {"pydantic", "yaml", "pytest_llem.study.loader"}
-ONLY_FOR_MEASURING = {"docker", "pyarrow", "urllib.request", "pytest_llem.measuring", "pytest_llem.results.store"}
+ONLY_FOR_MEASURING = {
+    "docker",
+    "pyarrow",
+    "urllib.request",
+    "pytest_llem.session.measuring",
+    "pytest_llem.results.store",
+}
 
 
 def test_collection_imports_nothing_that_only_measuring_needs_and_workers_load_nothing(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import pytest_llem.runners.starting
-from pytest_llem.job import DeviceSet
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.runners.process import WorkerProcess
+from pytest_llem.runners.settings_check import check_here
 from pytest_llem.runners.starting import WorkerStarter
-from pytest_llem.settings_check import check_here
 from pytest_llem.study import load_study
 
 STUDY = """\

@@ -113,4 +113,4 @@ def test_the_plugin_works_without_xdist(pytester: pytest.Pytester, sweep: Path) 
 def test_a_module_whose_module_is_not_its_file_is_still_possible(pytester: pytest.Pytester, sweep: Path) -> None:
     """`Module._getobj` is the one private touch: were it renamed, pytest would try to import the YAML file."""
     items, _ = pytester.inline_genitems("--llem-study=small.yaml")
-    assert {item.obj.__module__ for item in items} == {"pytest_llem.experiments"}  # type: ignore[attr-defined]
+    assert {item.obj.__module__ for item in items} == {"pytest_llem.session.study_tests"}  # type: ignore[attr-defined]

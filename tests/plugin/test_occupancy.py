@@ -29,7 +29,7 @@ measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0}}, warmup: {{max_repe
 sweep: {{model: [{models}]}}
 execution: {{cycles: {cycles}, retries: 0, {execution}}}
 """
-IMPATIENT = "import pytest_llem.runners.occupancy as o\no.RELEASE_WAIT_S, o.RESIDUAL_WAIT_S = {release}, 0.2\n"
+IMPATIENT = "import pytest_llem.machine.occupancy as o\no.RELEASE_WAIT_S, o.RESIDUAL_WAIT_S = {release}, 0.2\n"
 
 
 @pytest.fixture(autouse=True)
@@ -150,8 +150,8 @@ def test_a_kept_engine_is_checked_when_it_is_unloaded(tmp_path: Path, simulation
 
 
 def test_cooling_down_waits_for_power_and_temperature_within_a_limit(tmp_path: Path, simulation: Simulation) -> None:
-    from pytest_llem.job import DeviceSet
-    from pytest_llem.runners.cooldown import cool_down
+    from pytest_llem.job.job import DeviceSet
+    from pytest_llem.machine.cooldown import cool_down
 
     gpu, devices = simulation.gpus[0], DeviceSet("cuda", (simulation.gpus[0].uuid.decode(),))
     assert cool_down("auto", devices, tmp_path).reason == "first cycle"

@@ -33,7 +33,7 @@ PLUGINS = {
     "pytest-rerunfailures": ("rerunfailures", ("--reruns=2",)),
     "pytest-timeout": ("timeout", ("--timeout=120",)),
     "pytest-randomly": ("randomly", ("-p", "no:cacheprovider")),
-    "pytest-cov": ("pytest_cov", ("--cov=pytest_llem.collection", "--cov-report=json")),
+    "pytest-cov": ("pytest_cov", ("--cov=pytest_llem.session.collection", "--cov-report=json")),
 }
 NEEDED_BY = {"pytest-html": ("metadata",), "pytest-json-report": ("metadata",)}
 

@@ -18,13 +18,15 @@ import psutil
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.job import DeviceSet, Job, JobDir, read_json
-from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, RunReport
-from pytest_llem.serving import readiness, starting
-from pytest_llem.serving import runner as serving_runner
-from pytest_llem.serving.readiness import Readiness
-from pytest_llem.serving.runner import ServingRunner
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import RunReport
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent
+from pytest_llem.servers import readiness, starting
+from pytest_llem.servers import runner as serving_runner
+from pytest_llem.servers.readiness import Readiness
+from pytest_llem.servers.runner import ServingRunner
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, end_all, error_of, gone, job_of, left
 
 

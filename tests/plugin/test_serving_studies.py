@@ -18,10 +18,11 @@ import pytest
 from pytest_llem.engines.openai.settings import CLIENT
 from pytest_llem.engines.openai.settings import SERVER as STARTED
 from pytest_llem.errors import JsonValue, StudyError
-from pytest_llem.job import DeviceSet, read_json
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.results.reading import read_result
-from pytest_llem.serving.plan import server_notice
-from pytest_llem.serving.spec import ServerSpec
+from pytest_llem.servers.plan import server_notice
+from pytest_llem.servers.spec import ServerSpec
 from pytest_llem.study import load_study
 from pytest_llem.study.sections.openai import OpenAI
 from tests.plugin.serving.bench import SERVER, end_all, job_of, left

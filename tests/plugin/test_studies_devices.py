@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llem.devices
+import pytest_llem.machine.devices
 
 STUDY = """\
 name: parallel
@@ -29,8 +29,8 @@ def study(pytester: pytest.Pytester) -> Path:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytest_llem.devices, "gpu_uuids", lambda: ("GPU-1", "GPU-2"))
-    monkeypatch.setattr(pytest_llem.devices, "device_memory_bytes", lambda: None)
+    monkeypatch.setattr(pytest_llem.machine.devices, "gpu_uuids", lambda: ("GPU-1", "GPU-2"))
+    monkeypatch.setattr(pytest_llem.machine.devices, "device_memory_bytes", lambda: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -69,7 +69,7 @@ def test_the_plan_only_notes_it(pytester: pytest.Pytester, study: Path) -> None:
 def test_without_a_gpu_nothing_is_refused(
     pytester: pytest.Pytester, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pytest_llem.devices, "gpu_uuids", lambda: ())
+    monkeypatch.setattr(pytest_llem.machine.devices, "gpu_uuids", lambda: ())
 
     result = pytester.runpytest("--llem-study=parallel.yaml", "-k", "nothing")
 

@@ -22,8 +22,8 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import Tenant, device_lease, is_free
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.leases import Tenant, device_lease, is_free
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
 
 __all__ = ["make_simulation", "simulated_nvml_library"]

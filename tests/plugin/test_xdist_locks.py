@@ -21,11 +21,11 @@ EXPERIMENTS, CYCLES = 3, 3
 WORKER = """
 import os, random, sys, time
 from pathlib import Path
-from pytest_llem.devices import Demand
+from pytest_llem.machine.devices import Demand
 from pytest_llem.errors import LlemError
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.store import RunStore
-from pytest_llem.runners.lease import Tenant, device_lease
+from pytest_llem.machine.leases import Tenant, device_lease
 
 worker = int(sys.argv[1])
 choice = random.Random(worker)

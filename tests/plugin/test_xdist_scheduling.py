@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llem.devices
-from pytest_llem.distribution.workers import Capacity
+import pytest_llem.machine.devices
+from pytest_llem.session.xdist.workers import Capacity
 
 STUDY = """\
 name: study
@@ -36,7 +36,9 @@ def write(pytester: pytest.Pytester, sizes: str, isolation: str = "process") -> 
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    monkeypatch.setattr(pytest_llem.devices, "gpu_uuids", lambda: tuple(f"GPU-{index}" for index in range(gpus)))
+    monkeypatch.setattr(
+        pytest_llem.machine.devices, "gpu_uuids", lambda: tuple(f"GPU-{index}" for index in range(gpus))
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,8 +126,8 @@ def test_auto_means_as_many_workers_as_sets_of_devices(
 
     assert config.hook.pytest_xdist_auto_num_workers(config=config) == workers
 
-    from pytest_llem.distribution.workers import capacity
-    from pytest_llem.stash import CHECKED
+    from pytest_llem.session.stash import CHECKED
+    from pytest_llem.session.xdist.workers import capacity
 
     assert str(capacity(config.stash[CHECKED].studies)) == said
 

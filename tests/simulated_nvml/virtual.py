@@ -14,9 +14,9 @@ from unittest import mock
 
 import pynvml
 
-from pytest_llem.energy import gpu_source
+from pytest_llem.energy import nvml_source as gpu_source
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.samples import Sample
+from pytest_llem.energy.readings import Sample
 from pytest_llem.errors import JsonValue
 from tests.simulated_nvml.simulation import Gpu, Simulation
 

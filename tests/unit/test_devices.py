@@ -8,15 +8,10 @@ from dataclasses import replace
 import pynvml
 import pytest
 
-from pytest_llem import devices
 from pytest_llem.errors import DeviceError
-from pytest_llem.job import (
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    MeasurementSettings,
-    WorkloadSettings,
-)
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine import devices
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
 
 __all__ = ["make_simulation", "simulated_nvml_library"]

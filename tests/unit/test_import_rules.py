@@ -76,7 +76,7 @@ def test_the_plugin_costs_a_plain_pytest_run_no_heavy_import(tmp_path: Path) -> 
     heavy = sorted(PYTEST_SIDE - {"pytest", "_pytest"} | {"torch", "pynvml"})
     (tmp_path / "test_plain.py").write_text(
         f"import sys\ndef test_plain():\n    assert not [name for name in {heavy!r} if name in sys.modules]\n"
-        "    assert 'pytest_llem.plugin' in sys.modules and 'pytest_llem.session' not in sys.modules\n"
+        "    assert 'pytest_llem.plugin' in sys.modules and 'pytest_llem.session.session' not in sys.modules\n"
     )
     # Other plugins of this environment may import what they like.
     command = [

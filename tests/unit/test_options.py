@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.options import RunOptions, run_options
+from pytest_llem.session.options import RunOptions, run_options
 from pytest_llem.study import load_study
 
 STUDY = "model: builtin:tiny-llama\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import EngineError
-from pytest_llem.job import JobDir
-from pytest_llem.redaction import redact, redact_file
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.redaction import redact, redact_file
 
 
 def test_an_error_loses_known_values_and_whatever_looks_like_a_credential(

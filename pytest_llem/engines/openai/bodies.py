@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Request
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
 
 Decode = Callable[[Sequence[int]], str]
 IGNORE_EOS = "ignore_eos"

@@ -7,15 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.openai import probe
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, Sent
 from pytest_llem.engines.openai.failures import RequestFailedError, counted
-from pytest_llem.engines.openai.metrics import prefix_cache_is_off
-from pytest_llem.engines.openai.observations import Observations
+from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer
 from pytest_llem.engines.protocol import (
@@ -31,7 +29,9 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.engines.refusals import after
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.report import Note
 from pytest_llem.workload.arrivals import Schedule, schedule
 
 INSTALL = "pip install 'pytest-llem[openai]'"

@@ -9,7 +9,7 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from pytest_llem.errors import EngineSettingError, JsonValue, ServerUnreachableError
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
 
 CLIENT = (
     "base_url",

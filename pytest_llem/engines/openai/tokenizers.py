@@ -14,7 +14,7 @@ from pytest_llem.engines.openai.client import Client, Reply
 from pytest_llem.engines.openai.failures import RequestFailedError
 from pytest_llem.engines.protocol import ModelShape, TextOnly, Tokenizer
 from pytest_llem.errors import EngineSettingError, LlemError
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
 
 SAMPLE = "Light is refracted; 1704 = Opticks, the 4th edition?\n  Whites (and Greys) too."
 FIX = (

@@ -21,11 +21,11 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.refusals import after
 from pytest_llem.engines.transformers.settings import TransformersSettings, read_settings
 from pytest_llem.errors import EngineError, EngineNotInstalledError, JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 
 if TYPE_CHECKING:
-    from pytest_llem.engines.transformers.continuous import ContinuousGenerator
-    from pytest_llem.engines.transformers.generation import Generator
+    from pytest_llem.engines.transformers.generation import ContinuousGenerator, Generator
     from pytest_llem.engines.transformers.loading import Loaded
 
 INSTALL = "pip install 'pytest-llem[transformers]'"
@@ -162,7 +162,7 @@ class TransformersEngine:
 
     def effective(self) -> Mapping[str, JsonValue]:
         """See `Engine.effective`; keys that are settings have the setting's name and meaning."""
-        from pytest_llem.engines.transformers.readback import effective
+        from pytest_llem.engines.transformers.loading import effective
 
         return effective(self._prepared(), self._settings, self._ready())
 
@@ -174,7 +174,7 @@ class TransformersEngine:
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`."""
-        from pytest_llem.engines.transformers.readback import model_shape
+        from pytest_llem.engines.transformers.loading import model_shape
 
         return model_shape(self._ready().model)
 
@@ -187,7 +187,7 @@ class TransformersEngine:
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. On the CPU there is no allocator to ask."""
-        from pytest_llem.engines.transformers.readback import device_memory
+        from pytest_llem.engines.transformers.loading import device_memory
 
         return device_memory(self._ready().model, self._devices)
 
@@ -205,7 +205,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _continuous_generator(self, generator: Generator, requests: Sequence[Request]) -> ContinuousGenerator:
-        from pytest_llem.engines.transformers.continuous import ContinuousGenerator
+        from pytest_llem.engines.transformers.generation import ContinuousGenerator
 
         longest = max(len(request.token_ids) + request.max_new_tokens for request in requests)
         if self._continuous is not None and longest > self._continuous.longest:

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from pytest_llem.engines.protocol import Request
 from pytest_llem.engines.transformers.generation import pad_left
 from pytest_llem.engines.transformers.settings import TransformersSettings
-from pytest_llem.job import Decoding
+from pytest_llem.job.config import Decoding
 
 PhaseBorder = Callable[[str], "AbstractContextManager[object]"]
 FIRST_TOKEN, DECODE = "first_token", "decode"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.decode import decode
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.wire import decode
 
 CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_llem.engines.hub import switch_off_when_absent
-from pytest_llem.engines.hub_loading import tokenizer_of
-from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of
+from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of, tokenizer_of
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -37,7 +36,8 @@ from pytest_llem.errors import (
     LlemError,
     OutOfMemoryError,
 )
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.arrivals import schedule
 
 INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.engines.refusals import unknown_setting
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
 
 RENAMED = {"speculative": "speculative_config"}
 NESTED = ("sampling", "beam_search", "extra")

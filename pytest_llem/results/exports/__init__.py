@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.collection import Results
+from pytest_llem.results.loading import Results
 
 Export = Callable[[Results, Path], None]
 

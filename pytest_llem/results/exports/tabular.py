@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pytest_llem.results.collection import Results
+from pytest_llem.results.loading import Results
 
 
 def export_csv(results: Results, out: Path) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job import write_text
-from pytest_llem.results.collection import load
+from pytest_llem.job.files import write_text
 from pytest_llem.results.compare import compare
 from pytest_llem.results.layout import slug
+from pytest_llem.results.loading import load
 from pytest_llem.results.progress import Watch, silent
 from pytest_llem.results.report.charts import PALETTE, Chart, charts
 from pytest_llem.results.report.content import gather_content

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import pyarrow.parquet as pq
+
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job import JobDir
-from pytest_llem.results.collection import Cell, Results
-from pytest_llem.results.gate_files import read_gates
+from pytest_llem.job.job import JobDir
 from pytest_llem.results.gates import MIN_CYCLES
-from pytest_llem.results.judging import GateReport
+from pytest_llem.results.judging import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
+from pytest_llem.results.loading import Cell, Results
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.progress import Watch, silent
 from pytest_llem.results.reading import read_result, result_files
-from pytest_llem.results.report.power import PowerTrace, power_trace
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import mean_interval
 from pytest_llem.results.summary import estimate
@@ -34,6 +35,7 @@ TABLE_METRICS = (
     "peak_memory_bytes",
     "mfu",
 )
+
 MAX_TRACES = 120
 
 
@@ -212,3 +214,59 @@ def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, Power
         if trace is not None:
             found[f"{result.run_id}/{result.study}/{result.experiment.id}/c{result.cycle}"] = trace
     return found, left_out
+
+
+POINTS = 240
+
+
+@dataclass(frozen=True)
+class PowerTrace:
+    """Seconds from the first window's start, watts and device per point, and the windows as name, start, end."""
+
+    points: tuple[tuple[float, float, str], ...]
+    windows: tuple[tuple[str, float, float], ...]
+
+
+def power_trace(path: Path, result: Result) -> PowerTrace | None:
+    """The readings of `power.parquet` as mean power per interval; `None` when there are none.
+
+    Where the sensor gives no power, the counter's differences are used. Each point is the mean of the readings of
+    its interval, so that thinning keeps the energy.
+    """
+    table = pq.read_table(path, columns=["t_ns", "device", "power_w", "counter_mj"]).to_pylist()
+    by_device: dict[str, list[tuple[int, float]]] = {}
+    counters: dict[str, list[tuple[int, float]]] = {}
+    for row in table:
+        if row["power_w"] is not None:
+            by_device.setdefault(row["device"], []).append((row["t_ns"], row["power_w"]))
+        if row["counter_mj"] is not None:
+            counters.setdefault(row["device"], []).append((row["t_ns"], row["counter_mj"]))
+    for device, readings in counters.items():
+        if device not in by_device:
+            by_device[device] = [
+                (later, (after - before) / 1e3 / ((later - earlier) / 1e9))
+                for (earlier, before), (later, after) in pairwise(readings)
+                if later > earlier and after >= before
+            ]
+    times = [time for readings in by_device.values() for time, _ in readings]
+    if not times:
+        return None
+    origin = min([window.start_ns for window in result.energy.windows] or times)
+    points = [
+        ((time - origin) / 1e9, watts, device)
+        for device, readings in by_device.items()
+        for time, watts in _thinned(readings)
+    ]
+    windows = [
+        (window.name, (window.start_ns - origin) / 1e9, (window.end_ns - origin) / 1e9)
+        for window in result.energy.windows
+    ]
+    return PowerTrace(tuple(points), tuple(windows))
+
+
+def _thinned(readings: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    size = -(-len(readings) // POINTS)
+    groups = [readings[place : place + size] for place in range(0, len(readings), size)]
+    return [
+        (sum(time for time, _ in group) / len(group), sum(watts for _, watts in group) / len(group)) for group in groups
+    ]

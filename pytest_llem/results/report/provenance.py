@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.results.collection import Results
-from pytest_llem.results.energy import MEASURE
+from pytest_llem.results.loading import Results
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.energy import MEASURE
 
 Rows = list[Sequence[str]]
 FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total_bytes", "cpu", "gpus", "packages", "git")

@@ -1,6 +1,6 @@
 """The `docker` section: how containers are made. It never changes what an experiment is, and so not its hash.
 
-The names and defaults are those of `containers.settings.DockerSettings`, which is not imported here: a test holds both
+The names and defaults are those of `containers.options.DockerSettings`, which is not imported here: a test holds both
 together.
 """
 

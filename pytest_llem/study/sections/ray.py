@@ -1,6 +1,6 @@
 """The `ray` section: what cycles ask of a cluster. It never changes what an experiment is, and so not its hash.
 
-The names and defaults are those of `runners.ray.settings.RaySettings`, which is not imported here: a test holds both
+The names and defaults are those of `cluster.settings.RaySettings`, which is not imported here: a test holds both
 together.
 """
 

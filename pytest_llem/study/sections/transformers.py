@@ -6,15 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pytest_llem.study.sections.section import (
-    Attention,
-    Dtype,
-    Extra,
-    Name,
-    NonNegativeFloat,
-    PositiveInt,
-    Section,
-)
+from pytest_llem.study.sections.section import Attention, Dtype, Extra, Name, NonNegativeFloat, PositiveInt, Section
 
 
 class Compile(Section):

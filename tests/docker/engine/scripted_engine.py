@@ -20,7 +20,8 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 
 
 class Letters:

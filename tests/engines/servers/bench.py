@@ -11,7 +11,8 @@ import pytest
 
 from pytest_llem.engines.openai import OpenAIEngine
 from pytest_llem.engines.protocol import Completion
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import requests_of
 from tests.engines.servers.scripted import Script, ScriptedServer, scripted
 

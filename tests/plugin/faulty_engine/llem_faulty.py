@@ -24,7 +24,8 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.errors import JsonValue, ModelNotFoundError
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 
 
 class Letters:

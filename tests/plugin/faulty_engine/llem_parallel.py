@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import DeviceSet, ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
 from tests.plugin.faulty_engine.llem_faulty import FaultyEngine
 
 

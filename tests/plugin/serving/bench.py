@@ -17,21 +17,13 @@ from typing import Any
 import psutil
 
 from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WorkloadSettings,
-    read_json,
-)
-from pytest_llem.runners.lease import Lease
-from pytest_llem.runners.protocol import OnEvent, RunnerSpec, RunReport
-from pytest_llem.serving.runner import ServingRunner
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent
+from pytest_llem.servers.runner import ServingRunner
 
 SERVER = Path(__file__).parent / "scripted_server.py"
 GONE_S = 30.0
@@ -104,7 +96,7 @@ class Bench:
         self._count = 0
 
     def run(self, job: Job) -> tuple[JobDir, Mapping[str, Any]]:
-        """Run a cycle as `runners.tenancy` would: a server that cannot serve it is stopped first."""
+        """Run a cycle as `machine.hold` would: a server that cannot serve it is stopped first."""
         self._count += 1
         job_dir = JobDir(self.path / f"job-{self._count}")
         job_dir.write_job(job)

@@ -15,9 +15,9 @@ import pytest
 from pytest_llem.containers.archive import COMES_BACK, take_results, worker_archive
 from pytest_llem.containers.errors import DockerError
 from pytest_llem.containers.stream import OutputPump
-from pytest_llem.job import Deadlines, JobDir
-from pytest_llem.redaction import redact, secrets_of
-from pytest_llem.runners.deadlines import DeadlineWatch
+from pytest_llem.job.job import Deadlines, JobDir
+from pytest_llem.job.redaction import redact, secrets_of
+from pytest_llem.runners.watch import DeadlineWatch
 
 
 def packed(*entries: tuple[str, bytes], link: str | None = None) -> bytes:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import STOCK_IMAGES, default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
-from pytest_llem.containers.settings import DockerSettings
-from pytest_llem.containers.ssh import ssh_command
+from pytest_llem.containers.options import DockerSettings
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
-from pytest_llem.job import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 
 
 @pytest.fixture

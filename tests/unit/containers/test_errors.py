@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llem.containers.error_tree import DockerError, HostOutOfMemoryError, NetworkError, error_classes
-from pytest_llem.containers.errors import translate_docker_error
+from pytest_llem.containers.errors import (
+    DockerError,
+    HostOutOfMemoryError,
+    NetworkError,
+    error_classes,
+    translate_docker_error,
+)
 from pytest_llem.errors import EngineError, LlemError, OutOfMemoryError
 
 IMAGE = "registry.example/vllm:1"

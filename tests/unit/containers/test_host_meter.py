@@ -11,9 +11,9 @@ import pytest
 from pytest_llem.containers.host_meter import HostMeter, clock_difference
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.engines.protocol import Capabilities
-from pytest_llem.events import clock_facts
-from pytest_llem.job import JobDir
-from pytest_llem.measurement import (
+from pytest_llem.job.events import clock_facts
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.measurement import (
     EngineFacts,
     Measurement,
     Memory,

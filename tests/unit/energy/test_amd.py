@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.amd import AmdSmiMeter
+from pytest_llem.energy.amdsmi_meter import AmdSmiMeter
 from tests.simulated_nvml import amd
 
 needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is not installed")
@@ -21,7 +21,7 @@ import json, sys, time
 from pathlib import Path
 from pytest_llem import energy
 from pytest_llem.energy.protocol import Window
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 meter = energy.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
 meter.start()
 time.sleep(0.3)

@@ -10,7 +10,7 @@ import pytest
 from pytest_llem import energy
 from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.watts import thread_power
-from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
+from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 
 
 def burn(seconds: float) -> None:

@@ -8,21 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.idle_references import keep, lend
 from pytest_llem.energy.idle_reuse import MAX_AGE_S, Conditions, usable, why_not
-from pytest_llem.job import (
-    DeviceSet,
-    IdleReference,
-    IdleSettings,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WarmupSettings,
-)
-from pytest_llem.measurement import Measurement, write_measurement
-from pytest_llem.results.energy import Work, derive_energy
+from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir, MeterSettings
+from pytest_llem.job.measurement import Measurement, write_measurement
+from pytest_llem.machine.idle_power_cache import keep, lend
 from pytest_llem.results.schema import Energy
+from pytest_llem.results.sections.energy import Work, derive_energy
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import IDLE_W, uuids
 from tests.unit.worker.scripted import make_job, run
@@ -137,9 +129,9 @@ def test_what_present_power_differs_by_is_in_the_uncertainty(power_w: float, unc
     [({"workload": None}, True), ({"dtype": "bfloat16"}, False), ({"settings": {"batch_size": 8}}, False)],
 )
 def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[str, object], shared: bool) -> None:
-    from pytest_llem.decode import encode
-    from pytest_llem.energy import idle_references
-    from pytest_llem.job import write_json
+    from pytest_llem.job.files import write_json
+    from pytest_llem.job.wire import encode
+    from pytest_llem.machine import idle_power_cache as idle_references
 
     settings = MeasurementSettings(0.1, idle=IdleSettings(reuse="matching"))
     job = dataclasses.replace(make_job(measurement=settings), devices=DeviceSet("cuda", ("GPU-1",)))

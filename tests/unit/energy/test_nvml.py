@@ -19,9 +19,9 @@ import pytest
 from pytest_llem import energy
 from pytest_llem.energy import calibration
 from pytest_llem.energy.protocol import Window
-from pytest_llem.energy.samples import read_samples
+from pytest_llem.energy.readings import read_samples
 from pytest_llem.errors import MeterError
-from pytest_llem.job import DeviceSet, MeterSettings, ServerProcess
+from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 from tests.simulated_nvml.plugin import MakeSimulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.simulated_nvml.virtual import virtual_sampler
@@ -414,7 +414,7 @@ def test_the_sampler_ends_when_its_parent_is_killed(machine: Simulation, tmp_pat
     """Also when a child of the parent, forked without exec, still holds the sampler's pipe open."""
     code = (
         "import os, sys, time; from pathlib import Path\n"
-        "from pytest_llem import energy; from pytest_llem.job import DeviceSet, MeterSettings\n"
+        "from pytest_llem import energy; from pytest_llem.job.job import DeviceSet, MeterSettings\n"
         f"meter = energy.open_meter(MeterSettings('nvml'), DeviceSet('cuda'), Path({str(tmp_path)!r}))\n"
         "meter.start()\n"
         "child = os.fork()\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.owners import containers_of
+from pytest_llem.energy.processes import containers_of
 from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.validity import DeviceEvidence, Evidence, Thresholds, check
 from pytest_llem.errors import JsonValue

@@ -13,7 +13,7 @@ import pytest
 import pytest_llem
 from pytest_llem import energy
 from pytest_llem.errors import MeterError
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import uuids
 
@@ -22,9 +22,9 @@ CYCLE = """
 import json, sys, time
 from pathlib import Path
 from pytest_llem import energy
-from pytest_llem.decode import encode
+from pytest_llem.job.wire import encode
 from pytest_llem.energy.protocol import Window
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 name, out, uuid = sys.argv[1:]
 meter = energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cuda", (uuid,)), Path(out))
 meter.start()

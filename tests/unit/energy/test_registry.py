@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem import energy
 from pytest_llem.errors import MeterError
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 
 
 def test_none_measures_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 sys.path[:] = sys.argv[1].split(":")
 from pytest_llem.energy import sampler
 sampler.spare_pynvml_an_import()
-from pytest_llem.energy import gpu_source, nvml_devices
+from pytest_llem.energy import nvml_source, nvml_devices
 print(*sys.modules)
 from ctypes.util import find_library
 print(find_library("c"))

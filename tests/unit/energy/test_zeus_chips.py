@@ -9,11 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from pytest_llem.energy.protocol import Window
-from pytest_llem.energy.setup import MeterSetup
+from pytest_llem.energy.protocol import MeterSetup, Window
 from pytest_llem.energy.zeus_meter import ZeusMeter, chip_energy_mj
 from pytest_llem.errors import MeterError
-from pytest_llem.job import DeviceSet, MeterSettings
+from pytest_llem.job.job import DeviceSet, MeterSettings
 
 
 @dataclass

@@ -10,8 +10,13 @@ import pytest
 
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue
-from pytest_llem.reporting.footprint import Footprint, footprint, parameter_count
-from pytest_llem.reporting.model_facts import UnknownModelError, model_facts
+from pytest_llem.session.reporting.footprint import (
+    Footprint,
+    UnknownModelError,
+    footprint,
+    model_facts,
+    parameter_count,
+)
 from pytest_llem.study import load_study
 from pytest_llem.study.canonical import getter
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.reporting.live import Announcement, LiveStatus, announced
+from pytest_llem.session.reporting.live import Announcement, LiveStatus, announced
 
 
 def shown(run_dir: Path, count: int) -> str:

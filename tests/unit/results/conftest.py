@@ -10,18 +10,9 @@ import pytest
 from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import LlemError
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    Job,
-    JobDir,
-    MeasurementSettings,
-    MeterSettings,
-    WorkloadSettings,
-)
-from pytest_llem.measurement import (
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.measurement import (
     EngineFacts,
     Measurement,
     Memory,
@@ -31,10 +22,10 @@ from pytest_llem.measurement import (
     WorkerFacts,
     write_measurement,
 )
+from pytest_llem.job.report import RunReport
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
-from pytest_llem.runners.protocol import RunReport
 
 S = 1_000_000_000
 REPORT = RunReport("local", "default", "process")

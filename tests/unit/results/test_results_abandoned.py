@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from pytest_llem.errors import StoreError, WorkerCrashedError
-from pytest_llem.job import JobDir
+from pytest_llem.job.job import JobDir
 from pytest_llem.results import store as store_module
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.state import Holder, begin, read_state, write_state

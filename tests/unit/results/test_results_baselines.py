@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
-from pytest_llem.measurement import EngineFacts
+from pytest_llem.job.measurement import EngineFacts
+from pytest_llem.job.report import Note
 from pytest_llem.results.baselines import (
     MAX_RUNS,
     Baseline,
@@ -23,10 +23,10 @@ from pytest_llem.results.baselines import (
     read_baseline,
     save_baseline,
 )
-from pytest_llem.results.collection import load
 from pytest_llem.results.comparability import CONDITIONS, conditions, differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.loading import load
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if

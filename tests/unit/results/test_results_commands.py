@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pytest_llem.cli import main
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import EngineError
+from pytest_llem.job.report import Note
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.store import RunStore

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.energy.protocol import HostEnergy
-from pytest_llem.job import MeterSettings
+from pytest_llem.job.job import MeterSettings
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.job import ExperimentConfig, JobDir
-from pytest_llem.measurement import write_measurement
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.measurement import write_measurement
+from pytest_llem.machine.environment import identity
+from pytest_llem.machine.inputs import READ_WHOLE_BYTES, content_digest, input_facts
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.derive import derive_result
-from pytest_llem.results.environment import identity
-from pytest_llem.results.inputs import READ_WHOLE_BYTES, content_digest, input_facts
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.store import RunStore

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import WarmupSettings
-from pytest_llem.measurement import WarmupOutcome
+from pytest_llem.job.config import WarmupSettings
+from pytest_llem.job.measurement import WarmupOutcome
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from tests.unit.results.conftest import REPORT, Bench

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import EngineError, SettingsError
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.report.build import write_figures, write_report
 from pytest_llem.results.store import RunStore
-from pytest_llem.runners.protocol import RunReport
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker

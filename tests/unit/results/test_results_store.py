@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import DeviceError, EngineError, StoreError, WorkerCrashedError
-from pytest_llem.job import Job, JobDir
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results import store as store_module
 from pytest_llem.results.layout import CycleKey, slug
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.store import RunStore
-from pytest_llem.runners.protocol import RunReport
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -186,7 +185,7 @@ def count_and_measure(run_dir: Path, key: CycleKey, bench: Bench, tally: Path) -
         with tally.open("a") as stream:
             stream.write("x")
         job_dir.write_job(bench.job(key))
-        from pytest_llem.measurement import write_measurement
+        from pytest_llem.job.measurement import write_measurement
 
         write_measurement(job_dir.measurement, bench.measurement())
         return bench.job(key), RunReport("local", "default", "process")

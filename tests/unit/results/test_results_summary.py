@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.energy.protocol import Note
 from pytest_llem.errors import EngineError, SettingsError
+from pytest_llem.job.report import Note
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS, metric
 from pytest_llem.results.outcome import Outcome

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llem.measurement import Measurement
+from pytest_llem.job.measurement import Measurement
 from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.engines.protocol import Completion
-from pytest_llem.job import Job, MeterSettings
-from pytest_llem.measurement import Measurement
+from pytest_llem.job.job import Job, MeterSettings
+from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.report import RunReport
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
-from pytest_llem.runners.protocol import RunReport
 from pytest_llem.worker.repeats import outputs_hash
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from pytest_llem.point import Point
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
-from pytest_llem.runners.ahead import Ahead, Wanted, wanted_cycles
+from pytest_llem.session.experiment_cycle import Point
+from pytest_llem.session.prefetch import Ahead, Wanted, wanted_cycles
 from pytest_llem.study import Study, load_study
 
 STUDY = """\

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.devices import Demand
 from pytest_llem.errors import DeviceError
-from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import Tenant, device_lease, holder, lease_dir, take_lease
-from pytest_llem.runners.lease_queue import Ticket, Waiting, granted
-from pytest_llem.runners.neighbours import Neighbours
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.concurrent_runs import Neighbours
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.lease_queue import Ticket, Waiting, granted
+from pytest_llem.machine.leases import Tenant, device_lease, holder, lease_dir, take_lease
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +101,8 @@ def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey
 RANDOM_DEMANDS = """
 import random, sys, time
 from pathlib import Path
-from pytest_llem.devices import Demand
-from pytest_llem.runners.lease import Tenant, device_lease
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.leases import Tenant, device_lease
 
 seed, rounds, log = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 choice, gpus = random.Random(seed), ("GPU-0", "GPU-1", "GPU-2", "GPU-3")

@@ -13,15 +13,15 @@ import psutil
 import pytest
 
 from pytest_llem.errors import DeviceError
-from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import device_lease, end_leftovers, holder, lease_dir
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.leases import device_lease, end_leftovers, holder, lease_dir
 
 CPU = DeviceSet("cpu")
 
 PYTEST_STAND_IN = """
 import subprocess, sys
-from pytest_llem.job import DeviceSet
-from pytest_llem.runners.lease import take_lease
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.leases import take_lease
 lease = take_lease(DeviceSet("cpu"), timeout_s=0)
 worker = subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=lease.descriptors, start_new_session=True

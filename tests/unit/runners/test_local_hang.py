@@ -12,23 +12,19 @@ import psutil
 import pytest
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import (
-    Deadlines,
+from pytest_llem.job.config import (
     Decoding,
-    DeviceSet,
     ExperimentConfig,
     IdleSettings,
-    Job,
-    JobDir,
     MeasurementSettings,
-    MeterSettings,
     WarmupSettings,
     WorkloadSettings,
-    read_json,
 )
-from pytest_llem.runners.lease import device_lease, holder
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.report import RunnerSpec
+from pytest_llem.machine.leases import device_lease, holder
 from pytest_llem.runners.local import LocalRunner
-from pytest_llem.runners.protocol import RunnerSpec
 from pytest_llem.runners.resident import ResidentRunner
 
 FAULTY = Path(__file__).parents[2] / "plugin" / "faulty_engine"

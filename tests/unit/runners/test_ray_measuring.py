@@ -9,11 +9,12 @@ from typing import Any, cast
 import pytest
 
 from pytest_llem.errors import InfeasibleError, LlemError, ModelNotFoundError
-from pytest_llem.job import JobDir
-from pytest_llem.measuring import Measurer
-from pytest_llem.options import RunOptions
-from pytest_llem.point import Point
-from pytest_llem.runners.protocol import Room, RunnerSpec, RunReport
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.runners.protocol import Room
+from pytest_llem.session.experiment_cycle import Point
+from pytest_llem.session.measuring import Measurer
+from pytest_llem.session.options import RunOptions
 from pytest_llem.study import load_study
 
 SPEC = RunnerSpec("ray", "command line")

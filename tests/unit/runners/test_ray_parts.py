@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.cluster import tether
+from pytest_llem.cluster.settings import RaySettings, settings_of
 from pytest_llem.errors import (
     InterruptedCycleError,
     LlemError,
@@ -20,10 +22,8 @@ from pytest_llem.errors import (
     RunnerError,
     StudyError,
 )
-from pytest_llem.job import JobDir
-from pytest_llem.reporting.live import LiveStatus
-from pytest_llem.runners.ray import tether
-from pytest_llem.runners.ray.settings import RaySettings, settings_of
+from pytest_llem.job.job import JobDir
+from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
 from pytest_llem.study.sections.ray import Ray
 
@@ -32,11 +32,11 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 
 from ray import exceptions as ray_errors
 
-from pytest_llem.runners.ray.cluster import Node, RayCluster, Request, connect, disconnect
-from pytest_llem.runners.ray.delivery import write_files
-from pytest_llem.runners.ray.outcomes import explain
-from pytest_llem.runners.ray.progress import Progress
-from pytest_llem.runners.ray.surroundings import MARK, run_directory
+from pytest_llem.cluster.cluster import Node, RayCluster, Request, connect, disconnect
+from pytest_llem.cluster.errors import explain
+from pytest_llem.cluster.node_result import write_files
+from pytest_llem.cluster.progress import Progress
+from pytest_llem.cluster.worker_environment import MARK, run_directory
 
 H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
 A100 = Node("2", "b", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "node:10.0.0.2": 1.0})

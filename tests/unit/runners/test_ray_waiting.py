@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.cluster.settings import NodeTerms, RaySettings
 from pytest_llem.errors import InfeasibleError, InterruptedCycleError, ModelNotFoundError
-from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
-from pytest_llem.runners.protocol import RunnerSpec, RunReport
-from pytest_llem.runners.ray.settings import NodeTerms, RaySettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.study import load_study
 
 if os.environ.get("LLEM_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")
 
-from pytest_llem.runners.ray import questions
-from pytest_llem.runners.ray import runner as ray_runner
-from pytest_llem.runners.ray.cluster import Node, RayCluster
-from pytest_llem.runners.ray.delivery import Delivery, NodeFacts
-from pytest_llem.runners.ray.runner import RayRunner
+from pytest_llem.cluster import runner as ray_runner
+from pytest_llem.cluster import tasks as questions
+from pytest_llem.cluster.cluster import Node, RayCluster
+from pytest_llem.cluster.node_result import Delivery, NodeFacts
+from pytest_llem.cluster.runner import RayRunner
 
 PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
 H100 = Node("2" * 56, "b", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.runners.protocol import RunnerSpec
+from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners.resolution import (
     detect_runner,
     parse_runner_options,

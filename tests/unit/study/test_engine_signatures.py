@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from pytest_llem.decode import decode, encode
 from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport, check_against_engine, fits, main
 from pytest_llem.errors import EngineNotInstalledError
-from pytest_llem.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.study import Study
 
 Load = Callable[..., Study]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.containers.settings import DockerSettings
+from pytest_llem.containers.options import DockerSettings
 from pytest_llem.errors import SettingsError, StudyError
 from pytest_llem.study import Study
 from pytest_llem.study.sections.docker import Docker

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_llem.study import Study
-from pytest_llem.study.places import Relocator
+from pytest_llem.study.relocator import Relocator
 
 Load = Callable[..., Study]
 

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import pytest
 
-from pytest_llem.decode import decode, encode
-from pytest_llem.job import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.study import Experiment, Study
 
 Load = Callable[..., Study]

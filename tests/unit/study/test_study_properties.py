@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_llem.errors import StudyError
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.fields import table
-from pytest_llem.study.older_words import HARMLESS, REFUSED, RENAMES
+from pytest_llem.study.llenergymeasure.words import HARMLESS, REFUSED, RENAMES
 from pytest_llem.study.schema import StudyFile
 
 COMMON = settings(

@@ -12,8 +12,7 @@ import yaml
 import pytest_llem
 from pytest_llem.cli import main
 from pytest_llem.study import load_study
-from pytest_llem.study.json_schema import build_schema, packaged_study_schema, schema_text
-from pytest_llem.study.reference import reference
+from pytest_llem.study.published import build_schema, packaged_study_schema, reference, schema_text
 
 ROOT = Path(pytest_llem.__file__).parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -25,7 +24,7 @@ def test_packaged_schema_is_current() -> None:
 
 
 def test_reference_is_current() -> None:
-    """Renew it with `python -m pytest_llem.study.reference > docs/configuration.md`."""
+    """Renew it with `python -m pytest_llem.study.published > docs/configuration.md`."""
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference()
 
 

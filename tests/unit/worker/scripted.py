@@ -22,21 +22,17 @@ from pytest_llem.engines.protocol import (
     Request,
 )
 from pytest_llem.errors import JsonValue, OutOfMemoryError
-from pytest_llem.events import EventLog
-from pytest_llem.job import (
-    Deadlines,
+from pytest_llem.job.config import (
     Decoding,
-    DeviceSet,
     ExperimentConfig,
     IdleSettings,
-    Job,
-    JobDir,
     MeasurementSettings,
-    MeterSettings,
     WarmupSettings,
     WorkloadSettings,
 )
-from pytest_llem.measurement import Measurement
+from pytest_llem.job.events import EventLog
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.measurement import Measurement
 from pytest_llem.worker.cycle import run_cycle
 
 

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.protocol import Completion
-from pytest_llem.job import WarmupSettings
-from pytest_llem.worker.convergence import (
-    coefficient_of_variation,
-    has_settled,
-    latency_cv,
-    settle,
-    warmup_end,
-)
+from pytest_llem.job.config import WarmupSettings
+from pytest_llem.worker.convergence import coefficient_of_variation, has_settled, latency_cv, settle, warmup_end
 
 SETTINGS = WarmupSettings(min_repeats=2, max_repeats=5, max_s=10.0, cv=0.05, window=3)
 

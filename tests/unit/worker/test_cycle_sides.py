@@ -10,9 +10,10 @@ import pytest
 
 from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.engines.protocol import Quiesced
-from pytest_llem.events import read_events
-from pytest_llem.job import DeviceSet, IdleSettings, MeasurementSettings, MeterSettings, WarmupSettings
-from pytest_llem.measurement import Measurement
+from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.events import read_events
+from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import Measurement
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
@@ -101,7 +102,7 @@ def test_an_engine_that_is_not_synchronised_is_never_taken_for_quiet(
 def test_a_long_window_lies_inside_the_same_load(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.15)
+    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.15)
 
     measurement = cycle(simulation, tmp_path, min_duration_s=0.3)
 
@@ -123,7 +124,7 @@ def test_leads_leave_no_trace_in_what_was_observed(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that could not be emptied before the lead-out is no fault of the window."""
-    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.0)
+    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.0)
     memory = engine.memory
 
     def then_unknown() -> tuple[()]:
@@ -142,8 +143,8 @@ def test_leads_leave_no_trace_in_what_was_observed(
 def test_a_repeat_too_long_to_be_wasted_gets_quiet_sides(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_llem.energy.sides.SHORT_WINDOW_S", 0.0)
-    monkeypatch.setattr("pytest_llem.energy.sides.MAX_LEAD_REPEAT_S", 0.01)
+    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.0)
+    monkeypatch.setattr("pytest_llem.worker.padding.MAX_LEAD_REPEAT_S", 0.01)
 
     window, _ = measured(cycle(simulation, tmp_path))
 

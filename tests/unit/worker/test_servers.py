@@ -11,17 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.job import (
-    Deadlines,
-    Decoding,
-    DeviceSet,
-    ExperimentConfig,
-    Job,
-    MeasurementSettings,
-    MeterSettings,
-    ServerProcess,
-    WorkloadSettings,
-)
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, MeterSettings, ServerProcess
 from pytest_llem.worker import servers
 from pytest_llem.worker.servers import RunningServer, find_server
 

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem.engines.protocol import Capabilities, Completion, Progress, Request
 from pytest_llem.errors import JsonValue
-from pytest_llem.job import Arrival
+from pytest_llem.job.config import Arrival
 from pytest_llem.worker.steady import concurrency_limit, steady_span, steady_windows
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
 

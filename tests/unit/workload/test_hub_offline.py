@@ -19,7 +19,7 @@ import pytest
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.hub import hub_obstacle, probe, switch_off_when_absent
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import WorkloadSettings
+from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.workload.texts import read_texts
 
 
@@ -133,7 +133,8 @@ LOADING = """\
 import dataclasses, json, sys
 from pytest_llem.engines import open_engine
 from pytest_llem.errors import LlemError
-from pytest_llem.job import Decoding, DeviceSet, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.job import DeviceSet
 found = {}
 for model in ("some/cached", "some/absent"):
     config = ExperimentConfig(model, "transformers", "float32", "real", WorkloadSettings("synthetic", 1, 8, 4, 0),

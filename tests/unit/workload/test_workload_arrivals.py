@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import Arrival
+from pytest_llem.job.config import Arrival
 from pytest_llem.workload.arrivals import schedule
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.errors import EngineSettingError, LlemError, WorkloadError
-from pytest_llem.job import Lengths, WorkloadSettings
+from pytest_llem.job.config import Lengths, WorkloadSettings
 from pytest_llem.workload import Workload, build_workload, token_hash
 from pytest_llem.workload.corpus import corpus_text
 

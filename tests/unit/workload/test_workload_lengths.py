@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job import Lengths
+from pytest_llem.job.config import Lengths
 from pytest_llem.workload.lengths import draw_lengths
 
 

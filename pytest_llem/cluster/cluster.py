@@ -1,0 +1,295 @@
+"""The Ray cluster: connecting to it, its nodes, and whether one of them can run what a cycle asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pytest_llem.cluster.settings import RaySettings
+from pytest_llem.errors import InfeasibleError, JsonValue, LlemError, RunnerError
+
+CLIENT_PREFIX = "ray://"
+NODES_FOR_S = 1.0
+CONNECT_S = 10.0
+TYPE_PREFIX = "accelerator_type:"
+TYPE_SHARE = 0.001
+"""How much of a node's accelerator type Ray takes for a task that names it."""
+LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+_UNTOLD = ("node:", "memory", "object_store_memory", TYPE_PREFIX)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node: its resources in total, by Ray's names."""
+
+    id: str
+    hostname: str
+    resources: Mapping[str, float]
+
+    def has(self, amounts: Mapping[str, float]) -> bool:
+        """Whether the node has at least these amounts when it is empty."""
+        return all(self.resources.get(name, 0.0) >= amount for name, amount in amounts.items())
+
+    def times(self, amounts: Mapping[str, float]) -> int:
+        """How many tasks of these amounts the empty node runs at a time."""
+        counts = [int(self.resources.get(name, 0.0) / amount + 1e-9) for name, amount in amounts.items() if amount]
+        return min(counts, default=1)
+
+    @cached_property
+    def kind(self) -> str:
+        """What it has, as text: equal for nodes of one kind."""
+        told = [f"{amount:g} {name}" for name, amount in sorted(self.resources.items()) if not name.startswith(_UNTOLD)]
+        types = sorted(name.removeprefix(TYPE_PREFIX) for name in self.resources if name.startswith(TYPE_PREFIX))
+        return ", ".join([*told, *types]) or "nothing to run on"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a cycle asks of its node; `gpus` of 0 is a measurement of the CPU."""
+
+    gpus: int
+    cpus: float
+    accelerator_type: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """By Ray's names."""
+        found = {"CPU": self.cpus, "GPU": float(self.gpus), **self.resources}
+        if self.accelerator_type is not None:
+            found[f"{TYPE_PREFIX}{self.accelerator_type}"] = TYPE_SHARE
+        return {name: amount for name, amount in found.items() if amount}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For a remote function's `options`."""
+        return {
+            "num_gpus": self.gpus,
+            "num_cpus": self.cpus,
+            "resources": dict(self.resources),
+            "accelerator_type": self.accelerator_type,
+        }
+
+    def __str__(self) -> str:
+        named = [f"{self.accelerator_type}"] if self.accelerator_type else []
+        plain = {name: amount for name, amount in self.amounts.items() if not name.startswith(TYPE_PREFIX)}
+        return ", ".join([*(f"{amount:g} {name}" for name, amount in plain.items()), *named])
+
+
+class RayCluster:
+    """A connection to a cluster, the only one of this process; see `connect`."""
+
+    def __init__(self, address: str | None, runtime_env: Mapping[str, JsonValue], *, own: bool) -> None:
+        self.address = address
+        self.runtime_env = runtime_env
+        self._own = own
+        self._nodes: tuple[float, list[Node]] | None = None
+        self._on_gpus: set[frozenset[tuple[str, float]]] = set()
+
+    @property
+    def version(self) -> str:
+        """Ray's version, which is the same on every node."""
+        return str(ray.__version__)
+
+    def nodes(self, *, fresh: bool = False) -> list[Node]:
+        """The living nodes, as of a moment ago."""
+        now = time.monotonic()
+        if fresh or self._nodes is None or now - self._nodes[0] > NODES_FOR_S:
+            self._nodes = now, [_node(facts) for facts in ray.nodes() if facts["Alive"]]
+        return self._nodes[1]
+
+    def request(self, settings: RaySettings, devices: int = 1) -> Request:
+        """What a cycle asks for: so many GPUs where the nodes it may run on have any, else a node's CPUs.
+
+        What was for GPUs once stays so when the nodes with GPUs are gone, as does what names an accelerator: no study
+        is measured on two kinds of devices. Cycles on the CPU disturb each other, so one takes all CPUs of the smallest
+        such node.
+        """
+        given = Request(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
+        asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
+        able = self._named(settings)
+        if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in able):
+            self._on_gpus.add(frozenset(asked.items()))
+        if frozenset(asked.items()) in self._on_gpus:
+            return Request(devices, given.cpus, given.accelerator_type, given.resources)
+        cpus = settings.cpus or min(_cpu_sizes(able), default=1.0)
+        return Request(0, cpus, given.accelerator_type, given.resources)
+
+    def cpu_sizes(self, settings: RaySettings) -> list[float]:
+        """How many CPUs the nodes have that a measurement of the CPU may come to, each number once, least first."""
+        return sorted(_cpu_sizes(self._named(settings)))
+
+    def _named(self, settings: RaySettings) -> list[Node]:
+        """The nodes that have what the settings name, whatever else a cycle needs."""
+        given = Request(0, 0.0, settings.accelerator_type, settings.resources)
+        return [node for node in self.nodes() if node.has(given.amounts)]
+
+    def able(self, request: Request) -> list[Node]:
+        """The nodes that can run it when they are empty."""
+        return [node for node in self.nodes() if node.has(request.amounts)]
+
+    def can_run(self, request: Request, without: Collection[str] = ()) -> bool:
+        """Whether one of them lives whose id is not in `without`."""
+        return any(node.has(request.amounts) for node in self.nodes() if node.id not in without)
+
+    def slots(self, request: Request) -> int:
+        """How many such cycles the empty cluster runs at a time."""
+        return sum(node.times(request.amounts) for node in self.able(request))
+
+    def infeasible(self, request: Request, waited_s: float = 0.0) -> InfeasibleError:
+        """The error for a request that no node can run: Ray itself would let it wait without a word."""
+        nodes = self.nodes(fresh=True)
+        kinds = Counter(node.kind for node in nodes)
+        there = "; ".join(f"{count} x ({kind})" for kind, count in kinds.items()) or "no node is alive"
+        waited = f" (waited {waited_s:g} s for more nodes)" if waited_s else ""
+        return InfeasibleError(
+            f"no node of the Ray cluster can run this: it asks for {request}; there are: {there}{waited}",
+            fix="ask for less in the study's `ray` section or its parallel sizes, add such a node, or set "
+            "ray.wait_for_nodes_s where the cluster grows by itself",
+            details={"asked": dict(request.amounts), "nodes": list(kinds)},
+        )
+
+    def close(self) -> None:
+        """Hang up, and stop the cluster where this process started it."""
+        if self._own and ray.is_initialized():
+            ray.shutdown()
+
+
+_lock = threading.Lock()
+_current: list[RayCluster | LlemError] = []
+
+
+def connect(address: str | None, runtime_env: Mapping[str, JsonValue] | None = None) -> RayCluster:
+    """The cluster at `address`, else at `RAY_ADDRESS`, else the one that runs on this machine, else a new local one.
+
+    `runtime_env` is that of all tasks: Ray uploads what it names when a process connects, and only then. Connects once:
+    later calls get the same cluster, or the same error. Raises `RunnerError`.
+    """
+    environment = dict(runtime_env or {})
+    with _lock:
+        if not _current:
+            try:
+                _current.append(_connected(address, environment))
+            except LlemError as error:
+                _current.append(error)
+        found = _current[0]
+    if isinstance(found, LlemError):
+        raise found
+    if address is not None and found.address is not None and address != found.address:
+        raise RunnerError(
+            f"ray:{address}: this process is connected to the Ray cluster {found.address}",
+            fix="give all engines of a run the same cluster",
+        )
+    if environment != found.runtime_env:
+        raise RunnerError(
+            f"ray.runtime_env: {environment or 'none'}, and this process is connected with "
+            f"{dict(found.runtime_env) or 'none'}",
+            fix="give all studies of a run the same ray.runtime_env, or run them one after the other",
+        )
+    return found
+
+
+def disconnect() -> None:
+    """Hang up; a later `connect` starts anew."""
+    with _lock:
+        while _current:
+            found = _current.pop()
+            if isinstance(found, RayCluster):
+                found.close()
+
+
+def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> RayCluster:
+    if ray.is_initialized():
+        # Somebody else connected this process, and with what they chose.
+        return RayCluster(address, runtime_env, own=False)
+    address = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    if address.startswith(CLIENT_PREFIX):
+        raise RunnerError(
+            f"ray:{address}: pytest cannot run as a Ray client",
+            fix="run pytest on a node of the cluster, or let this machine join it without giving it work: ray start "
+            "--address=HEAD:6379 --num-cpus=0 --num-gpus=0",
+        )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": dict(runtime_env) or None}
+    try:
+        with _own_signal_handlers():
+            if address == "local":
+                _start_local(quiet)
+            else:
+                # Ray itself would try for a quarter of an hour.
+                _require_answer(address)
+                ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
+        raise RunnerError(
+            f"no Ray cluster can be used at {address}: {_first_line(problem)}",
+            fix="start one with `ray start --head` and the same versions of Ray and Python, name it with "
+            "--llem-runner=ray:HOST:PORT or RAY_ADDRESS, or use --llem-runner=ray:local for one of this machine alone",
+        ) from None
+    return RayCluster(address, runtime_env, own=True)
+
+
+def _running_here() -> str | None:
+    """The cluster that this machine last joined, as `ray start` notes it down, when that still answers."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        address = note.read_text(encoding="utf-8").strip()
+        _require_answer(address)
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _require_answer(address: str) -> None:
+    """Raise `OSError` where nothing listens at `HOST:PORT`, `ValueError` where that is no such address."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+        return
+
+
+def _start_local(options: Mapping[str, Any]) -> None:
+    before = {name: os.environ.get(name) for name in LOCAL_ENVIRONMENT}
+    os.environ.update({name: value for name, value in LOCAL_ENVIRONMENT.items() if before[name] is None})
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """`ray.init` makes SIGTERM end the process at once; here it ends the run as Ctrl-C does."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _cpu_sizes(nodes: Iterable[Node]) -> set[float]:
+    """How many CPUs the nodes have that have any."""
+    return {cpus for node in nodes if (cpus := node.resources.get("CPU", 0.0)) >= 1}
+
+
+def _node(facts: Mapping[str, Any]) -> Node:
+    resources = {str(name): float(amount) for name, amount in facts["Resources"].items()}
+    return Node(str(facts["NodeID"]), str(facts["NodeManagerHostname"]), resources)
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -1,0 +1,212 @@
+"""What runs on a node: one cycle, under a lease of the devices that Ray assigned, in a fresh process or container."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import ray
+
+from pytest_llem import __version__
+from pytest_llem.cluster.node_result import Delivery, NodeFacts
+from pytest_llem.cluster.settings import NodeTerms
+from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
+from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.redaction import redact_file, secrets_of
+from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
+from pytest_llem.job.wire import decode, encode
+from pytest_llem.machine import idle_power_cache as idle_references
+from pytest_llem.machine.concurrent_runs import Neighbours
+from pytest_llem.machine.cooldown import cool_down
+from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
+from pytest_llem.machine.environment import gather
+from pytest_llem.machine.hold import Devices
+from pytest_llem.machine.inputs import input_facts
+from pytest_llem.machine.leases import Tenant
+from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners.protocol import Runner
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a node is to do: the job, whose devices and meter the node completes, and the terms it keeps to.
+
+    `gpus` is how many Ray assigns, 0 for a measurement of the CPU. `threads_chosen` says that the runtime environment
+    sets the number of threads.
+    """
+
+    version: str
+    job: Job
+    source: RunnerSource
+    gpus: int
+    terms: NodeTerms
+    image: str | None = None
+    threads_chosen: bool = False
+
+
+def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | Delivery]:
+    """The Ray task: tells at once where it runs, and in the end what came of it.
+
+    A cancelled task gets a `KeyboardInterrupt`, with which the runner ends the measured process.
+    """
+    yield node_facts()
+    yield _measured(order)
+
+
+def node_facts() -> NodeFacts:
+    """The node of this process."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()), os.getpid())
+
+
+def _measured(data: JsonValue) -> Delivery:
+    version = data.get("version") if isinstance(data, Mapping) else None
+    if version != __version__:
+        return Delivery(error=other_version(platform.node(), __version__, str(version)).to_dict())
+    began = time.monotonic()
+    order = decode(Order, data)
+    notes = undo_worker_settings(threads_chosen=order.threads_chosen)
+    with tempfile.TemporaryDirectory(dir=own_directory()) as directory:
+        job_dir = JobDir(Path(directory) / "job")
+        try:
+            job, report = _cycle(order, job_dir)
+        except LlemError as error:
+            _redact(job_dir)
+            return Delivery(_files(job_dir), None, error.to_dict())
+        _redact(job_dir)
+        report = replace(
+            report,
+            name="ray",
+            notes=(*notes, *report.notes),
+            environment=_environment(),
+            inputs=input_facts(job.config),
+            facts={**report.facts, "node_s": time.monotonic() - began},
+        )
+        return Delivery(_files(job_dir), report, None)
+
+
+def other_version(hostname: str, there: str | None, here: str) -> RunnerError:
+    """The error for a node with another pytest-llem, or none."""
+    found = f"has pytest-llem {there}" if there else "has no pytest-llem"
+    return RunnerError(
+        f"node {hostname} {found}, this machine {here}: they must be equal",
+        fix=f"install pytest-llem=={here} on the node (in its image), or name it in the study's ray.runtime_env: "
+        f"{{pip: ['pytest-llem=={here}']}}",
+        details={"hostname": hostname, "version": there, "wanted": here},
+    )
+
+
+def _completed(job: Job, devices: DeviceSet) -> Job:
+    """The job with what this node has: its devices and, for a meter that was named, all that it measures."""
+    meter = job.meter
+    if meter.explicit:
+        meter = replace(meter, uuids=visible_gpus() or gpu_uuids())
+    return replace(job, devices=devices, meter=meter)
+
+
+def _devices(count: int) -> DeviceSet:
+    """The GPUs that Ray assigned to this task, by UUID."""
+    if not count:
+        return DeviceSet("cpu")
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assigned)
+    uuids = visible_gpus()
+    if len(uuids) != count:
+        raise DeviceError(
+            f"node {platform.node()}: Ray assigned the GPUs {', '.join(assigned) or 'none'}, and the driver shows "
+            f"{', '.join(uuids) or 'none'} of them",
+            fix="start the node with as many GPUs as `nvidia-smi` lists there, no more",
+            details={"assigned": list(assigned), "uuids": list(uuids)},
+        )
+    return DeviceSet("cuda", uuids)
+
+
+def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
+    """Run the cycle under a lease of its devices."""
+    runner = _runner(order)
+    asked = order.job
+    # A name of its own within the run, so that other cycles of the run on this node count as neighbours.
+    who = f"{asked.run_id} {asked.experiment_id} c{asked.cycle}.{asked.attempt}"
+
+    def prepare(devices: DeviceSet) -> Job:
+        job = _completed(asked, devices)
+        job_dir.write_job(job)
+        return job
+
+    stay = Devices().stay_where_free(
+        runner,
+        Demand.exactly(_devices(order.gpus)),
+        Tenant(f"{asked.study} {asked.experiment_id} c{asked.cycle}", who),
+        prepare,
+        job_dir,
+        residual_bytes=order.terms.residual_memory_bytes,
+        timeout_s=LEASE_TIMEOUT_S,
+        on_wait=_ignore,
+    )
+    try:
+        job_dir.path.mkdir()
+        with stay as (tenancy, job):
+            neighbours = Neighbours(who)
+            shared = run_directory(job.run_id)
+            cooled = cool_down(order.terms.cooldown, job.devices, shared)
+            where = f"ray:{order.image or ''}"
+            job = idle_references.lend(job, job_dir, shared, where)
+            report = runner.run(job, job_dir, _ignore, tenancy.lease)
+            concurrent = neighbours.count()
+        idle_references.keep(job, job_dir, shared, where)
+    finally:
+        if order.image is not None:
+            runner.close()
+    notes = (*report.notes, *((cooled.note,) if cooled.note is not None else ()))
+    facts = {**report.facts, **tenancy.facts, **cooled.facts, "concurrent_workers": concurrent}
+    return job, replace(report, notes=notes, facts=facts)
+
+
+def _runner(order: Order) -> Runner:
+    if order.image is None:
+        return _local(order.source)
+    from pytest_llem.containers.options import DockerSettings
+    from pytest_llem.containers.runner import DockerRunner
+
+    spec = RunnerSpec("docker", order.source, image=order.image)
+    return DockerRunner(spec, DockerSettings.from_mapping(order.terms.docker))
+
+
+@cache
+def _local(source: RunnerSource) -> LocalRunner:
+    """Kept over the tasks of one Ray worker process, and so its fork servers."""
+    return LocalRunner(RunnerSpec("local", source), own_directory())
+
+
+@cache
+def _environment() -> dict[str, JsonValue]:
+    return gather()
+
+
+def _files(job_dir: JobDir) -> dict[str, bytes]:
+    if not job_dir.path.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(job_dir.path.iterdir()) if path.is_file()}
+
+
+def _redact(job_dir: JobDir) -> None:
+    if job_dir.log.exists():
+        redact_file(job_dir.log, secrets_of(os.environ).values())
+
+
+def _ignore(_: object) -> None:
+    """Events and waits on a node reach the driver with its files."""
+
+
+def encoded(order: Order) -> JsonValue:
+    """An order as plain JSON, which any version of this package can look at."""
+    return encode(order)

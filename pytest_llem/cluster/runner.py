@@ -1,0 +1,305 @@
+"""The Ray runner: submits a cycle as a task, waits for it, and brings its files here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+
+from pytest_llem import __version__
+from pytest_llem.cluster.cluster import RayCluster, Request, connect, disconnect
+from pytest_llem.cluster.errors import explain
+from pytest_llem.cluster.node import Order, encoded
+from pytest_llem.cluster.node_result import Delivery, NodeFacts, failure_of, write_files
+from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes
+from pytest_llem.cluster.progress import progress_of
+from pytest_llem.cluster.reuse import places_on
+from pytest_llem.cluster.settings import NodeTerms, RaySettings
+from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
+from pytest_llem.containers.errors import error_from_dict
+from pytest_llem.containers.inputs import with_absolute_paths
+from pytest_llem.engines.signatures import SignatureReport
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.machine.devices import devices_needed
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, Room
+from pytest_llem.session.breaker import LASTING
+
+POLL_S = 0.5
+CHECK_S = 5.0
+"""How often a cycle that has not begun looks whether a node is left that can run it."""
+MOST_IN_FLIGHT = 512
+"""Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A node that was lost under a cycle, or that lacks what the cycle needs."""
+
+    node: NodeFacts | None
+    error: LlemError
+
+    def facts(self) -> dict[str, JsonValue]:
+        """For the result's `runner.facts`."""
+        where = {"id": self.node.id, "hostname": self.node.hostname} if self.node else {"id": None, "hostname": None}
+        return {**where, "error": self.error.details.get("error")}
+
+
+class RayRunner:
+    """Runs cycles on a cluster; threads may run several at a time, each waiting for its own.
+
+    `terms` are what the nodes keep to. Nothing is connected before the first cycle.
+    """
+
+    def __init__(self, spec: RunnerSpec, run_dir: Path, settings: RaySettings, terms: NodeTerms) -> None:
+        self.spec = spec
+        self.settings = settings
+        self._terms = terms
+        self._progress = progress_of(run_dir)
+        self._ended = threading.Event()
+        self._given_up: set[str] = set()
+        self._asking = threading.Lock()
+        self._places: dict[tuple[str | None, ...], list[Place]] = {}
+
+    @property
+    def cluster(self) -> RayCluster:
+        """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
+        return connect(self.spec.address, self.settings.runtime_env)
+
+    def room(self, configs: Sequence[ExperimentConfig]) -> Room:
+        """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each.
+
+        A cluster that may grow gets as many as there can be.
+        """
+        settings = self.settings
+        requests = [self.cluster.request(settings, count) for count in {devices_needed(config) for config in configs}]
+        notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()
+        if settings.max_in_flight is not None:
+            return Room(settings.max_in_flight, notices)
+        slots = max((self.cluster.slots(request) for request in requests), default=1)
+        if slots > MOST_IN_FLIGHT:
+            limit = (
+                f"the Ray cluster can run {slots} cycles at a time, and this process submits {MOST_IN_FLIGHT}: set "
+                "ray.max_in_flight, and raise `ulimit -n` with it"
+            )
+            notices = (*notices, limit)
+        return Room(MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * slots, MOST_IN_FLIGHT)), notices)
+
+    def _uneven(self) -> tuple[str, ...]:
+        sizes = self.cluster.cpu_sizes(self.settings)
+        if len(sizes) < 2:
+            return ()
+        told = ", ".join(f"{size:g}" for size in sizes)
+        return (
+            f"cycles on the CPU may come to nodes of {told} CPUs and take {sizes[0]:g}: on a larger node several wait "
+            "for one another; name ray.resources that only equal nodes have",
+        )
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
+        """Whether a node of each kind that may run these has the package and the engine."""
+        least = self._feasible(1)
+        nodes = self.cluster.able(least)
+        return preflight_nodes(nodes, configs, least.gpus, self.settings, self._terms, self._ended)
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with the signatures of the one on a node of each kind."""
+        return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings, self._ended)
+
+    def places(self, config: ExperimentConfig) -> list[Place]:
+        """The nodes that may run this experiment, as places whose earlier results may be reused."""
+        request = self._feasible(devices_needed(config))
+        inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
+        named = (str(request), *inputs)
+        with self._asking:
+            if named not in self._places:
+                nodes = self.cluster.able(request)
+                image, docker = self.settings.image, self._terms.docker
+                self._places[named] = places_on(nodes, request, config, image, docker, self._ended)
+            return self._places[named]
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """Run one cycle on a node that Ray chooses; the job directory has its files afterwards, the job's devices too.
+
+        Raises `LlemError` where there is no report: an infeasible request, a node that was lost too often, an
+        interruption, or what stopped the cycle on its node. A lease is the node's to take.
+        """
+        order = Order(
+            version=__version__,
+            job=replace(job, config=with_absolute_paths(job.config)),
+            source=self.spec.source,
+            gpus=0,
+            terms=self._terms,
+            image=self.settings.image,
+            threads_chosen="OMP_NUM_THREADS" in _variables(self.settings),
+        )
+        title = f"{job.study} {job.experiment_id} c{job.cycle}"
+        losses: list[Loss] = []
+        lacking: list[Loss] = []
+        while True:
+            request = self._feasible(devices_needed(job.config))
+            # A cycle whose nodes go before it begins comes round again without a loss: it waits for others or raises.
+            node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses, lacking)
+            if delivery is not None:
+                break
+            if len(losses) > self.settings.node_losses:
+                raise _lost(title, losses)
+        assert node is not None, "what was delivered comes from a node"
+        write_files(delivery.files, job_dir)
+        if delivery.error is not None:
+            raise error_from_dict(delivery.error)
+        assert delivery.report is not None, "without an error there is a report"
+        return self._report(delivery.report, node, losses, lacking)
+
+    def interrupt(self) -> None:
+        """Cancel what is outstanding; cycles that wait end with an `InterruptedCycleError`, and so do later ones."""
+        # Each waiting thread cancels its own task: Ray's driver aborts when one is cancelled twice.
+        self._ended.set()
+
+    def close(self) -> None:
+        """Cancel what is left, and leave the cluster."""
+        self.interrupt()
+        self._progress.clear()
+        disconnect()
+
+    def _feasible(self, devices: int) -> Request:
+        """The request of a cycle that needs so many devices, once the cluster has a node for it."""
+        wait_s = self.settings.wait_for_nodes_s
+        deadline = time.monotonic() + wait_s
+        with demanded() as demand:
+            while True:
+                request = self.cluster.request(self.settings, devices)
+                if self.cluster.able(request):
+                    return request
+                if time.monotonic() >= deadline or str(request) in self._given_up:
+                    self._given_up.add(str(request))
+                    raise self.cluster.infeasible(request, wait_s)
+                demand(request)
+                if self._ended.wait(POLL_S):
+                    raise _interrupted()
+
+    def _attempt(
+        self, order: Order, request: Request, title: str, losses: list[Loss], lacking: list[Loss]
+    ) -> tuple[NodeFacts | None, Delivery | None]:
+        """One submission: the node and what it delivered, or `None` when the node was lost, which is noted.
+
+        Also `None` when no node that it may run on is left before it has begun, and when another node may have what the
+        first one lacks, which is noted too.
+        """
+        node: NodeFacts | None = None
+        lost = self._to_avoid(request, [*losses, *lacking])
+        task = measuring_task().options(**_options(request, title, lost)).remote(encoded(order))
+        try:
+            if not self._begins(task, request, lost):
+                end_task(task)
+                return None, None
+            first = self._next(task, title)
+            assert isinstance(first, NodeFacts), "a task tells first where it runs"
+            node = first
+            self._progress.running(node.hostname)
+            delivery = self._next(task, title)
+            assert isinstance(delivery, Delivery), "a task ends with what it delivers"
+        except NodeLostError as error:
+            losses.append(Loss(node, error))
+            if node is not None:
+                again = len(losses) <= self.settings.node_losses
+                self._progress.done(node.hostname, again=again)
+            return node, None
+        except BaseException:
+            end_task(task)
+            if node is not None:
+                self._progress.done(node.hostname)
+            raise
+        failure = failure_of(delivery)
+        lasting = failure is not None and failure.category in LASTING
+        again = lasting and not lacking and self.cluster.can_run(request, {node.id})
+        self._progress.done(node.hostname, again=again)
+        if failure is not None and again:
+            lacking.append(Loss(node, failure))
+            return node, None
+        return node, delivery
+
+    def _begins(self, task: Any, request: Request, lost: Collection[str]) -> bool:
+        """Wait until a task tells something; `False` when no node is left for it: Ray would let it wait for ever."""
+        check = time.monotonic() + CHECK_S
+        while not self._tells(task):
+            if time.monotonic() >= check:
+                if not self.cluster.can_run(request, lost):
+                    return False
+                check = time.monotonic() + CHECK_S
+        return True
+
+    def _tells(self, task: Any) -> bool:
+        """Whether a task tells something within a moment."""
+        if self._ended.is_set():
+            raise _interrupted()
+        ready, _ = ray.wait([task], timeout=POLL_S)
+        return bool(ready)
+
+    def _next(self, task: Any, title: str) -> object:
+        """The next thing that a task tells, waited for as long as it takes."""
+        while not self._tells(task):
+            continue
+        try:
+            return ray.get(next(task))
+        except StopIteration:
+            raise NodeLostError(f"{title}: its task ended without a word", details={"error": "silent"}) from None
+        except (ray_errors.RayError, ImportError) as error:
+            if self._ended.is_set():
+                raise _interrupted() from None
+            raise explain(error, title) from None
+
+    def _to_avoid(self, request: Request, losses: Sequence[Loss]) -> set[str]:
+        """The nodes that the cycle was lost with or that lack what it needs, where there are others."""
+        lost = {loss.node.id for loss in losses if loss.node}
+        return lost if self.cluster.can_run(request, lost) else set()
+
+    def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss], lacking: Sequence[Loss]) -> RunReport:
+        notes = report.notes
+        for loss in lacking:
+            first = loss.node.hostname if loss.node else "a node unknown"
+            notes = (*notes, Note("node_lacking", f"tried again elsewhere after {first}: {loss.error.message}"))
+        if losses:
+            names = ", ".join(loss.node.hostname if loss.node else "a node unknown" for loss in losses)
+            notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))
+        facts: dict[str, JsonValue] = {
+            "ray": self.cluster.version,
+            "node": {"id": node.id, "hostname": node.hostname, "address": node.address},
+            "node_losses": [loss.facts() for loss in losses],
+        }
+        return replace(report, source=self.spec.source, notes=notes, facts={**report.facts, **facts})
+
+
+def _options(request: Request, title: str, avoided: Collection[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
+    if avoided:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+    return options
+
+
+def _interrupted() -> InterruptedCycleError:
+    return InterruptedCycleError("cancelled: the run ended before the cycle was done")
+
+
+def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
+    where = "; ".join(f"{loss.node.hostname if loss.node else 'unknown'}: {loss.error.message}" for loss in losses)
+    return NodeLostError(
+        f"{title}: lost with its node {len(losses)} times: {where}",
+        fix="look at Ray's logs of these nodes (out of memory?); ray.node_losses sets how often a cycle is tried again",
+        details={"losses": [loss.facts() for loss in losses]},
+    )
+
+
+def _variables(settings: RaySettings) -> dict[str, JsonValue]:
+    variables = settings.runtime_env.get("env_vars")
+    return dict(variables) if isinstance(variables, dict) else {}

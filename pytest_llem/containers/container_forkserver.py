@@ -1,0 +1,173 @@
+"""Inside a long-lived container: keeps the engine imported and forks a fresh worker for each cycle.
+
+A file of its own that is copied into the image; it imports the worker side and the standard library alone.
+
+    serve ENGINE     the container's first program; ends when its standard input does (see `guard`)
+    cycle JOB_DIR    by exec: runs one job in a fresh process and exits with its code
+    memory           by exec: bytes in use per visible GPU, as JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.worker.channel import receive, send
+from pytest_llem.worker.preload import PRELOADS
+
+ADDRESS = "/llem/keeper.sock"
+LOST_CLIENT_EXIT = 129
+START_S = 30.0
+OOM_KILL_EVENT = "oom_kill"
+
+
+def main(arguments: list[str]) -> int:
+    """Do one of the three things above."""
+    if arguments[:1] == ["serve"]:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+        serve(arguments[1])
+        return 0
+    if arguments[:1] == ["cycle"]:
+        return cycle(arguments[1])
+    if arguments == ["memory"]:
+        sys.stdout.write(json.dumps(memory()) + "\n")
+        return 0
+    return 2
+
+
+def serve(engine: str) -> None:
+    """Answer one cycle after the other; what cannot be forked is answered with the reason."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(ADDRESS)
+        Path(ADDRESS).chmod(0o600)
+        listener.listen(4)
+        channel, problem = _fork_server(engine)
+        while True:
+            caller, _ = listener.accept()
+            with caller:
+                request, descriptors = receive(caller)
+                if channel is None:
+                    _tell(caller, {"problem": problem})
+                elif request is not None and not _relay(caller, channel, request, descriptors):
+                    # The server ends when a worker is killed under it: the next cycle gets a new one
+                    channel.close()
+                    channel, problem = _fork_server(engine)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def cycle(job_dir: str) -> int:
+    """Run a job through the keeper, or in a new interpreter where it cannot fork; its output is this program's."""
+    before = oom_kills()
+    with socket.socket(socket.AF_UNIX) as channel:
+        _connect(channel)
+        request = {"job_dir": job_dir, "environment": {}, "isolation": "process"}
+        send(channel, request, (sys.stdout.fileno(),))
+        answer, _ = receive(channel)
+        if answer is not None and "problem" in answer:
+            sys.stderr.write(f"no fork server: {answer['problem']}\n")
+            code = _spawn(job_dir)
+        else:
+            ended, _ = receive(channel)
+            code = os.waitstatus_to_exitcode(ended["status"]) if ended is not None else -9
+    after = oom_kills()
+    if code != 0 and before is not None and after is not None and after > before:
+        sys.stdout.write(f"LLEM-EVENT {json.dumps({'event': OOM_KILL_EVENT, 'name': None})}\n")
+        sys.stdout.flush()
+    return code if code >= 0 else 128 - code
+
+
+def memory() -> dict[str, int]:
+    """Bytes in use by UUID of every GPU that is visible here."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return {
+        str(pynvml.nvmlDeviceGetUUID(handle)): int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles
+    }
+
+
+def oom_kills() -> int | None:
+    """How many processes of this container's memory group were killed for want of memory."""
+    for place in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with contextlib.suppress(OSError):
+            for line in Path(place).read_text(encoding="ascii").splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return None
+
+
+def _connect(channel: socket.socket) -> None:
+    """Connect to the keeper, which may have been started a moment ago."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            channel.connect(ADDRESS)
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)
+
+
+def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
+    if engine not in PRELOADS:
+        return None, f"the imports of {engine} are not known to be safe to fork"
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), engine]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True)
+    first, _ = receive(ours)
+    if first is None or "problem" in first:
+        ours.close()
+        return None, str(first["problem"]) if first else "it died during its imports"
+    return ours, ""
+
+
+def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> bool:
+    """Hand one cycle to the fork server; false when the server is of no more use."""
+    send(channel, request, tuple(descriptors))
+    started, _ = receive(channel)
+    if started is None:
+        return False
+    _tell(caller, started)
+    readable, _, _ = select.select([caller, channel], [], [])
+    if channel not in readable:
+        return False  # the caller is gone: closing the channel makes the server kill its child
+    ended, _ = receive(channel)
+    if ended is None:
+        return False
+    _tell(caller, ended)
+    return True
+
+
+def _tell(caller: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        send(caller, message)
+
+
+def _spawn(job_dir: str) -> int:
+    environment = {**os.environ, "LLEM_CONFIG_PATH": f"{job_dir}/job.json"}
+    command = [sys.executable, "-m", "pytest_llem.worker", "--isolation", "process"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(LOST_CLIENT_EXIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,267 @@
+"""The Docker runner: each cycle in a container that is made for it, or by exec in one that is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
+from pytest_llem.containers.ephemeral import CycleEnd, explain, run_ephemeral, write_if_absent
+from pytest_llem.containers.errors import DockerError, docker_error
+from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
+from pytest_llem.containers.identity import current_identity
+from pytest_llem.containers.images import (
+    Tell,
+    cuda_major,
+    default_image,
+    ensure_image,
+    foreign_architecture,
+    image_facts,
+    with_alternatives,
+)
+from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
+from pytest_llem.containers.kept import KeptContainers
+from pytest_llem.containers.options import (
+    WORKER_COMMAND,
+    ContainerRequest,
+    DockerSettings,
+    ImageFacts,
+    extra_mounts,
+    job_environment,
+    passed_on,
+    recorded_options,
+)
+from pytest_llem.containers.orphaned_containers import remove_orphans, remove_session
+from pytest_llem.containers.preflight import PreflightSubject, check_settings_in_image, preflight
+from pytest_llem.containers.remote_lease import remote_lease
+from pytest_llem.engines.signatures import SignatureReport
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.redaction import secrets_of
+from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent, PreflightReport
+from pytest_llem.runners.watch import DeadlineWatch
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+
+
+class DockerRunner:
+    """Runs cycles in containers of one daemon, and leaves none behind.
+
+    The daemon is asked for nothing before the first cycle; then containers of dead sessions are swept. `tell` receives
+    a sentence now and then while an image is pulled.
+    """
+
+    def __init__(self, spec: RunnerSpec, settings: DockerSettings | None = None, tell: Tell | None = None) -> None:
+        self.spec = spec
+        self.settings = settings or DockerSettings()
+        self._tell = tell
+        self._identity = current_identity()
+        self._connected: tuple[docker.DockerClient, DaemonFacts] | None = None
+        self._images: dict[str, ImageFacts] = {}
+        self._swept: list[str] = []
+        self._kept: KeptContainers | None = None
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """See `runners.protocol.Runner.run`."""
+        watch: DeadlineWatch | None = None
+        named = replace(job, config=with_absolute_paths(job.config))
+        if named != job:
+            job = named
+            job_dir.write_job(job)
+        secrets = secrets_of(os.environ)
+        name = self.spec.image or job.config.engine
+        try:
+            client, facts = self.connect()
+            image = self.image(job.config.engine)
+            name = image.name
+            request, notes = self._request(job, image, facts, secrets)
+            with self._remote_lease(client, facts, image, job), host_metering(job, job_dir, facts) as observe:
+                # From here on the cycle's own time counts, not that of a pull or of waiting for a device
+                watch = DeadlineWatch(job.deadlines)
+                end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)
+        except LlemError as error:
+            write_if_absent(job_dir, error, watch.phase if watch else None, secrets)
+            return self._report(name, None, {}, ())
+        except KeyboardInterrupt:
+            interrupted = InterruptedCycleError("the cycle was interrupted")
+            write_if_absent(job_dir, interrupted, watch.phase if watch else None, secrets)
+            raise
+        foreign = foreign_architecture(image, facts) if watch.phase is None else None
+        problem = docker_error("arch_mismatch", name, said=foreign) if foreign else explain(end, image)
+        write_if_absent(job_dir, problem, watch.phase, secrets)
+        return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
+
+    def connect(self) -> tuple[docker.DockerClient, DaemonFacts]:
+        """The client and its daemon's facts, from the first call on; raises `DockerError`."""
+        if self._connected is None:
+            client = connect()
+            self._connected = client, daemon_facts(client)
+            self._swept = remove_orphans(client)
+        return self._connected
+
+    def image(self, engine: str) -> ImageFacts:
+        """The image for an engine, made present; raises `DockerError`."""
+        name = self.spec.image or default_image(engine, cuda_major())
+        if name not in self._images:
+            client, _ = self.connect()
+            try:
+                self._images[name] = ensure_image(
+                    client,
+                    name,
+                    pull=self.settings.pull,
+                    timeout_s=self.settings.pull_timeout_s,
+                    tell=self._tell,
+                )
+            except DockerError as error:
+                raise with_alternatives(error, engine, named=self.spec.image is not None) from None
+        return self._images[name]
+
+    def known_image(self, engine: str) -> str | None:
+        """The digest, else the id, of an engine's image as it lies here; `None` where it does not, or nobody answers.
+
+        With `pull: always` the image is pulled first, since what the daemon has may be out of date.
+        """
+        try:
+            if self.settings.pull == "always":
+                image: ImageFacts | None = self.image(engine)
+            else:
+                image = image_facts(self.connect()[0], self.spec.image or default_image(engine, cuda_major()))
+        except LlemError:
+            return None
+        return None if image is None else image.digest or image.id
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
+        """Everything that would make cycles of this engine fail here, without pulling or loading anything."""
+        name = self.spec.image or default_image(engine, cuda_major())
+        try:
+            client, daemon = self.connect()
+        except DockerError as error:
+            return PreflightReport(problems=(error,))
+        subject = PreflightSubject(engine, name, configs, devices, self.settings)
+        report = preflight(client, daemon, subject, self._identity)
+        named = self.spec.image is not None
+        problems = tuple(
+            with_alternatives(problem, engine, named=named) if isinstance(problem, DockerError) else problem
+            for problem in report.problems
+        )
+        return replace(report, problems=problems)
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport:
+        """Compare settings of one engine with the signatures of the one in its image; see `engines.signatures`."""
+        try:
+            client, _ = self.connect()
+            image = self.image(configs[0].engine)
+            return check_settings_in_image(client, image, configs, devices, self.settings, self._identity)
+        except DockerError as error:
+            # The cycle meets the same obstacle, and explains it.
+            return SignatureReport(unchecked=error.message)
+
+    def close(self) -> None:
+        """Remove the containers that are left, and hang up."""
+        if self._connected is None:
+            return
+        client, _ = self._connected
+        self._connected = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+        remove_session(client, self._identity.id)
+        client.close()
+
+    def _remote_lease(
+        self, client: docker.DockerClient, daemon: DaemonFacts, image: ImageFacts, job: Job
+    ) -> AbstractContextManager[object]:
+        if daemon.local:
+            return nullcontext()
+        return remote_lease(
+            client, image, job.devices, self._identity, job.run_id, timeout_s=LEASE_TIMEOUT_S, on_wait=self._tell
+        )
+
+    def _request(
+        self, job: Job, image: ImageFacts, daemon: DaemonFacts, secrets: Mapping[str, str]
+    ) -> tuple[ContainerRequest, tuple[Note, ...]]:
+        inputs = inputs_of(job.config)
+        mounts = inputs.mounts + extra_mounts(self.settings.mounts)
+        if mounts and not daemon.local:
+            paths = ", ".join(mounted.source for mounted in mounts)
+            raise docker_error("mount_missing", image.name, said=f"{paths}: the daemon at {daemon.address} is remote")
+        if job.devices.kind == "cuda" and not daemon.gpus:
+            said = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
+            raise docker_error("gpu_runtime_missing", image.name, said=said)
+        notes: tuple[Note, ...] = ()
+        if inputs.downloads:
+            what = ", ".join(inputs.downloads)
+            advice = "download it here first, then it is mounted"
+            notes = (Note("hub_download", f"{what} is downloaded inside the container, each cycle anew: {advice}"),)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", job.experiment_id).strip("-")[:40] or "experiment"
+        network = inputs.network(self.settings.network)
+        return ContainerRequest(
+            name=f"llem-{slug}-c{job.cycle}-{uuid.uuid4().hex[:8]}",
+            image=image,
+            command=WORKER_COMMAND,
+            devices=job.devices,
+            settings=self.settings,
+            network=network,
+            mounts=mounts,
+            labels=self._identity.labels(job.run_id),
+            secrets=secrets if network != "none" else {},
+            environment={**job_environment("job"), **passed_on(os.environ), **job.environment},
+        ), notes
+
+    def _cycle(
+        self,
+        client: docker.DockerClient,
+        request: ContainerRequest,
+        job: Job,
+        job_dir: JobDir,
+        on_event: OnEvent,
+        watch: DeadlineWatch,
+        lease: Lease | None,
+    ) -> CycleEnd:
+        if self.settings.lifecycle == "ephemeral":
+            return run_ephemeral(client, request, job_dir, on_event, watch, lease)
+        if self._kept is None:
+            self._kept = KeptContainers(client, self.settings.max_restarts)
+        return self._kept.run(request, job.config.engine, job_dir, on_event, watch, lease)
+
+    def _report(
+        self, name: str, image: ImageFacts | None, facts: Mapping[str, JsonValue], notes: tuple[Note, ...]
+    ) -> RunReport:
+        if self._swept:
+            notes = (*notes, Note("orphans_removed", f"containers of dead sessions were removed: {self._swept}"))
+            self._swept = []
+        daemon = self._connected[1] if self._connected else None
+        more: dict[str, JsonValue] = {"daemon": daemon.version, "daemon_local": daemon.local} if daemon else {}
+        return RunReport(
+            name="docker",
+            source=self.spec.source,
+            isolation="container" if self.settings.lifecycle == "ephemeral" else "process",
+            image=name,
+            image_digest=(image.digest or image.id) if image else None,
+            start_method=None,
+            notes=notes,
+            facts={**more, **facts},
+        )
+
+
+def _both(first: OnEvent, second: OnEvent) -> OnEvent:
+    """Both receive the worker's events; only the first also what the runner itself says."""
+
+    def pass_on(event: Mapping[str, JsonValue]) -> None:
+        first(event)
+        if event.get("event") != CONTAINER_EVENT:
+            second(event)
+
+    return pass_on

@@ -1,0 +1,269 @@
+"""The sampler's view of NVIDIA GPUs: one source per device, read through `pynvml`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pynvml
+
+from pytest_llem.energy import calibration
+from pytest_llem.energy.processes import containers_of, foreign_pids
+from pytest_llem.energy.readings import Sample, SampleWriter
+from pytest_llem.energy.ticks import DEFAULT_STEP_NS, TickTracker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+
+POWER_PERIOD_NS = 50_000_000
+STATE_PERIOD_NS = 500_000_000
+PROCESSES_PERIOD_NS = 2_000_000_000
+RETRY_NS = 100_000_000
+LOST_RETRY_NS = 1_000_000_000
+
+_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_RESET_REQUIRED)
+_ABSENT = (
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_NO_PERMISSION,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+)
+_FIELDS = (
+    pynvml.NVML_FI_DEV_POWER_INSTANT,
+    pynvml.NVML_FI_DEV_PERF_POLICY_POWER,
+    pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL,
+)
+
+
+class SensorError(Exception):
+    """A GPU cannot be read; `fix` is the remedy where one is known."""
+
+    def __init__(self, message: str, fix: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+
+class GpuSource:
+    """One GPU: counter steps closely bracketed, and after each step whatever else is due.
+
+    An NVML error is written as an event and the device is tried again: a GPU that fell off the bus is a gap in the
+    series, not the end of it.
+    """
+
+    def __init__(
+        self,
+        handle: object,
+        uuid: str,
+        owner_pid: int,
+        known: calibration.Calibration | None,
+        server_pid: int | None = None,
+    ) -> None:
+        self.due_ns = time.monotonic_ns()
+        self.known_until_ns = 0.0
+        self._handle = handle
+        self._uuid = uuid
+        self._owners = (owner_pid,) if server_pid is None else (owner_pid, server_pid)
+        self._tracker = TickTracker(
+            known.poll_step_ns if known else DEFAULT_STEP_NS,
+            known.period_ns if known else None,
+            known.jitter_ns if known else 0,
+        )
+        self._counts = True
+        self._absent: set[str] = set()
+        self._power_w: float | None = None
+        self._described = False
+        self._throttled: list[int | None] = []
+        self._state_due_ns = 0
+        self._processes_due_ns = 0
+        self._error_code: int | None = None
+
+    def poll(self, writer: SampleWriter) -> None:
+        """Read the counter, or the power where there is no counter."""
+        try:
+            if self._counts:
+                self._poll_counter(writer)
+            else:
+                self._poll_power(writer)
+        except pynvml.NVMLError as problem:
+            self._failed(writer, problem)
+        else:
+            self._error_code = None
+
+    def power_w(self) -> float | None:
+        """The latest power reading, none while the device fails."""
+        return self._power_w
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Write the throttle counters, the device's state and its processes once more."""
+        self._state_due_ns = 0
+        try:
+            self._read_fields(writer, time.monotonic_ns(), None, None)
+            self._read_processes(writer)
+        except pynvml.NVMLError as problem:
+            self._failed(writer, problem)
+
+    def _poll_counter(self, writer: SampleWriter) -> None:
+        begin = time.monotonic_ns()
+        try:
+            value = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        except pynvml.NVMLError as problem:
+            if problem.value not in _ABSENT or self.known_until_ns > 0:
+                raise
+            self._counts = False
+            self.due_ns = begin
+            return
+        end = time.monotonic_ns()
+        first = not self._described
+        tick = self._tracker.observe(begin, end, value)
+        self.due_ns = self._tracker.due_ns
+        if tick is not None:
+            self.known_until_ns = tick.mid_ns
+            self._read_fields(writer, tick.mid_ns, value, (tick.high_ns - tick.low_ns) // 2)
+            self._read_rest(writer, end)
+        elif first:
+            self._read_fields(writer, end, None, None)
+            self._read_rest(writer, end)
+
+    def _poll_power(self, writer: SampleWriter) -> None:
+        now = time.monotonic_ns()
+        self.due_ns = now + POWER_PERIOD_NS
+        self.known_until_ns = now
+        self._read_fields(writer, now, None, None)
+        self._read_rest(writer, now)
+
+    def _read_rest(self, writer: SampleWriter, now_ns: int) -> None:
+        if now_ns >= self._processes_due_ns:
+            self._processes_due_ns = now_ns + PROCESSES_PERIOD_NS
+            self._read_processes(writer)
+
+    def _read_fields(self, writer: SampleWriter, t_ns: int, value_mj: int | None, bracket_ns: int | None) -> None:
+        """One NVML call for power and both throttle counters, then the slower state where it is due."""
+        now = time.monotonic_ns()
+        values = self._field_values()
+        instant_mw = values.get(pynvml.NVML_FI_DEV_POWER_INSTANT)
+        self._power_w = self._power(instant_mw)
+        if not self._described:
+            self._described = True
+            power = "none" if self._power_w is None else "average" if instant_mw is None else "instant"
+            writer.event(now, "sensor", device=self._uuid, counter=self._counts, power=power)
+        temperature = clock = utilisation = memory = None
+        throttled = [values.get(field) for field in _FIELDS[1:]]
+        if throttled != self._throttled or now >= self._state_due_ns:
+            self._throttled = throttled
+            writer.event(now, "throttle", device=self._uuid, power_ns=throttled[0], thermal_ns=throttled[1])
+        if now >= self._state_due_ns or value_mj is None:
+            self._state_due_ns = now + STATE_PERIOD_NS
+            temperature, clock, utilisation, memory = self._state()
+        writer.sample(
+            Sample(t_ns, self._uuid, self._power_w, value_mj, temperature, clock, utilisation, memory, bracket_ns)
+        )
+
+    def _field_values(self) -> dict[int, int]:
+        if "fields" in self._absent:
+            return {}
+        try:
+            values = pynvml.nvmlDeviceGetFieldValues(self._handle, list(_FIELDS))
+        except pynvml.NVMLError as problem:
+            if problem.value in _ABSENT:
+                self._absent.add("fields")
+                return {}
+            raise
+        return {int(v.fieldId): _number(v) for v in values if v.nvmlReturn == pynvml.NVML_SUCCESS}
+
+    def _power(self, instant_mw: int | None) -> float | None:
+        if instant_mw is not None:
+            return instant_mw / 1e3
+        value = self._optional("power", pynvml.nvmlDeviceGetPowerUsage)
+        return float(str(value)) / 1e3 if value is not None else None
+
+    def _state(self) -> tuple[float | None, float | None, float | None, int | None]:
+        temperature = self._optional("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+        clock = self._optional("clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM)
+        rates = self._optional("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        memory = self._optional("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        return (
+            float(str(temperature)) if temperature is not None else None,
+            float(str(clock)) if clock is not None else None,
+            getattr(rates, "gpu", 0) / 100 if rates is not None else None,
+            int(getattr(memory, "used", 0)) if memory is not None else None,
+        )
+
+    def _read_processes(self, writer: SampleWriter) -> None:
+        processes = self._optional("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
+        if isinstance(processes, list):
+            pids = [int(process.pid) for process in processes]
+            foreign, unknown = foreign_pids(pids, self._owners)
+            writer.event(
+                time.monotonic_ns(),
+                "processes",
+                device=self._uuid,
+                pids=tuple(pids),
+                foreign=tuple(foreign),
+                unknown=tuple(unknown),
+                containers={str(pid): name for pid, name in containers_of(foreign).items()},
+            )
+
+    def _optional(self, what: str, function: object, *more: object) -> object:
+        """The call's result, or `None` for good once the device says that it has no such reading."""
+        if what in self._absent:
+            return None
+        assert callable(function)
+        try:
+            result: object = function(self._handle, *more)
+        except pynvml.NVMLError as problem:
+            if problem.value in _ABSENT:
+                self._absent.add(what)
+                return None
+            raise
+        return result
+
+    def _failed(self, writer: SampleWriter, problem: pynvml.NVMLError) -> None:
+        now = time.monotonic_ns()
+        self._tracker.forget()
+        self._power_w = None
+        self.due_ns = now + (LOST_RETRY_NS if problem.value in _GONE else RETRY_NS)
+        if problem.value != self._error_code:
+            self._error_code = problem.value
+            writer.event(now, "error", device=self._uuid, code=problem.value, message=str(problem))
+
+
+def open_gpus(
+    uuids: Sequence[str], owner_pid: int, calibration_dir: str | None, server_pid: int | None = None
+) -> tuple[list[GpuSource], list[JsonValue]]:
+    """Sources for the GPUs with these UUIDs (all visible ones for none), and a line of facts about each.
+
+    What runs there below `owner_pid` or `server_pid` is measured, anything else is foreign.
+
+    Raises `SensorError` when NVML or a device cannot be opened.
+    """
+    from pytest_llem.energy import nvml_devices
+
+    try:
+        pynvml.nvmlInit()
+        devices = nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except pynvml.NVMLError as problem:
+        raise SensorError(f"NVML: {problem}", nvml_devices.remedy(problem)) from None
+    directory = Path(calibration_dir) if calibration_dir else None
+    sources: list[GpuSource] = []
+    facts: list[JsonValue] = []
+    for device in devices:
+        known = calibration.load(device.uuid, device.driver, directory)
+        sources.append(GpuSource(device.handle, device.uuid, owner_pid, known, server_pid))
+        facts.append(device.facts())
+    return sources, facts
+
+
+def _number(value: pynvml.c_nvmlFieldValue_t) -> int:
+    """A field value by its own type tag."""
+    kind = value.valueType
+    if kind == pynvml.NVML_VALUE_TYPE_DOUBLE:
+        return int(value.value.dVal)
+    if kind == pynvml.NVML_VALUE_TYPE_UNSIGNED_INT:
+        return int(value.value.uiVal)
+    if kind == pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG:
+        return int(value.value.sllVal)
+    return int(value.value.ullVal)

@@ -1,0 +1,137 @@
+"""Whose process is it: telling the measured process tree from everybody else."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
+
+
+def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
+    """Of these process ids, the ones outside the trees of `owners`, and those that this namespace does not know.
+
+    In a container NVML may report ids of the host's namespace: such an id is unknown here and nothing follows from it.
+    """
+    foreign: list[int] = []
+    unknown: list[int] = []
+    for pid in pids:
+        line = ancestors(pid, proc)
+        if not line:
+            unknown.append(pid)
+        elif not set(owners) & set(line):
+            foreign.append(pid)
+    return foreign, unknown
+
+
+def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, str | None]:
+    """The id of the container that each process runs in, by its control group, `None` outside of any.
+
+    A process that has ended meanwhile is left out.
+    """
+    found: dict[int, str | None] = {}
+    for pid in pids:
+        try:
+            groups = (proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        ids = _CONTAINER.findall(groups)
+        found[pid] = ids[-1] if ids else None
+    return found
+
+
+def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:
+    """The process itself and its parents up to init; empty when it does not exist here."""
+    found: list[int] = []
+    while pid > 0 and pid not in found:
+        try:
+            stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return found
+        found.append(pid)
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
+LISTENING = "0A"
+
+TUNNELS = ("ssh", "sshd", "sshd-session", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
+"""Programs whose listening port leads to another machine."""
+
+PROXIES = (
+    "docker-proxy",
+    "rootlessport",
+    "slirp4netns",
+    "pasta",
+    "nginx",
+    "haproxy",
+    "envoy",
+    "traefik",
+    "caddy",
+    "socat",
+)
+"""Programs that pass requests on to a process which is not theirs."""
+
+
+def is_here(host: str) -> bool | None:
+    """Whether a host is this machine: whether one of its addresses can be bound here. `None` for an unknown name."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    return any(_is_own(family, str(address[0])) for family, _, _, _, address in found)
+
+
+def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
+    """The process that listens at a TCP port here, the eldest where several share it; `None` where that is unknown.
+
+    Processes of other users, and those of containers with a network of their own, are not seen.
+    """
+    wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
+    holders = {pid for pid in _pids(proc) if wanted and _holds(pid, wanted, proc)}
+    for pid in sorted(holders):
+        if not holders & set(ancestors(pid, proc)[1:]):
+            return pid
+    return None
+
+
+def program(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """The name of a process's program; `None` when it has ended."""
+    try:
+        return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _is_own(family: int, address: str) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _inodes(port: int, proc: Path) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (proc / "net" / table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _pids(proc: Path) -> Sequence[int]:
+    return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
+
+
+def _holds(pid: int, sockets: set[str], proc: Path) -> bool:
+    try:
+        return any(str(entry.readlink()) in sockets for entry in (proc / str(pid) / "fd").iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,231 @@
+"""CPU packages and DRAM through RAPL: counters read in-process at every edge, wraps watched by the sampler process."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pytest_llem.energy import powercap
+from pytest_llem.energy.protocol import (
+    DeviceEnergy,
+    EnergyReport,
+    HostEnergy,
+    MeteredDevice,
+    MeterSetup,
+    Scope,
+    Window,
+    WindowEnergy,
+)
+from pytest_llem.energy.readings import read_samples
+from pytest_llem.energy.sampler_client import SamplerProcess
+from pytest_llem.errors import MeterError
+from pytest_llem.job.report import Note
+
+UPDATE_NS = 1_000_000
+"""RAPL counters advance about every millisecond (Intel SDM volume 3B, section 15.10)."""
+
+Reading = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DomainSeries:
+    """Readings of one domain over a cycle, wraps undone: times in ns and values in joules, both ascending."""
+
+    domain: powercap.Domain
+    times_ns: tuple[int, ...]
+    energies_j: tuple[float, ...]
+
+    def between(self, start_ns: int, end_ns: int) -> tuple[float, float, int] | None:
+        """Energy between two times, its k=2 uncertainty in joules, and the readings used; `None` outside the series.
+
+        An edge without a reading of its own is interpolated between its neighbours. A reading is up to one update
+        old; between readings the power may have been anything that yields their difference.
+        """
+        first, last = self._at(start_ns), self._at(end_ns)
+        if first is None or last is None:
+            return None
+        inside = bisect_left(self.times_ns, end_ns) - bisect_left(self.times_ns, start_ns) + 1
+        return last[0] - first[0], hypot(first[1], last[1]), max(2, inside)
+
+    def _at(self, t_ns: int) -> tuple[float, float] | None:
+        index = bisect_left(self.times_ns, t_ns)
+        if index == len(self.times_ns) or (index == 0 and self.times_ns[0] != t_ns):
+            return None
+        if self.times_ns[index] == t_ns:
+            neighbour = index - 1 if index > 0 else min(1, len(self.times_ns) - 1)
+            gap_ns = abs(self.times_ns[index] - self.times_ns[neighbour])
+            step_j = abs(self.energies_j[index] - self.energies_j[neighbour])
+            return self.energies_j[index], step_j * UPDATE_NS / gap_ns if gap_ns else 0.0
+        gap_ns = self.times_ns[index] - self.times_ns[index - 1]
+        step_j = self.energies_j[index] - self.energies_j[index - 1]
+        share = (t_ns - self.times_ns[index - 1]) / gap_ns
+        bound = step_j * (min(share, 1 - share) + UPDATE_NS / gap_ns)
+        return self.energies_j[index - 1] + share * step_j, bound
+
+
+class RaplEdges:
+    """Readings of all domains at the edges of windows, taken in the measured process (a few microseconds each)."""
+
+    def __init__(self, domains: Sequence[powercap.Domain]) -> None:
+        self.domains = tuple(domains)
+        self._readings: dict[str, list[Reading]] = {domain.id: [] for domain in domains}
+
+    def mark(self) -> int:
+        """Read every domain; returns the time that stands for all of them."""
+        begin = time.monotonic_ns()
+        values = [(domain.id, _read(domain)) for domain in self.domains]
+        t_ns = (begin + time.monotonic_ns()) // 2
+        for name, value in values:
+            if value is not None:
+                self._readings[name].append((t_ns, value))
+        return t_ns
+
+    def series(self, samples_path: Path) -> tuple[DomainSeries, ...]:
+        """The edges' readings merged with what the sampler process wrote, wraps undone."""
+        merged = {name: list(readings) for name, readings in self._readings.items()}
+        for sample in read_samples(samples_path):
+            if sample.device in merged and sample.counter_mj is not None:
+                merged[sample.device].append((sample.t_ns, round(sample.counter_mj * 1e3)))
+        found: list[DomainSeries] = []
+        for domain in self.domains:
+            readings = sorted(dict(merged[domain.id]).items())
+            values = powercap.unwrapped([value for _, value in readings], domain.range_uj)
+            times = tuple(t_ns for t_ns, _ in readings)
+            found.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
+        return tuple(found)
+
+
+class RaplMeter:
+    """Energy of the CPU packages and their DRAM: of the whole machine, also of what else runs on it."""
+
+    name: ClassVar[str] = "rapl"
+
+    def __init__(self, setup: MeterSetup) -> None:
+        self._setup = setup
+        self._edges = RaplEdges(powercap.domains())
+        self._sampler: SamplerProcess | None = None
+
+    @staticmethod
+    def obstacle() -> MeterError | None:
+        """Why RAPL cannot be read on this machine, or `None`."""
+        return obstacle(powercap.domains())
+
+    def start(self) -> None:
+        """Start the sampler process."""
+        problem = self.obstacle()
+        if problem is not None:
+            raise problem
+        self._sampler = SamplerProcess(self._setup.samples_path, None, self._edges.domains)
+        self._edges.mark()
+
+    def mark(self) -> int:
+        """Read the counters at an edge."""
+        return self._edges.mark()
+
+    def power_w(self) -> float | None:
+        """Mean power of the packages over the last 100 ms."""
+        return self._sampler.power_w() if self._sampler is not None else None
+
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        """End sampling and account every window."""
+        self._edges.mark()
+        problem = self._sampler.stop() if self._sampler is not None else "the meter was never started"
+        self._sampler = None
+        series = self._edges.series(self._setup.samples_path)
+        notes = [Note("whole_machine", "RAPL counts everything that ran on these processors, not this process alone")]
+        if self._setup.devices.kind == "cuda":
+            notes.append(Note("meter_not_on_device", "the engine ran on a GPU, whose energy RAPL does not count"))
+        return EnergyReport(
+            meter=self.name,
+            measured=True,
+            scope=scope(self._edges.domains),
+            placement=self._setup.settings.placement,
+            devices=tuple(MeteredDevice(d.id, d.id, _kind(d)) for d in self._edges.domains),
+            windows=tuple(account(window, series) for window in windows),
+            host=host_energy(windows, series),
+            notes=tuple(notes),
+            invalid=(Note("sensor_gap", problem),) if problem else (),
+        )
+
+
+def account(window: Window, series: Sequence[DomainSeries]) -> WindowEnergy:
+    """One window's energy summed over the domains; `None` unless every domain covers it."""
+    parts = {one.domain.id: one.between(window.start_ns, window.end_ns) for one in series}
+    known = [part for part in parts.values() if part is not None]
+    complete = bool(known) and len(known) == len(parts)
+    bound = hypot(*(part[1] for part in known)) if complete else None
+    return WindowEnergy(
+        name=window.name,
+        index=window.index,
+        start_ns=window.start_ns,
+        end_ns=window.end_ns,
+        energy_j=sum(part[0] for part in known) if complete else None,
+        uncertainty_j=bound,
+        estimator="rapl_counter" if complete else None,
+        samples=min(part[2] for part in known) if complete else 0,
+        terms={"counter_update": bound} if bound is not None else {},
+        devices=tuple(
+            DeviceEnergy(name, None, None) if part is None else DeviceEnergy(name, part[0], part[1])
+            for name, part in parts.items()
+        ),
+    )
+
+
+def host_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> HostEnergy | None:
+    """Packages and DRAM over the `measure` windows; `None` when no domain was read."""
+    if not any(one.times_ns for one in series):
+        return None
+    measured = [window for window in windows if window.name == "measure"]
+    return HostEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
+
+
+def scope(domains: Sequence[powercap.Domain]) -> Scope:
+    """What a joule of these domains covers."""
+    return "cpu_package+dram" if any(domain.kind == "dram" for domain in domains) else "cpu_package"
+
+
+def obstacle(domains: Sequence[powercap.Domain]) -> MeterError | None:
+    """Why these domains cannot be read, with the exact remedy, or `None`."""
+    if not domains:
+        return MeterError(
+            "no RAPL counters: /sys/class/powercap has no intel-rapl package (virtual machines and containers rarely "
+            "show one)",
+            fix="run on the bare machine with the kernel module intel_rapl_msr (`sudo modprobe intel_rapl_msr`), mount "
+            "/sys/class/powercap into the container, or use --llem-meter=estimate",
+        )
+    for domain in domains:
+        try:
+            powercap.read_uj(domain)
+        except PermissionError:
+            return MeterError(
+                f"RAPL counters are readable by root only: {domain.path} (since CVE-2020-8694)",
+                fix=f"sudo chmod a+r {' '.join(d.path for d in domains)} (until the next boot; docs/energy.md has a "
+                "udev rule that stays)",
+                details={"path": domain.path},
+            )
+        except (OSError, ValueError) as problem:
+            return MeterError(f"RAPL counter cannot be read: {domain.path}: {problem}", details={"path": domain.path})
+    return None
+
+
+def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
+    chosen = [one for one in series if one.domain.kind == kind]
+    parts = [one.between(window.start_ns, window.end_ns) for window in windows for one in chosen]
+    known = [part[0] for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
+
+
+def _read(domain: powercap.Domain) -> int | None:
+    try:
+        return powercap.read_uj(domain)
+    except (OSError, ValueError):
+        return None
+
+
+def _kind(domain: powercap.Domain) -> Literal["cpu", "dram"]:
+    return "dram" if domain.kind == "dram" else "cpu"

@@ -1,0 +1,241 @@
+"""What a stepping energy counter stood at, at an edge between its steps: two ways to tell, each with its bound.
+
+A window's energy is the difference of its two edges. All uncertainties are k=2; brackets count as uniform
+distributions (standard deviation: half width over the square root of three; GUM, JCGM 100:2008, 4.3.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import hypot, sqrt
+from typing import Literal
+
+from pytest_llem.energy.calibration import Calibration
+from pytest_llem.energy.series import TickSeries
+
+Side = Literal["start", "end"]
+
+UNCALIBRATED_RAMP_NS = 10_000_000
+"""Without calibration power is assumed to follow load within 10 ms."""
+
+SETTLE_RAMPS = 5
+"""After so many ramp times less than 1 % of a power step is left."""
+
+EDGE_NS = 100_000
+"""A synchronised edge and the device's own edge are taken to agree within 0.1 ms."""
+
+MIN_STEP_REL = 0.1
+"""A side whose power is not at least a tenth below the window's was not idle."""
+
+MIN_QUIET_STEPS = 3
+
+LEVEL_REL = 0.1
+"""How far the levels of a power step may lie beyond the means over whole intervals that they are known by."""
+
+UNSTEADY_REL = 0.2
+
+_UNIFORM = 2 / sqrt(3)
+
+
+@dataclass(frozen=True)
+class BusyPower:
+    """Power inside a window in watts: its mean, that towards the end, and how much it varies."""
+
+    mean_w: float
+    last_w: float
+    spread_w: float
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The counter in joules at an edge, the parts of its k=2 uncertainty, and how many steps it rests on."""
+
+    energy_j: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    ticks: int = 0
+    outer: bool = False
+
+
+def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None, *, seen: bool) -> Edge | None:
+    """The counter at a time between two steps, on a straight line; right where power is steady around the edge.
+
+    `shape` bounds what a power step somewhere between the two counter steps would change, at a fraction f of an
+    interval of mean power p, when power nearby lies between a low and a high: (high - low) f (1 - f) of the interval,
+    exact for a step at the edge itself. That holds where the high was `seen` in an interval of its own; else all power
+    above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step by the ramp late.
+    `None` outside the series.
+    """
+    before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
+    if before < 0 or after >= len(ticks):
+        return None
+    interval_ns = ticks.mid_ns[after] - ticks.mid_ns[before]
+    share = (t_ns - ticks.mid_ns[before]) / interval_ns
+    power_w = ticks.power_w(before)
+    timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
+    powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
+    level, ramp_j = 1.0, 0.0
+    if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
+        ramp_ns = known.ramp_ns if known is not None and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS
+        ramp_j = (max(powers) - min(powers)) * ramp_ns / 1e9
+        level += LEVEL_REL
+        # Near a power step, intervals mix both levels: the levels themselves are found elsewhere in the series.
+        powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
+    low_w = min(powers) if len(powers) >= 3 else 0.0
+    swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
+    return Edge(
+        energy_j=ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before]),
+        terms={
+            "tick_time": _UNIFORM * power_w * timing_ns / 1e9,
+            "shape": level * swing_w * interval_ns / 1e9 + ramp_j,
+        },
+        ticks=2,
+    )
+
+
+def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, known: Calibration | None) -> QuietEdge | None:
+    """The counter at an edge with a quiet side: its course over the steps in the quiet time, carried to the edge.
+
+    `quiet_ns` is how long the device was idle on that side. Steps that may still lie on the ramp after work are left
+    out. `None` when too few remain, or when power was not steady.
+    """
+    settle_ns = SETTLE_RAMPS * (known.ramp_ns if known and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS)
+    earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
+    indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
+    if len(indices) < MIN_QUIET_STEPS:
+        return None
+    course = fit(ticks, indices, t_ns)
+    return QuietEdge(course, len(indices)) if course.quiet else None
+
+
+@dataclass(frozen=True)
+class QuietEdge:
+    """A quiet side's course, not yet told from the work that it borders on."""
+
+    course: QuietFit
+    ticks: int
+
+    def at_start(self, busy: BusyPower) -> Edge | None:
+        """The edge at which work begins; `None` when the side draws hardly less than the work does."""
+        step_w = busy.mean_w - self.course.power_w
+        if step_w <= MIN_STEP_REL * busy.mean_w:
+            return None
+        terms = {"quiet": self.course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
+        return Edge(self.course.energy_j, terms, self.ticks, outer=True)
+
+    def at_end(self, busy: BusyPower, known: Calibration | None) -> Edge | None:
+        """The edge at which work ends: what power still drew while it fell is taken off by the calibrated ramp."""
+        edge = self.at_start(busy)
+        if edge is None:
+            return None
+        tail_s = (known.ramp_ns or 0) / 1e9 if known else 0.0
+        uncertain_ns = UNCALIBRATED_RAMP_NS
+        if known is not None and known.ramp_uncertainty_ns is not None:
+            uncertain_ns = known.ramp_uncertainty_ns
+        step_w = max(0.0, busy.last_w - self.course.power_w)
+        ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
+        return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, self.ticks, outer=True)
+
+
+FLOOR_J = 0.003
+"""Steps are whole millijoules and idle power is never perfectly steady: no step is known better than this."""
+
+SCATTER_LIMIT = 3.0
+
+MIN_CURVED = 5
+
+
+@dataclass(frozen=True)
+class QuietFit:
+    """The counter at the edge with its k=2 uncertainty in joules, and the power there in watts.
+
+    `scatter` is how far the steps lie from the fitted course, in units of what their brackets explain.
+    """
+
+    energy_j: float
+    uncertainty_j: float
+    power_w: float
+    scatter: float
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the power was steady, or drifted evenly."""
+        return self.scatter <= SCATTER_LIMIT and self.power_w >= 0
+
+
+def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
+    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only with five steps or more,
+    or where four lie on no straight course.
+
+    Each step weighs by its bracket: a uniform distribution of that width, times the power. Needs three steps.
+    """
+    mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / (
+        (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
+    )
+    origin_j = ticks.energy_j[indices[0]]
+    times = [(ticks.mid_ns[i] - edge_ns) / 1e9 for i in indices]
+    values = [ticks.energy_j[i] - origin_j for i in indices]
+    sigmas = [FLOOR_J + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
+    straight, curved = _solve(times, values, sigmas, 2), _solve(times, values, sigmas, 3)
+    apart_j = abs(curved.coefficients[0] - straight.coefficients[0])
+    drifts = len(indices) == MIN_CURVED - 1 and straight.scatter > SCATTER_LIMIT
+    if len(indices) >= MIN_CURVED or drifts:
+        chosen, bound_j = curved, hypot(2 * curved.sigmas[0], apart_j / 2)
+    else:
+        # A drift that so few steps cannot show may still be there: the two courses differ by what it could amount to.
+        chosen, bound_j = straight, 2 * straight.sigmas[0] + apart_j
+    return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
+
+
+def steady_power(ticks: TickSeries, indices: Sequence[int]) -> tuple[float, float] | None:
+    """Mean power in watts over these steps, with its k=2 uncertainty; `None` where the steps show no even course."""
+    centre_ns = (ticks.mid_ns[indices[0]] + ticks.mid_ns[indices[-1]]) // 2
+    course = fit(ticks, indices, centre_ns)
+    if not course.quiet:
+        return None
+    span_s = (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
+    mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / span_s
+    edges_s = hypot(*(ticks.half_width_ns(i) / 1e9 for i in (indices[0], indices[-1]))) / sqrt(3)
+    return mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s
+
+
+@dataclass(frozen=True)
+class _Solution:
+    coefficients: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    scatter: float
+
+
+def _solve(times: Sequence[float], values: Sequence[float], sigmas: Sequence[float], order: int) -> _Solution:
+    """Weighted polynomial fit; standard deviations grow with the scatter where that exceeds the brackets."""
+    weights = [1 / sigma**2 for sigma in sigmas]
+    normal = [
+        [sum(w * t ** (row + column) for w, t in zip(weights, times, strict=True)) for column in range(order)]
+        for row in range(order)
+    ]
+    right = [sum(w * t**row * v for w, t, v in zip(weights, times, values, strict=True)) for row in range(order)]
+    inverse = _inverted(normal)
+    coefficients = [sum(a * b for a, b in zip(row, right, strict=True)) for row in inverse]
+    residuals = [
+        (v - sum(c * t**power for power, c in enumerate(coefficients))) / sigma
+        for t, v, sigma in zip(times, values, sigmas, strict=True)
+    ]
+    freedom = len(times) - order
+    scatter = sqrt(sum(r * r for r in residuals) / freedom) if freedom > 0 else 1.0
+    grown = max(1.0, scatter)
+    return _Solution(tuple(coefficients), tuple(grown * sqrt(max(0.0, inverse[i][i])) for i in range(order)), scatter)
+
+
+def _inverted(matrix: list[list[float]]) -> list[list[float]]:
+    """Gauss-Jordan with pivoting, for two or three rows."""
+    size = len(matrix)
+    rows = [[*row, *(float(i == j) for j in range(size))] for i, row in enumerate(matrix)]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda i: abs(rows[i][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = [value / rows[column][column] for value in rows[column]]
+        for i in range(size):
+            if i != column:
+                factor = rows[i][column]
+                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[column], strict=True)]
+    return [row[size:] for row in rows]

@@ -1,0 +1,1 @@
+"""The one exchange format between the pytest process and a worker: records, files and their encoding."""

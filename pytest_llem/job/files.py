@@ -1,0 +1,78 @@
+"""Reading and writing whole files: atomic writes, and JSON files that state their version."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.wire import decode
+
+T = TypeVar("T")
+
+# It belongs to the process and can be read only by setting it: once, before there are threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
+    """Read a JSON file into a dataclass that states its `schema_version`.
+
+    `what` names the format in messages. `StoreError` when the file is absent, broken, or newer than `newest`.
+    """
+    data = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > newest:
+        raise StoreError(
+            f"{path}: {what} format {version} is newer than {newest}, the newest this version reads",
+            fix="use the version of pytest-llem that wrote it, or a newer one",
+        )
+    try:
+        return decode(cls, data)
+    except ValueError as problem:
+        raise StoreError(f"{path}: {problem}") from None
+
+
+def write_json(path: Path, data: JsonValue, *, durable: bool = True) -> None:
+    """Write JSON atomically, as `write_text` does. NaN and infinity are refused."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n", durable=durable)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically: a temporary file in the same directory, fsync, rename. Threads may do so at a time.
+
+    Without `durable` there is no fsync, which takes longer than all the rest: for what only the present run looks at.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        Path(name).chmod(0o666 & ~_UMASK)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, JsonValue]:
+    """Read a JSON object; `StoreError` names the file when it is absent or broken."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise StoreError(f"{path}: {problem.strerror or problem}") from None
+    except ValueError as problem:
+        raise StoreError(f"{path}: not JSON: {problem}") from None
+    if not isinstance(data, dict):
+        raise StoreError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data

@@ -1,0 +1,182 @@
+"""The job directory: the one exchange format between the pytest process and a worker, whatever the runner.
+
+In: `job.json`. Out: `events.jsonl` while the cycle runs, `measurement.json` or `error.json` at its end, and
+`worker.log`. Standard library only, because a worker runs inside any image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.job.config import DeviceKind, ExperimentConfig
+from pytest_llem.job.files import read_versioned, write_json
+from pytest_llem.job.redaction import redacted, secrets_of
+from pytest_llem.job.wire import encode
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DeviceSet:
+    """The accelerators leased to a cycle, by UUID in the order the engine sees them, or the CPU."""
+
+    kind: DeviceKind
+    uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeterSettings:
+    """Which meter a cycle uses. `explicit` is true when the user named it: then it measures all visible GPUs, `uuids`,
+    which the worker cannot see by itself where the engine is kept from them.
+
+    With `placement` `host` the runner measures, and the worker only reports its windows. `thresholds` replaces
+    defaults of `energy.validity.Thresholds`, by name.
+    """
+
+    name: str = "auto"
+    explicit: bool = False
+    placement: Literal["host", "worker"] = "worker"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Limits in seconds: for the whole cycle, for loading the engine, and between two events.
+
+    The worker gives a sign of life every `heartbeat_s`; one that is silent for `silence_s` hangs.
+    """
+
+    timeout_s: float
+    load_timeout_s: float | None = None
+    heartbeat_s: float = 5.0
+    silence_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A server that the pytest side started, now or before, ready at `settings["base_url"]` after `ready_s` seconds.
+
+    `pid` is the root of its process tree on this machine, `None` where unknown; `started_ns` is CLOCK_MONOTONIC."""
+
+    pid: int | None
+    started_as: Literal["command", "container"]
+    log: str
+    started_ns: int
+    ready_s: float
+
+
+@dataclass(frozen=True)
+class IdleReference:
+    """Idle power of the same loaded model on the same devices, as a cycle of this run measured it (`origin`).
+
+    Total power in watts with its k=2 uncertainty, the conditions it was measured under, and when (Unix seconds).
+    """
+
+    power_w: float
+    uncertainty_w: float
+    temperature_c: float
+    sm_clock_mhz: float
+    driver: str
+    measured_at: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """`job.json`: everything that a worker needs to run one cycle, and nothing secret."""
+
+    run_id: str
+    study: str
+    experiment_id: str
+    config_hash: str
+    config: ExperimentConfig
+    cycle: int
+    attempt: int
+    devices: DeviceSet
+    meter: MeterSettings
+    deadlines: Deadlines
+    environment: Mapping[str, str] = field(default_factory=dict)
+    server: ServerProcess | None = None
+    idle_reference: IdleReference | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """The files of one job, by name."""
+
+    path: Path
+
+    @property
+    def job(self) -> Path:
+        """What to do: written by the pytest side before the worker starts."""
+        return self.path / "job.json"
+
+    @property
+    def events(self) -> Path:
+        """The worker's progress, a JSON object per line, each flushed as it happens."""
+        return self.path / "events.jsonl"
+
+    @property
+    def measurement(self) -> Path:
+        """The raw measurement: written once, at the end of a successful cycle."""
+        return self.path / "measurement.json"
+
+    @property
+    def error(self) -> Path:
+        """Why there is no measurement."""
+        return self.path / "error.json"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and standard error of the worker and its engine."""
+        return self.path / "worker.log"
+
+    @property
+    def samples(self) -> Path:
+        """The sampler's raw readings, from which the pytest side writes `power.parquet`."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def power(self) -> Path:
+        """The time series of the readings, with units in its schema's metadata."""
+        return self.path / "power.parquet"
+
+    @property
+    def result(self) -> Path:
+        """The derived result, validated before it is written."""
+        return self.path / "result.json"
+
+    def write_job(self, job: Job) -> None:
+        """Create the directory and write `job.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.job, encode(job))
+
+    def read_job(self) -> Job:
+        """Read `job.json`; `StoreError` when it is absent, broken, or of a newer version."""
+        return load_job(self.job)
+
+    def write_error(self, error: LlemError, **more: JsonValue) -> None:
+        """Write `error.json` from an error and further facts (`phase`, `traceback`, `log_tail`, `origin`), redacted."""
+        secrets = secrets_of(os.environ).values()
+        write_json(self.error, redacted({"schema_version": SCHEMA_VERSION, **error.to_dict(), **more}, secrets))
+
+    def log_tail(self, lines: int = 15) -> list[str]:
+        """The last lines of `worker.log`, at most the last 64 KiB of it; empty when there is no log."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - 65536))
+                return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file; `StoreError` when it is absent, broken, or of a newer version."""
+    return read_versioned(Job, path, SCHEMA_VERSION, "job")

@@ -1,0 +1,123 @@
+"""`measurement.json`: what a worker observed, raw. The pytest side derives `result.json` from it.
+
+Standard library only. All times are CLOCK_MONOTONIC nanoseconds of the worker's clock domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llem.energy.protocol import EnergyReport, Window
+from pytest_llem.engines.protocol import Capabilities, DeviceMemory, ModelShape
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.files import read_versioned, write_json
+from pytest_llem.job.job import SCHEMA_VERSION
+from pytest_llem.job.report import Note
+from pytest_llem.job.wire import encode
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """Which engine ran, and with what it really ran; `statistics` are its own counts over the measure window."""
+
+    name: str
+    version: str
+    effective: Mapping[str, JsonValue]
+    capabilities: Capabilities
+    cache_reset: str | None = None
+    statistics: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """The process that measured. `start_method` is `forkserver`, `spawn` or `command` (by hand, container)."""
+
+    pid: int
+    hostname: str
+    start_method: str
+    isolation: str
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`.
+
+    `first_token_ns` is then the time of the first one where that is known; `failure` is the class of an `error`.
+    """
+
+    repeat: int
+    index: int
+    input_tokens: int
+    output_tokens: int
+    start_ns: int
+    end_ns: int
+    finish_reason: str
+    token_times_ns: tuple[int, ...] | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+    first_token_ns: int | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One pass over the workload in the measure window, with a hash of its outputs (ids or texts, in request order)."""
+
+    index: int
+    start_ns: int
+    end_ns: int
+    outputs_hash: str
+
+
+@dataclass(frozen=True)
+class WarmupOutcome:
+    """How the warm-up ended: `reason` is `converged`, `max_repeats`, `max_s` or `fixed`; `cv` of the last durations."""
+
+    repeats: int
+    duration_s: float
+    converged: bool
+    reason: str
+    cv: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in bytes over the measure window. `device_peak_bytes` is the sensor's view of the whole device."""
+
+    devices: tuple[DeviceMemory, ...]
+    device_peak_bytes: Mapping[str, int] | None
+    host_peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything that one cycle observed."""
+
+    engine: EngineFacts
+    worker: WorkerFacts
+    windows: tuple[Window, ...]
+    repeats: tuple[Repeat, ...]
+    requests: tuple[RequestRecord, ...]
+    prompts_hash: str
+    warmup: WarmupOutcome
+    memory: Memory
+    timing: Mapping[str, float | None]
+    load_shape: str = "offline"
+    energy: EnergyReport | None = None
+    model: ModelShape | None = None
+    environment: Mapping[str, JsonValue] = field(default_factory=dict)
+    warnings: tuple[Note, ...] = ()
+    invalid: tuple[Note, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_measurement(path: Path, measurement: Measurement) -> None:
+    """Write `measurement.json` atomically."""
+    write_json(path, encode(measurement))
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read `measurement.json`; `StoreError` when it is absent, broken, or of a newer version."""
+    return read_versioned(Measurement, path, SCHEMA_VERSION, "measurement")

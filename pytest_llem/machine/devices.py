@@ -1,0 +1,170 @@
+"""Which devices a cycle may use: the visible GPUs, or the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pytest_llem.errors import DeviceError, JsonValue
+from pytest_llem.job.config import DeviceKind, ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+
+HIDING = ("", "-1", "NoDevFiles")
+PARALLEL_SIZES = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size",
+)  # fmt: skip
+"""Settings of an engine whose product is how many accelerators it takes."""
+
+
+@lru_cache(maxsize=1)
+def gpu_uuids() -> tuple[str, ...]:
+    """UUIDs of this machine's NVIDIA GPUs in PCI order; empty where no driver is loaded.
+
+    Raises `DeviceError` where there is a driver that does not work: a run on the CPU instead would be another
+    experiment.
+    """
+    import pynvml
+
+    from pytest_llem.energy.nvml_devices import remedy
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as problem:
+        raise DeviceError(f"the NVIDIA driver does not answer: {problem}", fix=remedy(problem)) from None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
+    except pynvml.NVMLError as problem:
+        raise DeviceError(f"a GPU does not answer: {problem}", fix=remedy(problem)) from None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, by UUID; a MIG device keeps its own name.
+
+    Indices count in PCI order. `-1`, `NoDevFiles` or nothing hide all GPUs, as in CUDA; where a name fits no GPU, CUDA
+    would silently see fewer of them: that is a `DeviceError` here.
+    """
+    found = gpu_uuids()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not found:
+        return found
+    visible: list[str] = []
+    for name in (part.strip() for part in chosen.split(",")):
+        if name in HIDING:
+            break
+        if name.isdigit() and int(name) < len(found):
+            visible.append(found[int(name)])
+        elif name.startswith("MIG-"):
+            visible.append(name)
+        elif matches := [uuid for uuid in found if uuid.startswith(name)]:
+            visible.append(matches[0])
+        else:
+            raise DeviceError(
+                f"CUDA_VISIBLE_DEVICES={chosen}: there is no GPU {name!r}",
+                fix=f"name some of: {', '.join(f'{index} ({uuid})' for index, uuid in enumerate(found))}",
+            )
+    return tuple(visible)
+
+
+def devices_needed(config: ExperimentConfig) -> int:
+    """How many accelerators an experiment asks for: the product of its parallel sizes."""
+    return parallel_product(config.settings.get)
+
+
+def parallel_product(setting: Callable[[str], JsonValue]) -> int:
+    """The product of the parallel sizes that `setting` gives by name."""
+    needed = 1
+    for name in PARALLEL_SIZES:
+        size = setting(name)
+        if isinstance(size, int) and not isinstance(size, bool):
+            needed *= size
+    return needed
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a cycle asks for: `count` of the `candidates` (GPUs in PCI order, or `cpu`), `preferred` ones first."""
+
+    kind: DeviceKind
+    candidates: tuple[str, ...]
+    count: int
+    preferred: tuple[str, ...] = ()
+
+    @staticmethod
+    def exactly(devices: DeviceSet) -> Demand:
+        """All of these devices."""
+        names = devices.uuids or (devices.kind,)
+        return Demand(devices.kind, names, len(names))
+
+    @property
+    def forced(self) -> bool:
+        """Whether there is nothing to choose."""
+        return self.count == len(self.candidates)
+
+    def in_order_of_preference(self) -> tuple[str, ...]:
+        """The candidates, those first that would be taken first if all were free."""
+        return (
+            *(name for name in self.preferred if name in self.candidates),
+            *(name for name in self.candidates if name not in self.preferred),
+        )
+
+    def first(self) -> DeviceSet:
+        """What is taken when all candidates are free."""
+        return self.of(self.in_order_of_preference()[: self.count])
+
+    def of(self, names: Collection[str]) -> DeviceSet:
+        """These candidates as a device set, in PCI order."""
+        if self.kind == "cpu":
+            return DeviceSet("cpu")
+        return DeviceSet(self.kind, tuple(name for name in self.candidates if name in names))
+
+    def met_by(self, devices: DeviceSet) -> bool:
+        """Whether a device set that is held already is as good as any."""
+        names = devices.uuids or (devices.kind,)
+        return devices.kind == self.kind and len(names) == self.count and set(names) <= set(self.candidates)
+
+
+def demanded_devices(config: ExperimentConfig) -> Demand:
+    """What one cycle asks for: as many of the visible GPUs as it needs, or the CPU where there is none.
+
+    `DeviceError` when the experiment needs more GPUs than are visible.
+    """
+    gpus = visible_gpus()
+    if not gpus:
+        return Demand("cpu", ("cpu",), 1)
+    needed = devices_needed(config)
+    if needed > len(gpus):
+        raise DeviceError(
+            f"the experiment needs {needed} GPUs, and {len(gpus)} are visible",
+            fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+            details={"needed": needed, "visible": len(gpus)},
+        )
+    return Demand("cuda", gpus, needed)
+
+
+def visible_devices(config: ExperimentConfig) -> DeviceSet:
+    """The devices that one cycle gets when all visible ones are free. `DeviceError` as `demanded_devices`."""
+    return demanded_devices(config).first()
+
+
+def device_memory_bytes() -> int | None:
+    """Memory of the smallest visible GPU, or of this machine where there is none; `None` where it does not say."""
+    gpus = visible_gpus()
+    if not gpus:
+        import psutil
+
+        return int(psutil.virtual_memory().total)
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in gpus]
+        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,188 @@
+"""A stay on leased devices: found free when it begins, and left as they were found when it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from pytest_llem.errors import JsonValue, NotReleasedError
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.leases import Lease, OnWait, Tenant, take_lease
+from pytest_llem.machine.occupancy import Occupancy, released, require_free
+from pytest_llem.runners.protocol import Runner
+
+
+class Tenancy:
+    """From taking devices to giving them back: for one cycle, or for as long as an engine is kept loaded."""
+
+    def __init__(self, lease: Lease, before: Sequence[Occupancy]) -> None:
+        self.devices: DeviceSet = lease.devices
+        self.lease = lease
+        self._before = before
+
+    @classmethod
+    def begin(
+        cls, demand: Demand, tenant: Tenant, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> Tenancy:
+        """Take a lease of what is demanded and check that at most `residual_bytes` are in use on each GPU.
+
+        Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
+        """
+        lease = take_lease(demand, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
+        devices = lease.devices
+        told = {name: facts.get("not_released") for name, facts in lease.previous.items()}
+        left_by = {name: str(title) for name, title in told.items() if title is not None}
+        try:
+            before = require_free(devices.uuids, residual_bytes, left_by) if devices.kind == "cuda" else ()
+        except BaseException:
+            if left_by:
+                lease.occupied_by(pid=os.getpid(), not_released=next(iter(left_by.values())))
+            lease.release()
+            raise
+        return cls(lease, before)
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """For the result's `runner.facts`: the leased devices, or `none`, and the memory found in use on them."""
+        used: dict[str, JsonValue] = {one.uuid: one.used_bytes for one in self._before}
+        return {"lease": list(self.lease.names) or "none", **({"residual_memory_bytes": used} if used else {})}
+
+    def end(self, title: str) -> NotReleasedError | None:
+        """Give the devices back; the error when `title` left something on them, which the next holder is told too."""
+        try:
+            problem = released(self._before, title) if self._before else None
+            if problem is not None:
+                self.lease.occupied_by(pid=os.getpid(), not_released=title)
+        finally:
+            self.lease.release()
+        return problem
+
+    def abandon(self) -> None:
+        """Give the devices back at once, without a look at them: the run is being interrupted."""
+        self.lease.release()
+
+
+@runtime_checkable
+class StaysLoaded(Protocol):
+    """A runner that leaves something on the devices after a cycle: an engine that is kept loaded, or a server."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is something on the devices, and so the lease that it was loaded under is still in use."""
+
+    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
+        """Whether what is loaded is what this job needs; its `job.json` has been written."""
+
+    def unload(self) -> None:
+        """Release the devices."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A stay that outlives its cycle, because the runner keeps something loaded on the devices."""
+
+    runner: StaysLoaded
+    tenancy: Tenancy
+    title: str
+
+
+class Devices:
+    """The devices of one pytest process: at most one stay at a time, for a cycle or for a loaded engine's life."""
+
+    def __init__(self) -> None:
+        self._kept: Kept | None = None
+        self._last: tuple[str, ...] = ()
+
+    @contextmanager
+    def stay(
+        self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> Iterator[Tenancy]:
+        """The devices that a job names; otherwise as `stay_where_free`."""
+        with self.stay_where_free(
+            runner,
+            Demand.exactly(job.devices),
+            Tenant(f"{job.study} {job.experiment_id} c{job.cycle}", job.run_id),
+            lambda _: job,
+            job_dir,
+            residual_bytes=residual_bytes,
+            timeout_s=timeout_s,
+            on_wait=on_wait,
+        ) as (tenancy, _):
+            yield tenancy
+
+    @contextmanager
+    def stay_where_free(
+        self,
+        runner: Runner,
+        demand: Demand,
+        tenant: Tenant,
+        prepare: Callable[[DeviceSet], Job],
+        job_dir: JobDir,
+        *,
+        residual_bytes: int,
+        timeout_s: float,
+        on_wait: OnWait,
+    ) -> Iterator[tuple[Tenancy, Job]]:
+        """The devices for the cycle that the body runs, and its job, which `prepare` writes once they are known.
+
+        An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Of several free
+        devices those of the last cycle come first: so the cycles of one device follow the study's order. Raises what
+        `Tenancy.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
+        error of its own to tell.
+        """
+        tenancy, job = self._served_by_kept(runner, demand, prepare, job_dir) or (None, None)
+        if tenancy is None or job is None:
+            self.leave()
+            wish = replace(demand, preferred=self._last)
+            tenancy = Tenancy.begin(wish, tenant, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
+            self._last = tenancy.devices.uuids
+            try:
+                job = prepare(tenancy.devices)
+            except BaseException:
+                tenancy.abandon()
+                raise
+        title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
+        self._kept = None
+        try:
+            yield tenancy, job
+        except BaseException:
+            try:
+                if isinstance(runner, StaysLoaded):
+                    runner.unload()
+            finally:
+                tenancy.abandon()
+            raise
+        if isinstance(runner, StaysLoaded) and runner.loaded:
+            self._kept = Kept(runner, tenancy, f"the engine of {title}")
+            return
+        problem = tenancy.end(title)
+        if problem is not None and not job_dir.error.exists():
+            raise problem
+
+    def _served_by_kept(
+        self, runner: object, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
+    ) -> tuple[Tenancy, Job] | None:
+        """The stay of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
+        kept = self._kept
+        if kept is None or kept.runner is not runner or not demand.met_by(kept.tenancy.devices):
+            return None
+        job = prepare(kept.tenancy.devices)
+        return (kept.tenancy, job) if kept.runner.can_serve(job, job_dir) else None
+
+    def leave(self) -> None:
+        """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        try:
+            kept.runner.unload()
+        except BaseException:
+            kept.tenancy.abandon()
+            raise
+        problem = kept.tenancy.end(kept.title)
+        if problem is not None:
+            raise problem

@@ -1,0 +1,249 @@
+"""Device leases: the exclusive right of one cycle to its devices, as file locks that die with their holder.
+
+A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
+inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
+devices are taken together or not at all, in turn with everybody else who waits: see `lease_queue`. Whoever takes a
+lease ends what a dead pytest left behind: see `leftovers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_llem.errors import DeviceError, JsonValue
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.lease_files import (
+    LEASE_DIR_VARIABLE,
+    NO_LEASES,
+    holder,
+    is_free,
+    lease_dir,
+    lease_file,
+    leases_are_off,
+    open_device,
+    said_of,
+    try_lock,
+)
+from pytest_llem.machine.lease_queue import Waiting, deciding, granted, turns
+from pytest_llem.machine.orphaned_workers import described, end_leftover, remove_leftover_container
+
+__all__ = [
+    "LEASE_DIR_VARIABLE",
+    "NO_LEASES",
+    "Lease",
+    "Tenant",
+    "device_lease",
+    "end_leftovers",
+    "holder",
+    "is_free",
+    "lease_dir",
+    "take_lease",
+]
+
+POLL_S = 0.1
+ENDING_S = 10.0
+SHOWN_HOLDERS = 3
+FACTS_BYTES = 1024
+OnWait = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who asks for devices: a title for those who wait, its run, and its place in the order of that run."""
+
+    title: str | None = None
+    run: str | None = None
+    place: int | None = None
+
+
+class Lease:
+    """A held lease: `descriptors` are to be inherited by the measured process, `names` are its devices.
+
+    Without leases (`LLEM_LEASE_DIR=none`) both are empty. `devices` is what may be used; `previous` is what each lease
+    file said before.
+    """
+
+    def __init__(
+        self,
+        devices: DeviceSet,
+        descriptors: Mapping[str, int],
+        tenant: Tenant,
+        previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
+    ) -> None:
+        self.devices = devices
+        self.names = tuple(descriptors)
+        self.descriptors = tuple(descriptors.values())
+        self.previous = {name: facts for name, facts in (previous or {}).items() if name in descriptors}
+        self._tenant = tenant
+        self.occupied_by(pid=os.getpid())
+
+    def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
+        """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
+        who = {"title": self._tenant.title, "run": self._tenant.run}
+        # In one write and padded, so that whoever reads meanwhile never finds half of it.
+        text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode().ljust(FACTS_BYTES)
+        for descriptor in self.descriptors:
+            os.pwrite(descriptor, text, 0)
+            os.ftruncate(descriptor, len(text))
+
+    def release(self) -> None:
+        """Close this process's descriptors; the lock lives on while the measured process holds its own."""
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = ()
+
+
+@contextlib.contextmanager
+def device_lease(
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+) -> Iterator[Lease]:
+    """Hold devices for the length of a `with` block; see `take_lease`."""
+    lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def take_lease(
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+) -> Lease:
+    """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
+
+    Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
+    `timeout_s` seconds, or when the lock files cannot be made.
+    """
+    demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
+    tenant = tenant or Tenant()
+    if leases_are_off():
+        return Lease(demand.first(), {}, tenant)
+    names = _in_order_of_choice(demand, tenant)
+    with Waiting(names, demand.count, tenant.run, tenant.place) as waiting:
+        lease = _wait(waiting, demand, tenant, time.monotonic() + timeout_s, on_wait)
+    try:
+        for name, facts in lease.previous.items():
+            end_leftover(facts, lease_file(name))
+            remove_leftover_container(facts)
+    except BaseException:
+        lease.release()
+        raise
+    return lease
+
+
+def _in_order_of_choice(demand: Demand, tenant: Tenant) -> list[str]:
+    """The preferred devices first, then those that no other worker of the run has used, so that each keeps to its own.
+
+    Devices that their last holder left in a bad state come last.
+    """
+
+    def drawbacks(name: str) -> tuple[bool, bool]:
+        facts = holder(name)
+        of_another = tenant.run is not None and facts.get("run") == tenant.run and name not in demand.preferred
+        return facts.get("not_released") is not None, of_another
+
+    return sorted(demand.in_order_of_preference(), key=drawbacks)
+
+
+def end_leftovers() -> list[int]:
+    """End the workers of dead pytest processes on all devices of this machine; the process ids of those ended."""
+    ended = []
+    for path in lease_dir().glob("*.lock"):
+        device = path.name.removesuffix(".lock")
+        pid = end_leftover(holder(device), path)
+        ended += [pid] if pid is not None else []
+        remove_leftover_container(holder(device))
+    return ended
+
+
+def _wait(waiting: Waiting, demand: Demand, tenant: Tenant, deadline: float, on_wait: OnWait | None) -> Lease:
+    said: str | None = None
+    ended = False
+    while True:
+        look = _look(waiting, demand, tenant)
+        if look.lease is not None:
+            return look.lease
+        waiting.alive()
+        names, count, busy = waiting.ticket.candidates, demand.count, look.busy
+        gone = [name for name, facts in busy.items() if end_leftover(facts, lease_file(name)) is not None]
+        reason = _reason(busy, look.ahead)
+        if gone and not ended:
+            ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
+        elif not gone and (busy or look.ahead) and reason != said and on_wait is not None:
+            on_wait(f"waiting for {_wanted(names, count)}: {reason}")
+            said = reason
+        if time.monotonic() >= deadline:
+            raise DeviceError(
+                f"no lease for {_wanted(names, count)} in time: {reason}",
+                fix="wait for the other run, or end the process that holds the device",
+                details={"devices": list(names), "holders": dict(busy)},
+            )
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a process found when it looked for devices: a lease, or who has them and how many are before it in line."""
+
+    lease: Lease | None
+    busy: Mapping[str, Mapping[str, JsonValue]]
+    ahead: int
+
+
+def _look(waiting: Waiting, demand: Demand, tenant: Tenant) -> _Look:
+    """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks."""
+    ticket = waiting.ticket
+    with deciding():
+        free = _lock_free(ticket.candidates)
+        try:
+            others = waiting.others()
+            # What came free since it was looked at is not locked: it is for the next look.
+            mine = granted(ticket, others, lambda name: name in free if name in ticket.candidates else is_free(name))
+            previous = {name: holder(name) for name in ticket.candidates}
+            lease = None
+            if mine:
+                lease = Lease(demand.of(mine), {name: free[name] for name in sorted(mine)}, tenant, previous)
+                free = {name: descriptor for name, descriptor in free.items() if name not in mine}
+            busy = {name: facts for name, facts in previous.items() if name not in free and name not in mine}
+            return _Look(lease, busy, turns([*others, ticket]).index(ticket))
+        finally:
+            _close(free)
+
+
+def _lock_free(names: Sequence[str]) -> dict[str, int]:
+    free: dict[str, int] = {}
+    try:
+        for name in names:
+            descriptor = free[name] = open_device(name)
+            if not try_lock(descriptor):
+                os.close(free.pop(name))
+    except BaseException:
+        _close(free)
+        raise
+    return free
+
+
+def _close(held: Mapping[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+
+
+def _wanted(names: Sequence[str], count: int) -> str:
+    if len(names) == count:
+        return " and ".join(names)
+    return f"{count} of {len(names)} GPUs"
+
+
+def _reason(busy: Mapping[str, Mapping[str, JsonValue]], ahead: int) -> str:
+    """Why a process waits: who uses the devices, and how many are before it in line."""
+    holders = list(dict.fromkeys(said_of(facts) for facts in busy.values()))
+    more = f" and {len(holders) - SHOWN_HOLDERS} more" if len(holders) > SHOWN_HOLDERS else ""
+    used = [f"in use by {', '.join(holders[:SHOWN_HOLDERS])}{more}"] if holders else []
+    line = [f"{ahead} before it in line"] if ahead else []
+    return "; ".join((*used, *line)) or "in use by another process"

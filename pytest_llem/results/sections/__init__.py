@@ -1,0 +1,1 @@
+"""Derives the sections of a result from a measurement."""

@@ -1,0 +1,101 @@
+"""Before the first cycle of an engine: does the version that will run take every setting of the study?
+
+The engine is asked once per run, over all experiments of the study; what it refuses fails only the items that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from pytest_llem.engines.signatures import LAYOUTS, SignatureReport
+from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.wire import decode, encode
+from pytest_llem.runners.process import SpawnedProcess, WorkerProcess, end
+
+if TYPE_CHECKING:
+    from pytest_llem.runners.protocol import Runner
+    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.study import Experiment
+
+DEADLINE_S = 300.0
+CHECK_MODULE = "pytest_llem.engines.signatures"
+
+StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
+"""Starts a comparison, given its source and target (see `engines.signatures.main`) and its log."""
+
+
+def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, directory: Path) -> str | None:
+    """Raise `EngineSettingError` when the engine that will run does not take a setting of this point's experiment.
+
+    Asks the engine where `directory` holds no answer of it yet. Returns why nothing could be compared, or `None`.
+    """
+    engine, study = point.experiment.engine, point.study
+    check = getattr(runner, "check_settings", None)
+    if check is None or engine not in LAYOUTS:
+        return None
+    record = directory / "settings.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / "settings.lock"):
+        if not record.exists():
+            found: SignatureReport = check(distinct(study.experiments, engine), directory, devices)
+            write_json(record, encode(found))
+    report = decode(SignatureReport, read_json(record))
+    config = point.experiment.config
+    problems = [problem for problem in report.problems if problem.concerns(config)]
+    if problems:
+        lines = [f"{study.locate(problem.path)}: {problem.message}" for problem in problems]
+        fixes = dict.fromkeys(problem.fix for problem in problems if problem.fix)
+        details: Mapping[str, JsonValue] = {"settings": [problem.path for problem in problems]}
+        raise EngineSettingError("; ".join(lines), fix="; ".join(fixes) or None, details=details)
+    return report.unchecked
+
+
+def check_here(
+    configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet, start: StartCheck | None = None
+) -> SignatureReport:
+    """Compare settings with the engine of this environment, in a process that imports it or has it; its files stay in
+    `directory`.
+
+    `start` starts that process; by default it is a new interpreter.
+    """
+    del devices  # nothing is computed
+    source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))
+    write_json(source, encode(configs))
+    process = (start or _interpreter)((str(source), str(target)), log)
+    try:
+        code = process.wait(DEADLINE_S)
+    finally:
+        end(process, grace_s=0.0)
+    ending = f"took more than {DEADLINE_S:g} s" if code is None else f"ended with exit code {code}"
+    if target.exists():
+        return decode(SignatureReport, read_json(target))
+    return SignatureReport(unchecked=f"the comparison with the engine's signatures {ending}: see {log}")
+
+
+def _interpreter(arguments: tuple[str, str], log: Path) -> WorkerProcess:
+    return SpawnedProcess((CHECK_MODULE, *arguments), log, {})
+
+
+def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentConfig]:
+    """Few configurations that hold every value of every setting which reaches this engine."""
+    seen: set[tuple[str, str]] = set()
+    found: list[ExperimentConfig] = []
+    for experiment in experiments:
+        if experiment.engine != engine:
+            continue
+        reaching = {
+            (path, repr(value))
+            for path, value in experiment.leaves.items()
+            if path.partition(".")[0] in (engine, "decoding")
+        }
+        if not found or not reaching <= seen:
+            seen |= reaching
+            found.append(experiment.config)
+    return found

@@ -1,0 +1,214 @@
+"""A server started in a container of a stock image."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import docker
+import requests
+from docker.errors import APIError
+
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
+from pytest_llem.containers.ephemeral import end_state
+from pytest_llem.containers.errors import translate_docker_error
+from pytest_llem.containers.identity import current_identity, start_ticks
+from pytest_llem.containers.images import ensure_image
+from pytest_llem.containers.inputs import HUB, found_here
+from pytest_llem.containers.options import ContainerRequest, DockerSettings, ImageFacts, create, extra_mounts, passed_on
+from pytest_llem.containers.orphaned_containers import remove, remove_orphans
+from pytest_llem.containers.stream import Attachment, OutputPump
+from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.job.job import Job
+from pytest_llem.job.redaction import redact, secrets_of
+from pytest_llem.servers.readiness import listens_below
+from pytest_llem.servers.server import Ended, Server
+from pytest_llem.servers.spec import LOOPBACK, Launch, ServerSpec
+from pytest_llem.servers.starting import Begin, Tell
+
+HOST = "host"
+LAST_S = 5.0
+
+
+def begin_container(
+    spec: ServerSpec,
+    job: Job,
+    docker_section: Mapping[str, JsonValue],
+    tell: Tell,
+    descriptors: Sequence[int] = (),
+) -> Begin:
+    """How this server is started in its image, which is made present first; `descriptors` as in `ContainerServer`.
+
+    The server shares the host's network, unless the study's `docker.network` says `bridge`: then its port alone is
+    published, on loopback. Raises `DockerError`, `ModelNotFoundError`, and `RunnerError` for a daemon elsewhere.
+    """
+    settings = DockerSettings.from_mapping(docker_section)
+    assert spec.image is not None, "a server in a container has an image"
+    client = connect()
+    try:
+        require_local(daemon_facts(client), spec.image)
+        remove_orphans(client)
+        image = ensure_image(client, spec.image, pull=settings.pull, timeout_s=settings.pull_timeout_s, tell=tell)
+    finally:
+        client.close()
+    network = HOST if settings.network == "auto" else settings.network
+    model = spec.model_location()
+    mounted = found_here("models", model)
+    # Only the model of the study is here: what else the image would fetch belongs to the image
+    at_hand = {"HF_HUB_CACHE": HUB, "HF_HUB_OFFLINE": "1"} if mounted is not None else {}
+
+    def begin(port: int, log: Path) -> Server:
+        launch = spec.filled(model, LOOPBACK if network == HOST else "0.0.0.0", port)
+        request = ContainerRequest(
+            name=f"llem-server-{uuid.uuid4().hex[:12]}",
+            image=image,
+            command=launch.arguments,
+            devices=job.devices,
+            settings=settings,
+            network=network,
+            mounts=(*((mounted,) if mounted is not None else ()), *extra_mounts(settings.mounts)),
+            labels=current_identity().labels(job.run_id),
+            secrets=secrets_of(os.environ),
+            environment={
+                "PYTHONUNBUFFERED": "1",
+                **at_hand,
+                **passed_on(os.environ),
+                **job.environment,
+                **launch.environment,
+            },
+            waits=False,
+            entrypoint=launch.command,
+            publish=None if network == HOST else port,
+        )
+        return ContainerServer(request, launch, log, descriptors)
+
+    return begin
+
+
+def require_local(daemon: DaemonFacts, image: str) -> None:
+    """Raise `RunnerError` for a daemon on another machine, whose devices and ports are not this machine's."""
+    if not daemon.local:
+        raise RunnerError(
+            f"openai.image {image}: the Docker daemon at {daemon.address} is not on this machine",
+            fix="start the server there yourself and give its address in openai.base_url",
+        )
+
+
+class ContainerServer:
+    """A running container whose output goes to a log; it is removed when this process ends, however that happens.
+
+    Whoever removes it then inherits `descriptors`, so that a lease lasts until the container is gone.
+    """
+
+    started_as: Literal["command", "container"] = "container"
+
+    def __init__(self, request: ContainerRequest, launch: Launch, log: Path, descriptors: Sequence[int] = ()) -> None:
+        """Create and start it. Raises `DockerError`, and leaves nothing behind then."""
+        self.log = log
+        self._request = request
+        self._launch = launch
+        self._ended: Ended | None = None
+        self._stopped = False
+        self._client: docker.DockerClient = connect()
+        try:
+            with docker_errors(request.image.name):
+                self._container = create(self._client, request)
+        except BaseException:
+            self._client.close()
+            raise
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-m", "pytest_llem.servers.reaper", str(self._container.id)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=tuple(descriptors),
+        )
+        self._attachment: Attachment | None = None
+        try:
+            with docker_errors(request.image.name):
+                streams = {"stdout": 1, "stderr": 1, "stream": 1}
+                self._attachment = Attachment(self._container.attach_socket(params=streams))
+                self._pump = OutputPump(self._attachment.frames(), log, request.secrets.values())
+                self._pump.start()
+                self._container.start()
+                self._container.reload()
+        except BaseException:
+            self.stop(0.0)
+            raise
+        self._pid = known_pid(int(self._container.attrs["State"]["Pid"]), str(self._container.id))
+
+    @property
+    def pid(self) -> int | None:
+        """The container's first process, where this machine's process ids are the daemon's."""
+        return self._pid
+
+    @property
+    def facts(self) -> Mapping[str, JsonValue]:
+        """The image, and what it was told."""
+        image: ImageFacts = self._request.image
+        return {
+            "image": image.name,
+            "image_digest": image.digest or image.id,
+            "container": self._request.name,
+            "network": self._request.network,
+            "command": [redact(word, self._request.secrets.values()) for word in self._launch.words],
+        }
+
+    def ended(self) -> Ended | None:
+        """See `Server.ended`: the daemon is asked only once the output has ended."""
+        if self._ended is None:
+            self._pump.next_event(0.0)
+            if self._pump.ended:
+                code, out_of_memory = end_state(self._container)
+                error = translate_docker_error(
+                    code if code else 1, self._pump.last_output, self._request.image.name, oom_killed=out_of_memory
+                )
+                said = f"its container ended with exit code {code}" if code is not None else "the daemon lost it"
+                known = error.category not in ("app_error", "docker")
+                self._ended = Ended(code, f"{said} ({error.message})" if known else said, error.fix if known else None)
+        return self._ended
+
+    def serves(self, port: int) -> bool:
+        """See `Server.serves`; a published port is the daemon's own."""
+        return self._pid is None or self._request.network != HOST or listens_below(self._pid, port)
+
+    def stop(self, grace_s: float) -> None:
+        """See `Server.stop`."""
+        if self._stopped:
+            return
+        try:
+            if grace_s > 0 and self._ended is None:
+                with contextlib.suppress(APIError, requests.exceptions.RequestException):
+                    self._container.kill("SIGTERM")
+                deadline = time.monotonic() + grace_s
+                while self.ended() is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        finally:
+            self._stopped = True
+            removed = remove(self._container)
+            if self._attachment is not None:
+                for _ in self._pump.rest(LAST_S):
+                    pass
+                self._attachment.close()
+            self._client.close()
+            if removed:
+                self._reaper.kill()
+            # What could not be removed now is the reaper's, and then the next session's
+            self._reaper.communicate()
+
+
+def known_pid(pid: int, container: str) -> int | None:
+    """The process id that the daemon states, if the same process has it here; a daemon may count elsewhere."""
+    if start_ticks(pid) is None:
+        return None
+    with contextlib.suppress(OSError):
+        if container in Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"):
+            return pid
+    return None

@@ -1,0 +1,34 @@
+"""Removes a server's container when pytest is gone: `python -m pytest_llem.servers.reaper CONTAINER`.
+
+Whoever started it holds its standard input open. When that ends, however it ends, the container goes; a server image
+may hold no Python that could do this from inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+
+def main(container: str) -> int:
+    """Wait for the end of standard input, then remove the container by force."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while os.read(0, 4096):
+        pass
+    # Only now: a waiting process should take no memory to speak of beside a measurement
+    import docker
+    import requests
+
+    from pytest_llem.containers.daemon import connect
+    from pytest_llem.errors import LlemError
+
+    with contextlib.suppress(LlemError, docker.errors.APIError, requests.exceptions.RequestException):
+        connect().api.remove_container(container, force=True, v=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

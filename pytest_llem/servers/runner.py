@@ -1,0 +1,180 @@
+"""A runner of cycles that need a server: starts it under the lease, keeps it while it is needed, and stops it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner
+from pytest_llem.servers.begin import begin_server
+from pytest_llem.servers.preflight import check_servers
+from pytest_llem.servers.server import Ended
+from pytest_llem.servers.spec import ServerSpec, starts_server
+from pytest_llem.servers.starting import LOGS, ReadyServer, Waiting, start_server, words_of
+
+STOP_GRACE_S = 10.0
+INTERRUPT_GRACE_S = 2.0
+ASIDE = "measurement.server_died.json"
+
+
+class ServingRunner:
+    """Runs each cycle by another runner, beside a server that outlives the cycle.
+
+    As long as `loaded`, the server is there and its devices stay leased (see `machine.hold`). With `keep` off,
+    or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices. It is
+    stopped as well after a cycle without a measurement.
+    """
+
+    def __init__(
+        self,
+        inner: Runner,
+        run_dir: Path,
+        docker: Mapping[str, JsonValue],
+        tell: Callable[[str | None], None],
+        *,
+        keep: bool = True,
+    ) -> None:
+        """`tell` gets a sentence while a server is waited for, and `None` when it is there."""
+        self.spec: RunnerSpec = inner.spec
+        self._inner = inner
+        self._run_dir = run_dir
+        self._docker = docker
+        self._tell = tell
+        self._keep = keep
+        self._ready: ReadyServer | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a server runs, and so the lease that it was started under is still in use."""
+        return self._ready is not None
+
+    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
+        """Whether the server that runs is the one that this job needs."""
+        ready = self._ready
+        if ready is None or not self._keeps(job) or ready.server.ended():
+            return False
+        return ready.spec == ServerSpec.of(job.config, job.devices)
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """See `runners.protocol.Runner.run`; a server that runs was asked (`can_serve`), and `lease` is its own."""
+        reused = self._ready is not None
+        try:
+            ready = self._ready or self._start(job, lease)
+            ready.cycles += 1
+            report = self._beside(ready, job, job_dir, on_event, lease)
+        except LlemError as error:
+            _write_if_absent(job_dir, error)
+            self.unload()
+            return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
+        except KeyboardInterrupt:
+            _write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"))
+            self._stop(INTERRUPT_GRACE_S)
+            raise
+        facts: dict[str, JsonValue] = {**report.facts, "server": ready.facts(self._run_dir, reused=reused)}
+        still_there = ready.still_there()
+        how = ready.server.ended()
+        if how is not None:
+            _server_died(ready, how, job_dir)
+        # After a cycle that failed it may still work on requests that nobody waits for, under the next measurement
+        if not (still_there and self._keeps(job) and job_dir.measurement.exists()):
+            self.unload()
+        report = replace(report, facts=facts, isolation=self._isolation(job))
+        image, digest = ready.spec.image, ready.server.facts.get("image_digest")
+        return report if image is None else replace(report, image=image, image_digest=str(digest))
+
+    def unload(self) -> None:
+        """Stop the server."""
+        self._stop(STOP_GRACE_S)
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
+        """Everything that would keep these experiments' servers from starting here, without starting or pulling any."""
+        return check_servers([config for config in configs if starts_server(config)], devices, self._docker)
+
+    def close(self) -> None:
+        """Stop the server and release the runner beside it."""
+        try:
+            self.unload()
+        finally:
+            self._inner.close()
+
+    def _keeps(self, job: Job) -> bool:
+        return self._keep and job.config.settings.get("keep_server") is not False
+
+    def _isolation(self, job: Job) -> str:
+        """What the cycle has to itself: its client alone, or the server too."""
+        return "server" if self._keeps(job) else "process"
+
+    def _stop(self, grace_s: float) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.stop(grace_s)
+
+    def _start(self, job: Job, lease: Lease | None) -> ReadyServer:
+        settings, spec = job.config.settings, ServerSpec.of(job.config, job.devices)
+        path, key, limit = (settings.get(name) for name in ("ready_path", "api_key_env", "ready_timeout_s"))
+        waiting = Waiting(
+            timeout_s=float(limit) if isinstance(limit, (int, float)) else 600.0,
+            path=str(path) if path is not None else None,
+            api_key_env=str(key) if key is not None else None,
+        )
+        begin = begin_server(spec, job, self._docker, lease, self._tell)
+        self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, waiting, self._tell)
+        self._tell(None)
+        return self._ready
+
+    def _beside(
+        self, ready: ReadyServer, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None
+    ) -> RunReport:
+        """Run the cycle against the server, and end it when the server dies: its client might wait for long."""
+        settings = {**job.config.settings, "base_url": ready.base_url}
+        told = replace(job, config=replace(job.config, settings=settings), server=ready.process)
+        job_dir.write_job(told)
+
+        def watching(event: Mapping[str, JsonValue]) -> None:
+            on_event(event)
+            how = ready.server.ended()
+            if how is not None:
+                raise _died(ready, how)
+
+        try:
+            return self._inner.run(told, job_dir, watching, lease)
+        except ServerDiedError:
+            return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
+
+
+def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:
+    said = words_of(ready.server.log, ready.readiness.api_key_env)
+    return ServerDiedError(
+        f"the server {ready.spec.name} died while the cycle ran: {how}",
+        fix=f"read its log, {ready.server.log}; the next cycle gets a new server",
+        details={"exit_code": how.code, "log": str(ready.server.log), "log_tail": said, "server": ready.id},
+    )
+
+
+def _server_died(ready: ReadyServer, how: Ended, job_dir: JobDir) -> None:
+    """Say what really happened, in place of what the client made of it; what it measured until then is kept aside."""
+    error = _died(ready, how)
+    if job_dir.measurement.exists():
+        job_dir.measurement.replace(job_dir.path / ASIDE)
+    if job_dir.error.exists():
+        error.details["client"] = read_json(job_dir.error).get("message")
+    job_dir.write_error(error, origin="runner", log_tail=error.details["log_tail"])
+
+
+def _write_if_absent(job_dir: JobDir, error: LlemError) -> None:
+    if not job_dir.measurement.exists() and not job_dir.error.exists():
+        tail = error.details.get("log_tail")
+        job_dir.write_error(error, phase="server", origin="runner", log_tail=tail if tail is not None else [])
+
+
+def keeps_servers() -> bool:
+    """Whether this process may keep a server between cycles: not beside others that wait for the same devices."""
+    return "PYTEST_XDIST_WORKER" not in os.environ

@@ -1,0 +1,152 @@
+"""What a server is started with: cycles whose specifications are equal share one."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pytest_llem.engines.openai.settings import api_url, unreachable
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+
+ENGINE = "openai"
+
+LOOPBACK = "127.0.0.1"
+
+
+def starts_server(config: ExperimentConfig) -> bool:
+    """Whether a cycle of this configuration needs a server that is started for it."""
+    return config.engine == ENGINE and bool(config.settings.get("command") or config.settings.get("image"))
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """The load settings of a server: all that it would have to be started anew for.
+
+    `command`, `arguments` and `environment` still hold their placeholders; `model` is as the study has it.
+    """
+
+    command: tuple[str, ...]
+    image: str | None
+    arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    model: str
+    revision: str | None
+    dtype: str | None
+    weights: str
+    tensor_parallel_size: int
+    devices: DeviceSet
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, devices: DeviceSet) -> ServerSpec:
+        """What the experiment's server is started with on these devices."""
+        settings = config.settings
+        image, parallel, environment = (settings.get(name) for name in ("image", "tensor_parallel_size", "environment"))
+        variables = environment if isinstance(environment, Mapping) else {}
+        return cls(
+            command=_texts(settings.get("command")),
+            image=str(image) if image is not None else None,
+            arguments=_texts(settings.get("server_args")),
+            environment=tuple(sorted((str(name), str(value)) for name, value in variables.items())),
+            model=config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            weights=config.weights,
+            tensor_parallel_size=parallel if isinstance(parallel, int) else 1,
+            devices=devices,
+        )
+
+    @property
+    def name(self) -> str:
+        """What the server is called in messages: its image, its program, or the module or script that Python runs."""
+        if self.image is not None:
+            return self.image
+        program = Path(self.command[0]).name
+        words = [word for word in self.command[1:] if not word.startswith("-")]
+        return Path(words[0]).name if program.startswith("python") and words else program
+
+    def model_location(self) -> str:
+        """The directory of a built-in or local model, absolute; the id of one on the hub.
+
+        Raises `ModelNotFoundError`.
+        """
+        from pytest_llem.engines.model_files import find_model
+
+        source = find_model(self.model)
+        return str(Path(source.location).absolute()) if source.local else source.location
+
+    def filled(self, model: str, host: str, port: int) -> Launch:
+        """Command, arguments and environment with everything filled in."""
+        values = {
+            "model": model,
+            "host": host,
+            "port": str(port),
+            "dtype": self.dtype or "auto",
+            "load_format": "dummy" if self.weights == "dummy" else "auto",
+            "revision": self.revision or "main",
+            "tensor_parallel_size": str(self.tensor_parallel_size),
+        }
+        return Launch(
+            command=tuple(_fill(text, values) for text in self.command),
+            arguments=tuple(_fill(text, values) for text in self.arguments),
+            environment={name: _fill(text, values) for name, text in self.environment},
+            host=host,
+            port=port,
+        )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a server: nothing is left to be filled in."""
+
+    command: tuple[str, ...]
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    host: str
+    port: int
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The whole command line."""
+        return self.command + self.arguments
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    # Braces are common in such arguments (JSON): only what is known is a placeholder.
+    return re.sub(r"\{([a-z_]+)\}", lambda match: values.get(match[1], match[0]), text)
+
+
+def _texts(value: JsonValue) -> tuple[str, ...]:
+    return tuple(str(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+CONNECT_S = 5.0
+
+
+def runs_already(config: ExperimentConfig) -> bool:
+    """Whether a configuration measures a server that was there before."""
+    return config.engine == "openai" and config.settings.get("base_url") is not None
+
+
+def require_reachable(config: ExperimentConfig) -> None:
+    """Raise `ServerUnreachableError` when a server should run already, and nobody listens at its address."""
+    if not runs_already(config):
+        return
+    url = api_url(str(config.settings["base_url"]))
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
+    except OSError as problem:
+        raise unreachable(url, problem.strerror or str(problem)) from None
+
+
+def residual_allowance(config: ExperimentConfig, allowed_bytes: int) -> int:
+    """How much memory of its devices may be in use before a cycle: any, where a server has loaded its model there."""
+    return sys.maxsize if runs_already(config) else allowed_bytes

@@ -1,0 +1,181 @@
+"""Starting a server and waiting until it answers: on another port when that is taken, and not longer than allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue, ServerNotReadyError, ServerStartError
+from pytest_llem.job.job import ServerProcess
+from pytest_llem.job.redaction import redact, redact_file, secrets_of
+from pytest_llem.results.layout import slug
+from pytest_llem.servers.readiness import POLL_S, Readiness, free_port
+from pytest_llem.servers.server import Ended, Server, log_tail
+from pytest_llem.servers.spec import LOOPBACK, ServerSpec
+
+PORTS_TRIED = 3
+DYING_S = 2.0
+LOGS = "servers"
+_PORT_TAKEN = re.compile(
+    r"address (is )?already in use|errno 98|EADDRINUSE|could not bind|couldn't bind", re.IGNORECASE
+)
+
+Begin = Callable[[int, Path], Server]
+"""Starts the server for a port, with its log at a path."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class ReadyServer:
+    """A server that answers: `id` names it within the run, `cycles` is how many were begun on it."""
+
+    id: str
+    spec: ServerSpec
+    server: Server
+    readiness: Readiness
+    process: ServerProcess
+    cycles: int = 0
+
+    @property
+    def base_url(self) -> str:
+        """Where clients find it."""
+        return f"http://{LOOPBACK}:{self.readiness.port}/v1"
+
+    def still_there(self) -> bool:
+        """Whether it answers yet, asked between cycles; one that has just died is given the time to be seen dead."""
+        if self.readiness.asked():
+            return self.server.ended() is None
+        deadline = time.monotonic() + DYING_S
+        while self.server.ended() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return False
+
+    def facts(self, run_dir: Path, *, reused: bool) -> dict[str, JsonValue]:
+        """For the result's `runner.facts`."""
+        return {
+            "id": self.id,
+            "started_as": self.server.started_as,
+            "reused": reused,
+            "cycle": self.cycles,
+            "ready_s": self.process.ready_s,
+            "log": os.path.relpath(self.server.log, run_dir),
+            **self.server.facts,
+        }
+
+    def stop(self, grace_s: float) -> None:
+        """End it, and take secrets out of its log."""
+        try:
+            self.server.stop(grace_s)
+        finally:
+            redact_file(self.server.log, secret_values(self.readiness.api_key_env))
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How to find out that a server is ready, and how long that may take in seconds."""
+
+    timeout_s: float
+    path: str | None = None
+    api_key_env: str | None = None
+
+
+def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting: Waiting, tell: Tell) -> ReadyServer:
+    """Start a server and wait until it is ready; its log lies in `logs` under `name` and a number.
+
+    Raises `ServerStartError` when it ends before it is ready, `ServerNotReadyError` when it is not ready in time; in
+    either case, and when interrupted, nothing of it is left.
+    """
+    for attempt in range(1, PORTS_TRIED + 1):
+        log = new_log(logs, name)
+        port = free_port()
+        started_ns = time.monotonic_ns()
+        readiness = Readiness(port, waiting.path, waiting.api_key_env)
+        server = begin(port, log)
+        try:
+            problem = _wait(server, readiness, waiting.timeout_s, spec, tell)
+        except BaseException:
+            server.stop(0.0)
+            redact_file(log, secret_values(waiting.api_key_env))
+            raise
+        if problem is None:
+            ready_s = (time.monotonic_ns() - started_ns) / 1e9
+            process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
+            return ReadyServer(log.stem, spec, server, readiness, process)
+        server.stop(0.0)
+        redact_file(log, secret_values(waiting.api_key_env))
+        if attempt == PORTS_TRIED or not port_taken(log):
+            raise _died_early(spec, problem, log, waiting.api_key_env)
+        tell(f"port {port} was taken meanwhile: starting {spec.name} at another")
+    raise AssertionError("the last attempt returned or raised")
+
+
+def _wait(server: Server, readiness: Readiness, timeout_s: float, spec: ServerSpec, tell: Tell) -> Ended | None:
+    """Wait until the server is ready (`None`) or has ended (how)."""
+    begun = time.monotonic()
+    tell(f"waiting for {spec.name} to be ready")
+    while True:
+        ended = server.ended()
+        if ended is not None:
+            return ended
+        # Another process may answer at a port that it took in between
+        if readiness.asked() and server.serves(readiness.port):
+            return None
+        if time.monotonic() - begun >= timeout_s:
+            server.stop(0.0)
+            raise _not_ready(spec, server.log, timeout_s, readiness)
+        time.sleep(POLL_S)
+
+
+def new_log(directory: Path, name: str) -> Path:
+    """A log file that nobody else of this run has, made empty."""
+    directory.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = directory / f"{slug(name)}-{number}.log"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def port_taken(log: Path) -> bool:
+    """Whether a server's last words are that its port is in use."""
+    return any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
+
+
+def secret_values(api_key_env: str | None) -> list[str]:
+    """What may not stay in a server's log: the secrets of this process's environment, and the server's own key."""
+    key = os.environ.get(api_key_env) if api_key_env else None
+    return [*secrets_of(os.environ).values(), *([key] if key else [])]
+
+
+def words_of(log: Path, api_key_env: str | None) -> list[JsonValue]:
+    """The last lines of a server's log, for an error; nothing secret."""
+    values = secret_values(api_key_env)
+    return [redact(line, values) for line in log_tail(log)]
+
+
+def _died_early(spec: ServerSpec, how: Ended, log: Path, api_key_env: str | None) -> ServerStartError:
+    said = words_of(log, api_key_env)
+    last = f": {said[-1]}" if len(said) > 1 else ""
+    return ServerStartError(
+        f"the server {spec.name} ended before it was ready: {how}{last}",
+        fix=how.fix or f"read its log, {log}",
+        details={"exit_code": how.code, "log": str(log), "log_tail": said},
+    )
+
+
+def _not_ready(spec: ServerSpec, log: Path, timeout_s: float, readiness: Readiness) -> ServerNotReadyError:
+    return ServerNotReadyError(
+        f"the server {spec.name} was not ready within {timeout_s:g} s (openai.ready_timeout_s) and was killed: "
+        f"{readiness.last}",
+        fix=f"read its log, {log}; raise openai.ready_timeout_s, or name what it answers in openai.ready_path",
+        details={"log": str(log), "log_tail": words_of(log, readiness.api_key_env), "ready_timeout_s": timeout_s},
+    )

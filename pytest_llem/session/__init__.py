@@ -1,0 +1,1 @@
+"""What pytest sees of the plugin."""

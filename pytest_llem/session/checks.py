@@ -1,0 +1,84 @@
+"""What is found out once per engine and runner of a run, by whichever process comes first, and holds for all items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from pytest_llem.containers.errors import error_from_dict
+from pytest_llem.errors import LlemError
+from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.wire import encode
+from pytest_llem.results.layout import slug
+from pytest_llem.runners.protocol import ChecksFirst, Runner
+from pytest_llem.runners.settings_check import require_accepted_settings
+from pytest_llem.servers.spec import require_reachable
+
+if TYPE_CHECKING:
+    from pytest_llem.session.experiment_cycle import Point
+
+PREFLIGHTS = ".preflight"
+
+
+class CheckedOnce:
+    """The checks of one run, with their answers in the run's directory; `skip` leaves them out."""
+
+    def __init__(self, run_dir: Path, *, skip: bool) -> None:
+        self._directory = run_dir / PREFLIGHTS
+        self._skip = skip
+
+    def preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
+        """Raise what stands against every cycle of this engine there; else say how it was checked."""
+        if self._skip:
+            return "skipped"
+        require_reachable(point.experiment.config)
+        if not isinstance(runner, ChecksFirst):
+            return "none needed"
+        engine, study = point.experiment.engine, point.study
+        record = self._directory / f"{_name(runner, point)}.json"
+        record.parent.mkdir(exist_ok=True)
+        with FileLock(record.with_suffix(".lock")):
+            if not record.exists():
+                configs = {other.model: other for other in study.experiments if other.engine == engine}
+                report = runner.preflight(engine, [other.config for other in configs.values()], devices)
+                write_json(
+                    record,
+                    {
+                        "problems": [problem.to_dict() for problem in report.problems],
+                        "notices": encode(report.notices),
+                        "facts": encode(report.facts),
+                    },
+                )
+        problems = read_json(record)["problems"]
+        if isinstance(problems, list) and problems:
+            raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
+        return "passed"
+
+    def settings(self, runner: Runner, point: Point, devices: DeviceSet) -> str | None:
+        """Raise when the engine does not take the point's settings; why nothing was compared, or `None`.
+
+        To be called under the lease of the devices, because the engine's import would disturb another's measurement.
+        """
+        if self._skip:
+            return None
+        return require_accepted_settings(runner, point, devices, self._directory / _name(runner, point))
+
+
+def _name(runner: Runner, point: Point) -> str:
+    spec = runner.spec
+    engine = point.experiment.engine
+    return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
+
+
+def _all_of(problems: Sequence[LlemError]) -> LlemError:
+    """All problems of a preflight in one error, of the first one's kind."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    also = "; ".join(problem.message for problem in problems[1:])
+    fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
+    return error_from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})

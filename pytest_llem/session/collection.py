@@ -1,0 +1,284 @@
+"""From study files to test items: ids, marks, keywords and order."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.errors import LlemError
+from pytest_llem.session.experiment_cycle import EXPERIMENT, Point, point_of
+
+if TYPE_CHECKING:
+    from pytest_llem.results.manifest import StudyPlan
+    from pytest_llem.study import Experiment, Study
+    from pytest_llem.study.model import Keyword
+
+pytest.register_assert_rewrite("pytest_llem.session.study_tests")
+
+CYCLE = "llem_cycle"
+
+
+class StudyFile(pytest.Module):
+    """A study file, collected as if it were a test module that holds the shipped test functions."""
+
+    study: Study
+
+    def _getobj(self) -> ModuleType:
+        # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_items.py.
+        from pytest_llem.session import study_tests as experiments
+
+        return experiments
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Load the study and collect its items; a wrong study is a collection error that names file, line and key."""
+        from pytest_llem.session.start import current
+
+        try:
+            session = current(self.config)
+            self.study = session.study(self.path)
+            session.require_engines(self.study)
+        except LlemError as error:
+            raise self.CollectError(str(error)) from None
+        gated = any(session.gated(experiment) for experiment in self.study.experiments)
+        for node in super().collect():
+            if gated or getattr(node, "originalname", None) != "test_gate":
+                yield node
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Thousands of items come to be at once and all stay: looking for garbage among them again and again costs a fifth
+    of the time. What there is at the end is left out of later looks, until `gc.unfreeze`."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def collect_study(file_path: Path, parent: pytest.Collector) -> StudyFile:
+    """The collector of a study; outside rootdir its node id is its absolute path, which can be typed back."""
+    if file_path.is_relative_to(parent.config.rootpath):
+        node: StudyFile = StudyFile.from_parent(parent, path=file_path)
+        return node
+    outside: StudyFile = StudyFile.from_parent(parent, path=file_path, nodeid=file_path.as_posix())
+    return outside
+
+
+def take_in_studies(config: pytest.Config) -> None:
+    """Make the studies of `--llem-study` arguments of this run.
+
+    With no path given they replace the default test paths; a path that lies inside a study selects within it.
+    """
+    studies = [_existing(config, name) for name in config.getoption("llem_study")]
+    if not studies:
+        return
+    _warn_of_moved_rootdir(config, studies)
+    given = list(config.args) if config.args_source is pytest.Config.ArgsSource.ARGS else []
+    invocation = config.invocation_params.dir
+    selected = {(invocation / argument.partition("::")[0]).resolve() for argument in given}
+    config.args = given + [str(study) for study in dict.fromkeys(studies) if study not in selected]
+    config.args_source = pytest.Config.ArgsSource.ARGS
+
+
+def _warn_of_moved_rootdir(config: pytest.Config, studies: Iterable[Path]) -> None:
+    """pytest reads `--llem-study FILE` before it knows the option, and takes FILE for a path that decides rootdir."""
+    here = config.invocation_params.dir
+    words = list(config.invocation_params.args)
+    spaced = {(here / after).resolve() for word, after in pairwise(words) if word == "--llem-study"}
+    outside = [study for study in studies if study in spaced and not study.is_relative_to(here)]
+    if not outside or config.getoption("rootdir") or config.getoption("inifilename"):
+        return
+    decided_here = config.inipath is not None and here.is_relative_to(config.inipath.parent)
+    if config.rootpath != here and not decided_here:
+        config.issue_config_time_warning(
+            pytest.PytestConfigWarning(
+                f"rootdir is {config.rootpath}, because pytest took {outside[0]} for a test path: "
+                f"write --llem-study={outside[0]} with an equals sign, or give --rootdir"
+            ),
+            stacklevel=2,
+        )
+
+
+def _existing(config: pytest.Config, name: str) -> Path:
+    path = (config.invocation_params.dir / name).resolve()
+    if path.is_file():
+        return path
+    from difflib import get_close_matches
+
+    if path.is_dir():
+        raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
+    siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, siblings, n=1)
+    fix = (
+        f"did you mean {path.with_name(close[0])}?"
+        if close
+        else "check the path; it is relative to the current directory"
+    )
+    raise pytest.UsageError(f"--llem-study={name}: no such file\nfix: {fix}")
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's."""
+    study = _study_of(metafunc.definition)
+    points = _cycles(metafunc, study) if CYCLE in metafunc.fixturenames else _experiments(metafunc, study)
+    metafunc.parametrize(EXPERIMENT, list(points), indirect=True, scope="function")
+
+
+def _study_of(definition: pytest.Function) -> Study:
+    from pytest_llem.session.start import current
+
+    file = definition.getparent(StudyFile)
+    if file is not None:
+        return file.study
+    marker = definition.get_closest_marker("llem_study")
+    if marker is None or len(marker.args) != 1:
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: a test that asks for a result needs a study\n"
+            'fix: mark it with @pytest.mark.llem_study("FILE.yaml"), a path relative to the test file'
+        )
+    unknown = sorted(set(marker.kwargs) - {"allow_invalid"})
+    if unknown:
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: the llem_study marker has no option {unknown[0]!r}\nfix: it knows allow_invalid=True"
+        )
+    path = definition.path.parent / marker.args[0]
+    if not path.is_file():
+        raise pytest.Collector.CollectError(
+            f"{definition.nodeid}: no such study: {path}\nfix: the path is relative to the test file"
+        )
+    try:
+        return current(definition.config).study(path.resolve())
+    except LlemError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+
+
+def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
+    llem = pytest.mark.llem
+    execution = study.execution
+    optional = execution.max_cycles if execution.target_ci is not None else 0
+    beyond = _beyond(metafunc, study)
+    for experiment, cycle in study.schedule(max(execution.cycles, optional)):
+        keywords, id = experiment.keywords, experiment.id
+        marks = llem(**keywords, cycle=cycle, id=id), *beyond.get(id, ())
+        point = Point(study, experiment, cycle, _words(keywords, experiment))
+        yield pytest.param(point, id=f"{id}-c{cycle}", marks=marks)
+
+
+def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
+    from pytest_llem.session.start import current
+
+    session = current(metafunc.config)
+    gates_only = metafunc.definition.getparent(StudyFile) is not None
+    beyond = _beyond(metafunc, study)
+    for experiment in study.experiments:
+        if not gates_only or session.gated(experiment):
+            keywords, id = experiment.keywords, experiment.id
+            marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
+            point = Point(study, experiment, words=_words(keywords, experiment))
+            yield pytest.param(point, id=id, marks=marks)
+
+
+def _words(keywords: Mapping[str, Keyword], experiment: Experiment) -> tuple[str, ...]:
+    return _same_words(str(keywords["model"]), str(keywords["engine"]), experiment.tags)
+
+
+@lru_cache(maxsize=1024)
+def _same_words(model: str, engine: str, tags: tuple[str, ...]) -> tuple[str, ...]:
+    return (model, engine, *tags)
+
+
+def _beyond(metafunc: pytest.Metafunc, study: Study) -> dict[str, tuple[pytest.MarkDecorator]]:
+    """Skip marks of the experiments that this machine has too few devices for."""
+    from pytest_llem.session.start import current
+
+    try:
+        reasons = current(metafunc.config).beyond(study)
+    except LlemError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    return {id: (pytest.mark.skip(reason=reason),) for id, reason in reasons.items()}
+
+
+class Collected:
+    """What was collected, in its order: a plugin that sees it before any other changes it."""
+
+    def __init__(self) -> None:
+        self._items: Sequence[pytest.Item] = ()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
+        """Remember the order, and add each point's model, engine and tags to what `-k` matches."""
+        self._items = tuple(items)
+        for item in items:
+            point = point_of(item)
+            if point is not None:
+                item.extra_keyword_matches.update(point.words)
+        try:
+            return (yield)
+        finally:
+            self._items = ()
+
+    def restore_order(self, items: list[pytest.Item]) -> None:
+        """Put items of study files back in the order of collection, in the places that they hold together.
+
+        Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
+        setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
+        """
+        if tuple(items) == self._items:
+            return
+        places = [place for place, item in enumerate(items) if isinstance(item.parent, StudyFile)]
+        held = {items[place] for place in places}
+        ordered = [item for item in self._items if item in held]
+        for place, item in zip(places, ordered, strict=True):
+            items[place] = item
+
+
+def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests that need a result when pytest was called without naming anything (`llem_run = explicit`)."""
+    asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
+    if asked:
+        return
+    unasked = [item for item in items if point_of(item) is not None]
+    if unasked:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if point_of(item) is None]
+
+
+def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
+    """The plan for the run's manifest: the cycles that were selected, in order, and what the studies left out."""
+    from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan
+
+    studies: dict[str, Study] = {}
+    cycles: dict[str, dict[PlannedCycle, None]] = {}
+    for point in points:
+        studies[point.study.name] = point.study
+        needed = point.cycle is None or point.cycle <= point.study.execution.cycles
+        wanted = point.cycles() if point.cycle is None else [point] if needed else []
+        planned = cycles.setdefault(point.study.name, {})
+        for one in wanted:
+            planned[PlannedCycle(one.experiment.id, one.experiment.config_hash, one.cycle or 1)] = None
+    return tuple(
+        StudyPlan(
+            name=name,
+            path=str(study.path),
+            sha256=study.study_hash,
+            order=study.execution.order,
+            cycles=tuple(cycles[name]),
+            required_cycles=study.execution.cycles,
+            left_out=tuple(
+                LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
+            ),
+        )
+        for name, study in studies.items()
+    )

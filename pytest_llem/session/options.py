@@ -1,0 +1,154 @@
+"""The settings of a run, read once at the edge: nothing downstream looks at options again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.session.sharding import Shard, parse_shard
+
+if TYPE_CHECKING:
+    from pytest_llem.study import Overrides, Study
+    from pytest_llem.study.settings import Setting
+
+INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The settings of this run, each from the first that says something: see `study.settings`.
+
+    `overrides` and `execution` stand above and below what a study says of its execution; `user_runners` are the user
+    file's runners per engine. `meter` stands above a study's where `meter_overrides`; see `meter_of`.
+    """
+
+    out: Path
+    runner: tuple[str, ...]
+    user_runners: Mapping[str, str]
+    meter: str
+    meter_overrides: bool
+    overrides: Overrides
+    execution: Mapping[str, JsonValue]
+    resume: bool
+    baseline: str | None
+    baseline_dir: Path
+    save_baseline: str | None
+    html: Path | None
+    strict: bool
+    explicit: bool
+    breaker: bool
+    skip_preflight: bool
+    collect_only: bool
+    shard: Shard | None = None
+
+    def meter_of(self, study: Study) -> str:
+        """The meter for a study's cycles: said for this run, else by the study, else by the user or the default."""
+        return self.meter if self.meter_overrides or study.meter is None else study.meter
+
+
+def run_options(config: pytest.Config) -> RunOptions:
+    """Read the settings of this run; a wrong one is a usage error."""
+    from pytest_llem.runners.resolution import parse_runner_options
+    from pytest_llem.study.engine_names import engine_names
+    from pytest_llem.study.settings import ABOVE_STUDY, load_settings
+
+    option = config.getoption
+    runner = tuple(option("llem_runner") or config.getini("llem_runner"))
+    try:
+        settings = load_settings(
+            command_line={
+                **{name: option(f"llem_{name}") for name in ("out", "meter", "cycles", "order")},
+                "strict": option("llem_strict") or None,
+            },
+            ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
+        )
+        _require_meter(settings.values["meter"])
+        parse_runner_options(runner, engine_names())
+        overrides = settings.overrides(_fail_if(option("llem_fail_if")))
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+    return RunOptions(
+        out=(config.invocation_params.dir / str(settings["out"])).resolve(),
+        runner=runner,
+        user_runners={
+            engine: str(setting.value)
+            for engine, setting in settings.runners.items()
+            if setting.source == "user settings"
+        },
+        meter=str(settings["meter"]),
+        meter_overrides=settings.values["meter"].source in ABOVE_STUDY,
+        overrides=overrides,
+        execution=settings.execution,
+        resume=bool(option("llem_resume")),
+        baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
+        baseline_dir=(config.rootpath / str(settings["baseline_dir"])).resolve(),
+        save_baseline=option("llem_save_baseline"),
+        html=_html(config),
+        strict=bool(settings["strict"]),
+        explicit=settings["run"] == "explicit",
+        breaker=not option("llem_no_breaker"),
+        skip_preflight=bool(option("llem_skip_preflight")),
+        collect_only=bool(config.option.collectonly),
+        shard=_shard(config),
+    )
+
+
+def _shard(config: pytest.Config) -> Shard | None:
+    text, times = config.getoption("llem_shard"), config.getoption("llem_shard_times")
+    if text is None:
+        if times is not None:
+            raise pytest.UsageError("--llem-shard-times without --llem-shard\nfix: give both, or neither")
+        return None
+    try:
+        return parse_shard(text, None if times is None else (config.invocation_params.dir / times).resolve())
+    except SettingsError as error:
+        raise pytest.UsageError(f"--llem-shard={text}: {error}") from None
+
+
+def _html(config: pytest.Config) -> Path | None:
+    name = config.getoption("llem_html")
+    if name is None:
+        return None
+    path: Path = (config.invocation_params.dir / name).resolve()
+    if not name or path.is_dir():
+        raise pytest.UsageError(f"--llem-html={name}: not a file\nfix: name the file to write, e.g. report.html")
+    return path
+
+
+def _fail_if(values: Sequence[str]) -> dict[str, str]:
+    from pytest_llem.study.limits import parse_fail_if
+
+    limits: dict[str, str] = {}
+    for value in values:
+        metric, colon, limit = (part.strip() for part in value.partition(":"))
+        if not colon:
+            raise SettingsError(
+                f"--llem-fail-if={value}: no limit", fix="write METRIC:LIMIT, e.g. joules_per_output_token:5%"
+            )
+        try:
+            parse_fail_if(metric, limit)
+        except SettingsError as error:
+            raise SettingsError(f"--llem-fail-if={value}: {error.message}", fix=error.fix) from None
+        limits[metric] = limit
+    return limits
+
+
+def _require_meter(setting: Setting) -> None:
+    if setting.value in ("auto", "none"):
+        return
+    from difflib import get_close_matches
+
+    from pytest_llem.energy import known_meters
+
+    known = ("auto", *known_meters(), "none")
+    if setting.value not in known:
+        close = get_close_matches(str(setting.value), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise SettingsError(
+            f"{setting.where}={setting.value}: unknown meter", fix=f"{hint}known meters: {', '.join(known)}"
+        )

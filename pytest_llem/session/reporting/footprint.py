@@ -1,0 +1,308 @@
+"""How much device memory an experiment needs, estimated before anything runs.
+
+Two parts that follow from the model's shape alone; activations, CUDA graphs and what an engine reserves on top are not
+in it, so that more may be needed, never less.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+
+from pytest_llem.containers.inputs import hub_cache
+from pytest_llem.engines.builtin import PREFIX, cache_root, is_builtin, known_builtins, recipe_digest
+from pytest_llem.engines.flops import UNGATED_TYPES
+from pytest_llem.engines.hub_models import shape_of
+from pytest_llem.engines.protocol import ModelShape
+from pytest_llem.errors import JsonValue
+from pytest_llem.machine.devices import PARALLEL_SIZES
+from pytest_llem.study.canonical import Get
+
+BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+
+_IN_FLIGHT = ("max_num_seqs", "max_running_requests", "max_batch_size")
+
+_QUANTIZED = {"fp8": 1.0, "bitsandbytes": 0.5}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the fullest device: the weights, and the keys and values of the requests in flight.
+
+    `None` where the shape or the workload does not say.
+    """
+
+    weights_bytes: float | None
+    kv_cache_bytes: float | None
+
+    @property
+    def total_bytes(self) -> float | None:
+        """Both together; `None` when the weights are unknown."""
+        return None if self.weights_bytes is None else self.weights_bytes + (self.kv_cache_bytes or 0.0)
+
+
+def footprint(facts: ModelFacts, engine: str, get: Get, visible: int) -> Footprint:
+    """The estimate for one experiment, whose settings `get` reads by path; `visible` is how many devices there are.
+
+    Tensor and pipeline parallel sizes divide both parts, data parallel copies do not, and a `device_map` spreads layers
+    over what is visible.
+    """
+
+    def size(*names: str) -> int:
+        values = [get(f"{engine}.{name}") for name in names]
+        return math.prod(value for value in values if isinstance(value, int) and value > 0)
+
+    spread = max(visible, 1) if get(f"{engine}.device_map") is not None else 1
+    tensor, layers = size("tensor_parallel_size", "tp_size"), size("pipeline_parallel_size", "pp_size") * spread
+    weights, cache = weights_bytes(facts, engine, get), kv_cache_bytes(facts, engine, get, tensor)
+    return Footprint(
+        None if weights is None else weights / (tensor * layers), None if cache is None else cache / layers
+    )
+
+
+def weights_bytes(facts: ModelFacts, engine: str, get: Get) -> float | None:
+    """Bytes of all weights: from the checkpoint's tensors where they lie here, else from the shape.
+
+    Floating-point tensors are converted to the experiment's dtype, packed ones stay as they are; a quantisation while
+    loading makes the matrices (not embedding and head) 1 or 0.5 bytes a weight.
+    """
+    asked = BYTES.get(str(get(f"{engine}.dtype") or get("dtype")))
+    matrix = _quantized(engine, get)
+    if facts.tensors:
+        total = 0.0
+        for tensor in facts.tensors:
+            each = asked if asked is not None and tensor.floating else tensor.bytes_each
+            if matrix is not None and tensor.floating and tensor.is_matrix:
+                each = matrix
+            total += tensor.count * each
+        return total
+    count, embedded = parameter_count(facts.shape), _embedding_count(facts.shape)
+    plain = asked or BYTES.get(str(facts.shape.config.get("dtype") or facts.shape.config.get("torch_dtype")))
+    if count is None or plain is None:
+        return None
+    return embedded * plain + (count - embedded) * (plain if matrix is None else matrix)
+
+
+def _quantized(engine: str, get: Get) -> float | None:
+    if get("transformers.quantization.load_in_8bit") and engine == "transformers":
+        return 1.0
+    if get("transformers.quantization.load_in_4bit") and engine == "transformers":
+        return 0.5
+    return _QUANTIZED.get(str(get(f"{engine}.quantization")))
+
+
+def parameter_count(shape: ModelShape) -> float | None:
+    """Parameters of a decoder: embedding and head, and per layer attention and all experts' feed-forward matrices.
+
+    Kaplan et al. (arXiv 2001.08361, table 1), with grouped keys and values (Ainslie et al., arXiv 2305.13245) and the
+    gated feed-forward block's third matrix (Shazeer, arXiv 2002.05202); norms and biases are left out. `None` for
+    shapes that say too little and for latent attention.
+    """
+    hidden, layers, width = shape.hidden_size, shape.layers, shape.intermediate_size
+    if hidden is None or layers is None or shape.vocab_size is None or shape.heads is None or shape.head_dim is None:
+        return None
+    if shape.config.get("kv_lora_rank") is not None:
+        return None
+    ungated = shape.model_type in UNGATED_TYPES
+    width = 4 * hidden if width is None and ungated else width
+    if shape.experts:
+        own = shape.config.get("moe_intermediate_size")
+        width = own if isinstance(own, int) else width
+    if width is None:
+        return None
+    attention = hidden * shape.head_dim * (2 * shape.heads + 2 * (shape.kv_heads or shape.heads))
+    feed_forward = (2 if ungated else 3) * hidden * width * (shape.experts or 1)
+    return float(_embedding_count(shape) + layers * (attention + feed_forward))
+
+
+def _embedding_count(shape: ModelShape) -> float:
+    tables = 1 if shape.config.get("tie_word_embeddings") else 2
+    return float(tables * (shape.vocab_size or 0) * (shape.hidden_size or 0))
+
+
+def kv_cache_bytes(facts: ModelFacts, engine: str, get: Get, tensor_parallel: int = 1) -> float | None:
+    """Bytes of keys and values on one of `tensor_parallel` devices, with as many requests in flight as there may be.
+
+    Two vectors (key and value) of `kv_heads` x `head_dim` numbers per token and layer: Kwon et al. (arXiv 2309.06180,
+    section 3); heads that are fewer than the devices are held by several. Latent attention keeps `kv_lora_rank` +
+    `qk_rope_head_dim` numbers instead where the engine stores them compressed (DeepSeek-V2, arXiv 2405.04434).
+    """
+    shape = facts.shape
+    tokens = [_longest(get(f"workload.{name}")) for name in ("input_tokens", "output_tokens")]
+    sequences = _in_flight(engine, get)
+    if shape.layers is None or None in tokens or sequences is None:
+        return None
+    numbers = _numbers_per_token(shape, engine, tensor_parallel)
+    each = _cache_bytes_each(facts, engine, get)
+    if numbers is None or each is None:
+        return None
+    return float(shape.layers * numbers * each * sequences * sum(length or 0 for length in tokens))
+
+
+def _numbers_per_token(shape: ModelShape, engine: str, tensor_parallel: int) -> int | None:
+    rank, rope = shape.config.get("kv_lora_rank"), shape.config.get("qk_rope_head_dim")
+    if isinstance(rank, int) and isinstance(rope, int):
+        if engine != "transformers":
+            return rank + rope
+        nope, value = shape.config.get("qk_nope_head_dim"), shape.config.get("v_head_dim")
+        if shape.heads is None or not isinstance(nope, int) or not isinstance(value, int):
+            return None
+        return shape.heads * (nope + rope + value)
+    if shape.kv_heads is None or shape.head_dim is None:
+        return None
+    return 2 * shape.head_dim * -(-shape.kv_heads // tensor_parallel)
+
+
+def _cache_bytes_each(facts: ModelFacts, engine: str, get: Get) -> float | None:
+    kind = str(get(f"{engine}.kv_cache_dtype") or "auto")
+    if kind.startswith("fp8"):
+        return 1.0
+    config = facts.shape.config
+    dtype = get(f"{engine}.dtype") or get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    return BYTES.get(str(dtype))
+
+
+def _in_flight(engine: str, get: Get) -> int | None:
+    prompts = get("workload.prompts")
+    if not isinstance(prompts, int):
+        return None
+    if engine == "transformers" and not get("transformers.continuous_batching"):
+        batch, beams = get("transformers.batch_size"), get("transformers.num_beams")
+        return min(_number(batch, 1), prompts) * _number(beams, 1)
+    limits = [value for value in map(_reader(engine, get), _IN_FLIGHT) if isinstance(value, int)]
+    return min([prompts, *limits])
+
+
+def _reader(engine: str, get: Get) -> Callable[[str], JsonValue]:
+    return lambda name: get(f"{engine}.{name}")
+
+
+def _number(value: JsonValue, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def _longest(value: JsonValue) -> int | None:
+    if isinstance(value, dict):
+        value = value.get("high")
+    return value if isinstance(value, int) else None
+
+
+def settings_that_matter(engine: str) -> tuple[str, ...]:
+    """The paths that an estimate reads: experiments that agree in them need as much as each other."""
+    own = (
+        *PARALLEL_SIZES, *_IN_FLIGHT, "device_map", "dtype", "quantization", "quantization.load_in_8bit",
+        "quantization.load_in_4bit", "kv_cache_dtype", "batch_size", "num_beams", "continuous_batching",
+    )  # fmt: skip
+    common = ("model", "revision", "dtype", "workload.prompts", "workload.input_tokens", "workload.output_tokens")
+    return (*common, *(f"{engine}.{name}" for name in own))
+
+
+MAX_HEADER_BYTES = 100 << 20
+
+_SIZES = {
+    "F64": 8.0, "F32": 4.0, "F16": 2.0, "BF16": 2.0, "I64": 8.0, "I32": 4.0, "I16": 2.0, "I8": 1.0, "U8": 1.0,
+    "BOOL": 1.0, "F8_E4M3": 1.0, "F8_E5M2": 1.0, "U16": 2.0, "U32": 4.0, "U64": 8.0,
+}  # fmt: skip
+
+_OUTSIDE_LAYERS = ("embed", "lm_head", "wte", "wpe", "output.weight")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint: how many numbers, of how many bytes; `floating` ones can change their dtype."""
+
+    count: int
+    bytes_each: float
+    floating: bool
+    is_matrix: bool
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's shape, and its tensors; none where only its configuration is here."""
+
+    shape: ModelShape
+    tensors: tuple[Tensor, ...] = ()
+
+
+class UnknownModelError(Exception):
+    """Why nothing is known of a model."""
+
+
+@lru_cache(maxsize=64)
+def model_facts(model: str, directory: Path, revision: str | None = None) -> ModelFacts:
+    """Read `config.json` and the headers of the weights; `directory` is where relative paths start.
+
+    Nothing is made or downloaded. Raises `UnknownModelError` with the reason.
+    """
+    place = _place(model, directory, revision)
+    config = _json(place / "config.json")
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {**config, **text}
+    fields = SimpleNamespace(**{key: value for key, value in config.items() if key.isidentifier()})
+    fields.to_dict = lambda: config
+    return ModelFacts(shape_of(fields, None), tuple(_tensors(place)))
+
+
+def _place(model: str, directory: Path, revision: str | None) -> Path:
+    if is_builtin(model):
+        if model.removeprefix(PREFIX) not in known_builtins():
+            raise UnknownModelError("there is no such built-in model")
+        made = cache_root() / f"{model.removeprefix(PREFIX)}-{recipe_digest()}"
+        if not made.is_dir():
+            raise UnknownModelError("it is made when it is first used")
+        return made
+    for path in (Path(model).expanduser(), directory / model):
+        if path.is_dir():
+            return path
+    cached = hub_cache() / f"models--{model.replace('/', '--')}"
+    reference = cached / "refs" / (revision or "main")
+    name = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    if name and (cached / "snapshots" / name / "config.json").is_file():
+        return cached / "snapshots" / name
+    raise UnknownModelError("it is not in this machine's hub cache")
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UnknownModelError(f"{path} cannot be read") from None
+    if not isinstance(data, dict):
+        raise UnknownModelError(f"{path} holds no mapping")
+    return data
+
+
+def _tensors(place: Path) -> list[Tensor]:
+    """All tensors by the headers of the safetensors files; nothing when one is not readable."""
+    found: list[Tensor] = []
+    for path in sorted(place.glob("*.safetensors")):
+        header = _header(path)
+        if header is None:
+            return []
+        for name, entry in header.items():
+            if name != "__metadata__" and isinstance(entry, dict):
+                kind, shape = str(entry.get("dtype")), entry.get("shape") or []
+                inside = not any(word in name for word in _OUTSIDE_LAYERS)
+                is_matrix = len(shape) >= 2 and inside
+                floating = kind in ("F64", "F32", "F16", "BF16")
+                found.append(Tensor(math.prod(shape), _SIZES.get(kind, 1.0), floating, is_matrix))
+    return found
+
+
+def _header(path: Path) -> dict[str, object] | None:
+    """The JSON header of a safetensors file, which eight bytes of little-endian length precede."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            data = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
+    except (OSError, ValueError, struct.error):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,0 +1,221 @@
+"""Live status: what is being measured now, on the terminal that the user looks at.
+
+Whoever measures announces it in a small file of the run's directory, so that the process that owns the terminal can
+show it: the same one, or the controller of several xdist workers. The state of a cycle is read from its `events.jsonl`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from pytest_llem.errors import StoreError
+from pytest_llem.job.files import read_json, write_json
+
+ANNOUNCEMENTS = ".live"
+TERMINAL_PERIOD_S = 0.25
+CALM_PERIOD_S = 30.0
+CALM_CHECK_S = 1.0
+
+MOST_LINES = 8
+WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
+
+# Lines of their own below pytest's: make room, remember the cursor, go down, write, come back (VT100).
+DOWN, UP, LINE, SAVE, RESTORE = "\x1bD", "\x1bM", "\x1bD\r\x1b[2K", "\x1b7", "\x1b8"
+
+
+class Announcement:
+    """Says, for the length of a `with` block, that this process measures a cycle."""
+
+    def __init__(self, run_dir: Path, title: str, events: Path) -> None:
+        self._path = run_dir / ANNOUNCEMENTS / f"{os.getpid()}.json"
+        self._title = title
+        self._events = events
+        self._since = time.time()
+
+    def __enter__(self) -> Announcement:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.say(None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def say(self, waiting: str | None) -> None:
+        """Tell what the cycle waits for, or `None` once it runs."""
+        write_json(
+            self._path,
+            {
+                "title": self._title,
+                "events": str(self._events),
+                "since": self._since,
+                "waiting": waiting,
+                "pid": os.getpid(),
+                "worker": os.environ.get(WORKER_VARIABLE),
+            },
+            durable=False,
+        )
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What a worker of xdist says that it measures: the announcement's file, the process, and the cycle's events."""
+
+    path: Path
+    worker: str
+    pid: int
+    events: Path
+
+
+def announced(run_dir: Path) -> Iterator[Announced]:
+    """What the workers of xdist have announced and not taken back."""
+    for path in (run_dir / ANNOUNCEMENTS).glob("*.json"):
+        with contextlib.suppress(StoreError):
+            data = read_json(path)
+            pid, worker = data.get("pid"), data.get("worker")
+            if isinstance(pid, int) and isinstance(worker, str):
+                yield Announced(path, worker, pid, Path(str(data["events"])))
+
+
+@dataclass
+class Cycle:
+    """A cycle that is being measured, followed through its events."""
+
+    title: str
+    events: Path
+    since: float
+    worker: str | None = None
+    waiting: str | None = None
+    counts: str | None = None
+    phase: str = "start"
+    progress: str = ""
+    _offset: int = field(default=0, repr=False)
+
+    def line(self) -> str:
+        """One line: who, what, phase, progress, elapsed time."""
+        who = f"[{self.worker}] " if self.worker else ""
+        state = self.waiting or self.counts or f"{self.phase}{self.progress}"
+        return f"{who}{self.title}: {state}, {time.time() - self.since:.0f} s"
+
+    def follow(self) -> None:
+        """Read the events that are new."""
+        with contextlib.suppress(OSError), self.events.open("rb") as stream:
+            stream.seek(self._offset)
+            data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            for text in whole.splitlines():
+                self._take(json.loads(text))
+
+    def _take(self, event: dict[str, object]) -> None:
+        kind, name = event.get("event"), event.get("name")
+        if kind == "phase":
+            self.phase, self.progress = str(name), ""
+        elif kind == "progress":
+            done, total = event.get("done"), event.get("total")
+            share = f" {done}/{total}" if total else f" {done}"
+            repeat = event.get("repeat")
+            self.progress = f"{share}, repeat {repeat}" if repeat is not None else share
+
+
+def _by_worker(cycle: Cycle) -> tuple[int, str]:
+    """`gw2` before `gw10`."""
+    return (len(cycle.worker or ""), cycle.worker or "")
+
+
+class LiveStatus(threading.Thread):
+    """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a calm line now and then."""
+
+    def __init__(self, run_dir: Path, stream: IO[str], *, terminal: bool, width: int) -> None:
+        super().__init__(name="llem-live-status", daemon=True)
+        self._announcements = run_dir / ANNOUNCEMENTS
+        self._stream = stream
+        self._terminal = terminal
+        self._width = width
+        self._cycles: dict[Path, Cycle] = {}
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._shown = 0
+        self._spoken: dict[tuple[str, str], float] = {}
+
+    def run(self) -> None:
+        """The thread's loop; see `stop`."""
+        while not self._ended.wait(TERMINAL_PERIOD_S if self._terminal else CALM_CHECK_S):
+            lines = self._observe()
+            if self._terminal:
+                self._show(lines)
+            else:
+                self._speak()
+
+    def clear(self) -> None:
+        """Take the lines away before pytest writes one of its own."""
+        with self._lock:
+            self._draw([])
+
+    def stop(self) -> None:
+        """End the thread and leave the terminal clean."""
+        self._ended.set()
+        self.join(2.0)
+        self.clear()
+
+    def _observe(self) -> list[str]:
+        found = set(self._announcements.glob("*.json")) if self._announcements.is_dir() else set()
+        for path in found:
+            with contextlib.suppress(StoreError):
+                self._update(path)
+        for path in set(self._cycles) - found:
+            del self._cycles[path]
+        return [cycle.line() for cycle in sorted(self._cycles.values(), key=_by_worker)]
+
+    def _update(self, path: Path) -> None:
+        data = read_json(path)
+        title, since, waiting = str(data["title"]), data["since"], data["waiting"]
+        cycle = self._cycles.get(path)
+        if cycle is None or (cycle.title, cycle.since) != (title, since):
+            assert isinstance(since, float)
+            worker = str(data["worker"]) if data.get("worker") else None
+            cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since, worker)
+        cycle.waiting = str(waiting) if waiting is not None else None
+        cycle.counts = str(data["progress"]) if "progress" in data else None
+        cycle.follow()
+
+    def _show(self, lines: list[str]) -> None:
+        with self._lock:
+            if len(lines) > MOST_LINES:
+                lines = [*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more"]
+            self._draw(lines)
+
+    def _draw(self, lines: list[str]) -> None:
+        """Write lines below the cursor in place of those that are there, and bring the cursor back."""
+        height = max(len(lines), self._shown)
+        if height:
+            texts = [line[: max(self._width - 1, 20)] for line in lines] + [""] * (height - len(lines))
+            self._write("".join([DOWN * height, UP * height, SAVE, *(f"{LINE}{text}" for text in texts), RESTORE]))
+        self._shown = len(lines)
+
+    def _speak(self) -> None:
+        """On a dumb terminal or in CI: what is waited for at once, anything else only when it takes long."""
+        now = time.time()
+        for cycle in self._cycles.values():
+            key = (cycle.title, "waiting" if cycle.waiting else "")
+            last = self._spoken.get(key)
+            waits = cycle.waiting is not None and now - cycle.since >= CALM_CHECK_S
+            if (last is None and waits) or now - max(last or 0.0, cycle.since) >= CALM_PERIOD_S:
+                self._spoken[key] = now
+                with self._lock:
+                    self._write(f"\nllem: {cycle.line()}\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()

@@ -1,0 +1,227 @@
+"""The plan that `--collect-only` shows: what would run, where, how long, in how much memory, and what is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.machine.devices import device_memory_bytes, parallel_product, visible_gpus
+from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
+from pytest_llem.results.reading import cycle_seconds
+from pytest_llem.servers.plan import server_notice
+from pytest_llem.session.reporting.footprint import (
+    Footprint,
+    UnknownModelError,
+    footprint,
+    model_facts,
+    settings_that_matter,
+)
+from pytest_llem.study import Study
+from pytest_llem.study.canonical import getter
+
+if TYPE_CHECKING:
+    from pytest_llem.session.session import LlemSession
+    from pytest_llem.study import Experiment, Study
+
+
+SHOWN = 10
+
+GIB = 2**30
+
+
+def plan_lines(session: LlemSession) -> list[str]:
+    """A paragraph per study."""
+    return [line for study in session.studies for line in _study(session, study)]
+
+
+def _study(session: LlemSession, study: Study) -> Iterator[str]:
+    count, cycles, order = len(study.experiments), study.execution.cycles, study.execution.order
+    yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
+    if session.sharding is not None:
+        yield from (f"  {line}" for line in session.sharding.lines([study]))
+    engines = Counter(experiment.engine for experiment in study.experiments)
+    for engine, number in engines.items():
+        spec = session.runner_spec(engine, study)
+        image = f":{spec.image}" if spec.image else ""
+        yield f"  {engine}: {number} experiments, runner {spec.name}{image} ({spec.source}), {_devices(study, engine)}"
+    yield f"  time: {_time(study, session.options.out)}"
+    yield from (f"  memory: {line}" for line in _bounded(list(_memory(study))))
+    for title, points in (("excluded", study.excluded), ("invalid", study.invalid), ("duplicate", study.duplicates)):
+        yield from (f"  {title}: {line}" for line in _bounded([f"{point.id}: {point.reason}" for point in points]))
+    starts = server_notice(study)
+    notes = [str(notice) for notice in study.notices] + ([] if starts is None else [starts])
+    yield from (f"  note: {line}" for line in _bounded(notes))
+
+
+def _bounded(lines: Sequence[str]) -> Iterator[str]:
+    yield from lines[:SHOWN]
+    if len(lines) > SHOWN:
+        yield f"{len(lines) - SHOWN} more"
+
+
+def _devices(study: Study, engine: str) -> str:
+    """The devices that an engine's experiments take, of those that there are."""
+    if engine == "openai":
+        return "devices of its server"
+    there = len(visible_gpus())
+    wanted = sorted({_wanted(experiment) for experiment in study.experiments if experiment.engine == engine})
+    if not there:
+        return "CPU" if wanted[-1] == 1 else f"CPU (the settings ask for up to {wanted[-1]} devices)"
+    range_ = str(wanted[-1]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
+    missing = ": NOT ENOUGH" if wanted[-1] > there else ""
+    return f"{range_} of {there} GPU{'s' if there > 1 else ''}{missing}"
+
+
+def _wanted(experiment: Experiment) -> int:
+    get = getter(experiment.leaves)
+    return parallel_product(lambda name: get(f"{experiment.engine}.{name}"))
+
+
+def _time(study: Study, out: Path) -> str:
+    found = estimate_time(study, out)
+    least = f"at least {duration_text(found.at_least_s)} in windows alone"
+    if found.seconds is None:
+        return f"{least}; not measured before in {_shown(out)}"
+    rest = "" if found.covered == found.experiments else "; the others taken as their mean"
+    return (
+        f"about {duration_text(found.seconds)}, by earlier results of {found.covered} of {found.experiments} "
+        f"experiments{rest} ({least})"
+    )
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _memory(study: Study) -> Iterator[str]:
+    """Per engine and model the largest estimate, then the experiments that need more than a device has."""
+    available = device_memory_bytes()
+    largest: dict[tuple[str, str], Footprint | str] = {}
+    known: dict[tuple[str, ...], Footprint | str] = {}
+    beyond: list[str] = []
+    for experiment in study.experiments:
+        if experiment.engine == "openai":
+            continue
+        get = getter(experiment.leaves)
+        key = (experiment.engine, *(repr(get(path)) for path in settings_that_matter(experiment.engine)))
+        found = known.get(key)
+        if found is None:
+            found = known[key] = _estimate(study, experiment)
+        name = (experiment.engine, experiment.model)
+        before = largest.get(name)
+        if isinstance(found, str):
+            largest.setdefault(name, found)
+        elif not isinstance(before, Footprint) or (found.total_bytes or 0) > (before.total_bytes or 0):
+            largest[name] = found
+        if isinstance(found, Footprint) and available and (found.total_bytes or 0) > available:
+            beyond.append(experiment.id)
+    of = f" of {available / GIB:.1f} GiB" if available else ""
+    for (engine, model), found in largest.items():
+        yield f"{engine} {model}: " + (found if isinstance(found, str) else f"{_sizes(found)} per device{of}")
+    if beyond:
+        more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
+        yield f"MORE THAN THERE IS: {', '.join(beyond[:SHOWN])}{more}"
+
+
+def _estimate(study: Study, experiment: Experiment) -> Footprint | str:
+    get = getter(experiment.leaves)
+    revision = get(f"{experiment.engine}.revision") or get("revision")
+    try:
+        facts = model_facts(experiment.model, study.path.parent, str(revision) if revision is not None else None)
+    except UnknownModelError as problem:
+        return f"unknown: {problem}"
+    return footprint(facts, experiment.engine, get, len(visible_gpus()))
+
+
+def _sizes(found: Footprint) -> str:
+    weights = "unknown" if found.weights_bytes is None else _size(found.weights_bytes)
+    cache = "unknown" if found.kv_cache_bytes is None else _size(found.kv_cache_bytes)
+    return f"weights {weights} + KV cache {cache}"
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+MAX_RUNS = 20
+
+MAX_READ = 200
+"""Results that are read at most: the estimate of a large study rests on a part of it, and says so."""
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """`seconds` for all cycles, experiments that are not `covered` by an earlier result counted as the others' mean.
+
+    Without any earlier result, `seconds` is `None`. `at_least_s` is what the windows alone take.
+    """
+
+    seconds: float | None
+    covered: int
+    experiments: int
+    at_least_s: float
+
+
+def estimate_time(study: Study, out: Path) -> TimeEstimate:
+    """The estimate from the newest results below `out` of the same experiments, by their `config_hash`."""
+    cycles = study.execution.cycles
+    durations = list(_durations(study, out))
+    mean = sum(durations) / len(durations) if durations else None
+    count = len(study.experiments)
+    return TimeEstimate(
+        None if mean is None else mean * count * cycles, len(durations), count, _windows_s(study) * cycles
+    )
+
+
+def _durations(study: Study, out: Path) -> Iterable[float]:
+    runs = run_directories(out)[:MAX_RUNS]
+    if not runs:
+        return
+    wanted = {experiment.config_hash for experiment in study.experiments}
+    shortened = {full[:HASH_LENGTH] for full in wanted}
+    read = 0
+    for run in runs:
+        for directory in run.glob("*/*"):
+            if read >= MAX_READ or not wanted:
+                return
+            if directory.name[-HASH_LENGTH:] not in shortened:
+                continue
+            read += 1
+            found = _newest(directory)
+            if found is not None and found[0] in wanted:
+                wanted.discard(found[0])
+                yield found[1]
+
+
+def _newest(directory: Path) -> tuple[str, float] | None:
+    """Hash and seconds of one cycle of an experiment: the last, which no longer pays for a first start."""
+    for path in sorted(directory.glob(f"c*/{RESULT}"), reverse=True):
+        found = cycle_seconds(path)
+        if found is not None:
+            return found
+    return None
+
+
+def _windows_s(study: Study) -> float:
+    """Seconds of the idle and measure windows of one cycle of every experiment."""
+    total = 0.0
+    for experiment in study.experiments:
+        get = getter(experiment.leaves)
+        for path in ("measurement.min_duration_s", "measurement.idle.duration_s"):
+            value = get(path)
+            total += value if isinstance(value, (int, float)) else 0.0
+    return total
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people say them: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

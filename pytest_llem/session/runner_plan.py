@@ -1,0 +1,71 @@
+"""Where the engines of a study run: looked at together, once per study."""
+
+from __future__ import annotations
+
+import os
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.engines import known_engines
+from pytest_llem.errors import LlemError, RunnerError
+from pytest_llem.job.report import RunnerSpec
+from pytest_llem.machine.preflight import missing_modules
+from pytest_llem.runners.resolution import RunnerPlan, detect_runner, parse_runner_options, plan_runners, resolve_runner
+from pytest_llem.session.options import RunOptions
+
+if TYPE_CHECKING:
+    from pytest_llem.study import Study
+
+
+class Placement:
+    """The runner of every engine, by the settings of this run."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._plans: dict[Path, RunnerPlan] = {}
+
+    def spec(self, engine: str, study: Study) -> RunnerSpec:
+        """Where cycles of an engine run, and who said so."""
+        return self.plan(study).specs[engine]
+
+    def plan(self, study: Study) -> RunnerPlan:
+        """The runners of a study's engines, with what the user should know about them."""
+        if study.path not in self._plans:
+            engines = tuple(dict.fromkeys(experiment.engine for experiment in study.experiments))
+            installed = [engine for engine in engines if not missing_modules(engine)]
+            specs = {engine: self._resolve(engine, study) for engine in engines}
+            daemon = len(installed) < len(engines) and _daemon_answers()
+            self._plans[study.path] = plan_runners(engines, specs, installed, daemon)
+        return self._plans[study.path]
+
+    def require(self, study: Study) -> None:
+        """Raise the first problem of a study's plan, placed where the study names its engine."""
+        plan = self.plan(study)
+        absent = [RunnerError("ray is not installed here", fix="pip install 'pytest-llem[ray]'")]
+        on_ray = any(spec.name == "ray" for spec in plan.specs.values()) and find_spec("ray") is None
+        for problem in (*(absent if on_ray else ()), *plan.problems):
+            raise type(problem)(
+                f"{study.locate('engine')}: {problem.message}", fix=problem.fix, details=problem.details
+            ) from problem
+
+    def _resolve(self, engine: str, study: Study) -> RunnerSpec:
+        return resolve_runner(
+            engine,
+            command_line=parse_runner_options(self._options.runner, known_engines()),
+            environment=os.environ,
+            study=study.runners,
+            user_settings=self._options.user_runners,
+            detect=partial(detect_runner, installed=lambda name: not missing_modules(name), daemon=_daemon_answers),
+        )
+
+
+@cache
+def _daemon_answers() -> bool:
+    from pytest_llem.containers.daemon import daemon_answers
+
+    try:
+        return daemon_answers()
+    except LlemError:
+        return False

@@ -1,0 +1,200 @@
+"""`--llem-shard=K/N`: one of N parts of every study, the same parts on every machine.
+
+A part holds whole experiments, because gates judge all cycles of one. How a study is split depends on its experiments
+and on N alone, never on what is selected, on earlier runs that lie about, or on the other studies of the run; so that
+shards on different machines, and reruns of a part of one, always fit together. Recorded times count only where
+`--llem-shard-times` names them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.session.experiment_cycle import Point, point_of
+
+if TYPE_CHECKING:
+    from pytest_llem.study import Experiment, Study
+
+LOAD_S = 15.0
+STEP_S = 0.025
+SERVED_AT_ONCE = 256
+"""Seconds of loading an engine and of one decoding step, and the requests that a serving engine batches: guesses, the
+same for every experiment, since only what differs between experiments moves the split."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of how many; `times` holds results whose recorded durations count, the same ones for every shard."""
+
+    index: int
+    count: int
+    times: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A study's split: the 1-based shard of each experiment, by id, and the estimated seconds of one cycle of each."""
+
+    shards: Mapping[str, int]
+    seconds: Mapping[str, float]
+    digest: str
+    """Equal exactly for equal splits: shards of one digest fit together."""
+
+    def part(self, index: int) -> list[str]:
+        """The ids of a shard's experiments, in the study's order."""
+        return [id for id, shard in self.shards.items() if shard == index]
+
+    def share(self, index: int) -> float:
+        """The share of a shard in the estimated time of all."""
+        total = sum(self.seconds.values())
+        return sum(self.seconds[id] for id in self.part(index)) / total if total else 0.0
+
+
+def parse_shard(text: str, times: Path | None = None) -> Shard:
+    """`2/4` as the second of four shards. Raises `SettingsError`."""
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*/\s*([0-9]{1,6})\s*", text)
+    if match is None:
+        raise SettingsError(f"{text!r} is not a shard", fix="write K/N, for example 2/4 for the second of four")
+    index, count = int(match.group(1)), int(match.group(2))
+    if not 1 <= index <= count:
+        raise SettingsError(f"there is no shard {index} of {count}", fix=f"K goes from 1 to N: 1/{count or 1}")
+    return Shard(index, count, times)
+
+
+def split(study: Study, count: int, recorded: Mapping[str, float] | None = None) -> Split:
+    """Split a study's experiments into `count` parts of about the same estimated time.
+
+    `recorded` are seconds per cycle by `config_hash`; an experiment that is not among them is estimated, at the pace
+    of those that are. The longest experiment goes first, each to the part that has least so far, which is never more
+    than a third above the best split (R. L. Graham, SIAM J. Appl. Math. 17, 1969).
+    """
+    seconds = _seconds(study.experiments, recorded or {})
+    start = int(study.study_hash, 16) % count
+    # Many studies of few experiments each would otherwise all begin with the first part.
+    parts = [(0.0, place, (start + place) % count + 1) for place in range(count)]
+    shards: dict[str, int] = {}
+    for experiment in sorted(study.experiments, key=lambda one: -seconds[one.id]):
+        load, place, shard = heapq.heappop(parts)
+        shards[experiment.id] = shard
+        heapq.heappush(parts, (load + seconds[experiment.id], place, shard))
+    shards = {experiment.id: shards[experiment.id] for experiment in study.experiments}
+    text = json.dumps([study.study_hash, count, list(shards.values())], separators=(",", ":"))
+    return Split(shards, seconds, hashlib.sha256(text.encode("ascii")).hexdigest()[:8])
+
+
+def _seconds(experiments: Sequence[Experiment], recorded: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a cycle of each experiment, rounded so that machines agree on what is equal."""
+    estimated = {one.id: estimate_s(one) for one in experiments}
+    known = (
+        {one.id: recorded[one.config_hash] for one in experiments if one.config_hash in recorded} if recorded else {}
+    )
+    pace = sum(known.values()) / sum(estimated[id] for id in known) if known else 1.0
+    return {id: round(known.get(id, guess * pace), 3) for id, guess in estimated.items()}
+
+
+def estimate_s(experiment: Experiment) -> float:
+    """Seconds that a cycle may take, from its settings alone: loading, idle, warm-up and the window.
+
+    A repeat decodes its batches one after the other, a step per output token; see `LOAD_S`.
+    """
+    from pytest_llem.study.canonical import getter
+
+    get = getter(experiment.leaves)
+
+    def number(path: str, otherwise: float = 0.0) -> float:
+        value = get(path)
+        return float(value) if isinstance(value, (int, float)) else otherwise
+
+    at_once = number("transformers.batch_size", 1) if experiment.engine == "transformers" else SERVED_AT_ONCE
+    tokens = number("workload.output_tokens", _mean_length(get("workload.output_tokens")))
+    repeat_s = math.ceil(number("workload.prompts", 1) / at_once) * tokens * STEP_S
+    warmup = min(
+        number("measurement.warmup.max_repeats"),
+        max(number("measurement.warmup.min_repeats"), number("measurement.warmup.window")),
+    )
+    return (
+        LOAD_S
+        + number("measurement.idle.duration_s")
+        + min(warmup * repeat_s, number("measurement.warmup.max_s") + repeat_s)
+        + max(number("measurement.min_duration_s"), repeat_s)
+    )
+
+
+def _mean_length(lengths: JsonValue) -> float:
+    """The middle of a distribution of lengths."""
+    if not isinstance(lengths, Mapping):
+        return 0.0
+    ends = [value for name in ("low", "high") if isinstance(value := lengths.get(name), (int, float))]
+    return sum(ends) / len(ends) if ends else 0.0
+
+
+class Sharding:
+    """The shard of this run, applied to every study that it meets."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._splits: dict[Path, Split] = {}
+
+    @cached_property
+    def recorded(self) -> Mapping[str, float]:
+        """The recorded durations that count. Raises `StoreError` where they cannot be read."""
+        if self.shard.times is None:
+            return {}
+        from pytest_llem.results.reading import recorded_durations
+
+        return recorded_durations(self.shard.times)
+
+    def split(self, study: Study) -> Split:
+        """How a study is split, worked out once."""
+        if study.path not in self._splits:
+            self._splits[study.path] = split(study, self.shard.count, self.recorded)
+        return self._splits[study.path]
+
+    def is_empty(self, studies: Sequence[Study]) -> bool:
+        """Whether this shard holds no experiment of any of the studies."""
+        return bool(studies) and not any(self.split(study).part(self.shard.index) for study in studies)
+
+    def holds(self, point: Point) -> bool:
+        """Whether a point's experiment belongs to this shard."""
+        return self.split(point.study).shards[point.experiment.id] == self.shard.index
+
+    def deselect(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Deselect the items of experiments in other shards; tests without an experiment stay."""
+        kept: list[pytest.Item] = []
+        others: list[pytest.Item] = []
+        for item in items:
+            point = point_of(item)
+            (kept if point is None or self.holds(point) else others).append(item)
+        if others:
+            config.hook.pytest_deselected(items=others)
+            items[:] = kept
+
+    def lines(self, studies: Sequence[Study]) -> Iterator[str]:
+        """What to say about the studies: a line each."""
+        for study in studies:
+            found = self.split(study)
+            part, count = len(found.part(self.shard.index)), len(study.experiments)
+            yield (
+                f"shard {self.shard} of {study.name}: {part} of {count} experiments, about "
+                f"{found.share(self.shard.index):.0%} of the time (split {found.digest})"
+            )
+
+    def facts(self, studies: Sequence[Study]) -> dict[str, JsonValue]:
+        """For `run.json`: which shard this is, and of which split of each study."""
+        splits: dict[str, JsonValue] = {study.name: self.split(study).digest for study in studies}
+        return {"shard": {"index": self.shard.index, "count": self.shard.count, "splits": splits}}

@@ -1,0 +1,24 @@
+"""The tests that every study consists of. pytest collects this module once per study file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llem.session.items import check, judge, skip_if_precise
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.session import LlemSession
+
+
+def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: Point) -> None:
+    """Measure one cycle of one experiment; an optional one only while the headline is not precise enough."""
+    skip_if_precise(llem_session, llem_cycle)
+    check(llem_session.get_or_measure(llem_cycle, item=request.node), strict=llem_session.options.strict)
+
+
+def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> None:
+    """Judge one experiment's cycles by its budgets and against the baseline."""
+    judge(llem_session, llem_experiment, request.node)

@@ -1,0 +1,86 @@
+"""Which ways of pytest-xdist to spread tests go with measuring, and which are refused. Standard library and pytest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
+from pytest_llem.session.stash import RUN
+
+USE_LOAD = "use --dist=load, which -n alone chooses"
+UNFIT = {
+    "loadgroup": (
+        "it changes the ids of grouped items, which reports and later runs know them by, and measures a group on one "
+        "device while others idle"
+    ),
+    "loadscope": "it gives a whole study to one worker, so the other devices idle, and runs a crashing item again",
+    "loadfile": "it gives a whole study to one worker, so the other devices idle, and runs a crashing item again",
+    "worksteal": "it gives each worker a block of the study at first, so a device's cycles leave the study's order",
+    "each": "it runs every item once per worker, and a cycle is measured once per run",
+}
+
+
+def is_distributed(config: pytest.Config) -> bool:
+    """Whether this process hands items to xdist's workers."""
+    return config.getoption("dist", "no") != "no" and bool(config.getoption("tx", ())) and not config.option.collectonly
+
+
+def worker_count(config: pytest.Config) -> int:
+    """How many workers of xdist there will be: each `--tx` may stand for several (`4*popen`)."""
+    counts = [spec.partition("*") for spec in config.getoption("tx", ())]
+    return sum(int(count) if star and count.isdigit() else 1 for count, star, _ in counts)
+
+
+def why_unfit(config: pytest.Config) -> str | None:
+    """Why items of a study cannot be spread as the command line asks; `None` where they can."""
+    if not is_distributed(config):
+        return None
+    mode = config.getoption("dist")
+    if mode in UNFIT:
+        return f"--dist={mode} cannot be used with a study: {UNFIT[mode]}\nfix: {USE_LOAD}"
+    elsewhere = [spec for spec in config.getoption("tx") if not _is_here(spec)]
+    if elsewhere:
+        return (
+            f"--tx={elsewhere[0]} cannot be used with a study: devices are leased, and results kept, on this machine\n"
+            "fix: use workers of this machine (-n), or spread the study over machines with --llem-runner=ray"
+        )
+    if leases_are_off() and worker_count(config) > 1:
+        return (
+            f"-n with several workers cannot be used with {LEASE_DIR_VARIABLE}=none: without leases they would measure "
+            f"on the same device\nfix: leave -n out, or let {LEASE_DIR_VARIABLE} name a directory"
+        )
+    return None
+
+
+def _is_here(spec: str) -> bool:
+    """Whether an execnet specification (`popen`, `2*popen//python=...`) starts a process of this machine."""
+    parts = spec.rpartition("*")[2].split("//")
+    return "popen" in parts and not any(part.startswith(("ssh=", "socket=", "vagrant_ssh=", "via=")) for part in parts)
+
+
+def settle_scheduling(config: pytest.Config) -> None:
+    """Have items handed out one by one, unless the user chose otherwise. `pytest.UsageError` for an unfit way."""
+    reason = why_unfit(config)
+    if reason is not None:
+        raise pytest.UsageError(reason)
+    if is_distributed(config) and config.option.maxschedchunk is None:
+        config.option.maxschedchunk = 1
+        scheduler: Any = getattr(config.pluginmanager.get_plugin("dsession"), "sched", None)
+        if scheduler is not None and scheduler.maxschedchunk is None:
+            # The first study was met by a worker, when the scheduler had been made but had not begun.
+            scheduler.maxschedchunk = 1
+
+
+def refused_in_worker(config: pytest.Config) -> None:
+    """In a worker, refuse the first study that is met where its controller has found the scheduling unfit.
+
+    The controller learns by the run's lock file that a study was met, and ends the run with the usage error.
+    """
+    worker_input = getattr(config, "workerinput", None)
+    if worker_input is None:
+        return
+    config.stash[RUN].lock.touch()
+    if worker_input["llem_unfit"]:
+        raise pytest.Collector.CollectError(worker_input["llem_unfit"])

@@ -1,0 +1,167 @@
+"""A loaded study and its experiments."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.study.limits import Budget, Comparison
+from pytest_llem.study.model import Execution, Gates, Keyword, Leaves, LeftOut, Notice, Order, View
+from pytest_llem.study.problems import Location
+
+if TYPE_CHECKING:
+    from pytest_llem.job.config import ExperimentConfig
+
+
+class Experiment:
+    """One experiment. What costs time (`config_hash`, `config`) is made when it is asked for."""
+
+    __slots__ = ("_directory", "_hash", "_parts", "gates", "id")
+
+    def __init__(self, id: str, parts: tuple[View, ...], gates: Gates, directory: Path) -> None:
+        self.id = id
+        self.gates = gates
+        self._parts = parts
+        self._directory = directory
+        self._hash: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.id!r})"
+
+    def __reduce__(self) -> tuple[type[Experiment], tuple[str, tuple[View, ...], Gates, Path]]:
+        return Experiment, (self.id, self._parts, self.gates, self._directory)
+
+    @property
+    def leaves(self) -> Leaves:
+        """The settings that count and are not defaults, by dotted path."""
+        merged: Leaves = {}
+        for part in self._parts:
+            merged.update(part.kept)
+        return merged
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for experiments of one study that would do the same."""
+        return tuple(part.key for part in self._parts)
+
+    @property
+    def keywords(self) -> dict[str, Keyword]:
+        """The keywords of the `llem` marker, without `cycle` and `id`."""
+        merged: dict[str, Keyword] = {}
+        for part in self._parts:
+            merged.update(part.keywords)
+        return merged
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 (hex) over what changes the measurement."""
+        if self._hash is None:
+            from pytest_llem.study.canonical import config_hash
+
+            self._hash = config_hash(self.leaves)
+        return self._hash
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The resolved configuration, every default spelled out; made anew at each access."""
+        from pytest_llem.study.canonical import resolve
+
+        return resolve(self.leaves, self._directory)
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return str(self.keywords["engine"])
+
+    @property
+    def model(self) -> str:
+        """The model as the study writes it."""
+        return str(self.keywords["model"])
+
+    @property
+    def expect(self) -> tuple[Budget, ...]:
+        """Budgets that apply to this experiment."""
+        return self.gates.expect
+
+    @property
+    def compare(self) -> Comparison | None:
+        """The comparison that applies to this experiment, given a baseline; `None` without limits."""
+        compare = self.gates.compare
+        return compare if compare is not None and compare.fail_if else None
+
+    @property
+    def gated(self) -> bool:
+        """Whether any check applies."""
+        return bool(self.gates.expect) or self.compare is not None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Words for `-k`: the study's and this experiment's."""
+        return self.gates.tags
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, expanded: what runs, in which order, and what does not."""
+
+    name: str
+    path: Path
+    title: str | None
+    experiments: Sequence[Experiment]
+    execution: Execution
+    runners: Mapping[str, str] = field(default_factory=dict)
+    docker: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the study says of containers, checked; what it leaves out has its default in `DockerSettings`."""
+    ray: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the study asks of a cluster, checked; what it leaves out has its default in `RaySettings`."""
+    meter: str | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """What the study sets of `energy.validity.Thresholds`, by name."""
+    tags: tuple[str, ...] = ()
+    excluded: Sequence[LeftOut] = ()
+    invalid: Sequence[LeftOut] = ()
+    duplicates: Sequence[LeftOut] = ()
+    skips_invalid: bool = False
+    """Whether points that cannot run are left out (`on_invalid: skip`) instead of being an error."""
+    notices: Sequence[Notice] = ()
+    locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
+    """Where a setting (dotted path) of this study was written, or the study's beginning."""
+
+    @cached_property
+    def study_hash(self) -> str:
+        """SHA-256 (hex) over what the experiments do, in their order; names, gates and execution do not count."""
+        digest = hashlib.sha256()
+        known: dict[str, bytes] = {}
+        for experiment in self.experiments:
+            for part in experiment.key:
+                if part not in known:
+                    known[part] = hashlib.sha256(part.encode("utf-8")).digest()
+                digest.update(known[part])
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    def schedule(self, cycles: int | None = None, order: Order | None = None) -> list[tuple[Experiment, int]]:
+        """Every experiment with every cycle (from 1), in the order to run.
+
+        `sequential` finishes an experiment before the next; `interleaved` runs one cycle of each in turn; `shuffled`
+        does that in an order drawn for each cycle, seeded by the study's hash and so the same anywhere.
+        """
+        rounds = range(1, (cycles if cycles is not None else self.execution.cycles) + 1)
+        order = order or self.execution.order
+        if order == "sequential":
+            return [(experiment, cycle) for experiment in self.experiments for cycle in rounds]
+        if order == "interleaved":
+            return [(experiment, cycle) for cycle in rounds for experiment in self.experiments]
+        return [(experiment, cycle) for cycle in rounds for experiment in self._shuffled(cycle)]
+
+    def _shuffled(self, cycle: int) -> list[Experiment]:
+        # random() of a seeded generator is the one method whose sequence Python guarantees across versions.
+        draw = random.Random(int(self.study_hash, 16) + cycle).random
+        keys = [draw() for _ in self.experiments]
+        return [self.experiments[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]

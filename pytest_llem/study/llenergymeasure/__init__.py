@@ -1,0 +1,1 @@
+"""Study files of LLenergyMeasure, read as studies."""

@@ -1,0 +1,322 @@
+"""Reading LLenergyMeasure's study and experiment files: its words become this project's, with their places kept.
+
+Only what a file says is translated, with the meaning that it has there; what it leaves out has this project's
+defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.study import fields
+from pytest_llem.study.document import Document, KeyPath
+from pytest_llem.study.engine_names import ENGINE_SECTIONS
+from pytest_llem.study.llenergymeasure.words import HARMLESS, MARKS, PREFIXES, REFUSED, RENAMES
+from pytest_llem.study.problems import Problem
+
+_CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
+_RAW = ("name", "title", "tags", "base", "expect", "compare", "on_invalid", "id", "meter", "docker", "ray")
+_IMPLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_OLD_WARMUP = (
+    "enabled",
+    "n_warmup",
+    "n_prompts",
+    "thermal_floor_seconds",
+    "convergence_detection",
+    "cv_threshold",
+    "max_prompts",
+    "window_size",
+    "min_prompts",
+)
+
+
+def translate(document: Document) -> list[Problem]:
+    """Rewrite `document.data` where it uses older words, and record in `document.moved` where each was written.
+
+    Returns what has no counterpart, with its place.
+    """
+    work = _Translator(document)
+    data = work.study(document.data)
+    if work.changed:
+        document.data = data
+        document.moved.update(work.moved)
+    return work.problems
+
+
+def document_words(document: Document) -> set[str]:
+    """The top-level words of a document as its author wrote them."""
+    return {str(path[0]) for path in document.moved.values()} | set(document.data)
+
+
+@dataclass
+class _Translator:
+    """Rewrites one document."""
+
+    document: Document
+    changed: bool = False
+    samples: bool = False
+    moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    runners: dict[str, JsonValue] = field(default_factory=dict)
+
+    def study(self, data: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """The whole document in this project's words."""
+        own = {key: value for key, value in data.items() if key not in ("sweep", "experiments", "exclude", "runners")}
+        out = self.settings(own, (), ())
+        if isinstance(data.get("runners"), Mapping):
+            self._runners(data["runners"], ("runners",))
+        elif "runners" in data:
+            out["runners"] = data["runners"]
+        for key in ("sweep", "exclude", "experiments"):
+            if key in data:
+                out[key] = self._part(key, data[key])
+        if self.runners:
+            out["runners"] = dict(self.runners)
+        decoding = out.get("decoding")
+        if self.samples and not (isinstance(decoding, Mapping) and {"do_sample", "preset"} & decoding.keys()):
+            out["decoding"] = {**(decoding if isinstance(decoding, Mapping) else {}), "do_sample": True}
+        self._name_engines(data, out)
+        return out
+
+    def _part(self, key: str, value: JsonValue) -> JsonValue:
+        if key == "sweep":
+            return self._sweep(value, ("sweep",)) if isinstance(value, Mapping) else value
+        if not isinstance(value, list):
+            return value
+        if key == "exclude":
+            return [self._flat(e, ("exclude", i)) if isinstance(e, Mapping) else e for i, e in enumerate(value)]
+        return [self._entry(entry, index) if isinstance(entry, Mapping) else entry for index, entry in enumerate(value)]
+
+    def _entry(self, entry: Mapping[str, JsonValue], index: int) -> dict[str, JsonValue]:
+        place: KeyPath = ("experiments", index)
+        if isinstance(entry.get("runners"), Mapping):
+            self.changed = True
+            self._runners(entry["runners"], (*place, "runners"))
+        return self.settings({key: value for key, value in entry.items() if key != "runners"}, place, place)
+
+    def _runners(self, value: JsonValue, place: KeyPath) -> None:
+        if not isinstance(value, Mapping):
+            return
+        for engine, spec in value.items():
+            new = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}.get(engine, engine)
+            self.changed |= new != engine or place != ("runners",)
+            self.moved[("runners", new)] = (*place, engine)
+            self.runners[new] = spec
+
+    def settings(self, data: Mapping[str, JsonValue], new: KeyPath, old: KeyPath) -> dict[str, JsonValue]:
+        """A mapping of settings (a study's shared part, or an experiment) rewritten below `new`."""
+        out: dict[str, JsonValue] = {}
+        self._walk(data, "", out, new, old)
+        return out
+
+    def _walk(
+        self, data: Mapping[str, JsonValue], above: str, out: dict[str, JsonValue], new: KeyPath, old: KeyPath
+    ) -> None:
+        for key, value in data.items():
+            word = _word(f"{above}.{key}" if above else key)
+            place = (*old, key)
+            if not above and key in _RAW:
+                out[key] = value
+            elif word == "passthrough_kwargs" and isinstance(value, Mapping):
+                self._emit(f"{_engine(data)}.extra", value, out, new, place)
+            elif isinstance(value, Mapping) and _is_old_warmup(word, value):
+                for path, inner, part in _warmup(value):
+                    self._emit(path, inner, out, new, (*place, part))
+            elif isinstance(value, Mapping) and word in REFUSED and word not in _CONTAINERS:
+                self._refuse(word, place)
+            elif word == "baseline" and isinstance(value, Mapping) and value.get("enabled") is False:
+                self._emit("measurement.idle.duration_s", 0, out, new, (*place, "enabled"))
+            elif isinstance(value, Mapping) and value and (word in _CONTAINERS or _goes_deeper(word)):
+                self._walk(value, word, out, new, place)
+            else:
+                for path, inner in self._take(word, value, data, place):
+                    self._emit(path, inner, out, new, place)
+
+    def _take(
+        self, word: str, value: JsonValue, siblings: Mapping[str, JsonValue], place: KeyPath
+    ) -> list[tuple[str, JsonValue]]:
+        """One word in this project's words: no, one or several settings."""
+        if word == "transformers.torch_compile" and value is True:
+            self.changed = True
+            has_mode = any(key.endswith("torch_compile_mode") for key in siblings)
+            return [] if has_mode else [("transformers.compile.mode", "default")]
+        if word in HARMLESS and (not HARMLESS[word] or value in HARMLESS[word]):
+            self.changed = True
+            return []
+        if word in REFUSED:
+            self._refuse(word, place)
+            return []
+        self.samples |= word.partition(".")[2].rpartition(".")[2] in _IMPLY_SAMPLING and word in RENAMES
+        return [(path, convert(value)) for path, convert in RENAMES.get(word, ((word, lambda same: same),))]
+
+    def _refuse(self, word: str, place: KeyPath) -> None:
+        written = ".".join(part for part in place if isinstance(part, str))
+        where = self.document.locate(place, key=True)
+        self.problems.append(Problem(where, f"{written} has no counterpart here", REFUSED[word]))
+
+    def _emit(self, path: str, value: JsonValue, out: dict[str, JsonValue], new: KeyPath, place: KeyPath) -> None:
+        *above, last = path.split(".")
+        level = out
+        for part in above:
+            inner = level.setdefault(part, {})
+            if not isinstance(inner, dict):
+                inner = level[part] = {}
+            level = inner
+        target = (*new, *above, last)
+        if target != place:
+            self.changed = True
+            if last in level and level[last] != value:
+                text = f"{'.'.join(str(p) for p in place)} sets {path}, which is set already"
+                self.problems.append(Problem(self.document.locate(place, key=True), text, f"keep one, as {path}"))
+            self.moved[target] = place
+        level[last] = value
+
+    def _sweep(self, data: Mapping[str, JsonValue], place: KeyPath, above: str = "") -> dict[str, JsonValue]:
+        out: dict[str, JsonValue] = {}
+        for key, value in data.items():
+            word, at = _word(f"{above}{key}"), (*place, key)
+            if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+                out[word] = [self._flat(entry, (*at, i)) for i, entry in enumerate(value) if isinstance(entry, Mapping)]
+                self._note(word, at)
+            elif isinstance(value, Mapping) and _goes_deeper(word) and not _is_shorthand(value):
+                out.update(self._sweep(value, at, f"{word}."))
+            else:
+                self._axis(word, _range(value), out, at)
+        return out
+
+    def _axis(self, word: str, value: JsonValue, out: dict[str, JsonValue], place: KeyPath) -> None:
+        if word in REFUSED and word not in HARMLESS:
+            self._refuse(word, place)
+            return
+        targets = RENAMES.get(word)
+        values = value if isinstance(value, list) else [value]
+        self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING and targets is not None
+        if word == "transformers.torch_compile":
+            out["transformers.compile.mode"] = ["default" if item is True else None for item in values]
+            self._note("transformers.compile.mode", place)
+        elif targets is None:
+            out[word] = value
+            self._note(word, place)
+        elif len(targets) == 1:
+            path, convert = targets[0]
+            out[path] = [convert(item) for item in value] if isinstance(value, list) else convert(value)
+            self._note(path, place)
+        else:
+            out[word] = [{path: convert(item) for path, convert in targets} for item in values]
+            self.changed = True
+
+    def _note(self, path: str, place: KeyPath) -> None:
+        if ("sweep", path) != place:
+            self.changed = True
+            self.moved[("sweep", path)] = place
+
+    def _flat(self, entry: Mapping[str, JsonValue], place: KeyPath) -> dict[str, JsonValue]:
+        """A mapping of dotted paths in a group or an exclusion, rewritten word by word."""
+        out: dict[str, JsonValue] = {}
+        for key, value in entry.items():
+            word = _word(key)
+            if isinstance(value, list) and word in RENAMES:
+                pairs = [(path, [convert(item) for item in value]) for path, convert in RENAMES[word]]
+            else:
+                pairs = list(self._take(word, value, entry, (*place, key)))  # type: ignore[arg-type]
+            for path, inner in pairs:
+                out[path] = inner
+                if path != key:
+                    self.changed = True
+                    target: KeyPath = (*place, path)
+                    self.moved[target] = (*place, key)
+        return out
+
+    def _name_engines(self, data: Mapping[str, JsonValue], out: dict[str, JsonValue]) -> None:
+        """Give an older study without an engine those whose sections it sweeps; several become an axis."""
+        sweep = out.get("sweep")
+        engine = out.get("engine")
+        if isinstance(engine, list):
+            out["sweep"] = {"engine": engine, **(sweep if isinstance(sweep, Mapping) else {})}
+            self.moved["sweep", "engine"] = self.moved.get(("engine",), ("engine",))
+            del out["engine"]
+            self.changed = True
+        elif engine is None and isinstance(sweep, Mapping) and "engine" not in sweep and MARKS & data.keys():
+            heads = (key.partition(".")[0] for key in sweep)
+            named = [head for head in dict.fromkeys(heads) if head in ENGINE_SECTIONS]
+            if len(named) == 1:
+                out["engine"] = named[0]
+            elif named:
+                out["sweep"] = {"engine": list(named), **sweep}
+
+
+def _word(path: str) -> str:
+    for old, new in PREFIXES:
+        if path.startswith(old):
+            path = new + path[len(old) :]
+    return path
+
+
+def _goes_deeper(word: str) -> bool:
+    item = fields.find(word)
+    return item is None or (item.kind == "section" and item.path == word)
+
+
+def _engine(data: Mapping[str, JsonValue]) -> str:
+    named = data.get("engine", data.get("backend", "transformers"))
+    return {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}.get(str(named), str(named))
+
+
+def _is_old_warmup(word: str, value: Mapping[str, JsonValue]) -> bool:
+    return word in ("warmup", "measurement.warmup") and any(key in _OLD_WARMUP for key in value)
+
+
+def _warmup(value: Mapping[str, JsonValue]) -> list[tuple[str, JsonValue, str]]:
+    """An older `warmup` section; its prompts become repeats of the workload."""
+    target = "measurement.warmup"
+    found: list[tuple[str, JsonValue, str]] = []
+    if value.get("enabled") is False:
+        return [(f"{target}.max_repeats", 0, "enabled")]
+    if "thermal_floor_seconds" in value:
+        found.append(("measurement.idle.max_wait_s", value["thermal_floor_seconds"], "thermal_floor_seconds"))
+    if value.get("convergence_detection") is True:
+        names = {
+            "cv_threshold": "cv",
+            "window_size": "window",
+            "min_prompts": "min_repeats",
+            "max_prompts": "max_repeats",
+        }
+        found += [(f"{target}.{new}", value[old], old) for old, new in names.items() if old in value]
+    else:
+        for old in ("n_warmup", "n_prompts"):
+            if old in value:
+                found += [(f"{target}.min_repeats", value[old], old), (f"{target}.max_repeats", value[old], old)]
+    return found + [(f"{target}.{key}", inner, key) for key, inner in value.items() if key not in _OLD_WARMUP]
+
+
+def _is_shorthand(value: Mapping[str, JsonValue]) -> bool:
+    return bool(value) and set(value) <= {"min", "max", "num", "log", "pow2", "range", "linspace", "scale"}
+
+
+def _range(value: JsonValue) -> JsonValue:
+    """The older shorthands of a range, as this project writes them."""
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {"min", "max", "num"}:
+        return {"linspace": [value["min"], value["max"], value["num"]]}
+    inner = value.get("pow2")
+    if isinstance(inner, Mapping) and set(inner) == {"min", "max"}:
+        return {"range": [inner["min"], inner["max"]], "scale": "log2"}
+    inner = value.get("log")
+    if isinstance(inner, Mapping) and set(inner) == {"min", "max", "num"}:
+        return _log_spaced(inner["min"], inner["max"], inner["num"]) or value
+    return value
+
+
+def _log_spaced(low: JsonValue, high: JsonValue, count: JsonValue) -> list[JsonValue] | None:
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not isinstance(count, int):
+        return None
+    if isinstance(count, bool) or not 2 <= count <= 10_000 or not 0 < low <= high <= 1e15:
+        return None
+    step = math.log(high / low) / (count - 1)
+    numbers = [float(f"{low * math.exp(step * index):.12g}") for index in range(count)]
+    whole = isinstance(low, int) and isinstance(high, int) and all(number.is_integer() for number in numbers)
+    return [int(number) if whole else number for number in numbers]
