@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llem.results.schema import Result
     from pytest_llem.session.code_meter import CodeMeter
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
 
@@ -33,20 +33,20 @@ def llem_session(request: pytest.FixtureRequest) -> Iterator[LlemSession]:
 
 
 @pytest.fixture
-def llem_experiment(request: pytest.FixtureRequest) -> Point:
+def llem_experiment(request: pytest.FixtureRequest) -> ExperimentCycle:
     """The experiment that this test is parametrised with (and its cycle, where the test wants one)."""
-    point: Point = request.param
+    point: ExperimentCycle = request.param
     return point
 
 
 @pytest.fixture
-def llem_cycle(llem_experiment: Point) -> Point:
+def llem_cycle(llem_experiment: ExperimentCycle) -> ExperimentCycle:
     """The experiment and the one cycle that this test is parametrised with."""
     return llem_experiment
 
 
 @pytest.fixture
-def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: Point) -> Result:
+def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> Result:
     """The result of one cycle, measured when nobody has yet.
 
     Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
@@ -58,7 +58,9 @@ def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_
 
 
 @pytest.fixture
-def llem_results(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> list[Result]:
+def llem_results(
+    request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle
+) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
     from pytest_llem.session.items import usable
 

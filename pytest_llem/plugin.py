@@ -201,7 +201,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     """Begin what a cluster can measure before the items come to it."""
     llem = session.config.stash.get(SESSION, None)
     if llem is not None and not session.testsfailed and not session.config.getoption("setuponly", False):
-        llem.measure_ahead(session.items)
+        llem.prefetch(session.items)
 
 
 @pytest.hookimpl(trylast=True)

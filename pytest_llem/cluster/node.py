@@ -23,13 +23,13 @@ from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine import idle_power_cache as idle_references
-from pytest_llem.machine.concurrent_runs import Neighbours
+from pytest_llem.machine.concurrent_runs import ConcurrentRuns
 from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
 from pytest_llem.machine.environment import gather
-from pytest_llem.machine.hold import Devices
+from pytest_llem.machine.hold import HeldDevices
 from pytest_llem.machine.inputs import input_facts
-from pytest_llem.machine.leases import Tenant
+from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner
 
@@ -134,7 +134,7 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     """Run the cycle under a lease of its devices."""
     runner = _runner(order)
     asked = order.job
-    # A name of its own within the run, so that other cycles of the run on this node count as neighbours.
+    # A name of its own within the run, so that other cycles of the run on this node count as concurrent.
     who = f"{asked.run_id} {asked.experiment_id} c{asked.cycle}.{asked.attempt}"
 
     def prepare(devices: DeviceSet) -> Job:
@@ -142,10 +142,10 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
         job_dir.write_job(job)
         return job
 
-    stay = Devices().stay_where_free(
+    stay = HeldDevices().hold_devices(
         runner,
         Demand.exactly(_devices(order.gpus)),
-        Tenant(f"{asked.study} {asked.experiment_id} c{asked.cycle}", who),
+        LeaseRequest(f"{asked.study} {asked.experiment_id} c{asked.cycle}", who),
         prepare,
         job_dir,
         residual_bytes=order.terms.residual_memory_bytes,
@@ -154,20 +154,20 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     )
     try:
         job_dir.path.mkdir()
-        with stay as (tenancy, job):
-            neighbours = Neighbours(who)
+        with stay as (hold, job):
+            concurrent_runs = ConcurrentRuns(who)
             shared = run_directory(job.run_id)
             cooled = cool_down(order.terms.cooldown, job.devices, shared)
             where = f"ray:{order.image or ''}"
             job = idle_references.lend(job, job_dir, shared, where)
-            report = runner.run(job, job_dir, _ignore, tenancy.lease)
-            concurrent = neighbours.count()
+            report = runner.run(job, job_dir, _ignore, hold.lease)
+            concurrent = concurrent_runs.count()
         idle_references.keep(job, job_dir, shared, where)
     finally:
         if order.image is not None:
             runner.close()
     notes = (*report.notes, *((cooled.note,) if cooled.note is not None else ()))
-    facts = {**report.facts, **tenancy.facts, **cooled.facts, "concurrent_workers": concurrent}
+    facts = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
     return job, replace(report, notes=notes, facts=facts)
 
 

@@ -11,7 +11,7 @@ from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode, encode
-from pytest_llem.runners.protocol import Place
+from pytest_llem.runners.protocol import ReuseTarget
 
 
 def places_on(
@@ -21,19 +21,19 @@ def places_on(
     image: str | None,
     docker: Mapping[str, JsonValue],
     ended: threading.Event,
-) -> list[Place]:
+) -> list[ReuseTarget]:
     """Each node as a place for this experiment, without those that do not answer; an `LlemError` when none does.
 
     Raises `InterruptedCycleError` once `ended` is set.
     """
-    found: list[Place] = []
+    found: list[ReuseTarget] = []
     problem: LlemError | None = None
     kind = "cuda" if request.gpus else "cpu"
     for _, answer in ask_nodes(place_here, nodes, encode(config), image, encode(docker), ended=ended):
         if isinstance(answer, LlemError):
             problem = answer
         else:
-            found.append(decode(Place, {**answer, "device_kind": kind, "device_count": request.gpus}))
+            found.append(decode(ReuseTarget, {**answer, "device_kind": kind, "device_count": request.gpus}))
     if problem is not None and not found:
         raise problem
     return found

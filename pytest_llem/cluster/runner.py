@@ -31,7 +31,7 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.devices import devices_needed
 from pytest_llem.machine.leases import Lease
-from pytest_llem.runners.protocol import OnEvent, Place, PreflightReport, Room
+from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget
 from pytest_llem.session.breaker import LASTING
 
 POLL_S = 0.5
@@ -68,14 +68,14 @@ class RayRunner:
         self._ended = threading.Event()
         self._given_up: set[str] = set()
         self._asking = threading.Lock()
-        self._places: dict[tuple[str | None, ...], list[Place]] = {}
+        self._places: dict[tuple[str | None, ...], list[ReuseTarget]] = {}
 
     @property
     def cluster(self) -> RayCluster:
         """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
         return connect(self.spec.address, self.settings.runtime_env)
 
-    def room(self, configs: Sequence[ExperimentConfig]) -> Room:
+    def room(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
         """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each.
 
         A cluster that may grow gets as many as there can be.
@@ -84,7 +84,7 @@ class RayRunner:
         requests = [self.cluster.request(settings, count) for count in {devices_needed(config) for config in configs}]
         notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()
         if settings.max_in_flight is not None:
-            return Room(settings.max_in_flight, notices)
+            return ParallelCycles(settings.max_in_flight, notices)
         slots = max((self.cluster.slots(request) for request in requests), default=1)
         if slots > MOST_IN_FLIGHT:
             limit = (
@@ -92,7 +92,9 @@ class RayRunner:
                 "ray.max_in_flight, and raise `ulimit -n` with it"
             )
             notices = (*notices, limit)
-        return Room(MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * slots, MOST_IN_FLIGHT)), notices)
+        return ParallelCycles(
+            MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * slots, MOST_IN_FLIGHT)), notices
+        )
 
     def _uneven(self) -> tuple[str, ...]:
         sizes = self.cluster.cpu_sizes(self.settings)
@@ -116,7 +118,7 @@ class RayRunner:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
         return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings, self._ended)
 
-    def places(self, config: ExperimentConfig) -> list[Place]:
+    def places(self, config: ExperimentConfig) -> list[ReuseTarget]:
         """The nodes that may run this experiment, as places whose earlier results may be reused."""
         request = self._feasible(devices_needed(config))
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Pending(Generic[T]):
+class Call(Generic[T]):
     """A call that runs on a daemon thread of its own.
 
     A thread pool would be joined when the interpreter ends, and a stalled download would then keep pytest from ending.

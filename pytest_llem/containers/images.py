@@ -14,7 +14,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pytest_llem import __version__
-from pytest_llem.containers.background import Pending
+from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
@@ -124,7 +124,7 @@ def ensure_image(
 
 def _pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:
     """Pull on a thread of its own, because a stalled download answers to no timeout of the client's."""
-    pull = Pending(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
+    pull = Call(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
     try:
         pull.result(deadline - time.monotonic())
     except TimeoutError:

@@ -16,7 +16,7 @@ import requests
 from docker.errors import DockerException
 
 from pytest_llem.containers.archive import JOBS, PROBE, job_archive, worker_archive
-from pytest_llem.containers.background import Pending
+from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.identity import SessionIdentity
@@ -88,9 +88,9 @@ def preflight(
     return PreflightReport(tuple(found.problems), tuple(found.notices), found.facts)
 
 
-def _started(check: Check, name: str) -> tuple[_Findings, Pending[None]]:
+def _started(check: Check, name: str) -> tuple[_Findings, Call[None]]:
     own = _Findings()
-    return own, Pending(lambda: check(own), f"llem-preflight-{name}")
+    return own, Call(lambda: check(own), f"llem-preflight-{name}")
 
 
 def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts, found: _Findings) -> None:

@@ -28,10 +28,10 @@ def open_meter(
     for this process: what it uses belongs to the measurement. Raises `MeterError` with the remedy for a name that is
     unknown or cannot work here.
     """
-    from pytest_llem.energy.protocol import MeterSetup
+    from pytest_llem.energy.protocol import MeterRequest
     from pytest_llem.energy.registry import open_named
 
-    return open_named(MeterSetup(settings, devices, out_dir, server))
+    return open_named(MeterRequest(settings, devices, out_dir, server))
 
 
 def known_meters() -> tuple[str, ...]:

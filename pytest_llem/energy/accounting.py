@@ -13,7 +13,7 @@ from pytest_llem.energy.protocol import (
     EnergyReport,
     HostEnergy,
     MeteredDevice,
-    MeterSetup,
+    MeterRequest,
     Scope,
     Window,
     WindowEnergy,
@@ -57,7 +57,7 @@ class Accounts:
 
     def __init__(
         self,
-        setup: MeterSetup,
+        setup: MeterRequest,
         gpus: Sequence[GpuFacts],
         windows: Sequence[Window],
         containers: Collection[str] = (),

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterSetup, Window, WindowEnergy
+from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterRequest, Window, WindowEnergy
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.report import Note
@@ -27,7 +27,7 @@ class CodeCarbonMeter:
 
     name: ClassVar[str] = "codecarbon"
 
-    def __init__(self, setup: MeterSetup) -> None:
+    def __init__(self, setup: MeterRequest) -> None:
         self._setup = setup
         self._on_gpu = setup.devices.kind == "cuda"
         self._tracker: Any = None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterSetup, Window, WindowEnergy
+from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterRequest, Window, WindowEnergy
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.energy.watts import thread_power
 from pytest_llem.job.report import Note
@@ -30,7 +30,7 @@ class EstimateMeter:
 
     name: ClassVar[str] = "estimate"
 
-    def __init__(self, setup: MeterSetup) -> None:
+    def __init__(self, setup: MeterRequest) -> None:
         self._setup = setup
         self._power = thread_power()
         self._marks: dict[int, int] = {}

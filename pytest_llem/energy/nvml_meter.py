@@ -13,7 +13,7 @@ from pytest_llem.energy import calibration, nvml_devices, powercap
 from pytest_llem.energy import rapl_meter as rapl
 from pytest_llem.energy.accounting import GAIN_UNCERTAINTY_REL, Accounts, GpuFacts
 from pytest_llem.energy.idle_reuse import Conditions, recent_conditions
-from pytest_llem.energy.protocol import EnergyReport, MeterSetup, Window
+from pytest_llem.energy.protocol import EnergyReport, MeterRequest, Window
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.errors import MeterError
@@ -32,7 +32,7 @@ class NvmlMeter:
     calibrates: ClassVar[bool] = True
     remarks: ClassVar[tuple[Note, ...]] = ()
 
-    def __init__(self, setup: MeterSetup) -> None:
+    def __init__(self, setup: MeterRequest) -> None:
         self._setup = setup
         readable = powercap.domains()
         self._edges = rapl.RaplEdges(readable if rapl.obstacle(readable) is None else ())

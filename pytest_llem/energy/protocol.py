@@ -150,7 +150,7 @@ class ServerTree(Protocol):
 
 
 @dataclass(frozen=True)
-class MeterSetup:
+class MeterRequest:
     """The cycle's meter settings and devices, the directory that receives `samples.jsonl`, and the server, if any."""
 
     settings: MeterSettings

@@ -16,7 +16,7 @@ from pytest_llem.energy.protocol import (
     EnergyReport,
     HostEnergy,
     MeteredDevice,
-    MeterSetup,
+    MeterRequest,
     Scope,
     Window,
     WindowEnergy,
@@ -105,7 +105,7 @@ class RaplMeter:
 
     name: ClassVar[str] = "rapl"
 
-    def __init__(self, setup: MeterSetup) -> None:
+    def __init__(self, setup: MeterRequest) -> None:
         self._setup = setup
         self._edges = RaplEdges(powercap.domains())
         self._sampler: SamplerProcess | None = None

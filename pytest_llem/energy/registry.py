@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import cast
 
-from pytest_llem.energy.protocol import Meter, MeterSetup
+from pytest_llem.energy.protocol import Meter, MeterRequest
 from pytest_llem.errors import MeterError
 
 SHIPPED = {
@@ -21,7 +21,7 @@ SHIPPED = {
 }
 ENTRY_POINT_GROUP = "pytest_llem.meters"
 
-MeterFactory = Callable[[MeterSetup], Meter]
+MeterFactory = Callable[[MeterRequest], Meter]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def names() -> tuple[str, ...]:
     return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
 
 
-def open_named(setup: MeterSetup) -> Meter | None:
+def open_named(setup: MeterRequest) -> Meter | None:
     """The meter that the settings name; see `pytest_llem.energy.open_meter`."""
     name = setup.settings.name
     if name == "none":
@@ -66,7 +66,7 @@ def statuses() -> tuple[MeterStatus, ...]:
     return tuple(found)
 
 
-def _automatic(setup: MeterSetup) -> str:
+def _automatic(setup: MeterRequest) -> str:
     if setup.devices.kind == "cuda":
         return "nvml"
     return "rapl" if _obstacle(_factory("rapl")) is None else "estimate"

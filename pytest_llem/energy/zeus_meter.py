@@ -14,7 +14,7 @@ from pytest_llem.energy.protocol import (
     DeviceEnergy,
     EnergyReport,
     MeteredDevice,
-    MeterSetup,
+    MeterRequest,
     Scope,
     Window,
     WindowEnergy,
@@ -50,7 +50,7 @@ class ZeusMeter:
 
     name: ClassVar[str] = "zeus"
 
-    def __init__(self, setup: MeterSetup) -> None:
+    def __init__(self, setup: MeterRequest) -> None:
         self._setup = setup
         self._counters: Counters | None = None
         self._marks: dict[int, list[float]] = {}

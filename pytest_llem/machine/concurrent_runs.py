@@ -15,7 +15,7 @@ CLOCK_STEP_NS = 20_000_000
 """A file's time of change comes from a clock that the kernel advances a few hundred times a second."""
 
 
-class Neighbours:
+class ConcurrentRuns:
     """Counts the pytest processes that may work on this machine between its making and `count`.
 
     All xdist workers of this run count, since they derive results and judge while they hold no lease, and so does every

@@ -11,12 +11,12 @@ from typing import Protocol, runtime_checkable
 from pytest_llem.errors import JsonValue, NotReleasedError
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.leases import Lease, OnWait, Tenant, take_lease
+from pytest_llem.machine.leases import Lease, LeaseRequest, OnWait, take_lease
 from pytest_llem.machine.occupancy import Occupancy, released, require_free
 from pytest_llem.runners.protocol import Runner
 
 
-class Tenancy:
+class DeviceHold:
     """From taking devices to giving them back: for one cycle, or for as long as an engine is kept loaded."""
 
     def __init__(self, lease: Lease, before: Sequence[Occupancy]) -> None:
@@ -26,8 +26,8 @@ class Tenancy:
 
     @classmethod
     def begin(
-        cls, demand: Demand, tenant: Tenant, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
-    ) -> Tenancy:
+        cls, demand: Demand, tenant: LeaseRequest, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
+    ) -> DeviceHold:
         """Take a lease of what is demanded and check that at most `residual_bytes` are in use on each GPU.
 
         Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
@@ -86,11 +86,11 @@ class Kept:
     """A stay that outlives its cycle, because the runner keeps something loaded on the devices."""
 
     runner: StaysLoaded
-    tenancy: Tenancy
+    hold: DeviceHold
     title: str
 
 
-class Devices:
+class HeldDevices:
     """The devices of one pytest process: at most one stay at a time, for a cycle or for a loaded engine's life."""
 
     def __init__(self) -> None:
@@ -100,78 +100,78 @@ class Devices:
     @contextmanager
     def stay(
         self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
-    ) -> Iterator[Tenancy]:
-        """The devices that a job names; otherwise as `stay_where_free`."""
-        with self.stay_where_free(
+    ) -> Iterator[DeviceHold]:
+        """The devices that a job names; otherwise as `hold_devices`."""
+        with self.hold_devices(
             runner,
             Demand.exactly(job.devices),
-            Tenant(f"{job.study} {job.experiment_id} c{job.cycle}", job.run_id),
+            LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", job.run_id),
             lambda _: job,
             job_dir,
             residual_bytes=residual_bytes,
             timeout_s=timeout_s,
             on_wait=on_wait,
-        ) as (tenancy, _):
-            yield tenancy
+        ) as (hold, _):
+            yield hold
 
     @contextmanager
-    def stay_where_free(
+    def hold_devices(
         self,
         runner: Runner,
         demand: Demand,
-        tenant: Tenant,
+        tenant: LeaseRequest,
         prepare: Callable[[DeviceSet], Job],
         job_dir: JobDir,
         *,
         residual_bytes: int,
         timeout_s: float,
         on_wait: OnWait,
-    ) -> Iterator[tuple[Tenancy, Job]]:
+    ) -> Iterator[tuple[DeviceHold, Job]]:
         """The devices for the cycle that the body runs, and its job, which `prepare` writes once they are known.
 
         An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Of several free
         devices those of the last cycle come first: so the cycles of one device follow the study's order. Raises what
-        `Tenancy.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
+        `DeviceHold.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
         error of its own to tell.
         """
-        tenancy, job = self._served_by_kept(runner, demand, prepare, job_dir) or (None, None)
-        if tenancy is None or job is None:
+        hold, job = self._served_by_kept(runner, demand, prepare, job_dir) or (None, None)
+        if hold is None or job is None:
             self.leave()
             wish = replace(demand, preferred=self._last)
-            tenancy = Tenancy.begin(wish, tenant, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
-            self._last = tenancy.devices.uuids
+            hold = DeviceHold.begin(wish, tenant, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
+            self._last = hold.devices.uuids
             try:
-                job = prepare(tenancy.devices)
+                job = prepare(hold.devices)
             except BaseException:
-                tenancy.abandon()
+                hold.abandon()
                 raise
         title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
         self._kept = None
         try:
-            yield tenancy, job
+            yield hold, job
         except BaseException:
             try:
                 if isinstance(runner, StaysLoaded):
                     runner.unload()
             finally:
-                tenancy.abandon()
+                hold.abandon()
             raise
         if isinstance(runner, StaysLoaded) and runner.loaded:
-            self._kept = Kept(runner, tenancy, f"the engine of {title}")
+            self._kept = Kept(runner, hold, f"the engine of {title}")
             return
-        problem = tenancy.end(title)
+        problem = hold.end(title)
         if problem is not None and not job_dir.error.exists():
             raise problem
 
     def _served_by_kept(
         self, runner: object, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
-    ) -> tuple[Tenancy, Job] | None:
+    ) -> tuple[DeviceHold, Job] | None:
         """The stay of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
         kept = self._kept
-        if kept is None or kept.runner is not runner or not demand.met_by(kept.tenancy.devices):
+        if kept is None or kept.runner is not runner or not demand.met_by(kept.hold.devices):
             return None
-        job = prepare(kept.tenancy.devices)
-        return (kept.tenancy, job) if kept.runner.can_serve(job, job_dir) else None
+        job = prepare(kept.hold.devices)
+        return (kept.hold, job) if kept.runner.can_serve(job, job_dir) else None
 
     def leave(self) -> None:
         """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""
@@ -181,8 +181,8 @@ class Devices:
         try:
             kept.runner.unload()
         except BaseException:
-            kept.tenancy.abandon()
+            kept.hold.abandon()
             raise
-        problem = kept.tenancy.end(kept.title)
+        problem = kept.hold.end(kept.title)
         if problem is not None:
             raise problem

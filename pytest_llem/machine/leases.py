@@ -37,7 +37,7 @@ __all__ = [
     "LEASE_DIR_VARIABLE",
     "NO_LEASES",
     "Lease",
-    "Tenant",
+    "LeaseRequest",
     "device_lease",
     "end_leftovers",
     "holder",
@@ -54,7 +54,7 @@ OnWait = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Tenant:
+class LeaseRequest:
     """Who asks for devices: a title for those who wait, its run, and its place in the order of that run."""
 
     title: str | None = None
@@ -73,7 +73,7 @@ class Lease:
         self,
         devices: DeviceSet,
         descriptors: Mapping[str, int],
-        tenant: Tenant,
+        tenant: LeaseRequest,
         previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
     ) -> None:
         self.devices = devices
@@ -102,7 +102,7 @@ class Lease:
 
 @contextlib.contextmanager
 def device_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: LeaseRequest | None = None
 ) -> Iterator[Lease]:
     """Hold devices for the length of a `with` block; see `take_lease`."""
     lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
@@ -113,7 +113,7 @@ def device_lease(
 
 
 def take_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: Tenant | None = None
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: LeaseRequest | None = None
 ) -> Lease:
     """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
 
@@ -121,7 +121,7 @@ def take_lease(
     `timeout_s` seconds, or when the lock files cannot be made.
     """
     demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
-    tenant = tenant or Tenant()
+    tenant = tenant or LeaseRequest()
     if leases_are_off():
         return Lease(demand.first(), {}, tenant)
     names = _in_order_of_choice(demand, tenant)
@@ -137,7 +137,7 @@ def take_lease(
     return lease
 
 
-def _in_order_of_choice(demand: Demand, tenant: Tenant) -> list[str]:
+def _in_order_of_choice(demand: Demand, tenant: LeaseRequest) -> list[str]:
     """The preferred devices first, then those that no other worker of the run has used, so that each keeps to its own.
 
     Devices that their last holder left in a bad state come last.
@@ -162,7 +162,7 @@ def end_leftovers() -> list[int]:
     return ended
 
 
-def _wait(waiting: Waiting, demand: Demand, tenant: Tenant, deadline: float, on_wait: OnWait | None) -> Lease:
+def _wait(waiting: Waiting, demand: Demand, tenant: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
     said: str | None = None
     ended = False
     while True:
@@ -196,7 +196,7 @@ class _Look:
     ahead: int
 
 
-def _look(waiting: Waiting, demand: Demand, tenant: Tenant) -> _Look:
+def _look(waiting: Waiting, demand: Demand, tenant: LeaseRequest) -> _Look:
     """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks."""
     ticket = waiting.ticket
     with deciding():

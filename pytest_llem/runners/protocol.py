@@ -18,7 +18,7 @@ OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class ReuseTarget:
     """Where a cycle may run, as far as it must be equal for a result to be reused: see `machine.environment.identity`.
 
     `image` is known by its digest where it lies there already, else by its name.
@@ -75,7 +75,7 @@ class KnowsImage(Protocol):
 
 
 @dataclass(frozen=True)
-class Room:
+class ParallelCycles:
     """How many cycles to begin at a time, and what the user should know about that, a sentence each."""
 
     cycles: int
@@ -86,10 +86,10 @@ class Room:
 class RunsMany(Protocol):
     """A runner that has room for several cycles at a time; threads may share its `run` (an optional part)."""
 
-    def room(self, configs: Sequence[ExperimentConfig]) -> Room:
+    def room(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
         """How many cycles of these experiments to begin at a time."""
 
-    def places(self, config: ExperimentConfig) -> Sequence[Place]:
+    def places(self, config: ExperimentConfig) -> Sequence[ReuseTarget]:
         """Where a cycle of this experiment may run, each place by what must be equal for its result to be reused."""
 
     def interrupt(self) -> None:

@@ -21,7 +21,7 @@ from pytest_llem.runners.process import SpawnedProcess, WorkerProcess, end
 
 if TYPE_CHECKING:
     from pytest_llem.runners.protocol import Runner
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.study import Experiment
 
 DEADLINE_S = 300.0
@@ -31,7 +31,9 @@ StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
 """Starts a comparison, given its source and target (see `engines.signatures.main`) and its log."""
 
 
-def require_accepted_settings(runner: Runner, point: Point, devices: DeviceSet, directory: Path) -> str | None:
+def require_accepted_settings(
+    runner: Runner, point: ExperimentCycle, devices: DeviceSet, directory: Path
+) -> str | None:
     """Raise `EngineSettingError` when the engine that will run does not take a setting of this point's experiment.
 
     Asks the engine where `directory` holds no answer of it yet. Returns why nothing could be compared, or `None`.

@@ -19,19 +19,19 @@ from pytest_llem.runners.settings_check import require_accepted_settings
 from pytest_llem.servers.spec import require_reachable
 
 if TYPE_CHECKING:
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
 
 PREFLIGHTS = ".preflight"
 
 
-class CheckedOnce:
+class Checks:
     """The checks of one run, with their answers in the run's directory; `skip` leaves them out."""
 
     def __init__(self, run_dir: Path, *, skip: bool) -> None:
         self._directory = run_dir / PREFLIGHTS
         self._skip = skip
 
-    def preflight(self, runner: Runner, point: Point, devices: DeviceSet) -> str:
+    def preflight(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> str:
         """Raise what stands against every cycle of this engine there; else say how it was checked."""
         if self._skip:
             return "skipped"
@@ -58,7 +58,7 @@ class CheckedOnce:
             raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
-    def settings(self, runner: Runner, point: Point, devices: DeviceSet) -> str | None:
+    def settings(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> str | None:
         """Raise when the engine does not take the point's settings; why nothing was compared, or `None`.
 
         To be called under the lease of the devices, because the engine's import would disturb another's measurement.
@@ -68,7 +68,7 @@ class CheckedOnce:
         return require_accepted_settings(runner, point, devices, self._directory / _name(runner, point))
 
 
-def _name(runner: Runner, point: Point) -> str:
+def _name(runner: Runner, point: ExperimentCycle) -> str:
     spec = runner.spec
     engine = point.experiment.engine
     return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.session.experiment_cycle import EXPERIMENT, Point, point_of
+from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
@@ -172,7 +172,7 @@ def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
     for experiment, cycle in study.schedule(max(execution.cycles, optional)):
         keywords, id = experiment.keywords, experiment.id
         marks = llem(**keywords, cycle=cycle, id=id), *beyond.get(id, ())
-        point = Point(study, experiment, cycle, _words(keywords, experiment))
+        point = ExperimentCycle(study, experiment, cycle, _words(keywords, experiment))
         yield pytest.param(point, id=f"{id}-c{cycle}", marks=marks)
 
 
@@ -186,7 +186,7 @@ def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
         if not gates_only or session.gated(experiment):
             keywords, id = experiment.keywords, experiment.id
             marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
-            point = Point(study, experiment, words=_words(keywords, experiment))
+            point = ExperimentCycle(study, experiment, words=_words(keywords, experiment))
             yield pytest.param(point, id=id, marks=marks)
 
 
@@ -221,7 +221,7 @@ class Collected:
         """Remember the order, and add each point's model, engine and tags to what `-k` matches."""
         self._items = tuple(items)
         for item in items:
-            point = point_of(item)
+            point = experiment_cycle_of(item)
             if point is not None:
                 item.extra_keyword_matches.update(point.words)
         try:
@@ -249,13 +249,13 @@ def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
     asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
     if asked:
         return
-    unasked = [item for item in items if point_of(item) is not None]
+    unasked = [item for item in items if experiment_cycle_of(item) is not None]
     if unasked:
         config.hook.pytest_deselected(items=unasked)
-        items[:] = [item for item in items if point_of(item) is None]
+        items[:] = [item for item in items if experiment_cycle_of(item) is None]
 
 
-def study_plans(points: Iterable[Point]) -> tuple[StudyPlan, ...]:
+def study_plans(points: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
     """The plan for the run's manifest: the cycles that were selected, in order, and what the studies left out."""
     from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan
 

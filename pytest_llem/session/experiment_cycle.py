@@ -15,7 +15,7 @@ EXPERIMENT = "llem_experiment"
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ExperimentCycle:
     """An experiment of a study and, where a test is about one, its cycle (1-based)."""
 
     study: Study
@@ -37,13 +37,13 @@ class Point:
         """Whether this is a cycle that is measured only until `target_ci` is reached."""
         return self.cycle is not None and self.cycle > self.study.execution.cycles
 
-    def cycles(self) -> list[Point]:
+    def cycles(self) -> list[ExperimentCycle]:
         """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
         return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
 
 
-def point_of(item: pytest.Item) -> Point | None:
+def experiment_cycle_of(item: pytest.Item) -> ExperimentCycle | None:
     """The experiment (and cycle) that an item is parametrised with, if it is."""
     callspec = getattr(item, "callspec", None)
     point = callspec.params.get(EXPERIMENT) if callspec is not None else None
-    return point if isinstance(point, Point) else None
+    return point if isinstance(point, ExperimentCycle) else None

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
 Property = tuple[str, "str | int | float | bool"]
@@ -43,7 +43,7 @@ def usable(outcome: Outcome, item: pytest.Item) -> Result:
     return outcome.result
 
 
-def skip_if_precise(session: LlemSession, point: Point) -> None:
+def skip_if_precise(session: LlemSession, point: ExperimentCycle) -> None:
     """Skip an optional cycle when the cycles before it, measured here where absent, reach `target_ci`."""
     execution = point.study.execution
     if not point.optional or execution.target_ci is None:
@@ -61,7 +61,7 @@ def skip_if_precise(session: LlemSession, point: Point) -> None:
             )
 
 
-def judge(session: LlemSession, point: Point, item: pytest.Item) -> None:
+def judge(session: LlemSession, point: ExperimentCycle, item: pytest.Item) -> None:
     """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
     from pytest_llem.errors import StoreError
     from pytest_llem.results.judging import judge_experiment, write_gate

@@ -18,20 +18,20 @@ from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine import idle_power_cache as idle_references
-from pytest_llem.machine.concurrent_runs import Neighbours
+from pytest_llem.machine.concurrent_runs import ConcurrentRuns
 from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
-from pytest_llem.machine.hold import Devices, StaysLoaded
-from pytest_llem.machine.leases import Tenant
-from pytest_llem.runners.protocol import KnowsImage, Place, Room, Runner, RunsMany
+from pytest_llem.machine.hold import HeldDevices, StaysLoaded
+from pytest_llem.machine.leases import LeaseRequest
+from pytest_llem.runners.protocol import KnowsImage, ParallelCycles, ReuseTarget, Runner, RunsMany
 from pytest_llem.servers.preflight import known_image
 from pytest_llem.servers.spec import ServerSpec, residual_allowance, starts_server
 from pytest_llem.session.breaker import Breaker
-from pytest_llem.session.checks import CheckedOnce
+from pytest_llem.session.checks import Checks
 from pytest_llem.session.options import RunOptions
-from pytest_llem.session.runner_plan import Placement
+from pytest_llem.session.runner_plan import RunnerPlans
 
 if TYPE_CHECKING:
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.study import Study
 
 LEASE_TIMEOUT_S = 24 * 3600.0
@@ -46,11 +46,11 @@ class Measurer:
         self._run_dir = run_dir
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
-        self._checks = CheckedOnce(run_dir, skip=options.skip_preflight)
-        self._devices = Devices()
+        self._checks = Checks(run_dir, skip=options.skip_preflight)
+        self._devices = HeldDevices()
         self._lock = threading.Lock()
         self._say: Callable[[str | None], None] = lambda _: None
-        self.placement = Placement(options)
+        self.placement = RunnerPlans(options)
         self.places: Mapping[tuple[str, str, int | None], int] = {}
         """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
 
@@ -58,7 +58,7 @@ class Measurer:
         """Where cycles of an engine run, and who said so."""
         return self.placement.spec(engine, study)
 
-    def identities(self, point: Point, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
+    def identities(self, point: ExperimentCycle, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
         """What must be equal in an earlier result of a cycle for it to be reused: one for each place where it may run.
 
         That is this machine's `environment`, or each node of a cluster.
@@ -74,7 +74,9 @@ class Measurer:
         else:
             devices = visible_devices(config)
             places = [
-                Place(environment, input_facts(config), self._image(spec, point), devices.kind, len(devices.uuids))
+                ReuseTarget(
+                    environment, input_facts(config), self._image(spec, point), devices.kind, len(devices.uuids)
+                )
             ]
         return [
             identity(
@@ -90,7 +92,7 @@ class Measurer:
             for place in places
         ]
 
-    def _image(self, spec: RunnerSpec, point: Point) -> str | None:
+    def _image(self, spec: RunnerSpec, point: ExperimentCycle) -> str | None:
         """What a container's image is known by: its digest where it lies here already, else its name."""
         if starts_server(point.experiment.config):
             image = point.experiment.config.settings.get("image")
@@ -99,7 +101,7 @@ class Measurer:
         known = runner.known_image(point.experiment.engine) if isinstance(runner, KnowsImage) else None
         return known or spec.image
 
-    def measure(self, point: Point, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+    def measure(self, point: ExperimentCycle, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
 
         Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
@@ -126,18 +128,18 @@ class Measurer:
         try:
             with (
                 Announcement(self._run_dir, title, job_dir.events) as announcement,
-                self._devices.stay_where_free(
+                self._devices.hold_devices(
                     runner,
                     demand,
-                    Tenant(title, self._run_id, place),
+                    LeaseRequest(title, self._run_id, place),
                     partial(self._job, point, attempt, job_dir),
                     job_dir,
                     residual_bytes=residual_allowance(experiment.config, execution.residual_memory_bytes),
                     timeout_s=LEASE_TIMEOUT_S,
                     on_wait=announcement.say,
-                ) as (tenancy, job),
+                ) as (hold, job),
             ):
-                devices, neighbours = job.devices, Neighbours(self._run_id)
+                devices, concurrent_runs = job.devices, ConcurrentRuns(self._run_id)
                 dependencies = _dependencies(point, spec, Demand.exactly(devices))
                 self._say = announcement.say
                 announcement.say("cooling down")
@@ -147,8 +149,8 @@ class Measurer:
                 unchecked = self._checks.settings(runner, point, devices)
                 where = f"{spec.name}:{spec.image or spec.address or ''}"
                 job = idle_references.lend(job, job_dir, self._run_dir, where)
-                report = runner.run(job, job_dir, _ignore, tenancy.lease)
-                concurrent = neighbours.count()
+                report = runner.run(job, job_dir, _ignore, hold.lease)
+                concurrent = concurrent_runs.count()
         except LlemError as error:
             self._breaker.record(error, dependencies)
             raise
@@ -159,7 +161,7 @@ class Measurer:
         notes = report.notes if unchecked is None else (*report.notes, Note("settings_unchecked", unchecked))
         facts = {
             **report.facts,
-            **tenancy.facts,
+            **hold.facts,
             **cooled.facts,
             "preflight": checked,
             **self._shard(),
@@ -168,7 +170,7 @@ class Measurer:
         return job, replace(report, facts=facts, notes=notes if cooled.note is None else (*notes, cooled.note))
 
     def _measure_on_cluster(
-        self, point: Point, spec: RunnerSpec, attempt: int, job_dir: JobDir
+        self, point: ExperimentCycle, spec: RunnerSpec, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
         """As `measure`, by a runner whose nodes take the lease and see to their devices; several may call it.
 
@@ -186,12 +188,12 @@ class Measurer:
             report, facts={**report.facts, "preflight": checked, **self._shard()}, notes=notes
         )
 
-    def room(self, points: Sequence[Point]) -> Room | None:
+    def room(self, points: Sequence[ExperimentCycle]) -> ParallelCycles | None:
         """How many cycles of these experiments, all on runners that have room for several, to measure at a time.
 
         `None` for no experiments, and where no place can be reached: each cycle says so itself.
         """
-        first: dict[str, list[Point]] = {}
+        first: dict[str, list[ExperimentCycle]] = {}
         for point in points:
             first.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
         rooms = []
@@ -205,7 +207,7 @@ class Measurer:
                     notices += [f"{group[0].study.name}: {notice}" for notice in rooms[-1].notices]
             except LlemError:
                 continue
-        return Room(max(room.cycles for room in rooms), tuple(dict.fromkeys(notices))) if rooms else None
+        return ParallelCycles(max(room.cycles for room in rooms), tuple(dict.fromkeys(notices))) if rooms else None
 
     def interrupt(self) -> None:
         """End what other threads measure."""
@@ -213,7 +215,7 @@ class Measurer:
             if isinstance(runner, RunsMany):
                 runner.interrupt()
 
-    def _job(self, point: Point, attempt: int, job_dir: JobDir, devices: DeviceSet) -> Job:
+    def _job(self, point: ExperimentCycle, attempt: int, job_dir: JobDir, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices, as it is written down for the worker."""
         experiment, study = point.experiment, point.study
         job = Job(
@@ -270,7 +272,7 @@ class Measurer:
         self._runners.clear()
 
 
-def _dependencies(point: Point, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
+def _dependencies(point: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
     """What a cycle needs that others may need too, by kind: see `session.breaker.LASTING`."""
     config = point.experiment.config
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.precision import precise_after
-from pytest_llem.session.experiment_cycle import Point, point_of
+from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
     import pytest
@@ -26,7 +26,7 @@ UNCERTAIN_MARKS = ("skip", "skipif", "xfail")
 class FromStore(Protocol):
     """The outcome of a cycle, measured unless the run's store has it; `retried` as in `Wanted`."""
 
-    def __call__(self, point: Point, *, retried: bool) -> Outcome:
+    def __call__(self, point: ExperimentCycle, *, retried: bool) -> Outcome:
         """Returns when the cycle has its terminal state."""
 
 
@@ -34,7 +34,7 @@ class FromStore(Protocol):
 class Wanted:
     """A cycle that selected items need. `retried` when one of them is the cycle's own: a gate never retries."""
 
-    point: Point
+    point: ExperimentCycle
     retried: bool
 
 
@@ -44,7 +44,7 @@ def begun_ahead(
     measure: FromStore,
     run_dir: Path,
     say: Callable[[str], None],
-) -> Ahead | None:
+) -> Prefetch | None:
     """Begin what the items need of runners that run many cycles at a time; `None` where there is nothing such.
 
     Raises nothing: a cluster that cannot be reached is for each item to report. `say` tells the user a line.
@@ -52,7 +52,7 @@ def begun_ahead(
     found = [
         point
         for item in items
-        if (point := point_of(item)) is not None
+        if (point := experiment_cycle_of(item)) is not None
         and measurer.runner_spec(point.experiment.engine, point.study).name == "ray"
         and not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
     ]
@@ -65,12 +65,12 @@ def begun_ahead(
     from pytest_llem.cluster.progress import progress_of
 
     optional = {point.key: point for point in found if point.optional}
-    ahead = Ahead(measure, room.cycles, optional, progress_of(run_dir).outstanding)
+    ahead = Prefetch(measure, room.cycles, optional, progress_of(run_dir).outstanding)
     ahead.begin(wanted)
     return ahead
 
 
-def wanted_cycles(points: Sequence[Point]) -> list[Wanted]:
+def wanted_cycles(points: Sequence[ExperimentCycle]) -> list[Wanted]:
     """The cycles that items with these points need for certain, each once, in the order of first need.
 
     A point without a cycle is an item about a whole experiment. Cycles that are measured only until a result is precise
@@ -86,7 +86,7 @@ def wanted_cycles(points: Sequence[Point]) -> list[Wanted]:
     return list(found.values())
 
 
-class Ahead:
+class Prefetch:
     """Measures cycles in threads, in order, `in_flight` at a time; see `wait` for who needs one.
 
     `optional` are the selected cycles that are measured only until a result is precise enough: each follows when those
@@ -98,7 +98,7 @@ class Ahead:
         self,
         measure: FromStore,
         in_flight: int,
-        optional: Mapping[CycleKey, Point] | None = None,
+        optional: Mapping[CycleKey, ExperimentCycle] | None = None,
         outstanding: Callable[[int], None] = lambda more: None,
     ) -> None:
         self._measure = measure
@@ -147,7 +147,7 @@ class Ahead:
             self.begin([Wanted(following, True)])
         return outcome
 
-    def _following(self, point: Point, outcome: Outcome) -> Point | None:
+    def _following(self, point: ExperimentCycle, outcome: Outcome) -> ExperimentCycle | None:
         """The optional cycle of this experiment that has become necessary, now that another cycle is done."""
         with self._lock:
             self._outcomes[point.key] = outcome

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llem.study import Study
 
 
-class Placement:
+class RunnerPlans:
     """The runner of every engine, by the settings of this run."""
 
     def __init__(self, options: RunOptions) -> None:

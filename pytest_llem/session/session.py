@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.session.experiment_cycle import Point, point_of
+from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 from pytest_llem.session.isolation import require_possible
 from pytest_llem.session.items import properties, set_properties
 from pytest_llem.session.options import RunOptions
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pytest_llem.results.store import RunStore
     from pytest_llem.results.summary import ExperimentSummary
     from pytest_llem.session.measuring import Measurer
-    from pytest_llem.session.prefetch import Ahead
-    from pytest_llem.session.runner_plan import Placement
+    from pytest_llem.session.prefetch import Prefetch
+    from pytest_llem.session.runner_plan import RunnerPlans
     from pytest_llem.study import Experiment, Study
 
 
@@ -53,7 +53,7 @@ class LlemSession:
         self.sharding = Sharding(options.shard) if options.shard is not None else None
         self.rows: list[ExperimentSummary] = []
         self.saved: Saved | None = None
-        self._ahead: Ahead | None = None
+        self._ahead: Prefetch | None = None
 
     @classmethod
     def resettled(cls, config: pytest.Config, settled: bytes) -> LlemSession:
@@ -82,11 +82,11 @@ class LlemSession:
         return measurer
 
     @cached_property
-    def _placement(self) -> Placement:
+    def _placement(self) -> RunnerPlans:
         """Where engines run: asked while studies are collected, when nothing is measured yet."""
-        from pytest_llem.session.runner_plan import Placement
+        from pytest_llem.session.runner_plan import RunnerPlans
 
-        return Placement(self.options)
+        return RunnerPlans(self.options)
 
     @property
     def studies(self) -> list[Study]:
@@ -174,7 +174,7 @@ class LlemSession:
         """Where cycles of an engine run, and who said so."""
         return self._placement.spec(engine, study)
 
-    def get_or_measure(self, point: Point, *, item: pytest.Item | None) -> Outcome:
+    def get_or_measure(self, point: ExperimentCycle, *, item: pytest.Item | None) -> Outcome:
         """The outcome of a cycle: from the store, or measured now by this process."""
         if self._ahead is not None:
             self._ahead.wait(point.key)
@@ -184,7 +184,7 @@ class LlemSession:
             set_properties(item, properties(outcome, self.config.rootpath))
         return outcome
 
-    def _from_store(self, point: Point, *, retried: bool) -> Outcome:
+    def _from_store(self, point: ExperimentCycle, *, retried: bool) -> Outcome:
         return self.store.get_or_measure(
             point.key,
             lambda attempt, job_dir: self._measurer.measure(point, attempt, job_dir),
@@ -192,7 +192,7 @@ class LlemSession:
             reuse=partial(self._reusable, point.key, point) if self.options.resume else None,
         )
 
-    def measure_ahead(self, items: Sequence[pytest.Item]) -> None:
+    def prefetch(self, items: Sequence[pytest.Item]) -> None:
         """Begin what selected items need of a runner that runs many cycles at a time; items then wait for theirs."""
         if self.options.collect_only or not items:
             return
@@ -205,7 +205,7 @@ class LlemSession:
 
         self._ahead = begun_ahead(items, self._measurer, self._from_store, self.run_dir, say)
 
-    def _reusable(self, key: CycleKey, point: Point) -> Reuse:
+    def _reusable(self, key: CycleKey, point: ExperimentCycle) -> Reuse:
         from pytest_llem.results.resume import Reuse
 
         try:
@@ -222,7 +222,7 @@ class LlemSession:
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
         """Record the plan in the run's manifest, from the process that reports or from the first worker that comes."""
-        points = [point for item in items if (point := point_of(item)) is not None]
+        points = [point for item in items if (point := experiment_cycle_of(item)) is not None]
         if points and self.run.worker is not None:
             cycles = [(point.study.name, point.experiment.id, point.cycle) for point in points]
             self._measurer.places = {cycle: place for place, cycle in enumerate(cycles)}

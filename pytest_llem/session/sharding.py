@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.session.experiment_cycle import Point, point_of
+from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
@@ -169,7 +169,7 @@ class Sharding:
         """Whether this shard holds no experiment of any of the studies."""
         return bool(studies) and not any(self.split(study).part(self.shard.index) for study in studies)
 
-    def holds(self, point: Point) -> bool:
+    def holds(self, point: ExperimentCycle) -> bool:
         """Whether a point's experiment belongs to this shard."""
         return self.split(point.study).shards[point.experiment.id] == self.shard.index
 
@@ -178,7 +178,7 @@ class Sharding:
         kept: list[pytest.Item] = []
         others: list[pytest.Item] = []
         for item in items:
-            point = point_of(item)
+            point = experiment_cycle_of(item)
             (kept if point is None or self.holds(point) else others).append(item)
         if others:
             config.hook.pytest_deselected(items=others)

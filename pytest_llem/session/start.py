@@ -16,7 +16,7 @@ from pytest_llem.session.options import run_options
 from pytest_llem.session.session import LlemSession
 from pytest_llem.session.stash import CHECKED, COLLECTED, REPORTING, RUN, SESSION
 from pytest_llem.session.xdist.controller import distribute
-from pytest_llem.session.xdist.crashes import Carrying
+from pytest_llem.session.xdist.crashes import ReportSerialisation
 from pytest_llem.session.xdist.scheduling import refused_in_worker
 
 
@@ -44,7 +44,7 @@ def begin(config: pytest.Config) -> LlemSession:
         config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
         distribute(config, session)
     else:
-        config.pluginmanager.register(Carrying(), "llem-carrying")
+        config.pluginmanager.register(ReportSerialisation(), "llem-carrying")
     if settled is None:
         refuse_combinations(config, session)
     config.stash[SESSION] = session

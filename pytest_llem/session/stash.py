@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_llem.session.collection import Collected
     from pytest_llem.session.reporting import Reporting
     from pytest_llem.session.session import LlemSession
-    from pytest_llem.session.xdist.controller import Tally
+    from pytest_llem.session.xdist.controller import ItemCount
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,4 @@ CHECKED: pytest.StashKey[LlemSession] = pytest.StashKey()
 SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 REPORTING: pytest.StashKey[Reporting] = pytest.StashKey()
-TALLY: pytest.StashKey[Tally] = pytest.StashKey()
+TALLY: pytest.StashKey[ItemCount] = pytest.StashKey()

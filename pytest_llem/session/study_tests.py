@@ -9,16 +9,16 @@ from pytest_llem.session.items import check, judge, skip_if_precise
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llem.session.experiment_cycle import Point
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
 
-def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: Point) -> None:
+def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> None:
     """Measure one cycle of one experiment; an optional one only while the headline is not precise enough."""
     skip_if_precise(llem_session, llem_cycle)
     check(llem_session.get_or_measure(llem_cycle, item=request.node), strict=llem_session.options.strict)
 
 
-def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: Point) -> None:
+def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle) -> None:
     """Judge one experiment's cycles by its budgets and against the baseline."""
     judge(llem_session, llem_experiment, request.node)

@@ -17,7 +17,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode
 from pytest_llem.study.engine_names import ENGINE_SECTIONS, engine_names
-from pytest_llem.study.fields import Leaves, defaults
+from pytest_llem.study.fields import FlatSettings, defaults
 from pytest_llem.study.flatten import unflatten
 
 HASH_VERSION = 1
@@ -173,7 +173,7 @@ _RULES_OF: dict[str, tuple[Dormancy, ...]] = {
 }
 
 
-def written_out(leaves: Leaves) -> Leaves:
+def written_out(leaves: FlatSettings) -> FlatSettings:
     """The leaves with a decoding preset replaced by what it stands for, below what is set beside it."""
     name = leaves.get("decoding.preset")
     if not isinstance(name, str):
@@ -185,7 +185,7 @@ def written_out(leaves: Leaves) -> Leaves:
     return result
 
 
-def getter(leaves: Leaves) -> Get:
+def getter(leaves: FlatSettings) -> Get:
     """Reads a setting: its leaf, else its default."""
     known = defaults()
     return lambda path: leaves[path] if path in leaves else known.get(path)
@@ -197,7 +197,7 @@ def section_of(path: str) -> str | None:
     return head if head in engine_names() else None
 
 
-def with_engine_dtype(leaves: Leaves, engine: str) -> Leaves:
+def with_engine_dtype(leaves: FlatSettings, engine: str) -> FlatSettings:
     """The leaves with the engine's own `dtype` in place of the common one, where it has one."""
     own = leaves.get(f"{engine}.dtype")
     if own is None or engine not in ENGINE_SECTIONS:
@@ -207,7 +207,7 @@ def with_engine_dtype(leaves: Leaves, engine: str) -> Leaves:
     return result
 
 
-def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
+def canonical(leaves: FlatSettings, engine: str) -> tuple[FlatSettings, dict[str, str]]:
     """The leaves that count, and for every set leaf that does not, why it does nothing."""
     leaves = with_engine_dtype(written_out(leaves), engine)
     get = getter(leaves)
@@ -217,7 +217,7 @@ def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
         for rule in _RULES_OF.get(path, ()):
             if path not in asleep and rule.asleep(get):
                 asleep[path] = rule.because
-    kept: Leaves = {}
+    kept: FlatSettings = {}
     for path, value in leaves.items():
         section = section_of(path)
         if section is not None and section != engine:
@@ -229,7 +229,7 @@ def canonical(leaves: Leaves, engine: str) -> tuple[Leaves, dict[str, str]]:
     return kept, {path: why for path, why in asleep.items() if path in leaves}
 
 
-def asleep_by_default(leaves: Leaves) -> set[str]:
+def asleep_by_default(leaves: FlatSettings) -> set[str]:
     """Every path, set or not, that does nothing in an experiment with these canonical leaves."""
     get = getter(leaves)
     return {path for rule in DORMANCIES if rule.asleep(get) for path in rule.fields}
@@ -240,7 +240,7 @@ def same(one: JsonValue, other: JsonValue) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def config_hash(kept: Leaves) -> str:
+def config_hash(kept: FlatSettings) -> str:
     """SHA-256 (hex) of canonical leaves, independent of their order."""
     text = json.dumps({"v": HASH_VERSION, "set": kept}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -256,7 +256,7 @@ def _common_defaults() -> Mapping[str, JsonValue]:
     return {path: value for path, value in defaults().items() if path.partition(".")[0] not in engine_names()}
 
 
-def resolve(kept: Leaves, directory: Path) -> ExperimentConfig:
+def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
     """The configuration with every default spelled out; relative paths start at `directory`, the study's."""
     engine = str(kept.get("engine", defaults()["engine"]))
     asleep = asleep_by_default(kept)
@@ -274,10 +274,10 @@ def resolve(kept: Leaves, directory: Path) -> ExperimentConfig:
     return decode(ExperimentConfig, data)
 
 
-def _engine_settings(kept: Leaves, engine: str, asleep: set[str]) -> dict[str, JsonValue]:
+def _engine_settings(kept: FlatSettings, engine: str, asleep: set[str]) -> dict[str, JsonValue]:
     known = defaults()
     prefix = f"{engine}."
-    found: Leaves = {}
+    found: FlatSettings = {}
     for path, default in known.items():
         if path.startswith(prefix) and path not in asleep:
             value = kept.get(path, default)
@@ -288,7 +288,7 @@ def _engine_settings(kept: Leaves, engine: str, asleep: set[str]) -> dict[str, J
     return settings if isinstance(settings, dict) else {}
 
 
-def _speaks(path: str, kept: Leaves) -> bool:
+def _speaks(path: str, kept: FlatSettings) -> bool:
     """Whether a setting's section is in use: a nested section counts once something in it is set."""
     section = path.rpartition(".")[0]
     if "." not in section:

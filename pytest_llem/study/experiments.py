@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.limits import Budget, Comparison
-from pytest_llem.study.model import Execution, Gates, Keyword, Leaves, LeftOut, Notice, Order, View
+from pytest_llem.study.model import Execution, FlatSettings, Gates, Keyword, LeftOut, Notice, Order, SettingsSlice
 from pytest_llem.study.problems import Location
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Experiment:
 
     __slots__ = ("_directory", "_hash", "_parts", "gates", "id")
 
-    def __init__(self, id: str, parts: tuple[View, ...], gates: Gates, directory: Path) -> None:
+    def __init__(self, id: str, parts: tuple[SettingsSlice, ...], gates: Gates, directory: Path) -> None:
         self.id = id
         self.gates = gates
         self._parts = parts
@@ -34,13 +34,13 @@ class Experiment:
     def __repr__(self) -> str:
         return f"Experiment({self.id!r})"
 
-    def __reduce__(self) -> tuple[type[Experiment], tuple[str, tuple[View, ...], Gates, Path]]:
+    def __reduce__(self) -> tuple[type[Experiment], tuple[str, tuple[SettingsSlice, ...], Gates, Path]]:
         return Experiment, (self.id, self._parts, self.gates, self._directory)
 
     @property
-    def leaves(self) -> Leaves:
+    def leaves(self) -> FlatSettings:
         """The settings that count and are not defaults, by dotted path."""
-        merged: Leaves = {}
+        merged: FlatSettings = {}
         for part in self._parts:
             merged.update(part.kept)
         return merged

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import PlaceholderText, kind
 from pytest_llem.study.engine_names import engine_names, settings_model
-from pytest_llem.study.model import Leaves as Leaves
+from pytest_llem.study.model import FlatSettings as FlatSettings
 from pytest_llem.study.problems import nearest, suggest
 from pytest_llem.study.schema import ExperimentSettings
 
@@ -99,7 +99,7 @@ def _walk(item: Field) -> Iterator[Field]:
 
 
 @cache
-def defaults() -> Leaves:
+def defaults() -> FlatSettings:
     """The default of every leaf, by path."""
     return {path: item.default for path, item in table().items() if item.kind == "leaf"}
 

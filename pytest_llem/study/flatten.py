@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.document import KeyPath, kind
-from pytest_llem.study.fields import BadValueError, Field, Leaves
+from pytest_llem.study.fields import BadValueError, Field, FlatSettings
 
 Report = Callable[[KeyPath, str, "str | None", bool], None]
 
@@ -84,14 +84,14 @@ def _map_settings(item: Field, path: str, value: JsonValue, report: Report, plac
     return found
 
 
-def overlay(leaves: Leaves, settings: list[Setting] | tuple[Setting, ...]) -> Leaves:
+def overlay(leaves: FlatSettings, settings: list[Setting] | tuple[Setting, ...]) -> FlatSettings:
     """A copy of `leaves` with `settings` laid over it, in order."""
     result = dict(leaves)
     apply(result, settings)
     return result
 
 
-def apply(leaves: Leaves, settings: list[Setting] | tuple[Setting, ...]) -> None:
+def apply(leaves: FlatSettings, settings: list[Setting] | tuple[Setting, ...]) -> None:
     """Lay `settings` over `leaves` in place. A value inside a map replaces what was above or below it."""
     for setting in settings:
         path, value = setting.path, setting.value

@@ -12,7 +12,7 @@ from pytest_llem.study.canonical import getter, section_of, with_engine_dtype, w
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.experiments import Experiment, Study
-from pytest_llem.study.fields import Leaves, defaults, keyword, suggest_path, table
+from pytest_llem.study.fields import FlatSettings, defaults, keyword, suggest_path, table
 from pytest_llem.study.flatten import Setting, apply, flatten, overlay
 from pytest_llem.study.limits import Comparison, overriding
 from pytest_llem.study.model import Execution, Gates, LeftOut, Notice, Overrides
@@ -68,7 +68,7 @@ class _Loader:
     sources: Sources
     overrides: Overrides
     execution: Mapping[str, JsonValue]
-    shared: Leaves = field(default_factory=dict)
+    shared: FlatSettings = field(default_factory=dict)
     origins: dict[str, KeyPath] = field(default_factory=dict)
     invalid: list[LeftOut] = field(default_factory=list)
     duplicates: list[LeftOut] = field(default_factory=list)
@@ -348,7 +348,7 @@ class _Loader:
             self.notices.append(Notice("duplicate", text, first.location))
 
 
-def _refusal(leaves: Leaves, engine: str) -> tuple[str, tuple[str, ...]] | None:
+def _refusal(leaves: FlatSettings, engine: str) -> tuple[str, tuple[str, ...]] | None:
     get = getter(with_engine_dtype(written_out(leaves), engine))
     for rule in RULES:
         if rule.engine in (None, engine):

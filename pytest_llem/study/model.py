@@ -15,7 +15,7 @@ from pytest_llem.study.problems import Location
 
 Keyword = str | int | bool
 
-Leaves = dict[str, JsonValue]
+FlatSettings = dict[str, JsonValue]
 
 Order = Literal["sequential", "interleaved", "shuffled"]
 
@@ -78,13 +78,13 @@ class Gates:
     tags: tuple[str, ...] = ()
 
 
-class View(NamedTuple):
+class SettingsSlice(NamedTuple):
     """What a combination of settings comes to: a part of one experiment, shared by all that have it.
 
     `key` is equal for combinations that do the same, `labels` are the parts of an id with the index of their axis.
     """
 
     key: str
-    kept: Leaves
+    kept: FlatSettings
     keywords: Mapping[str, Keyword]
     labels: tuple[tuple[int, str], ...]

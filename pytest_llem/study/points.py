@@ -15,9 +15,9 @@ from typing import Any
 
 from pytest_llem.study.canonical import getter, same, section_of, with_engine_dtype, written_out
 from pytest_llem.study.document import KeyPath
-from pytest_llem.study.fields import Leaves
+from pytest_llem.study.fields import FlatSettings
 from pytest_llem.study.flatten import apply
-from pytest_llem.study.model import View
+from pytest_llem.study.model import SettingsSlice
 from pytest_llem.study.naming import digest, shorten
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.server_rules import Rule
@@ -50,7 +50,7 @@ class Asleep:
 class Points:
     """What a sweep comes to. Rejected points carry their id, reason and the place that decided."""
 
-    kept: list[tuple[str, tuple[View, ...]]] = field(default_factory=list)
+    kept: list[tuple[str, tuple[SettingsSlice, ...]]] = field(default_factory=list)
     excluded: list[tuple[str, str, KeyPath]] = field(default_factory=list)
     invalid: list[tuple[str, str, KeyPath]] = field(default_factory=list)
     duplicates: list[tuple[str, str, KeyPath]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Sweep:
 
     def __init__(
         self,
-        shared: Leaves,
+        shared: FlatSettings,
         origins: dict[str, KeyPath],
         axes: Sequence[Axis],
         exclusions: Sequence[Exclusion],
@@ -83,7 +83,7 @@ class Sweep:
         """Enumerate. Raises `TooManyPointsError` before it begins."""
         blocks = self._blocks()
         found = Points()
-        rows: list[tuple[Index, str, tuple[View, ...]]] = []
+        rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]] = []
         used: set[int] = set()
         for engine, pinned, fixed in blocks:
             rows.extend(_Block(self, engine, pinned, fixed, found, used).rows())
@@ -123,7 +123,7 @@ class Sweep:
         for axis, choice in zip(indices, index, strict=True):
             yield axis, None if choice == PINNED else self.axes[axis].alternatives[choice]
 
-    def name_of(self, parts: tuple[View, ...]) -> str:
+    def name_of(self, parts: tuple[SettingsSlice, ...]) -> str:
         """The id of a point."""
         if self._in_order:
             labels: Iterator[str] = (part.labels[0][1] for part in parts if part.labels)
@@ -131,7 +131,7 @@ class Sweep:
             labels = ordered_labels(parts)
         return shorten("-".join(labels)) or self.name
 
-    def _unique(self, rows: list[tuple[Index, str, tuple[View, ...]]], found: Points) -> None:
+    def _unique(self, rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]], found: Points) -> None:
         seen: dict[tuple[str, ...], str] = {}
         names: set[str] = set()
         for index, name, parts in rows:
@@ -190,14 +190,14 @@ class _Block:
         self.filters += [self._rule(rule) for rule in RULES if rule.engine in (None, engine)]
         self._note_pinned(pinned)
 
-    def rows(self) -> Iterator[tuple[Index, str, tuple[View, ...]]]:
+    def rows(self) -> Iterator[tuple[Index, str, tuple[SettingsSlice, ...]]]:
         """Every point that passes the filters, with its index, id and parts."""
         sweep, engine = self.sweep, self.engine
         static, asleep = shared_view(sweep._static, engine)
         for path, why in asleep.items():
             origin = sweep.origins.get(path, ("sweep",))
             self.found.asleep.setdefault((path, why), Asleep(origin, section_of(path)))
-        parts_of: list[tuple[Callable[[Any], Any], Cluster, dict[Any, View]]] = [
+        parts_of: list[tuple[Callable[[Any], Any], Cluster, dict[Any, SettingsSlice]]] = [
             (_pick(cluster.axes), cluster, {}) for cluster in sweep.clusters
         ]
         filters = [check for check in self.filters if check.axes or check.answer(()) is not None]
@@ -213,7 +213,7 @@ class _Block:
             if not self._rejected(filters, index, point):
                 yield index, sweep.name_of(point), point
 
-    def _view(self, cluster: Cluster, sub: Index) -> View:
+    def _view(self, cluster: Cluster, sub: Index) -> SettingsSlice:
         found, asleep = cluster_view(cluster, self.sweep.chosen(cluster.axes, sub), self.sweep.shared, self.engine)
         for path, why in asleep.items():
             if (path, why) not in self.found.asleep:
@@ -224,7 +224,7 @@ class _Block:
                 self.found.asleep[path, why] = Asleep(origin, section_of(path))
         return found
 
-    def _rejected(self, filters: list[_Filter], index: Index, point: tuple[View, ...]) -> bool:
+    def _rejected(self, filters: list[_Filter], index: Index, point: tuple[SettingsSlice, ...]) -> bool:
         for check in filters:
             sub = check.pick(index)
             if sub in check.known:
@@ -243,7 +243,7 @@ class _Block:
             return True
         return False
 
-    def _leaves(self, axes: Index, sub: Index) -> Leaves:
+    def _leaves(self, axes: Index, sub: Index) -> FlatSettings:
         leaves = dict(self.sweep.shared)
         for _, alternative in self.sweep.chosen(axes, sub):
             if alternative is not None:

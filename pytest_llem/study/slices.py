@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pytest_llem.study.canonical import DORMANCIES, canonical, section_of, with_engine_dtype, written_out
 from pytest_llem.study.engine_names import ENGINE_SECTIONS
-from pytest_llem.study.fields import Leaves, defaults, keyword, table
+from pytest_llem.study.fields import FlatSettings, defaults, keyword, table
 from pytest_llem.study.flatten import Clear, apply
-from pytest_llem.study.model import Keyword, View
+from pytest_llem.study.model import Keyword, SettingsSlice
 from pytest_llem.study.sweep import Alternative, Axis
 
 PINNED = -1
@@ -32,7 +32,7 @@ def section_axis(axis: Axis) -> str | None:
     return sections.pop() if len(sections) == 1 else None
 
 
-def touched(axis: Axis, shared: Leaves) -> frozenset[str]:
+def touched(axis: Axis, shared: FlatSettings) -> frozenset[str]:
     """The leaves that an axis may change: those it sets, and shared ones in a section that it clears."""
     cleared = [s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)]
     below = {path for path in shared for section in cleared if path.startswith(f"{section}.")}
@@ -44,7 +44,7 @@ def _nested(one: str, other: str) -> bool:
     return one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
-def clusters(axes: Sequence[Axis], shared: Leaves) -> list[Cluster]:
+def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
     """The axes in groups that share no dormancy; a group's paths include shared leaves that it decides on."""
     paths = [touched(axis, shared) for axis in axes]
     group = list(range(len(axes)))
@@ -73,7 +73,7 @@ def clusters(axes: Sequence[Axis], shared: Leaves) -> list[Cluster]:
     return found
 
 
-def _linked(paths: Sequence[frozenset[str]], shared: Leaves) -> Iterator[frozenset[str]]:
+def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
     yield from (frozenset(rule.linked) for rule in DORMANCIES)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
@@ -82,12 +82,12 @@ def _linked(paths: Sequence[frozenset[str]], shared: Leaves) -> Iterator[frozens
         yield dtypes
 
 
-def view(kept: Leaves, spoken: Leaves, labels: tuple[tuple[int, str], ...]) -> View:
+def view(kept: FlatSettings, spoken: FlatSettings, labels: tuple[tuple[int, str], ...]) -> SettingsSlice:
     """A view from its canonical leaves and the leaves to be keywords."""
-    return View(_encode(sorted(kept.items())), kept, keywords(spoken), labels)
+    return SettingsSlice(_encode(sorted(kept.items())), kept, keywords(spoken), labels)
 
 
-def keywords(spoken: Leaves) -> dict[str, Keyword]:
+def keywords(spoken: FlatSettings) -> dict[str, Keyword]:
     """Marker keywords of scalar settings; floats as their text, nulls and nested values not at all."""
     found: dict[str, Keyword] = {}
     for path, value in spoken.items():
@@ -99,15 +99,15 @@ def keywords(spoken: Leaves) -> dict[str, Keyword]:
     return found
 
 
-def shared_view(leaves: Leaves, engine: str) -> tuple[View, dict[str, str]]:
+def shared_view(leaves: FlatSettings, engine: str) -> tuple[SettingsSlice, dict[str, str]]:
     """The view of settings that no axis touches, and those of them that do nothing."""
     kept, asleep = canonical(leaves, engine)
     return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), ()), asleep
 
 
 def cluster_view(
-    cluster: Cluster, chosen: Iterable[tuple[int, Alternative | None]], shared: Leaves, engine: str
-) -> tuple[View, dict[str, str]]:
+    cluster: Cluster, chosen: Iterable[tuple[int, Alternative | None]], shared: FlatSettings, engine: str
+) -> tuple[SettingsSlice, dict[str, str]]:
     """The view of one combination in a cluster, and the settings of it that do nothing."""
     picked = list(chosen)
     leaves = {path: shared[path] for path in cluster.paths if path in shared}
@@ -123,7 +123,7 @@ def cluster_view(
     return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), labels), asleep
 
 
-def _spoken(leaves: Leaves, asleep: dict[str, str]) -> Leaves:
+def _spoken(leaves: FlatSettings, asleep: dict[str, str]) -> FlatSettings:
     merged = {**leaves, **written_out(leaves)} if "decoding.preset" in leaves else leaves
     return {path: value for path, value in merged.items() if path not in asleep}
 
@@ -132,7 +132,7 @@ def _all_asleep(alternative: Alternative, asleep: dict[str, str]) -> bool:
     return bool(asleep and alternative.settings) and all(setting.path in asleep for setting in alternative.settings)
 
 
-def ordered_labels(parts: Iterable[View]) -> Iterator[str]:
+def ordered_labels(parts: Iterable[SettingsSlice]) -> Iterator[str]:
     """The labels of several views in the order of their axes."""
     for _, label in sorted(label for part in parts for label in part.labels):
         yield label

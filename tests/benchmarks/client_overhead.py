@@ -134,14 +134,14 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
-    from pytest_llem.engines.openai.client import Client, Sent
+    from pytest_llem.engines.openai.client import Client, SentRequest
     from pytest_llem.engines.openai.settings import ClientSettings
     from pytest_llem.engines.protocol import Completion, Request
     from pytest_llem.workload.arrivals import Schedule
 
     prompt = {"model": "dummy", "prompt": list(range(8)), "max_tokens": options.tokens, "stream": True}
     body = json.dumps(prompt).encode()
-    going = [Sent(Request(index, (), options.tokens), body, 8, timed=False) for index in range(options.requests)]
+    going = [SentRequest(Request(index, (), options.tokens), body, 8, timed=False) for index in range(options.requests)]
     plan = Schedule([0.0] * options.requests, options.concurrency)
     with dummy_server(options.tokens) as url:
         client, bare = Client(ClientSettings(f"{url}/v1")), BareLoop(url)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.engines.openai import transport
-from pytest_llem.engines.openai.client import Client, Sent
+from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import Arrival
@@ -44,7 +44,7 @@ def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.Mo
     """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
     whole = Client._one
 
-    async def slow(client: Client, sent: Sent, url: str) -> Completion:
+    async def slow(client: Client, sent: SentRequest, url: str) -> Completion:
         time.sleep(0.02)
         return await whole(client, sent, url)
 

@@ -25,7 +25,7 @@ from pytest_llem.machine.devices import Demand
 from pytest_llem.errors import LlemError
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.store import RunStore
-from pytest_llem.machine.leases import Tenant, device_lease
+from pytest_llem.machine.leases import LeaseRequest, device_lease
 
 worker = int(sys.argv[1])
 choice = random.Random(worker)
@@ -33,7 +33,7 @@ choice = random.Random(worker)
 def measured(place, key):
     def measure(attempt, job_dir):
         demand = Demand("cuda", devices, choice.randint(1, len(devices)))
-        with device_lease(demand, timeout_s=100, tenant=Tenant(str(key), "run", place)):
+        with device_lease(demand, timeout_s=100, tenant=LeaseRequest(str(key), "run", place)):
             time.sleep(choice.random() * 0.02)
         raise LlemError("there is no engine here")
     return store.get_or_measure(key, measure)

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llem.engines.openai.answers import Answer
 from pytest_llem.engines.openai.failures import RequestFailedError, classify
 from pytest_llem.engines.openai.settings import ClientSettings
-from pytest_llem.engines.openai.transport import Way, network_errors, noting_reuse, quiet_collector, rest_of, take_in
+from pytest_llem.engines.openai.transport import (
+    RequestTrace,
+    network_errors,
+    noting_reuse,
+    quiet_collector,
+    rest_of,
+    take_in,
+)
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.workload.arrivals import Schedule
 
@@ -44,7 +51,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentRequest:
     """One request of the workload as it goes out, and how its answer is read."""
 
     request: Request
@@ -84,11 +91,11 @@ class Client:
         """One question beside the measurement: GET, or POST with a body. `RequestFailedError` without answer."""
         return self.run(self._ask(url, body, timeout_s, post or body is not None))
 
-    def one(self, sent: Sent, url: str) -> Completion:
+    def one(self, sent: SentRequest, url: str) -> Completion:
         """One request of the workload, alone. Raises `RequestFailedError` when it fails."""
         return self.run(self._one(sent, url))
 
-    def serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
+    def serve(self, requests: Sequence[SentRequest], plan: Schedule, progress: Progress) -> list[Completion]:
         """All requests, sent as planned; a failed one is a completion with an `error`."""
         with quiet_collector():
             return self.run(self._serve(requests, plan, progress))
@@ -131,7 +138,7 @@ class Client:
         session = await self._connected()
         data = json.dumps(body).encode() if isinstance(body, Mapping) else body
 
-        async def exchange(way: Way) -> Reply:
+        async def exchange(way: RequestTrace) -> Reply:
             method = "POST" if post else "GET"
             async with session.request(
                 method, url, data=data, allow_redirects=False, trace_request_ctx=way
@@ -145,14 +152,14 @@ class Client:
                 return Reply(response.status, self._settings.without_key(text), dict(response.headers), parsed)
 
         while True:
-            way = Way()
+            way = RequestTrace()
             try:
                 return await asyncio.wait_for(exchange(way), timeout_s)
             except network_errors() as problem:
                 if not way.was_stale(problem):
                     raise self._failure(problem, timeout_s, began=False) from None
 
-    async def _serve(self, requests: Sequence[Sent], plan: Schedule, progress: Progress) -> list[Completion]:
+    async def _serve(self, requests: Sequence[SentRequest], plan: Schedule, progress: Progress) -> list[Completion]:
         await self._connected()
         gate = asyncio.Semaphore(plan.in_flight or max(1, len(requests)))
         url, total = self._settings.answers_at, len(requests)
@@ -161,7 +168,7 @@ class Client:
         self.lateness_s = 0.0
         self.resent = 0
 
-        async def run(sent: Sent, due_s: float) -> None:
+        async def run(sent: SentRequest, due_s: float) -> None:
             if due_s > 0:
                 self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
             started_ns = time.monotonic_ns()
@@ -193,11 +200,11 @@ class Client:
             ticker.cancel()
         return sorted(found, key=lambda completion: completion.index)
 
-    async def _one(self, sent: Sent, url: str) -> Completion:
+    async def _one(self, sent: SentRequest, url: str) -> Completion:
         session = self._session or await self._connected()
         start_ns = time.monotonic_ns()
 
-        async def attempt(way: Way, answer: Answer) -> Completion:
+        async def attempt(way: RequestTrace, answer: Answer) -> Completion:
             async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
                 way.answered = True
                 await take_in(response, answer)
@@ -206,7 +213,7 @@ class Client:
             return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
 
         while True:
-            way, answer = Way(), Answer(self._settings.api, timed=sent.timed)
+            way, answer = RequestTrace(), Answer(self._settings.api, timed=sent.timed)
             try:
                 return await attempt(way, answer)
             except network_errors() as problem:

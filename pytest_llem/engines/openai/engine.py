@@ -11,7 +11,7 @@ from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.openai import probe
 from pytest_llem.engines.openai.bodies import Bodies
-from pytest_llem.engines.openai.client import Client, Sent
+from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.openai.failures import RequestFailedError, counted
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
@@ -101,7 +101,8 @@ class OpenAIEngine:
         decode = self._tokenizer().text_of
         timed = bodies.sends("timings_per_token")
         going = [
-            Sent(request, bodies.body(request, decode), len(request.token_ids) or None, timed) for request in requests
+            SentRequest(request, bodies.body(request, decode), len(request.token_ids) or None, timed)
+            for request in requests
         ]
         done = client.serve(going, self._plan(len(requests)), progress)
         if done and all(completion.error is not None for completion in done):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.engines.openai.bodies import Bodies
-from pytest_llem.engines.openai.client import Client, Reply, Sent
+from pytest_llem.engines.openai.client import Client, Reply, SentRequest
 from pytest_llem.engines.openai.failures import RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings, unreachable
 from pytest_llem.engines.openai.tokenizers import Found
@@ -110,7 +110,7 @@ def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found
         if reply.status not in REFUSING or not bodies.leave_out(reply.text):
             raise _refused(settings, reply)
     try:
-        return client.one(Sent(request, body, len(tokens) or None, timed=False), settings.answers_at)
+        return client.one(SentRequest(request, body, len(tokens) or None, timed=False), settings.answers_at)
     except RequestFailedError as problem:
         if problem.kind == "no_usage":
             fix = "set openai.stream: false" if settings.stream else "measure a server that reports usage"

@@ -24,7 +24,7 @@ LINGER_S = 1.0
 
 
 @dataclass
-class Way:
+class RequestTrace:
     """How a request fares: when it was sent (ns) if its connection had been used before, and if anything came back."""
 
     reused_ns: int | None = None
@@ -41,11 +41,11 @@ class Way:
 
 
 def noting_reuse() -> aiohttp.TraceConfig:
-    """Tells the `Way` of a request that it is sent over a connection which had been used before."""
+    """Tells the `RequestTrace` of a request that it is sent over a connection which had been used before."""
     import aiohttp
 
     async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
-        if isinstance(context.trace_request_ctx, Way):
+        if isinstance(context.trace_request_ctx, RequestTrace):
             context.trace_request_ctx.reused_ns = time.monotonic_ns()
 
     config = aiohttp.TraceConfig()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def distribute(config: pytest.Config, session: LlemSession) -> None:
     """Set up the process that reports, before its items run. `pytest.UsageError` for a scheduling that does not fit."""
     settle_scheduling(config)
-    config.stash[TALLY] = Tally()
+    config.stash[TALLY] = ItemCount()
     config.pluginmanager.register(config.stash[TALLY], "llem-tally")
     if is_distributed(config):
         from pytest_llem.session.xdist.crashes import Crashes
@@ -45,7 +45,7 @@ COMPLETE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.IN
 """Exit codes of runs that came to their end, as far as xdist could: it ends by itself when a worker breaks."""
 
 
-class Tally:
+class ItemCount:
     """Registered in the process that reports. An item that was lost becomes a failed one, so that all reports have it.
 
     A run that was stopped (`-x`, Ctrl-C, `--sw`) ends elsewhere: what it did not come to is not lost.

@@ -130,7 +130,7 @@ Data = dict[str, Any]
 Carried = Generator[None, "Data | None", "Data | None"]
 
 
-class Carrying:
+class ReportSerialisation:
     """Registered in a worker of xdist that has met a study: a report that cannot be carried fails, and says why."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_llem.energy.protocol import MeterSetup, Window
+from pytest_llem.energy.protocol import MeterRequest, Window
 from pytest_llem.energy.zeus_meter import ZeusMeter, chip_energy_mj
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
@@ -80,7 +80,7 @@ def zeus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def meter(out_dir: Path) -> ZeusMeter:
-    return ZeusMeter(MeterSetup(MeterSettings("zeus", explicit=True), DeviceSet("cpu"), out_dir))
+    return ZeusMeter(MeterRequest(MeterSettings("zeus", explicit=True), DeviceSet("cpu"), out_dir))
 
 
 def test_where_there_is_no_gpu_the_chip_is_read_and_said_to_be_unverified(zeus: ModuleType, tmp_path: Path) -> None:

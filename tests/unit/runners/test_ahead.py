@@ -13,8 +13,8 @@ import pytest
 
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
-from pytest_llem.session.experiment_cycle import Point
-from pytest_llem.session.prefetch import Ahead, Wanted, wanted_cycles
+from pytest_llem.session.experiment_cycle import ExperimentCycle
+from pytest_llem.session.prefetch import Prefetch, Wanted, wanted_cycles
 from pytest_llem.study import Study, load_study
 
 STUDY = """\
@@ -33,21 +33,21 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.fixture
-def points(study: Study) -> list[Point]:
+def points(study: Study) -> list[ExperimentCycle]:
     """All cycles, optional ones too, then each experiment as a whole, as a gate has it."""
-    cycles = [Point(study, experiment, cycle) for experiment, cycle in study.schedule(5)]
-    return [*cycles, *(Point(study, experiment) for experiment in study.experiments)]
+    cycles = [ExperimentCycle(study, experiment, cycle) for experiment, cycle in study.schedule(5)]
+    return [*cycles, *(ExperimentCycle(study, experiment) for experiment in study.experiments)]
 
 
 class Measured:
     """Stands for the run's store: remembers what was asked for, and delivers values by cycle."""
 
-    def __init__(self, values: Callable[[Point], float | None]) -> None:
+    def __init__(self, values: Callable[[ExperimentCycle], float | None]) -> None:
         self.values = values
         self.order: list[tuple[str, int | None, bool]] = []
         self._lock = threading.Lock()
 
-    def __call__(self, point: Point, *, retried: bool) -> Outcome:
+    def __call__(self, point: ExperimentCycle, *, retried: bool) -> Outcome:
         with self._lock:
             self.order.append((point.experiment.id, point.cycle, retried))
         value = self.values(point)
@@ -59,15 +59,15 @@ def _result(value: float) -> Result:
     return cast("Result", SimpleNamespace(throughput=SimpleNamespace(output_tokens_per_s=value)))
 
 
-def test_needed_cycles_come_in_the_items_order_and_optional_ones_not_at_all(points: list[Point]) -> None:
+def test_needed_cycles_come_in_the_items_order_and_optional_ones_not_at_all(points: list[ExperimentCycle]) -> None:
     found = [(wanted.point.experiment.id[-1], wanted.point.cycle) for wanted in wanted_cycles(points)]
 
     assert found == [("1", 1), ("1", 2), ("1", 3), ("2", 1), ("2", 2), ("2", 3)]
 
 
-def test_only_a_cycles_own_item_has_it_retried(points: list[Point], study: Study) -> None:
+def test_only_a_cycles_own_item_has_it_retried(points: list[ExperimentCycle], study: Study) -> None:
     gates = points[-2:]
-    own = Point(study, gates[1].experiment, 2)
+    own = ExperimentCycle(study, gates[1].experiment, 2)
 
     retried = {(one.point.experiment.id[-1], one.point.cycle): one.retried for one in wanted_cycles([*gates, own])}
 
@@ -82,12 +82,14 @@ def test_only_a_cycles_own_item_has_it_retried(points: list[Point], study: Study
         pytest.param([100.0, 104.0, 98.0, 100.0], [4], id="precise with one more"),
     ],
 )
-def test_an_optional_cycle_follows_when_it_is_needed(points: list[Point], values: list[float], more: list[int]) -> None:
+def test_an_optional_cycle_follows_when_it_is_needed(
+    points: list[ExperimentCycle], values: list[float], more: list[int]
+) -> None:
     """Cycles may end in any order: the one that ends last decides."""
     first = points[0].experiment
     barrier = threading.Barrier(3)
 
-    def value(point: Point) -> float:
+    def value(point: ExperimentCycle) -> float:
         assert point.cycle is not None
         if point.cycle <= 3:
             barrier.wait(30)
@@ -95,7 +97,7 @@ def test_an_optional_cycle_follows_when_it_is_needed(points: list[Point], values
 
     measured = Measured(value)
     own = [point for point in points if point.experiment is first and point.cycle is not None]
-    ahead = Ahead(measured, 3, {point.key: point for point in own if point.optional})
+    ahead = Prefetch(measured, 3, {point.key: point for point in own if point.optional})
     ahead.begin(wanted_cycles(own))
     for point in own:
         ahead.wait(point.key)
@@ -106,11 +108,11 @@ def test_an_optional_cycle_follows_when_it_is_needed(points: list[Point], values
     assert all(retried for _, _, retried in measured.order)
 
 
-def test_an_item_meets_what_its_cycle_met(points: list[Point]) -> None:
-    def broken(point: Point, *, retried: bool) -> Outcome:
+def test_an_item_meets_what_its_cycle_met(points: list[ExperimentCycle]) -> None:
+    def broken(point: ExperimentCycle, *, retried: bool) -> Outcome:
         raise OSError("disk full")
 
-    ahead = Ahead(broken, 1)
+    ahead = Prefetch(broken, 1)
     ahead.begin([Wanted(points[0], True)])
 
     with pytest.raises(OSError, match="disk full"):
@@ -120,10 +122,10 @@ def test_an_item_meets_what_its_cycle_met(points: list[Point]) -> None:
     ahead.join()
 
 
-def test_nothing_begins_after_the_end(points: list[Point]) -> None:
+def test_nothing_begins_after_the_end(points: list[ExperimentCycle]) -> None:
     gate = threading.Event()
     measured = Measured(lambda point: 1.0 if gate.wait(30) else None)
-    ahead = Ahead(measured, 1)
+    ahead = Prefetch(measured, 1)
     ahead.begin(wanted_cycles(points))
     while not measured.order:
         gate.wait(0.01)

@@ -15,10 +15,10 @@ import pytest
 
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.machine.concurrent_runs import Neighbours
+from pytest_llem.machine.concurrent_runs import ConcurrentRuns
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_queue import Ticket, Waiting, granted
-from pytest_llem.machine.leases import Tenant, device_lease, holder, lease_dir, take_lease
+from pytest_llem.machine.leases import LeaseRequest, device_lease, holder, lease_dir, take_lease
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_of_several_free_devices_the_preferred_come_first_and_broken_ones_last()
 def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey() -> None:
     demand = Demand("cuda", ("GPU-a", "GPU-b"), 2)
     told: list[str] = []
-    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, tenant=Tenant("study \x1b[2Jone c1")) as lease:
+    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, tenant=LeaseRequest("study \x1b[2Jone c1")) as lease:
         lease.occupied_by(pid=4711)
         with pytest.raises(DeviceError, match="no lease for GPU-a and GPU-b in time"):
             take_lease(demand, timeout_s=0, on_wait=told.append)
@@ -102,7 +102,7 @@ RANDOM_DEMANDS = """
 import random, sys, time
 from pathlib import Path
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.leases import Tenant, device_lease
+from pytest_llem.machine.leases import LeaseRequest, device_lease
 
 seed, rounds, log = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 choice, gpus = random.Random(seed), ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
@@ -110,7 +110,8 @@ sys.stdin.readline()
 for round in range(rounds):
     candidates = tuple(sorted(choice.sample(gpus, choice.randint(1, 4))))
     demand = Demand("cuda", candidates, choice.randint(1, len(candidates)))
-    with device_lease(demand, timeout_s=120, tenant=Tenant(f"{seed}", f"run {seed % 2}", round * 10 + seed)) as lease:
+    request = LeaseRequest(f"{seed}", f"run {seed % 2}", round * 10 + seed)
+    with device_lease(demand, timeout_s=120, tenant=request) as lease:
         assert len(lease.names) == demand.count and set(lease.names) <= set(candidates)
         for name in lease.names:
             (log / name).touch(exist_ok=False)
@@ -208,23 +209,23 @@ def test_other_runs_that_measure_meanwhile_are_counted(monkeypatch: pytest.Monke
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
 
     def lease(device: str, run: str) -> contextlib.AbstractContextManager[object]:
-        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, tenant=Tenant(run=run))
+        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, tenant=LeaseRequest(run=run))
 
     with lease("GPU-a", "before"):
         pass
     time.sleep(0.1)  # more than the clock's step, so that it was before
     with lease("GPU-b", "mine"), lease("GPU-c", "mine"):
-        alone = Neighbours("mine")
+        alone = ConcurrentRuns("mine")
         with lease("GPU-d", "other"):
-            begun_with_another = Neighbours("mine")
+            begun_with_another = ConcurrentRuns("mine")
         assert alone.count() == 2, "another run came and went"
         time.sleep(0.1)
         with lease("GPU-a", "third"):
             assert begun_with_another.count() == 3
-        assert Neighbours("mine").count() == 1 + 1, "the third one was here just now"
+        assert ConcurrentRuns("mine").count() == 1 + 1, "the third one was here just now"
         time.sleep(0.1)
         monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "4")
-        assert Neighbours("mine").count() == 4
+        assert ConcurrentRuns("mine").count() == 4
 
 
 def test_the_directory_is_shared_by_all_users() -> None:

@@ -11,8 +11,8 @@ import pytest
 from pytest_llem.errors import InfeasibleError, LlemError, ModelNotFoundError
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
-from pytest_llem.runners.protocol import Room
-from pytest_llem.session.experiment_cycle import Point
+from pytest_llem.runners.protocol import ParallelCycles
+from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.options import RunOptions
 from pytest_llem.study import load_study
@@ -28,10 +28,10 @@ class StandIn:
         self._room = room
         self._failures = failures or []
 
-    def room(self, configs: Any) -> Room:
+    def room(self, configs: Any) -> ParallelCycles:
         if isinstance(self._room, LlemError):
             raise self._room
-        return Room(self._room, ("too little",))
+        return ParallelCycles(self._room, ("too little",))
 
     def places(self, config: Any) -> list[Any]:
         return []
@@ -53,11 +53,11 @@ def measurer(monkeypatch: pytest.MonkeyPatch, run_dir: Path, runners: dict[str, 
     return found
 
 
-def point(directory: Path, name: str = "one") -> Point:
+def point(directory: Path, name: str = "one") -> ExperimentCycle:
     path = directory / f"{name}.yaml"
     path.write_text(f"name: {name}\nmodel: m\nengine: transformers\n")
     study = load_study(path)
-    return Point(study, study.experiments[0], 1)
+    return ExperimentCycle(study, study.experiments[0], 1)
 
 
 def test_what_one_node_lacks_keeps_no_cycle_from_being_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,5 +82,5 @@ def test_a_study_whose_place_cannot_be_reached_leaves_the_others_their_room(
 
     room = found.room([point(tmp_path, "one"), point(tmp_path, "two")])
 
-    assert room == Room(7, ("two: too little",))
+    assert room == ParallelCycles(7, ("two: too little",))
     assert found.room([point(tmp_path, "one")]) is None
