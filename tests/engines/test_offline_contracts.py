@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines import UNVERIFIED, open_engine, sglang, tensorrt_llm
+from pytest_llem.engines import UNVERIFIED, open_engine
 from pytest_llem.engines.protocol import Engine, Request
+from pytest_llem.engines.sglang import engine as sglang
 from pytest_llem.engines.streamed import StreamedAnswer
+from pytest_llem.engines.tensorrt_llm import engine as tensorrt_llm
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
