@@ -32,7 +32,7 @@ def open_engine(name: str) -> Engine:
     target = SHIPPED.get(name)
     if target is None:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            return cast("Engine", point.load()())
+            return _derived(point.load())()
         raise EngineError(
             f"unknown engine {name!r}",
             fix=f"use one of: {', '.join(known_engines())}",
@@ -40,3 +40,8 @@ def open_engine(name: str) -> Engine:
         )
     module, _, attribute = target.partition(":")
     return cast("Engine", getattr(import_module(module), attribute)())
+
+
+def _derived(engine: type) -> type[Engine]:
+    """The class itself, or one that adds the defaults of `Engine` to it."""
+    return engine if issubclass(engine, Engine) else type(engine.__name__, (engine, Engine), {})

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
-from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.errors import EngineError, LlemError, ModelNotFoundError
+from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 HEAD_BYTES = 1 << 20

@@ -10,12 +10,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem.energy.protocol import EnergyReport, Window
-from pytest_llem.engines.protocol import Capabilities, DeviceMemory, ModelShape
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_versioned, write_json
 from pytest_llem.job.job import SCHEMA_VERSION
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can tell beyond its outputs. What it lacks is `null` in the result, never a guess."""
+
+    token_times: bool = False
+    separable_phases: bool = False
+    memory_counters: bool = False
+    prefix_cache: bool = False
+    serves: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device in bytes: the model's weights, and the allocator's peak since `reset_peak_memory`."""
+
+    id: str
+    weights_bytes: int | None
+    peak_allocated_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The architecture numbers from which FLOPs and cache sizes follow; `None` where the model has no such notion."""
+
+    model_type: str | None
+    parameters: int | None
+    layers: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    vocab_size: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    experts: int | None = None
+    experts_per_token: int | None = None
+    config: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pytest_llem.energy import open_meter
 from pytest_llem.energy.idle_reuse import usable, with_reference
 from pytest_llem.energy.protocol import EnergyReport, Meter
 from pytest_llem.engines import UNVERIFIED
-from pytest_llem.engines.protocol import Engine, KeepsStatistics, Remarks, TimesLoad
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import IdleReference, Job, JobDir
@@ -158,8 +158,7 @@ def _measure(
         with stopwatch.measure("load_s"), recorder.window("load"):
             engine.load()
             engine.quiesce()
-        if isinstance(engine, TimesLoad):
-            stopwatch.seconds.update(engine.load_times())
+        stopwatch.seconds.update(engine.load_times())
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
         workload = build_workload(config.workload, engine.tokenizer())
@@ -191,17 +190,16 @@ def _measure(
     if sides.kind == "same_load":
         runner.lead(sides.seconds)
     engine.reset_peak_memory()
-    if isinstance(engine, KeepsStatistics):
-        engine.reset_statistics()
+    engine.reset_statistics()
     with recorder.window("measure", engine, quiet_sides=sides.kind == "quiet") as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
     memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
-    statistics = engine.statistics() if isinstance(engine, KeepsStatistics) else {}
+    statistics = engine.statistics()
     if sides.kind == "same_load":
         runner.lead(sides.seconds)
     passes = runner.whole(passes)
-    unusable, said = engine.remarks() if isinstance(engine, Remarks) else ((), ())
+    unusable, said = engine.remarks()
     observed = runner.observed(passes)
     if engine.capabilities.serves:
         arrival = config.workload.arrival
@@ -238,7 +236,7 @@ def _measure(
         load_shape=_load_shape(job),
         energy=energy,
         model=engine.shape(),
-        environment=_environment(engine),
+        environment={**software_facts(), **engine.environment()},
         warnings=(*warnings, *said),
         invalid=(*_invalid(job, engine, effective, observed, runner), *unusable),
     )
@@ -260,11 +258,6 @@ def _unverified(engine: str) -> Iterator[Note]:
 def _load_shape(job: Job) -> str:
     arrival = job.config.workload.arrival
     return "offline" if arrival is None else arrival.process
-
-
-def _environment(engine: Engine) -> dict[str, JsonValue]:
-    own = getattr(engine, "environment", None)
-    return {**software_facts(), **(own() if own is not None else {})}
 
 
 def _invalid(

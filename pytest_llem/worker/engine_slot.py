@@ -58,7 +58,7 @@ class EngineSlot:
             return "no engine is loaded"
         if (job.devices, job.environment) != (self._job.devices, self._job.environment):
             return "it needs other devices or another environment"
-        free: tuple[str, ...] = (*ALWAYS_FREE, *getattr(self._engine, "without_reload", ()))
+        free: tuple[str, ...] = (*ALWAYS_FREE, *self._engine.without_reload)
         fixed = _fixed(differences(self._job.config, job.config), free)
         return f"{', '.join(fixed)} cannot change without loading again" if fixed else None
 

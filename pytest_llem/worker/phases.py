@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
 
 from pytest_llem.engines.protocol import Engine, Request
 from pytest_llem.job.report import Note
@@ -20,19 +19,6 @@ from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import token_hash
 
 PREFILL, DECODE = "prefill", "decode"
-
-
-@runtime_checkable
-class SplitsPhases(Protocol):
-    """An engine that can run the phases of a batch apart (an optional part of the engine protocol)."""
-
-    def split_obstacle(self, requests: Sequence[Request]) -> str | None:
-        """Why these requests cannot be split under the current settings, or `None`."""
-
-    def generate_in_phases(
-        self, requests: Sequence[Request], border: Callable[[str], AbstractContextManager[object]]
-    ) -> list[tuple[int, ...]]:
-        """Output ids per request; each batch runs inside `border("first_token")` and then `border("decode")`."""
 
 
 def measure_phases(
@@ -83,8 +69,6 @@ def _measure_decode(
     min_duration_s: float,
     outputs_hash: str,
 ) -> list[Note]:
-    if not isinstance(engine, SplitsPhases):
-        return [Note("decode_not_split", f"the engine {engine.name} cannot run decode apart from prefill")]
     reason = engine.split_obstacle(requests)
     if reason is not None:
         return [Note("decode_not_split", f"decode was not measured apart from prefill: {reason}")]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_llem.engines.protocol import CacheState, Completion, Engine, ReadsLater, Request
+from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
 from pytest_llem.job.config import WarmupSettings
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.measurement import Repeat, RequestRecord, WarmupOutcome
@@ -96,8 +96,6 @@ class RepeatRunner:
 
     def whole(self, passes: Sequence[Pass]) -> list[Pass]:
         """The passes with all that their answers hold; for when no window is open."""
-        if not isinstance(self._engine, ReadsLater):
-            return list(passes)
         return [replace(done, completions=self._engine.read(done.completions)) for done in passes]
 
     def observed(self, passes: Sequence[Pass]) -> Observed:

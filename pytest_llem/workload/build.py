@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_llem.engines.protocol import Request, TextOnly, Tokenizer
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.request import Request
 from pytest_llem.workload.lengths import draw_lengths
 from pytest_llem.workload.synthetic import synthetic_prompts
 from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
 SYNTHETIC = "synthetic"
 

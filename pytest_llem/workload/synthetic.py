@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pytest_llem.engines.protocol import Tokenizer
 from pytest_llem.workload.corpus import corpus_text
+from pytest_llem.workload.tokenizer import Tokenizer
 
 
 def synthetic_prompts(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:

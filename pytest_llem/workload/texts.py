@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.workload.hub import hub_obstacle
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
 TEXT_SUFFIXES = (".txt", ".text", ".md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_llem.engines.protocol import Completion, Engine, ReadsLater, Request
+from pytest_llem.engines.protocol import Completion, Engine, Request
 from pytest_llem.job.config import ExperimentConfig
 
 ConfigMaker = Callable[..., ExperimentConfig]
@@ -28,7 +28,7 @@ def generate(engine: Engine, requests: list[Request]) -> list[Completion]:
     """Completions in the order of the requests, whole."""
     engine.reset()
     done = engine.generate(requests, lambda _done, _total: None)
-    whole = engine.read(done) if isinstance(engine, ReadsLater) else done
+    whole = engine.read(done)
     return sorted(whole, key=lambda completion: completion.index)
 
 

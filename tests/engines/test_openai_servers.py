@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,9 @@ def test_texts_are_those_of_transformers(start: Start) -> None:
 def test_what_the_client_sees_holds_against_the_servers_own_times(start: Start) -> None:
     """By the server's clock an answer takes as long as its prompt and its tokens do; the client can only see more."""
     engine = start({"concurrency": 1})
-    engine.reset_statistics()  # type: ignore[attr-defined]
+    engine.reset_statistics()
     done = generate(engine, requests_of(600, 900, 1200, output=200))
-    seen = engine.statistics()  # type: ignore[attr-defined]
+    seen: Mapping[str, Any] = engine.statistics()
     assert seen["client_latency_s"] > seen["server_prompt_s"] + seen["server_predicted_s"] > 0
     first_s = sum(c.began_ns - c.start_ns for c in done if c.began_ns) / 3e9
     assert first_s > seen["server_prompt_s"]
@@ -153,7 +153,7 @@ def test_a_tokenizer_of_another_model_is_not_used(start: Start, tmp_path: Path) 
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     engine = start(model=str(other))
     assert engine.effective()["tokenizer"] == "server"
-    assert [note.code for note in engine.remarks()[1]] == ["tokenizer_differs"]  # type: ignore[attr-defined]
+    assert [note.code for note in engine.remarks()[1]] == ["tokenizer_differs"]
 
 
 def test_chat_counts_the_template_of_the_server(start: Start) -> None:

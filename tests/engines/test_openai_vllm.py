@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pytest
@@ -72,9 +72,10 @@ def test_the_prefix_cache_is_emptied_and_seen_when_it_is_not(start: Start) -> No
 def test_what_the_server_counts_is_what_the_client_got(start: Start) -> None:
     engine = start()
     engine.reset()
-    engine.reset_statistics()  # type: ignore[attr-defined]
+    engine.reset_statistics()
     generate(engine, requests_of(20, 30, output=16))
-    counters = engine.statistics()["server_counters"]  # type: ignore[attr-defined]
+    counters = engine.statistics()["server_counters"]
+    assert isinstance(counters, Mapping)
     assert (counters["prompt_tokens"], counters["generated_tokens"], counters["preemptions"]) == (50, 32, 0)
     effective = engine.effective()
     assert (effective["server"], effective["prompts_as"], effective["refused_fields"]) == ("vllm", "token ids", ())

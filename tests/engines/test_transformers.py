@@ -13,7 +13,6 @@ from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job.config import Decoding
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.worker.phases import SplitsPhases
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
@@ -262,7 +261,6 @@ def test_parallelism_over_processes_is_refused(make_config: ConfigMaker, key: st
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_phases_apart_give_the_tokens_of_generate(start: Start, settings: dict[str, Any], dtype: str) -> None:
     engine = start(settings, dtype=dtype)
-    assert isinstance(engine, SplitsPhases)
     requests = [*requests_of(5, 12, 30, 9, output=24), *requests_of(9, output=7)]
     requests = [type(r)(index, r.token_ids, r.max_new_tokens, True) for index, r in enumerate(requests)]
     entered: list[str] = []
@@ -279,7 +277,6 @@ def test_phases_apart_give_the_tokens_of_generate(start: Start, settings: dict[s
 
 def test_what_the_plain_loop_cannot_do_is_named(start: Start) -> None:
     engine = start({"num_beams": 2})
-    assert isinstance(engine, SplitsPhases)
     assert "num_beams" in str(engine.split_obstacle(requests_of(5)))
 
 

@@ -8,7 +8,6 @@ import sys
 import psutil
 
 from pytest_llem.engines import open_engine
-from pytest_llem.engines.protocol import KeepsStatistics
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet
 from tests.engines.engine_cases import generate, ids, requests_of
@@ -28,7 +27,6 @@ def main(settings: str, output_tokens: str) -> None:
     engine = open_engine("vllm")
     engine.prepare(config, DeviceSet("cpu"))
     engine.load()
-    assert isinstance(engine, KeepsStatistics)
     engine.reset_statistics()
     completions = generate(engine, requests_of(30, 31, 32, output=int(output_tokens)))
     found = {

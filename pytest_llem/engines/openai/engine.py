@@ -21,6 +21,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -38,7 +39,7 @@ INSTALL = "pip install 'pytest-llem[openai]'"
 DRAIN_S = 1.0
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """Any OpenAI-compatible server at `openai.base_url`, measured by one client in this process.
 
     Nothing is started here: `prepare` asks the server what it is, and `load` which requests it takes.
@@ -52,7 +53,7 @@ class OpenAIEngine:
         self._config: ExperimentConfig | None = None
         self._settings: ClientSettings | None = None
         self._client: Client | None = None
-        self._server: probe.Server | None = None
+        self._server: probe.ServerFacts | None = None
         self._bodies: Bodies | None = None
         self._found: Found | None = None
         self._observations: Observations | None = None
@@ -115,7 +116,7 @@ class OpenAIEngine:
         return done
 
     def read(self, completions: Sequence[Completion]) -> list[Completion]:
-        """See `ReadsLater.read`."""
+        """See `Engine.read`."""
         client, _, _ = self._ready()
         done = client.backlog.read(completions)
         self._seen().read(done)
@@ -186,17 +187,17 @@ class OpenAIEngine:
         return ()
 
     def reset_statistics(self) -> None:
-        """See `KeepsStatistics.reset_statistics`."""
+        """See `Engine.reset_statistics`."""
         client, _, _ = self._ready()
         client.backlog.clear()
         self._seen().reset()
 
     def statistics(self) -> Mapping[str, JsonValue]:
-        """See `KeepsStatistics.statistics`."""
+        """See `Engine.statistics`."""
         return self._seen().statistics()
 
     def remarks(self) -> tuple[Sequence[Note], Sequence[Note]]:
-        """See `Remarks.remarks`."""
+        """See `Engine.remarks`."""
         _, bodies, _ = self._ready()
         invalid, warnings = self._seen().notes(self._config_now())
         found = self._tokenizer()
@@ -222,7 +223,7 @@ class OpenAIEngine:
         plan = schedule(workload.arrival, count, workload.seed)
         return plan if settings.concurrency is None else Schedule(plan.times_s, settings.concurrency)
 
-    def _emptied(self, client: Client, settings: ClientSettings, server: probe.Server) -> CacheState:
+    def _emptied(self, client: Client, settings: ClientSettings, server: probe.ServerFacts) -> CacheState:
         path = "/reset_prefix_cache" if server.kind == "vllm" else "/flush_cache"
         deadline = time.monotonic() + DRAIN_S
         while True:
@@ -248,10 +249,10 @@ class OpenAIEngine:
     def _prepared(self) -> ClientSettings:
         return after("prepare", self._settings)
 
-    def _connected(self) -> tuple[Client, probe.Server]:
+    def _connected(self) -> tuple[Client, probe.ServerFacts]:
         return after("prepare", self._client), after("prepare", self._server)
 
-    def _ready(self) -> tuple[Client, Bodies, probe.Server]:
+    def _ready(self) -> tuple[Client, Bodies, probe.ServerFacts]:
         bodies = after("load", self._bodies)
         client, server = self._connected()
         return client, bodies, server

@@ -22,7 +22,7 @@ TRIES = 12
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerFacts:
     """What a server told about itself: `kind` is `vllm`, `llama.cpp`, `sglang` or `unknown`.
 
     `places` is how many requests it runs at once, `longest` the tokens of its longest request; `None` is unknown.
@@ -56,7 +56,7 @@ def wait_until_ready(client: Client, settings: ClientSettings) -> None:
         time.sleep(POLL_S)
 
 
-def examine(client: Client, settings: ClientSettings, model: str) -> Server:
+def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts:
     """What the server is, and which model it serves: the one named, else its first, else the study's.
 
     Path and longest request are those of that model, and unknown where the server does not list it.
@@ -76,7 +76,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> Server:
         places = props.get("total_slots")
         defaults = props.get("default_generation_settings")
         context = defaults.get("n_ctx") if isinstance(defaults, Mapping) else None
-        return Server(
+        return ServerFacts(
             "llama.cpp",
             _text(props.get("build_info")),
             served,
@@ -86,11 +86,11 @@ def examine(client: Client, settings: ClientSettings, model: str) -> Server:
         )
     if owner == "sglang":
         info = _object(_asked(client, settings.root + "/get_server_info"))
-        return Server("sglang", _text(info.get("version")), served, _text(info.get("model_path")), None, longest)
+        return ServerFacts("sglang", _text(info.get("version")), served, _text(info.get("model_path")), None, longest)
     version = _text(_object(_asked(client, settings.root + "/version")).get("version"))
     if owner == "vllm":
-        return Server("vllm", version, served, _text(entry.get("root")), None, longest)
-    return Server("unknown", version, served, None, None, longest)
+        return ServerFacts("vllm", version, served, _text(entry.get("root")), None, longest)
+    return ServerFacts("unknown", version, served, None, None, longest)
 
 
 def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> Completion:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_models import HubTokenizer, shape_of
 from pytest_llem.engines.model_files import find_model, on_hub
 from pytest_llem.engines.openai.client import Client, Reply
@@ -15,6 +14,7 @@ from pytest_llem.engines.openai.failures import RequestFailedError
 from pytest_llem.engines.protocol import ModelShape, TextOnly, Tokenizer
 from pytest_llem.errors import EngineSettingError, LlemError
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.workload.hub import switch_off_when_absent
 
 SAMPLE = "Light is refracted; 1704 = Opticks, the 4th edition?\n  Whites (and Greys) too."
 FIX = (

@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_models import (
     HubTokenizer,
     check_lengths,
@@ -29,6 +28,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -40,6 +40,7 @@ from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.workload.hub import switch_off_when_absent
 
 INSTALL = "run it in its stock image: --llem-runner=sglang=docker:lmsysorg/sglang:latest, or pip install sglang"
 ADAPTER = "adapter"
@@ -53,7 +54,7 @@ SHOWN = (
 FLUSH_ATTEMPTS, FLUSH_WAIT_S = 20, 0.05
 
 
-class SGLangEngine:
+class SGLangEngine(Engine):
     """SGLang's offline engine; all requests of a repeat are handed over at once, and its scheduler batches them."""
 
     name: ClassVar[str] = "sglang"

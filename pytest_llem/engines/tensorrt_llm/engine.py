@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_models import (
     HubTokenizer,
     check_lengths,
@@ -30,6 +29,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -48,6 +48,7 @@ from pytest_llem.errors import (
 )
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.workload.hub import switch_off_when_absent
 
 INSTALL = (
     "run it in its stock image: --llem-runner=tensorrt_llm=docker:nvcr.io/nvidia/tensorrt-llm/release:latest, "
@@ -65,7 +66,7 @@ MEMORY_TEXTS = ("out of memory", "Insufficient memory", "cannot allocate")
 Maker = Callable[..., Any]
 
 
-class TensorRTLLMEngine:
+class TensorRTLLMEngine(Engine):
     """TensorRT-LLM's `LLM`; all requests of a repeat are handed over at once, and its scheduler batches them.
 
     Reuse of key-value blocks between requests is off unless the study asks for it: nothing empties them in between.

@@ -13,6 +13,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'pytest-llem[transformers]'"
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Hugging Face transformers in this process: static batches, padded on the left, through `generate`."""
 
     name: ClassVar[str] = "transformers"
@@ -127,7 +128,7 @@ class TransformersEngine:
         return done
 
     def split_obstacle(self, requests: Sequence[Request]) -> str | None:
-        """See `SplitsPhases.split_obstacle`."""
+        """See `Engine.split_obstacle`."""
         from pytest_llem.engines.transformers.phases import obstacle
 
         fixed = all(request.ignore_eos for request in requests)
@@ -136,7 +137,7 @@ class TransformersEngine:
     def generate_in_phases(
         self, requests: Sequence[Request], border: Callable[[str], AbstractContextManager[object]]
     ) -> list[tuple[int, ...]]:
-        """See `SplitsPhases.generate_in_phases`."""
+        """See `Engine.generate_in_phases`."""
         from pytest_llem.engines.transformers.phases import generate_in_phases
 
         loaded, generator = self._ready(), self._generator

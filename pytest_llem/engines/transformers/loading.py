@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
-from pytest_llem.engines.hub import hub_obstacle
 from pytest_llem.engines.hub_models import plain_json, shape_of
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import DeviceMemory, ModelShape
@@ -25,6 +24,7 @@ from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, Transformer
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.workload.hub import hub_obstacle
 
 FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
 

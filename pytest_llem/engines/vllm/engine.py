@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pytest_llem.engines.hub import switch_off_when_absent
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of, tokenizer_of
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
@@ -19,6 +18,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -39,6 +39,7 @@ from pytest_llem.errors import (
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.arrivals import schedule
+from pytest_llem.workload.hub import switch_off_when_absent
 
 INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
 MEMORY_TEXTS = (
@@ -50,7 +51,7 @@ MEMORY_TEXTS = (
 )
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """vLLM's offline engine, whose scheduler batches the requests.
 
     All requests of a repeat are handed over at once, or as the workload's arrival process says.
@@ -251,15 +252,15 @@ class VLLMEngine:
         return cuda_memory(self._devices)
 
     def reset_statistics(self) -> None:
-        """See `KeepsStatistics.reset_statistics`."""
+        """See `Engine.reset_statistics`."""
         self._statistics.reset()
 
     def statistics(self) -> Mapping[str, JsonValue]:
-        """See `KeepsStatistics.statistics`."""
+        """See `Engine.statistics`."""
         return self._statistics.read()
 
     def load_times(self) -> Mapping[str, float | None]:
-        """See `TimesLoad.load_times`; a core in a process of its own does not tell, nor does every kind of compiler."""
+        """See `Engine.load_times`; a core in a process of its own does not tell, nor does every kind of compiler."""
         vllm_config = self._ready().llm_engine.vllm_config
         seconds = float(vllm_config.compilation_config.compilation_time)
         if self._arguments.devices > 1 or (seconds == 0 and not vllm_config.model_config.enforce_eager):

@@ -16,6 +16,7 @@ from pytest_llem.engines.protocol import (
     Capabilities,
     Completion,
     DeviceMemory,
+    Engine,
     ModelShape,
     Progress,
     Quiesced,
@@ -49,7 +50,7 @@ class LetterTokenizer:
         return self.encode(text)
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers at once; `calls` holds what happened, and the attributes what to do differently."""
 
     name: ClassVar[str] = "scripted"

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.builtin import builtin_path
-from pytest_llem.engines.hub import hub_obstacle, probe, switch_off_when_absent
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.workload.hub import hub_obstacle, probe, switch_off_when_absent
 from pytest_llem.workload.texts import read_texts
 
 
@@ -101,7 +101,7 @@ def test_a_hub_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_client_that_was_told_not_to_ask_still_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_llem.engines.hub._reasons", {})
+    monkeypatch.setattr("pytest_llem.workload.hub._reasons", {})
     url = closed_port()
     monkeypatch.setenv("HF_ENDPOINT", url)
     switch_off_when_absent()

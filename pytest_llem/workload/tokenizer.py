@@ -1,0 +1,57 @@
+"""What a workload needs of an engine's tokenizer.
+
+`build_workload` uses it, and engines provide it; engines of other packages import it from
+`pytest_llem.engines.protocol`. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pytest_llem.errors import EngineSettingError
+
+
+class Tokenizer(Protocol):
+    """The little that workloads need of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def chat(self, text: str) -> list[int]:
+        """Token ids of a user's message in the model's chat template; `EngineSettingError` when it has none."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a sequence, where the model wants one."""
+
+
+class TextOnly:
+    """Stands in for a `Tokenizer` where an engine takes texts, and nothing here can turn them into tokens.
+
+    Texts of a data set then go as they are; whatever needs tokens is an `EngineSettingError` that says `reason`.
+    """
+
+    def __init__(self, reason: str, fix: str) -> None:
+        self._reason = reason
+        self._fix = fix
+
+    def encode(self, text: str) -> list[int]:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    def chat(self, text: str) -> list[int]:
+        """Always an `EngineSettingError`."""
+        raise EngineSettingError(self._reason, fix=self._fix)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Nothing is known of the model's tokens."""
+        return None
