@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
-from pytest_llem.session.reporting.live import ANNOUNCEMENTS
+from pytest_llem.runners.announcement import ANNOUNCEMENTS
 
 FILE = "ray.json"
 

@@ -31,8 +31,8 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.devices import devices_needed
 from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.breaker import LASTING
 from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget
-from pytest_llem.session.breaker import LASTING
 
 POLL_S = 0.5
 CHECK_S = 5.0

@@ -22,10 +22,10 @@ from pytest_llem.machine.concurrent_runs import ConcurrentRuns
 from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
 from pytest_llem.machine.hold import HeldDevices, StaysLoaded
 from pytest_llem.machine.leases import LeaseRequest
+from pytest_llem.runners.breaker import Breaker
 from pytest_llem.runners.protocol import KnowsImage, ParallelCycles, ReuseTarget, Runner, RunsMany
 from pytest_llem.servers.preflight import known_image
 from pytest_llem.servers.spec import ServerSpec, residual_allowance, starts_server
-from pytest_llem.session.breaker import Breaker
 from pytest_llem.session.checks import Checks
 from pytest_llem.session.options import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
@@ -107,7 +107,7 @@ class Measurer:
         Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
         """
         from pytest_llem.machine.cooldown import cool_down
-        from pytest_llem.session.reporting.live import Announcement
+        from pytest_llem.runners.announcement import Announcement
 
         experiment, study = point.experiment, point.study
         spec = self.runner_spec(experiment.engine, study)
@@ -273,7 +273,7 @@ class Measurer:
 
 
 def _dependencies(point: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
-    """What a cycle needs that others may need too, by kind: see `session.breaker.LASTING`."""
+    """What a cycle needs that others may need too, by kind: see `runners.breaker.LASTING`."""
     config = point.experiment.config
     return {
         "engine": point.experiment.engine,

@@ -9,9 +9,10 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.session.reporting.github import ACTIONS_VARIABLE, annotation, write_step_summary
 from pytest_llem.session.reporting.html import HtmlReport, report_of
-from pytest_llem.session.reporting.live import ANNOUNCEMENTS, LiveStatus
+from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.session.reporting.table import saved_lines, summary_lines
 
 if TYPE_CHECKING:

@@ -8,83 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from pytest_llem.errors import StoreError
-from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.files import read_json
+from pytest_llem.runners.announcement import ANNOUNCEMENTS
 
-ANNOUNCEMENTS = ".live"
 TERMINAL_PERIOD_S = 0.25
 CALM_PERIOD_S = 30.0
 CALM_CHECK_S = 1.0
 
 MOST_LINES = 8
-WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
 
 # Lines of their own below pytest's: make room, remember the cursor, go down, write, come back (VT100).
 DOWN, UP, LINE, SAVE, RESTORE = "\x1bD", "\x1bM", "\x1bD\r\x1b[2K", "\x1b7", "\x1b8"
-
-
-class Announcement:
-    """Says, for the length of a `with` block, that this process measures a cycle."""
-
-    def __init__(self, run_dir: Path, title: str, events: Path) -> None:
-        self._path = run_dir / ANNOUNCEMENTS / f"{os.getpid()}.json"
-        self._title = title
-        self._events = events
-        self._since = time.time()
-
-    def __enter__(self) -> Announcement:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.say(None)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._path.unlink(missing_ok=True)
-
-    def say(self, waiting: str | None) -> None:
-        """Tell what the cycle waits for, or `None` once it runs."""
-        write_json(
-            self._path,
-            {
-                "title": self._title,
-                "events": str(self._events),
-                "since": self._since,
-                "waiting": waiting,
-                "pid": os.getpid(),
-                "worker": os.environ.get(WORKER_VARIABLE),
-            },
-            durable=False,
-        )
-
-
-@dataclass(frozen=True)
-class Announced:
-    """What a worker of xdist says that it measures: the announcement's file, the process, and the cycle's events."""
-
-    path: Path
-    worker: str
-    pid: int
-    events: Path
-
-
-def announced(run_dir: Path) -> Iterator[Announced]:
-    """What the workers of xdist have announced and not taken back."""
-    for path in (run_dir / ANNOUNCEMENTS).glob("*.json"):
-        with contextlib.suppress(StoreError):
-            data = read_json(path)
-            pid, worker = data.get("pid"), data.get("worker")
-            if isinstance(pid, int) and isinstance(worker, str):
-                yield Announced(path, worker, pid, Path(str(data["events"])))
 
 
 @dataclass

@@ -16,8 +16,8 @@ from pytest_llem.machine.leases import end_leftovers
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.state import read_state
+from pytest_llem.runners.announcement import announced
 from pytest_llem.session.items import message, properties
-from pytest_llem.session.reporting.live import announced
 
 if TYPE_CHECKING:
     from pytest_llem.results.outcome import Outcome

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.session.reporting.live import Announcement, LiveStatus, announced
+from pytest_llem.runners.announcement import Announcement, announced
+from pytest_llem.session.reporting.live import LiveStatus
 
 
 def shown(run_dir: Path, count: int) -> str:

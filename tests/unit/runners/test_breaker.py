@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_llem.errors import LlemError, ModelNotFoundError, WorkerCrashedError
-from pytest_llem.session.breaker import Breaker
+from pytest_llem.runners.breaker import Breaker
 
 NEEDS = {"model": "org/missing", "runner": "local", "machine": None}
 OTHER = {"model": "builtin:tiny-llama", "runner": "local", "machine": None}
