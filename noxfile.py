@@ -1,0 +1,100 @@
+"""Sessions for developers and CI: `nox` runs lint and types, `nox -s NAME` another, `nox --list` shows all.
+
+They use the environment that nox itself is installed in (the README's `.venv`) and build none of their own.
+`.ci/run` calls `lint`, `types`, `docs` and `amd`; arguments after `--` go to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+BIN = Path(sys.executable).parent
+"""Where this environment's programs are: it need not be on PATH."""
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types"]
+
+
+def pytest(session: nox.Session, *paths: str, env: dict[str, str] | None = None) -> None:
+    """Run pytest on `paths`, or on what the command line names after `--`."""
+    named = any(not argument.startswith("-") for argument in session.posargs)
+    session.run(str(BIN / "pytest"), *([] if named else paths), *session.posargs, env=env)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The unit tests: seconds, no engine."""
+    pytest(session, "tests/unit")
+
+
+@nox.session
+def plugin(session: nox.Session) -> None:
+    """Studies that run through pytest, as users run them."""
+    pytest(session, "tests/plugin")
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """Engines and servers on tiny models; what is not installed is skipped."""
+    pytest(session, "tests/engines")
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Clusters of several nodes on this machine."""
+    pytest(session, "tests/ray", env={"LLEM_REQUIRE_RAY": "1"})
+
+
+@nox.session
+def docker(session: nox.Session) -> None:
+    """Containers, on a daemon that this starts unless DOCKER_HOST names one (Debian, root)."""
+    env = {"LLEM_REQUIRE_DOCKER": "1"}
+    if "DOCKER_HOST" not in os.environ:
+        printed = subprocess.run([".ci/docker-for-tests.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        env |= dict(word.split("=", 1) for word in shlex.split(printed) if "=" in word)
+    pytest(session, "tests/docker", env=env)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Checks on a real NVIDIA GPU; skipped without one."""
+    pytest(session, "tests/gpu")
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """The vLLM engine on its CPU build, in an environment of its own (4 GB)."""
+    session.run(".ci/vllm-tests.sh", *session.posargs)
+
+
+@nox.session
+def amd(session: nox.Session) -> None:
+    """The meter for AMD GPUs, on a simulated library."""
+    session.run(".ci/amd-tests.sh")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, the floors, and the figures of the layout."""
+    session.run(str(BIN / "ruff"), "check", ".")
+    session.run(str(BIN / "ruff"), "format", "--check", ".")
+    session.run(str(BIN / "lint-imports"))
+    session.run(sys.executable, ".ci/house.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types."""
+    session.run(str(BIN / "mypy"))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, into build/site; a broken link or anchor fails."""
+    session.run(str(BIN / "mkdocs"), "build", "--strict", "--site-dir", "build/site", *session.posargs)
