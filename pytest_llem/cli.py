@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,9 +46,15 @@ def add_schema(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run_schema(options: argparse.Namespace) -> int:
     """Print a JSON Schema."""
-    from pytest_llem.study.published import schema_text
+    from pytest_llem.study.published import DIALECT, build_schema
 
-    sys.stdout.write(schema_text(options.which))
+    if options.which == "result":
+        from pytest_llem.results.schema import Result
+
+        schema: dict[str, object] = {"$schema": DIALECT, **Result.model_json_schema()}
+    else:
+        schema = build_schema(options.which)
+    sys.stdout.write(json.dumps(schema, indent=2) + "\n")
     return 0
 
 

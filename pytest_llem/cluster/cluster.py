@@ -17,8 +17,8 @@ from typing import Any
 
 import ray
 
-from pytest_llem.cluster.settings import RaySettings
 from pytest_llem.errors import InfeasibleError, JsonValue, LlemError, RunnerError
+from pytest_llem.study.runner_settings import RaySettings
 
 CLIENT_PREFIX = "ray://"
 NODES_FOR_S = 1.0

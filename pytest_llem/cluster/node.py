@@ -32,6 +32,7 @@ from pytest_llem.machine.inputs import input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner
+from pytest_llem.study.runner_settings import DockerSettings
 
 LEASE_TIMEOUT_S = 24 * 3600.0
 
@@ -174,7 +175,6 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
 def _runner(order: Order) -> Runner:
     if order.image is None:
         return _local(order.source)
-    from pytest_llem.containers.options import DockerSettings
     from pytest_llem.containers.runner import DockerRunner
 
     spec = RunnerSpec("docker", order.source, image=order.image)

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import Node
 from pytest_llem.cluster.node import other_version
-from pytest_llem.cluster.settings import NodeTerms, RaySettings
+from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import ask_each_kind
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
@@ -24,6 +24,7 @@ from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import gpu_uuids
 from pytest_llem.machine.preflight import MODULES
 from pytest_llem.runners.protocol import PreflightReport
+from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
 
 def preflight_nodes(
@@ -73,7 +74,6 @@ def preflight_nodes(
 
 def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue) -> list[JsonValue]:
     """What would make cycles in the image fail, on a node."""
-    from pytest_llem.containers.options import DockerSettings
     from pytest_llem.containers.runner import DockerRunner
 
     assert isinstance(configs, list), "configurations are sent as a list"

@@ -12,6 +12,7 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.runners.protocol import ReuseTarget
+from pytest_llem.study.runner_settings import DockerSettings
 
 
 def places_on(
@@ -47,7 +48,6 @@ def place_here(config: JsonValue, image: str | None, docker: JsonValue) -> JsonV
     wanted = decode(ExperimentConfig, config)
     known: str | None = None
     if image is not None:
-        from pytest_llem.containers.options import DockerSettings
         from pytest_llem.containers.runner import DockerRunner
 
         settings = DockerSettings.from_mapping(docker if isinstance(docker, Mapping) else {})

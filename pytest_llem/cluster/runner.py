@@ -20,7 +20,7 @@ from pytest_llem.cluster.node_result import Delivery, NodeFacts, failure_of, wri
 from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes
 from pytest_llem.cluster.progress import progress_of
 from pytest_llem.cluster.reuse import places_on
-from pytest_llem.cluster.settings import NodeTerms, RaySettings
+from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths
@@ -33,6 +33,7 @@ from pytest_llem.machine.devices import devices_needed
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.breaker import LASTING
 from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget
+from pytest_llem.study.runner_settings import RaySettings
 
 POLL_S = 0.5
 CHECK_S = 5.0
@@ -73,7 +74,7 @@ class RayRunner:
     @property
     def cluster(self) -> RayCluster:
         """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
-        return connect(self.spec.address, self.settings.runtime_env)
+        return connect(self.spec.address, self.settings.runtime_env.given)
 
     def room(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
         """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each.
@@ -303,5 +304,4 @@ def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
 
 
 def _variables(settings: RaySettings) -> dict[str, JsonValue]:
-    variables = settings.runtime_env.get("env_vars")
-    return dict(variables) if isinstance(variables, dict) else {}
+    return dict(settings.runtime_env.env_vars or {})

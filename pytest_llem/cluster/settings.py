@@ -7,29 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.wire import decode
 from pytest_llem.machine.cooldown import Setting as Cooldown
+from pytest_llem.study.runner_settings import RaySettings
 
 if TYPE_CHECKING:
     from pytest_llem.study import Study
-
-
-@dataclass(frozen=True)
-class RaySettings:
-    """What cycles of a study ask of Ray. Names and defaults are those of `study.sections.ray.Ray`.
-
-    `cpus` of `None` is one CPU beside GPUs, and a whole node for a measurement of the CPU. `image` runs the worker in a
-    container on the node. `max_in_flight` of `None` follows the cluster's size. A cycle whose node is lost is tried
-    `node_losses` times more; one that no node can run waits `wait_for_nodes_s` seconds for the cluster to grow.
-    """
-
-    accelerator_type: str | None = None
-    resources: Mapping[str, float] = field(default_factory=dict)
-    cpus: float | None = None
-    image: str | None = None
-    runtime_env: Mapping[str, JsonValue] = field(default_factory=dict)
-    max_in_flight: int | None = None
-    node_losses: int = 2
-    wait_for_nodes_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class NodeTerms:
 
 def settings_of(study: Study) -> RaySettings:
     """The study's section `ray`, which was checked when the study was loaded."""
-    return RaySettings(**dict(study.ray))  # type: ignore[arg-type]
+    return decode(RaySettings, study.ray, "ray")
 
 
 def terms_of(study: Study) -> NodeTerms:

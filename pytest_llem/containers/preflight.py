@@ -22,7 +22,7 @@ from pytest_llem.containers.errors import DockerError, docker_error, translate_d
 from pytest_llem.containers.identity import SessionIdentity
 from pytest_llem.containers.images import foreign_architecture, image_facts
 from pytest_llem.containers.inputs import hub_problem, inputs_of
-from pytest_llem.containers.options import ContainerRequest, DockerSettings, ImageFacts, create
+from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphaned_containers import removed_after
 from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport
 from pytest_llem.job.config import ExperimentConfig
@@ -30,6 +30,7 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.runners.protocol import PreflightReport
+from pytest_llem.study.runner_settings import DockerSettings
 
 OLDEST_API = (1, 40)
 

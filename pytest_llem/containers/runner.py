@@ -31,7 +31,6 @@ from pytest_llem.containers.kept import KeptContainers
 from pytest_llem.containers.options import (
     WORKER_COMMAND,
     ContainerRequest,
-    DockerSettings,
     ImageFacts,
     extra_mounts,
     job_environment,
@@ -50,6 +49,7 @@ from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport
 from pytest_llem.runners.watch import DeadlineWatch
+from pytest_llem.study.runner_settings import DockerSettings
 
 LEASE_TIMEOUT_S = 24 * 3600.0
 

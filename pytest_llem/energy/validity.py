@@ -13,30 +13,38 @@ from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.report import Note
+from pytest_llem.job.setting import NonNegativeFloat, PositiveFloat, setting
 
 MEASURED = ("measure",)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a measurement is invalid. Shares are of the measure windows' time or energy.
+    """Limits of what counts as valid, for all experiments of the study.
 
-    A power cap that bites is a property of the configuration and repeatable, so it is invalid only when asked for;
-    below its threshold it is remarked on. Clocks vary with temperature and power by some percent on their own.
-    `temperature_drift_c` between cycles is warned of where all of them are known, on the pytest side, which also counts
-    the requests to a server that failed.
+    Shares are of the measure windows' time or energy. A power cap that bites is a property of the configuration and
+    repeatable, so it is invalid only when asked for; below its threshold it is noted. Clocks vary with temperature and
+    power by some percent on their own. The pytest side judges `temperature_drift_c` and `failed_requests_rel`.
     """
 
-    uncertainty_rel: float = 0.25
-    gap_periods: float = 4.0
-    gap_s: float = 1.0
-    residual_memory_bytes: float = 2.0**30
-    throttled_thermal_rel: float = 0.01
-    throttled_power_rel: float = 1.1
-    clocks_rel: float = 0.3
-    suspended_s: float = 0.01
-    temperature_drift_c: float = 10.0
-    failed_requests_rel: float = 0.0
+    uncertainty_rel: PositiveFloat = setting(
+        0.25, "Largest uncertainty of the measure windows, as a share of their energy."
+    )
+    gap_periods: PositiveFloat = setting(4.0, "Longest gap between two counter steps, in periods.")
+    gap_s: PositiveFloat = setting(1.0, "Longest gap between two readings of a sensor without a counter.")
+    residual_memory_bytes: NonNegativeFloat = setting(
+        2.0**30, "Device memory that may be in use before the engine is loaded."
+    )
+    throttled_thermal_rel: NonNegativeFloat = setting(0.01, "Share of the measured time with clocks held down by heat.")
+    throttled_power_rel: NonNegativeFloat = setting(
+        1.1, "The same by the power limit; above 1 is never, as a limit is a repeatable condition."
+    )
+    clocks_rel: NonNegativeFloat = setting(0.3, "Variation of the SM clock while measured.")
+    suspended_s: NonNegativeFloat = setting(0.01, "Seconds that the machine may have slept.")
+    temperature_drift_c: NonNegativeFloat = setting(10.0, "Difference in temperature between cycles that is warned of.")
+    failed_requests_rel: NonNegativeFloat = setting(
+        0.0, "Share of the requests that may fail; failed ones are in no average either way."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,121 +1,172 @@
-"""One fully resolved experiment, as the worker gets it."""
+"""The settings of one experiment, each declared once: the study reads and publishes them, the worker runs by them.
+
+`ExperimentConfig` is what a worker gets, with every default spelled out. A new setting needs a default that changes
+nothing, because only what differs from the defaults is part of an experiment's hash.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.setting import (
+    Dtype,
+    Fraction,
+    Limits,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    about,
+    section,
+    setting,
+)
 
 Weights = Literal["real", "dummy"]
 
 DeviceKind = Literal["cpu", "cuda"]
 
+Phase = Literal["prefill", "decode"]
+
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token lengths drawn per prompt: `uniform` uses `low..high`, `lognormal` `mean` and `sigma` (of the log)
-    clipped to `low..high`. A fixed length is written as a plain integer instead."""
+    """Token lengths drawn per prompt from the workload's seed.
 
-    distribution: Literal["uniform", "lognormal"]
-    low: int
-    high: int
-    mean: float | None = None
-    sigma: float | None = None
+    `uniform` uses `low..high`, `lognormal` `mean` and `sigma` (of the log) clipped to `low..high`. A fixed length is
+    written as a plain integer instead.
+    """
+
+    distribution: Literal["uniform", "lognormal"] = field(metadata=about("Kind of distribution."))
+    low: PositiveInt = field(metadata=about("Smallest length in tokens.", [16]))
+    high: PositiveInt = field(metadata=about("Largest length in tokens.", [512]))
+    mean: PositiveFloat | None = setting(None, "Mean length in tokens; lognormal only.", [128.0])
+    sigma: PositiveFloat | None = setting(None, "Standard deviation of the log; lognormal only.")
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """How requests arrive at an engine that serves: `constant` and `poisson` at `rate_per_s`, `burst` in groups of
-    `burst_size`, `concurrency` with a fixed number of requests in flight."""
+    """How requests arrive at an engine that serves.
 
-    process: Literal["constant", "poisson", "burst", "concurrency"]
-    rate_per_s: float | None = None
-    burst_size: int | None = None
-    concurrency: int | None = None
+    `constant` and `poisson` arrive at `rate_per_s`, `burst` in groups of `burst_size`; `concurrency` keeps a fixed
+    number of requests in flight.
+    """
+
+    process: Literal["constant", "poisson", "burst", "concurrency"] = field(metadata=about("Kind of arrivals."))
+    rate_per_s: PositiveFloat | None = setting(None, "Requests per second; constant and poisson.")
+    burst_size: PositiveInt | None = setting(None, "Requests per burst; burst only.")
+    concurrency: PositiveInt | None = setting(None, "Requests in flight; concurrency only.")
 
 
 @dataclass(frozen=True)
 class WorkloadSettings:
-    """What the engine is fed in one repeat. `input_tokens` of `None` keeps a data set's own prompt lengths."""
+    """What the engine is fed in one repeat."""
 
-    dataset: str
-    prompts: int
-    input_tokens: int | Lengths | None
-    output_tokens: int | Lengths
-    seed: int
-    ignore_eos: bool = True
-    column: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    order: Literal["interleaved", "grouped", "shuffled"] = "interleaved"
-    chat_template: bool = False
-    arrival: Arrival | None = None
+    dataset: Name = setting(
+        "synthetic",
+        "`synthetic`, a file (.jsonl, .json, .csv, .txt, .parquet), or a data set's name.",
+        ["synthetic", "prompts.jsonl"],
+    )
+    prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])
+    input_tokens: PositiveInt | Lengths | None = setting(
+        128, "Tokens per prompt; null keeps a data set's own lengths.", [128]
+    )
+    output_tokens: PositiveInt | Lengths = setting(64, "Tokens to generate.", [64])
+    seed: NonNegativeInt = setting(0, "Seed of the prompts and lengths.")
+    ignore_eos: bool = setting(True, "Generate exactly `output_tokens`, so that runs do the same work.")
+    column: Name | None = setting(None, "Column of the data set that holds the prompts.", ["text"])
+    split: Name | None = setting(None, "Split of the data set.", ["train"])
+    revision: Name | None = setting(None, "Revision of the data set.")
+    order: Literal["interleaved", "grouped", "shuffled"] = setting(
+        "interleaved", "Order of prompts from several sources."
+    )
+    chat_template: bool = setting(False, "Wrap each prompt in the model's chat template.")
+    arrival: Arrival | None = setting(None, "Arrivals at an engine that serves; null sends all at once.")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen. Greedy when `do_sample` is false; `None` leaves a setting to the engine."""
+    """How the next token is chosen. Greedy unless `do_sample`.
 
-    do_sample: bool = False
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    `None` leaves a setting to the engine.
+    """
+
+    do_sample: bool = setting(False, "Sample instead of taking the most likely token.")
+    temperature: Annotated[float, Limits(ge=0, le=100)] | None = setting(
+        None, "Temperature of the softmax; sampling only. 0 is greedy.", [0.7]
+    )
+    top_k: NonNegativeInt | None = setting(None, "Tokens to sample from; sampling only.", [50])
+    top_p: Fraction | None = setting(None, "Probability mass to sample from; sampling only.")
+    min_p: Annotated[float, Limits(ge=0, le=1)] | None = setting(
+        None, "Least probability relative to the likeliest token; sampling only."
+    )
+    repetition_penalty: PositiveFloat | None = setting(None, "Penalty on tokens seen; 1 is none.")
 
 
 @dataclass(frozen=True)
 class WarmupSettings:
-    """Repeats of the measured workload before the measure window: at least `min_repeats`, then until the coefficient
-    of variation of the last `window` repeat durations is at most `cv`, at most `max_repeats` or `max_s` seconds."""
+    """Repeats of the workload before the measure window.
 
-    min_repeats: int = 1
-    max_repeats: int = 10
-    max_s: float = 60.0
-    cv: float = 0.05
-    window: int = 3
+    At least `min_repeats`, then until the coefficient of variation of the last `window` repeat durations is at most
+    `cv`, at most `max_repeats` or `max_s` seconds.
+    """
+
+    min_repeats: NonNegativeInt = setting(1, "Least repeats.")
+    max_repeats: NonNegativeInt = setting(10, "Most repeats; 0 is no warm-up.")
+    max_s: NonNegativeFloat = setting(60.0, "Most seconds.")
+    cv: NonNegativeFloat = setting(0.05, "Converged when durations vary by at most this (std/mean).")
+    window: PositiveInt = setting(3, "Repeats over which `cv` is taken.")
 
 
 @dataclass(frozen=True)
 class IdleSettings:
-    """The idle window with the model loaded: `duration_s` of quiet, after waiting at most `max_wait_s` for power to
-    settle; a duration of 0 measures no idle power. With `reuse` of `matching` that of an earlier cycle is taken where
-    the device's conditions match."""
+    """The idle window with the model loaded."""
 
-    duration_s: float = 2.0
-    max_wait_s: float = 30.0
-    reuse: Literal["never", "matching"] = "never"
+    duration_s: NonNegativeFloat = setting(2.0, "Seconds of quiet; 0 measures no idle power.")
+    max_wait_s: NonNegativeFloat = setting(30.0, "Most seconds to wait for power to settle.")
+    reuse: Literal["never", "matching"] = setting(
+        "never", "`matching` takes an earlier cycle's idle power where the GPU's conditions match."
+    )
 
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """How the workload is measured: repeated until `min_duration_s`, with extra windows for `phases`."""
+    """How the workload is measured."""
 
-    min_duration_s: float
-    warmup: WarmupSettings = field(default_factory=WarmupSettings)
-    idle: IdleSettings = field(default_factory=IdleSettings)
-    phases: tuple[str, ...] = ()
+    min_duration_s: PositiveFloat = setting(10.0, "The workload repeats until the window is this long.")
+    warmup: WarmupSettings = section(WarmupSettings, "Warm-up before the window.")
+    idle: IdleSettings = section(IdleSettings, "Idle window before the warm-up.")
+    phases: tuple[Phase, ...] = setting((), "Phases measured in windows of their own.", [["prefill"]])
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
-    """One fully resolved configuration, every default spelled out.
+class ModelChoice:
+    """Which model an experiment runs."""
 
-    `settings` is the section of the study that belongs to `engine`; `trust_remote_code` is off unless the study
-    says otherwise. `dtype` of `None` means the checkpoint's own.
-    """
+    model: Name = field(metadata=about("Hub id, local path, or builtin:NAME.", ["builtin:tiny-llama"]))
 
-    model: str
-    engine: str
-    dtype: str | None
-    weights: Weights
-    workload: WorkloadSettings
-    decoding: Decoding
-    measurement: MeasurementSettings
-    settings: Mapping[str, JsonValue]
-    seed: int = 0
-    revision: str | None = None
-    trust_remote_code: bool = False
-    lora: str | None = None
+
+@dataclass(frozen=True)
+class CommonSettings:
+    """The settings of an experiment beside its model, whatever its engine."""
+
+    revision: Name | None = setting(None, "Revision of the model on the hub.", ["main"])
+    engine: Name = setting("transformers", "Inference engine.", ["transformers", "vllm", "openai"])
+    dtype: Dtype | None = setting(None, "Type of the weights; null is the checkpoint's own.")
+    weights: Weights = setting("real", "`dummy` builds random weights of the model's shape.")
+    trust_remote_code: bool = setting(False, "Run code that the model's repository ships.")
+    lora: Name | None = setting(None, "LoRA adapter: hub id or path.")
+    seed: NonNegativeInt = setting(0, "Seed of sampling and of dummy weights.")
+    workload: WorkloadSettings = section(WorkloadSettings, "What the engine is fed.")
+    decoding: Decoding = section(Decoding, "How tokens are chosen.")
+    measurement: MeasurementSettings = section(MeasurementSettings, "How it is measured.")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(CommonSettings, ModelChoice):
+    """One fully resolved configuration; `settings` is the section of the study that belongs to `engine`."""
+
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)

@@ -26,7 +26,7 @@ def decode(cls: type[T], data: object, path: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or cls.__name__}: expected a mapping, got {type(data).__name__}")
-    hints = _hints(typing.cast("typing.Hashable", cls))
+    hints = type_hints(typing.cast("typing.Hashable", cls))
     fields = _fields(typing.cast("typing.Hashable", cls))
     if not data.keys() <= fields.keys():
         unknown = sorted(set(data) - set(fields))
@@ -55,8 +55,10 @@ def encode(value: object) -> JsonValue:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def type_hints(cls: type, *, include_extras: bool = False) -> dict[str, Any]:
+    """The resolved type hints of a dataclass, with the metadata of `Annotated` only if asked for."""
+    # Aliases that hold JsonValue are evaluated in the namespace of the class, whose module need not import it.
+    return typing.get_type_hints(cls, None, {"JsonValue": JsonValue, "Mapping": Mapping}, include_extras=include_extras)
 
 
 @cache
@@ -69,7 +71,7 @@ def _value(hint: Any, value: object, where: str) -> object:
         # Most values are scalars of exactly their type, and looking at a hint takes longer than all the rest.
         return value
     origin = get_origin(hint)
-    if hint is Any or hint is object or _is_json(hint):
+    if hint is Any or hint is object or is_json(hint):
         return value
     if origin in (Union, types.UnionType):
         return _union(get_args(hint), value, where)
@@ -102,7 +104,8 @@ def _value(hint: Any, value: object, where: str) -> object:
     return value
 
 
-def _is_json(hint: Any) -> bool:
+def is_json(hint: Any) -> bool:
+    """Whether a resolved type hint is `JsonValue`, which accepts any plain value."""
     # get_type_hints resolves the recursive alias one level deeper each time it meets it, so that `==` does not find it.
     scalars = {bool, int, float, str, type(None)}
     return hint == JsonValue or (get_origin(hint) is Union and scalars <= set(get_args(hint)))

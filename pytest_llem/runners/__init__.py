@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
 if TYPE_CHECKING:
-    from pytest_llem.cluster.settings import NodeTerms, RaySettings
+    from pytest_llem.cluster.settings import NodeTerms
     from pytest_llem.job.report import RunnerSpec
     from pytest_llem.runners.protocol import Isolation, Runner
 
@@ -45,7 +46,6 @@ def open_runner(
 
         return LocalRunner(spec, log_dir)
     if spec.name == "docker":
-        from pytest_llem.containers.options import DockerSettings
         from pytest_llem.containers.runner import DockerRunner
 
         return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)

@@ -22,7 +22,7 @@ from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.identity import current_identity, start_ticks
 from pytest_llem.containers.images import ensure_image
 from pytest_llem.containers.inputs import HUB, found_here
-from pytest_llem.containers.options import ContainerRequest, DockerSettings, ImageFacts, create, extra_mounts, passed_on
+from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
 from pytest_llem.containers.orphaned_containers import remove, remove_orphans
 from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, RunnerError
@@ -32,6 +32,7 @@ from pytest_llem.servers.readiness import listens_below
 from pytest_llem.servers.server import Ended, Server
 from pytest_llem.servers.spec import LOOPBACK, Launch, ServerSpec
 from pytest_llem.servers.starting import Begin, Tell
+from pytest_llem.study.runner_settings import DockerSettings
 
 HOST = "host"
 LAST_S = 5.0

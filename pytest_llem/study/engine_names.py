@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
 
 from pytest_llem.errors import SettingsError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 ENGINE_SECTIONS = ("transformers", "vllm", "sglang", "tensorrt_llm", "openai")
 """The engines whose sections the schema describes."""
 SETTINGS_GROUP = "pytest_llem.engine_settings"
-"""Entry points of other packages: an engine's name, and the pydantic model of its section."""
+"""Entry points of other packages: an engine's name, and the dataclass or pydantic model of its section."""
 
 
 @cache
@@ -26,12 +22,12 @@ def engine_names() -> tuple[str, ...]:
 
 
 @cache
-def settings_model(engine: str) -> type[BaseModel] | None:
-    """The model that another package registers for its engine's section; without one, the section may hold anything.
+def settings_model(engine: str) -> type | None:
+    """What another package declares its engine's section with; without it, the section may hold anything.
 
-    Raises `SettingsError` for one that cannot be imported or is no pydantic model.
+    Raises `SettingsError` for what cannot be imported, or is neither a pydantic model nor a dataclass.
     """
-    from pydantic import BaseModel
+    from pytest_llem.study.declared import is_section
 
     for point in entry_points(group=SETTINGS_GROUP, name=engine):
         try:
@@ -41,7 +37,7 @@ def settings_model(engine: str) -> type[BaseModel] | None:
                 f"the settings of engine {engine!r} cannot be imported from {point.value}: {problem}",
                 fix="correct the package that registers them, or uninstall it",
             ) from problem
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if not (isinstance(model, type) and is_section(model)):
             raise SettingsError(
                 f"the settings of engine {engine!r}, {point.value}, are no pydantic model",
                 fix="register a subclass of pytest_llem.study.sections.section.Section",

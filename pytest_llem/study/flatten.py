@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
+from pytest_llem.study.declared import BadValueError
 from pytest_llem.study.document import KeyPath, kind
-from pytest_llem.study.fields import BadValueError, Field, FlatSettings
+from pytest_llem.study.fields import Field, FlatSettings
 
 Report = Callable[[KeyPath, str, "str | None", bool], None]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import parts
 from pytest_llem.study.canonical import getter, section_of, with_engine_dtype, written_out
+from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.experiments import Experiment, Study
@@ -25,8 +26,8 @@ from pytest_llem.study.slices import shared_view
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
-_ENTRY_ONLY = tuple(name for name in ExplicitExperiment.model_fields if name not in table())
-_STUDY_ONLY = tuple(name for name in StudyFile.model_fields if name not in table())
+_ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())
+_STUDY_ONLY = tuple(name for name in keys_of(StudyFile) if name not in table())
 MAX_SHOWN_INVALID = 5
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.setting import Fraction, Limits, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, setting
 from pytest_llem.study.limits import Budget, Comparison
 from pytest_llem.study.problems import Location
 
@@ -24,19 +25,27 @@ Isolation = Literal["process", "experiment", "load"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How often and in which order; what each means is said in `study.schema.Execution`, which checks them."""
+    """How often and in which order; nothing here changes what an experiment measures."""
 
-    cycles: int
-    order: Order
-    timeout_s: float
-    load_timeout_s: float | None
-    cooldown: Literal["auto"] | float
-    residual_memory_bytes: int
-    retries: int
-    isolation: Isolation
-    target_ci: float | None
-    max_cycles: int
-    headline: str
+    cycles: Annotated[int, Limits(ge=1, le=10_000)] = setting(3, "Repetitions of each experiment.")
+    order: Order = setting("sequential", "Order of experiments and cycles.")
+    timeout_s: PositiveFloat = setting(1800.0, "Longest time of one cycle.")
+    load_timeout_s: PositiveFloat | None = setting(None, "Longest time to load the engine.")
+    cooldown: Literal["auto"] | NonNegativeFloat = setting(
+        "auto", "Seconds between cycles; `auto` waits until power and temperature settle."
+    )
+    residual_memory_bytes: NonNegativeInt = setting(
+        100_000_000,
+        "Most memory that may be in use on a leased GPU before a cycle.",
+        [100_000_000],
+    )
+    retries: Annotated[int, Limits(ge=0, le=100)] = setting(1, "Further attempts at an invalid cycle.")
+    isolation: Isolation = setting("process", "A fresh process per cycle, per experiment, or per loaded engine.")
+    target_ci: Fraction | None = setting(
+        None, "Add cycles until the headline's interval is this narrow (relative half-width)."
+    )
+    max_cycles: Annotated[int, Limits(ge=1, le=10_000)] = setting(10, "Most cycles with `target_ci`.")
+    headline: Name = setting("joules_per_output_token", "Metric of the summary and of `target_ci`.")
 
 
 @dataclass(frozen=True)

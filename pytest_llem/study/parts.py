@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from pytest_llem.energy import known_meters
+from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.study import fields
+from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
-from pytest_llem.study.fields import BadValueError
 from pytest_llem.study.flatten import Report
 from pytest_llem.study.limits import (
     Budget,
@@ -26,51 +24,44 @@ from pytest_llem.study.limits import (
 )
 from pytest_llem.study.model import Execution, Gates, Overrides
 from pytest_llem.study.problems import Location, Problem, suggest_or_list
+from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 from pytest_llem.study.schema import Compare
-from pytest_llem.study.schema import Execution as ExecutionSection
-from pytest_llem.study.sections.docker import Docker
-from pytest_llem.study.sections.ray import Ray
-from pytest_llem.study.sections.validity import Validity
 
 VALIDITY = "measurement.validity"
 
 
-def section(model: type[BaseModel], data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
+def section(declaration: type, data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
     """The checked values of a mapping, key by key; what is wrong goes to `report` and is left out."""
     name = ".".join(map(str, place))
+    keys = keys_of(declaration)
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        report(place, f"{name}: expected a mapping, got {kind(data)}", f"known here: {_names(model)}", False)
+        report(place, f"{name}: expected a mapping, got {kind(data)}", f"known here: {', '.join(keys)}", False)
         return {}
-    found: dict[str, JsonValue] = {}
+    checked: dict[str, JsonValue] = {}
     for key, value in data.items():
         dotted = f"{name}.{key}" if name else key
-        if key not in model.model_fields:
-            hint = suggest_or_list(key, model.model_fields)
-            report((*place, key), f"unknown setting {dotted}", hint, True)
+        if key not in keys:
+            report((*place, key), f"unknown setting {dotted}", suggest_or_list(key, keys), True)
             continue
         try:
-            found[key] = fields.check_field(model, key, value)
+            checked[key] = check(declaration, key, value)
         except BadValueError as problem:
             report((*place, key, *problem.inner), f"{dotted}: {problem.text}", problem.fix, False)
-    return found
-
-
-def _names(model: type[BaseModel]) -> str:
-    return ", ".join(model.model_fields)
+    return checked
 
 
 def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -> Execution:
     """The `execution` section over a user's defaults `below` it; what is wrong in it keeps its default."""
-    found = section(ExecutionSection, data, report, ("execution",))
+    found = section(Execution, data, report, ("execution",))
     headline = found.get("headline")
     if isinstance(headline, str):
         try:
             check_metric(headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
-    made = Execution(**ExecutionSection.model_validate({**below, **found}).model_dump())
+    made = Execution(**{**below, **found})  # type: ignore[arg-type]  # checked above, and where the user's file is read
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)
@@ -141,7 +132,7 @@ def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -
 
 def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `docker` says, with mounts as absolute paths; relative ones start at `directory`."""
-    said = section(Docker, data, report, ("docker",))
+    said = section(DockerSettings, data, report, ("docker",))
     found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
     mounts = found.get("mounts")
     if isinstance(mounts, list):
@@ -151,7 +142,7 @@ def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonVa
 
 def ray(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `ray` says, with local paths of its `runtime_env` made absolute, from `directory`."""
-    said = section(Ray, data, report, ("ray",))
+    said = section(RaySettings, data, report, ("ray",))
     found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
     environment = found.get("runtime_env")
     if isinstance(environment, Mapping):
@@ -179,12 +170,12 @@ def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str
     inside = data.get("measurement")
     if isinstance(inside, Mapping) and "validity" in inside:
         rest["measurement"] = {key: value for key, value in inside.items() if key != "validity"}
-        limits.update(section(Validity, inside["validity"], report, ("measurement", "validity")))
+        limits.update(section(Thresholds, inside["validity"], report, ("measurement", "validity")))
     for key, value in data.items():
         if key == VALIDITY:
-            limits.update(section(Validity, value, report, (key,)))
+            limits.update(section(Thresholds, value, report, (key,)))
         elif key.startswith(f"{VALIDITY}."):
-            limits.update(section(Validity, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ()))
+            limits.update(section(Thresholds, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ()))
         else:
             continue
         del rest[key]
@@ -219,7 +210,7 @@ def overridden(execution: Execution, overrides: Overrides) -> Execution:
         changes["order"] = overrides.order
     try:
         for key, value in changes.items():
-            fields.check_field(ExecutionSection, key, value)
+            check(Execution, key, value)
     except BadValueError as problem:
         raise SettingsError(f"execution: {problem.text}", fix=problem.fix) from None
     return replace(execution, **changes)

@@ -1,25 +1,24 @@
-"""The configuration reference of the documentation: `python -m pytest_llem.study.published` writes it."""
+"""Writes the JSON Schema of a study and the configuration reference of the documentation from the declarations.
+
+`llem schema` prints the first; `python -m pytest_llem.study.published > docs/configuration.md` writes the second.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from functools import cache
-from importlib.resources import files
 from typing import Literal
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from pytest_llem.energy.validity import Thresholds
+from pytest_llem.job.config import Arrival, Lengths
 from pytest_llem.study.canonical import DORMANCIES, PRESETS
+from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
 from pytest_llem.study.engine_names import ENGINE_SECTIONS
-from pytest_llem.study.fields import options
 from pytest_llem.study.llenergymeasure.words import REFUSED, RENAMES
-from pytest_llem.study.schema import Arrivals, Compare, Execution, ExperimentSettings, LengthDistribution, StudyFile
-from pytest_llem.study.sections.docker import Docker
-from pytest_llem.study.sections.ray import Ray
-from pytest_llem.study.sections.validity import Validity
+from pytest_llem.study.model import Execution
+from pytest_llem.study.runner_settings import DockerSettings, RaySettings
+from pytest_llem.study.schema import Compare, ExperimentSettings, StudyFile
 from pytest_llem.study.settings import UserFile
 
 HEAD = """# Configuration reference
@@ -28,7 +27,7 @@ Written from the models by `python -m pytest_llem.study.published`; do not edit.
 (`llem schema study`).
 """
 
-_STUDY_KEYS = [name for name in StudyFile.model_fields if name not in ExperimentSettings.model_fields]
+_STUDY_KEYS = [name for name in keys_of(StudyFile) if name not in keys_of(ExperimentSettings)]
 
 
 def reference() -> str:
@@ -43,26 +42,25 @@ def _lines() -> Iterator[str]:
     for title, part in (
         ("execution", Execution),
         ("compare", Compare),
-        ("docker", Docker),
-        ("ray", Ray),
-        ("measurement.validity", Validity),
+        ("docker", DockerSettings),
+        ("ray", RaySettings),
+        ("measurement.validity", Thresholds),
     ):
         yield f"\n### {title}\n"
         yield from _table(part, title)
     yield "\n## Experiments\n\nAll of these may be shared, swept, or set by one of `experiments`.\n"
-    plain = [name for name, info in ExperimentSettings.model_fields.items() if _section(info) is None]
+    keys = keys_of(ExperimentSettings)
     yield from _table(ExperimentSettings, only=["model"])
+    plain = [name for name, key in keys.items() if key.section is None]
     yield from _rows(ExperimentSettings, "", [name for name in plain if name != "model"])
-    for name, info in ExperimentSettings.model_fields.items():
-        section = _section(info)
-        if section is not None:
+    for name, key in keys.items():
+        if key.section is not None:
             title = f"engine `{name}`" if name in ENGINE_SECTIONS else f"`{name}`"
-            yield f"\n### {title}\n\n{(section.__doc__ or '').splitlines()[0]}\n"
-            yield from _table(section, name)
-    shapes: tuple[type[BaseModel], ...] = (LengthDistribution, Arrivals)
-    for model in shapes:
-        yield f"\n### {model.__name__}\n\n{(model.__doc__ or '').splitlines()[0]}\n"
-        yield from _table(model)
+            yield f"\n### {title}\n\n{summary(key.section).splitlines()[0]}\n"
+            yield from _table(key.section, name)
+    for shape in (Lengths, Arrival):
+        yield f"\n### {published_name(shape)}\n\n{summary(shape).splitlines()[0]}\n"
+        yield from _table(shape)
     yield "\n### Presets of `decoding.preset`\n\n| preset | settings |\n|---|---|"
     for preset, settings in PRESETS.items():
         yield f"| `{preset}` | {', '.join(f'`{key}: {json.dumps(value)}`' for key, value in settings.items())} |"
@@ -84,36 +82,26 @@ def _lines() -> Iterator[str]:
         yield f"- `{word}`: {hint}"
 
 
-def _section(info: FieldInfo) -> type[BaseModel] | None:
-    annotation = info.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _table(model: type[BaseModel], prefix: str = "", only: list[str] | None = None) -> Iterator[str]:
+def _table(declaration: type, prefix: str = "", only: list[str] | None = None) -> Iterator[str]:
     yield "| setting | type | default | meaning |\n|---|---|---|---|"
-    yield from _rows(model, prefix, only)
+    yield from _rows(declaration, prefix, only)
 
 
-def _rows(model: type[BaseModel], prefix: str, only: list[str] | None = None) -> Iterator[str]:
-    for name, info in model.model_fields.items():
+def _rows(declaration: type, prefix: str, only: list[str] | None = None) -> Iterator[str]:
+    properties = model_of(declaration).model_json_schema()["properties"]
+    for name, key in keys_of(declaration).items():
         if only is not None and name not in only:
             continue
         path = f"{prefix}.{name}" if prefix else name
-        section = _section(info)
-        if section is not None and prefix:
-            yield from _rows(section, path)
+        if key.section is not None and prefix:
+            yield from _rows(key.section, path)
             continue
-        yield f"| `{path}` | {_type(_properties(model)[name], info)} | {_default(info)} | {info.description or ''} |"
+        text = properties[name].get("description", "")
+        yield f"| `{path}` | {_type(properties[name], key)} | {_default(key)} | {text} |"
 
 
-@cache
-def _properties(model: type[BaseModel]) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = model.model_json_schema()["properties"]
-    return found
-
-
-def _type(schema: dict[str, object], info: FieldInfo) -> str:
-    named = [o.__name__ for o in options(info.annotation) if isinstance(o, type) and issubclass(o, BaseModel)]
+def _type(schema: dict[str, object], key: Key) -> str:
+    named = [published_name(o) for o in options(key.hint) if isinstance(o, type) and is_section(o)]
     choices = schema.get("anyOf")
     parts = [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else [schema]
     texts: list[str] = []
@@ -133,34 +121,22 @@ def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
+def _default(key: Key) -> str:
+    if key.is_required:
         return "required"
-    value = info.get_default(call_default_factory=True)
-    return "see below" if isinstance(value, BaseModel) else f"`{json.dumps(value)}`"
+    return "see below" if key.section is not None else f"`{json.dumps(key.default)}`"
 
 
-if __name__ == "__main__":
-    sys.stdout.write(reference())
-
-Which = Literal["study", "result", "config"]
-
-STUDY_FILE = "study.schema.json"
+Which = Literal["study", "config"]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def build_schema(which: Which) -> dict[str, object]:
-    """A schema made from the models."""
-    if which == "result":
-        from pytest_llem.results.schema import Result
-
-        return {"$schema": DIALECT, **Result.model_json_schema()}
+    """The JSON Schema of a study file, or of a user's `config.yaml`."""
     if which == "config":
-        from pytest_llem.study.settings import UserFile
-
-        return {"$schema": DIALECT, **UserFile.model_json_schema()}
-    schema: dict[str, object] = {"$schema": DIALECT, **StudyFile.model_json_schema()}
+        return {"$schema": DIALECT, **model_of(UserFile).model_json_schema()}
+    schema: dict[str, object] = {"$schema": DIALECT, **model_of(StudyFile).model_json_schema()}
     schema["title"] = "pytest-llem study"
     _open_dotted_keys(schema)
     return schema
@@ -174,11 +150,5 @@ def _open_dotted_keys(schema: dict[str, object]) -> None:
             model["patternProperties"] = {r"^[a-z_]+\..+$": {"description": "A setting by its dotted path."}}
 
 
-def schema_text(which: Which) -> str:
-    """A schema as the text that `llem schema` prints."""
-    return json.dumps(build_schema(which), indent=2, sort_keys=False) + "\n"
-
-
-def packaged_study_schema() -> str:
-    """The study's schema as it is shipped beside this module."""
-    return (files("pytest_llem.study") / STUDY_FILE).read_text(encoding="utf-8")
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
-
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.study import fields, parts
+from pytest_llem.job.setting import Name, section, setting
+from pytest_llem.study import parts
+from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, environment, read_document
 from pytest_llem.study.engine_names import engine_names
-from pytest_llem.study.model import Overrides
+from pytest_llem.study.model import Execution, Overrides
 from pytest_llem.study.problems import Problem, study_error, suggest_or_list
-from pytest_llem.study.schema import Execution
-from pytest_llem.study.sections.section import Name, Section
 
 Source = Literal["command line", "environment", "ini", "user settings", "default"]
 
@@ -40,20 +38,17 @@ RESERVED_VARIABLES = (
 """Variables that other parts read, and that are no settings of a run."""
 
 
-class UserFile(Section):
+@dataclass(frozen=True)
+class UserFile:
     """The per-user file `llem/config.yaml`."""
 
-    out: Name = Field("llem-results", description="Directory of the artifacts.")
-    meter: Name = Field("auto", description="auto, a meter's name, or none.")
-    baseline_dir: Name = Field("llem-baselines", description="Directory of saved baselines.")
-    run: Literal["always", "explicit"] = Field(
-        "always", description="Whether plain pytest runs tests that need a result."
-    )
-    strict: bool = Field(False, description="Inconclusive and not-comparable gates fail instead of being skipped.")
-    runners: dict[str, str] = Field(
-        default_factory=dict, description="Runner per engine.", examples=[{"vllm": "docker"}]
-    )
-    execution: Execution = Field(default_factory=Execution, description="Defaults for studies that do not say.")
+    out: Name = setting("llem-results", "Directory of the artifacts.")
+    meter: Name = setting("auto", "auto, a meter's name, or none.")
+    baseline_dir: Name = setting("llem-baselines", "Directory of saved baselines.")
+    run: Literal["always", "explicit"] = setting("always", "Whether plain pytest runs tests that need a result.")
+    strict: bool = setting(False, "Inconclusive and not-comparable gates fail instead of being skipped.")
+    runners: Mapping[str, str] = section(dict, "Runner per engine.", [{"vllm": "docker"}])
+    execution: Execution = section(Execution, "Defaults for studies that do not say.")
 
 
 _PLAIN = ("out", "meter", "baseline_dir", "run", "strict")
@@ -153,16 +148,15 @@ def _said(values: Mapping[str, object] | None, where: str) -> dict[str, tuple[ob
 
 
 def _first(name: str, given: Mapping[Source, Mapping[str, tuple[object, str | None]]]) -> Setting:
-    model: type[BaseModel] = Execution if name in _EXECUTION else UserFile
+    declaration = Execution if name in _EXECUTION else UserFile
     for source, said in given.items():
         if name in said:
             value, where = said[name]
             try:
-                return Setting(name, fields.check_field(model, name, _typed(value)), source, where)
-            except fields.BadValueError as problem:
+                return Setting(name, check(declaration, name, _typed(value)), source, where)
+            except BadValueError as problem:
                 raise SettingsError(f"{where}: {name}: {problem.text}", fix=problem.fix) from None
-    default: JsonValue = model.model_fields[name].default
-    return Setting(name, default, "default")
+    return Setting(name, keys_of(declaration)[name].default, "default")
 
 
 def _typed(value: object) -> JsonValue:

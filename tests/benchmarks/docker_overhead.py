@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.config import Decoding, ExperimentConfig, IdleSettings, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
@@ -22,6 +21,7 @@ from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner
+from pytest_llem.study.runner_settings import DockerSettings
 
 
 def main(image: str, cycles: int) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.docker
 CYCLE = """
     from pathlib import Path
     import pytest
-    from pytest_llem.containers.options import DockerSettings
+    from pytest_llem.study.runner_settings import DockerSettings
     from pytest_llem.job.job import JobDir, load_job
     from pytest_llem.containers.runner import DockerRunner
     from pytest_llem.job.report import RunnerSpec

@@ -16,7 +16,6 @@ import pytest
 
 from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
@@ -24,6 +23,7 @@ from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, load_job
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.study.runner_settings import DockerSettings
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
@@ -111,7 +111,7 @@ def test_what_the_container_is_created_with(
             (container,) = client.containers.list(filters={"label": "llem.session"})
             seen.append(container.attrs)
 
-    runner = DockerRunner(RunnerSpec("docker", "study", image=engine_image), DockerSettings(memory_bytes=2**30))
+    runner = DockerRunner(RunnerSpec("docker", "study", image=engine_image), DockerSettings(memory=2**30))
     runner.run(job, job_dir, look)
     runner.close()
 
@@ -158,7 +158,7 @@ def test_a_worker_that_says_nothing_is_spoken_for(
 
 
 def test_running_out_of_host_memory_is_told_from_other_kills(engine_image: str, make_job: MakeJob) -> None:
-    _, job_dir, _ = run(engine_image, make_job, "grow", DockerSettings(memory_bytes=256 * 2**20))
+    _, job_dir, _ = run(engine_image, make_job, "grow", DockerSettings(memory=256 * 2**20))
 
     error = error_of(job_dir)
     assert error["category"] == "host_oom"

@@ -12,11 +12,11 @@ import docker
 import pytest
 
 from pytest_llem.containers.images import ensure_image, image_facts
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import RunnerSpec
+from pytest_llem.study.runner_settings import DockerSettings
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker

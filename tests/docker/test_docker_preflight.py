@@ -10,11 +10,11 @@ from pathlib import Path
 import docker
 import pytest
 
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.job import DeviceSet, Job
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners.protocol import PreflightReport
+from pytest_llem.study.runner_settings import DockerSettings
 
 pytestmark = pytest.mark.docker
 

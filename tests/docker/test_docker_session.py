@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import docker
 import pytest
 
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, Job, JobDir
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.study.runner_settings import DockerSettings
 
 MakeJob = Callable[..., tuple[Job, JobDir]]
 pytestmark = pytest.mark.docker
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.docker
 
 @pytest.fixture
 def runner(engine_image: str) -> Iterator[DockerRunner]:
-    settings = DockerSettings(lifecycle="session", memory_bytes=256 * 2**20, max_restarts=1)
+    settings = DockerSettings(lifecycle="session", memory=256 * 2**20, max_restarts=1)
     made = DockerRunner(RunnerSpec("docker", "study", image=engine_image), settings)
     yield made
     made.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import Job, JobDir
@@ -18,6 +17,7 @@ from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import encode
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner
+from pytest_llem.study.runner_settings import DockerSettings
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine]
 

@@ -15,13 +15,14 @@ import pytest
 from pytest_llem.engines import UNVERIFIED, open_engine
 from pytest_llem.engines.protocol import Engine, Request
 from pytest_llem.engines.sglang import engine as sglang
+from pytest_llem.engines.sglang.settings import SGLangSettings
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.tensorrt_llm import engine as tensorrt_llm
+from pytest_llem.engines.tensorrt_llm.settings import TensorRTLLMSettings
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.study.sections.sglang import SGLang
-from pytest_llem.study.sections.tensorrt_llm import TensorRTLLM
+from pytest_llem.study.declared import keys_of
 from tests.engines import stand_ins
 from tests.engines.engine_cases import ConfigMaker, generate, ids, requests_of
 
@@ -188,9 +189,9 @@ def config(make: ConfigMaker, settings: dict[str, Any], **changes: Any) -> Exper
 
 def test_a_study_that_says_nothing_names_nothing_but_sizes() -> None:
     """A default that is spelled out would fail every cycle with a version that renamed that argument."""
-    for section, sizes in ((SGLang(), sglang.SIZES), (TensorRTLLM(), tensorrt_llm.SIZES)):
-        said = section.model_dump(exclude_none=True)
-        assert {key for key, value in said.items() if value != {}} == set(sizes)
+    for section, sizes in ((SGLangSettings, sglang.SIZES), (TensorRTLLMSettings, tensorrt_llm.SIZES)):
+        defaults = {name: key.default for name, key in keys_of(section).items()}
+        assert {name for name, value in defaults.items() if value not in (None, {})} == set(sizes)
 
 
 def test_sglang_gets_what_the_study_says(make_config: ConfigMaker, tmp_path: Path) -> None:

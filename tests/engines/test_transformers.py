@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def test_wrong_settings_are_explained(make_config: ConfigMaker, settings: dict[s
 def test_what_cannot_be_loaded_is_one_clear_error(make_config: ConfigMaker, settings: dict[str, Any]) -> None:
     config = make_config(settings)
     engine = open_engine("transformers")
-    engine.prepare(config, DeviceSet("cpu"))
     with pytest.raises(LlemError) as caught:
+        engine.prepare(config, DeviceSet("cpu"))
         engine.load()
     assert caught.value.fix
 
@@ -188,10 +189,10 @@ def test_written_out_defaults_mean_what_leaving_them_out_means(
 
 def test_every_setting_of_the_study_schema_is_known_to_the_engine(make_config: ConfigMaker) -> None:
     """A setting that a study accepts and the engine then refuses would fail every cycle of a sweep."""
-    from pytest_llem.study.sections.transformers import Transformers
+    from pytest_llem.engines.transformers.settings import TransformersSettings
 
     # A study puts an engine's own dtype in the place of the common one.
-    written_out = Transformers().model_dump(mode="json", exclude={"dtype"})
+    written_out = {name: value for name, value in asdict(TransformersSettings()).items() if name != "dtype"}
     open_engine("transformers").prepare(make_config(written_out), DeviceSet("cpu"))
 
 

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from pytest_llem.engines.openai.settings import CLIENT
-from pytest_llem.engines.openai.settings import SERVER as STARTED
+from pytest_llem.engines.openai.settings import ClientSettings, OpenAISettings, read_settings
 from pytest_llem.errors import JsonValue, StudyError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import DeviceSet
@@ -24,7 +24,7 @@ from pytest_llem.results.reading import read_result
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.servers.spec import ServerSpec
 from pytest_llem.study import load_study
-from pytest_llem.study.sections.openai import OpenAI
+from pytest_llem.study.declared import keys_of
 from tests.plugin.serving.bench import SERVER, end_all, job_of, left
 
 STUDY = """\
@@ -180,4 +180,7 @@ def test_braces_that_are_no_placeholders_reach_the_server_as_they_are(tmp_path: 
 
 def test_every_setting_is_the_clients_or_the_servers() -> None:
     """What the study accepts and the client does not know would fail every cycle."""
-    assert sorted(CLIENT + STARTED) == sorted(OpenAI.model_fields)
+    written_out = {name: key.default for name, key in keys_of(OpenAISettings).items() if key.default is not None}
+    config = replace(job_of().config, settings={**written_out, "base_url": "http://127.0.0.1:1/v1"})
+    settings = read_settings(config, {})
+    assert settings == ClientSettings(base_url="http://127.0.0.1:1/v1")

@@ -1,54 +1,91 @@
-"""The section `openai` of a study as the client needs it."""
+"""The section `openai` of a study: any server that speaks the OpenAI API, and how its client reaches it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pytest_llem.errors import EngineSettingError, JsonValue, ServerUnreachableError
+from pytest_llem.errors import EngineSettingError, ServerUnreachableError
 from pytest_llem.job.config import ExperimentConfig
-
-CLIENT = (
-    "base_url",
-    "api",
-    "served_model",
-    "api_key_env",
-    "concurrency",
-    "stream",
-    "request_timeout_s",
-    "ready_timeout_s",
-    "enable_prefix_caching",
-    "extra",
-)
-SERVER = ("command", "image", "server_args", "environment", "tensor_parallel_size", "ready_path", "keep_server")
-"""Settings of a server that the pytest side starts; the client has no use for them."""
+from pytest_llem.job.setting import Extra, Name, PositiveFloat, PositiveInt, section, setting
+from pytest_llem.job.wire import decode
 
 Api = Literal["completions", "chat"]
 PATHS: Mapping[Api, str] = {"completions": "/completions", "chat": "/chat/completions"}
 
 
 @dataclass(frozen=True)
-class ClientSettings:
-    """How to reach the server. `base_url` ends with the API's version and no slash, `root` is what lies above it.
+class OpenAISettings:
+    """How to reach the server, or to start it."""
 
-    `enable_prefix_caching` is what the user knows of the server's prefix cache, `None` where it is to be found out. The
-    key is in no representation of this.
+    base_url: Name | None = setting(None, "Where the server answers.", ["http://127.0.0.1:8000/v1"])
+    command: tuple[Name, ...] | None = setting(
+        None,
+        "Starts the server, without a shell; {model}, {port} and others are filled in. Null: it is running "
+        "already, or its image knows how.",
+        [["vllm", "serve", "{model}", "--port", "{port}"]],
+    )
+    image: Name | None = setting(
+        None,
+        "Image that the server runs in; `command` then stands in place of the image's entry point.",
+        ["vllm/vllm-openai:latest"],
+    )
+    server_args: tuple[Name, ...] = setting(
+        (),
+        "Arguments behind the command or the image's entry point, with the same placeholders.",
+        [["--model", "{model}", "--port", "{port}", "--dtype", "{dtype}"]],
+    )
+    environment: Mapping[str, str] = section(
+        dict,
+        "Variables of the server that is started, with the same placeholders; no secrets.",
+        [{"OMP_NUM_THREADS": "1"}],
+    )
+    tensor_parallel_size: PositiveInt = setting(
+        1, "GPUs that are leased for the server, and filled in as {tensor_parallel_size}."
+    )
+    api: Api = setting("completions", "Which endpoint to use.")
+    served_model: Name | None = setting(None, "Name of the model on the server; null asks for the first.")
+    api_key_env: Name | None = setting(
+        None, "Environment variable that holds the key; the key itself is never written down."
+    )
+    concurrency: PositiveInt | None = setting(None, "Requests in flight; null is all prompts at once.")
+    stream: bool = setting(True, "Stream answers, so that token times are known.")
+    request_timeout_s: PositiveFloat = setting(600.0, "Longest time of one request.")
+    keep_server: bool = setting(
+        True,
+        "Whether a started server stays for the next cycles that need the same one; false starts it anew "
+        "for every cycle, which gates then count as independent.",
+    )
+    ready_path: Name | None = setting(
+        None,
+        "Answers 200 once the server is ready; null asks /health, then /v1/models.",
+        ["/ready"],
+    )
+    ready_timeout_s: PositiveFloat = setting(600.0, "Longest time until a started server answers.")
+    enable_prefix_caching: bool | None = setting(
+        None,
+        "Whether the server reuses the cache of common prefixes: true keeps that, false says that it was "
+        "started without. Null: it is found out, and emptied before every repeat.",
+    )
+    extra: Extra = section(
+        dict,
+        "Passed through: fields of the request's body.",
+        [{"ignore_eos": True}],
+    )
+
+
+@dataclass(frozen=True)
+class ClientSettings(OpenAISettings):
+    """The settings with the server's address and the key. `base_url` ends with the API's version and no slash.
+
+    The key is in no representation of this.
     """
 
-    base_url: str
-    api: Api = "completions"
-    served_model: str | None = None
-    api_key_env: str | None = None
+    base_url: str = ""
     api_key: str | None = field(default=None, repr=False)
-    concurrency: int | None = None
-    stream: bool = True
-    request_timeout_s: float = 600.0
-    ready_timeout_s: float = 600.0
-    enable_prefix_caching: bool | None = None
-    extra: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @property
     def root(self) -> str:
@@ -67,41 +104,32 @@ class ClientSettings:
 
 def read_settings(config: ExperimentConfig, environment: Mapping[str, str]) -> ClientSettings:
     """The client's settings. Raises `EngineSettingError` for an unknown one, a bad URL, or a key that is not set."""
-    known = {key: value for key, value in config.settings.items() if value is not None}
-    for key in known:
-        if key not in CLIENT and key not in SERVER:
-            near = difflib.get_close_matches(key, CLIENT, n=1)
+    given = {key: value for key, value in config.settings.items() if value is not None}
+    known = [setting.name for setting in fields(OpenAISettings)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
             raise EngineSettingError(
                 f"openai.{key}: there is no such setting",
-                fix=f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(CLIENT)}",
+                fix=f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(known)}",
                 details={"key": f"openai.{key}"},
             )
-    url = known.get("base_url")
+    url = given.get("base_url")
     if not isinstance(url, str):
         raise EngineSettingError(
             "openai.base_url: not set, and no server was started",
             fix="set openai.base_url to the address of a running server, e.g. http://127.0.0.1:8000/v1",
         )
-    api = str(known.get("api", "completions"))
+    api = given.get("api", "completions")
     if api not in PATHS:
         raise EngineSettingError(f"openai.api: unknown API {api!r}", fix=f"use one of: {', '.join(PATHS)}")
-    name, concurrency, extra = known.get("api_key_env"), known.get("concurrency"), known.get("extra", {})
-    if not isinstance(extra, Mapping):
-        raise EngineSettingError(f"openai.extra: expected a mapping, got {type(extra).__name__}", fix="write a mapping")
-    prefix = known.get("enable_prefix_caching")
-    return ClientSettings(
-        base_url=api_url(url),
-        api=cast("Api", api),
-        served_model=str(known["served_model"]) if "served_model" in known else None,
-        api_key_env=str(name) if name is not None else None,
-        api_key=_key(str(name), environment) if name is not None else None,
-        concurrency=concurrency if isinstance(concurrency, int) else None,
-        stream=bool(known.get("stream", True)),
-        request_timeout_s=_seconds(known, "request_timeout_s"),
-        ready_timeout_s=_seconds(known, "ready_timeout_s"),
-        enable_prefix_caching=prefix if isinstance(prefix, bool) else None,
-        extra=dict(extra),
-    )
+    try:
+        settings = decode(ClientSettings, {**given, "base_url": api_url(url)}, "openai")
+    except ValueError as problem:
+        raise EngineSettingError(str(problem), fix="correct the setting's value") from None
+    if settings.api_key_env is None:
+        return settings
+    return replace(settings, api_key=_key(settings.api_key_env, environment))
 
 
 def api_url(url: str) -> str:
@@ -142,8 +170,3 @@ def _key(name: str, environment: Mapping[str, str]) -> str:
             fix=f"export {name}=... before starting pytest",
         )
     return key
-
-
-def _seconds(known: Mapping[str, JsonValue], name: str) -> float:
-    value = known.get(name, 600.0)
-    return float(value) if isinstance(value, (int, float)) else 600.0

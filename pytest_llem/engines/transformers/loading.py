@@ -58,7 +58,7 @@ def load(config: ExperimentConfig, settings: TransformersSettings, device: str) 
         if config.lora is not None:
             model = _with_adapter(model, config.lora)
         model.eval()
-    if settings.compile:
+    if settings.compile.mode is not None:
         model.forward = _compiled(model, settings)
     return Loaded(model, tokenizer, tokenizer_name, source)
 
@@ -93,7 +93,7 @@ def _real_model(
     keywords.update({key: value for key, value in settings.extra.items() if key in LOAD_KEYWORDS})
     if settings.attn_implementation is not None:
         keywords["attn_implementation"] = settings.attn_implementation
-    if settings.quantization is not None:
+    if settings.quantization.arguments:
         keywords["quantization_config"] = _quantization(settings)
     if settings.max_memory is not None:
         keywords["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in settings.max_memory.items()}
@@ -112,8 +112,13 @@ def _real_model(
 
 
 def _random_model(config: ExperimentConfig, settings: TransformersSettings, model_config: Any, device: str) -> Any:
-    for key in ("quantization", "device_map", "max_memory"):
-        if getattr(settings, key) is not None:
+    refused = {
+        "quantization": settings.quantization.arguments,
+        "device_map": settings.device_map,
+        "max_memory": settings.max_memory,
+    }
+    for key, value in refused.items():
+        if value:
             raise EngineSettingError(
                 f"transformers.{key} cannot be combined with weights: dummy",
                 fix="leave it out: random weights are made on one device in the study's dtype",
@@ -156,7 +161,7 @@ def _quantization(settings: TransformersSettings) -> Any:
     # It warns at each matrix product in eight bits of other inputs than float16: lines of log, and energy, per token.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        return BitsAndBytesConfig(**dict(settings.quantization or {}))
+        return BitsAndBytesConfig(**settings.quantization.arguments)
     except (TypeError, ValueError) as problem:
         raise EngineSettingError(
             f"transformers.quantization: {problem}", fix="use the arguments of transformers.BitsAndBytesConfig"
@@ -181,12 +186,10 @@ def _with_adapter(model: Any, adapter: str) -> Any:
 
 def _compiled(model: Any, settings: TransformersSettings) -> Any:
     chosen = settings.compile
-    keywords: dict[str, Any] = {}
-    if not isinstance(chosen, bool):
-        keywords = {"fullgraph": chosen.fullgraph, "dynamic": chosen.dynamic}
-        # torch takes a mode for its own compiler only.
-        key, value = ("backend", chosen.backend) if chosen.backend not in (None, "inductor") else ("mode", chosen.mode)
-        keywords[key] = value
+    keywords: dict[str, Any] = {"fullgraph": chosen.fullgraph, "dynamic": chosen.dynamic}
+    # torch takes a mode for its own compiler only.
+    key, value = ("backend", chosen.backend) if chosen.backend != "inductor" else ("mode", chosen.mode)
+    keywords[key] = value
     try:
         return torch.compile(model.forward, **keywords)
     except RuntimeError as problem:
@@ -262,7 +265,7 @@ def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: 
         "batch_size": settings.batch_size,
         "use_cache": settings.use_cache,
         "cache_implementation": settings.cache_implementation,
-        "compile": settings.compile if isinstance(settings.compile, bool) else dataclasses.asdict(settings.compile),
+        "compile": dataclasses.asdict(settings.compile) if settings.compile.mode is not None else False,
         "continuous_batching": settings.continuous_batching,
         "num_beams": settings.num_beams,
         "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens,

@@ -1,18 +1,30 @@
-"""The section `transformers` of a study, typed; read without importing the engine."""
+"""The section `transformers` of a study: Hugging Face transformers, generating offline in static batches.
+
+The engine reads it with `read_settings`, which needs neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.setting import (
+    Dtype,
+    Extra,
+    Limits,
+    Name,
+    NonNegativeFloat,
+    PositiveInt,
+    section,
+    setting,
+)
 from pytest_llem.job.wire import decode
 
-CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 LOAD_KEYWORDS = (
@@ -30,48 +42,95 @@ LOAD_KEYWORDS = (
 """Keywords of `from_pretrained` that `extra` may hold, besides the fields of `GenerationConfig`."""
 
 
-@dataclass(frozen=True)
-class CompileSettings:
-    """Arguments of `torch.compile` for the model's forward; `mode` of `None` does not compile."""
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
-    mode: str | None = None
-    backend: str | None = None
-    fullgraph: bool = False
-    dynamic: bool | None = None
+
+@dataclass(frozen=True)
+class Compile:
+    """`torch.compile` of the forward pass; off until `mode` is set."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = setting(
+        None, "Mode of torch.compile; null does not compile.", ["reduce-overhead"]
+    )
+    backend: Name = setting("inductor", "Backend of torch.compile.", ["inductor", "eager"])
+    fullgraph: bool = setting(False, "Refuse graph breaks.")
+    dynamic: bool | None = setting(None, "Compile for dynamic shapes; null lets torch decide.")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Weights quantised while loading, by bitsandbytes."""
+
+    load_in_8bit: bool = setting(False, "8-bit weights (LLM.int8()).")
+    load_in_4bit: bool = setting(False, "4-bit weights.")
+    llm_int8_threshold: NonNegativeFloat = setting(6.0, "Outlier threshold of LLM.int8(); 8-bit only.")
+    llm_int8_skip_modules: tuple[Name, ...] | None = setting(None, "Modules left unquantised; 8-bit only.")
+    llm_int8_enable_fp32_cpu_offload: bool = setting(False, "Keep offloaded modules in float32; 8-bit only.")
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] = setting("fp4", "4-bit data type; 4-bit only.")
+    bnb_4bit_compute_dtype: Literal["float32", "float16", "bfloat16"] = setting(
+        "float32", "Type that products are computed in; 4-bit only."
+    )
+    bnb_4bit_use_double_quant: bool = setting(False, "Quantise the quantisation constants; 4-bit only.")
+    bnb_4bit_quant_storage: Literal["uint8", "float32", "float16", "bfloat16"] = setting(
+        "uint8", "Type that packed weights are stored in; 4-bit only."
+    )
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Arguments of `BitsAndBytesConfig`: empty unless a width is chosen, and without those of the other width."""
+        if not (self.load_in_8bit or self.load_in_4bit):
+            return {}
+        other = "bnb_4bit_" if self.load_in_8bit else "llm_int8_"
+        given = {key: value for key, value in vars(self).items() if value is not None and not key.startswith(other)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
 
 @dataclass(frozen=True)
 class TransformersSettings:
-    """How transformers loads the model and generates; `None` leaves a setting to the library.
+    """Settings of Hugging Face transformers. Names follow `from_pretrained` and `GenerationConfig`."""
 
-    `quantization` holds the arguments of `BitsAndBytesConfig`, `threads` torch's threads for one operation on the CPU,
-    `extra` further fields of `GenerationConfig` or keywords of `from_pretrained` (`LOAD_KEYWORDS`).
-    """
-
-    batch_size: int = 1
-    attn_implementation: str | None = None
-    compile: bool | CompileSettings = False
-    quantization: Mapping[str, JsonValue] | None = None
-    cache_implementation: Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"] | None = None
-    use_cache: bool = True
-    num_beams: int = 1
-    early_stopping: bool | None = None
-    length_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    prompt_lookup_num_tokens: int | None = None
-    continuous_batching: bool = False
-    tensor_parallel_size: int | None = None
-    data_parallel_size: int | None = None
-    device_map: str | Mapping[str, JsonValue] | None = None
-    max_memory: Mapping[str, JsonValue] | None = None
-    revision: str | None = None
-    threads: int | None = None
-    extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    batch_size: PositiveInt = setting(1, "Prompts generated together in one static batch.", [4])
+    attn_implementation: Attention | None = setting(None, "Attention kernel; null lets transformers choose.", ["sdpa"])
+    compile: Compile = section(Compile, "torch.compile of the forward pass.")
+    quantization: Quantization = section(Quantization, "Quantisation while loading.")
+    use_cache: bool = setting(True, "Keep keys and values of earlier tokens.")
+    cache_implementation: Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"] | None = setting(
+        None, "Kind of KV cache; null is transformers' own choice.", ["static"]
+    )
+    num_beams: PositiveInt = setting(1, "Beams of beam search; 1 is no beam search.", [4])
+    length_penalty: Annotated[float, Limits(ge=-100, le=100)] | None = setting(
+        None, "Exponent on the length in beam scores; beam search only."
+    )
+    early_stopping: bool | None = setting(None, "End beam search early; beam search only.")
+    no_repeat_ngram_size: PositiveInt | None = setting(None, "Length of n-grams that may occur once.")
+    prompt_lookup_num_tokens: PositiveInt | None = setting(
+        None, "Candidate tokens per step of prompt-lookup decoding; null is off.", [10]
+    )
+    device_map: Name | Mapping[str, str | int] | None = setting(
+        None,
+        "Placement of modules (`auto`, a device, or a mapping); null is one device.",
+        ["auto"],
+    )
+    max_memory: Mapping[str, str | int] | None = setting(
+        None, "Memory limit per device for `device_map`.", [{"0": "20GiB", "cpu": "60GiB"}]
+    )
+    tensor_parallel_size: PositiveInt | None = setting(None, "Devices that share each layer.", [2])
+    data_parallel_size: PositiveInt | None = setting(None, "Copies of the model, each on devices of its own.", [2])
+    continuous_batching: bool = setting(False, "Continuous instead of static batching (`generate_batch`).")
+    threads: PositiveInt | None = setting(None, "CPU threads per operation; null is torch's choice.")
+    revision: Name | None = setting(None, "Revision of the model for this engine, over the common one.")
+    dtype: Dtype | None = setting(None, "Type of the weights for this engine, over the common one.")
+    extra: Extra = section(
+        dict,
+        "Passed through: fields of `GenerationConfig`, or keywords of `from_pretrained`.",
+        [{"typical_p": 0.9}],
+    )
 
 
 def read_settings(config: ExperimentConfig) -> TransformersSettings:
     """Decode and check the section. Raises `EngineSettingError` naming the key, with a suggestion."""
-    known = {f.name for f in dataclasses.fields(TransformersSettings)}
+    # A study's own dtype for this engine has replaced the common one.
+    known = {f.name for f in dataclasses.fields(TransformersSettings)} - {"dtype"}
     for key in config.settings:
         if key not in known:
             raise EngineSettingError(
@@ -90,9 +149,6 @@ def read_settings(config: ExperimentConfig) -> TransformersSettings:
         raise EngineSettingError(
             f"dtype: transformers cannot run {config.dtype!r}", fix=f"use one of {', '.join(DTYPES)}"
         )
-    settings = dataclasses.replace(
-        settings, compile=_compilation(settings.compile), quantization=_quantization(settings.quantization)
-    )
     _check_values(settings)
     _check_combinations(settings)
     return settings
@@ -102,20 +158,6 @@ def _without_nulls(value: JsonValue) -> JsonValue:
     if isinstance(value, Mapping):
         return {key: item for key, item in value.items() if item is not None}
     return value
-
-
-def _compilation(asked: bool | CompileSettings) -> bool | CompileSettings:
-    if isinstance(asked, CompileSettings):
-        return asked if asked.mode is not None else False
-    return CompileSettings(mode="default") if asked else False
-
-
-def _quantization(asked: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue] | None:
-    """What bitsandbytes is told: nothing unless a width is chosen, and no sub-settings of the other width."""
-    if not asked or not (asked.get("load_in_8bit") or asked.get("load_in_4bit")):
-        return None
-    other = "bnb_4bit_" if asked.get("load_in_8bit") else "llm_int8_"
-    return {key: value for key, value in asked.items() if not key.startswith(other)}
 
 
 def suggestion(key: str, known: set[str]) -> str | None:

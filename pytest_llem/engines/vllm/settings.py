@@ -1,15 +1,30 @@
-"""The section `vllm` of a study as arguments of vLLM's own classes, checked against the installed version."""
+"""The section `vllm` of a study: names follow vLLM's `EngineArgs` and `SamplingParams`.
+
+The engine sorts what a study sets into arguments of the installed version's own classes, and refuses what neither has.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pytest_llem.engines.refusals import unknown_setting
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.setting import (
+    Dtype,
+    Extra,
+    Fraction,
+    Limits,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    section,
+    setting,
+)
 
 RENAMED = {"speculative": "speculative_config"}
 NESTED = ("sampling", "beam_search", "extra")
@@ -18,7 +33,82 @@ SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
+Penalty = Annotated[float, Limits(ge=-2, le=2)]
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """Speculative decoding (`speculative_config`); off until `num_speculative_tokens` is set."""
+
+    num_speculative_tokens: PositiveInt | None = setting(None, "Tokens drafted per step.", [5])
+    method: Name | None = setting(None, "Drafting method; null infers it.", ["ngram", "eagle"])
+    model: Name | None = setting(None, "Draft model: hub id or path.")
+    prompt_lookup_max: PositiveInt | None = setting(None, "Longest n-gram; method ngram only.")
+    prompt_lookup_min: PositiveInt | None = setting(None, "Shortest n-gram; method ngram only.")
+    draft_tensor_parallel_size: PositiveInt | None = setting(None, "Devices that share the draft model.")
+
+
+@dataclass(frozen=True)
+class VLLMSampling:
+    """Sampling settings beyond the common `decoding` section (`SamplingParams`)."""
+
+    presence_penalty: Penalty = setting(0.0, "Penalty on tokens that occurred.")
+    frequency_penalty: Penalty = setting(0.0, "Penalty on tokens by how often they occurred.")
+    min_tokens: NonNegativeInt = setting(0, "Tokens before end-of-sequence may be generated.")
+    n: PositiveInt = setting(1, "Sequences per prompt.")
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """Beam search; off until `beam_width` is above 1."""
+
+    beam_width: PositiveInt = setting(1, "Beams; 1 is no beam search.", [4])
+    length_penalty: Annotated[float, Limits(ge=-100, le=100)] = setting(1.0, "Exponent on the length.")
+
+
+@dataclass(frozen=True)
+class VLLMSettings:
+    """Settings of vLLM; null leaves one to vLLM."""
+
+    gpu_memory_utilization: Fraction | None = setting(None, "Share of device memory to use.", [0.9])
+    kv_cache_memory_bytes: PositiveInt | None = setting(None, "Size of the KV cache, in place of a share.")
+    block_size: PositiveInt | None = setting(None, "Tokens per KV-cache block.", [16])
+    kv_cache_dtype: Name | None = setting(None, "Type of the KV cache.", ["auto", "fp8"])
+    enforce_eager: bool = setting(False, "No CUDA graphs and no compilation.")
+    enable_chunked_prefill: bool | None = setting(None, "Split long prefills over steps.")
+    max_num_seqs: PositiveInt | None = setting(None, "Most sequences per step.", [64, 256])
+    max_num_batched_tokens: PositiveInt | None = setting(None, "Most tokens per step.", [8192])
+    max_model_len: PositiveInt | None = setting(None, "Longest sequence in tokens.", [2048])
+    tensor_parallel_size: PositiveInt = setting(1, "Devices that share each layer.")
+    pipeline_parallel_size: PositiveInt = setting(1, "Stages of consecutive layers.")
+    data_parallel_size: PositiveInt = setting(1, "Copies of the model.")
+    enable_expert_parallel: bool = setting(False, "Spread experts over devices.")
+    distributed_executor_backend: Literal["mp", "ray", "uni", "external_launcher"] | None = setting(
+        None, "How processes of several devices are run."
+    )
+    disable_custom_all_reduce: bool = setting(False, "Use NCCL's all-reduce.")
+    enable_prefix_caching: bool | None = setting(None, "Reuse the cache of common prefixes.")
+    quantization: Name | None = setting(None, "Quantisation method.", ["fp8", "awq", "bitsandbytes"])
+    cpu_offload_gb: NonNegativeFloat = setting(0.0, "GiB of weights kept in host memory.")
+    attention_backend: Name | None = setting(None, "Attention kernel.", ["FLASH_ATTN", "FLASHINFER"])
+    compilation_config: Mapping[str, JsonValue] | None = setting(
+        None, "Compilation settings, as vLLM has them.", [{"mode": 3}]
+    )
+    scheduling_policy: Literal["fcfs", "priority"] | None = setting(None, "Order of waiting requests.")
+    async_scheduling: bool | None = setting(None, "Schedule the next step while one runs.")
+    num_gpu_blocks_override: PositiveInt | None = setting(None, "KV-cache blocks, in place of profiling.")
+    speculative: Speculative = section(Speculative, "Speculative decoding.")
+    sampling: VLLMSampling = section(VLLMSampling, "Further sampling settings.")
+    beam_search: BeamSearch = section(BeamSearch, "Beam search.")
+    dtype: Dtype | None = setting(None, "Type of the weights for this engine, over the common one.")
+    extra: Extra = section(
+        dict,
+        "Passed through: fields of `SamplingParams`, or of `EngineArgs`.",
+        [{"load_format": "safetensors"}],
+    )
+
+
+@dataclass(frozen=True)
 class VLLMArguments:
     """Arguments for `LLM` and for `SamplingParams`; what the workload decides is added per request."""
 

@@ -1,1 +1,1 @@
-"""The engines' sections of a study file: one model per engine."""
+"""Declarations that other packages import: see `section`."""

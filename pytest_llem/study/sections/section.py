@@ -1,27 +1,42 @@
-"""What the models of a study file have in common."""
+"""What engines of other packages declare their section of a study file with.
+
+They register a frozen dataclass, or a subclass of `Section`, under the entry point group `pytest_llem.engine_settings`.
+Names here stay; new ones may come.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pydantic import JsonValue
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pytest_llem.engines.transformers.settings import Attention
+from pytest_llem.job.setting import (
+    Dtype,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    about,
+    section,
+    setting,
+)
+from pytest_llem.study.declared import Section
 
+__all__ = [
+    "Attention",
+    "Dtype",
+    "Extra",
+    "Fraction",
+    "Name",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Section",
+    "about",
+    "section",
+    "setting",
+]
 
-class Section(BaseModel):
-    """A mapping of a study file: unknown keys are errors, and values are never converted between types.
-
-    Validators are built when they are first used: a study needs those of a few sections, and all of them cost time.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
-
-
-PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=2**53)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e12)]
-Name = Annotated[str, Field(min_length=1, max_length=4096)]
-Dtype = Literal["float32", "float16", "bfloat16"]
 Extra = dict[str, JsonValue]
-Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]

@@ -21,6 +21,7 @@ from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettin
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.job.setting import Dtype
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent
 from pytest_llem.servers.runner import ServingRunner
@@ -60,7 +61,7 @@ class Client:
         """Nothing is kept."""
 
 
-def job_of(cycle: int = 1, *faults: str, dtype: str = "float32", **settings: JsonValue) -> Job:
+def job_of(cycle: int = 1, *faults: str, dtype: Dtype = "float32", **settings: JsonValue) -> Job:
     command: list[JsonValue] = [sys.executable, str(SERVER), "--model", "{model}", "--port", "{port}"]
     config = ExperimentConfig(
         model="builtin:tiny-llama",

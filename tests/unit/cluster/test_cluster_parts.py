@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pytest_llem.cluster import tether
-from pytest_llem.cluster.settings import RaySettings, settings_of
+from pytest_llem.cluster.settings import settings_of
 from pytest_llem.errors import (
     InterruptedCycleError,
     LlemError,
@@ -23,9 +22,11 @@ from pytest_llem.errors import (
     StudyError,
 )
 from pytest_llem.job.job import JobDir
+from pytest_llem.job.wire import decode
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
-from pytest_llem.study.sections.ray import Ray
+from pytest_llem.study.declared import keys_of
+from pytest_llem.study.runner_settings import RaySettings, RuntimeEnvironment
 
 if os.environ.get("LLEM_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")
@@ -142,11 +143,9 @@ def test_errors_of_ray_become_errors_with_a_remedy(problem: Exception, kind: typ
 
 def test_the_section_has_the_names_and_defaults_of_the_runner() -> None:
     """A key that only one side knows would be refused, or never reach the cluster."""
-    written_out = Ray.model_validate({}).model_dump()
-    written_out["runtime_env"] = {}
+    written_out = {name: key.default for name, key in keys_of(RaySettings).items() if key.section is None}
 
-    assert RaySettings(**written_out) == RaySettings()
-    assert set(written_out) == set(asdict(RaySettings()))
+    assert decode(RaySettings, written_out) == RaySettings()
 
 
 def test_a_study_says_what_its_cycles_ask_for(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_a_study_says_what_its_cycles_ask_for(tmp_path: Path) -> None:
         accelerator_type="H100",
         resources={"lab": 2.0},
         node_losses=0,
-        runtime_env={"py_modules": [str(tmp_path / "modules")], "pip": ["numpy"]},
+        runtime_env=RuntimeEnvironment(py_modules=(str(tmp_path / "modules"),), pip=("numpy",)),
     )
 
 

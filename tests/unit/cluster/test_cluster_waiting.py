@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.cluster.settings import NodeTerms, RaySettings
+from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.errors import InfeasibleError, InterruptedCycleError, ModelNotFoundError
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.study import load_study
+from pytest_llem.study.runner_settings import RaySettings
 
 if os.environ.get("LLEM_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")

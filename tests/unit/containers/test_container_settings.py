@@ -10,9 +10,9 @@ import pytest
 from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import STOCK_IMAGES, default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.study.runner_settings import DockerSettings
 
 
 @pytest.fixture
@@ -49,13 +49,12 @@ def test_sizes_and_choices_are_read() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"lifecyle": "session"}, "docker.lifecyle: unknown"),
+        ({"lifecyle": "session"}, "docker: unknown key 'lifecyle'"),
         ({"lifecycle": "forever"}, "docker.lifecycle"),
         ({"memory": "much"}, "docker.memory"),
         ({"memory": 0}, "docker.memory"),
         ({"shm_size": True}, "docker.shm_size"),
         ({"mounts": "/data"}, "docker.mounts"),
-        ({"max_restarts": -1}, "docker.max_restarts"),
     ],
 )
 def test_a_wrong_section_is_named(data: dict[str, JsonValue], said: str) -> None:

@@ -37,14 +37,14 @@ class Bench:
 
     def job(self, key: CycleKey, attempt: int = 1) -> Job:
         config = ExperimentConfig(
-            "builtin:tiny-llama",
-            "transformers",
-            "float32",
-            "real",
-            WorkloadSettings("synthetic", 3, 8, 4, 0),
-            Decoding(),
-            MeasurementSettings(1.0),
-            {"batch_size": 1},
+            model="builtin:tiny-llama",
+            engine="transformers",
+            dtype="float32",
+            weights="real",
+            workload=WorkloadSettings("synthetic", 3, 8, 4, 0),
+            decoding=Decoding(),
+            measurement=MeasurementSettings(1.0),
+            settings={"batch_size": 1},
         )
         return Job(
             "run-1",

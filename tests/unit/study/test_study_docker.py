@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.containers.options import DockerSettings
 from pytest_llem.errors import SettingsError, StudyError
 from pytest_llem.study import Study
-from pytest_llem.study.sections.docker import Docker
+from pytest_llem.study.declared import keys_of
+from pytest_llem.study.runner_settings import DockerSettings
 
 Load = Callable[..., Study]
 
 
 def test_the_section_has_the_names_and_defaults_of_the_runner() -> None:
     """A key that only one side knows would be refused, or never reach a container."""
-    written_out = Docker.model_validate({}).model_dump()
+    written_out = {name: key.default for name, key in keys_of(DockerSettings).items()}
 
     assert DockerSettings.from_mapping(written_out) == DockerSettings()
-    assert len(written_out) == len(asdict(DockerSettings()))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +46,11 @@ def test_a_wrong_size_is_refused_by_both(load: Load, size: str) -> None:
         load(f"model: m\ndocker: {{memory: {size}}}\n")
     with pytest.raises(SettingsError, match=r"docker\.memory"):
         DockerSettings.from_mapping({"memory": {"0": 0, "true": True}.get(size, size)})
+
+
+def test_a_number_below_its_limit_is_refused(load: Load) -> None:
+    with pytest.raises(StudyError, match=r"study\.yaml:2:24: docker\.max_restarts: .*got"):
+        load("model: m\ndocker: {max_restarts: -1}\n")
 
 
 def test_relative_mounts_start_at_the_study(load: Load, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_llem.errors import StudyError
 from pytest_llem.study import Study, load_study
+from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import table
 from pytest_llem.study.llenergymeasure.words import HARMLESS, REFUSED, RENAMES
 from pytest_llem.study.schema import StudyFile
@@ -22,9 +23,7 @@ COMMON = settings(
 )
 
 PATHS = sorted(table())
-WORDS = sorted(
-    {*PATHS, *StudyFile.model_fields, *RENAMES, *REFUSED, *HARMLESS, "range", "linspace", "scale", "id", "nope"}
-)
+WORDS = sorted({*PATHS, *keys_of(StudyFile), *RENAMES, *REFUSED, *HARMLESS, "range", "linspace", "scale", "id", "nope"})
 
 scalars = st.one_of(
     st.none(),

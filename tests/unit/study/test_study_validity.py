@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pytest
 
 from pytest_llem.energy.validity import Thresholds, thresholds
 from pytest_llem.errors import StudyError
 from pytest_llem.study import Study
-from pytest_llem.study.sections.validity import Validity
+from pytest_llem.study.declared import keys_of
 
 Load = Callable[..., Study]
 
 
-def test_the_section_has_the_names_and_defaults_of_the_meters_limits() -> None:
-    assert Validity.model_validate({}).model_dump() == asdict(Thresholds())
+def test_limits_that_are_written_out_are_those_of_the_meter() -> None:
+    written_out = {name: key.default for name, key in keys_of(Thresholds).items()}
+
+    assert thresholds(written_out) == Thresholds()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettin
 from pytest_llem.job.job import DeviceSet
 found = {}
 for model in ("some/cached", "some/absent"):
-    config = ExperimentConfig(model, "transformers", "float32", "real", WorkloadSettings("synthetic", 1, 8, 4, 0),
-                              Decoding(), MeasurementSettings(1.0), {})
+    config = ExperimentConfig(model, dtype="float32", workload=WorkloadSettings("synthetic", 1, 8, 4, 0),
+                              decoding=Decoding(), measurement=MeasurementSettings(1.0))
     engine = open_engine("transformers")
     engine.prepare(config, DeviceSet("cpu"))
     try:

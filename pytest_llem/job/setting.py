@@ -1,0 +1,71 @@
+"""Declares settings: fields of frozen dataclasses, with their limits in the type and their help in the metadata.
+
+Used wherever a section of a study is declared, on the worker side too. `study.declared` checks values against these
+declarations and publishes them as JSON Schema and documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pytest_llem.errors import JsonValue
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a value, in `Annotated[int, Limits(ge=1)]`; `message` replaces pydantic's where `pattern` fails."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    pattern: str | None = None
+    message: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """The limits for pydantic, whose schemas are mappings with the same names. pydantic calls this itself."""
+        names = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
+        limits = {name: value for name in names if (value := getattr(self, name)) is not None}
+        schema = {**handler(source), **limits}
+        if self.message is None:
+            return schema
+        return {
+            "type": "custom-error",
+            "schema": schema,
+            "custom_error_type": "limits",
+            "custom_error_message": self.message,
+        }
+
+
+# 2**53 is the largest range of integers that JSON readers with double-precision numbers keep exactly (RFC 8259).
+PositiveInt = Annotated[int, Limits(ge=1, le=2**53)]
+NonNegativeInt = Annotated[int, Limits(ge=0, le=2**53)]
+Fraction = Annotated[float, Limits(gt=0, le=1)]
+# Chosen: above any duration, size or share that a study can mean, and far from overflow in products.
+PositiveFloat = Annotated[float, Limits(gt=0, le=1e12)]
+NonNegativeFloat = Annotated[float, Limits(ge=0, le=1e12)]
+# 4096 bytes is the longest path on Linux (PATH_MAX).
+Name = Annotated[str, Limits(min_length=1, max_length=4096)]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Extra = Mapping[str, JsonValue]
+
+
+def about(text: str, examples: Sequence[JsonValue] = ()) -> dict[str, object]:
+    """Metadata of a field without a default: its help and examples of its values."""
+    return {"description": text, "examples": list(examples)}
+
+
+def setting(default: T, text: str, examples: Sequence[JsonValue] = ()) -> T:
+    """A field with a default, its help, and examples of its values."""
+    return field(default=default, metadata=about(text, examples))
+
+
+def section(factory: Callable[[], T], text: str, examples: Sequence[JsonValue] = ()) -> T:
+    """A field whose default `factory` makes: a nested section, or an empty mapping."""
+    return field(default_factory=factory, metadata=about(text, examples))
