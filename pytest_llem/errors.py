@@ -1,7 +1,7 @@
-"""The errors of pytest-llem: each says what happened, where, and what to do.
+"""The errors of pytest-llem: each says what happened, where, and what to do about it.
 
-Standard library only: a worker raises these inside any image, and `to_dict`/`from_dict` carry them through
-`error.json` to the pytest side.
+Every room raises them; `to_dict` and `from_dict` carry them through `error.json` from a worker to the pytest side.
+Standard library only, since a worker runs in any image; a `category` is part of the result format and must not change.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ JsonValue: TypeAlias = Union[
     None, bool, int, float, str, "list[JsonValue]", "tuple[JsonValue, ...]", "Mapping[str, JsonValue]"
 ]
 
+_BY_CATEGORY: dict[str, type[LlemError]] = {}
+
 
 class LlemError(Exception):
-    """Anything that pytest-llem reports to its user.
+    """The base of every error that pytest-llem reports to its user.
 
-    `message` says what happened and where, `fix` what the user can do about it (`None` when nothing is known
-    to help), and `details` holds facts for machines.
+    `message` says what happened and where, `fix` what the user can do about it (`None` when no remedy is known), and
+    `details` holds facts for machines. A subclass with a `category` of its own is registered, so that `from_dict`
+    rebuilds it.
     """
 
     category: ClassVar[str] = "error"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "category" in vars(cls):
+            _BY_CATEGORY[cls.category] = cls
 
     def __init__(self, message: str, *, fix: str | None = None, details: Mapping[str, JsonValue] | None = None) -> None:
         super().__init__(message)
@@ -43,43 +51,43 @@ class LlemError(Exception):
 
 
 class StudyError(LlemError):
-    """A study file that cannot be used; the message begins with `file:line:column`."""
+    """The study file is invalid; the message begins with `file:line:column`."""
 
     category = "study"
 
 
 class SettingsError(LlemError):
-    """A wrong command-line option, ini value, environment variable or user setting."""
+    """A command-line option, ini value, environment variable or user setting is wrong."""
 
     category = "settings"
 
 
 class EngineError(LlemError):
-    """The inference engine could not do what the experiment asks."""
+    """The inference engine cannot run the experiment."""
 
     category = "engine"
 
 
 class EngineNotInstalledError(EngineError):
-    """The engine's package is not importable in the environment that would run it."""
+    """The engine's package cannot be imported in the environment that should run it."""
 
     category = "engine_not_installed"
 
 
 class EngineSettingError(EngineError):
-    """The engine refuses a setting or a combination of settings."""
+    """The engine rejects a setting or a combination of settings."""
 
     category = "engine_setting"
 
 
 class ModelNotFoundError(EngineError):
-    """The model is neither built in, nor a local path, nor reachable on the hub."""
+    """The model is not built in, not a local path, and not available on the hub."""
 
     category = "model_not_found"
 
 
 class ServerUnreachableError(EngineError):
-    """Nothing answers where the study says that a server runs, or it never gets ready."""
+    """The server named by the study does not respond, or never becomes ready."""
 
     category = "server_unreachable"
 
@@ -91,123 +99,116 @@ class OutOfMemoryError(EngineError):
 
 
 class WorkloadError(LlemError):
-    """The prompts cannot be had or do not fit the request."""
+    """The prompts cannot be loaded, or do not fit the requested lengths."""
 
     category = "workload"
 
 
 class MeterError(LlemError):
-    """A meter is unknown, unavailable, or stopped working."""
+    """A meter is unknown, unavailable, or failed while measuring."""
 
     category = "meter"
 
 
 class WorkerError(LlemError):
-    """The worker process did not deliver a measurement."""
+    """The worker process delivered no measurement."""
 
     category = "worker"
 
 
 class WorkerCrashedError(WorkerError):
-    """The worker process ended without writing its result: an exit code or a signal says how."""
+    """The worker process died without a result; its exit code or signal is in the message."""
 
     category = "worker_crashed"
 
 
 class WorkerTimeoutError(WorkerError):
-    """The worker outlived its deadline and was killed."""
+    """The worker exceeded its deadline and was killed."""
 
     category = "timeout"
 
 
 class WorkerSilentError(WorkerError):
-    """The worker ended normally and yet wrote neither a measurement nor an error."""
+    """The worker exited normally but wrote neither a measurement nor an error."""
 
     category = "worker_silent"
 
 
 class InterruptedCycleError(WorkerError):
-    """The cycle was stopped by the user or by the system before it was done."""
+    """The cycle was stopped by the user or the system before it finished."""
 
     category = "interrupted"
 
 
 class StoreError(LlemError):
-    """An artifact cannot be read or written."""
+    """A result file cannot be read or written."""
 
     category = "store"
 
 
 class DeviceError(LlemError):
-    """No device lease could be had, or a device was not released."""
+    """A device could not be leased, or was not released."""
 
     category = "device"
 
 
 class ResidualMemoryError(DeviceError):
-    """Memory of a leased device is in use before the cycle has begun; `details` name the processes."""
+    """Memory of a leased device is in use before the cycle begins; `details` names the processes."""
 
     category = "residual_memory"
 
 
 class NotReleasedError(DeviceError):
-    """A cycle has ended, and its device is not back to what it was: memory in use, or a process left behind."""
+    """A device is not back to its previous state after a cycle: memory in use, or a process left behind."""
 
     category = "not_released"
 
 
 class RunnerError(LlemError):
-    """The place where a cycle should run is unknown or not usable."""
+    """The runner chosen for a cycle is unknown or cannot be used."""
 
     category = "runner"
 
 
 class NodeLostError(RunnerError):
-    """The cluster node that ran a cycle died or lost its worker, as often as that is retried."""
+    """The cluster node that ran a cycle died or lost its worker, on every retry."""
 
     category = "node_lost"
 
 
 class InfeasibleError(RunnerError):
-    """No node of the cluster has what a cycle asks for."""
+    """No node of the cluster has the resources that a cycle requests."""
 
     category = "infeasible"
 
 
 class ServerError(LlemError):
-    """A server that had to be started for a cycle did not do its part."""
+    """A server that pytest-llem starts for a cycle failed."""
 
     category = "server"
 
 
 class ServerStartError(ServerError):
-    """The server could not be started, or ended before it was ready."""
+    """The server could not be started, or exited before it was ready."""
 
     category = "server_start"
 
 
 class ServerNotReadyError(ServerError):
-    """The server did not answer within its deadline."""
+    """The server was not ready within its deadline."""
 
     category = "server_not_ready"
 
 
 class ServerDiedError(ServerError):
-    """The server ended while a cycle ran against it."""
+    """The server exited while a cycle ran against it."""
 
     category = "server_died"
 
 
-def _tree(cls: type[LlemError]) -> dict[str, type[LlemError]]:
-    found = {cls.category: cls}
-    for sub in cls.__subclasses__():
-        found = {**_tree(sub), **found}
-    return found
-
-
 def from_dict(data: Mapping[str, JsonValue]) -> LlemError:
     """Rebuild an error from `LlemError.to_dict`; an unknown category becomes a plain `LlemError`."""
-    cls = _tree(LlemError).get(str(data.get("category")), LlemError)
+    cls = _BY_CATEGORY.get(str(data.get("category")), LlemError)
     fix = data.get("fix")
     details = data.get("details")
     error = LlemError.__new__(cls)

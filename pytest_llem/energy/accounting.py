@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pytest_llem.energy import calibration, validity
 from pytest_llem.energy.estimators import AVERAGING_S, Estimate, combined, from_counter, from_power, from_steady_counter
 from pytest_llem.energy.idle import idle_facts, mean_temperature_c
-from pytest_llem.energy.protocol import (
+from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy.readings import Sample, read_sample_events, read_samples
+from pytest_llem.energy.series import TickSeries, ticks_from
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.measurement import (
+    CpuEnergy,
     DeviceEnergy,
     EnergyReport,
-    HostEnergy,
     MeteredDevice,
-    MeterRequest,
     Scope,
     Window,
     WindowEnergy,
 )
-from pytest_llem.energy.readings import Sample, read_sample_events, read_samples
-from pytest_llem.energy.series import TickSeries, ticks_from
-from pytest_llem.errors import JsonValue
 from pytest_llem.job.report import Note
 
 GAIN_UNCERTAINTY_REL = 0.05
@@ -79,7 +79,7 @@ class Accounts:
         self._known = {gpu.uuid: calibration.load(gpu.uuid, gpu.driver) for gpu in gpus}
 
     def report(
-        self, *, host: HostEnergy | None, sampler_problem: str | None, sampler_cpu_s: float | None
+        self, *, host: CpuEnergy | None, sampler_problem: str | None, sampler_cpu_s: float | None
     ) -> EnergyReport:
         """The energy of every window, and whether it may be used."""
         accounted = tuple(self._account(window) for window in self._windows)

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterRequest, Window, WindowEnergy
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
+from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 JOULES_PER_KWH = 3.6e6

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, MeterRequest, Window, WindowEnergy
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.energy.watts import thread_power
+from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 DEVICE_ID = "process-tree"

@@ -10,10 +10,10 @@ from statistics import fmean, stdev
 
 from pytest_llem.energy import window_edges as edges
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.energy.window_edges import steady_power
+from pytest_llem.job.measurement import Window
 
 PART_TIME_DUTY = 0.25
 """Share of the time that the sensors of A100 and H100 look at (arXiv 2312.02741): assumed without calibration."""

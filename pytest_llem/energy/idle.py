@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.energy.readings import Sample
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.measurement import Window, WindowEnergy
 
 SETTLED_SLOPE_REL_PER_S = 0.02
 """Idle power that still changes by more than 2 % a second has not settled: clocks step down for seconds after work."""

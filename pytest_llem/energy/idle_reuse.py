@@ -13,10 +13,10 @@ from math import hypot, sqrt
 from statistics import fmean
 from typing import Protocol, runtime_checkable
 
-from pytest_llem.energy.protocol import EnergyReport
 from pytest_llem.energy.readings import Sample
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import IdleReference
+from pytest_llem.job.measurement import EnergyReport
 
 MAX_AGE_S = 3600.0
 TEMPERATURE_BAND_C = 3.0

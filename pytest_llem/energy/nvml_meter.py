@@ -13,10 +13,11 @@ from pytest_llem.energy import calibration, nvml_devices, powercap
 from pytest_llem.energy import rapl_meter as rapl
 from pytest_llem.energy.accounting import GAIN_UNCERTAINTY_REL, Accounts, GpuFacts
 from pytest_llem.energy.idle_reuse import Conditions, recent_conditions
-from pytest_llem.energy.protocol import EnergyReport, MeterRequest, Window
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.errors import MeterError
+from pytest_llem.job.measurement import EnergyReport, Window
 from pytest_llem.job.report import Note
 
 

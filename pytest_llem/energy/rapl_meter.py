@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pytest_llem.energy import powercap
-from pytest_llem.energy.protocol import (
+from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy.readings import read_samples
+from pytest_llem.energy.sampler_client import SamplerProcess
+from pytest_llem.errors import MeterError
+from pytest_llem.job.measurement import (
+    CpuEnergy,
     DeviceEnergy,
     EnergyReport,
-    HostEnergy,
     MeteredDevice,
-    MeterRequest,
     Scope,
     Window,
     WindowEnergy,
 )
-from pytest_llem.energy.readings import read_samples
-from pytest_llem.energy.sampler_client import SamplerProcess
-from pytest_llem.errors import MeterError
 from pytest_llem.job.report import Note
 
 UPDATE_NS = 1_000_000
@@ -176,12 +176,12 @@ def account(window: Window, series: Sequence[DomainSeries]) -> WindowEnergy:
     )
 
 
-def host_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> HostEnergy | None:
+def host_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
     """Packages and DRAM over the `measure` windows; `None` when no domain was read."""
     if not any(one.times_ns for one in series):
         return None
     measured = [window for window in windows if window.name == "measure"]
-    return HostEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
+    return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
 
 
 def scope(domains: Sequence[powercap.Domain]) -> Scope:

@@ -8,10 +8,10 @@ from itertools import pairwise
 from math import hypot
 from typing import Literal
 
-from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.measurement import Window, WindowEnergy
 from pytest_llem.job.report import Note
 from pytest_llem.job.setting import NonNegativeFloat, PositiveFloat, setting
 

@@ -10,17 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import (
-    DeviceEnergy,
-    EnergyReport,
-    MeteredDevice,
-    MeterRequest,
-    Scope,
-    Window,
-    WindowEnergy,
-)
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
+from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Scope, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 STEP_S = 0.1

@@ -1,11 +1,15 @@
-"""`events.jsonl`: what happens in a cycle, line by line while it happens, and the clock that its times are told by."""
+"""Writes `events.jsonl`, a worker's log of its cycle, and identifies the clock of its timestamps.
+
+Workers write it; runners follow the file while the cycle runs, and `results` reads the clock event. Event names and
+fields are part of the format of the job directory (docs/protocol.md): add to them, never change them.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -13,9 +17,9 @@ from pytest_llem.errors import JsonValue
 
 
 class EventLog:
-    """Writes `events.jsonl`: one flushed line per event, the first one a `clock` event.
+    """Appends events to `events.jsonl`, one flushed line each; the first is a `clock` event.
 
-    Threads may share it. `phase` is the name of the last phase, and `mirror` sees each line too.
+    Thread-safe. `phase` is the name of the latest phase; `mirror` is called with each line as well.
     """
 
     def __init__(self, path: Path, mirror: Callable[[str], None] | None = None) -> None:
@@ -42,23 +46,12 @@ class EventLog:
         return t_ns
 
     def close(self) -> None:
-        """Close the file; later events are errors."""
+        """Close the file; `emit` fails afterwards."""
         self._stream.close()
 
 
-def read_events(path: Path) -> Iterator[dict[str, JsonValue]]:
-    """The events written so far; a last line that is not whole yet is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
 def clock_facts() -> dict[str, JsonValue]:
-    """What identifies this clock domain: boot id, time namespace, and the three clocks in nanoseconds."""
+    """Identity of this clock domain: boot id, time namespace, and its three clocks in nanoseconds."""
     return {
         "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
         "time_namespace": _link("/proc/self/ns/time"),

@@ -8,13 +8,107 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_versioned, write_json
 from pytest_llem.job.job import SCHEMA_VERSION
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
+
+Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A measured interval on CLOCK_MONOTONIC, in nanoseconds.
+
+    `index` counts windows of one name from 0. `quiet_before_s` and `quiet_after_s` say how long the device was left
+    idle, confirmed synchronised, on each side; `None` means busy or unknown. `repeats` counts the whole repeats of the
+    workload inside, where it holds such.
+    """
+
+    name: str
+    start_ns: int
+    end_ns: int
+    index: int = 0
+    quiet_before_s: float | None = None
+    quiet_after_s: float | None = None
+    repeats: int | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+@dataclass(frozen=True)
+class MeteredDevice:
+    """One thing with a sensor: a GPU (by UUID) or a CPU package."""
+
+    id: str
+    name: str | None
+    kind: Literal["gpu", "cpu", "dram", "process"]
+
+
+@dataclass(frozen=True)
+class DeviceEnergy:
+    """Energy of one device in one window, in joules; `None` where it was not measured."""
+
+    id: str
+    energy_j: float | None
+    uncertainty_j: float | None
+
+
+@dataclass(frozen=True)
+class WindowEnergy:
+    """Energy drawn between a window's two edges, summed over the devices.
+
+    `uncertainty_j` is k=2 and leaves out the board's gain error; `terms` are its parts in joules (k=2). `samples` is
+    how many readings the estimate rests on, `estimator` how it was made.
+    """
+
+    name: str
+    index: int
+    start_ns: int
+    end_ns: int
+    energy_j: float | None
+    uncertainty_j: float | None
+    estimator: str | None
+    samples: int = 0
+    terms: Mapping[str, float] = field(default_factory=dict)
+    devices: tuple[DeviceEnergy, ...] = ()
+
+
+@dataclass(frozen=True)
+class CpuEnergy:
+    """CPU packages and DRAM over the `measure` windows, beside the accelerator's energy and never added to it."""
+
+    package_j: float | None
+    dram_j: float | None
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """All that a meter knows about a cycle.
+
+    `measured` is false when the numbers come from a model of the hardware instead of a sensor; `source` then names
+    where that model is published. `invalid` holds reason codes that forbid using the numbers (`sensor_gap`, ...).
+    """
+
+    meter: str
+    measured: bool
+    scope: Scope
+    placement: Literal["host", "worker"]
+    devices: tuple[MeteredDevice, ...]
+    windows: tuple[WindowEnergy, ...]
+    host: CpuEnergy | None = None
+    gain_uncertainty_rel: float | None = None
+    source: str | None = None
+    notes: tuple[Note, ...] = ()
+    invalid: tuple[Note, ...] = ()
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +214,7 @@ class WarmupOutcome:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryPeaks:
     """Peaks in bytes over the measure window. `device_peak_bytes` is the sensor's view of the whole device."""
 
     devices: tuple[DeviceMemory, ...]
@@ -139,7 +233,7 @@ class Measurement:
     requests: tuple[RequestRecord, ...]
     prompts_hash: str
     warmup: WarmupOutcome
-    memory: Memory
+    memory: MemoryPeaks
     timing: Mapping[str, float | None]
     load_shape: str = "offline"
     energy: EnergyReport | None = None

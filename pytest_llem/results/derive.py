@@ -9,12 +9,11 @@ from typing import cast
 
 from pydantic import JsonValue as PydanticJson
 
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job
-from pytest_llem.job.measurement import Measurement, RequestRecord
+from pytest_llem.job.measurement import Measurement, RequestRecord, Window
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pytest_llem.energy.protocol import EnergyReport
 from pytest_llem.job.job import Job
-from pytest_llem.job.measurement import Measurement, WarmupOutcome
+from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome
 from pytest_llem.job.report import Note
 from pytest_llem.results.failures import failure_note
 from pytest_llem.results.sections.steady import derive_steady_state

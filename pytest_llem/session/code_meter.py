@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_llem.energy import open_meter
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import EnergyReport, Window
 from pytest_llem.job.report import Note
 from pytest_llem.machine.devices import visible_gpus
 

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.idle_reuse import usable, with_reference
-from pytest_llem.energy.protocol import EnergyReport, Meter
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.engines import UNVERIFIED
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import IdleReference, Job, JobDir
-from pytest_llem.job.measurement import EngineFacts, Measurement, Memory, WorkerFacts
+from pytest_llem.job.measurement import EnergyReport, EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
@@ -194,7 +194,7 @@ def _measure(
     with recorder.window("measure", engine, quiet_sides=sides.kind == "quiet") as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
-    memory = Memory(engine.memory(), None, peak_rss_bytes() if resettable else None)
+    memory = MemoryPeaks(engine.memory(), None, peak_rss_bytes() if resettable else None)
     statistics = engine.statistics()
     if sides.kind == "same_load":
         runner.lead(sides.seconds)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytest_llem.energy.protocol import Window
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import Arrival
+from pytest_llem.job.measurement import Window
 
 STEADY_STATE = "steady_state"
 RATED = ("constant", "poisson", "burst")

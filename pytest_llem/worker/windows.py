@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pytest_llem.energy.protocol import Meter, Window
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.job.events import EventLog
+from pytest_llem.job.measurement import Window
 
 
 @dataclass

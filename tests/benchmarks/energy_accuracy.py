@@ -29,9 +29,10 @@ from statistics import median
 from pytest_llem import energy
 from pytest_llem.energy import calibration
 from pytest_llem.energy.nvml_meter import NvmlMeter
-from pytest_llem.energy.protocol import EnergyReport, Meter, Window
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import EnergyReport, Window
 from tests.benchmarks import energy_accuracy_peers
 from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, run_load, side_s, true_calibration
 from tests.benchmarks.energy_accuracy_report import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.protocol import Window
+from pytest_llem.job.measurement import Window
 from pytest_llem.worker.padding import sides_for
 from tests.simulated_nvml.simulation import Gpu, Simulation
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import from_counter
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.series import ticks_from
+from pytest_llem.job.measurement import Window
 from tests.benchmarks.energy_accuracy_cases import Case, apply, plan_load, side_s, true_calibration
 from tests.simulated_nvml.simulation import Simulation
 from tests.simulated_nvml.virtual import virtual_sampler

@@ -17,11 +17,10 @@ import pytest
 from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.runner import DockerRunner
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, load_job
-from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.measurement import EnergyReport, Window, read_measurement
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.study.runner_settings import DockerSettings
 

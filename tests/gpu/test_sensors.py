@@ -18,8 +18,8 @@ from pytest_llem.energy import doctor, nvml_devices
 from pytest_llem.energy.calibrate import Load, calibrate, slope_w
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.nvml_meter import NvmlMeter
-from pytest_llem.energy.protocol import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import Window
 
 pytestmark = pytest.mark.gpu
 

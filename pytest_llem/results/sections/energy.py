@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llem.energy.protocol import EnergyReport, WindowEnergy
+from pytest_llem.job.measurement import EnergyReport, WindowEnergy
 from pytest_llem.results.schema import Energy, EnergyDevice, EnergyWindow, HostEnergy, PhaseEnergy
 
 MEASURE = "measure"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from pytest_llem.energy.protocol import EnergyReport, Window
-from pytest_llem.job.measurement import Measurement, RequestRecord
+from pytest_llem.job.measurement import EnergyReport, Measurement, RequestRecord, Window
 from pytest_llem.results.schema import SteadyState
 from pytest_llem.results.sections.energy import ratio, total
 from pytest_llem.worker.steady import STEADY_STATE

@@ -9,15 +9,16 @@ from typing import ClassVar
 import pytest
 
 from pytest_llem.containers.host_meter import HostMeter, clock_difference
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.job.events import clock_facts
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import (
+    EnergyReport,
     EngineFacts,
     Measurement,
-    Memory,
+    MemoryPeaks,
     WarmupOutcome,
+    Window,
     WorkerFacts,
     read_measurement,
     write_measurement,
@@ -58,7 +59,7 @@ def job_dir(tmp_path: Path) -> JobDir:
         requests=(),
         prompts_hash="0",
         warmup=WarmupOutcome(0, 0.0, True, "fixed", None),
-        memory=Memory((), None, None),
+        memory=MemoryPeaks((), None, None),
         timing={},
     )
     write_measurement(made.measurement, measurement)

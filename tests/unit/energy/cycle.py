@@ -9,8 +9,8 @@ from pathlib import Path
 from pytest_llem import energy
 from pytest_llem.energy import calibration
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
+from pytest_llem.job.measurement import EnergyReport, Window
 from tests.simulated_nvml.simulation import Gpu, Simulation
 
 PERIOD_S = 0.02

@@ -20,7 +20,7 @@ CYCLE = """
 import json, sys, time
 from pathlib import Path
 from pytest_llem import energy
-from pytest_llem.energy.protocol import Window
+from pytest_llem.job.measurement import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
 meter = energy.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
 meter.start()

@@ -8,9 +8,9 @@ from statistics import fmean, median
 import pytest
 
 from pytest_llem.energy.estimators import from_steady_counter
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.energy.validity import Thresholds
+from pytest_llem.job.measurement import Window
 from tests.benchmarks.energy_accuracy_cases import CASES, DECODE_W, IDLE_W, Case, true_calibration
 from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually
 from tests.simulated_nvml.simulation import Simulation

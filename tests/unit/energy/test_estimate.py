@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import energy
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.watts import thread_power
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
+from pytest_llem.job.measurement import Window
 
 
 def burn(seconds: float) -> None:

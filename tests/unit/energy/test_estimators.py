@@ -11,9 +11,9 @@ import pytest
 from pytest_llem.energy import window_edges as quiet
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import combined, from_counter, from_power
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries, ticks_from
+from pytest_llem.job.measurement import Window
 from pytest_llem.worker.padding import sides_for
 
 S = 1_000_000_000

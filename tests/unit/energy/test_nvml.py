@@ -18,10 +18,10 @@ import pytest
 
 from pytest_llem import energy
 from pytest_llem.energy import calibration
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
+from pytest_llem.job.measurement import Window
 from tests.simulated_nvml.plugin import MakeSimulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.simulated_nvml.virtual import virtual_sampler

@@ -23,7 +23,7 @@ import json, sys, time
 from pathlib import Path
 from pytest_llem import energy
 from pytest_llem.job.wire import encode
-from pytest_llem.energy.protocol import Window
+from pytest_llem.job.measurement import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
 name, out, uuid = sys.argv[1:]
 meter = energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cuda", (uuid,)), Path(out))

@@ -8,10 +8,10 @@ import pytest
 
 from pytest_llem import energy
 from pytest_llem.energy import powercap
-from pytest_llem.energy.protocol import Window
 from pytest_llem.energy.rapl_meter import DomainSeries, obstacle
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import Window
 from tests.unit.energy.powercap_tree import PowercapTree
 
 

@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from pytest_llem.energy.protocol import MeterRequest, Window
+from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.zeus_meter import ZeusMeter, chip_energy_mj
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.measurement import Window
 
 
 @dataclass

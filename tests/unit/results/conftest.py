@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pytest_llem.energy.protocol import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import LlemError
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import (
+    DeviceEnergy,
+    EnergyReport,
     EngineFacts,
     Measurement,
-    Memory,
+    MemoryPeaks,
+    MeteredDevice,
     Repeat,
     RequestRecord,
     WarmupOutcome,
+    Window,
+    WindowEnergy,
     WorkerFacts,
     write_measurement,
 )
@@ -92,7 +96,7 @@ class Bench:
             requests=tuple(requests),
             prompts_hash=prompts_hash,
             warmup=WarmupOutcome(2, 0.5, True, "converged", 0.01),
-            memory=Memory((), None, 1_000_000),
+            memory=MemoryPeaks((), None, 1_000_000),
             timing={"load_s": 0.25},
             energy=self.energy(power_w),
         )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.energy.protocol import HostEnergy
 from pytest_llem.job.job import MeterSettings
+from pytest_llem.job.measurement import CpuEnergy
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
@@ -29,7 +29,7 @@ def test_the_hosts_energy_is_shared_where_other_cycles_may_run(
 ) -> None:
     measurement = bench.measurement()
     assert measurement.energy is not None
-    measurement = replace(measurement, energy=replace(measurement.energy, host=HostEnergy(5.0, 1.0)))
+    measurement = replace(measurement, energy=replace(measurement.energy, host=CpuEnergy(5.0, 1.0)))
     report = replace(REPORT, facts={} if workers is None else {"concurrent_workers": workers})
 
     result = derive_result(bench.job(key), measurement, report, study=key.study, environment={})

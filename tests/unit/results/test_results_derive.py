@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import jsonschema
 import pytest
 
-from pytest_llem.energy.protocol import MeteredDevice
 from pytest_llem.engines.protocol import ModelShape
-from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.measurement import Measurement, MeteredDevice
 from pytest_llem.job.report import Note
 from pytest_llem.results.schema import Result
 

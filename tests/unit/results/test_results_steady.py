@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.energy.readings import Sample, SampleWriter
-from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
 from pytest_llem.results.derive import device_peaks
 from pytest_llem.results.schema import SteadyState
 

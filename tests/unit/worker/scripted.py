@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -33,7 +33,7 @@ from pytest_llem.job.config import (
 )
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
-from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.measurement import EnergyReport, Measurement, Window
 from pytest_llem.worker.cycle import run_cycle
 
 
@@ -174,3 +174,7 @@ def run(job: Job, path: Path) -> Measurement:
         return run_cycle(job, job_dir, events, start_method="spawn", isolation="process")
     finally:
         events.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

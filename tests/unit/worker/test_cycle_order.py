@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.protocol import EnergyReport, Window
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError
 from pytest_llem.job.config import Arrival, IdleSettings, MeasurementSettings, WarmupSettings
-from pytest_llem.job.events import EventLog, read_events
+from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import Deadlines, DeviceSet, JobDir, MeterSettings
-from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.measurement import EnergyReport, Measurement, Window
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
-from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, read_events, run
 
 __all__ = ["meter"]
 

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.protocol import Window, WindowEnergy
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
-from pytest_llem.job.events import read_events
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
-from tests.unit.worker.scripted import ScriptedEngine, make_job, run
+from tests.unit.worker.scripted import ScriptedEngine, make_job, read_events, run
 
 __all__ = ["make_simulation", "simulated_nvml_library", "simulation"]
 
