@@ -34,7 +34,8 @@ _HOMES = {
     ),
     "containers.errors": ("DockerError", "translate_docker_error"),
     "engines.protocol": ("Capabilities", "Completion", "Engine", "Request", "Tokenizer"),
-    "energy.protocol": ("EnergyReport", "Meter", "MeterRequest", "Window", "WindowEnergy"),
+    "energy.protocol": ("Meter", "MeterRequest"),
+    "job.measurement": ("EnergyReport", "Window", "WindowEnergy"),
 }
 """The public names by the module that defines them, or that promises to keep them."""
 

@@ -5,11 +5,8 @@ Type checkers and the documentation read this file; nothing imports it. A test h
 
 from pytest_llem.containers.errors import DockerError as DockerError
 from pytest_llem.containers.errors import translate_docker_error as translate_docker_error
-from pytest_llem.energy.protocol import EnergyReport as EnergyReport
 from pytest_llem.energy.protocol import Meter as Meter
 from pytest_llem.energy.protocol import MeterRequest as MeterRequest
-from pytest_llem.energy.protocol import Window as Window
-from pytest_llem.energy.protocol import WindowEnergy as WindowEnergy
 from pytest_llem.engines.protocol import Capabilities as Capabilities
 from pytest_llem.engines.protocol import Completion as Completion
 from pytest_llem.engines.protocol import Engine as Engine
@@ -30,6 +27,9 @@ from pytest_llem.errors import StoreError as StoreError
 from pytest_llem.errors import StudyError as StudyError
 from pytest_llem.errors import WorkerError as WorkerError
 from pytest_llem.errors import WorkloadError as WorkloadError
+from pytest_llem.job.measurement import EnergyReport as EnergyReport
+from pytest_llem.job.measurement import Window as Window
+from pytest_llem.job.measurement import WindowEnergy as WindowEnergy
 from pytest_llem.results import Result as Result
 from pytest_llem.results import Results as Results
 from pytest_llem.results import load as load
