@@ -9,20 +9,19 @@ import secrets
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from functools import cache
 from pathlib import Path
 
-from pytest_llem.cluster import tether
 from pytest_llem.errors import RunnerError
 from pytest_llem.job.report import Note
+from pytest_llem.worker import lifeline
 
-MARK = "LLEM_TETHER"
+MARK = "LLEM_LIFELINE"
 KEPT_S = 7 * 24 * 3600.0
 THREADS = "OMP_NUM_THREADS"
-_tethers: list[subprocess.Popen[bytes]] = []
+_lifelines: list[subprocess.Popen[bytes]] = []
 
 
 @cache
@@ -30,10 +29,10 @@ def own_directory() -> Path:
     """A directory of this process, which is removed, and all that the process started killed, when it is gone."""
     directory = Path(tempfile.mkdtemp(prefix="llem-node-"))
     mark = f"{MARK}={secrets.token_hex(16)}"
-    command = [sys.executable, "-I", "-S", str(Path(tether.__file__).resolve()), mark, str(directory)]
+    command = lifeline.command("sweep", mark, str(directory))
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     process.wait()
-    _tethers.append(process)  # keeps the pipe open
+    _lifelines.append(process)  # keeps the pipe open
     os.environ[MARK] = mark.partition("=")[2]
     return directory
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest_llem
 from pytest_llem.containers.errors import docker_error
 from pytest_llem.job.job import JobDir
+from pytest_llem.worker import lifeline
 
 ROOT = "/llem"
 SITE = f"{ROOT}/site"
 JOBS = f"{ROOT}/jobs"
-GUARD = f"{ROOT}/guard.py"
-KEEPER = f"{ROOT}/container_forkserver.py"
-PROBE = f"{ROOT}/probe.py"
+LIFELINE = f"{SITE}/pytest_llem/worker/lifeline.py"
 WORKER_MODULES = ("__init__.py", "errors.py", "py.typed")
 WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload")
+"""The two lowest floors of the package, carried whole (docs/architecture.md)."""
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
 COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 """Copied out in this order: the outcome last, so that it never exists without what it rests on."""
@@ -31,7 +31,7 @@ COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 
 @cache
 def worker_archive() -> bytes:
-    """The worker side of this package, `pynvml` and the guard, as an uncompressed tar to be unpacked at `/`.
+    """The worker side of this package and `pynvml`, as an uncompressed tar to be unpacked at `/`.
 
     The directories that the worker writes to are open to every user, because the image's own user is unknown here.
     """
@@ -40,8 +40,6 @@ def worker_archive() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for directory in WRITABLE:
             archive.addfile(_directory(directory))
-        for program in (GUARD, KEEPER, PROBE):
-            _add(archive, package / "containers" / Path(program).name, program)
         pynvml = find_spec("pynvml")
         if pynvml is not None and pynvml.origin is not None:
             _add(archive, Path(pynvml.origin), f"{SITE}/pynvml.py")
@@ -54,12 +52,11 @@ def worker_archive() -> bytes:
     return buffer.getvalue()
 
 
-def program_archive(program: str) -> bytes:
-    """One of the programs of this package that run inside (`GUARD`), alone, to be unpacked at `/`."""
+def lifeline_archive() -> bytes:
+    """`LIFELINE` alone, for a container in which nothing is measured, to be unpacked at `/`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(_directory(ROOT))
-        _add(archive, Path(__file__).parent / Path(program).name, program)
+        _add(archive, Path(lifeline.__file__), LIFELINE)
     return buffer.getvalue()
 
 

@@ -16,7 +16,6 @@ from docker.models.containers import Container
 from pytest_llem.containers.archive import JOBS, job_archive, take_results, worker_archive
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
-from pytest_llem.containers.guard import LOST_CLIENT_EXIT
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphaned_containers import removed_after
@@ -26,6 +25,7 @@ from pytest_llem.job.job import JobDir
 from pytest_llem.job.redaction import redact
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.watch import DeadlineWatch
+from pytest_llem.worker.lifeline import LOST_OWNER_EXIT
 
 JOB_NAME = "job"
 
@@ -171,7 +171,7 @@ def explain(end: CycleEnd, image: ImageFacts) -> DockerError:
     if end.returncode is None:
         said = "it stopped answering while the container ran, or somebody removed the container"
         return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
-    if end.returncode == LOST_CLIENT_EXIT:
+    if end.returncode == LOST_OWNER_EXIT:
         said = "the connection to the container was lost, so it ended itself"
         return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
     if end.returncode == 0:

@@ -12,29 +12,31 @@ from dataclasses import replace
 import docker
 from docker.models.containers import Container
 
-from pytest_llem.containers.archive import JOBS, KEEPER, job_archive, worker_archive
-from pytest_llem.containers.container_forkserver import OOM_KILL_EVENT
+from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.ephemeral import CycleEnd, OnEvent, collect, drain, end_state, follow
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
-from pytest_llem.containers.options import ContainerRequest, create
+from pytest_llem.containers.options import ContainerRequest, create, with_lifeline
 from pytest_llem.containers.orphaned_containers import remove
 from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.watch import DeadlineWatch
+from pytest_llem.worker.container_forkserver import OOM_KILL_EVENT
+
+FORK_SERVER = ("-m", "pytest_llem.worker.container_forkserver")
 
 _Key = tuple[object, ...]
 
 
 class KeptContainer:
-    """A running container with a keeper in it."""
+    """A running container with a fork server in it."""
 
     def __init__(self, client: docker.DockerClient, request: ContainerRequest, engine: str) -> None:
         """Create and start it. Raises `DockerError`, and leaves nothing behind then."""
-        self.request = replace(request, command=("serve", engine), program=KEEPER)
+        self.request = replace(request, command=with_lifeline(*FORK_SERVER, "serve", engine))
         self.broken: str | None = None
         self.cycles = 0
         with docker_errors(request.image.name):
@@ -73,7 +75,7 @@ class KeptContainer:
         if self.request.devices.kind != "cuda":
             return {}
         with docker_errors(self.request.image.name):
-            code, output = self.container.exec_run(["python3", KEEPER, "memory"])
+            code, output = self.container.exec_run(["python3", *FORK_SERVER, "memory"])
         lines = bytes(output).decode("utf-8", "replace").strip().splitlines() or ["nothing was said"]  # type: ignore[arg-type]
         if code != 0:
             raise docker_error("gpu_not_visible", self.request.image.name, said=lines[-1])
@@ -183,7 +185,7 @@ def _exec_cycle(kept: KeptContainer, job_dir: JobDir, on_event: OnEvent, watch: 
     on_event({"event": CONTAINER_EVENT, "id": kept.container.id})
     with docker_errors(image.name):
         kept.container.put_archive("/", job_archive(job_dir.job.read_bytes(), name))
-        execution = api.exec_create(kept.container.id, ["python3", KEEPER, "cycle", f"{JOBS}/{name}"])["Id"]
+        execution = api.exec_create(kept.container.id, ["python3", *FORK_SERVER, "cycle", f"{JOBS}/{name}"])["Id"]
         stream = Attachment(api.exec_start(execution, socket=True))
     started = time.monotonic()
     try:

@@ -9,7 +9,7 @@ import docker
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from pytest_llem.containers.archive import GUARD, JOBS, ROOT, SITE
+from pytest_llem.containers.archive import JOBS, LIFELINE, ROOT, SITE
 from pytest_llem.containers.inputs import HUB, Mounted
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import DeviceSet
@@ -17,7 +17,13 @@ from pytest_llem.study.runner_settings import DockerSettings
 
 LOOPBACK = "127.0.0.1"
 
-WORKER_COMMAND = ("-m", "pytest_llem.worker", "--isolation", "container")
+
+def with_lifeline(*arguments: str) -> tuple[str, ...]:
+    """The arguments that make `python3 ARGUMENT...` end when no client is attached to the container any more."""
+    return ("-I", "-S", LIFELINE, "run", *arguments)
+
+
+WORKER_COMMAND = with_lifeline("-m", "pytest_llem.worker", "--isolation", "container")
 
 CACHE = f"{ROOT}/cache"
 
@@ -80,9 +86,9 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """All that decides how one container is made: `program` is a file of this package in it, `command` what it gets.
+    """All that decides how one container is created: `command` is what the entry point gets, by default `python3`.
 
-    `waits` is whether somebody will attach and hold its standard input; a short program needs nobody. A container with
+    `waits` is whether a client will attach and hold its standard input; a short program needs none. A container with
     an `entrypoint` runs a program of its image instead (the image's own where that is empty), in the image's
     environment. A port to `publish` is reached at the same number on this machine's loopback.
     """
@@ -97,7 +103,6 @@ class ContainerRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    program: str = GUARD
     waits: bool = True
     entrypoint: tuple[str, ...] | None = None
     publish: int | None = None
@@ -142,7 +147,7 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         request.image.id,
         list(request.command) or None,
         name=request.name,
-        entrypoint=["python3", request.program] if request.entrypoint is None else list(request.entrypoint) or None,
+        entrypoint=["python3"] if request.entrypoint is None else list(request.entrypoint) or None,
         environment=container_environment(request),
         labels=dict(request.labels),
         working_dir=ROOT if worker else None,

@@ -15,7 +15,7 @@ import docker
 import requests
 from docker.errors import DockerException
 
-from pytest_llem.containers.archive import JOBS, PROBE, job_archive, worker_archive
+from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
 from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
@@ -160,8 +160,7 @@ def _probe(
     request = ContainerRequest(
         name=f"llem-preflight-{uuid.uuid4().hex[:8]}",
         image=image,
-        program=PROBE,
-        command=(subject.engine,),
+        command=("-m", "pytest_llem.worker.probe", subject.engine),
         devices=subject.devices,
         settings=subject.settings,
         network="none",
@@ -256,8 +255,7 @@ def check_settings_in_image(
     request = ContainerRequest(
         name=f"llem-settings-{uuid.uuid4().hex[:8]}",
         image=image,
-        program="-m",
-        command=("pytest_llem.engines.signatures", f"{JOBS}/{NAME}/job.json"),
+        command=("-m", "pytest_llem.engines.signatures", f"{JOBS}/{NAME}/job.json"),
         devices=devices,
         settings=settings,
         network="none",

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import docker
 
-from pytest_llem.containers.archive import GUARD, program_archive
+from pytest_llem.containers.archive import LIFELINE, lifeline_archive
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError
 from pytest_llem.containers.identity import SessionIdentity
@@ -84,7 +84,7 @@ def _taken(client: docker.DockerClient, image: ImageFacts, name: str, labels: di
                 image.id,
                 [],
                 name=name,
-                entrypoint=["python3", GUARD],
+                entrypoint=["python3", "-I", "-S", LIFELINE, "run"],
                 labels=labels,
                 init=True,
                 stdin_open=True,
@@ -99,7 +99,7 @@ def _taken(client: docker.DockerClient, image: ImageFacts, name: str, labels: di
         raise
     held.callback(remove, container)
     with docker_errors(image.name):
-        container.put_archive("/", program_archive(GUARD))
+        container.put_archive("/", lifeline_archive())
         attachment = Attachment(container.attach_socket(params={"stdin": 1, "stream": 1}))
         held.callback(attachment.close)
         container.start()

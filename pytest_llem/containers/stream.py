@@ -18,14 +18,13 @@ from pytest_llem.job.redaction import redact
 from pytest_llem.worker.entry import EVENT_PREFIX
 
 Event = dict[str, JsonValue]
-_STDERR = 2
 _KEPT_BYTES = 65536
 
 
 class Attachment:
     """The client's end of a container's standard streams.
 
-    Holding it open keeps the container alive, and closing it ends the container (see `guard`).
+    Holding it open keeps the container alive, and closing it ends the container (see `worker.lifeline`).
     """
 
     def __init__(self, raw: Any) -> None:

@@ -9,24 +9,23 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_llem.errors import JsonValue, ServerStartError
 from pytest_llem.job.redaction import redact, secrets_of
-from pytest_llem.servers import supervisor
 from pytest_llem.servers.readiness import listens_below
 from pytest_llem.servers.server import Ended
 from pytest_llem.servers.spec import Launch
+from pytest_llem.worker import lifeline
 
 START_S = 30.0
 LAST_S = 10.0
 
 
 class CommandServer:
-    """A process tree below a supervisor, which ends it when this process does, whatever becomes of this process.
+    """A process tree below a lifeline, which ends it when this process does, whatever becomes of this process.
 
     It sees exactly the devices of `environment`, and inherits `descriptors`, so that a lease lasts as long as it lives.
     """
@@ -48,7 +47,7 @@ class CommandServer:
             stream.flush()
             inherited = ",".join(str(number) for number in descriptors)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, str(theirs.fileno()), inherited, *launch.words],
+                lifeline.command("serve", str(theirs.fileno()), inherited, *launch.words),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment, **launch.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -63,7 +62,7 @@ class CommandServer:
             raise
         if first is None or "failed" in first:
             self.stop(0.0)
-            said = first["failed"] if first is not None else "its supervisor did not start"
+            said = first["failed"] if first is not None else "its parent process did not start"
             raise ServerStartError(
                 f"the server cannot be started: {said}",
                 fix="correct openai.command: a program of this environment's PATH, or a path",
@@ -72,7 +71,7 @@ class CommandServer:
 
     @property
     def pid(self) -> int | None:
-        """The supervisor, below which all of the server's processes are."""
+        """The lifeline, below which all of the server's processes are."""
         return self._process.pid
 
     @property
@@ -87,7 +86,7 @@ class CommandServer:
             if last is not None and "code" in last:
                 self._ended = Ended(int(last["code"]))
             elif self._process.poll() is not None:
-                self._ended = Ended(None, "it was killed together with its supervisor")
+                self._ended = Ended(None, "it was killed together with its parent process")
         return self._ended
 
     def serves(self, port: int) -> bool:
@@ -114,7 +113,7 @@ class CommandServer:
         return redact(shlex.join(self._words), secrets_of(os.environ).values())
 
     def _message(self, timeout_s: float) -> dict[str, Any] | None:
-        """The supervisor's next line; `None` when none comes in time, or none will come any more."""
+        """The lifeline's next line; `None` when none comes in time, or none will come any more."""
         while b"\n" not in self._unread:
             try:
                 self._channel.settimeout(timeout_s)

@@ -304,7 +304,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("victim", ["pytest", "supervisor"])
+@pytest.mark.parametrize("victim", ["pytest", "lifeline"])
 def test_nothing_outlives_a_killed_process(
     victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -322,10 +322,10 @@ def test_nothing_outlives_a_killed_process(
     assert server.pid is not None
     [scripted] = [one for one in psutil.Process(server.pid).children() if str(SERVER) in one.cmdline()]
 
-    os.kill(server.pid if victim == "supervisor" else holder.pid, signal.SIGKILL)
+    os.kill(server.pid if victim == "lifeline" else holder.pid, signal.SIGKILL)
     psutil.wait_procs([scripted], GONE_S)
     assert not scripted.is_running()
     holder.kill()
     holder.communicate()
-    # Of a supervisor only the kernel was left to act, and it knows of the server alone.
-    assert victim == "supervisor" or gone(tmp_path)
+    # When the lifeline is gone, only the kernel is left to act, and it knows of the server alone.
+    assert victim == "lifeline" or gone(tmp_path)

@@ -78,7 +78,7 @@ def test_a_study_shares_its_servers_and_leaves_none_when_it_is_interrupted(
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.1)
     servers = [process for process in map(psutil.Process, left(pytester.path)) if str(SERVER) in process.cmdline()]
-    assert len(servers) == 2, "one server and its supervisor: the other server has ended"
+    assert len(servers) == 2, "one server and its lifeline: the other server has ended"
     run.send_signal(signal.SIGINT)
     output, _ = run.communicate(timeout=120)
     assert run.returncode == pytest.ExitCode.INTERRUPTED, output

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.cluster import tether
 from pytest_llem.cluster.settings import settings_of
 from pytest_llem.errors import (
     InterruptedCycleError,
@@ -27,6 +26,7 @@ from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.runner_settings import RaySettings, RuntimeEnvironment
+from pytest_llem.worker import lifeline
 
 if os.environ.get("LLEM_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")
@@ -238,11 +238,11 @@ def test_what_a_killed_process_started_is_killed_wherever_it_went(tmp_path: Path
     """Also a grandchild in a session of its own, whose parent is gone."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    mark = "LLEM_TETHER=unit-test-of-the-tether"
+    mark = "LLEM_LIFELINE=unit-test-of-the-lifeline"
     code = (
         "import os, subprocess, sys, time\n"
-        "keep = subprocess.Popen([sys.executable, '-I', '-S', *sys.argv[1:4]], stdin=subprocess.PIPE)\n"
-        "os.environ['LLEM_TETHER'] = 'unit-test-of-the-tether'\n"
+        "keep = subprocess.Popen([sys.executable, '-I', '-S', *sys.argv[1:5]], stdin=subprocess.PIPE)\n"
+        "os.environ['LLEM_LIFELINE'] = 'unit-test-of-the-lifeline'\n"
         'inner = \'import subprocess; subprocess.Popen(["sleep", "300"], start_new_session=True)\'\n'
         "subprocess.run([sys.executable, '-c', inner])\n"
         "subprocess.Popen(['sleep', '300'])\n"
@@ -250,18 +250,18 @@ def test_what_a_killed_process_started_is_killed_wherever_it_went(tmp_path: Path
         "time.sleep(300)\n"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(tether.__file__)), mark, str(scratch)], stdout=subprocess.PIPE
+        [sys.executable, "-c", code, str(Path(lifeline.__file__)), "sweep", mark, str(scratch)], stdout=subprocess.PIPE
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"ready\n"
-    assert len(tether.processes_with(mark)) == 2
+    assert len(lifeline.processes_with(mark)) == 2
 
     owner.kill()
     owner.communicate()
 
     deadline = time.monotonic() + 30
-    while (tether.processes_with(mark) or scratch.exists()) and time.monotonic() < deadline:
+    while (lifeline.processes_with(mark) or scratch.exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert tether.processes_with(mark) == []
+    assert lifeline.processes_with(mark) == []
     assert not scratch.exists()
     assert mark.startswith(f"{MARK}=")

@@ -1,8 +1,6 @@
-"""Run inside an image before anything is measured in it: says in one line of JSON what is there.
+"""`python3 -m pytest_llem.worker.probe ENGINE`: prints what an image contains, as one line of JSON.
 
-A file of its own, of the standard library and `pynvml`, which is copied in beside it; nothing heavy is imported.
-
-    python3 probe.py ENGINE
+`containers.preflight` runs it before the first cycle. It imports nothing heavy: it must answer within seconds.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Inside a long-lived container: keeps the engine imported and forks a fresh worker for each cycle.
+"""Keeps an engine imported inside a long-lived container, and forks a fresh worker for each cycle.
 
-A file of its own that is copied into the image; it imports the worker side and the standard library alone.
-
-    serve ENGINE     the container's first program; ends when its standard input does (see `guard`)
+    serve ENGINE     the container's program, under `lifeline`; never returns
     cycle JOB_DIR    by exec: runs one job in a fresh process and exits with its code
     memory           by exec: bytes in use per visible GPU, as JSON
+
+`containers.kept` starts all three with `python3 -m`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +24,7 @@ from typing import Any
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.preload import PRELOADS
 
-ADDRESS = "/llem/keeper.sock"
-LOST_CLIENT_EXIT = 129
+ADDRESS = "/llem/forkserver.sock"
 START_S = 30.0
 OOM_KILL_EVENT = "oom_kill"
 
@@ -34,7 +32,6 @@ OOM_KILL_EVENT = "oom_kill"
 def main(arguments: list[str]) -> int:
     """Do one of the three things above."""
     if arguments[:1] == ["serve"]:
-        threading.Thread(target=_end_with_input, daemon=True).start()
         serve(arguments[1])
         return 0
     if arguments[:1] == ["cycle"]:
@@ -67,7 +64,7 @@ def serve(engine: str) -> None:
 
 
 def cycle(job_dir: str) -> int:
-    """Run a job through the keeper, or in a new interpreter where it cannot fork; its output is this program's."""
+    """Run a job through the fork server, or in a new interpreter where it cannot fork; its output is this program's."""
     before = oom_kills()
     with socket.socket(socket.AF_UNIX) as channel:
         _connect(channel)
@@ -109,7 +106,7 @@ def oom_kills() -> int | None:
 
 
 def _connect(channel: socket.socket) -> None:
-    """Connect to the keeper, which may have been started a moment ago."""
+    """Connect to the serving process, which may have been started a moment ago."""
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -161,12 +158,6 @@ def _spawn(job_dir: str) -> int:
     environment = {**os.environ, "LLEM_CONFIG_PATH": f"{job_dir}/job.json"}
     command = [sys.executable, "-m", "pytest_llem.worker", "--isolation", "process"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
-
-
-def _end_with_input() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(LOST_CLIENT_EXIT)
 
 
 if __name__ == "__main__":
