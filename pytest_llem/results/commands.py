@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError, StoreError
+from pytest_llem.job.metric_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare
 from pytest_llem.results.exports import export
@@ -22,7 +23,7 @@ from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.results.report.build import write_figures, write_report
 from pytest_llem.results.shards import by_whole_run, shard_of
 from pytest_llem.results.tables import table
-from pytest_llem.study.limits import FailIf, check_condition, parse_fail_if
+from pytest_llem.study.limits import FailIf, parse_fail_if
 
 
 def compare_runs(options: argparse.Namespace) -> int:

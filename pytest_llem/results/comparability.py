@@ -20,33 +20,6 @@ DEVICE_IDS = "device_ids"
 
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices"})
 
-CONDITIONS = (
-    "engine",
-    "engine_version",
-    "dtype",
-    "model_revision",
-    "model_fingerprint",
-    "lora_fingerprint",
-    "prompts_hash",
-    "input_tokens",
-    "output_tokens",
-    "load_shape",
-    "isolation",
-    "runner",
-    "device_kind",
-    "device_count",
-    "device_models",
-    DEVICE_IDS,
-    "power_limit_w",
-    "driver_major",
-    "cpu_model",
-    "meter",
-    "scope",
-    "energy_measured",
-    "metered_devices",
-)
-"""Every condition by name: what a study's `compare.allow` may hold."""
-
 Conditions = Mapping[str, JsonValue]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.metric_names import METRIC_NAMES, metric_name
 
 Operator = Literal["<=", "<", ">=", ">"]
 
@@ -55,7 +56,7 @@ class FailIf:
 class Comparison:
     """How an experiment is compared with a baseline: every limit, the error rate of each, and what may differ.
 
-    `allow` names conditions (`results.comparability.CONDITIONS`) that need not be equal.
+    `allow` names conditions (`job.metric_names.CONDITIONS`) that need not be equal.
     """
 
     fail_if: tuple[FailIf, ...] = ()
@@ -63,16 +64,9 @@ class Comparison:
     allow: tuple[str, ...] = ()
 
 
-def check_metric(name: str) -> None:
-    """Raises `SettingsError` with a suggestion when no metric has this name."""
-    from pytest_llem.results.metrics import metric
-
-    metric(name)
-
-
 def parse_budget(metric: str, text: object) -> Budget:
     """`"<= 0.5"` as a budget. Raises `SettingsError`."""
-    check_metric(metric)
+    metric_name(metric)
     match = _BUDGET.match(text) if isinstance(text, str) else None
     if match is None:
         raise SettingsError(
@@ -84,18 +78,6 @@ def parse_budget(metric: str, text: object) -> Budget:
 
 def _n(text: object) -> str:
     return f"{text:g}" if isinstance(text, (int, float)) and not isinstance(text, bool) else "0.5"
-
-
-def check_condition(name: str) -> None:
-    """Raises `SettingsError` with a suggestion when no condition of a comparison has this name."""
-    from difflib import get_close_matches
-
-    from pytest_llem.results.comparability import CONDITIONS
-
-    if name not in CONDITIONS:
-        close = get_close_matches(name, CONDITIONS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use some of: {', '.join(CONDITIONS)}"
-        raise SettingsError(f"unknown condition {name!r}", fix=hint)
 
 
 def change_text(metric: str, change: float, *, absolute: bool) -> str:
@@ -126,20 +108,16 @@ def parse_change(metric: str, text: object) -> tuple[float, bool]:
 
 def _unit(metric: str) -> str:
     """A metric's unit without a leading 1: `s`, `J`, `/s`; empty where it has none."""
-    from pytest_llem.results.metrics import METRICS
-
-    return METRICS[metric].unit.removeprefix("1")
+    return METRIC_NAMES[metric].unit.removeprefix("1")
 
 
 def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailIf:
     """One limit of `compare.fail_if` or `--llem-fail-if`. Raises `SettingsError`."""
-    check_metric(metric)
+    metric_name(metric)
     limit, absolute = parse_change(metric, text)
     smallest = None if resolution is None else _resolution(metric, resolution, absolute)
     if smallest is None and not _allows_worsening(metric, limit):
-        from pytest_llem.results.metrics import METRICS
-
-        direction = "higher" if METRICS[metric].higher_is_better else "lower"
+        direction = "higher" if METRIC_NAMES[metric].higher_is_better else "lower"
         example = f"0.01 {_unit(metric)}" if absolute else "1%"
         raise SettingsError(
             f"{metric}: {text} allows no worsening at all ({direction} is better)",
@@ -172,6 +150,4 @@ def _resolution(metric: str, text: object, absolute: bool) -> float:
 
 
 def _allows_worsening(metric: str, limit: float) -> bool:
-    from pytest_llem.results.metrics import METRICS
-
-    return limit < 0 if METRICS[metric].higher_is_better else limit > 0
+    return limit < 0 if METRIC_NAMES[metric].higher_is_better else limit > 0

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llem.energy import known_meters
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.flatten import Report
@@ -17,8 +18,6 @@ from pytest_llem.study.limits import (
     Budget,
     Comparison,
     FailIf,
-    check_condition,
-    check_metric,
     parse_budget,
     parse_fail_if,
 )
@@ -58,7 +57,7 @@ def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -
     headline = found.get("headline")
     if isinstance(headline, str):
         try:
-            check_metric(headline)
+            metric_name(headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
     made = Execution(**{**below, **found})  # type: ignore[arg-type]  # checked above, and where the user's file is read

@@ -13,6 +13,7 @@ import pytest
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
 from pytest_llem.job.measurement import EngineFacts
+from pytest_llem.job.metric_names import CONDITIONS
 from pytest_llem.job.report import Note
 from pytest_llem.results.baselines import (
     MAX_RUNS,
@@ -23,7 +24,7 @@ from pytest_llem.results.baselines import (
     read_baseline,
     save_baseline,
 )
-from pytest_llem.results.comparability import CONDITIONS, conditions, differences
+from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.loading import load

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.study.limits import FailIf, check_condition, overriding, parse_fail_if
+from pytest_llem.job.metric_names import check_condition
+from pytest_llem.study.limits import FailIf, overriding, parse_fail_if
 
 
 @pytest.mark.parametrize(
