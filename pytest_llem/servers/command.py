@@ -1,4 +1,7 @@
-"""A server started as a command of this machine."""
+"""A server started as a command of this machine, below a lifeline that outlives neither pytest nor the server.
+
+`starting.begin_server` makes one. `worker.lifeline.serve` is the other side of its socket: change both together.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,19 @@ from typing import Any, Literal
 
 from pytest_llem.errors import JsonValue, ServerStartError
 from pytest_llem.job.redaction import redact, secrets_of
-from pytest_llem.servers.readiness import listens_below
-from pytest_llem.servers.server import Ended
+from pytest_llem.servers.server import Ended, listens_below
 from pytest_llem.servers.spec import Launch
 from pytest_llem.worker import lifeline
 
 START_S = 30.0
+"""How long the lifeline may take to start. Chosen: a bare interpreter starts within a second on a busy machine."""
+
 LAST_S = 10.0
+"""How long killed processes may take to end. Chosen: the kernel may take seconds to free a large model's memory."""
 
 
 class CommandServer:
-    """A process tree below a lifeline, which ends it when this process does, whatever becomes of this process.
+    """A process tree below a lifeline, which ends the tree when this process ends, by whatever cause.
 
     It sees exactly the devices of `environment`, and inherits `descriptors`, so that a lease lasts as long as it lives.
     """
@@ -62,9 +67,9 @@ class CommandServer:
             raise
         if first is None or "failed" in first:
             self.stop(0.0)
-            said = first["failed"] if first is not None else "its parent process did not start"
+            reason = first["failed"] if first is not None else "its parent process did not start"
             raise ServerStartError(
-                f"the server cannot be started: {said}",
+                f"the server cannot be started: {reason}",
                 fix="correct openai.command: a program of this environment's PATH, or a path",
                 details={"command": [redact(word) for word in self._words]},
             )
@@ -113,7 +118,7 @@ class CommandServer:
         return redact(shlex.join(self._words), secrets_of(os.environ).values())
 
     def _message(self, timeout_s: float) -> dict[str, Any] | None:
-        """The lifeline's next line; `None` when none comes in time, or none will come any more."""
+        """The lifeline's next message; `None` when none comes in time, or the lifeline is gone."""
         while b"\n" not in self._unread:
             try:
                 self._channel.settimeout(timeout_s)

@@ -1,4 +1,8 @@
-"""A server started in a container of a stock image."""
+"""A server started in a container of a stock image.
+
+`starting.begin_server` makes one. The image may hold no Python, so the container is ended from outside: by `stop`, or
+by `reaper` when this process is gone.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,14 @@ from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.job import Job
 from pytest_llem.job.redaction import redact, secrets_of
-from pytest_llem.servers.readiness import listens_below
-from pytest_llem.servers.server import Ended, Server
+from pytest_llem.servers.server import Begin, Ended, Server, Tell, listens_below
 from pytest_llem.servers.spec import LOOPBACK, Launch, ServerSpec
-from pytest_llem.servers.starting import Begin, Tell
 from pytest_llem.study.runner_settings import DockerSettings
 
 HOST = "host"
+
 LAST_S = 5.0
+"""How long the rest of a removed container's output may take. Chosen: it is local, and there is little of it."""
 
 
 def begin_container(
@@ -45,7 +49,7 @@ def begin_container(
     tell: Tell,
     descriptors: Sequence[int] = (),
 ) -> Begin:
-    """How this server is started in its image, which is made present first; `descriptors` as in `ContainerServer`.
+    """Pull the image if needed, and return how to start the server in it; `descriptors` as in `ContainerServer`.
 
     The server shares the host's network, unless the study's `docker.network` says `bridge`: then its port alone is
     published, on loopback. Raises `DockerError`, `ModelNotFoundError`, and `RunnerError` for a daemon elsewhere.
@@ -62,8 +66,8 @@ def begin_container(
     network = HOST if settings.network == "auto" else settings.network
     model = spec.model_location()
     mounted = found_here("models", model)
-    # Only the model of the study is here: what else the image would fetch belongs to the image
-    at_hand = {"HF_HUB_CACHE": HUB, "HF_HUB_OFFLINE": "1"} if mounted is not None else {}
+    # Only the study's model is mounted: whatever else the image would download belongs to the image
+    hub = {"HF_HUB_CACHE": HUB, "HF_HUB_OFFLINE": "1"} if mounted is not None else {}
 
     def begin(port: int, log: Path) -> Server:
         launch = spec.filled(model, LOOPBACK if network == HOST else "0.0.0.0", port)
@@ -79,7 +83,7 @@ def begin_container(
             secrets=secrets_of(os.environ),
             environment={
                 "PYTHONUNBUFFERED": "1",
-                **at_hand,
+                **hub,
                 **passed_on(os.environ),
                 **job.environment,
                 **launch.environment,
@@ -103,9 +107,9 @@ def require_local(daemon: DaemonFacts, image: str) -> None:
 
 
 class ContainerServer:
-    """A running container whose output goes to a log; it is removed when this process ends, however that happens.
+    """A running container whose output goes to a log; it is removed when this process ends, by whatever cause.
 
-    Whoever removes it then inherits `descriptors`, so that a lease lasts until the container is gone.
+    `reaper`, which removes it then, inherits `descriptors`, so that a lease lasts until the container is gone.
     """
 
     started_as: Literal["command", "container"] = "container"
@@ -143,7 +147,7 @@ class ContainerServer:
         except BaseException:
             self.stop(0.0)
             raise
-        self._pid = known_pid(int(self._container.attrs["State"]["Pid"]), str(self._container.id))
+        self._pid = pid_here(int(self._container.attrs["State"]["Pid"]), str(self._container.id))
 
     @property
     def pid(self) -> int | None:
@@ -152,7 +156,7 @@ class ContainerServer:
 
     @property
     def facts(self) -> Mapping[str, JsonValue]:
-        """The image, and what it was told."""
+        """The image, the network and the command."""
         image: ImageFacts = self._request.image
         return {
             "image": image.name,
@@ -171,9 +175,11 @@ class ContainerServer:
                 error = translate_docker_error(
                     code if code else 1, self._pump.last_output, self._request.image.name, oom_killed=out_of_memory
                 )
-                said = f"its container ended with exit code {code}" if code is not None else "the daemon lost it"
-                known = error.category not in ("app_error", "docker")
-                self._ended = Ended(code, f"{said} ({error.message})" if known else said, error.fix if known else None)
+                reason = f"its container ended with exit code {code}" if code is not None else "the daemon lost it"
+                if error.category in ("app_error", "docker"):
+                    self._ended = Ended(code, reason)
+                else:
+                    self._ended = Ended(code, f"{reason} ({error.message})", error.fix)
         return self._ended
 
     def serves(self, port: int) -> bool:
@@ -205,8 +211,8 @@ class ContainerServer:
             self._reaper.communicate()
 
 
-def known_pid(pid: int, container: str) -> int | None:
-    """The process id that the daemon states, if the same process has it here; a daemon may count elsewhere."""
+def pid_here(pid: int, container: str) -> int | None:
+    """The daemon's process id if it is the same process here; `None` where the daemon has another pid namespace."""
     if start_ticks(pid) is None:
         return None
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Removes a server's container when pytest is gone: `python -m pytest_llem.servers.reaper CONTAINER`.
+"""`python -m pytest_llem.servers.reaper CONTAINER`: removes a server's container when pytest is gone.
 
-Whoever started it holds its standard input open. When that ends, however it ends, the container goes; a server image
-may hold no Python that could do this from inside.
+`container.ContainerServer` starts it and holds its standard input open. It is not part of `worker.lifeline`, because it
+needs the Docker client, and works from outside, where a server image may hold no Python.
 """
 
 from __future__ import annotations

@@ -1,27 +1,34 @@
-"""A runner of cycles that need a server: starts it under the lease, keeps it while it is needed, and stops it."""
+"""Runs cycles that need a server: starts it under the lease, keeps it while it is needed, and stops it.
+
+`session.measuring` puts a `ServingRunner` around the runner of a study whose engine starts servers, and asks
+`known_image` what an earlier result must match. Nothing may outlive `close`: the next cycle's devices depend on it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError, ServerStartError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner
-from pytest_llem.servers.begin import begin_server
-from pytest_llem.servers.preflight import check_servers
 from pytest_llem.servers.server import Ended
 from pytest_llem.servers.spec import ServerSpec, starts_server
-from pytest_llem.servers.starting import LOGS, ReadyServer, Waiting, start_server, words_of
+from pytest_llem.servers.starting import LOGS, ReadinessLimits, ReadyServer, begin_server, redacted_tail, start_server
 
 STOP_GRACE_S = 10.0
+"""Chosen: long enough for an engine to end its requests and release its devices itself."""
+
 INTERRUPT_GRACE_S = 2.0
+"""Chosen: after Ctrl-C the user waits, and pytest-xdist gives a worker about 5 s to tear down."""
+
 ASIDE = "measurement.server_died.json"
 
 
@@ -120,13 +127,13 @@ class ServingRunner:
     def _start(self, job: Job, lease: Lease | None) -> ReadyServer:
         settings, spec = job.config.settings, ServerSpec.of(job.config, job.devices)
         path, key, limit = (settings.get(name) for name in ("ready_path", "api_key_env", "ready_timeout_s"))
-        waiting = Waiting(
+        limits = ReadinessLimits(
             timeout_s=float(limit) if isinstance(limit, (int, float)) else 600.0,
             path=str(path) if path is not None else None,
             api_key_env=str(key) if key is not None else None,
         )
         begin = begin_server(spec, job, self._docker, lease, self._tell)
-        self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, waiting, self._tell)
+        self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, limits, self._tell)
         self._tell(None)
         return self._ready
 
@@ -151,7 +158,7 @@ class ServingRunner:
 
 
 def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:
-    said = words_of(ready.server.log, ready.readiness.api_key_env)
+    said = redacted_tail(ready.server.log, ready.readiness.api_key_env)
     return ServerDiedError(
         f"the server {ready.spec.name} died while the cycle ran: {how}",
         fix=f"read its log, {ready.server.log}; the next cycle gets a new server",
@@ -178,3 +185,67 @@ def _write_if_absent(job_dir: JobDir, error: LlemError) -> None:
 def keeps_servers() -> bool:
     """Whether this process may keep a server between cycles: not beside others that wait for the same devices."""
     return "PYTEST_XDIST_WORKER" not in os.environ
+
+
+def check_servers(
+    configs: Sequence[ExperimentConfig], devices: DeviceSet, docker: Mapping[str, JsonValue]
+) -> PreflightReport:
+    """Look for programs, images and the daemon, without starting or pulling anything; what is found is not raised."""
+    specs = dict.fromkeys(ServerSpec.of(config, devices) for config in configs)
+    programs = dict.fromkeys(spec.command[0] for spec in specs if spec.image is None)
+    images = dict.fromkeys(spec.image for spec in specs if spec.image is not None)
+    problems = [*_missing(programs), *(_unusable(images, docker) if images else ())]
+    return PreflightReport(tuple(problems))
+
+
+def known_image(image: str) -> str:
+    """The digest, else the id, of an image as it lies here; its name where it does not, or nobody answers."""
+    from pytest_llem.containers.daemon import connect
+    from pytest_llem.containers.images import image_facts
+
+    try:
+        client = connect()
+        try:
+            found = image_facts(client, image)
+        finally:
+            client.close()
+    except LlemError:
+        return image
+    return image if found is None else found.digest or found.id
+
+
+def _missing(programs: Mapping[str, None]) -> Iterator[LlemError]:
+    for program in programs:
+        if "{" not in program and shutil.which(program) is None:
+            yield ServerStartError(
+                f"openai.command: there is no program {program!r} here",
+                fix="install it in this environment, give its path, or use openai.image",
+                details={"program": program},
+            )
+
+
+def _unusable(images: Mapping[str, None], docker: Mapping[str, JsonValue]) -> Iterator[LlemError]:
+    from pytest_llem.containers.daemon import connect, daemon_facts, docker_errors
+    from pytest_llem.containers.errors import docker_error
+    from pytest_llem.containers.images import image_facts
+    from pytest_llem.servers.container import require_local
+
+    try:
+        client = connect()
+    except LlemError as error:
+        yield error
+        return
+    try:
+        for image in images:
+            try:
+                require_local(daemon_facts(client), image)
+                if image_facts(client, image) is not None:
+                    continue
+                if docker.get("pull") == "never":
+                    raise docker_error("image_not_found", image, said="it is not present, and docker.pull is never")
+                with docker_errors(image):
+                    client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
+            except LlemError as error:
+                yield error
+    finally:
+        client.close()

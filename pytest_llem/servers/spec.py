@@ -1,4 +1,8 @@
-"""What a server is started with: cycles whose specifications are equal share one."""
+"""What a server is started with, from the settings of an experiment.
+
+`runner` keeps a server as long as the specifications of the cycles are equal: whatever a server would have to be
+restarted for must be a field of `ServerSpec`.
+"""
 
 from __future__ import annotations
 
@@ -127,6 +131,7 @@ def _texts(value: JsonValue) -> tuple[str, ...]:
 
 
 CONNECT_S = 5.0
+"""Chosen: a server that exists accepts a connection at once, across an ocean within a second."""
 
 
 def runs_already(config: ExperimentConfig) -> bool:

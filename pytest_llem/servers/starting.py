@@ -1,38 +1,48 @@
-"""Starting a server and waiting until it answers: on another port when that is taken, and not longer than allowed."""
+"""Starts a server for a cycle and waits until it is ready.
+
+`runner` calls `begin_server` and `start_server`. A port that is taken meanwhile leads to another attempt, and whatever
+goes wrong leaves no process and no container behind: keep that for every way out.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, ServerNotReadyError, ServerStartError
-from pytest_llem.job.job import ServerProcess
+from pytest_llem.job.job import Job, ServerProcess
 from pytest_llem.job.redaction import redact, redact_file, secrets_of
+from pytest_llem.machine.leases import Lease
 from pytest_llem.results.layout import slug
-from pytest_llem.servers.readiness import POLL_S, Readiness, free_port
-from pytest_llem.servers.server import Ended, Server, log_tail
+from pytest_llem.runners.starting import visible
+from pytest_llem.servers.command import CommandServer
+from pytest_llem.servers.server import Begin, Ended, Readiness, Server, Tell, free_port, log_tail
 from pytest_llem.servers.spec import LOOPBACK, ServerSpec
 
 PORTS_TRIED = 3
+"""Chosen: another process takes a port between its choice and its use about never, three times running not at all."""
+
 DYING_S = 2.0
+"""How long a server that no longer answers may take to be seen dead. Chosen: a killed process is reaped in less."""
+
+POLL_S = 0.2
+"""Chosen: small beside the seconds that loading takes, and few lines in an access log."""
+
 LOGS = "servers"
+"""Directory of the servers' logs within a run."""
+
 _PORT_TAKEN = re.compile(
     r"address (is )?already in use|errno 98|EADDRINUSE|could not bind|couldn't bind", re.IGNORECASE
 )
 
-Begin = Callable[[int, Path], Server]
-"""Starts the server for a port, with its log at a path."""
-
-Tell = Callable[[str], None]
-
 
 @dataclass
 class ReadyServer:
-    """A server that answers: `id` names it within the run, `cycles` is how many were begun on it."""
+    """A server that is ready: `id` names it within the run, `cycles` counts the cycles that were begun on it."""
 
     id: str
     spec: ServerSpec
@@ -47,7 +57,7 @@ class ReadyServer:
         return f"http://{LOOPBACK}:{self.readiness.port}/v1"
 
     def still_there(self) -> bool:
-        """Whether it answers yet, asked between cycles; one that has just died is given the time to be seen dead."""
+        """Whether it still answers, asked between cycles; waits a moment for one that is dying to be dead."""
         if self.readiness.asked():
             return self.server.ended() is None
         deadline = time.monotonic() + DYING_S
@@ -68,7 +78,7 @@ class ReadyServer:
         }
 
     def stop(self, grace_s: float) -> None:
-        """End it, and take secrets out of its log."""
+        """End it, and remove secrets from its log."""
         try:
             self.server.stop(grace_s)
         finally:
@@ -76,15 +86,39 @@ class ReadyServer:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """How to find out that a server is ready, and how long that may take in seconds."""
+class ReadinessLimits:
+    """How to ask a server whether it is ready (see `Readiness`), and how many seconds it may take to become so."""
 
     timeout_s: float
     path: str | None = None
     api_key_env: str | None = None
 
 
-def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting: Waiting, tell: Tell) -> ReadyServer:
+def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], lease: Lease | None, tell: Tell) -> Begin:
+    """Prepare a server (its model, its image) and return how to start it at a port.
+
+    Raises `ModelNotFoundError` for its model, and `DockerError` for its image.
+    """
+    descriptors = lease.descriptors if lease is not None else ()
+    if spec.image is not None:
+        from pytest_llem.servers.container import begin_container
+
+        return begin_container(spec, job, docker, tell, descriptors)
+    model = spec.model_location()
+    environment = {**job.environment, **visible(job)}
+
+    def begin(port: int, log: Path) -> Server:
+        server = CommandServer(spec.filled(model, LOOPBACK, port), log, environment, descriptors)
+        if lease is not None and server.pid is not None:
+            lease.occupied_by(pid=server.pid)
+        return server
+
+    return begin
+
+
+def start_server(
+    spec: ServerSpec, begin: Begin, logs: Path, name: str, limits: ReadinessLimits, tell: Tell
+) -> ReadyServer:
     """Start a server and wait until it is ready; its log lies in `logs` under `name` and a number.
 
     Raises `ServerStartError` when it ends before it is ready, `ServerNotReadyError` when it is not ready in time; in
@@ -94,22 +128,22 @@ def start_server(spec: ServerSpec, begin: Begin, logs: Path, name: str, waiting:
         log = new_log(logs, name)
         port = free_port()
         started_ns = time.monotonic_ns()
-        readiness = Readiness(port, waiting.path, waiting.api_key_env)
+        readiness = Readiness(port, limits.path, limits.api_key_env)
         server = begin(port, log)
         try:
-            problem = _wait(server, readiness, waiting.timeout_s, spec, tell)
+            problem = _wait(server, readiness, limits.timeout_s, spec, tell)
         except BaseException:
             server.stop(0.0)
-            redact_file(log, secret_values(waiting.api_key_env))
+            redact_file(log, secret_values(limits.api_key_env))
             raise
         if problem is None:
             ready_s = (time.monotonic_ns() - started_ns) / 1e9
             process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
             return ReadyServer(log.stem, spec, server, readiness, process)
         server.stop(0.0)
-        redact_file(log, secret_values(waiting.api_key_env))
+        redact_file(log, secret_values(limits.api_key_env))
         if attempt == PORTS_TRIED or not port_taken(log):
-            raise _died_early(spec, problem, log, waiting.api_key_env)
+            raise _died_early(spec, problem, log, limits.api_key_env)
         tell(f"port {port} was taken meanwhile: starting {spec.name} at another")
     raise AssertionError("the last attempt returned or raised")
 
@@ -122,7 +156,7 @@ def _wait(server: Server, readiness: Readiness, timeout_s: float, spec: ServerSp
         ended = server.ended()
         if ended is not None:
             return ended
-        # Another process may answer at a port that it took in between
+        # Another process may have taken the port in between and answer there
         if readiness.asked() and server.serves(readiness.port):
             return None
         if time.monotonic() - begun >= timeout_s:
@@ -132,7 +166,7 @@ def _wait(server: Server, readiness: Readiness, timeout_s: float, spec: ServerSp
 
 
 def new_log(directory: Path, name: str) -> Path:
-    """A log file that nobody else of this run has, made empty."""
+    """A new, empty log file with a number that no other server of this run has."""
     directory.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -146,29 +180,29 @@ def new_log(directory: Path, name: str) -> Path:
 
 
 def port_taken(log: Path) -> bool:
-    """Whether a server's last words are that its port is in use."""
+    """Whether the end of a server's log says that its port is in use."""
     return any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
 
 
 def secret_values(api_key_env: str | None) -> list[str]:
-    """What may not stay in a server's log: the secrets of this process's environment, and the server's own key."""
+    """Values to remove from a server's log: the secrets of this process's environment, and the server's own key."""
     key = os.environ.get(api_key_env) if api_key_env else None
     return [*secrets_of(os.environ).values(), *([key] if key else [])]
 
 
-def words_of(log: Path, api_key_env: str | None) -> list[JsonValue]:
-    """The last lines of a server's log, for an error; nothing secret."""
+def redacted_tail(log: Path, api_key_env: str | None) -> list[JsonValue]:
+    """The last lines of a server's log, redacted, for an error."""
     values = secret_values(api_key_env)
     return [redact(line, values) for line in log_tail(log)]
 
 
 def _died_early(spec: ServerSpec, how: Ended, log: Path, api_key_env: str | None) -> ServerStartError:
-    said = words_of(log, api_key_env)
-    last = f": {said[-1]}" if len(said) > 1 else ""
+    tail = redacted_tail(log, api_key_env)
+    last = f": {tail[-1]}" if len(tail) > 1 else ""
     return ServerStartError(
         f"the server {spec.name} ended before it was ready: {how}{last}",
         fix=how.fix or f"read its log, {log}",
-        details={"exit_code": how.code, "log": str(log), "log_tail": said},
+        details={"exit_code": how.code, "log": str(log), "log_tail": tail},
     )
 
 
@@ -177,5 +211,5 @@ def _not_ready(spec: ServerSpec, log: Path, timeout_s: float, readiness: Readine
         f"the server {spec.name} was not ready within {timeout_s:g} s (openai.ready_timeout_s) and was killed: "
         f"{readiness.last}",
         fix=f"read its log, {log}; raise openai.ready_timeout_s, or name what it answers in openai.ready_path",
-        details={"log": str(log), "log_tail": words_of(log, readiness.api_key_env), "ready_timeout_s": timeout_s},
+        details={"log": str(log), "log_tail": redacted_tail(log, readiness.api_key_env), "ready_timeout_s": timeout_s},
     )

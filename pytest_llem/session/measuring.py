@@ -24,7 +24,7 @@ from pytest_llem.machine.hold import HeldDevices, StaysLoaded
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.breaker import Breaker
 from pytest_llem.runners.protocol import KnowsImage, ParallelCycles, ReuseTarget, Runner, RunsMany
-from pytest_llem.servers.preflight import known_image
+from pytest_llem.servers.runner import known_image
 from pytest_llem.servers.spec import ServerSpec, residual_allowance, starts_server
 from pytest_llem.session.checks import Checks
 from pytest_llem.session.options import RunOptions

@@ -23,10 +23,11 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent
-from pytest_llem.servers import readiness, starting
 from pytest_llem.servers import runner as serving_runner
-from pytest_llem.servers.readiness import Readiness
+from pytest_llem.servers import server as servers
+from pytest_llem.servers import starting
 from pytest_llem.servers.runner import ServingRunner
+from pytest_llem.servers.server import Readiness
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, Client, end_all, error_of, gone, job_of, left
 
 
@@ -197,7 +198,7 @@ def test_a_taken_port_is_left_for_another_even_if_its_owner_answers(
     foreign = HTTPServer(("127.0.0.1", 0), Foreign)
     threading.Thread(target=foreign.serve_forever, daemon=True).start()
     ports = iter([foreign.server_port])
-    free = readiness.free_port
+    free = servers.free_port
     monkeypatch.setattr(starting, "free_port", lambda: next(ports, None) or free())
     job_dir, server = bench.run(job_of())
     foreign.shutdown()

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.servers.readiness import free_port
+from pytest_llem.servers.server import free_port
 from tests.engines.servers.gguf_model import write_gguf
 
 ROOT = Path(__file__).resolve().parents[3]
