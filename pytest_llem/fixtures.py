@@ -1,16 +1,17 @@
-"""The fixtures: an experiment, its cycle, its results, and a meter for code of one's own.
+"""The fixtures of tests: an experiment, its cycle, its results, and a meter for the test's own code.
 
-Registered as a module by the plugin, so it imports pytest alone; everything else comes with the first study.
+`plugin.py` registers this module, so it imports pytest alone. What fixtures are called, and what they give, is public.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_llem.plugin import started
 
 if TYPE_CHECKING:
     from pytest_llem.results.schema import Result
@@ -21,22 +22,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def llem_session(request: pytest.FixtureRequest) -> Iterator[LlemSession]:
-    """What this pytest process measures with: the run's store, the runners, the settings.
+    """This process's studies, settings and results.
 
     The last test's teardown unloads an engine that was kept loaded, and fails when its devices are not free then.
     """
-    from pytest_llem.session.start import current
-
-    session = current(request.config)
+    session = started(request.config).session
     yield session
     session.unload()
 
 
 @pytest.fixture
 def llem_experiment(request: pytest.FixtureRequest) -> ExperimentCycle:
-    """The experiment that this test is parametrised with (and its cycle, where the test wants one)."""
-    point: ExperimentCycle = request.param
-    return point
+    """The experiment that this test is parametrised with (and its cycle, where the test asks for one)."""
+    experiment_cycle: ExperimentCycle = request.param
+    return experiment_cycle
 
 
 @pytest.fixture
@@ -47,14 +46,12 @@ def llem_cycle(llem_experiment: ExperimentCycle) -> ExperimentCycle:
 
 @pytest.fixture
 def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> Result:
-    """The result of one cycle, measured when nobody has yet.
+    """The result of one cycle, measured if it has not been yet.
 
     Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
     error when the cycle failed.
     """
-    from pytest_llem.session.items import usable
-
-    return usable(llem_session.get_or_measure(llem_cycle, item=request.node), request.node)
+    return _results(request, llem_session, [llem_cycle])[0]
 
 
 @pytest.fixture
@@ -62,16 +59,19 @@ def llem_results(
     request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle
 ) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
-    from pytest_llem.session.items import usable
+    return _results(request, llem_session, llem_experiment.cycles())
 
-    outcomes = [llem_session.get_or_measure(cycle, item=request.node) for cycle in llem_experiment.cycles()]
+
+def _results(request: pytest.FixtureRequest, llem_session: LlemSession, cycles: list[ExperimentCycle]) -> list[Result]:
+    from pytest_llem.session.items import outcome_for, usable
+
+    outcomes = [outcome_for(request.node, llem_session, cycle) for cycle in cycles]
     return [usable(outcome, request.node) for outcome in outcomes]
 
 
 @pytest.fixture
 def llem_meter(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[CodeMeter]]:
     """Measures the test's own code, in this process: `with llem_meter() as m: ...`, then `m.energy_j`."""
-    from pytest_llem.session.code_meter import measure_code
-    from pytest_llem.session.options import run_options
+    from pytest_llem.session.code_meter import code_meter_of
 
-    return partial(measure_code, run_options(request.config).meter)
+    return code_meter_of(request.config)

@@ -1,16 +1,21 @@
-"""pytest's hooks and options. Thin: it imports pytest and the standard library, the rest comes with the first study."""
+"""pytest's entry point: options, ini settings, and the hooks that must be there before any study is met.
+
+Everything else is in `session/start.py`, imported when the command line names a study or a test asks for a result. A
+plain pytest run loads this file, so it imports pytest and the standard library.
+"""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.session.stash import COLLECTED, REPORTING, RUN, SESSION, RunIdentity
+from pytest_llem.session.run import STUDY_PLUGIN, names_studies, run_identity
+
+if TYPE_CHECKING:
+    from pytest_llem.session.start import StudyPlugin
 
 pytest_plugins = ("pytest_llem.fixtures",)
 
@@ -25,8 +30,8 @@ INI_TWINS = {
     "llem_run": "always or explicit: whether plain pytest runs tests that need a result (default: always)",
 }
 
-
 MEASURED = "llem_measured"
+"""The key by which an xdist worker reports that it met a study."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,6 +78,22 @@ def _positive(text: str) -> int:
     return value
 
 
+def registered(config: pytest.Config) -> StudyPlugin | None:
+    """The plugin object of this process; `None` while no study is named and no test has asked for a result."""
+    plugin: StudyPlugin | None = config.pluginmanager.get_plugin(STUDY_PLUGIN)
+    return plugin
+
+
+def started(config: pytest.Config) -> StudyPlugin:
+    """The plugin object of this process, set up by the first call."""
+    plugin = registered(config)
+    if plugin is None:
+        from pytest_llem.session.start import start
+
+        plugin = start(config)
+    return plugin
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Name the run and take in the studies; first, so that pytest's junitxml sees the run's path for its report."""
@@ -84,155 +105,77 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "llem_study(path, allow_invalid=False): run this test once per cycle or experiment of a study (llem_result)",
     )
-    _identify(config)
-    if _names_studies(config):
-        from pytest_llem.session.start import begin
-
-        begin(config)
+    run_identity(config)
+    if names_studies(config):
+        started(config)
     elif any(value for name, value in vars(config.option).items() if name.startswith("llem_")):
         # A wrong option is a usage error here; later, in the middle of collection, it would be a traceback.
-        from pytest_llem.session.start import checked
+        from pytest_llem.session.start import validated_session
 
-        checked(config)
-
-
-def _identify(config: pytest.Config) -> None:
-    """Say which run this process belongs to, once."""
-    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
-    if worker_input is not None:
-        config.stash[RUN] = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
-    elif RUN not in config.stash:
-        made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        config.stash[RUN] = RunIdentity(f"{made}-{secrets.token_hex(4)}", None)
-
-
-def names_study(argument: str) -> bool:
-    """Whether a command-line argument is a study file, or a node id inside one."""
-    return argument.partition("::")[0].endswith((".yaml", ".yml"))
-
-
-def _names_studies(config: pytest.Config) -> bool:
-    return bool(config.getoption("llem_study")) or any(names_study(argument) for argument in config.args)
+        validated_session(config)
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Answer `-n auto` by the devices, where the command line names studies; before anything is configured."""
-    if not _names_studies(config):
+    if not names_studies(config):
         return None
-    _identify(config)
-    from pytest_llem.session.xdist.workers import auto_workers
+    from pytest_llem.session.start import auto_worker_count
 
-    return auto_workers(config)
+    return auto_worker_count(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to, and what it must refuse."""
-    from pytest_llem.session.xdist.scheduling import why_unfit
+    """Tell an xdist worker which run it belongs to, and why it must refuse studies, if it must."""
+    from pytest_llem.session.xdist.scheduling import scheduling_problem
 
-    node.workerinput["llem_run"] = node.config.stash[RUN].id
-    node.workerinput["llem_unfit"] = why_unfit(node.config)
-    llem = node.config.stash.get(SESSION, None)
-    if llem is not None:
-        node.workerinput["llem_settled"] = llem.settled
+    node.workerinput["llem_run"] = run_identity(node.config).id
+    node.workerinput["llem_refusal"] = scheduling_problem(node.config)
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
-    """Begin in the controller when a worker's tests asked for a study that the command line does not name."""
-    if SESSION not in node.config.stash and node.config.stash[RUN].lock.exists():
-        from pytest_llem.session.xdist.controller import begin_late
-
-        begin_late(node.config, ids)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Collect studies without looking for garbage among thousands of items that all stay."""
-    if SESSION not in session.config.stash:
-        return (yield)
-    from pytest_llem.session.collection import without_garbage_collection
-
-    with without_garbage_collection():
-        return (yield)
+    """Start in the controller when a worker's tests asked for a study that the command line does not name."""
+    if registered(node.config) is None and run_identity(node.config).lock.exists():
+        started(node.config).started_late(ids)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """Collect a YAML file that was named on the command line."""
     if file_path.suffix in (".yaml", ".yml") and parent.session.isinitpath(file_path):
-        from pytest_llem.session.collection import collect_study
-
-        return collect_study(file_path, parent)
+        return started(parent.config).collect_study(file_path, parent)
     return None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise whatever asks for an experiment or for one of its cycles."""
     if "llem_experiment" in metafunc.fixturenames:
-        from pytest_llem.session.collection import parametrize
-
-        parametrize(metafunc)
+        started(metafunc.config).parametrize(metafunc)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the studies' order, and leave out tests that need a result where they are to be asked for explicitly."""
-    llem = config.stash.get(SESSION, None)
-    if llem is not None:
-        config.stash[COLLECTED].restore_order(items)
-        if llem.sharding is not None:
-            llem.sharding.deselect(config, items)
-    if llem is not None and llem.options.explicit:
-        from pytest_llem.session.collection import deselect_unasked
-
-        deselect_unasked(config, items)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Write down what will run, or show the plan when nothing will."""
-    llem = session.config.stash.get(SESSION, None)
-    if llem is not None:
-        llem.collected(session.items)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Begin what a cluster can measure before the items come to it."""
-    llem = session.config.stash.get(SESSION, None)
-    if llem is not None and not session.testsfailed and not session.config.getoption("setuponly", False):
-        llem.prefetch(session.items)
+    """Select and order the items; here, after the hooks of plugins that shuffle, which are registered later."""
+    plugin = registered(config)
+    if plugin is not None:
+        plugin.select(items)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Release the runners; in the controller, write the run's manifest and summaries."""
-    llem = session.config.stash.get(SESSION, None)
-    if llem is not None:
-        llem.close()
-        if llem.run.worker is not None:
+    """Conclude the run; a worker tells its controller that there is one."""
+    plugin, run = registered(session.config), run_identity(session.config)
+    if plugin is not None:
+        plugin.finish(session)
+        if run.worker is not None:
             session.config.workeroutput[MEASURED] = True  # type: ignore[attr-defined]
-    if llem is not None and llem.sharding is not None and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
-        # The other shards have it all: an empty one has done its part.
-        session.exitstatus = pytest.ExitCode.OK if llem.sharding.is_empty(llem.studies) else session.exitstatus
-    reporting = session.config.stash.get(REPORTING, None)
-    if reporting is not None and not reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if session.config.stash[RUN].in_controller:
-        session.config.stash[RUN].lock.unlink(missing_ok=True)
+    if run.in_controller:
+        run.lock.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Report what an xdist worker's tests asked for, where no study was named: the controller collects nothing."""
-    if getattr(node, "workeroutput", {}).get(MEASURED) and SESSION not in node.config.stash:
-        from pytest_llem.session.start import begin
-
-        begin(node.config)
-
-
-def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Print one row per experiment and where the artifacts are."""
-    reporting = config.stash.get(REPORTING, None)
-    if reporting is not None:
-        reporting.summary()
+    if getattr(node, "workeroutput", {}).get(MEASURED):
+        started(node.config)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from pytest_llem.errors import JsonValue, StudyError
 from pytest_llem.servers.spec import ENGINE
+from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import Get, getter
-
-if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
-    from pytest_llem.study import Experiment, Study
 
 LOAD_SETTINGS = (
     "openai.command",
@@ -27,8 +23,11 @@ LOAD_SETTINGS = (
 """What a server is started with; the devices, which a plan does not know, come to it (`spec.ServerSpec`)."""
 
 
-def require_possible_servers(study: Study, session: LlemSession) -> None:
-    """Raise `StudyError` for servers that would have to be started where they cannot be measured or kept."""
+def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> None:
+    """Raise `StudyError` for servers that would have to be started where they cannot be measured or kept.
+
+    `runner_of` gives the name of an engine's runner.
+    """
     experiment = next((one for one in study.experiments if _server_of(one) is not None), None)
     if experiment is None:
         return
@@ -40,7 +39,7 @@ def require_possible_servers(study: Study, session: LlemSession) -> None:
             f"{said} cannot be combined with execution.isolation: {isolation}",
             fix="leave isolation out: a server stays loaded for all cycles that it can serve anyway",
         )
-    runner = session.runner_spec(ENGINE, study).name
+    runner = runner_of(ENGINE)
     if runner != "local":
         raise StudyError(
             f"{said} cannot be combined with the runner {runner}: its processes would not be counted from there",

@@ -1,22 +1,29 @@
-"""The `llem_meter` fixture's meter: energy of code that runs in the test's own process."""
+"""Measures the energy of code that runs in the test's own process, for the fixture `llem_meter`.
+
+The attributes of `CodeMeter` are public.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from pytest_llem.energy import open_meter
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Window
 from pytest_llem.job.report import Note
 from pytest_llem.machine.devices import visible_gpus
+from pytest_llem.session.options import run_options
 
 
 class CodeMeter:
-    """What a `with` block drew, readable after it. `None` where nothing was measured.
+    """The energy of a `with` block, readable after it. `None` where nothing was measured.
 
     `energy_j` in joules with its k=2 `uncertainty_j`; `duration_s` in seconds; `meter` names the source, and `measured`
     is false when a model of the hardware stood in for a sensor. GPU work is asynchronous: synchronise in the block.
@@ -31,13 +38,18 @@ class CodeMeter:
         self.notes: tuple[Note, ...] = ()
 
     def take(self, window: Window, report: EnergyReport | None) -> None:
-        """Fill in what the block drew."""
+        """Fill in the measurement of the block."""
         self.duration_s = window.duration_s
         if report is not None:
             self.energy_j = report.windows[0].energy_j
             self.uncertainty_j = report.windows[0].uncertainty_j
             self.meter, self.measured = report.meter, report.measured
             self.notes = report.notes + report.invalid
+
+
+def code_meter_of(config: pytest.Config) -> Callable[[], AbstractContextManager[CodeMeter]]:
+    """`measure_code` with the meter of this run."""
+    return partial(measure_code, run_options(config).meter)
 
 
 @contextmanager

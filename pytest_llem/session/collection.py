@@ -1,10 +1,14 @@
-"""From study files to test items: ids, marks, keywords and order."""
+"""Turns studies into test items: ids, marks, keywords and order.
+
+`start.StudyPlugin` calls it from pytest's hooks. Ids and keywords are what users select by, so they do not change.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,40 +18,37 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import LlemError
+from pytest_llem.session import study_tests
 from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
-    from pytest_llem.results.manifest import StudyPlan
+    from pytest_llem.session.session import LlemSession
     from pytest_llem.study import Experiment, Study
     from pytest_llem.study.model import Keyword
 
-pytest.register_assert_rewrite("pytest_llem.session.study_tests")
-
 CYCLE = "llem_cycle"
+
+Skips = Mapping[str, tuple[pytest.MarkDecorator, ...]]
 
 
 class StudyFile(pytest.Module):
     """A study file, collected as if it were a test module that holds the shipped test functions."""
 
+    llem: LlemSession
     study: Study
 
     def _getobj(self) -> ModuleType:
         # The one private touch: a Module whose module is not the file itself. See tests/plugin/test_items.py.
-        from pytest_llem.session import study_tests as experiments
-
-        return experiments
+        return study_tests
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Load the study and collect its items; a wrong study is a collection error that names file, line and key."""
-        from pytest_llem.session.start import current
-
         try:
-            session = current(self.config)
-            self.study = session.study(self.path)
-            session.require_engines(self.study)
+            self.study = self.llem.study(self.path)
+            self.llem.require_engines(self.study)
         except LlemError as error:
             raise self.CollectError(str(error)) from None
-        gated = any(session.gated(experiment) for experiment in self.study.experiments)
+        gated = any(self.llem.gated(experiment) for experiment in self.study.experiments)
         for node in super().collect():
             if gated or getattr(node, "originalname", None) != "test_gate":
                 yield node
@@ -55,8 +56,10 @@ class StudyFile(pytest.Module):
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Thousands of items come to be at once and all stay: looking for garbage among them again and again costs a fifth
-    of the time. What there is at the end is left out of later looks, until `gc.unfreeze`."""
+    """Switch garbage collection off, and leave what there is at the end out of later collections (`gc.freeze`).
+
+    Thousands of items are created at once and all stay; collections among them cost a fifth of the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,17 +70,18 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def collect_study(file_path: Path, parent: pytest.Collector) -> StudyFile:
+def collect_study(file_path: Path, parent: pytest.Collector, session: LlemSession) -> StudyFile:
     """The collector of a study; outside rootdir its node id is its absolute path, which can be typed back."""
     if file_path.is_relative_to(parent.config.rootpath):
         node: StudyFile = StudyFile.from_parent(parent, path=file_path)
-        return node
-    outside: StudyFile = StudyFile.from_parent(parent, path=file_path, nodeid=file_path.as_posix())
-    return outside
+    else:
+        node = StudyFile.from_parent(parent, path=file_path, nodeid=file_path.as_posix())
+    node.llem = session
+    return node
 
 
 def take_in_studies(config: pytest.Config) -> None:
-    """Make the studies of `--llem-study` arguments of this run.
+    """Make the studies of `--llem-study` arguments of pytest.
 
     With no path given they replace the default test paths; a path that lies inside a study selects within it.
     """
@@ -115,8 +119,6 @@ def _existing(config: pytest.Config, name: str) -> Path:
     path = (config.invocation_params.dir / name).resolve()
     if path.is_file():
         return path
-    from difflib import get_close_matches
-
     if path.is_dir():
         raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
     siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
@@ -129,16 +131,21 @@ def _existing(config: pytest.Config, name: str) -> Path:
     raise pytest.UsageError(f"--llem-study={name}: no such file\nfix: {fix}")
 
 
-def parametrize(metafunc: pytest.Metafunc) -> None:
+def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
     """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's."""
-    study = _study_of(metafunc.definition)
-    points = _cycles(metafunc, study) if CYCLE in metafunc.fixturenames else _experiments(metafunc, study)
-    metafunc.parametrize(EXPERIMENT, list(points), indirect=True, scope="function")
+    study = _study_of(metafunc.definition, session)
+    in_study_file = metafunc.definition.getparent(StudyFile) is not None
+    beyond = _beyond(session, study)
+    if CYCLE in metafunc.fixturenames:
+        parameters = _cycles(study, beyond)
+    else:
+        parameters = _experiments(
+            study, beyond, [one for one in study.experiments if not in_study_file or session.gated(one)]
+        )
+    metafunc.parametrize(EXPERIMENT, list(parameters), indirect=True, scope="function")
 
 
-def _study_of(definition: pytest.Function) -> Study:
-    from pytest_llem.session.start import current
-
+def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
     file = definition.getparent(StudyFile)
     if file is not None:
         return file.study
@@ -159,35 +166,28 @@ def _study_of(definition: pytest.Function) -> Study:
             f"{definition.nodeid}: no such study: {path}\nfix: the path is relative to the test file"
         )
     try:
-        return current(definition.config).study(path.resolve())
+        return session.study(path.resolve())
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None
 
 
-def _cycles(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
+def _cycles(study: Study, beyond: Skips) -> Iterator[object]:
     llem = pytest.mark.llem
     execution = study.execution
     optional = execution.max_cycles if execution.target_ci is not None else 0
-    beyond = _beyond(metafunc, study)
     for experiment, cycle in study.schedule(max(execution.cycles, optional)):
         keywords, id = experiment.keywords, experiment.id
         marks = llem(**keywords, cycle=cycle, id=id), *beyond.get(id, ())
-        point = ExperimentCycle(study, experiment, cycle, _words(keywords, experiment))
-        yield pytest.param(point, id=f"{id}-c{cycle}", marks=marks)
+        value = ExperimentCycle(study, experiment, cycle, _words(keywords, experiment))
+        yield pytest.param(value, id=f"{id}-c{cycle}", marks=marks)
 
 
-def _experiments(metafunc: pytest.Metafunc, study: Study) -> Iterator[object]:
-    from pytest_llem.session.start import current
-
-    session = current(metafunc.config)
-    gates_only = metafunc.definition.getparent(StudyFile) is not None
-    beyond = _beyond(metafunc, study)
-    for experiment in study.experiments:
-        if not gates_only or session.gated(experiment):
-            keywords, id = experiment.keywords, experiment.id
-            marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
-            point = ExperimentCycle(study, experiment, words=_words(keywords, experiment))
-            yield pytest.param(point, id=id, marks=marks)
+def _experiments(study: Study, beyond: Skips, experiments: Iterable[Experiment]) -> Iterator[object]:
+    for experiment in experiments:
+        keywords, id = experiment.keywords, experiment.id
+        marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
+        value = ExperimentCycle(study, experiment, words=_words(keywords, experiment))
+        yield pytest.param(value, id=id, marks=marks)
 
 
 def _words(keywords: Mapping[str, Keyword], experiment: Experiment) -> tuple[str, ...]:
@@ -199,49 +199,47 @@ def _same_words(model: str, engine: str, tags: tuple[str, ...]) -> tuple[str, ..
     return (model, engine, *tags)
 
 
-def _beyond(metafunc: pytest.Metafunc, study: Study) -> dict[str, tuple[pytest.MarkDecorator]]:
-    """Skip marks of the experiments that this machine has too few devices for."""
-    from pytest_llem.session.start import current
-
+def _beyond(session: LlemSession, study: Study) -> Skips:
+    """Skip marks of the experiments that need more devices than this machine has, by experiment id."""
     try:
-        reasons = current(metafunc.config).beyond(study)
+        reasons = session.beyond(study)
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     return {id: (pytest.mark.skip(reason=reason),) for id, reason in reasons.items()}
 
 
-class Collected:
-    """What was collected, in its order: a plugin that sees it before any other changes it."""
+class CollectionOrder:
+    """The items in the order of collection, taken before any other plugin changes it."""
 
     def __init__(self) -> None:
         self._items: Sequence[pytest.Item] = ()
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
-        """Remember the order, and add each point's model, engine and tags to what `-k` matches."""
+    @contextmanager
+    def remembered(self, items: list[pytest.Item]) -> Iterator[None]:
+        """Remember the order during a `with` block, and let `-k` match each item's model, engine and tags."""
         self._items = tuple(items)
         for item in items:
-            point = experiment_cycle_of(item)
-            if point is not None:
-                item.extra_keyword_matches.update(point.words)
+            value = experiment_cycle_of(item)
+            if value is not None:
+                item.extra_keyword_matches.update(value.words)
         try:
-            return (yield)
+            yield
         finally:
             self._items = ()
 
-    def restore_order(self, items: list[pytest.Item]) -> None:
-        """Put items of study files back in the order of collection, in the places that they hold together.
+    def restore(self, items: list[pytest.Item]) -> None:
+        """Put items of study files back in the order of collection, at the positions that they hold together.
 
         Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
         setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
         """
         if tuple(items) == self._items:
             return
-        places = [place for place, item in enumerate(items) if isinstance(item.parent, StudyFile)]
-        held = {items[place] for place in places}
-        ordered = [item for item in self._items if item in held]
-        for place, item in zip(places, ordered, strict=True):
-            items[place] = item
+        positions = [position for position, item in enumerate(items) if isinstance(item.parent, StudyFile)]
+        ours = {items[position] for position in positions}
+        ordered = [item for item in self._items if item in ours]
+        for position, item in zip(positions, ordered, strict=True):
+            items[position] = item
 
 
 def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -253,32 +251,3 @@ def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
     if unasked:
         config.hook.pytest_deselected(items=unasked)
         items[:] = [item for item in items if experiment_cycle_of(item) is None]
-
-
-def study_plans(points: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
-    """The plan for the run's manifest: the cycles that were selected, in order, and what the studies left out."""
-    from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan
-
-    studies: dict[str, Study] = {}
-    cycles: dict[str, dict[PlannedCycle, None]] = {}
-    for point in points:
-        studies[point.study.name] = point.study
-        needed = point.cycle is None or point.cycle <= point.study.execution.cycles
-        wanted = point.cycles() if point.cycle is None else [point] if needed else []
-        planned = cycles.setdefault(point.study.name, {})
-        for one in wanted:
-            planned[PlannedCycle(one.experiment.id, one.experiment.config_hash, one.cycle or 1)] = None
-    return tuple(
-        StudyPlan(
-            name=name,
-            path=str(study.path),
-            sha256=study.study_hash,
-            order=study.execution.order,
-            cycles=tuple(cycles[name]),
-            required_cycles=study.execution.cycles,
-            left_out=tuple(
-                LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
-            ),
-        )
-        for name, study in studies.items()
-    )

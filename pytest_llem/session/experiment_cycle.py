@@ -1,17 +1,22 @@
-"""What a test item is parametrised with: an experiment of a study, and its cycle."""
+"""What a test item is parametrised with: an experiment of a study, and its cycle.
+
+All of `session/` uses it. Thousands exist in a large study, so it holds references only.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_llem.results.layout import CycleKey
+
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llem.results.layout import CycleKey
     from pytest_llem.study import Experiment, Study
 
 EXPERIMENT = "llem_experiment"
+"""The fixture that an item is parametrised by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +27,11 @@ class ExperimentCycle:
     experiment: Experiment
     cycle: int | None = None
     words: tuple[str, ...] = ()
-    """What `-k` finds it by, besides its id: model, engine and tags."""
+    """Model, engine and tags, which `-k` matches besides the id."""
 
     @property
     def key(self) -> CycleKey:
         """The cycle's name in the run's store."""
-        from pytest_llem.results.layout import CycleKey
-
         assert self.cycle is not None, "a cycle is measured, not an experiment"
         return CycleKey(self.study.name, self.experiment.id, self.experiment.config_hash, self.cycle)
 
@@ -43,7 +46,7 @@ class ExperimentCycle:
 
 
 def experiment_cycle_of(item: pytest.Item) -> ExperimentCycle | None:
-    """The experiment (and cycle) that an item is parametrised with, if it is."""
+    """The experiment (and cycle) that an item is parametrised with; `None` for other items."""
     callspec = getattr(item, "callspec", None)
-    point = callspec.params.get(EXPERIMENT) if callspec is not None else None
-    return point if isinstance(point, ExperimentCycle) else None
+    value = callspec.params.get(EXPERIMENT) if callspec is not None else None
+    return value if isinstance(value, ExperimentCycle) else None

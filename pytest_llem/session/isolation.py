@@ -1,16 +1,11 @@
-"""What `execution.isolation` cannot be combined with: found before anything runs, and told as a usage error."""
+"""What isolation and runners of a study cannot be combined with, checked when the study is loaded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import pytest
-
-from pytest_llem.errors import LlemError, StudyError
-
-if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
-    from pytest_llem.study import Study
+from pytest_llem.errors import StudyError
+from pytest_llem.study import Study
 
 
 class IsolationError(StudyError):
@@ -19,34 +14,14 @@ class IsolationError(StudyError):
     category = "isolation"
 
 
-def refuse_combinations(config: pytest.Config, session: LlemSession) -> None:
-    """Raise `pytest.UsageError` for a study of the command line whose isolation does not go with the rest.
-
-    A study that cannot be loaded is left to collection, which says what is wrong and where.
-    """
-    from pytest_llem.plugin import names_study
-
-    for argument in config.args:
-        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-        if names_study(argument) and path.is_file():
-            try:
-                session.study(path)
-            except IsolationError as error:
-                raise pytest.UsageError(str(error)) from None
-            except LlemError:
-                continue
-
-
-def require_possible(study: Study, session: LlemSession) -> None:
+def require_possible(study: Study, runner_of: Callable[[str], str], *, distributed: bool) -> None:
     """Raise `IsolationError` for what cannot be combined.
 
-    Engines that stay loaded cannot be had where others would need their devices, nor a cluster beside xdist.
+    An engine cannot stay loaded where other cycles would need its devices, and Ray cannot be used with xdist.
+    `runner_of` gives the name of an engine's runner; `distributed` says whether xdist runs the items.
     """
-    option = session.config.getoption
-    asked = option("dist", "no") != "no" or bool(option("numprocesses", None))
-    distributed = session.run.worker is not None or asked
     engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
-    if distributed and any(session.runner_spec(engine, study).name == "ray" for engine in engines):
+    if distributed and any(runner_of(engine) == "ray" for engine in engines):
         raise IsolationError(
             f"{study.locate('runners')}: the runner ray cannot be combined with -n (pytest-xdist): Ray runs cycles "
             "side by side already, and each worker of xdist would hold a part of the study back from it",
@@ -63,6 +38,6 @@ def require_possible(study: Study, session: LlemSession) -> None:
     if distributed:
         raise IsolationError(f"{said} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
     for engine in engines:
-        runner = session.runner_spec(engine, study).name
+        runner = runner_of(engine)
         if runner != "local":
             raise IsolationError(f"{said} the runner {runner}", fix="use the runner local, or isolation: process")

@@ -1,14 +1,18 @@
-"""From outcomes to what pytest shows: passed, skipped with reasons, failed with a short message, and properties."""
+"""Turns outcomes into what pytest shows: passed, skipped with reasons, failed with a short message, and properties.
+
+The shipped tests and the fixtures call it. The names of the properties are read by users' CI, so they do not change.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_llem.errors import StoreError
 
 if TYPE_CHECKING:
     from pytest_llem.results.outcome import Outcome
@@ -22,6 +26,13 @@ Property = tuple[str, "str | int | float | bool"]
 def message(outcome: Outcome) -> str:
     """The failure text of an outcome, with paths below the current directory shortened."""
     return outcome.message().replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Outcome:
+    """The outcome of a cycle, measured if it has not been yet, which becomes the item's properties."""
+    outcome = session.results.get_or_measure(cycle, retried=True)
+    set_properties(item, properties(outcome, item.config.rootpath))
+    return outcome
 
 
 def check(outcome: Outcome, *, strict: bool) -> None:
@@ -43,59 +54,47 @@ def usable(outcome: Outcome, item: pytest.Item) -> Result:
     return outcome.result
 
 
-def skip_if_precise(session: LlemSession, point: ExperimentCycle) -> None:
+def skip_if_precise(session: LlemSession, cycle: ExperimentCycle) -> None:
     """Skip an optional cycle when the cycles before it, measured here where absent, reach `target_ci`."""
-    execution = point.study.execution
-    if not point.optional or execution.target_ci is None:
+    execution = cycle.study.execution
+    if not cycle.optional or execution.target_ci is None:
         return
-    from pytest_llem.results.precision import precise_after
-
-    outcomes: list[Outcome] = []
-    for cycle in range(1, point.cycle or 1):
-        outcomes.append(session.get_or_measure(replace(point, cycle=cycle), item=None))
-        width = precise_after(outcomes, execution)
-        if width is not None:
-            pytest.skip(
-                f"precise enough: {execution.headline} ±{width:.2%} after {cycle} cycles "
-                f"(target_ci {execution.target_ci:.2%})"
-            )
-
-
-def judge(session: LlemSession, point: ExperimentCycle, item: pytest.Item) -> None:
-    """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
-    from pytest_llem.errors import StoreError
-    from pytest_llem.results.judging import judge_experiment, write_gate
-
-    outcomes = [session.get_or_measure(cycle, item=None) for cycle in point.cycles()]
-    experiment = point.experiment
-    try:
-        report = judge_experiment(
-            outcomes, experiment.expect, experiment.compare, session.baseline, strict=session.options.strict
+    precise = session.results.precise_before(cycle)
+    if precise is not None:
+        width, cycles = precise
+        pytest.skip(
+            f"precise enough: {execution.headline} ±{width:.2%} after {cycles} cycles "
+            f"(target_ci {execution.target_ci:.2%})"
         )
+
+
+def judge(session: LlemSession, experiment: ExperimentCycle, item: pytest.Item) -> None:
+    """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
+    try:
+        report = session.results.judge(experiment, session.baseline)
     except StoreError as error:
         pytest.fail(str(error), pytrace=False)
-    write_gate(outcomes[0].directory.parent, report)
-    found: list[Property] = [
-        ("llem_study", str(point.study.name)),
-        ("llem_experiment", str(experiment.id)),
+    verdicts: list[Property] = [
+        ("llem_study", str(report.study)),
+        ("llem_experiment", str(report.experiment_id)),
         ("llem_verdict", str(report.status)),
     ]
-    set_properties(item, [*found, *((f"llem_gate_{row.metric}", str(row.status)) for row in report.rows)])
+    set_properties(item, [*verdicts, *((f"llem_gate_{row.metric}", str(row.status)) for row in report.rows)])
     if report.failed:
         pytest.fail(report.text(), pytrace=False)
     if report.status != "pass":
         pytest.skip(report.skip_reason())
 
 
-def set_properties(item: pytest.Item, found: Sequence[Property]) -> None:
+def set_properties(item: pytest.Item, entries: Sequence[Property]) -> None:
     """Set an item's JUnit properties in place of earlier ones of the same name: a plugin may run an item again."""
-    names = {name for name, _ in found}
-    item.user_properties[:] = [*(entry for entry in item.user_properties if entry[0] not in names), *found]
+    names = {name for name, _ in entries}
+    item.user_properties[:] = [*(entry for entry in item.user_properties if entry[0] not in names), *entries]
 
 
 def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
-    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can carry; no nulls."""
-    found: list[Property] = [
+    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can serialise; no nulls."""
+    entries: list[Property] = [
         ("llem_study", str(outcome.key.study)),
         ("llem_experiment", str(outcome.key.experiment_id)),
         ("llem_status", str(outcome.state)),
@@ -103,7 +102,7 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
     ]
     result = outcome.result
     if result is not None:
-        numbers: Mapping[str, Any] = {
+        numbers: Mapping[str, float | None] = {
             "energy_j": result.energy.energy_j,
             "uncertainty_j": result.energy.uncertainty_j,
             "joules_per_output_token": result.energy.joules_per_output_token,
@@ -112,8 +111,8 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
             "ttft_p50_s": result.latency.ttft_s.p50 if result.latency.ttft_s else None,
             "tpot_p50_s": result.latency.tpot_s.p50 if result.latency.tpot_s else None,
         }
-        found.append(("llem_meter", str(result.energy.meter)))
-        found.append(("llem_energy_measured", bool(result.energy.measured)))
-        found.append(("llem_config_hash", str(outcome.key.config_hash)))
-        found.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
-    return found
+        entries.append(("llem_meter", str(result.energy.meter)))
+        entries.append(("llem_energy_measured", bool(result.energy.measured)))
+        entries.append(("llem_config_hash", str(outcome.key.config_hash)))
+        entries.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
+    return entries

@@ -27,7 +27,7 @@ from pytest_llem.runners.protocol import KnowsImage, ParallelCycles, ReuseTarget
 from pytest_llem.servers.runner import known_image
 from pytest_llem.servers.spec import ServerSpec, residual_allowance, starts_server
 from pytest_llem.session.checks import Checks
-from pytest_llem.session.options import RunOptions
+from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
 
 if TYPE_CHECKING:

@@ -1,62 +1,30 @@
-"""The settings of a run, read once at the edge: nothing downstream looks at options again."""
+"""Reads the settings of a run from pytest's options, the ini file, the environment and the user's file.
+
+`start.py` calls it once, and the fixture `llem_meter`; nothing downstream looks at options again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.energy import known_meters
+from pytest_llem.errors import SettingsError
+from pytest_llem.runners.resolution import parse_runner_options
+from pytest_llem.session.run import RunOptions
 from pytest_llem.session.sharding import Shard, parse_shard
-
-if TYPE_CHECKING:
-    from pytest_llem.study import Overrides, Study
-    from pytest_llem.study.settings import Setting
+from pytest_llem.study.engine_names import engine_names
+from pytest_llem.study.limits import parse_fail_if
+from pytest_llem.study.settings import ABOVE_STUDY, Setting, load_settings
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """The settings of this run, each from the first that says something: see `study.settings`.
-
-    `overrides` and `execution` stand above and below what a study says of its execution; `user_runners` are the user
-    file's runners per engine. `meter` stands above a study's where `meter_overrides`; see `meter_of`.
-    """
-
-    out: Path
-    runner: tuple[str, ...]
-    user_runners: Mapping[str, str]
-    meter: str
-    meter_overrides: bool
-    overrides: Overrides
-    execution: Mapping[str, JsonValue]
-    resume: bool
-    baseline: str | None
-    baseline_dir: Path
-    save_baseline: str | None
-    html: Path | None
-    strict: bool
-    explicit: bool
-    breaker: bool
-    skip_preflight: bool
-    collect_only: bool
-    shard: Shard | None = None
-
-    def meter_of(self, study: Study) -> str:
-        """The meter for a study's cycles: said for this run, else by the study, else by the user or the default."""
-        return self.meter if self.meter_overrides or study.meter is None else study.meter
-
-
 def run_options(config: pytest.Config) -> RunOptions:
-    """Read the settings of this run; a wrong one is a usage error."""
-    from pytest_llem.runners.resolution import parse_runner_options
-    from pytest_llem.study.engine_names import engine_names
-    from pytest_llem.study.settings import ABOVE_STUDY, load_settings
-
+    """Read the settings of this run. Raises `pytest.UsageError` for a wrong one."""
     option = config.getoption
     runner = tuple(option("llem_runner") or config.getini("llem_runner"))
     try:
@@ -121,8 +89,6 @@ def _html(config: pytest.Config) -> Path | None:
 
 
 def _fail_if(values: Sequence[str]) -> dict[str, str]:
-    from pytest_llem.study.limits import parse_fail_if
-
     limits: dict[str, str] = {}
     for value in values:
         metric, colon, limit = (part.strip() for part in value.partition(":"))
@@ -141,14 +107,10 @@ def _fail_if(values: Sequence[str]) -> dict[str, str]:
 def _require_meter(setting: Setting) -> None:
     if setting.value in ("auto", "none"):
         return
-    from difflib import get_close_matches
-
-    from pytest_llem.energy import known_meters
-
-    known = ("auto", *known_meters(), "none")
-    if setting.value not in known:
-        close = get_close_matches(str(setting.value), known, n=1)
+    meters = ("auto", *known_meters(), "none")
+    if setting.value not in meters:
+        close = get_close_matches(str(setting.value), meters, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SettingsError(
-            f"{setting.where}={setting.value}: unknown meter", fix=f"{hint}known meters: {', '.join(known)}"
+            f"{setting.where}={setting.value}: unknown meter", fix=f"{hint}known meters: {', '.join(meters)}"
         )

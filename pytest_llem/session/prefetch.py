@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_llem.cluster.progress import progress_of
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.precision import precise_after
@@ -26,7 +27,7 @@ UNCERTAIN_MARKS = ("skip", "skipif", "xfail")
 class FromStore(Protocol):
     """The outcome of a cycle, measured unless the run's store has it; `retried` as in `Wanted`."""
 
-    def __call__(self, point: ExperimentCycle, *, retried: bool) -> Outcome:
+    def __call__(self, cycle: ExperimentCycle, /, *, retried: bool) -> Outcome:
         """Returns when the cycle has its terminal state."""
 
 
@@ -38,7 +39,7 @@ class Wanted:
     retried: bool
 
 
-def begun_ahead(
+def begin_prefetch(
     items: Iterable[pytest.Item],
     measurer: Measurer,
     measure: FromStore,
@@ -62,8 +63,6 @@ def begun_ahead(
         return None
     for notice in room.notices:
         say(f"llem: {notice}")
-    from pytest_llem.cluster.progress import progress_of
-
     optional = {point.key: point for point in found if point.optional}
     ahead = Prefetch(measure, room.cycles, optional, progress_of(run_dir).outstanding)
     ahead.begin(wanted)

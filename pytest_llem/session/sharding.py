@@ -1,9 +1,7 @@
 """`--llem-shard=K/N`: one of N parts of every study, the same parts on every machine.
 
-A part holds whole experiments, because gates judge all cycles of one. How a study is split depends on its experiments
-and on N alone, never on what is selected, on earlier runs that lie about, or on the other studies of the run; so that
-shards on different machines, and reruns of a part of one, always fit together. Recorded times count only where
-`--llem-shard-times` names them.
+A part holds whole experiments, because gates judge all cycles of one. The split depends on the study's experiments, N
+and `--llem-shard-times` alone, so that shards of different machines, and reruns, always fit together.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 LOAD_S = 15.0
 STEP_S = 0.025
 SERVED_AT_ONCE = 256
-"""Seconds of loading an engine and of one decoding step, and the requests that a serving engine batches: guesses, the
-same for every experiment, since only what differs between experiments moves the split."""
+"""Seconds to load an engine and for one decoding step, and the requests that a serving engine batches. Chosen: rough,
+and the same for every experiment, because only differences between experiments move the split."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,12 @@ def split(study: Study, count: int, recorded: Mapping[str, float] | None = None)
     seconds = _seconds(study.experiments, recorded or {})
     start = int(study.study_hash, 16) % count
     # Many studies of few experiments each would otherwise all begin with the first part.
-    parts = [(0.0, place, (start + place) % count + 1) for place in range(count)]
+    parts = [(0.0, position, (start + position) % count + 1) for position in range(count)]
     shards: dict[str, int] = {}
-    for experiment in sorted(study.experiments, key=lambda one: -seconds[one.id]):
-        load, place, shard = heapq.heappop(parts)
+    for experiment in sorted(study.experiments, key=lambda experiment: -seconds[experiment.id]):
+        load, position, shard = heapq.heappop(parts)
         shards[experiment.id] = shard
-        heapq.heappush(parts, (load + seconds[experiment.id], place, shard))
+        heapq.heappush(parts, (load + seconds[experiment.id], position, shard))
     shards = {experiment.id: shards[experiment.id] for experiment in study.experiments}
     text = json.dumps([study.study_hash, count, list(shards.values())], separators=(",", ":"))
     return Split(shards, seconds, hashlib.sha256(text.encode("ascii")).hexdigest()[:8])
@@ -99,12 +97,13 @@ def split(study: Study, count: int, recorded: Mapping[str, float] | None = None)
 
 def _seconds(experiments: Sequence[Experiment], recorded: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a cycle of each experiment, rounded so that machines agree on what is equal."""
-    estimated = {one.id: estimate_s(one) for one in experiments}
-    known = (
-        {one.id: recorded[one.config_hash] for one in experiments if one.config_hash in recorded} if recorded else {}
-    )
-    pace = sum(known.values()) / sum(estimated[id] for id in known) if known else 1.0
-    return {id: round(known.get(id, guess * pace), 3) for id, guess in estimated.items()}
+    estimated = {experiment.id: estimate_s(experiment) for experiment in experiments}
+    measured: dict[str, float] = {}
+    if recorded:  # config hashes are computed only where they are needed
+        hashes = {experiment.id: experiment.config_hash for experiment in experiments}
+        measured = {id: recorded[hash] for id, hash in hashes.items() if hash in recorded}
+    pace = sum(measured.values()) / sum(estimated[id] for id in measured) if measured else 1.0
+    return {id: round(measured.get(id, estimate * pace), 3) for id, estimate in estimated.items()}
 
 
 def estimate_s(experiment: Experiment) -> float:
@@ -160,7 +159,7 @@ class Sharding:
         return recorded_durations(self.shard.times)
 
     def split(self, study: Study) -> Split:
-        """How a study is split, worked out once."""
+        """How a study is split, computed once."""
         if study.path not in self._splits:
             self._splits[study.path] = split(study, self.shard.count, self.recorded)
         return self._splits[study.path]
@@ -169,29 +168,29 @@ class Sharding:
         """Whether this shard holds no experiment of any of the studies."""
         return bool(studies) and not any(self.split(study).part(self.shard.index) for study in studies)
 
-    def holds(self, point: ExperimentCycle) -> bool:
-        """Whether a point's experiment belongs to this shard."""
-        return self.split(point.study).shards[point.experiment.id] == self.shard.index
+    def holds(self, cycle: ExperimentCycle) -> bool:
+        """Whether a cycle's experiment belongs to this shard."""
+        return self.split(cycle.study).shards[cycle.experiment.id] == self.shard.index
 
     def deselect(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Deselect the items of experiments in other shards; tests without an experiment stay."""
         kept: list[pytest.Item] = []
         others: list[pytest.Item] = []
         for item in items:
-            point = experiment_cycle_of(item)
-            (kept if point is None or self.holds(point) else others).append(item)
+            cycle = experiment_cycle_of(item)
+            (kept if cycle is None or self.holds(cycle) else others).append(item)
         if others:
             config.hook.pytest_deselected(items=others)
             items[:] = kept
 
     def lines(self, studies: Sequence[Study]) -> Iterator[str]:
-        """What to say about the studies: a line each."""
+        """A line per study for the terminal."""
         for study in studies:
-            found = self.split(study)
-            part, count = len(found.part(self.shard.index)), len(study.experiments)
+            division = self.split(study)
+            part, count = len(division.part(self.shard.index)), len(study.experiments)
             yield (
                 f"shard {self.shard} of {study.name}: {part} of {count} experiments, about "
-                f"{found.share(self.shard.index):.0%} of the time (split {found.digest})"
+                f"{division.share(self.shard.index):.0%} of the time (split {division.digest})"
             )
 
     def facts(self, studies: Sequence[Study]) -> dict[str, JsonValue]:

@@ -1,60 +1,170 @@
-"""Setting a pytest process up for studies."""
+"""Sets a pytest process up for studies, and holds the hooks that only such a process needs.
+
+`plugin.py` calls it when the command line names a study, or when a test first asks for a result. What the hooks do lies
+in classes of their own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.session.collection import Collected, take_in_studies
-from pytest_llem.session.isolation import refuse_combinations
-from pytest_llem.session.options import run_options
+from pytest_llem.session.collection import (
+    CollectionOrder,
+    collect_study,
+    deselect_unasked,
+    parametrize,
+    take_in_studies,
+    without_garbage_collection,
+)
+from pytest_llem.session.isolation import IsolationError
+from pytest_llem.session.run import STUDY_PLUGIN, names_study, run_identity
 from pytest_llem.session.session import LlemSession
-from pytest_llem.session.stash import CHECKED, COLLECTED, REPORTING, RUN, SESSION
-from pytest_llem.session.xdist.controller import distribute
-from pytest_llem.session.xdist.crashes import ReportSerialisation
-from pytest_llem.session.xdist.scheduling import refused_in_worker
+from pytest_llem.session.xdist.crashes import Crashes
+from pytest_llem.session.xdist.reports import ItemCount, ReportSerialisation
+from pytest_llem.session.xdist.scheduling import choose_scheduling, is_distributed, refuse_in_worker
+from pytest_llem.session.xdist.workers import WorkerHeader, auto_workers
+
+if TYPE_CHECKING:
+    from pytest_llem.session.reporting import Reporting
+
+PREPARED: pytest.StashKey[LlemSession] = pytest.StashKey()
+"""The session that counting the workers of `-n auto` made, before plugins are configured."""
 
 
-def begin(config: pytest.Config) -> LlemSession:
-    """Set up this process for studies: arguments, reports, signals. Called once, when the first study is named.
+class StudyPlugin:
+    """The one plugin object of a process that has met a study. `reporting` and `item_count` in the controller only."""
 
-    A worker of xdist gets the settings and the studies that the controller has loaded and checked. The controller of
-    workers that meet their first study while they collect, by a marker, begins when they have collected.
+    def __init__(self, config: pytest.Config, session: LlemSession) -> None:
+        self.session = session
+        self.reporting: Reporting | None = None
+        self.item_count: ItemCount | None = None
+        self._config = config
+        self._order = CollectionOrder()
+
+    def collect_study(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector:
+        """The collector of a study file."""
+        return collect_study(file_path, parent, self.session)
+
+    def parametrize(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrise a test with a study's cycles or experiments."""
+        parametrize(metafunc, self.session)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Hand the settings and the loaded studies over to a worker of xdist."""
+        node.workerinput["llem_handover"] = self.session.handover
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Iterator[None]:
+        """Collect studies without garbage collection."""
+        with without_garbage_collection():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
+        """See the items before any other plugin changes them."""
+        with self._order.remembered(items):
+            return (yield)
+
+    def select(self, items: list[pytest.Item]) -> None:
+        """Restore the studies' order, and leave out other shards and tests that were not asked for."""
+        self._order.restore(items)
+        if self.session.sharding is not None:
+            self.session.sharding.deselect(self._config, items)
+        if self.session.options.explicit:
+            deselect_unasked(self._config, items)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write down what will run."""
+        self.session.collected(session.items)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Start what a cluster can measure before the items come to it."""
+        if not session.testsfailed and not session.config.getoption("setuponly", False):
+            self.session.prefetch(session.items, self._tell)
+
+    def _tell(self, line: str) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.write_line(line)
+
+    def finish(self, session: pytest.Session) -> None:
+        """Release the runners; in the controller, write the run's manifest and summaries."""
+        self.session.close()
+        sharding = self.session.sharding
+        if sharding is not None and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+            # The other shards have it all: an empty one has done its part.
+            session.exitstatus = pytest.ExitCode.OK if sharding.is_empty(self.session.studies) else session.exitstatus
+        if self.reporting is not None and not self.reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def started_late(self, ids: Sequence[str]) -> None:
+        """Catch up in xdist's controller, whose loop runs already, when its workers met a study as they collected."""
+        if self.item_count is not None and self.reporting is not None:
+            self.item_count.selected(ids)
+            self.reporting.start_live()
+
+
+def start(config: pytest.Config) -> StudyPlugin:
+    """Set this process up for studies: arguments, reports, signals. Called once.
+
+    A worker of xdist gets the settings and the studies that the controller has loaded and validated. The controller of
+    workers that meet their first study by a marker starts when they have collected.
     """
-    refused_in_worker(config)
-    settled = getattr(config, "workerinput", {}).get("llem_settled")
-    session = LlemSession.resettled(config, settled) if settled is not None else config.stash.get(CHECKED, None)
-    session = session or checked(config)
+    refuse_in_worker(config)
+    handover = getattr(config, "workerinput", {}).get("llem_handover")
+    if handover is not None:
+        session = LlemSession.from_handover(config, handover)
+    else:
+        session = config.stash.get(PREPARED, None) or validated_session(config)
     take_in_studies(config)
-    config.stash[COLLECTED] = Collected()
-    config.pluginmanager.register(config.stash[COLLECTED], "llem-collected")
+    plugin = StudyPlugin(config, session)
+    register = config.pluginmanager.register
     # Registered before other plugins' cleanups, and so the last: what was left out of garbage collection comes back.
     config.add_cleanup(gc.unfreeze)
-    if config.stash[RUN].in_controller:
-        from pytest_llem.session.reporting import Reporting
-
-        if not session.options.collect_only and not config.option.xmlpath:
-            config.option.xmlpath = str(session.run_dir / "junit.xml")
-        config.stash[REPORTING] = Reporting(config, session)
-        config.pluginmanager.register(config.stash[REPORTING], "llem-reporting")
-        distribute(config, session)
+    if session.run.in_controller:
+        _report(config, plugin)
     else:
-        config.pluginmanager.register(ReportSerialisation(), "llem-carrying")
-    if settled is None:
-        refuse_combinations(config, session)
-    config.stash[SESSION] = session
+        register(ReportSerialisation(), "llem-report-serialisation")
+    if handover is None:
+        _refuse_combinations(config, session)
+    register(plugin, STUDY_PLUGIN)
     _interrupt_on_sigterm()
-    return session
+    return plugin
 
 
-def checked(config: pytest.Config) -> LlemSession:
-    """A session whose options make sense; a usage error otherwise."""
-    session = LlemSession(config, config.stash[RUN], run_options(config))
+def _report(config: pytest.Config, plugin: StudyPlugin) -> None:
+    """Set up the process that reports. `pytest.UsageError` for a scheduling that does not fit."""
+    from pytest_llem.session.reporting import Reporting
+
+    session, register = plugin.session, config.pluginmanager.register
+    if not session.options.collect_only and not config.option.xmlpath:
+        config.option.xmlpath = str(session.run_dir / "junit.xml")
+    choose_scheduling(config)
+    plugin.reporting, plugin.item_count = Reporting(config, session), ItemCount()
+    register(plugin.reporting, "llem-reporting")
+    register(plugin.item_count, "llem-item-count")
+    if is_distributed(config):
+        register(Crashes(config, session), "llem-crashes")
+        register(WorkerHeader(config, session), "llem-workers")
+
+
+def validated_session(config: pytest.Config) -> LlemSession:
+    """A session whose options make sense. Raises `pytest.UsageError`."""
+    from pytest_llem.session.options import run_options
+
+    session = LlemSession(config, run_identity(config), run_options(config))
     try:
         if session.sharding is not None:
             _ = session.sharding.recorded
@@ -67,14 +177,35 @@ def checked(config: pytest.Config) -> LlemSession:
     return session
 
 
-def current(config: pytest.Config) -> LlemSession:
-    """This process's session, begun when a test is the first to need one."""
-    session = config.stash.get(SESSION, None)
-    return session if session is not None else begin(config)
+def auto_worker_count(config: pytest.Config) -> int | None:
+    """The answer to `-n auto`; `None` where the user's environment gives it.
+
+    The session that it makes is kept for `start`.
+    """
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):  # xdist's own variable
+        return None
+    session = config.stash[PREPARED] = validated_session(config)
+    return auto_workers(config, session)
+
+
+def _refuse_combinations(config: pytest.Config, session: LlemSession) -> None:
+    """Raise `pytest.UsageError` for a study of the command line whose isolation does not fit the rest.
+
+    A study that cannot be loaded is left to collection, which says what is wrong and where.
+    """
+    for argument in config.args:
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        if names_study(argument) and path.is_file():
+            try:
+                session.study(path)
+            except IsolationError as error:
+                raise pytest.UsageError(str(error)) from None
+            except LlemError:
+                continue
 
 
 def _interrupt_on_sigterm() -> None:
-    """Let SIGTERM end the run as Ctrl-C does: workers killed, results kept, exit code told."""
+    """Let SIGTERM end the run as Ctrl-C does: workers killed, results kept, pytest's exit code."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,10 +1,13 @@
-"""The tests that every study consists of. pytest collects this module once per study file."""
+"""The tests that every study consists of: pytest collects this module once per study file.
+
+Their names are part of node ids, so they do not change.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llem.session.items import check, judge, skip_if_precise
+from pytest_llem.session.items import check, judge, outcome_for, skip_if_precise
 
 if TYPE_CHECKING:
     import pytest
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> None:
     """Measure one cycle of one experiment; an optional one only while the headline is not precise enough."""
     skip_if_precise(llem_session, llem_cycle)
-    check(llem_session.get_or_measure(llem_cycle, item=request.node), strict=llem_session.options.strict)
+    check(outcome_for(request.node, llem_session, llem_cycle), strict=llem_session.options.strict)
 
 
 def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle) -> None:

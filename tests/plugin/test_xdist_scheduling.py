@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pytest_llem.machine.devices
-from pytest_llem.session.xdist.workers import Capacity
+from pytest_llem.session.xdist.workers import WorkerLimit
 
 STUDY = """\
 name: study
@@ -126,10 +126,10 @@ def test_auto_means_as_many_workers_as_sets_of_devices(
 
     assert config.hook.pytest_xdist_auto_num_workers(config=config) == workers
 
-    from pytest_llem.session.stash import CHECKED
-    from pytest_llem.session.xdist.workers import capacity
+    from pytest_llem.session.start import PREPARED
+    from pytest_llem.session.xdist.workers import worker_limit
 
-    assert str(capacity(config.stash[CHECKED].studies)) == said
+    assert str(worker_limit(config.stash[PREPARED].studies)) == said
 
 
 def test_the_users_own_answer_to_auto_counts(
@@ -172,5 +172,5 @@ def test_engines_that_stay_loaded_are_refused_with_auto_as_with_a_number(
     result.stderr.fnmatch_lines(["*execution.isolation: experiment cannot be combined with -n*"])
 
 
-def test_capacity_is_counted_in_the_smallest_need() -> None:
-    assert [Capacity(7, 2, 4).sets, Capacity(1, 2, 2).sets, Capacity(0).sets] == [3, 1, 1]
+def test_the_limit_of_workers_is_counted_in_the_smallest_need() -> None:
+    assert [WorkerLimit(7, 2, 4).workers, WorkerLimit(1, 2, 2).workers, WorkerLimit(0).workers] == [3, 1, 1]

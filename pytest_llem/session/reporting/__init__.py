@@ -1,56 +1,82 @@
-"""What the process that owns the terminal shows and writes: live status, summary, GitHub's step summary."""
+"""What the process that reports prints and writes: live status, summaries, annotations, and the HTML report.
+
+`start.py` registers `Reporting` in the process that owns the terminal: alone, or the controller of xdist's workers.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.errors import LlemError, StoreError
+from pytest_llem.results.layout import MANIFEST
+from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
-from pytest_llem.session.reporting.github import ACTIONS_VARIABLE, annotation, write_step_summary
-from pytest_llem.session.reporting.html import HtmlReport, report_of
+from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.live import LiveStatus
-from pytest_llem.session.reporting.table import saved_lines, summary_lines
+from pytest_llem.session.reporting.summary import (
+    ACTIONS_VARIABLE,
+    annotation,
+    saved_lines,
+    short_path,
+    summary_lines,
+    write_step_summary,
+)
 
 if TYPE_CHECKING:
+    from pytest_llem.session.run_results import Conclusion
     from pytest_llem.session.session import LlemSession
 
 
+@dataclass(frozen=True)
+class HtmlReport:
+    """Whether the report was written, and a line that says where, or why not."""
+
+    written: bool
+    line: str
+
+
 class Reporting:
-    """Registered as a plugin in the process that reports: alone, or the controller of xdist's workers."""
+    """Prints and writes what the user sees of a run."""
 
     def __init__(self, config: pytest.Config, session: LlemSession) -> None:
         self._config = config
         self._session = session
         self._live: LiveStatus | None = None
         self._annotations: list[str] = []
-        self._failing: set[tuple[str, str]] = set()
-        self._told: set[str] = set()
-        self._report: HtmlReport | None = None
+        self._shards_printed: set[str] = set()
+        self._conclusion: Conclusion | None = None
+        self._html: HtmlReport | None = None
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
             self._stream = _terminal_stream()
 
     def pytest_report_header(self) -> list[str]:
-        """Say which shards of the studies on the command line run; xdist's controller collects nothing itself."""
+        """Print which shards of the studies on the command line run; xdist's controller collects nothing itself."""
         return self._shards()
 
     def pytest_report_collectionfinish(self) -> list[str]:
-        """Say what the user should know about the studies before they run."""
-        studies = [] if self._session.options.collect_only else self._session.studies
-        told = [f"llem: {notice}" for study in studies for notice in (*study.notices, *self._session.notices(study))]
-        return [*self._shards(), *told]
+        """Print what the user should know about the studies before they run."""
+        lines: list[str] = []
+        for study in [] if self._session.options.collect_only else self._session.studies:
+            starts = server_notice(study)
+            runners = [note.message for note in self._session.runner_plans.plan(study).notices]
+            lines += [f"llem: {text}" for text in (*study.notices, *runners, *([] if starts is None else [starts]))]
+        return [*self._shards(), *lines]
 
     def _shards(self) -> list[str]:
-        """A line for each study whose shard was not told yet; the plan of a dry run has it too."""
+        """A line for each study whose shard was not printed yet; the plan of a dry run has it too."""
         if self._session.sharding is None or self._session.options.collect_only:
             return []
-        new = [study for study in self._session.studies if study.name not in self._told]
-        self._told.update(study.name for study in new)
+        new = [study for study in self._session.studies if study.name not in self._shards_printed]
+        self._shards_printed.update(study.name for study in new)
         return [f"llem: {line}" for line in self._session.sharding.lines(new)]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -64,7 +90,7 @@ class Reporting:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """End the live status where it began in the middle of the loop."""
+        """End the live status where it started in the middle of the loop."""
         self._stop_live()
 
     def start_live(self) -> None:
@@ -86,60 +112,83 @@ class Reporting:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Clear the status line before pytest reports an item, and remember failed gates."""
+        """Clear the status line before pytest reports an item; a failed item of a study becomes an annotation."""
         self._clear()
-        found = dict(report.user_properties)
-        if report.failed and "llem_study" in found and os.environ.get(ACTIONS_VARIABLE):
+        of_study = any(name == "llem_study" for name, _ in report.user_properties)
+        if report.failed and of_study and os.environ.get(ACTIONS_VARIABLE):
             self._annotations.append(annotation(report.nodeid, report.longreprtext))
-        if report.failed and "llem_verdict" in found:
-            self._failing.add((str(found["llem_study"]), str(found["llem_experiment"])))
 
     def _clear(self) -> None:
         if self._live is not None:
             self._live.clear()
 
     def finish(self) -> bool:
-        """Write the run's manifest and summaries, and the report that was asked for; whether that could be written."""
-        run_dir = self._session.run_dir
-        if (run_dir / "run.json").exists():
-            self._session.conclude(self._failing)
-            from pytest_llem.results.judging import read_gates
+        """Write the run's manifest, summaries and HTML report. `False` where that report could not be written."""
+        run_dir, options = self._session.run_dir, self._session.options
+        if (run_dir / MANIFEST).exists():
+            self._conclusion = self._session.results.conclude()
+            write_step_summary(self._conclusion.rows, self._conclusion.gates, run_dir)
+            for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
+                announcement.unlink(missing_ok=True)
+        if options.html is not None and not options.collect_only:
+            self._html = _write_html(run_dir, options.html, options.baseline)
+        return self._html is None or self._html.written
 
-            write_step_summary(self._session.rows, read_gates(run_dir), run_dir)
-            for leftover in (run_dir / ANNOUNCEMENTS).glob("*"):
-                leftover.unlink(missing_ok=True)
-        if self._session.options.html is not None and not self._session.options.collect_only:
-            self._report = report_of(self._session, self._session.options.html)
-        return self._report is None or self._report.written
-
-    def _plan(self) -> list[str]:
-        from pytest_llem.session.reporting.plan import plan_lines
-
-        return plan_lines(self._session)
-
-    def summary(self) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self) -> None:
         """Print the plan of a dry run, or one row per experiment and where the artifacts are."""
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
-        if self._session.options.collect_only:
-            lines = self._plan() if self._config.get_verbosity() >= 0 else []
-            title = "llem plan"
-        else:
-            lines = summary_lines(
-                self._session.rows, self._session.run_dir, self._config.get_terminal_writer().fullwidth
-            )
-            title = "llem results"
-            if self._session.saved is not None:
-                lines += saved_lines(self._session.saved)
-            if self._report is not None:
-                lines.append(self._report.line)
+        title, lines = ("llem plan", self._plan()) if self._session.options.collect_only else self._results()
         for line in self._annotations:
             terminal.write_line(line)
         if lines:
             terminal.section(title)
             for line in lines:
                 terminal.write_line(line)
+
+    def _plan(self) -> list[str]:
+        if self._config.get_verbosity() < 0:
+            return []
+        from pytest_llem.session.reporting.plan import plan_lines
+
+        return plan_lines(self._session)
+
+    def _results(self) -> tuple[str, list[str]]:
+        lines: list[str] = []
+        if self._conclusion is not None:
+            width = self._config.get_terminal_writer().fullwidth
+            lines += summary_lines(self._conclusion.rows, self._session.run_dir, width)
+            if self._conclusion.saved is not None:
+                lines += saved_lines(self._conclusion.saved)
+        if self._html is not None:
+            lines.append(self._html.line)
+        return "llem results", lines
+
+
+def _write_html(run_dir: Path, out: Path, baseline: str | None) -> HtmlReport:
+    """Write the report of a run that has ended; the run's artifacts stay as they are where that is not possible."""
+    from pytest_llem.results.report.build import write_report
+
+    if not list(run_dir.glob("*/*/c*")):
+        return HtmlReport(False, "--llem-html: no report, because nothing was measured")
+    try:
+        write_report([run_dir], out, baseline=_run_named(baseline))
+    except LlemError as error:
+        return HtmlReport(False, f"--llem-html: {error}")
+    return HtmlReport(True, f"report: {short_path(out)}")
+
+
+def _run_named(baseline: str | None) -> Path | None:
+    """The path of a baseline that is a run; `None` for a saved baseline, whose verdicts the report has anyway."""
+    if baseline is None or not Path(baseline).exists():
+        return None
+    try:
+        read_result(result_files(Path(baseline))[0])
+    except StoreError:
+        return None
+    return Path(baseline)
 
 
 def _terminal_stream() -> IO[str] | None:

@@ -1,7 +1,7 @@
-"""Live status: what is being measured now, on the terminal that the user looks at.
+"""Live status: which cycles are being measured now, on the user's terminal.
 
-Whoever measures announces it in a small file of the run's directory, so that the process that owns the terminal can
-show it: the same one, or the controller of several xdist workers. The state of a cycle is read from its `events.jsonl`.
+`Reporting` runs it in a thread. It reads the run's announcements (`runners/announcement.py`) and the `events.jsonl` of
+each announced cycle.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from pytest_llem.job.files import read_json
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 
 TERMINAL_PERIOD_S = 0.25
-CALM_PERIOD_S = 30.0
-CALM_CHECK_S = 1.0
+"""Seconds between two updates on a terminal. Chosen: reads as live, and costs next to nothing beside a measurement."""
 
-MOST_LINES = 8
+LOG_PERIOD_S = 30.0
+LOG_CHECK_S = 1.0
+"""Seconds between two lines on a cycle in a log, and between two looks. Chosen: so few lines stay readable."""
 
-# Lines of their own below pytest's: make room, remember the cursor, go down, write, come back (VT100).
+MAX_LINES = 8
+"""Chosen: a worker per GPU of a machine with eight."""
+
+# Lines below pytest's own: make room, save the cursor, go down, write, restore the cursor (VT100).
 DOWN, UP, LINE, SAVE, RESTORE = "\x1bD", "\x1bM", "\x1bD\r\x1b[2K", "\x1b7", "\x1b8"
 
 
@@ -53,9 +57,9 @@ class Cycle:
         with contextlib.suppress(OSError), self.events.open("rb") as stream:
             stream.seek(self._offset)
             data = stream.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            for text in whole.splitlines():
+            complete = data[: data.rfind(b"\n") + 1]
+            self._offset += len(complete)
+            for text in complete.splitlines():
                 self._take(json.loads(text))
 
     def _take(self, event: dict[str, object]) -> None:
@@ -75,7 +79,7 @@ def _by_worker(cycle: Cycle) -> tuple[int, str]:
 
 
 class LiveStatus(threading.Thread):
-    """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a calm line now and then."""
+    """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a log line now and then."""
 
     def __init__(self, run_dir: Path, stream: IO[str], *, terminal: bool, width: int) -> None:
         super().__init__(name="llem-live-status", daemon=True)
@@ -87,19 +91,19 @@ class LiveStatus(threading.Thread):
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._shown = 0
-        self._spoken: dict[tuple[str, str], float] = {}
+        self._logged: dict[tuple[str, str], float] = {}
 
     def run(self) -> None:
         """The thread's loop; see `stop`."""
-        while not self._ended.wait(TERMINAL_PERIOD_S if self._terminal else CALM_CHECK_S):
+        while not self._ended.wait(TERMINAL_PERIOD_S if self._terminal else LOG_CHECK_S):
             lines = self._observe()
             if self._terminal:
                 self._show(lines)
             else:
-                self._speak()
+                self._log()
 
     def clear(self) -> None:
-        """Take the lines away before pytest writes one of its own."""
+        """Remove the lines before pytest writes one of its own."""
         with self._lock:
             self._draw([])
 
@@ -110,11 +114,11 @@ class LiveStatus(threading.Thread):
         self.clear()
 
     def _observe(self) -> list[str]:
-        found = set(self._announcements.glob("*.json")) if self._announcements.is_dir() else set()
-        for path in found:
+        announced = set(self._announcements.glob("*.json")) if self._announcements.is_dir() else set()
+        for path in announced:
             with contextlib.suppress(StoreError):
                 self._update(path)
-        for path in set(self._cycles) - found:
+        for path in set(self._cycles) - announced:
             del self._cycles[path]
         return [cycle.line() for cycle in sorted(self._cycles.values(), key=_by_worker)]
 
@@ -132,27 +136,27 @@ class LiveStatus(threading.Thread):
 
     def _show(self, lines: list[str]) -> None:
         with self._lock:
-            if len(lines) > MOST_LINES:
-                lines = [*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more"]
+            if len(lines) > MAX_LINES:
+                lines = [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more"]
             self._draw(lines)
 
     def _draw(self, lines: list[str]) -> None:
-        """Write lines below the cursor in place of those that are there, and bring the cursor back."""
+        """Replace the lines below the cursor, and restore the cursor."""
         height = max(len(lines), self._shown)
         if height:
             texts = [line[: max(self._width - 1, 20)] for line in lines] + [""] * (height - len(lines))
             self._write("".join([DOWN * height, UP * height, SAVE, *(f"{LINE}{text}" for text in texts), RESTORE]))
         self._shown = len(lines)
 
-    def _speak(self) -> None:
-        """On a dumb terminal or in CI: what is waited for at once, anything else only when it takes long."""
+    def _log(self) -> None:
+        """On a dumb terminal or in CI: print what a cycle waits for at once, anything else only when it takes long."""
         now = time.time()
         for cycle in self._cycles.values():
             key = (cycle.title, "waiting" if cycle.waiting else "")
-            last = self._spoken.get(key)
-            waits = cycle.waiting is not None and now - cycle.since >= CALM_CHECK_S
-            if (last is None and waits) or now - max(last or 0.0, cycle.since) >= CALM_PERIOD_S:
-                self._spoken[key] = now
+            last = self._logged.get(key)
+            waits = cycle.waiting is not None and now - cycle.since >= LOG_CHECK_S
+            if (last is None and waits) or now - max(last or 0.0, cycle.since) >= LOG_PERIOD_S:
+                self._logged[key] = now
                 with self._lock:
                     self._write(f"\nllem: {cycle.line()}\n")
 

@@ -1,4 +1,7 @@
-"""The plan that `--collect-only` shows: what would run, where, how long, in how much memory, and what is left out."""
+"""The plan that `--collect-only` prints: what would run, where, how long, in how much memory, and what is left out.
+
+`Reporting` prints it. Nothing is measured, made or downloaded for it.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from pytest_llem.session.reporting.footprint import (
     model_facts,
     settings_that_matter,
 )
-from pytest_llem.study import Study
+from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 
 if TYPE_CHECKING:
     from pytest_llem.session.session import LlemSession
-    from pytest_llem.study import Experiment, Study
 
 
 SHOWN = 10
+"""Lines of one kind that are printed at most. Chosen: a plan should fit a screen."""
 
 GIB = 2**30
 
@@ -44,7 +47,7 @@ def _study(session: LlemSession, study: Study) -> Iterator[str]:
         yield from (f"  {line}" for line in session.sharding.lines([study]))
     engines = Counter(experiment.engine for experiment in study.experiments)
     for engine, number in engines.items():
-        spec = session.runner_spec(engine, study)
+        spec = session.runner_plans.spec(engine, study)
         image = f":{spec.image}" if spec.image else ""
         yield f"  {engine}: {number} experiments, runner {spec.name}{image} ({spec.source}), {_devices(study, engine)}"
     yield f"  time: {_time(study, session.options.out)}"
@@ -63,16 +66,16 @@ def _bounded(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _devices(study: Study, engine: str) -> str:
-    """The devices that an engine's experiments take, of those that there are."""
+    """How many devices an engine's experiments take, of those that are visible."""
     if engine == "openai":
         return "devices of its server"
-    there = len(visible_gpus())
+    visible = len(visible_gpus())
     wanted = sorted({_wanted(experiment) for experiment in study.experiments if experiment.engine == engine})
-    if not there:
+    if not visible:
         return "CPU" if wanted[-1] == 1 else f"CPU (the settings ask for up to {wanted[-1]} devices)"
     range_ = str(wanted[-1]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
-    missing = ": NOT ENOUGH" if wanted[-1] > there else ""
-    return f"{range_} of {there} GPU{'s' if there > 1 else ''}{missing}"
+    missing = ": NOT ENOUGH" if wanted[-1] > visible else ""
+    return f"{range_} of {visible} GPU{'s' if visible > 1 else ''}{missing}"
 
 
 def _wanted(experiment: Experiment) -> int:
@@ -81,13 +84,13 @@ def _wanted(experiment: Experiment) -> int:
 
 
 def _time(study: Study, out: Path) -> str:
-    found = estimate_time(study, out)
-    least = f"at least {duration_text(found.at_least_s)} in windows alone"
-    if found.seconds is None:
+    estimate = estimate_time(study, out)
+    least = f"at least {duration_text(estimate.at_least_s)} in windows alone"
+    if estimate.seconds is None:
         return f"{least}; not measured before in {_shown(out)}"
-    rest = "" if found.covered == found.experiments else "; the others taken as their mean"
+    rest = "" if estimate.covered == estimate.experiments else "; the others taken as their mean"
     return (
-        f"about {duration_text(found.seconds)}, by earlier results of {found.covered} of {found.experiments} "
+        f"about {duration_text(estimate.seconds)}, by earlier results of {estimate.covered} of {estimate.experiments} "
         f"experiments{rest} ({least})"
     )
 
@@ -100,27 +103,28 @@ def _memory(study: Study) -> Iterator[str]:
     """Per engine and model the largest estimate, then the experiments that need more than a device has."""
     available = device_memory_bytes()
     largest: dict[tuple[str, str], Footprint | str] = {}
-    known: dict[tuple[str, ...], Footprint | str] = {}
+    estimates: dict[tuple[str, ...], Footprint | str] = {}
     beyond: list[str] = []
     for experiment in study.experiments:
         if experiment.engine == "openai":
             continue
         get = getter(experiment.leaves)
         key = (experiment.engine, *(repr(get(path)) for path in settings_that_matter(experiment.engine)))
-        found = known.get(key)
-        if found is None:
-            found = known[key] = _estimate(study, experiment)
+        estimate = estimates.get(key)
+        if estimate is None:
+            estimate = estimates[key] = _estimate(study, experiment)
         name = (experiment.engine, experiment.model)
         before = largest.get(name)
-        if isinstance(found, str):
-            largest.setdefault(name, found)
-        elif not isinstance(before, Footprint) or (found.total_bytes or 0) > (before.total_bytes or 0):
-            largest[name] = found
-        if isinstance(found, Footprint) and available and (found.total_bytes or 0) > available:
+        if isinstance(estimate, str):
+            largest.setdefault(name, estimate)
+        elif not isinstance(before, Footprint) or (estimate.total_bytes or 0) > (before.total_bytes or 0):
+            largest[name] = estimate
+        if isinstance(estimate, Footprint) and available and (estimate.total_bytes or 0) > available:
             beyond.append(experiment.id)
     of = f" of {available / GIB:.1f} GiB" if available else ""
-    for (engine, model), found in largest.items():
-        yield f"{engine} {model}: " + (found if isinstance(found, str) else f"{_sizes(found)} per device{of}")
+    for (engine, model), estimate in largest.items():
+        text = estimate if isinstance(estimate, str) else f"{_sizes(estimate)} per device{of}"
+        yield f"{engine} {model}: {text}"
     if beyond:
         more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
         yield f"MORE THAN THERE IS: {', '.join(beyond[:SHOWN])}{more}"
@@ -136,9 +140,9 @@ def _estimate(study: Study, experiment: Experiment) -> Footprint | str:
     return footprint(facts, experiment.engine, get, len(visible_gpus()))
 
 
-def _sizes(found: Footprint) -> str:
-    weights = "unknown" if found.weights_bytes is None else _size(found.weights_bytes)
-    cache = "unknown" if found.kv_cache_bytes is None else _size(found.kv_cache_bytes)
+def _sizes(footprint: Footprint) -> str:
+    weights = "unknown" if footprint.weights_bytes is None else _size(footprint.weights_bytes)
+    cache = "unknown" if footprint.kv_cache_bytes is None else _size(footprint.kv_cache_bytes)
     return f"weights {weights} + KV cache {cache}"
 
 
@@ -147,9 +151,8 @@ def _size(count: float) -> str:
 
 
 MAX_RUNS = 20
-
 MAX_READ = 200
-"""Results that are read at most: the estimate of a large study rests on a part of it, and says so."""
+"""Runs and results that are read at most. Chosen: that takes about a second, and the estimate says what it covers."""
 
 
 @dataclass(frozen=True)
@@ -190,18 +193,18 @@ def _durations(study: Study, out: Path) -> Iterable[float]:
             if directory.name[-HASH_LENGTH:] not in shortened:
                 continue
             read += 1
-            found = _newest(directory)
-            if found is not None and found[0] in wanted:
-                wanted.discard(found[0])
-                yield found[1]
+            newest = _newest(directory)
+            if newest is not None and newest[0] in wanted:
+                wanted.discard(newest[0])
+                yield newest[1]
 
 
 def _newest(directory: Path) -> tuple[str, float] | None:
-    """Hash and seconds of one cycle of an experiment: the last, which no longer pays for a first start."""
+    """Config hash and seconds of an experiment's last cycle, which does not include a first start."""
     for path in sorted(directory.glob(f"c*/{RESULT}"), reverse=True):
-        found = cycle_seconds(path)
-        if found is not None:
-            return found
+        seconds = cycle_seconds(path)
+        if seconds is not None:
+            return seconds
     return None
 
 
@@ -217,7 +220,7 @@ def _windows_s(study: Study) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as people say them: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """Seconds in the unit that reads best: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,1 +1,1 @@
-"""Several pytest processes on one machine (pytest-xdist): how many, which scheduling, and what a crashed one leaves."""
+"""Support for pytest-xdist: the number of workers, scheduling, crashed workers, and reports that must not be lost."""

@@ -1,10 +1,13 @@
-"""A worker of pytest-xdist that died: its item fails with an artifact, and what it was measuring with is ended."""
+"""Handles a worker of pytest-xdist that died: its item fails with artifacts, and its worker processes are ended.
+
+`start.py` registers `Crashes` in the controller. The store keeps the outcome, so no other worker measures the cycle.
+"""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
 
 
 DYING_S = 5.0
+"""Longest wait for a worker's process to disappear. Chosen: its channel closes milliseconds before."""
 
 POLL_S = 0.02
+"""Pause between two looks. Chosen: short beside starting a replacement worker."""
 
 FIX = (
     "the last lines of the worker's output may say why; look for the out-of-memory killer (dmesg), for os._exit in a "
@@ -35,7 +40,7 @@ FIX = (
 
 
 class Crashes:
-    """Registered in the controller of xdist's workers."""
+    """Reports what a crashed worker was running, in the controller."""
 
     def __init__(self, config: pytest.Config, session: LlemSession) -> None:
         self._config = config
@@ -53,8 +58,8 @@ class Crashes:
         outcomes = record_crash(self._session, crashitem, worker)
         report.when = "call"  # xdist leaves it open, and JUnit would take it for an error of the setup
         if outcomes:
-            said = "\n".join(message(outcome) for outcome in outcomes)
-            report.longrepr = f"worker {worker!r} of xdist crashed while running {crashitem!r}\n{said}"
+            messages = "\n".join(message(outcome) for outcome in outcomes)
+            report.longrepr = f"worker {worker!r} of xdist crashed while running {crashitem!r}\n{messages}"
             report.user_properties[:] = properties(outcomes[0], self._config.rootpath)
             self._teardowns[crashitem] = _teardown_of(report, node)
 
@@ -79,7 +84,7 @@ def _teardown_of(report: pytest.TestReport, node: object) -> pytest.TestReport:
 
 
 def record_crash(session: LlemSession, nodeid: str, worker: str) -> list[Outcome]:
-    """Record the end of what a dead worker was measuring, and of its item; the outcomes of the cycles concerned."""
+    """Record what a dead worker was measuring, and its item, as crashed; the outcomes of those cycles."""
     keys: dict[CycleKey, None] = {}
     pid = None
     for announcement in announced(session.run_dir):
@@ -100,9 +105,9 @@ def record_crash(session: LlemSession, nodeid: str, worker: str) -> list[Outcome
             details={"worker": worker, "pid": pid, "nodeid": nodeid},
         )
         try:
-            outcomes.append(session.store.abandon(key, error))
+            outcomes.append(session.results.store.abandon(key, error))
         except StoreError:
-            continue  # somebody else has it in hand
+            continue  # another process is measuring it
     return outcomes
 
 
@@ -115,73 +120,11 @@ def _wait_for_end(pid: int) -> None:
 
 def _own_cycle(nodeid: str, plans: Iterable[StudyPlan], rootpath: Path) -> Iterator[CycleKey]:
     """The cycle that an item of a study file is about; nothing for gates and users' tests."""
-    found = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
-    if found is None:
+    match = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
+    if match is None:
         return
     for plan in plans:
-        if plan.path is not None and Path(plan.path) == rootpath / found["path"]:
-            hashes = [one.config_hash for one in plan.cycles if one.experiment_id == found["id"]]
+        if plan.path is not None and Path(plan.path) == rootpath / match["path"]:
+            hashes = [cycle.config_hash for cycle in plan.cycles if cycle.experiment_id == match["id"]]
             if hashes:
-                yield CycleKey(plan.name, found["id"], hashes[0], int(found["cycle"]))
-
-
-Data = dict[str, Any]
-
-Carried = Generator[None, "Data | None", "Data | None"]
-
-
-class ReportSerialisation:
-    """Registered in a worker of xdist that has met a study: a report that cannot be carried fails, and says why."""
-
-    def __init__(self) -> None:
-        self._failed: set[str] = set()
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_report_to_serializable(self, report: pytest.CollectReport | pytest.TestReport) -> Carried:
-        """Take out what cannot be carried, and fail the report for it; once per item."""
-        data = yield
-        if data is None or _can_be_carried(data):
-            return data
-        taken_out, rest = _without_the_rest(data)
-        if report.nodeid in self._failed:
-            return rest
-        self._failed.add(report.nodeid)
-        said = str(report.longrepr) + "\n\n" if report.failed else ""
-        return {
-            **rest,
-            "outcome": "failed",
-            "longrepr": f"{said}{report.nodeid}: its report cannot be carried from worker to controller: "
-            f"{'; '.join(taken_out)}\nfix: use plain str, int, float and bool there: float(value) for a numpy number",
-        }
-
-
-def _can_be_carried(value: object) -> bool:
-    import execnet
-
-    try:
-        execnet.dumps(value)
-    except execnet.DumpError:
-        return False
-    return True
-
-
-def _without_the_rest(data: Mapping[str, Any]) -> tuple[list[str], Data]:
-    """What was taken out, in words, and what is left."""
-    taken_out: list[str] = []
-    rest: Data = {}
-    for name, value in data.items():
-        if _can_be_carried(value):
-            rest[name] = value
-        elif name == "user_properties":
-            rest[name] = [entry for entry in value if _can_be_carried(entry)]
-            taken_out += [
-                f"user_properties[{entry[0]!r}] is a {_type(entry[1])}" for entry in value if not _can_be_carried(entry)
-            ]
-        else:
-            rest[name] = [] if isinstance(value, list) else None
-            taken_out.append(f"{name} is or holds a {_type(value)}")
-    return taken_out, rest
-
-
-def _type(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+                yield CycleKey(plan.name, match["id"], hashes[0], int(match["cycle"]))

@@ -1,4 +1,7 @@
-"""Which ways of pytest-xdist to spread tests go with measuring, and which are refused. Standard library and pytest."""
+"""Which of xdist's ways to spread tests can be used with a study, and which are refused.
+
+`plugin.py` calls it in every controller, so it imports little.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from typing import Any
 import pytest
 
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
-from pytest_llem.session.stash import RUN
+from pytest_llem.session.run import run_identity
 
 USE_LOAD = "use --dist=load, which -n alone chooses"
-UNFIT = {
+REFUSED_MODES = {
     "loadgroup": (
         "it changes the ids of grouped items, which reports and later runs know them by, and measures a group on one "
         "device while others idle"
@@ -33,14 +36,14 @@ def worker_count(config: pytest.Config) -> int:
     return sum(int(count) if star and count.isdigit() else 1 for count, star, _ in counts)
 
 
-def why_unfit(config: pytest.Config) -> str | None:
-    """Why items of a study cannot be spread as the command line asks; `None` where they can."""
+def scheduling_problem(config: pytest.Config) -> str | None:
+    """Why the items of a study cannot be spread as the command line asks; `None` where they can."""
     if not is_distributed(config):
         return None
     mode = config.getoption("dist")
-    if mode in UNFIT:
-        return f"--dist={mode} cannot be used with a study: {UNFIT[mode]}\nfix: {USE_LOAD}"
-    elsewhere = [spec for spec in config.getoption("tx") if not _is_here(spec)]
+    if mode in REFUSED_MODES:
+        return f"--dist={mode} cannot be used with a study: {REFUSED_MODES[mode]}\nfix: {USE_LOAD}"
+    elsewhere = [spec for spec in config.getoption("tx") if not _is_local(spec)]
     if elsewhere:
         return (
             f"--tx={elsewhere[0]} cannot be used with a study: devices are leased, and results kept, on this machine\n"
@@ -54,33 +57,33 @@ def why_unfit(config: pytest.Config) -> str | None:
     return None
 
 
-def _is_here(spec: str) -> bool:
+def _is_local(spec: str) -> bool:
     """Whether an execnet specification (`popen`, `2*popen//python=...`) starts a process of this machine."""
     parts = spec.rpartition("*")[2].split("//")
     return "popen" in parts and not any(part.startswith(("ssh=", "socket=", "vagrant_ssh=", "via=")) for part in parts)
 
 
-def settle_scheduling(config: pytest.Config) -> None:
-    """Have items handed out one by one, unless the user chose otherwise. `pytest.UsageError` for an unfit way."""
-    reason = why_unfit(config)
+def choose_scheduling(config: pytest.Config) -> None:
+    """Hand items out one by one, unless the user chose otherwise. Raises `pytest.UsageError` for what is refused."""
+    reason = scheduling_problem(config)
     if reason is not None:
         raise pytest.UsageError(reason)
     if is_distributed(config) and config.option.maxschedchunk is None:
         config.option.maxschedchunk = 1
         scheduler: Any = getattr(config.pluginmanager.get_plugin("dsession"), "sched", None)
         if scheduler is not None and scheduler.maxschedchunk is None:
-            # The first study was met by a worker, when the scheduler had been made but had not begun.
+            # A worker met the first study when the scheduler existed but had not started.
             scheduler.maxschedchunk = 1
 
 
-def refused_in_worker(config: pytest.Config) -> None:
-    """In a worker, refuse the first study that is met where its controller has found the scheduling unfit.
+def refuse_in_worker(config: pytest.Config) -> None:
+    """In a worker, refuse the first study where the controller refuses the scheduling.
 
-    The controller learns by the run's lock file that a study was met, and ends the run with the usage error.
+    The run's lock file tells the controller that a study was met; it ends the run with the usage error.
     """
     worker_input = getattr(config, "workerinput", None)
     if worker_input is None:
         return
-    config.stash[RUN].lock.touch()
-    if worker_input["llem_unfit"]:
-        raise pytest.Collector.CollectError(worker_input["llem_unfit"])
+    run_identity(config).lock.touch()
+    if worker_input["llem_refusal"]:
+        raise pytest.Collector.CollectError(worker_input["llem_refusal"])

@@ -14,7 +14,7 @@ from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.runners.protocol import ParallelCycles
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
-from pytest_llem.session.options import RunOptions
+from pytest_llem.session.run import RunOptions
 from pytest_llem.study import load_study
 
 SPEC = RunnerSpec("ray", "command line")

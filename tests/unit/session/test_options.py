@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.session.options import RunOptions, run_options
+from pytest_llem.session.options import run_options
+from pytest_llem.session.run import RunOptions
 from pytest_llem.study import load_study
 
 STUDY = "model: builtin:tiny-llama\n"

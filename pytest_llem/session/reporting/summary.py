@@ -1,4 +1,7 @@
-"""The summary on the terminal: one row per experiment, medians over valid cycles with their spread."""
+"""Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
+
+One row per experiment: medians over valid cycles with their spread. `Reporting` prints and writes them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llem.results.tables import markdown_table
+
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
+    from pytest_llem.results.judging import GateReport
     from pytest_llem.results.summary import Estimate, ExperimentSummary
 
 HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
@@ -17,6 +23,16 @@ SPREAD = "±"
 GAP = "  "
 LEAST_COLUMNS = 3
 LEAST_ID = 24
+"""Columns, and characters of an id, that stay on the narrowest terminal. Chosen: id, valid and the headline."""
+
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+ACTIONS_VARIABLE = "GITHUB_ACTIONS"
+VERDICTS = {
+    "pass": "✅ pass",
+    "fail": "❌ fail",
+    "inconclusive": "⚠️ inconclusive",
+    "not_comparable": "⚠️ not comparable",
+}
 
 
 def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) -> list[str]:
@@ -34,7 +50,7 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
 
 
 def saved_lines(saved: Saved) -> list[str]:
-    """What went into a baseline, and what did not."""
+    """The files of a saved baseline, and what was left out of it."""
     lines = [f"baseline saved: {short_path(path)}" for path in saved.files]
     lines += [
         f"not in the baseline: {study} {experiment}: {reason}" for (study, experiment), reason in saved.refused.items()
@@ -113,7 +129,7 @@ def _middle_cut(text: str, width: int) -> str:
 
 
 def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
-    """What a reader must know to read the numbers."""
+    """Notes on how to read the numbers."""
     notes = []
     if any(row.metrics for row in rows):
         notes.append(f"median over valid cycles, {SPREAD} half the interquartile range")
@@ -132,3 +148,46 @@ def short_path(path: Path) -> str:
     """A path as seen from the current directory, where it lies below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def write_step_summary(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_dir: Path) -> None:
+    """Append the run's tables to the step summary of GitHub Actions, where there is one."""
+    path = os.environ.get(SUMMARY_VARIABLE)
+    if path and rows:
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write("\n".join(summary_markdown(rows, gates, run_dir.name)) + "\n")
+
+
+def summary_markdown(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_id: str) -> list[str]:
+    """A table of experiments per study, the notes, and a table of verdicts."""
+    lines = ["## LLM inference energy", ""]
+    for study in dict.fromkeys(row.study for row in rows):
+        of_study = [row_cells(row) for row in rows if row.study == study]
+        lines += [f"### {study}", "", *markdown_table(HEADER, of_study), ""]
+    lines += [f"_{note}_  " for note in meter_notes(rows)]
+    verdicts = [
+        (
+            gate.experiment_id,
+            row.metric,
+            VERDICTS[row.status],
+            "-" if row.ratio is None else f"{row.ratio:.4g}",
+            row.limit,
+            row.reason.replace("\n", " "),
+        )
+        for gate in gates
+        for row in gate.rows
+    ]
+    if verdicts:
+        lines += ["", "### Gates", ""]
+        lines += markdown_table(("experiment", "metric", "verdict", "ratio", "limit", "reason"), verdicts, left=3)
+    return [*lines, "", f"Run `{run_id}`"]
+
+
+def annotation(title: str, message: str) -> str:
+    """A workflow command of GitHub Actions that shows an error at the top of the run."""
+    return f"::error title={_command(title, properties=True)}::{_command(message)}"
+
+
+def _command(text: str, *, properties: bool = False) -> str:
+    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return escaped.replace(":", "%3A").replace(",", "%2C") if properties else escaped

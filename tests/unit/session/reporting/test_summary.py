@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.results.summary import Estimate, ExperimentSummary
-from pytest_llem.session.reporting.table import quantity, significant, summary_lines
+from pytest_llem.session.reporting.summary import quantity, significant, summary_lines
 
 
 @pytest.mark.parametrize(

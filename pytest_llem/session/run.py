@@ -1,0 +1,101 @@
+"""The run that a pytest process belongs to: its name, its settings, and which arguments name studies.
+
+`plugin.py` and all of `session/` use it. A plain pytest run loads it, so it imports pytest and the standard library.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+    from pytest_llem.session.sharding import Shard
+    from pytest_llem.study import Overrides, Study
+
+STUDY_PLUGIN = "llem-session"
+"""The name under which `start.StudyPlugin` is registered in pytest's plugin manager."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The run's id, made once in the controller and passed to the workers of xdist, and the name of this worker."""
+
+    id: str
+    worker: str | None
+
+    @property
+    def in_controller(self) -> bool:
+        """Whether this process reports to the user; an xdist worker does not."""
+        return self.worker is None
+
+    @property
+    def lock(self) -> Path:
+        """The file that the run's processes lock to create its directory; it exists once a worker has met a study."""
+        return Path(tempfile.gettempdir()) / f"llem-{self.id}.lock"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The settings of this run, each from the first source that has it: see `study.settings`.
+
+    `overrides` take precedence over a study's `execution`, which takes precedence over `execution`. `user_runners` are
+    the user file's runners per engine. `meter` takes precedence over a study's where `meter_overrides`: see `meter_of`.
+    """
+
+    out: Path
+    runner: tuple[str, ...]
+    user_runners: Mapping[str, str]
+    meter: str
+    meter_overrides: bool
+    overrides: Overrides
+    execution: Mapping[str, JsonValue]
+    resume: bool
+    baseline: str | None
+    baseline_dir: Path
+    save_baseline: str | None
+    html: Path | None
+    strict: bool
+    explicit: bool
+    breaker: bool
+    skip_preflight: bool
+    collect_only: bool
+    shard: Shard | None = None
+
+    def meter_of(self, study: Study) -> str:
+        """The meter of a study's cycles: this run's if one was given, else the study's, else the user's or default."""
+        return self.meter if self.meter_overrides or study.meter is None else study.meter
+
+
+# A stash key, because xdist asks for the number of workers before pytest configures plugins.
+_RUN: pytest.StashKey[RunIdentity] = pytest.StashKey()
+
+
+def run_identity(config: pytest.Config) -> RunIdentity:
+    """The run of this process, named by the first call in the controller."""
+    if _RUN not in config.stash:
+        worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+        if worker_input is not None:
+            identity = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
+        else:
+            started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            identity = RunIdentity(f"{started}-{secrets.token_hex(4)}", None)
+        config.stash[_RUN] = identity
+    return config.stash[_RUN]
+
+
+def names_study(argument: str) -> bool:
+    """Whether a command-line argument is a study file, or a node id inside one."""
+    return argument.partition("::")[0].endswith((".yaml", ".yml"))
+
+
+def names_studies(config: pytest.Config) -> bool:
+    """Whether the command line names any study."""
+    return bool(config.getoption("llem_study")) or any(names_study(argument) for argument in config.args)

@@ -1,0 +1,200 @@
+"""The results of a run as one pytest process sees them: from the run's store, or measured now.
+
+`LlemSession.results` imports it when a test first asks for a result, because it needs what only measuring needs. Lock
+order: the store's lock of a result, then the device lease, then the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pytest
+from filelock import FileLock
+
+from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.results.baselines import Baseline, Saved, save_baseline
+from pytest_llem.results.judging import GateReport, judge_experiment, read_gates, write_gate
+from pytest_llem.results.layout import MANIFEST
+from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan, rebuild_manifest
+from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.precision import precise_after
+from pytest_llem.results.resume import EarlierRuns, Reuse
+from pytest_llem.results.store import LOCKS, RunStore
+from pytest_llem.results.summary import ExperimentSummary, summarise, write_summary
+from pytest_llem.session.experiment_cycle import ExperimentCycle
+from pytest_llem.session.measuring import Measurer
+from pytest_llem.session.prefetch import Prefetch, begin_prefetch
+from pytest_llem.session.run import RunIdentity, RunOptions
+from pytest_llem.session.runner_plan import RunnerPlans
+from pytest_llem.study import Study
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A finished run: a row per experiment, the gates' verdicts, and the baseline that was saved, if any."""
+
+    rows: tuple[ExperimentSummary, ...]
+    gates: tuple[GateReport, ...]
+    saved: Saved | None
+
+
+class RunResults:
+    """Answers for everything in this process that asks for results."""
+
+    def __init__(self, run: RunIdentity, options: RunOptions, runner_plans: RunnerPlans) -> None:
+        self._run = run
+        self._options = options
+        self._run_dir = options.out / run.id
+        self._runner_plans = runner_plans
+        self._prefetch: Prefetch | None = None
+
+    @cached_property
+    def _measurer(self) -> Measurer:
+        measurer = Measurer(self._options, self._run.id, self._run_dir)
+        measurer.placement = self._runner_plans
+        return measurer
+
+    @cached_property
+    def store(self) -> RunStore:
+        """The run's store; the first process that needs it creates its directory."""
+        with FileLock(self._run.lock):
+            exists = (self._run_dir / MANIFEST).exists()
+            store = RunStore.open(self._run_dir) if exists else RunStore.create(self._options.out, self._run.id)
+        if self._run.in_controller:
+            self._run.lock.unlink(missing_ok=True)
+        return store
+
+    def get_or_measure(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
+        """The outcome of a cycle: from the store, or measured now by this process.
+
+        `retried` for the cycle's own item and for users' tests: a gate never retries.
+        """
+        if self._prefetch is not None:
+            self._prefetch.wait(cycle.key)
+        return self._from_store(cycle, retried=retried)
+
+    def _from_store(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
+        return self.store.get_or_measure(
+            cycle.key,
+            lambda attempt, job_dir: self._measurer.measure(cycle, attempt, job_dir),
+            retries=cycle.study.execution.retries if retried else 0,
+            reuse=(lambda: self._reusable(cycle)) if self._options.resume else None,
+        )
+
+    def _reusable(self, cycle: ExperimentCycle) -> Reuse:
+        try:
+            identity, *others = self._measurer.identities(cycle, self.store.environment)
+        except LlemError as error:  # measuring meets the same obstacle, and explains it
+            return Reuse(None, error.message)
+        return self._earlier_runs.find(cycle.key, identity, cycle.study.thresholds, others)
+
+    @cached_property
+    def _earlier_runs(self) -> EarlierRuns:
+        return EarlierRuns(self._options.out, self._run.id)
+
+    def precise_before(self, cycle: ExperimentCycle) -> tuple[float, int] | None:
+        """Where the cycles before an optional one reach `target_ci`: the half width, and after how many cycles.
+
+        Cycles that are absent are measured for it. `None` where the optional cycle is needed.
+        """
+        outcomes: list[Outcome] = []
+        for number in range(1, cycle.cycle or 1):
+            outcomes.append(self.get_or_measure(replace(cycle, cycle=number), retried=False))
+            width = precise_after(outcomes, cycle.study.execution)
+            if width is not None:
+                return width, number
+        return None
+
+    def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:
+        """Judge an experiment by its cycles, measuring those that are absent, and write `gate.json`.
+
+        Raises `StoreError` when the baseline has no results of the study.
+        """
+        outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
+        expect, compare = experiment.experiment.expect, experiment.experiment.compare
+        report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
+        write_gate(outcomes[0].directory.parent, report)
+        return report
+
+    def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
+        """Start the cycles that the items need on runners that measure several at a time; items wait for theirs."""
+        self._prefetch = begin_prefetch(items, self._measurer, self._from_store, self._run_dir, tell)
+
+    def queue_in_order(self, cycles: Iterable[ExperimentCycle]) -> None:
+        """Have this worker's cycles wait for devices in the order of the run, which several workers share."""
+        names = [(cycle.study.name, cycle.experiment.id, cycle.cycle) for cycle in cycles]
+        self._measurer.places = {name: position for position, name in enumerate(names)}
+
+    def write_plan(self, cycles: Iterable[ExperimentCycle], facts: Mapping[str, JsonValue] | None) -> None:
+        """Write what will run to the manifest, unless another worker of the run has: the plan is the same in all."""
+        try:
+            (self.store.run_dir / LOCKS / "planned").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        rebuild_manifest(self.store.run_dir, studies=study_plans(cycles), facts=facts)
+
+    def conclude(self) -> Conclusion:
+        """Bring the run's manifest and summaries up to date, and save a baseline where one was asked for.
+
+        Experiments without a result, and those whose gate failed, are left out of the baseline.
+        """
+        manifest = rebuild_manifest(self._run_dir, finished=True)
+        keys = [item.key for item in manifest.items]
+        rows = tuple(summarise(keys, self.store.outcome))
+        write_summary(self._run_dir, list(rows))
+        gates = tuple(read_gates(self._run_dir))
+        saved = None
+        if self._options.save_baseline:
+            outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
+            absent = [outcome.key for outcome in outcomes if outcome.result is None]
+            saved = save_baseline(
+                self._options.save_baseline,
+                [outcome.result for outcome in outcomes if outcome.result is not None],
+                self._options.baseline_dir,
+                failing={
+                    *((key.study, key.experiment_id) for key in absent),
+                    *((gate.study, gate.experiment_id) for gate in gates if gate.failed),
+                },
+                plans=manifest.studies,
+            )
+        return Conclusion(rows, gates, saved)
+
+    def unload(self) -> None:
+        """Unload an engine that is kept loaded. Raises `NotReleasedError` when it leaves memory on its devices."""
+        self._measurer.unload()
+
+    def close(self) -> None:
+        """Cancel prefetched cycles that are not done, and release the runners."""
+        if self._prefetch is not None:
+            self._prefetch.stop()
+            self._measurer.interrupt()
+            self._prefetch.join()
+        if "_measurer" in self.__dict__:
+            self._measurer.close()
+
+
+def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
+    """The plan for the run's manifest: the selected cycles in order, and the points that the studies left out."""
+    studies: dict[str, Study] = {}
+    planned: dict[str, dict[PlannedCycle, None]] = {}
+    for item in cycles:
+        studies[item.study.name] = item.study
+        of_study = planned.setdefault(item.study.name, {})
+        for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
+            of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
+    return tuple(
+        StudyPlan(
+            name=name,
+            path=str(study.path),
+            sha256=study.study_hash,
+            order=study.execution.order,
+            cycles=tuple(planned[name]),
+            required_cycles=study.execution.cycles,
+            left_out=tuple(
+                LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
+            ),
+        )
+        for name, study in studies.items()
+    )

@@ -1,0 +1,154 @@
+"""Keeps the report of every item from being lost: counts them where they arrive, and checks them where they are sent.
+
+`start.py` registers `ItemCount` in the process that reports, and `ReportSerialisation` in workers of xdist. It exists
+because xdist drops an item whose report it cannot send, and still exits with 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+LOST = (
+    "selected, and never reported: the pytest process that ran it, or its report, was lost\n"
+    "fix: look above for an internal error or a crashed worker"
+)
+
+COMPLETE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERNAL_ERROR)
+"""Exit codes of runs that were not stopped; xdist ends with an internal error when a worker breaks."""
+
+
+class ItemCount:
+    """Makes an item that was selected and never reported a failed one, in all reports.
+
+    Where a run was stopped (`-x`, Ctrl-C, `--sw`), items that did not run are not lost.
+    """
+
+    def __init__(self) -> None:
+        self._selected: dict[str, None] = {}
+        self._reported: set[str] = set()
+        self._lost: list[str] = []
+        self._stopped = False
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count what this process selected."""
+        self.selected([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Count what a worker selected: the same in all."""
+        self.selected(ids)
+
+    def selected(self, ids: Sequence[str]) -> None:
+        """Count items that will run, by node id."""
+        self._selected.update(dict.fromkeys(ids))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count an item when its test ran, or could not because its setup failed or was skipped."""
+        if report.when != "teardown" and (report.when != "setup" or not report.passed):
+            self._reported.add(report.nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Remember that something asked the run to end, whatever the exit code."""
+        try:
+            return (yield)
+        except pytest.exit.Exception:
+            self._stopped = True
+            raise
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Compare when all is done, and report what was lost before other plugins write their reports."""
+        stopped = self._stopped or session.shouldstop or session.shouldfail or session.config.option.collectonly
+        if stopped or session.exitstatus not in COMPLETE:
+            return
+        self._lost = [nodeid for nodeid in self._selected if nodeid not in self._reported]
+        for nodeid in self._lost:
+            session.config.hook.pytest_runtest_logreport(report=_lost(nodeid))
+        if self._lost and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print how many were lost."""
+        if self._lost:
+            terminalreporter.section("llem count", red=True)
+            terminalreporter.write_line(
+                f"{len(self._lost)} of {len(self._selected)} selected items were never reported; they count as failed"
+            )
+
+
+def _lost(nodeid: str) -> pytest.TestReport:
+    path = nodeid.split("::")[0]
+    return pytest.TestReport(
+        nodeid=nodeid,
+        location=(path, None, nodeid.partition("::")[2] or path),
+        keywords={},
+        outcome="failed",
+        longrepr=LOST,
+        when="call",
+    )
+
+
+Data = dict[str, Any]
+
+
+class ReportSerialisation:
+    """Fails a report that a worker of xdist cannot send to its controller, and says why."""
+
+    def __init__(self) -> None:
+        self._failed: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> Generator[None, Data | None, Data | None]:
+        """Remove what cannot be sent, and fail the report for it; once per item."""
+        data = yield
+        if data is None or _can_be_sent(data):
+            return data
+        removed, rest = _sendable(data)
+        if report.nodeid in self._failed:
+            return rest
+        self._failed.add(report.nodeid)
+        before = str(report.longrepr) + "\n\n" if report.failed else ""
+        return {
+            **rest,
+            "outcome": "failed",
+            "longrepr": f"{before}{report.nodeid}: its report cannot be carried from worker to controller: "
+            f"{'; '.join(removed)}\nfix: use plain str, int, float and bool there: float(value) for a numpy number",
+        }
+
+
+def _can_be_sent(value: object) -> bool:
+    import execnet
+
+    try:
+        execnet.dumps(value)
+    except execnet.DumpError:
+        return False
+    return True
+
+
+def _sendable(data: Mapping[str, Any]) -> tuple[list[str], Data]:
+    """Sentences on what was removed, and what is left."""
+    removed: list[str] = []
+    rest: Data = {}
+    for name, value in data.items():
+        if _can_be_sent(value):
+            rest[name] = value
+        elif name == "user_properties":
+            rest[name] = [entry for entry in value if _can_be_sent(entry)]
+            removed += [
+                f"user_properties[{entry[0]!r}] is a {_type(entry[1])}" for entry in value if not _can_be_sent(entry)
+            ]
+        else:
+            rest[name] = [] if isinstance(value, list) else None
+            removed.append(f"{name} is or holds a {_type(value)}")
+    return removed, rest
+
+
+def _type(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
