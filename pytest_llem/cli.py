@@ -1,4 +1,7 @@
-"""The command `llem`: what one does before and after a run. A function per verb; the work lies elsewhere."""
+"""The command `llem`: what users do before and after a run.
+
+Each verb names the function that runs it, so that only the chosen verb is imported. Verbs and their options are public.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from pytest_llem.errors import LlemError
 
-Verb = Callable[[argparse.Namespace], int]
-"""Runs a verb and returns the exit code."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the console script; an `LlemError` is printed and exits with 2."""
+    """Entry point of the console script. An `LlemError` is printed, and the exit code is 2."""
     options = parser().parse_args(arguments)
-    run: Verb = options.run
+    module, _, function = options.run.partition(":")
     try:
+        run: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
         return run(options)
     except LlemError as error:
         sys.stderr.write(f"llem: {error}\n")
@@ -41,36 +43,13 @@ def add_schema(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Add `llem schema`."""
     verb = verbs.add_parser("schema", help="print a JSON Schema, for editors and validators")
     verb.add_argument("which", choices=("study", "result", "config"), help="of a study file, a result or the user file")
-    verb.set_defaults(run=run_schema)
-
-
-def run_schema(options: argparse.Namespace) -> int:
-    """Print a JSON Schema."""
-    from pytest_llem.study.published import DIALECT, build_schema
-
-    if options.which == "result":
-        from pytest_llem.results.schema import Result
-
-        schema: dict[str, object] = {"$schema": DIALECT, **Result.model_json_schema()}
-    else:
-        schema = build_schema(options.which)
-    sys.stdout.write(json.dumps(schema, indent=2) + "\n")
-    return 0
+    verb.set_defaults(run="pytest_llem.cli:print_schema")
 
 
 def add_config(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `llem config`."""
     verb = verbs.add_parser("config", help="print every setting, its effective value and where it came from")
-    verb.set_defaults(run=run_config)
-
-
-def run_config(options: argparse.Namespace) -> int:
-    """Print the effective settings."""
-    from pytest_llem.study.settings import load_settings, report_lines
-
-    del options
-    sys.stdout.write("\n".join(report_lines(load_settings())) + "\n")
-    return 0
+    verb.set_defaults(run="pytest_llem.cli:print_settings")
 
 
 def add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,14 +63,7 @@ def add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    verb.set_defaults(run=run_compare)
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    """Print the comparison; 1 when a limit is exceeded."""
-    from pytest_llem.results import commands
-
-    return commands.compare_runs(options)
+    verb.set_defaults(run="pytest_llem.results.commands:compare_runs")
 
 
 def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,14 +79,7 @@ def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--baseline-runs", type=int, metavar="N", default=1, help="runs in the baseline (default: 1)")
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--format", choices=("text", "json"), default="text")
-    verb.set_defaults(run=run_gate_power)
-
-
-def run_gate_power(options: argparse.Namespace) -> int:
-    """Print what gates find with how many cycles."""
-    from pytest_llem.results.gate_power_command import gate_power
-
-    return gate_power(options)
+    verb.set_defaults(run="pytest_llem.results.gate_power_command:gate_power")
 
 
 def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -125,14 +90,7 @@ def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--baseline", type=Path, help="a run to compare with")
     verb.add_argument("--title", help="the page's title")
     verb.add_argument("--figures", type=Path, metavar="DIR", help="also write the charts as svg, png and pdf")
-    verb.set_defaults(run=run_report)
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """Write the report."""
-    from pytest_llem.results import commands
-
-    return commands.report(options)
+    verb.set_defaults(run="pytest_llem.results.commands:report")
 
 
 def add_list(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -140,14 +98,7 @@ def add_list(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
     verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
     verb.add_argument("--json", action="store_true", help="as JSON")
-    verb.set_defaults(run=run_list)
-
-
-def run_list(options: argparse.Namespace) -> int:
-    """Print the runs."""
-    from pytest_llem.results import commands
-
-    return commands.list_all(options)
+    verb.set_defaults(run="pytest_llem.results.commands:list_all")
 
 
 def add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -156,14 +107,7 @@ def add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("--format", required=True, help="csv, parquet, vllm-bench, mlperf, aienergyscore or otel")
     verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
-    verb.set_defaults(run=run_export)
-
-
-def run_export(options: argparse.Namespace) -> int:
-    """Write the export."""
-    from pytest_llem.results import commands
-
-    return commands.export_results(options)
+    verb.set_defaults(run="pytest_llem.results.commands:export_results")
 
 
 def add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -173,14 +117,30 @@ def add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--calibrate", action="store_true", help="first measure the sensors of idle GPUs, and keep that")
     verb.add_argument("--gpu", action="append", default=[], metavar="UUID", help="calibrate this one (repeatable)")
     verb.add_argument("--without-load", action="store_true", help="calibrate without torch; bounds stay wide")
-    verb.set_defaults(run=run_doctor)
+    verb.set_defaults(run="pytest_llem.doctor:run")
 
 
-def run_doctor(options: argparse.Namespace) -> int:
-    """Print what was found; 1 when there is a problem."""
-    from pytest_llem import doctor
+def print_schema(options: argparse.Namespace) -> int:
+    """Print a JSON Schema."""
+    from pytest_llem.study.published import DIALECT, build_schema
 
-    return doctor.run(options)
+    if options.which == "result":
+        from pytest_llem.results.schema import Result
+
+        schema: dict[str, object] = {"$schema": DIALECT, **Result.model_json_schema()}
+    else:
+        schema = build_schema(options.which)
+    sys.stdout.write(json.dumps(schema, indent=2) + "\n")
+    return 0
+
+
+def print_settings(options: argparse.Namespace) -> int:
+    """Print the effective settings of the user."""
+    from pytest_llem.study.settings import load_settings, report_lines
+
+    del options
+    sys.stdout.write("\n".join(report_lines(load_settings())) + "\n")
+    return 0
 
 
 VERBS = (add_schema, add_config, add_list, add_compare, add_gate_power, add_report, add_export, add_doctor)
