@@ -1,18 +1,19 @@
-"""Loads a study for a run: with the run's settings, and with what its isolation, runners and servers must fit.
+"""Loads a study for a run: with the run's settings, and checked against its isolation, runners and servers.
 
 `LlemSession.study` imports it for the first study that this process loads itself; workers of xdist get loaded studies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_llem.errors import StudyError
+import pytest
+
+from pytest_llem.errors import LlemError, StudyError
 from pytest_llem.servers.plan import require_possible_servers
-from pytest_llem.session.isolation import require_possible
-from pytest_llem.session.run import RunOptions
+from pytest_llem.session.run import RunOptions, names_study
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.study import Study, load_study
 
@@ -40,6 +41,57 @@ def load_for_run(
     def runner_of(engine: str) -> str:
         return runner_plans.spec(engine, study).name
 
-    require_possible(study, runner_of, distributed=distributed)
+    _require_possible(study, runner_of, distributed=distributed)
     require_possible_servers(study, runner_of)
     return study
+
+
+class IsolationError(StudyError):
+    """A study's isolation or runner does not go with its order, with each other, or with the way pytest was called."""
+
+    category = "isolation"
+
+
+def refuse_combinations(config: pytest.Config, load: Callable[[Path], Study]) -> None:
+    """Load the studies of the command line. Raises `pytest.UsageError` for one whose isolation does not fit the rest.
+
+    A study that cannot be loaded is left to collection, which says what is wrong and where.
+    """
+    for argument in config.args:
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        if names_study(argument) and path.is_file():
+            try:
+                load(path)
+            except IsolationError as error:
+                raise pytest.UsageError(str(error)) from None
+            except LlemError:
+                continue
+
+
+def _require_possible(study: Study, runner_of: Callable[[str], str], *, distributed: bool) -> None:
+    """Raise `IsolationError` for what cannot be combined.
+
+    An engine cannot stay loaded where other cycles would need its devices, and Ray cannot be used with xdist.
+    `runner_of` gives the name of an engine's runner; `distributed` says whether xdist runs the items.
+    """
+    engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
+    if distributed and any(runner_of(engine) == "ray" for engine in engines):
+        raise IsolationError(
+            f"{study.locate('runners')}: the runner ray cannot be combined with -n (pytest-xdist): Ray runs cycles "
+            "side by side already, and each worker of xdist would hold a part of the study back from it",
+            fix="leave -n out (ray.max_in_flight bounds what is submitted at a time), or use the runner local",
+        )
+    isolation = study.execution.isolation
+    if isolation == "process":
+        return
+    said = f"{study.locate('execution.isolation')}: execution.isolation: {isolation} cannot be combined with"
+    if study.execution.order != "sequential":
+        raise IsolationError(
+            f"{said} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
+        )
+    if distributed:
+        raise IsolationError(f"{said} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
+    for engine in engines:
+        runner = runner_of(engine)
+        if runner != "local":
+            raise IsolationError(f"{said} the runner {runner}", fix="use the runner local, or isolation: process")

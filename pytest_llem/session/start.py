@@ -26,11 +26,9 @@ from pytest_llem.session.collection import (
     take_in_studies,
     without_garbage_collection,
 )
-from pytest_llem.session.isolation import IsolationError
-from pytest_llem.session.run import STUDY_PLUGIN, names_study, run_identity
+from pytest_llem.session.run import STUDY_PLUGIN, run_identity
 from pytest_llem.session.session import LlemSession
-from pytest_llem.session.xdist.crashes import Crashes
-from pytest_llem.session.xdist.reports import ItemCount, ReportSerialisation
+from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
 from pytest_llem.session.xdist.scheduling import choose_scheduling, is_distributed, refuse_in_worker
 from pytest_llem.session.xdist.workers import WorkerHeader, auto_workers
 
@@ -138,7 +136,9 @@ def start(config: pytest.Config) -> StudyPlugin:
     else:
         register(ReportSerialisation(), "llem-report-serialisation")
     if handover is None:
-        _refuse_combinations(config, session)
+        from pytest_llem.session.loading import refuse_combinations
+
+        refuse_combinations(config, session.study)
     register(plugin, STUDY_PLUGIN)
     _interrupt_on_sigterm()
     return plugin
@@ -186,22 +186,6 @@ def auto_worker_count(config: pytest.Config) -> int | None:
         return None
     session = config.stash[PREPARED] = validated_session(config)
     return auto_workers(config, session)
-
-
-def _refuse_combinations(config: pytest.Config, session: LlemSession) -> None:
-    """Raise `pytest.UsageError` for a study of the command line whose isolation does not fit the rest.
-
-    A study that cannot be loaded is left to collection, which says what is wrong and where.
-    """
-    for argument in config.args:
-        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-        if names_study(argument) and path.is_file():
-            try:
-                session.study(path)
-            except IsolationError as error:
-                raise pytest.UsageError(str(error)) from None
-            except LlemError:
-                continue
 
 
 def _interrupt_on_sigterm() -> None:

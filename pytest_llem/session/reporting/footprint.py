@@ -1,7 +1,7 @@
-"""How much device memory an experiment needs, estimated before anything runs.
+"""Estimates the device memory of an experiment before anything runs, for the plan of a dry run.
 
-Two parts that follow from the model's shape alone; activations, CUDA graphs and what an engine reserves on top are not
-in it, so that more may be needed, never less.
+It has the weights and the KV cache, which follow from the model's shape. Activations, CUDA graphs and what an engine
+reserves come on top, so that more memory may be needed, never less.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from pytest_llem.study.canonical import Get
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 
+# Settings that bound the requests in flight: of vLLM, SGLang and TensorRT-LLM.
 _IN_FLIGHT = ("max_num_seqs", "max_running_requests", "max_batch_size")
 
+# Bytes per weight of quantisation while loading: 8 bits, and the 4 bits that vLLM loads with bitsandbytes.
 _QUANTIZED = {"fp8": 1.0, "bitsandbytes": 0.5}
 
 
@@ -67,23 +69,23 @@ def footprint(facts: ModelFacts, engine: str, get: Get, visible: int) -> Footpri
 
 
 def weights_bytes(facts: ModelFacts, engine: str, get: Get) -> float | None:
-    """Bytes of all weights: from the checkpoint's tensors where they lie here, else from the shape.
+    """Bytes of all weights: from the checkpoint's tensors where it is on this machine, else from the shape.
 
     Floating-point tensors are converted to the experiment's dtype, packed ones stay as they are; a quantisation while
     loading makes the matrices (not embedding and head) 1 or 0.5 bytes a weight.
     """
-    asked = BYTES.get(str(get(f"{engine}.dtype") or get("dtype")))
+    requested = BYTES.get(str(get(f"{engine}.dtype") or get("dtype")))
     matrix = _quantized(engine, get)
     if facts.tensors:
         total = 0.0
         for tensor in facts.tensors:
-            each = asked if asked is not None and tensor.floating else tensor.bytes_each
+            bytes_each = requested if requested is not None and tensor.floating else tensor.bytes_each
             if matrix is not None and tensor.floating and tensor.is_matrix:
-                each = matrix
-            total += tensor.count * each
+                bytes_each = matrix
+            total += tensor.count * bytes_each
         return total
     count, embedded = parameter_count(facts.shape), _embedding_count(facts.shape)
-    plain = asked or BYTES.get(str(facts.shape.config.get("dtype") or facts.shape.config.get("torch_dtype")))
+    plain = requested or BYTES.get(str(facts.shape.config.get("dtype") or facts.shape.config.get("torch_dtype")))
     if count is None or plain is None:
         return None
     return embedded * plain + (count - embedded) * (plain if matrix is None else matrix)
@@ -194,7 +196,7 @@ def _longest(value: JsonValue) -> int | None:
 
 
 def settings_that_matter(engine: str) -> tuple[str, ...]:
-    """The paths that an estimate reads: experiments that agree in them need as much as each other."""
+    """The paths that an estimate reads: experiments that agree in them need the same memory."""
     own = (
         *PARALLEL_SIZES, *_IN_FLIGHT, "device_map", "dtype", "quantization", "quantization.load_in_8bit",
         "quantization.load_in_4bit", "kv_cache_dtype", "batch_size", "num_beams", "continuous_batching",
@@ -204,18 +206,21 @@ def settings_that_matter(engine: str) -> tuple[str, ...]:
 
 
 MAX_HEADER_BYTES = 100 << 20
+"""About the limit of the safetensors library, 100 MB."""
 
+# Bytes per number, by the dtype names of the safetensors format.
 _SIZES = {
     "F64": 8.0, "F32": 4.0, "F16": 2.0, "BF16": 2.0, "I64": 8.0, "I32": 4.0, "I16": 2.0, "I8": 1.0, "U8": 1.0,
     "BOOL": 1.0, "F8_E4M3": 1.0, "F8_E5M2": 1.0, "U16": 2.0, "U32": 4.0, "U64": 8.0,
 }  # fmt: skip
 
+# Parts of names of tensors that quantisation leaves alone: embeddings and heads.
 _OUTSIDE_LAYERS = ("embed", "lm_head", "wte", "wpe", "output.weight")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint: how many numbers, of how many bytes; `floating` ones can change their dtype."""
+    """A tensor of a checkpoint: how many numbers, of how many bytes each; `floating` ones can change their dtype."""
 
     count: int
     bytes_each: float
@@ -232,7 +237,7 @@ class ModelFacts:
 
 
 class UnknownModelError(Exception):
-    """Why nothing is known of a model."""
+    """A model's files are not on this machine, or cannot be read; the message says why."""
 
 
 @lru_cache(maxsize=64)
@@ -241,24 +246,24 @@ def model_facts(model: str, directory: Path, revision: str | None = None) -> Mod
 
     Nothing is made or downloaded. Raises `UnknownModelError` with the reason.
     """
-    place = _place(model, directory, revision)
-    config = _json(place / "config.json")
+    files = _directory_of(model, directory, revision)
+    config = _json(files / "config.json")
     text = config.get("text_config")
     if isinstance(text, dict):
         config = {**config, **text}
     fields = SimpleNamespace(**{key: value for key, value in config.items() if key.isidentifier()})
     fields.to_dict = lambda: config
-    return ModelFacts(shape_of(fields, None), tuple(_tensors(place)))
+    return ModelFacts(shape_of(fields, None), tuple(_tensors(files)))
 
 
-def _place(model: str, directory: Path, revision: str | None) -> Path:
+def _directory_of(model: str, directory: Path, revision: str | None) -> Path:
     if is_builtin(model):
         if model.removeprefix(PREFIX) not in known_builtins():
             raise UnknownModelError("there is no such built-in model")
-        made = cache_root() / f"{model.removeprefix(PREFIX)}-{recipe_digest()}"
-        if not made.is_dir():
+        builtin = cache_root() / f"{model.removeprefix(PREFIX)}-{recipe_digest()}"
+        if not builtin.is_dir():
             raise UnknownModelError("it is made when it is first used")
-        return made
+        return builtin
     for path in (Path(model).expanduser(), directory / model):
         if path.is_dir():
             return path
@@ -280,10 +285,10 @@ def _json(path: Path) -> dict[str, object]:
     return data
 
 
-def _tensors(place: Path) -> list[Tensor]:
+def _tensors(directory: Path) -> list[Tensor]:
     """All tensors by the headers of the safetensors files; nothing when one is not readable."""
-    found: list[Tensor] = []
-    for path in sorted(place.glob("*.safetensors")):
+    tensors: list[Tensor] = []
+    for path in sorted(directory.glob("*.safetensors")):
         header = _header(path)
         if header is None:
             return []
@@ -293,8 +298,8 @@ def _tensors(place: Path) -> list[Tensor]:
                 inside = not any(word in name for word in _OUTSIDE_LAYERS)
                 is_matrix = len(shape) >= 2 and inside
                 floating = kind in ("F64", "F32", "F16", "BF16")
-                found.append(Tensor(math.prod(shape), _SIZES.get(kind, 1.0), floating, is_matrix))
-    return found
+                tensors.append(Tensor(math.prod(shape), _SIZES.get(kind, 1.0), floating, is_matrix))
+    return tensors
 
 
 def _header(path: Path) -> dict[str, object] | None:
