@@ -1,0 +1,74 @@
+"""Pages that are generated, names that pages mention, and metadata beside them: all as the code has it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pytest_llem
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATED = {"docs/command-line.md": ".ci/command_line_page.py", "docs/errors.md": ".ci/errors_page.py"}
+GUIDES = ("docs/architecture.md", "CONTRIBUTING.md", "README.md")
+
+
+@pytest.mark.parametrize("page", GENERATED)
+def test_a_generated_page_is_current(page: str) -> None:
+    """Renew it with `python .ci/NAME_page.py > docs/NAME.md`."""
+    done = subprocess.run([sys.executable, ROOT / GENERATED[page]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (ROOT / page).read_text(encoding="utf-8") == done.stdout
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_every_path_of_a_guide_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    top = r"(?:pytest_llem|tests|docs|studies|images|\.ci|\.github)/"
+    named = set(re.findall(rf"`({top}[\w./-]*)`", text)) | set(re.findall(rf"\]\(({top}[\w./-]+)[)#]", text))
+    named |= {f"pytest_llem/{path}" for path in re.findall(r"[`\[\"]((?:session|results|study)/[\w/]*\.py)\b", text)}
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", ".ci/run"])
+def test_every_session_that_is_named_exists(page: str) -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    sessions = set(re.findall(r"^[*-] (\w+)", listed.stdout, re.MULTILINE))
+    named = {
+        name
+        for words in re.findall(r"nox -s ((?:\w+ ?)+)", (ROOT / page).read_text(encoding="utf-8"))
+        for name in words.split()
+    }
+    assert named
+    assert named <= sessions
+
+
+def test_the_floors_are_drawn_as_they_are_checked() -> None:
+    contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.S | re.M)
+    assert contract is not None
+    checked = [set(line.split(" : ")) for line in re.findall(r'"(.+)"', contract[1])]
+    drawn = [
+        set(names.split(" · "))
+        for names in re.findall(r'\["<b>(.+?)</b>', (ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
+    ]
+    # The lowest two are drawn as one: job and errors are read together.
+    assert drawn == [*checked[:-2], checked[-2] | checked[-1]]
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == pytest_llem.__version__
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= set(re.findall(r"[\w/-]+\.md", text))
