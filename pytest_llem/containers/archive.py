@@ -1,4 +1,8 @@
-"""What goes into a container and what comes out of it, as tar archives, so that the daemon may be anywhere."""
+"""Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
+
+`ephemeral`, `kept`, `preflight` and `remote_lease` use it. An image gets the two lowest floors of the package whole,
+and archives that come back are not trusted: only known names are taken.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Calling what may never answer: on a thread that nobody has to wait for."""
+"""Runs a call that may hang on a daemon thread, and waits for it with a timeout.
+
+`preflight` runs its checks and `images` its pulls this way. It must stay a daemon thread: see `Call`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class Call(Generic[T]):
         threading.Thread(target=self._run, args=(call,), name=name, daemon=True).start()
 
     def result(self, timeout_s: float) -> T:
-        """What the call returned or raised; `TimeoutError` when it has done neither after `timeout_s`."""
+        """Return or raise what the call did; `TimeoutError` when it has done neither within `timeout_s` seconds."""
         try:
             value, problem = self._answers.get(timeout=max(0.0, timeout_s))
         except queue.Empty:

@@ -1,4 +1,8 @@
-"""The connection to a Docker daemon: where it is, whether it answers, and what it can do."""
+"""The connection to a Docker daemon: its address, whether it responds, and what it can do.
+
+Everything that talks to Docker starts with `connect` and wraps its calls in `docker_errors`. The address is found
+exactly as the `docker` command finds it; keep that, so that both reach the same daemon.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ NO_IMAGE = "(none)"
 
 @dataclass(frozen=True)
 class DaemonFacts:
-    """What a daemon says of itself. `local` means reached over a socket file of this machine."""
+    """What a daemon reports about itself. `local` means reached over a socket file of this machine."""
 
     address: str
     local: bool
@@ -38,7 +42,6 @@ class DaemonFacts:
     gpus: bool
     runtimes: tuple[str, ...]
     root_dir: str
-    clock_skew_s: float | None = None
 
 
 def daemon_address() -> tuple[str, TLSConfig | None]:
@@ -63,7 +66,7 @@ def daemon_address() -> tuple[str, TLSConfig | None]:
 
 
 def connect(timeout_s: float = 60.0) -> docker.DockerClient:
-    """A client of the daemon that the environment names, proven to answer.
+    """A client of the daemon that the environment names, after it has responded once.
 
     Raises `DockerError` (`daemon_down`, `daemon_permission`) when it does not.
     """
@@ -77,7 +80,7 @@ def connect(timeout_s: float = 60.0) -> docker.DockerClient:
 
 
 def daemon_answers(timeout_s: float = 3.0) -> bool:
-    """Whether a daemon answers at all: the question of runner detection."""
+    """Whether a daemon responds at all; detection of the runner asks this."""
     try:
         client = connect(timeout_s)
     except DockerError:

@@ -1,6 +1,7 @@
-"""What the texts of Docker, NVIDIA's container tools and inference engines mean: tables of anchored patterns.
+"""Patterns that map messages of Docker, NVIDIA's container tools and inference engines to error categories.
 
-The order within a table matters: the first match wins, so the specific stands before the general.
+`errors.translate_docker_error` reads them. The first match of a table wins, so the specific stands before the general;
+a new pattern comes with an example in tests/unit/containers/test_errors.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CLIENT = _table(
         r"|Error while fetching server API version|Is the docker daemon running",
     ),
 )
-"""The client's own words about the daemon: unmistakable, whatever the exit code."""
+"""Messages of the client about the daemon: unmistakable, whatever the exit code."""
 
 DAEMON = _table(
     ("rate_limit", r"toomanyrequests|pull rate limit|429 Too Many Requests"),
@@ -78,7 +79,7 @@ DAEMON = _table(
     ),
     ("daemon_permission", r"permission denied.*docker\.sock"),
 )
-"""What the daemon says when it refuses: read only where the daemon itself ended the run."""
+"""Refusals of the daemon: read only where the daemon itself ended the run."""
 
 CONTAINER = _table(
     ("hf_gated", r"GatedRepoError|gated repo|Access to model \S+ is restricted|Invalid user token"),
@@ -127,7 +128,7 @@ CONTAINER = _table(
     ("arch_mismatch", r"\bexec format error\s*$"),
     ("command_missing", r"exec: .*executable file not found in \$PATH"),
 )
-"""What the program inside said at its end."""
+"""The end of the output of the program inside."""
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 EXCEPTION_LINE = re.compile(
@@ -149,7 +150,7 @@ def first_match(table: tuple[Pattern, ...], lines: list[str]) -> tuple[str, str]
 
 
 def telling_lines(stderr: str) -> list[str]:
-    """The lines of a program's output that say why it ended.
+    """The lines of a program's output that tell why it ended.
 
     With a traceback those are its exception lines (of every traceback: the root cause often stands in an earlier
     one) and native crash messages; without, all lines but those of a lower log level.

@@ -1,4 +1,8 @@
-"""Containers that live for a session: one per image and device set, each cycle a fresh process in it by exec."""
+"""Containers that live for a session: one per image and device set, each cycle a fresh process in it by exec.
+
+`runner.DockerRunner` uses them for `docker.lifecycle: session`. A container serves another cycle only when it is
+healthy: what a failed cycle may have left must never reach the next measurement.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ class KeptContainer:
             raise
 
     def unhealthy(self) -> str | None:
-        """Why no cycle should run here: what went wrong before, its state, or memory still in use on its GPUs."""
+        """Why no cycle may run here: an earlier failure, its state, or memory in use on its GPUs; `None` if one may."""
         if self.broken is not None:
             return self.broken
         with docker_errors(self.request.image.name):
@@ -76,7 +80,7 @@ class KeptContainer:
             return {}
         with docker_errors(self.request.image.name):
             code, output = self.container.exec_run(["python3", *FORK_SERVER, "memory"])
-        lines = bytes(output).decode("utf-8", "replace").strip().splitlines() or ["nothing was said"]  # type: ignore[arg-type]
+        lines = bytes(output).decode("utf-8", "replace").strip().splitlines() or ["no output"]  # type: ignore[arg-type]
         if code != 0:
             raise docker_error("gpu_not_visible", self.request.image.name, said=lines[-1])
         found: dict[str, int] = json.loads(lines[-1])

@@ -1,4 +1,8 @@
-"""How a container is created: devices, limits, privileges, environment."""
+"""How a container is created: devices, limits, privileges, environment.
+
+`create` is the only place that creates containers for cycles, checks and servers. A new option belongs in
+`ContainerRequest` and, where it can change a measurement, in `recorded_options`.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ ENVIRONMENT = {
     "PYTHONNOUSERSITE": "1",
     "LLEM_EVENT_PREFIX": "1",
 }
-"""Every cache on a writable place, and the rendezvous of parallel workers on loopback."""
+"""Every cache in a writable directory, and the rendezvous of parallel workers on loopback."""
 
 PASSED_ON = (
     "OMP_NUM_THREADS",
@@ -68,7 +72,7 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What of an image matters here. `digest` is the registry's, `None` for an image that was never in one."""
+    """Facts about a local image. `digest` is the registry's, `None` for an image that was never in one."""
 
     name: str
     id: str
@@ -109,17 +113,17 @@ class ContainerRequest:
 
 
 def job_environment(name: str) -> dict[str, str]:
-    """Where the worker finds its job."""
+    """Tells the worker where its job is."""
     return {"LLEM_CONFIG_PATH": f"{JOBS}/{name}/job.json"}
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings of this process's environment that decide how fast a local worker would be, so that both are equal."""
+    """The variables of this process that decide how fast a worker computes: a container must not differ in them."""
     return {name: environment[name] for name in PASSED_ON if environment.get(name)}
 
 
 def capabilities(request: ContainerRequest) -> list[str]:
-    """The capabilities that stay: those asked for, and for root its right to read mounted files of other users."""
+    """The capabilities that are kept: those of the settings, and for root that to read other users' mounted files."""
     needed = ["DAC_OVERRIDE"] if request.image.runs_as_root and request.mounts else []
     return list(dict.fromkeys([*needed, *request.settings.capabilities]))
 
@@ -169,7 +173,7 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
 
 
 def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
-    """The part of the options that belongs into a result; nothing secret."""
+    """The options that a result records; nothing secret."""
     return {
         "container": request.name,
         "image_id": request.image.id,

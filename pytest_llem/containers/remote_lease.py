@@ -1,7 +1,8 @@
 """Device leases on a remote daemon: a container per device, whose name is the lock.
 
-File locks of this machine say nothing to other users of a remote one. Creating a container under a fixed name is atomic
-there, and one that ends with its attached client is released however the client ends.
+`runner.DockerRunner` takes them, because file locks of this machine do not hold on another one. Creating a container
+under a fixed name is atomic there, and it ends with its attached client: keep both, or a lease can be lost or held
+forever.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pytest_llem.job.job import DeviceSet
 
 PREFIX = "llem-lease-"
 POLL_S = 0.5
+"""Chosen: short beside a cycle, and little load on a daemon across a network."""
 
 
 @contextlib.contextmanager

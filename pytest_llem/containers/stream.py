@@ -1,4 +1,8 @@
-"""A container's output while it runs: events to the caller, everything else into `worker.log`."""
+"""Reads a container's output while it runs: events go to the caller, everything else into `worker.log`.
+
+`ephemeral`, `kept`, `remote_lease` and `servers.container` attach to their containers with it. Nothing may be written
+to the log before it is redacted.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,13 @@ from pytest_llem.worker.entry import EVENT_PREFIX
 
 Event = dict[str, JsonValue]
 _KEPT_BYTES = 65536
+"""Chosen: holds the tracebacks of all processes of a parallel engine."""
 
 
 class Attachment:
     """The client's end of a container's standard streams.
 
-    Holding it open keeps the container alive, and closing it ends the container (see `worker.lifeline`).
+    A container under `worker.lifeline` lives as long as its standard input is attached.
     """
 
     def __init__(self, raw: Any) -> None:
@@ -101,7 +106,7 @@ class OutputPump:
 
     @property
     def last_output(self) -> str:
-        """The last of what went to the log (at most 64 KiB), for reading what went wrong."""
+        """The end of what went to the log (at most 64 KiB), to classify an error."""
         return self._kept
 
     def _run(self) -> None:

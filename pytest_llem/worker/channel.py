@@ -1,4 +1,8 @@
-"""JSON lines over a Unix socket, with file descriptors where the other side needs them."""
+"""Sends and receives JSON lines over a Unix socket, with file descriptors beside them.
+
+The fork servers, the resident worker and their clients in `runners` use it. Both sides run the same version of this
+file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import socket
 from typing import Any
 
 LIMIT = 1 << 20
+"""Bytes read at a time. Chosen: far longer than any message, a longer one is read in parts."""
+
 MAX_DESCRIPTORS = 16
+"""Chosen: a log, a control socket and the lease files of as many devices as a machine has."""
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:

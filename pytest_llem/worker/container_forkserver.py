@@ -26,6 +26,7 @@ from pytest_llem.worker.preload import PRELOADS
 
 ADDRESS = "/llem/forkserver.sock"
 START_S = 30.0
+"""How long the serving process may take to listen. Chosen: it imports little before it does."""
 OOM_KILL_EVENT = "oom_kill"
 
 

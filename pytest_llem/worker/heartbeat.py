@@ -1,4 +1,8 @@
-"""Signs of life while a cycle runs: progress at a calm rate, and heartbeats from a thread of their own."""
+"""Signs of life while a cycle runs: progress events at a limited rate, and heartbeats from a thread.
+
+`cycle` starts the thread, `phases` and `repeats` tick it; the runner's deadline for silence watches the events. A beat
+must stay cheap, because it falls into measured windows.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from pytest_llem.job.events import EventLog
 
 PROGRESS_INTERVAL_S = 0.25
+"""Chosen: fast enough for a terminal's progress line, rare beside the requests of a fast engine."""
 MIN_BEAT_S, MAX_BEAT_S = 0.2, 2.5
 WORKING_SHARE = 0.01
 """Share of one core that the process must have used since the last beat to count as working."""

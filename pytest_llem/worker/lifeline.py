@@ -24,9 +24,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# Linux, include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
+# Linux, include/uapi/linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
-"""Linux, include/uapi/linux/prctl.h."""
 
 LOST_OWNER_EXIT = 129
 """Exit code of `run` when its owner is gone. Chosen: 128 + SIGHUP, what a shell reports for a lost terminal."""
@@ -36,10 +37,13 @@ GRACE_S = 2.0
 whoever wants the devices next waits for it."""
 
 PERIOD_S = 0.05
+"""Chosen: short beside the grace, and no load."""
+
 SWEEPS = 100
 """Chosen: 5 s in all for processes that keep starting others while they are killed."""
 
 SHELL_NOT_FOUND = 127
+"""Exit code of a POSIX shell for a command that is not found."""
 
 
 def command(verb: str, *arguments: str) -> list[str]:
