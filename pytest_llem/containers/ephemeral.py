@@ -1,4 +1,8 @@
-"""A container for one cycle: created, filled, followed, emptied, removed."""
+"""Runs a cycle in a container of its own; also what both lifecycles share: following, ending and emptying a container.
+
+`runner.DockerRunner` uses it for `docker.lifecycle: ephemeral`, and `kept` its parts. Every way out removes the
+container.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +91,10 @@ def run_ephemeral(
 
 
 POLL_S = 0.2
+"""How often deadlines are checked without events. Chosen: fine beside deadlines of seconds, and no load."""
 
 STATE_S = 15.0
+"""Chosen: a restarting daemon with live-restore is back within seconds."""
 
 OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
@@ -119,7 +125,7 @@ def follow(pump: OutputPump, watch: DeadlineWatch, on_event: OnEvent) -> str | N
 
 
 def drain(pump: OutputPump, watch: DeadlineWatch, on_event: OnEvent) -> None:
-    """Pass on what was written before a container was killed."""
+    """Pass on the events that a container wrote before it was killed."""
     for event in pump.rest(2.0):
         watch.heard(event)
         on_event(event)

@@ -1,7 +1,7 @@
-"""Measuring a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
+"""Measures a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
 
-Possible where the daemon is on this machine, because CLOCK_MONOTONIC is then one clock for both. That is not assumed:
-the worker's first event says which boot and which time namespace its clock belongs to.
+`runner.DockerRunner` uses it where the daemon is local, because CLOCK_MONOTONIC is then the same clock for both. That
+is never assumed: the worker's first event states the boot and the time namespace of its clock.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from pytest_llem.job.report import Note
 from pytest_llem.worker.servers import find_server
 
 HOST_METERS = ("nvml", "rapl")
-"""Meters that read sensors of the machine. The others look at processes, and those they see only from inside."""
+"""Meters that read sensors of the machine. The others observe processes, which they can only do inside."""
 
 HANDSHAKE_S = 30.0
+"""Largest age of the worker's clock event. Chosen: far above a loaded machine's delay, far below an offset of boots."""
+
 CONTAINER_EVENT = "container"
 """Tells the meter which container's processes are measured; of the runner, not of the worker."""
 OnEvent = Callable[[Mapping[str, JsonValue]], None]

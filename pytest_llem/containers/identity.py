@@ -1,4 +1,8 @@
-"""Whose container is it: labels that say which process made it, and whether that process is still alive."""
+"""Labels that say which process owns a container, and whether that process is still alive.
+
+Everything that creates containers labels them; `orphaned_containers` reads the labels, also those of other versions, so
+their names must not change.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ class SessionIdentity:
     start_ticks: int
 
     def labels(self, run_id: str) -> dict[str, str]:
-        """What every container of this process is labelled with."""
+        """The labels of every container of this process."""
         return {
             SESSION_LABEL: self.id,
             RUN_LABEL: run_id,
@@ -53,9 +57,9 @@ def current_identity() -> SessionIdentity:
 
 
 def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
-    """Whether the process that the labels name is gone; `None` where that cannot be known from here.
+    """Whether the process that the labels name is gone; `None` where that cannot be decided from here.
 
-    It can be known on the same boot of the same machine in the same pid namespace, and when the machine of that name
+    It can be decided on the same boot of the same machine in the same pid namespace, and when the machine of that name
     has been booted again since.
     """
     try:

@@ -1,4 +1,7 @@
-"""What a workload needs from outside its container: files to mount, and a network or none."""
+"""What a workload needs from outside its container: files to mount, downloads from the hub, and a network or none.
+
+`runner` and `preflight` ask it for each experiment. A container gets no network unless something must be reached.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Mounted:
 
 @dataclass(frozen=True)
 class Inputs:
-    """`mounts` are to be made, `downloads` is what has to come from the hub, `server` a URL that must be reachable."""
+    """What to mount, what has to be downloaded from the hub, and the URL of a server that must be reachable."""
 
     mounts: tuple[Mounted, ...]
     downloads: tuple[str, ...]
@@ -72,9 +75,9 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
 
 
 def found_here(kind: str, name: str) -> Mounted | None:
-    """What to mount for one of the hub's `models` or `datasets`: a path of this machine, or its place in the hub cache.
+    """What to mount for one of the hub's `models` or `datasets`: a path of this machine, or its directory in the cache.
 
-    `None` when it is not here. An absolute path keeps its place, so that it means the same inside and outside.
+    `None` when this machine does not have it. A path is the same inside, so that it means the same there.
     """
     path = Path(name).expanduser()
     cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
@@ -86,7 +89,7 @@ def found_here(kind: str, name: str) -> Mounted | None:
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every local file under its full name, since inside another directory is the current."""
+    """The same experiment with absolute paths of local files: a container has another working directory."""
     dataset = _absolute(config.workload.dataset)
     return replace(
         config,

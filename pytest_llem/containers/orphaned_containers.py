@@ -1,4 +1,7 @@
-"""Containers of dead sessions: found by their labels and removed."""
+"""Removes containers: one, all of a session, and those of sessions whose process is dead, found by their labels.
+
+Runners and servers call it. A container of a process that may still live is never removed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Before the first cycle: everything that would make cycles in an image fail, found together and in seconds."""
+"""Checks, before the first cycle, everything that would make cycles in an image fail; reports all problems together.
+
+`runner.DockerRunner` calls it once per engine and image. It must stay a matter of seconds: it pulls nothing and loads
+no model.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +37,20 @@ from pytest_llem.runners.protocol import PreflightReport
 from pytest_llem.study.runner_settings import DockerSettings
 
 OLDEST_API = (1, 40)
+"""Docker 19.03, the first with device requests (Docker Engine API version history)."""
 
 FREE_BYTES = 2 * 2**30
+"""Chosen: what a cycle writes (caches of compiled kernels, results) fits several times."""
 
 CLOCK_SKEW_S = 2.0
+"""Chosen: well above what NTP allows and a slow answer adds; only times of day in reports depend on it."""
 
 PROBE_MARK = "LLEM-PROBE "
 
 
 @dataclass(frozen=True)
 class PreflightSubject:
-    """One engine in one image, with the experiments that will run there and the devices they get."""
+    """One engine in one image, with the experiments that will run there and their devices."""
 
     engine: str
     image: str
@@ -65,7 +72,7 @@ Check = Callable[[_Findings], None]
 def preflight(
     client: docker.DockerClient, daemon: DaemonFacts, subject: PreflightSubject, identity: SessionIdentity
 ) -> PreflightReport:
-    """Run all checks side by side, each within its own deadline; never raises for what they find."""
+    """Run all checks in parallel, each within its own deadline; never raises for the problems that they find."""
     checks: list[tuple[str, float, Check]] = [
         ("daemon", 5.0, lambda found: _check_daemon(client, daemon, found)),
         ("disk", 5.0, lambda found: _check_disk(daemon, subject, found)),
@@ -227,7 +234,7 @@ def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findin
             paths = ", ".join(mounted.source for mounted in inputs.mounts)
             said = f"{paths}: the daemon at {daemon.address} is remote"
             found.problems.append(docker_error("mount_missing", subject.image, said=said))
-    missing = [place for place in subject.settings.mounts if daemon.local and not Path(place).exists()]
+    missing = [path for path in subject.settings.mounts if daemon.local and not Path(path).exists()]
     if missing:
         said = f"docker.mounts: {', '.join(missing)} does not exist"
         found.problems.append(docker_error("mount_missing", subject.image, said=said))
@@ -238,6 +245,7 @@ def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findin
 NAME = "settings"
 
 DEADLINE_S = 300
+"""Chosen: importing an engine from a cold disk takes a minute or two."""
 
 
 def check_settings_in_image(
@@ -250,7 +258,7 @@ def check_settings_in_image(
 ) -> SignatureReport:
     """Compare settings with the signatures of the image's engine, which is imported in a container of its own.
 
-    What keeps it from being compared is the report's `unchecked`; only a daemon's refusal raises `DockerError`.
+    The report's `unchecked` says why a comparison was not possible; only a daemon's refusal raises `DockerError`.
     """
     request = ContainerRequest(
         name=f"llem-settings-{uuid.uuid4().hex[:8]}",

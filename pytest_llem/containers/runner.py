@@ -1,4 +1,8 @@
-"""The Docker runner: each cycle in a container that is made for it, or by exec in one that is kept."""
+"""The Docker runner: each cycle in a container of its own, or by exec in one that is kept.
+
+`runners.open_runner` and `cluster.node` make it; it puts together the rest of `containers`. It leaves no container
+behind, whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,7 @@ from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.study.runner_settings import DockerSettings
 
 LEASE_TIMEOUT_S = 24 * 3600.0
+"""Chosen: a long study of another session, and yet an end to waiting."""
 
 
 class DockerRunner:
