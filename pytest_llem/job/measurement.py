@@ -150,6 +150,17 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A value with its expanded uncertainty (k=2), both in the unit that the name of the field or function states.
+
+    `uncertainty` is infinite where the source states none: sums and quotients then keep it so.
+    """
+
+    value: float
+    uncertainty: float
+
+
+@dataclass(frozen=True)
 class EngineFacts:
     """Which engine ran, and with what it really ran; `statistics` are its own counts over the measure window."""
 
