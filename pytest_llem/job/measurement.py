@@ -86,7 +86,9 @@ class CpuEnergy:
 
     package_j: float | None
     dram_j: float | None
-    shared: bool = False
+    shared: bool = field(
+        default=False, metadata={"description": "True when other work ran on the host at the same time."}
+    )
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Repeat:
 class WarmupOutcome:
     """How the warm-up ended: `reason` is `converged`, `max_repeats`, `max_s` or `fixed`; `cv` of the last durations."""
 
-    repeats: int
+    repeats: int = field(metadata={"ge": 0})
     duration_s: float
     converged: bool
     reason: str

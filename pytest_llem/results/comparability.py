@@ -11,7 +11,8 @@ from typing import cast
 
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue
-from pytest_llem.results.schema import Reason, Result
+from pytest_llem.job.report import Note
+from pytest_llem.results.schema import Result
 
 UNKNOWN_GAIN = 0.05
 """Gain error of a board that states none: about 5 % was found over many boards (arXiv 2312.02741)."""
@@ -154,7 +155,7 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
     `siblings` are the other cycles by number. The limit is `temperature_drift_c` of the validity's thresholds.
     """
     limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
-    warnings: list[Reason] = []
+    warnings: list[Note] = []
     for device in result.energy.devices:
         known = {
             cycle: other.temperature_c
@@ -168,7 +169,7 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
         cycle, there = max(known.items(), key=lambda item: abs(item[1] - here))
         if abs(there - here) > limit_c:
             text = f"{device.id}: {here:.0f} C while measured, {there:.0f} C in cycle {cycle}"
-            warnings.append(Reason(code="temperature_drift", message=text))
+            warnings.append(Note("temperature_drift", text))
     return result.model_copy(update={"warnings": (*result.warnings, *warnings)}) if warnings else result
 
 

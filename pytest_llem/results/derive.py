@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
@@ -23,19 +23,17 @@ from pytest_llem.results.failures import failed_share, failure_note, failures_by
 from pytest_llem.results.remarks import remarks
 from pytest_llem.results.schema import (
     RESULT_VERSION,
-    DeviceMemory,
-    Engine,
+    DeviceMemorySection,
+    EngineSection,
     Environment,
-    Experiment,
-    Memory,
-    Reason,
+    ExperimentSection,
+    MemorySection,
     Result,
-    Runner,
+    RunnerSection,
     Throughput,
     Tokens,
-    Validity,
-    Warmup,
-    Workload,
+    ValiditySection,
+    WorkloadSection,
 )
 from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, ratio
@@ -81,10 +79,12 @@ def derive_result(
         source_run=None,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         study=study,
-        experiment=Experiment(id=job.experiment_id, config_hash=job.config_hash, config=_json(encode(job.config))),
+        experiment=ExperimentSection(
+            id=job.experiment_id, config_hash=job.config_hash, config=_json(encode(job.config))
+        ),
         cycle=job.cycle,
         attempt=job.attempt,
-        engine=Engine(
+        engine=EngineSection(
             name=measurement.engine.name,
             version=measurement.engine.version,
             effective=_json(measurement.engine.effective),
@@ -95,7 +95,7 @@ def derive_result(
         ),
         runner=_runner(job, measurement, run),
         workload=_workload(measurement),
-        validity=Validity(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
+        validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=derive_energy(measurement.energy, work, shared_host=_workers(run) > 1),
         tokens=tokens,
         throughput=Throughput(
@@ -107,13 +107,7 @@ def derive_result(
         steady_state=derive_steady_state(measurement),
         memory=_memory(measurement, device_peak_bytes or {}),
         compute=derive_compute(job, measurement, good, duration_s, environment),
-        warmup=Warmup(
-            repeats=measurement.warmup.repeats,
-            duration_s=measurement.warmup.duration_s,
-            converged=measurement.warmup.converged,
-            reason=measurement.warmup.reason,
-            cv=measurement.warmup.cv,
-        ),
+        warmup=measurement.warmup,
         timing=_timing(measurement),
         environment=_environment(job, measurement, run, environment),
         warnings=_warnings(job, measurement, run),
@@ -151,30 +145,22 @@ def _json(value: object) -> dict[str, PydanticJson]:
     return cast("dict[str, PydanticJson]", encode(value))
 
 
-def _note(note: Note) -> Reason:
-    return Reason(code=note.code, message=note.message)
-
-
-def _unique(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+def _reasons(job: Job, measurement: Measurement) -> tuple[Note, ...]:
+    reasons = [*measurement.invalid]
+    if measurement.energy is not None:
+        reasons += measurement.energy.invalid
+    failures = failure_note(measurement)
+    if failures is not None and failed_share(measurement) > thresholds(job.meter.thresholds).failed_requests_rel:
+        reasons.append(failures)
+    if not any(window.name == MEASURE for window in measurement.windows):
+        reasons.append(Note("no_measure_window", "the worker recorded no measure window"))
+    elif not measurement.repeats:
+        reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
+    reasons += _repeats_differ(job, measurement)
     return tuple(dict.fromkeys(reasons))
 
 
-def _reasons(job: Job, measurement: Measurement) -> tuple[Reason, ...]:
-    reasons = [_note(note) for note in measurement.invalid]
-    if measurement.energy is not None:
-        reasons += [_note(note) for note in measurement.energy.invalid]
-    failures = failure_note(measurement)
-    if failures is not None and failed_share(measurement) > thresholds(job.meter.thresholds).failed_requests_rel:
-        reasons.append(_note(failures))
-    if not any(window.name == MEASURE for window in measurement.windows):
-        reasons.append(Reason(code="no_measure_window", message="the worker recorded no measure window"))
-    elif not measurement.repeats:
-        reasons.append(Reason(code="no_repeats", message="the measure window holds no whole repeat"))
-    reasons += _repeats_differ(job, measurement)
-    return _unique(reasons)
-
-
-def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
+def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
     """Repeats must hold the same token counts; where sampling may end an answer, the same input.
 
     A request that failed in one of them counts in none: failures are judged by themselves.
@@ -192,14 +178,14 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Reason]:
     if len({(given, made if determined else None) for given, made in counts}) < 2:
         return []
     shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))
-    return [Reason(code="work_differs", message=f"repeats of one cycle hold different token counts: {shown}")]
+    return [Note("work_differs", f"repeats of one cycle hold different token counts: {shown}")]
 
 
-def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Reason, ...]:
+def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note, ...]:
     notes = [*measurement.warnings, *run.notes, *(measurement.energy.notes if measurement.energy else ())]
     told = {note.code for note in notes}
     notes += [note for note in remarks(job, measurement) if note.code not in told]
-    return _unique([_note(note) for note in notes])
+    return tuple(dict.fromkeys(notes))
 
 
 def _cached(requests: Sequence[RequestRecord]) -> int | None:
@@ -207,8 +193,8 @@ def _cached(requests: Sequence[RequestRecord]) -> int | None:
     return None if not counts or None in counts else sum(count or 0 for count in counts)
 
 
-def _runner(job: Job, measurement: Measurement, run: RunReport) -> Runner:
-    return Runner(
+def _runner(job: Job, measurement: Measurement, run: RunReport) -> RunnerSection:
+    return RunnerSection(
         name=run.name,
         source=run.source,
         isolation=run.isolation,
@@ -221,10 +207,10 @@ def _runner(job: Job, measurement: Measurement, run: RunReport) -> Runner:
     )
 
 
-def _workload(measurement: Measurement) -> Workload:
+def _workload(measurement: Measurement) -> WorkloadSection:
     first = measurement.repeats[0] if measurement.repeats else None
     requests = [request for request in measurement.requests if first is None or request.repeat == first.index]
-    return Workload(
+    return WorkloadSection(
         prompts_hash=measurement.prompts_hash,
         outputs_hash=first.outputs_hash if first else None,
         load_shape=measurement.load_shape,
@@ -237,10 +223,10 @@ def _workload(measurement: Measurement) -> Workload:
     )
 
 
-def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> Memory:
+def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> MemorySection:
     peaks = {**device_peak_bytes, **(measurement.memory.device_peak_bytes or {})}
     devices = [
-        DeviceMemory(
+        DeviceMemorySection(
             id=device.id,
             weights_bytes=device.weights_bytes,
             peak_allocated_bytes=device.peak_allocated_bytes,
@@ -249,10 +235,10 @@ def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> M
         for device in measurement.memory.devices
     ]
     devices += [
-        DeviceMemory(id=id, weights_bytes=None, peak_allocated_bytes=None, device_peak_bytes=peak)
+        DeviceMemorySection(id=id, weights_bytes=None, peak_allocated_bytes=None, device_peak_bytes=peak)
         for id, peak in peaks.items()
     ]
-    return Memory(devices=tuple(devices), host_peak_rss_bytes=measurement.memory.host_peak_rss_bytes)
+    return MemorySection(devices=tuple(devices), host_peak_rss_bytes=measurement.memory.host_peak_rss_bytes)
 
 
 def _timing(measurement: Measurement) -> dict[str, float | None]:

@@ -1,119 +1,120 @@
-"""`result.json`: the published result of one cycle.
+"""`result.json`: the published result of one cycle, and its JSON Schema (`llem schema result`).
 
-`Result.model_json_schema()` is the JSON Schema that `llem schema result` prints. Every field that was not measured
-is `null`. Quantities are SI with their unit as suffix; `wh_per_1000_queries` is the one exception, because AI Energy
-Score defines it so.
+`derive` builds it, `reading` reads it back. Fields may be added; a renamed or removed one needs a new `RESULT_VERSION`
+with a migration in `reading`. What was not measured is `null`. Quantities are SI with their unit as suffix, except
+`wh_per_1000_queries`, which AI Energy Score defines so.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DataclassSchema
+
+from pytest_llem.job.measurement import HostEnergy, WarmupOutcome
+from pytest_llem.job.report import Note
 
 RESULT_VERSION = 1
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class Section(BaseModel):
-    """A part of a result: immutable, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Reason(Section):
-    """A stable code for machines and a sentence for people."""
-
-    code: str
-    message: str
-
-
-class Validity(Section):
+@dataclass(frozen=True, kw_only=True)
+class ValiditySection:
     """Whether the measurement may be used."""
 
     valid: bool
-    reasons: tuple[Reason, ...] = Field(description="Why not; empty when valid.")
-    thresholds: dict[str, float] = Field(
-        default_factory=dict, description="Limits that the study set; all others had their defaults."
+    reasons: tuple[Note, ...] = field(metadata={"description": "Why not; empty when valid."})
+    thresholds: dict[str, float] = field(
+        default_factory=dict, metadata={"description": "Limits that the study set; all others had their defaults."}
     )
 
 
-class Experiment(Section):
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSection:
     """What was measured."""
 
-    id: str = Field(description="The experiment's id within its study.")
-    config_hash: str = Field(description="Hash over every setting that changes the measurement.")
-    config: dict[str, JsonValue] = Field(description="The resolved configuration, defaults spelled out.")
+    id: str = field(metadata={"description": "The experiment's id within its study."})
+    config_hash: str = field(metadata={"description": "Hash over every setting that changes the measurement."})
+    config: dict[str, JsonValue] = field(metadata={"description": "The resolved configuration, defaults spelled out."})
 
 
-class Engine(Section):
+@dataclass(frozen=True, kw_only=True)
+class EngineSection:
     """The inference engine that ran."""
 
     name: str
     version: str
-    effective: dict[str, JsonValue] = Field(
-        description="What the engine really ran with: model_path, dtype, device, ..."
+    effective: dict[str, JsonValue] = field(
+        metadata={"description": "What the engine really ran with: model_path, dtype, device, ..."}
     )
-    cache_reset: str | None = Field(description="State of the prefix cache before every repeat.")
-    statistics: dict[str, JsonValue] = Field(
+    cache_reset: str | None = field(metadata={"description": "State of the prefix cache before every repeat."})
+    statistics: dict[str, JsonValue] = field(
         default_factory=dict,
-        description="What the engine's scheduler counted in the measure window: preemptions, cache use, speculation.",
+        metadata={
+            "description": "What the engine's scheduler counted in the measure window: preemptions, cache use, "
+            "speculation."
+        },
     )
-    token_times: bool = Field(description="Whether the engine reports the time of each token.")
-    separable_phases: bool = Field(description="Whether decode energy by difference means something.")
+    token_times: bool = field(metadata={"description": "Whether the engine reports the time of each token."})
+    separable_phases: bool = field(metadata={"description": "Whether decode energy by difference means something."})
 
 
-class Runner(Section):
+@dataclass(frozen=True, kw_only=True)
+class RunnerSection:
     """Where the cycle ran."""
 
     name: str
-    source: str = Field(description="Who chose the runner: command line, environment, study, ...")
+    source: str = field(metadata={"description": "Who chose the runner: command line, environment, study, ..."})
     isolation: str
-    start_method: str = Field(description="How the worker process was started.")
+    start_method: str = field(metadata={"description": "How the worker process was started."})
     image: str | None
     image_digest: str | None
     device_kind: str
-    device_ids: tuple[str, ...] = Field(description="UUIDs of the leased accelerators, as the engine saw them.")
+    device_ids: tuple[str, ...] = field(
+        metadata={"description": "UUIDs of the leased accelerators, as the engine saw them."}
+    )
     facts: dict[str, JsonValue]
 
 
-class Workload(Section):
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSection:
     """The identity of the work: that of one repeat, however many repeats fitted."""
 
     prompts_hash: str
-    outputs_hash: str | None = Field(description="Hash of the first repeat's output token ids, or texts.")
-    load_shape: str = Field(description="offline, or the arrival process of a serving load.")
+    outputs_hash: str | None = field(metadata={"description": "Hash of the first repeat's output token ids, or texts."})
+    load_shape: str = field(metadata={"description": "offline, or the arrival process of a serving load."})
     repeats: Count
-    requests: Count = Field(description="Requests of one repeat.")
-    input_tokens: Count = Field(description="Input tokens of one repeat.")
-    output_tokens: Count = Field(description="Output tokens of one repeat.")
-    failed_requests: Count = Field(description="Requests that failed, over all repeats.")
-    failures: dict[str, Count] = Field(
-        default_factory=dict, description="The same by class: timeout, stalled, dropped, http_429, http_5xx, ..."
+    requests: Count = field(metadata={"description": "Requests of one repeat."})
+    input_tokens: Count = field(metadata={"description": "Input tokens of one repeat."})
+    output_tokens: Count = field(metadata={"description": "Output tokens of one repeat."})
+    failed_requests: Count = field(metadata={"description": "Requests that failed, over all repeats."})
+    failures: dict[str, Count] = field(
+        default_factory=dict,
+        metadata={"description": "The same by class: timeout, stalled, dropped, http_429, http_5xx, ..."},
     )
 
 
-class EnergyDevice(Section):
+@dataclass(frozen=True, kw_only=True)
+class EnergyDevice:
     """Energy of one metered device over the measure windows."""
 
     id: str
     name: str | None
     kind: str
     energy_j: float | None
-    uncertainty_j: float | None = Field(description="k=2, without the board's gain error.")
-    temperature_c: float | None = Field(None, description="Mean over the measure windows, in degrees Celsius.")
+    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
+    temperature_c: float | None = field(
+        default=None, metadata={"description": "Mean over the measure windows, in degrees Celsius."}
+    )
 
 
-class HostEnergy(Section):
-    """CPU packages and DRAM beside an accelerator's energy, never added to it."""
-
-    package_j: float | None
-    dram_j: float | None
-    shared: bool = Field(description="True when other work ran on the host at the same time.")
-
-
-class EnergyWindow(Section):
+@dataclass(frozen=True, kw_only=True)
+class EnergyWindow:
     """Energy drawn between two edges on CLOCK_MONOTONIC."""
 
     name: str
@@ -121,13 +122,14 @@ class EnergyWindow(Section):
     start_ns: int
     end_ns: int
     energy_j: float | None
-    uncertainty_j: float | None = Field(description="k=2, without the board's gain error.")
+    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
     estimator: str | None
     samples: Count
-    terms: dict[str, float] = Field(description="Parts of the uncertainty in joules, k=2.")
+    terms: dict[str, float] = field(metadata={"description": "Parts of the uncertainty in joules, k=2."})
 
 
-class PhaseEnergy(Section):
+@dataclass(frozen=True, kw_only=True)
+class PhaseEnergy:
     """Energy of one phase of a repeat; `method` says how it was told apart."""
 
     name: str
@@ -136,46 +138,60 @@ class PhaseEnergy(Section):
     method: str
 
 
-class Energy(Section):
+@dataclass(frozen=True, kw_only=True)
+class Energy:
     """Energy of the measure windows, summed over the metered devices."""
 
-    meter: str = Field(description="The source of the readings; `none` when no energy was measured.")
+    meter: str = field(metadata={"description": "The source of the readings; `none` when no energy was measured."})
     placement: Literal["host", "worker"] | None
-    scope: str | None = Field(description="What a joule covers: gpu_board, module, cpu_package+dram, ...")
-    measured: bool = Field(description="False when a model of the hardware stands in for a sensor.")
-    source: str | None = Field(description="Where that model is published.")
+    scope: str | None = field(metadata={"description": "What a joule covers: gpu_board, module, cpu_package+dram, ..."})
+    measured: bool = field(metadata={"description": "False when a model of the hardware stands in for a sensor."})
+    source: str | None = field(metadata={"description": "Where that model is published."})
     energy_j: float | None
-    uncertainty_j: float | None = Field(description="k=2; leaves out the board's gain error.")
-    gain_uncertainty_rel: float | None = Field(description="Relative gain error of the board's sensor, per board.")
-    energy_above_idle_j: float | None = Field(description="energy_j minus idle power times the windows' time.")
-    energy_above_idle_uncertainty_j: float | None = Field(description="k=2.")
-    idle_power_w: float | None = Field(description="Mean power of the idle window, model loaded.")
-    idle_power_uncertainty_w: float | None = Field(description="k=2.")
-    idle_power_age_s: float | None = Field(
-        None, description="Seconds from its end to the measure window, or to the cycle's end where it was reused."
+    uncertainty_j: float | None = field(metadata={"description": "k=2; leaves out the board's gain error."})
+    gain_uncertainty_rel: float | None = field(
+        metadata={"description": "Relative gain error of the board's sensor, per board."}
     )
-    idle_power_reused_from: str | None = Field(None, description="The cycle that measured it, where another one did.")
-    avg_power_w: float | None = Field(description="energy_j over the measure windows' time.")
+    energy_above_idle_j: float | None = field(
+        metadata={"description": "energy_j minus idle power times the windows' time."}
+    )
+    energy_above_idle_uncertainty_j: float | None = field(metadata={"description": "k=2."})
+    idle_power_w: float | None = field(metadata={"description": "Mean power of the idle window, model loaded."})
+    idle_power_uncertainty_w: float | None = field(metadata={"description": "k=2."})
+    idle_power_age_s: float | None = field(
+        default=None,
+        metadata={
+            "description": "Seconds from its end to the measure window, or to the cycle's end where it was reused."
+        },
+    )
+    idle_power_reused_from: str | None = field(
+        default=None, metadata={"description": "The cycle that measured it, where another one did."}
+    )
+    avg_power_w: float | None = field(metadata={"description": "energy_j over the measure windows' time."})
     joules_per_output_token: float | None
-    joules_per_total_token: float | None = Field(description="Per input and output token together.")
+    joules_per_total_token: float | None = field(metadata={"description": "Per input and output token together."})
     joules_per_request: float | None
-    wh_per_1000_queries: float | None = Field(description="Watt-hours per 1000 requests, as AI Energy Score counts.")
-    tokens_per_joule: float | None = Field(description="Output tokens per joule.")
+    wh_per_1000_queries: float | None = field(
+        metadata={"description": "Watt-hours per 1000 requests, as AI Energy Score counts."}
+    )
+    tokens_per_joule: float | None = field(metadata={"description": "Output tokens per joule."})
     devices: tuple[EnergyDevice, ...]
     host: HostEnergy | None
     windows: tuple[EnergyWindow, ...]
     phases: tuple[PhaseEnergy, ...]
 
 
-class Tokens(Section):
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
     """Totals of the measure windows, over requests that succeeded."""
 
     input: Count
-    output: Count = Field(description="Tokens generated, without padding after the end of sequence.")
-    cached_input: Count | None = Field(description="Input tokens served from a prefix cache.")
+    output: Count = field(metadata={"description": "Tokens generated, without padding after the end of sequence."})
+    cached_input: Count | None = field(metadata={"description": "Input tokens served from a prefix cache."})
 
 
-class Throughput(Section):
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
     """Rates over the measure windows' time."""
 
     output_tokens_per_s: float | None
@@ -183,25 +199,29 @@ class Throughput(Section):
     requests_per_s: float | None
 
 
-class SteadyState(Section):
+@dataclass(frozen=True, kw_only=True)
+class SteadyState:
     """The time in which a serving engine was as full as it gets, between ramp and tail, over all repeats."""
 
-    method: str = Field(
-        description="concurrency_limit: as many requests run as can, until the tail drains. "
-        "first_answer_or_full_to_last_arrival: for requests that arrive at a rate."
+    method: str = field(
+        metadata={
+            "description": "concurrency_limit: as many requests run as can, until the tail drains. "
+            "first_answer_or_full_to_last_arrival: for requests that arrive at a rate."
+        }
     )
-    valid: bool = Field(description="Whether it lasted at least 30 s.")
-    reason: str | None = Field(description="Why it is not valid.")
+    valid: bool = field(metadata={"description": "Whether it lasted at least 30 s."})
+    reason: str | None = field(metadata={"description": "Why it is not valid."})
     duration_s: float
-    output_tokens: Count = Field(description="Output tokens generated within.")
+    output_tokens: Count = field(metadata={"description": "Output tokens generated within."})
     output_tokens_per_s: float | None
     energy_j: float | None
-    uncertainty_j: float | None = Field(description="k=2, without the board's gain error.")
+    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
     avg_power_w: float | None
     joules_per_output_token: float | None
 
 
-class Distribution(Section):
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
     """Seconds over the successful requests; percentiles by linear interpolation."""
 
     mean: float
@@ -210,65 +230,70 @@ class Distribution(Section):
     p99: float
 
 
-class Latency(Section):
+@dataclass(frozen=True, kw_only=True)
+class Latency:
     """Request latencies; `null` where the engine does not report the times that a definition needs."""
 
-    ttft_s: Distribution | None = Field(description="Time to first token.")
-    tpot_s: Distribution | None = Field(description="Time per output token after the first, per request.")
-    itl_s: Distribution | None = Field(description="Times between successive tokens, over all requests.")
-    e2el_s: Distribution | None = Field(description="End-to-end latency of a request.")
+    ttft_s: Distribution | None = field(metadata={"description": "Time to first token."})
+    tpot_s: Distribution | None = field(metadata={"description": "Time per output token after the first, per request."})
+    itl_s: Distribution | None = field(metadata={"description": "Times between successive tokens, over all requests."})
+    e2el_s: Distribution | None = field(metadata={"description": "End-to-end latency of a request."})
 
 
-class DeviceMemory(Section):
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemorySection:
     """Memory of one device."""
 
     id: str
-    weights_bytes: Count | None = Field(description="The model's weights.")
-    peak_allocated_bytes: Count | None = Field(description="The allocator's peak in the measure windows.")
-    device_peak_bytes: Count | None = Field(
-        description="Peak in use over the whole device and all processes, by NVML's readings in the measure windows."
+    weights_bytes: Count | None = field(metadata={"description": "The model's weights."})
+    peak_allocated_bytes: Count | None = field(metadata={"description": "The allocator's peak in the measure windows."})
+    device_peak_bytes: Count | None = field(
+        metadata={
+            "description": "Peak in use over the whole device and all processes, by NVML's readings in the measure "
+            "windows."
+        }
     )
 
 
-class Memory(Section):
+@dataclass(frozen=True, kw_only=True)
+class MemorySection:
     """Peaks over the measure windows."""
 
-    devices: tuple[DeviceMemory, ...]
+    devices: tuple[DeviceMemorySection, ...]
     host_peak_rss_bytes: Count | None
 
 
-class Compute(Section):
+@dataclass(frozen=True, kw_only=True)
+class Compute:
     """Arithmetic work of the measure windows, from the model's architecture."""
 
     parameters: Count | None
-    flops: float | None = Field(description="Floating-point operations of all repeats.")
+    flops: float | None = field(metadata={"description": "Floating-point operations of all repeats."})
     flops_per_output_token: float | None
     achieved_flops_per_s: float | None
-    peak_flops_per_s: float | None = Field(description="The devices' published peak for the dtype.")
-    mfu: float | None = Field(description="achieved_flops_per_s / peak_flops_per_s.")
+    peak_flops_per_s: float | None = field(metadata={"description": "The devices' published peak for the dtype."})
+    mfu: float | None = field(metadata={"description": "achieved_flops_per_s / peak_flops_per_s."})
 
 
-class Warmup(Section):
-    """How the warm-up ended."""
-
-    repeats: Count
-    duration_s: float
-    converged: bool
-    reason: str
-    cv: float | None
-
-
-class Environment(Section):
+@dataclass(frozen=True, kw_only=True)
+class Environment:
     """Where and with what it was measured."""
 
-    fingerprint: str = Field(description="Hash over `comparable`.")
-    comparable: dict[str, JsonValue] = Field(description="The facts that must be equal for energies to compare.")
-    host: dict[str, JsonValue] = Field(description="The machine and packages of the pytest process.")
-    worker: dict[str, JsonValue] = Field(description="The worker's own process, node and packages.")
+    fingerprint: str = field(metadata={"description": "Hash over `comparable`."})
+    comparable: dict[str, JsonValue] = field(
+        metadata={"description": "The facts that must be equal for energies to compare."}
+    )
+    host: dict[str, JsonValue] = field(metadata={"description": "The machine and packages of the pytest process."})
+    worker: dict[str, JsonValue] = field(metadata={"description": "The worker's own process, node and packages."})
 
 
-class Result(Section):
+class Result(BaseModel):
     """One cycle of one experiment, measured."""
+
+    # The sections are read under it as well.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, revalidate_instances="always"
+    )
 
     schema_version: int = Field(ge=1)
     status: Literal["valid", "invalid"]
@@ -276,21 +301,67 @@ class Result(Section):
     source_run: str | None = Field(description="The earlier run that measured this, when it was reused.")
     created_at: str = Field(description="When the result was derived, ISO 8601 in UTC.")
     study: str
-    experiment: Experiment
+    experiment: ExperimentSection
     cycle: int = Field(ge=1)
     attempt: int = Field(ge=1)
-    engine: Engine
-    runner: Runner
-    workload: Workload
-    validity: Validity
+    engine: EngineSection
+    runner: RunnerSection
+    workload: WorkloadSection
+    validity: ValiditySection
     energy: Energy
     tokens: Tokens
     throughput: Throughput
     latency: Latency
     steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
-    memory: Memory
+    memory: MemorySection
     compute: Compute
-    warmup: Warmup
+    warmup: WarmupOutcome
     timing: dict[str, float | None] = Field(description="Durations in seconds: load_s, warmup_s, measure_s, ...")
     environment: Environment
-    warnings: tuple[Reason, ...]
+    warnings: tuple[Note, ...]
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The published JSON Schema, under the published names."""
+        return super().model_json_schema(*args, **{"schema_generator": PublishedSchema, **options})
+
+
+SHARED: Mapping[type, tuple[str, str]] = {
+    HostEnergy: ("HostEnergy", "CPU packages and DRAM beside an accelerator's energy, never added to it."),
+    Note: ("Reason", "A stable code for machines and a sentence for people."),
+    WarmupOutcome: ("Warmup", "How the warm-up ended."),
+}
+"""The worker's records that are sections as well, with their published name and description."""
+
+
+class PublishedSchema(GenerateJsonSchema):
+    """Names the sections as they are published, whatever their classes are called."""
+
+    def generate(self, *args: Any, **options: Any) -> JsonSchemaValue:
+        """The schema with its `$defs` named by their titles."""
+        schema = super().generate(*args, **options)
+        published = {name: entry.get("title", name) for name, entry in schema["$defs"].items()}
+        schema["$defs"] = {published[name]: entry for name, entry in schema["$defs"].items()}
+        names = {f"#/$defs/{name}": f"#/$defs/{title}" for name, title in published.items()}
+        return self.sort(_renamed(schema, names))
+
+    def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
+        """A section's schema. A shared record's fields are all required: they are always written."""
+        published = super().dataclass_schema(schema)
+        cls = schema["cls"]
+        if cls in SHARED:
+            published["title"], published["description"] = SHARED[cls]
+            for entry in published["properties"].values():
+                entry.pop("default", None)
+            published["required"] = list(published["properties"])
+        else:
+            published["title"] = cls.__name__.removesuffix("Section")
+        return published
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: names.get(entry, entry) if key == "$ref" else _renamed(entry, names) for key, entry in value.items()
+        }
+    return [_renamed(entry, names) for entry in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,7 +18,7 @@ from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, Stor
 from pytest_llem.job.files import read_json, write_text
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.measurement import read_measurement
-from pytest_llem.job.report import RunReport
+from pytest_llem.job.report import Note, RunReport
 from pytest_llem.machine.environment import gather
 from pytest_llem.results.comparability import output_lengths_determined, with_temperature_drift
 from pytest_llem.results.derive import derive_result, device_peaks
@@ -28,7 +28,7 @@ from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.power import write_power
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.resume import Reuse
-from pytest_llem.results.schema import Reason, Result
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.state import (
     TERMINAL,
@@ -167,7 +167,7 @@ class RunStore:
             update={
                 "run_id": self.run_id,
                 "source_run": source,
-                "experiment": result.experiment.model_copy(update={"id": key.experiment_id}),
+                "experiment": replace(result.experiment, id=key.experiment_id),
             }
         )
         directory.mkdir(parents=True, exist_ok=True)
@@ -251,18 +251,18 @@ def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
         return result
     return invalidated(
         result,
-        Reason(
-            code="work_differs",
-            message=f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
+        Note(
+            "work_differs",
+            f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
             f"{work.prompts_hash}); in cycle {cycle} it was {other.input_tokens} and {other.output_tokens} (prompts "
             f"{other.prompts_hash})",
         ),
     )
 
 
-def invalidated(result: Result, reason: Reason) -> Result:
+def invalidated(result: Result, reason: Note) -> Result:
     """The same result, marked invalid for one more reason."""
-    validity = result.validity.model_copy(update={"valid": False, "reasons": (*result.validity.reasons, reason)})
+    validity = replace(result.validity, valid=False, reasons=(*result.validity.reasons, reason))
     return result.model_copy(update={"status": "invalid", "validity": validity})
 
 

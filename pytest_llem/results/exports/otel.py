@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def _latencies(result: Result) -> list[JsonValue]:
         if distribution is not None:
             points = [
                 _point(result, value, {"llem.statistic": statistic})
-                for statistic, value in distribution.model_dump().items()
+                for statistic, value in asdict(distribution).items()
             ]
             found.append({"name": name, "unit": "s", "gauge": {"dataPoints": points}})
     return found

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_llem.job.measurement import EnergyReport, WindowEnergy
-from pytest_llem.results.schema import Energy, EnergyDevice, EnergyWindow, HostEnergy, PhaseEnergy
+from pytest_llem.results.schema import Energy, EnergyDevice, EnergyWindow, PhaseEnergy
 
 MEASURE = "measure"
 IDLE = "idle"
@@ -106,7 +106,6 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     net = above_idle(gross, idle, work.duration_s)
     joules = gross.value if gross else None
     per_request = ratio(joules, work.requests)
-    host = report.host
     return Energy(
         meter=report.meter,
         placement=report.placement,
@@ -129,9 +128,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         wh_per_1000_queries=None if per_request is None else per_request * 1000 / JOULES_PER_WH,
         tokens_per_joule=ratio(work.output_tokens, joules),
         devices=_devices(report, measured),
-        host=HostEnergy(package_j=host.package_j, dram_j=host.dram_j, shared=host.shared or shared_host)
-        if host
-        else None,
+        host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
         windows=tuple(_window(window) for window in report.windows),
         phases=_phases(report, gross, work),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import jsonschema
@@ -71,7 +71,7 @@ def test_latency_is_null_when_one_request_has_no_token_times(bench: Bench) -> No
 def test_without_meter_every_energy_is_null(bench: Bench) -> None:
     energy = bench.result(replace(bench.measurement(), energy=None)).energy
     numbers = {
-        name: value for name, value in energy.model_dump().items() if name.endswith(("_j", "_w", "token", "queries"))
+        name: value for name, value in asdict(energy).items() if name.endswith(("_j", "_w", "token", "queries"))
     }
     assert numbers
     assert set(numbers.values()) == {None}
