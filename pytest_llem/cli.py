@@ -79,7 +79,7 @@ def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--baseline-runs", type=int, metavar="N", default=1, help="runs in the baseline (default: 1)")
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--format", choices=("text", "json"), default="text")
-    verb.set_defaults(run="pytest_llem.results.gate_power_command:gate_power")
+    verb.set_defaults(run="pytest_llem.results.gate_power:gate_power")
 
 
 def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,8 @@ from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.wire import decode
 
 T = TypeVar("T")
+SLUG_LENGTH = 80
+"""Chosen: three such names and a file's stay far below the 255 bytes that Linux file systems allow each."""
 
 # It belongs to the process and can be read only by setting it: once, before there are threads.
 _UMASK = os.umask(0)
@@ -76,3 +79,9 @@ def read_json(path: Path) -> dict[str, JsonValue]:
     if not isinstance(data, dict):
         raise StoreError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def slug(text: str) -> str:
+    """`text` in `[A-Za-z0-9._-]`, at most 80 characters, never hidden and never empty."""
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:SLUG_LENGTH].strip("-.")
+    return kept or "x"

@@ -12,10 +12,9 @@ import pynvml
 
 from pytest_llem.energy.nvml_devices import by_uuid
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import Note
-from pytest_llem.results.layout import slug
 from pytest_llem.worker.convergence import settle
 
 REFERENCES = ".idle"

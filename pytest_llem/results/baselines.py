@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
-from pytest_llem.job.files import read_json, read_versioned, write_text
+from pytest_llem.job.files import read_json, read_versioned, slug, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import common_conditions
-from pytest_llem.results.layout import MANIFEST, slug
-from pytest_llem.results.loading import Results, load
+from pytest_llem.results.layout import MANIFEST
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.reading import Results, load
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
 

@@ -9,9 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
-from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.report import Note
 from pytest_llem.results.schema import Result
 
 UNKNOWN_GAIN = 0.05
@@ -147,30 +145,6 @@ def _shown(value: JsonValue) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(entry) for entry in value) or "none"
     return "unknown" if value is None else str(value)
-
-
-def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Result:
-    """The result, with a warning for each device that was warmer or colder than in another valid cycle.
-
-    `siblings` are the other cycles by number. The limit is `temperature_drift_c` of the validity's thresholds.
-    """
-    limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
-    warnings: list[Note] = []
-    for device in result.energy.devices:
-        known = {
-            cycle: other.temperature_c
-            for cycle, sibling in siblings.items()
-            for other in sibling.energy.devices
-            if other.id == device.id and other.temperature_c is not None
-        }
-        here = device.temperature_c
-        if here is None or not known:
-            continue
-        cycle, there = max(known.items(), key=lambda item: abs(item[1] - here))
-        if abs(there - here) > limit_c:
-            text = f"{device.id}: {here:.0f} C while measured, {there:.0f} C in cycle {cycle}"
-            warnings.append(Note("temperature_drift", text))
-    return result.model_copy(update={"warnings": (*result.warnings, *warnings)}) if warnings else result
 
 
 def output_lengths_determined(config: Mapping[str, object]) -> bool:

@@ -10,11 +10,11 @@ from typing import Literal
 from pytest_llem.results.baselines import baseline_run
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
-from pytest_llem.results.loading import Results
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
+from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.tables import markdown_table, table
+from pytest_llem.results.terminal import markdown_table, table
 from pytest_llem.study.limits import FailIf, change_text
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")

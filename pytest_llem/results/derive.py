@@ -1,8 +1,12 @@
-"""From what a worker observed to a result: sums, rates, percentiles, joules per token, and validity."""
+"""Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, and validity.
+
+`attempts` calls it, once per measured attempt. It reads no file but the meter's samples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
@@ -10,7 +14,7 @@ from typing import cast
 from pydantic import JsonValue as PydanticJson
 
 from pytest_llem.energy.readings import read_samples
-from pytest_llem.energy.validity import thresholds
+from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import Measurement, RequestRecord, Window
@@ -19,8 +23,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity
 from pytest_llem.machine.inputs import input_facts
 from pytest_llem.results.comparability import output_lengths_determined
-from pytest_llem.results.failures import failed_share, failure_note, failures_by_class
-from pytest_llem.results.remarks import remarks
+from pytest_llem.results.notes import failures_by_class, invalid_reasons, warnings
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemorySection,
@@ -71,7 +74,7 @@ def derive_result(
         separable_phases=measurement.engine.capabilities.separable_phases,
         prefill_repeats=sum(window.repeats or 1 for window in measurement.windows if window.name == PREFILL),
     )
-    reasons = _reasons(job, measurement)
+    reasons = invalid_reasons(job, measurement)
     return Result(
         schema_version=RESULT_VERSION,
         status="invalid" if reasons else "valid",
@@ -110,7 +113,7 @@ def derive_result(
         warmup=measurement.warmup,
         timing=_timing(measurement),
         environment=_environment(job, measurement, run, environment),
-        warnings=_warnings(job, measurement, run),
+        warnings=warnings(job, measurement, run),
     )
 
 
@@ -143,49 +146,6 @@ def _workers(run: RunReport) -> int:
 
 def _json(value: object) -> dict[str, PydanticJson]:
     return cast("dict[str, PydanticJson]", encode(value))
-
-
-def _reasons(job: Job, measurement: Measurement) -> tuple[Note, ...]:
-    reasons = [*measurement.invalid]
-    if measurement.energy is not None:
-        reasons += measurement.energy.invalid
-    failures = failure_note(measurement)
-    if failures is not None and failed_share(measurement) > thresholds(job.meter.thresholds).failed_requests_rel:
-        reasons.append(failures)
-    if not any(window.name == MEASURE for window in measurement.windows):
-        reasons.append(Note("no_measure_window", "the worker recorded no measure window"))
-    elif not measurement.repeats:
-        reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
-    reasons += _repeats_differ(job, measurement)
-    return tuple(dict.fromkeys(reasons))
-
-
-def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
-    """Repeats must hold the same token counts; where sampling may end an answer, the same input.
-
-    A request that failed in one of them counts in none: failures are judged by themselves.
-    """
-    lost = {request.index for request in measurement.requests if request.error is not None}
-    kept = [request for request in measurement.requests if request.index not in lost]
-    counts = {
-        (
-            sum(request.input_tokens for request in kept if request.repeat == repeat.index),
-            sum(request.output_tokens for request in kept if request.repeat == repeat.index),
-        )
-        for repeat in measurement.repeats
-    }
-    determined = output_lengths_determined(_json(job.config))
-    if len({(given, made if determined else None) for given, made in counts}) < 2:
-        return []
-    shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))
-    return [Note("work_differs", f"repeats of one cycle hold different token counts: {shown}")]
-
-
-def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note, ...]:
-    notes = [*measurement.warnings, *run.notes, *(measurement.energy.notes if measurement.energy else ())]
-    told = {note.code for note in notes}
-    notes += [note for note in remarks(job, measurement) if note.code not in told]
-    return tuple(dict.fromkeys(notes))
 
 
 def _cached(requests: Sequence[RequestRecord]) -> int | None:
@@ -261,3 +221,47 @@ def device_peaks(samples: Path, windows: Sequence[Window]) -> dict[str, int]:
         if used is not None and any(window.start_ns <= sample.t_ns <= window.end_ns for window in windows):
             peaks[sample.device] = max(peaks.get(sample.device, 0), used)
     return peaks
+
+
+def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
+    """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment."""
+    if not siblings:
+        return result
+    cycle, work = min(siblings), result.workload
+    other = siblings[cycle].workload
+    same_input = (other.prompts_hash, other.input_tokens) == (work.prompts_hash, work.input_tokens)
+    determined = output_lengths_determined(result.experiment.config)
+    if same_input and (other.output_tokens == work.output_tokens or not determined):
+        return result
+    reason = Note(
+        "work_differs",
+        f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
+        f"{work.prompts_hash}); in cycle {cycle} it was {other.input_tokens} and {other.output_tokens} (prompts "
+        f"{other.prompts_hash})",
+    )
+    validity = replace(result.validity, valid=False, reasons=(*result.validity.reasons, reason))
+    return result.model_copy(update={"status": "invalid", "validity": validity})
+
+
+def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Result:
+    """The result, with a warning for each device that was warmer or colder than in another valid cycle.
+
+    `siblings` are the other cycles by number. The limit is `temperature_drift_c` of the validity's thresholds.
+    """
+    limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
+    drifts: list[Note] = []
+    for device in result.energy.devices:
+        known = {
+            cycle: other.temperature_c
+            for cycle, sibling in siblings.items()
+            for other in sibling.energy.devices
+            if other.id == device.id and other.temperature_c is not None
+        }
+        here = device.temperature_c
+        if here is None or not known:
+            continue
+        cycle, there = max(known.items(), key=lambda item: abs(item[1] - here))
+        if abs(there - here) > limit_c:
+            text = f"{device.id}: {here:.0f} C while measured, {there:.0f} C in cycle {cycle}"
+            drifts.append(Note("temperature_drift", text))
+    return result.model_copy(update={"warnings": (*result.warnings, *drifts)}) if drifts else result

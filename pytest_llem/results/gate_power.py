@@ -7,25 +7,30 @@ distributions: docs/gates.md shows what other shapes change.
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.wire import encode
+from pytest_llem.results.commands import read_all
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
-from pytest_llem.results.loading import Results
-from pytest_llem.results.metrics import Metric
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.reading import Results
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
-from pytest_llem.results.tables import table
+from pytest_llem.results.terminal import counted, table
 
 CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 TRIALS = 4000
 
 
 @dataclass(frozen=True)
-class Setting:
+class GateSetting:
     """What a gate is to find under which noise; all but the counts are fractions, `alpha` is an error rate."""
 
     noise: float
@@ -70,7 +75,7 @@ class Noise:
     between_runs: float | None
 
 
-def power(setting: Setting, cycles: int, *, trials: int = TRIALS, seed: int = 0) -> Power:
+def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int = 0) -> Power:
     """What gates with so many cycles a side find, from `trials` pairs; equal seeds give equal answers."""
     rng = random.Random(seed)
     worse = 1 + setting.regression
@@ -91,12 +96,12 @@ def needed(powers: Sequence[Power], wanted: float) -> int | None:
     return next((entry.cycles for entry in powers if entry.found >= wanted), None)
 
 
-def measured_noise(results: Results, metric: Metric) -> Iterator[Noise]:
+def measured_noise(results: Results, measure: Metric) -> Iterator[Noise]:
     """The noise of each configuration with three valid cycles or more in one of its runs."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     names: dict[tuple[str, str], str] = {}
     for result in results.valid:
-        value = metric.of(result)
+        value = measure.of(result)
         if value is not None and value > 0 and result.source_run is None:
             key = (result.study, result.experiment.config_hash)
             names[key] = result.experiment.id
@@ -139,12 +144,14 @@ def _between(runs: Sequence[Sequence[float]], within: float) -> float:
     return math.sqrt(max(0.0, variance(means) - within * fmean([1 / len(run) for run in runs])))
 
 
-def _run(rng: random.Random, setting: Setting, cycles: int) -> list[float]:
+def _run(rng: random.Random, setting: GateSetting, cycles: int) -> list[float]:
     level = rng.lognormvariate(0, setting.between_runs)
     return [level * rng.lognormvariate(0, setting.noise) for _ in range(cycles)]
 
 
-def lines(metric: str, setting: Setting, noises: Sequence[Noise], powers: Sequence[Power], wanted: float) -> list[str]:
+def lines(
+    name: str, setting: GateSetting, noises: Sequence[Noise], powers: Sequence[Power], wanted: float
+) -> list[str]:
     """The measured noise, the table of cycles, and the answer in words."""
     head = ("experiment", "runs", "cycles", "noise in a run", "between runs")
     body = [
@@ -157,7 +164,7 @@ def lines(metric: str, setting: Setting, noises: Sequence[Noise], powers: Sequen
         )
         for noise in (*noises, *([pooled(noises)] if len(noises) > 1 else []))
     ]
-    measured = [f"noise of {metric}", *table(head, body), ""] if body else []
+    measured = [f"noise of {name}", *table(head, body), ""] if body else []
     spreads = f"noise {_percent(setting.noise)} in a run and {_percent(setting.between_runs)} between runs"
     runs = f"{setting.baseline_runs} baseline run{'s' * (setting.baseline_runs != 1)}"
     question = f"limit {_percent(setting.limit)}, {spreads}, {runs}"
@@ -179,3 +186,49 @@ def lines(metric: str, setting: Setting, noises: Sequence[Noise], powers: Sequen
 
 def _percent(share: float) -> str:
     return f"{share * 100:.3g} %"
+
+
+def gate_power(options: argparse.Namespace) -> int:
+    """Print the measured noise, what gates find with how many cycles, and how many suffice."""
+    chosen = metric(options.metric)
+    noises: list[Noise] = []
+    if options.noise is None:
+        if not options.paths:
+            raise SettingsError("no noise to go by", fix="name a run, or state it: --noise 2%")
+        noises = list(measured_noise(read_all(options.paths), chosen))
+        if not noises:
+            raise SettingsError(
+                f"{chosen.name}: no experiment has {MIN_CYCLES} valid cycles that measured it",
+                fix="name a run with more cycles, another --metric, or state it: --noise 2%",
+            )
+    of_all = pooled(noises) if noises else None
+    setting = GateSetting(
+        noise=of_all.within_run if of_all else share(options.noise),
+        limit=share(options.limit),
+        regression=share(options.regression),
+        between_runs=share(options.between_runs)
+        if options.between_runs is not None
+        else ((of_all.between_runs if of_all else None) or 0.0),
+        baseline_runs=options.baseline_runs,
+        alpha=options.alpha,
+    )
+    powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
+    wanted = share(options.power)
+    if options.format == "json":
+        facts = {"setting": setting, "noise": noises, "power": powers, "needed": needed(powers, wanted)}
+        sys.stdout.write(json.dumps(encode(facts), indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(lines(chosen.name, setting, noises, powers, wanted)) + "\n")
+    return 0
+
+
+def share(text: str) -> float:
+    """`2%` as 0.02; `SettingsError` for anything else."""
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if number == text.strip() or not 0 <= value < float("inf"):
+        raise SettingsError(f"{text!r} is no share", fix="write percent, for example 2%")
+    return value / 100

@@ -14,10 +14,12 @@ from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
 from pytest_llem.results.metrics import Metric, is_energy, metric
-from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
-from pytest_llem.results.tables import table
+from pytest_llem.results.state import Outcome
+from pytest_llem.results.statistics import relative_half_width
+from pytest_llem.results.terminal import table
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
+from pytest_llem.study.model import Execution
 
 VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
 
@@ -289,3 +291,13 @@ def read_gates(run_dir: Path) -> list[GateReport]:
         except ValueError as problem:
             raise StoreError(f"{path}: {problem}") from None
     return found
+
+
+def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> float | None:
+    """The half width of the headline's interval after these cycles, where it reaches `target_ci`; else `None`."""
+    if execution.target_ci is None or len(outcomes) < execution.cycles:
+        return None
+    headline = metric(execution.headline)
+    found = [headline.of(outcome.result) for outcome in outcomes if outcome.valid and outcome.result is not None]
+    width = relative_half_width([value for value in found if value is not None])
+    return width if width is not None and width <= execution.target_ci else None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llem.job.files import slug
+
 MANIFEST = "run.json"
 STATE = "state.json"
 RESULT = "result.json"
-SLUG_LENGTH = 80
 HASH_LENGTH = 8
 
 
@@ -30,12 +30,6 @@ class CycleKey:
 
     def __str__(self) -> str:
         return f"{self.study}[{self.experiment_id}-c{self.cycle}]"
-
-
-def slug(text: str) -> str:
-    """`text` in `[A-Za-z0-9._-]`, at most 80 characters, never hidden and never empty."""
-    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:SLUG_LENGTH].strip("-.")
-    return kept or "x"
 
 
 def experiment_directory(experiment_id: str, config_hash: str) -> str:

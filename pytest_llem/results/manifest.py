@@ -30,7 +30,7 @@ class PlannedCycle:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedPoint:
     """A point of a sweep that is not run, and why."""
 
     experiment_id: str
@@ -49,7 +49,7 @@ class StudyPlan:
     sha256: str | None = None
     order: str | None = None
     cycles: tuple[PlannedCycle, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[SkippedPoint, ...] = ()
     required_cycles: int | None = None
 
     def cycle_keys(self) -> list[CycleKey]:

@@ -1,22 +1,31 @@
-"""Reading results back: typed, from a file, a run or a folder of runs, whatever version wrote them.
+"""Reads results back, whatever version wrote them: `load(path)` gives a typed collection and a table of flat columns.
 
-Older formats are brought up to date step by step before they are validated; a newer one is refused.
+The commands, baselines, resume and users call it. Columns are added at the end and never renamed; a newer format is
+refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 from pydantic import ValidationError
 
-from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_directories
+from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pandas import DataFrame
+
+Cell = str | int | float | bool | None
 Migration = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 
 MIGRATIONS: Mapping[int, Migration] = {}
@@ -95,3 +104,172 @@ def recorded_durations(path: Path) -> dict[str, float]:
     if not found:
         raise StoreError(f"{path}: no result here says how long its cycle took", fix="name runs that have ended")
     return {full: sum(times) / len(times) for full, times in found.items()}
+
+
+def load(path: str | Path) -> Results:
+    """The results of a file, a cycle, a study, a run or a folder of runs.
+
+    Raises `StoreError` when there are none, or when one is broken or of a newer format.
+    """
+    return Results(tuple(read_result(file) for file in result_files(Path(path))))
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Result]):
+    """Results in the order of their directories: run, study, experiment, cycle."""
+
+    items: tuple[Result, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: int | slice) -> Result | Results:
+        return Results(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    @property
+    def valid(self) -> Results:
+        """Those that may be used."""
+        return Results(tuple(result for result in self.items if result.validity.valid))
+
+    def where(self, condition: Callable[[Result], bool]) -> Results:
+        """Those for which `condition` holds."""
+        return Results(tuple(result for result in self.items if condition(result)))
+
+    def of_run(self, run_id: str) -> Results:
+        """Those of one run."""
+        return self.where(lambda result: result.run_id == run_id)
+
+    def by_experiment(self) -> dict[tuple[str, str], Results]:
+        """Grouped by study and experiment id, in order."""
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for result in self.items:
+            groups.setdefault((result.study, result.experiment.id), []).append(result)
+        return {key: Results(tuple(group)) for key, group in groups.items()}
+
+    def rows(self) -> list[dict[str, Cell]]:
+        """A flat row per result: the columns of `COLUMNS`, then every swept or set setting as `config.PATH`."""
+        return [{**_row(result), **_settings(result)} for result in self.items]
+
+    def to_table(self) -> pa.Table:
+        """A pyarrow table with one row per result; the `COLUMNS` come first and are always there."""
+        import pyarrow as pa
+
+        rows = self.rows()
+        settings = sorted({name for row in rows for name in row} - set(COLUMNS))
+        columns = {name: [row.get(name) for row in rows] for name in (*COLUMNS, *settings)}
+        kinds = {**COLUMNS, **{name: _kind(columns[name]) for name in settings}}
+        for name in settings:
+            if kinds[name] == "string":
+                columns[name] = [None if cell is None else str(cell) for cell in columns[name]]
+        types = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_(), "double": pa.float64()}
+        units = {name: {"unit": METRICS[name].unit} for name in kinds if name in METRICS}
+        schema = pa.schema([pa.field(name, types[kind], metadata=units.get(name)) for name, kind in kinds.items()])
+        return pa.Table.from_pydict(columns, schema=schema)
+
+    def to_dataframe(self) -> DataFrame:
+        """A pandas data frame with one row per result; `SettingsError` when pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SettingsError("pandas is not installed", fix="pip install pandas, or use to_table()") from None
+        return pd.DataFrame(self.to_table().to_pylist())
+
+
+COLUMNS: dict[str, str] = {
+    "run_id": "string",
+    "source_run": "string",
+    "study": "string",
+    "experiment": "string",
+    "config_hash": "string",
+    "cycle": "int64",
+    "attempt": "int64",
+    "created_at": "string",
+    "valid": "bool",
+    "reasons": "string",
+    "warnings": "string",
+    "model": "string",
+    "engine": "string",
+    "engine_version": "string",
+    "dtype": "string",
+    "runner": "string",
+    "device_kind": "string",
+    "device_count": "int64",
+    "meter": "string",
+    "measured": "bool",
+    "scope": "string",
+    "uncertainty_j": "double",
+    "input_tokens": "int64",
+    "output_tokens": "int64",
+    "repeats": "int64",
+    "measure_s": "double",
+    **dict.fromkeys(METRICS, "double"),
+}
+"""Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,
+never renamed. pyarrow itself is imported when a table is made: it is large, and collection does not need it."""
+
+
+def _kind(cells: Sequence[Cell]) -> str:
+    """The one type that holds every cell; text where they differ."""
+    found = {type(cell) for cell in cells} - {type(None)}
+    if found == {bool}:
+        return "bool"
+    if found == {int}:
+        return "int64"
+    return "double" if found and found <= {int, float} else "string"
+
+
+def _row(result: Result) -> dict[str, Cell]:
+    effective_dtype = result.engine.effective.get("dtype")
+    model = result.experiment.config.get("model")
+    row: dict[str, Cell] = {
+        "run_id": result.run_id,
+        "source_run": result.source_run,
+        "study": result.study,
+        "experiment": result.experiment.id,
+        "config_hash": result.experiment.config_hash,
+        "cycle": result.cycle,
+        "attempt": result.attempt,
+        "created_at": result.created_at,
+        "valid": result.validity.valid,
+        "reasons": " ".join(reason.code for reason in result.validity.reasons) or None,
+        "warnings": " ".join(warning.code for warning in result.warnings) or None,
+        "model": model if isinstance(model, str) else None,
+        "engine": result.engine.name,
+        "engine_version": result.engine.version,
+        "dtype": effective_dtype if isinstance(effective_dtype, str) else None,
+        "runner": result.runner.name,
+        "device_kind": result.runner.device_kind,
+        "device_count": len(result.runner.device_ids),
+        "meter": result.energy.meter,
+        "measured": result.energy.measured,
+        "scope": result.energy.scope,
+        "uncertainty_j": result.energy.uncertainty_j,
+        "input_tokens": result.tokens.input,
+        "output_tokens": result.tokens.output,
+        "repeats": result.workload.repeats,
+        "measure_s": result.timing.get("measure_s"),
+    }
+    return {**row, **{name: metric.of(result) for name, metric in METRICS.items()}}
+
+
+def _settings(result: Result) -> dict[str, Cell]:
+    flat: dict[str, Cell] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}", entry)
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            flat[prefix] = value
+        else:
+            flat[prefix] = str(value)
+
+    walk("config", result.experiment.config)
+    return flat

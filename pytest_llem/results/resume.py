@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import slug
 from pytest_llem.machine.environment import changes
-from pytest_llem.results.layout import HASH_LENGTH, RESULT, CycleKey, run_directories, slug
+from pytest_llem.results.layout import HASH_LENGTH, RESULT, CycleKey, run_directories
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import read_state

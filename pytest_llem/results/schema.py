@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
-from pytest_llem.job.measurement import HostEnergy, WarmupOutcome
+from pytest_llem.job.measurement import CpuEnergy, WarmupOutcome
 from pytest_llem.job.report import Note
 
 RESULT_VERSION = 1
@@ -176,7 +176,7 @@ class Energy:
     )
     tokens_per_joule: float | None = field(metadata={"description": "Output tokens per joule."})
     devices: tuple[EnergyDevice, ...]
-    host: HostEnergy | None
+    host: CpuEnergy | None
     windows: tuple[EnergyWindow, ...]
     phases: tuple[PhaseEnergy, ...]
 
@@ -327,7 +327,7 @@ class Result(BaseModel):
 
 
 SHARED: Mapping[type, tuple[str, str]] = {
-    HostEnergy: ("HostEnergy", "CPU packages and DRAM beside an accelerator's energy, never added to it."),
+    CpuEnergy: ("HostEnergy", "CPU packages and DRAM beside an accelerator's energy, never added to it."),
     Note: ("Reason", "A stable code for machines and a sentence for people."),
     WarmupOutcome: ("Warmup", "How the warm-up ended."),
 }

@@ -1,4 +1,7 @@
-"""`state.json`: what became of a cycle in a run, recorded before each attempt and at its end."""
+"""`state.json`: a cycle's state, written before each attempt and at its end; and its outcome, as consumers get it.
+
+`attempts` writes states; the store, the manifest and `resume` read them. A terminal state is final for its run.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,17 @@ from typing import Literal
 
 import psutil
 
-from pytest_llem.errors import StoreError
+from pytest_llem.errors import LlemError, StoreError
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.layout import STATE, CycleKey
+from pytest_llem.results.schema import Result
 
 StateName = Literal["running", "valid", "invalid", "failed", "crashed", "interrupted"]
 TERMINAL: tuple[StateName, ...] = ("valid", "invalid", "failed", "crashed", "interrupted")
 STATE_VERSION = 1
+LOG_LINES = 10
+"""Lines of a log that a failure message quotes. Chosen: enough for the exception and the frames around it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def begin(key: CycleKey, before: CycleState | None, not_reused: str | None = Non
     )
 
 
-def adopted(key: CycleKey, source_run: str) -> CycleState:
+def reused(key: CycleKey, source_run: str) -> CycleState:
     """The state of a cycle whose result was taken from an earlier run."""
     return CycleState(
         study=key.study,
@@ -137,3 +143,46 @@ def write_state(directory: Path, state: CycleState) -> None:
 def now() -> str:
     """This moment in UTC, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cycle's terminal state. `result` is there when it is valid or invalid, `error` otherwise."""
+
+    state: StateName
+    key: CycleKey
+    directory: Path
+    result: Result | None
+    error: LlemError | None
+    attempts: int
+    log_tail: tuple[str, ...]
+    source_run: str | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the result may be used."""
+        return self.state == "valid"
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the result may not be used, a sentence each."""
+        if self.result is not None:
+            return tuple(f"{reason.code}: {reason.message}" for reason in self.result.validity.reasons)
+        return (self.error.message,) if self.error is not None else ()
+
+    def message(self) -> str:
+        """The short failure text: what, where, fix, and the last lines of the worker's log. Empty when valid."""
+        if self.valid:
+            return ""
+        attempts = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+        lines = [f"{self.key}: {self.state}{attempts}", *(f"  {reason}" for reason in self.reasons())]
+        if self.error is not None and self.error.fix:
+            lines.append(f"  fix: {self.error.fix}")
+        lines.append(f"  artifacts: {self.directory}")
+        server_log = self.error.details.get("log_tail") if self.error is not None else None
+        if isinstance(server_log, (list, tuple)) and server_log:
+            lines.append("  the server's log ends with:")
+            lines += [f"    {line}" for line in server_log[-LOG_LINES:]]
+        elif self.log_tail and self.error is not None:
+            lines.append("  worker.log ends with:")
+            lines += [f"    {line}" for line in self.log_tail[-LOG_LINES:]]
+        return "\n".join(lines)

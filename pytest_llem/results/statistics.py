@@ -34,7 +34,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 
 BETWEEN_RUNS = 0.01
 RUNS_FOR_ESTIMATE = 3
@@ -142,6 +142,25 @@ def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> tuple[flo
     freedom = total * total / sum(variance * variance / degrees for variance, degrees in parts)
     freedom = max(freedom, min(degrees for _, degrees in parts))
     return student_quantile(1 - alpha, freedom) * math.sqrt(total), freedom
+
+
+CONFIDENCE = 0.95
+"""Two-sided level of the interval that `target_ci` bounds. Chosen: the field's convention."""
+LEAST_CYCLES = 3
+"""Below three values the spread itself is hardly known: Student's t with one degree of freedom is 12.7 at 95 %."""
+
+
+def relative_half_width(values: Sequence[float]) -> float | None:
+    """Half width of the two-sided 95 % interval of the geometric mean, relative to it: 0.02 is 2 %.
+
+    Student's t on the logarithms, as everywhere in the gates; `None` below three cycles or for values that have no
+    logarithm. It speaks of this run alone: cycles of one run share temperature, clocks and node state.
+    """
+    if len(values) < LEAST_CYCLES or min(values) <= 0:
+        return None
+    logs = [math.log(value) for value in values]
+    quantile = student_quantile(1 - (1 - CONFIDENCE) / 2, len(logs) - 1)
+    return math.expm1(quantile * stdev(logs) / math.sqrt(len(logs)))
 
 
 @lru_cache(maxsize=1024)

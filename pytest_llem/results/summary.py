@@ -14,16 +14,16 @@ from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
-from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.latency import percentile
+from pytest_llem.results.state import Outcome
 
 SUMMARY_VERSION = 1
 SPREAD_CYCLES = 3
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricSummary:
     """A metric over the valid cycles: median, and half the interquartile range (`None` below three cycles)."""
 
     median: float
@@ -50,7 +50,7 @@ class ExperimentSummary:
     states: Mapping[str, int]
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
-    metrics: Mapping[str, Estimate]
+    metrics: Mapping[str, MetricSummary]
 
     def value(self, metric: str) -> float | None:
         """The median of a metric, `None` when no valid cycle measured it."""
@@ -75,13 +75,13 @@ def summarise(
             yield _summary(*experiment, outcomes, len(cycles) - len(outcomes))
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Sequence[float]) -> MetricSummary | None:
     """Median and half interquartile range of the values that are there."""
     if not values:
         return None
     ordered = sorted(values)
     spread = (percentile(ordered, 0.75) - percentile(ordered, 0.25)) / 2 if len(ordered) >= SPREAD_CYCLES else None
-    return Estimate(median(ordered), spread, len(ordered))
+    return MetricSummary(median(ordered), spread, len(ordered))
 
 
 def _summary(
@@ -95,7 +95,7 @@ def _summary(
         states[outcome.state] = states.get(outcome.state, 0) + 1
     if pending:
         states["pending"] = pending
-    metrics: dict[str, Estimate] = {}
+    metrics: dict[str, MetricSummary] = {}
     for name, metric in METRICS.items():
         values = [value for result in valid if (value := metric.of(result)) is not None]
         found = estimate(values)

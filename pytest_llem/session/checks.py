@@ -10,10 +10,9 @@ from filelock import FileLock
 
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.errors import LlemError
-from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import encode
-from pytest_llem.results.layout import slug
 from pytest_llem.runners.protocol import ChecksFirst, Runner
 from pytest_llem.runners.settings_check import require_accepted_settings
 from pytest_llem.servers.spec import require_reachable

@@ -15,8 +15,8 @@ import pytest
 from pytest_llem.errors import StoreError
 
 if TYPE_CHECKING:
-    from pytest_llem.results.outcome import Outcome
     from pytest_llem.results.schema import Result
+    from pytest_llem.results.state import Outcome
     from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 

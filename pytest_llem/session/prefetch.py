@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_llem.cluster.progress import progress_of
+from pytest_llem.results.judging import precise_after
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.outcome import Outcome
-from pytest_llem.results.precision import precise_after
+from pytest_llem.results.state import Outcome
 from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:

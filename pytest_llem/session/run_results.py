@@ -14,13 +14,13 @@ import pytest
 from filelock import FileLock
 
 from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
-from pytest_llem.results.judging import GateReport, judge_experiment, read_gates, write_gate
+from pytest_llem.results.judging import GateReport, judge_experiment, precise_after, read_gates, write_gate
 from pytest_llem.results.layout import MANIFEST
-from pytest_llem.results.manifest import LeftOut, PlannedCycle, StudyPlan, rebuild_manifest
-from pytest_llem.results.outcome import Outcome
-from pytest_llem.results.precision import precise_after
+from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
+from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, summarise, write_summary
 from pytest_llem.session.experiment_cycle import ExperimentCycle
@@ -76,7 +76,8 @@ class RunResults:
         return self._from_store(cycle, retried=retried)
 
     def _from_store(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
-        return self.store.get_or_measure(
+        return get_or_measure(
+            self.store,
             cycle.key,
             lambda attempt, job_dir: self._measurer.measure(cycle, attempt, job_dir),
             retries=cycle.study.execution.retries if retried else 0,
@@ -193,7 +194,7 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
             cycles=tuple(planned[name]),
             required_cycles=study.execution.cycles,
             left_out=tuple(
-                LeftOut(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
+                SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
             ),
         )
         for name, study in studies.items()

@@ -23,6 +23,7 @@ import os, random, sys, time
 from pathlib import Path
 from pytest_llem.machine.devices import Demand
 from pytest_llem.errors import LlemError
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.store import RunStore
 from pytest_llem.machine.leases import LeaseRequest, device_lease
@@ -36,7 +37,7 @@ def measured(place, key):
         with device_lease(demand, timeout_s=100, tenant=LeaseRequest(str(key), "run", place)):
             time.sleep(choice.random() * 0.02)
         raise LlemError("there is no engine here")
-    return store.get_or_measure(key, measure)
+    return get_or_measure(store, key, measure)
 
 for line in sys.stdin:
     kind, *rest = line.split()

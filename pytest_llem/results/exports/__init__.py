@@ -11,13 +11,13 @@ from importlib import import_module
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.loading import Results
+from pytest_llem.results.reading import Results
 
 Export = Callable[[Results, Path], None]
 
 FORMATS = {
-    "csv": "pytest_llem.results.exports.tabular:export_csv",
-    "parquet": "pytest_llem.results.exports.tabular:export_parquet",
+    "csv": "pytest_llem.results.exports:export_csv",
+    "parquet": "pytest_llem.results.exports:export_parquet",
     "vllm-bench": "pytest_llem.results.exports.vllm_bench:export",
     "mlperf": "pytest_llem.results.exports.mlperf:export",
     "aienergyscore": "pytest_llem.results.exports.aienergyscore:export",
@@ -37,3 +37,17 @@ def export(results: Results, name: str, out: Path) -> None:
     write: Export = getattr(import_module(module), attribute)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(results, out)
+
+
+def export_csv(results: Results, out: Path) -> None:
+    """`results.to_table()` as CSV; an empty cell was not measured."""
+    import pyarrow.csv as pa_csv
+
+    pa_csv.write_csv(results.to_table(), out)
+
+
+def export_parquet(results: Results, out: Path) -> None:
+    """`results.to_table()` as Parquet, with units in the fields' metadata."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(results.to_table(), out)

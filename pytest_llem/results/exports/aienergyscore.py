@@ -16,7 +16,7 @@ from statistics import fmean
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
 from pytest_llem.results.comparability import conditions
-from pytest_llem.results.loading import Results
+from pytest_llem.results.reading import Results
 from pytest_llem.results.sections.energy import JOULES_PER_WH
 
 PROMPTS, CYCLES, DATASET = 1000, 10, "EnergyStarAI/text_generation"

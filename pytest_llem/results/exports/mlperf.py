@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
-from pytest_llem.results.loading import Results
+from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
 MIN_DURATION_S = 60.0

@@ -19,7 +19,7 @@ from pathlib import Path
 from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text
-from pytest_llem.results.loading import Results
+from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Distribution, Result
 
 DELTA = 1

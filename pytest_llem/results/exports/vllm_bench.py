@@ -13,9 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.files import write_json
-from pytest_llem.results.layout import slug
-from pytest_llem.results.loading import Results
+from pytest_llem.job.files import slug, write_json
+from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
 STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p99": "p99"}

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.files import write_text
+from pytest_llem.job.files import slug, write_text
 from pytest_llem.results.compare import compare
-from pytest_llem.results.layout import slug
-from pytest_llem.results.loading import load
-from pytest_llem.results.progress import Watch, silent
+from pytest_llem.results.reading import load
 from pytest_llem.results.report.charts import PALETTE, Chart, charts
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import render
+from pytest_llem.results.terminal import Progress, silent
 
 FIGURE_FORMATS = ("svg", "png", "pdf")
 FIGURE_WIDTH = 640
@@ -27,15 +26,15 @@ def write_report(
     *,
     baseline: Path | None = None,
     title: str | None = None,
-    watch: Watch = silent,
+    progress: Progress = silent,
 ) -> None:
     """Write the report of runs, folders of runs or results to `out`.
 
     With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
-    the report holds the tables and says so. `watch` sees each file that is read. Raises `StoreError` when there is
+    the report holds the tables and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
     nothing to report, `SettingsError` when `out` cannot be written.
     """
-    content = gather_content(paths, watch=watch)
+    content = gather_content(paths, progress=progress)
     compared = []
     if baseline is not None:
         before = load(baseline)
@@ -60,7 +59,7 @@ def write_figures(
     directory: Path,
     formats: Sequence[str] = FIGURE_FORMATS,
     *,
-    watch: Watch = silent,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
 
@@ -80,7 +79,7 @@ def write_figures(
         raise SettingsError(f"unknown figure format {unknown[0]!r}", fix=f"use one of: {', '.join(FIGURE_FORMATS)}")
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for chart in watch(charts(gather_content(paths, watch=watch)), "drawing"):
+    for chart in progress(charts(gather_content(paths, progress=progress)), "drawing"):
         spec = json.dumps(figure_spec(chart))
         for name in formats:
             file = directory / f"{slug(chart.title.lower())}.{name}"

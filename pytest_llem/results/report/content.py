@@ -16,14 +16,13 @@ from pytest_llem.job.job import JobDir
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
-from pytest_llem.results.loading import Cell, Results
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.metrics import METRICS
-from pytest_llem.results.progress import Watch, silent
-from pytest_llem.results.reading import read_result, result_files
+from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import mean_interval
 from pytest_llem.results.summary import estimate
+from pytest_llem.results.terminal import Progress, silent
 
 TABLE_METRICS = (
     "joules_per_output_token",
@@ -79,13 +78,13 @@ class Content:
     environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
 
-def gather_content(paths: Sequence[Path], *, watch: Watch = silent) -> Content:
+def gather_content(paths: Sequence[Path], *, progress: Progress = silent) -> Content:
     """Read runs, folders of runs or files; `StoreError` when one of them holds nothing.
 
-    A run of which nothing succeeded has no results, and problems to show. `watch` sees each file that is read.
+    A run of which nothing succeeded has no results, and problems to show. `progress` sees each file as it is read.
     """
     files = [file for path in paths for file in _result_files(path)]
-    results = Results(tuple(read_result(file) for file in watch(files, "reading")))
+    results = Results(tuple(read_result(file) for file in progress(files, "reading")))
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.results.tables import markdown_table
+from pytest_llem.results.terminal import markdown_table
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
     from pytest_llem.results.judging import GateReport
-    from pytest_llem.results.summary import Estimate, ExperimentSummary
+    from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 
 HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
 SPREAD = "±"
@@ -91,17 +91,17 @@ def row_cells(row: ExperimentSummary) -> tuple[str, ...]:
     )
 
 
-def _estimate(estimate: Estimate | None, unit: str) -> str:
+def _estimate(estimate: MetricSummary | None, unit: str) -> str:
     if estimate is None:
         return "-"
     return quantity(estimate.median, unit) + _spread(estimate)
 
 
-def _rate(estimate: Estimate | None) -> str:
+def _rate(estimate: MetricSummary | None) -> str:
     return "-" if estimate is None else significant(estimate.median) + _spread(estimate)
 
 
-def _spread(estimate: Estimate) -> str:
+def _spread(estimate: MetricSummary) -> str:
     if estimate.half_iqr is None or estimate.median == 0:
         return ""
     return f" {SPREAD}{abs(estimate.half_iqr / estimate.median):.1%}"

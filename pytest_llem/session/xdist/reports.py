@@ -17,6 +17,7 @@ import pytest
 from pytest_llem.containers.identity import start_ticks
 from pytest_llem.errors import StoreError, WorkerCrashedError
 from pytest_llem.machine.leases import end_leftovers
+from pytest_llem.results.attempts import abandon
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.state import read_state
@@ -24,7 +25,7 @@ from pytest_llem.runners.announcement import announced
 from pytest_llem.session.items import message, properties
 
 if TYPE_CHECKING:
-    from pytest_llem.results.outcome import Outcome
+    from pytest_llem.results.state import Outcome
     from pytest_llem.session.session import LlemSession
 
 LOST = (
@@ -248,7 +249,7 @@ def record_crash(session: LlemSession, nodeid: str, worker: str) -> list[Outcome
             details={"worker": worker, "pid": pid, "nodeid": nodeid},
         )
         try:
-            outcomes.append(session.results.store.abandon(key, error))
+            outcomes.append(abandon(session.results.store, key, error))
         except StoreError:
             continue  # another process is measuring it
     return outcomes

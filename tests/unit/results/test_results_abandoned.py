@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from pytest_llem.errors import StoreError, WorkerCrashedError
 from pytest_llem.job.job import JobDir
-from pytest_llem.results import store as store_module
+from pytest_llem.results import attempts as attempts_module
+from pytest_llem.results.attempts import abandon, get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.state import Holder, begin, read_state, write_state
 from pytest_llem.results.store import LOCKS, RunStore
@@ -41,32 +42,32 @@ def test_the_death_of_its_process_is_final(store: RunStore, begun: bool) -> None
     if begun:
         left_running(store)
 
-    outcome = store.abandon(KEY, DEATH)
+    outcome = abandon(store, KEY, DEATH)
 
     assert (outcome.state, outcome.attempts) == ("crashed", 1)
     assert "gw3" in outcome.message()
-    assert store.get_or_measure(KEY, measure).state == "crashed"
+    assert get_or_measure(store, KEY, measure).state == "crashed"
 
 
 def test_who_knows_more_than_the_next_to_come_is_heard(store: RunStore) -> None:
     left_running(store)
-    assert "gw3" not in store.get_or_measure(KEY, measure).message()
+    assert "gw3" not in get_or_measure(store, KEY, measure).message()
 
-    assert "gw3" in store.abandon(KEY, DEATH).message()
+    assert "gw3" in abandon(store, KEY, DEATH).message()
 
 
 def test_a_cycle_that_had_ended_stays_as_it_was(store: RunStore) -> None:
     def fail(attempt: int, job_dir: JobDir) -> NoReturn:
         raise WorkerCrashedError("the worker was killed by SIGSEGV")
 
-    store.get_or_measure(KEY, fail)
+    get_or_measure(store, KEY, fail)
 
-    assert "SIGSEGV" in store.abandon(KEY, DEATH).message()
+    assert "SIGSEGV" in abandon(store, KEY, DEATH).message()
 
 
 def test_a_cycle_that_somebody_has_in_hand_is_left_to_them(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HANDOVER_S", 0.1)
+    monkeypatch.setattr(attempts_module, "HANDOVER_S", 0.1)
     lock = store.run_dir / LOCKS / ("_".join(KEY.directory.parts) + ".lock")
     with FileLock(lock), pytest.raises(StoreError, match="in hand"):
-        store.abandon(KEY, DEATH)
+        abandon(store, KEY, DEATH)
     assert read_state(store.directory(KEY)) is None

@@ -15,6 +15,7 @@ from pytest_llem.errors import EngineError, JsonValue, SettingsError, StoreError
 from pytest_llem.job.measurement import EngineFacts
 from pytest_llem.job.metric_names import CONDITIONS
 from pytest_llem.job.report import Note
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import (
     MAX_RUNS,
     Baseline,
@@ -27,8 +28,8 @@ from pytest_llem.results.baselines import (
 from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.loading import load
-from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.reading import load
+from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if
 
@@ -58,7 +59,7 @@ def run(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> Runs
             each = replace(of, cycle=cycle)
             inner = worker(each, measurement)
             inner.run_id = name
-            outcomes.append(store.get_or_measure(each, inner))
+            outcomes.append(get_or_measure(store, each, inner))
         return outcomes
 
     return measure
@@ -223,7 +224,7 @@ def test_missing_baselines_and_wrong_names_say_what_to_do(tmp_path: Path) -> Non
 def test_loaded_results_are_typed_and_tabular(run: Runs, key: CycleKey, tmp_path: Path, worker: MakeWorker) -> None:
     outcomes = run("one", invalid=1)
     failed = replace(key, cycle=6)
-    RunStore.open(outcomes[0].directory.parents[2]).get_or_measure(failed, worker(failed, EngineError("gone")))
+    get_or_measure(RunStore.open(outcomes[0].directory.parents[2]), failed, worker(failed, EngineError("gone")))
     run("two")
     results = load(tmp_path / "out")
     assert (len(results), len(results.valid)) == (10, 9)

@@ -15,6 +15,7 @@ import pytest
 from pytest_llem.cli import main
 from pytest_llem.errors import EngineError
 from pytest_llem.job.report import Note
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.store import RunStore
@@ -38,12 +39,12 @@ def out(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker, monkeyp
                 cell = replace(each, cycle=cycle)
                 inner = worker(cell, bench.measurement(level * noise))
                 inner.run_id = run
-                store.get_or_measure(cell, inner)
+                get_or_measure(store, cell, inner)
         spoilt = replace(bench.measurement(), invalid=(Note("throttled", "2 s"),))
         throttled = worker(replace(key, cycle=6), spoilt)
         throttled.run_id = run
-        store.get_or_measure(replace(key, cycle=6), throttled)
-        store.get_or_measure(replace(key, cycle=7), worker(replace(key, cycle=7), EngineError("out of <memory>")))
+        get_or_measure(store, replace(key, cycle=6), throttled)
+        get_or_measure(store, replace(key, cycle=7), worker(replace(key, cycle=7), EngineError("out of <memory>")))
         rebuild_manifest(store.run_dir, finished=run == "before")
     monkeypatch.chdir(tmp_path / "out")
     return tmp_path / "out"

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem.job.job import MeterSettings
 from pytest_llem.job.measurement import CpuEnergy
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
@@ -49,7 +50,7 @@ def measure(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> 
         facts = {"temperature_c": {"package-0": temperature_c}}
         made = worker(replace(key, cycle=cycle), replace(measurement, energy=replace(measurement.energy, facts=facts)))
         made.settings = MeterSettings(thresholds=limits or {})
-        result = store.get_or_measure(replace(key, cycle=cycle), made).result
+        result = get_or_measure(store, replace(key, cycle=cycle), made).result
         assert result is not None
         return result
 

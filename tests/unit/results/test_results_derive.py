@@ -70,9 +70,7 @@ def test_latency_is_null_when_one_request_has_no_token_times(bench: Bench) -> No
 
 def test_without_meter_every_energy_is_null(bench: Bench) -> None:
     energy = bench.result(replace(bench.measurement(), energy=None)).energy
-    numbers = {
-        name: value for name, value in asdict(energy).items() if name.endswith(("_j", "_w", "token", "queries"))
-    }
+    numbers = {name: value for name, value in asdict(energy).items() if name.endswith(("_j", "_w", "token", "queries"))}
     assert numbers
     assert set(numbers.values()) == {None}
     assert (energy.meter, energy.measured) == ("none", False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.store import RunStore
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def test_the_documented_example_runs(
     store = RunStore.create(tmp_path / "llem-results", "run-1", environment={"hostname": "here"})
     for cycle in (1, 2, 3):
         each = replace(key, cycle=cycle)
-        store.get_or_measure(each, worker(each, bench.measurement()))
+        get_or_measure(store, each, worker(each, bench.measurement()))
     found = re.search(r"<!-- test: load -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert found is not None
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.cli import main
-from pytest_llem.results.gate_power import Setting, needed, power
+from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.gate_power import GateSetting, needed, power
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.store import RunStore
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def test_five_cycles_find_what_the_documentation_promises() -> None:
     """docs/gates.md: 8 % beyond a limit of 3 % at 2 % noise is found in 96 % of gates with five cycles."""
-    setting = Setting(noise=0.02, limit=0.03, regression=0.08)
+    setting = GateSetting(noise=0.02, limit=0.03, regression=0.08)
     powers = [power(setting, cycles, trials=1500) for cycles in (3, 5, 8)]
     assert powers[1].found == pytest.approx(0.96, abs=0.02)
     assert powers[1].undecided < 0.02
@@ -34,8 +35,8 @@ def test_five_cycles_find_what_the_documentation_promises() -> None:
 
 
 def test_runs_that_differ_cost_power_and_raise_false_alarms() -> None:
-    quiet = power(Setting(0.01, 0.03, 0.06), 5, trials=600)
-    apart = power(Setting(0.01, 0.03, 0.06, between_runs=0.02), 5, trials=600)
+    quiet = power(GateSetting(0.01, 0.03, 0.06), 5, trials=600)
+    apart = power(GateSetting(0.01, 0.03, 0.06, between_runs=0.02), 5, trials=600)
     assert apart.found < quiet.found - 0.1
     assert apart.false_alarms > quiet.false_alarms
 
@@ -60,7 +61,7 @@ def test_the_noise_of_runs_is_measured_within_and_between_them(
             each = replace(key, cycle=cycle)
             inner = worker(each, bench.measurement(level * rng.lognormvariate(0, 0.02)))
             inner.run_id = f"run-{place}"
-            store.get_or_measure(each, inner)
+            get_or_measure(store, each, inner)
     arguments = ["gate-power", str(tmp_path / "out"), "--limit", "10%", "--regression", "40%", "--baseline-runs", "3"]
     assert main([*arguments, "--format", "json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -14,6 +14,7 @@ from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import write_measurement
 from pytest_llem.machine.environment import identity
 from pytest_llem.machine.inputs import READ_WHOLE_BYTES, content_digest, input_facts
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
@@ -54,7 +55,7 @@ def resume(tmp_path: Path, bench: Bench, key: CycleKey) -> Callable[[ExperimentC
                 write_measurement(job_dir.measurement, bench.measurement())
                 return job, REPORT
 
-            RunStore.create(out, "run-1", environment={}).get_or_measure(key, measure)  # type: ignore[arg-type]
+            get_or_measure(RunStore.create(out, "run-1", environment={}), key, measure)  # type: ignore[arg-type]
         here = identity(
             {},
             engine=config.engine,

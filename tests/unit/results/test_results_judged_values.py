@@ -11,8 +11,8 @@ import pytest
 from pytest_llem.results.baselines import baseline_of
 from pytest_llem.results.judging import GateRow, judge_experiment
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.loading import Results
-from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.reading import Results
+from pytest_llem.results.state import Outcome
 from pytest_llem.study.limits import Budget, Comparison, FailIf
 from tests.unit.results.conftest import Bench
 

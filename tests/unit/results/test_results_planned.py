@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import EngineError
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, rebuild_manifest
-from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.report.content import gather_content
+from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.results.summary import ExperimentSummary, summarise, summary_csv
 
@@ -46,7 +47,7 @@ def stopped(run_dir: Path, key: CycleKey, plan: StudyPlan, worker: MakeWorker) -
         keys = [replace(key, cycle=cycle) for cycle in cycles]
         gone = EngineError("gone")
         outcomes = [
-            store.get_or_measure(each, worker(each, *([gone] if each.cycle == failing else []))) for each in keys
+            get_or_measure(store, each, worker(each, *([gone] if each.cycle == failing else []))) for each in keys
         ]
         rebuild_manifest(run_dir, finished=True)
         return outcomes

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pytest_llem.results.precision import relative_half_width
+from pytest_llem.results.statistics import relative_half_width
 
 
 def test_three_cycles_against_the_textbook() -> None:

@@ -15,6 +15,7 @@ import pytest
 from pytest_llem.errors import EngineError, SettingsError
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunReport
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.report.build import write_figures, write_report
@@ -49,9 +50,9 @@ def out(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) -> Path
                 measurement = replace(measurement, engine=engine)
                 if (size, cycle) == (4, 3):
                     measurement = replace(measurement, invalid=(Note("throttled", "2 s of <thermal> throttling"),))
-                store.get_or_measure(cell, sampled(worker(cell, measurement), run, size))
+                get_or_measure(store, cell, sampled(worker(cell, measurement), run, size))
         failed = replace(key, experiment_id="batch_size:9", config_hash="9" * 8)
-        store.get_or_measure(failed, worker(failed, EngineError("out of <memory>")))
+        get_or_measure(store, failed, worker(failed, EngineError("out of <memory>")))
         rebuild_manifest(store.run_dir, finished=True)
     return tmp_path / "out"
 

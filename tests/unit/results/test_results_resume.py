@@ -14,6 +14,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.machine.environment import identity
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
@@ -50,13 +51,13 @@ def never(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
 @pytest.fixture
 def out(tmp_path: Path, key: CycleKey, worker: MakeWorker) -> Path:
     """A results folder with one run of one valid cycle."""
-    RunStore.create(tmp_path, "run-1", environment=HERE).get_or_measure(key, worker(key))
+    get_or_measure(RunStore.create(tmp_path, "run-1", environment=HERE), key, worker(key))
     return tmp_path
 
 
 def test_a_matching_result_is_referenced_not_measured(out: Path, key: CycleKey) -> None:
     store = RunStore.create(out, "run-2", environment=HERE)
-    outcome = store.get_or_measure(key, never, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
+    outcome = get_or_measure(store, key, never, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
     assert (outcome.state, outcome.source_run, outcome.attempts) == ("valid", "run-1", 0)
     assert outcome.result is not None
     assert (outcome.result.run_id, outcome.result.source_run) == ("run-2", "run-1")
@@ -68,7 +69,7 @@ def test_a_reused_result_keeps_its_first_source(out: Path, key: CycleKey) -> Non
     for number in (2, 3):
         store = RunStore.create(out, f"run-{number}", environment=HERE)
         earlier = EarlierRuns(out, f"run-{number}")
-        outcome = store.get_or_measure(key, never, reuse=lambda earlier=earlier: earlier.find(key, place(HERE)))  # type: ignore[misc]
+        outcome = get_or_measure(store, key, never, reuse=lambda earlier=earlier: earlier.find(key, place(HERE)))  # type: ignore[misc]
     assert outcome.source_run == "run-1"
 
 
@@ -78,7 +79,7 @@ def test_another_place_is_measured_again_and_the_difference_recorded(
     there: dict[str, JsonValue] = {**HERE, "packages": {"torch": "2.14"}}
     store = RunStore.create(out, "run-2", environment=there)
     measure = worker(key)
-    store.get_or_measure(key, measure, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(there)))
+    get_or_measure(store, key, measure, reuse=lambda: EarlierRuns(out, "run-2").find(key, place(there)))
     assert measure.attempts == [1]
     (item,) = rebuild_manifest(store.run_dir).items
     assert item.not_reused == "package_torch: 2.13 -> 2.14"
@@ -97,7 +98,7 @@ def test_the_reason_names_what_is_missing(out: Path, key: CycleKey) -> None:
 def test_invalid_results_are_not_reused(out: Path, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
     second = replace(key, cycle=2)
     spoilt = replace(bench.measurement(), invalid=(Note("throttled", "3 s"),))
-    RunStore.open(out / "run-1").get_or_measure(second, worker(second, spoilt))
+    get_or_measure(RunStore.open(out / "run-1"), second, worker(second, spoilt))
     assert find(out, second).reason == "cycle 2 was invalid (throttled)"
 
 
@@ -106,7 +107,7 @@ def test_a_renamed_experiment_is_found_by_its_configuration(out: Path, key: Cycl
     reuse = find(out, renamed)
     assert reuse.result is not None
     store = RunStore.create(out, "run-2", environment=HERE)
-    outcome = store.get_or_measure(renamed, never, reuse=lambda: reuse)
+    outcome = get_or_measure(store, renamed, never, reuse=lambda: reuse)
     assert outcome.result is not None
     assert outcome.result.experiment.id == "another name"
 
@@ -118,7 +119,7 @@ def test_the_present_run_does_not_count_as_earlier(out: Path, key: CycleKey) -> 
 def test_the_newest_of_several_results_is_taken(out: Path, key: CycleKey, worker: MakeWorker) -> None:
     later = worker(key)
     later.run_id = "run-2"
-    outcome = RunStore.create(out, "run-2", environment=HERE).get_or_measure(key, later)
+    outcome = get_or_measure(RunStore.create(out, "run-2", environment=HERE), key, later)
     file = JobDir(outcome.directory).result
     data = json.loads(file.read_text())
     file.write_text(json.dumps({**data, "created_at": "2999-01-01T00:00:00+00:00"}))
@@ -145,7 +146,7 @@ def test_what_cannot_be_read_is_measured_again(
     else:
         file.write_text(content)
     store = RunStore.create(out, "run-2", environment=HERE)
-    outcome = store.get_or_measure(key, worker(key), reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
+    outcome = get_or_measure(store, key, worker(key), reuse=lambda: EarlierRuns(out, "run-2").find(key, place(HERE)))
     assert (outcome.state, outcome.source_run) == ("valid", None)
     (item,) = rebuild_manifest(store.run_dir).items
     assert item.not_reused is not None
@@ -153,7 +154,7 @@ def test_what_cannot_be_read_is_measured_again(
 
 
 def test_an_older_result_serves_where_the_newest_cannot_be_read(out: Path, key: CycleKey, worker: MakeWorker) -> None:
-    outcome = RunStore.create(out, "run-2", environment=HERE).get_or_measure(key, worker(key))
+    outcome = get_or_measure(RunStore.create(out, "run-2", environment=HERE), key, worker(key))
     JobDir(outcome.directory).result.write_text("{")
     found = find(out, key).result
     assert found is not None

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pytest_llem.errors import DeviceError, EngineError, StoreError, WorkerCrashedError
+from pytest_llem.job.files import slug
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunReport
-from pytest_llem.results import store as store_module
-from pytest_llem.results.layout import CycleKey, slug
+from pytest_llem.results import attempts as attempts_module
+from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.reading import read_result
-from pytest_llem.results.store import RunStore
+from pytest_llem.results.store import RunStore, set_attempt_aside
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -40,8 +42,8 @@ def never(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
 
 def test_a_cycle_is_measured_once_for_all_consumers(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
     measure = worker(key)
-    first = store.get_or_measure(key, measure)
-    again = RunStore.open(store.run_dir).get_or_measure(key, never)
+    first = get_or_measure(store, key, measure)
+    again = get_or_measure(RunStore.open(store.run_dir), key, never)
     assert measure.attempts == [1]
     assert first.state == again.state == "valid"
     assert first.result == again.result
@@ -49,7 +51,7 @@ def test_a_cycle_is_measured_once_for_all_consumers(store: RunStore, key: CycleK
 
 
 def test_artifacts_lie_where_the_design_says(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    outcome = store.get_or_measure(key, worker(key))
+    outcome = get_or_measure(store, key, worker(key))
     assert outcome.directory.relative_to(store.run_dir).as_posix() == "study/batch_size-1-01234567/c1"
     assert (store.run_dir.parent / ".gitignore").read_text().splitlines()[-1] == "*"
     assert read_result(outcome.directory / "result.json").run_id == "run-1"
@@ -66,7 +68,7 @@ def test_invalid_cycles_are_retried_and_every_attempt_is_kept(
     store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker
 ) -> None:
     noisy = replace(bench.measurement(), invalid=(Note("foreign_process", "pid 7"),))
-    outcome = store.get_or_measure(key, worker(key, noisy, bench.measurement()), retries=2)
+    outcome = get_or_measure(store, key, worker(key, noisy, bench.measurement()), retries=2)
     assert (outcome.state, outcome.attempts) == ("valid", 2)
     superseded = read_result(outcome.directory / "attempt-1" / "result.json")
     assert superseded.validity.reasons[0].code == "foreign_process"
@@ -86,16 +88,16 @@ def test_an_attempt_that_is_retried_is_no_end_for_others_who_look(
         really(directory, attempt)
         seen.append(store.outcome(key))
 
-    really = store_module._set_aside
-    monkeypatch.setattr(store_module, "_set_aside", set_aside)
-    assert store.get_or_measure(key, worker(key, noisy, bench.measurement()), retries=1).state == "valid"
+    really = set_attempt_aside
+    monkeypatch.setattr(attempts_module, "set_attempt_aside", set_aside)
+    assert get_or_measure(store, key, worker(key, noisy, bench.measurement()), retries=1).state == "valid"
     assert seen == [None, None]
 
 
 def test_retries_end_and_the_outcome_says_why(store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
     noisy = replace(bench.measurement(), invalid=(Note("foreign_process", "pid 7"),))
     measure = worker(key, noisy)
-    outcome = store.get_or_measure(key, measure, retries=1)
+    outcome = get_or_measure(store, key, measure, retries=1)
     assert measure.attempts == [1, 2]
     assert outcome.state == "invalid"
     assert "invalid after 2 attempts" in outcome.message()
@@ -103,9 +105,9 @@ def test_retries_end_and_the_outcome_says_why(store: RunStore, key: CycleKey, be
 
 
 def test_failures_are_final_and_carry_fix_and_log(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    outcome = store.get_or_measure(key, worker(key, EngineError("no such model", fix="name another")), retries=3)
+    outcome = get_or_measure(store, key, worker(key, EngineError("no such model", fix="name another")), retries=3)
     assert (outcome.state, outcome.attempts) == ("failed", 1)
-    assert store.get_or_measure(key, never).state == "failed"
+    assert get_or_measure(store, key, never).state == "failed"
     for part in ("no such model", "fix: name another", str(outcome.directory), "    started"):
         assert part in outcome.message()
 
@@ -113,19 +115,19 @@ def test_failures_are_final_and_carry_fix_and_log(store: RunStore, key: CycleKey
 def test_an_error_raised_before_the_worker_starts_is_recorded(
     store: RunStore, key: CycleKey, worker: MakeWorker
 ) -> None:
-    outcome = store.get_or_measure(key, worker(key, DeviceError("device is held by pid 9")))
+    outcome = get_or_measure(store, key, worker(key, DeviceError("device is held by pid 9")))
     assert outcome.state == "failed"
 
     def refuse(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         raise DeviceError("no lease")
 
     other = replace(key, cycle=2)
-    assert store.get_or_measure(other, refuse).state == "failed"
+    assert get_or_measure(store, other, refuse).state == "failed"
     assert JobDir(store.directory(other)).error.exists()
 
 
 def test_a_dead_worker_is_crashed_not_failed(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    outcome = store.get_or_measure(key, worker(key, WorkerCrashedError("signal 11")))
+    outcome = get_or_measure(store, key, worker(key, WorkerCrashedError("signal 11")))
     assert outcome.state == "crashed"
 
 
@@ -133,29 +135,29 @@ def test_a_worker_that_left_nothing_is_crashed(store: RunStore, key: CycleKey, b
     def silent(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         return bench.job(key), RunReport("local", "default", "process")
 
-    outcome = store.get_or_measure(key, silent)
+    outcome = get_or_measure(store, key, silent)
     assert outcome.state == "crashed"
     assert "neither a measurement nor an error" in outcome.message()
 
 
 def test_an_interrupt_is_recorded_and_goes_on(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
     with pytest.raises(KeyboardInterrupt):
-        store.get_or_measure(key, worker(key, KeyboardInterrupt()))
-    assert store.get_or_measure(key, never).state == "interrupted"
+        get_or_measure(store, key, worker(key, KeyboardInterrupt()))
+    assert get_or_measure(store, key, never).state == "interrupted"
 
 
 def test_a_bug_is_recorded_and_goes_on(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
     with pytest.raises(ZeroDivisionError):
-        store.get_or_measure(key, worker(key, ZeroDivisionError("oops")))
-    outcome = store.get_or_measure(key, never)
+        get_or_measure(store, key, worker(key, ZeroDivisionError("oops")))
+    outcome = get_or_measure(store, key, never)
     assert outcome.state == "failed"
     assert "ZeroDivisionError: oops" in outcome.message()
 
 
 def test_cycles_with_other_work_are_invalid(store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
     second = replace(key, cycle=2)
-    store.get_or_measure(key, worker(key))
-    outcome = store.get_or_measure(second, worker(second, bench.measurement(output_tokens=5)))
+    get_or_measure(store, key, worker(key))
+    outcome = get_or_measure(store, second, worker(second, bench.measurement(output_tokens=5)))
     assert outcome.state == "invalid"
     assert "work_differs" in outcome.message()
 
@@ -165,7 +167,7 @@ def die_while_measuring(run_dir: Path, key: CycleKey) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    RunStore.open(run_dir).get_or_measure(key, killed)
+    get_or_measure(RunStore.open(run_dir), key, killed)
 
 
 def test_a_killed_pytest_process_leaves_a_crashed_cycle(store: RunStore, key: CycleKey) -> None:
@@ -175,7 +177,7 @@ def test_a_killed_pytest_process_leaves_a_crashed_cycle(store: RunStore, key: Cy
     assert process.exitcode == -signal.SIGKILL
     assert json.loads((store.directory(key) / "state.json").read_text())["state"] == "running"
     assert [item.state for item in rebuild_manifest(store.run_dir).items] == ["crashed"]
-    outcome = store.get_or_measure(key, never)
+    outcome = get_or_measure(store, key, never)
     assert outcome.state == "crashed"
     assert f"pid {process.pid}" in outcome.message()
 
@@ -190,7 +192,7 @@ def count_and_measure(run_dir: Path, key: CycleKey, bench: Bench, tally: Path) -
         write_measurement(job_dir.measurement, bench.measurement())
         return bench.job(key), RunReport("local", "default", "process")
 
-    assert RunStore.open(run_dir).get_or_measure(key, measure).state == "valid"
+    assert get_or_measure(RunStore.open(run_dir), key, measure).state == "valid"
 
 
 def test_processes_share_one_measurement(store: RunStore, key: CycleKey, bench: Bench, tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_readings_become_parquet_with_units(store: RunStore, key: CycleKey, work
         job_dir.samples.write_text("".join(json.dumps(line) + "\n" for line in readings) + '{"t_ns": 3, "po')
         return inner(attempt, job_dir)
 
-    table = pq.read_table(JobDir(store.get_or_measure(key, measure).directory).power)
+    table = pq.read_table(JobDir(get_or_measure(store, key, measure).directory).power)
     assert table.select(["t_ns", "device", "power_w", "temperature_c"]).to_pylist() == [
         {"t_ns": 1, "device": "GPU-1", "power_w": 10.5, "temperature_c": None},
         {"t_ns": 2, "device": "GPU-1", "power_w": None, "temperature_c": 40.0},
@@ -227,7 +229,7 @@ def test_readings_become_parquet_with_units(store: RunStore, key: CycleKey, work
 
 
 def test_the_manifest_lists_what_ran_and_what_did_not(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    store.get_or_measure(key, worker(key))
+    get_or_measure(store, key, worker(key))
     plan = StudyPlan(
         "study",
         "studies/study.yaml",
@@ -247,7 +249,7 @@ def test_a_run_is_created_once(store: RunStore) -> None:
 
 
 def test_newer_results_are_refused_with_the_remedy(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    path = store.get_or_measure(key, worker(key)).directory / "result.json"
+    path = get_or_measure(store, key, worker(key)).directory / "result.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "schema_version": 99}))
     with pytest.raises(StoreError, match="99 is newer"):
@@ -255,7 +257,7 @@ def test_newer_results_are_refused_with_the_remedy(store: RunStore, key: CycleKe
 
 
 def test_a_broken_result_names_file_and_field(store: RunStore, key: CycleKey, worker: MakeWorker) -> None:
-    path = store.get_or_measure(key, worker(key)).directory / "result.json"
+    path = get_or_measure(store, key, worker(key)).directory / "result.json"
     data = json.loads(path.read_text())
     data["energy"]["energy_j"] = "lots"
     path.write_text(json.dumps(data))

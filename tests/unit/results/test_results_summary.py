@@ -13,9 +13,10 @@ import pytest
 
 from pytest_llem.errors import EngineError, SettingsError
 from pytest_llem.job.report import Note
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS, metric
-from pytest_llem.results.outcome import Outcome
+from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.results.summary import ExperimentSummary, summarise, summary_csv, write_summary
 
@@ -31,7 +32,7 @@ def outcomes(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker) ->
     spoilt = replace(bench.measurement(power_w=999.0), invalid=(Note("throttled", "12 s"),))
     deliveries = [*(bench.measurement(power_w=watts) for watts in (10.0, 12.0, 20.0)), spoilt, EngineError("gone")]
     keys = [replace(key, cycle=cycle) for cycle in range(1, len(deliveries) + 1)]
-    return [store.get_or_measure(each, worker(each, given)) for each, given in zip(keys, deliveries, strict=True)]
+    return [get_or_measure(store, each, worker(each, given)) for each, given in zip(keys, deliveries, strict=True)]
 
 
 def rows(outcomes: list[Outcome]) -> list[ExperimentSummary]:

@@ -9,10 +9,9 @@ import pytest
 
 from pytest_llem.job.measurement import Measurement
 from pytest_llem.results.comparability import conditions, differences
-from pytest_llem.results.derive import derive_result
+from pytest_llem.results.derive import compare_work, derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
-from pytest_llem.results.store import compare_work
 from tests.unit.results.conftest import REPORT, Bench
 
 Derive = Callable[[Measurement], Result]

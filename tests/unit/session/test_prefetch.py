@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from pytest_llem.results.outcome import Outcome
 from pytest_llem.results.schema import Result
+from pytest_llem.results.state import Outcome
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.prefetch import Prefetch, Wanted, wanted_cycles
 from pytest_llem.study import Study, load_study

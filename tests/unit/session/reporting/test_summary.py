@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.results.summary import Estimate, ExperimentSummary
+from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 from pytest_llem.session.reporting.summary import quantity, significant, summary_lines
 
 
@@ -35,9 +35,9 @@ def test_plain_numbers_have_three_significant_digits(value: float, text: str) ->
 
 def row(identity: str, **more: object) -> ExperimentSummary:
     metrics = {
-        "joules_per_output_token": Estimate(0.0123, 0.0003, 3),
-        "output_tokens_per_s": Estimate(512.0, None, 2),
-        "energy_j": Estimate(12.3, 0.1, 3),
+        "joules_per_output_token": MetricSummary(0.0123, 0.0003, 3),
+        "output_tokens_per_s": MetricSummary(512.0, None, 2),
+        "energy_j": MetricSummary(12.3, 0.1, 3),
     }
     values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": metrics, **more}
     return ExperimentSummary(

@@ -1,0 +1,213 @@
+"""Measures a cycle once per run: under its lock, with retries, and with a state on disk before and after each attempt.
+
+The session calls `get_or_measure`, and the xdist controller `abandon` after a crash. A terminal state is final for the
+run: whoever comes later, in whatever process, gets the same outcome from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import Timeout
+
+from pytest_llem.energy.readings import UNITS, Sample, read_samples
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.report import RunReport
+from pytest_llem.results.derive import compare_work, derive_result, device_peaks, with_temperature_drift
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.resume import Reuse
+from pytest_llem.results.sections.energy import MEASURE
+from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, read_state, reused, write_state
+from pytest_llem.results.store import RunStore, read_error, set_attempt_aside, write_result
+
+Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
+
+HANDOVER_S = 5.0
+"""Chosen: a lock of a dead process is free at once; a living one that holds it this long is still measuring."""
+ABANDONED = "next holder"
+"""Origin of an error that the next process to take the lock wrote for one that had disappeared."""
+
+
+def get_or_measure(
+    store: RunStore,
+    key: CycleKey,
+    measure: Measure,
+    *,
+    retries: int = 0,
+    reuse: Callable[[], Reuse] | None = None,
+) -> Outcome:
+    """The outcome of a cycle, measured now unless this run has it already.
+
+    `measure(attempt, job_dir)` runs one attempt and returns the job and the runner's report, with
+    `measurement.json` or `error.json` written; an `LlemError` that it raises is recorded as the attempt's failure, any
+    other exception as well and then passed on. An invalid attempt is repeated up to `retries` times. `reuse` is asked
+    before anything is measured: a result that it returns is copied here with its `source_run`.
+    """
+    return store.outcome(key) or _under_lock(store, key, measure, retries, reuse)
+
+
+def abandon(store: RunStore, key: CycleKey, error: WorkerCrashedError) -> Outcome:
+    """Record that the process which was to measure a cycle is gone, unless the cycle has ended otherwise.
+
+    Raises `StoreError` when another process is measuring it.
+    """
+    directory = store.directory(key)
+    try:
+        with store.lock(key).acquire(timeout=HANDOVER_S):
+            state = read_state(directory)
+            if state is None or state.state == "running" or _recorded_by_next_holder(directory, state):
+                state = (state or begin(key, None)).ended("crashed", (error.message,))
+                write_state(directory, state)
+                JobDir(directory).write_error(error, origin="controller")
+            return store.outcome_of(key, state)
+    except Timeout:
+        raise StoreError(f"{key}: another process has it in hand") from None
+
+
+def _under_lock(
+    store: RunStore, key: CycleKey, measure: Measure, retries: int, reuse: Callable[[], Reuse] | None
+) -> Outcome:
+    directory = store.directory(key)
+    with store.lock(key):
+        state = read_state(directory)
+        if state is not None and state.state == "running":
+            state = _record_crash(directory, state)
+        if state is not None:
+            return store.outcome_of(key, state)
+        earlier = reuse() if reuse is not None else Reuse(None, None)
+        if earlier.result is not None:
+            state = reused(key, store.write_reused(key, earlier.result))
+            write_state(directory, state)
+            return store.outcome_of(key, state)
+        state = begin(key, None, earlier.reason)
+        write_state(directory, state)
+        state = _attempt(store, key, state, measure, retries)
+        while state.state == "invalid" and state.attempt <= retries:
+            again = begin(key, state)
+            write_state(directory, again)
+            set_attempt_aside(directory, state.attempt)
+            state = _attempt(store, key, again, measure, retries)
+        return store.outcome_of(key, state)
+
+
+def _attempt(store: RunStore, key: CycleKey, state: CycleState, measure: Measure, retries: int) -> CycleState:
+    """Make an attempt whose beginning is recorded. Its end is recorded unless it will be retried.
+
+    Other processes read states without the lock and take an ended one for final.
+    """
+    job_dir = JobDir(store.directory(key))
+    try:
+        job, report = measure(state.attempt, job_dir)
+        ended = _conclude(store, key, job_dir, state, job, report)
+    except LlemError as error:
+        job_dir.write_error(error, origin="pytest")
+        ended = state.ended(_failure(error), (error.message,))
+    except KeyboardInterrupt:
+        _record_failure(job_dir, state, InterruptedCycleError("interrupted before the cycle was done"))
+        raise
+    except BaseException as problem:
+        _record_failure(job_dir, state, LlemError(f"{type(problem).__name__}: {problem}"))
+        raise
+    if ended.state != "invalid" or ended.attempt > retries:
+        write_state(job_dir.path, ended)
+    return ended
+
+
+def _conclude(
+    store: RunStore, key: CycleKey, job_dir: JobDir, state: CycleState, job: Job, report: RunReport
+) -> CycleState:
+    """Derive and write the result of an attempt, or take its error."""
+    if job_dir.error.exists() or not job_dir.measurement.exists():
+        error = read_error(job_dir)
+        return state.ended(_failure(error), (error.message,))
+    measurement = read_measurement(job_dir.measurement)
+    measured = [window for window in measurement.windows if window.name == MEASURE]
+    result = derive_result(
+        job,
+        measurement,
+        report,
+        study=key.study,
+        environment=_environment(store, report),
+        device_peak_bytes=device_peaks(job_dir.samples, measured),
+    )
+    siblings = store.valid_siblings(key)
+    result = with_temperature_drift(compare_work(result, siblings), siblings)
+    write_power(job_dir.samples, job_dir.power)
+    write_result(job_dir, result)
+    return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
+
+
+def _environment(store: RunStore, report: RunReport) -> Mapping[str, JsonValue]:
+    """The host facts of the machine that ran the cycle, with the commit of the study, which lies on this one."""
+    if report.environment is None:
+        return store.environment
+    return {**report.environment, "git": store.environment.get("git")}
+
+
+def _record_failure(job_dir: JobDir, state: CycleState, error: LlemError) -> None:
+    if not job_dir.error.exists():
+        job_dir.write_error(error, origin="pytest")
+    write_state(job_dir.path, state.ended(_failure(error), (error.message,)))
+
+
+def _failure(error: LlemError) -> StateName:
+    if isinstance(error, InterruptedCycleError):
+        return "interrupted"
+    return "crashed" if isinstance(error, WorkerCrashedError) else "failed"
+
+
+def _record_crash(directory: Path, state: CycleState) -> CycleState:
+    """Record that the process which measured this cycle disappeared."""
+    if state.holder is not None and state.holder.lives() and state.holder != Holder.me():
+        raise StoreError(
+            f"{state.key}: process {state.holder.pid} is measuring it, and its lock does not hold",
+            fix="put --llem-out on a file system with working locks",
+        )
+    pid = state.holder.pid if state.holder else "unknown"
+    error = WorkerCrashedError(f"{state.key}: the pytest process that measured it (pid {pid}) died")
+    JobDir(directory).write_error(error, origin=ABANDONED)
+    ended = state.ended("crashed", (error.message,))
+    write_state(directory, ended)
+    return ended
+
+
+def _recorded_by_next_holder(directory: Path, state: CycleState) -> bool:
+    """Whether the crash was recorded by the next process to take the lock, which did not know its cause."""
+    return state.state == "crashed" and read_json(JobDir(directory).error).get("origin") == ABANDONED
+
+
+POWER_TYPES = {"t_ns": pa.int64(), "device": pa.string(), "memory_bytes": pa.int64(), "bracket_ns": pa.int64()}
+POWER_SCHEMA = pa.schema(
+    [
+        pa.field(name, POWER_TYPES.get(name, pa.float64()), metadata={"unit": UNITS[name]} if UNITS.get(name) else None)
+        for name in Sample._fields
+    ],
+    metadata={"clock": "CLOCK_MONOTONIC of the worker"},
+)
+"""`power.parquet`: a row per reading of the sampler, with each column's unit in its field's metadata."""
+
+
+def write_power(samples: Path, power: Path) -> bool:
+    """Write the readings of `samples.jsonl` to `power.parquet`; `False` when there are none.
+
+    One row per reading with the columns of `Sample`; a quantity that was not read at that time is null.
+    """
+    try:
+        rows = list(read_samples(samples))
+    except (ValueError, TypeError) as problem:
+        raise StoreError(f"{samples}: {problem}") from None
+    if not rows:
+        return False
+    columns = [
+        pa.array(list(values), field.type) for values, field in zip(zip(*rows, strict=True), POWER_SCHEMA, strict=True)
+    ]
+    partial = power.with_name(f".{power.name}.partial")
+    pq.write_table(pa.Table.from_arrays(columns, schema=POWER_SCHEMA), partial)
+    partial.replace(power)
+    return True
