@@ -1,4 +1,4 @@
-"""The `energy` section of a result, from a meter's report and the work that was done.
+"""The `energy` section of a result, from the meter's report and the work that was done; `derive` calls it.
 
 Uncertainties are k=2. Where errors may share a cause (two windows of one sampler) they are added as if fully
 correlated, the upper bound (JCGM 100:2008, 5.2.2 note 1); energy above idle adds its two independent terms in
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_llem.job.measurement import EnergyReport, WindowEnergy
+from pytest_llem.job.measurement import EnergyReport, Measured, MeteredDevice, WindowEnergy
 from pytest_llem.results.schema import Energy, EnergyDevice, EnergyWindow, PhaseEnergy
 
 MEASURE = "measure"
@@ -22,7 +22,7 @@ JOULES_PER_WH = 3600.0
 
 @dataclass(frozen=True)
 class Work:
-    """What the measure windows held: their time in seconds, repeats, successful requests and their tokens."""
+    """The work of the measure windows: seconds, repeats, successful requests and their tokens."""
 
     duration_s: float
     repeats: int
@@ -33,34 +33,34 @@ class Work:
     prefill_repeats: int = 0
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A value with its k=2 uncertainty; `uncertainty` is `None` when the meter states none."""
-
-    value: float
-    uncertainty: float | None
-
-
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
     """A quotient, or `None` where either side is unknown or the denominator is zero."""
     return None if numerator is None or not denominator else numerator / denominator
 
 
-def total(parts: Sequence[tuple[float | None, float | None]]) -> Quantity | None:
-    """Sum of energies with their uncertainties, taken as correlated; `None` when a part is missing or there is none."""
-    value = uncertainty = 0.0
-    known = True
-    for part, part_uncertainty in parts:
-        if part is None:
-            return None
-        value += part
-        known = known and part_uncertainty is not None
-        uncertainty += part_uncertainty or 0.0
-    return Quantity(value, uncertainty if known else None) if parts else None
+def total(parts: Sequence[tuple[float | None, float | None]]) -> Measured | None:
+    """Sum of values with their uncertainties, taken as correlated; `None` when a value is missing or there is none.
+
+    A part whose uncertainty is `None` makes that of the sum infinite.
+    """
+    values = [value for value, _ in parts if value is not None]
+    if not parts or len(values) < len(parts):
+        return None
+    return Measured(sum(values), sum(math.inf if each is None else each for _, each in parts))
+
+
+def value_of(measured: Measured | None) -> float | None:
+    """The value, `None` where nothing was measured."""
+    return measured.value if measured else None
+
+
+def uncertainty_of(measured: Measured | None) -> float | None:
+    """The uncertainty, `None` where it is unknown or nothing was measured."""
+    return measured.uncertainty if measured and math.isfinite(measured.uncertainty) else None
 
 
 def unmetered() -> Energy:
-    """The section of a cycle whose energy nobody measured: every quantity is `None`."""
+    """The section of a cycle without a meter: every quantity is `None`."""
     return Energy(
         meter="none",
         placement=None,
@@ -90,21 +90,22 @@ def unmetered() -> Energy:
 def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool = False) -> Energy:
     """Energy of the measure windows and what follows from it per token and per request.
 
-    `shared_host` says that other cycles may have run on the same host meanwhile.
+    `shared_host` says that other cycles may have run on the same host at the same time.
     """
     if report is None or report.meter == "none":
         return unmetered()
     measured = [window for window in report.windows if window.name == MEASURE]
     gross = total([(window.energy_j, window.uncertainty_j) for window in measured])
-    idle = idle_power([window for window in report.windows if window.name == IDLE]) if _knows_idle(report) else None
     facts = report.facts.get("idle")
     stated = facts if isinstance(facts, Mapping) else {}
     reused_from = stated.get("reused_from")
     if reused_from:
-        idle = Quantity(float(str(stated["power_w"])), float(str(stated["uncertainty_w"])))
+        idle: Measured | None = Measured(float(str(stated["power_w"])), float(str(stated["uncertainty_w"])))
+    else:
+        idle = _idle_power_w(report)
     age_s = stated.get("age_s")
     net = above_idle(gross, idle, work.duration_s)
-    joules = gross.value if gross else None
+    joules = value_of(gross)
     per_request = ratio(joules, work.requests)
     return Energy(
         meter=report.meter,
@@ -113,12 +114,12 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         measured=report.measured,
         source=report.source,
         energy_j=joules,
-        uncertainty_j=gross.uncertainty if gross else None,
+        uncertainty_j=uncertainty_of(gross),
         gain_uncertainty_rel=report.gain_uncertainty_rel,
-        energy_above_idle_j=net.value if net else None,
-        energy_above_idle_uncertainty_j=net.uncertainty if net else None,
-        idle_power_w=idle.value if idle else None,
-        idle_power_uncertainty_w=idle.uncertainty if idle else None,
+        energy_above_idle_j=value_of(net),
+        energy_above_idle_uncertainty_j=uncertainty_of(net),
+        idle_power_w=value_of(idle),
+        idle_power_uncertainty_w=uncertainty_of(idle),
         idle_power_age_s=float(age_s) if isinstance(age_s, (int, float)) else None,
         idle_power_reused_from=str(reused_from) if reused_from else None,
         avg_power_w=ratio(joules, work.duration_s),
@@ -127,69 +128,52 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         joules_per_request=per_request,
         wh_per_1000_queries=None if per_request is None else per_request * 1000 / JOULES_PER_WH,
         tokens_per_joule=ratio(work.output_tokens, joules),
-        devices=_devices(report, measured),
+        devices=tuple(_device(report, device, measured) for device in report.devices),
         host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
         windows=tuple(_window(window) for window in report.windows),
         phases=_phases(report, gross, work),
     )
 
 
-def _knows_idle(report: EnergyReport) -> bool:
-    """Whether the meter sees what an idle device draws: CPU time of a process says nothing of it."""
-    return report.scope != "process_estimate"
+def _idle_power_w(report: EnergyReport) -> Measured | None:
+    """Mean power over the idle windows; `None` without them, or where the scope does not cover an idle device."""
+    if report.scope == "process_estimate":
+        return None  # a process's CPU time says nothing of what an idle device draws
+    return idle_power([window for window in report.windows if window.name == IDLE])
 
 
-def idle_power(windows: Sequence[WindowEnergy]) -> Quantity | None:
+def idle_power(windows: Sequence[WindowEnergy]) -> Measured | None:
     """Mean power in watts over the idle windows."""
     energy = total([(window.energy_j, window.uncertainty_j) for window in windows])
     seconds = sum(window.end_ns - window.start_ns for window in windows) / 1e9
-    if energy is None or not seconds:
-        return None
-    return Quantity(energy.value / seconds, None if energy.uncertainty is None else energy.uncertainty / seconds)
+    return None if energy is None or not seconds else _divided(energy, seconds)
 
 
-def above_idle(gross: Quantity | None, idle: Quantity | None, duration_s: float) -> Quantity | None:
-    """Energy above what the idle device would have drawn in the same time.
+def above_idle(gross: Measured | None, idle: Measured | None, duration_s: float) -> Measured | None:
+    """Energy in joules above what the idle device would have drawn in the same time.
 
     May be negative within its uncertainty when the load is close to idle.
     """
     if gross is None or idle is None:
         return None
-    uncertainty = (
-        None
-        if gross.uncertainty is None or idle.uncertainty is None
-        else math.hypot(gross.uncertainty, idle.uncertainty * duration_s)
+    return Measured(gross.value - idle.value * duration_s, math.hypot(gross.uncertainty, idle.uncertainty * duration_s))
+
+
+def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[WindowEnergy]) -> EnergyDevice:
+    parts = [
+        (part.energy_j, part.uncertainty_j) for window in measured for part in window.devices if part.id == device.id
+    ]
+    energy = total(parts) if len(parts) == len(measured) else None
+    temperatures = report.facts.get("temperature_c")
+    temperature_c = temperatures.get(device.id) if isinstance(temperatures, Mapping) else None
+    return EnergyDevice(
+        id=device.id,
+        name=device.name,
+        kind=device.kind,
+        energy_j=value_of(energy),
+        uncertainty_j=uncertainty_of(energy),
+        temperature_c=temperature_c if isinstance(temperature_c, float) else None,
     )
-    return Quantity(gross.value - idle.value * duration_s, uncertainty)
-
-
-def _devices(report: EnergyReport, measured: Sequence[WindowEnergy]) -> tuple[EnergyDevice, ...]:
-    devices: list[EnergyDevice] = []
-    for device in report.devices:
-        parts = [
-            (part.energy_j, part.uncertainty_j)
-            for window in measured
-            for part in window.devices
-            if part.id == device.id
-        ]
-        energy = total(parts) if len(parts) == len(measured) else None
-        devices.append(
-            EnergyDevice(
-                id=device.id,
-                name=device.name,
-                kind=device.kind,
-                energy_j=energy.value if energy else None,
-                uncertainty_j=energy.uncertainty if energy else None,
-                temperature_c=_temperature_c(report, device.id),
-            )
-        )
-    return tuple(devices)
-
-
-def _temperature_c(report: EnergyReport, device: str) -> float | None:
-    known = report.facts.get("temperature_c")
-    value = known.get(device) if isinstance(known, Mapping) else None
-    return value if isinstance(value, float) else None
 
 
 def _window(window: WindowEnergy) -> EnergyWindow:
@@ -206,36 +190,28 @@ def _window(window: WindowEnergy) -> EnergyWindow:
     )
 
 
-def _phases(report: EnergyReport, gross: Quantity | None, work: Work) -> tuple[PhaseEnergy, ...]:
-    """Prefill from its own windows (one output token), decode by difference where that is allowed."""
+def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:
+    """Prefill from its own windows (one output token), decode by difference where the engine allows that."""
     windows = [window for window in report.windows if window.name == PREFILL]
     if not windows:
         return ()
-    count = work.prefill_repeats or len(windows)
     summed = total([(window.energy_j, window.uncertainty_j) for window in windows])
-    prefill = Quantity(summed.value / count, _scaled(summed.uncertainty, count)) if summed else None
-    decode: Quantity | None = None
+    prefill = _divided(summed, work.prefill_repeats or len(windows)) if summed else None
+    decode: Measured | None = None
     if work.separable_phases and prefill and gross and work.repeats:
-        whole = Quantity(gross.value / work.repeats, _scaled(gross.uncertainty, work.repeats))
-        known = whole.uncertainty is not None and prefill.uncertainty is not None
-        decode = Quantity(
-            whole.value - prefill.value,
-            math.hypot(whole.uncertainty or 0.0, prefill.uncertainty or 0.0) if known else None,
-        )
+        repeat = _divided(gross, work.repeats)
+        decode = Measured(repeat.value - prefill.value, math.hypot(repeat.uncertainty, prefill.uncertainty))
     return (
         _phase("prefill", prefill, "window with one output token"),
         _phase("decode", decode, "difference" if work.separable_phases else "not separable in this engine"),
     )
 
 
-def _phase(name: str, energy: Quantity | None, method: str) -> PhaseEnergy:
+def _phase(name: str, energy: Measured | None, method: str) -> PhaseEnergy:
     return PhaseEnergy(
-        name=name,
-        energy_per_repeat_j=energy.value if energy else None,
-        uncertainty_j=energy.uncertainty if energy else None,
-        method=method,
+        name=name, energy_per_repeat_j=value_of(energy), uncertainty_j=uncertainty_of(energy), method=method
     )
 
 
-def _scaled(uncertainty: float | None, divisor: int) -> float | None:
-    return None if uncertainty is None else uncertainty / divisor
+def _divided(measured: Measured, divisor: float) -> Measured:
+    return Measured(measured.value / divisor, measured.uncertainty / divisor)

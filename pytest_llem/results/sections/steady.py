@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pytest_llem.job.measurement import EnergyReport, Measurement, RequestRecord, Window
 from pytest_llem.results.schema import SteadyState
-from pytest_llem.results.sections.energy import ratio, total
+from pytest_llem.results.sections.energy import ratio, total, uncertainty_of, value_of
 from pytest_llem.worker.steady import STEADY_STATE
 
 MIN_STEADY_S = 30.0
@@ -25,7 +25,7 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
     duration_s = sum(window.duration_s for window in windows)
     output_tokens = tokens_within(windows, measurement.requests)
     energy = total(_energies(measurement.energy, windows)) if windows else None
-    joules = energy.value if energy else None
+    joules = value_of(energy)
     reason = _reason(windows, duration_s, timed=_timed(measurement.requests))
     return SteadyState(
         method=_method(measurement.load_shape),
@@ -35,7 +35,7 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
         output_tokens=output_tokens,
         output_tokens_per_s=ratio(output_tokens, duration_s),
         energy_j=joules,
-        uncertainty_j=energy.uncertainty if energy else None,
+        uncertainty_j=uncertainty_of(energy),
         avg_power_w=ratio(joules, duration_s),
         joules_per_output_token=ratio(joules, output_tokens),
     )
