@@ -46,8 +46,8 @@ def get_or_measure(
 
     `measure(attempt, job_dir)` runs one attempt and returns the job and the runner's report, with
     `measurement.json` or `error.json` written; an `LlemError` that it raises is recorded as the attempt's failure, any
-    other exception as well and then passed on. An invalid attempt is repeated up to `retries` times. `reuse` is asked
-    before anything is measured: a result that it returns is copied here with its `source_run`.
+    other exception as well and then passed on. An invalid attempt is repeated up to `retries` times. `reuse` is called
+    before anything is measured: a result that it returns is copied to this run with its `source_run`.
     """
     return store.outcome(key) or _under_lock(store, key, measure, retries, reuse)
 
@@ -144,7 +144,7 @@ def _conclude(
 
 
 def _environment(store: RunStore, report: RunReport) -> Mapping[str, JsonValue]:
-    """The host facts of the machine that ran the cycle, with the commit of the study, which lies on this one."""
+    """The host facts of the machine that ran the cycle, with the commit of the study, which is on this one."""
     if report.environment is None:
         return store.environment
     return {**report.environment, "git": store.environment.get("git")}

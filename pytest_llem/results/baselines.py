@@ -1,7 +1,7 @@
-"""Baselines: what earlier runs measured, kept small enough to lie in git and to be read in a diff.
+"""Baselines: per-cycle values of earlier runs with their conditions, small enough for git and readable in a diff.
 
-`llem-baselines/NAME/<study>.json` holds, per experiment, the per-cycle values of one or more runs with the conditions
-they were measured under. A run directory or a results file can stand for a baseline too.
+The session saves and opens them, `judging` compares with them. `llem-baselines/NAME/<study>.json` is a published
+format; a run's directory or a results file can serve as a baseline too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
 
 BASELINE_VERSION = 1
+"""Raised when a field is renamed, removed or changes its meaning."""
 MAX_RUNS = 10
+"""Newest runs that a baseline keeps. Chosen: the spread between ten is well known, and the file stays small."""
 DIGITS = 6
+"""Significant digits of a value. Chosen: far below any sensor's error, and a short diff."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class BaselineFile:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a reference stands for: studies by name. `source` names it in messages."""
+    """The studies of a baseline by name. `source` is its name in messages."""
 
     source: str
     studies: Mapping[str, BaselineFile]
@@ -67,7 +70,7 @@ class Baseline:
     def find(self, study: str, experiment_id: str, config_hash: str) -> BaselineExperiment | None:
         """The experiment of this configuration, else the one of this id; `None` when there is neither.
 
-        Raises `StoreError` when the baseline knows nothing of the study.
+        Raises `StoreError` when the baseline does not have the study.
         """
         if study not in self.studies:
             raise StoreError(
@@ -83,7 +86,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Saved:
-    """What saving a baseline did: the files, the experiments by study and id, and those left out with the reason."""
+    """The files written, the experiments saved by study and id, and those refused with the reason."""
 
     files: tuple[Path, ...]
     saved: tuple[tuple[str, str], ...]
@@ -93,7 +96,7 @@ class Saved:
 def open_baseline(reference: str, directory: Path) -> Baseline:
     """The baseline that `--llem-baseline=REF` names: a saved name, a run or folder of runs, or a file.
 
-    `directory` is where named baselines lie. Raises `StoreError` when the reference names nothing.
+    `directory` holds the named baselines. Raises `StoreError` when there is no such baseline.
     """
     named = directory / reference
     if named.is_dir() and not (named / MANIFEST).exists() and (files := sorted(named.glob("*.json"))):
@@ -125,8 +128,8 @@ def baseline_of(source: str, results: Results) -> Baseline:
     for result in sorted(results.valid, key=lambda result: (result.run_id, result.cycle)):
         runs.setdefault((result.study, result.experiment.id, result.run_id), []).append(result)
     for (study, experiment_id, _), group in runs.items():
-        known = studies.get(study, BaselineFile(study))
-        studies[study] = _with_run(known, experiment_id, group[0].experiment.config_hash, baseline_run(group))
+        earlier = studies.get(study, BaselineFile(study))
+        studies[study] = _with_run(earlier, experiment_id, group[0].experiment.config_hash, baseline_run(group))
     for result in results:
         studies.setdefault(result.study, BaselineFile(result.study))
     return Baseline(source, studies)
@@ -161,10 +164,10 @@ def save_baseline(
 ) -> Saved:
     """Add a run to the baseline `name`; only the experiments in `results` are touched, and the newest runs are kept.
 
-    An experiment with an invalid cycle, one in `failing` (study and id: a failed cycle or gate), or one that lacks
-    cycles which the run's `plans` hold is left out unless `force` is given. Never kept are invalid cycles and those
+    An experiment is refused, unless `force` is given, if a cycle is invalid, if it is in `failing` (study and id: a
+    failed cycle or gate), or if it lacks cycles of the run's `plans`. Invalid cycles are never kept, nor are those
     beyond a plan's `required_cycles`: they were measured because the others scattered, and would bias a bound. Raises
-    `SettingsError` for a name that is no plain word.
+    `SettingsError` for a name with other characters than letters, digits and `._-`.
     """
     if slug(name) != name:
         raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
@@ -190,9 +193,9 @@ def save_baseline(
             refused[key] = f"{len(planned) - len(missing)} of {len(planned)} cycles"
         else:
             path = baseline_path(directory, name, study)
-            known = touched.get(study) or (read_baseline(path) if path.exists() else BaselineFile(study))
+            earlier = touched.get(study) or (read_baseline(path) if path.exists() else BaselineFile(study))
             run = baseline_run(group.valid.items)
-            touched[study] = _with_run(known, experiment_id, group[0].experiment.config_hash, run)
+            touched[study] = _with_run(earlier, experiment_id, group[0].experiment.config_hash, run)
             saved.append(key)
     files = tuple(baseline_path(directory, name, study) for study in touched)
     for file, entry in zip(files, touched.values(), strict=True):
@@ -207,7 +210,7 @@ def _required(results: Results, plan: StudyPlan) -> Results:
 
 
 def baseline_path(directory: Path, name: str, study: str) -> Path:
-    """Where a study's part of a named baseline lies."""
+    """The file of one study in a named baseline."""
     return directory / name / f"{slug(study)}.json"
 
 
@@ -219,9 +222,13 @@ def render(entry: BaselineFile) -> str:
 
 
 def _with_run(entry: BaselineFile, experiment_id: str, config_hash: str, run: BaselineRun) -> BaselineFile:
-    known = entry.experiments.get(experiment_id)
-    # Runs of another configuration under the same id are no yardstick for this one.
-    kept = [old for old in known.runs if old.run_id != run.run_id] if known and known.config_hash == config_hash else []
+    earlier = entry.experiments.get(experiment_id)
+    # Runs of another configuration under the same id do not compare with this one.
+    kept = (
+        [old for old in earlier.runs if old.run_id != run.run_id]
+        if earlier and earlier.config_hash == config_hash
+        else []
+    )
     updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:])
     return replace(entry, experiments={**entry.experiments, experiment_id: updated})
 

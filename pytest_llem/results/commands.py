@@ -1,4 +1,7 @@
-"""The verbs of `llem` that read stored results: each takes parsed arguments and returns an exit code."""
+"""The verbs of `llem` that read stored results: each takes parsed arguments and returns an exit code.
+
+`cli` calls them. They read runs only; the shards of one run (`--llem-shard=K/N`) are read as one.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def compare_runs(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """`llem report`: write the page and, where asked for, the figures."""
+    """`llem report`: write the page and, with `--figures`, the figures."""
     write_report(options.paths, options.out, baseline=options.baseline, title=options.title, progress=counted)
     sys.stdout.write(f"{options.out}\n")
     if options.figures is not None:
@@ -151,7 +154,7 @@ def _row(run: Path) -> RunRow:
 
 @dataclass(frozen=True)
 class ShardOf:
-    """Which part of how many a run is, and of which split of each study (see `session.sharding.Split.digest`)."""
+    """A shard's number, the number of shards, and each study's split (`session.sharding.Split.digest`)."""
 
     index: int
     count: int
@@ -162,22 +165,22 @@ class ShardOf:
 
 
 def shard_of(manifest: Manifest) -> ShardOf | None:
-    """The shard that a run is, `None` for a whole one. `StoreError` when its manifest says it in no way known here."""
-    said = manifest.facts.get("shard")
-    if said is None:
+    """The shard that a run is, `None` for a whole one; `StoreError` when its manifest states it in another format."""
+    shard = manifest.facts.get("shard")
+    if shard is None:
         return None
-    match said:
+    match shard:
         case {"index": int(index), "count": int(count), "splits": dict(splits)}:
             return ShardOf(index, count, {study: str(digest) for study, digest in splits.items()})
-    raise StoreError(f"run {manifest.run_id}: run.json does not say which shard it is: {said!r}")
+    raise StoreError(f"run {manifest.run_id}: run.json does not say which shard it is: {shard!r}")
 
 
 def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """Runs with the shards of one run put together, in the order of the first of each.
+    """Runs with the shards of one run joined, in the order of the first of each.
 
-    Shards belong together when they have the same split of the same studies; where a shard is there twice, because
-    a study was run again, the older ones make up a run and the newer ones another. Raises `StoreError` for shards of
-    the same studies and count that were split differently: together they lack experiments, and have others twice.
+    Shards belong together when they have the same split of the same studies. If a shard occurs twice, because a study
+    was run again, the older ones form one run and the newer ones another. Raises `StoreError` for shards of the same
+    studies and count that were split differently: together they lack experiments and repeat others.
     """
     groups: list[list[Manifest]] = []
     splits: dict[tuple[int, tuple[str, ...]], Mapping[str, str]] = {}
@@ -205,9 +208,9 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
 
 
 def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
-    """The results that `path` stands for, run by run; the shards of a run are one, named after its first.
+    """The results at `path`, run by run; the shards of one run are joined and named after the first.
 
-    A run of which only some shards are there says so in its name.
+    The name of an incomplete run lists its shards.
     """
     root = path.parent if path.name == MANIFEST else path
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []

@@ -1,6 +1,7 @@
-"""What must be equal before two energies are compared, and what differs.
+"""The conditions that must be equal before two measurements are compared, and the differences between them.
 
-Conditions are flat, so that a baseline file shows a changed one as one line of a diff.
+`judging`, `compare` and `baselines` call it. Conditions are flat, so that a changed one is one line in a
+baseline's diff; their names are published (`compare.allow`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.results.schema import Result
 
 UNKNOWN_GAIN = 0.05
-"""Gain error of a board that states none: about 5 % was found over many boards (arXiv 2312.02741)."""
+"""Gain error of a board whose meter states none: about 5 % over many boards (arXiv 2312.02741)."""
 
 DEVICE_IDS = "device_ids"
 
@@ -27,7 +28,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
 
     `output_tokens` is `None` where sampling decides how long an answer is: then it is an outcome, no condition.
     """
-    host, effective, place = result.environment.host, result.engine.effective, result.environment.comparable
+    host, effective, compared = result.environment.host, result.engine.effective, result.environment.comparable
     gpus = _gpus(result)
     cpu = host.get("cpu")
     return {
@@ -36,7 +37,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "dtype": _text(effective.get("dtype")),
         "model_revision": _text(effective.get("model_revision")),
         "model_fingerprint": _text(effective.get("model_fingerprint")),
-        "lora_fingerprint": _text(place.get("lora_fingerprint") or place.get("lora_commit")),
+        "lora_fingerprint": _text(compared.get("lora_fingerprint") or compared.get("lora_commit")),
         "prompts_hash": result.workload.prompts_hash,
         "input_tokens": result.workload.input_tokens,
         "output_tokens": result.workload.output_tokens if output_lengths_determined(result.experiment.config) else None,
@@ -57,40 +58,40 @@ def conditions(result: Result) -> dict[str, JsonValue]:
     }
 
 
-PLACE = ("device_kind", "device_count", "device_models", "power_limit_w", "driver_major", "cpu_model")
+MACHINE = ("device_kind", "device_count", "device_models", "power_limit_w", "driver_major", "cpu_model")
 """Conditions that differ between the cycles of one run only where several machines measured them."""
 
 
 def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
-    """The conditions of the cycles of one experiment in one run: the first one's, with all places that they come from.
+    """The conditions of one experiment's cycles in one run: the first one's, with the machines of all of them.
 
-    Boards, models and limits are those of all cycles together; so is a CPU's model, joined with ` and `.
+    Boards, models and limits are those of all cycles together; different CPU models are joined with ` and `.
     """
-    found = conditions(results[0])
+    common = conditions(results[0])
     others = [conditions(result) for result in results[1:]]
-    for name in (*PLACE, DEVICE_IDS):
-        values = [found[name], *(other[name] for other in others)]
-        if isinstance(found[name], list):
-            found[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})
+    for name in (*MACHINE, DEVICE_IDS):
+        values = [common[name], *(other[name] for other in others)]
+        if isinstance(common[name], list):
+            common[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})
         elif len(set(map(str, values))) > 1:
-            found[name] = " and ".join(sorted(set(map(str, values))))
-    return found
+            common[name] = " and ".join(sorted(set(map(str, values))))
+    return common
 
 
 def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]:
-    """Why the cycles of one experiment in one run are no repetitions of one measurement, a sentence each.
+    """Why the cycles of one experiment in one run do not repeat one measurement, a sentence each.
 
-    Cycles that ran on different nodes of a cluster may have met other device models. Boards of one model may differ.
+    Nodes of a cluster may have different device models. Boards of one model may differ.
     """
-    found: dict[str, str] = {}
+    mixed: dict[str, str] = {}
     first = conditions(results[0]) if results else {}
     for result in results[1:]:
         now = conditions(result)
-        for name in PLACE:
+        for name in MACHINE:
             if name not in allow and now[name] != first[name]:
                 text = f"c{results[0].cycle} {_shown(first[name])}, c{result.cycle} {_shown(now[name])}"
-                found.setdefault(name, f"the cycles differ in {name}: {text}")
-    return list(found.values())
+                mixed.setdefault(name, f"the cycles differ in {name}: {text}")
+    return list(mixed.values())
 
 
 def differences(
@@ -102,12 +103,12 @@ def differences(
     gain: tuple[float | None, float | None] = (None, None),
     allow: Collection[str] = (),
 ) -> list[str]:
-    """What forbids the comparison, a sentence each; names in `allow` are let pass.
+    """The differences that forbid the comparison, a sentence each, except those in `allow`.
 
-    Conditions of the meter matter to metrics of energy alone. Another board of the same model has another gain:
+    Conditions of the meter matter only to metrics of energy. Another board of the same model has another gain:
     then the limit must exceed both boards' gain errors in quadrature.
     """
-    found: list[str] = []
+    problems: list[str] = []
     for name in {**baseline, **current}:
         before, now = baseline.get(name), current.get(name)
         if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
@@ -116,20 +117,20 @@ def differences(
             combined = math.hypot(*(UNKNOWN_GAIN if one is None else one for one in gain))
             if abs(limit) > combined or baseline.get("device_count") != current.get("device_count"):
                 continue
-            found.append(
+            problems.append(
                 f"{name}: other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}, "
                 f"and the limit is {abs(limit):.1%}"
             )
             continue
-        found.append(f"{name}: {_shown(before)} -> {_shown(now)}")
-    return found
+        problems.append(f"{name}: {_shown(before)} -> {_shown(now)}")
+    return problems
 
 
 def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
     gpus = result.environment.host.get("gpus")
-    known = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
+    listed = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
     leased = set(result.runner.device_ids)
-    return cast("list[Mapping[str, JsonValue]]", [gpu for gpu in known if gpu.get("uuid") in leased])
+    return cast("list[Mapping[str, JsonValue]]", [gpu for gpu in listed if gpu.get("uuid") in leased])
 
 
 def _text(value: object) -> str | None:
@@ -148,7 +149,7 @@ def _shown(value: JsonValue) -> str:
 
 
 def output_lengths_determined(config: Mapping[str, object]) -> bool:
-    """Whether every repeat of a configuration must generate as many tokens: not where sampling may draw its end.
+    """Whether every repeat of a configuration must generate as many tokens: not where sampling may end an answer.
 
     `config` is a resolved configuration, as a job and a result hold it.
     """

@@ -1,4 +1,7 @@
-"""Comparing stored runs: `llem compare A B [C...]`, the first one as the baseline of the others."""
+"""Compares stored runs: `llem compare A B [C...]`, with the first one as the baseline of the others.
+
+The command and the report call `compare`. It judges with the same gates as a study.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class ComparedMetric:
 
     `limit_text` is the limit as it was stated, `limit` the same as a fraction of the baseline. `verdict` is a gate's
     where a limit was given, else `better`, `worse` or `same` (no change beyond noise).
-    `differs` names conditions that are not the same: then the numbers are shown and no gate is judged.
+    `differs` names the conditions that differ: then the numbers are shown and no gate is judged.
     """
 
     run: str
@@ -56,9 +59,9 @@ def compare(
     alpha: float = 0.05,
     allow: Collection[str] = (),
 ) -> list[ComparedMetric]:
-    """Every experiment of the other runs against the baseline's of the same study and configuration, or else id.
+    """Each experiment of the other runs against the baseline's with the same study and configuration, or else id.
 
-    `metrics` defaults to the headline ones, to which the limits' are added. Raises `SettingsError` for unknown names.
+    `metrics` defaults to the headline ones; those of the limits are added. Raises `SettingsError` for unknown names.
     """
     by_limit = {limit.metric: limit for limit in limits}
     names = dict.fromkeys([*(metrics or HEADLINES), *by_limit])
@@ -72,32 +75,32 @@ def compare(
         for (study, experiment_id), group in results.by_experiment().items():
             same = by_hash.get((study, group[0].experiment.config_hash))
             before = Results(tuple(same)) if same else by_id.get((study, experiment_id), Results(()))
-            for found in chosen:
-                limit = by_limit.get(found.name)
-                row = _compare(run, study, experiment_id, found, before.valid, group.valid, limit, alpha, allow)
+            for measure in chosen:
+                limit = by_limit.get(measure.name)
+                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, limit, alpha, allow)
                 if row is not None:
                     rows.append(row)
     return rows
 
 
 def failed(rows: Sequence[ComparedMetric], *, strict: bool = False) -> bool:
-    """Whether a limit is exceeded or, when strict, could not be judged."""
+    """Whether a limit is exceeded or, if strict, could not be judged."""
     bad = {"fail", "inconclusive", "not_comparable", "absent"} if strict else {"fail"}
     return any(row.verdict in bad for row in rows if row.limit_text is not None)
 
 
 def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str]:
-    """The comparison as a table for a terminal or as Markdown, one per run, with what differs below."""
+    """The comparison as a table for a terminal or as Markdown, one per run, with the differing conditions below."""
     shown: list[str] = []
     for run in dict.fromkeys(row.run for row in rows):
-        mine = [row for row in rows if row.run == run]
-        several = len({row.study for row in mine}) > 1
-        body = [cells(row, several) for row in mine]
+        of_run = [row for row in rows if row.run == run]
+        several = len({row.study for row in of_run}) > 1
+        body = [cells(row, several) for row in of_run]
         if markdown:
             shown += [f"### {run}", "", *markdown_table(HEAD, body, left=2), ""]
         else:
             shown += [run, *(f"  {line}" for line in table(HEAD, body, left=2)), ""]
-        shown += [f"{'- ' if markdown else '  '}{note}" for note in _notes(mine)]
+        shown += [f"{'- ' if markdown else '  '}{note}" for note in _notes(of_run)]
     return shown
 
 

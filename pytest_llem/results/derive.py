@@ -212,8 +212,8 @@ def _timing(measurement: Measurement) -> dict[str, float | None]:
 def device_peaks(samples: Path, windows: Sequence[Window]) -> dict[str, int]:
     """The highest memory in use (bytes, by NVML, all processes) per device over the windows.
 
-    NVML is asked every half second and whenever the energy counter is first read, so that an allocation that comes
-    and goes in between is not seen; torch and vLLM keep what they once took. Devices without a reading are absent.
+    NVML is read every half second and whenever the energy counter is first read, so that a short
+    allocation in between is missed; torch and vLLM keep what they have allocated. Devices without a reading are absent.
     """
     peaks: dict[str, int] = {}
     for sample in read_samples(samples):
@@ -251,17 +251,17 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
     limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
     drifts: list[Note] = []
     for device in result.energy.devices:
-        known = {
+        others = {
             cycle: other.temperature_c
             for cycle, sibling in siblings.items()
             for other in sibling.energy.devices
             if other.id == device.id and other.temperature_c is not None
         }
-        here = device.temperature_c
-        if here is None or not known:
+        now_c = device.temperature_c
+        if now_c is None or not others:
             continue
-        cycle, there = max(known.items(), key=lambda item: abs(item[1] - here))
-        if abs(there - here) > limit_c:
-            text = f"{device.id}: {here:.0f} C while measured, {there:.0f} C in cycle {cycle}"
+        cycle, other_c = max(others.items(), key=lambda item: abs(item[1] - now_c))
+        if abs(other_c - now_c) > limit_c:
+            text = f"{device.id}: {now_c:.0f} C while measured, {other_c:.0f} C in cycle {cycle}"
             drifts.append(Note("temperature_drift", text))
     return result.model_copy(update={"warnings": (*result.warnings, *drifts)}) if drifts else result

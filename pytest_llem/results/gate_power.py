@@ -1,8 +1,8 @@
-"""How many cycles a gate needs: by simulation through the public gate function, at the noise that was measured.
+"""`llem gate-power`: simulates how many cycles a gate needs, through the public gate function and at measured noise.
 
-Noise is the relative standard deviation of a metric over the cycles of one run, a linear drift taken out as gates do;
-between runs it is that of the runs' geometric means beyond what their cycles explain. Cycles are drawn from lognormal
-distributions: docs/gates.md shows what other shapes change.
+Noise is the relative standard deviation of a metric over the cycles of one run without a linear drift, as in gates;
+between runs it is that of the runs' geometric means, beyond what their cycles explain. Cycles are drawn from lognormal
+distributions: docs/gates.md shows the effect of other shapes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from pytest_llem.results.terminal import counted, table
 
 CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 TRIALS = 4000
+"""Chosen: the standard error of a share is at most 0.8 %."""
 
 
 @dataclass(frozen=True)
 class GateSetting:
-    """What a gate is to find under which noise; all but the counts are fractions, `alpha` is an error rate."""
+    """The regression that a gate should detect and the noise it meets, as fractions; `alpha` is an error rate."""
 
     noise: float
     limit: float
@@ -41,7 +42,7 @@ class GateSetting:
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        """Raises `SettingsError` where the question makes no sense."""
+        """Raises `SettingsError` for values outside their range, or a regression within the limit."""
         if not 0 <= self.noise < 1 or not 0 <= self.between_runs < 1:
             raise SettingsError("noise is a share between 0 % and 100 %", fix="write for example 2%")
         if self.regression <= self.limit or self.limit <= 0:
@@ -55,7 +56,7 @@ class GateSetting:
 
 @dataclass(frozen=True)
 class Power:
-    """Shares of gates, 0 to 1: the regression found; and on equal runs, undecided ones and false alarms."""
+    """Shares of gates, 0 to 1: the regression is detected; and on equal runs: undecided, false alarm."""
 
     cycles: int
     found: float
@@ -76,7 +77,7 @@ class Noise:
 
 
 def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int = 0) -> Power:
-    """What gates with so many cycles a side find, from `trials` pairs; equal seeds give equal answers."""
+    """Simulate gates with so many cycles a side, from `trials` pairs of runs; equal seeds give equal answers."""
     rng = random.Random(seed)
     worse = 1 + setting.regression
     found = undecided = alarms = 0
@@ -92,7 +93,7 @@ def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int 
 
 
 def needed(powers: Sequence[Power], wanted: float) -> int | None:
-    """The fewest cycles that find the regression in a share `wanted` of gates; `None` where none of them do."""
+    """The fewest cycles that detect the regression in a share `wanted` of gates; `None` where no count does."""
     return next((entry.cycles for entry in powers if entry.found >= wanted), None)
 
 
@@ -139,7 +140,7 @@ def pooled(noises: Sequence[Noise]) -> Noise:
 
 
 def _between(runs: Sequence[Sequence[float]], within: float) -> float:
-    """Standard deviation of the runs' levels, without the share that their cycles' own noise explains."""
+    """Standard deviation of the runs' means, without the part that the noise of their cycles explains."""
     means = [fmean(run) for run in runs]
     return math.sqrt(max(0.0, variance(means) - within * fmean([1 / len(run) for run in runs])))
 
@@ -189,7 +190,7 @@ def _percent(share: float) -> str:
 
 
 def gate_power(options: argparse.Namespace) -> int:
-    """Print the measured noise, what gates find with how many cycles, and how many suffice."""
+    """Print the measured noise, what gates detect at each number of cycles, and how many suffice."""
     chosen = metric(options.metric)
     noises: list[Noise] = []
     if options.noise is None:
@@ -223,7 +224,7 @@ def gate_power(options: argparse.Namespace) -> int:
 
 
 def share(text: str) -> float:
-    """`2%` as 0.02; `SettingsError` for anything else."""
+    """`2%` as 0.02; `SettingsError` for anything but a percentage."""
     number = text.strip().removesuffix("%")
     try:
         value = float(number)

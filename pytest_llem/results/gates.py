@@ -1,7 +1,7 @@
-"""Gates as pure functions: is a change larger than its limit, beyond noise? Is a value within its budget?
+"""Gates as pure functions: does a change exceed its limit beyond noise, and does a value keep its budget?
 
-How the bounds are made, and from which sources, is said in `statistics`; error rates by simulation are in
-docs/gates.md.
+`judging`, `compare` and users call them; `judge_ratio` is public and keeps its signature. `statistics` names the method
+and its sources, docs/gates.md has the error rates.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pytest_llem.results.statistics import LogInterval, mean_interval, ratio_int
 
 Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
 MIN_CYCLES = 3
+"""Usable cycles that each side needs. Chosen: the bounds of two are too wide to decide anything."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def judge_ratio(
 ) -> Verdict:
     """Whether `current` is worse than `baseline` by more than `limit`; per-cycle values, higher is worse.
 
-    `limit=0.05` means +5 %. *fail*: the lower bound of the ratio lies above `1 + limit`. *pass*: not so, and the upper
-    bound lies below `1 + limit + resolution`, where `resolution` is `limit` unless it is given. Else *inconclusive*,
-    as with fewer than three cycles a side. Raises `SettingsError` for a limit <= 0 without a resolution.
+    `limit=0.05` means +5 %. *fail*: the lower bound of the ratio is above `1 + limit`. *pass*: it is not, and the upper
+    bound is below `1 + limit + resolution`, where `resolution` defaults to `limit`. Otherwise *inconclusive*, as with
+    fewer than three cycles a side. Raises `SettingsError` for a limit <= 0 without a resolution.
     """
     return judge_runs([baseline], current, limit, alpha=alpha, resolution=resolution)
 
@@ -59,7 +60,7 @@ def judge_runs(
     resolution: float | None = None,
     correlated: bool = False,
 ) -> Verdict:
-    """`judge_ratio` against several baseline runs; from three on, their own spread is the yardstick.
+    """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
     `correlated` says that the cycles of a run shared one loaded engine.
     """
@@ -88,7 +89,7 @@ def judge_runs(
 def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, alpha: float = 0.05) -> Verdict:
     """Whether the values keep a budget: at most `limit` (`upper`), or at least.
 
-    *fail*: the one-sided bound lies beyond the limit. *pass*: the other bound lies within it. Else *inconclusive*.
+    *fail*: the nearer one-sided bound is beyond the limit. *pass*: the other one is within it. Else *inconclusive*.
     """
     if not (limit > 0 and math.isfinite(limit)):
         raise SettingsError(f"a budget of {limit:g} cannot be judged", fix="state a positive limit")
@@ -114,7 +115,7 @@ def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, a
 
 
 def inverted(limit: float) -> float:
-    """A limit on a metric where higher is better, for its inverse: -5 % becomes 1/0.95 - 1."""
+    """The limit of a metric where higher is better, for its inverse: -5 % becomes 1/0.95 - 1."""
     return 1 / (1 + limit) - 1
 
 

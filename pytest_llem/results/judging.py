@@ -1,4 +1,7 @@
-"""Judging one experiment: its cycles against budgets and a baseline, verdict by verdict, and a table for people."""
+"""Judges one experiment's cycles against its budgets and a baseline, and keeps the verdicts in `gate.json`.
+
+The session's gate items call `judge_experiment`, reports read `gate.json`. The verdicts themselves come from `gates`.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from pytest_llem.study.model import Execution
 VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
 
 CORRELATED = ("experiment", "load", "server")
+"""Isolations under which the cycles of an experiment share one loaded engine."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,9 @@ def judge_experiment(
 ) -> GateReport:
     """Judge an experiment by its cycles, in order; only valid ones count.
 
-    `allow` names conditions that may differ from the baseline's, besides those of `compare.allow`. Raises `StoreError`
-    when the baseline knows nothing of the study. Give the study's first `cycles` only where `target_ci` adds more:
-    optional stopping biases a bound.
+    `allow` names conditions that may differ from the baseline's, besides those of `compare.allow`. Where `target_ci`
+    adds cycles, pass only the first `cycles`: optional stopping biases a bound. Raises `StoreError` when the baseline
+    does not have the study.
     """
     key = cycles[0].key
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
@@ -116,16 +120,16 @@ def judge_experiment(
     mixed = "; ".join(mixture(valid, {*allow, *(compare.allow if compare else ())}))
     rows = [_budget_row(budget, valid, lost, alpha, mixed) for budget in expect]
     if compare is not None and baseline is not None and compare.fail_if:
-        known = baseline.find(key.study, key.experiment_id, key.config_hash)
+        reference = baseline.find(key.study, key.experiment_id, key.config_hash)
         for limit in compare.fail_if:
             if mixed:
                 rows.append(_not_comparable(limit, mixed))
-            elif known is None:
+            elif reference is None:
                 rows.append(_not_comparable(limit, f"{baseline.source} does not have this experiment"))
-            elif known.config_hash != key.config_hash:
+            elif reference.config_hash != key.config_hash:
                 rows.append(_not_comparable(limit, f"{baseline.source} has it with another configuration"))
             else:
-                rows.append(_ratio_row(limit, known.runs, valid, lost, alpha, {*allow, *compare.allow}))
+                rows.append(_ratio_row(limit, reference.runs, valid, lost, alpha, {*allow, *compare.allow}))
     return GateReport(key.study, key.experiment_id, tuple(rows), strict)
 
 
@@ -201,7 +205,7 @@ def _against(
     alpha: float,
     correlated: bool,
 ) -> Verdict:
-    """Judge with higher as worse; where higher is better both sides are inverted, and the ratio is turned back."""
+    """Judge with higher as worse; where higher is better, invert both sides and the resulting ratio."""
     if not found.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
         return judge_runs(runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
     verdict = judge_runs(
@@ -218,7 +222,7 @@ def _against(
 
 
 def _values(found: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
-    """A metric's value per valid cycle that measured it, or why there are none."""
+    """A metric's value in each valid cycle that measured it, or the reason why there are none."""
     values = [value for result in valid if (value := found.of(result)) is not None]
     return values, "" if values or not valid else "this run did not measure it"
 
@@ -277,7 +281,7 @@ GATE = "gate.json"
 
 
 def write_gate(experiment_directory: Path, report: GateReport) -> None:
-    """Write an experiment's verdicts; the directory is made where no cycle has made it."""
+    """Write an experiment's verdicts, and create its directory if no cycle has."""
     experiment_directory.mkdir(parents=True, exist_ok=True)
     write_json(experiment_directory / GATE, encode(report))
 
@@ -294,7 +298,7 @@ def read_gates(run_dir: Path) -> list[GateReport]:
 
 
 def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> float | None:
-    """The half width of the headline's interval after these cycles, where it reaches `target_ci`; else `None`."""
+    """The relative half width of the headline metric's interval if it has reached `target_ci`, else `None`."""
     if execution.target_ci is None or len(outcomes) < execution.cycles:
         return None
     headline = metric(execution.headline)

@@ -1,4 +1,7 @@
-"""Names inside a run's directory, and the run directories of a results folder."""
+"""File names in a run's directory, and the run directories of a results folder.
+
+All of `results` and the session use it. The layout is published (docs/results.md) and stays.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ MANIFEST = "run.json"
 STATE = "state.json"
 RESULT = "result.json"
 HASH_LENGTH = 8
+"""Chosen: 32 bits distinguish the configurations of a study, and the name stays readable."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,16 +42,16 @@ def experiment_directory(experiment_id: str, config_hash: str) -> str:
 
 
 def attempt_directory(cycle_directory: Path, attempt: int) -> Path:
-    """Where a superseded attempt is kept."""
+    """The directory of a superseded attempt."""
     return cycle_directory / f"attempt-{attempt}"
 
 
 def cycle_directories(run_dir: Path) -> Iterator[Path]:
-    """Every cycle's directory of a run that was at least begun, sorted by name and cycle."""
-    found = [path.parent for path in run_dir.glob(f"*/*/c*/{STATE}")]
-    yield from sorted(found, key=lambda path: (path.parent, int(path.name[1:])))
+    """The directory of each cycle that was started, sorted by name and cycle."""
+    directories = [path.parent for path in run_dir.glob(f"*/*/c*/{STATE}")]
+    yield from sorted(directories, key=lambda path: (path.parent, int(path.name[1:])))
 
 
 def run_directories(out: Path) -> list[Path]:
-    """The runs of a results folder, newest first by the name that their id begins with."""
+    """The runs of a results folder, newest first: an id begins with the time."""
     return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)

@@ -1,7 +1,7 @@
-"""`run.json`: what a run set out to do, where, and what became of each item.
+"""`run.json`: the plan of a run, its machine, and the state of each item.
 
-Only one process writes it (the controller under xdist): it is rebuilt from the cycles' state files, so that workers
-never write the same file.
+The session writes it in one process only (the controller under xdist), rebuilt from the cycles' state files. The
+format is published: fields are added, never renamed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import StateName, now, read_state
 
 MANIFEST_VERSION = 1
+"""Raised when a field is renamed, removed or changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PlannedCycle:
 
 @dataclass(frozen=True)
 class SkippedPoint:
-    """A point of a sweep that is not run, and why."""
+    """A point of a sweep that is not run, and the reason."""
 
     experiment_id: str
     reason: str
@@ -59,7 +60,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class ManifestItem:
-    """What became of one cycle. `pending` was planned and never begun."""
+    """The state of one cycle. `pending` was planned and not started."""
 
     study: str
     experiment_id: str
@@ -80,7 +81,7 @@ class ManifestItem:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`run.json`. `finished_at` of `None` means that the run goes on, or was killed."""
+    """`run.json`. `finished_at` is `None` while the run goes on, or if it was killed."""
 
     run_id: str
     started_at: str
@@ -111,8 +112,8 @@ def rebuild_manifest(
 ) -> Manifest:
     """Bring `run.json` up to date with the state files, and return it.
 
-    `studies` replaces the plan (collection may come after the store's creation), `facts` are merged over the earlier
-    ones. A cycle that still says `running` while its process is gone is listed as `crashed`.
+    `studies` replaces the plan (the store may be created before collection), `facts` are merged over the earlier ones.
+    A cycle that is still `running` although its process is gone is listed as `crashed`.
     """
     manifest = read_manifest(run_dir / MANIFEST)
     if studies is not None:
@@ -133,13 +134,13 @@ def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem,
         state = read_state(directory)
         if state is None:
             continue
-        dead = state.state == "running" and not (state.holder and state.holder.lives())
+        crashed = state.state == "running" and not (state.holder and state.holder.lives())
         begun[state.key] = ManifestItem(
             study=state.study,
             experiment_id=state.experiment_id,
             config_hash=state.config_hash,
             cycle=state.cycle,
-            state="crashed" if dead else state.state,
+            state="crashed" if crashed else state.state,
             attempts=state.attempts,
             directory=directory.relative_to(run_dir).as_posix(),
             reasons=state.reasons,

@@ -27,7 +27,7 @@ def metric(name: str) -> Metric:
 
 
 def is_energy(name: str) -> bool:
-    """Whether a metric rests on a meter, so that the meter's conditions must match before it is compared."""
+    """Whether a metric comes from a meter, whose conditions must then match for a comparison."""
     return name.endswith("_w") or name.startswith(("energy", "joules", "wh_per")) or name == "tokens_per_joule"
 
 

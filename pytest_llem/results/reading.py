@@ -55,9 +55,9 @@ def read_result(path: Path) -> Result:
 
 
 def result_files(path: Path) -> list[Path]:
-    """The `result.json` files that `path` stands for: itself, a cycle, a study or a run, or a folder of runs.
+    """The `result.json` files at `path`: a file, a cycle, a study, a run, or a folder of runs.
 
-    Superseded attempts are left out. `StoreError` when there is nothing to read.
+    Superseded attempts are left out. `StoreError` when there are none.
     """
     if path.is_file() and path.name != MANIFEST:
         return [path]
@@ -82,7 +82,7 @@ def result_files(path: Path) -> list[Path]:
 
 
 def cycle_seconds(path: Path) -> tuple[str, float] | None:
-    """The `config_hash` of a result and the seconds that its cycle took, starting included; `None` if it cannot say."""
+    """The `config_hash` of a result and the seconds of its cycle, startup included; `None` if it has no times."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         timing, full = result["timing"], result["experiment"]["config_hash"]
@@ -94,16 +94,16 @@ def cycle_seconds(path: Path) -> tuple[str, float] | None:
 def recorded_durations(path: Path) -> dict[str, float]:
     """Mean seconds of a cycle by `config_hash`, over a run, a folder of runs or a result.
 
-    Raises `StoreError` when there is nothing that tells a time.
+    Raises `StoreError` when no result has times.
     """
-    found: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = {}
     for file in result_files(path):
-        known = cycle_seconds(file)
-        if known is not None:
-            found.setdefault(known[0], []).append(known[1])
-    if not found:
+        timed = cycle_seconds(file)
+        if timed is not None:
+            durations.setdefault(timed[0], []).append(timed[1])
+    if not durations:
         raise StoreError(f"{path}: no result here says how long its cycle took", fix="name runs that have ended")
-    return {full: sum(times) / len(times) for full, times in found.items()}
+    return {full: sum(times) / len(times) for full, times in durations.items()}
 
 
 def load(path: str | Path) -> Results:

@@ -1,4 +1,7 @@
-"""Reusing what earlier runs measured: for each cycle the newest valid result of the same work in the same place."""
+"""Finds results of earlier runs to reuse: for each cycle the newest valid one of the same work and environment.
+
+The session asks for them under `--llem-resume`, before a cycle is measured. It only reads.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from pytest_llem.results.state import read_state
 
 @dataclass(frozen=True)
 class Reuse:
-    """What there is to reuse for a cycle: a result, or the reason why there is none."""
+    """An earlier result of a cycle, or the reason why none can be reused."""
 
     result: Result | None
     reason: str | None
@@ -41,18 +44,18 @@ class EarlierRuns:
         """The newest valid result of the key's study, configuration and cycle with the same `identity`.
 
         `identity` is that of the present run (`environment.identity`), or one of them where the cycle may run in
-        `others` as well; `thresholds` are its limits of validity: what was valid under others may not be. Otherwise the
-        reason names what is missing or different, for the newest result that comes near. One that cannot be read is
-        none: whatever lies there, the cycle can be measured.
+        `others` as well; `thresholds` are its limits of validity, under which an earlier result may not be valid. If
+        there is none, the reason names what is missing, or what differs in the newest similar result. An unreadable
+        result counts as none: the cycle can still be measured.
         """
         study = slug(key.study)
-        if not any(known == study for known, _ in self._index):
+        if not any(indexed == study for indexed, _ in self._index):
             return Reuse(None, "no earlier run of this study")
         near = self._index.get((study, key.config_hash[:HASH_LENGTH]), [])
         if not near:
             return Reuse(None, "no earlier run of this configuration")
-        found: list[Result] = []
-        spoilt: list[str] = []
+        valid: list[Result] = []
+        unusable: list[str] = []
         for directory in near:
             try:
                 state = read_state(directory / f"c{key.cycle}")
@@ -60,27 +63,29 @@ class EarlierRuns:
                     continue
                 if state.state != "valid":
                     reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
-                    spoilt.append(f"cycle {key.cycle} was {state.state}{reasons}")
+                    unusable.append(f"cycle {key.cycle} was {state.state}{reasons}")
                     continue
-                found.append(read_result(directory / f"c{key.cycle}" / RESULT))
+                valid.append(read_result(directory / f"c{key.cycle}" / RESULT))
             except (StoreError, OSError) as problem:
-                spoilt.append(f"cycle {key.cycle} is unreadable: {problem}")
-        if not found:
-            return Reuse(None, spoilt[0] if spoilt else f"no earlier cycle {key.cycle}")
-        found.sort(key=lambda result: result.created_at, reverse=True)
-        places = (identity, *others)
-        for result in found:
-            known = result.environment.comparable
-            if result.validity.thresholds == (thresholds or {}) and not all(changes(known, place) for place in places):
+                unusable.append(f"cycle {key.cycle} is unreadable: {problem}")
+        if not valid:
+            return Reuse(None, unusable[0] if unusable else f"no earlier cycle {key.cycle}")
+        valid.sort(key=lambda result: result.created_at, reverse=True)
+        identities = (identity, *others)
+        for result in valid:
+            facts = result.environment.comparable
+            if result.validity.thresholds == (thresholds or {}) and not all(
+                changes(facts, each) for each in identities
+            ):
                 return Reuse(result, None)
-        differing = min((changes(found[0].environment.comparable, place) for place in places), key=len)
+        differing = min((changes(valid[0].environment.comparable, each) for each in identities), key=len)
         return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], list[Path]]:
-        """Experiment directories by study slug and the hash that their names end with, newest run first."""
-        found: dict[tuple[str, str], list[Path]] = {}
+        """Experiment directories by study slug and by the hash at the end of their names, newest run first."""
+        index: dict[tuple[str, str], list[Path]] = {}
         for run in run_directories(self._out):
             for directory in run.glob("*/*") if run.name != self._run_id else ():
-                found.setdefault((directory.parent.name, directory.name[-HASH_LENGTH:]), []).append(directory)
-        return found
+                index.setdefault((directory.parent.name, directory.name[-HASH_LENGTH:]), []).append(directory)
+        return index

@@ -19,6 +19,7 @@ from pytest_llem.job.measurement import CpuEnergy, WarmupOutcome
 from pytest_llem.job.report import Note
 
 RESULT_VERSION = 1
+"""Raised when a field is renamed, removed or changes its meaning."""
 
 Count = Annotated[int, Field(ge=0)]
 

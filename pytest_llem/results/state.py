@@ -23,13 +23,14 @@ from pytest_llem.results.schema import Result
 StateName = Literal["running", "valid", "invalid", "failed", "crashed", "interrupted"]
 TERMINAL: tuple[StateName, ...] = ("valid", "invalid", "failed", "crashed", "interrupted")
 STATE_VERSION = 1
+"""Raised when a field is renamed, removed or changes its meaning."""
 LOG_LINES = 10
 """Lines of a log that a failure message quotes. Chosen: enough for the exception and the frames around it."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that measures a cycle. Its start time tells it from a later process with the same id."""
+    """The process that measures a cycle. Its start time distinguishes it from a later process with the same id."""
 
     pid: int
     started: float

@@ -1,30 +1,33 @@
 """The statistics behind gates: one-sided bounds for the ratio of two small samples, and for one sample.
 
+`gates`, `compare` and the report call it. The functions are pure and public: their signatures stay.
+
 Method
-    Energy per token and throughput are positive, their noise is multiplicative and skewed to the right, and what a
-    gate asks is relative. So values are compared by their logarithms: the difference of two means of logarithms is
-    the logarithm of the ratio of geometric means, with errors that are nearer to normal than those of the values
+    Energy per token and throughput are positive, their noise is multiplicative and skewed to the right, and a gate's
+    question is relative. So the logarithms of the values are compared: the difference of two means of logarithms is
+    the logarithm of the ratio of geometric means, and its errors are closer to normal than those of the values
     (Bland and Altman, "Transforming data" and "The use of transformation when comparing two means", BMJ 312, 1996).
-    The bound is Student's t with the variance pooled over all runs, since both sides measure the same work in the
-    same way; with 3 to 10 cycles a side nothing distribution-free reaches the same power (five cycles a side leave
-    the exact rank test one step above its smallest possible bound).
+    The bound is Student's t with the variance pooled over all runs, because both sides measure the same work in the
+    same way. With 3 to 10 cycles a side no distribution-free method has the same power (with five cycles a side, the
+    exact rank test is one step above its smallest possible bound).
 
 Drift
-    Cycles of a run share a drift: the first is cold, later ones warm. Where every run has the same number of cycles,
-    at least five, one common linear trend over the cycle number is taken out if that lowers the estimate of the
-    variance, for the degree of freedom that it costs (analysis of covariance with the cycle as covariate; Montgomery,
-    "Design and Analysis of Experiments", chapter 15; the criterion is Theil's adjusted R squared). The ratio stays as
-    it was, because the design is balanced; in the simulation the level of the bounds stays below alpha.
+    The cycles of a run drift alike: the first is cold, later ones are warm. If every run has the same number of
+    cycles, at least five, one common linear trend over the cycle number is removed where that lowers the estimated
+    variance despite the degree of freedom that it costs (analysis of covariance with the cycle as covariate;
+    Montgomery, "Design and Analysis of Experiments", chapter 15; the criterion is Theil's adjusted R squared). The
+    ratio does not change, because the design is balanced; in simulation the bounds keep their level alpha.
 
 Between runs
-    Cycles of one run also share temperature, clocks and the state of the node, so their spread is too small a
-    yardstick for another run. With one or two baseline runs the bound is never closer than that of a standard error
-    of `BETWEEN_RUNS` (1 %) of the ratio. From three on the variance of the runs' means is estimated, and moderated
-    by what that 1 % and the cycles' own spread let expect, as if `PRIOR_RUNS` more runs had shown it (Smyth,
-    Statistical Applications in Genetics and Molecular Biology 3(1), 2004): three runs alone would leave two degrees
-    of freedom. The parts are joined with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
+    The cycles of one run also share temperature, clocks and the state of the node, so that their spread understates
+    the difference from another run. With one or two baseline runs, the half width is at least that of a standard error
+    of `BETWEEN_RUNS` (1 %) of the ratio. With three or more, the variance of the runs' means is estimated. The estimate
+    is shrunk (empirical Bayes; Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004) towards
+    the variance implied by the 1 % floor and the within-run spread, with the weight of `PRIOR_RUNS` pseudo-runs: three
+    runs alone leave two degrees of freedom. The sum of the parts has Satterthwaite's degrees of freedom (Biometrics
+    Bulletin 2, 1946).
 
-Figures for false alarms, undecided gates and found regressions are in docs/gates.md, made by
+Rates of false alarms, undecided gates and detected regressions are in docs/gates.md, measured by
 tests/benchmarks/gate_error_rates.py.
 """
 
@@ -37,18 +40,22 @@ from functools import lru_cache
 from statistics import NormalDist, fmean, stdev
 
 BETWEEN_RUNS = 0.01
+"""Assumed relative standard error of a ratio between runs. Chosen: docs/gates.md has the error rates where runs differ
+by half, by as much and by twice as much."""
 RUNS_FOR_ESTIMATE = 3
+"""Chosen: two runs have one degree of freedom between them, too few to replace the assumed value."""
 PRIOR_RUNS = 4
+"""Weight of the assumed variance, in runs. Chosen: three baseline runs then have six degrees of freedom, not two."""
 CYCLES_FOR_TREND = 5
+"""Chosen: a trend costs a degree of freedom, which runs of three or four cycles cannot spare."""
 
 
 @dataclass(frozen=True)
 class LogInterval:
-    """An estimate on the logarithmic scale with its half width: the one-sided bound on either side."""
+    """An estimate on the logarithmic scale, and the distance of the one-sided bound on either side."""
 
     centre: float
     half_width: float
-    degrees_of_freedom: float
 
     @property
     def low(self) -> float:
@@ -71,7 +78,7 @@ def ratio_interval(
 ) -> LogInterval:
     """One-sided bounds for the geometric mean of `current` over that of the baseline runs, each at level `alpha`.
 
-    Values are positive; some run has at least two. With `correlated` cycles, which shared one loaded engine, a run
+    Values are positive, and at least one run has two. With `correlated` cycles, which shared one loaded engine, a run
     counts as a single cycle (design effect of the full intra-class correlation; Kish, "Survey Sampling", 5.4).
     """
     runs = [[math.log(value) for value in run] for run in (*baselines, current)]
@@ -80,12 +87,11 @@ def ratio_interval(
     within = within_runs(runs)
     if len(baselines) >= RUNS_FOR_ESTIMATE:
         centre = means[-1] - fmean(means[:-1])
-        half, freedom = _half_width(_between_runs(means[:-1], counts, within), alpha)
-        return LogInterval(centre, half, freedom)
+        return LogInterval(centre, _half_width(_between_runs(means[:-1], counts, within), alpha))
     total = sum(counts[:-1])
     centre = means[-1] - sum(mean * count for mean, count in zip(means[:-1], counts[:-1], strict=True)) / total
-    half, freedom = _half_width([(within[0] * (1 / counts[-1] + 1 / total), within[1])], alpha)
-    return LogInterval(centre, max(half, NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS), freedom)
+    half_width = _half_width([(within[0] * (1 / counts[-1] + 1 / total), within[1])], alpha)
+    return LogInterval(centre, max(half_width, NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS))
 
 
 def _between_runs(
@@ -97,7 +103,7 @@ def _between_runs(
     expected = BETWEEN_RUNS**2 / 2 + variance * harmonic
     freedom = PRIOR_RUNS + len(means) - 1
     spread = (PRIOR_RUNS * expected + (len(means) - 1) * _variance(means)) / freedom
-    # A new run varies as the baseline's runs do; it varies more where it has fewer cycles than they.
+    # A new run varies as the baseline runs do, and more if it has fewer cycles than they.
     shorter = max(0.0, 1 / counts[-1] - harmonic)
     return [(spread * (1 + 1 / len(means)), freedom), (variance * shorter, degrees)]
 
@@ -105,27 +111,27 @@ def _between_runs(
 def mean_interval(values: Sequence[float], alpha: float) -> LogInterval:
     """One-sided bounds for the geometric mean of one run, each at level `alpha`.
 
-    Never closer than one run's share of `BETWEEN_RUNS`, since another run of the same will be judged by it.
+    The half width is at least one run's share of `BETWEEN_RUNS`, because other runs will be judged by the bound.
     """
     logs = [math.log(value) for value in values]
-    half, freedom = _half_width([(_variance(logs) / len(logs), len(logs) - 1)], alpha)
+    half_width = _half_width([(_variance(logs) / len(logs), len(logs) - 1)], alpha)
     floor = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS / math.sqrt(2)
-    return LogInterval(fmean(logs), max(half, floor), freedom)
+    return LogInterval(fmean(logs), max(half_width, floor))
 
 
 def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Variance pooled over runs (of logarithms), a common trend taken out where that lowers it, and its degrees."""
+    """Variance of logarithms pooled over runs, less a common trend where that lowers it; and its degrees of freedom."""
     residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
     squares = sum(value * value for run in residuals for value in run)
     degrees = sum(len(run) - 1 for run in runs)
     length = len(runs[0])
     if length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
-        places = [place - (length - 1) / 2 for place in range(length)]
-        leverage = len(runs) * sum(place * place for place in places)
-        slope = sum(place * value for run in residuals for place, value in zip(places, run, strict=True)) / leverage
-        left = max(0.0, squares - slope * slope * leverage)
-        if left / (degrees - 1) < squares / degrees:
-            return left / (degrees - 1), degrees - 1
+        offsets = [cycle - (length - 1) / 2 for cycle in range(length)]
+        leverage = len(runs) * sum(offset * offset for offset in offsets)
+        slope = sum(offset * value for run in residuals for offset, value in zip(offsets, run, strict=True)) / leverage
+        remaining = max(0.0, squares - slope * slope * leverage)
+        if remaining / (degrees - 1) < squares / degrees:
+            return remaining / (degrees - 1), degrees - 1
     return squares / degrees, degrees
 
 
@@ -134,14 +140,14 @@ def _variance(values: Sequence[float]) -> float:
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
-def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> tuple[float, float]:
-    """Half width for a sum of variances with their degrees of freedom, and Satterthwaite's degrees for the sum."""
+def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+    """Half width for a sum of variances with their degrees of freedom; the sum has Satterthwaite's."""
     total = sum(variance for variance, _ in parts)
     if total <= 0:
-        return 0.0, min(degrees for _, degrees in parts)
+        return 0.0
     freedom = total * total / sum(variance * variance / degrees for variance, degrees in parts)
     freedom = max(freedom, min(degrees for _, degrees in parts))
-    return student_quantile(1 - alpha, freedom) * math.sqrt(total), freedom
+    return student_quantile(1 - alpha, freedom) * math.sqrt(total)
 
 
 CONFIDENCE = 0.95
@@ -153,8 +159,8 @@ LEAST_CYCLES = 3
 def relative_half_width(values: Sequence[float]) -> float | None:
     """Half width of the two-sided 95 % interval of the geometric mean, relative to it: 0.02 is 2 %.
 
-    Student's t on the logarithms, as everywhere in the gates; `None` below three cycles or for values that have no
-    logarithm. It speaks of this run alone: cycles of one run share temperature, clocks and node state.
+    Student's t on the logarithms, as in the gates; `None` below three cycles or for values without a logarithm. It
+    holds for this run alone: the cycles of one run share temperature, clocks and node state.
     """
     if len(values) < LEAST_CYCLES or min(values) <= 0:
         return None

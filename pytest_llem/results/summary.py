@@ -1,4 +1,7 @@
-"""One row per experiment: the median over its valid cycles, with spread and counts. For people and for CSV."""
+"""Summarises a run: a row per experiment with the median over its valid cycles, spread and counts.
+
+The session writes `summary.json` and `summary.csv` at its end and prints the rows. Columns are added at the end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from pytest_llem.results.sections.latency import percentile
 from pytest_llem.results.state import Outcome
 
 SUMMARY_VERSION = 1
+"""Raised when a field is renamed, removed or changes its meaning."""
 SPREAD_CYCLES = 3
+"""Chosen: the quartiles of two values are those values, and no measure of spread."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class MetricSummary:
 class ExperimentSummary:
     """One experiment of a run. `metrics` has a key per metric that was measured in at least one valid cycle.
 
-    `cycles_total` counts planned cycles too that the run did not come to; `states` has them as `pending`.
+    `cycles_total` includes planned cycles that were not started; `states` counts them as `pending`.
     """
 
     study: str
@@ -61,10 +66,10 @@ class ExperimentSummary:
 def summarise(
     keys: Iterable[CycleKey], outcome_of: Callable[[CycleKey], Outcome | None]
 ) -> Iterator[ExperimentSummary]:
-    """Rows in the order in which experiments first appear; one of which no cycle has an outcome has no row.
+    """Rows in the order in which experiments first appear; one without any outcome has no row.
 
-    `keys` are the cycles that the run set out to do and those that it did. Outcomes are asked for experiment by
-    experiment and not kept: those of a large study would fill the memory.
+    `keys` are the planned cycles and those that were measured. Outcomes are read experiment by experiment and not
+    kept: those of a large study would fill the memory.
     """
     groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
     for key in keys:
@@ -76,7 +81,7 @@ def summarise(
 
 
 def estimate(values: Sequence[float]) -> MetricSummary | None:
-    """Median and half interquartile range of the values that are there."""
+    """Median and half interquartile range; `None` without values."""
     if not values:
         return None
     ordered = sorted(values)

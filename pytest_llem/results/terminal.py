@@ -42,7 +42,7 @@ def _cells(row: Row, widths: Sequence[int], left: int) -> list[str]:
     ]
 
 
-class Progress(Protocol):
+class ShowProgress(Protocol):
     """Passes items through one by one, and may show how many are done."""
 
     def __call__(self, items: Sequence[T], doing: str) -> Iterable[T]:

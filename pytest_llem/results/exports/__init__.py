@@ -1,7 +1,7 @@
 """Results in other tools' formats: `llem export --format NAME`. One file per format.
 
-Each exporter's docstring documents its mapping. What a format has no place for is left out; what this project did not
-measure is `null` or absent, as the format has it.
+Each exporter's docstring documents its mapping. What a format cannot hold is left out; what was not measured is `null`
+or absent, as the format prescribes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The definition followed is the documented one: energy of preprocessing, prefill and decode of 1000 prompts, batch 1,
 float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so preprocessing is not in it
 (its code and its document differ there too). `phases_wh` has prefill and decode per 1000 queries where they were
-told apart. `deviations` lists every way in which the experiment differs from the method: an empty list is a score that
-compares.
+separated. `deviations` lists every difference from the method: a score with an empty list is comparable.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ def score(results: Results) -> dict[str, JsonValue]:
 
 def _phases(results: Results) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
-    for place, phase in enumerate(results[0].energy.phases):
-        energies = [result.energy.phases[place].energy_per_repeat_j for result in results]
-        known = [energy for energy in energies if energy is not None]
+    for index, phase in enumerate(results[0].energy.phases):
+        energies = [result.energy.phases[index].energy_per_repeat_j for result in results]
+        measured = [energy for energy in energies if energy is not None]
         requests = results[0].workload.requests
-        found[phase.name] = fmean(known) / requests * 1000 / JOULES_PER_WH if known and requests else None
+        found[phase.name] = fmean(measured) / requests * 1000 / JOULES_PER_WH if measured and requests else None
     return found
 
 

@@ -3,8 +3,8 @@
 From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`; `Server` for arrival processes), `Mode`, `Samples per
 second`, `Tokens per second`, `Result is` (this project's validity), `Min duration satisfied` (>= 60 s, the least
 that MLPerf Power asks for), latencies in nanoseconds as `50.00 percentile latency (ns)`. From MLPerf Power: `Average
-power (W)` and `Energy per sample (J)`, of the measure window. It is no submission: LoadGen did not issue the queries,
-and the meter is the board's own, not a wall meter; `deviations` says so in every entry.
+power (W)` and `Energy per sample (J)`, of the measure window. This is not a submission: LoadGen did not issue the
+queries, and the meter is the board's own instead of a wall meter; `deviations` states so in every entry.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
 MIN_DURATION_S = 60.0
+"""MLPerf Power: the shortest run that it accepts."""
 PERCENTILES = {"50.00": "p50", "90.00": "p90", "99.00": "p99"}
 
 

@@ -5,7 +5,7 @@ result. Metrics, each a gauge of one point at the result's time, with the attrib
 p99) for latencies: `gen_ai.server.time_to_first_token`, `gen_ai.server.time_per_output_token` and
 `gen_ai.server.request.duration` in s (the conventions have histograms there; a result holds statistics, so they are
 gauges here), `hw.energy` in J (a delta sum over the measure windows) and `hw.power` in W with `hw.id` per device, and
-`llem.joules_per_output_token`. What was not measured is absent. The conventions know no energy per token.
+`llem.joules_per_output_token`. What was not measured is absent. The conventions define no energy per token.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Distribution, Result
 
 DELTA = 1
+"""`AGGREGATION_TEMPORALITY_DELTA` in the OTLP metrics protocol."""
 LATENCIES = {
     "gen_ai.server.time_to_first_token": "ttft_s",
     "gen_ai.server.time_per_output_token": "tpot_s",

@@ -1,4 +1,7 @@
-"""Building a report, and its charts as figures for a paper."""
+"""Writes the HTML report, and its charts as figures for a paper.
+
+`llem report` and the session's `--llem-report` call it. Charts need the extra `report`.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from pytest_llem.results.reading import load
 from pytest_llem.results.report.charts import PALETTE, Chart, charts
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import render
-from pytest_llem.results.terminal import Progress, silent
+from pytest_llem.results.terminal import ShowProgress, silent
 
 FIGURE_FORMATS = ("svg", "png", "pdf")
 FIGURE_WIDTH = 640
+"""Pixels. Chosen: the text width of a page in print, at 96 pixels an inch."""
 EXPERIMENTS_PER_FIGURE = 40
+"""Chosen: as many labelled lines as a page holds."""
 
 
 def write_report(
@@ -26,12 +31,12 @@ def write_report(
     *,
     baseline: Path | None = None,
     title: str | None = None,
-    progress: Progress = silent,
+    progress: ShowProgress = silent,
 ) -> None:
     """Write the report of runs, folders of runs or results to `out`.
 
     With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
-    the report holds the tables and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
+    the report has tables alone and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
     nothing to report, `SettingsError` when `out` cannot be written.
     """
     content = gather_content(paths, progress=progress)
@@ -39,8 +44,8 @@ def write_report(
     if baseline is not None:
         before = load(baseline)
         runs = dict.fromkeys(result.run_id for result in content.results)
-        known = {result.run_id for result in before}
-        compared = compare(before, [(run, content.results.of_run(run)) for run in runs if run not in known])
+        in_baseline = {result.run_id for result in before}
+        compared = compare(before, [(run, content.results.of_run(run)) for run in runs if run not in in_baseline])
     named = [*(row.study for row in content.experiments), *(item.study for item in content.problems)]
     studies = ", ".join(dict.fromkeys(named))
     page = render(content, charts(content), compared, title=title or f"Energy of {studies}", bundle=_bundle())
@@ -59,7 +64,7 @@ def write_figures(
     directory: Path,
     formats: Sequence[str] = FIGURE_FORMATS,
     *,
-    progress: Progress = silent,
+    progress: ShowProgress = silent,
 ) -> list[Path]:
     """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
 

@@ -1,7 +1,7 @@
-"""Vega-Lite specifications of the report's charts.
+"""Vega-Lite specifications of the report's charts; `build` and `page` use them.
 
-Each names its data set `table`, with a `key` field where its rows belong to an experiment, so that the page's filter
-can narrow it. Colours are the Okabe-Ito palette, which people with colour-vision deficiency can tell apart.
+A chart's data set is called `table`, and its rows have a `key` where they belong to an experiment, by which the page
+filters. Colours are the Okabe-Ito palette, which people with colour-vision deficiency can tell apart.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pytest_llem.results.report.content import Content, ExperimentRow
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
 MAX_AXES = 8
+"""Swept settings with a chart of their own. Chosen: few sweeps have more, and each chart adds a row per experiment."""
 Spec = dict[str, JsonValue]
 Rows = list[Mapping[str, JsonValue]]
 
@@ -36,7 +37,7 @@ def charts(content: Content) -> list[Chart]:
 
 
 def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
-    """Energy per token against throughput; the front holds what nothing beats in both."""
+    """Energy per token against throughput, with the Pareto front."""
     rows: list[dict[str, JsonValue]] = []
     for row in experiments:
         energy, speed = row.metrics.get("joules_per_output_token"), row.metrics.get("output_tokens_per_s")
@@ -83,7 +84,7 @@ def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
 def axes(content: Content) -> list[Chart]:
     """One chart per swept setting: energy per token by the setting's value."""
     made: list[Chart] = []
-    for place, axis in enumerate(content.axes[:MAX_AXES]):
+    for number, axis in enumerate(content.axes[:MAX_AXES]):
         short = axis.removeprefix("config.").removeprefix("settings.")
         rows: Rows = [
             {**identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy[0]}
@@ -107,7 +108,7 @@ def axes(content: Content) -> list[Chart]:
             ],
         }
         text = "Each point is an experiment's median; the line joins the medians over all experiments with that value."
-        made.append(Chart(f"axis-{place}", f"Effect of {short}", text, spec, rows))
+        made.append(Chart(f"axis-{number}", f"Effect of {short}", text, spec, rows))
     return made
 
 
@@ -241,7 +242,7 @@ def power_spec() -> Spec:
 
 
 def identity(row: ExperimentRow) -> dict[str, JsonValue]:
-    """What every row of a chart says about its experiment."""
+    """The experiment's fields in each row of a chart."""
     return {"key": row.key, "label": row.label, "experiment": row.experiment, "run": row.run, "engine": row.engine}
 
 

@@ -1,4 +1,7 @@
-"""What a report shows, as plain rows: experiments, cycles, axes, power traces, problems."""
+"""Gathers the content of a report as plain rows: experiments, cycles, axes, power traces, problems.
+
+`build` calls it; `page` and `charts` show what it returns.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import mean_interval
 from pytest_llem.results.summary import estimate
-from pytest_llem.results.terminal import Progress, silent
+from pytest_llem.results.terminal import ShowProgress, silent
 
 TABLE_METRICS = (
     "joules_per_output_token",
@@ -36,6 +39,7 @@ TABLE_METRICS = (
 )
 
 MAX_TRACES = 120
+"""Chosen: with `POINTS` each, they add about a megabyte to the page."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that a report is made from."""
+    """The content of a report."""
 
     results: Results
     experiments: tuple[ExperimentRow, ...]
@@ -78,7 +82,7 @@ class Content:
     environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
 
-def gather_content(paths: Sequence[Path], *, progress: Progress = silent) -> Content:
+def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) -> Content:
     """Read runs, folders of runs or files; `StoreError` when one of them holds nothing.
 
     A run of which nothing succeeded has no results, and problems to show. `progress` sees each file as it is read.
@@ -88,14 +92,14 @@ def gather_content(paths: Sequence[Path], *, progress: Progress = silent) -> Con
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
-    # Shards of a run share no experiment, and so need no run in their labels.
+    # Shards of one run have no experiment in common, so that their labels need no run.
     several = len({key[1:] for key in groups}) < len(groups)
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = _traces(results, runs)
     manifests = {name: read_manifest(run / MANIFEST) for name, run in runs.items()}
-    asked = {path.resolve() for path in paths}
-    whole = [name for name, run in runs.items() if asked & {run.resolve(), run.parent.resolve()}]
+    requested = {path.resolve() for path in paths}
+    whole = [name for name, run in runs.items() if requested & {run.resolve(), run.parent.resolve()}]
     planned = Counter(
         (manifests[name].run_id, item.study, item.experiment_id) for name in whole for item in manifests[name].items
     )
@@ -169,7 +173,7 @@ def _experiment(
 
 
 def _phases(valid: Sequence[Result]) -> dict[str, float]:
-    """Median joules per output token of each phase that was told apart."""
+    """Median joules per output token of each phase that was separated."""
     found: dict[str, list[float]] = {}
     for result in valid:
         for phase in result.energy.phases:
@@ -216,6 +220,7 @@ def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, Power
 
 
 POINTS = 240
+"""Chosen: enough to show the edges of windows."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ def power_trace(path: Path, result: Result) -> PowerTrace | None:
 
 def _thinned(readings: list[tuple[int, float]]) -> list[tuple[float, float]]:
     size = -(-len(readings) // POINTS)
-    groups = [readings[place : place + size] for place in range(0, len(readings), size)]
+    groups = [readings[start : start + size] for start in range(0, len(readings), size)]
     return [
         (sum(time for time, _ in group) / len(group), sum(watts for _, watts in group) / len(group)) for group in groups
     ]

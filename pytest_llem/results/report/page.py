@@ -1,4 +1,7 @@
-"""The report's page: tables first, so that it can be read without charts, scripts or sight."""
+"""Renders the report's page: tables first, so that it can be read without charts, scripts or sight.
+
+`build` calls `render`. Ids and classes are used by `assets/report.js` and `report.css`.
+"""
 
 from __future__ import annotations
 
@@ -91,11 +94,11 @@ def render(
 
 
 def _indexed(chart: Chart, experiments: Sequence[ExperimentRow]) -> JsonValue:
-    """The chart's rows as experiment's index and the rest, so that names are not repeated for every point."""
-    places = {row.key: place for place, row in enumerate(experiments)}
-    known = identity(experiments[0])  # a chart has rows, so there are experiments
+    """The chart's rows as index of the experiment and the other fields, so that no point repeats its names."""
+    indices = {row.key: index for index, row in enumerate(experiments)}
+    common = identity(experiments[0])  # a chart has rows, so there are experiments
     return [
-        [places[str(row["key"])], {name: value for name, value in row.items() if name not in known}]
+        [indices[str(row["key"])], {name: value for name, value in row.items() if name not in common}]
         for row in chart.rows
     ]
 
@@ -186,12 +189,12 @@ def _gates(content: Content) -> str:
     judged = [(name, row) for name, (_, report) in zip(names, reports, strict=True) for row in report.rows]
     body = [[cells[1], *name, cells[0], *cells[2:]] for name, row in judged for cells in (row.cells(),)]
     counts = Counter(row.status for _, row in judged)
-    said = ", ".join(f"{counts[status]} {word}" for status, word in VERDICT_WORDS.items() if status in counts)
+    totals = ", ".join(f"{counts[status]} {word}" for status, word in VERDICT_WORDS.items() if status in counts)
     why = [
         f"<li>{escape(' '.join([*name, row.metric]))}: {escape(row.reason)}</li>" for name, row in judged if row.reason
     ]
     return (
-        f"<p>{said}.</p>{_table(head, body, 'Verdicts on budgets and against the baseline')}"
+        f"<p>{totals}.</p>{_table(head, body, 'Verdicts on budgets and against the baseline')}"
         f"<details><summary>Why</summary><ul>{''.join(why)}</ul></details>"
     )
 
@@ -210,7 +213,7 @@ def _validity(content: Content) -> str:
             grouped.setdefault((name, f"invalid: {reason.code}", reason.message), []).append(f"c{result.cycle}")
         for warning in result.warnings:
             grouped.setdefault((name, f"warning: {warning.code}", warning.message), []).append(f"c{result.cycle}")
-    rows += [[f"{name} {', '.join(places)}", code, text] for (name, code, text), places in grouped.items()]
+    rows += [[f"{name} {', '.join(cycles)}", code, text] for (name, code, text), cycles in grouped.items()]
     if not rows:
         return "<p>Every cycle is valid, without warnings.</p>"
     return _table(("where", "what", "why"), rows, "Cycles that are not valid, and warnings", wrap=True)

@@ -1,4 +1,7 @@
-"""The `compute` section: the model's arithmetic, and how much of the devices' peak it used."""
+"""The `compute` section: the model's arithmetic, and the share of the devices' peak that it used.
+
+`derive` calls it. A board that is missing from `PEAK_TFLOPS` is added with its data sheet's dense numbers.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
     "T4": {"float16": 65, "float32": 8.1},
 }
 """Dense peaks in TFLOP/s by part of the NVML name, tensor cores for 16 and 8 bit, without sparsity: the boards'
-NVIDIA data sheets; float32 is that of the plain units, without TF32. The first name that fits counts, so the more
-special come first."""
+NVIDIA data sheets; float32 is that of the CUDA cores, without TF32. The first match counts, so that longer names
+come first."""
 
 FULL_FLOAT32 = "highest"
 """torch's `float32_matmul_precision` without TF32 (torch.set_float32_matmul_precision)."""
@@ -41,7 +44,7 @@ def derive_compute(
     duration_s: float,
     environment: Mapping[str, JsonValue],
 ) -> Compute:
-    """FLOPs of the successful requests, and MFU where the devices' peak is known; `None` for what is unknown."""
+    """FLOPs of the successful requests, and MFU where the devices' peak is published; `None` for what is unknown."""
     shape = measurement.model
     work = [(request.input_tokens, request.output_tokens) for request in requests]
     flops = total_flops(shape, work) if shape is not None and work else None
@@ -79,5 +82,5 @@ def _peak(job: Job, measurement: Measurement, environment: Mapping[str, JsonValu
         return None
     names = {gpu.get("uuid"): str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping) and not gpu.get("mig")}
     peaks = [peak_flops_per_s(names.get(uuid, ""), dtype.removeprefix("torch.")) for uuid in job.devices.uuids]
-    known = [peak for peak in peaks if peak is not None]
-    return sum(known) if known and len(known) == len(peaks) else None
+    published = [peak for peak in peaks if peak is not None]
+    return sum(published) if published and len(published) == len(peaks) else None

@@ -18,6 +18,7 @@ MEASURE = "measure"
 IDLE = "idle"
 PREFILL = "prefill"
 JOULES_PER_WH = 3600.0
+"""By definition."""
 
 
 @dataclass(frozen=True)

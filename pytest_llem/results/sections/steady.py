@@ -1,4 +1,7 @@
-"""The `steady_state` section of a result: energy per token while a serving engine was full."""
+"""The `steady_state` section of a result: energy per token while a serving engine was full.
+
+`derive` and `notes` call it; `worker.steady` marks the windows.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pytest_llem.results.sections.energy import ratio, total, uncertainty_of, va
 from pytest_llem.worker.steady import STEADY_STATE
 
 MIN_STEADY_S = 30.0
-"""ML.ENERGY takes a steady state into account from 30 s on."""
+"""The ML.ENERGY benchmark uses a steady state from 30 s on."""
 
 
 def derive_steady_state(measurement: Measurement) -> SteadyState | None:
@@ -42,7 +45,7 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
 
 
 def tokens_within(windows: Sequence[Window], requests: Sequence[RequestRecord]) -> int:
-    """Output tokens whose time lies in a window: at or after its beginning, and before its end."""
+    """Output tokens generated in a window: at or after its start, and before its end."""
     count = 0
     by_repeat: dict[int, list[tuple[int, ...]]] = {}
     for request in requests:

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.gates import inverted, judge_budget, judge_ratio, judge_runs
-from pytest_llem.results.statistics import mean_interval, ratio_interval, student_quantile
+from pytest_llem.results.statistics import mean_interval, ratio_interval, student_quantile, within_runs
 
 QUIET = [1.00, 1.01, 0.99, 1.005, 0.995]
 
@@ -41,9 +41,13 @@ def test_each_bound_has_the_stated_level() -> None:
     """Student's t at 8 degrees times the pooled standard error; one less where a trend is taken out."""
     base, now = [0.9, 1.1, 1.0, 1.1, 0.9], [1.0, 1.2, 0.9, 1.1, 1.0]
     interval, wide = ratio_interval([base], now, 0.05), ratio_interval([base], now, 0.01)
-    assert interval.degrees_of_freedom == 8
+    assert within_runs([logs(base), logs(now)])[1] == 8
     assert wide.half_width / interval.half_width == pytest.approx(2.896 / 1.860, rel=1e-3)
-    assert ratio_interval([sorted(base)], sorted(now), 0.05).degrees_of_freedom == 7
+    assert within_runs([logs(sorted(base)), logs(sorted(now))])[1] == 7
+
+
+def logs(values: list[float]) -> list[float]:
+    return [math.log(value) for value in values]
 
 
 @pytest.mark.parametrize(("degrees", "quantile"), [(1, 6.3138), (2, 2.9200), (7, 1.8946), (30, 1.6973)])
