@@ -6,7 +6,7 @@ Standard library only. All times are CLOCK_MONOTONIC nanoseconds of the worker's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_versioned, write_json
 from pytest_llem.job.job import SCHEMA_VERSION
 from pytest_llem.job.report import Note
-from pytest_llem.job.wire import encode
+from pytest_llem.job.wire import decode, encode
 
 Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
 
@@ -92,6 +92,26 @@ class CpuEnergy:
 
 
 @dataclass(frozen=True)
+class IdlePower:
+    """Idle power of the metered devices with the model loaded, in watts with its k=2 uncertainty.
+
+    `settled` is false if power still changed (`slope_w_per_s`). Temperature and clock are means, `measured_at` is Unix
+    time. `age_s` runs to the first measure window, or to the cycle's end where it was `reused_from` another cycle.
+    """
+
+    power_w: float
+    uncertainty_w: float | None = None
+    settled: bool = True
+    slope_w_per_s: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    end_ns: int | None = None
+    measured_at: float | None = None
+    age_s: float | None = None
+    reused_from: str | None = None
+
+
+@dataclass(frozen=True)
 class EnergyReport:
     """All that a meter knows about a cycle.
 
@@ -111,6 +131,14 @@ class EnergyReport:
     notes: tuple[Note, ...] = ()
     invalid: tuple[Note, ...] = ()
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> IdlePower | None:
+        """The idle power that the meter states in `facts`; `None` where it states none."""
+        stated = self.facts.get("idle")
+        if not isinstance(stated, Mapping) or "power_w" not in stated:
+            return None
+        return decode(IdlePower, {f.name: stated[f.name] for f in fields(IdlePower) if f.name in stated}, "idle")
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,9 @@ def _of_energy(job: Job, energy: EnergyReport) -> Iterator[Note]:
         yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
     if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
         yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
-    idle = energy.facts.get("idle")
-    if isinstance(idle, Mapping) and idle.get("settled") is False:
-        slope = idle.get("slope_w_per_s")
-        by = f" by {slope:.3g} W a second" if isinstance(slope, float) else ""
+    if energy.idle is not None and not energy.idle.settled:
+        slope = energy.idle.slope_w_per_s
+        by = "" if slope is None else f" by {slope:.3g} W a second"
         yield Note(
             "idle_not_settled",
             f"power still changed{by} in the idle window: "

@@ -97,14 +97,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         return unmetered()
     measured = [window for window in report.windows if window.name == MEASURE]
     gross = total([(window.energy_j, window.uncertainty_j) for window in measured])
-    facts = report.facts.get("idle")
-    stated = facts if isinstance(facts, Mapping) else {}
-    reused_from = stated.get("reused_from")
-    if reused_from:
-        idle: Measured | None = Measured(float(str(stated["power_w"])), float(str(stated["uncertainty_w"])))
-    else:
-        idle = _idle_power_w(report)
-    age_s = stated.get("age_s")
+    stated, idle = report.idle, _idle_power_w(report)
     net = above_idle(gross, idle, work.duration_s)
     joules = value_of(gross)
     per_request = ratio(joules, work.requests)
@@ -121,8 +114,8 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         energy_above_idle_uncertainty_j=uncertainty_of(net),
         idle_power_w=value_of(idle),
         idle_power_uncertainty_w=uncertainty_of(idle),
-        idle_power_age_s=float(age_s) if isinstance(age_s, (int, float)) else None,
-        idle_power_reused_from=str(reused_from) if reused_from else None,
+        idle_power_age_s=stated.age_s if stated else None,
+        idle_power_reused_from=stated.reused_from if stated else None,
         avg_power_w=ratio(joules, work.duration_s),
         joules_per_output_token=ratio(joules, work.output_tokens),
         joules_per_total_token=ratio(joules, work.input_tokens + work.output_tokens),
@@ -137,7 +130,10 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
 
 
 def _idle_power_w(report: EnergyReport) -> Measured | None:
-    """Mean power over the idle windows; `None` without them, or where the scope does not cover an idle device."""
+    """The reused idle power, else the mean of the idle windows; `None` where the scope covers no idle device."""
+    if report.idle is not None and report.idle.reused_from:
+        uncertainty_w = report.idle.uncertainty_w
+        return Measured(report.idle.power_w, math.inf if uncertainty_w is None else uncertainty_w)
     if report.scope == "process_estimate":
         return None  # a process's CPU time says nothing of what an idle device draws
     return idle_power([window for window in report.windows if window.name == IDLE])
