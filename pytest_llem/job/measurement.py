@@ -61,22 +61,29 @@ class DeviceEnergy:
 
 
 @dataclass(frozen=True)
-class WindowEnergy:
-    """Energy drawn between a window's two edges, summed over the devices.
+class AccountedWindow:
+    """Energy in joules drawn between a window's two edges, as a result holds it.
 
-    `uncertainty_j` is k=2 and leaves out the board's gain error; `terms` are its parts in joules (k=2). `samples` is
-    how many readings the estimate rests on, `estimator` how it was made.
+    `samples` is how many readings the estimate rests on, `estimator` how it was made.
     """
 
     name: str
-    index: int
+    index: int = field(metadata={"ge": 0})
     start_ns: int
     end_ns: int
     energy_j: float | None
-    uncertainty_j: float | None
+    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
     estimator: str | None
-    samples: int = 0
-    terms: Mapping[str, float] = field(default_factory=dict)
+    samples: int = field(default=0, metadata={"ge": 0})
+    terms: Mapping[str, float] = field(
+        default_factory=dict, metadata={"description": "Parts of the uncertainty in joules, k=2."}
+    )
+
+
+@dataclass(frozen=True)
+class WindowEnergy(AccountedWindow):
+    """The energy of one window, summed over the devices and for each of them."""
+
     devices: tuple[DeviceEnergy, ...] = ()
 
 
@@ -157,8 +164,10 @@ class DeviceMemory:
     """Memory of one device in bytes: the model's weights, and the allocator's peak since `reset_peak_memory`."""
 
     id: str
-    weights_bytes: int | None
-    peak_allocated_bytes: int | None
+    weights_bytes: int | None = field(metadata={"ge": 0, "description": "The model's weights."})
+    peak_allocated_bytes: int | None = field(
+        metadata={"ge": 0, "description": "The allocator's peak in the measure windows."}
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
@@ -186,12 +186,7 @@ def _workload(measurement: Measurement) -> WorkloadSection:
 def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> MemorySection:
     peaks = {**device_peak_bytes, **(measurement.memory.device_peak_bytes or {})}
     devices = [
-        DeviceMemorySection(
-            id=device.id,
-            weights_bytes=device.weights_bytes,
-            peak_allocated_bytes=device.peak_allocated_bytes,
-            device_peak_bytes=peaks.pop(device.id, None),
-        )
+        DeviceMemorySection(**asdict(device), device_peak_bytes=peaks.pop(device.id, None))
         for device in measurement.memory.devices
     ]
     devices += [

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
-from pytest_llem.job.measurement import CpuEnergy, WarmupOutcome
+from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, WarmupOutcome
 from pytest_llem.job.report import Note
 
 RESULT_VERSION = 1
@@ -115,21 +115,6 @@ class EnergyDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyWindow:
-    """Energy drawn between two edges on CLOCK_MONOTONIC."""
-
-    name: str
-    index: Count
-    start_ns: int
-    end_ns: int
-    energy_j: float | None
-    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
-    estimator: str | None
-    samples: Count
-    terms: dict[str, float] = field(metadata={"description": "Parts of the uncertainty in joules, k=2."})
-
-
-@dataclass(frozen=True, kw_only=True)
 class PhaseEnergy:
     """Energy of one phase of a repeat; `method` says how it was told apart."""
 
@@ -178,7 +163,7 @@ class Energy:
     tokens_per_joule: float | None = field(metadata={"description": "Output tokens per joule."})
     devices: tuple[EnergyDevice, ...]
     host: CpuEnergy | None
-    windows: tuple[EnergyWindow, ...]
+    windows: tuple[AccountedWindow, ...]
     phases: tuple[PhaseEnergy, ...]
 
 
@@ -242,12 +227,9 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceMemorySection:
+class DeviceMemorySection(DeviceMemory):
     """Memory of one device."""
 
-    id: str
-    weights_bytes: Count | None = field(metadata={"description": "The model's weights."})
-    peak_allocated_bytes: Count | None = field(metadata={"description": "The allocator's peak in the measure windows."})
     device_peak_bytes: Count | None = field(
         metadata={
             "description": "Peak in use over the whole device and all processes, by NVML's readings in the measure "
@@ -328,6 +310,7 @@ class Result(BaseModel):
 
 
 SHARED: Mapping[type, tuple[str, str]] = {
+    AccountedWindow: ("EnergyWindow", "Energy drawn between two edges on CLOCK_MONOTONIC."),
     CpuEnergy: ("HostEnergy", "CPU packages and DRAM beside an accelerator's energy, never added to it."),
     Note: ("Reason", "A stable code for machines and a sentence for people."),
     WarmupOutcome: ("Warmup", "How the warm-up ended."),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from pytest_llem.job.measurement import EnergyReport, Measured, MeteredDevice, WindowEnergy
-from pytest_llem.results.schema import Energy, EnergyDevice, EnergyWindow, PhaseEnergy
+from pytest_llem.job.measurement import AccountedWindow, EnergyReport, Measured, MeteredDevice, WindowEnergy
+from pytest_llem.results.schema import Energy, EnergyDevice, PhaseEnergy
 
 MEASURE = "measure"
 IDLE = "idle"
@@ -101,6 +101,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     net = above_idle(gross, idle, work.duration_s)
     joules = value_of(gross)
     per_request = ratio(joules, work.requests)
+    names = [field.name for field in fields(AccountedWindow)]
     return Energy(
         meter=report.meter,
         placement=report.placement,
@@ -124,7 +125,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         tokens_per_joule=ratio(work.output_tokens, joules),
         devices=tuple(_device(report, device, measured) for device in report.devices),
         host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
-        windows=tuple(_window(window) for window in report.windows),
+        windows=tuple(AccountedWindow(**{name: getattr(window, name) for name in names}) for window in report.windows),
         phases=_phases(report, gross, work),
     )
 
@@ -170,20 +171,6 @@ def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[Wind
         energy_j=value_of(energy),
         uncertainty_j=uncertainty_of(energy),
         temperature_c=temperature_c if isinstance(temperature_c, float) else None,
-    )
-
-
-def _window(window: WindowEnergy) -> EnergyWindow:
-    return EnergyWindow(
-        name=window.name,
-        index=window.index,
-        start_ns=window.start_ns,
-        end_ns=window.end_ns,
-        energy_j=window.energy_j,
-        uncertainty_j=window.uncertainty_j,
-        estimator=window.estimator,
-        samples=window.samples,
-        terms=dict(window.terms),
     )
 
 
