@@ -197,7 +197,7 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
                 fix="run all shards of the same study file, with the same --llem-shard-times or without",
             )
         for group in groups:
-            others = [found for found in map(shard_of, group) if found is not None]
+            others = [other for other in map(shard_of, group) if other is not None]
             together = all((other.splits, other.count) == (shard.splits, shard.count) for other in others)
             if others and together and all(other.index != shard.index for other in others):
                 group.append(manifest)
@@ -215,23 +215,23 @@ def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
     root = path.parent if path.name == MANIFEST else path
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     manifests = [read_manifest(directory / MANIFEST) for directory in directories]
-    found: list[tuple[str, Results]] = []
+    named: list[tuple[str, Results]] = []
     covered: set[str] = set()
     for group in whole_runs(manifests):
         ids = {manifest.run_id for manifest in group}
         covered |= ids
         part = results.where(lambda result, ids=ids: result.run_id in ids)  # type: ignore[misc]
         if part:
-            found.append((_name(group), part))
+            named.append((_name(group), part))
     rest = dict.fromkeys(result.run_id for result in results if result.run_id not in covered)
-    return found + [(run, results.of_run(run)) for run in rest]
+    return named + [(run, results.of_run(run)) for run in rest]
 
 
 def _name(group: Sequence[Manifest]) -> str:
     shard = shard_of(group[0])
     if shard is None:
         return group[0].run_id
-    here = sorted(found.index for found in map(shard_of, group) if found is not None)
-    if len(here) == shard.count:
+    present = sorted(other.index for other in map(shard_of, group) if other is not None)
+    if len(present) == shard.count:
         return f"{group[0].run_id} (all of {shard.count} shards)"
-    return f"{group[0].run_id} (shard{'s' if len(here) > 1 else ''} {', '.join(map(str, here))} of {shard.count})"
+    return f"{group[0].run_id} (shard{'s' if len(present) > 1 else ''} {', '.join(map(str, present))} of {shard.count})"

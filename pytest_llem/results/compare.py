@@ -108,23 +108,23 @@ def _compare(
     run: str,
     study: str,
     experiment_id: str,
-    found: Metric,
+    measure: Metric,
     before: Results,
     now: Results,
     limit: FailIf | None,
     alpha: float,
     allow: Collection[str],
 ) -> ComparedMetric | None:
-    old = [value for result in before if (value := found.of(result)) is not None]
-    new = [value for result in now if (value := found.of(result)) is not None]
+    old = [value for result in before if (value := measure.of(result)) is not None]
+    new = [value for result in now if (value := measure.of(result)) is not None]
     if not old and not new:
         return None
     row = ComparedMetric(
         run=run,
         study=study,
         experiment_id=experiment_id,
-        metric=found.name,
-        unit=found.unit,
+        metric=measure.name,
+        unit=measure.unit,
         baseline=_centre(old),
         current=_centre(new),
         ratio=None,
@@ -140,19 +140,19 @@ def _compare(
     if limit is not None and (limit := limit.relative_to(row.baseline)).limit <= -1:
         return replace(row, verdict="inconclusive")
     ratio = row.current / row.baseline
-    differs = tuple(_differences(found, before, now, limit, allow))
+    differs = tuple(_differences(measure, before, now, limit, allow))
     row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=differs)
     if min(len(old), len(new)) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
     interval = ratio_interval([old], new, alpha)
     row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
     if limit is None:
-        return replace(row, verdict=_direction(found, interval.low, interval.high))
-    return replace(row, verdict="not_comparable" if differs else _gate(found, old, new, limit, alpha))
+        return replace(row, verdict=_direction(measure, interval.low, interval.high))
+    return replace(row, verdict="not_comparable" if differs else _gate(measure, old, new, limit, alpha))
 
 
 def _differences(
-    found: Metric, before: Results, now: Results, limit: FailIf | None, allow: Collection[str]
+    measure: Metric, before: Results, now: Results, limit: FailIf | None, allow: Collection[str]
 ) -> Iterator[str]:
     base = baseline_run(before.items)
     if before[0].experiment.config_hash != now[0].experiment.config_hash:
@@ -161,24 +161,24 @@ def _differences(
     yield from differences(
         base.conditions,
         common_conditions(now.items),
-        of_energy=is_energy(found.name),
+        of_energy=is_energy(measure.name),
         limit=limit.limit if limit else 0.0,
         gain=(base.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
         allow=allow,
     )
 
 
-def _gate(found: Metric, old: Sequence[float], new: Sequence[float], limit: FailIf, alpha: float) -> Status:
-    if not found.higher_is_better:
+def _gate(measure: Metric, old: Sequence[float], new: Sequence[float], limit: FailIf, alpha: float) -> Status:
+    if not measure.higher_is_better:
         return judge_runs([old], new, limit.limit, alpha=alpha, resolution=limit.resolution).status
     turned = [1 / value for value in old], [1 / value for value in new]
     return judge_runs([turned[0]], turned[1], inverted(limit.limit), alpha=alpha, resolution=limit.resolution).status
 
 
-def _direction(found: Metric, low: float, high: float) -> Verdict:
+def _direction(measure: Metric, low: float, high: float) -> Verdict:
     if low <= 1 <= high:
         return "same"
-    return "better" if (low > 1) == found.higher_is_better else "worse"
+    return "better" if (low > 1) == measure.higher_is_better else "worse"
 
 
 def _centre(values: Sequence[float]) -> float | None:

@@ -81,9 +81,9 @@ class GateReport:
     @property
     def status(self) -> Status:
         """The worst of the verdicts: fail, then not comparable, then inconclusive, then pass."""
-        found = {row.status for row in self.rows}
+        statuses = {row.status for row in self.rows}
         order: tuple[Status, ...] = ("fail", "not_comparable", "inconclusive", "pass")
-        return next((status for status in order if status in found), "pass")
+        return next((status for status in order if status in statuses), "pass")
 
     def skip_reason(self) -> str:
         """Why the gate could not be judged, for a skip; empty when every verdict passed."""
@@ -134,12 +134,12 @@ def judge_experiment(
 
 
 def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float, mixed: str) -> GateRow:
-    found = metric(budget.metric)
+    measure = metric(budget.metric)
     if mixed:
         nothing = Verdict("not_comparable", None, None, None, mixed)
         return _row(budget.metric, "budget", nothing, f"{budget.op} {budget.limit:g}", None, None, lost)
-    values, missing = _values(found, valid)
-    lost = [*lost, *_lacking(found, valid)]
+    values, missing = _values(measure, valid)
+    lost = [*lost, *_lacking(measure, valid)]
     verdict = (
         Verdict("inconclusive", None, None, None, missing)
         if missing
@@ -156,9 +156,9 @@ def _ratio_row(
     alpha: float,
     allow: Collection[str],
 ) -> GateRow:
-    found = metric(limit.metric)
-    values, missing = _values(found, valid)
-    lost = [*lost, *_lacking(found, valid)]
+    measure = metric(limit.metric)
+    values, missing = _values(measure, valid)
+    lost = [*lost, *_lacking(measure, valid)]
     if missing or not valid:
         nothing = Verdict("inconclusive", None, None, None, missing or "no cycle is valid")
         return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
@@ -166,7 +166,7 @@ def _ratio_row(
     others = [run for run in runs if run.run_id not in own]
     if not others:
         return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
-    before = _centre([value for run in others for value in run.values.get(found.name, ())])
+    before = _centre([value for run in others for value in run.values.get(measure.name, ())])
     if limit.absolute and before is None:
         return _not_comparable(limit, "the baseline did not measure it")
     relative = limit.relative_to(before or 1.0)
@@ -178,7 +178,7 @@ def _ratio_row(
         run.run_id: differences(
             run.conditions,
             now,
-            of_energy=is_energy(found.name),
+            of_energy=is_energy(measure.name),
             limit=relative.limit,
             gain=(run.gain_uncertainty_rel, gain),
             allow=allow,
@@ -188,17 +188,17 @@ def _ratio_row(
     usable = [run for run in others if not problems[run.run_id]]
     if not usable:
         return _not_comparable(limit, "; ".join(problems[others[-1].run_id]))
-    measured = [run.values[found.name] for run in usable if found.name in run.values]
+    measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")
     before = _centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
-    verdict = _against(found, relative, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
+    verdict = _against(measure, relative, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
     return _row(limit.metric, "comparison", verdict, _text(limit), before, _centre(values), lost)
 
 
 def _against(
-    found: Metric,
+    measure: Metric,
     limit: FailIf,
     runs: Sequence[Sequence[float]],
     values: Sequence[float],
@@ -206,7 +206,7 @@ def _against(
     correlated: bool,
 ) -> Verdict:
     """Judge with higher as worse; where higher is better, invert both sides and the resulting ratio."""
-    if not found.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
+    if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
         return judge_runs(runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
     verdict = judge_runs(
         [[1 / value for value in run] for run in runs],
@@ -221,15 +221,15 @@ def _against(
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
 
 
-def _values(found: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
+def _values(measure: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
     """A metric's value in each valid cycle that measured it, or the reason why there are none."""
-    values = [value for result in valid if (value := found.of(result)) is not None]
+    values = [value for result in valid if (value := measure.of(result)) is not None]
     return values, "" if values or not valid else "this run did not measure it"
 
 
-def _lacking(found: Metric, valid: Sequence[Result]) -> list[str]:
+def _lacking(measure: Metric, valid: Sequence[Result]) -> list[str]:
     """The valid cycles that did not measure a metric which others did."""
-    lacking = [f"c{result.cycle} without {found.name}" for result in valid if found.of(result) is None]
+    lacking = [f"c{result.cycle} without {measure.name}" for result in valid if measure.of(result) is None]
     return lacking if len(lacking) < len(valid) else []
 
 
@@ -288,13 +288,13 @@ def write_gate(experiment_directory: Path, report: GateReport) -> None:
 
 def read_gates(run_dir: Path) -> list[GateReport]:
     """The verdicts of a run, by study and experiment; empty where nothing was judged. `StoreError` for a broken one."""
-    found = []
+    reports = []
     for path in sorted(run_dir.glob(f"*/*/{GATE}")):
         try:
-            found.append(decode(GateReport, read_json(path)))
+            reports.append(decode(GateReport, read_json(path)))
         except ValueError as problem:
             raise StoreError(f"{path}: {problem}") from None
-    return found
+    return reports
 
 
 def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> float | None:
@@ -302,6 +302,6 @@ def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> float | 
     if execution.target_ci is None or len(outcomes) < execution.cycles:
         return None
     headline = metric(execution.headline)
-    found = [headline.of(outcome.result) for outcome in outcomes if outcome.valid and outcome.result is not None]
-    width = relative_half_width([value for value in found if value is not None])
+    values = [headline.of(outcome.result) for outcome in outcomes if outcome.valid and outcome.result is not None]
+    width = relative_half_width([value for value in values if value is not None])
     return width if width is not None and width <= execution.target_ci else None

@@ -33,8 +33,8 @@ def is_energy(name: str) -> bool:
 
 def _latency(section: str, statistic: str) -> Getter:
     def get(result: Result) -> float | None:
-        found: Distribution | None = getattr(result.latency, section)
-        return None if found is None else float(getattr(found, statistic))
+        distribution: Distribution | None = getattr(result.latency, section)
+        return None if distribution is None else float(getattr(distribution, statistic))
 
     return get
 

@@ -64,21 +64,21 @@ def result_files(path: Path) -> list[Path]:
     root = path.parent if path.is_file() else path
     runs = [root] if (root / MANIFEST).exists() else run_directories(root)
     if runs:
-        found = [
+        files = [
             directory / RESULT
             for run in runs
             for directory in cycle_directories(run)
             if (state := read_state(directory)) is not None and state.state in ("valid", "invalid")
         ]
     else:
-        found = [
+        files = [
             file
             for file in sorted(root.rglob(RESULT))
             if not any(part.startswith("attempt-") for part in file.relative_to(root).parts)
         ]
-    if not found:
+    if not files:
         raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
-    return found
+    return files
 
 
 def cycle_seconds(path: Path) -> tuple[str, float] | None:
@@ -217,12 +217,12 @@ never renamed. pyarrow itself is imported when a table is made: it is large, and
 
 def _kind(cells: Sequence[Cell]) -> str:
     """The one type that holds every cell; text where they differ."""
-    found = {type(cell) for cell in cells} - {type(None)}
-    if found == {bool}:
+    types = {type(cell) for cell in cells} - {type(None)}
+    if types == {bool}:
         return "bool"
-    if found == {int}:
+    if types == {int}:
         return "int64"
-    return "double" if found and found <= {int, float} else "string"
+    return "double" if types and types <= {int, float} else "string"
 
 
 def _row(result: Result) -> dict[str, Cell]:

@@ -103,9 +103,9 @@ def _summary(
     metrics: dict[str, MetricSummary] = {}
     for name, metric in METRICS.items():
         values = [value for result in valid if (value := metric.of(result)) is not None]
-        found = estimate(values)
-        if found is not None:
-            metrics[name] = found
+        summary = estimate(values)
+        if summary is not None:
+            metrics[name] = summary
     model = first.experiment.config.get("model") if first else None
     return ExperimentSummary(
         study=study,
@@ -152,8 +152,8 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         ]
         numbers: list[object] = []
         for name in METRICS:
-            found = row.metrics.get(name)
-            numbers += [found.median, found.half_iqr] if found else [None, None]
+            summary = row.metrics.get(name)
+            numbers += [summary.median, summary.half_iqr] if summary else [None, None]
         writer.writerow(["" if cell is None else cell for cell in identity + numbers])
     return stream.getvalue()
 

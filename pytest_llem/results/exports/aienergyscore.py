@@ -47,13 +47,13 @@ def score(results: Results) -> dict[str, JsonValue]:
 
 
 def _phases(results: Results) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
+    phases: dict[str, JsonValue] = {}
     for index, phase in enumerate(results[0].energy.phases):
         energies = [result.energy.phases[index].energy_per_repeat_j for result in results]
         measured = [energy for energy in energies if energy is not None]
         requests = results[0].workload.requests
-        found[phase.name] = fmean(measured) / requests * 1000 / JOULES_PER_WH if measured and requests else None
-    return found
+        phases[phase.name] = fmean(measured) / requests * 1000 / JOULES_PER_WH if measured and requests else None
+    return phases
 
 
 def _deviations(results: Results) -> Iterator[str]:

@@ -30,7 +30,7 @@ def summary(result: Result) -> dict[str, JsonValue]:
     """One result in MLPerf's names."""
     duration = result.timing.get("measure_s")
     e2el, ttft, tpot = result.latency.e2el_s, result.latency.ttft_s, result.latency.tpot_s
-    found: dict[str, JsonValue] = {
+    entry: dict[str, JsonValue] = {
         "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
         "Scenario": "Offline" if result.workload.load_shape == "offline" else "Server",
         "Mode": "PerformanceOnly",
@@ -49,22 +49,22 @@ def summary(result: Result) -> dict[str, JsonValue]:
         ],
     }
     if e2el is not None:
-        found["Mean latency (ns)"] = round(e2el.mean * 1e9)
-        found.update(
+        entry["Mean latency (ns)"] = round(e2el.mean * 1e9)
+        entry.update(
             {f"{name} percentile latency (ns)": round(getattr(e2el, p) * 1e9) for name, p in PERCENTILES.items()}
         )
     if ttft is not None:
-        found.update(
+        entry.update(
             {
                 f"{name} percentile first token latency (ns)": round(getattr(ttft, p) * 1e9)
                 for name, p in PERCENTILES.items()
             }
         )
     if tpot is not None:
-        found.update(
+        entry.update(
             {
                 f"{name} percentile time to output token (ns)": round(getattr(tpot, p) * 1e9)
                 for name, p in PERCENTILES.items()
             }
         )
-    return found
+    return entry

@@ -66,7 +66,7 @@ def metrics_data(result: Result) -> dict[str, JsonValue]:
 
 
 def _latencies(result: Result) -> list[JsonValue]:
-    found: list[JsonValue] = []
+    metrics: list[JsonValue] = []
     for name, section in LATENCIES.items():
         distribution: Distribution | None = getattr(result.latency, section)
         if distribution is not None:
@@ -74,8 +74,8 @@ def _latencies(result: Result) -> list[JsonValue]:
                 _point(result, value, {"llem.statistic": statistic})
                 for statistic, value in asdict(distribution).items()
             ]
-            found.append({"name": name, "unit": "s", "gauge": {"dataPoints": points}})
-    return found
+            metrics.append({"name": name, "unit": "s", "gauge": {"dataPoints": points}})
+    return metrics
 
 
 def _energy(result: Result) -> list[JsonValue]:
@@ -88,16 +88,16 @@ def _energy(result: Result) -> list[JsonValue]:
             energy.append(_point(result, device.energy_j, attributes))
             if duration:
                 power.append(_point(result, device.energy_j / duration, attributes))
-    found: list[JsonValue] = []
+    metrics: list[JsonValue] = []
     if energy:
         total: JsonValue = {"dataPoints": energy, "aggregationTemporality": DELTA, "isMonotonic": True}
-        found.append({"name": "hw.energy", "unit": "J", "sum": total})
+        metrics.append({"name": "hw.energy", "unit": "J", "sum": total})
     if power:
-        found.append({"name": "hw.power", "unit": "W", "gauge": {"dataPoints": power}})
+        metrics.append({"name": "hw.power", "unit": "W", "gauge": {"dataPoints": power}})
     if result.energy.joules_per_output_token is not None:
         points: list[JsonValue] = [_point(result, result.energy.joules_per_output_token, {})]
-        found.append({"name": "llem.joules_per_output_token", "unit": "J/{token}", "gauge": {"dataPoints": points}})
-    return found
+        metrics.append({"name": "llem.joules_per_output_token", "unit": "J/{token}", "gauge": {"dataPoints": points}})
+    return metrics
 
 
 def _point(result: Result, value: float, attributes: Mapping[str, JsonValue]) -> JsonValue:

@@ -36,7 +36,7 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
     settings = arrival if isinstance(arrival, dict) else {}
     rate, concurrency = settings.get("rate_per_s"), settings.get("concurrency")
     requests = result.workload.requests * result.workload.repeats
-    found: dict[str, JsonValue] = {
+    entry: dict[str, JsonValue] = {
         "date": result.created_at,
         "backend": result.engine.name,
         "model_id": model if isinstance(model, str) else None,
@@ -60,5 +60,5 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         distribution = getattr(result.latency, f"{name}_s")
         if distribution is not None:
             for theirs, ours in STATISTICS.items():
-                found[f"{theirs}_{name}_ms"] = getattr(distribution, ours) * 1000
-    return {key: value for key, value in found.items() if value is not None}
+                entry[f"{theirs}_{name}_ms"] = getattr(distribution, ours) * 1000
+    return {key: value for key, value in entry.items() if value is not None}

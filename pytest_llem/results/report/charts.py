@@ -196,9 +196,9 @@ def latency(content: Content) -> Chart:
     for row in content.experiments:
         for metric in ("ttft", "tpot", "e2el"):
             for statistic in ("p50", "p90", "p99"):
-                found = row.metrics.get(f"{metric}_{statistic}_s")
-                if found:
-                    rows.append({**identity(row), "metric": metric, "statistic": statistic, "seconds": found[0]})
+                summary = row.metrics.get(f"{metric}_{statistic}_s")
+                if summary:
+                    rows.append({**identity(row), "metric": metric, "statistic": statistic, "seconds": summary[0]})
     spec: Spec = {
         "height": {"step": 16},
         "mark": {"type": "point", "filled": True, "size": 45},

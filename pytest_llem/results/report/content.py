@@ -116,7 +116,7 @@ def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) ->
         problems=tuple(
             item for manifest in manifests.values() for item in manifest.items if item.state not in ("valid", "pending")
         ),
-        gates={name: found for name, run in runs.items() if (found := tuple(read_gates(run)))},
+        gates={name: reports for name, run in runs.items() if (reports := tuple(read_gates(run)))},
         environments={name: manifest.environment for name, manifest in manifests.items()},
     )
 
@@ -144,9 +144,9 @@ def _experiment(
     first = (valid or list(results))[0]
     metrics: dict[str, tuple[float, float | None]] = {}
     for name, metric in METRICS.items():
-        found = estimate([value for result in valid if (value := metric.of(result)) is not None])
-        if found is not None:
-            metrics[name] = (found.median, found.half_iqr)
+        summary = estimate([value for result in valid if (value := metric.of(result)) is not None])
+        if summary is not None:
+            metrics[name] = (summary.median, summary.half_iqr)
     headline = [v for result in valid if (v := result.energy.joules_per_output_token) is not None and v > 0]
     bound = mean_interval(headline, 0.05) if len(headline) >= MIN_CYCLES else None
     notes = [reason.code for result in results for reason in result.validity.reasons]
@@ -174,12 +174,12 @@ def _experiment(
 
 def _phases(valid: Sequence[Result]) -> dict[str, float]:
     """Median joules per output token of each phase that was separated."""
-    found: dict[str, list[float]] = {}
+    energies: dict[str, list[float]] = {}
     for result in valid:
         for phase in result.energy.phases:
             if phase.energy_per_repeat_j is not None and result.workload.output_tokens:
-                found.setdefault(phase.name, []).append(phase.energy_per_repeat_j / result.workload.output_tokens)
-    return {name: median(values) for name, values in found.items()}
+                energies.setdefault(phase.name, []).append(phase.energy_per_repeat_j / result.workload.output_tokens)
+    return {name: median(values) for name, values in energies.items()}
 
 
 def _share(valid: Sequence[Result], *, net: bool) -> float | None:
@@ -200,7 +200,7 @@ def _axes(rows: Sequence[ExperimentRow]) -> tuple[str, ...]:
 
 
 def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, PowerTrace], int]:
-    found: dict[str, PowerTrace] = {}
+    traces: dict[str, PowerTrace] = {}
     left_out = 0
     for result in results:
         run = runs.get(result.source_run or result.run_id)
@@ -210,13 +210,13 @@ def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, Power
         power = JobDir(run / key.directory).power
         if not power.exists():
             continue
-        if len(found) >= MAX_TRACES:
+        if len(traces) >= MAX_TRACES:
             left_out += 1
             continue
         trace = power_trace(power, result)
         if trace is not None:
-            found[f"{result.run_id}/{result.study}/{result.experiment.id}/c{result.cycle}"] = trace
-    return found, left_out
+            traces[f"{result.run_id}/{result.study}/{result.experiment.id}/c{result.cycle}"] = trace
+    return traces, left_out
 
 
 POINTS = 240

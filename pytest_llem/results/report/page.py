@@ -130,19 +130,19 @@ def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]
         "valid": f"{row.valid}/{row.total}",
     }
     done = "good" if row.valid == row.total else "bad"
-    found = [f'<th scope="row" data-v="{escape(row.experiment)}">{escape(row.experiment)}</th>']
+    cells = [f'<th scope="row" data-v="{escape(row.experiment)}">{escape(row.experiment)}</th>']
     for name in names[1:]:
         css = f' class="{done}"' if name == "valid" else ""
-        found.append(f'<td data-v="{escape(texts[name])}"{css}>{escape(texts[name])}</td>')
+        cells.append(f'<td data-v="{escape(texts[name])}"{css}>{escape(texts[name])}</td>')
     for name in metrics:
         value = row.metrics.get(name)
         if value is None:
-            found.append('<td class="n" data-v=""><span aria-label="not measured">–</span></td>')
+            cells.append('<td class="n" data-v=""><span aria-label="not measured">–</span></td>')
         else:
             spread = "" if value[1] is None else f' <span class="muted">± {value[1]:.2g}</span>'
-            found.append(f'<td class="n" data-v="{value[0]!r}">{value[0]:.4g}{spread}</td>')
+            cells.append(f'<td class="n" data-v="{value[0]!r}">{value[0]:.4g}{spread}</td>')
     words = " ".join([*texts.values(), *row.notes, *(f"{axis}={row.settings.get(axis)}" for axis in axes)]).lower()
-    return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(found)}</tr>'
+    return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(cells)}</tr>'
 
 
 def _select(axis: str, rows: Sequence[ExperimentRow]) -> str:
@@ -179,7 +179,7 @@ def _comparison(compared: Sequence[ComparedMetric]) -> str:
 
 
 def _gates(content: Content) -> str:
-    reports = [(run, report) for run, found in content.gates.items() for report in found]
+    reports = [(run, report) for run, judged_experiments in content.gates.items() for report in judged_experiments]
     if not reports:
         return ""
     several = len(content.gates) > 1
