@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from pytest_llem.errors import LlemError, StudyError
+from pytest_llem.errors import StudyError
 from pytest_llem.servers.plan import require_possible_servers
-from pytest_llem.session.run import RunOptions, names_study
+from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.study import Study, load_study
 
@@ -50,22 +48,6 @@ class IsolationError(StudyError):
     """A study's isolation or runner does not go with its order, with each other, or with the way pytest was called."""
 
     category = "isolation"
-
-
-def refuse_combinations(config: pytest.Config, load: Callable[[Path], Study]) -> None:
-    """Load the studies of the command line. Raises `pytest.UsageError` for one whose isolation does not fit the rest.
-
-    A study that cannot be loaded is left to collection, which says what is wrong and where.
-    """
-    for argument in config.args:
-        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-        if names_study(argument) and path.is_file():
-            try:
-                load(path)
-            except IsolationError as error:
-                raise pytest.UsageError(str(error)) from None
-            except LlemError:
-                continue
 
 
 def _require_possible(study: Study, runner_of: Callable[[str], str], *, distributed: bool) -> None:

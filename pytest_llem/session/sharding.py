@@ -25,11 +25,10 @@ from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cyc
 if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
 
-LOAD_S = 15.0
-STEP_S = 0.025
-SERVED_AT_ONCE = 256
-"""Seconds to load an engine and for one decoding step, and the requests that a serving engine batches. Chosen: rough,
-and the same for every experiment, because only differences between experiments move the split."""
+# Chosen: rough, and the same for every experiment, because only differences between experiments move the split.
+LOAD_S = 15.0  # to load an engine
+STEP_S = 0.025  # for one decoding step
+SERVED_AT_ONCE = 256  # requests that a serving engine batches: the default of vLLM's max_num_seqs
 
 
 @dataclass(frozen=True)

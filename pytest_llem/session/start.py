@@ -26,11 +26,11 @@ from pytest_llem.session.collection import (
     take_in_studies,
     without_garbage_collection,
 )
-from pytest_llem.session.run import STUDY_PLUGIN, run_identity
+from pytest_llem.session.run import STUDY_PLUGIN, names_study, run_identity
 from pytest_llem.session.session import LlemSession
 from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
 from pytest_llem.session.xdist.scheduling import choose_scheduling, is_distributed, refuse_in_worker
-from pytest_llem.session.xdist.workers import WorkerHeader, auto_workers
+from pytest_llem.session.xdist.workers import WorkerHeader, auto_workers, study_files
 
 if TYPE_CHECKING:
     from pytest_llem.session.reporting import Reporting
@@ -136,9 +136,7 @@ def start(config: pytest.Config) -> StudyPlugin:
     else:
         register(ReportSerialisation(), "llem-report-serialisation")
     if handover is None:
-        from pytest_llem.session.loading import refuse_combinations
-
-        refuse_combinations(config, session.study)
+        _load_named_studies(config, session)
     register(plugin, STUDY_PLUGIN)
     _interrupt_on_sigterm()
     return plugin
@@ -186,6 +184,19 @@ def auto_worker_count(config: pytest.Config) -> int | None:
         return None
     session = config.stash[PREPARED] = validated_session(config)
     return auto_workers(config, session)
+
+
+def _load_named_studies(config: pytest.Config, session: LlemSession) -> None:
+    """Load the studies of the command line. Raises `pytest.UsageError` for one whose isolation does not fit the rest.
+
+    Any other problem of a study is left to collection, which says what is wrong and where.
+    """
+    for path in study_files(config, filter(names_study, config.args)):
+        try:
+            session.study(path)
+        except LlemError as error:
+            if error.category == "isolation":
+                raise pytest.UsageError(str(error)) from None
 
 
 def _interrupt_on_sigterm() -> None:

@@ -22,8 +22,10 @@ TERMINAL_PERIOD_S = 0.25
 """Seconds between two updates on a terminal. Chosen: reads as live, and costs next to nothing beside a measurement."""
 
 LOG_PERIOD_S = 30.0
+"""Seconds between two lines on a cycle in a log. Chosen: so few lines stay readable."""
+
 LOG_CHECK_S = 1.0
-"""Seconds between two lines on a cycle in a log, and between two looks. Chosen: so few lines stay readable."""
+"""Seconds between two looks where lines go to a log. Chosen: soon enough for a cycle that has to wait."""
 
 MAX_LINES = 8
 """Chosen: a worker per GPU of a machine with eight."""

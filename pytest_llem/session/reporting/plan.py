@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SHOWN = 10
 """Lines of one kind that are printed at most. Chosen: a plan should fit a screen."""
 
-GIB = 2**30
+GIB = 2**30  # bytes
 
 
 def plan_lines(session: LlemSession) -> list[str]:
@@ -151,8 +151,10 @@ def _size(count: float) -> str:
 
 
 MAX_RUNS = 20
+"""Runs that are looked through at most. Chosen: the newest say most about the present machine and settings."""
+
 MAX_READ = 200
-"""Runs and results that are read at most. Chosen: that takes about a second, and the estimate says what it covers."""
+"""Results that are read at most. Chosen: that takes about a second, and the estimate says what it covers."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
 SPREAD = "±"
 GAP = "  "
 LEAST_COLUMNS = 3
+"""Columns that stay on the narrowest terminal. Chosen: id, valid cycles and the headline metric."""
+
 LEAST_ID = 24
-"""Columns, and characters of an id, that stay on the narrowest terminal. Chosen: id, valid and the headline."""
+"""Characters of an id that stay on the narrowest terminal. Chosen: both ends of an id remain recognisable."""
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 ACTIONS_VARIABLE = "GITHUB_ACTIONS"

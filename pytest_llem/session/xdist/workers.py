@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ def auto_workers(config: pytest.Config, session: LlemSession) -> int:
 
     A study that cannot be loaded does not count: collection says what is wrong with it.
     """
-    for path in named_studies(config):
+    for path in study_files(config, (*config.getoption("llem_study"), *filter(names_study, config.args))):
         with contextlib.suppress(LlemError):
             session.study(path)
     try:
@@ -70,10 +70,10 @@ def auto_workers(config: pytest.Config, session: LlemSession) -> int:
         raise pytest.UsageError(f"-n auto: {error}") from None
 
 
-def named_studies(config: pytest.Config) -> Iterator[Path]:
-    """The study files that the command line names, those that exist."""
-    for name in (*config.getoption("llem_study"), *filter(names_study, config.args)):
-        path = (config.invocation_params.dir / name.partition("::")[0]).resolve()
+def study_files(config: pytest.Config, arguments: Iterable[str]) -> Iterator[Path]:
+    """The study files that arguments of the command line name, those that exist."""
+    for argument in arguments:
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
         if path.is_file():
             yield path
 
