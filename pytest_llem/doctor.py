@@ -18,19 +18,10 @@ from pathlib import Path
 from pytest_llem.energy import calibration
 from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
-from pytest_llem.engines import ENTRY_POINT_GROUP, SHIPPED, UNVERIFIED, known_engines
+from pytest_llem.engines import ENTRY_POINT_GROUP, engines
 from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.job.job import DeviceSet
 
-MODULES = {
-    "transformers": ("torch", "transformers"),
-    "vllm": ("vllm",),
-    "sglang": ("sglang",),
-    "tensorrt_llm": ("tensorrt_llm",),
-    "openai": ("aiohttp",),
-}
-"""What an engine needs to import, where that is a package of its own."""
-EXTRAS = ("transformers", "vllm", "openai")
 IMPORT_TIMEOUT_S = 180.0
 DOCKER_TIMEOUT_S = 3.0
 LEASE_TIMEOUT_S = 60.0
@@ -72,14 +63,14 @@ def _say(line: str) -> None:
 def examine() -> list[Section]:
     """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds."""
     energy = tuple(sensors.describe())
-    engines = tuple(_engines())
+    found = tuple(_engines())
     daemon = _docker(gpus=bool(sensors.gpu_uuids()))
-    if not any(finding.level == "ok" for finding in (*engines, daemon)):
+    if not any(finding.level == "ok" for finding in (*found, daemon)):
         fix = "pip install 'pytest-llem[transformers]'"
-        engines += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
+        found += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
     return [
         Section("energy", energy),
-        Section("engines", engines),
+        Section("engines", found),
         Section("docker", (daemon,)),
         Section("directories", tuple(_directories())),
     ]
@@ -129,29 +120,26 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
 
 
 def _engines() -> Iterator[Finding]:
-    for name in known_engines():
-        modules = MODULES.get(name)
-        remark = ", not yet verified on hardware" if name in UNVERIFIED else ""
-        if modules is None:
-            yield Finding("ok", name, _without_package(name) + remark)
-            continue
-        missing = [module for module in modules if find_spec(module) is None]
-        if missing:
-            install = f"'pytest-llem[{name}]'" if name in EXTRAS else modules[0].replace("_", "-")
-            fix = f"pip install {install}, or let it run in a container (--llem-runner={name}=docker)"
-            yield Finding("absent", name, f"not installed here ({', '.join(missing)}){remark}", fix)
-            continue
-        versions = ", ".join(f"{module} {_version(module)}" for module in modules)
-        failure = _import_failure(modules)
-        if failure is None:
-            yield Finding("ok", name, versions + remark)
+    for info in engines().values():
+        remark = "" if info.verified else ", not yet verified on hardware"
+        missing = [module for module in info.modules if find_spec(module) is None]
+        if not info.modules:
+            yield Finding("ok", info.name, _registered_by(info.name) + remark)
+        elif missing:
+            container = "" if info.serves_over_http else f"let it run in a container (--llem-runner={info.name}=docker)"
+            fix = ", or ".join(way for way in (info.install, container) if way)
+            yield Finding("absent", info.name, f"not installed here ({', '.join(missing)}){remark}", fix)
         else:
-            yield Finding("problem", name, f"{versions} cannot be imported: {failure}", f"reinstall {modules[-1]}")
+            versions = ", ".join(f"{module} {_version(module)}" for module in info.modules)
+            failure = _import_failure(info.modules)
+            if failure is None:
+                yield Finding("ok", info.name, versions + remark)
+            else:
+                text = f"{versions} cannot be imported: {failure}"
+                yield Finding("problem", info.name, text, f"reinstall {info.modules[-1]}")
 
 
-def _without_package(name: str) -> str:
-    if name in SHIPPED:
-        return "needs no package of its own"
+def _registered_by(name: str) -> str:
     owners = [point.dist for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
     return ", ".join(f"registered by {owner.name} {owner.version}" for owner in owners if owner is not None)
 

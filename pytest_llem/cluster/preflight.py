@@ -15,6 +15,7 @@ from pytest_llem.cluster.node import other_version
 from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import ask_each_kind
 from pytest_llem.containers.errors import error_from_dict
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError
 from pytest_llem.job.config import ExperimentConfig
@@ -22,7 +23,6 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import gpu_uuids
-from pytest_llem.machine.preflight import MODULES
 from pytest_llem.runners.protocol import PreflightReport
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
@@ -41,7 +41,7 @@ def preflight_nodes(
     `InterruptedCycleError` once `ended` is set.
     """
     engine = configs[0].engine
-    modules = () if settings.image is not None else MODULES.get(engine, ())
+    modules = () if settings.image is not None else engine_info(engine).modules
     problems: list[LlemError] = []
     facts: dict[str, JsonValue] = {}
     lost: list[LlemError] = []

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 import docker
@@ -18,20 +18,12 @@ from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import RunnerError
 
 REGISTRY = "ghcr.io/pytest-llem"
 
 DEFAULT_CUDA_MAJOR = 12
-
-STOCK_IMAGES: Mapping[str, str] = {
-    "transformers": "huggingface/transformers-pytorch-gpu:latest",
-    "vllm": "vllm/vllm-openai:latest",
-    "sglang": "lmsysorg/sglang:latest",
-    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:latest",
-    "openai": "python:3.12-slim-bookworm",
-}
-"""Upstream images that work unchanged, since the worker is copied in: `--llem-runner=vllm=docker:vllm/vllm-openai`."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
@@ -44,14 +36,21 @@ Tell = Callable[[str], None]
 
 def default_image(engine: str, cuda_major: int | None, version: str = __version__) -> str:
     """This project's own image of an engine; `RunnerError` for an engine that has none."""
-    if engine == "openai":
-        return STOCK_IMAGES["openai"]
-    if engine not in STOCK_IMAGES:
-        raise RunnerError(
-            f"there is no default image for engine {engine!r}",
-            fix=f"name one: --llem-runner={engine}=docker:IMAGE",
-        )
+    info = engine_info(engine)
+    if info.stock_image is None:
+        fix = client_fix(engine) if info.serves_over_http else f"name one: --llem-runner={engine}=docker:IMAGE"
+        raise RunnerError(f"there is no default image for engine {engine!r}", fix=fix)
     return f"{REGISTRY}/{engine}:{version}-cuda{cuda_major or DEFAULT_CUDA_MAJOR}"
+
+
+def client_fix(engine: str) -> str:
+    """What to do about the client of a server in an image that lacks its packages: it needs none of an image."""
+    info = engine_info(engine)
+    needed = ", ".join(info.modules)
+    return (
+        f"let the client run here: --llem-runner={engine}=local (it needs {needed}: {info.install}); "
+        f"or name an image that has {needed}: --llem-runner={engine}=docker:IMAGE"
+    )
 
 
 def image_facts(client: docker.DockerClient, name: str) -> ImageFacts | None:
@@ -166,7 +165,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def with_alternatives(error: DockerError, engine: str, *, named: bool) -> DockerError:
     """The error about a default image, with the stock image of the engine as another way."""
-    stock = STOCK_IMAGES.get(engine)
+    stock = engine_info(engine).stock_image
     if named or stock is None or error.category not in ("image_not_found", "registry_auth"):
         return error
     fix = f"use the upstream image: --llem-runner={engine}=docker:{stock} (works unchanged), or build images/{engine}"

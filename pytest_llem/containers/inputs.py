@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 
 from pytest_llem.containers.archive import ROOT
 from pytest_llem.containers.errors import DockerError, docker_error
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
+from pytest_llem.workload.hub import hub_cache
 
 HUB = f"{ROOT}/hub"
-
-BUILTIN_PREFIX = "builtin:"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     """Look at this machine's files and hub cache for what the experiment names."""
     mounts: list[Mounted] = []
     downloads: list[str] = []
-    served = config.engine == "openai"
+    served = engine_info(config.engine).serves_over_http
     named = [] if served else [("models", config.model)]
     if config.lora:
         named.append(("models", config.lora))
@@ -62,7 +63,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     if workload.dataset != SYNTHETIC:
         named.append(("datasets", workload.dataset))
     for kind, name in named:
-        if name.startswith(BUILTIN_PREFIX):
+        if is_builtin(name):
             continue
         mounted = found_here(kind, name)
         if mounted is not None:
@@ -93,7 +94,7 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     dataset = _absolute(config.workload.dataset)
     return replace(
         config,
-        model=config.model if config.engine == "openai" else _absolute(config.model),
+        model=config.model if engine_info(config.engine).serves_over_http else _absolute(config.model),
         lora=_absolute(config.lora) if config.lora else config.lora,
         workload=replace(config.workload, dataset=dataset),
     )
@@ -102,16 +103,6 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
-
-
-def hub_cache() -> Path:
-    """Where this machine keeps what it downloaded from the hub, as `huggingface_hub` finds it."""
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
 
 
 ENDPOINT = "https://huggingface.co"

@@ -24,10 +24,11 @@ from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.identity import SessionIdentity
-from pytest_llem.containers.images import foreign_architecture, image_facts
+from pytest_llem.containers.images import client_fix, foreign_architecture, image_facts
 from pytest_llem.containers.inputs import hub_problem, inputs_of
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphaned_containers import removed_after
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
@@ -167,7 +168,7 @@ def _probe(
     request = ContainerRequest(
         name=f"llem-preflight-{uuid.uuid4().hex[:8]}",
         image=image,
-        command=("-m", "pytest_llem.worker.probe", subject.engine),
+        command=("-m", "pytest_llem.worker.probe", subject.engine, *engine_info(subject.engine).modules),
         devices=subject.devices,
         settings=subject.settings,
         network="none",
@@ -198,7 +199,10 @@ def _judge(answer: Mapping[str, Any], image: ImageFacts, subject: PreflightSubje
         yield docker_error("image_contents", image.name, said=said)
     if answer["missing"]:
         said = f"no module named {answer['missing'][0]!r} for engine {subject.engine}"
-        yield docker_error("image_contents", image.name, said=said)
+        missing = docker_error("image_contents", image.name, said=said)
+        if engine_info(subject.engine).serves_over_http:
+            missing = type(missing)(missing.message, fix=client_fix(subject.engine), details=missing.details)
+        yield missing
     if not answer["writable"]:
         yield docker_error("image_contents", image.name, said="its user cannot write to /llem/cache")
     shm = answer["shm_bytes"]

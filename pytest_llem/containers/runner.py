@@ -147,10 +147,10 @@ class DockerRunner:
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
         """Everything that would make cycles of this engine fail here, without pulling or loading anything."""
-        name = self.spec.image or default_image(engine, cuda_major())
         try:
+            name = self.spec.image or default_image(engine, cuda_major())
             client, daemon = self.connect()
-        except DockerError as error:
+        except LlemError as error:
             return PreflightReport(problems=(error,))
         subject = PreflightSubject(engine, name, configs, devices, self.settings)
         report = preflight(client, daemon, subject, self._identity)

@@ -1,47 +1,84 @@
-"""The engines by name; only the chosen one is imported."""
+"""The engines by name: what is known of each, and how one is opened.
+
+All parts of the package ask here; no engine is imported before it is opened. An engine of this package is a folder
+with an `info.py`; another package registers an `EngineInfo` called `INFO`, or an engine's class, as an entry point.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import cast
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, cast
 
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineError
+from pytest_llem.job.config import ExperimentConfig
 
-SHIPPED = {
-    "transformers": "pytest_llem.engines.transformers:TransformersEngine",
-    "vllm": "pytest_llem.engines.vllm:VLLMEngine",
-    "openai": "pytest_llem.engines.openai:OpenAIEngine",
-    "sglang": "pytest_llem.engines.sglang:SGLangEngine",
-    "tensorrt_llm": "pytest_llem.engines.tensorrt_llm:TensorRTLLMEngine",
-}
-UNVERIFIED = ("sglang", "tensorrt_llm")
-"""Shipped engines that have not run on the hardware that they need: doctor and every result of theirs say so."""
 ENTRY_POINT_GROUP = "pytest_llem.engines"
 
 
-def known_engines() -> tuple[str, ...]:
-    """Names of the shipped engines and of those that other packages register."""
-    registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
+@cache
+def shipped_engines() -> Mapping[str, EngineInfo]:
+    """The engines of this package by name, in the order of the published schema."""
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/info.py"))
+    infos: list[EngineInfo] = [import_module(f"{__name__}.{folder}.info").INFO for folder in folders]
+    return {info.name: info for info in sorted(infos, key=lambda info: info.order)}
+
+
+@cache
+def engines() -> Mapping[str, EngineInfo]:
+    """The engines of this package, then those that other packages register, by name."""
+    shipped = shipped_engines()
+    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in shipped}
+    return {**shipped, **{name: _registered(points[name]) for name in sorted(points)}}
+
+
+def engine_names() -> tuple[str, ...]:
+    """Names of all engines that a study may use here."""
+    return tuple(engines())
+
+
+def engine_info(name: str) -> EngineInfo:
+    """What is known of an engine. Of one that is registered only elsewhere, such as in an image, it is the name."""
+    return engines().get(name) or EngineInfo(name)
+
+
+def starts_server(config: ExperimentConfig) -> bool:
+    """Whether a cycle of this configuration needs a server that is started for it."""
+    return any(config.settings.get(name) for name in engine_info(config.engine).starts_server_with)
 
 
 def open_engine(name: str) -> Engine:
     """A new, unprepared engine; `EngineError` for a name that nobody registered."""
-    target = SHIPPED.get(name)
-    if target is None:
-        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            return _derived(point.load())()
+    target = engine_info(name).engine
+    if not target:
         raise EngineError(
-            f"unknown engine {name!r}",
-            fix=f"use one of: {', '.join(known_engines())}",
-            details={"engine": name},
+            f"unknown engine {name!r}", fix=f"use one of: {', '.join(engine_names())}", details={"engine": name}
         )
+    engine = import_target(target)
+    if isinstance(engine, type) and not issubclass(engine, Engine):
+        engine = type(engine.__name__, (engine, Engine), {})
+    return cast("Engine", engine())
+
+
+def import_target(target: str) -> Any:
+    """What `module:attribute` names. Raises `ImportError` or `AttributeError`."""
     module, _, attribute = target.partition(":")
-    return cast("Engine", getattr(import_module(module), attribute)())
+    return attrgetter(attribute)(import_module(module))
 
 
-def _derived(engine: type) -> type[Engine]:
-    """The class itself, or one that adds the defaults of `Engine` to it."""
-    return engine if issubclass(engine, Engine) else type(engine.__name__, (engine, Engine), {})
+def _registered(point: EntryPoint) -> EngineInfo:
+    """The record that an entry point names; of a class, which may import much, no more than where it lies."""
+    if point.attr == "INFO":
+        try:
+            return replace(cast("EngineInfo", point.load()), name=point.name)
+        except (ImportError, AttributeError):
+            # Opening the engine says so: a package that is broken must not stop studies of other engines.
+            pass
+    return EngineInfo(point.name, engine=f"{point.module}:{point.attr}")

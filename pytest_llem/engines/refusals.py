@@ -7,7 +7,8 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Literal, TypeVar
 
-from pytest_llem.errors import EngineError, EngineSettingError, JsonValue
+from pytest_llem.engines.info import EngineInfo
+from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
 from pytest_llem.job.job import DeviceSet
 
 T = TypeVar("T")
@@ -18,6 +19,12 @@ def after(step: Literal["prepare", "load"], value: T | None) -> T:
     if value is None:
         raise EngineError(f"the engine was used before {step}", fix=f"call {step}() first")
     return value
+
+
+def not_installed(info: EngineInfo, problem: ImportError, fix: str | None = None) -> EngineNotInstalledError:
+    """The error for an engine whose packages cannot be imported here; the fix is to install it if none is given."""
+    message = f"the engine {info.name} is not installed here: {problem}"
+    return EngineNotInstalledError(message, fix=fix or info.install, details={"engine": info.name})
 
 
 def one_line(problem: BaseException) -> str:

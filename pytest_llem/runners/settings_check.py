@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from pytest_llem.engines.signatures import LAYOUTS, SignatureReport
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, write_json
@@ -40,7 +41,7 @@ def require_accepted_settings(
     """
     engine, study = point.experiment.engine, point.study
     check = getattr(runner, "check_settings", None)
-    if check is None or engine not in LAYOUTS:
+    if check is None or engine_info(engine).signatures is None:
         return None
     record = directory / "settings.json"
     directory.mkdir(parents=True, exist_ok=True)

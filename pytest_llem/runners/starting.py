@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import WorkerError
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import ForkServer, SpawnedProcess, WorkerProcess
 from pytest_llem.runners.settings_check import CHECK_MODULE
-from pytest_llem.worker.preload import PRELOADS
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class WorkerStarter:
 
         Forked where cycles are, because importing the engine takes most of the time that a comparison does.
         """
-        if engine in PRELOADS:
+        if engine_info(engine).preload:
             try:
                 server = self._server(engine)
                 if not server.busy:
@@ -85,7 +85,7 @@ class WorkerStarter:
         descriptors = (*((control.fileno(),) if control else ()), *(lease.descriptors if lease is not None else ()))
         engine = job.config.engine
         notes: tuple[Note, ...] = ()
-        if engine in PRELOADS:
+        if engine_info(engine).preload:
             try:
                 process = self._server(engine).fork({**request, "environment": environment}, log, descriptors)
                 return Started(process, "forkserver")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pytest_llem.engines import starts_server
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, ServerDiedError, ServerStartError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json
@@ -20,7 +21,7 @@ from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner
 from pytest_llem.servers.server import Ended
-from pytest_llem.servers.spec import ServerSpec, starts_server
+from pytest_llem.servers.spec import ServerSpec
 from pytest_llem.servers.starting import LOGS, ReadinessLimits, ReadyServer, begin_server, redacted_tail, start_server
 
 STOP_GRACE_S = 10.0

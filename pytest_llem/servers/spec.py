@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.openai.info import INFO
 from pytest_llem.engines.openai.settings import api_url, unreachable
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 
-ENGINE = "openai"
+ENGINE = INFO.name
 
 LOOPBACK = "127.0.0.1"
-
-
-def starts_server(config: ExperimentConfig) -> bool:
-    """Whether a cycle of this configuration needs a server that is started for it."""
-    return config.engine == ENGINE and bool(config.settings.get("command") or config.settings.get("image"))
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ CONNECT_S = 5.0
 
 def runs_already(config: ExperimentConfig) -> bool:
     """Whether a configuration measures a server that was there before."""
-    return config.engine == "openai" and config.settings.get("base_url") is not None
+    return engine_info(config.engine).serves_over_http and config.settings.get("base_url") is not None
 
 
 def require_reachable(config: ExperimentConfig) -> None:

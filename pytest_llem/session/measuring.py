@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.containers.errors import error_from_dict
+from pytest_llem.engines import starts_server
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
@@ -25,7 +26,7 @@ from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.breaker import Breaker
 from pytest_llem.runners.protocol import KnowsImage, ParallelCycles, ReuseTarget, Runner, RunsMany
 from pytest_llem.servers.runner import known_image
-from pytest_llem.servers.spec import ServerSpec, residual_allowance, starts_server
+from pytest_llem.servers.spec import ServerSpec, residual_allowance
 from pytest_llem.session.checks import Checks
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans

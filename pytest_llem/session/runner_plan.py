@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.engines import known_engines
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, RunnerError
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.machine.preflight import missing_modules
@@ -53,7 +53,7 @@ class RunnerPlans:
     def _resolve(self, engine: str, study: Study) -> RunnerSpec:
         return resolve_runner(
             engine,
-            command_line=parse_runner_options(self._options.runner, known_engines()),
+            command_line=parse_runner_options(self._options.runner, engine_names()),
             environment=os.environ,
             study=study.runners,
             user_settings=self._options.user_runners,

@@ -16,9 +16,9 @@ SETTINGS_GROUP = "pytest_llem.engine_settings"
 @cache
 def engine_names() -> tuple[str, ...]:
     """The engines of the schema, and those that other packages register."""
-    from pytest_llem.engines import known_engines
+    from pytest_llem import engines
 
-    return ENGINE_SECTIONS + tuple(name for name in known_engines() if name not in ENGINE_SECTIONS)
+    return engines.engine_names()
 
 
 @cache

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.engines import engine_info
 from pytest_llem.worker.channel import receive, send
-from pytest_llem.worker.preload import PRELOADS
 
 ADDRESS = "/llem/forkserver.sock"
 START_S = 30.0
@@ -120,7 +120,7 @@ def _connect(channel: socket.socket) -> None:
 
 
 def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
-    if engine not in PRELOADS:
+    if not engine_info(engine).preload:
         return None, f"the imports of {engine} are not known to be safe to fork"
     ours, theirs = socket.socketpair()
     with theirs:

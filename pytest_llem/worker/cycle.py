@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pytest_llem.energy import open_meter
 from pytest_llem.energy.idle_reuse import usable, with_reference
 from pytest_llem.energy.protocol import Meter
-from pytest_llem.engines import UNVERIFIED
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
 from pytest_llem.job.events import EventLog
@@ -251,7 +251,7 @@ def _check_load_shape(job: Job, engine: Engine) -> None:
 
 
 def _unverified(engine: str) -> Iterator[Note]:
-    if engine in UNVERIFIED:
+    if not engine_info(engine).verified:
         yield Note("engine_not_verified", f"this project's engine {engine} has not been verified on hardware yet")
 
 

@@ -9,40 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PRELOADS = {
-    "transformers": (
-        "torch",
-        "transformers",
-        "transformers.generation.utils",
-        "transformers.models.auto.modeling_auto",
-        "transformers.models.auto.tokenization_auto",
-        "transformers.models.llama.modeling_llama",
-        "pytest_llem.engines.transformers.engine",
-        "pytest_llem.engines.transformers.loading",
-        "pytest_llem.engines.transformers.generation",
-        "pytest_llem.engines.transformers.loading",
-        "pytest_llem.engines.transformers.phases",
-        "pytest_llem.engines.torch_facts",
-        "pytest_llem.worker.cycle",
-        "pytest_llem.energy",
-    ),
-    "openai": (
-        "aiohttp",
-        "pytest_llem.engines.openai.engine",
-        "pytest_llem.worker.cycle",
-        "pytest_llem.energy",
-    ),
-}
-TOKENIZERS = (
-    "transformers",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.configuration_llama",
-)
-"""What the client of a server makes prompts with, where it is installed."""
+from pytest_llem.engines import engine_info
+
+WORKER = ("pytest_llem.worker.cycle", "pytest_llem.energy")
+"""What every cycle needs of this package."""
 
 
 def preload(engine: str) -> None:
@@ -51,18 +26,13 @@ def preload(engine: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # numpy's OpenBLAS starts its thread pool on import; nothing here computes with numpy.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    tokenizers = TOKENIZERS if engine == "openai" and find_spec("transformers") is not None else ()
-    for name in (*PRELOADS[engine], *tokenizers):
-        importlib.import_module(name)
-    if tokenizers:
-        from transformers import AutoConfig, AutoTokenizer
-
-        del AutoConfig, AutoTokenizer
-    if engine == "transformers":
-        # transformers resolves these names lazily, on first use: use them here, once for all children.
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-        del AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    info = engine_info(engine)
+    optional = [name for name in info.preload_if_installed if find_spec(re.split("[.:]", name)[0]) is not None]
+    for name in (*info.preload, info.engine.partition(":")[0], *WORKER, *optional):
+        module, _, attribute = name.partition(":")
+        imported = importlib.import_module(module)
+        if attribute:
+            getattr(imported, attribute)
 
 
 def unsafe_to_fork() -> str | None:

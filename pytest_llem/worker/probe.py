@@ -1,6 +1,7 @@
-"""`python3 -m pytest_llem.worker.probe ENGINE`: prints what an image contains, as one line of JSON.
+"""`python3 -m pytest_llem.worker.probe ENGINE [MODULE...]`: prints what an image contains, as one line of JSON.
 
-`containers.preflight` runs it before the first cycle. It imports nothing heavy: it must answer within seconds.
+`containers.preflight` runs it before the first cycle, with the modules that the engine needs. It imports nothing heavy,
+because it must answer within seconds, nor anything of this package, because the image's Python may be too old for it.
 """
 
 from __future__ import annotations
@@ -18,23 +19,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-MODULES = {
-    "transformers": ("torch", "transformers"),
-    "vllm": ("vllm",),
-    "sglang": ("sglang",),
-    "tensorrt_llm": ("tensorrt_llm",),
-    "openai": (),
-}
 ENTRY_POINT_GROUP = "pytest_llem.engines"
-DISTRIBUTIONS = {"tensorrt_llm": "tensorrt-llm"}
 
 
-def main(engine: str) -> dict[str, Any]:
-    """Everything that preflight asks of an image."""
+def main(engine: str, modules: list[str]) -> dict[str, Any]:
+    """Everything that preflight asks of an image; without `modules`, the image's own entry points name the engine's."""
+    needed = modules or _registered_modules(engine)
     return {
         "python": platform.python_version(),
-        "missing": [name for name in _modules(engine) if importlib.util.find_spec(name) is None],
-        "version": _version(engine),
+        "missing": [name for name in needed if importlib.util.find_spec(name) is None],
+        "version": _version(needed[-1]),
         "torch_cuda": _torch_cuda(),
         "shm_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "writable": _writable("/llem/cache"),
@@ -45,17 +39,18 @@ def main(engine: str) -> dict[str, Any]:
     }
 
 
-def _modules(engine: str) -> tuple[str, ...]:
-    """What must be importable: for an engine of another package, the module that its entry point names."""
-    if engine in MODULES:
-        return MODULES[engine]
-    points = metadata.entry_points(group=ENTRY_POINT_GROUP, name=engine)
-    return tuple(point.module.partition(".")[0] for point in points) or (engine,)
-
-
-def _version(engine: str) -> str | None:
+def _registered_modules(engine: str) -> list[str]:
+    """The modules that an image's entry points name for an engine of another package, else the engine's own name."""
     try:
-        return metadata.version(DISTRIBUTIONS.get(engine, engine))
+        points = metadata.entry_points(group=ENTRY_POINT_GROUP, name=engine)
+    except TypeError:
+        return [engine]  # before Python 3.10, which preflight refuses
+    return [point.module.partition(".")[0] for point in points] or [engine]
+
+
+def _version(module: str) -> str | None:
+    try:
+        return metadata.version(module)
     except metadata.PackageNotFoundError:
         return None
 
@@ -73,9 +68,9 @@ def _torch_cuda() -> str | None:
     return match[1] if match else None
 
 
-def _writable(place: str) -> bool:
+def _writable(directory: str) -> bool:
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=directory):
             return True
     except OSError:
         return False
@@ -106,4 +101,4 @@ def _gpu() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\nLLEM-PROBE " + json.dumps(main(sys.argv[1])) + "\n")
+    sys.stdout.write("\nLLEM-PROBE " + json.dumps(main(sys.argv[1], sys.argv[2:])) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from pathlib import Path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DEADLINE_S = 5.0
@@ -64,3 +65,13 @@ def _ask(endpoint: str, timeout_s: float) -> str | None:
         return None if isinstance(problem.reason, ssl.SSLError) else f"{endpoint} was not reached: {problem.reason}"
     except (OSError, ValueError) as problem:
         return f"{endpoint} was not reached: {problem}"
+
+
+def hub_cache() -> Path:
+    """Where this machine keeps what it downloaded from the hub, as `huggingface_hub` finds it."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"

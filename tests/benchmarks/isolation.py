@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from pytest_llem.engines import engine_info
 from pytest_llem.job.config import (
     Decoding,
     ExperimentConfig,
@@ -27,10 +28,10 @@ from pytest_llem.job.config import (
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec
+from pytest_llem.runners import starting
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.protocol import Runner
 from pytest_llem.runners.resident import ResidentRunner
-from pytest_llem.worker.preload import PRELOADS
 
 CONFIG = ExperimentConfig(
     model="builtin:tiny-llama",
@@ -68,11 +69,12 @@ def cycle(runner: Runner, directory: Path, number: int, *, output_tokens: int = 
 
 def spawned(directory: Path, number: int) -> float:
     """The same with a new interpreter, as where a fork is not safe."""
-    modules = PRELOADS.pop(CONFIG.engine)
+    names = vars(starting)
+    names["engine_info"] = lambda name: replace(engine_info(name), preload=())
     try:
         return cycle(LocalRunner(SPEC, directory), directory, number)
     finally:
-        PRELOADS[CONFIG.engine] = modules
+        names["engine_info"] = engine_info
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def check(small_job: Callable[..., Job]) -> Check:
 
 def run_checks(
     small_job: Callable[..., Job],
-    image: str,
+    image: str | None,
     engine: str = "scripted_engine",
     settings: DockerSettings | None = None,
     model: str = "builtin:tiny-llama",
@@ -61,6 +61,22 @@ def test_an_image_without_the_engine(check: Check, engine_image: str) -> None:
 
     assert categories(report) == ["image_contents"]
     assert "'vllm'" in report.problems[0].message
+
+
+def test_a_client_in_an_image_without_its_packages(check: Check, engine_image: str) -> None:
+    """The probe once called this image good, and every cycle in it failed."""
+    report = check(engine_image, engine="openai")
+
+    assert categories(report) == ["image_contents"]
+    assert "'aiohttp'" in report.problems[0].message
+    assert "--llem-runner=openai=local" in (report.problems[0].fix or "")
+
+
+def test_a_client_has_no_image_of_its_own(check: Check, client: docker.DockerClient) -> None:
+    [problem] = check(None, engine="openai").problems
+
+    assert "no default image" in problem.message
+    assert "--llem-runner=openai=local" in (problem.fix or "")
 
 
 def test_all_problems_are_told_together(check: Check, engine_image: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines import UNVERIFIED, open_engine
+from pytest_llem.engines import open_engine, shipped_engines
 from pytest_llem.engines.protocol import Engine, Request
 from pytest_llem.engines.sglang import engine as sglang
 from pytest_llem.engines.sglang.settings import SGLangSettings
@@ -36,7 +36,7 @@ MAKERS: dict[str, Callable[..., Any]] = dict.fromkeys(tensorrt_llm.SECTIONS, dic
 Begin = Callable[..., Engine]
 
 
-@pytest.fixture(params=UNVERIFIED)
+@pytest.fixture(params=[info.name for info in shipped_engines().values() if not info.verified])
 def engine_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -14,6 +14,7 @@ import pytest
 import pytest_llem.results.store
 import pytest_llem.session.session
 import pytest_llem.study.loader
+from pytest_llem.engines import engines
 from pytest_llem.study.engine_names import engine_names
 
 PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session.session, pytest_llem.study.loader)
@@ -50,6 +51,7 @@ def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(FAULTY)
     engine_names.cache_clear()
+    engines.cache_clear()
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CI", raising=False)

@@ -11,6 +11,7 @@ import pytest
 from pytest_llem import doctor
 from pytest_llem.cli import main
 from pytest_llem.energy import calibration, torch_load
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.machine.leases import LEASE_DIR_VARIABLE
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
@@ -26,11 +27,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_engine.py").write_text("raise ImportError('built for another CUDA')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers",))
-    monkeypatch.setattr(doctor, "MODULES", {"transformers": ("json",), "sglang": ("broken_engine",)})
+    engines_are(monkeypatch, EngineInfo("transformers", modules=("json",)))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     monkeypatch.setenv(LEASE_DIR_VARIABLE, str(tmp_path / "leases"))
     monkeypatch.setenv("LLEM_CALIBRATION_DIR", str(tmp_path / "calibration"))
+
+
+def engines_are(monkeypatch: pytest.MonkeyPatch, *infos: EngineInfo) -> None:
+    monkeypatch.setattr(doctor, "engines", lambda: {info.name: info for info in infos})
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
@@ -51,7 +55,7 @@ def test_a_machine_that_measures_exits_with_0_though_docker_is_down(capsys: pyte
 def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers", "sglang"))
+    engines_are(monkeypatch, EngineInfo("sglang", modules=("broken_engine",)))
 
     assert main(["doctor", "--json"]) == 1
 
@@ -63,8 +67,10 @@ def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(
 def test_an_engine_that_nobody_verified_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "known_engines", lambda: ("transformers", "tensorrt_llm"))
-    monkeypatch.setattr(doctor, "MODULES", {"transformers": ("json",), "tensorrt_llm": ("no_such_module_here",)})
+    absent = EngineInfo(
+        "new", modules=("no_such_module_here",), install="pip install no-such-module-here", verified=False
+    )
+    engines_are(monkeypatch, EngineInfo("transformers", modules=("json",)), absent)
 
     assert main(["doctor"]) == 0
 
@@ -74,7 +80,7 @@ def test_an_engine_that_nobody_verified_says_so(
 
 
 def test_nothing_to_run_with_is_a_problem(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "known_engines", lambda: ())
+    engines_are(monkeypatch)
 
     assert main(["doctor"]) == 1
     assert "no engine can be imported here" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from pytest_llem.engines.openai import probe
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.openai.failures import RequestFailedError, counted
+from pytest_llem.engines.openai.info import INFO
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer
@@ -28,14 +29,13 @@ from pytest_llem.engines.protocol import (
     Request,
     Tokenizer,
 )
-from pytest_llem.engines.refusals import after
-from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
+from pytest_llem.engines.refusals import after, not_installed
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import Note
 from pytest_llem.workload.arrivals import Schedule, schedule
 
-INSTALL = "pip install 'pytest-llem[openai]'"
 DRAIN_S = 1.0
 
 
@@ -45,7 +45,7 @@ class OpenAIEngine(Engine):
     Nothing is started here: `prepare` asks the server what it is, and `load` which requests it takes.
     """
 
-    name: ClassVar[str] = "openai"
+    name: ClassVar[str] = INFO.name
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.concurrency")
 
     def __init__(self) -> None:
@@ -67,9 +67,7 @@ class OpenAIEngine(Engine):
         try:
             import aiohttp  # noqa: F401
         except ImportError as problem:
-            raise EngineNotInstalledError(
-                f"the engine openai is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
-            ) from problem
+            raise not_installed(INFO, problem) from problem
         loaded = self._found is not None
         self.shutdown()
         self._config = config

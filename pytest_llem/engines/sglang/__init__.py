@@ -1,7 +1,1 @@
-"""The SGLang engine: https://docs.sglang.ai, in this process."""
-
-from __future__ import annotations
-
-from pytest_llem.engines.sglang.engine import SGLangEngine
-
-__all__ = ["SGLangEngine"]
+"""An offline engine in processes of its own."""

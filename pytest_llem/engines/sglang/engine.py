@@ -7,42 +7,21 @@ server arguments) and the result dictionaries of its `TokenizerManager`; `engine
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from typing import Any, ClassVar
 
-from pytest_llem.engines.hub_models import (
-    HubTokenizer,
-    check_lengths,
-    load_text_config,
-    load_tokenizer,
-    plain_json,
-    shape_of,
-    tokenizer_of,
-)
-from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, on_hub
-from pytest_llem.engines.protocol import (
-    CacheState,
-    Capabilities,
-    Completion,
-    DeviceMemory,
-    Engine,
-    ModelShape,
-    Progress,
-    Quiesced,
-    Request,
-)
-from pytest_llem.engines.refusals import after, one_line, require_devices, unknown_setting
-from pytest_llem.engines.signatures import LAYOUTS, parameters
-from pytest_llem.engines.streamed import StreamedAnswer
-from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
+from pytest_llem.engines.hub_models import plain_json
+from pytest_llem.engines.info import EngineInfo
+from pytest_llem.engines.model_files import find_adapter
+from pytest_llem.engines.protocol import CacheState, Completion, Request
+from pytest_llem.engines.refusals import one_line, require_devices
+from pytest_llem.engines.sglang.info import INFO
+from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.workload.hub import switch_off_when_absent
 
-INSTALL = "run it in its stock image: --llem-runner=sglang=docker:lmsysorg/sglang:latest, or pip install sglang"
 ADAPTER = "adapter"
 RESERVED = ("model_path", "tokenizer_path", "dtype", "revision", "trust_remote_code", "random_seed", "load_format")
 SIZES = ("tp_size", "pp_size", "dp_size")
@@ -54,71 +33,11 @@ SHOWN = (
 FLUSH_ATTEMPTS, FLUSH_WAIT_S = 20, 0.05
 
 
-class SGLangEngine(Engine):
-    """SGLang's offline engine; all requests of a repeat are handed over at once, and its scheduler batches them."""
+class SGLangEngine(StreamedEngine):
+    """SGLang's offline engine."""
 
-    name: ClassVar[str] = "sglang"
-    without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
-
-    def __init__(self) -> None:
-        self.capabilities = Capabilities(token_times=True, prefix_cache=True)
-        self._config: ExperimentConfig | None = None
-        self._devices = DeviceSet("cpu")
-        self._source = ModelSource("", local=False)
-        self._tokenizer: Any = None
-        self._tokenizer_name = ""
-        self._text_config: Any = None
-        self._engine: Any = None
-
-    def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
-        """See `Engine.prepare`."""
-        if on_hub(config.model):
-            switch_off_when_absent()
-        try:
-            import sglang
-        except ImportError as problem:
-            raise EngineNotInstalledError(
-                f"the engine sglang is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
-            ) from problem
-        engine_arguments(config, devices, "", "", _known_arguments())
-        self._config, self._devices = config, devices
-        return str(sglang.__version__)
-
-    def load(self) -> None:
-        """See `Engine.load`. The scheduler's own words are in worker.log when it cannot start."""
-        import sglang
-
-        config = self._prepared()
-        self._source = find_model(config.model)
-        location, self._tokenizer_name = tokenizer_of(config, self._source)
-        self._text_config = load_text_config(config, self._source)
-        self._tokenizer = load_tokenizer(location, config, self._source)
-        arguments = engine_arguments(config, self._devices, self._source.location, location, _known_arguments())
-        try:
-            self._engine = sglang.Engine(**arguments)
-        except (ValueError, TypeError, AssertionError) as problem:
-            raise EngineSettingError(
-                f"SGLang refuses these settings: {one_line(problem)}", fix="correct the setting that it names"
-            ) from problem
-        except (RuntimeError, EOFError, OSError) as problem:
-            raise _not_started(one_line(problem)) from problem
-
-    def tokenizer(self) -> HubTokenizer:
-        """See `Engine.tokenizer`."""
-        self._ready()
-        return HubTokenizer(self._tokenizer)
-
-    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        """See `Engine.generate`. Token times are those at which the scheduler's tokens arrived in this process."""
-        engine = self._ready()
-        check_lengths(requests, self._text_config, _context_length(engine))
-        try:
-            done: list[Completion] = engine.loop.run_until_complete(self._answer_all(requests, progress))
-        except (RuntimeError, ValueError) as problem:
-            raise EngineError(
-                f"SGLang failed while generating: {one_line(problem)}", fix="read the lines before it in worker.log"
-            ) from problem
-        return done
+    name: ClassVar[str] = INFO.name
+    info: ClassVar[EngineInfo] = INFO
 
     def reset(self) -> CacheState:
         """See `Engine.reset`. The scheduler refuses while it still ends a step, so it is asked for up to a second."""
@@ -131,66 +50,51 @@ class SGLangEngine(Engine):
             time.sleep(FLUSH_WAIT_S)
         return "unknown"
 
-    def quiesce(self) -> Quiesced:
-        """See `Engine.quiesce`. `generate` returns when no request is left; the device is another process's."""
-        return "drained"
+    def _arguments(self, config: ExperimentConfig, devices: DeviceSet, model: str, tokenizer: str) -> dict[str, Any]:
+        return engine_arguments(config, devices, model, tokenizer, known_arguments(INFO))
 
-    def effective(self) -> Mapping[str, JsonValue]:
-        """See `Engine.effective`; keys that are settings have the setting's name."""
-        engine = self._ready()
-        found = effective_settings(self._prepared(), engine.get_server_info())
-        dtype = getattr(getattr(engine.tokenizer_manager, "model_config", None), "dtype", None)
+    def _make(self, arguments: Mapping[str, Any]) -> Any:
+        import sglang
+
+        return sglang.Engine(**arguments)
+
+    def _load_error(self, config: ExperimentConfig, problem: Exception) -> LlemError:
+        if isinstance(problem, (ValueError, TypeError, AssertionError)):
+            text = f"SGLang refuses these settings: {one_line(problem)}"
+            return EngineSettingError(text, fix="correct the setting that it names")
+        return _not_started(one_line(problem))
+
+    def _run(self, answers: Coroutine[Any, Any, list[Completion]]) -> list[Completion]:
+        done: list[Completion] = self._engine.loop.run_until_complete(answers)
+        return done
+
+    async def _outputs(self, request: Request) -> AsyncIterator[Any]:
+        config = self._prepared()
+        chunks = await self._engine.async_generate(
+            input_ids=list(request.token_ids),
+            sampling_params=sampling_parameters(config, request),
+            lora_path=ADAPTER if config.lora is not None else None,
+            stream=True,
+        )
+        async for chunk in chunks:
+            yield chunk
+
+    def _take(self, answer: StreamedAnswer, output: Any, now_ns: int) -> str | None:
+        return take_chunk(answer, output, now_ns)
+
+    def _context_length(self) -> int | None:
+        length = getattr(self._model_config(), "context_len", None)
+        return int(length) if length is not None else None
+
+    def _settings_in_use(self, config: ExperimentConfig) -> Mapping[str, JsonValue]:
+        dtype = getattr(self._model_config(), "dtype", None)
         return {
-            **found,
-            "model_path": self._source.location,
-            "tokenizer": self._tokenizer_name,
+            **effective_settings(config, self._engine.get_server_info()),
             "dtype": str(dtype).removeprefix("torch.") if dtype is not None else None,
         }
 
-    def shape(self) -> ModelShape | None:
-        """See `Engine.shape`. The parameters are not counted: they are in another process."""
-        return shape_of(self._text_config, None) if self._text_config is not None else None
-
-    def reset_peak_memory(self) -> None:
-        """See `Engine.reset_peak_memory`: the allocator is another process's."""
-
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """See `Engine.memory`: unknown here."""
-        return ()
-
-    def shutdown(self) -> None:
-        """See `Engine.shutdown`. SGLang ends every child of this process, so nothing else may run in one by then."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.shutdown()
-            gc.collect()
-
-    async def _answer_all(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        done: list[Completion] = []
-
-        async def answer(request: Request) -> None:
-            streamed = StreamedAnswer(request, time.monotonic_ns())
-            config = self._prepared()
-            chunks = await self._engine.async_generate(
-                input_ids=list(request.token_ids),
-                sampling_params=sampling_parameters(config, request),
-                lora_path=ADAPTER if config.lora is not None else None,
-                stream=True,
-            )
-            reason: str | None = None
-            async for chunk in chunks:
-                reason = take_chunk(streamed, chunk, time.monotonic_ns())
-            done.append(streamed.completion("SGLang", reason, time.monotonic_ns()))
-            progress(len(done), len(requests))
-
-        await asyncio.gather(*map(answer, requests))
-        return sorted(done, key=lambda completion: completion.index)
-
-    def _prepared(self) -> ExperimentConfig:
-        return after("prepare", self._config)
-
-    def _ready(self) -> Any:
-        return after("load", self._engine)
+    def _model_config(self) -> Any:
+        return getattr(self._engine.tokenizer_manager, "model_config", None)
 
 
 def engine_arguments(
@@ -200,9 +104,6 @@ def engine_arguments(
 
     Raises `EngineSettingError` for a setting that it does not have, and for more devices than are leased.
     """
-    given = {key: value for key, value in config.settings.items() if key != "extra" and value is not None}
-    extra = config.settings.get("extra")
-    more = {f"extra.{key}": value for key, value in extra.items()} if isinstance(extra, Mapping) else {}
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "tokenizer_path": tokenizer_path,
@@ -211,12 +112,8 @@ def engine_arguments(
         "random_seed": config.seed,
         "log_level": "warning",
     }
-    for path, value in {**given, **more}.items():
-        name = path.removeprefix("extra.")
-        if name not in known or name in RESERVED:
-            raise unknown_setting("SGLang", f"sglang.{path}", name, known)
-        arguments[name] = value
-    require_devices("sglang", [arguments.get(name) for name in SIZES], devices)
+    arguments.update(checked_settings(config, INFO, known, RESERVED))
+    require_devices(INFO.name, [arguments.get(name) for name in SIZES], devices)
     if config.revision is not None:
         arguments["revision"] = config.revision
     if config.weights == "dummy":
@@ -285,15 +182,6 @@ def effective_settings(config: ExperimentConfig, info: Mapping[str, Any]) -> dic
 def scheduler_died(_signal: int, _frame: object) -> None:
     """Called in place of SGLang's own handler when one of its processes says that it dies."""
     raise _not_started("a process of SGLang's died")
-
-
-def _known_arguments() -> dict[str, Any]:
-    return parameters(LAYOUTS["sglang"].main[0], "sglang")
-
-
-def _context_length(engine: Any) -> int | None:
-    length = getattr(getattr(engine.tokenizer_manager, "model_config", None), "context_len", None)
-    return int(length) if length is not None else None
 
 
 def _not_started(text: str) -> EngineError:

@@ -19,9 +19,10 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import after
+from pytest_llem.engines.refusals import after, not_installed
+from pytest_llem.engines.transformers.info import INFO
 from pytest_llem.engines.transformers.settings import TransformersSettings, read_settings
-from pytest_llem.errors import EngineError, EngineNotInstalledError, JsonValue
+from pytest_llem.errors import EngineError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 
@@ -29,13 +30,11 @@ if TYPE_CHECKING:
     from pytest_llem.engines.transformers.generation import ContinuousGenerator, Generator
     from pytest_llem.engines.transformers.loading import Loaded
 
-INSTALL = "pip install 'pytest-llem[transformers]'"
-
 
 class TransformersEngine(Engine):
     """Hugging Face transformers in this process: static batches, padded on the left, through `generate`."""
 
-    name: ClassVar[str] = "transformers"
+    name: ClassVar[str] = INFO.name
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.batch_size")
 
     def __init__(self) -> None:
@@ -55,9 +54,7 @@ class TransformersEngine(Engine):
 
             from pytest_llem.engines.transformers.generation import generation_fields
         except ImportError as problem:
-            raise EngineNotInstalledError(
-                f"the engine transformers is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
-            ) from problem
+            raise not_installed(INFO, problem) from problem
         self._config, self._devices = config, devices
         self._settings = read_settings(config)
         generation_fields(self._settings, config.decoding)

@@ -24,13 +24,13 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import after, one_line, require_devices
+from pytest_llem.engines.refusals import after, not_installed, one_line, require_devices
 from pytest_llem.engines.streamed import StreamedAnswer
+from pytest_llem.engines.vllm.info import INFO
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
 from pytest_llem.engines.vllm.statistics import SchedulerStatistics
 from pytest_llem.errors import (
     EngineError,
-    EngineNotInstalledError,
     EngineSettingError,
     JsonValue,
     LlemError,
@@ -41,7 +41,6 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.arrivals import schedule
 from pytest_llem.workload.hub import switch_off_when_absent
 
-INSTALL = "pip install 'pytest-llem[vllm]', in an environment of its own"
 MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
@@ -59,7 +58,7 @@ class VLLMEngine(Engine):
     With one device the engine core runs in this process, so that nothing outlives it and start-up is short.
     """
 
-    name: ClassVar[str] = "vllm"
+    name: ClassVar[str] = INFO.name
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.sampling")
 
     def __init__(self) -> None:
@@ -85,9 +84,7 @@ class VLLMEngine(Engine):
             import vllm
             from vllm.engine.arg_utils import EngineArgs
         except ImportError as problem:
-            raise EngineNotInstalledError(
-                f"the engine vllm is not installed here: {problem}", fix=INSTALL, details={"engine": self.name}
-            ) from problem
+            raise not_installed(INFO, problem, f"{INFO.install}, in an environment of its own") from problem
         engine_fields = {field.name for field in dataclasses.fields(EngineArgs)}
         sampling_fields = set(vllm.SamplingParams.__struct_fields__)
         self._arguments = read_arguments(config, engine_fields, sampling_fields)

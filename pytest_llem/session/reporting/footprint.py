@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from pytest_llem.containers.inputs import hub_cache
 from pytest_llem.engines.builtin import PREFIX, cache_root, is_builtin, known_builtins, recipe_digest
 from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
@@ -23,6 +22,7 @@ from pytest_llem.engines.protocol import ModelShape
 from pytest_llem.errors import JsonValue
 from pytest_llem.machine.devices import PARALLEL_SIZES
 from pytest_llem.study.canonical import Get
+from pytest_llem.workload.hub import hub_cache
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 

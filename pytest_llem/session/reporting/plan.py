@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llem.engines import engine_info
 from pytest_llem.machine.devices import device_memory_bytes, parallel_product, visible_gpus
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
 from pytest_llem.results.reading import cycle_seconds
@@ -67,7 +68,7 @@ def _bounded(lines: Sequence[str]) -> Iterator[str]:
 
 def _devices(study: Study, engine: str) -> str:
     """How many devices an engine's experiments take, of those that are visible."""
-    if engine == "openai":
+    if engine_info(engine).serves_over_http:
         return "devices of its server"
     visible = len(visible_gpus())
     wanted = sorted({_wanted(experiment) for experiment in study.experiments if experiment.engine == engine})
@@ -106,7 +107,7 @@ def _memory(study: Study) -> Iterator[str]:
     estimates: dict[tuple[str, ...], Footprint | str] = {}
     beyond: list[str] = []
     for experiment in study.experiments:
-        if experiment.engine == "openai":
+        if engine_info(experiment.engine).serves_over_http:
             continue
         get = getter(experiment.leaves)
         key = (experiment.engine, *(repr(get(path)) for path in settings_that_matter(experiment.engine)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.openai import OpenAIEngine
+from pytest_llem.engines.openai.engine import OpenAIEngine
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet

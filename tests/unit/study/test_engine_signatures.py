@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport, check_against_engine, fits, main
+from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport, check_all, fits, main
 from pytest_llem.errors import EngineNotInstalledError
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.wire import decode, encode
@@ -70,7 +70,7 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def problems(load: Load, text: str) -> list[tuple[str, str | None]]:
     config = load(f"model: m\nengine: vllm\n{text}").experiments[0].config
-    return [(problem.path, problem.fix) for problem in check_against_engine(config)]
+    return [(problem.path, problem.fix) for problem in check_all([config])]
 
 
 @pytest.mark.usefixtures("fake_vllm")
@@ -108,7 +108,7 @@ def test_engine_that_is_not_installed_is_said_so(load: Load, monkeypatch: pytest
     config = load("model: m\nengine: sglang\n").experiments[0].config
 
     with pytest.raises(EngineNotInstalledError, match="sglang is not installed here"):
-        check_against_engine(config)
+        check_all([config])
 
 
 @pytest.mark.usefixtures("fake_vllm")
@@ -204,8 +204,8 @@ def test_real_transformers(load: Load) -> None:
     pytest.importorskip("transformers")
     text = "model: m\ntransformers: {{num_beams: 2, quantization: {{load_in_8bit: true}}, extra: {{{extra}: 0.9}}}}\n"
 
-    right = check_against_engine(load(text.format(extra="typical_p")).experiments[0].config)
-    wrong = check_against_engine(load(text.format(extra="typical_q")).experiments[0].config)
+    right = check_all([load(text.format(extra="typical_p")).experiments[0].config])
+    wrong = check_all([load(text.format(extra="typical_q")).experiments[0].config])
 
     assert right == []
     assert [(problem.path, problem.fix) for problem in wrong] == [

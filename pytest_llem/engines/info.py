@@ -1,0 +1,108 @@
+"""What the package knows of one engine without importing it, as one record.
+
+Each engine's folder has its record in `info.py`; `pytest_llem.engines` collects them. Part of the public interface:
+packages that bring an engine may register one, so that new fields come with a default. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+REGISTERED = 1000
+"""`order` of an engine that says nothing. Chosen: after all engines of this package."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class or function of the engine that takes settings: the first of `places` (`module:attribute`) that exists.
+
+    `more` are arguments that it takes by `**kwargs`, and which its signature therefore does not show.
+    """
+
+    places: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which of the engine's classes take which settings, so that they can be compared (see `engines.signatures`).
+
+    `main` takes the section itself, `sections` its nested ones; settings named in `own` do not reach the engine.
+    """
+
+    main: tuple[Target, ...]
+    decoding: Target
+    sections: Mapping[str, Target] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inactive:
+    """Settings of an engine that have no effect while `setting` has one of `values`; `reason` completes a sentence."""
+
+    names: tuple[str, ...]
+    setting: str
+    values: tuple[object, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ServerApi:
+    """What an engine's own OpenAI-compatible server answers beyond that API; the client `openai` asks for it.
+
+    `owner` is what the server states as `owned_by` of its models. `version_path` answers with `version`, and with
+    `model_path` where the server states it. `gauges` and `counters` map this project's names to those of `/metrics`;
+    `prefix_cache_off` is a regular expression that its metrics match if the prefix cache is off.
+    """
+
+    owner: str
+    version_path: str
+    reset_path: str | None = None
+    gauges: Mapping[str, str] = field(default_factory=dict)
+    counters: Mapping[str, str] = field(default_factory=dict)
+    prefix_cache_off: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One engine. What is left out says that the engine has no such thing, or that nothing is known of it."""
+
+    name: str
+    engine: str = ""
+    """Its class as `module:Class`, which is imported where the engine is opened."""
+    settings: str | None = None
+    """The declaration of its section of a study as `module:Class`; without one the section may hold anything."""
+    title: str = ""
+    """The product's name, for people."""
+    order: int = REGISTERED
+    """Position in the published schema and in lists of engines."""
+    modules: tuple[str, ...] = ()
+    """Modules that must be importable where it runs, the one with its version last."""
+    packages: tuple[str, ...] = ()
+    """Distributions whose versions decide how fast the same model runs."""
+    install: str | None = None
+    """The command that installs it."""
+    stock_image: str | None = None
+    """Upstream image that works unchanged; engines that have one also have an image of this project."""
+    preload: tuple[str, ...] = ()
+    """Modules and attributes (`module`, `module:attribute`) that the fork server imports before it forks.
+
+    Empty if it is not known that a fork after these imports is safe.
+    """
+    preload_if_installed: tuple[str, ...] = ()
+    """The same, left out where their package is not installed."""
+    exclusive: bool = False
+    """Pins its own torch or transformers, so that two such engines rarely fit in one environment."""
+    verified: bool = True
+    """Has run on the hardware that it needs. If not, `llem doctor` and each of its results say so."""
+    serves_over_http: bool = False
+    """Is a client: the model, its devices and its memory belong to a server."""
+    starts_server_with: tuple[str, ...] = ()
+    """Settings of which one has a server started for the client."""
+    signatures: Layout | None = None
+    """Without one, settings are not compared with the installed version."""
+    context_length: str | None = None
+    """The setting that limits prompt and answer together."""
+    inactive: tuple[Inactive, ...] = ()
+    server: ServerApi | None = None

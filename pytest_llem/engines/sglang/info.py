@@ -1,0 +1,36 @@
+"""What the package knows of SGLang and its server without importing it."""
+
+from __future__ import annotations
+
+from pytest_llem.engines.info import EngineInfo, Layout, ServerApi, Target
+
+INFO = EngineInfo(
+    name="sglang",
+    engine="pytest_llem.engines.sglang.engine:SGLangEngine",
+    settings="pytest_llem.engines.sglang.settings:SGLangSettings",
+    title="SGLang",
+    order=3,
+    modules=("sglang",),
+    packages=("torch", "sglang"),
+    install="pip install sglang",
+    stock_image="lmsysorg/sglang:latest",
+    exclusive=True,
+    verified=False,
+    signatures=Layout(
+        main=(Target(("sglang.srt.server_args:ServerArgs",)),),
+        decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
+    ),
+    context_length="context_length",
+    server=ServerApi(
+        owner="sglang",
+        version_path="/get_server_info",
+        reset_path="/flush_cache",
+        gauges={"running": "sglang:num_running_reqs", "waiting": "sglang:num_queue_reqs"},
+        counters={
+            "preemptions": "sglang:num_retracted_reqs_total",
+            "prefix_cache_hit_tokens": "sglang:cached_tokens_total",
+            "prompt_tokens": "sglang:prompt_tokens_total",
+            "generated_tokens": "sglang:generation_tokens_total",
+        },
+    ),
+)

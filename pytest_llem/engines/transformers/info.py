@@ -1,0 +1,54 @@
+"""What the package knows of Hugging Face transformers without importing it."""
+
+from __future__ import annotations
+
+from pytest_llem.engines.info import EngineInfo, Layout, Target
+
+_GENERATION = Target(("transformers:GenerationConfig",))
+_FROM_PRETRAINED = Target(
+    ("transformers:PreTrainedModel.from_pretrained",),
+    more=(
+        "attn_implementation", "device_map", "max_memory", "revision", "dtype", "experts_implementation",
+        "offload_buffers", "offload_folder", "subfolder", "tp_plan", "tp_size", "use_kernels", "use_safetensors",
+        "variant",
+    ),
+)  # fmt: skip
+
+INFO = EngineInfo(
+    name="transformers",
+    engine="pytest_llem.engines.transformers.engine:TransformersEngine",
+    settings="pytest_llem.engines.transformers.settings:TransformersSettings",
+    title="Hugging Face transformers",
+    order=1,
+    modules=("torch", "transformers"),
+    packages=("torch", "transformers"),
+    install="pip install 'pytest-llem[transformers]'",
+    stock_image="huggingface/transformers-pytorch-gpu:latest",
+    preload=(
+        "torch",
+        "transformers",
+        "transformers.generation.utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.modeling_llama",
+        "pytest_llem.engines.transformers.loading",
+        "pytest_llem.engines.transformers.generation",
+        "pytest_llem.engines.transformers.phases",
+        "pytest_llem.engines.torch_facts",
+        # transformers resolves these names on first use: here, once for all children.
+        "transformers:AutoConfig",
+        "transformers:AutoModelForCausalLM",
+        "transformers:AutoTokenizer",
+        "transformers:GenerationConfig",
+    ),
+    exclusive=True,
+    signatures=Layout(
+        main=(_GENERATION, _FROM_PRETRAINED),
+        decoding=_GENERATION,
+        sections={
+            "quantization": Target(("transformers:BitsAndBytesConfig",)),
+            "compile": Target(("torch:compile",)),
+        },
+        own=("batch_size", "continuous_batching", "threads", "tensor_parallel_size", "data_parallel_size"),
+    ),
+)
