@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +24,6 @@ from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.runner_settings import RaySettings, RuntimeEnvironment
-from pytest_llem.worker import lifeline
 
 if os.environ.get("LLEM_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")
@@ -37,7 +34,7 @@ from pytest_llem.cluster.cluster import Node, RayCluster, Request, connect, disc
 from pytest_llem.cluster.errors import explain
 from pytest_llem.cluster.node_result import write_files
 from pytest_llem.cluster.progress import Progress
-from pytest_llem.cluster.worker_environment import MARK, run_directory
+from pytest_llem.cluster.worker_environment import run_directory
 
 H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
 A100 = Node("2", "b", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "node:10.0.0.2": 1.0})
@@ -232,36 +229,3 @@ def test_a_file_that_cannot_be_written_down_leaves_nothing_half_written(tmp_path
         write_files({"measurement.json": b"{}", "log.txt": b"said"}, JobDir(tmp_path))
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "measurement.json"]
-
-
-def test_what_a_killed_process_started_is_killed_wherever_it_went(tmp_path: Path) -> None:
-    """Also a grandchild in a session of its own, whose parent is gone."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    mark = "LLEM_LIFELINE=unit-test-of-the-lifeline"
-    code = (
-        "import os, subprocess, sys, time\n"
-        "keep = subprocess.Popen([sys.executable, '-I', '-S', *sys.argv[1:5]], stdin=subprocess.PIPE)\n"
-        "os.environ['LLEM_LIFELINE'] = 'unit-test-of-the-lifeline'\n"
-        'inner = \'import subprocess; subprocess.Popen(["sleep", "300"], start_new_session=True)\'\n'
-        "subprocess.run([sys.executable, '-c', inner])\n"
-        "subprocess.Popen(['sleep', '300'])\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(300)\n"
-    )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(lifeline.__file__)), "sweep", mark, str(scratch)], stdout=subprocess.PIPE
-    )
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == b"ready\n"
-    assert len(lifeline.processes_with(mark)) == 2
-
-    owner.kill()
-    owner.communicate()
-
-    deadline = time.monotonic() + 30
-    while (lifeline.processes_with(mark) or scratch.exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert lifeline.processes_with(mark) == []
-    assert not scratch.exists()
-    assert mark.startswith(f"{MARK}=")
