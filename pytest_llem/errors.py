@@ -29,7 +29,8 @@ class LlemError(Exception):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "category" in vars(cls):
-            _BY_CATEGORY[cls.category] = cls
+            # Containers have a timeout and an interruption too: a category is rebuilt as its most general error
+            _BY_CATEGORY.setdefault(cls.category, cls)
 
     def __init__(self, message: str, *, fix: str | None = None, details: Mapping[str, JsonValue] | None = None) -> None:
         super().__init__(message)

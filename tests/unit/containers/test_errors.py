@@ -11,7 +11,7 @@ from pytest_llem.containers.errors import (
     error_classes,
     translate_docker_error,
 )
-from pytest_llem.errors import EngineError, LlemError, OutOfMemoryError
+from pytest_llem.errors import EngineError, LlemError, OutOfMemoryError, WorkerTimeoutError, from_dict
 
 IMAGE = "registry.example/vllm:1"
 
@@ -253,3 +253,11 @@ def test_every_class_has_its_own_category_and_formats() -> None:
         assert issubclass(cls, DockerError)
         assert cls.headline.format(image=IMAGE)
         assert cls.advice is None or "{image" not in cls.advice.format(image=IMAGE)
+
+
+def test_errors_of_containers_are_rebuilt_and_take_no_category_from_workers() -> None:
+    """A worker's timeout on this machine is not one of Docker."""
+    error = translate_docker_error(137, "", IMAGE, oom_killed=True)
+
+    assert isinstance(from_dict(error.to_dict()), HostOutOfMemoryError)
+    assert type(from_dict(WorkerTimeoutError("too long").to_dict())) is WorkerTimeoutError
