@@ -31,7 +31,7 @@ OOM_KILL_EVENT = "oom_kill"
 
 
 def main(arguments: list[str]) -> int:
-    """Do one of the three things above."""
+    """Run one of the three verbs; returns the exit code."""
     if arguments[:1] == ["serve"]:
         serve(arguments[1])
         return 0
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(engine: str) -> None:
-    """Answer one cycle after the other; what cannot be forked is answered with the reason."""
+    """Answer one request for a cycle after the other, with the reason where forking is not possible."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(ADDRESS)
         Path(ADDRESS).chmod(0o600)
@@ -55,7 +55,7 @@ def serve(engine: str) -> None:
             with caller:
                 request, descriptors = receive(caller)
                 if channel is None:
-                    _tell(caller, {"problem": problem})
+                    _answer(caller, {"problem": problem})
                 elif request is not None and not _relay(caller, channel, request, descriptors):
                     # The server ends when a worker is killed under it: the next cycle gets a new one
                     channel.close()
@@ -97,10 +97,10 @@ def memory() -> dict[str, int]:
 
 
 def oom_kills() -> int | None:
-    """How many processes of this container's memory group were killed for want of memory."""
-    for place in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+    """How many processes of this container's memory cgroup the out-of-memory killer has ended; `None` if unknown."""
+    for file in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError):
-            for line in Path(place).read_text(encoding="ascii").splitlines():
+            for line in Path(file).read_text(encoding="ascii").splitlines():
                 if line.startswith("oom_kill "):
                     return int(line.split()[1])
     return None
@@ -134,23 +134,23 @@ def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
 
 
 def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> bool:
-    """Hand one cycle to the fork server; false when the server is of no more use."""
+    """Pass one cycle to the fork server; false when the server cannot be used any more."""
     send(channel, request, tuple(descriptors))
     started, _ = receive(channel)
     if started is None:
         return False
-    _tell(caller, started)
+    _answer(caller, started)
     readable, _, _ = select.select([caller, channel], [], [])
     if channel not in readable:
         return False  # the caller is gone: closing the channel makes the server kill its child
     ended, _ = receive(channel)
     if ended is None:
         return False
-    _tell(caller, ended)
+    _answer(caller, ended)
     return True
 
 
-def _tell(caller: socket.socket, message: dict[str, Any]) -> None:
+def _answer(caller: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         send(caller, message)
 

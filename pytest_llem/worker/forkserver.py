@@ -9,7 +9,7 @@ session per child. One cycle at a time:
             {"resident": true, ...}                     for many jobs, with a socket to ask for them before the lease
             {"check": [SOURCE, TARGET], ...}            to compare settings with the engine: see `engines.signatures`
     server: {"pid": N}
-    server: {"status": S}                               as waitpid gives it
+    server: {"status": S}                               as returned by waitpid
 
 When the caller is gone (its end of the socket closes), the server kills the child's process group and ends.
 """

@@ -1,7 +1,7 @@
 """A worker that keeps its engine: one process, one loaded engine, several jobs.
 
-Each job has its own directory, log, events, meter, idle window and warm-up; only the engine stays. The pytest side
-talks to it over a socket, in JSON lines, one question at a time:
+Each job has its own directory, log, events, meter, idle window and warm-up; only the engine stays. `runners.resident`
+talks to it over a socket, in JSON lines, one request at a time:
 
     pytest: {"can_serve": JOB_DIR}     is the loaded engine one for this job?
     worker: {"obstacle": null | "..."}
