@@ -99,3 +99,18 @@ def docs(session: nox.Session) -> None:
     """The documentation site, into build/site; a broken link or anchor fails."""
     quiet = {"NO_MKDOCS_2_WARNING": "1"}
     session.run(str(BIN / "mkdocs"), "build", "--strict", "--site-dir", "build/site", *session.posargs, env=quiet)
+
+
+@nox.session
+def pages(session: nox.Session) -> None:
+    """Write the generated pages and the packaged schema anew."""
+    written = {
+        "docs/configuration.md": ("-m", "pytest_llem.study.published"),
+        "docs/command-line.md": (".ci/command_line_page.py",),
+        "docs/errors.md": (".ci/errors_page.py",),
+        "pytest_llem/study/study.schema.json": ("-m", "pytest_llem.cli", "schema", "study"),
+    }
+    for page, command in written.items():
+        text = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
+        Path(page).write_text(text, encoding="utf-8")
+        session.log(f"wrote {page}")

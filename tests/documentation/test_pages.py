@@ -19,7 +19,7 @@ GUIDES = ("docs/architecture.md", "CONTRIBUTING.md", "README.md")
 
 @pytest.mark.parametrize("page", GENERATED)
 def test_a_generated_page_is_current(page: str) -> None:
-    """Renew it with `python .ci/NAME_page.py > docs/NAME.md`."""
+    """Renew it with `nox -s pages`."""
     done = subprocess.run([sys.executable, ROOT / GENERATED[page]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (ROOT / page).read_text(encoding="utf-8") == done.stdout
