@@ -56,7 +56,7 @@ def derive_result(
     """The result of one cycle.
 
     `environment` holds the host facts of the run (`environment.gather`), `device_peak_bytes` the highest memory in use
-    by device where a sampler read it (`device_memory.device_peaks`).
+    by device where a sampler read it (`device_peaks`).
     """
     good = [request for request in measurement.requests if request.error is None]
     tokens = Tokens(
