@@ -126,13 +126,13 @@ class OpenAIEngine(Engine):
         settings = self._prepared()
         if settings.enable_prefix_caching is False:
             return "disabled"
-        if server.kind == "llama.cpp":
+        if server.kind == probe.LLAMA_CPP_KIND:
             return "disabled" if bodies.sends("cache_prompt") and not settings.enable_prefix_caching else "unknown"
-        if server.kind not in ("vllm", "sglang") or self._resets is False:
+        if server.reset_path is None or self._resets is False:
             return "unknown"
         if self._resets is None and prefix_cache_is_off(self._seen().metrics_text()):
             return "disabled"
-        return self._emptied(client, settings, server)
+        return self._emptied(client, settings.root + server.reset_path)
 
     def quiesce(self) -> Quiesced:
         """See `Engine.quiesce`. Own requests have all ended; others are seen where the server has metrics."""
@@ -221,12 +221,11 @@ class OpenAIEngine(Engine):
         plan = schedule(workload.arrival, count, workload.seed)
         return plan if settings.concurrency is None else Schedule(plan.times_s, settings.concurrency)
 
-    def _emptied(self, client: Client, settings: ClientSettings, server: probe.ServerFacts) -> CacheState:
-        path = "/reset_prefix_cache" if server.kind == "vllm" else "/flush_cache"
+    def _emptied(self, client: Client, url: str) -> CacheState:
         deadline = time.monotonic() + DRAIN_S
         while True:
             try:
-                reply = client.ask(settings.root + path, post=True)
+                reply = client.ask(url, post=True)
             except RequestFailedError:
                 return "unknown"
             if reply.status in (404, 405):

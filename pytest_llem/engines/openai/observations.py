@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llem.engines.openai.client import Client
 from pytest_llem.engines.openai.failures import RequestFailedError
+from pytest_llem.engines.openai.probe import server_apis
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import JsonValue
@@ -177,35 +178,7 @@ class Observations:
         return invalid, warnings
 
 
-GAUGES = {
-    "running": ("vllm:num_requests_running", "llamacpp:requests_processing", "sglang:num_running_reqs"),
-    "waiting": ("vllm:num_requests_waiting", "llamacpp:requests_deferred", "sglang:num_queue_reqs"),
-}
-
-COUNTERS = {
-    "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_reqs_total"),
-    "prefix_cache_queried_tokens": ("vllm:prefix_cache_queries_total",),
-    "prefix_cache_hit_tokens": (
-        "vllm:prefix_cache_hits_total",
-        "llamacpp:prompt_tokens_cached_total",
-        "sglang:cached_tokens_total",
-    ),
-    "prompt_tokens": ("vllm:prompt_tokens_total", "llamacpp:prompt_tokens_total", "sglang:prompt_tokens_total"),
-    "generated_tokens": (
-        "vllm:generation_tokens_total",
-        "llamacpp:tokens_predicted_total",
-        "sglang:generation_tokens_total",
-    ),
-    "draft_tokens": ("vllm:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_draft_tokens_total"),
-    "accepted_draft_tokens": (
-        "vllm:spec_decode_num_accepted_tokens_total",
-        "llamacpp:spec_decode_num_accepted_tokens_total",
-    ),
-}
-
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(\{.*\})?\s+(\S+)(?:\s+\d+)?$")
-
-_NO_PREFIX_CACHE = re.compile(r"^vllm:cache_config_info\{[^}]*enable_prefix_caching=\"False\"", re.MULTILINE)
 
 
 def parse_metrics(text: str) -> dict[str, float]:
@@ -225,25 +198,25 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def prefix_cache_is_off(text: str) -> bool:
-    """Whether the metrics of vLLM say that it runs without a prefix cache."""
-    return _NO_PREFIX_CACHE.search(text) is not None
+    """Whether metrics say that their server runs without a prefix cache."""
+    patterns = [api.prefix_cache_off for api in server_apis().values() if api.prefix_cache_off is not None]
+    return any(re.search(pattern, text, re.MULTILINE) for pattern in patterns)
 
 
 def gauge(metrics: Mapping[str, float], name: str) -> int | None:
-    """A gauge by our name for it; `None` where the server has no such."""
-    for theirs in GAUGES[name]:
-        if theirs in metrics:
-            return int(metrics[theirs])
+    """A gauge by this project's name for it; `None` where the server has no such."""
+    for api in server_apis().values():
+        if api.gauges.get(name) in metrics:
+            return int(metrics[api.gauges[name]])
     return None
 
 
 def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, JsonValue]:
-    """How far each known counter went in between; one that went back (a restart) is `None`."""
-    found: dict[str, JsonValue] = {}
-    for name, candidates in COUNTERS.items():
-        for theirs in candidates:
+    """By how much each counter that the server has grew in between; one that fell (a restart) is `None`."""
+    growth: dict[str, JsonValue] = {}
+    for api in server_apis().values():
+        for name, theirs in api.counters.items():
             if theirs in before and theirs in after:
                 step = after[theirs] - before[theirs]
-                found[name] = int(step) if step >= 0 else None
-                break
-    return found
+                growth[name] = int(step) if step >= 0 else None
+    return growth

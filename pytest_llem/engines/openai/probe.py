@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from pytest_llem.engines import engines
+from pytest_llem.engines.info import ServerApi
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, Reply, SentRequest
 from pytest_llem.engines.openai.failures import RequestFailedError
@@ -20,12 +23,28 @@ REFUSING = (400, 422)
 POLL_S = 0.2
 TRIES = 12
 
+VERSION_PATH = "/version"
+LLAMA_CPP_KIND = "llama.cpp"
+LLAMA_CPP = ServerApi(
+    owner="llamacpp",
+    version_path="/props",
+    gauges={"running": "llamacpp:requests_processing", "waiting": "llamacpp:requests_deferred"},
+    counters={
+        "prefix_cache_hit_tokens": "llamacpp:prompt_tokens_cached_total",
+        "prompt_tokens": "llamacpp:prompt_tokens_total",
+        "generated_tokens": "llamacpp:tokens_predicted_total",
+        "draft_tokens": "llamacpp:spec_decode_num_draft_tokens_total",
+        "accepted_draft_tokens": "llamacpp:spec_decode_num_accepted_tokens_total",
+    },
+)
+
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a server told about itself: `kind` is `vllm`, `llama.cpp`, `sglang` or `unknown`.
+    """What a server says of itself: `kind` is `llama.cpp`, the `owner` of an engine's `ServerApi`, or `unknown`.
 
-    `places` is how many requests it runs at once, `longest` the tokens of its longest request; `None` is unknown.
+    `places` is how many requests it runs at once, `longest` the tokens of its longest request, `reset_path` where it
+    empties its prefix cache; `None` is unknown.
     """
 
     kind: str
@@ -34,6 +53,14 @@ class ServerFacts:
     model_path: str | None = None
     places: int | None = None
     longest: int | None = None
+    reset_path: str | None = None
+
+
+@cache
+def server_apis() -> Mapping[str, ServerApi]:
+    """What servers answer beyond the OpenAI API, by what they state as `owned_by` of their models."""
+    apis = [info.server for info in engines().values() if info.server is not None]
+    return {api.owner: api for api in (*apis, LLAMA_CPP)}
 
 
 def wait_until_ready(client: Client, settings: ClientSettings) -> None:
@@ -72,25 +99,25 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     longest = entry.get("max_model_len")
     longest = longest if isinstance(longest, int) else None
     props = _object(_asked(client, settings.root + "/props"))
-    if "total_slots" in props or owner == "llamacpp":
+    if "total_slots" in props or owner == LLAMA_CPP.owner:
         places = props.get("total_slots")
         defaults = props.get("default_generation_settings")
         context = defaults.get("n_ctx") if isinstance(defaults, Mapping) else None
         return ServerFacts(
-            "llama.cpp",
+            LLAMA_CPP_KIND,
             _text(props.get("build_info")),
             served,
             _text(props.get("model_path")),
             places if isinstance(places, int) else None,
             context if isinstance(context, int) else None,
         )
-    if owner == "sglang":
-        info = _object(_asked(client, settings.root + "/get_server_info"))
-        return ServerFacts("sglang", _text(info.get("version")), served, _text(info.get("model_path")), None, longest)
-    version = _text(_object(_asked(client, settings.root + "/version")).get("version"))
-    if owner == "vllm":
-        return ServerFacts("vllm", version, served, _text(entry.get("root")), None, longest)
-    return ServerFacts("unknown", version, served, None, None, longest)
+    api = server_apis().get(owner)
+    facts = _object(_asked(client, settings.root + (VERSION_PATH if api is None else api.version_path)))
+    version = _text(facts.get("version"))
+    if api is None:
+        return ServerFacts("unknown", version, served, None, None, longest)
+    path = _text(facts.get("model_path", entry.get("root")))
+    return ServerFacts(owner, version, served, path, None, longest, api.reset_path)
 
 
 def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> Completion:
