@@ -66,14 +66,14 @@ def _require_possible(study: Study, runner_of: Callable[[str], str], *, distribu
     isolation = study.execution.isolation
     if isolation == "process":
         return
-    said = f"{study.locate('execution.isolation')}: execution.isolation: {isolation} cannot be combined with"
+    conflict = f"{study.locate('execution.isolation')}: execution.isolation: {isolation} cannot be combined with"
     if study.execution.order != "sequential":
         raise IsolationError(
-            f"{said} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
+            f"{conflict} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
         )
     if distributed:
-        raise IsolationError(f"{said} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
+        raise IsolationError(f"{conflict} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
     for engine in engines:
         runner = runner_of(engine)
         if runner != "local":
-            raise IsolationError(f"{said} the runner {runner}", fix="use the runner local, or isolation: process")
+            raise IsolationError(f"{conflict} the runner {runner}", fix="use the runner local, or isolation: process")

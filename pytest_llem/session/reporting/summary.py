@@ -147,7 +147,7 @@ def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
 
 
 def short_path(path: Path) -> str:
-    """A path as seen from the current directory, where it lies below it."""
+    """A path relative to the current directory, if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
