@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -28,6 +29,7 @@ from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
 from pytest_llem.session.run import RunIdentity, RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
+from pytest_llem.session.xdist.crashes import record_crash
 from pytest_llem.study import Study
 
 
@@ -161,6 +163,10 @@ class RunResults:
                 plans=manifest.studies,
             )
         return Conclusion(rows, gates, saved)
+
+    def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
+        """Record what a dead worker of xdist was measuring, and its item, as crashed; the outcomes of those cycles."""
+        return record_crash(self.store, nodeid, worker, rootpath)
 
     def unload(self) -> None:
         """Unload an engine that is kept loaded. Raises `NotReleasedError` when it leaves memory on its devices."""

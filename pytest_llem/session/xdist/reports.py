@@ -6,26 +6,15 @@
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.containers.identity import start_ticks
-from pytest_llem.errors import StoreError, WorkerCrashedError
-from pytest_llem.machine.leases import end_leftovers
-from pytest_llem.results.attempts import abandon
-from pytest_llem.results.layout import MANIFEST, CycleKey
-from pytest_llem.results.manifest import StudyPlan, read_manifest
-from pytest_llem.results.state import read_state
-from pytest_llem.runners.announcement import announced
+from pytest_llem.results.layout import MANIFEST
 from pytest_llem.session.items import message, properties
 
 if TYPE_CHECKING:
-    from pytest_llem.results.state import Outcome
     from pytest_llem.session.session import LlemSession
 
 LOST = (
@@ -171,18 +160,6 @@ def _type(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-DYING_S = 5.0
-"""Longest wait for a worker's process to disappear. Chosen: its channel closes milliseconds before."""
-
-POLL_S = 0.02
-"""Pause between two looks. Chosen: short beside starting a replacement worker."""
-
-FIX = (
-    "the last lines of the worker's output may say why; look for the out-of-memory killer (dmesg), for os._exit in a "
-    "plugin, and for a job limit"
-)
-
-
 class Crashes:
     """Reports what a crashed worker was running, in the controller."""
 
@@ -199,7 +176,7 @@ class Crashes:
             return
         node: Any = vars(report)["node"]
         worker = str(node.gateway.id)
-        outcomes = record_crash(self._session, crashitem, worker)
+        outcomes = self._session.results.record_crash(crashitem, worker, self._config.rootpath)
         report.when = "call"  # xdist leaves it open, and JUnit would take it for an error of the setup
         if outcomes:
             messages = "\n".join(message(outcome) for outcome in outcomes)
@@ -225,50 +202,3 @@ def _teardown_of(report: pytest.TestReport, node: object) -> pytest.TestReport:
         user_properties=report.user_properties,
         node=node,
     )
-
-
-def record_crash(session: LlemSession, nodeid: str, worker: str) -> list[Outcome]:
-    """Record what a dead worker was measuring, and its item, as crashed; the outcomes of those cycles."""
-    keys: dict[CycleKey, None] = {}
-    pid = None
-    for announcement in announced(session.run_dir):
-        if announcement.worker == worker:
-            pid = announcement.pid
-            _wait_for_end(pid)
-            state = read_state(announcement.events.parent)
-            keys |= {state.key: None} if state is not None else {}
-            announcement.path.unlink(missing_ok=True)
-    end_leftovers()
-    manifest = read_manifest(session.run_dir / MANIFEST)
-    keys |= dict.fromkeys(_own_cycle(nodeid, manifest.studies, session.config.rootpath))
-    outcomes = []
-    for key in keys:
-        error = WorkerCrashedError(
-            f"{key}: worker {worker} of xdist, which measured it, died",
-            fix=FIX,
-            details={"worker": worker, "pid": pid, "nodeid": nodeid},
-        )
-        try:
-            outcomes.append(abandon(session.results.store, key, error))
-        except StoreError:
-            continue  # another process is measuring it
-    return outcomes
-
-
-def _wait_for_end(pid: int) -> None:
-    """A worker's channel closes shortly before its process is gone."""
-    deadline = time.monotonic() + DYING_S
-    while start_ticks(pid) is not None and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-
-
-def _own_cycle(nodeid: str, plans: Iterable[StudyPlan], rootpath: Path) -> Iterator[CycleKey]:
-    """The cycle that an item of a study file is about; nothing for gates and users' tests."""
-    match = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
-    if match is None:
-        return
-    for plan in plans:
-        if plan.path is not None and Path(plan.path) == rootpath / match["path"]:
-            hashes = [cycle.config_hash for cycle in plan.cycles if cycle.experiment_id == match["id"]]
-            if hashes:
-                yield CycleKey(plan.name, match["id"], hashes[0], int(match["cycle"]))
