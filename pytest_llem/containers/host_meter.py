@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pytest_llem.containers.daemon import DaemonFacts
-from pytest_llem.energy import available_meters, open_meter
-from pytest_llem.energy.protocol import Meter, OwnsContainers
+from pytest_llem.energy.protocol import Meter
+from pytest_llem.energy.registry import meter_class, open_meter
 from pytest_llem.errors import JsonValue, MeterError
 from pytest_llem.job.events import clock_facts
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.measurement import read_measurement, write_measurement
 from pytest_llem.job.report import Note
 from pytest_llem.worker.servers import find_server
-
-HOST_METERS = ("nvml", "rapl")
-"""Meters that read sensors of the machine. The others observe processes, which they can only do inside."""
 
 HANDSHAKE_S = 30.0
 """Largest age of the worker's clock event. Chosen: far above a loaded machine's delay, far below an offset of boots."""
@@ -34,13 +31,12 @@ OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 def host_meter_name(job: Job, daemon: DaemonFacts) -> str | None:
     """The meter that should run on the host; `None` where the worker has to measure, or nobody."""
-    name = job.meter.name
-    if not daemon.local or job.meter.placement != "worker" or find_server(job).elsewhere is not None:
+    if not daemon.local or job.meter.placement != "worker" or job.meter.name == "none":
         return None
-    if name == "auto":
-        name = "nvml" if job.devices.kind == "cuda" else "rapl"
-    usable = {status.name for status in available_meters() if status.available}
-    return name if name in HOST_METERS and name in usable else None
+    if find_server(job).elsewhere is not None:
+        return None
+    meter = meter_class(job.meter.name, job.devices)
+    return meter.name if meter.reads_machine and meter.obstacle() is None else None
 
 
 @dataclass
@@ -62,8 +58,7 @@ class HostMeter:
             self.clock_seen = True
             self.clock_differs = clock_difference(event)
         elif kind == CONTAINER_EVENT:
-            if isinstance(self.meter, OwnsContainers):
-                self.meter.owns_container(str(event["id"]))
+            self.meter.include_container(str(event["id"]))
         elif kind in ("window_begin", "window_end") and self.running:
             self.meter.mark()
 

@@ -1,4 +1,7 @@
-"""AMD GPUs through `amdsmi`: their energy accumulators, read by the sampler process. Not verified on hardware."""
+"""AMD GPUs through `amdsmi`: their energy accumulators, read by the sampler process.
+
+Opened by `registry` when a study names it. Not verified on hardware, which `notes` say until somebody has.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,16 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
-from pytest_llem.energy.nvml_meter import NvmlMeter
+from pytest_llem.energy.nvml_meter import SampledGpuMeter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.report import Note
 
 
-class AmdSmiMeter(NvmlMeter):
-    """All AMD GPUs of this machine. Leases and devices are NVIDIA's or the CPU: a study has to name this meter."""
+class AmdSmiMeter(SampledGpuMeter):
+    """All AMD GPUs of this machine. Only NVIDIA GPUs can be leased, so `auto` never chooses this meter."""
 
     name: ClassVar[str] = "amdsmi"
-    library: ClassVar[str] = "amdsmi"
-    gain_uncertainty_rel: ClassVar[float | None] = None
-    calibrates: ClassVar[bool] = False
-    remarks: ClassVar[tuple[Note, ...]] = (
+    notes: ClassVar[tuple[Note, ...]] = (
         Note("not_verified", "the meter amdsmi was never compared with hardware: cross-check it with `zeus`"),
     )
 
@@ -32,7 +32,7 @@ class AmdSmiMeter(NvmlMeter):
         except PackageNotFoundError:
             return MeterError("the meter `amdsmi` needs the package amdsmi", fix="pip install 'pytest-llem[amd]'")
         try:
-            # Without its library it says so on standard output, and fails with whatever comes of that.
+            # Without its shared library amdsmi prints to standard output, and then fails with one of several errors.
             with contextlib.redirect_stdout(io.StringIO()):
                 import_module("amdsmi")
         except (OSError, KeyError, AttributeError) as problem:

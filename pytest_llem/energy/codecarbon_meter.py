@@ -1,4 +1,7 @@
-"""CodeCarbon as a meter, to cross-check: its tasks, one from each edge to the next."""
+"""CodeCarbon as a meter, to cross-check: one of its tasks from each window edge to the next.
+
+Opened by `registry` when a study names it. CodeCarbon states no uncertainty, so none is reported.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,31 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
+from math import inf
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
-from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
+from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 JOULES_PER_KWH = 3.6e6
 COUNTRY = "FRA"
-"""CodeCarbon wants a country for its emissions, which are not used here: energy does not depend on it."""
+"""CodeCarbon requires a country for its emissions, which are not used here; energy does not depend on it."""
 
 
-class CodeCarbonMeter:
-    """GPU energy for an engine on GPUs, CPU and memory for one on the CPU, as an offline tracker's tasks report it.
+class CodeCarbonMeter(Meter):
+    """GPU energy for an engine on GPUs, CPU and memory energy for one on the CPU, by an offline tracker's tasks.
 
-    CodeCarbon knows one task at a time, so every stretch between two edges is a task and windows are sums of them.
+    CodeCarbon runs one task at a time, so every stretch between two edges is a task, and a window is a sum of them.
     """
 
     name: ClassVar[str] = "codecarbon"
 
-    def __init__(self, setup: MeterRequest) -> None:
-        self._setup = setup
-        self._on_gpu = setup.devices.kind == "cuda"
+    def __init__(self, request: MeterRequest) -> None:
+        super().__init__(request)
+        self._on_gpu = request.devices.kind == "cuda"
         self._tracker: Any = None
         self._edges: list[int] = []
         self._stretches: list[float] = []
@@ -48,12 +52,12 @@ class CodeCarbonMeter:
         return None
 
     def start(self) -> None:
-        """Make the tracker (it looks around the machine for seconds) and begin the first stretch."""
+        """Create the tracker, which probes the machine for some seconds, and begin the first stretch."""
         codecarbon: Any = import_module("codecarbon")
         self._tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code=COUNTRY, save_to_file=False, log_level="error", allow_multiple_runs=True
         )
-        self._writer = SampleWriter(self._setup.samples_path)
+        self._writer = SampleWriter(self._request.samples_path)
         self._begin()
 
     def mark(self) -> int:
@@ -62,10 +66,6 @@ class CodeCarbonMeter:
         self._begin()
         return self._edges[-1]
 
-    def power_w(self) -> float | None:
-        """CodeCarbon is asked for energy only."""
-        return None
-
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """Account the windows whose edges were marked."""
         self._end()
@@ -73,15 +73,14 @@ class CodeCarbonMeter:
         if self._writer is not None:
             self._writer.close()
         what = "GPU counter reads" if self._on_gpu else "CPU and memory, from a model where it cannot read RAPL"
-        found = version("codecarbon")
         return EnergyReport(
             meter=self.name,
             measured=self._on_gpu,
             scope="gpu_board" if self._on_gpu else "cpu_package+dram",
-            placement=self._setup.settings.placement,
+            placement=self._request.settings.placement,
             devices=(MeteredDevice("codecarbon", None, "gpu" if self._on_gpu else "cpu"),),
             windows=tuple(self._account(window) for window in windows),
-            source=f"codecarbon {found}",
+            source=f"codecarbon {version('codecarbon')}",
             notes=(
                 Note(
                     "cross_check", f"as CodeCarbon {version('codecarbon')} measures: {what}; it states no uncertainty"
@@ -103,23 +102,10 @@ class CodeCarbonMeter:
             self._writer.sample(Sample(time.monotonic_ns(), "codecarbon", counter_mj=total_mj))
 
     def _account(self, window: Window) -> WindowEnergy:
-        energy: float | None = None
-        if window.start_ns in self._edges and window.end_ns in self._edges:
-            energy = sum(
-                joules
-                for (begin, end), joules in zip(
-                    pairwise([*self._edges, window.end_ns + 1]), self._stretches, strict=False
-                )
-                if window.start_ns <= begin and end <= window.end_ns
-            )
-        return WindowEnergy(
-            window.name,
-            window.index,
-            window.start_ns,
-            window.end_ns,
-            energy,
-            None,
-            None if energy is None else "codecarbon_task",
-            samples=0 if energy is None else 2,
-            devices=(DeviceEnergy("codecarbon", energy, None),),
+        if window.start_ns not in self._edges or window.end_ns not in self._edges:
+            return window_energy(window, {"codecarbon": None})
+        stretches = zip(pairwise([*self._edges, window.end_ns + 1]), self._stretches, strict=False)
+        energy_j = sum(
+            joules for (begin, end), joules in stretches if window.start_ns <= begin and end <= window.end_ns
         )
+        return window_energy(window, {"codecarbon": EnergyEstimate(energy_j, inf, "codecarbon_task", 2)})

@@ -1,17 +1,22 @@
-"""The meter of last resort: CPU time of the worker's and its server's processes, times published watts per thread."""
+"""The meter of last resort: CPU time of the worker's and its server's processes, times published watts per thread.
+
+`auto` opens it where no sensor can be read; results state its source and that nothing was measured. The table may
+grow, but a changed figure makes runs incomparable with earlier ones.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import ClassVar
 
-from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
 from pytest_llem.energy.readings import Sample, SampleWriter
-from pytest_llem.energy.watts import thread_power
-from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
+from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 DEVICE_ID = "process-tree"
@@ -19,24 +24,25 @@ DEVICE_ID = "process-tree"
 NOT_COUNTED = "the server's process is not known here, so its CPU time cannot be counted: no energy is stated"
 
 _CPU_CLOCK_STEP_NS = 10_000_000
+"""The scheduler's tick on Linux with HZ=100 (time(7)), the resolution of CPU times of children in `/proc/PID/stat`."""
 
 
-class EstimateMeter:
-    """Estimates the energy of this process, the server that works for it, and their children; `measured` is false.
+class EstimateMeter(Meter):
+    """Estimates the energy of this process, its server, and their children; `measured` is false.
 
-    A server whose process is not known is not counted, and neither is the rest then: a part would pass for the whole.
-    A window is accounted only between edges that `mark` returned, because CPU time cannot be read afterwards. The
-    uncertainty is that of the published watts.
+    If the server's process is unknown, no energy is stated, because a part would pass for the whole. A window is
+    accounted only between edges that `mark` returned, because CPU time cannot be read afterwards. The uncertainty is
+    that of the published watts.
     """
 
     name: ClassVar[str] = "estimate"
 
-    def __init__(self, setup: MeterRequest) -> None:
-        self._setup = setup
+    def __init__(self, request: MeterRequest) -> None:
+        super().__init__(request)
         self._power = thread_power()
         self._marks: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
-        server = setup.server
+        server = request.server
         self._server_unknown = server is not None and server.pid is None
         self._server_pids = (server.pid,) if server is not None and server.pid is not None else ()
         self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
@@ -45,7 +51,7 @@ class EstimateMeter:
     def start(self) -> None:
         """Take the first reading."""
         self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
-        self._writer = SampleWriter(self._setup.samples_path)
+        self._writer = SampleWriter(self._request.samples_path)
         self.mark()
 
     def mark(self) -> int:
@@ -101,38 +107,26 @@ class EstimateMeter:
 
     def _account(self, window: Window) -> WindowEnergy:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
-        energy = bound = None
-        terms: dict[str, float] = {}
-        if first is not None and last is not None and not self._server_unknown:
-            seconds = (last - first) / 1e9
-            energy = seconds * self._power.watts
-            bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)
-            terms = {"watts_per_thread": bound}
-        return WindowEnergy(
-            name=window.name,
-            index=window.index,
-            start_ns=window.start_ns,
-            end_ns=window.end_ns,
-            energy_j=energy,
-            uncertainty_j=bound,
-            estimator=None if energy is None else self.name,
-            samples=0 if energy is None else 2,
-            terms=terms,
-            devices=(DeviceEnergy(DEVICE_ID, energy, bound),),
-        )
+        if first is None or last is None or self._server_unknown:
+            return window_energy(window, {DEVICE_ID: None})
+        seconds = (last - first) / 1e9
+        bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)
+        energy = EnergyEstimate(seconds * self._power.watts, bound, self.name, 2, {"watts_per_thread": bound})
+        return window_energy(window, {DEVICE_ID: energy})
 
 
 _SCHED_CLOCK = 2
+"""Type of a process's CPU clock in its clock id (`CPUCLOCK_SCHED`, linux/posix-timers.h)."""
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class ProcessTreeClock:
-    """A clock that only ever advances: CPU time of `root_pid`, of the roots in `also`, and of all their descendants.
+    """A monotonic clock of CPU time: of `root_pid`, of the roots in `also`, and of all their descendants.
 
-    A living process is read through its own CPU clock (`clock_getcpuclockid(3)`: nanoseconds, all threads, also
-    finished ones); what children used that were reaped comes from field 16 and 17 of `/proc/PID/stat`, in scheduler
-    ticks. A child that was seen alive and then vanished unreaped keeps what it was last seen to have used.
+    A living process is read through its own CPU clock (`clock_getcpuclockid(3)`: nanoseconds, finished threads
+    included); the time of reaped children comes from fields 16 and 17 of `/proc/PID/stat` (proc(5)), in ticks.
+    The clock never goes back when a child vanishes unreaped.
     """
 
     def __init__(
@@ -191,3 +185,122 @@ def _cpu_clock_ns(pid: int) -> int | None:
         return time.clock_gettime_ns((~pid << 3) | _SCHED_CLOCK)
     except OSError:
         return None
+
+
+SOURCE = (
+    "Cloud Carbon Footprint coefficients of 2026-03 (github.com/cloud-carbon-footprint/ccf-coefficients, "
+    "output/coefficients-aws-use.csv, from SPECpower_ssj2008 results): watts per thread at full load"
+)
+
+MAX_WATTS_PER_THREAD: Mapping[str, float] = {
+    "Broadwell": 3.685,
+    "Cascade Lake": 4.063,
+    "Coffee Lake": 5.422,
+    "EPYC 1st Gen": 2.604,
+    "EPYC 2nd Gen": 1.693,
+    "EPYC 3rd Gen": 1.957,
+    "EPYC 4th Gen": 2.282,
+    "EPYC 5th Gen": 8.961,
+    "Emerald Rapids": 4.482,
+    "Granite Rapids": 2.527,
+    "Graviton": 1.693,
+    "Haswell": 5.595,
+    "Ice Lake": 3.758,
+    "Ivy Bridge": 5.557,
+    "Sandy Bridge": 8.631,
+    "Sapphire Rapids": 4.160,
+    "Skylake": 4.104,
+}
+"""Watts per hardware thread at full load, from `SOURCE`."""
+
+_INTEL_MODELS = {
+    "Sandy Bridge": (42, 45),
+    "Ivy Bridge": (58, 62),
+    "Haswell": (60, 63, 69, 70),
+    "Broadwell": (61, 71, 79, 86),
+    "Skylake": (78, 85, 94),
+    "Coffee Lake": (142, 158),
+    "Ice Lake": (106, 108),
+    "Sapphire Rapids": (143,),
+    "Emerald Rapids": (207,),
+    "Granite Rapids": (173, 174),
+}
+"""CPUID models of family 6 (arch/x86/include/asm/intel-family.h of the Linux kernel)."""
+
+_ARM_PARTS = ("0xd0c", "0xd40", "0xd4f")
+"""Neoverse N1, V1 and V2, the cores of Graviton 2 to 4 (arch/arm64/include/asm/cputype.h of the Linux kernel)."""
+
+_CASCADE_LAKE_STEPPING = 5
+"""Cascade Lake shares model 85 with Skylake, from stepping 5 on (Intel specification updates)."""
+
+
+@dataclass(frozen=True)
+class ThreadPower:
+    """Watts of one busy hardware thread, the processor's name, and the row of the table that applies.
+
+    `generation` is `None` for a processor without a row; `watts` is then the table's median. The true value is expected
+    between `low` and `high`.
+    """
+
+    watts: float
+    low: float
+    high: float
+    generation: str | None
+    processor: str
+
+    @property
+    def source(self) -> str:
+        """Where the watts come from, for the result."""
+        row = f"row {self.generation!r}" if self.generation else "median of the table, as this processor is not in it"
+        return f"{SOURCE}; {row}; processor: {self.processor}"
+
+
+def thread_power(cpuinfo: Path = Path("/proc/cpuinfo")) -> ThreadPower:
+    """The table's entry for this machine's processor.
+
+    The published figures are those of whole servers at full load. A thread alone on its core draws up to twice as much,
+    and a server's fans and disks are not the processor's: hence bounds from half to twice the figure (chosen).
+    """
+    facts = _first_processor(cpuinfo)
+    name = facts.get("model name") or facts.get("CPU part") or "unknown"
+    generation = _generation(facts)
+    if generation is None:
+        values = sorted(MAX_WATTS_PER_THREAD.values())
+        return ThreadPower(median(values), values[0] / 2, values[-1], None, name)
+    watts = MAX_WATTS_PER_THREAD[generation]
+    return ThreadPower(watts, watts / 2, watts * 2, generation, name)
+
+
+def _first_processor(cpuinfo: Path) -> dict[str, str]:
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    facts: dict[str, str] = {}
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    return facts
+
+
+def _generation(facts: Mapping[str, str]) -> str | None:
+    vendor, family, model = facts.get("vendor_id"), _number(facts.get("cpu family")), _number(facts.get("model"))
+    if vendor == "AuthenticAMD":
+        return _amd_generation(family, model)
+    if vendor == "GenuineIntel" and family == 6:
+        if model == 85 and _number(facts.get("stepping")) >= _CASCADE_LAKE_STEPPING:
+            return "Cascade Lake"
+        return next((name for name, models in _INTEL_MODELS.items() if model in models), None)
+    return "Graviton" if facts.get("CPU part") in _ARM_PARTS else None
+
+
+def _amd_generation(family: int, model: int) -> str | None:
+    if family == 0x17:
+        return "EPYC 2nd Gen" if model >= 0x30 else "EPYC 1st Gen"
+    if family == 0x19:
+        return "EPYC 3rd Gen" if model < 0x10 else "EPYC 4th Gen"
+    return "EPYC 5th Gen" if family == 0x1A else None
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else -1

@@ -9,11 +9,11 @@ from typing import Literal
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices, powercap
+from pytest_llem.energy import calibration, nvml_devices, rapl_source
 from pytest_llem.energy import rapl_meter as rapl
+from pytest_llem.energy.cpu_estimate_meter import thread_power
 from pytest_llem.energy.nvml_meter import NvmlMeter
-from pytest_llem.energy.registry import statuses
-from pytest_llem.energy.watts import thread_power
+from pytest_llem.energy.registry import available_meters
 
 Level = Literal["ok", "absent", "warn", "problem"]
 NOT_VERIFIED = ("amdsmi",)
@@ -121,7 +121,7 @@ def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
 
 
 def _rapl() -> Iterator[Finding]:
-    domains = powercap.domains()
+    domains = rapl_source.domains()
     obstacle = rapl.obstacle(domains)
     if obstacle is None:
         yield Finding("ok", "rapl", f"readable: {', '.join(domain.id for domain in domains)}")
@@ -139,7 +139,7 @@ def _estimate() -> Iterator[Finding]:
 
 
 def _others() -> Iterator[Finding]:
-    for status in statuses():
+    for status in available_meters():
         if status.name not in ("nvml", "rapl", "estimate"):
             message = status.message
             if status.name in NOT_VERIFIED and status.available:

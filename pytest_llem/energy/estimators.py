@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import pairwise
 from math import hypot, sqrt
 from statistics import fmean, stdev
 
 from pytest_llem.energy import window_edges as edges
 from pytest_llem.energy.calibration import Calibration
+from pytest_llem.energy.protocol import EnergyEstimate
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.energy.window_edges import steady_power
@@ -32,38 +32,7 @@ _FEW = {2: 4.53, 3: 2.28, 4: 1.66, 5: 1.44, 6: 1.32, 7: 1.25, 8: 1.20}
 """Student's t at 95.45 % over 2, for few intervals (JCGM 100:2008, table G.2)."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Energy in joules with its k=2 uncertainty and that one's parts."""
-
-    energy_j: float
-    uncertainty_j: float
-    estimator: str
-    samples: int
-    terms: Mapping[str, float] = field(default_factory=dict)
-
-
-def combined(parts: Sequence[Estimate]) -> Estimate:
-    """What several devices drew in one window.
-
-    `shape` adds up: one load begins and ends on all of them, so each errs to the same side. The rest is independent.
-    """
-    shape = sum(part.terms.get("shape", 0.0) for part in parts)
-    noise = hypot(*(part.uncertainty_j - part.terms.get("shape", 0.0) for part in parts))
-    names = sorted({name for part in parts for name in part.terms})
-    terms = {name: hypot(*(part.terms.get(name, 0.0) for part in parts)) for name in names}
-    if "shape" in terms:
-        terms["shape"] = shape
-    return Estimate(
-        energy_j=sum(part.energy_j for part in parts),
-        uncertainty_j=shape + noise,
-        estimator="+".join(sorted({part.estimator for part in parts})),
-        samples=min(part.samples for part in parts),
-        terms=terms,
-    )
-
-
-def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -> Estimate | None:
+def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -> EnergyEstimate | None:
     """The window's energy from counter steps; `None` when they do not surround it or the counter was reset.
 
     Sides confirmed quiet give `counter_outer_edge`; otherwise edges are interpolated (`counter_interpolated`), or,
@@ -91,10 +60,10 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
         name = "counter_difference"
     # `shape` is attained where load begins and ends at the edges: a bias bound, which noise comes on top of.
     noise = hypot(*(value for term, value in terms.items() if term != "shape"))
-    return Estimate(energy, terms.get("shape", 0.0) + noise, name, max(2, after - before + 1), terms)
+    return EnergyEstimate(energy, terms.get("shape", 0.0) + noise, name, max(2, after - before + 1), terms)
 
 
-def from_steady_counter(ticks: TickSeries, window: Window) -> Estimate | None:
+def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | None:
     """The energy of a window in which power was steady, such as idle: its mean between the steps inside, times its
     length. Work that borders on it has no part in that. `None` with fewer than five steps, or without an even course.
     """
@@ -106,10 +75,10 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> Estimate | None:
     if power is None:
         return None
     bound_j = power[1] * window.duration_s
-    return Estimate(power[0] * window.duration_s, bound_j, "counter_steady", len(inside), {"tick_time": bound_j})
+    return EnergyEstimate(power[0] * window.duration_s, bound_j, "counter_steady", len(inside), {"tick_time": bound_j})
 
 
-def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> Estimate | None:
+def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> EnergyEstimate | None:
     """The window's energy as the time integral of power readings, each a mean over `averaging_s` before it.
 
     `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings, and
@@ -137,7 +106,7 @@ def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) ->
         "sampling": hypot(*steps) / 2 + sqrt(2) * swing_w * interval_s / 2,
         "resolution": _resolution_w([power for _, power in series]) / sqrt(3) * window.duration_s,
     }
-    return Estimate(energy, hypot(*terms.values()), "power_integral", last - first + 1, terms)
+    return EnergyEstimate(energy, hypot(*terms.values()), "power_integral", last - first + 1, terms)
 
 
 def _resolution_w(powers: Sequence[float]) -> float:

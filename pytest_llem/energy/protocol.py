@@ -1,53 +1,29 @@
-"""What a meter is: one source of energy readings, serving one cycle and all its windows."""
+"""The base class of energy meters, and how all of them report the energy of one window.
+
+A cycle opens one meter through `registry`; other packages derive theirs from `Meter`. An optional method added here
+needs a default answer, so that registered meters keep working.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import hypot, inf
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 from pytest_llem.energy.calibration import Calibration
+from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import EnergyReport, Window
+from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, Window, WindowEnergy
 
-
-class Meter(Protocol):
-    """One source of energy readings. `start` once, then `stop` once with every window of the cycle."""
-
-    name: ClassVar[str]
-
-    def start(self) -> None:
-        """Begin reading. Raises `MeterError` when the source cannot be read, with the remedy."""
-
-    def mark(self) -> int:
-        """The edge of a window: reads the source where it needs that, and returns CLOCK_MONOTONIC in ns."""
-
-    def power_w(self) -> float | None:
-        """The latest power in watts, for settling and convergence; `None` where the source has no such reading."""
-
-    def stop(self, windows: Sequence[Window]) -> EnergyReport:
-        """End reading and account every window's energy."""
-
-
-@runtime_checkable
-class OwnsContainers(Protocol):
-    """A meter that tells the measured processes from others by their container (an optional part of the protocol)."""
-
-    def owns_container(self, identity: str) -> None:
-        """What runs in the container with this id is measured."""
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """A meter that knows its sensors (an optional part of the meter protocol)."""
-
-    def calibrations(self) -> tuple[Calibration, ...]:
-        """Those of the metered devices that were calibrated, once the meter has started."""
+BOARD_GAIN_UNCERTAINTY_REL = 0.05
+"""Gain error of an NVIDIA board's power sensor: about 5 %, different for each board (arXiv 2312.02741)."""
 
 
 class ServerTree(Protocol):
-    """A server that works for the measured process, wherever it came from."""
+    """A server whose processes count as measured."""
 
     @property
     def pid(self) -> int | None:
@@ -56,7 +32,7 @@ class ServerTree(Protocol):
 
 @dataclass(frozen=True)
 class MeterRequest:
-    """The cycle's meter settings and devices, the directory that receives `samples.jsonl`, and the server, if any."""
+    """What a meter is opened for: settings, devices, the directory for `samples.jsonl`, and the server, if any."""
 
     settings: MeterSettings
     devices: DeviceSet
@@ -65,5 +41,123 @@ class MeterRequest:
 
     @property
     def samples_path(self) -> Path:
-        """The raw series of this cycle."""
+        """The raw readings of this cycle."""
         return self.out_dir / "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The devices' state at one moment: power in watts over all, mean temperature and SM clock, and their driver."""
+
+    power_w: float
+    temperature_c: float
+    sm_clock_mhz: float
+    driver: str
+
+
+class Meter(ABC):
+    """One source of energy readings, for one cycle: `start` once, then `stop` once with every window."""
+
+    name: ClassVar[str]
+
+    reads_machine: ClassVar[bool] = False
+    """Whether it reads sensors of the machine, and so can measure a container from the host."""
+
+    steps_visibly: ClassVar[bool] = False
+    """Whether it finds the single steps of an energy counter, so that padding around a window narrows the bounds."""
+
+    def __init__(self, request: MeterRequest) -> None:
+        """Prepare, without reading yet."""
+        self._request = request
+
+    @staticmethod
+    def obstacle() -> MeterError | None:
+        """Why this meter cannot be used on this machine, with the remedy; `None` when it can."""
+        return None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin reading. Raises `MeterError`, with the remedy, when the source cannot be read."""
+
+    @abstractmethod
+    def mark(self) -> int:
+        """Mark the edge of a window: read the source where needed, and return CLOCK_MONOTONIC in nanoseconds."""
+
+    @abstractmethod
+    def stop(self, windows: Sequence[Window]) -> EnergyReport:
+        """End reading and account the energy of every window."""
+
+    def power_w(self) -> float | None:
+        """The latest power in watts, for settling and convergence; `None` without such a reading."""
+        return None
+
+    def include_container(self, identity: str) -> None:  # noqa: B027 (optional)
+        """Count the processes of the container with this id as measured."""
+
+    def conditions(self) -> Conditions | None:
+        """The devices' present state; `None` where a sensor is missing or too few readings were made."""
+        return None
+
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """The calibrations of the metered devices, once started; devices without one are left out."""
+        return ()
+
+
+@dataclass(frozen=True)
+class EnergyEstimate:
+    """A device's energy in one window, in joules, with its k=2 uncertainty (infinite: not stated) and its parts.
+
+    `estimator` names the method, `samples` counts the readings that it rests on.
+    """
+
+    energy_j: float
+    uncertainty_j: float
+    estimator: str
+    samples: int
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+
+def combined(parts: Sequence[EnergyEstimate]) -> EnergyEstimate:
+    """The energy of several devices in one window.
+
+    The term `shape` adds up, because one load begins and ends on all devices and each errs to the same side. The other
+    terms are independent and add in quadrature.
+    """
+    shape = sum(part.terms.get("shape", 0.0) for part in parts)
+    noise = hypot(*(part.uncertainty_j - part.terms.get("shape", 0.0) for part in parts))
+    names = sorted({name for part in parts for name in part.terms})
+    terms = {name: hypot(*(part.terms.get(name, 0.0) for part in parts)) for name in names}
+    if "shape" in terms:
+        terms["shape"] = shape
+    return EnergyEstimate(
+        energy_j=sum(part.energy_j for part in parts),
+        uncertainty_j=shape + noise,
+        estimator="+".join(sorted({part.estimator for part in parts})),
+        samples=min(part.samples for part in parts),
+        terms=terms,
+    )
+
+
+def window_energy(window: Window, parts: Mapping[str, EnergyEstimate | None]) -> WindowEnergy:
+    """A window's energy summed over the devices (by id); `None` in it unless every device was measured."""
+    known = [part for part in parts.values() if part is not None]
+    total = combined(known) if known and len(known) == len(parts) else None
+    return WindowEnergy(
+        name=window.name,
+        index=window.index,
+        start_ns=window.start_ns,
+        end_ns=window.end_ns,
+        energy_j=total.energy_j if total else None,
+        uncertainty_j=_finite(total.uncertainty_j) if total else None,
+        estimator=total.estimator if total else None,
+        samples=total.samples if total else 0,
+        terms=total.terms if total else {},
+        devices=tuple(
+            DeviceEnergy(name, part.energy_j if part else None, _finite(part.uncertainty_j) if part else None)
+            for name, part in parts.items()
+        ),
+    )
+
+
+def _finite(uncertainty: float) -> float | None:
+    return None if uncertainty == inf else uncertainty

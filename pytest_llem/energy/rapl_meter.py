@@ -1,4 +1,7 @@
-"""CPU packages and DRAM through RAPL: counters read in-process at every edge, wraps watched by the sampler process."""
+"""CPU packages and DRAM through RAPL: counters read in-process at every edge, wraps watched by the sampler process.
+
+Opened by `registry`; the GPU meters use `RaplEdges` and `cpu_energy` for what the host's CPUs drew beside the GPUs.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from math import hypot
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pytest_llem.energy import powercap
-from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy import rapl_source
+from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.errors import MeterError
 from pytest_llem.job.measurement import (
     CpuEnergy,
-    DeviceEnergy,
     EnergyReport,
+    Measured,
     MeteredDevice,
     Scope,
     Window,
@@ -27,7 +30,7 @@ from pytest_llem.job.measurement import (
 from pytest_llem.job.report import Note
 
 UPDATE_NS = 1_000_000
-"""RAPL counters advance about every millisecond (Intel SDM volume 3B, section 15.10)."""
+"""RAPL counters advance about every millisecond (Intel SDM volume 3B, section 15.10.2)."""
 
 Reading = tuple[int, int]
 
@@ -36,12 +39,12 @@ Reading = tuple[int, int]
 class DomainSeries:
     """Readings of one domain over a cycle, wraps undone: times in ns and values in joules, both ascending."""
 
-    domain: powercap.Domain
+    domain: rapl_source.Domain
     times_ns: tuple[int, ...]
     energies_j: tuple[float, ...]
 
-    def between(self, start_ns: int, end_ns: int) -> tuple[float, float, int] | None:
-        """Energy between two times, its k=2 uncertainty in joules, and the readings used; `None` outside the series.
+    def between(self, start_ns: int, end_ns: int) -> EnergyEstimate | None:
+        """Energy between two times; `None` outside the series.
 
         An edge without a reading of its own is interpolated between its neighbours. A reading is up to one update
         old; between readings the power may have been anything that yields their difference.
@@ -50,9 +53,12 @@ class DomainSeries:
         if first is None or last is None:
             return None
         inside = bisect_left(self.times_ns, end_ns) - bisect_left(self.times_ns, start_ns) + 1
-        return last[0] - first[0], hypot(first[1], last[1]), max(2, inside)
+        bound = hypot(first.uncertainty, last.uncertainty)
+        return EnergyEstimate(
+            last.value - first.value, bound, "rapl_counter", max(2, inside), {"counter_update": bound}
+        )
 
-    def _at(self, t_ns: int) -> tuple[float, float] | None:
+    def _at(self, t_ns: int) -> Measured | None:
         index = bisect_left(self.times_ns, t_ns)
         if index == len(self.times_ns) or (index == 0 and self.times_ns[0] != t_ns):
             return None
@@ -60,18 +66,18 @@ class DomainSeries:
             neighbour = index - 1 if index > 0 else min(1, len(self.times_ns) - 1)
             gap_ns = abs(self.times_ns[index] - self.times_ns[neighbour])
             step_j = abs(self.energies_j[index] - self.energies_j[neighbour])
-            return self.energies_j[index], step_j * UPDATE_NS / gap_ns if gap_ns else 0.0
+            return Measured(self.energies_j[index], step_j * UPDATE_NS / gap_ns if gap_ns else 0.0)
         gap_ns = self.times_ns[index] - self.times_ns[index - 1]
         step_j = self.energies_j[index] - self.energies_j[index - 1]
         share = (t_ns - self.times_ns[index - 1]) / gap_ns
         bound = step_j * (min(share, 1 - share) + UPDATE_NS / gap_ns)
-        return self.energies_j[index - 1] + share * step_j, bound
+        return Measured(self.energies_j[index - 1] + share * step_j, bound)
 
 
 class RaplEdges:
     """Readings of all domains at the edges of windows, taken in the measured process (a few microseconds each)."""
 
-    def __init__(self, domains: Sequence[powercap.Domain]) -> None:
+    def __init__(self, domains: Sequence[rapl_source.Domain]) -> None:
         self.domains = tuple(domains)
         self._readings: dict[str, list[Reading]] = {domain.id: [] for domain in domains}
 
@@ -94,33 +100,34 @@ class RaplEdges:
         found: list[DomainSeries] = []
         for domain in self.domains:
             readings = sorted(dict(merged[domain.id]).items())
-            values = powercap.unwrapped([value for _, value in readings], domain.range_uj)
+            values = rapl_source.unwrapped([value for _, value in readings], domain.range_uj)
             times = tuple(t_ns for t_ns, _ in readings)
             found.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
         return tuple(found)
 
 
-class RaplMeter:
+class RaplMeter(Meter):
     """Energy of the CPU packages and their DRAM: of the whole machine, also of what else runs on it."""
 
     name: ClassVar[str] = "rapl"
+    reads_machine: ClassVar[bool] = True
 
-    def __init__(self, setup: MeterRequest) -> None:
-        self._setup = setup
-        self._edges = RaplEdges(powercap.domains())
+    def __init__(self, request: MeterRequest) -> None:
+        super().__init__(request)
+        self._edges = RaplEdges(rapl_source.domains())
         self._sampler: SamplerProcess | None = None
 
     @staticmethod
     def obstacle() -> MeterError | None:
         """Why RAPL cannot be read on this machine, or `None`."""
-        return obstacle(powercap.domains())
+        return obstacle(rapl_source.domains())
 
     def start(self) -> None:
         """Start the sampler process."""
         problem = self.obstacle()
         if problem is not None:
             raise problem
-        self._sampler = SamplerProcess(self._setup.samples_path, None, self._edges.domains)
+        self._sampler = SamplerProcess(self._request.samples_path, None, self._edges.domains)
         self._edges.mark()
 
     def mark(self) -> int:
@@ -136,47 +143,29 @@ class RaplMeter:
         self._edges.mark()
         problem = self._sampler.stop() if self._sampler is not None else "the meter was never started"
         self._sampler = None
-        series = self._edges.series(self._setup.samples_path)
+        series = self._edges.series(self._request.samples_path)
         notes = [Note("whole_machine", "RAPL counts everything that ran on these processors, not this process alone")]
-        if self._setup.devices.kind == "cuda":
+        if self._request.devices.kind == "cuda":
             notes.append(Note("meter_not_on_device", "the engine ran on a GPU, whose energy RAPL does not count"))
         return EnergyReport(
             meter=self.name,
             measured=True,
             scope=scope(self._edges.domains),
-            placement=self._setup.settings.placement,
+            placement=self._request.settings.placement,
             devices=tuple(MeteredDevice(d.id, d.id, _kind(d)) for d in self._edges.domains),
             windows=tuple(account(window, series) for window in windows),
-            host=host_energy(windows, series),
+            host=cpu_energy(windows, series),
             notes=tuple(notes),
             invalid=(Note("sensor_gap", problem),) if problem else (),
         )
 
 
 def account(window: Window, series: Sequence[DomainSeries]) -> WindowEnergy:
-    """One window's energy summed over the domains; `None` unless every domain covers it."""
-    parts = {one.domain.id: one.between(window.start_ns, window.end_ns) for one in series}
-    known = [part for part in parts.values() if part is not None]
-    complete = bool(known) and len(known) == len(parts)
-    bound = hypot(*(part[1] for part in known)) if complete else None
-    return WindowEnergy(
-        name=window.name,
-        index=window.index,
-        start_ns=window.start_ns,
-        end_ns=window.end_ns,
-        energy_j=sum(part[0] for part in known) if complete else None,
-        uncertainty_j=bound,
-        estimator="rapl_counter" if complete else None,
-        samples=min(part[2] for part in known) if complete else 0,
-        terms={"counter_update": bound} if bound is not None else {},
-        devices=tuple(
-            DeviceEnergy(name, None, None) if part is None else DeviceEnergy(name, part[0], part[1])
-            for name, part in parts.items()
-        ),
-    )
+    """One window's energy summed over the domains; `None` in it unless every domain covers the window."""
+    return window_energy(window, {one.domain.id: one.between(window.start_ns, window.end_ns) for one in series})
 
 
-def host_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
+def cpu_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
     """Packages and DRAM over the `measure` windows; `None` when no domain was read."""
     if not any(one.times_ns for one in series):
         return None
@@ -184,12 +173,12 @@ def host_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> Cp
     return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
 
 
-def scope(domains: Sequence[powercap.Domain]) -> Scope:
+def scope(domains: Sequence[rapl_source.Domain]) -> Scope:
     """What a joule of these domains covers."""
     return "cpu_package+dram" if any(domain.kind == "dram" for domain in domains) else "cpu_package"
 
 
-def obstacle(domains: Sequence[powercap.Domain]) -> MeterError | None:
+def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
     """Why these domains cannot be read, with the exact remedy, or `None`."""
     if not domains:
         return MeterError(
@@ -200,7 +189,7 @@ def obstacle(domains: Sequence[powercap.Domain]) -> MeterError | None:
         )
     for domain in domains:
         try:
-            powercap.read_uj(domain)
+            rapl_source.read_uj(domain)
         except PermissionError:
             return MeterError(
                 f"RAPL counters are readable by root only: {domain.path} (since CVE-2020-8694)",
@@ -216,16 +205,16 @@ def obstacle(domains: Sequence[powercap.Domain]) -> MeterError | None:
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
     chosen = [one for one in series if one.domain.kind == kind]
     parts = [one.between(window.start_ns, window.end_ns) for window in windows for one in chosen]
-    known = [part[0] for part in parts if part is not None]
+    known = [part.energy_j for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
 
 
-def _read(domain: powercap.Domain) -> int | None:
+def _read(domain: rapl_source.Domain) -> int | None:
     try:
-        return powercap.read_uj(domain)
+        return rapl_source.read_uj(domain)
     except (OSError, ValueError):
         return None
 
 
-def _kind(domain: powercap.Domain) -> Literal["cpu", "dram"]:
+def _kind(domain: rapl_source.Domain) -> Literal["cpu", "dram"]:
     return "dram" if domain.kind == "dram" else "cpu"

@@ -1,15 +1,20 @@
-"""The meters by name; only the chosen one is imported."""
+"""The energy meters by name, shipped or registered by other packages.
+
+The worker, the container runner and `llem_meter` open meters here; `llem doctor` lists them. Only the chosen meter's
+module is imported. A new meter is an entry in `SHIPPED`, or an entry point in the group `pytest_llem.meters`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import cast
 
-from pytest_llem.energy.protocol import Meter, MeterRequest
+from pytest_llem.energy.protocol import Meter, MeterRequest, ServerTree
 from pytest_llem.errors import MeterError
+from pytest_llem.job.job import DeviceSet, MeterSettings
 
 SHIPPED = {
     "nvml": "pytest_llem.energy.nvml_meter:NvmlMeter",
@@ -21,12 +26,10 @@ SHIPPED = {
 }
 ENTRY_POINT_GROUP = "pytest_llem.meters"
 
-MeterFactory = Callable[[MeterRequest], Meter]
-
 
 @dataclass(frozen=True)
 class MeterStatus:
-    """Whether a meter works on this machine; `message` and `fix` say why not and what would help."""
+    """Whether a meter works on this machine; if not, `message` says why and `fix` what would help."""
 
     name: str
     available: bool
@@ -34,58 +37,62 @@ class MeterStatus:
     fix: str | None = None
 
 
-def names() -> tuple[str, ...]:
-    """The shipped meters, then those that other packages register."""
+def known_meters() -> tuple[str, ...]:
+    """Names of all meters, shipped then registered, whether they work here or not (without `auto` and `none`)."""
     registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
     return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
 
 
-def open_named(setup: MeterRequest) -> Meter | None:
-    """The meter that the settings name; see `pytest_llem.energy.open_meter`."""
-    name = setup.settings.name
-    if name == "none":
+def available_meters() -> tuple[MeterStatus, ...]:
+    """The status of every known meter on this machine."""
+    return tuple(_status(name) for name in known_meters())
+
+
+def open_meter(
+    settings: MeterSettings, devices: DeviceSet, out_dir: Path, server: ServerTree | None = None
+) -> Meter | None:
+    """The meter that the settings name, not yet started; `None` for `none`.
+
+    `auto` takes `nvml` for CUDA devices, else `rapl` where its counters are readable, else `estimate`. The processes of
+    `server` count as measured. Raises `MeterError` with the remedy for a name that is unknown or cannot work here.
+    """
+    if settings.name == "none":
         return None
-    if name == "auto":
-        name = _automatic(setup)
-    factory = _factory(name)
-    obstacle = _obstacle(factory)
+    meter = meter_class(settings.name, devices)
+    obstacle = meter.obstacle()
     if obstacle is not None:
         raise obstacle
-    return factory(setup)
+    return meter(MeterRequest(settings, devices, out_dir, server))
 
 
-def statuses() -> tuple[MeterStatus, ...]:
-    """The status of every known meter."""
-    found: list[MeterStatus] = []
-    for name in names():
-        obstacle = _obstacle(_factory(name))
-        if obstacle is None:
-            found.append(MeterStatus(name, True, "works here"))
-        else:
-            found.append(MeterStatus(name, False, obstacle.message, obstacle.fix))
-    return tuple(found)
+def meter_class(name: str, devices: DeviceSet) -> type[Meter]:
+    """The meter of that name, `auto` included. Raises `MeterError` for an unknown name."""
+    if name == "auto" and devices.kind == "cuda":
+        return _load("nvml")
+    if name == "auto":
+        rapl = _load("rapl")
+        return rapl if rapl.obstacle() is None else _load("estimate")
+    return _load(name)
 
 
-def _automatic(setup: MeterRequest) -> str:
-    if setup.devices.kind == "cuda":
-        return "nvml"
-    return "rapl" if _obstacle(_factory("rapl")) is None else "estimate"
+def _status(name: str) -> MeterStatus:
+    obstacle = _load(name).obstacle()
+    if obstacle is None:
+        return MeterStatus(name, True, "works here")
+    return MeterStatus(name, False, obstacle.message, obstacle.fix)
 
 
-def _factory(name: str) -> MeterFactory:
+def _load(name: str) -> type[Meter]:
     target = SHIPPED.get(name)
     if target is not None:
         module, _, attribute = target.partition(":")
-        return cast("MeterFactory", getattr(import_module(module), attribute))
+        return cast("type[Meter]", getattr(import_module(module), attribute))
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return cast("MeterFactory", point.load())
+        meter: type = point.load()
+        # A class that does not derive from `Meter` gets its default answers.
+        return meter if issubclass(meter, Meter) else type(meter.__name__, (meter, Meter), {})
     raise MeterError(
         f"unknown meter {name!r}",
-        fix=f"use one of: auto, none, {', '.join(names())}",
+        fix=f"use one of: auto, none, {', '.join(known_meters())}",
         details={"meter": name},
     )
-
-
-def _obstacle(factory: MeterFactory) -> MeterError | None:
-    check = cast("Callable[[], MeterError | None] | None", getattr(factory, "obstacle", None))
-    return check() if check is not None else None

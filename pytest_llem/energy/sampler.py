@@ -20,8 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Protocol
 
-from pytest_llem.energy import powercap
-from pytest_llem.energy.readings import Sample, SampleWriter
+from pytest_llem.energy.rapl_source import Domain, RaplSource
+from pytest_llem.energy.readings import SampleWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_TIMERSLACK = 29
 TIMER_SLACK_NS = 1000
 PRIORITY = -10
-RAPL_PERIOD_NS = 100_000_000
 CLOCK_PERIOD_NS = 1_000_000_000
 
 
@@ -49,42 +48,6 @@ class Source(Protocol):
 
     def finish(self, writer: SampleWriter) -> None:
         """Write what is only read at the end, and release the sensor."""
-
-
-class RaplSource:
-    """One RAPL domain, ten times a second: far more often than it can wrap."""
-
-    def __init__(self, domain: powercap.Domain) -> None:
-        self.due_ns = time.monotonic_ns()
-        self.known_until_ns = 0.0
-        self._domain = domain
-        self._previous: tuple[int, int] | None = None
-        self._power_w: float | None = None
-
-    def poll(self, writer: SampleWriter) -> None:
-        """Read the counter, and the mean power since the reading before."""
-        begin = time.monotonic_ns()
-        self.due_ns = begin + RAPL_PERIOD_NS
-        try:
-            value = powercap.read_uj(self._domain)
-        except OSError as problem:
-            writer.event(begin, "error", device=self._domain.id, message=str(problem), code=problem.errno)
-            return
-        t_ns = (begin + time.monotonic_ns()) // 2
-        if self._previous is not None:
-            step = (value - self._previous[1]) % self._domain.range_uj
-            self._power_w = step * 1e3 / (t_ns - self._previous[0])
-        self._previous = (t_ns, value)
-        self.known_until_ns = t_ns
-        writer.sample(Sample(t_ns, self._domain.id, power_w=self._power_w, counter_mj=value / 1e3))
-
-    def power_w(self) -> float | None:
-        """Mean power between the last two readings; `None` for DRAM."""
-        return self._power_w if self._domain.kind == "cpu" else None
-
-    def finish(self, writer: SampleWriter) -> None:
-        """Read once more."""
-        self.poll(writer)
 
 
 class ClockSource:
@@ -160,10 +123,10 @@ def main(specification: str) -> int:
         try:
             opened: Sequence[Source]
             if spec["library"] == "amdsmi":
-                from pytest_llem.energy import amd_source
+                from pytest_llem.energy import amdsmi_source
 
                 owners = [pid for pid in (parent_pid, spec["server_pid"]) if pid is not None]
-                opened, gpu_facts = amd_source.open_gpus(spec["gpus"], owners)
+                opened, gpu_facts = amdsmi_source.open_gpus(spec["gpus"], owners)
             else:
                 opened, gpu_facts = gpu_source.open_gpus(
                     spec["gpus"], parent_pid, spec["calibration_dir"], spec["server_pid"]
@@ -173,7 +136,7 @@ def main(specification: str) -> int:
             return 1
         sources.extend(opened)
         facts["gpus"] = gpu_facts
-    sources.extend(RaplSource(powercap.Domain(*domain)) for domain in spec["rapl"])
+    sources.extend(RaplSource(Domain(*domain)) for domain in spec["rapl"])
     for source in sources:
         source.poll(writer)
     _answer(facts)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest_llem
-from pytest_llem.energy.powercap import Domain
+from pytest_llem.energy.rapl_source import Domain
 from pytest_llem.errors import JsonValue, MeterError
 
 READY_TIMEOUT_S = 30.0

@@ -1,4 +1,8 @@
-"""Zeus as a meter, to cross-check GPUs and for whole chips: energy counters, read once at each edge."""
+"""Zeus as a meter, to cross-check GPUs and to read systems on a chip: energy counters, read once at each edge.
+
+Opened by `registry` when a study names it. It measures as Zeus does and must not be improved here, because its
+purpose is to reproduce what others report.
+"""
 
 from __future__ import annotations
 
@@ -10,41 +14,45 @@ from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import MeterRequest
+from pytest_llem.energy.protocol import (
+    BOARD_GAIN_UNCERTAINTY_REL,
+    EnergyEstimate,
+    Meter,
+    MeterRequest,
+    window_energy,
+)
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
-from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Scope, Window, WindowEnergy
+from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Scope, Window, WindowEnergy
 from pytest_llem.job.report import Note
 
 STEP_S = 0.1
-"""Period of the counter behind Zeus's readings on H100; the counter may be that old at each edge."""
-GAIN_UNCERTAINTY_REL = 0.05
-
+"""Update period of the counter on A100 and H100 (arXiv 2312.02741): a reading may be that old at each edge."""
 
 CHIP = "zeus-chip"
 PARTS = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj", "cpu_energy_mj", "gpu_energy_mj")
-"""What Zeus tells of a chip that states no total: of Apple's, then of Jetson's."""
+"""Fields of Zeus's measurement of a chip without a total: those of Apple silicon, then those of Jetson."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What Zeus found to read. `read` gives millijoules since some beginning, one value per device."""
+    """The counters that Zeus can read; `read` returns millijoules since an arbitrary start, one value per device."""
 
     devices: tuple[MeteredDevice, ...]
     read: Callable[[], list[float]]
     scope: Scope
 
 
-class ZeusMeter:
+class ZeusMeter(Meter):
     """Devices through `zeus.device`, as `ZeusMonitor` reads them: counter differences, in this process.
 
-    That is NVIDIA's and AMD's GPUs; where there are none, a chip that is all in one (Apple silicon, Jetson).
+    NVIDIA's and AMD's GPUs; without any, a system on a chip (Apple silicon, Jetson).
     """
 
     name: ClassVar[str] = "zeus"
 
-    def __init__(self, setup: MeterRequest) -> None:
-        self._setup = setup
+    def __init__(self, request: MeterRequest) -> None:
+        super().__init__(request)
         self._counters: Counters | None = None
         self._marks: dict[int, list[float]] = {}
         self._writer: SampleWriter | None = None
@@ -60,8 +68,8 @@ class ZeusMeter:
 
     def start(self) -> None:
         """Open Zeus's devices; `MeterError` when it finds none with an energy counter."""
-        self._counters = _found()
-        self._writer = SampleWriter(self._setup.samples_path)
+        self._counters = _open_counters()
+        self._writer = SampleWriter(self._request.samples_path)
         self.mark()
 
     def mark(self) -> int:
@@ -75,10 +83,6 @@ class ZeusMeter:
                 self._writer.sample(Sample(t_ns, device.id, counter_mj=value))
         return t_ns
 
-    def power_w(self) -> float | None:
-        """Zeus is asked for energy only."""
-        return None
-
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """Account the windows whose edges were marked."""
         if self._writer is not None:
@@ -90,16 +94,16 @@ class ZeusMeter:
         ]
         if scope == "module":
             notes.append(Note("not_verified", "Zeus's reading of whole chips was never tried with this meter"))
-        elif self._setup.devices.kind == "cpu":
+        elif self._request.devices.kind == "cpu":
             notes.append(Note("meter_not_on_device", "the engine ran on the CPU; these joules are those of idle GPUs"))
         return EnergyReport(
             meter=self.name,
             measured=True,
             scope=scope,
-            placement=self._setup.settings.placement,
+            placement=self._request.settings.placement,
             devices=self._devices,
             windows=tuple(self._account(window) for window in windows),
-            gain_uncertainty_rel=GAIN_UNCERTAINTY_REL,
+            gain_uncertainty_rel=BOARD_GAIN_UNCERTAINTY_REL,
             source=f"zeus {version('zeus')}",
             notes=tuple(notes),
         )
@@ -112,28 +116,16 @@ class ZeusMeter:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
         if first is None or last is None:
             return WindowEnergy(window.name, window.index, window.start_ns, window.end_ns, None, None, None)
-        parts = [(b - a) / 1e3 for a, b in zip(first, last, strict=True)]
-        bounds = [sqrt(2) * part / window.duration_s * STEP_S for part in parts]
-        bound = sqrt(sum(one**2 for one in bounds))
-        return WindowEnergy(
-            window.name,
-            window.index,
-            window.start_ns,
-            window.end_ns,
-            sum(parts),
-            bound,
-            "counter_difference",
-            samples=2,
-            terms={"counter_step": bound},
-            devices=tuple(
-                DeviceEnergy(device.id, energy, bound)
-                for device, energy, bound in zip(self._devices, parts, bounds, strict=True)
-            ),
-        )
+        parts: dict[str, EnergyEstimate | None] = {}
+        for device, before, after in zip(self._devices, first, last, strict=True):
+            energy_j = (after - before) / 1e3
+            bound_j = sqrt(2) * energy_j / window.duration_s * STEP_S
+            parts[device.id] = EnergyEstimate(energy_j, bound_j, "counter_difference", 2, {"counter_step": bound_j})
+        return window_energy(window, parts)
 
 
-def _found() -> Counters:
-    """The GPUs that Zeus opens, else the chip that it knows; `MeterError`, about the GPUs, for neither."""
+def _open_counters() -> Counters:
+    """The GPUs that Zeus opens, else the chip that it supports; without either, the `MeterError` about the GPUs."""
     try:
         return _gpus()
     except MeterError:
@@ -177,7 +169,7 @@ def _chip() -> Counters | None:
 
 
 def chip_energy_mj(reading: object) -> float:
-    """All that Zeus tells of a chip (an `AppleSiliconMeasurement` or `JetsonMeasurement`), in millijoules."""
+    """A chip's total energy in millijoules from an `AppleSiliconMeasurement` or `JetsonMeasurement`."""
     total = getattr(reading, "total_energy_mj", None)
     if total is not None:
         return float(total)

@@ -1,7 +1,7 @@
 """Idle power that cycles of one run lend each other: `RUN/.idle-power`, written and read beside the workers.
 
 One record per devices, runner and settings that shape what is loaded. A worker judges whether it still holds
-(`energy.idle_reuse`), because only there the sensors are read.
+(`energy.idle_power`), because only there the sensors are read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_llem.energy.idle_reuse import reference_from
+from pytest_llem.energy.idle_power import reference_from
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import read_measurement

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy import open_meter
+from pytest_llem.energy.registry import open_meter
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Window
 from pytest_llem.job.report import Note

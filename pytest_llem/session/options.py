@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy import known_meters
+from pytest_llem.energy.registry import known_meters
 from pytest_llem.errors import SettingsError
 from pytest_llem.runners.resolution import parse_runner_options
 from pytest_llem.session.run import RunOptions

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.energy import known_meters
+from pytest_llem.energy.registry import known_meters
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.metric_names import check_condition, metric_name

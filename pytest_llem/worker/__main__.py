@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pytest_llem.job.job import JobDir
-from pytest_llem.worker.entry import work
+from pytest_llem.worker.entry import run_job
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if target != job_dir:
         target.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job_dir.job, target.job)
-    return work(
+    return run_job(
         job_dir,
         target,
         start_method=options.start_method,

@@ -1,7 +1,7 @@
-"""One cycle: what is measured, in which order, and under which conditions.
+"""One cycle: what is measured, in which order, and under which conditions (docs/protocol.md).
 
-Meter, engine, workload; then load, idle with the model loaded, warm-up with the measured workload, and the measure
-window of whole repeats. Everything that cannot be repeated by the pytest side is recorded; nothing is derived here.
+`entry.run_job` calls it in the worker process. It records what the pytest side cannot find out later and derives
+nothing; the order of its steps is the measurement protocol and changes results when it changes.
 """
 
 from __future__ import annotations
@@ -9,31 +9,30 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
-from pytest_llem.energy import open_meter
-from pytest_llem.energy.idle_reuse import usable, with_reference
-from pytest_llem.energy.protocol import Meter
+from pytest_llem import __version__
+from pytest_llem.energy.idle_power import usable, with_reference
+from pytest_llem.energy.registry import open_meter
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.errors import EngineSettingError, JsonValue, MeterError
+from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import IdleReference, Job, JobDir
-from pytest_llem.job.measurement import EnergyReport, EngineFacts, Measurement, MemoryPeaks, WorkerFacts
+from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
 from pytest_llem.worker.checks import cache_note, settings_differ, work_notes
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
 from pytest_llem.worker.heartbeat import Heartbeat
-from pytest_llem.worker.padding import Arrangement
-from pytest_llem.worker.phases import measure_phases
-from pytest_llem.worker.process_facts import peak_rss_bytes, process_age_s, reset_peak_rss, software_facts
-from pytest_llem.worker.repeats import Observed, RepeatRunner
+from pytest_llem.worker.repeats import Observed, RepeatRunner, measure_phases
 from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
-from pytest_llem.worker.windows import WindowRecorder
+from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s
 from pytest_llem.workload import build_workload
 
 
@@ -53,7 +52,7 @@ def run_cycle(
     """
     slot = slot or EngineSlot()
     loaded = slot.loaded
-    stopwatch = Stopwatch({"startup_s": None, "load_s": None} if loaded else {"startup_s": process_age_s()})
+    stopwatch = Stopwatch({"startup_s": None, "load_s": None} if loaded else {"startup_s": _process_age_s()})
     worker = WorkerFacts(os.getpid(), platform.node(), start_method, isolation)
     with (
         Heartbeat(events, job.deadlines.heartbeat_s) as heartbeat,
@@ -85,39 +84,6 @@ class Stopwatch:
         return time.monotonic() - self._started
 
 
-class Metering:
-    """A started meter that is stopped exactly once, also when the cycle fails."""
-
-    def __init__(self, meter: Meter | None) -> None:
-        self.meter = meter
-        self.notes: list[Note] = []
-        self._running = False
-        if meter is not None:
-            meter.start()
-            self._running = True
-
-    def report(self, recorder: WindowRecorder) -> EnergyReport | None:
-        """Stop the meter and account the recorded windows; `None` without a meter."""
-        if self.meter is None or not self._running:
-            return None
-        self._running = False
-        return self.meter.stop(recorder.windows)
-
-    def abandon(self) -> None:
-        """Stop a meter that is still running, without a use for its report, after the failure that led here.
-
-        That failure is what must be told: an engine that ends all children of this process has ended the sampler too.
-        """
-        if self.meter is not None and self._running:
-            self._running = False
-            with suppress(MeterError):
-                self.meter.stop(())
-
-    def power_w(self) -> float | None:
-        """The meter's latest power."""
-        return self.meter.power_w() if self.meter is not None else None
-
-
 @contextmanager
 def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
     on_host = job.meter.placement == "host"
@@ -146,8 +112,8 @@ def _measure(
     config, settings = job.config, job.config.measurement
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
-    arrangement = Arrangement(job, metering.meter)
-    recorder = WindowRecorder(events, metering.meter, arrangement.quiet_s)
+    period_s = metering.period_s(job)
+    recorder = WindowRecorder(events, metering.meter, idle_padding_s(period_s) if period_s is not None else 0.0)
 
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
@@ -184,22 +150,26 @@ def _measure(
         warmup = runner.warm_up(settings.warmup, metering.power_w if on_gpu else None)
 
     gc.collect()
-    resettable = reset_peak_rss()
-    sides = arrangement.of(engine, settings.min_duration_s, runner.last_repeat_s)
+    resettable = _reset_peak_rss()
+    padding = NO_PADDING
+    if period_s is not None:
+        repeat_s, synchronised = runner.last_repeat_s, engine.quiesce() == "synchronized"
+        expected_s = max(settings.min_duration_s, repeat_s or 0.0)
+        padding = choose_padding(expected_s, period_s, can_synchronise=synchronised, repeat_s=repeat_s)
     events.emit("phase", "measure")
-    if sides.kind == "same_load":
-        runner.lead(sides.seconds)
+    if padding.kind == "same_load":
+        runner.run_unmeasured(padding.seconds)
     engine.reset_peak_memory()
     engine.reset_statistics()
-    with recorder.window("measure", engine, quiet_sides=sides.kind == "quiet") as window:
+    with recorder.window("measure", engine, idle_padding=padding.kind == "idle") as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
-    memory = MemoryPeaks(engine.memory(), None, peak_rss_bytes() if resettable else None)
+    memory = MemoryPeaks(engine.memory(), None, _peak_rss_bytes() if resettable else None)
     statistics = engine.statistics()
-    if sides.kind == "same_load":
-        runner.lead(sides.seconds)
-    passes = runner.whole(passes)
-    unusable, said = engine.remarks()
+    if padding.kind == "same_load":
+        runner.run_unmeasured(padding.seconds)
+    passes = runner.finish_reading(passes)
+    engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
     if engine.capabilities.serves:
         arrival = config.workload.arrival
@@ -236,9 +206,9 @@ def _measure(
         load_shape=_load_shape(job),
         energy=energy,
         model=engine.shape(),
-        environment={**software_facts(), **engine.environment()},
-        warnings=(*warnings, *said),
-        invalid=(*_invalid(job, engine, effective, observed, runner), *unusable),
+        environment={**_software_facts(), **engine.environment()},
+        warnings=(*warnings, *engine_warnings),
+        invalid=(*_invalid(job, engine, effective, observed, runner), *engine_invalid),
     )
 
 
@@ -268,3 +238,59 @@ def _invalid(
     notes += work_notes(runner.requests, observed.completions, caching_asked=asked)
     reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
     return tuple(notes + ([reset] if reset is not None else []))
+
+
+RECORDED_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HUB_OFFLINE", "KMP_AFFINITY", "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+)  # fmt: skip
+"""Variables that change how an engine runs; none of them can hold a secret."""
+
+
+def _reset_peak_rss() -> bool:
+    """Start a new period for `_peak_rss_bytes`; false where the kernel does not allow it.
+
+    Writing 5 to `clear_refs` resets the peak resident set size (proc(5), since Linux 4.0).
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss_bytes() -> int | None:
+    """Peak resident set size of this process in bytes since `_reset_peak_rss` (`VmHWM`)."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _process_age_s() -> float | None:
+    """Seconds since the kernel started this process, to 10 ms; `None` where /proc does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    except (OSError, IndexError, ValueError, AttributeError):
+        return None
+
+
+def _software_facts() -> dict[str, JsonValue]:
+    """Python, kernel, CPU affinity, and the environment variables that change how an engine runs."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "pytest_llem": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus_allowed": affinity,
+        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
+    }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVENT_PREFIX = "LLEM-EVENT "
 
 
-def work(
+def run_job(
     source: JobDir,
     target: JobDir,
     *,

@@ -114,11 +114,11 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
                 control.set_inheritable(False)
                 code = serve(control, start_method="forkserver", isolation=request["isolation"])
             return
-        from pytest_llem.worker.entry import work
+        from pytest_llem.worker.entry import run_job
 
         job_dir = JobDir(Path(request["job_dir"]))
         mirror = bool(os.environ.get("LLEM_EVENT_PREFIX"))
-        code = work(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"], mirror=mirror)
+        code = run_job(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"], mirror=mirror)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -1,23 +1,32 @@
-"""Repeats of the workload: as many as the warm-up needs, then as many as the measure window has to hold."""
+"""Runs the workload: warm-up, measured repeats, unmeasured ones as padding, and the windows of single phases.
+
+The cycle calls it between the edges of its windows. Inside an open window nothing may happen here but the engine's
+work: hashing, copying and records come later (`finish_reading`, `observed`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
 from pytest_llem.job.config import WarmupSettings
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.measurement import Repeat, RequestRecord, WarmupOutcome
+from pytest_llem.job.report import Note
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
 from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
+from pytest_llem.worker.windows import WindowRecorder
 from pytest_llem.workload import token_hash
+
+PREFILL, DECODE = "prefill", "decode"
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What the measure window held. `completions` are those of all repeats, in order."""
+    """What the engine did in the measure window; `completions` are those of all repeats, in order."""
 
     repeats: tuple[Repeat, ...]
     records: tuple[RequestRecord, ...]
@@ -32,7 +41,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the workload, as it came from the engine."""
+    """One pass over the workload, as the engine returned it."""
 
     start_ns: int
     end_ns: int
@@ -45,7 +54,7 @@ class Pass:
 
 
 class RepeatRunner:
-    """Runs the same requests again and again on one engine, its caches emptied before each pass."""
+    """Runs the same requests repeatedly on one engine, emptying its caches before each pass."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], events: EventLog, heartbeat: Heartbeat) -> None:
         self.requests = tuple(requests)
@@ -56,7 +65,7 @@ class RepeatRunner:
         self.last_repeat_s: float | None = None
 
     def warm_up(self, settings: WarmupSettings, power_w: Callable[[], float | None] | None) -> WarmupOutcome:
-        """Repeat until latency, and power where it can be read, have converged, or a cap is reached."""
+        """Repeat until latency has converged (and power, where it can be read), or a limit is reached."""
         progress = ProgressReporter(self._events, self._heartbeat, "warmup")
         passes: list[Pass] = []
         powers: list[float] = []
@@ -74,8 +83,8 @@ class RepeatRunner:
             reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
         return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv)
 
-    def lead(self, duration_s: float) -> None:
-        """Whole repeats that nobody measures, at least one: the load goes on beyond the edge of a window."""
+    def run_unmeasured(self, duration_s: float) -> None:
+        """Run whole repeats, at least one, for at least this long: same-load padding beside a window."""
         progress = ProgressReporter(self._events, self._heartbeat, "lead")
         measured, self._cache_states = self._cache_states, set()
         started_ns = time.monotonic_ns()
@@ -84,7 +93,7 @@ class RepeatRunner:
         self._cache_states = measured
 
     def measure(self, min_duration_s: float) -> list[Pass]:
-        """Whole repeats, at least one, until `min_duration_s` have passed; for `observed` when the window is closed."""
+        """Run whole repeats, at least one, for at least `min_duration_s`; read them when the window is closed."""
         progress = ProgressReporter(self._events, self._heartbeat, "measure")
         self._cache_states = set()
         passes: list[Pass] = []
@@ -94,12 +103,12 @@ class RepeatRunner:
             passes.append(self._run(progress))
         return passes
 
-    def whole(self, passes: Sequence[Pass]) -> list[Pass]:
-        """The passes with all that their answers hold; for when no window is open."""
+    def finish_reading(self, passes: Sequence[Pass]) -> list[Pass]:
+        """The passes with everything that the engine left to be read; call it when no window is open."""
         return [replace(done, completions=self._engine.read(done.completions)) for done in passes]
 
     def observed(self, passes: Sequence[Pass]) -> Observed:
-        """What measured passes held. Hashing and copying take time, which must not fall into the window."""
+        """Records and hashes of measured passes; call it when no window is open, because that takes time."""
         return Observed(
             repeats=tuple(_repeat(index, done) for index, done in enumerate(passes)),
             records=tuple(_record(index, c) for index, done in enumerate(passes) for c in done.completions),
@@ -113,6 +122,76 @@ class RepeatRunner:
             start_ns = time.monotonic_ns()
             completions = self._engine.generate(self.requests, progress)
             return Pass(start_ns, time.monotonic_ns(), completions)
+
+
+def measure_phases(
+    engine: Engine,
+    requests: Sequence[Request],
+    phases: Sequence[str],
+    recorder: WindowRecorder,
+    heartbeat: Heartbeat,
+    *,
+    min_duration_s: float,
+    outputs_hash: str,
+) -> list[Note]:
+    """Measure each requested phase in windows of its own; the notes say which could not be measured, and why.
+
+    `prefill`: the workload with one output token each, in one window of whole repeats. `decode`: windows `first_token`
+    and `decode` per batch, where the engine can run the two apart. `outputs_hash` is that of the measure window.
+    """
+    notes: list[Note] = []
+    if PREFILL in phases:
+        _measure_prefill(engine, requests, recorder, heartbeat, min_duration_s)
+    if DECODE in phases:
+        notes += _measure_decode(engine, requests, recorder, heartbeat, min_duration_s, outputs_hash)
+    return notes
+
+
+def _measure_prefill(
+    engine: Engine, requests: Sequence[Request], recorder: WindowRecorder, heartbeat: Heartbeat, min_duration_s: float
+) -> None:
+    single = [replace(request, max_new_tokens=1) for request in requests]
+
+    def one_pass() -> None:
+        engine.reset()
+        engine.generate(single, lambda _done, _total: heartbeat.tick())
+
+    with heartbeat.working():
+        one_pass()
+    repeats = 0
+    with recorder.window(PREFILL, engine, idle_padding=True) as window, heartbeat.working():
+        started = time.monotonic()
+        while repeats == 0 or time.monotonic() - started < min_duration_s:
+            one_pass()
+            repeats += 1
+        window.repeats = repeats
+
+
+def _measure_decode(
+    engine: Engine,
+    requests: Sequence[Request],
+    recorder: WindowRecorder,
+    heartbeat: Heartbeat,
+    min_duration_s: float,
+    outputs_hash: str,
+) -> list[Note]:
+    reason = engine.split_obstacle(requests)
+    if reason is not None:
+        return [Note("decode_not_split", f"decode was not measured apart from prefill: {reason}")]
+
+    def border(name: str) -> AbstractContextManager[object]:
+        heartbeat.tick()
+        return recorder.window(name, engine)
+
+    hashes: set[str] = set()
+    started = time.monotonic()
+    with heartbeat.working():
+        while not hashes or time.monotonic() - started < min_duration_s:
+            engine.reset()
+            hashes.add(token_hash(engine.generate_in_phases(requests, border)))
+    if hashes != {outputs_hash}:
+        return [Note("decode_outputs_differ", "the split windows produced other tokens than the measure window")]
+    return []
 
 
 def _repeat(index: int, done: Pass) -> Repeat:

@@ -6,7 +6,7 @@ talks to it over a socket, in JSON lines, one request at a time:
     pytest: {"can_serve": JOB_DIR}     is the loaded engine one for this job?
     worker: {"obstacle": null | "..."}
     pytest: {"job_dir": JOB_DIR}       with the job's log as file descriptor
-    worker: {"code": N}                as `entry.work` returns it
+    worker: {"code": N}                as `entry.run_job` returns it
 
 It ends, and unloads the engine, when the other end of the socket closes or a job fails.
 """
@@ -25,7 +25,7 @@ from pytest_llem.worker.engine_slot import EngineSlot
 
 def serve(channel: socket.socket, *, start_method: str, isolation: str) -> int:
     """Serve jobs from the socket until it closes; the exit code of the last one."""
-    from pytest_llem.worker.entry import work
+    from pytest_llem.worker.entry import run_job
 
     slot = EngineSlot(keeps=True)
     code = 0
@@ -43,7 +43,7 @@ def serve(channel: socket.socket, *, start_method: str, isolation: str) -> int:
                 os.dup2(log, 2)
                 os.close(log)
             job_dir = JobDir(Path(request["job_dir"]))
-            code = work(job_dir, job_dir, start_method=start_method, isolation=isolation, slot=slot)
+            code = run_job(job_dir, job_dir, start_method=start_method, isolation=isolation, slot=slot)
             sys.stdout.flush()
             sys.stderr.flush()
             send(channel, {"code": code})

@@ -1,50 +1,153 @@
-"""Recording windows: their edges on the clock, taken while the engine is quiet."""
+"""The windows of a cycle: their edges, the meter that marks them, and the padding around them.
+
+Used by the cycle, and by its phase windows. Padding exists because a GPU's energy counter steps about every 100 ms: its
+value at an edge is known far better where power is steady around the edge (docs/energy.md).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.engines.protocol import Engine
+from pytest_llem.errors import MeterError
 from pytest_llem.job.events import EventLog
-from pytest_llem.job.measurement import Window
+from pytest_llem.job.job import Job
+from pytest_llem.job.measurement import EnergyReport, Window
+from pytest_llem.job.report import Note
+
+SHORT_WINDOW_S = 3.0
+"""Chosen: see tests/benchmarks/energy_accuracy.py. From here on same-load padding bounds an edge to about 0.1 %."""
+
+IDLE_STEPS = 5
+"""Chosen: `window_edges.fit` can tell a drift of idle power from five counter steps on."""
+
+SAME_LOAD_STEPS = 2
+"""Chosen: interpolation at an edge needs one whole interval of the same load beyond it, at any phase of the counter."""
+
+ASSUMED_PERIOD_S = 0.1
+"""Update period of the energy counter on A100 and H100 (arXiv 2312.02741), assumed without calibration."""
+
+MAX_IDLE_S = 3.0
+"""Chosen: the most idle time that is spent on each side, whatever period calibration found."""
+
+MAX_UNMEASURED_REPEAT_S = 5.0
+"""Chosen: same-load padding runs whole repeats, and longer ones cost more than idle padding's half a second."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What happens for `seconds` on each side of a window.
+
+    `idle`: the device rests, confirmed synchronised. `same_load`: the measured load runs unmeasured. `none`: nothing.
+    """
+
+    kind: Literal["idle", "same_load", "none"]
+    seconds: float
+
+
+NO_PADDING = Padding("none", 0.0)
+
+
+def choose_padding(
+    window_s: float, period_s: float, *, can_synchronise: bool = True, repeat_s: float | None = None
+) -> Padding:
+    """The padding that pays for a window of about this length, read from a counter that steps every `period_s`.
+
+    Idle padding costs time and gives exact edges: it is for windows under `SHORT_WINDOW_S`, and needs an engine that
+    can be synchronised. Longer windows lose little at an edge inside the load, and clocks and temperature stay those of
+    the load. `repeat_s` is the duration of one repeat, where known.
+    """
+    too_long = repeat_s is not None and repeat_s > MAX_UNMEASURED_REPEAT_S
+    if can_synchronise and (window_s < SHORT_WINDOW_S or too_long):
+        return Padding("idle", idle_padding_s(period_s))
+    return NO_PADDING if too_long else Padding("same_load", SAME_LOAD_STEPS * period_s)
+
+
+def idle_padding_s(period_s: float) -> float:
+    """How long the device rests on each side of a window with idle padding, in seconds."""
+    return min(MAX_IDLE_S, IDLE_STEPS * period_s)
+
+
+class Metering:
+    """The meter of a cycle, started and stopped exactly once, also when the cycle fails; or no meter."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self.meter = meter
+        self.notes: list[Note] = []
+        self._running = False
+        if meter is not None:
+            meter.start()
+            self._running = True
+
+    def period_s(self, job: Job) -> float | None:
+        """The period of the metered counter's steps in seconds; `None` where padding would gain nothing."""
+        if job.devices.kind != "cuda" or job.meter.name == "none":
+            return None
+        if self.meter is None:
+            # It runs on the host: only its name is known here, and an image may lack what importing it needs.
+            return ASSUMED_PERIOD_S if job.meter.name in ("auto", "nvml") else None
+        if not self.meter.steps_visibly:
+            return None
+        return max((known.period_ns / 1e9 for known in self.meter.calibrations()), default=ASSUMED_PERIOD_S)
+
+    def report(self, recorder: WindowRecorder) -> EnergyReport | None:
+        """Stop the meter and account the recorded windows; `None` without a meter."""
+        if self.meter is None or not self._running:
+            return None
+        self._running = False
+        return self.meter.stop(recorder.windows)
+
+    def abandon(self) -> None:
+        """Stop a meter that still runs after a failure, and discard its report.
+
+        An error of the meter is ignored, because the first failure is the one to report: an engine that kills all
+        children of this process has killed the sampler as well.
+        """
+        if self.meter is not None and self._running:
+            self._running = False
+            with suppress(MeterError):
+                self.meter.stop(())
+
+    def power_w(self) -> float | None:
+        """The meter's latest power in watts."""
+        return self.meter.power_w() if self.meter is not None else None
 
 
 @dataclass
 class OpenWindow:
-    """What the body of a window can say about it."""
+    """What the body of a window may state about it."""
 
     repeats: int | None = None
 
 
 class WindowRecorder:
-    """Opens and closes windows, and tells the receiver of the events about them.
+    """Opens and closes windows, and emits an event for each edge.
 
-    At each edge the engine is brought to rest first, so that work never crosses an edge. One that could not synchronise
-    at the first edge has only its requests to drain, which have ended: asking it takes time that is not part of the
-    window, and comes after the last edge.
+    At each edge the engine is brought to rest first, so that no work crosses an edge. An engine that could not
+    synchronise at the first edge is drained only after the last one, because draining takes time that does not belong
+    to the window.
 
-    `quiet_s` is how long the device is left alone on each side of a window that asks for it: an energy counter that
-    ticks every 100 ms is read far better with quiet around the window. Only an engine that answers `synchronized` is
-    quiet: one that has drained its requests may still be at work.
+    `idle_s` is how long the device rests on each side of a window with idle padding. Only an engine that answers
+    `synchronized` counts as idle: one that has drained its requests may still be working.
     """
 
-    def __init__(self, events: EventLog, meter: Meter | None, quiet_s: float) -> None:
+    def __init__(self, events: EventLog, meter: Meter | None, idle_s: float) -> None:
         self.windows: list[Window] = []
         self._events = events
         self._meter = meter
-        self._quiet_s = quiet_s
-        self._quiet_since_ns: int | None = None
+        self._idle_s = idle_s
 
     @contextmanager
-    def window(self, name: str, engine: Engine | None = None, *, quiet_sides: bool = False) -> Iterator[OpenWindow]:
+    def window(self, name: str, engine: Engine | None = None, *, idle_padding: bool = False) -> Iterator[OpenWindow]:
         """One window around the body; nothing is recorded when the body raises."""
         index = sum(window.name == name for window in self.windows)
         synchronises = engine is None or engine.quiesce() == "synchronized"
-        quiet_before_s = self._rest(synchronises, quiet_sides)
+        before_s = self._rest() if idle_padding and synchronises else None
         self._events.emit("window_begin", name, index=index)
         opened = OpenWindow()
         start_ns = self._mark()
@@ -54,30 +157,16 @@ class WindowRecorder:
         self._events.emit("window_end", name, index=index, start_ns=start_ns, end_ns=end_ns)
         if engine is not None and not synchronises:
             engine.quiesce()
-        quiet_after_s: float | None = None
-        self._quiet_since_ns = end_ns if synchronised else None
-        if quiet_sides and synchronised:
-            quiet_after_s = self._wait()
-        self.windows.append(Window(name, start_ns, end_ns, index, quiet_before_s, quiet_after_s, opened.repeats))
+        after_s = self._rest(end_ns) if idle_padding and synchronised else None
+        self.windows.append(Window(name, start_ns, end_ns, index, before_s, after_s, opened.repeats))
 
-    def busy(self) -> None:
-        """Say that the device is about to work outside of any window."""
-        self._quiet_since_ns = None
-
-    def _rest(self, synchronised: bool, quiet_sides: bool) -> float | None:
-        if not synchronised:
-            self._quiet_since_ns = None
+    def _rest(self, since_ns: int | None = None) -> float | None:
+        """Let the device rest; returns for how long it has, in seconds, since now or an earlier time."""
+        if self._idle_s <= 0:
             return None
-        if not quiet_sides:
-            return None
-        self._quiet_since_ns = time.monotonic_ns()
-        return self._wait()
-
-    def _wait(self) -> float | None:
-        if self._quiet_s <= 0 or self._quiet_since_ns is None:
-            return None
-        time.sleep(self._quiet_s)
-        return (time.monotonic_ns() - self._quiet_since_ns) / 1e9
+        since_ns = time.monotonic_ns() if since_ns is None else since_ns
+        time.sleep(self._idle_s)
+        return (time.monotonic_ns() - since_ns) / 1e9
 
     def _mark(self) -> int:
         return self._meter.mark() if self._meter is not None else time.monotonic_ns()

@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pytest_llem import energy
-from pytest_llem.energy import calibration
+from pytest_llem.energy import calibration, registry
 from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.sampler_client import SamplerProcess
@@ -129,7 +128,7 @@ def run_case(
         if peer.absent is not None:
             print(f"  skipped: {peer.absent}", file=sys.stderr)
     running = [peer for peer in running if peer.absent is None]
-    meter = energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu.uuid.decode(),)), directory)
+    meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu.uuid.decode(),)), directory)
     assert meter is not None
     try:
         return measure(case, plan, gpu, side_s(known), meter, running)
@@ -221,7 +220,7 @@ def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
     os.environ.update(simulation.environment())
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
     calibration.save(true_calibration(simulation, simulation.gpus[0]))
-    meter = energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), directory)
+    meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), directory)
     assert isinstance(meter, NvmlMeter)
     meter.start()
     pid = int(str(meter.sampler_pid))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.job.measurement import Window
-from pytest_llem.worker.padding import sides_for
+from pytest_llem.worker.windows import ASSUMED_PERIOD_S, idle_padding_s
 from tests.simulated_nvml.simulation import Gpu, Simulation
 
 IDLE_W = 110.0
@@ -143,4 +143,4 @@ def true_calibration(simulation: Simulation, gpu: Gpu) -> Calibration:
 
 def side_s(known: Calibration | None) -> float:
     """What a cycle leaves on each side of a window with a counter of which this is known."""
-    return sides_for("nvml", 0.0, () if known is None else (known,)).seconds
+    return idle_padding_s(ASSUMED_PERIOD_S if known is None else known.period_ns / 1e9)

@@ -17,6 +17,7 @@ import pytest
 from pytest_llem.containers import host_meter
 from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, load_job
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.docker
 Event = dict[str, JsonValue]
 
 
-class CountingMeter:
+class CountingMeter(Meter):
     """Stands in for RAPL, which this machine may not have: says when it was read, and for what."""
 
     name: ClassVar[str] = "rapl"
@@ -45,9 +46,6 @@ class CountingMeter:
     def mark(self) -> int:
         self.marks.append(time.monotonic_ns())
         return self.marks[-1]
-
-    def power_w(self) -> float | None:
-        return None
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         self.windows = tuple(windows)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import energy
+from pytest_llem.energy import registry
 from pytest_llem.energy.nvml_meter import NvmlMeter
 from pytest_llem.engines import open_engine
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
@@ -92,7 +92,7 @@ def test_the_sampler_does_not_slow_token_generation(
     engine.prepare(config, DeviceSet("cuda", (gpu_uuid,)) if on_gpu else DeviceSet("cpu"))
     engine.load()
     requests = build_workload(config.workload, engine.tokenizer()).requests
-    meter = energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu_uuid,)), tmp_path)
+    meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu_uuid,)), tmp_path)
     assert isinstance(meter, NvmlMeter)
     meter.start()
     assert meter.sampler_pid is not None

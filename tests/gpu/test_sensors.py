@@ -13,8 +13,7 @@ from statistics import fmean, median, stdev
 import pynvml
 import pytest
 
-from pytest_llem import energy
-from pytest_llem.energy import doctor, nvml_devices
+from pytest_llem.energy import doctor, nvml_devices, registry
 from pytest_llem.energy.calibrate import Load, calibrate, slope_w
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.nvml_meter import NvmlMeter
@@ -42,7 +41,7 @@ def calibrated(gpu_uuid: str, results: list[str], request: pytest.FixtureRequest
 
 
 def opened(gpu_uuid: str, out_dir: Path) -> NvmlMeter:
-    meter = energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu_uuid,)), out_dir)
+    meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda", (gpu_uuid,)), out_dir)
     assert isinstance(meter, NvmlMeter)
     meter.start()
     return meter

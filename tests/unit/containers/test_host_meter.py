@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from pytest_llem.containers.host_meter import HostMeter, clock_difference
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.engines.protocol import Capabilities
 from pytest_llem.job.events import clock_facts
 from pytest_llem.job.job import JobDir
@@ -25,7 +26,7 @@ from pytest_llem.job.measurement import (
 )
 
 
-class CountingMeter:
+class CountingMeter(Meter):
     name: ClassVar[str] = "rapl"
 
     def __init__(self) -> None:
@@ -38,9 +39,6 @@ class CountingMeter:
     def mark(self) -> int:
         self.marks += 1
         return 0
-
-    def power_w(self) -> float | None:
-        return None
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         assert self.windows is None, "stopped twice"

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llem import energy
-from pytest_llem.energy import calibration
+from pytest_llem.energy import calibration, registry
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 from pytest_llem.job.measurement import EnergyReport, Window
@@ -59,7 +58,7 @@ class Cycle:
         settings: MeterSettings | None = None,
         server: ServerProcess | None = None,
     ) -> None:
-        meter = energy.open_meter(settings or MeterSettings("nvml"), devices, out_dir, server)
+        meter = registry.open_meter(settings or MeterSettings("nvml"), devices, out_dir, server)
         assert meter is not None
         self.meter = meter
         self.meter.start()

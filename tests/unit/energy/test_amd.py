@@ -19,10 +19,10 @@ needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is
 CYCLE = """
 import json, sys, time
 from pathlib import Path
-from pytest_llem import energy
+from pytest_llem.energy import registry
 from pytest_llem.job.measurement import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
-meter = energy.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
+meter = registry.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
 meter.start()
 time.sleep(0.3)
 start = meter.mark()

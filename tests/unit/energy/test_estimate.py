@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem import energy
-from pytest_llem.energy.watts import thread_power
+from pytest_llem.energy import registry
+from pytest_llem.energy.cpu_estimate_meter import thread_power
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 from pytest_llem.job.measurement import Window
 
@@ -19,8 +20,8 @@ def burn(seconds: float) -> None:
         pass
 
 
-def opened(tmp_path: Path, server: ServerProcess | None = None) -> energy.Meter:
-    meter = energy.open_meter(MeterSettings("estimate"), DeviceSet("cpu"), tmp_path, server)
+def opened(tmp_path: Path, server: ServerProcess | None = None) -> Meter:
+    meter = registry.open_meter(MeterSettings("estimate"), DeviceSet("cpu"), tmp_path, server)
     assert meter is not None
     meter.start()
     return meter

@@ -10,11 +10,11 @@ import pytest
 
 from pytest_llem.energy import window_edges as quiet
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.estimators import combined, from_counter, from_power
+from pytest_llem.energy.estimators import from_counter, from_power
+from pytest_llem.energy.protocol import combined
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries, ticks_from
 from pytest_llem.job.measurement import Window
-from pytest_llem.worker.padding import sides_for
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -214,17 +214,3 @@ def test_a_wrap_of_32_bits_is_told_from_a_reset() -> None:
     assert wrapped.resets_ns == ()
     assert wrapped.energy_j[-1] - wrapped.energy_j[0] == pytest.approx(30.0)
     assert reset.resets_ns == ((100 * MS, 200 * MS),)
-
-
-@pytest.mark.parametrize(
-    ("meter", "seconds", "synchronise", "kind"),
-    [
-        ("nvml", 0.3, True, "quiet"),
-        ("nvml", 10.0, True, "same_load"),
-        ("nvml", 0.3, False, "same_load"),
-        ("rapl", 0.3, True, "none"),
-        ("estimate", 0.3, True, "none"),
-    ],
-)
-def test_quiet_sides_are_arranged_only_where_they_pay(meter: str, seconds: float, synchronise: bool, kind: str) -> None:
-    assert sides_for(meter, seconds, can_synchronise=synchronise).kind == kind

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem import energy
-from pytest_llem.energy import calibration
+from pytest_llem.energy import calibration, rapl_source, registry
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
@@ -121,7 +120,7 @@ def test_a_meter_named_for_a_cpu_cycle_covers_the_visible_gpus_and_says_so(
 
 
 def test_auto_takes_nvml_for_cuda_devices(machine: Simulation, tmp_path: Path) -> None:
-    meter = energy.open_meter(MeterSettings("auto"), DeviceSet("cuda", uuids(machine)), tmp_path)
+    meter = registry.open_meter(MeterSettings("auto"), DeviceSet("cuda", uuids(machine)), tmp_path)
 
     assert meter is not None
     assert meter.name == "nvml"
@@ -349,7 +348,7 @@ def test_a_driver_that_is_not_loaded_is_an_error_with_a_remedy(machine: Simulati
     machine.machine.init_error = 9
 
     with pytest.raises(MeterError, match="Driver Not Loaded") as caught:
-        energy.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), tmp_path)
+        registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), tmp_path)
 
     assert caught.value.fix is not None
     assert "modprobe" in caught.value.fix
@@ -373,11 +372,10 @@ def test_idle_power_is_reported_with_its_bound_and_conditions(machine: Simulatio
 def test_host_energy_is_kept_beside_the_gpus_and_never_added(
     machine: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_llem.energy import powercap
     from tests.unit.energy.powercap_tree import PowercapTree
 
     tree = PowercapTree(tmp_path / "powercap")
-    monkeypatch.setenv(powercap.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
     cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
     cycle.quiet()
     start = cycle.meter.mark()
@@ -414,8 +412,8 @@ def test_the_sampler_ends_when_its_parent_is_killed(machine: Simulation, tmp_pat
     """Also when a child of the parent, forked without exec, still holds the sampler's pipe open."""
     code = (
         "import os, sys, time; from pathlib import Path\n"
-        "from pytest_llem import energy; from pytest_llem.job.job import DeviceSet, MeterSettings\n"
-        f"meter = energy.open_meter(MeterSettings('nvml'), DeviceSet('cuda'), Path({str(tmp_path)!r}))\n"
+        "from pytest_llem.energy import registry; from pytest_llem.job.job import DeviceSet, MeterSettings\n"
+        f"meter = registry.open_meter(MeterSettings('nvml'), DeviceSet('cuda'), Path({str(tmp_path)!r}))\n"
         "meter.start()\n"
         "child = os.fork()\n"
         "if child: print(meter._sampler.pid, child, flush=True)\n"

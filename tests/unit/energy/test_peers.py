@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pytest_llem
-from pytest_llem import energy
+from pytest_llem.energy import registry
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from tests.simulated_nvml.simulation import Simulation
@@ -21,12 +21,12 @@ PYTHON = os.environ.get("LLEM_PEERS_PYTHON", sys.executable)
 CYCLE = """
 import json, sys, time
 from pathlib import Path
-from pytest_llem import energy
+from pytest_llem.energy import registry
 from pytest_llem.job.wire import encode
 from pytest_llem.job.measurement import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
 name, out, uuid = sys.argv[1:]
-meter = energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cuda", (uuid,)), Path(out))
+meter = registry.open_meter(MeterSettings(name, explicit=True), DeviceSet("cuda", (uuid,)), Path(out))
 meter.start()
 start = meter.mark()
 time.sleep(0.5)
@@ -66,11 +66,11 @@ def test_a_peer_measures_the_gpu_as_it_always_does(simulation: Simulation, tmp_p
 
 @pytest.mark.parametrize("name", ["zeus", "codecarbon"])
 def test_a_peer_that_is_not_installed_is_an_error_with_the_command(tmp_path: Path, name: str) -> None:
-    status = next(status for status in energy.available_meters() if status.name == name)
+    status = next(status for status in registry.available_meters() if status.name == name)
     if status.available:
         pytest.skip(f"{name} is installed here")
 
     with pytest.raises(MeterError) as caught:
-        energy.open_meter(MeterSettings(name, explicit=True), DeviceSet("cpu"), tmp_path)
+        registry.open_meter(MeterSettings(name, explicit=True), DeviceSet("cpu"), tmp_path)
 
     assert caught.value.fix == f"pip install 'pytest-llem[{name}]'"

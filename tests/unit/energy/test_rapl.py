@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem import energy
-from pytest_llem.energy import powercap
+from pytest_llem.energy import rapl_source, registry
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.rapl_meter import DomainSeries, obstacle
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
@@ -17,12 +17,12 @@ from tests.unit.energy.powercap_tree import PowercapTree
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PowercapTree:
-    monkeypatch.setenv(powercap.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
     return PowercapTree(tmp_path / "powercap", range_uj=1_000_000)
 
 
-def opened(tmp_path: Path, name: str = "rapl") -> energy.Meter:
-    meter = energy.open_meter(MeterSettings(name), DeviceSet("cpu"), tmp_path)
+def opened(tmp_path: Path, name: str = "rapl") -> Meter:
+    meter = registry.open_meter(MeterSettings(name), DeviceSet("cpu"), tmp_path)
     assert meter is not None
     meter.start()
     return meter
@@ -77,7 +77,7 @@ def test_wraps_between_the_edges_are_seen_by_the_sampler_process(tree: PowercapT
 
 
 def test_an_edge_outside_the_readings_gives_no_energy() -> None:
-    domain = powercap.Domain("package-0", "cpu", "unused", 1_000_000)
+    domain = rapl_source.Domain("package-0", "cpu", "unused", 1_000_000)
     series = DomainSeries(domain, (1_000_000_000, 2_000_000_000), (5.0, 25.0))
 
     assert series.between(500_000_000, 1_500_000_000) is None
@@ -85,28 +85,27 @@ def test_an_edge_outside_the_readings_gives_no_energy() -> None:
 
 
 def test_an_edge_between_readings_is_interpolated_and_its_bound_covers_any_power_shape() -> None:
-    domain = powercap.Domain("package-0", "cpu", "unused", 1_000_000)
+    domain = rapl_source.Domain("package-0", "cpu", "unused", 1_000_000)
     series = DomainSeries(domain, (0, 1_000_000_000, 2_000_000_000), (0.0, 10.0, 30.0))
 
     found = series.between(0, 1_500_000_000)
 
     assert found is not None
-    energy_j, bound_j, _ = found
-    assert energy_j == pytest.approx(20.0)
-    assert bound_j >= 10.0
+    assert found.energy_j == pytest.approx(20.0)
+    assert found.uncertainty_j >= 10.0
 
 
 def test_auto_takes_rapl_where_it_is_readable(tree: PowercapTree, tmp_path: Path) -> None:
-    meter = energy.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
+    meter = registry.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
 
     assert meter is not None
     assert meter.name == "rapl"
 
 
 def test_auto_falls_back_to_the_estimate_without_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(powercap.ROOT_VARIABLE, str(tmp_path / "absent"))
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "absent"))
 
-    meter = energy.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
+    meter = registry.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
 
     assert meter is not None
     assert meter.name == "estimate"
@@ -115,10 +114,10 @@ def test_auto_falls_back_to_the_estimate_without_counters(tmp_path: Path, monkey
 def test_rapl_by_name_without_counters_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(powercap.ROOT_VARIABLE, str(tmp_path / "absent"))
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "absent"))
 
     with pytest.raises(MeterError, match="no RAPL counters") as caught:
-        energy.open_meter(MeterSettings("rapl"), DeviceSet("cpu"), tmp_path)
+        registry.open_meter(MeterSettings("rapl"), DeviceSet("cpu"), tmp_path)
 
     assert caught.value.fix is not None
     assert "modprobe" in caught.value.fix
@@ -128,7 +127,7 @@ def test_rapl_by_name_without_counters_is_an_error_with_a_remedy(
 def test_unreadable_counters_are_an_error_with_the_exact_command(tree: PowercapTree) -> None:
     (tree.package / "energy_uj").chmod(0o000)
 
-    found = obstacle(powercap.domains())
+    found = obstacle(rapl_source.domains())
 
     assert found is not None
     assert found.fix is not None

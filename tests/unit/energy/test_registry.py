@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem import energy
+from pytest_llem.energy import registry
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
 
 
 def test_none_measures_nothing(tmp_path: Path) -> None:
-    assert energy.open_meter(MeterSettings("none"), DeviceSet("cpu"), tmp_path) is None
+    assert registry.open_meter(MeterSettings("none"), DeviceSet("cpu"), tmp_path) is None
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(MeterError, match="unknown meter 'wattmeter'") as caught:
-        energy.open_meter(MeterSettings("wattmeter"), DeviceSet("cpu"), tmp_path)
+        registry.open_meter(MeterSettings("wattmeter"), DeviceSet("cpu"), tmp_path)
 
     assert caught.value.fix is not None
-    for name in energy.known_meters():
+    for name in registry.known_meters():
         assert name in caught.value.fix
 
 
 def test_every_known_meter_says_whether_it_works_here() -> None:
-    statuses = energy.available_meters()
+    statuses = registry.available_meters()
 
-    assert [status.name for status in statuses] == list(energy.known_meters())
+    assert [status.name for status in statuses] == list(registry.known_meters())
     assert next(status for status in statuses if status.name == "estimate").available
     for status in statuses:
         assert status.available or status.message

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pytest_llem.energy.protocol import Meter
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
@@ -123,7 +124,7 @@ class ScriptedEngine(Engine):
         self.calls.append("shutdown")
 
 
-class RecordingMeter:
+class RecordingMeter(Meter):
     name: ClassVar[str] = "recording"
 
     def __init__(self) -> None:

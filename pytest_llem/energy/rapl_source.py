@@ -1,19 +1,25 @@
-"""RAPL counters as the kernel's powercap tree shows them.
+"""RAPL counters through the kernel's powercap tree, and the sampler's source that reads them.
 
 Layout and units: Documentation/power/powercap/powercap.rst of the Linux kernel (`energy_uj` in microjoules, wraps at
-`max_energy_range_uj`). Standard library only and cheap to import, because the sampler process reads it.
+`max_energy_range_uj`). The sampler process imports it: standard library only, no dataclasses.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_llem.energy.readings import Sample, SampleWriter
+
 ROOT_VARIABLE = "LLEM_POWERCAP_ROOT"
 DEFAULT_ROOT = Path("/sys/class/powercap")
 CONTROL_TYPES = ("intel-rapl:", "intel-rapl-msr:")
+
+RAPL_PERIOD_NS = 100_000_000
+"""Chosen: a counter wraps after a minute at the earliest (Intel SDM volume 3B, section 15.10), so no wrap is missed."""
 
 
 class Domain(NamedTuple):
@@ -64,6 +70,42 @@ def unwrapped(values: Sequence[int], range_uj: int) -> list[int]:
         previous = value
         found.append(total)
     return found
+
+
+class RaplSource:
+    """One RAPL domain, read ten times a second."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.due_ns = time.monotonic_ns()
+        self.known_until_ns = 0.0
+        self._domain = domain
+        self._previous: tuple[int, int] | None = None
+        self._power_w: float | None = None
+
+    def poll(self, writer: SampleWriter) -> None:
+        """Read the counter, and the mean power since the reading before."""
+        begin = time.monotonic_ns()
+        self.due_ns = begin + RAPL_PERIOD_NS
+        try:
+            value = read_uj(self._domain)
+        except OSError as problem:
+            writer.event(begin, "error", device=self._domain.id, message=str(problem), code=problem.errno)
+            return
+        t_ns = (begin + time.monotonic_ns()) // 2
+        if self._previous is not None:
+            step = (value - self._previous[1]) % self._domain.range_uj
+            self._power_w = step * 1e3 / (t_ns - self._previous[0])
+        self._previous = (t_ns, value)
+        self.known_until_ns = t_ns
+        writer.sample(Sample(t_ns, self._domain.id, power_w=self._power_w, counter_mj=value / 1e3))
+
+    def power_w(self) -> float | None:
+        """Mean power between the last two readings; `None` for DRAM."""
+        return self._power_w if self._domain.kind == "cpu" else None
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Read once more."""
+        self.poll(writer)
 
 
 def _package_number(zone: Path) -> str | None:

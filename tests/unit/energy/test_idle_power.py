@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.idle_reuse import MAX_AGE_S, Conditions, usable, why_not
+from pytest_llem.energy.idle_power import MAX_AGE_S, mismatch, usable
+from pytest_llem.energy.protocol import Conditions
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import Measurement, write_measurement
-from pytest_llem.machine.idle_power_cache import keep, lend
+from pytest_llem.machine import idle_power_cache
 from pytest_llem.results.schema import Energy
 from pytest_llem.results.sections.energy import Work, derive_energy
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import IDLE_W, uuids
-from tests.unit.worker.scripted import make_job, run
-from tests.unit.worker.test_cycle_sides import GpuEngine, engine
+from tests.unit.worker.scripted import RecordingMeter, make_job, run
+from tests.unit.worker.test_cycle_padding import GpuEngine, engine
 
 __all__ = ["engine"]
 
@@ -32,10 +33,10 @@ def one_cycle(simulation: Simulation, run_dir: Path, name: str, reuse: str = "ma
     )
     job_dir = JobDir(run_dir / name)
     job_dir.path.mkdir()
-    job = lend(job, job_dir, run_dir, RUNNER)
+    job = idle_power_cache.lend(job, job_dir, run_dir, RUNNER)
     measurement = run(job, job_dir.path)
     write_measurement(job_dir.measurement, measurement)
-    keep(job, job_dir, run_dir, RUNNER)
+    idle_power_cache.keep(job, job_dir, run_dir, RUNNER)
     return measurement
 
 
@@ -77,7 +78,7 @@ def test_by_default_every_cycle_measures_its_own_and_lends_nothing(
     job = make_job()
 
     assert job.config.measurement.idle.reuse == "never"
-    assert lend(job, job_dir, tmp_path, RUNNER) is job
+    assert idle_power_cache.lend(job, job_dir, tmp_path, RUNNER) is job
     one_cycle(simulation, tmp_path, "only", "never")
     assert not (tmp_path / ".idle-power").exists()
 
@@ -102,13 +103,14 @@ NOW = Conditions(110.0, 40.0, 1980.0, "580.1")
 def test_a_reference_holds_within_stated_bounds_only(
     reference: IdleReference, now: Conditions | None, reason: str | None
 ) -> None:
-    found = why_not(reference, now)
+    found = mismatch(reference, now)
 
     assert (found is None) if reason is None else (found is not None and reason in found)
 
 
-class Conditioned:
+class Conditioned(RecordingMeter):
     def __init__(self, now: Conditions | None) -> None:
+        super().__init__()
         self._now = now
 
     def conditions(self) -> Conditions | None:
@@ -121,7 +123,7 @@ def test_what_present_power_differs_by_is_in_the_uncertainty(power_w: float, unc
 
     assert found is not None
     assert found.uncertainty_w == pytest.approx(uncertainty_w, rel=0.02)
-    assert usable(REFERENCE, object()) is None
+    assert usable(REFERENCE, RecordingMeter()) is None
 
 
 @pytest.mark.parametrize(
@@ -131,17 +133,16 @@ def test_what_present_power_differs_by_is_in_the_uncertainty(power_w: float, unc
 def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[str, object], shared: bool) -> None:
     from pytest_llem.job.files import write_json
     from pytest_llem.job.wire import encode
-    from pytest_llem.machine import idle_power_cache as idle_references
 
     settings = MeasurementSettings(0.1, idle=IdleSettings(reuse="matching"))
     job = dataclasses.replace(make_job(measurement=settings), devices=DeviceSet("cuda", ("GPU-1",)))
-    record = idle_references._record(job, tmp_path, RUNNER)
+    record = idle_power_cache._record(job, tmp_path, RUNNER)
     record.parent.mkdir()
     write_json(record, encode(REFERENCE))
     if "workload" in change:
         change = {"workload": dataclasses.replace(job.config.workload, prompts=job.config.workload.prompts + 1)}
     other: Job = dataclasses.replace(job, config=dataclasses.replace(job.config, **change))  # type: ignore[arg-type]
 
-    lent = lend(other, JobDir(tmp_path / "job"), tmp_path, RUNNER)
+    lent = idle_power_cache.lend(other, JobDir(tmp_path / "job"), tmp_path, RUNNER)
 
     assert (lent.idle_reference == REFERENCE) is shared

@@ -1,4 +1,4 @@
-"""Real cycles on simulated GPUs: what happens on both sides of the measure window, and that its energy is right."""
+"""Real cycles on simulated GPUs: the padding of the measure window, and that its energy is right."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.energy.registry import meter_class
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
+from pytest_llem.worker.windows import choose_padding
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
@@ -100,7 +102,7 @@ def test_an_engine_that_is_not_synchronised_is_never_taken_for_quiet(
 def test_a_long_window_lies_inside_the_same_load(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.15)
+    monkeypatch.setattr("pytest_llem.worker.windows.SHORT_WINDOW_S", 0.15)
 
     measurement = cycle(simulation, tmp_path, min_duration_s=0.3)
 
@@ -118,11 +120,11 @@ def test_a_long_window_lies_inside_the_same_load(
     assert "lead" in {e["name"] for e in read_events(tmp_path / "events.jsonl") if e["event"] == "progress"}
 
 
-def test_leads_leave_no_trace_in_what_was_observed(
+def test_unmeasured_repeats_leave_no_trace_in_what_was_observed(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that could not be emptied before the lead-out is no fault of the window."""
-    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.0)
+    monkeypatch.setattr("pytest_llem.worker.windows.SHORT_WINDOW_S", 0.0)
     memory = engine.memory
 
     def then_unknown() -> tuple[()]:
@@ -138,11 +140,11 @@ def test_leads_leave_no_trace_in_what_was_observed(
     assert "prefix_cache_not_reset" not in {note.code for note in measurement.invalid}
 
 
-def test_a_repeat_too_long_to_be_wasted_gets_quiet_sides(
+def test_a_repeat_too_long_to_be_wasted_gets_idle_padding(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_llem.worker.padding.SHORT_WINDOW_S", 0.0)
-    monkeypatch.setattr("pytest_llem.worker.padding.MAX_LEAD_REPEAT_S", 0.01)
+    monkeypatch.setattr("pytest_llem.worker.windows.SHORT_WINDOW_S", 0.0)
+    monkeypatch.setattr("pytest_llem.worker.windows.MAX_UNMEASURED_REPEAT_S", 0.01)
 
     window, _ = measured(cycle(simulation, tmp_path))
 
@@ -150,8 +152,20 @@ def test_a_repeat_too_long_to_be_wasted_gets_quiet_sides(
     assert window.quiet_after_s is not None
 
 
-def test_a_meter_of_the_cpu_arranges_nothing(simulation: Simulation, engine: GpuEngine, tmp_path: Path) -> None:
+def test_a_meter_of_the_cpu_gets_no_padding(simulation: Simulation, engine: GpuEngine, tmp_path: Path) -> None:
     window, _ = measured(cycle(simulation, tmp_path, meter="estimate"))
 
     assert (window.quiet_before_s, window.quiet_after_s) == (None, None)
     assert engine.calls.count("generate") == 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "synchronise", "kind"), [(0.3, True, "idle"), (10.0, True, "same_load"), (0.3, False, "same_load")]
+)
+def test_idle_padding_is_chosen_only_where_it_pays(seconds: float, synchronise: bool, kind: str) -> None:
+    assert choose_padding(seconds, 0.1, can_synchronise=synchronise).kind == kind
+
+
+@pytest.mark.parametrize(("meter", "steps"), [("nvml", True), ("amdsmi", False), ("rapl", False), ("estimate", False)])
+def test_only_a_meter_that_finds_counter_steps_asks_for_padding(meter: str, steps: bool) -> None:
+    assert meter_class(meter, DeviceSet("cuda")).steps_visibly is steps
