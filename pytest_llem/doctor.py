@@ -94,9 +94,9 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
 
     Raises `LlemError` when a GPU does not exist, is in use, or cannot be loaded.
     """
+    from pytest_llem.energy.calibrate import MatmulLoad
     from pytest_llem.energy.calibrate import calibrate as measure
     from pytest_llem.energy.nvml_meter import NvmlMeter
-    from pytest_llem.energy.torch_load import MatmulLoad
     from pytest_llem.machine.leases import device_lease
 
     obstacle = NvmlMeter.obstacle()

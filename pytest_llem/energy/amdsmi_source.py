@@ -1,7 +1,7 @@
-"""The sampler's view of AMD GPUs: one source per device, read through `amdsmi`. Not verified on hardware.
+"""The sampler's sources for AMD GPUs: one per device, read through `amdsmi`. Not verified on hardware.
 
-The accumulator times its resolution is energy in microjoules, updated about every millisecond (AMD SMI documentation,
-`amdsmi_get_energy_count`): so often that readings are made at a fixed distance, and bracketed by that update.
+The sampler process opens them for the meter `amdsmi`. The accumulator times its resolution is energy in microjoules and
+advances about every millisecond (AMD SMI documentation, `amdsmi_get_energy_count`), so it is read at a fixed distance.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
 
 PERIOD_NS = 20_000_000
+"""Chosen: as dense as the fastest NVIDIA counters, at well under 1 % of a core."""
+
 UPDATE_NS = 1_000_000
+"""How old a reading of the accumulator may be (AMD SMI documentation, `amdsmi_get_energy_count`)."""
+
 STATE_PERIOD_NS = 500_000_000
+"""Chosen: as for NVIDIA GPUs (`nvml_source`)."""
+
 PROCESSES_PERIOD_NS = 2_000_000_000
+"""Chosen: as for NVIDIA GPUs (`nvml_source`)."""
+
 RETRY_NS = 1_000_000_000
+"""Chosen: an error is noted once, and a device that recovers is read again within a second."""
 
 
 class AmdSource:
-    """One AMD GPU. What it cannot say is left out; an error is written and the device tried again."""
+    """One AMD GPU. Quantities without a sensor are left out; an error is written, and the device is tried again."""
 
     def __init__(self, amdsmi: Any, handle: object, uuid: str, owners: Sequence[int]) -> None:
         self.due_ns = time.monotonic_ns()
@@ -90,7 +99,7 @@ class AmdSource:
         info = self._optional("amdsmi_get_power_info")
         if not isinstance(info, Mapping):
             return None
-        # Which of the two a generation fills differs; what it does not is "N/A" or 0.
+        # Each generation of boards fills one of the two; the other is "N/A" or 0.
         values = [info.get(name) for name in ("current_socket_power", "average_socket_power")]
         return next((float(value) for value in values if isinstance(value, (int, float)) and value > 0), None)
 

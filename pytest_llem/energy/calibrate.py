@@ -1,4 +1,8 @@
-"""Measuring what a GPU's energy sensors can do, once per GPU and driver: `llem doctor --calibrate`."""
+"""Measures the properties of a GPU's energy sensors, once per GPU and driver: `llem doctor --calibrate`.
+
+`llem doctor` calls it; the meters read the stored calibration. The accuracy of every bound of a calibrated GPU rests on
+it (tests/unit/energy/test_calibrate.py holds it against simulated sensors).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Protocol
+from typing import Any, Protocol
 
 import pynvml
 
@@ -23,32 +28,60 @@ from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import TickSeries, ticks_from
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS
 from pytest_llem.errors import MeterError
+from pytest_llem.job.measurement import Measured
 
 FAST_STEP_NS = 500_000
+"""Chosen: a quarter of the default step, which narrows brackets to 0.5 % of a 100 ms period."""
+
 HARMLESS_REL = 0.005
-"""Fast polling counts as harmless when it changes the counter's slope by less than this."""
+"""Chosen: fast polling counts as harmless if it changes the counter's slope by less, a tenth of the board's gain
+error."""
+
 PART_TIME_SCATTER = 0.15
+"""Chosen: an accumulating counter catches every burst whole, with a scatter of some percent from its brackets; one that
+samples a quarter of the time catches half of the short bursts or fewer."""
+
 LATENCY_READS = 100
+"""Chosen: enough for a median, in a fifth of a second."""
+
 IDLE_PERIODS = 30
+"""Chosen: gives the period to 0.1 % at 0.5 ms of jitter, in three seconds."""
+
 QUIET_PERIODS = 5
+"""Chosen: idle time between bursts, as around a measured window (`worker.windows.IDLE_STEPS`)."""
+
 QUIET_SEEN_PERIODS = 4.5
+"""Chosen: the part of it that tells quiet power, half a period short of the next burst."""
+
 SHORT_BURST_PERIODS = 0.5
+"""Chosen: half a period, so that a part-time counter misses some bursts entirely."""
+
 LONG_BURST_PERIODS = 4.0
+"""Chosen: three whole intervals inside show the burst's power, and the ramp stays a visible share of it."""
+
 SLOPE_PERIODS = 20
+"""Chosen: two seconds give a slope to well below `HARMLESS_REL`."""
+
 SETTLED_PERIODS = 0.2
+"""Chosen: 20 ms at 100 ms, after which a ramp of some milliseconds is over."""
+
 EDGE_NS = 100_000
+"""Chosen: how closely a burst's synchronised edge agrees with the device's own, as `window_edges.EDGE_NS`."""
+
+MATMUL_SIZE = 8192
+"""Chosen: large enough to load every SM; three matrices take 0.4 GB in half precision."""
 
 
 class Load(Protocol):
-    """Something that makes the GPU draw steady power for a while."""
+    """A steady load on one GPU."""
 
     def burst(self, seconds: float) -> tuple[int, int]:
-        """Load the device, synchronised at both ends; returns when that was (CLOCK_MONOTONIC, nanoseconds)."""
+        """Load the device, synchronised at both ends; returns start and end (CLOCK_MONOTONIC, nanoseconds)."""
 
 
 @dataclass(frozen=True)
 class _Burst:
-    """One burst between quiet times: extra energy over the quiet power, in total and at each step inside."""
+    """One burst between quiet times: energy above the quiet power, in total and at each step inside."""
 
     start_ns: int
     end_ns: int
@@ -64,16 +97,16 @@ def calibrate(
     long_bursts: int = 8,
     directory: Path | None = None,
 ) -> Calibration:
-    """Measure one idle GPU's sensors and keep the result; about half a minute on an H100.
+    """Measure one idle GPU's sensors and store the result; about half a minute on an H100, once the load is ready.
 
     `make_load` is called once the GPU is known to be idle. Without it, ramp time and counter type stay unknown, and
-    bounds stay wide. Raises `MeterError` when the GPU has no energy counter or a process uses it.
+    bounds stay wide. Raises `MeterError` if the GPU has no energy counter or a process uses it.
     """
     pynvml.nvmlInit()
     try:
         device = nvml_devices.find([uuid], None)[0]
         _require_idle(device)
-        # A load is a process on the GPU itself, this one: it must not exist before the check.
+        # A load makes this process one that uses the GPU: it must not exist before the check.
         load = make_load() if make_load is not None else None
         latency_ns = _latency_ns(device.handle)
         idle = _sample(device.uuid, lambda period: time.sleep(IDLE_PERIODS * period))
@@ -85,15 +118,15 @@ def calibrate(
             bursts = _bursts(device, load, period_ns, poll_step_ns, (short_bursts, long_bursts))
         counter_type, duty = _counter_type(bursts, period_ns)
         ramp = _ramp(bursts, period_ns) if counter_type == "accumulating" else None
-        found = Calibration(
+        result = Calibration(
             uuid=device.uuid,
             driver=device.driver,
             period_ns=period_ns,
             jitter_ns=jitter_ns,
             call_latency_ns=latency_ns,
             poll_step_ns=poll_step_ns,
-            ramp_ns=ramp[0] if ramp else None,
-            ramp_uncertainty_ns=ramp[1] if ramp else None,
+            ramp_ns=round(ramp.value) if ramp else None,
+            ramp_uncertainty_ns=round(ramp.uncertainty) if ramp else None,
             counter_type=counter_type,
             duty=duty,
             fast_polling_error_rel=fast_error,
@@ -104,8 +137,67 @@ def calibrate(
         raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
     finally:
         pynvml.nvmlShutdown()
-    calibration.save(found, directory)
-    return found
+    calibration.save(result, directory)
+    return result
+
+
+class MatmulLoad:
+    """Half-precision matrix products with torch, back to back, on the CUDA device with this UUID."""
+
+    def __init__(self, uuid: str, size: int = MATMUL_SIZE) -> None:
+        """Allocate the matrices and time a product. Raises `MeterError` without torch, CUDA or that device."""
+        try:
+            torch: Any = import_module("torch")
+        except ImportError:
+            raise MeterError(
+                "calibration under load needs torch",
+                fix="pip install 'pytest-llem[transformers]', or: llem doctor --calibrate --without-load (wide bounds)",
+            ) from None
+        if not torch.cuda.is_available():
+            raise MeterError(
+                "torch sees no CUDA device",
+                fix="install a CUDA build of torch, or: llem doctor --calibrate --without-load (wide bounds)",
+            )
+        wanted = uuid.removeprefix("GPU-")
+        indices = [
+            index
+            for index in range(torch.cuda.device_count())
+            if str(torch.cuda.get_device_properties(index).uuid).removeprefix("GPU-") == wanted
+        ]
+        if not indices:
+            raise MeterError(f"torch does not see {uuid}", fix="check CUDA_VISIBLE_DEVICES")
+        self._torch = torch
+        self._device = torch.device("cuda", indices[0])
+        self._a = torch.randn(size, size, device=self._device, dtype=torch.float16)
+        self._b = torch.randn(size, size, device=self._device, dtype=torch.float16)
+        self._product_s = self._time_one()
+
+    def burst(self, seconds: float) -> tuple[int, int]:
+        """Run for about this long, synchronised at both ends; at most two products are queued ahead."""
+        torch = self._torch
+        torch.cuda.synchronize(self._device)
+        start_ns = time.monotonic_ns()
+        events: list[Any] = []
+        for _ in range(max(1, round(seconds / self._product_s))):
+            torch.matmul(self._a, self._b)
+            event = torch.cuda.Event()
+            event.record()
+            events.append(event)
+            if len(events) > 2:
+                events.pop(0).synchronize()
+        torch.cuda.synchronize(self._device)
+        return start_ns, time.monotonic_ns()
+
+    def _time_one(self) -> float:
+        torch = self._torch
+        for _ in range(3):
+            torch.matmul(self._a, self._b)
+        torch.cuda.synchronize(self._device)
+        begin = time.monotonic_ns()
+        for _ in range(10):
+            torch.matmul(self._a, self._b)
+        torch.cuda.synchronize(self._device)
+        return (time.monotonic_ns() - begin) / 10 / 1e9
 
 
 def _require_idle(device: nvml_devices.Gpu) -> None:
@@ -135,9 +227,10 @@ def _latency_ns(handle: object) -> int:
 
 
 def _period(ticks: TickSeries) -> tuple[int, int]:
-    """The mean distance of two steps, and its standard deviation, in nanoseconds, also where single steps were missed.
+    """The mean interval between two steps and its standard deviation, in nanoseconds, even if single steps were missed.
 
-    Distances of several periods are told by the lower quartile, which is one where not most of the steps were missed.
+    The lower quartile of the intervals is one period unless most steps were missed; longer ones count as multiples of
+    it.
     """
     gaps = [b - a for a, b in pairwise(ticks.closely_bracketed.mid_ns)]
     one = sorted(gaps)[len(gaps) // 4]
@@ -152,7 +245,7 @@ class _Activity(Protocol):
 
 
 def _sample(uuid: str, activity: _Activity, known: Calibration | None = None) -> TickSeries:
-    """Run something while the sampler process watches, and return the counter's steps."""
+    """Run something while the sampler process reads the sensors, and return the counter's steps."""
     with tempfile.TemporaryDirectory(prefix="llem-calibrate-") as name:
         directory = Path(name)
         if known is not None:
@@ -173,7 +266,7 @@ def _sample(uuid: str, activity: _Activity, known: Calibration | None = None) ->
 
 
 def _fast_polling_error(handle: object, period_ns: int, load: Load | None) -> float:
-    """Relative change of the counter's slope when it is read without pause, against gentle reads, on equal power."""
+    """Relative change of the counter's slope under fast reads against slow ones, at equal power."""
     slopes: dict[int, list[float]] = {FAST_STEP_NS: [], 5 * DEFAULT_STEP_NS: []}
     for _ in range(2):
         for step_ns, found in slopes.items():
@@ -186,7 +279,7 @@ def _fast_polling_error(handle: object, period_ns: int, load: Load | None) -> fl
 
 
 def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
-    """The counter's slope over twenty periods in watts, when it is read `step_ns` after each read."""
+    """The counter's slope in watts over `SLOPE_PERIODS`, with a pause of `step_ns` after each read."""
     end_ns = time.monotonic_ns() + SLOPE_PERIODS * period_ns
     steps: list[tuple[int, int]] = []
     previous = None
@@ -215,7 +308,7 @@ def _bursts(
         time.sleep(QUIET_PERIODS * period_s)
         for length in [SHORT_BURST_PERIODS] * short + [LONG_BURST_PERIODS] * long:
             edges.append(load.burst(length * period_s))
-            # A random share of a period keeps the bursts from falling into step with the counter.
+            # A random share of a period keeps the bursts from synchronising with the counter.
             time.sleep((QUIET_PERIODS + random.random()) * period_s)
 
     ticks = _sample(device.uuid, activity, provisional).closely_bracketed
@@ -225,7 +318,7 @@ def _bursts(
 
 def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:
     first, last = ticks.last_before(start_ns), ticks.first_after(end_ns + round(SETTLED_PERIODS * period_ns))
-    # Quiet lasts five periods: all of it tells its power, so that one step that was seen late says little.
+    # All of the quiet time tells its power, so that one step that was seen late has little weight.
     begin = ticks.first_after(start_ns - round(QUIET_SEEN_PERIODS * period_ns))
     finish = ticks.last_before(end_ns + round(QUIET_SEEN_PERIODS * period_ns))
     if first - begin < 2 or finish - last < 2:
@@ -252,10 +345,10 @@ def _mean_w(ticks: TickSeries, first: int, last: int) -> float:
 
 
 def _counter_type(bursts: Sequence[_Burst], period_ns: int) -> tuple[CounterType, float | None]:
-    """Bursts of half a period at random phase: an accumulating counter always catches them whole.
+    """The counter's type, and its duty if it is part-time, from bursts of half a period at random phase.
 
-    A part-time counter misses some entirely: with a share `duty` of each period looked at, a burst of length D is
-    missed with probability 1 - D / period - duty.
+    An accumulating counter always catches them whole. One that samples a share `duty` of each period misses a burst of
+    length D entirely with probability 1 - D / period - duty.
     """
     short = [b for b in bursts if b.end_ns - b.start_ns < period_ns]
     long = [b for b in bursts if b.end_ns - b.start_ns >= period_ns]
@@ -270,8 +363,8 @@ def _counter_type(bursts: Sequence[_Burst], period_ns: int) -> tuple[CounterType
     return "part_time", min(1.0, max(0.05, 1 - length - missed))
 
 
-def _ramp(bursts: Sequence[_Burst], period_ns: int) -> tuple[int, int] | None:
-    """Time constant of power's fall after load, and its k=2 uncertainty, in nanoseconds.
+def _ramp(bursts: Sequence[_Burst], period_ns: int) -> Measured | None:
+    """Time constant of power's fall after load, in nanoseconds.
 
     Inside a burst the extra energy grows as step * (t - rise); its total is step * (length - rise + fall).
     """
@@ -287,4 +380,4 @@ def _ramp(bursts: Sequence[_Burst], period_ns: int) -> tuple[int, int] | None:
     falls = [b.total_j / step_w - (b.end_ns - b.start_ns) / 1e9 + rise_s for b in long]
     scatter = stdev(t - e / step_w for t, e in points)
     bound_s = 2 * sqrt(stdev(falls) ** 2 / len(falls) + scatter**2 / len(points)) + EDGE_NS / 1e9
-    return round(max(0.0, fmean(falls)) * 1e9), round(bound_s * 1e9)
+    return Measured(max(0.0, fmean(falls)) * 1e9, bound_s * 1e9)

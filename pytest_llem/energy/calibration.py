@@ -1,6 +1,7 @@
-"""What calibration found out about one GPU's sensors, kept per UUID and driver in the user's data directory.
+"""The calibration of one GPU's sensors, stored per UUID and driver in the user's data directory.
 
-Cheap to import, because the sampler process reads it: no dataclasses.
+`calibrate` writes it; meters, the sampler process and `llem doctor` read it. Cheap to import (no dataclasses), because
+the sampler process does; a change of its fields needs a new `VERSION`, which discards what is stored.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Literal, NamedTuple
 CounterType = Literal["accumulating", "part_time", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
 VERSION = 1
+"""Version of the stored file; another one is ignored."""
 
 
 class Calibration(NamedTuple):
     """One GPU's sensors under one driver.
 
-    `period_ns` and `jitter_ns` (standard deviation) are those of the counter's steps, `call_latency_ns` the median of
-    one counter read. Power follows load like `1 - exp(-t / ramp)`: `ramp_ns` and its k=2 uncertainty, `None` where no
-    load was run. A part-time counter samples for `duty` of each period and takes that for the whole. `poll_step_ns` is
-    the shortest distance of two reads that was found not to disturb the counter. `idle_noise_w` is the standard
-    deviation of the power between steps while idle.
+    `period_ns` and `jitter_ns` (standard deviation) describe the counter's steps, `call_latency_ns` is the median
+    duration of one read. Power follows load like `1 - exp(-t / ramp)`: `ramp_ns` with its k=2 uncertainty, `None` if no
+    load was run. A part-time counter samples a share `duty` of each period and extrapolates to the whole (arXiv
+    2312.02741). `poll_step_ns` is the shortest distance of two reads found not to disturb the counter. `idle_noise_w`
+    is the standard deviation of the power between steps while idle.
     """
 
     uuid: str
@@ -43,7 +45,7 @@ class Calibration(NamedTuple):
 
 
 def default_directory() -> Path:
-    """Where calibrations are kept: `LLEM_CALIBRATION_DIR`, else `llem/calibration` in the user's data directory."""
+    """Where calibrations are stored: `LLEM_CALIBRATION_DIR`, else `llem/calibration` in the user's data directory."""
     given = os.environ.get(DIRECTORY_VARIABLE)
     if given:
         return Path(given)
@@ -54,7 +56,7 @@ def default_directory() -> Path:
 
 
 def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
-    """The calibration of this GPU under this driver; `None` where there is none or it is of another version."""
+    """The calibration of this GPU under this driver; `None` if there is none or it has another version."""
     try:
         data = json.loads(path_of(uuid, driver, directory).read_text(encoding="utf-8"))
         found = Calibration(**data)
@@ -64,7 +66,7 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
 
 
 def save(calibration: Calibration, directory: Path | None = None) -> Path:
-    """Keep a calibration, replacing an older one of the same GPU and driver; returns its file."""
+    """Store a calibration, replacing an older one of the same GPU and driver; returns its file."""
     from pytest_llem.job.files import write_json
 
     path = path_of(calibration.uuid, calibration.driver, directory)
@@ -74,6 +76,6 @@ def save(calibration: Calibration, directory: Path | None = None) -> Path:
 
 
 def path_of(uuid: str, driver: str, directory: Path | None = None) -> Path:
-    """The file that keeps a GPU's calibration under a driver, whether it exists or not."""
+    """The file for a GPU's calibration under a driver, whether it exists or not."""
     name = "".join(character if character.isalnum() or character in ".-" else "_" for character in f"{uuid}-{driver}")
     return (directory or default_directory()) / f"{name}.json"

@@ -20,6 +20,7 @@ from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, Win
 from pytest_llem.job.report import Note
 
 JOULES_PER_KWH = 3.6e6
+"""By definition."""
 COUNTRY = "FRA"
 """CodeCarbon requires a country for its emissions, which are not used here; energy does not depend on it."""
 

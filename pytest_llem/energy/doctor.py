@@ -1,4 +1,7 @@
-"""What this machine can measure, and what to do about what it cannot: the energy part of `llem doctor`."""
+"""Findings about this machine's energy sensors and meters, each problem with its fix.
+
+`llem doctor` prints them. They only report: nothing here changes a setting or writes a file.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ NOT_VERIFIED = ("amdsmi",)
 class Finding:
     """One fact about this machine.
 
-    `ok`, something optional that is `absent`, something that makes numbers worse (`warn`), or a `problem`: a meter or
-    an engine that is there and fails.
+    `absent` is something optional, `warn` something that makes figures worse, `problem` a meter or an engine that is
+    installed and fails.
     """
 
     level: Level

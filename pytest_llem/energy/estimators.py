@@ -1,4 +1,8 @@
-"""A device's energy in one window, by the best estimator that its readings support."""
+"""Estimates a device's energy in one window by the best method that its readings support.
+
+`accounting` calls it for every device and window. docs/energy.md describes the methods and the terms of the
+uncertainty; tests/unit/energy/test_coverage.py holds that the bounds cover, so no constant changes without it.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +20,43 @@ from pytest_llem.energy.window_edges import steady_power
 from pytest_llem.job.measurement import Window
 
 PART_TIME_DUTY = 0.25
-"""Share of the time that the sensors of A100 and H100 look at (arXiv 2312.02741): assumed without calibration."""
+"""Share of each period that the power sensors of A100 and H100 sample (arXiv 2312.02741), assumed without
+calibration."""
+
 AVERAGING_S = {"instant": 0.025, "average": 1.0}
-"""What one NVML power reading is a mean over (arXiv 2312.02741)."""
+"""What one NVML power reading is a mean over: 25 ms on A100 and H100 (arXiv 2312.02741), and 1 s for
+`nvmlDeviceGetPowerUsage` on Ampere and newer except GA100 (NVML documentation)."""
+
 SEEN_INTERVALS = 3
-"""So many intervals between steps must lie inside a window for its own power to count as seen."""
+"""Chosen: with so many whole intervals inside a window, at least one shows its highest power unmixed with the
+edges'."""
+
 MIN_STEADY_STEPS = 5
+"""Chosen: as many as `window_edges.fit` needs to tell a drift from a straight course."""
+
 MIN_RESOLUTION_W = 1.0
+"""Chosen: power readings are taken to be rounded to 1 W at least, also where they show no step or a smaller one."""
+
 MIN_DISTINCT = 5
-"""Of fewer distinct power readings the differences are those of the load, not of the sensor."""
+"""Chosen: the differences of fewer distinct power readings are those of the load, not of the sensor."""
+
 SAME_LOAD_REL = 0.2
+"""Chosen: intervals around a window count as the same load while their power is within 20 % of that inside."""
+
 MEAN_SPREAD_REL = 0.2
-"""How much the power at a window's end is taken to differ from its mean where neither was seen on its own."""
+"""Chosen: how much power at a window's end may differ from its mean where neither was seen separately."""
+
 _FEW = {2: 4.53, 3: 2.28, 4: 1.66, 5: 1.44, 6: 1.32, 7: 1.25, 8: 1.20}
-"""Student's t at 95.45 % over 2, for few intervals (JCGM 100:2008, table G.2)."""
+"""Half of Student's t at 95.45 % by the number of intervals (JCGM 100:2008, table G.2), to about 1 %. For two the whole
+swing, to which the scatter is limited, is always the smaller."""
 
 
 def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -> EnergyEstimate | None:
-    """The window's energy from counter steps; `None` when they do not surround it or the counter was reset.
+    """The window's energy from counter steps; `None` if they do not surround it or the counter was reset.
 
-    Sides confirmed quiet give `counter_outer_edge`; otherwise edges are interpolated (`counter_interpolated`), or,
-    where the steps around an edge were not bracketed, the difference of the readings outside (`counter_difference`).
+    With idle padding on both sides the method is `counter_outer_edge`; otherwise the counter is interpolated at the
+    edges (`counter_interpolated`), or, where the steps around an edge were not bracketed, it is the difference of the
+    readings outside (`counter_difference`).
     """
     if window.end_ns <= window.start_ns:
         return None
@@ -64,8 +84,9 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
 
 
 def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | None:
-    """The energy of a window in which power was steady, such as idle: its mean between the steps inside, times its
-    length. Work that borders on it has no part in that. `None` with fewer than five steps, or without an even course.
+    """The energy of a window of steady power, such as idle: mean power between the steps inside, times its length.
+
+    Work that borders on the window has no influence. `None` with fewer than five steps, or where power was not steady.
     """
     close = ticks.closely_bracketed
     inside = [i for i in range(len(close)) if window.start_ns <= close.low_ns[i] and close.high_ns[i] <= window.end_ns]
@@ -79,11 +100,11 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | N
 
 
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> EnergyEstimate | None:
-    """The window's energy as the time integral of power readings, each a mean over `averaging_s` before it.
+    """The window's energy as the time integral of power readings, each a mean over the `averaging_s` before it.
 
     `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings, and
-    `resolution` what steady readings all round off alike (a uniform error of half a step, k=2). `None` when the
-    readings do not surround the window.
+    `resolution` the rounding that steady readings share (uniform, half a step, k=2). `None` if the readings do not
+    surround the window.
     """
     series = [(sample.t_ns, sample.power_w) for sample in samples if sample.power_w is not None]
     first = max((i for i, (t, _) in enumerate(series) if t <= window.start_ns), default=None)
@@ -110,7 +131,7 @@ def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) ->
 
 
 def _resolution_w(powers: Sequence[float]) -> float:
-    """The step in which a sensor states power: the smallest difference of its readings, where they are many enough."""
+    """The step in which a sensor states power: the smallest difference of its readings, if there are enough."""
     distinct = sorted(set(powers))
     if len(distinct) < MIN_DISTINCT:
         return MIN_RESOLUTION_W
@@ -120,13 +141,13 @@ def _resolution_w(powers: Sequence[float]) -> float:
 def _counter_terms(
     ticks: TickSeries, window: Window, known: Calibration | None, energy_j: float, *, quiet: bool
 ) -> dict[str, float]:
-    """What the counter itself may get wrong: load that changes faster than it steps, and time it does not look at.
+    """The counter's own errors: load that changes faster than it steps, and time that it does not sample.
 
     The scatter of the steps inside the window shows how much of the load's ripple they catch by chance. An accumulating
-    counter misplaces that at the two edges only; a part-time counter anew in every step, and where power steps at an
-    edge it takes the step's share of one interval for all or nothing of it. Looking at a share d of a period T from its
-    fraction g on, it errs by -(1 - g - d) T to g T times the step, at the two edges with opposite signs: by (1 - d) T
-    times the greater step at most in both together. A window without a whole interval may have been missed.
+    counter misplaces that at the two edges only; a part-time counter does in every step. Where power steps at an edge,
+    a part-time counter takes either all or nothing of the interval for it: sampling a share d of a period T from its
+    fraction g on, it errs by -(1 - g - d) T to g T times the step, at the two edges with opposite signs, so by (1 - d)
+    T times the greater step at most in both together. It may miss a window without a whole interval altogether.
     """
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
     powers = [ticks.power_w(i) for i in range(first, last)]
@@ -135,14 +156,14 @@ def _counter_terms(
     duty = known.duty if known is not None and known.duty is not None else PART_TIME_DUTY
     terms: dict[str, float] = {}
     if not quiet:
-        # The same load goes on outside: more intervals tell its ripple better.
+        # The same load continues outside: more intervals show its ripple better.
         inside = fmean(powers) if powers else ticks.power_w(ticks.last_before(window.start_ns))
         around = [i for i in (*range(first - 3, first), *range(last, last + 3)) if 0 <= i < len(ticks) - 1]
         powers += [p for p in map(ticks.power_w, around) if abs(p - inside) < SAME_LOAD_REL * inside]
     if len(powers) >= 2 and (part_time or not quiet):
         factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
-        # A scatter of few steps is hardly known, yet no more than the whole swing can be misplaced at an edge.
+        # The scatter of few steps is poorly known, but no more than the whole swing can be misplaced at an edge.
         swing_w = min(2 * factor * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
         terms["ripple"] = swing_w * period_s * repeats
     if part_time:
@@ -161,7 +182,7 @@ def _surround(ticks: TickSeries, window: Window) -> bool:
 def _edges(
     ticks: TickSeries, close: TickSeries, window: Window, known: Calibration | None
 ) -> tuple[edges.Edge, edges.Edge]:
-    """Both edges, each from its quiet side where it has one that holds up, else interpolated between close steps."""
+    """Both edges, each from its idle padding where that proves steady, else interpolated between close steps."""
     seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
     start = edges.interpolated(close, window.start_ns, known, seen=seen)
     end = edges.interpolated(close, window.end_ns, known, seen=seen)
@@ -183,7 +204,7 @@ def _edges(
 
 
 def _busy_power(ticks: TickSeries, window: Window, mean_w: float) -> edges.BusyPower:
-    """Power inside a window: from the intervals between steps that lie in it, else its mean."""
+    """Power inside a window from the intervals that lie in it whole, else from its mean."""
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
     powers = [ticks.power_w(i) for i in range(first, last)]
     if not powers:

@@ -1,4 +1,8 @@
-"""NVIDIA GPUs by UUID: which ones, and what each can tell about itself. NVML must be initialised."""
+"""NVIDIA GPUs by UUID, with their identity and memory. NVML must be initialised.
+
+Used by the sampler process, calibration, `llem doctor` and the device checks of `machine`. Cheap to import: no
+dataclasses.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
 
 MODULE_NAMES = ("GH200", "GB200", "GB300")
+"""Modules of CPU and GPU, whose sensor may cover both (NVML documentation, `NVML_POWER_SCOPE_MODULE`)."""
 
 
 class Gpu(NamedTuple):
-    """A GPU that can be metered. `mig` is set when a MIG instance was asked for: its parent is metered instead."""
+    """A GPU that can be metered. With `mig`, a MIG instance was requested and its parent GPU is metered instead."""
 
     handle: object
     position: int
@@ -30,7 +35,7 @@ class Gpu(NamedTuple):
         return any(name in self.name for name in MODULE_NAMES)
 
     def facts(self) -> dict[str, JsonValue]:
-        """What the meter's report needs to know."""
+        """The facts that `accounting.GpuFacts` reads."""
         return {
             "uuid": self.uuid,
             "index": self.position,
@@ -61,14 +66,14 @@ def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
 
 
 def by_uuid(uuid: str) -> object:
-    """The handle of a GPU or MIG instance; torch leaves out the prefix that NVML wants."""
+    """The handle of a GPU or MIG instance; torch omits the prefix that NVML requires."""
     name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
     handle: object = pynvml.nvmlDeviceGetHandleByUUID(name)
     return handle
 
 
 def used_memory(handle: object) -> int | None:
-    """Bytes in use on the device; `None` where it does not say."""
+    """Bytes in use on the device; `None` if it does not report them."""
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
     except pynvml.NVMLError:
@@ -76,7 +81,7 @@ def used_memory(handle: object) -> int | None:
 
 
 def remedy(problem: pynvml.NVMLError) -> str:
-    """What helps against an error of NVML."""
+    """The remedy for an NVML error."""
     remedies = {
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver (libnvidia-ml.so.1 is part of it); in Docker, "
         "run with --gpus all and the NVIDIA container toolkit; without a GPU, use --llem-meter=auto",

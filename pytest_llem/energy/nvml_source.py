@@ -1,4 +1,8 @@
-"""The sampler's view of NVIDIA GPUs: one source per device, read through `pynvml`."""
+"""The sampler's sources for NVIDIA GPUs: one per device, read through `pynvml`.
+
+The sampler process opens them for the meter `nvml`; the tests run them on a virtual clock. Cheap to import: no
+dataclasses, no statistics.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,19 @@ if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
 
 POWER_PERIOD_NS = 50_000_000
+"""Chosen: half of the 100 ms at which A100 and H100 update their power (arXiv 2312.02741), so that none is missed."""
+
 STATE_PERIOD_NS = 500_000_000
+"""Chosen: temperature, clocks and memory change over seconds, and each is a call of its own that delays the counter."""
+
 PROCESSES_PERIOD_NS = 2_000_000_000
+"""Chosen: another process that matters stays for seconds; a listing reads /proc for every process on the GPU."""
+
 RETRY_NS = 100_000_000
+"""Chosen: one period of the counter (arXiv 2312.02741), so that a failed read costs one step."""
+
 LOST_RETRY_NS = 1_000_000_000
+"""Chosen: a GPU that fell off the bus comes back after a reset, in seconds if at all."""
 
 _GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_RESET_REQUIRED)
 _ABSENT = (
@@ -39,7 +52,7 @@ _FIELDS = (
 
 
 class SensorError(Exception):
-    """A GPU cannot be read; `fix` is the remedy where one is known."""
+    """A GPU's sensors cannot be opened; `fix` is the remedy where one is known."""
 
     def __init__(self, message: str, fix: str | None) -> None:
         super().__init__(message)
@@ -48,10 +61,10 @@ class SensorError(Exception):
 
 
 class GpuSource:
-    """One GPU: counter steps closely bracketed, and after each step whatever else is due.
+    """One GPU: the steps of its counter, closely bracketed, and after each step whatever else is due.
 
-    An NVML error is written as an event and the device is tried again: a GPU that fell off the bus is a gap in the
-    series, not the end of it.
+    An NVML error is written as an event and the device is tried again: a GPU that fell off the bus leaves a gap in the
+    readings and does not end them.
     """
 
     def __init__(
@@ -94,7 +107,7 @@ class GpuSource:
             self._error_code = None
 
     def power_w(self) -> float | None:
-        """The latest power reading, none while the device fails."""
+        """The latest power reading; `None` while the device fails."""
         return self._power_w
 
     def finish(self, writer: SampleWriter) -> None:
@@ -208,7 +221,7 @@ class GpuSource:
             )
 
     def _optional(self, what: str, function: object, *more: object) -> object:
-        """The call's result, or `None` for good once the device says that it has no such reading."""
+        """The call's result; `None` from then on once the device reports that it has no such reading."""
         if what in self._absent:
             return None
         assert callable(function)
@@ -234,11 +247,10 @@ class GpuSource:
 def open_gpus(
     uuids: Sequence[str], owner_pid: int, calibration_dir: str | None, server_pid: int | None = None
 ) -> tuple[list[GpuSource], list[JsonValue]]:
-    """Sources for the GPUs with these UUIDs (all visible ones for none), and a line of facts about each.
+    """Sources for the GPUs with these UUIDs (all visible ones if empty), and facts about each.
 
-    What runs there below `owner_pid` or `server_pid` is measured, anything else is foreign.
-
-    Raises `SensorError` when NVML or a device cannot be opened.
+    Processes in the trees of `owner_pid` and `server_pid` are measured, all others are foreign. Raises `SensorError`
+    when NVML or a device cannot be opened.
     """
     from pytest_llem.energy import nvml_devices
 

@@ -1,4 +1,8 @@
-"""Whose process is it: telling the measured process tree from everybody else."""
+"""Which processes belong to a measurement: the worker's tree, a container, or whoever serves a port.
+
+The sampler process lists foreign processes with it, and `worker.servers` finds the server of a cycle. It must stay
+cheap to import (no dataclasses), because the sampler process does.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ _CONTAINER = re.compile(r"[0-9a-f]{64}")
 
 
 def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
-    """Of these process ids, the ones outside the trees of `owners`, and those that this namespace does not know.
+    """Of these process ids, those outside the trees of `owners`, and those unknown in this PID namespace.
 
-    In a container NVML may report ids of the host's namespace: such an id is unknown here and nothing follows from it.
+    In a container NVML may report ids of the host's namespace: nothing follows from an unknown id.
     """
     foreign: list[int] = []
     unknown: list[int] = []
@@ -27,9 +31,9 @@ def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("
 
 
 def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, str | None]:
-    """The id of the container that each process runs in, by its control group, `None` outside of any.
+    """The container id of each process, by its control group; `None` outside of containers.
 
-    A process that has ended meanwhile is left out.
+    Processes that have ended are left out.
     """
     found: dict[int, str | None] = {}
     for pid in pids:
@@ -43,7 +47,7 @@ def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, 
 
 
 def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:
-    """The process itself and its parents up to init; empty when it does not exist here."""
+    """The process itself and its parents up to init; empty if it does not exist here."""
     found: list[int] = []
     while pid > 0 and pid not in found:
         try:
@@ -56,9 +60,10 @@ def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:
 
 
 LISTENING = "0A"
+"""State TCP_LISTEN in /proc/net/tcp (proc(5), linux/net/tcp_states.h)."""
 
 TUNNELS = ("ssh", "sshd", "sshd-session", "autossh", "kubectl", "cloudflared", "tailscaled", "chisel")
-"""Programs whose listening port leads to another machine."""
+"""Programs whose listening port usually leads to another machine."""
 
 PROXIES = (
     "docker-proxy",
@@ -72,11 +77,11 @@ PROXIES = (
     "caddy",
     "socat",
 )
-"""Programs that pass requests on to a process which is not theirs."""
+"""Programs that forward requests to a process that is not their child."""
 
 
 def is_here(host: str) -> bool | None:
-    """Whether a host is this machine: whether one of its addresses can be bound here. `None` for an unknown name."""
+    """Whether a host is this machine, that is, one of its addresses can be bound. `None` for an unknown name."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except OSError:
@@ -85,9 +90,9 @@ def is_here(host: str) -> bool | None:
 
 
 def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
-    """The process that listens at a TCP port here, the eldest where several share it; `None` where that is unknown.
+    """The process that listens on a TCP port, the topmost if several share it; `None` if unknown.
 
-    Processes of other users, and those of containers with a network of their own, are not seen.
+    Processes of other users and of containers with their own network are not visible.
     """
     wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
     holders = {pid for pid in _pids(proc) if wanted and _holds(pid, wanted, proc)}
@@ -98,7 +103,7 @@ def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
 
 
 def program(pid: int, proc: Path = Path("/proc")) -> str | None:
-    """The name of a process's program; `None` when it has ended."""
+    """The name of a process's program; `None` if it has ended."""
     try:
         return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

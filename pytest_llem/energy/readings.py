@@ -1,8 +1,8 @@
 """`samples.jsonl`: the raw readings of a cycle, one JSON object per line.
 
-A line with the key `event` is not a reading but something that happened: `devices`, `error`, `processes`, `throttle`,
-`clock`. Every other line is a reading with the fields of `Sample`, absent where they were not read. Standard library
-only and cheap to import, because the sampler process writes it.
+The sampler process and in-process meters write it; `accounting` and `results` read it. A line with the key `event`
+(`sensor`, `error`, `processes`, `throttle`, `clock`) is no reading; any other has the fields of `Sample`, absent where
+they were not read. Cheap to import: no dataclasses.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SampleWriter:
         self._stream.write(json.dumps(fields) + "\n")
 
     def event(self, t_ns: int, event: str, **more: JsonValue) -> None:
-        """Append something that happened."""
+        """Append an event."""
         self._stream.write(json.dumps({"t_ns": t_ns, "event": event, **more}) + "\n")
 
     def close(self) -> None:
@@ -68,14 +68,14 @@ class SampleWriter:
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """The readings in the order in which they were written; nothing when the file does not exist."""
+    """The readings in the order in which they were written; none if the file does not exist."""
     for line in _lines(path):
         if "event" not in line:
             yield Sample(**line)
 
 
 def read_sample_events(path: Path) -> Iterator[dict[str, JsonValue]]:
-    """The lines that are not readings."""
+    """The events in the order in which they were written."""
     for line in _lines(path):
         if "event" in line:
             yield line

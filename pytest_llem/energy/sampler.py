@@ -1,7 +1,8 @@
 """The sampler process: reads GPU and CPU energy sensors beside the measured process, never inside it.
 
-It is started by `sampler_process` with a JSON specification as its one argument, answers each line on standard input
-with one JSON line on standard output, and ends when that input ends, when its parent is gone, or when it is told to.
+`sampler_client` starts it with a JSON specification as its one argument. It answers each line on standard input with
+one JSON line on standard output, and ends with that input, with its parent, or on `stop`. It must start fast: no
+dataclasses, statistics or argparse here or in what it imports (tests/unit/energy/test_sampler_start.py).
 """
 
 from __future__ import annotations
@@ -28,14 +29,23 @@ if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
 
 PR_SET_PDEATHSIG = 1
+"""linux/prctl.h."""
+
 PR_SET_TIMERSLACK = 29
+"""linux/prctl.h."""
+
 TIMER_SLACK_NS = 1000
+"""Chosen: the default of 50 us (prctl(2)) would widen every bracket by as much."""
+
 PRIORITY = -10
+"""Chosen: halfway to the highest (-20, setpriority(2)): above user processes, below what keeps the machine running."""
+
 CLOCK_PERIOD_NS = 1_000_000_000
+"""Chosen: the jump of the clock that a suspended machine leaves stays, so it is seen however rarely it is read."""
 
 
 class Source(Protocol):
-    """Something that is read again and again: next at `due_ns`. Up to `known_until_ns` its series is complete."""
+    """A sensor that is polled: next at `due_ns`. Up to `known_until_ns` its readings are complete."""
 
     due_ns: int
     known_until_ns: float
@@ -47,11 +57,11 @@ class Source(Protocol):
         """The latest power reading."""
 
     def finish(self, writer: SampleWriter) -> None:
-        """Write what is only read at the end, and release the sensor."""
+        """Write what is only read at the end."""
 
 
 class ClockSource:
-    """Notes how far CLOCK_BOOTTIME runs ahead of CLOCK_MONOTONIC: a suspended machine makes it jump."""
+    """Records how far CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC, which jumps when the machine was suspended."""
 
     def __init__(self) -> None:
         self.due_ns = time.monotonic_ns()
@@ -73,7 +83,7 @@ class ClockSource:
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies; ends at once where that has happened already."""
+    """Have the kernel kill this process when its parent dies; exit at once if it already has."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0)
@@ -81,14 +91,14 @@ def end_with_parent(parent_pid: int) -> None:
         os._exit(0)
 
 
-def _prefer() -> None:
-    """Where permitted, run before busy processes: a late read widens a bracket, and reading takes 1 % of a core."""
+def _raise_priority() -> None:
+    """Raise the priority where permitted: a late read widens a bracket, and reading takes about 1 % of a core."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
 def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent_pid: int) -> None:
-    """Poll every source when it is due, and answer commands in between, until the end is asked for."""
+    """Poll every source when it is due and answer commands in between, until told to stop or orphaned."""
     while os.getppid() == parent_pid:
         wait_s = max(0.0, (min(source.due_ns for source in sources) - time.monotonic_ns()) / 1e9)
         if select.select([commands], [], [], wait_s)[0]:
@@ -106,13 +116,13 @@ def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent
 
 
 def main(specification: str) -> int:
-    """Run with the JSON that `sampler_process` passes; the first answer says whether the sensors could be opened."""
+    """Run with the JSON that `sampler_client` passes; the first answer says whether the sensors could be opened."""
     # Ctrl-C is sent to the whole group: the parent decides when sampling ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = json.loads(specification)
     parent_pid = int(spec["parent_pid"])
     end_with_parent(parent_pid)
-    _prefer()
+    _raise_priority()
     writer = SampleWriter(Path(spec["path"]))
     sources: list[Source] = [ClockSource()]
     facts: dict[str, JsonValue] = {"pid": os.getpid()}
@@ -148,8 +158,11 @@ def main(specification: str) -> int:
 
 
 def spare_pynvml_an_import() -> None:
-    """Put a stand-in where `pynvml` imports `ctypes.util`, which it uses on Windows alone: that import takes as long as
-    all others together, because it brings `subprocess` and `tempfile`. Asked in earnest, it passes the question on."""
+    """Put a stand-in in place of `ctypes.util`, which `pynvml` imports and uses on Windows only.
+
+    That import takes as long as all others together, because it brings `subprocess` and `tempfile`. The stand-in
+    imports the real module when it is called.
+    """
     stand_in = ModuleType("ctypes.util")
 
     def find_library(name: str) -> str | None:

@@ -1,4 +1,7 @@
-"""The parent's side of the sampler process: start it, ask it, end it."""
+"""The parent's side of the sampler process: starts it, queries it, stops it.
+
+Meters and calibration use it. The sampler must never outlive its parent, so both sides guard against that.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,16 @@ from pytest_llem.energy.rapl_source import Domain
 from pytest_llem.errors import JsonValue, MeterError
 
 READY_TIMEOUT_S = 30.0
+"""Chosen: initialising NVML on a machine with many GPUs and no persistence mode takes seconds per GPU."""
+
 STOP_TIMEOUT_S = 5.0
+"""Chosen: far above one round of sensor reads; a sampler that takes longer hangs in a driver call."""
+
 KNOWN_TIMEOUT_NS = 1_500_000_000
+"""Chosen: three periods of the slowest counter in tests/benchmarks/energy_accuracy.py (500 ms)."""
+
 KNOWN_POLL_S = 0.01
+"""Chosen: a tenth of a usual counter period, so that waiting costs little CPU and little time."""
 
 # `-S` keeps site-packages' start-up hooks out, so the parent's own module path is handed over instead.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_llem.energy import sampler; " + (
@@ -27,9 +37,9 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_ll
 
 
 class SamplerProcess:
-    """A running sampler. It ends with this process whatever happens: its input closes, and the kernel kills it.
+    """A running sampler. It ends with this process in any case: its input closes, and the kernel kills it.
 
-    Start it from a thread that lives as long as the measurement: the kernel ties a child to the thread that made it.
+    Start it from a thread that lives as long as the measurement, because the kernel ties it to the thread (prctl(2)).
     """
 
     def __init__(
@@ -42,11 +52,11 @@ class SamplerProcess:
         *,
         library: str = "nvml",
     ) -> None:
-        """Start sampling into `path`. `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` reads
-        them, `nvml` or `amdsmi`.
-        What runs below `server_pid` on a GPU is measured too, as what runs below this process.
+        """Start sampling into `path`. Raises `MeterError` when a sensor cannot be opened or the process does not
+        answer.
 
-        Raises `MeterError` when a sensor cannot be opened or the process does not answer.
+        `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` (`nvml` or `amdsmi`) reads them. On
+        those GPUs the process tree of `server_pid` counts as measured, like that of this process.
         """
         spec = {
             "parent_pid": os.getpid(),
@@ -81,7 +91,7 @@ class SamplerProcess:
         return value if isinstance(value, float) else None
 
     def wait_until_known(self, t_ns: int) -> bool:
-        """Wait until every sensor's series reaches beyond a time; false when one did not in 1.5 s."""
+        """Wait until the readings of every sensor reach beyond a time; false if one does not within the timeout."""
         while True:
             try:
                 known_ns = self._ask("known").get("known_until_ns")
@@ -94,14 +104,14 @@ class SamplerProcess:
             time.sleep(KNOWN_POLL_S)
 
     def cpu_time_s(self) -> float | None:
-        """CPU seconds that the sampler has used, for its own cost to be stated."""
+        """CPU seconds that the sampler has used, which the result states as its cost."""
         try:
             return time.clock_gettime((~self._process.pid << 3) | 2)
         except OSError:
             return None
 
     def stop(self) -> str | None:
-        """End sampling and wait for it; returns what went wrong, if anything did."""
+        """Stop sampling and wait for the process; returns what went wrong, or `None`."""
         problem: str | None = None
         try:
             if self._process.poll() is None:

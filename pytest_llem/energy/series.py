@@ -1,4 +1,7 @@
-"""One device's readings over a cycle, as the estimators need them."""
+"""The steps of one device's energy counter over a cycle, as the estimators and calibration need them.
+
+Built from the readings of `samples.jsonl` after the cycle; nothing here runs in the sampler process.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from statistics import median
 from pytest_llem.energy.readings import Sample
 
 WRAP_MJ = 2**32
+"""Where a counter kept in 32 bits wraps; NVML states millijoules in 64 bits and does not say how the board counts."""
+
 _PLAUSIBLE_W = 5000.0
+"""Chosen: above any board or module (a GB200 module is rated at 2.7 kW): a larger step is a reset and no wrap."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class TickSeries:
 
     @cached_property
     def period_ns(self) -> float | None:
-        """The median distance of two steps; `None` with fewer than two."""
+        """The median interval between two steps; `None` with fewer than two."""
         gaps = [b - a for a, b in zip(self.mid_ns, self.mid_ns[1:], strict=False)]
         return float(median(gaps)) if gaps else None
 
@@ -50,9 +56,10 @@ class TickSeries:
 
     @cached_property
     def closely_bracketed(self) -> TickSeries:
-        """Without the steps that were seen late: more is known from the steps around them than from themselves.
+        """Without the steps that were seen late, which say less than the steps around them.
 
-        Late means a bracket of more than five times the usual and more than a twentieth of a period.
+        Late means a bracket wider than five times the median and than a twentieth of the period (chosen: see
+        tests/benchmarks/energy_accuracy.py, case `late_calls`).
         """
         if len(self) < 3:
             return self
@@ -67,11 +74,11 @@ class TickSeries:
         )
 
     def last_before(self, t_ns: int) -> int:
-        """Index of the last step at or before a time; -1 when there is none."""
+        """Index of the last step at or before a time; -1 if there is none."""
         return bisect_right(self.mid_ns, t_ns) - 1
 
     def first_after(self, t_ns: int) -> int:
-        """Index of the first step at or after a time; the length when there is none."""
+        """Index of the first step at or after a time; the length if there is none."""
         return bisect_left(self.mid_ns, t_ns)
 
     def reset_within(self, start_ns: int, end_ns: int) -> bool:
@@ -80,7 +87,7 @@ class TickSeries:
 
 
 def ticks_from(samples: Iterable[Sample], device: str) -> TickSeries:
-    """The steps of one device's counter. A counter of 32 bits that wraps is told from one that was reset."""
+    """The steps of one device's counter, with wraps of 32 bits undone and resets marked."""
     low: list[int] = []
     high: list[int] = []
     energy: list[float] = []

@@ -1,4 +1,8 @@
-"""Whether a GPU measurement may be used: every reason against it, found in the readings themselves."""
+"""Judges whether a GPU measurement may be used: every reason against it that the readings themselves show.
+
+`accounting` calls it for every cycle; the study declares the thresholds. A note's `code` is part of the result format
+(docs/energy.md lists them) and must not change.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,10 @@ class Thresholds:
     power by some percent on their own. The pytest side judges `temperature_drift_c` and `failed_requests_rel`.
     """
 
+    # All chosen. uncertainty_rel: with more, a window says little about any effect worth measuring. gap_periods: so few
+    # missed steps leave the total right. residual_memory_bytes: above other users' contexts, below any model.
+    # throttled_thermal_rel: less is within the noise of the counters. clocks_rel: below the distance of two performance
+    # states. suspended_s: far above the jitter of the clocks. temperature_drift_c: leakage then differs by percents.
     uncertainty_rel: PositiveFloat = setting(
         0.25, "Largest uncertainty of the measure windows, as a share of their energy."
     )
@@ -49,8 +57,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class DeviceEvidence:
-    """What was seen of one GPU. `ticks` is `None` for a GPU without a counter, `memory_before_bytes` for one that is
-    not leased to the cycle, or whose server is loaded already."""
+    """The readings and events of one GPU.
+
+    `ticks` is `None` for a GPU without a counter, `memory_before_bytes` for one that is not leased to the cycle or
+    whose server was loaded before.
+    """
 
     uuid: str
     ticks: TickSeries | None
@@ -61,7 +72,7 @@ class DeviceEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was seen of all. What runs in `containers` is measured."""
+    """The readings and events of all GPUs. Processes in `containers` count as measured."""
 
     windows: tuple[Window, ...]
     devices: tuple[DeviceEvidence, ...]
@@ -97,7 +108,7 @@ def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresho
 
 
 def remarks(evidence: Evidence) -> list[Note]:
-    """What a reader should know although it does not invalidate."""
+    """Notes on conditions that do not invalidate the measurement."""
     windows = [window for window in evidence.windows if window.name in MEASURED]
     found: list[Note] = []
     for device in evidence.devices:
@@ -149,10 +160,10 @@ def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:
 def _foreign(device: DeviceEvidence, evidence: Evidence) -> list[Note]:
     seen = [event for event in device.events if event.get("event") == "processes"]
     if evidence.placement == "host" and not any(evidence.containers & _groups(event) for event in seen):
-        # On the host the measured processes are no descendants of the meter's. Where their control groups do not tell
-        # them, only those that were there before count.
+        # On the host the measured processes are no descendants of the meter's. Where control groups do not identify
+        # them, only the processes of the first listing, from before the cycle, count.
         seen = seen[:1]
-    # An id that does not exist here shows that these are another namespace's: then a known one is known by chance.
+    # An id that does not exist here shows that the ids belong to another namespace: then a match is a coincidence.
     seen = [event for event in seen if not event.get("unknown")]
     pids = sorted({pid for event in seen for pid in _outside(event, evidence.containers)})
     if not pids:
@@ -162,7 +173,7 @@ def _foreign(device: DeviceEvidence, evidence: Evidence) -> list[Note]:
 
 
 def _outside(event: Mapping[str, JsonValue], containers: frozenset[str]) -> list[int]:
-    """The foreign processes of a listing that run in none of these containers, and had not ended by the next look."""
+    """The foreign processes of a listing that run in none of these containers and still existed when looked up."""
     pids, groups = _pids(event.get("foreign")), event.get("containers")
     if not isinstance(groups, Mapping):
         return pids
@@ -194,7 +205,7 @@ def _throttled(device: DeviceEvidence, windows: Sequence[Window], limits: Thresh
 
 
 def _throttled_share(device: DeviceEvidence, windows: Sequence[Window], key: str) -> float:
-    """Share of the windows' time that a cumulative throttle counter (nanoseconds) grew by, as read around them."""
+    """Growth of a cumulative throttle counter (nanoseconds) around the windows, as a share of their time."""
     series = [
         (event["t_ns"], value)
         for event in device.events

@@ -1,7 +1,7 @@
-"""What a stepping energy counter stood at, at an edge between its steps: two ways to tell, each with its bound.
+"""The value of a stepping energy counter at a window's edge, between two of its steps: two methods, each with a bound.
 
-A window's energy is the difference of its two edges. All uncertainties are k=2; brackets count as uniform
-distributions (standard deviation: half width over the square root of three; GUM, JCGM 100:2008, 4.3.7).
+`estimators` takes a window's energy as the difference of its two edges. All uncertainties are k=2; brackets count as
+uniform distributions (standard deviation: half width over the square root of three; GUM, JCGM 100:2008, 4.3.7).
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from pytest_llem.energy.series import TickSeries
 Side = Literal["start", "end"]
 
 UNCALIBRATED_RAMP_NS = 10_000_000
-"""Without calibration power is assumed to follow load within 10 ms."""
+"""Chosen: several times the 1.5 ms that tests/benchmarks/energy_accuracy.py simulates; assumed without calibration."""
 
 SETTLE_RAMPS = 5
-"""After so many ramp times less than 1 % of a power step is left."""
+"""After five time constants less than 1 % of a power step is left (exp(-5) = 0.7 %)."""
 
 EDGE_NS = 100_000
-"""A synchronised edge and the device's own edge are taken to agree within 0.1 ms."""
+"""Chosen: how closely a synchronised edge agrees with the device's own; several times a CUDA synchronisation's
+latency."""
 
 MIN_STEP_REL = 0.1
-"""A side whose power is not at least a tenth below the window's was not idle."""
+"""Chosen: padding counts as idle only if its power is at least 10 % below the window's."""
 
 MIN_QUIET_STEPS = 3
+"""A straight line has two parameters: the third step shows whether it holds."""
 
 LEVEL_REL = 0.1
-"""How far the levels of a power step may lie beyond the means over whole intervals that they are known by."""
+"""Chosen: how far the levels of a power step may lie beyond the interval means that show them (10 % of the swing)."""
 
 UNSTEADY_REL = 0.2
+"""Chosen: above the ripple of decoding (14 % in tests/benchmarks/energy_accuracy_cases.py), below any step of load."""
 
 _UNIFORM = 2 / sqrt(3)
 
@@ -49,7 +52,7 @@ class BusyPower:
 
 @dataclass(frozen=True)
 class Edge:
-    """The counter in joules at an edge, the parts of its k=2 uncertainty, and how many steps it rests on."""
+    """The counter in joules at an edge, the parts of its k=2 uncertainty, and the number of steps used."""
 
     energy_j: float
     terms: Mapping[str, float] = field(default_factory=dict)
@@ -58,13 +61,13 @@ class Edge:
 
 
 def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None, *, seen: bool) -> Edge | None:
-    """The counter at a time between two steps, on a straight line; right where power is steady around the edge.
+    """The counter between two of its steps by linear interpolation, exact where power is steady around the edge.
 
-    `shape` bounds what a power step somewhere between the two counter steps would change, at a fraction f of an
-    interval of mean power p, when power nearby lies between a low and a high: (high - low) f (1 - f) of the interval,
-    exact for a step at the edge itself. That holds where the high was `seen` in an interval of its own; else all power
-    above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step by the ramp late.
-    `None` outside the series.
+    The term `shape` bounds the effect of a power step anywhere between the two counter steps. At a fraction f of an
+    interval of mean power p, with power nearby between a low and a high, it is (high - low) f (1 - f) of the interval:
+    exact for a step at the edge itself, and valid if the high was `seen` in an interval of its own. Otherwise all power
+    above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step with the delay of
+    the ramp. `None` outside the series.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
     if before < 0 or after >= len(ticks):
@@ -79,7 +82,7 @@ def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None,
         ramp_ns = known.ramp_ns if known is not None and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS
         ramp_j = (max(powers) - min(powers)) * ramp_ns / 1e9
         level += LEVEL_REL
-        # Near a power step, intervals mix both levels: the levels themselves are found elsewhere in the series.
+        # Near a power step intervals mix both levels; the levels themselves appear elsewhere in the series.
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
     swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
@@ -94,10 +97,10 @@ def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None,
 
 
 def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, known: Calibration | None) -> QuietEdge | None:
-    """The counter at an edge with a quiet side: its course over the steps in the quiet time, carried to the edge.
+    """The counter at an edge with idle padding: the line through the steps in the padding, extrapolated to the edge.
 
-    `quiet_ns` is how long the device was idle on that side. Steps that may still lie on the ramp after work are left
-    out. `None` when too few remain, or when power was not steady.
+    `quiet_ns` is how long the device was idle on that side. Steps that may lie on the ramp after work are left out.
+    `None` if too few remain, or if power was not steady.
     """
     settle_ns = SETTLE_RAMPS * (known.ramp_ns if known and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS)
     earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
@@ -110,13 +113,13 @@ def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, known: Calibr
 
 @dataclass(frozen=True)
 class QuietEdge:
-    """A quiet side's course, not yet told from the work that it borders on."""
+    """The fitted course of one side's padding, before it is compared with the power of the window."""
 
     course: QuietFit
     ticks: int
 
     def at_start(self, busy: BusyPower) -> Edge | None:
-        """The edge at which work begins; `None` when the side draws hardly less than the work does."""
+        """The edge at which work begins; `None` if the padding draws nearly as much as the work."""
         step_w = busy.mean_w - self.course.power_w
         if step_w <= MIN_STEP_REL * busy.mean_w:
             return None
@@ -124,7 +127,7 @@ class QuietEdge:
         return Edge(self.course.energy_j, terms, self.ticks, outer=True)
 
     def at_end(self, busy: BusyPower, known: Calibration | None) -> Edge | None:
-        """The edge at which work ends: what power still drew while it fell is taken off by the calibrated ramp."""
+        """The edge at which work ends, without the energy drawn while power fell (by the calibrated ramp)."""
         edge = self.at_start(busy)
         if edge is None:
             return None
@@ -138,18 +141,20 @@ class QuietEdge:
 
 
 FLOOR_J = 0.003
-"""Steps are whole millijoules and idle power is never perfectly steady: no step is known better than this."""
+"""Chosen: counters state whole millijoules and idle power is never perfectly steady; no step is known better."""
 
 SCATTER_LIMIT = 3.0
+"""Chosen: three standard deviations of what the brackets explain; see tests/benchmarks/energy_accuracy.py."""
 
 MIN_CURVED = 5
+"""A parabola has three parameters: with five steps two degrees of freedom are left to judge it by."""
 
 
 @dataclass(frozen=True)
 class QuietFit:
-    """The counter at the edge with its k=2 uncertainty in joules, and the power there in watts.
+    """The fitted counter at the edge with its k=2 uncertainty in joules, and the power there in watts.
 
-    `scatter` is how far the steps lie from the fitted course, in units of what their brackets explain.
+    `scatter` is the scatter of the steps around the fit in units of what their brackets explain.
     """
 
     energy_j: float
@@ -159,15 +164,15 @@ class QuietFit:
 
     @property
     def quiet(self) -> bool:
-        """Whether the power was steady, or drifted evenly."""
+        """Whether power was steady or drifted evenly."""
         return self.scatter <= SCATTER_LIMIT and self.power_w >= 0
 
 
 def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
-    """Fit energy = a + b t + c t^2 with t from the edge; the drift c only with five steps or more,
-    or where four lie on no straight course.
+    """Weighted least squares of energy = a + b t + c t^2, with t from the edge. Needs three steps.
 
-    Each step weighs by its bracket: a uniform distribution of that width, times the power. Needs three steps.
+    The drift c is fitted with five steps or more, or if four lie on no straight line. Each step weighs by its bracket:
+    a uniform distribution of that width, times the power.
     """
     mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / (
         (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
@@ -182,7 +187,7 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     if len(indices) >= MIN_CURVED or drifts:
         chosen, bound_j = curved, hypot(2 * curved.sigmas[0], apart_j / 2)
     else:
-        # A drift that so few steps cannot show may still be there: the two courses differ by what it could amount to.
+        # Too few steps to show a drift: the two fits differ by as much as it could amount to.
         chosen, bound_j = straight, 2 * straight.sigmas[0] + apart_j
     return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
 

@@ -1,1 +1,1 @@
-"""The one exchange format between the pytest process and a worker: records, files and their encoding."""
+"""The exchange format between the pytest process and a worker: records, files and their encoding."""

@@ -1,4 +1,7 @@
-"""Reading and writing whole files: atomic writes, and JSON files that state their version."""
+"""Reads and writes whole files: atomic writes, and JSON files that state their version.
+
+Both sides use it for everything that must never be seen half written. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ T = TypeVar("T")
 SLUG_LENGTH = 80
 """Chosen: three such names and a file's stay far below the 255 bytes that Linux file systems allow each."""
 
-# It belongs to the process and can be read only by setting it: once, before there are threads.
+# The umask can be read only by setting it, which is safe only once, before there are threads.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -24,7 +27,7 @@ os.umask(_UMASK)
 def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
     """Read a JSON file into a dataclass that states its `schema_version`.
 
-    `what` names the format in messages. `StoreError` when the file is absent, broken, or newer than `newest`.
+    `what` names the format in messages. `StoreError` if the file is absent, broken, or newer than `newest`.
     """
     data = read_json(path)
     version = data.get("schema_version")
@@ -50,9 +53,9 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file atomically: a temporary file in the same directory, fsync, rename. Threads may do so at a time.
+    """Write a file atomically: a temporary file in the same directory, fsync, rename. Thread-safe.
 
-    Without `durable` there is no fsync, which takes longer than all the rest: for what only the present run looks at.
+    Without `durable` the fsync, which takes longest, is left out: for files that only the present run reads.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -69,7 +72,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> dict[str, JsonValue]:
-    """Read a JSON object; `StoreError` names the file when it is absent or broken."""
+    """Read a JSON object; `StoreError` names the file if it is absent or broken."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:

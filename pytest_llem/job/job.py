@@ -1,7 +1,8 @@
-"""The job directory: the one exchange format between the pytest process and a worker, whatever the runner.
+"""The job directory: the exchange format between the pytest process and a worker, for every runner.
 
 In: `job.json`. Out: `events.jsonl` while the cycle runs, `measurement.json` or `error.json` at its end, and
-`worker.log`. Standard library only, because a worker runs inside any image.
+`worker.log`. Its format is a contract with workers of other versions. Standard library only, because a worker runs
+inside any image.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pytest_llem.job.redaction import redacted, secrets_of
 from pytest_llem.job.wire import encode
 
 SCHEMA_VERSION = 1
+"""Version of the files of a job directory; readers refuse a newer one."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class DeviceSet:
 
 @dataclass(frozen=True)
 class MeterSettings:
-    """Which meter a cycle uses. `explicit` is true when the user named it: then it measures all visible GPUs, `uuids`,
-    which the worker cannot see by itself where the engine is kept from them.
+    """Which meter a cycle uses.
 
-    With `placement` `host` the runner measures, and the worker only reports its windows. `thresholds` replaces
-    defaults of `energy.validity.Thresholds`, by name.
+    `explicit` is true if the user named it: it then measures all visible GPUs, `uuids`, which a worker whose engine is
+    kept from them cannot see itself. With `placement` `host` the runner measures, and the worker only reports its
+    windows. `thresholds` replaces defaults of `energy.validity.Thresholds`, by name.
     """
 
     name: str = "auto"
@@ -49,7 +51,7 @@ class MeterSettings:
 class Deadlines:
     """Limits in seconds: for the whole cycle, for loading the engine, and between two events.
 
-    The worker gives a sign of life every `heartbeat_s`; one that is silent for `silence_s` hangs.
+    The worker emits an event at least every `heartbeat_s`; without one for `silence_s` it counts as hanging.
     """
 
     timeout_s: float
@@ -60,7 +62,7 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server that the pytest side started, now or before, ready at `settings["base_url"]` after `ready_s` seconds.
+    """A server that the pytest side started, which was ready at `settings["base_url"]` after `ready_s` seconds.
 
     `pid` is the root of its process tree on this machine, `None` where unknown; `started_ns` is CLOCK_MONOTONIC."""
 
@@ -73,7 +75,7 @@ class ServerProcess:
 
 @dataclass(frozen=True)
 class IdleReference:
-    """Idle power of the same loaded model on the same devices, as a cycle of this run measured it (`origin`).
+    """Idle power of the same loaded model on the same devices, measured by an earlier cycle of this run (`origin`).
 
     Total power in watts with its k=2 uncertainty, the conditions it was measured under, and when (Unix seconds).
     """
@@ -115,7 +117,7 @@ class JobDir:
 
     @property
     def job(self) -> Path:
-        """What to do: written by the pytest side before the worker starts."""
+        """The job: written by the pytest side before the worker starts."""
         return self.path / "job.json"
 
     @property
@@ -130,7 +132,7 @@ class JobDir:
 
     @property
     def error(self) -> Path:
-        """Why there is no measurement."""
+        """The error, if there is no measurement."""
         return self.path / "error.json"
 
     @property

@@ -1,6 +1,7 @@
-"""`measurement.json`: what a worker observed, raw. The pytest side derives `result.json` from it.
+"""`measurement.json`: what a worker observed, raw, with the records that meters and engines fill in.
 
-Standard library only. All times are CLOCK_MONOTONIC nanoseconds of the worker's clock domain.
+The worker writes it, and `results` derives `result.json` from it; stored files must stay readable, so fields are only
+added, with defaults. All times are CLOCK_MONOTONIC nanoseconds of the worker's clock domain. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "proce
 class Window:
     """A measured interval on CLOCK_MONOTONIC, in nanoseconds.
 
-    `index` counts windows of one name from 0. `quiet_before_s` and `quiet_after_s` say how long the device was left
-    idle, confirmed synchronised, on each side; `None` means busy or unknown. `repeats` counts the whole repeats of the
-    workload inside, where it holds such.
+    `index` counts windows of one name from 0. `quiet_before_s` and `quiet_after_s` are the idle padding: how long the
+    device rested, confirmed synchronised, on each side; `None` means busy or unknown. `repeats` counts the whole
+    repeats of the workload inside, if any.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Window:
 
 @dataclass(frozen=True)
 class MeteredDevice:
-    """One thing with a sensor: a GPU (by UUID) or a CPU package."""
+    """A device with a sensor: a GPU (by UUID), a CPU package or its DRAM; or a process tree."""
 
     id: str
     name: str | None
@@ -120,7 +121,7 @@ class IdlePower:
 
 @dataclass(frozen=True)
 class EnergyReport:
-    """All that a meter knows about a cycle.
+    """What a meter reports of a cycle.
 
     `measured` is false when the numbers come from a model of the hardware instead of a sensor; `source` then names
     where that model is published. `invalid` holds reason codes that forbid using the numbers (`sensor_gap`, ...).
@@ -201,7 +202,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """Which engine ran, and with what it really ran; `statistics` are its own counts over the measure window."""
+    """Which engine ran, with which effective settings; `statistics` are its own counts over the measure window."""
 
     name: str
     version: str
@@ -225,7 +226,7 @@ class WorkerFacts:
 class RequestRecord:
     """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`.
 
-    `first_token_ns` is then the time of the first one where that is known; `failure` is the class of an `error`.
+    In that case `first_token_ns` is the time of the first one, if known; `failure` is the class of an `error`.
     """
 
     repeat: int

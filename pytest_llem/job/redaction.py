@@ -1,6 +1,7 @@
-"""Secrets: which variables hold them, and how their values are kept out of everything written.
+"""Keeps secrets out of everything that is written: known variables by value, credentials by their form.
 
-Standard library only: workers write errors too.
+Both sides call it before they write errors and logs. A pattern may be added; none may be removed. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SECRET_VARIABLES = (
     "https_proxy",
     "all_proxy",
 )
-"""Passed on from the caller's environment. A proxy's address may hold credentials, so it counts as one."""
+"""Passed on from the caller's environment. A proxy's address counts as secret, because it may hold credentials."""
 
 REDACTED = "***"
 
@@ -38,6 +39,7 @@ _PATTERNS = (
     ),
 )
 _SHORTEST = 6
+"""Chosen: replacing shorter values would tear up ordinary text, and no real credential is that short."""
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
@@ -70,7 +72,7 @@ def redacted(value: JsonValue, values: Iterable[str] = ()) -> JsonValue:
 
 
 def redact_file(path: Path, values: Iterable[str] = ()) -> None:
-    """Redact a log in place, line by line, where it holds anything to redact; a file that is not there is fine."""
+    """Redact a log in place, if it holds anything to redact; a missing file is ignored."""
     kept = tuple(values)
     try:
         with path.open("rb") as stream:

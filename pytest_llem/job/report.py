@@ -1,4 +1,8 @@
-"""What a runner reports of a cycle beside the measurement."""
+"""Notes to the reader of a result, and what a runner reports of a cycle beside the measurement.
+
+Runners fill in `RunReport`; `results` writes it as the result's `runner` section. Codes of notes are part of the result
+format.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pytest_llem.errors import JsonValue
 
 @dataclass(frozen=True)
 class Note:
-    """Something the reader of a result must know: a stable code and a sentence."""
+    """Something that the reader of a result should know: a stable code and a sentence."""
 
     code: str
     message: str
@@ -24,7 +28,7 @@ RunnerSource = Literal["command line", "environment", "study", "user settings", 
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """Which runner an engine gets, with what (`image`, `address`), and who said so (`source`)."""
+    """The runner chosen for an engine, with its `image` or `address`, and which setting chose it (`source`)."""
 
     name: RunnerName
     source: RunnerSource
@@ -34,10 +38,10 @@ class RunnerSpec:
 
 @dataclass(frozen=True)
 class RunReport:
-    """How a cycle was run; goes into the result's `runner` section. `start_method` of `None` is the worker's to say.
+    """How a cycle was run, for the result's `runner` section. `start_method` of `None` is taken from the worker.
 
-    `environment` (`machine.environment.gather`) and `inputs` (`machine.inputs.input_facts`) are those of the machine
-    that ran it, where that is another one.
+    `environment` (`machine.environment.gather`) and `inputs` (`machine.inputs.input_facts`) describe the machine that
+    ran it, if it was another one.
     """
 
     name: RunnerName

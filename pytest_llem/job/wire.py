@@ -1,7 +1,7 @@
-"""JSON mappings to frozen dataclasses and back, with the standard library alone.
+"""Converts JSON mappings to frozen dataclasses and back, with the standard library alone.
 
-The worker side may not import pydantic (see `job`), so what crosses the process border is decoded here. The
-rules are strict: a missing key without default, an unknown key or a wrong type is a `ValueError` that names the
+Everything that crosses the process border is decoded here, because the worker side may not import pydantic. The rules
+are strict and must stay so: a missing key without default, an unknown key or a wrong type is a `ValueError` with its
 path.
 """
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def decode(cls: type[T], data: object, path: str = "") -> T:
-    """Build the dataclass `cls` from a JSON mapping; `path` names the place in messages.
+    """Build the dataclass `cls` from a JSON mapping; `path` locates it in messages.
 
     Raises `ValueError` naming the path when a key is missing or unknown, or when a value has the wrong type.
     """
@@ -68,7 +68,7 @@ def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
 
 def _value(hint: Any, value: object, where: str) -> object:
     if type(value) is hint:
-        # Most values are scalars of exactly their type, and looking at a hint takes longer than all the rest.
+        # Most values are scalars of exactly their type, and inspecting a hint takes longer than all the rest.
         return value
     origin = get_origin(hint)
     if hint is Any or hint is object or is_json(hint):

@@ -1,1 +1,1 @@
-"""The measured process: entry point, phases, and the fork server's preload."""
+"""The measured process: its entry points, the cycle, and the fork server that starts it quickly."""

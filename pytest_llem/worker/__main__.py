@@ -1,6 +1,7 @@
-"""`python -m pytest_llem.worker JOB_DIR [--out NEW_DIR]`: run one cycle, by hand or as a container's entry point.
+"""`python -m pytest_llem.worker JOB_DIR [--out NEW_DIR]`: runs one cycle, by hand or as a container's entry point.
 
-In a container the environment variable `LLEM_CONFIG_PATH` names the job file instead. Results are never overwritten.
+In a container the environment variable `LLEM_CONFIG_PATH` may name the job file instead. The command line is a public
+contract; results are never overwritten.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     target = JobDir(options.out) if options.out else job_dir
     for existing in (target.measurement, target.error, target.result):
         if existing.exists():
-            parser.error(f"{existing} exists and is not overwritten; choose another place with --out NEW_DIR")
+            parser.error(f"{existing} exists and is not overwritten; choose another directory with --out NEW_DIR")
     if target != job_dir:
         target.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job_dir.job, target.job)

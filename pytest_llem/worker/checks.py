@@ -1,4 +1,7 @@
-"""Was measured what was meant? Notes on what an engine did against what it was asked to do."""
+"""Compares what an engine did with what it was asked to do.
+
+The cycle calls it at its end; every note makes the measurement invalid. Note codes are part of the result format.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,33 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.report import Note
 
 RESOLVED = ("device_map", "revision")
-"""Settings that an engine replaces by what they lead to (`auto` by a map, a branch by a commit)."""
+"""Settings that an engine resolves to other values (`auto` to a device map, a branch to a commit)."""
 
 
 def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]) -> list[Note]:
-    """`effective_differs` for each asked setting that the engine reads back with another value."""
+    """`effective_differs` for each requested setting that the engine reports with another value."""
     asked: dict[str, JsonValue] = {key: value for key, value in config.settings.items() if key not in RESOLVED}
     if not effective.get("quantized"):
         asked["dtype"] = config.dtype
-    found = []
+    notes = []
     for key, value in asked.items():
         if value is None or key not in effective or not isinstance(value, (bool, int, float, str)):
             continue
         if effective[key] != value:
-            found.append(
+            notes.append(
                 Note(
                     "effective_differs", f"{key} was asked to be {value!r}, and the engine runs with {effective[key]!r}"
                 )
             )
-    return found
+    return notes
 
 
 def work_notes(
     requests: Sequence[Request], completions: Iterable[Completion], *, caching_asked: bool = False
 ) -> list[Note]:
-    """Notes on completions that are not the work that was asked for; failed ones are told apart elsewhere.
+    """Notes on completions that differ from the requested work; failed requests are reported elsewhere.
 
-    Cached prompt tokens are what was meant where the study asks for a prefix cache (`caching_asked`).
+    Cached prompt tokens are intended if the study enables a prefix cache (`caching_asked`).
     """
     wanted = {request.index: request for request in requests}
     wrong_length = cached = 0
@@ -47,16 +50,16 @@ def work_notes(
         count = completion.generated
         wrong_length += count > request.max_new_tokens or (request.ignore_eos and count != request.max_new_tokens)
         cached += completion.cached_tokens or 0
-    found = []
+    notes = []
     if wrong_length:
-        found.append(
+        notes.append(
             Note("output_length_differs", f"{wrong_length} answers do not have the number of tokens that was asked for")
         )
     if cached and not caching_asked:
-        found.append(
+        notes.append(
             Note("prefix_cache_hit", f"{cached} prompt tokens came from a prefix cache instead of being computed")
         )
-    return found
+    return notes
 
 
 def cache_note(
@@ -65,13 +68,13 @@ def cache_note(
     asked_for_caching: bool,
     completions: Iterable[Completion] = (),
 ) -> Note | None:
-    """`prefix_cache_not_reset` when an engine has such a cache, and could not show that it was emptied.
+    """`prefix_cache_not_reset` if an engine has a prefix cache and could not confirm that it was emptied.
 
-    Where each answer says how many of its prompt's tokens came from a cache, nothing is unknown.
+    If each answer states how many of its prompt tokens came from a cache, no confirmation is needed.
     """
     if state != "unknown" or not capabilities.prefix_cache or asked_for_caching:
         return None
-    told = [completion.cached_tokens is not None for completion in completions if completion.error is None]
-    if told and all(told):
+    stated = [completion.cached_tokens is not None for completion in completions if completion.error is None]
+    if stated and all(stated):
         return None
     return Note("prefix_cache_not_reset", "the engine could not confirm that its prefix cache was emptied")

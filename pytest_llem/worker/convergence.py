@@ -1,4 +1,8 @@
-"""When a warm-up is done and when power has settled: decisions on series of numbers, without clocks of their own."""
+"""Decides when a warm-up has converged and when power has settled.
+
+The worker's repeats use it, and the cooldown between cycles (`machine.cooldown`). The rules are part of the measurement
+protocol (docs/protocol.md): a change makes cycles incomparable with earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,18 @@ from pytest_llem.engines.protocol import Completion
 from pytest_llem.job.config import WarmupSettings
 
 SETTLE_STEP_S = 0.1
+"""Period at which A100 and H100 update their power (arXiv 2312.02741); reading more often shows nothing new."""
+
 SETTLE_READINGS = 5
+"""Chosen: half a second on each side of the comparison averages the ripple of background work."""
+
 SETTLE_DROP = 0.03
+"""Chosen: three times the scatter of idle power over half a second; what still falls then, `idle_power` states as
+slope."""
 
 
 def coefficient_of_variation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation over mean; `None` for fewer than two values or a mean of zero."""
+    """Sample standard deviation divided by the mean; `None` for fewer than two values or a mean of zero."""
     if len(values) < 2:
         return None
     mean = statistics.fmean(values)
@@ -23,7 +33,7 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
 
 
 def batches(completions: Sequence[Completion]) -> list[list[Completion]]:
-    """Completions that ran at the same time, in order of time: the static batches, or one for a scheduler's stream."""
+    """Completions grouped by overlap in time, in order: static batches, or one group for a scheduler's stream."""
     found: list[list[Completion]] = []
     end_ns = 0
     for completion in sorted(completions, key=lambda completion: completion.start_ns):
@@ -41,23 +51,23 @@ def batch_durations(completions: Sequence[Completion]) -> list[float]:
 
 
 def same_size(completions: Sequence[Completion]) -> bool:
-    """Whether all batches had the same work, so that their durations are comparable."""
+    """Whether all batches had the same token counts, so that their durations are comparable."""
     work = {tuple(sorted((c.input_tokens, c.generated) for c in batch)) for batch in batches(completions)}
     return len(work) == 1
 
 
 def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[float], window: int) -> float | None:
-    """Coefficient of variation of the newest `window` latencies; `None` when there are not as many.
+    """Coefficient of variation of the newest `window` latencies; `None` if there are fewer.
 
-    Judged are the durations of whole repeats, or, where the batches of a repeat are alike, those of batches, which say
-    the same after a fraction of the time. The smaller of the two counts.
+    Latencies are durations of whole repeats or, where all batches of a repeat have the same work, of batches, which
+    show convergence after a fraction of the time. The smaller coefficient counts.
     """
     found = []
     if len(durations) >= window:
         found.append(coefficient_of_variation(durations[-window:]))
     if repeats and same_size(repeats[-1]):
         alike = [duration for repeat in repeats if same_size(repeat) for duration in batch_durations(repeat)]
-        # The first batch of all pays for lazy initialisation and is never among those judged.
+        # The very first batch includes lazy initialisation and is never judged.
         if len(alike) > window:
             found.append(coefficient_of_variation(alike[-window:]))
     known = [cv for cv in found if cv is not None]
@@ -67,7 +77,7 @@ def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[floa
 def warmup_end(
     settings: WarmupSettings, repeats: int, elapsed_s: float, cv: float | None, power_cv: float | None
 ) -> str | None:
-    """Why the warm-up ends now (`converged`, `fixed`, `max_repeats`, `max_s`), or `None` to go on.
+    """Why the warm-up ends now (`converged`, `fixed`, `max_repeats`, `max_s`), or `None` to continue.
 
     Where there is a power reading, it must have converged as well. `max_repeats` equal to `min_repeats` is `fixed`.
     """
@@ -83,7 +93,7 @@ def warmup_end(
 
 
 def has_settled(powers: Sequence[float]) -> bool:
-    """Whether power has stopped falling: the newest readings are not below the ones before by more than 3 %."""
+    """Whether power has stopped falling: the newest readings are at most `SETTLE_DROP` below the ones before."""
     if len(powers) < 2 * SETTLE_READINGS:
         return False
     older = statistics.fmean(powers[-2 * SETTLE_READINGS : -SETTLE_READINGS])
@@ -92,9 +102,9 @@ def has_settled(powers: Sequence[float]) -> bool:
 
 
 def settle(power_w: Callable[[], float | None], max_wait_s: float) -> tuple[float, bool | None]:
-    """Wait until power has settled, at most `max_wait_s`; returns seconds waited, and whether it did settle.
+    """Wait until power has settled, at most `max_wait_s`; returns the seconds waited and whether power settled.
 
-    Without a power reading there is nothing to wait for: the second value is then `None`.
+    The second value is `None` without a power reading, which ends the wait at once.
     """
     started = time.monotonic()
     powers: list[float] = []

@@ -1,4 +1,8 @@
-"""The engine of a worker process: used for one job, or kept loaded for the next."""
+"""The engine of a worker process: opened for one job, or kept loaded for the next.
+
+The cycle takes its engine from a slot; a resident worker (`resident`) keeps one for several jobs. An engine is reused
+only where every difference between two configurations is one that it declares in `without_reload`.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from pytest_llem.job.job import Job
 from pytest_llem.job.wire import encode
 
 ALWAYS_FREE = ("measurement",)
-"""What no engine ever sees: how its work is measured."""
+"""Sections of a configuration that no engine sees."""
 
 
 class EngineSlot:
-    """The engine of one process: opened by its first job and, where `keeps`, there for the next."""
+    """The engine of one process, opened by its first job; with `keeps` it stays loaded for the next."""
 
     def __init__(self, *, keeps: bool = False) -> None:
         self.keeps = keeps
@@ -27,12 +31,12 @@ class EngineSlot:
 
     @property
     def loaded(self) -> bool:
-        """Whether an engine is there that has its model loaded."""
+        """Whether an engine with a loaded model is kept."""
         return self._engine is not None
 
     @contextmanager
     def engine(self, job: Job) -> Iterator[Engine]:
-        """The engine for a job: the kept one, or a new one; shut down after a failure, and where none is kept."""
+        """The engine for a job, kept or new; it is shut down after a failure, and afterwards unless it is kept."""
         engine = self._engine if self._engine is not None else open_engine(job.config.engine)
         self._engine = None
         try:
@@ -46,14 +50,14 @@ class EngineSlot:
             engine.shutdown()
 
     def prepare(self, engine: Engine, job: Job) -> str:
-        """Prepare the engine and return its version; one that is loaded for equal settings is left as it is."""
+        """Prepare the engine and return its version; an engine prepared for equal settings is left as it is."""
         prepared = self._job.config if self._job is not None else None
         if prepared is None or _fixed(differences(prepared, job.config), ALWAYS_FREE):
             self._version = engine.prepare(job.config, job.devices)
         return self._version
 
     def obstacle(self, job: Job) -> str | None:
-        """Why the kept engine cannot run a job without loading again; `None` when it can."""
+        """Why the kept engine cannot run a job without loading again; `None` if it can."""
         if self._engine is None or self._job is None:
             return "no engine is loaded"
         if (job.devices, job.environment) != (self._job.devices, self._job.environment):

@@ -1,6 +1,7 @@
-"""One cycle in this process: from `job.json` to `measurement.json` or `error.json`, whatever happens.
+"""Runs one job in this process: from `job.json` to `measurement.json`, or to `error.json` on any failure.
 
-Called by `python -m pytest_llem.worker` and by a child of the fork server.
+`python -m pytest_llem.worker`, children of the fork server and resident workers call it. Exit codes and the files that
+it leaves are the contract of the job directory.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def run_job(
     mirror: bool = False,
     slot: EngineSlot | None = None,
 ) -> int:
-    """Run the job of `source` and leave its files in `target`; returns the process's exit code.
+    """Run the job of `source`, write its files to `target`, and return the process's exit code.
 
-    0 after a measurement, 1 after an error, and 130 after an interruption. `mirror` repeats each event on standard
-    output behind `EVENT_PREFIX`, for a container whose files cannot be read while it runs. `slot` keeps the engine.
+    0 after a measurement, 1 after an error, 130 after an interruption. `mirror` also prints each event, prefixed by
+    `EVENT_PREFIX`, for a container whose files cannot be read while it runs. `slot` keeps the engine for the next job.
     """
     faulthandler.enable()
     events = EventLog(target.events, mirror=_mirror_event if mirror else None)

@@ -1,4 +1,8 @@
-"""The server that a cycle measures: on this machine or not, and which of its processes belong to it."""
+"""Finds the server that a cycle measures: whether it runs on this machine, and its process tree.
+
+The cycle and the container runner's host meter call it, so that the server's processes count as measured. Without a
+known process nothing is guessed.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,21 @@ from pytest_llem.job.report import Note
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that ran before the cycle; `pid` is `None` where its process is not known."""
+    """A server that ran before the cycle; `pid` is `None` if its process is unknown."""
 
     pid: int | None
 
 
 @dataclass(frozen=True)
 class MeasuredServer:
-    """The server whose processes count as measured, `None` without one; or why no meter here can measure it."""
+    """The server whose processes count as measured, if any; or why no meter on this machine can measure it."""
 
     tree: ServerTree | None = None
     elsewhere: Note | None = None
 
 
 def find_server(job: Job) -> MeasuredServer:
-    """The server of a job: the one that was started for it, or whoever listens at its `base_url`."""
+    """The server of a job: the one started for it, or the process that listens at its `base_url`."""
     url = job.config.settings.get("base_url")
     if job.server is not None or not isinstance(url, str):
         return MeasuredServer(job.server)
@@ -44,5 +48,5 @@ def find_server(job: Job) -> MeasuredServer:
 
 def _elsewhere(why: str) -> Note:
     return Note(
-        "server_elsewhere", f"no energy was measured: {why}, and the sensors here say nothing of what the server draws"
+        "server_elsewhere", f"no energy was measured: {why}, and the sensors here do not see what the server draws"
     )

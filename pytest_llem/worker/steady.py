@@ -1,7 +1,8 @@
-"""The steady state of a serving load: when the engine is as full as it gets, between ramp and tail.
+"""Finds the steady state of a serving load, when the engine is as full as it gets, between ramp and tail.
 
-As in the ML.ENERGY benchmark (arXiv 2505.06371, section 3): energy per token of an engine that serves is that of the
-time in which its batch is full, because ramp and tail depend on how many requests were sent, and not on the engine.
+The cycle records it as windows, and `results` derives energy per token from them, as the ML.ENERGY benchmark does
+(arXiv 2505.06371, section 3): ramp and tail depend on the number of requests, not on the engine. docs/protocol.md
+states the rules.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ RATED = ("constant", "poisson", "burst")
 
 
 def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:
-    """How many requests can run at once: the lower of the engine's `max_num_seqs` and the client's concurrency."""
-    places = (effective.get("max_num_seqs"), effective.get("concurrency"))
-    known = [count for count in places if isinstance(count, int)]
+    """The number of requests that can run at once: the lower of the engine's `max_num_seqs` and the client's
+    concurrency."""
+    limits = (effective.get("max_num_seqs"), effective.get("concurrency"))
+    known = [count for count in limits if isinstance(count, int)]
     if arrival is not None and arrival.concurrency is not None:
         known.append(arrival.concurrency)
     return min(known, default=None)
@@ -29,11 +31,11 @@ def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue
 def steady_span(
     completions: Sequence[Completion], limit: int | None, arrival: Arrival | None = None
 ) -> tuple[int, int] | None:
-    """Begin and end (ns) of one repeat's steady state, or `None` where it has none.
+    """Start and end (ns) of one repeat's steady state, or `None` if it has none.
 
-    A request runs from its first token to its last. The span opens when `limit` requests run, and closes when the last
-    time of so many ends: from then on the tail drains. Requests that arrive at a rate need not fill the engine: then
-    the ramp is over when the first of them is answered, and the tail begins with the last arrival.
+    A request runs from its first token to its last. The span opens when `limit` requests run, and closes when that is
+    the case for the last time: from then on the tail drains. Requests that arrive at a rate need not fill the engine:
+    then the ramp ends with the first answer, and the tail begins with the last arrival.
     """
     running = [c for c in completions if c.error is None and c.token_times_ns]
     full = _full_span(running, limit)
@@ -49,7 +51,7 @@ def steady_span(
 def steady_windows(
     repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None
 ) -> tuple[Window, ...]:
-    """The steady state of each repeat that has one; `index` is the repeat's. Both sides of such a window are busy."""
+    """The steady state of each repeat that has one, with the repeat's index. Such windows have no padding."""
     found = []
     for index, completions in enumerate(repeats):
         span = steady_span(completions, limit, arrival)
@@ -59,7 +61,7 @@ def steady_windows(
 
 
 def _full_span(running: Sequence[Completion], limit: int | None) -> tuple[int, int] | None:
-    # With no more requests than places there is a tail from the first answer on, and nothing is ever refilled.
+    # With no more requests than can run at once, the tail begins with the first answer.
     if limit is None or len(running) <= limit:
         return None
     starts = [(c.token_times_ns[0], 1) for c in running if c.token_times_ns]

@@ -17,8 +17,7 @@ import pynvml
 import pytest
 
 from pytest_llem.energy import doctor, nvml_devices
-from pytest_llem.energy.calibrate import Load
-from pytest_llem.energy.torch_load import MatmulLoad
+from pytest_llem.energy.calibrate import Load, MatmulLoad
 from pytest_llem.errors import MeterError
 from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, preload
 

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem import doctor
 from pytest_llem.cli import main
-from pytest_llem.energy import calibration, torch_load
+from pytest_llem.energy import calibrate, calibration
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.machine.leases import LEASE_DIR_VARIABLE
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
@@ -112,7 +112,7 @@ def test_calibrate_loads_an_idle_gpu_keeps_the_result_and_shows_it(
         simulation.gpus[0].set_pids(1)
         return SteadyLoad(simulation.gpus[0])
 
-    monkeypatch.setattr(torch_load, "MatmulLoad", load)
+    monkeypatch.setattr(calibrate, "MatmulLoad", load)
     assert main(["doctor", "--calibrate", "--gpu", uuid]) == 0
 
     assert made_while_idle == [uuid]
