@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
-from pytest_llem.energy.nvml_meter import SampledGpuMeter
+from pytest_llem.energy.gpu_meter import SampledGpuMeter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.report import Note
 

@@ -1,6 +1,6 @@
 """Estimates a device's energy in one window by the best method that its readings support.
 
-`accounting` calls it for every device and window. docs/energy.md describes the methods and the terms of the
+`gpu_meter` calls it for every device and window. docs/energy.md describes the methods and the terms of the
 uncertainty; tests/unit/energy/test_coverage.py holds that the bounds cover, so no constant changes without it.
 """
 
@@ -51,7 +51,7 @@ _FEW = {2: 4.53, 3: 2.28, 4: 1.66, 5: 1.44, 6: 1.32, 7: 1.25, 8: 1.20}
 swing, to which the scatter is limited, is always the smaller."""
 
 
-def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -> EnergyEstimate | None:
+def from_counter(ticks: TickSeries, window: Window, calibration: Calibration | None) -> EnergyEstimate | None:
     """The window's energy from counter steps; `None` if they do not surround it or the counter was reset.
 
     With idle padding on both sides the method is `counter_outer_edge`; otherwise the counter is interpolated at the
@@ -68,13 +68,13 @@ def from_counter(ticks: TickSeries, window: Window, known: Calibration | None) -
     before, after = close.last_before(window.start_ns), close.first_after(window.end_ns + 1)
     if ticks.reset_within(close.mid_ns[before], close.mid_ns[after]):
         return None
-    start, end = _edges(ticks, close, window, known)
+    start, end = _edges(ticks, close, window, calibration)
     terms = {name: hypot(start.terms.get(name, 0.0), end.terms.get(name, 0.0)) for name in {**start.terms, **end.terms}}
     energy = end.energy_j - start.energy_j
     if "shape" in terms:
         # A load that begins and ends at the edges errs to the same side at both.
         terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
-    terms.update(_counter_terms(close, window, known, energy, quiet=start.outer and end.outer))
+    terms.update(_counter_terms(close, window, calibration, energy, quiet=start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
     if not (start.outer or end.outer) and _unbracketed(close, before, after):
         name = "counter_difference"
@@ -95,8 +95,8 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | N
     power = steady_power(close, inside)
     if power is None:
         return None
-    bound_j = power[1] * window.duration_s
-    return EnergyEstimate(power[0] * window.duration_s, bound_j, "counter_steady", len(inside), {"tick_time": bound_j})
+    energy_j, bound_j = power.value * window.duration_s, power.uncertainty * window.duration_s
+    return EnergyEstimate(energy_j, bound_j, "counter_steady", len(inside), {"tick_time": bound_j})
 
 
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> EnergyEstimate | None:
@@ -139,7 +139,7 @@ def _resolution_w(powers: Sequence[float]) -> float:
 
 
 def _counter_terms(
-    ticks: TickSeries, window: Window, known: Calibration | None, energy_j: float, *, quiet: bool
+    ticks: TickSeries, window: Window, calibration: Calibration | None, energy_j: float, *, quiet: bool
 ) -> dict[str, float]:
     """The counter's own errors: load that changes faster than it steps, and time that it does not sample.
 
@@ -152,8 +152,8 @@ def _counter_terms(
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
     powers = [ticks.power_w(i) for i in range(first, last)]
     period_s = (ticks.period_ns or 0.0) / 1e9
-    part_time = known is None or known.counter_type != "accumulating"
-    duty = known.duty if known is not None and known.duty is not None else PART_TIME_DUTY
+    part_time = calibration is None or calibration.counter_type != "accumulating"
+    duty = calibration.duty if calibration is not None and calibration.duty is not None else PART_TIME_DUTY
     terms: dict[str, float] = {}
     if not quiet:
         # The same load continues outside: more intervals show its ripple better.
@@ -163,7 +163,7 @@ def _counter_terms(
     if len(powers) >= 2 and (part_time or not quiet):
         factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
-        # The scatter of few steps is poorly known, but no more than the whole swing can be misplaced at an edge.
+        # The scatter of few steps is poorly calibration, but no more than the whole swing can be misplaced at an edge.
         swing_w = min(2 * factor * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
         terms["ripple"] = swing_w * period_s * repeats
     if part_time:
@@ -180,26 +180,26 @@ def _surround(ticks: TickSeries, window: Window) -> bool:
 
 
 def _edges(
-    ticks: TickSeries, close: TickSeries, window: Window, known: Calibration | None
+    ticks: TickSeries, close: TickSeries, window: Window, calibration: Calibration | None
 ) -> tuple[edges.Edge, edges.Edge]:
     """Both edges, each from its idle padding where that proves steady, else interpolated between close steps."""
     seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
-    start = edges.interpolated(close, window.start_ns, known, seen=seen)
-    end = edges.interpolated(close, window.end_ns, known, seen=seen)
+    start = edges.interpolated(close, window.start_ns, calibration, seen=seen)
+    end = edges.interpolated(close, window.end_ns, calibration, seen=seen)
     assert start is not None
     assert end is not None
     before = after = None
     if window.quiet_before_s is not None:
-        before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), known)
+        before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), calibration)
     if window.quiet_after_s is not None:
-        after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), known)
+        after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), calibration)
     first_j = before.course.energy_j if before else start.energy_j
     last_j = after.course.energy_j if after else end.energy_j
     busy = _busy_power(close, window, (last_j - first_j) / window.duration_s)
     if before is not None:
         start = before.at_start(busy) or start
     if after is not None:
-        end = after.at_end(busy, known) or end
+        end = after.at_end(busy, calibration) or end
     return start, end
 
 

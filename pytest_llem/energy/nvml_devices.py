@@ -35,7 +35,7 @@ class Gpu(NamedTuple):
         return any(name in self.name for name in MODULE_NAMES)
 
     def facts(self) -> dict[str, JsonValue]:
-        """The facts that `accounting.GpuFacts` reads."""
+        """The facts that `gpu_meter.GpuFacts` reads."""
         return {
             "uuid": self.uuid,
             "index": self.position,

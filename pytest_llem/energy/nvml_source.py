@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
-from pytest_llem.energy import calibration
+from pytest_llem.energy import calibration, nvml_devices
 from pytest_llem.energy.processes import containers_of, foreign_pids
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS, TickTracker
@@ -191,7 +192,7 @@ class GpuSource:
         if instant_mw is not None:
             return instant_mw / 1e3
         value = self._optional("power", pynvml.nvmlDeviceGetPowerUsage)
-        return float(str(value)) / 1e3 if value is not None else None
+        return value / 1e3 if value is not None else None
 
     def _state(self) -> tuple[float | None, float | None, float | None, int | None]:
         temperature = self._optional("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
@@ -199,15 +200,15 @@ class GpuSource:
         rates = self._optional("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
         memory = self._optional("memory", pynvml.nvmlDeviceGetMemoryInfo)
         return (
-            float(str(temperature)) if temperature is not None else None,
-            float(str(clock)) if clock is not None else None,
-            getattr(rates, "gpu", 0) / 100 if rates is not None else None,
-            int(getattr(memory, "used", 0)) if memory is not None else None,
+            float(temperature) if temperature is not None else None,
+            float(clock) if clock is not None else None,
+            rates.gpu / 100 if rates is not None else None,
+            int(memory.used) if memory is not None else None,
         )
 
     def _read_processes(self, writer: SampleWriter) -> None:
         processes = self._optional("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
-        if isinstance(processes, list):
+        if processes is not None:
             pids = [int(process.pid) for process in processes]
             foreign, unknown = foreign_pids(pids, self._owners)
             writer.event(
@@ -220,19 +221,17 @@ class GpuSource:
                 containers={str(pid): name for pid, name in containers_of(foreign).items()},
             )
 
-    def _optional(self, what: str, function: object, *more: object) -> object:
+    def _optional(self, what: str, function: Callable[..., Any], *more: object) -> Any:
         """The call's result; `None` from then on once the device reports that it has no such reading."""
         if what in self._absent:
             return None
-        assert callable(function)
         try:
-            result: object = function(self._handle, *more)
+            return function(self._handle, *more)
         except pynvml.NVMLError as problem:
             if problem.value in _ABSENT:
                 self._absent.add(what)
                 return None
             raise
-        return result
 
     def _failed(self, writer: SampleWriter, problem: pynvml.NVMLError) -> None:
         now = time.monotonic_ns()
@@ -252,8 +251,6 @@ def open_gpus(
     Processes in the trees of `owner_pid` and `server_pid` are measured, all others are foreign. Raises `SensorError`
     when NVML or a device cannot be opened.
     """
-    from pytest_llem.energy import nvml_devices
-
     try:
         pynvml.nvmlInit()
         devices = nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))

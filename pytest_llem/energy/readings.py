@@ -1,6 +1,6 @@
 """`samples.jsonl`: the raw readings of a cycle, one JSON object per line.
 
-The sampler process and in-process meters write it; `accounting` and `results` read it. A line with the key `event`
+The sampler process and in-process meters write it; `gpu_meter` and `results` read it. A line with the key `event`
 (`sensor`, `error`, `processes`, `throttle`, `clock`) is no reading; any other has the fields of `Sample`, absent where
 they were not read. Cheap to import: no dataclasses.
 """

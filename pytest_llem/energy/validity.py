@@ -1,6 +1,6 @@
 """Judges whether a GPU measurement may be used: every reason against it that the readings themselves show.
 
-`accounting` calls it for every cycle; the study declares the thresholds. A note's `code` is part of the result format
+`gpu_meter` calls it for every cycle; the study declares the thresholds. A note's `code` is part of the result format
 (docs/energy.md lists them) and must not change.
 """
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.series import TickSeries
+from pytest_llem.job.measurement import Measured
 
 Side = Literal["start", "end"]
 
@@ -60,7 +61,7 @@ class Edge:
     outer: bool = False
 
 
-def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None, *, seen: bool) -> Edge | None:
+def interpolated(ticks: TickSeries, t_ns: int, calibration: Calibration | None = None, *, seen: bool) -> Edge | None:
     """The counter between two of its steps by linear interpolation, exact where power is steady around the edge.
 
     The term `shape` bounds the effect of a power step anywhere between the two counter steps. At a fraction f of an
@@ -79,8 +80,7 @@ def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None,
     powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
     level, ramp_j = 1.0, 0.0
     if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
-        ramp_ns = known.ramp_ns if known is not None and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS
-        ramp_j = (max(powers) - min(powers)) * ramp_ns / 1e9
+        ramp_j = (max(powers) - min(powers)) * _ramp_ns(calibration) / 1e9
         level += LEVEL_REL
         # Near a power step intervals mix both levels; the levels themselves appear elsewhere in the series.
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
@@ -96,13 +96,13 @@ def interpolated(ticks: TickSeries, t_ns: int, known: Calibration | None = None,
     )
 
 
-def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, known: Calibration | None) -> QuietEdge | None:
+def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, calibration: Calibration | None) -> QuietEdge | None:
     """The counter at an edge with idle padding: the line through the steps in the padding, extrapolated to the edge.
 
     `quiet_ns` is how long the device was idle on that side. Steps that may lie on the ramp after work are left out.
     `None` if too few remain, or if power was not steady.
     """
-    settle_ns = SETTLE_RAMPS * (known.ramp_ns if known and known.ramp_ns is not None else UNCALIBRATED_RAMP_NS)
+    settle_ns = SETTLE_RAMPS * _ramp_ns(calibration)
     earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
     indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
     if len(indices) < MIN_QUIET_STEPS:
@@ -126,15 +126,15 @@ class QuietEdge:
         terms = {"quiet": self.course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
         return Edge(self.course.energy_j, terms, self.ticks, outer=True)
 
-    def at_end(self, busy: BusyPower, known: Calibration | None) -> Edge | None:
+    def at_end(self, busy: BusyPower, calibration: Calibration | None) -> Edge | None:
         """The edge at which work ends, without the energy drawn while power fell (by the calibrated ramp)."""
         edge = self.at_start(busy)
         if edge is None:
             return None
-        tail_s = (known.ramp_ns or 0) / 1e9 if known else 0.0
+        tail_s = (calibration.ramp_ns or 0) / 1e9 if calibration else 0.0
         uncertain_ns = UNCALIBRATED_RAMP_NS
-        if known is not None and known.ramp_uncertainty_ns is not None:
-            uncertain_ns = known.ramp_uncertainty_ns
+        if calibration is not None and calibration.ramp_uncertainty_ns is not None:
+            uncertain_ns = calibration.ramp_uncertainty_ns
         step_w = max(0.0, busy.last_w - self.course.power_w)
         ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
         return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, self.ticks, outer=True)
@@ -192,8 +192,8 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
 
 
-def steady_power(ticks: TickSeries, indices: Sequence[int]) -> tuple[float, float] | None:
-    """Mean power in watts over these steps, with its k=2 uncertainty; `None` where the steps show no even course."""
+def steady_power(ticks: TickSeries, indices: Sequence[int]) -> Measured | None:
+    """Mean power in watts over these steps; `None` if the steps show that power was not steady."""
     centre_ns = (ticks.mid_ns[indices[0]] + ticks.mid_ns[indices[-1]]) // 2
     course = fit(ticks, indices, centre_ns)
     if not course.quiet:
@@ -201,7 +201,13 @@ def steady_power(ticks: TickSeries, indices: Sequence[int]) -> tuple[float, floa
     span_s = (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
     mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / span_s
     edges_s = hypot(*(ticks.half_width_ns(i) / 1e9 for i in (indices[0], indices[-1]))) / sqrt(3)
-    return mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s
+    return Measured(mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s)
+
+
+def _ramp_ns(calibration: Calibration | None) -> int:
+    if calibration is None or calibration.ramp_ns is None:
+        return UNCALIBRATED_RAMP_NS
+    return calibration.ramp_ns
 
 
 @dataclass(frozen=True)
