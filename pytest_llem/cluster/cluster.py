@@ -42,7 +42,7 @@ class Node:
         """Whether the node has at least these amounts when it is empty."""
         return all(self.resources.get(name, 0.0) >= amount for name, amount in amounts.items())
 
-    def times(self, amounts: Mapping[str, float]) -> int:
+    def parallel_tasks(self, amounts: Mapping[str, float]) -> int:
         """How many tasks of these amounts the empty node runs at a time."""
         counts = [int(self.resources.get(name, 0.0) / amount + 1e-9) for name, amount in amounts.items() if amount]
         return min(counts, default=1)
@@ -144,9 +144,9 @@ class RayCluster:
         """Whether one of them lives whose id is not in `without`."""
         return any(node.has(request.amounts) for node in self.nodes() if node.id not in without)
 
-    def slots(self, request: Request) -> int:
+    def parallel_cycles(self, request: Request) -> int:
         """How many such cycles the empty cluster runs at a time."""
-        return sum(node.times(request.amounts) for node in self.able(request))
+        return sum(node.parallel_tasks(request.amounts) for node in self.able(request))
 
     def infeasible(self, request: Request, waited_s: float = 0.0) -> InfeasibleError:
         """The error for a request that no node can run: Ray itself would let it wait without a word."""

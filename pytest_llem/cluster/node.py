@@ -19,22 +19,17 @@ from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
 from pytest_llem.job.job import DeviceSet, Job, JobDir
-from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode, encode
-from pytest_llem.machine import idle_power_cache as idle_references
-from pytest_llem.machine.concurrent_runs import ConcurrentRuns
-from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
 from pytest_llem.machine.environment import gather
 from pytest_llem.machine.hold import HeldDevices
 from pytest_llem.machine.inputs import input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners.measure_here import CycleRequest, measure_here
 from pytest_llem.runners.protocol import Runner
 from pytest_llem.study.runner_settings import DockerSettings
-
-LEASE_TIMEOUT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -81,9 +76,7 @@ def _measured(data: JsonValue) -> Delivery:
         try:
             job, report = _cycle(order, job_dir)
         except LlemError as error:
-            _redact(job_dir)
             return Delivery(_files(job_dir), None, error.to_dict())
-        _redact(job_dir)
         report = replace(
             report,
             name="ray",
@@ -134,42 +127,22 @@ def _devices(count: int) -> DeviceSet:
 def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     """Run the cycle under a lease of its devices."""
     runner = _runner(order)
-    asked = order.job
+    job, terms = order.job, order.terms
     # A name of its own within the run, so that other cycles of the run on this node count as concurrent.
-    who = f"{asked.run_id} {asked.experiment_id} c{asked.cycle}.{asked.attempt}"
-
-    def prepare(devices: DeviceSet) -> Job:
-        job = _completed(asked, devices)
-        job_dir.write_job(job)
-        return job
-
-    stay = HeldDevices().hold_devices(
-        runner,
-        Demand.exactly(_devices(order.gpus)),
-        LeaseRequest(f"{asked.study} {asked.experiment_id} c{asked.cycle}", who),
-        prepare,
-        job_dir,
-        residual_bytes=order.terms.residual_memory_bytes,
-        timeout_s=LEASE_TIMEOUT_S,
-        on_wait=_ignore,
-    )
+    own_run = f"{job.run_id} {job.experiment_id} c{job.cycle}.{job.attempt}"
     try:
-        job_dir.path.mkdir()
-        with stay as (hold, job):
-            concurrent_runs = ConcurrentRuns(who)
-            shared = run_directory(job.run_id)
-            cooled = cool_down(order.terms.cooldown, job.devices, shared)
-            where = f"ray:{order.image or ''}"
-            job = idle_references.lend(job, job_dir, shared, where)
-            report = runner.run(job, job_dir, _ignore, hold.lease)
-            concurrent = concurrent_runs.count()
-        idle_references.keep(job, job_dir, shared, where)
+        request = CycleRequest(
+            Demand.exactly(_devices(order.gpus)),
+            LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", own_run),
+            lambda devices: _completed(job, devices),
+            run_directory(job.run_id),
+            residual_bytes=terms.residual_memory_bytes,
+            cooldown=terms.cooldown,
+        )
+        return measure_here(runner, HeldDevices(), request, job_dir)
     finally:
         if order.image is not None:
             runner.close()
-    notes = (*report.notes, *((cooled.note,) if cooled.note is not None else ()))
-    facts = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
-    return job, replace(report, notes=notes, facts=facts)
 
 
 def _runner(order: Order) -> Runner:
@@ -196,15 +169,6 @@ def _files(job_dir: JobDir) -> dict[str, bytes]:
     if not job_dir.path.is_dir():
         return {}
     return {path.name: path.read_bytes() for path in sorted(job_dir.path.iterdir()) if path.is_file()}
-
-
-def _redact(job_dir: JobDir) -> None:
-    if job_dir.log.exists():
-        redact_file(job_dir.log, secrets_of(os.environ).values())
-
-
-def _ignore(_: object) -> None:
-    """Events and waits on a node reach the driver with its files."""
 
 
 def encoded(order: Order) -> JsonValue:

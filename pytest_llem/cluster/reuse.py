@@ -15,7 +15,7 @@ from pytest_llem.runners.protocol import ReuseTarget
 from pytest_llem.study.runner_settings import DockerSettings
 
 
-def places_on(
+def reuse_targets_on(
     nodes: Sequence[Node],
     request: Request,
     config: ExperimentConfig,
@@ -23,14 +23,14 @@ def places_on(
     docker: Mapping[str, JsonValue],
     ended: threading.Event,
 ) -> list[ReuseTarget]:
-    """Each node as a place for this experiment, without those that do not answer; an `LlemError` when none does.
+    """A target per node that may run this experiment and answers; an `LlemError` when none does.
 
     Raises `InterruptedCycleError` once `ended` is set.
     """
     found: list[ReuseTarget] = []
     problem: LlemError | None = None
     kind = "cuda" if request.gpus else "cpu"
-    for _, answer in ask_nodes(place_here, nodes, encode(config), image, encode(docker), ended=ended):
+    for _, answer in ask_nodes(reuse_facts, nodes, encode(config), image, encode(docker), ended=ended):
         if isinstance(answer, LlemError):
             problem = answer
         else:
@@ -40,7 +40,7 @@ def places_on(
     return found
 
 
-def place_here(config: JsonValue, image: str | None, docker: JsonValue) -> JsonValue:
+def reuse_facts(config: JsonValue, image: str | None, docker: JsonValue) -> JsonValue:
     """The answer of a node: its environment, its inputs of this experiment, and the image as it lies there."""
     from pytest_llem.machine.environment import gather
     from pytest_llem.machine.inputs import input_facts

@@ -19,7 +19,7 @@ from pytest_llem.cluster.node import Order, encoded
 from pytest_llem.cluster.node_result import Delivery, NodeFacts, failure_of, write_files
 from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes
 from pytest_llem.cluster.progress import progress_of
-from pytest_llem.cluster.reuse import places_on
+from pytest_llem.cluster.reuse import reuse_targets_on
 from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
 from pytest_llem.containers.errors import error_from_dict
@@ -29,10 +29,18 @@ from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, Node
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.job.wire import decode
 from pytest_llem.machine.devices import devices_needed
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.breaker import LASTING
-from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget
+from pytest_llem.runners.protocol import (
+    OnEvent,
+    ParallelCycles,
+    PreflightReport,
+    ReuseTarget,
+    Runner,
+    RunnerSettings,
+)
 from pytest_llem.study.runner_settings import RaySettings
 
 POLL_S = 0.5
@@ -55,11 +63,19 @@ class Loss:
         return {**where, "error": self.error.details.get("error")}
 
 
-class RayRunner:
+class RayRunner(Runner):
     """Runs cycles on a cluster; threads may run several at a time, each waiting for its own.
 
     `terms` are what the nodes keep to. Nothing is connected before the first cycle.
     """
+
+    distributed = True
+
+    @classmethod
+    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> RayRunner:
+        """See `runners.protocol.Runner.open`; the section `ray` was checked when the study was loaded."""
+        terms = NodeTerms(settings.residual_memory_bytes, settings.cooldown, dict(settings.docker))
+        return cls(spec, settings.run_dir, decode(RaySettings, settings.ray, "ray"), terms)
 
     def __init__(self, spec: RunnerSpec, run_dir: Path, settings: RaySettings, terms: NodeTerms) -> None:
         self.spec = spec
@@ -69,15 +85,15 @@ class RayRunner:
         self._ended = threading.Event()
         self._given_up: set[str] = set()
         self._asking = threading.Lock()
-        self._places: dict[tuple[str | None, ...], list[ReuseTarget]] = {}
+        self._reuse_targets: dict[tuple[str | None, ...], list[ReuseTarget]] = {}
 
     @property
     def cluster(self) -> RayCluster:
         """The cluster, connected to by whoever asks first. Raises `RunnerError`."""
         return connect(self.spec.address, self.settings.runtime_env.given)
 
-    def room(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
-        """How many cycles of these experiments to have submitted at a time: all slots, and one to follow in each.
+    def parallel_cycles(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
+        """How many cycles of these experiments to submit at a time: as many as run at a time, and one to follow each.
 
         A cluster that may grow gets as many as there can be.
         """
@@ -86,15 +102,15 @@ class RayRunner:
         notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()
         if settings.max_in_flight is not None:
             return ParallelCycles(settings.max_in_flight, notices)
-        slots = max((self.cluster.slots(request) for request in requests), default=1)
-        if slots > MOST_IN_FLIGHT:
+        parallel = max((self.cluster.parallel_cycles(request) for request in requests), default=1)
+        if parallel > MOST_IN_FLIGHT:
             limit = (
-                f"the Ray cluster can run {slots} cycles at a time, and this process submits {MOST_IN_FLIGHT}: set "
+                f"the Ray cluster can run {parallel} cycles at a time, and this process submits {MOST_IN_FLIGHT}: set "
                 "ray.max_in_flight, and raise `ulimit -n` with it"
             )
             notices = (*notices, limit)
         return ParallelCycles(
-            MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * slots, MOST_IN_FLIGHT)), notices
+            MOST_IN_FLIGHT if settings.wait_for_nodes_s else max(1, min(2 * parallel, MOST_IN_FLIGHT)), notices
         )
 
     def _uneven(self) -> tuple[str, ...]:
@@ -119,17 +135,17 @@ class RayRunner:
         """Compare settings of one engine with the signatures of the one on a node of each kind."""
         return check_settings_on_nodes(self.cluster.able(self._feasible(1)), configs, self.settings, self._ended)
 
-    def places(self, config: ExperimentConfig) -> list[ReuseTarget]:
-        """The nodes that may run this experiment, as places whose earlier results may be reused."""
+    def reuse_targets(self, config: ExperimentConfig) -> list[ReuseTarget]:
+        """The nodes that may run this experiment, each with what must be equal for an earlier result to be reused."""
         request = self._feasible(devices_needed(config))
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
-        named = (str(request), *inputs)
+        key = (str(request), *inputs)
         with self._asking:
-            if named not in self._places:
+            if key not in self._reuse_targets:
                 nodes = self.cluster.able(request)
                 image, docker = self.settings.image, self._terms.docker
-                self._places[named] = places_on(nodes, request, config, image, docker, self._ended)
-            return self._places[named]
+                self._reuse_targets[key] = reuse_targets_on(nodes, request, config, image, docker, self._ended)
+            return self._reuse_targets[key]
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """Run one cycle on a node that Ray chooses; the job directory has its files afterwards, the job's devices too.

@@ -90,7 +90,7 @@ class HostMeter:
 
 
 def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Job, HostMeter | None]:
-    """Start the meter where the host can measure; the job for the worker then says so, here and in `job.json`."""
+    """Start the meter where the host can measure; the job for the worker then says so."""
     name = host_meter_name(job, daemon)
     if name is None:
         return job, None
@@ -103,21 +103,21 @@ def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Jo
     except MeterError:
         # What opens on the host and does not start there may still work inside
         return job, None
-    job_dir.write_job(moved)
     return moved, HostMeter(meter)
 
 
 @contextlib.contextmanager
-def host_metering(
-    job: Job, job_dir: JobDir, daemon: DaemonFacts
-) -> Iterator[Callable[[Mapping[str, JsonValue]], None]]:
-    """Measure from the host for the length of the block where that is possible; yields who must see the events."""
-    _, metering = start_host_meter(job, job_dir, daemon)
+def host_metering(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> Iterator[tuple[Job, OnEvent]]:
+    """Measure from the host for the length of the block where that is possible.
+
+    Yields the job for the worker, and who must see the events.
+    """
+    job, metering = start_host_meter(job, job_dir, daemon)
     if metering is None:
-        yield lambda event: None
+        yield job, lambda event: None
         return
     try:
-        yield metering.observe
+        yield job, metering.observe
         metering.finish(job_dir)
     finally:
         metering.abandon()

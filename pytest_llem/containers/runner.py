@@ -51,7 +51,7 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.redaction import secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
-from pytest_llem.runners.protocol import OnEvent, PreflightReport
+from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner, RunnerSettings
 from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.study.runner_settings import DockerSettings
 
@@ -59,7 +59,7 @@ LEASE_TIMEOUT_S = 24 * 3600.0
 """Chosen: a long study of another session, and yet an end to waiting."""
 
 
-class DockerRunner:
+class DockerRunner(Runner):
     """Runs cycles in containers of one daemon, and leaves none behind.
 
     The daemon is asked for nothing before the first cycle; then containers of dead sessions are swept. `tell` receives
@@ -76,13 +76,15 @@ class DockerRunner:
         self._swept: list[str] = []
         self._kept: KeptContainers | None = None
 
+    @classmethod
+    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> DockerRunner:
+        """See `runners.protocol.Runner.open`."""
+        return cls(spec, DockerSettings.from_mapping(settings.docker))
+
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`."""
         watch: DeadlineWatch | None = None
-        named = replace(job, config=with_absolute_paths(job.config))
-        if named != job:
-            job = named
-            job_dir.write_job(job)
+        job = replace(job, config=with_absolute_paths(job.config))
         secrets = secrets_of(os.environ)
         name = self.spec.image or job.config.engine
         try:
@@ -90,7 +92,8 @@ class DockerRunner:
             image = self.image(job.config.engine)
             name = image.name
             request, notes = self._request(job, image, facts, secrets)
-            with self._remote_lease(client, facts, image, job), host_metering(job, job_dir, facts) as observe:
+            with self._remote_lease(client, facts, image, job), host_metering(job, job_dir, facts) as (job, observe):
+                self.hand_over(job, job_dir)
                 # From here on the cycle's own time counts, not that of a pull or of waiting for a device
                 watch = DeadlineWatch(job.deadlines)
                 end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)

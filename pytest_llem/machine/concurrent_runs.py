@@ -23,7 +23,7 @@ class ConcurrentRuns:
     that is taken. Where there are no leases, only this run's workers are known.
     """
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str | None) -> None:
         self._run_id = run_id
         self._since_ns = time.time_ns() - CLOCK_STEP_NS
         self._others = self._seen()
@@ -42,9 +42,10 @@ class ConcurrentRuns:
     def _others_in(self, directory: Path) -> Iterator[tuple[object, object]]:
         for path in directory.glob("*.lock"):
             facts = read_facts(path)
-            mine = facts.get("run") == self._run_id or (facts.get("run") is None and facts.get("owner") == os.getpid())
+            run, owner = facts.get("run"), facts.get("owner")
+            mine = owner == os.getpid() if run is None else run == self._run_id
             if facts and not mine and _used_since(path, self._since_ns):
-                yield facts.get("run"), facts.get("owner")
+                yield run, owner
 
 
 def _used_since(path: Path, since_ns: int) -> bool:

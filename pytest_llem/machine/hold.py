@@ -1,4 +1,8 @@
-"""A stay on leased devices: found free when it begins, and left as they were found when it ends."""
+"""Holds devices for a cycle: finds them free, and checks afterwards that the cycle released them.
+
+`runners.measure_here` holds devices for each cycle; the session releases those of a loaded engine. The lease covers the
+whole hold, so nothing may be measured outside it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from pytest_llem.errors import JsonValue, NotReleasedError
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.leases import Lease, LeaseRequest, OnWait, take_lease
 from pytest_llem.machine.occupancy import Occupancy, released, require_free
-from pytest_llem.runners.protocol import Runner
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+"""Chosen: a day is longer than any other run should hold a device, and ends a wait that nobody looks at."""
 
 
 class DeviceHold:
@@ -25,17 +31,15 @@ class DeviceHold:
         self._before = before
 
     @classmethod
-    def begin(
-        cls, demand: Demand, tenant: LeaseRequest, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
-    ) -> DeviceHold:
+    def begin(cls, demand: Demand, request: LeaseRequest, *, residual_bytes: int, on_wait: OnWait) -> DeviceHold:
         """Take a lease of what is demanded and check that at most `residual_bytes` are in use on each GPU.
 
         Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
         """
-        lease = take_lease(demand, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
+        lease = take_lease(demand, timeout_s=LEASE_TIMEOUT_S, on_wait=on_wait, request=request)
         devices = lease.devices
-        told = {name: facts.get("not_released") for name, facts in lease.previous.items()}
-        left_by = {name: str(title) for name, title in told.items() if title is not None}
+        titles = {name: facts.get("not_released") for name, facts in lease.previous.items()}
+        left_by = {name: str(title) for name, title in titles.items() if title is not None}
         try:
             before = require_free(devices.uuids, residual_bytes, left_by) if devices.kind == "cuda" else ()
         except BaseException:
@@ -48,7 +52,7 @@ class DeviceHold:
     @property
     def facts(self) -> dict[str, JsonValue]:
         """For the result's `runner.facts`: the leased devices, or `none`, and the memory found in use on them."""
-        used: dict[str, JsonValue] = {one.uuid: one.used_bytes for one in self._before}
+        used: dict[str, JsonValue] = {gpu.uuid: gpu.used_bytes for gpu in self._before}
         return {"lease": list(self.lease.names) or "none", **({"residual_memory_bytes": used} if used else {})}
 
     def end(self, title: str) -> NotReleasedError | None:
@@ -66,24 +70,23 @@ class DeviceHold:
         self.lease.release()
 
 
-@runtime_checkable
 class StaysLoaded(Protocol):
-    """A runner that leaves something on the devices after a cycle: an engine that is kept loaded, or a server."""
+    """The part of a runner (`runners.protocol.Runner`) that decides for how long its devices are held."""
 
     @property
     def loaded(self) -> bool:
-        """Whether there is something on the devices, and so the lease that it was loaded under is still in use."""
+        """Whether an engine or a server stays on the devices after a cycle."""
 
-    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
-        """Whether what is loaded is what this job needs; its `job.json` has been written."""
+    def can_serve(self, job: Job) -> bool:
+        """Whether what is loaded is what this job needs."""
 
     def unload(self) -> None:
-        """Release the devices."""
+        """Take what is loaded off the devices."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A stay that outlives its cycle, because the runner keeps something loaded on the devices."""
+    """A hold that outlives its cycle, because the runner keeps something loaded on the devices."""
 
     runner: StaysLoaded
     hold: DeviceHold
@@ -91,57 +94,39 @@ class Kept:
 
 
 class HeldDevices:
-    """The devices of one pytest process: at most one stay at a time, for a cycle or for a loaded engine's life."""
+    """The devices of one pytest process: at most one hold at a time, for a cycle or for a loaded engine's life."""
 
     def __init__(self) -> None:
         self._kept: Kept | None = None
         self._last: tuple[str, ...] = ()
 
     @contextmanager
-    def stay(
-        self, runner: Runner, job: Job, job_dir: JobDir, *, residual_bytes: int, timeout_s: float, on_wait: OnWait
-    ) -> Iterator[DeviceHold]:
-        """The devices that a job names; otherwise as `hold_devices`."""
-        with self.hold_devices(
-            runner,
-            Demand.exactly(job.devices),
-            LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", job.run_id),
-            lambda _: job,
-            job_dir,
-            residual_bytes=residual_bytes,
-            timeout_s=timeout_s,
-            on_wait=on_wait,
-        ) as (hold, _):
-            yield hold
-
-    @contextmanager
     def hold_devices(
         self,
-        runner: Runner,
+        runner: StaysLoaded,
         demand: Demand,
-        tenant: LeaseRequest,
-        prepare: Callable[[DeviceSet], Job],
+        request: LeaseRequest,
+        job_on: Callable[[DeviceSet], Job],
         job_dir: JobDir,
         *,
         residual_bytes: int,
-        timeout_s: float,
         on_wait: OnWait,
     ) -> Iterator[tuple[DeviceHold, Job]]:
-        """The devices for the cycle that the body runs, and its job, which `prepare` writes once they are known.
+        """The devices for the cycle that the body runs, and the cycle's job on them (`job_on`).
 
-        An engine that is loaded and can serve the cycle keeps its stay; otherwise it is unloaded first. Of several free
+        An engine that is loaded and can serve the cycle keeps its hold; otherwise it is unloaded first. Of several free
         devices those of the last cycle come first: so the cycles of one device follow the study's order. Raises what
         `DeviceHold.begin` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no
         error of its own to tell.
         """
-        hold, job = self._served_by_kept(runner, demand, prepare, job_dir) or (None, None)
+        hold, job = self._served_by_kept(runner, demand, job_on) or (None, None)
         if hold is None or job is None:
-            self.leave()
+            self.release()
             wish = replace(demand, preferred=self._last)
-            hold = DeviceHold.begin(wish, tenant, residual_bytes=residual_bytes, timeout_s=timeout_s, on_wait=on_wait)
+            hold = DeviceHold.begin(wish, request, residual_bytes=residual_bytes, on_wait=on_wait)
             self._last = hold.devices.uuids
             try:
-                job = prepare(hold.devices)
+                job = job_on(hold.devices)
             except BaseException:
                 hold.abandon()
                 raise
@@ -151,12 +136,11 @@ class HeldDevices:
             yield hold, job
         except BaseException:
             try:
-                if isinstance(runner, StaysLoaded):
-                    runner.unload()
+                runner.unload()
             finally:
                 hold.abandon()
             raise
-        if isinstance(runner, StaysLoaded) and runner.loaded:
+        if runner.loaded:
             self._kept = Kept(runner, hold, f"the engine of {title}")
             return
         problem = hold.end(title)
@@ -164,16 +148,16 @@ class HeldDevices:
             raise problem
 
     def _served_by_kept(
-        self, runner: object, demand: Demand, prepare: Callable[[DeviceSet], Job], job_dir: JobDir
+        self, runner: StaysLoaded, demand: Demand, job_on: Callable[[DeviceSet], Job]
     ) -> tuple[DeviceHold, Job] | None:
-        """The stay of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
+        """The hold of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
         kept = self._kept
         if kept is None or kept.runner is not runner or not demand.met_by(kept.hold.devices):
             return None
-        job = prepare(kept.hold.devices)
-        return (kept.hold, job) if kept.runner.can_serve(job, job_dir) else None
+        job = job_on(kept.hold.devices)
+        return (kept.hold, job) if kept.runner.can_serve(job) else None
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""
         kept, self._kept = self._kept, None
         if kept is None:

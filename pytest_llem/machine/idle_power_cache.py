@@ -22,19 +22,17 @@ NOT_LOADED = ("workload", "decoding", "measurement", "seed")
 """Parts of a configuration that change nothing of what is loaded."""
 
 
-def lend(job: Job, job_dir: JobDir, run_dir: Path, place: str) -> Job:
-    """The job, here and in `job.json`, with what an earlier cycle can lend it, where the study wants that.
+def load(job: Job, run_dir: Path, place: str) -> Job:
+    """The job with the idle power of an earlier cycle, where the study wants that and there is one.
 
     `place` names the runner and where it runs.
     """
     if not _wanted(job) or not (record := _record(job, run_dir, place)).exists():
         return job
-    job = replace(job, idle_reference=decode(IdleReference, read_json(record)))
-    job_dir.write_job(job)
-    return job
+    return replace(job, idle_reference=decode(IdleReference, read_json(record)))
 
 
-def keep(job: Job, job_dir: JobDir, run_dir: Path, place: str) -> None:
+def store(job: Job, job_dir: JobDir, run_dir: Path, place: str) -> None:
     """Record a valid cycle's idle power for later ones, in place of an older record."""
     if not _wanted(job) or not job_dir.measurement.exists():
         return

@@ -73,19 +73,19 @@ class Lease:
         self,
         devices: DeviceSet,
         descriptors: Mapping[str, int],
-        tenant: LeaseRequest,
+        request: LeaseRequest,
         previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
     ) -> None:
         self.devices = devices
         self.names = tuple(descriptors)
         self.descriptors = tuple(descriptors.values())
         self.previous = {name: facts for name, facts in (previous or {}).items() if name in descriptors}
-        self._tenant = tenant
+        self._request = request
         self.occupied_by(pid=os.getpid())
 
     def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
         """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
-        who = {"title": self._tenant.title, "run": self._tenant.run}
+        who = {"title": self._request.title, "run": self._request.run}
         # In one write and padded, so that whoever reads meanwhile never finds half of it.
         text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode().ljust(FACTS_BYTES)
         for descriptor in self.descriptors:
@@ -102,10 +102,10 @@ class Lease:
 
 @contextlib.contextmanager
 def device_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: LeaseRequest | None = None
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, request: LeaseRequest | None = None
 ) -> Iterator[Lease]:
     """Hold devices for the length of a `with` block; see `take_lease`."""
-    lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, tenant=tenant)
+    lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, request=request)
     try:
         yield lease
     finally:
@@ -113,7 +113,7 @@ def device_lease(
 
 
 def take_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, tenant: LeaseRequest | None = None
+    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, request: LeaseRequest | None = None
 ) -> Lease:
     """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
 
@@ -121,12 +121,12 @@ def take_lease(
     `timeout_s` seconds, or when the lock files cannot be made.
     """
     demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
-    tenant = tenant or LeaseRequest()
+    request = request or LeaseRequest()
     if leases_are_off():
-        return Lease(demand.first(), {}, tenant)
-    names = _in_order_of_choice(demand, tenant)
-    with Waiting(names, demand.count, tenant.run, tenant.place) as waiting:
-        lease = _wait(waiting, demand, tenant, time.monotonic() + timeout_s, on_wait)
+        return Lease(demand.first(), {}, request)
+    names = _in_order_of_choice(demand, request)
+    with Waiting(names, demand.count, request.run, request.place) as waiting:
+        lease = _wait(waiting, demand, request, time.monotonic() + timeout_s, on_wait)
     try:
         for name, facts in lease.previous.items():
             end_leftover(facts, lease_file(name))
@@ -137,7 +137,7 @@ def take_lease(
     return lease
 
 
-def _in_order_of_choice(demand: Demand, tenant: LeaseRequest) -> list[str]:
+def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
     """The preferred devices first, then those that no other worker of the run has used, so that each keeps to its own.
 
     Devices that their last holder left in a bad state come last.
@@ -145,7 +145,7 @@ def _in_order_of_choice(demand: Demand, tenant: LeaseRequest) -> list[str]:
 
     def drawbacks(name: str) -> tuple[bool, bool]:
         facts = holder(name)
-        of_another = tenant.run is not None and facts.get("run") == tenant.run and name not in demand.preferred
+        of_another = request.run is not None and facts.get("run") == request.run and name not in demand.preferred
         return facts.get("not_released") is not None, of_another
 
     return sorted(demand.in_order_of_preference(), key=drawbacks)
@@ -162,11 +162,11 @@ def end_leftovers() -> list[int]:
     return ended
 
 
-def _wait(waiting: Waiting, demand: Demand, tenant: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
+def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
     said: str | None = None
     ended = False
     while True:
-        look = _look(waiting, demand, tenant)
+        look = _look(waiting, demand, request)
         if look.lease is not None:
             return look.lease
         waiting.alive()
@@ -196,7 +196,7 @@ class _Look:
     ahead: int
 
 
-def _look(waiting: Waiting, demand: Demand, tenant: LeaseRequest) -> _Look:
+def _look(waiting: Waiting, demand: Demand, request: LeaseRequest) -> _Look:
     """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks."""
     ticket = waiting.ticket
     with deciding():
@@ -208,7 +208,7 @@ def _look(waiting: Waiting, demand: Demand, tenant: LeaseRequest) -> _Look:
             previous = {name: holder(name) for name in ticket.candidates}
             lease = None
             if mine:
-                lease = Lease(demand.of(mine), {name: free[name] for name in sorted(mine)}, tenant, previous)
+                lease = Lease(demand.of(mine), {name: free[name] for name in sorted(mine)}, request, previous)
                 free = {name: descriptor for name, descriptor in free.items() if name not in mine}
             busy = {name: facts for name, facts in previous.items() if name not in free and name not in mine}
             return _Look(lease, busy, turns([*others, ticket]).index(ticket))

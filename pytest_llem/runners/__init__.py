@@ -1,62 +1,67 @@
-"""Where a cycle runs: resolution, and one file per runner."""
+"""Runners: one file or package each, opened by name.
+
+The session and the cluster's nodes open them with `open_runner`. Only the chosen one is imported; a new runner is a row
+of `RUNNERS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pytest_llem.errors import JsonValue, RunnerError
-from pytest_llem.study.runner_settings import DockerSettings, RaySettings
+from pytest_llem.errors import RunnerError
 
 if TYPE_CHECKING:
-    from pytest_llem.cluster.settings import NodeTerms
-    from pytest_llem.job.report import RunnerSpec
-    from pytest_llem.runners.protocol import Isolation, Runner
+    from collections.abc import Mapping
 
-__all__ = ["open_runner"]
+    from pytest_llem.job.report import RunnerName, RunnerSpec
+    from pytest_llem.runners.protocol import Runner, RunnerSettings
 
 
-def open_runner(
-    spec: RunnerSpec,
-    log_dir: Path,
-    *,
-    isolation: Isolation = "process",
-    docker: Mapping[str, JsonValue] | None = None,
-    ray: tuple[RaySettings, NodeTerms] | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Runner:
-    """A runner for the spec; only the chosen one is imported.
+@dataclass(frozen=True)
+class RunnerInfo:
+    """What is known of a runner before it is imported: its class, as `module:attribute`, and what it can do.
 
-    `isolation` says for how long an engine stays loaded, which only the local runner can choose. `log_dir` receives
-    logs that outlive a cycle, `docker` is the study's section of that name, `ray` what it says for a cluster and its
-    nodes, and `tell` gets a sentence now and then while something takes long.
+    `distributed` as in `Runner.distributed`; `keeps_engines` says that it can keep an engine loaded between cycles.
+    `module` must be importable here, `install` says how it gets there.
     """
-    if isolation != "process":
-        if spec.name != "local":
-            raise RunnerError(
-                f"execution.isolation: {isolation} cannot be combined with the runner {spec.name}",
-                fix="use execution.isolation: process, or the runner local",
-            )
-        from pytest_llem.runners.resident import ResidentRunner
 
-        return ResidentRunner(spec, log_dir, isolation)
-    if spec.name == "local":
-        from pytest_llem.runners.local import LocalRunner
+    runner: str
+    distributed: bool = False
+    keeps_engines: bool = False
+    module: str | None = None
+    install: str | None = None
 
-        return LocalRunner(spec, log_dir)
-    if spec.name == "docker":
-        from pytest_llem.containers.runner import DockerRunner
 
-        return DockerRunner(spec, DockerSettings.from_mapping(docker or {}), tell)
-    try:
-        from pytest_llem.cluster.runner import RayRunner
-    except (ImportError, KeyError, OSError) as problem:
+RUNNERS: Mapping[RunnerName, RunnerInfo] = {
+    "local": RunnerInfo("pytest_llem.runners.local:LocalRunner", keeps_engines=True),
+    "docker": RunnerInfo("pytest_llem.containers.runner:DockerRunner"),
+    "ray": RunnerInfo(
+        "pytest_llem.cluster.runner:RayRunner",
+        distributed=True,
+        module="ray",
         # Ray imports `amdsmi` where zeus brought it, and that raises KeyError on machines without ROCm.
-        raise RunnerError(
-            f"ray cannot be imported: {type(problem).__name__}: {problem}",
-            fix="pip install 'pytest-llem[ray]'; where the problem names libamd_smi, also: pip uninstall amdsmi",
-        ) from None
+        install="pip install 'pytest-llem[ray]'; where the problem names libamd_smi, also: pip uninstall amdsmi",
+    ),
+}
 
-    assert ray is not None, "a runner on a cluster needs the study's settings for it"
-    return RayRunner(spec, log_dir, *ray)
+
+def open_runner(spec: RunnerSpec, settings: RunnerSettings) -> Runner:
+    """A runner for the spec; `RunnerError` where it cannot keep engines loaded as asked, or cannot be imported."""
+    info = RUNNERS[spec.name]
+    if settings.isolation != "process" and not info.keeps_engines:
+        raise RunnerError(
+            f"execution.isolation: {settings.isolation} cannot be combined with the runner {spec.name}",
+            fix="use execution.isolation: process, or the runner local",
+        )
+    module, _, name = info.runner.partition(":")
+    try:
+        cls: type[Runner] = getattr(import_module(module), name)
+    except (ImportError, KeyError, OSError) as problem:
+        if info.module is None:
+            raise
+        raise RunnerError(
+            f"{info.module} cannot be imported: {type(problem).__name__}: {problem}", fix=info.install
+        ) from None
+    return cls.open(spec, settings)

@@ -13,20 +13,30 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import end, oom_kills
-from pytest_llem.runners.protocol import OnEvent
+from pytest_llem.runners.protocol import OnEvent, Runner, RunnerSettings
+from pytest_llem.runners.resident import ResidentRunner
+from pytest_llem.runners.settings_check import check_here
 from pytest_llem.runners.starting import WorkerStarter
 from pytest_llem.runners.watch import Watch, explain, write_if_absent
 
 
-class LocalRunner:
+class LocalRunner(Runner):
     """Forks a worker from a preloaded server where that is safe, and starts a new interpreter elsewhere."""
 
     def __init__(self, spec: RunnerSpec, log_dir: Path) -> None:
         self.spec = spec
         self._starter = WorkerStarter(log_dir)
 
+    @classmethod
+    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> Runner:
+        """A runner with a worker per cycle, or one that keeps its engine where the study's isolation says so."""
+        if settings.isolation == "process":
+            return cls(spec, settings.run_dir)
+        return ResidentRunner(spec, settings.run_dir, settings.isolation)
+
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`."""
+        self.hand_over(job, job_dir)
         before = oom_kills()
         started = self._starter.start(job, job_dir, lease)
         watch = Watch(job, job_dir, on_event)
@@ -56,8 +66,6 @@ class LocalRunner:
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
-        from pytest_llem.runners.settings_check import check_here
-
         return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
 
     def close(self) -> None:

@@ -1,15 +1,23 @@
-"""What a runner is: a place where one cycle executes, from job directory to job directory."""
+"""What a runner is: it executes one cycle, from job directory to job directory.
+
+The session, the cluster's nodes and the servers call runners through this base class. A runner overrides `run`, `close`
+and whatever else it can do; every other method already answers "no" or "nothing".
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal
 
+from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.leases import Lease
 
 Isolation = Literal["process", "experiment", "load"]
@@ -18,10 +26,26 @@ OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
 @dataclass(frozen=True)
+class RunnerSettings:
+    """What a study says to its runners: sections `docker` and `ray` as written, and the limits that nodes keep to.
+
+    `isolation` says for how long an engine stays loaded; `cooldown` is in seconds or `auto`. Logs that outlive a cycle
+    go to `run_dir`.
+    """
+
+    run_dir: Path
+    isolation: Isolation = "process"
+    docker: Mapping[str, JsonValue] = field(default_factory=dict)
+    ray: Mapping[str, JsonValue] = field(default_factory=dict)
+    residual_memory_bytes: int = 100_000_000
+    cooldown: Cooldown = "auto"
+
+
+@dataclass(frozen=True)
 class ReuseTarget:
     """Where a cycle may run, as far as it must be equal for a result to be reused: see `machine.environment.identity`.
 
-    `image` is known by its digest where it lies there already, else by its name.
+    `image` is the image's digest where the image is present, else its name.
     """
 
     environment: Mapping[str, JsonValue]
@@ -33,64 +57,96 @@ class ReuseTarget:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What was found: `problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
+    """`problems` forbid running, `notices` are worth knowing, `facts` go into the run's record."""
 
     problems: tuple[LlemError, ...] = ()
     notices: tuple[Note, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Runner(Protocol):
-    """Runs cycles one at a time. Never raises for a failed cycle: that is what `error.json` is for."""
-
-    spec: RunnerSpec
-
-    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
-        """Run one cycle and return when its process is gone.
-
-        `job.json` has been written. On return exactly one of `measurement.json` and `error.json` exists, written by
-        the worker or, where it could not, here. `on_event` sees each line of `events.jsonl` as it arrives. The
-        measured process inherits the descriptors of `lease`, so that the device is free when *it* is dead. A
-        `KeyboardInterrupt` kills the worker, writes an `interrupted` error and goes on to the caller.
-        """
-
-    def close(self) -> None:
-        """Release what outlives a cycle (fork server, containers). Safe to call twice."""
-
-
-@runtime_checkable
-class ChecksFirst(Protocol):
-    """A runner that can tell beforehand what would make every cycle fail (an optional part of the protocol)."""
-
-    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
-        """Everything that stands against cycles of this engine, without loading anything."""
-
-
-@runtime_checkable
-class KnowsImage(Protocol):
-    """A runner whose cycles run in an image (an optional part of the protocol)."""
-
-    def known_image(self, engine: str) -> str | None:
-        """The digest, else the id, of an engine's image as it lies here; `None` where it does not."""
-
-
 @dataclass(frozen=True)
 class ParallelCycles:
-    """How many cycles to begin at a time, and what the user should know about that, a sentence each."""
+    """How many cycles to submit at a time, and what the user should know about that, a sentence each."""
 
     cycles: int
     notices: tuple[str, ...] = ()
 
 
-@runtime_checkable
-class RunsMany(Protocol):
-    """A runner that has room for several cycles at a time; threads may share its `run` (an optional part)."""
+class Runner(ABC):
+    """Runs cycles. Never raises for a failed cycle: that is what `error.json` is for."""
 
-    def room(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
-        """How many cycles of these experiments to begin at a time."""
+    spec: RunnerSpec
 
-    def places(self, config: ExperimentConfig) -> Sequence[ReuseTarget]:
-        """Where a cycle of this experiment may run, each place by what must be equal for its result to be reused."""
+    distributed = False
+    """Whether other machines measure: they hold the devices themselves, and several cycles may run at a time."""
 
-    def interrupt(self) -> None:
-        """End what is being run; each `run` then returns."""
+    @classmethod
+    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> Runner:
+        """A runner for the spec, with a study's settings."""
+        raise NotImplementedError(f"{cls.__name__} is made by its constructor")
+
+    @abstractmethod
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        """Run one cycle and return when its process is gone.
+
+        The runner that starts the worker completes the job and writes `job.json` (`hand_over`). On return exactly one
+        of `measurement.json` and `error.json` exists, written by the worker or, where it could not, here. `on_event`
+        sees each line of `events.jsonl` as it arrives. The measured process inherits the descriptors of `lease`, so
+        that the device is free when *it* is dead. A `KeyboardInterrupt` kills the worker, writes an `interrupted` error
+        and goes on to the caller.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what outlives a cycle (fork server, containers). Safe to call twice."""
+
+    @staticmethod
+    def hand_over(job: Job, job_dir: JobDir) -> None:
+        """Write `job.json`, once per attempt: nothing changes the job after this."""
+        job_dir.write_job(job)
+
+    def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport | None:
+        """Everything that would make every cycle of this engine fail, without loading anything.
+
+        `None` where there is nothing to check.
+        """
+        return None
+
+    def check_settings(
+        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
+    ) -> SignatureReport | None:
+        """Compare settings of one engine with its signatures where cycles run; `None` where nothing can be compared.
+
+        Files of the comparison stay in `directory`.
+        """
+        return None
+
+    def known_image(self, engine: str) -> str | None:
+        """Digest of the engine's local image, or its id if it has none.
+
+        `None` if the image is not present, the daemon does not respond, or cycles run in no image.
+        """
+        return None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine or a server stays on the devices after a cycle, under the lease that it was loaded with."""
+        return False
+
+    def can_serve(self, job: Job) -> bool:
+        """Whether what is loaded is what this job needs."""
+        return False
+
+    def unload(self) -> None:  # noqa: B027 (nothing is loaded)
+        """Take what is loaded off the devices."""
+
+    def parallel_cycles(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
+        """How many cycles of these experiments to submit at a time."""
+        return ParallelCycles(1)
+
+    def reuse_targets(self, config: ExperimentConfig) -> Sequence[ReuseTarget]:
+        """The other machines where a cycle of this experiment may run; empty for a runner of this machine."""
+        return ()
+
+    def interrupt(self) -> None:  # noqa: B027 (nothing runs in other threads)
+        """End what other threads run; each `run` then returns."""

@@ -14,9 +14,11 @@ from pytest_llem.errors import InterruptedCycleError, WorkerCrashedError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import end, oom_kills
-from pytest_llem.runners.protocol import Isolation, OnEvent
+from pytest_llem.runners.protocol import Isolation, OnEvent, Runner
+from pytest_llem.runners.settings_check import check_here
 from pytest_llem.runners.starting import Started, WorkerStarter
 from pytest_llem.runners.watch import Watch, explain, write_if_absent
 from pytest_llem.worker.channel import receive, send
@@ -39,10 +41,10 @@ class ResidentWorker:
         """The process, which leads its own process group."""
         return self.started.process.pid
 
-    def accepts(self, job_dir: JobDir) -> bool:
+    def accepts(self, job: Job) -> bool:
         """Whether its loaded engine is one for this job; a worker that does not answer is of no use either."""
         try:
-            send(self.channel, {"can_serve": str(job_dir.path.resolve())})
+            send(self.channel, {"can_serve": encode(job)})
         except OSError:
             return False
         readable, _, _ = select.select([self.channel], [], [], ANSWER_S)
@@ -74,7 +76,7 @@ class ResidentWorker:
             end(self.started.process, grace_s=0.0)
 
 
-class ResidentRunner:
+class ResidentRunner(Runner):
     """Keeps the engine of one worker loaded: for the cycles of an experiment, or for all that it can serve so."""
 
     def __init__(self, spec: RunnerSpec, log_dir: Path, isolation: Isolation) -> None:
@@ -88,16 +90,17 @@ class ResidentRunner:
         """Whether an engine is loaded, and so the lease that it was loaded under is still in use."""
         return self._worker is not None
 
-    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
-        """Whether the loaded engine can run this job, whose `job.json` has been written."""
+    def can_serve(self, job: Job) -> bool:
+        """Whether the loaded engine can run this job."""
         worker = self._worker
         if worker is None or job.devices != worker.first.devices:
             return False
         same = (job.study, job.config_hash) == (worker.first.study, worker.first.config_hash)
-        return (same or self._isolation == "load") and worker.accepts(job_dir)
+        return (same or self._isolation == "load") and worker.accepts(job)
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """See `runners.protocol.Runner.run`; a loaded engine was asked (`can_serve`), and `lease` is its own."""
+        self.hand_over(job, job_dir)
         before = oom_kills()
         worker = self._worker or self._start(job, job_dir, lease)
         reused = worker.cycles > 0
@@ -137,8 +140,6 @@ class ResidentRunner:
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
-        from pytest_llem.runners.settings_check import check_here
-
         return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -19,11 +18,8 @@ from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.runners.process import SpawnedProcess, WorkerProcess, end
-
-if TYPE_CHECKING:
-    from pytest_llem.runners.protocol import Runner
-    from pytest_llem.session.experiment_cycle import ExperimentCycle
-    from pytest_llem.study import Experiment
+from pytest_llem.runners.protocol import Runner
+from pytest_llem.study import Experiment, Study
 
 DEADLINE_S = 300.0
 CHECK_MODULE = "pytest_llem.engines.signatures"
@@ -33,25 +29,24 @@ StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
 
 
 def require_accepted_settings(
-    runner: Runner, point: ExperimentCycle, devices: DeviceSet, directory: Path
+    runner: Runner, study: Study, experiment: Experiment, devices: DeviceSet, directory: Path
 ) -> str | None:
-    """Raise `EngineSettingError` when the engine that will run does not take a setting of this point's experiment.
+    """Raise `EngineSettingError` when the engine that will run does not take a setting of this experiment.
 
     Asks the engine where `directory` holds no answer of it yet. Returns why nothing could be compared, or `None`.
     """
-    engine, study = point.experiment.engine, point.study
-    check = getattr(runner, "check_settings", None)
-    if check is None or engine_info(engine).signatures is None:
+    if engine_info(experiment.engine).signatures is None:
         return None
     record = directory / "settings.json"
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / "settings.lock"):
         if not record.exists():
-            found: SignatureReport = check(distinct(study.experiments, engine), directory, devices)
-            write_json(record, encode(found))
+            checked = runner.check_settings(distinct(study.experiments, experiment.engine), directory, devices)
+            if checked is None:
+                return None
+            write_json(record, encode(checked))
     report = decode(SignatureReport, read_json(record))
-    config = point.experiment.config
-    problems = [problem for problem in report.problems if problem.concerns(config)]
+    problems = [problem for problem in report.problems if problem.concerns(experiment.config)]
     if problems:
         lines = [f"{study.locate(problem.path)}: {problem.message}" for problem in problems]
         fixes = dict.fromkeys(problem.fix for problem in problems if problem.fix)

@@ -33,7 +33,7 @@ INTERRUPT_GRACE_S = 2.0
 ASIDE = "measurement.server_died.json"
 
 
-class ServingRunner:
+class ServingRunner(Runner):
     """Runs each cycle by another runner, beside a server that outlives the cycle.
 
     As long as `loaded`, the server is there and its devices stay leased (see `machine.hold`). With `keep` off,
@@ -64,7 +64,7 @@ class ServingRunner:
         """Whether a server runs, and so the lease that it was started under is still in use."""
         return self._ready is not None
 
-    def can_serve(self, job: Job, job_dir: JobDir) -> bool:
+    def can_serve(self, job: Job) -> bool:
         """Whether the server that runs is the one that this job needs."""
         ready = self._ready
         if ready is None or not self._keeps(job) or ready.server.ended():
@@ -144,7 +144,6 @@ class ServingRunner:
         """Run the cycle against the server, and end it when the server dies: its client might wait for long."""
         settings = {**job.config.settings, "base_url": ready.base_url}
         told = replace(job, config=replace(job.config, settings=settings), server=ready.process)
-        job_dir.write_job(told)
 
         def watching(event: Mapping[str, JsonValue]) -> None:
             on_event(event)

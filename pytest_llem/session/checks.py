@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from pytest_llem.containers.errors import error_from_dict
-from pytest_llem.errors import LlemError
+from pytest_llem.errors import LlemError, from_dict
 from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
-from pytest_llem.runners.protocol import ChecksFirst, Runner
+from pytest_llem.runners.protocol import Runner
 from pytest_llem.runners.settings_check import require_accepted_settings
 from pytest_llem.servers.spec import require_reachable
 
@@ -35,8 +35,6 @@ class Checks:
         if self._skip:
             return "skipped"
         require_reachable(point.experiment.config)
-        if not isinstance(runner, ChecksFirst):
-            return "none needed"
         engine, study = point.experiment.engine, point.study
         record = self._directory / f"{_name(runner, point)}.json"
         record.parent.mkdir(exist_ok=True)
@@ -44,6 +42,8 @@ class Checks:
             if not record.exists():
                 configs = {other.model: other for other in study.experiments if other.engine == engine}
                 report = runner.preflight(engine, [other.config for other in configs.values()], devices)
+                if report is None:
+                    return "none needed"
                 write_json(
                     record,
                     {
@@ -54,17 +54,19 @@ class Checks:
                 )
         problems = read_json(record)["problems"]
         if isinstance(problems, list) and problems:
-            raise _all_of([error_from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
+            raise _all_of([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
-    def settings(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> str | None:
-        """Raise when the engine does not take the point's settings; why nothing was compared, or `None`.
+    def settings(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> Note | None:
+        """Raise when the engine does not take the point's settings; a note where nothing could be compared.
 
         To be called under the lease of the devices, because the engine's import would disturb another's measurement.
         """
         if self._skip:
             return None
-        return require_accepted_settings(runner, point, devices, self._directory / _name(runner, point))
+        directory = self._directory / _name(runner, point)
+        unchecked = require_accepted_settings(runner, point.study, point.experiment, devices, directory)
+        return None if unchecked is None else Note("settings_unchecked", unchecked)
 
 
 def _name(runner: Runner, point: ExperimentCycle) -> str:
@@ -80,4 +82,4 @@ def _all_of(problems: Sequence[LlemError]) -> LlemError:
         return first
     also = "; ".join(problem.message for problem in problems[1:])
     fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems if problem.fix))
-    return error_from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})
+    return from_dict({**first.to_dict(), "message": f"{first.message}; also: {also}", "fix": fixes or None})

@@ -13,6 +13,7 @@ from pytest_llem.cluster.progress import progress_of
 from pytest_llem.results.judging import precise_after
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.state import Outcome
+from pytest_llem.runners import RUNNERS
 from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
@@ -54,17 +55,17 @@ def begin_prefetch(
         point
         for item in items
         if (point := experiment_cycle_of(item)) is not None
-        and measurer.runner_spec(point.experiment.engine, point.study).name == "ray"
+        and RUNNERS[measurer.runner_spec(point.experiment.engine, point.study).name].distributed
         and not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
     ]
     wanted = wanted_cycles(found)
-    room = measurer.room([one.point for one in wanted])
-    if room is None:
+    parallel = measurer.parallel_cycles([one.point for one in wanted])
+    if parallel is None:
         return None
-    for notice in room.notices:
+    for notice in parallel.notices:
         say(f"llem: {notice}")
     optional = {point.key: point for point in found if point.optional}
-    ahead = Prefetch(measure, room.cycles, optional, progress_of(run_dir).outstanding)
+    ahead = Prefetch(measure, parallel.cycles, optional, progress_of(run_dir).outstanding)
     ahead.begin(wanted)
     return ahead
 

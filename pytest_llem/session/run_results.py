@@ -55,7 +55,7 @@ class RunResults:
     @cached_property
     def _measurer(self) -> Measurer:
         measurer = Measurer(self._options, self._run.id, self._run_dir)
-        measurer.placement = self._runner_plans
+        measurer.runner_plans = self._runner_plans
         return measurer
 
     @cached_property
@@ -128,7 +128,7 @@ class RunResults:
     def queue_in_order(self, cycles: Iterable[ExperimentCycle]) -> None:
         """Have this worker's cycles wait for devices in the order of the run, which several workers share."""
         names = [(cycle.study.name, cycle.experiment.id, cycle.cycle) for cycle in cycles]
-        self._measurer.places = {name: position for position, name in enumerate(names)}
+        self._measurer.queue_positions = {name: position for position, name in enumerate(names)}
 
     def write_plan(self, cycles: Iterable[ExperimentCycle], facts: Mapping[str, JsonValue] | None) -> None:
         """Write what will run to the manifest, unless another worker of the run has: the plan is the same in all."""

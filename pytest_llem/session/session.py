@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.machine.preflight import experiments_beyond
+from pytest_llem.runners import RUNNERS
 from pytest_llem.session.experiment_cycle import experiment_cycle_of
 from pytest_llem.session.run import RunIdentity, RunOptions, run_identity
 from pytest_llem.session.runner_plan import RunnerPlans
@@ -102,7 +103,7 @@ class LlemSession:
             return {}
         if study.path not in self._beyond:
             specs = self.runner_plans.plan(study).specs
-            elsewhere = [engine for engine, spec in specs.items() if spec.name == "ray"]
+            elsewhere = [engine for engine, spec in specs.items() if RUNNERS[spec.name].distributed]
             self._beyond[study.path] = experiments_beyond(study, elsewhere)
         return self._beyond[study.path]
 

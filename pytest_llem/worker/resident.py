@@ -3,7 +3,7 @@
 Each job has its own directory, log, events, meter, idle window and warm-up; only the engine stays. `runners.resident`
 talks to it over a socket, in JSON lines, one request at a time:
 
-    pytest: {"can_serve": JOB_DIR}     is the loaded engine one for this job?
+    pytest: {"can_serve": JOB}         is the loaded engine one for this job?
     worker: {"obstacle": null | "..."}
     pytest: {"job_dir": JOB_DIR}       with the job's log as file descriptor
     worker: {"code": N}                as `entry.run_job` returns it
@@ -18,7 +18,8 @@ import socket
 import sys
 from pathlib import Path
 
-from pytest_llem.job.job import JobDir, load_job
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.wire import decode
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.engine_slot import EngineSlot
 
@@ -35,8 +36,7 @@ def serve(channel: socket.socket, *, start_method: str, isolation: str) -> int:
             if request is None:
                 break
             if "can_serve" in request:
-                job = load_job(JobDir(Path(request["can_serve"])).job)
-                send(channel, {"obstacle": slot.obstacle(job)})
+                send(channel, {"obstacle": slot.obstacle(decode(Job, request["can_serve"]))})
                 continue
             for log in descriptors:
                 os.dup2(log, 1)

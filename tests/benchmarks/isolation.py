@@ -57,9 +57,9 @@ def cycle(runner: Runner, directory: Path, number: int, *, output_tokens: int = 
         Deadlines(120.0),
     )  # fmt: skip
     job_dir = JobDir(directory / f"c{number}")
-    job_dir.write_job(job)
+    job_dir.path.mkdir()
     started = time.monotonic()
-    if isinstance(runner, ResidentRunner) and not runner.can_serve(job, job_dir):
+    if not runner.can_serve(job):
         runner.unload()
     runner.run(job, job_dir, lambda event: None)
     wall = time.monotonic() - started

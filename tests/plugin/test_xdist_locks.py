@@ -34,7 +34,7 @@ choice = random.Random(worker)
 def measured(place, key):
     def measure(attempt, job_dir):
         demand = Demand("cuda", devices, choice.randint(1, len(devices)))
-        with device_lease(demand, timeout_s=100, tenant=LeaseRequest(str(key), "run", place)):
+        with device_lease(demand, timeout_s=100, request=LeaseRequest(str(key), "run", place)):
             time.sleep(choice.random() * 0.02)
         raise LlemError("there is no engine here")
     return get_or_measure(store, key, measure)

@@ -23,7 +23,7 @@ from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.job.setting import Dtype
 from pytest_llem.machine.leases import Lease
-from pytest_llem.runners.protocol import OnEvent
+from pytest_llem.runners.protocol import OnEvent, Runner
 from pytest_llem.servers.runner import ServingRunner
 
 SERVER = Path(__file__).parent / "scripted_server.py"
@@ -31,7 +31,7 @@ GONE_S = 30.0
 
 
 @dataclass
-class Client:
+class Client(Runner):
     """In place of a worker: asks for completions, with an event for each, and writes down how it went."""
 
     spec: RunnerSpec = field(default_factory=lambda: RunnerSpec("local", "default"))
@@ -39,7 +39,8 @@ class Client:
     patient: bool = False
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
-        url = f"{job_dir.read_job().config.settings['base_url']}/completions"
+        self.hand_over(job, job_dir)
+        url = f"{job.config.settings['base_url']}/completions"
         try:
             for _ in range(self.requests):
                 body = json.dumps({"prompt": "a b", "max_tokens": 2}).encode()
@@ -100,8 +101,8 @@ class Bench:
         """Run a cycle as `machine.hold` would: a server that cannot serve it is stopped first."""
         self._count += 1
         job_dir = JobDir(self.path / f"job-{self._count}")
-        job_dir.write_job(job)
-        if not self.runner.can_serve(job, job_dir):
+        job_dir.path.mkdir(exist_ok=True)
+        if not self.runner.can_serve(job):
             self.runner.unload()
         report = self.runner.run(job, job_dir, lambda event: None)
         server: Any = report.facts.get("server", {})

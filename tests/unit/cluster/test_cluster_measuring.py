@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 
 from pytest_llem.errors import InfeasibleError, LlemError, ModelNotFoundError
-from pytest_llem.job.job import JobDir
+from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
-from pytest_llem.runners.protocol import ParallelCycles
+from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent, ParallelCycles, Runner
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.run import RunOptions
@@ -20,29 +21,29 @@ from pytest_llem.study import load_study
 SPEC = RunnerSpec("ray", "command line")
 
 
-class StandIn:
+class StandIn(Runner):
     """A cluster's runner with room for some cycles, or the error that it meets instead."""
 
-    def __init__(self, room: int | LlemError, failures: list[LlemError] | None = None) -> None:
+    def __init__(self, cycles: int | LlemError, failures: list[LlemError] | None = None) -> None:
         self.spec = SPEC
-        self._room = room
+        self._cycles = cycles
         self._failures = failures or []
 
-    def room(self, configs: Any) -> ParallelCycles:
-        if isinstance(self._room, LlemError):
-            raise self._room
-        return ParallelCycles(self._room, ("too little",))
+    distributed = True
 
-    def places(self, config: Any) -> list[Any]:
-        return []
+    def parallel_cycles(self, configs: Any) -> ParallelCycles:
+        if isinstance(self._cycles, LlemError):
+            raise self._cycles
+        return ParallelCycles(self._cycles, ("too little",))
 
-    def interrupt(self) -> None:
-        """Nothing runs."""
-
-    def run(self, *_: object) -> RunReport:
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         if self._failures:
             raise self._failures.pop()
+        self.hand_over(job, job_dir)
         return RunReport("ray", "command line", "process")
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 def measurer(monkeypatch: pytest.MonkeyPatch, run_dir: Path, runners: dict[str, StandIn]) -> Measurer:
@@ -80,7 +81,7 @@ def test_a_study_whose_place_cannot_be_reached_leaves_the_others_their_room(
     runners = {"one": StandIn(InfeasibleError("no such node")), "two": StandIn(7)}
     found = measurer(monkeypatch, tmp_path, runners)
 
-    room = found.room([point(tmp_path, "one"), point(tmp_path, "two")])
+    parallel = found.parallel_cycles([point(tmp_path, "one"), point(tmp_path, "two")])
 
-    assert room == ParallelCycles(7, ("two: too little",))
-    assert found.room([point(tmp_path, "one")]) is None
+    assert parallel == ParallelCycles(7, ("two: too little",))
+    assert found.parallel_cycles([point(tmp_path, "one")]) is None

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.cluster.settings import settings_of
 from pytest_llem.errors import (
     InterruptedCycleError,
     LlemError,
@@ -19,7 +18,9 @@ from pytest_llem.errors import (
     StudyError,
 )
 from pytest_llem.job.job import JobDir
+from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode
+from pytest_llem.runners.protocol import RunnerSettings
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
 from pytest_llem.study.declared import keys_of
@@ -34,6 +35,7 @@ from pytest_llem.cluster.cluster import Node, RayCluster, Request, connect, disc
 from pytest_llem.cluster.errors import explain
 from pytest_llem.cluster.node_result import write_files
 from pytest_llem.cluster.progress import Progress
+from pytest_llem.cluster.runner import RayRunner
 from pytest_llem.cluster.worker_environment import run_directory
 
 H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
@@ -55,7 +57,7 @@ def test_a_cycle_asks_for_its_gpus_where_the_nodes_have_any(monkeypatch: pytest.
 
     assert request.amounts == {"CPU": 1.0, "GPU": 2.0}
     assert found.able(request) == [H100, A100]
-    assert found.slots(request) == 3
+    assert found.parallel_cycles(request) == 3
 
 
 def test_only_h100_is_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +66,7 @@ def test_only_h100_is_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     request = found.request(RaySettings(accelerator_type="H100"), 2)
 
     assert found.able(request) == [H100]
-    assert found.slots(request) == 2
+    assert found.parallel_cycles(request) == 2
 
 
 def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +75,7 @@ def test_a_measurement_of_the_cpu_takes_a_whole_node(monkeypatch: pytest.MonkeyP
     request = found.request(RaySettings(resources={"lab": 1.0}), 2)
 
     assert request.amounts == {"CPU": 64.0, "lab": 1.0}
-    assert found.slots(request) == 1
+    assert found.parallel_cycles(request) == 1
 
 
 def test_a_study_on_gpus_does_not_go_on_on_the_cpu_when_they_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +155,9 @@ def test_a_study_says_what_its_cycles_ask_for(tmp_path: Path) -> None:
         "runtime_env: {py_modules: [modules], pip: [numpy]}}\n"
     )
 
-    settings = settings_of(load_study(path))
+    runner = RayRunner.open(RunnerSpec("ray", "study"), RunnerSettings(tmp_path, ray=load_study(path).ray))
 
-    assert settings == RaySettings(
+    assert runner.settings == RaySettings(
         accelerator_type="H100",
         resources={"lab": 2.0},
         node_losses=0,

@@ -116,11 +116,11 @@ def test_as_many_cycles_are_submitted_as_the_cluster_runs(
     monkeypatch.setattr(ray_runner, "connect", lambda address, environment: found)
     runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, settings, TERMS)
 
-    room = runner.room([job(tmp_path).config])
+    parallel = runner.parallel_cycles([job(tmp_path).config])
 
-    assert room.cycles == cycles
-    assert bool(room.notices) == bool(said)
-    assert said in "".join(room.notices)
+    assert parallel.cycles == cycles
+    assert bool(parallel.notices) == bool(said)
+    assert said in "".join(parallel.notices)
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["told by the runner", "in error.json"])

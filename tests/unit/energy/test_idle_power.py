@@ -33,10 +33,10 @@ def one_cycle(simulation: Simulation, run_dir: Path, name: str, reuse: str = "ma
     )
     job_dir = JobDir(run_dir / name)
     job_dir.path.mkdir()
-    job = idle_power_cache.lend(job, job_dir, run_dir, RUNNER)
+    job = idle_power_cache.load(job, run_dir, RUNNER)
     measurement = run(job, job_dir.path)
     write_measurement(job_dir.measurement, measurement)
-    idle_power_cache.keep(job, job_dir, run_dir, RUNNER)
+    idle_power_cache.store(job, job_dir, run_dir, RUNNER)
     return measurement
 
 
@@ -74,11 +74,10 @@ def test_a_cycle_takes_an_earlier_ones_idle_power_until_the_gpu_is_warmer(
 def test_by_default_every_cycle_measures_its_own_and_lends_nothing(
     simulation: Simulation, engine: GpuEngine, tmp_path: Path
 ) -> None:
-    job_dir = JobDir(tmp_path / "job")
     job = make_job()
 
     assert job.config.measurement.idle.reuse == "never"
-    assert idle_power_cache.lend(job, job_dir, tmp_path, RUNNER) is job
+    assert idle_power_cache.load(job, tmp_path, RUNNER) is job
     one_cycle(simulation, tmp_path, "only", "never")
     assert not (tmp_path / ".idle-power").exists()
 
@@ -143,6 +142,6 @@ def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[
         change = {"workload": dataclasses.replace(job.config.workload, prompts=job.config.workload.prompts + 1)}
     other: Job = dataclasses.replace(job, config=dataclasses.replace(job.config, **change))  # type: ignore[arg-type]
 
-    lent = idle_power_cache.lend(other, JobDir(tmp_path / "job"), tmp_path, RUNNER)
+    loaded = idle_power_cache.load(other, tmp_path, RUNNER)
 
-    assert (lent.idle_reference == REFERENCE) is shared
+    assert (loaded.idle_reference == REFERENCE) is shared

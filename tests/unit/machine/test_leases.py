@@ -91,7 +91,7 @@ def test_of_several_free_devices_the_preferred_come_first_and_broken_ones_last()
 def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey() -> None:
     demand = Demand("cuda", ("GPU-a", "GPU-b"), 2)
     told: list[str] = []
-    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, tenant=LeaseRequest("study \x1b[2Jone c1")) as lease:
+    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, request=LeaseRequest("study \x1b[2Jone c1")) as lease:
         lease.occupied_by(pid=4711)
         with pytest.raises(DeviceError, match="no lease for GPU-a and GPU-b in time"):
             take_lease(demand, timeout_s=0, on_wait=told.append)
@@ -111,7 +111,7 @@ for round in range(rounds):
     candidates = tuple(sorted(choice.sample(gpus, choice.randint(1, 4))))
     demand = Demand("cuda", candidates, choice.randint(1, len(candidates)))
     request = LeaseRequest(f"{seed}", f"run {seed % 2}", round * 10 + seed)
-    with device_lease(demand, timeout_s=120, tenant=request) as lease:
+    with device_lease(demand, timeout_s=120, request=request) as lease:
         assert len(lease.names) == demand.count and set(lease.names) <= set(candidates)
         for name in lease.names:
             (log / name).touch(exist_ok=False)
@@ -209,7 +209,7 @@ def test_other_runs_that_measure_meanwhile_are_counted(monkeypatch: pytest.Monke
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
 
     def lease(device: str, run: str) -> contextlib.AbstractContextManager[object]:
-        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, tenant=LeaseRequest(run=run))
+        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, request=LeaseRequest(run=run))
 
     with lease("GPU-a", "before"):
         pass

@@ -1,0 +1,89 @@
+"""Measures one cycle on this machine: holds its devices, cools down, runs it, and collects what the result must say.
+
+The session calls it for its own cycles, a cluster's node for those that Ray gives it. The order of the steps is part of
+the method: everything between the lease and the end of the run happens while nobody else measures on the devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.job.files import read_json
+from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.redaction import redact_file, secrets_of
+from pytest_llem.job.report import Note, RunReport
+from pytest_llem.machine import idle_power_cache
+from pytest_llem.machine.concurrent_runs import ConcurrentRuns
+from pytest_llem.machine.cooldown import Setting as Cooldown
+from pytest_llem.machine.cooldown import cool_down
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.hold import HeldDevices
+from pytest_llem.machine.leases import LeaseRequest
+from pytest_llem.runners.protocol import Runner
+
+
+@dataclass(frozen=True)
+class CycleRequest:
+    """One cycle: what it needs, and the limits it is held to.
+
+    `job_on` makes the job for the devices that it gets. `lease.run` tells its cycles from those of other runs;
+    `run_dir` is what the run's processes share on this machine (idle states, idle power). `before_run` is called with
+    the devices once they are cool; it may raise an `LlemError`, and returns a note for the result or `None`.
+    """
+
+    demand: Demand
+    lease: LeaseRequest
+    job_on: Callable[[DeviceSet], Job]
+    run_dir: Path
+    residual_bytes: int
+    cooldown: Cooldown
+    before_run: Callable[[DeviceSet], Note | None] = lambda devices: None
+
+
+def measure_here(
+    runner: Runner,
+    held: HeldDevices,
+    request: CycleRequest,
+    job_dir: JobDir,
+    say: Callable[[str | None], None] = lambda text: None,
+) -> tuple[Job, RunReport]:
+    """Run one cycle; `job_dir` holds its measurement or its error afterwards. Returns the job and what was done.
+
+    `say` gets what the cycle waits for, and `None` once it runs. Raises `LlemError` when the cycle cannot be tried, or
+    leaves something on its devices.
+    """
+    job_dir.path.mkdir(parents=True, exist_ok=True)
+    where = f"{runner.spec.name}:{runner.spec.image or runner.spec.address or ''}"
+    try:
+        with held.hold_devices(
+            runner,
+            request.demand,
+            request.lease,
+            request.job_on,
+            job_dir,
+            residual_bytes=request.residual_bytes,
+            on_wait=say,
+        ) as (hold, job):
+            concurrent_runs = ConcurrentRuns(request.lease.run)
+            say("cooling down")
+            cooled = cool_down(request.cooldown, job.devices, request.run_dir, loaded=runner.loaded)
+            say(None)
+            note = request.before_run(job.devices)
+            job = idle_power_cache.load(job, request.run_dir, where)
+            report = runner.run(job, job_dir, lambda event: None, hold.lease)
+            concurrent = concurrent_runs.count()
+        idle_power_cache.store(job, job_dir, request.run_dir, where)
+    finally:
+        redact_file(job_dir.log, secrets_of(os.environ).values())
+    notes = tuple(note for note in (note, cooled.note) if note is not None)
+    facts: dict[str, JsonValue] = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
+    return job, replace(report, notes=(*report.notes, *notes), facts=facts)
+
+
+def error_of(job_dir: JobDir) -> LlemError | None:
+    """Why a cycle that was run has no measurement; `None` where it has one."""
+    return from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
