@@ -17,6 +17,7 @@ from pytest_llem import __version__
 from pytest_llem.cluster.node_result import Delivery, NodeFacts
 from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
+from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
@@ -139,7 +140,7 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
             residual_bytes=terms.residual_memory_bytes,
             cooldown=terms.cooldown,
         )
-        return measure_here(runner, HeldDevices(), request, job_dir)
+        return measure_here(runner, HeldDevices(remove_orphaned_containers), request, job_dir)
     finally:
         if order.image is not None:
             runner.close()

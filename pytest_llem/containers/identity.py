@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llem.machine.orphaned_workers import start_ticks
+
 SESSION_LABEL = "llem.session"
 RUN_LABEL = "llem.run"
 
@@ -72,15 +74,6 @@ def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
     if namespace != _pid_namespace():
         return None
     return start_ticks(pid) != ticks
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; `None` when there is none, or a zombie only."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def _boot_id() -> str:

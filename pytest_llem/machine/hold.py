@@ -15,7 +15,7 @@ from typing import Protocol
 from pytest_llem.errors import JsonValue, NotReleasedError
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.leases import Lease, LeaseRequest, OnWait, take_lease
+from pytest_llem.machine.leases import Lease, LeaseRequest, OnWait, RemoveContainers, take_lease
 from pytest_llem.machine.occupancy import Occupancy, released, require_free
 
 LEASE_TIMEOUT_S = 24 * 3600.0
@@ -31,15 +31,24 @@ class DeviceHold:
         self._before = before
 
     @classmethod
-    def begin(cls, demand: Demand, request: LeaseRequest, *, residual_bytes: int, on_wait: OnWait) -> DeviceHold:
+    def begin(
+        cls,
+        demand: Demand,
+        request: LeaseRequest,
+        *,
+        residual_bytes: int,
+        on_wait: OnWait,
+        remove_containers: RemoveContainers | None = None,
+    ) -> DeviceHold:
         """Take a lease of what is demanded and check that at most `residual_bytes` are in use on each GPU.
 
         Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
         """
-        lease = take_lease(demand, timeout_s=LEASE_TIMEOUT_S, on_wait=on_wait, request=request)
+        lease = take_lease(
+            demand, timeout_s=LEASE_TIMEOUT_S, on_wait=on_wait, request=request, remove_containers=remove_containers
+        )
         devices = lease.devices
-        titles = {name: facts.get("not_released") for name, facts in lease.previous.items()}
-        left_by = {name: str(title) for name, title in titles.items() if title is not None}
+        left_by = {name: facts.not_released for name, facts in lease.previous.items() if facts.not_released is not None}
         try:
             before = require_free(devices.uuids, residual_bytes, left_by) if devices.kind == "cuda" else ()
         except BaseException:
@@ -94,9 +103,13 @@ class Kept:
 
 
 class HeldDevices:
-    """The devices of one pytest process: at most one hold at a time, for a cycle or for a loaded engine's life."""
+    """The devices of one pytest process: at most one hold at a time, for a cycle or for a loaded engine's life.
 
-    def __init__(self) -> None:
+    `remove_containers` is called where a dead pytest left a container on a device.
+    """
+
+    def __init__(self, remove_containers: RemoveContainers | None = None) -> None:
+        self._remove_containers = remove_containers
         self._kept: Kept | None = None
         self._last: tuple[str, ...] = ()
 
@@ -123,7 +136,13 @@ class HeldDevices:
         if hold is None or job is None:
             self.release()
             wish = replace(demand, preferred=self._last)
-            hold = DeviceHold.begin(wish, request, residual_bytes=residual_bytes, on_wait=on_wait)
+            hold = DeviceHold.begin(
+                wish,
+                request,
+                residual_bytes=residual_bytes,
+                on_wait=on_wait,
+                remove_containers=self._remove_containers,
+            )
             self._last = hold.devices.uuids
             try:
                 job = job_on(hold.devices)

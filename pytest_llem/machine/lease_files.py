@@ -1,4 +1,8 @@
-"""The directory of device leases: files that all users of the machine share, and what they say."""
+"""The directory of device leases: files that all users of the machine share, and what they say.
+
+The leases and their queue use it. Files of older versions and of other users must stay readable: every fact in them may
+be missing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import DeviceError, JsonValue
@@ -15,6 +19,7 @@ from pytest_llem.errors import DeviceError, JsonValue
 LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
 NO_LEASES = "none"
 LONGEST_TITLE = 100
+"""Chosen: about as much of a title as fits on a terminal's line."""
 
 
 def lease_dir() -> Path:
@@ -90,12 +95,55 @@ def is_free(device: str) -> bool:
         os.close(descriptor)
 
 
-def holder(device: str) -> dict[str, JsonValue]:
-    """What the lease file of a device says about its present or last user; empty when nothing is known."""
-    return read_facts(lease_file(device))
+@dataclass(frozen=True)
+class LeaseFacts:
+    """What a lease file says of the present or last user of its device; any user of the machine may have written it.
+
+    `pid` with its start time (clock ticks since boot) uses the device, `owner` is the pytest process that it works for.
+    Both count in `boot_id` and `pid_namespace`. `not_released` names the cycle that left something on the device;
+    `since` is in Unix seconds. `None` is unknown.
+    """
+
+    since: float | None = None
+    title: str | None = None
+    run: str | None = None
+    pid: int | None = None
+    start_ticks: int | None = None
+    owner: int | None = None
+    owner_start_ticks: int | None = None
+    boot_id: str | None = None
+    pid_namespace: str | None = None
+    container: str | None = None
+    not_released: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> LeaseFacts:
+        """The facts of a lease file; those that are missing, or of another type than they should be, are `None`."""
+        data = read_object(path)
+        kinds: dict[str, type] = {"since": float, "title": str, "run": str, "container": str, "not_released": str}
+        kinds |= {"boot_id": str, "pid_namespace": str}
+        values = {name: data.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in values.items() if type(value) is kinds.get(name, int)})  # type: ignore[arg-type]
+
+    @property
+    def stated(self) -> dict[str, JsonValue]:
+        """What is known, as JSON."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        """Who uses the device, in words fit for a terminal, whoever wrote them."""
+        title = f" ({_printable(self.title)})" if self.title else ""
+        if self.container:
+            return f"container {_printable(self.container)}{title}"
+        return "another process" if self.pid is None else f"process {self.pid}{title}"
 
 
-def read_facts(path: Path) -> dict[str, JsonValue]:
+def holder(device: str) -> LeaseFacts:
+    """What the lease file of a device says about its present or last user."""
+    return LeaseFacts.read(lease_file(device))
+
+
+def read_object(path: Path) -> dict[str, JsonValue]:
     """A file of the lease directory as a JSON object; empty when it is none. Any user of the machine may write them."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -104,12 +152,5 @@ def read_facts(path: Path) -> dict[str, JsonValue]:
     return data if isinstance(data, dict) else {}
 
 
-def said_of(facts: Mapping[str, JsonValue]) -> str:
-    """Who uses a device, in words fit for a terminal, whoever wrote them."""
-    title = "".join(letter for letter in str(facts.get("title") or "") if letter.isprintable())[:LONGEST_TITLE]
-    what = f" ({title})" if title else ""
-    if facts.get("container"):
-        name = "".join(letter for letter in str(facts["container"]) if letter.isprintable())[:LONGEST_TITLE]
-        return f"container {name}{what}"
-    pid = facts.get("pid")
-    return f"process {pid}{what}" if isinstance(pid, int) else "another process"
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())[:LONGEST_TITLE]

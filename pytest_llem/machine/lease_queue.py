@@ -1,10 +1,13 @@
-"""The queue for devices: whoever waits is served in turn, so that nobody waits for ever and no device idles needlessly.
+"""The queue for devices: whoever waits is served in turn, and no device idles needlessly.
+
+`machine.leases` is its only user. Nothing is held while waiting, so that there can be no deadlock. It is written by
+hand because the measured process must inherit the lock.
 
 A waiting process keeps a ticket, a locked file of the lease directory that says what it asks for. Who may take devices
 is decided under one lock that is held for a moment, by going through the tickets in turn and setting aside what each
 needs of the free devices. So an experiment that needs two GPUs gets them although others need one, and who wants other
-devices passes. Nothing is held while waiting: there can be no deadlock. Tickets of one run are served in the order of
-its study, in the turns that the run has. A ticket whose process died or was stopped does not count.
+devices passes. Tickets of one run are served in the order of its study, in the turns that the run has. A ticket whose
+process died or was stopped does not count.
 """
 
 from __future__ import annotations
@@ -19,46 +22,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import DeviceError
-from pytest_llem.machine.lease_files import lease_dir, open_shared, read_facts, try_lock
+from pytest_llem.machine.lease_files import lease_dir, open_shared, read_object, try_lock
 
 DECISION = "deciding.turn"
 TICKET = "waiting-{number:012d}-{pid}-{unique}.json"
 DECIDE_POLL_S = 0.005
+"""Chosen: the lock is held for about a millisecond."""
+
 DECIDE_LIMIT_S = 60.0
+"""Chosen: long enough for hundreds of processes, short enough to say that one of them is suspended."""
+
 SIGN_OF_LIFE_S = 1.0
 STOPPED_AFTER_S = 10.0
-"""A waiting process gives a sign of life every second; a suspended one must not keep the others from free devices."""
+"""Chosen: ten missed signs of life; a suspended process must not keep the others from free devices."""
 
 
 @dataclass(frozen=True)
 class Ticket:
     """What a waiting process asks for: `count` of the `candidates`, which are in the order of its preference.
 
-    Tickets of the same `run` are served by their `place` in it, lower ones first.
+    Tickets of the same `run` are served by their `queue_position` in it, lower ones first.
     """
 
     number: int
     candidates: tuple[str, ...]
     count: int
     run: str | None = None
-    place: int | None = None
+    queue_position: int | None = None
 
 
 def turns(tickets: Sequence[Ticket]) -> list[Ticket]:
-    """The order in which tickets are served: as they came, where a run's turns go to its tickets by place."""
+    """The order in which tickets are served: as they came, where a run's turns go to its tickets by queue position."""
     come = sorted(tickets, key=lambda ticket: ticket.number)
     by_run: dict[str, list[Ticket]] = {}
     for ticket in come:
-        if ticket.run is not None and ticket.place is not None:
+        if ticket.run is not None and ticket.queue_position is not None:
             by_run.setdefault(ticket.run, []).append(ticket)
-    next_of = {run: iter(sorted(own, key=_place)) for run, own in by_run.items()}
-    return [
-        next(next_of[ticket.run]) if ticket.run is not None and ticket.place is not None else ticket for ticket in come
-    ]
+    next_of = {run: iter(sorted(own, key=_order)) for run, own in by_run.items()}
+    served = []
+    for ticket in come:
+        own = None if ticket.run is None or ticket.queue_position is None else next_of[ticket.run]
+        served.append(ticket if own is None else next(own))
+    return served
 
 
-def _place(ticket: Ticket) -> tuple[int, int]:
-    return (ticket.place if ticket.place is not None else 0, ticket.number)
+def _order(ticket: Ticket) -> tuple[int, int]:
+    return (ticket.queue_position if ticket.queue_position is not None else 0, ticket.number)
 
 
 def granted(mine: Ticket, tickets: Sequence[Ticket], is_free: Callable[[str], bool]) -> tuple[str, ...]:
@@ -98,17 +107,17 @@ def deciding() -> Iterator[None]:
 
 
 class Waiting:
-    """A place in the queue, for the length of a `with` block."""
+    """A ticket in the queue, for the length of a `with` block."""
 
-    def __init__(self, candidates: Sequence[str], count: int, run: str | None, place: int | None) -> None:
+    def __init__(self, candidates: Sequence[str], count: int, run: str | None, queue_position: int | None) -> None:
         with deciding():
             number = max((ticket.number for ticket in _tickets(None)), default=0) + 1
-            self.ticket = Ticket(number, tuple(candidates), count, run, place)
+            self.ticket = Ticket(number, tuple(candidates), count, run, queue_position)
             name = TICKET.format(number=number, pid=os.getpid(), unique=secrets.token_hex(2))
             self._path = lease_dir() / name
             self._descriptor = open_shared(self._path, "no place in the queue for devices")
             try_lock(self._descriptor)
-            facts = {"candidates": list(candidates), "count": count, "run": run, "place": place}
+            facts = {"candidates": list(candidates), "count": count, "run": run, "place": queue_position}
             os.write(self._descriptor, json.dumps(facts).encode())
         self._told_alive = time.monotonic()
 
@@ -154,9 +163,9 @@ def _read(path: Path) -> Ticket | None:
             return None
     finally:
         os.close(descriptor)
-    facts = read_facts(path)
+    facts = read_object(path)
     number, candidates, count = path.name.split("-")[1], facts.get("candidates"), facts.get("count")
-    run, place = facts.get("run"), facts.get("place")
+    run, queue_position = facts.get("run"), facts.get("place")
     if not number.isdigit() or not isinstance(candidates, list) or not isinstance(count, int):
         return None
     return Ticket(
@@ -164,5 +173,5 @@ def _read(path: Path) -> Ticket | None:
         tuple(str(device) for device in candidates),
         count,
         run if isinstance(run, str) else None,
-        place if isinstance(place, int) else None,
+        queue_position if isinstance(queue_position, int) else None,
     )

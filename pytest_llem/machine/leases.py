@@ -3,7 +3,7 @@
 A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
 inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
 devices are taken together or not at all, in turn with everybody else who waits: see `lease_queue`. Whoever takes a
-lease ends what a dead pytest left behind: see `leftovers`.
+lease ends the workers of dead pytest processes: see `orphaned_workers`.
 """
 
 from __future__ import annotations
@@ -13,33 +13,36 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pytest_llem.errors import DeviceError, JsonValue
+from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_files import (
     LEASE_DIR_VARIABLE,
     NO_LEASES,
+    LeaseFacts,
     holder,
     is_free,
     lease_dir,
     lease_file,
     leases_are_off,
     open_device,
-    said_of,
     try_lock,
 )
 from pytest_llem.machine.lease_queue import Waiting, deciding, granted, turns
-from pytest_llem.machine.orphaned_workers import described, end_leftover, remove_leftover_container
+from pytest_llem.machine.orphaned_workers import end_orphaned_worker, owner_is_gone, process_facts
 
 __all__ = [
     "LEASE_DIR_VARIABLE",
     "NO_LEASES",
+    "ConcurrentRuns",
     "Lease",
+    "LeaseFacts",
     "LeaseRequest",
     "device_lease",
-    "end_leftovers",
+    "end_orphaned_workers",
     "holder",
     "is_free",
     "lease_dir",
@@ -47,19 +50,34 @@ __all__ = [
 ]
 
 POLL_S = 0.1
+"""Chosen: short beside a cycle, and a look at the lock files takes about a millisecond."""
+
 ENDING_S = 10.0
+"""Chosen: how long a killed worker may take to release its lease, its GPU memory included."""
+
 SHOWN_HOLDERS = 3
 FACTS_BYTES = 1024
+"""Chosen: more than the facts take, so that every write has the same length."""
+
+WORKER_COUNT_VARIABLE = "PYTEST_XDIST_WORKER_COUNT"
+"""Set by pytest-xdist in its workers."""
+
+CLOCK_STEP_NS = 20_000_000
+"""A file's time of change comes from the kernel's coarse clock, which advances 100 to 1000 times a second
+(CONFIG_HZ): twice the longest step."""
+
 OnWait = Callable[[str], None]
+RemoveContainers = Callable[[], None]
+"""Removes the containers of dead sessions: `containers.remove_orphaned_containers`."""
 
 
 @dataclass(frozen=True)
 class LeaseRequest:
-    """Who asks for devices: a title for those who wait, its run, and its place in the order of that run."""
+    """Who asks for devices: a title for those who wait, its run, and its position in the order of that run."""
 
     title: str | None = None
     run: str | None = None
-    place: int | None = None
+    queue_position: int | None = None
 
 
 class Lease:
@@ -74,7 +92,7 @@ class Lease:
         devices: DeviceSet,
         descriptors: Mapping[str, int],
         request: LeaseRequest,
-        previous: Mapping[str, Mapping[str, JsonValue]] | None = None,
+        previous: Mapping[str, LeaseFacts] | None = None,
     ) -> None:
         self.devices = devices
         self.names = tuple(descriptors)
@@ -83,11 +101,18 @@ class Lease:
         self._request = request
         self.occupied_by(pid=os.getpid())
 
-    def occupied_by(self, *, pid: int, **facts: JsonValue) -> None:
-        """Write down who uses the devices (`pid`, `container`): for those who wait, and for whoever cleans up."""
-        who = {"title": self._request.title, "run": self._request.run}
+    def occupied_by(self, *, pid: int, container: str | None = None, not_released: str | None = None) -> None:
+        """Write down who uses the devices: for those who wait, and for whoever cleans up."""
+        facts = replace(
+            process_facts(pid),
+            since=time.time(),
+            title=self._request.title,
+            run=self._request.run,
+            container=container,
+            not_released=not_released,
+        )
         # In one write and padded, so that whoever reads meanwhile never finds half of it.
-        text = json.dumps({"since": time.time(), **who, **described(pid), **facts}).encode().ljust(FACTS_BYTES)
+        text = json.dumps(facts.stated).encode().ljust(FACTS_BYTES)
         for descriptor in self.descriptors:
             os.pwrite(descriptor, text, 0)
             os.ftruncate(descriptor, len(text))
@@ -102,10 +127,17 @@ class Lease:
 
 @contextlib.contextmanager
 def device_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, request: LeaseRequest | None = None
+    wanted: DeviceSet | Demand,
+    *,
+    timeout_s: float,
+    on_wait: OnWait | None = None,
+    request: LeaseRequest | None = None,
+    remove_containers: RemoveContainers | None = None,
 ) -> Iterator[Lease]:
     """Hold devices for the length of a `with` block; see `take_lease`."""
-    lease = take_lease(wanted, timeout_s=timeout_s, on_wait=on_wait, request=request)
+    lease = take_lease(
+        wanted, timeout_s=timeout_s, on_wait=on_wait, request=request, remove_containers=remove_containers
+    )
     try:
         yield lease
     finally:
@@ -113,9 +145,16 @@ def device_lease(
 
 
 def take_lease(
-    wanted: DeviceSet | Demand, *, timeout_s: float, on_wait: OnWait | None = None, request: LeaseRequest | None = None
+    wanted: DeviceSet | Demand,
+    *,
+    timeout_s: float,
+    on_wait: OnWait | None = None,
+    request: LeaseRequest | None = None,
+    remove_containers: RemoveContainers | None = None,
 ) -> Lease:
     """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
+
+    `remove_containers` is called where that was a container.
 
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
     `timeout_s` seconds, or when the lock files cannot be made.
@@ -125,12 +164,13 @@ def take_lease(
     if leases_are_off():
         return Lease(demand.first(), {}, request)
     names = _in_order_of_choice(demand, request)
-    with Waiting(names, demand.count, request.run, request.place) as waiting:
+    with Waiting(names, demand.count, request.run, request.queue_position) as waiting:
         lease = _wait(waiting, demand, request, time.monotonic() + timeout_s, on_wait)
     try:
         for name, facts in lease.previous.items():
-            end_leftover(facts, lease_file(name))
-            remove_leftover_container(facts)
+            end_orphaned_worker(facts, lease_file(name))
+            if remove_containers is not None and facts.container and owner_is_gone(facts):
+                remove_containers()
     except BaseException:
         lease.release()
         raise
@@ -145,25 +185,29 @@ def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
 
     def drawbacks(name: str) -> tuple[bool, bool]:
         facts = holder(name)
-        of_another = request.run is not None and facts.get("run") == request.run and name not in demand.preferred
-        return facts.get("not_released") is not None, of_another
+        of_another = request.run is not None and facts.run == request.run and name not in demand.preferred
+        return facts.not_released is not None, of_another
 
     return sorted(demand.in_order_of_preference(), key=drawbacks)
 
 
-def end_leftovers() -> list[int]:
-    """End the workers of dead pytest processes on all devices of this machine; the process ids of those ended."""
+def end_orphaned_workers(remove_containers: RemoveContainers | None = None) -> list[int]:
+    """End the workers of dead pytest processes on all devices of this machine; the process ids of those ended.
+
+    `remove_containers` is called where one of them was a container.
+    """
     ended = []
     for path in lease_dir().glob("*.lock"):
-        device = path.name.removesuffix(".lock")
-        pid = end_leftover(holder(device), path)
+        facts = LeaseFacts.read(path)
+        pid = end_orphaned_worker(facts, path)
         ended += [pid] if pid is not None else []
-        remove_leftover_container(holder(device))
+        if remove_containers is not None and facts.container and owner_is_gone(facts):
+            remove_containers()
     return ended
 
 
 def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
-    said: str | None = None
+    last_reason: str | None = None
     ended = False
     while True:
         look = _look(waiting, demand, request)
@@ -171,18 +215,18 @@ def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: flo
             return look.lease
         waiting.alive()
         names, count, busy = waiting.ticket.candidates, demand.count, look.busy
-        gone = [name for name, facts in busy.items() if end_leftover(facts, lease_file(name)) is not None]
+        gone = [name for name, facts in busy.items() if end_orphaned_worker(facts, lease_file(name)) is not None]
         reason = _reason(busy, look.ahead)
         if gone and not ended:
             ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
-        elif not gone and (busy or look.ahead) and reason != said and on_wait is not None:
+        elif not gone and (busy or look.ahead) and reason != last_reason and on_wait is not None:
             on_wait(f"waiting for {_wanted(names, count)}: {reason}")
-            said = reason
+            last_reason = reason
         if time.monotonic() >= deadline:
             raise DeviceError(
                 f"no lease for {_wanted(names, count)} in time: {reason}",
                 fix="wait for the other run, or end the process that holds the device",
-                details={"devices": list(names), "holders": dict(busy)},
+                details={"devices": list(names), "holders": {name: facts.stated for name, facts in busy.items()}},
             )
         time.sleep(POLL_S)
 
@@ -192,7 +236,7 @@ class _Look:
     """What a process found when it looked for devices: a lease, or who has them and how many are before it in line."""
 
     lease: Lease | None
-    busy: Mapping[str, Mapping[str, JsonValue]]
+    busy: Mapping[str, LeaseFacts]
     ahead: int
 
 
@@ -240,10 +284,54 @@ def _wanted(names: Sequence[str], count: int) -> str:
     return f"{count} of {len(names)} GPUs"
 
 
-def _reason(busy: Mapping[str, Mapping[str, JsonValue]], ahead: int) -> str:
+def _reason(busy: Mapping[str, LeaseFacts], ahead: int) -> str:
     """Why a process waits: who uses the devices, and how many are before it in line."""
-    holders = list(dict.fromkeys(said_of(facts) for facts in busy.values()))
+    holders = list(dict.fromkeys(str(facts) for facts in busy.values()))
     more = f" and {len(holders) - SHOWN_HOLDERS} more" if len(holders) > SHOWN_HOLDERS else ""
     used = [f"in use by {', '.join(holders[:SHOWN_HOLDERS])}{more}"] if holders else []
     line = [f"{ahead} before it in line"] if ahead else []
     return "; ".join((*used, *line)) or "in use by another process"
+
+
+class ConcurrentRuns:
+    """Counts the pytest processes that may work on this machine between its making and `count`.
+
+    All xdist workers of this run count, since they derive results and judge while they hold no lease, and so does every
+    other run with a lease at some time between: a lease file is locked while its device is in use, and written when
+    that is taken. Where there are no leases, only this run's workers are known.
+    """
+
+    def __init__(self, run_id: str | None) -> None:
+        self._run_id = run_id
+        self._since_ns = time.time_ns() - CLOCK_STEP_NS
+        self._others = self._seen()
+
+    def count(self) -> int:
+        """How many there were, this process included."""
+        workers = int(os.environ.get(WORKER_COUNT_VARIABLE, "1"))
+        return workers + len(self._others | self._seen())
+
+    def _seen(self) -> set[tuple[str | None, int]]:
+        if leases_are_off():
+            return set()
+        with deciding():
+            return set(self._others_in(lease_dir()))
+
+    def _others_in(self, directory: Path) -> Iterator[tuple[str | None, int]]:
+        for path in directory.glob("*.lock"):
+            facts = LeaseFacts.read(path)
+            run, owner = facts.run, facts.owner
+            mine = owner == os.getpid() if run is None else run == self._run_id
+            if owner is not None and not mine and _used_since(path, self._since_ns):
+                yield run, owner
+
+
+def _used_since(path: Path, since_ns: int) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return os.fstat(descriptor).st_mtime_ns >= since_ns or not try_lock(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,12 +17,11 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.machine import idle_power_cache
-from pytest_llem.machine.concurrent_runs import ConcurrentRuns
 from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.hold import HeldDevices
-from pytest_llem.machine.leases import LeaseRequest
+from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest
 from pytest_llem.runners.protocol import Runner
 
 

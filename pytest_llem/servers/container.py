@@ -23,7 +23,7 @@ from docker.errors import APIError
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
 from pytest_llem.containers.ephemeral import end_state
 from pytest_llem.containers.errors import translate_docker_error
-from pytest_llem.containers.identity import current_identity, start_ticks
+from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import ensure_image
 from pytest_llem.containers.inputs import HUB, found_here
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
@@ -32,6 +32,7 @@ from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.job import Job
 from pytest_llem.job.redaction import redact, secrets_of
+from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.servers.server import Begin, Ended, Server, Tell, listens_below
 from pytest_llem.servers.spec import LOOPBACK, Launch, ServerSpec
 from pytest_llem.study.runner_settings import DockerSettings

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.engines import starts_server
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
@@ -47,7 +48,7 @@ class Measurer:
         self._runners: dict[str, Runner] = {}
         self._breaker = Breaker()
         self._checks = Checks(run_dir, skip=options.skip_preflight)
-        self._devices = HeldDevices()
+        self._devices = HeldDevices(remove_orphaned_containers)
         self._lock = threading.Lock()
         self._say: Callable[[str | None], None] = lambda _: None
         self.runner_plans = RunnerPlans(options)

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.containers.identity import start_ticks
+from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import StoreError, WorkerCrashedError
-from pytest_llem.machine.leases import end_leftovers
+from pytest_llem.machine.leases import end_orphaned_workers
+from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.results.attempts import abandon
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import StudyPlan, read_manifest
@@ -47,7 +48,7 @@ def record_crash(store: RunStore, nodeid: str, worker: str, rootpath: Path) -> l
             state = read_state(announcement.events.parent)
             keys |= {state.key: None} if state is not None else {}
             announcement.path.unlink(missing_ok=True)
-    end_leftovers()
+    end_orphaned_workers(remove_orphaned_containers)
     manifest = read_manifest(store.run_dir / MANIFEST)
     keys |= dict.fromkeys(_own_cycle(nodeid, manifest.studies, rootpath))
     outcomes = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pytest_llem.containers.identity import current_identity, owner_is_dead, start_ticks
+from pytest_llem.containers.identity import current_identity, owner_is_dead
+from pytest_llem.machine.orphaned_workers import start_ticks
 
 
 def test_a_live_owner_is_alive() -> None:

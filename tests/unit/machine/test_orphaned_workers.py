@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.machine.leases import device_lease, end_leftovers, holder, lease_dir
+from pytest_llem.machine.leases import LeaseFacts, device_lease, end_orphaned_workers, holder, lease_dir
 
 CPU = DeviceSet("cpu")
 
@@ -55,19 +55,19 @@ def test_the_worker_of_a_killed_pytest_is_ended_by_the_next_holder(run: StartedR
     assert worker.is_running()
 
     with device_lease(CPU, timeout_s=0) as lease:
-        assert lease.previous["cpu"]["pid"] == worker.pid
+        assert lease.previous["cpu"].pid == worker.pid
 
     worker.wait(10)
 
 
 def test_leftovers_are_ended_on_request_where_nobody_comes_to_hold_the_device(run: StartedRun) -> None:
     pytest_process, worker = run
-    assert end_leftovers() == [], "its pytest lives"
+    assert end_orphaned_workers() == [], "its pytest lives"
 
     pytest_process.kill()
     pytest_process.wait()
 
-    assert end_leftovers() == [worker.pid]
+    assert end_orphaned_workers() == [worker.pid]
     worker.wait(10)
 
 
@@ -110,7 +110,10 @@ def test_a_process_without_a_group_of_its_own_is_left_alone(monkeypatch: pytest.
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     with subprocess.Popen(["sleep", "600"]) as ours:
         with device_lease(CPU, timeout_s=0) as lease:
-            lease.occupied_by(pid=ours.pid, owner=ours.pid + 1, owner_start_ticks=-1)
+            lease.occupied_by(pid=ours.pid)
+            path = lease_dir() / "cpu.lock"
+            facts = json.loads(path.read_text())
+            path.write_text(json.dumps({**facts, "owner": ours.pid + 1, "owner_start_ticks": -1}))
         assert os.getpgid(ours.pid) != ours.pid
         with device_lease(CPU, timeout_s=0):
             pass
@@ -122,4 +125,4 @@ def test_without_leases_nothing_is_locked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LLEM_LEASE_DIR", "none")
     with device_lease(CPU, timeout_s=0) as one, device_lease(CPU, timeout_s=0) as other:
         assert one.names == other.names == ()
-        assert holder("cpu") == {}
+        assert holder("cpu") == LeaseFacts()

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import (
     Decoding,
     ExperimentConfig,
@@ -62,8 +61,8 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
             threading.Timer(3.0, stop).start()
 
     def stop() -> None:
-        pid: JsonValue = holder("cpu")["pid"]
-        assert isinstance(pid, int)
+        pid = holder("cpu").pid
+        assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         stopped.append(pid)
 
