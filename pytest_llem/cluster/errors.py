@@ -16,8 +16,8 @@ LOST = (
 """The node, Ray's process on it, or what it sent is gone: the cycle may be tried on another."""
 
 
-def explain(error: BaseException, title: str) -> LlemError:
-    """The error of a cycle whose task ended so; a `NodeLostError` is worth another try."""
+def translate_ray_error(error: BaseException, title: str) -> LlemError:
+    """The error of a cycle whose Ray task ended with this exception; a `NodeLostError` is worth another try."""
     cause = getattr(error, "cause", None)
     if isinstance(error, ray_errors.TaskCancelledError) or isinstance(cause, ray_errors.TaskCancelledError):
         return InterruptedCycleError(f"{title}: its Ray task was cancelled")
@@ -47,10 +47,10 @@ def explain(error: BaseException, title: str) -> LlemError:
 def _cause(error: BaseException) -> str:
     """What a long report with tracebacks says went wrong: its last errors."""
     lines = [line.strip() for line in str(error).splitlines()]
-    said = [
+    errors = [
         line for line in lines if line.startswith("ERROR") or line.partition(":")[0].endswith(("Error", "Exception"))
     ]
-    return "; ".join(dict.fromkeys(said[-2:])) or _sentence(error)
+    return "; ".join(dict.fromkeys(errors[-2:])) or _sentence(error)
 
 
 def _sentence(error: BaseException) -> str:

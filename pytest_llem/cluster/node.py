@@ -1,24 +1,30 @@
-"""What runs on a node: one cycle, under a lease of the devices that Ray assigned, in a fresh process or container."""
+"""What runs on a node: one cycle, under a lease of the devices that Ray assigned, in a fresh process or container.
+
+The driver (`runner`) submits `measure_on_node` as a Ray task and writes the files of its `NodeResult`. Orders and
+results travel between machines of the same version only, which the node checks first.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import ray
 
 from pytest_llem import __version__
-from pytest_llem.cluster.node_result import Delivery, NodeFacts
 from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
 from pytest_llem.containers import remove_orphaned_containers
+from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
+from pytest_llem.job.files import write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode, encode
@@ -31,6 +37,27 @@ from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.measure_here import CycleRequest, measure_here
 from pytest_llem.runners.protocol import Runner
 from pytest_llem.study.runner_settings import DockerSettings
+
+ERROR_FILE = JobDir(Path()).error.name
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """Which node a cycle runs on."""
+
+    id: str
+    hostname: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What a node sends back: the job directory's files by name, the report, and an error that no file holds."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    report: RunReport | None = None
+    error: Mapping[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Order:
     threads_chosen: bool = False
 
 
-def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | Delivery]:
+def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | NodeResult]:
     """The Ray task: tells at once where it runs, and in the end what came of it.
 
     A cancelled task gets a `KeyboardInterrupt`, with which the runner ends the measured process.
@@ -65,10 +92,10 @@ def node_facts() -> NodeFacts:
     return NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()), os.getpid())
 
 
-def _measured(data: JsonValue) -> Delivery:
+def _measured(data: JsonValue) -> NodeResult:
     version = data.get("version") if isinstance(data, Mapping) else None
     if version != __version__:
-        return Delivery(error=other_version(platform.node(), __version__, str(version)).to_dict())
+        return NodeResult(error=other_version(platform.node(), __version__, str(version)).to_dict())
     began = time.monotonic()
     order = decode(Order, data)
     notes = undo_worker_settings(threads_chosen=order.threads_chosen)
@@ -77,7 +104,7 @@ def _measured(data: JsonValue) -> Delivery:
         try:
             job, report = _cycle(order, job_dir)
         except LlemError as error:
-            return Delivery(_files(job_dir), None, error.to_dict())
+            return NodeResult(_files(job_dir), None, error.to_dict())
         report = replace(
             report,
             name="ray",
@@ -86,7 +113,7 @@ def _measured(data: JsonValue) -> Delivery:
             inputs=input_facts(job.config),
             facts={**report.facts, "node_s": time.monotonic() - began},
         )
-        return Delivery(_files(job_dir), report, None)
+        return NodeResult(_files(job_dir), report, None)
 
 
 def other_version(hostname: str, there: str | None, here: str) -> RunnerError:
@@ -175,3 +202,20 @@ def _files(job_dir: JobDir) -> dict[str, bytes]:
 def encoded(order: Order) -> JsonValue:
     """An order as plain JSON, which any version of this package can look at."""
     return encode(order)
+
+
+def failure_of(result: NodeResult) -> LlemError | None:
+    """Why the cycle failed, whether the result says so itself or its `error.json`; `None` where it did not."""
+    error = result.error
+    if error is None and ERROR_FILE in result.files:
+        error = json.loads(result.files[ERROR_FILE])
+    return error_from_dict(error) if error is not None else None
+
+
+def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:
+    """The node's files, each atomically; those that say how the cycle ended come last."""
+    last = (job_dir.measurement.name, job_dir.error.name)
+    for name in sorted(files, key=lambda name: (name in last, name)):
+        if Path(name).name != name:
+            raise RunnerError(f"a node sent a file with the name {name!r}")
+        write_bytes(job_dir.path / name, files[name])

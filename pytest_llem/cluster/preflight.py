@@ -1,4 +1,8 @@
-"""Before the first cycle: has a node of each kind the package and the engine, and does it take the study's settings?"""
+"""What nodes are asked before cycles run: package and engine, the study's settings, and what allows reuse.
+
+The runner `ray` calls it. The functions that run on a node take and return plain JSON, because a node may have another
+version of this package, or none.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem import __version__
-from pytest_llem.cluster.cluster import Node
+from pytest_llem.cluster.cluster import Node, Request
 from pytest_llem.cluster.node import other_version
 from pytest_llem.cluster.settings import NodeTerms
-from pytest_llem.cluster.tasks import ask_each_kind
+from pytest_llem.cluster.tasks import ask_each_kind, ask_nodes
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
@@ -23,7 +27,7 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import gpu_uuids
-from pytest_llem.runners.protocol import PreflightReport
+from pytest_llem.runners.protocol import PreflightReport, ReuseTarget
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
 
@@ -144,3 +148,45 @@ def _probe() -> Callable[..., dict[str, Any]]:
         }
 
     return probe
+
+
+def reuse_targets_on(
+    nodes: Sequence[Node],
+    request: Request,
+    config: ExperimentConfig,
+    image: str | None,
+    docker: Mapping[str, JsonValue],
+    ended: threading.Event,
+) -> list[ReuseTarget]:
+    """A target per node that may run this experiment and answers; an `LlemError` when none does.
+
+    Raises `InterruptedCycleError` once `ended` is set.
+    """
+    found: list[ReuseTarget] = []
+    problem: LlemError | None = None
+    kind = "cuda" if request.gpus else "cpu"
+    for _, answer in ask_nodes(reuse_facts, nodes, encode(config), image, encode(docker), ended=ended):
+        if isinstance(answer, LlemError):
+            problem = answer
+        else:
+            found.append(decode(ReuseTarget, {**answer, "device_kind": kind, "device_count": request.gpus}))
+    if problem is not None and not found:
+        raise problem
+    return found
+
+
+def reuse_facts(config: JsonValue, image: str | None, docker: JsonValue) -> JsonValue:
+    """The answer of a node: its environment, its inputs of this experiment, and the image as it lies there."""
+    from pytest_llem.machine.environment import gather
+    from pytest_llem.machine.inputs import input_facts
+
+    wanted = decode(ExperimentConfig, config)
+    known: str | None = None
+    if image is not None:
+        from pytest_llem.containers.runner import DockerRunner
+
+        settings = DockerSettings.from_mapping(docker if isinstance(docker, Mapping) else {})
+        runner = DockerRunner(RunnerSpec("docker", "study", image=image), settings)
+        known = runner.known_image(wanted.engine) or image
+        runner.close()
+    return {"environment": gather(), "inputs": input_facts(wanted), "image": known}

@@ -14,12 +14,10 @@ from ray import exceptions as ray_errors
 
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import RayCluster, Request, connect, disconnect
-from pytest_llem.cluster.errors import explain
-from pytest_llem.cluster.node import Order, encoded
-from pytest_llem.cluster.node_result import Delivery, NodeFacts, failure_of, write_files
-from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes
+from pytest_llem.cluster.errors import translate_ray_error
+from pytest_llem.cluster.node import NodeFacts, NodeResult, Order, encoded, failure_of, write_files
+from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes, reuse_targets_on
 from pytest_llem.cluster.progress import progress_of
-from pytest_llem.cluster.reuse import reuse_targets_on
 from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
 from pytest_llem.containers.errors import error_from_dict
@@ -168,17 +166,17 @@ class RayRunner(Runner):
         while True:
             request = self._feasible(devices_needed(job.config))
             # A cycle whose nodes go before it begins comes round again without a loss: it waits for others or raises.
-            node, delivery = self._attempt(replace(order, gpus=request.gpus), request, title, losses, lacking)
-            if delivery is not None:
+            node, result = self._attempt(replace(order, gpus=request.gpus), request, title, losses, lacking)
+            if result is not None:
                 break
             if len(losses) > self.settings.node_losses:
                 raise _lost(title, losses)
         assert node is not None, "what was delivered comes from a node"
-        write_files(delivery.files, job_dir)
-        if delivery.error is not None:
-            raise error_from_dict(delivery.error)
-        assert delivery.report is not None, "without an error there is a report"
-        return self._report(delivery.report, node, losses, lacking)
+        write_files(result.files, job_dir)
+        if result.error is not None:
+            raise error_from_dict(result.error)
+        assert result.report is not None, "without an error there is a report"
+        return self._report(result.report, node, losses, lacking)
 
     def interrupt(self) -> None:
         """Cancel what is outstanding; cycles that wait end with an `InterruptedCycleError`, and so do later ones."""
@@ -209,7 +207,7 @@ class RayRunner(Runner):
 
     def _attempt(
         self, order: Order, request: Request, title: str, losses: list[Loss], lacking: list[Loss]
-    ) -> tuple[NodeFacts | None, Delivery | None]:
+    ) -> tuple[NodeFacts | None, NodeResult | None]:
         """One submission: the node and what it delivered, or `None` when the node was lost, which is noted.
 
         Also `None` when no node that it may run on is left before it has begun, and when another node may have what the
@@ -226,8 +224,8 @@ class RayRunner(Runner):
             assert isinstance(first, NodeFacts), "a task tells first where it runs"
             node = first
             self._progress.running(node.hostname)
-            delivery = self._next(task, title)
-            assert isinstance(delivery, Delivery), "a task ends with what it delivers"
+            result = self._next(task, title)
+            assert isinstance(result, NodeResult), "a task ends with what it delivers"
         except NodeLostError as error:
             losses.append(Loss(node, error))
             if node is not None:
@@ -239,14 +237,14 @@ class RayRunner(Runner):
             if node is not None:
                 self._progress.done(node.hostname)
             raise
-        failure = failure_of(delivery)
+        failure = failure_of(result)
         lasting = failure is not None and failure.category in LASTING
         again = lasting and not lacking and self.cluster.can_run(request, {node.id})
         self._progress.done(node.hostname, again=again)
         if failure is not None and again:
             lacking.append(Loss(node, failure))
             return node, None
-        return node, delivery
+        return node, result
 
     def _begins(self, task: Any, request: Request, lost: Collection[str]) -> bool:
         """Wait until a task tells something; `False` when no node is left for it: Ray would let it wait for ever."""
@@ -276,7 +274,7 @@ class RayRunner(Runner):
         except (ray_errors.RayError, ImportError) as error:
             if self._ended.is_set():
                 raise _interrupted() from None
-            raise explain(error, title) from None
+            raise translate_ray_error(error, title) from None
 
     def _to_avoid(self, request: Request, losses: Sequence[Loss]) -> set[str]:
         """The nodes that the cycle was lost with or that lack what it needs, where there are others."""

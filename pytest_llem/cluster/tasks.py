@@ -14,7 +14,7 @@ from ray import exceptions as ray_errors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pytest_llem.cluster.cluster import Node, Request
-from pytest_llem.cluster.errors import explain
+from pytest_llem.cluster.errors import translate_ray_error
 from pytest_llem.cluster.node import measure_on_node
 from pytest_llem.errors import InterruptedCycleError, NodeLostError, RunnerError
 
@@ -132,7 +132,7 @@ def ask_nodes(
         try:
             yield node, ray.get(reference)
         except (ray_errors.RayError, ImportError) as error:
-            yield node, explain(error, where)
+            yield node, translate_ray_error(error, where)
 
 
 def _answered(reference: Any, within_s: float = POLL_S) -> bool:

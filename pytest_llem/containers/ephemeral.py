@@ -24,9 +24,8 @@ from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphaned_containers import removed_after
 from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
-from pytest_llem.errors import JsonValue, LlemError
+from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
-from pytest_llem.job.redaction import redact
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.worker.lifeline import LOST_OWNER_EXIT
@@ -170,8 +169,8 @@ def collect(container: Container, name: str, job_dir: JobDir, image: ImageFacts)
     return None
 
 
-def explain(end: CycleEnd, image: ImageFacts) -> DockerError:
-    """Why there is neither a measurement nor an error of the worker's own."""
+def end_error(end: CycleEnd, image: ImageFacts) -> DockerError:
+    """The error of a cycle in a container that ended without a measurement or an error of the worker's own."""
     if end.overdue:
         return docker_error("timeout", image.name, said=end.overdue, stderr=end.output, facts=end.facts)
     if end.returncode is None:
@@ -186,12 +185,3 @@ def explain(end: CycleEnd, image: ImageFacts) -> DockerError:
     error = translate_docker_error(end.returncode, end.output, image.name, oom_killed=end.oom_killed)
     error.details.update(end.facts)
     return error
-
-
-def write_if_absent(job_dir: JobDir, error: LlemError, phase: str | None, secrets: Mapping[str, str]) -> None:
-    """Write `error.json` unless the worker left an outcome; the message names the job directory."""
-    if job_dir.measurement.exists() or job_dir.error.exists():
-        return
-    error.message = f"{redact(error.message, secrets.values())} (see {job_dir.path})"
-    tail: list[JsonValue] = list(job_dir.log_tail())
-    job_dir.write_error(error, phase=phase, log_tail=tail, origin="runner", exit_code=error.details.get("returncode"))

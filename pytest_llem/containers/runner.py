@@ -17,7 +17,7 @@ from pathlib import Path
 import docker
 
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
-from pytest_llem.containers.ephemeral import CycleEnd, explain, run_ephemeral, write_if_absent
+from pytest_llem.containers.ephemeral import CycleEnd, end_error, run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
 from pytest_llem.containers.identity import current_identity
@@ -52,7 +52,7 @@ from pytest_llem.job.redaction import secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner, RunnerSettings
-from pytest_llem.runners.watch import DeadlineWatch
+from pytest_llem.runners.watch import DeadlineWatch, write_if_absent
 from pytest_llem.study.runner_settings import DockerSettings
 
 LEASE_TIMEOUT_S = 24 * 3600.0
@@ -98,15 +98,14 @@ class DockerRunner(Runner):
                 watch = DeadlineWatch(job.deadlines)
                 end = self._cycle(client, request, job, job_dir, _both(observe, on_event), watch, lease)
         except LlemError as error:
-            write_if_absent(job_dir, error, watch.phase if watch else None, secrets)
+            _write_error(job_dir, error, watch)
             return self._report(name, None, {}, ())
         except KeyboardInterrupt:
-            interrupted = InterruptedCycleError("the cycle was interrupted")
-            write_if_absent(job_dir, interrupted, watch.phase if watch else None, secrets)
+            _write_error(job_dir, InterruptedCycleError("the cycle was interrupted"), watch)
             raise
         foreign = foreign_architecture(image, facts) if watch.phase is None else None
-        problem = docker_error("arch_mismatch", name, said=foreign) if foreign else explain(end, image)
-        write_if_absent(job_dir, problem, watch.phase, secrets)
+        problem = docker_error("arch_mismatch", name, said=foreign) if foreign else end_error(end, image)
+        _write_error(job_dir, problem, watch)
         return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
 
     def connect(self) -> tuple[docker.DockerClient, DaemonFacts]:
@@ -262,6 +261,12 @@ class DockerRunner(Runner):
             notes=notes,
             facts={**more, **facts},
         )
+
+
+def _write_error(job_dir: JobDir, error: LlemError, watch: DeadlineWatch | None) -> None:
+    """Write `error.json` unless the worker left an outcome; the message names the job directory."""
+    error.message = f"{error.message} (see {job_dir.path})"
+    write_if_absent(job_dir, error, watch.phase if watch else None, exit_code=error.details.get("returncode"))
 
 
 def _both(first: OnEvent, second: OnEvent) -> OnEvent:

@@ -1,4 +1,8 @@
-"""Following a local worker: its events, its deadlines, and what its end means where it wrote nothing itself."""
+"""Follows a worker of this machine: its events, its deadlines, and the error when it ends without an outcome.
+
+The local runners wait with `Watch`; those of containers use its parts. Only a runner writes `error.json` from here, and
+never over what the worker wrote.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,10 @@ from pytest_llem.runners.process import KILL_GRACE_S, WorkerProcess, end
 from pytest_llem.runners.protocol import OnEvent
 
 POLL_S = 0.2
+"""Chosen: events reach the terminal soon enough, and five wake-ups a second do not disturb a measurement."""
 
 HUNG_GRACE_S = 1.0
-"""A worker that has been silent for so long will not answer SIGTERM either."""
+"""Chosen: a worker that has been silent for minutes will not answer SIGTERM either."""
 
 
 class Watch:
@@ -76,8 +81,11 @@ class Watch:
             self._on_event(event)
 
 
-def explain(code: int | None, job_dir: JobDir, oom_before: int | None, oom_after: int | None) -> LlemError:
-    """What it means that a worker ended with this code (negative: minus a signal) and wrote nothing."""
+def exit_error(code: int | None, job_dir: JobDir, oom_before: int | None, oom_after: int | None) -> LlemError:
+    """The error of a worker that ended with this exit code (negative: minus a signal) and wrote nothing.
+
+    `oom_before` and `oom_after` are the kernel's counts of out-of-memory kills (`process.oom_kills`).
+    """
     if code is not None and code < 0:
         return _killed(signal.Signals(-code), oom_before, oom_after)
     if code == 0:
@@ -108,12 +116,12 @@ def _killed(number: signal.Signals, oom_before: int | None, oom_after: int | Non
     return WorkerCrashedError(f"the worker was killed by {number.name}", fix=fix, details=details)
 
 
-def write_if_absent(job_dir: JobDir, problem: LlemError, watch: Watch, code: int | None) -> None:
-    """Leave the problem as `error.json`, unless the worker has written its measurement or its own error."""
+def write_if_absent(job_dir: JobDir, problem: LlemError, phase: str | None, **facts: JsonValue) -> None:
+    """Write the problem as `error.json`, unless the worker has written its measurement or its own error."""
     if job_dir.measurement.exists() or job_dir.error.exists():
         return
-    tail: list[JsonValue] = list(job_dir.log_tail())
-    job_dir.write_error(problem, phase=watch.phase, log_tail=tail, origin="runner", exit_code=code)
+    tail = problem.details.get("log_tail", tuple(job_dir.log_tail()))
+    job_dir.write_error(problem, phase=phase, log_tail=tail, origin="runner", **facts)
 
 
 class DeadlineWatch:

@@ -20,6 +20,7 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner
+from pytest_llem.runners.watch import write_if_absent
 from pytest_llem.servers.server import Ended
 from pytest_llem.servers.spec import ServerSpec
 from pytest_llem.servers.starting import LOGS, ReadinessLimits, ReadyServer, begin_server, redacted_tail, start_server
@@ -79,11 +80,11 @@ class ServingRunner(Runner):
             ready.cycles += 1
             report = self._beside(ready, job, job_dir, on_event, lease)
         except LlemError as error:
-            _write_if_absent(job_dir, error)
+            write_if_absent(job_dir, error, "server")
             self.unload()
             return RunReport(name=self.spec.name, source=self.spec.source, isolation=self._isolation(job))
         except KeyboardInterrupt:
-            _write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"))
+            write_if_absent(job_dir, InterruptedCycleError("the cycle was interrupted"), "server")
             self._stop(INTERRUPT_GRACE_S)
             raise
         facts: dict[str, JsonValue] = {**report.facts, "server": ready.facts(self._run_dir, reused=reused)}
@@ -174,12 +175,6 @@ def _server_died(ready: ReadyServer, how: Ended, job_dir: JobDir) -> None:
     if job_dir.error.exists():
         error.details["client"] = read_json(job_dir.error).get("message")
     job_dir.write_error(error, origin="runner", log_tail=error.details["log_tail"])
-
-
-def _write_if_absent(job_dir: JobDir, error: LlemError) -> None:
-    if not job_dir.measurement.exists() and not job_dir.error.exists():
-        tail = error.details.get("log_tail")
-        job_dir.write_error(error, phase="server", origin="runner", log_tail=tail if tail is not None else [])
 
 
 def keeps_servers() -> bool:

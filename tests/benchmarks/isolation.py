@@ -29,9 +29,8 @@ from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.runners import starting
-from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners.local import LocalRunner, ResidentRunner
 from pytest_llem.runners.protocol import Runner
-from pytest_llem.runners.resident import ResidentRunner
 
 CONFIG = ExperimentConfig(
     model="builtin:tiny-llama",

@@ -32,8 +32,8 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 from ray import exceptions as ray_errors
 
 from pytest_llem.cluster.cluster import Node, RayCluster, Request, connect, disconnect
-from pytest_llem.cluster.errors import explain
-from pytest_llem.cluster.node_result import write_files
+from pytest_llem.cluster.errors import translate_ray_error
+from pytest_llem.cluster.node import write_files
 from pytest_llem.cluster.progress import Progress
 from pytest_llem.cluster.runner import RayRunner
 from pytest_llem.cluster.worker_environment import run_directory
@@ -133,7 +133,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(address: str, said:
     ],
 )
 def test_errors_of_ray_become_errors_with_a_remedy(problem: Exception, kind: type[LlemError], said: str) -> None:
-    error = explain(problem, "study a c1")
+    error = translate_ray_error(problem, "study a c1")
 
     assert type(error) is kind or isinstance(error, kind)
     assert str(error).startswith("study a c1: ")

@@ -25,7 +25,7 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 from pytest_llem.cluster import runner as ray_runner
 from pytest_llem.cluster import tasks as questions
 from pytest_llem.cluster.cluster import Node, RayCluster
-from pytest_llem.cluster.node_result import Delivery, NodeFacts
+from pytest_llem.cluster.node import NodeFacts, NodeResult
 from pytest_llem.cluster.runner import RayRunner
 
 PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
@@ -137,7 +137,7 @@ def test_what_a_node_lacks_is_looked_for_on_one_other_node(
         submitted.append(given)
         return Silent()
 
-    def run(*deliveries: Delivery) -> RunReport:
+    def run(*deliveries: NodeResult) -> RunReport:
         told = [told for node, delivery in zip(nodes, deliveries, strict=False) for told in (node, delivery)]
         runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, RaySettings(), TERMS)
         monkeypatch.setattr(runner, "_begins", lambda *_: True)
@@ -148,9 +148,9 @@ def test_what_a_node_lacks_is_looked_for_on_one_other_node(
 
     nodes = [NodeFacts(node.id, node.hostname, "10.0.0.1", 1) for node in (PLAIN, LARGE)]
     error = ModelNotFoundError("no model m").to_dict()
-    lacking = Delivery(error=error) if beside else Delivery({"error.json": json.dumps(error).encode()}, REPORT)
+    lacking = NodeResult(error=error) if beside else NodeResult({"error.json": json.dumps(error).encode()}, REPORT)
 
-    report = run(lacking, Delivery({}, REPORT))
+    report = run(lacking, NodeResult({}, REPORT))
 
     assert report.facts["node"] == {"id": LARGE.id, "hostname": "c", "address": "10.0.0.1"}
     assert [(note.code, note.message) for note in report.notes] == [

@@ -23,8 +23,7 @@ from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.machine.leases import device_lease, holder
-from pytest_llem.runners.local import LocalRunner
-from pytest_llem.runners.resident import ResidentRunner
+from pytest_llem.runners.local import LocalRunner, ResidentRunner
 
 FAULTY = Path(__file__).parents[2] / "plugin" / "faulty_engine"
 
