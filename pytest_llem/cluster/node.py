@@ -19,7 +19,6 @@ from pathlib import Path
 import ray
 
 from pytest_llem import __version__
-from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.containers.errors import error_from_dict
@@ -28,6 +27,7 @@ from pytest_llem.job.files import write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode, encode
+from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
 from pytest_llem.machine.environment import gather
 from pytest_llem.machine.hold import HeldDevices
@@ -58,6 +58,15 @@ class NodeResult:
     files: Mapping[str, bytes] = field(default_factory=dict)
     report: RunReport | None = None
     error: Mapping[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True)
+class NodeTerms:
+    """The study's terms that a node keeps to by itself: see `execution` and `docker`."""
+
+    residual_memory_bytes: int
+    cooldown: Cooldown
+    docker: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

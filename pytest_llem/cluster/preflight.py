@@ -15,8 +15,7 @@ from typing import Any
 
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import Node, Request
-from pytest_llem.cluster.node import other_version
-from pytest_llem.cluster.settings import NodeTerms
+from pytest_llem.cluster.node import NodeTerms, other_version
 from pytest_llem.cluster.tasks import ask_each_kind, ask_nodes
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.engines import engine_info

@@ -15,10 +15,9 @@ from ray import exceptions as ray_errors
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import RayCluster, Request, connect, disconnect
 from pytest_llem.cluster.errors import translate_ray_error
-from pytest_llem.cluster.node import NodeFacts, NodeResult, Order, encoded, failure_of, write_files
+from pytest_llem.cluster.node import NodeFacts, NodeResult, NodeTerms, Order, encoded, failure_of, write_files
 from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes, reuse_targets_on
 from pytest_llem.cluster.progress import progress_of
-from pytest_llem.cluster.settings import NodeTerms
 from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.cluster.settings import NodeTerms
+from pytest_llem.cluster.node import NodeTerms
 from pytest_llem.errors import InfeasibleError, InterruptedCycleError, ModelNotFoundError
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec, RunReport
