@@ -1,4 +1,7 @@
-"""The Ray cluster: connecting to it, its nodes, and whether one of them can run what a cycle asks for."""
+"""The Ray cluster: connects to it, and says which of its nodes can run what a cycle asks for.
+
+The runner `ray` uses it. There is one connection per process; nothing here submits a task.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,16 @@ from pytest_llem.study.runner_settings import RaySettings
 
 CLIENT_PREFIX = "ray://"
 NODES_FOR_S = 1.0
+"""Chosen: how long a list of nodes is used; Ray itself notices a lost node only after seconds."""
+
 CONNECT_S = 10.0
+"""Chosen: a TCP connection takes milliseconds; Ray itself would try for a quarter of an hour."""
+
 TYPE_PREFIX = "accelerator_type:"
 TYPE_SHARE = 0.001
 """How much of a node's accelerator type Ray takes for a task that names it."""
 LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-_UNTOLD = ("node:", "memory", "object_store_memory", TYPE_PREFIX)
+_NOT_SHOWN = ("node:", "memory", "object_store_memory", TYPE_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,10 @@ class Node:
     @cached_property
     def kind(self) -> str:
         """What it has, as text: equal for nodes of one kind."""
-        told = [f"{amount:g} {name}" for name, amount in sorted(self.resources.items()) if not name.startswith(_UNTOLD)]
+        shown = [(name, amount) for name, amount in sorted(self.resources.items()) if not name.startswith(_NOT_SHOWN)]
+        amounts = [f"{amount:g} {name}" for name, amount in shown]
         types = sorted(name.removeprefix(TYPE_PREFIX) for name in self.resources if name.startswith(TYPE_PREFIX))
-        return ", ".join([*told, *types]) or "nothing to run on"
+        return ", ".join([*amounts, *types]) or "nothing to run on"
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,10 @@ class Request:
     @property
     def amounts(self) -> dict[str, float]:
         """By Ray's names."""
-        found = {"CPU": self.cpus, "GPU": float(self.gpus), **self.resources}
+        amounts = {"CPU": self.cpus, "GPU": float(self.gpus), **self.resources}
         if self.accelerator_type is not None:
-            found[f"{TYPE_PREFIX}{self.accelerator_type}"] = TYPE_SHARE
-        return {name: amount for name, amount in found.items() if amount}
+            amounts[f"{TYPE_PREFIX}{self.accelerator_type}"] = TYPE_SHARE
+        return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -152,10 +160,10 @@ class RayCluster:
         """The error for a request that no node can run: Ray itself would let it wait without a word."""
         nodes = self.nodes(fresh=True)
         kinds = Counter(node.kind for node in nodes)
-        there = "; ".join(f"{count} x ({kind})" for kind, count in kinds.items()) or "no node is alive"
+        present = "; ".join(f"{count} x ({kind})" for kind, count in kinds.items()) or "no node is alive"
         waited = f" (waited {waited_s:g} s for more nodes)" if waited_s else ""
         return InfeasibleError(
-            f"no node of the Ray cluster can run this: it asks for {request}; there are: {there}{waited}",
+            f"no node of the Ray cluster can run this: it asks for {request}; there are: {present}{waited}",
             fix="ask for less in the study's `ray` section or its parallel sizes, add such a node, or set "
             "ray.wait_for_nodes_s where the cluster grows by itself",
             details={"asked": dict(request.amounts), "nodes": list(kinds)},
@@ -184,30 +192,30 @@ def connect(address: str | None, runtime_env: Mapping[str, JsonValue] | None = N
                 _current.append(_connected(address, environment))
             except LlemError as error:
                 _current.append(error)
-        found = _current[0]
-    if isinstance(found, LlemError):
-        raise found
-    if address is not None and found.address is not None and address != found.address:
+        cluster = _current[0]
+    if isinstance(cluster, LlemError):
+        raise cluster
+    if address is not None and cluster.address is not None and address != cluster.address:
         raise RunnerError(
-            f"ray:{address}: this process is connected to the Ray cluster {found.address}",
+            f"ray:{address}: this process is connected to the Ray cluster {cluster.address}",
             fix="give all engines of a run the same cluster",
         )
-    if environment != found.runtime_env:
+    if environment != cluster.runtime_env:
         raise RunnerError(
             f"ray.runtime_env: {environment or 'none'}, and this process is connected with "
-            f"{dict(found.runtime_env) or 'none'}",
+            f"{dict(cluster.runtime_env) or 'none'}",
             fix="give all studies of a run the same ray.runtime_env, or run them one after the other",
         )
-    return found
+    return cluster
 
 
 def disconnect() -> None:
     """Hang up; a later `connect` starts anew."""
     with _lock:
         while _current:
-            found = _current.pop()
-            if isinstance(found, RayCluster):
-                found.close()
+            cluster = _current.pop()
+            if isinstance(cluster, RayCluster):
+                cluster.close()
 
 
 def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> RayCluster:

@@ -1,4 +1,7 @@
-"""What Ray's errors mean for a cycle: a lost node, an interruption, or a failure with its remedy."""
+"""Translates Ray's errors for a cycle: a lost node, an interruption, or a failure with its remedy.
+
+The runner and the tasks call it with whatever `ray.get` raised.
+"""
 
 from __future__ import annotations
 

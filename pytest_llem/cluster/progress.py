@@ -1,4 +1,7 @@
-"""What the live status shows of a cluster: cycles pending, running and done, in all and per node."""
+"""Progress of a run on a cluster for the live status: cycles pending, running and done, in all and per node.
+
+The runner and the session's prefetch count here; the process that owns the terminal reads the file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The Ray runner: submits a cycle as a task, waits for it, and brings its files here."""
+"""The Ray runner: submits a cycle as a task, waits for it, and writes the node's files to the job directory.
+
+The session opens it for the runner `ray`; several threads may run cycles at a time. A cycle whose node is lost is tried
+again as often as `ray.node_losses` says.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,15 @@ from pytest_llem.runners.protocol import (
 from pytest_llem.study.runner_settings import RaySettings
 
 POLL_S = 0.5
+"""Chosen: how soon an interruption is noticed."""
+
 CHECK_S = 5.0
-"""How often a cycle that has not begun looks whether a node is left that can run it."""
+"""Chosen: how often a cycle that has not begun looks whether a node is left that can run it; Ray itself needs seconds
+to notice a lost node."""
+
 MOST_IN_FLIGHT = 512
-"""Each holds a thread and an open lock file here; `ray.max_in_flight` sets another limit."""
+"""Chosen: each holds a thread and an open lock file here, and 1024 open files are a usual limit;
+`ray.max_in_flight` sets another."""
 
 
 @dataclass(frozen=True)

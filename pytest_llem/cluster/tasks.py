@@ -1,4 +1,8 @@
-"""Tasks of Ray: the one that measures, how it is ended, and how a cluster that grows learns what is asked for."""
+"""Tasks of Ray: the one that measures, how it is ended, questions to nodes, and demand that a growing cluster sees.
+
+The runner `ray` and its preflight call it. Tasks must not be retried by Ray itself: whether a cycle is tried again is
+the runner's decision.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,16 @@ from pytest_llem.cluster.node import measure_on_node
 from pytest_llem.errors import InterruptedCycleError, NodeLostError, RunnerError
 
 CANCEL_S = 10.0
+"""Chosen: a cancelled worker has this long to end the measured process and to give its devices back."""
 
 KILL_S = 5.0
+"""Chosen: Ray kills a worker process within a second."""
+
+ANSWER_S = 900.0
+"""Chosen: a runtime environment may have much to install."""
+
+POLL_S = 0.5
+"""Chosen: how soon an interruption is noticed."""
 
 
 @cache
@@ -73,12 +85,6 @@ def _ends(task: Any, within_s: float) -> bool:
         except (StopIteration, ray_errors.RayError):
             return True
     return False
-
-
-ANSWER_S = 900.0
-"""A runtime environment may have much to install."""
-
-POLL_S = 0.5
 
 
 def ask_each_kind(

@@ -1,4 +1,8 @@
-"""Cooling down before a cycle: until a GPU is back at idle, or for so many seconds."""
+"""Waits before a cycle until a GPU is back at idle, or for a number of seconds.
+
+`runners.measure_here` calls it under the lease of the devices. The first cycle on a GPU defines what idle is for the
+run; no later one may.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,25 @@ from pytest_llem.worker.convergence import settle
 
 REFERENCES = ".idle"
 LIMIT_S = 120.0
+"""Chosen: a board that is still warm after two minutes waits for its room, which must not hold up a run."""
+
 POWER_BAND_REL, POWER_BAND_W = 0.10, 5.0
+"""Chosen: twice the 5 % to which a reading is accurate (NVML documentation of nvmlDeviceGetPowerUsage), and 5 W for
+boards that idle at a few watts."""
+
 TEMPERATURE_BAND_C = 5.0
+"""Chosen: small beside the tens of degrees between idle and load."""
+
 READINGS = 5
 POLL_S = 0.1
+"""Chosen: five readings over half a second even out single ones; the driver averages power over a second."""
 
 Setting = Literal["auto"] | float
 
 
 @dataclass(frozen=True)
 class Cooldown:
-    """How long a cycle waited, in seconds, why the wait ended, and what the reader of the result must know."""
+    """How long a cycle waited, in seconds, why the wait ended, and what a reader of the result must know."""
 
     seconds: float
     reason: Literal["first cycle", "not needed", "fixed", "idle", "settled", "limit", "unknown"]
@@ -102,26 +114,26 @@ def _until_idle(uuids: Sequence[str], idle: Mapping[str, Mapping[str, JsonValue]
         readings = read(uuids)
         if not readings:
             return Cooldown(time.monotonic() - started, "unknown")
-        away = [text for uuid, reading in readings.items() if (text := _away(uuid, reading, idle[uuid]))]
+        above = [text for uuid, reading in readings.items() if (text := _above_idle(uuid, reading, idle[uuid]))]
         waited_s = time.monotonic() - started
-        if not away:
+        if not above:
             return Cooldown(waited_s, "idle")
         if waited_s >= limit_s:
-            text = f"not back at idle after {limit_s:g} s of cooldown: {'; '.join(away)}"
+            text = f"not back at idle after {limit_s:g} s of cooldown: {'; '.join(above)}"
             return Cooldown(waited_s, "limit", Note("cooldown_limit", text))
         time.sleep(POLL_S)
 
 
-def _away(uuid: str, now: Reading, idle: Mapping[str, JsonValue]) -> str | None:
+def _above_idle(uuid: str, now: Reading, idle: Mapping[str, JsonValue]) -> str | None:
     power, temperature = idle.get("power_w"), idle.get("temperature_c")
     highest_w = power * (1 + POWER_BAND_REL) + POWER_BAND_W if isinstance(power, (int, float)) else None
     highest_c = temperature + TEMPERATURE_BAND_C if isinstance(temperature, (int, float)) else None
-    said = []
+    excess = []
     if now.power_w is not None and highest_w is not None and now.power_w > highest_w:
-        said.append(f"{now.power_w:.0f} W, idle is up to {highest_w:.0f} W")
+        excess.append(f"{now.power_w:.0f} W, idle is up to {highest_w:.0f} W")
     if now.temperature_c is not None and highest_c is not None and now.temperature_c > highest_c:
-        said.append(f"{now.temperature_c:.0f} °C, idle is up to {highest_c:.0f} °C")
-    return f"{uuid}: {', '.join(said)}" if said else None
+        excess.append(f"{now.temperature_c:.0f} °C, idle is up to {highest_c:.0f} °C")
+    return f"{uuid}: {', '.join(excess)}" if excess else None
 
 
 def read(uuids: Sequence[str]) -> dict[str, Reading]:

@@ -56,6 +56,8 @@ ENDING_S = 10.0
 """Chosen: how long a killed worker may take to release its lease, its GPU memory included."""
 
 SHOWN_HOLDERS = 3
+"""Chosen: a message stays on one line of a terminal."""
+
 FACTS_BYTES = 1024
 """Chosen: more than the facts take, so that every write has the same length."""
 

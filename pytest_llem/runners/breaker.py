@@ -1,4 +1,8 @@
-"""Repeated failure: what failed twice in a row for a cause that will not heal is not tried a third time."""
+"""Repeated failure: what failed twice in a row for a cause that does not heal by itself is not tried a third time.
+
+`session.measuring` asks it before each cycle; the cluster's runner looks up `LASTING`. Only categories listed there may
+stop a run.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Mapping
 from pytest_llem.errors import LlemError, from_dict
 
 THRESHOLD = 2
+"""Chosen: one failure may be an accident; a third would only cost time."""
+
 LASTING = {
     "engine_not_installed": "engine",
     "model_not_found": "model",

@@ -1,6 +1,7 @@
-"""Worker processes of this machine: forked from a preloaded server, or started afresh.
+"""Worker processes of this machine: forked from a preloaded server, or new interpreters.
 
-Both kinds lead a session of their own, so that a worker and all that it started can be killed together.
+The local runners start and end them. Both kinds lead a session of their own, so that a worker and all that it started
+can be killed together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.forkserver import kill_group
 
 KILL_GRACE_S = 5.0
+"""Chosen: an engine that handles SIGTERM closes within seconds."""
+
 START_DEADLINE_S = 300.0
+"""Chosen: importing torch and vLLM from a cold network disk takes minutes."""
 
 
 class WorkerProcess(Protocol):

@@ -1,6 +1,7 @@
-"""Before the first cycle of an engine: does the version that will run take every setting of the study?
+"""Checks a study's settings against the engine version that will run, before the first cycle.
 
-The engine is asked once per run, over all experiments of the study; what it refuses fails only the items that need it.
+The session calls it under the lease of the first cycle. The engine is asked once per run, over all experiments of the
+study; what it refuses fails only the items that need it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pytest_llem.runners.protocol import Runner
 from pytest_llem.study import Experiment, Study
 
 DEADLINE_S = 300.0
+"""Chosen: as `process.START_DEADLINE_S`, for it is the import that takes long."""
+
 CHECK_MODULE = "pytest_llem.engines.signatures"
 
 StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
@@ -84,7 +87,7 @@ def _interpreter(arguments: tuple[str, str], log: Path) -> WorkerProcess:
 def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentConfig]:
     """Few configurations that hold every value of every setting which reaches this engine."""
     seen: set[tuple[str, str]] = set()
-    found: list[ExperimentConfig] = []
+    configs: list[ExperimentConfig] = []
     for experiment in experiments:
         if experiment.engine != engine:
             continue
@@ -93,7 +96,7 @@ def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentC
             for path, value in experiment.leaves.items()
             if path.partition(".")[0] in (engine, "decoding")
         }
-        if not found or not reaching <= seen:
+        if not configs or not reaching <= seen:
             seen |= reaching
-            found.append(experiment.config)
-    return found
+            configs.append(experiment.config)
+    return configs

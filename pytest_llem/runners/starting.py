@@ -1,4 +1,7 @@
-"""Starting workers of this machine: forked from a preloaded server where that is safe, else a new interpreter."""
+"""Starts workers of this machine: forked from a preloaded server where that is safe, else as a new interpreter.
+
+The local runners call it. A worker sees exactly the devices of its job, and inherits their lease.
+"""
 
 from __future__ import annotations
 
