@@ -88,6 +88,7 @@ class _Loader:
         execution = self._execution(data)
         runners = parts.runners(_text_map(top.get("runners")), engine_names(), self.sources.report)
         docker = parts.docker(data.get("docker"), self.path.parent, self.sources.report)
+        parts.follow_residual_memory(execution.residual_memory_bytes, docker, thresholds)
         ray = parts.ray(data.get("ray"), self.path.parent, self.sources.report)
         meter = parts.meter(top.get("meter"), self.sources.report)
         axes, exclusions = self._axes(data)

@@ -139,6 +139,19 @@ def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonVa
     return found
 
 
+def follow_residual_memory(allowed_bytes: int, docker: dict[str, JsonValue], thresholds: dict[str, float]) -> None:
+    """Raise two limits to `execution.residual_memory_bytes`, which they follow where a study does not set them itself.
+
+    `docker.residual` and `measurement.validity.residual_memory_bytes` look at the same memory, in a kept container and
+    before the engine is loaded: what `execution` allows must neither replace a container nor make a result invalid.
+    Below their defaults they need not follow, because `execution` refuses the cycle first.
+    """
+    if "residual" not in docker and allowed_bytes > DockerSettings().residual_bytes:
+        docker["residual"] = allowed_bytes
+    if "residual_memory_bytes" not in thresholds and allowed_bytes > Thresholds.residual_memory_bytes:
+        thresholds["residual_memory_bytes"] = float(allowed_bytes)
+
+
 def ray(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `ray` says, with local paths of its `runtime_env` made absolute, from `directory`."""
     said = section(RaySettings, data, report, ("ray",))

@@ -71,3 +71,28 @@ def test_a_base_may_hold_the_section(load: Load, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("docker: {memory: 1g, network: host}\n")
 
     assert load("base: base.yaml\nmodel: m\ndocker: {memory: 2g}\n").docker == {"memory": "2g", "network": "host"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "residual", "thresholds"),
+    [
+        ("", None, {}),
+        ("execution: {residual_memory_bytes: 0}\n", None, {}),
+        ("execution: {residual_memory_bytes: 500000000}\n", 500_000_000, {}),
+        ("execution: {residual_memory_bytes: 2000000000}\n", 2_000_000_000, {"residual_memory_bytes": 2e9}),
+        (
+            "execution: {residual_memory_bytes: 2000000000}\ndocker: {residual: 1g}\n"
+            "measurement: {validity: {residual_memory_bytes: 5.0}}\n",
+            "1g",
+            {"residual_memory_bytes": 5.0},
+        ),
+    ],
+)
+def test_memory_that_execution_allows_offends_no_other_limit(
+    load: Load, sections: str, residual: int | str | None, thresholds: dict[str, float]
+) -> None:
+    """A cycle that `execution` let begin was invalid all the same, or cost its container, above the other defaults."""
+    study = load(f"model: m\n{sections}")
+
+    assert study.docker.get("residual") == residual
+    assert study.thresholds == thresholds
