@@ -35,8 +35,7 @@ from pytest_llem.machine.inputs import input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners.local import LocalRunner
 from pytest_llem.runners.measure_here import CycleRequest, measure_here
-from pytest_llem.runners.protocol import Runner
-from pytest_llem.study.runner_settings import DockerSettings
+from pytest_llem.runners.protocol import Runner, RunnerSettings
 
 ERROR_FILE = JobDir(Path()).error.name
 
@@ -183,12 +182,15 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
 
 
 def _runner(order: Order) -> Runner:
-    if order.image is None:
-        return _local(order.source)
+    return _local(order.source) if order.image is None else docker_runner(order.image, order.terms.docker, order.source)
+
+
+def docker_runner(image: str, docker: Mapping[str, JsonValue], source: RunnerSource = "study") -> Runner:
+    """A runner for cycles in an image on this node."""
+    # Docker's client is imported where an image is used only: most nodes need none.
     from pytest_llem.containers.runner import DockerRunner
 
-    spec = RunnerSpec("docker", order.source, image=order.image)
-    return DockerRunner(spec, DockerSettings.from_mapping(order.terms.docker))
+    return DockerRunner.open(RunnerSpec("docker", source, image=image), RunnerSettings(own_directory(), docker=docker))
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import Node, Request
-from pytest_llem.cluster.node import NodeTerms, other_version
+from pytest_llem.cluster.node import NodeTerms, docker_runner, other_version
 from pytest_llem.cluster.tasks import ask_each_kind, ask_nodes
 from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.engines import engine_info
@@ -23,11 +23,13 @@ from pytest_llem.engines.signatures import SettingProblem, SignatureReport
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import gpu_uuids
+from pytest_llem.machine.environment import gather
+from pytest_llem.machine.inputs import input_facts
 from pytest_llem.runners.protocol import PreflightReport, ReuseTarget
-from pytest_llem.study.runner_settings import DockerSettings, RaySettings
+from pytest_llem.runners.settings_check import check_here
+from pytest_llem.study.runner_settings import RaySettings
 
 
 def preflight_nodes(
@@ -77,17 +79,15 @@ def preflight_nodes(
 
 def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue) -> list[JsonValue]:
     """What would make cycles in the image fail, on a node."""
-    from pytest_llem.containers.runner import DockerRunner
-
     assert isinstance(configs, list), "configurations are sent as a list"
     decoded = [decode(ExperimentConfig, config) for config in configs]
-    settings = DockerSettings.from_mapping(docker if isinstance(docker, Mapping) else {})
-    runner = DockerRunner(RunnerSpec("docker", "study", image=image), settings)
+    runner = docker_runner(image, docker if isinstance(docker, Mapping) else {})
     devices = DeviceSet("cuda", gpu_uuids()[:gpus]) if gpus else DeviceSet("cpu")
     try:
-        return [problem.to_dict() for problem in runner.preflight(decoded[0].engine, decoded, devices).problems]
+        report = runner.preflight(decoded[0].engine, decoded, devices)
     finally:
         runner.close()
+    return [] if report is None else [problem.to_dict() for problem in report.problems]
 
 
 def _on(node: Node, problem: LlemError) -> LlemError:
@@ -117,8 +117,6 @@ def check_settings_on_nodes(
 
 def check_settings_on_node(configs: JsonValue) -> JsonValue:
     """The comparison, on a node."""
-    from pytest_llem.runners.settings_check import check_here
-
     assert isinstance(configs, list), "configurations are sent as a list"
     with tempfile.TemporaryDirectory() as directory:
         decoded = [decode(ExperimentConfig, config) for config in configs]
@@ -175,17 +173,11 @@ def reuse_targets_on(
 
 
 def reuse_facts(config: JsonValue, image: str | None, docker: JsonValue) -> JsonValue:
-    """The answer of a node: its environment, its inputs of this experiment, and the image as it lies there."""
-    from pytest_llem.machine.environment import gather
-    from pytest_llem.machine.inputs import input_facts
-
+    """The answer of a node: its environment, its inputs of this experiment, and the image as it is present there."""
     wanted = decode(ExperimentConfig, config)
     known: str | None = None
     if image is not None:
-        from pytest_llem.containers.runner import DockerRunner
-
-        settings = DockerSettings.from_mapping(docker if isinstance(docker, Mapping) else {})
-        runner = DockerRunner(RunnerSpec("docker", "study", image=image), settings)
+        runner = docker_runner(image, docker if isinstance(docker, Mapping) else {})
         known = runner.known_image(wanted.engine) or image
         runner.close()
     return {"environment": gather(), "inputs": input_facts(wanted), "image": known}

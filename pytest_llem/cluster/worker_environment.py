@@ -1,4 +1,7 @@
-"""A Ray worker process made fit to measure from: nothing it starts outlives it, and Ray's own settings are undone."""
+"""Makes a Ray worker process fit to measure from: nothing it starts outlives it, and Ray's own settings are undone.
+
+Only `node` calls it, before each cycle. What cannot be undone becomes a note of the result.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from pytest_llem.worker import lifeline
 
 MARK = "LLEM_LIFELINE"
 KEPT_S = 7 * 24 * 3600.0
+"""Chosen: longer than any run takes."""
+
 THREADS = "OMP_NUM_THREADS"
 _lifelines: list[subprocess.Popen[bytes]] = []
 

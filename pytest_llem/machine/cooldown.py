@@ -33,8 +33,10 @@ TEMPERATURE_BAND_C = 5.0
 """Chosen: small beside the tens of degrees between idle and load."""
 
 READINGS = 5
+"""Chosen: with `POLL_S`, half a second of readings of a driver that averages power over a second."""
+
 POLL_S = 0.1
-"""Chosen: five readings over half a second even out single ones; the driver averages power over a second."""
+"""Chosen: NVML answers within a millisecond."""
 
 Setting = Literal["auto"] | float
 

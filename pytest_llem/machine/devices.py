@@ -1,4 +1,8 @@
-"""Which devices a cycle may use: the visible GPUs, or the CPU."""
+"""Which devices a cycle may use: the visible GPUs, or the CPU.
+
+Everything that leases or plans asks here. NVML decides what exists, `CUDA_VISIBLE_DEVICES` what is visible; a driver
+that does not work is an error, never a CPU.
+"""
 
 from __future__ import annotations
 
@@ -50,24 +54,24 @@ def visible_gpus() -> tuple[str, ...]:
     Indices count in PCI order. `-1`, `NoDevFiles` or nothing hide all GPUs, as in CUDA; where a name fits no GPU, CUDA
     would silently see fewer of them: that is a `DeviceError` here.
     """
-    found = gpu_uuids()
+    gpus = gpu_uuids()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not found:
-        return found
+    if chosen is None or not gpus:
+        return gpus
     visible: list[str] = []
     for name in (part.strip() for part in chosen.split(",")):
         if name in HIDING:
             break
-        if name.isdigit() and int(name) < len(found):
-            visible.append(found[int(name)])
+        if name.isdigit() and int(name) < len(gpus):
+            visible.append(gpus[int(name)])
         elif name.startswith("MIG-"):
             visible.append(name)
-        elif matches := [uuid for uuid in found if uuid.startswith(name)]:
+        elif matches := [uuid for uuid in gpus if uuid.startswith(name)]:
             visible.append(matches[0])
         else:
             raise DeviceError(
                 f"CUDA_VISIBLE_DEVICES={chosen}: there is no GPU {name!r}",
-                fix=f"name some of: {', '.join(f'{index} ({uuid})' for index, uuid in enumerate(found))}",
+                fix=f"name some of: {', '.join(f'{index} ({uuid})' for index, uuid in enumerate(gpus))}",
             )
     return tuple(visible)
 

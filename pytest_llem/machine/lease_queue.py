@@ -33,6 +33,8 @@ DECIDE_LIMIT_S = 60.0
 """Chosen: long enough for hundreds of processes, short enough to say that one of them is suspended."""
 
 SIGN_OF_LIFE_S = 1.0
+"""Chosen: setting a file's time once a second costs nothing beside a cycle."""
+
 STOPPED_AFTER_S = 10.0
 """Chosen: ten missed signs of life; a suspended process must not keep the others from free devices."""
 

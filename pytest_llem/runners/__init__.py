@@ -24,7 +24,7 @@ class RunnerInfo:
     """What is known of a runner before it is imported: its class, as `module:attribute`, and what it can do.
 
     `distributed` as in `Runner.distributed`; `keeps_engines` says that it can keep an engine loaded between cycles.
-    `module` must be importable here, `install` says how it gets there.
+    `module` must be importable here, `install` says how it gets there, and `pitfall` what else can be in the way.
     """
 
     runner: str
@@ -32,6 +32,7 @@ class RunnerInfo:
     keeps_engines: bool = False
     module: str | None = None
     install: str | None = None
+    pitfall: str | None = None
 
 
 RUNNERS: Mapping[RunnerName, RunnerInfo] = {
@@ -41,8 +42,9 @@ RUNNERS: Mapping[RunnerName, RunnerInfo] = {
         "pytest_llem.cluster.runner:RayRunner",
         distributed=True,
         module="ray",
+        install="pip install 'pytest-llem[ray]'",
         # Ray imports `amdsmi` where zeus brought it, and that raises KeyError on machines without ROCm.
-        install="pip install 'pytest-llem[ray]'; where the problem names libamd_smi, also: pip uninstall amdsmi",
+        pitfall="where the problem names libamd_smi, also: pip uninstall amdsmi",
     ),
 }
 
@@ -62,6 +64,7 @@ def open_runner(spec: RunnerSpec, settings: RunnerSettings) -> Runner:
         if info.module is None:
             raise
         raise RunnerError(
-            f"{info.module} cannot be imported: {type(problem).__name__}: {problem}", fix=info.install
+            f"{info.module} cannot be imported: {type(problem).__name__}: {problem}",
+            fix="; ".join(filter(None, (info.install, info.pitfall))),
         ) from None
     return cls.open(spec, settings)

@@ -20,10 +20,9 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import Lease
-from pytest_llem.runners.process import end, oom_kills
+from pytest_llem.runners.process import Started, WorkerStarter, end, oom_kills
 from pytest_llem.runners.protocol import Isolation, OnEvent, Runner, RunnerSettings
 from pytest_llem.runners.settings_check import check_here
-from pytest_llem.runners.starting import Started, WorkerStarter
 from pytest_llem.runners.watch import Watch, exit_error, write_if_absent
 from pytest_llem.worker.channel import receive, send
 

@@ -18,14 +18,13 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode, encode
-from pytest_llem.runners.process import SpawnedProcess, WorkerProcess, end
+from pytest_llem.runners.process import CHECK_MODULE, SpawnedProcess, WorkerProcess, end
 from pytest_llem.runners.protocol import Runner
 from pytest_llem.study import Experiment, Study
 
 DEADLINE_S = 300.0
 """Chosen: as `process.START_DEADLINE_S`, for it is the import that takes long."""
 
-CHECK_MODULE = "pytest_llem.engines.signatures"
 
 StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
 """Starts a comparison, given its source and target (see `engines.signatures.main`) and its log."""

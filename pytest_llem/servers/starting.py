@@ -18,7 +18,7 @@ from pytest_llem.job.files import slug
 from pytest_llem.job.job import Job, ServerProcess
 from pytest_llem.job.redaction import redact, redact_file, secrets_of
 from pytest_llem.machine.leases import Lease
-from pytest_llem.runners.starting import visible
+from pytest_llem.runners.process import visible
 from pytest_llem.servers.command import CommandServer
 from pytest_llem.servers.server import Begin, Ended, Readiness, Server, Tell, free_port, log_tail
 from pytest_llem.servers.spec import LOOPBACK, ServerSpec

@@ -1,4 +1,7 @@
-"""What is found out once per engine and runner of a run, by whichever process comes first, and holds for all items."""
+"""Checks that hold for all items of a run: made once per engine and runner, by whichever process comes first.
+
+`session.measuring` asks before each cycle. Answers lie in the run's directory, so that the workers of xdist share them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class Checks:
                 )
         problems = read_json(record)["problems"]
         if isinstance(problems, list) and problems:
-            raise _all_of([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
+            raise _combined([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
     def settings(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> Note | None:
@@ -75,7 +78,7 @@ def _name(runner: Runner, point: ExperimentCycle) -> str:
     return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
-def _all_of(problems: Sequence[LlemError]) -> LlemError:
+def _combined(problems: Sequence[LlemError]) -> LlemError:
     """All problems of a preflight in one error, of the first one's kind."""
     first = problems[0]
     if len(problems) == 1:

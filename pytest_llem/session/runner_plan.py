@@ -1,4 +1,8 @@
-"""Where the engines of a study run: looked at together, once per study."""
+"""The runners of a study's engines, planned together and once per study.
+
+The session asks while studies are collected, when nothing is measured yet. What a plan forbids is raised before any
+cycle runs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, RunnerError
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.machine.preflight import missing_modules
+from pytest_llem.runners import RUNNERS
 from pytest_llem.runners.resolution import RunnerPlan, detect_runner, parse_runner_options, plan_runners, resolve_runner
 from pytest_llem.session.run import RunOptions
 
@@ -27,7 +32,7 @@ class RunnerPlans:
         self._plans: dict[Path, RunnerPlan] = {}
 
     def spec(self, engine: str, study: Study) -> RunnerSpec:
-        """Where cycles of an engine run, and who said so."""
+        """The runner chosen for an engine, and which setting chose it."""
         return self.plan(study).specs[engine]
 
     def plan(self, study: Study) -> RunnerPlan:
@@ -43,9 +48,13 @@ class RunnerPlans:
     def require(self, study: Study) -> None:
         """Raise the first problem of a study's plan, placed where the study names its engine."""
         plan = self.plan(study)
-        absent = [RunnerError("ray is not installed here", fix="pip install 'pytest-llem[ray]'")]
-        on_ray = any(spec.name == "ray" for spec in plan.specs.values()) and find_spec("ray") is None
-        for problem in (*(absent if on_ray else ()), *plan.problems):
+        infos = [RUNNERS[name] for name in dict.fromkeys(spec.name for spec in plan.specs.values())]
+        absent = [
+            RunnerError(f"{info.module} is not installed here", fix=info.install)
+            for info in infos
+            if info.module is not None and find_spec(info.module) is None
+        ]
+        for problem in (*absent, *plan.problems):
             raise type(problem)(
                 f"{study.locate('engine')}: {problem.message}", fix=problem.fix, details=problem.details
             ) from problem

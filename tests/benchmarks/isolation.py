@@ -28,7 +28,7 @@ from pytest_llem.job.config import (
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunnerSpec
-from pytest_llem.runners import starting
+from pytest_llem.runners import process as worker_processes
 from pytest_llem.runners.local import LocalRunner, ResidentRunner
 from pytest_llem.runners.protocol import Runner
 
@@ -68,7 +68,7 @@ def cycle(runner: Runner, directory: Path, number: int, *, output_tokens: int = 
 
 def spawned(directory: Path, number: int) -> float:
     """The same with a new interpreter, as where a fork is not safe."""
-    names = vars(starting)
+    names = vars(worker_processes)
     names["engine_info"] = lambda name: replace(engine_info(name), preload=())
     try:
         return cycle(LocalRunner(SPEC, directory), directory, number)

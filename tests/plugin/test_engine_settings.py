@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import pytest_llem.runners.starting
+import pytest_llem.runners.process
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.runners.process import WorkerProcess
+from pytest_llem.runners.process import WorkerProcess, WorkerStarter
 from pytest_llem.runners.settings_check import check_here
-from pytest_llem.runners.starting import WorkerStarter
 from pytest_llem.study import load_study
 
 STUDY = """\
@@ -58,7 +57,7 @@ def test_a_setting_that_the_engine_lacks_fails_its_own_items_with_place_and_sugg
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine is imported once, by the fork server: a comparison in an interpreter of its own took seconds more."""
-    monkeypatch.setattr(pytest_llem.runners.starting, "SpawnedProcess", None)
+    monkeypatch.setattr(pytest_llem.runners.process, "SpawnedProcess", None)
     study_file(pytester.path)
 
     result = pytester.runpytest("--llem-study=checked.yaml")
