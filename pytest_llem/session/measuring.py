@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 class Measurer:
     """Runs cycles, one at a time, each under a lease of its devices."""
 
-    def __init__(self, options: RunOptions, run_id: str, run_dir: Path) -> None:
+    def __init__(self, options: RunOptions, run_id: str, run_dir: Path, runner_plans: RunnerPlans) -> None:
         self._options = options
+        self._runner_plans = runner_plans
         self._run_id = run_id
         self._run_dir = run_dir
         self._runners: dict[str, Runner] = {}
@@ -55,13 +56,12 @@ class Measurer:
         self._devices = HeldDevices(remove_orphaned_containers)
         self._lock = threading.Lock()
         self._say: Callable[[str | None], None] = lambda _: None
-        self.runner_plans = RunnerPlans(options)
         self.queue_positions: Mapping[tuple[str, str, int | None], int] = {}
         """Where each cycle (study, experiment, number) stands in this run's order, where several processes share it."""
 
     def runner_spec(self, engine: str, study: Study) -> RunnerSpec:
         """The runner chosen for an engine, and which setting chose it."""
-        return self.runner_plans.spec(engine, study)
+        return self._runner_plans.spec(engine, study)
 
     def identities(self, point: ExperimentCycle, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
         """What must be equal in an earlier result of a cycle for it to be reused: one for each machine it may run on.

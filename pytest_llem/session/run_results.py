@@ -54,9 +54,7 @@ class RunResults:
 
     @cached_property
     def _measurer(self) -> Measurer:
-        measurer = Measurer(self._options, self._run.id, self._run_dir)
-        measurer.runner_plans = self._runner_plans
-        return measurer
+        return Measurer(self._options, self._run.id, self._run_dir, self._runner_plans)
 
     @cached_property
     def store(self) -> RunStore:

@@ -16,6 +16,7 @@ from pytest_llem.runners.protocol import OnEvent, ParallelCycles, Runner
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.run import RunOptions
+from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.study import load_study
 
 SPEC = RunnerSpec("ray", "command line")
@@ -48,7 +49,7 @@ class StandIn(Runner):
 
 def measurer(monkeypatch: pytest.MonkeyPatch, run_dir: Path, runners: dict[str, StandIn]) -> Measurer:
     options = SimpleNamespace(breaker=True, skip_preflight=True, shard=None, meter_of=lambda study: "none")
-    found = Measurer(cast("RunOptions", options), "run", run_dir)
+    found = Measurer(cast("RunOptions", options), "run", run_dir, RunnerPlans(cast("RunOptions", options)))
     monkeypatch.setattr(found, "runner_spec", lambda engine, study: SPEC)
     monkeypatch.setattr(found, "_runner", lambda spec, study: runners[study.name])
     return found
