@@ -64,7 +64,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Request:
+class ResourceRequest:
     """What a cycle asks of its node; `gpus` of 0 is a measurement of the CPU."""
 
     gpus: int
@@ -118,22 +118,22 @@ class RayCluster:
             self._nodes = now, [_node(facts) for facts in ray.nodes() if facts["Alive"]]
         return self._nodes[1]
 
-    def request(self, settings: RaySettings, devices: int = 1) -> Request:
+    def request(self, settings: RaySettings, devices: int = 1) -> ResourceRequest:
         """What a cycle asks for: so many GPUs where the nodes it may run on have any, else a node's CPUs.
 
         What was for GPUs once stays so when the nodes with GPUs are gone, as does what names an accelerator: no study
         is measured on two kinds of devices. Cycles on the CPU disturb each other, so one takes all CPUs of the smallest
         such node.
         """
-        given = Request(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
+        given = ResourceRequest(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
         asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
         able = self._named(settings)
         if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in able):
             self._on_gpus.add(frozenset(asked.items()))
         if frozenset(asked.items()) in self._on_gpus:
-            return Request(devices, given.cpus, given.accelerator_type, given.resources)
+            return ResourceRequest(devices, given.cpus, given.accelerator_type, given.resources)
         cpus = settings.cpus or min(_cpu_sizes(able), default=1.0)
-        return Request(0, cpus, given.accelerator_type, given.resources)
+        return ResourceRequest(0, cpus, given.accelerator_type, given.resources)
 
     def cpu_sizes(self, settings: RaySettings) -> list[float]:
         """How many CPUs the nodes have that a measurement of the CPU may come to, each number once, least first."""
@@ -141,22 +141,22 @@ class RayCluster:
 
     def _named(self, settings: RaySettings) -> list[Node]:
         """The nodes that have what the settings name, whatever else a cycle needs."""
-        given = Request(0, 0.0, settings.accelerator_type, settings.resources)
+        given = ResourceRequest(0, 0.0, settings.accelerator_type, settings.resources)
         return [node for node in self.nodes() if node.has(given.amounts)]
 
-    def able(self, request: Request) -> list[Node]:
+    def able(self, request: ResourceRequest) -> list[Node]:
         """The nodes that can run it when they are empty."""
         return [node for node in self.nodes() if node.has(request.amounts)]
 
-    def can_run(self, request: Request, without: Collection[str] = ()) -> bool:
+    def can_run(self, request: ResourceRequest, without: Collection[str] = ()) -> bool:
         """Whether one of them lives whose id is not in `without`."""
         return any(node.has(request.amounts) for node in self.nodes() if node.id not in without)
 
-    def parallel_cycles(self, request: Request) -> int:
+    def parallel_cycles(self, request: ResourceRequest) -> int:
         """How many such cycles the empty cluster runs at a time."""
         return sum(node.parallel_tasks(request.amounts) for node in self.able(request))
 
-    def infeasible(self, request: Request, waited_s: float = 0.0) -> InfeasibleError:
+    def infeasible(self, request: ResourceRequest, waited_s: float = 0.0) -> InfeasibleError:
         """The error for a request that no node can run: Ray itself would let it wait without a word."""
         nodes = self.nodes(fresh=True)
         kinds = Counter(node.kind for node in nodes)

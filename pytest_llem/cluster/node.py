@@ -126,9 +126,9 @@ def _measured(data: JsonValue) -> NodeResult:
 
 def other_version(hostname: str, there: str | None, here: str) -> RunnerError:
     """The error for a node with another pytest-llem, or none."""
-    found = f"has pytest-llem {there}" if there else "has no pytest-llem"
+    installed = f"has pytest-llem {there}" if there else "has no pytest-llem"
     return RunnerError(
-        f"node {hostname} {found}, this machine {here}: they must be equal",
+        f"node {hostname} {installed}, this machine {here}: they must be equal",
         fix=f"install pytest-llem=={here} on the node (in its image), or name it in the study's ray.runtime_env: "
         f"{{pip: ['pytest-llem=={here}']}}",
         details={"hostname": hostname, "version": there, "wanted": here},

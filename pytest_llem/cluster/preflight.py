@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem import __version__
-from pytest_llem.cluster.cluster import Node, Request
+from pytest_llem.cluster.cluster import Node, ResourceRequest
 from pytest_llem.cluster.node import NodeTerms, docker_runner, other_version
 from pytest_llem.cluster.tasks import ask_each_kind, ask_nodes
 from pytest_llem.containers.errors import error_from_dict
@@ -71,8 +71,10 @@ def preflight_nodes(
     if settings.image is not None and not problems:
         arguments = encode(configs), settings.image, gpus, encode(terms.docker)
         for node, answer in ask_each_kind(look_at_docker, nodes, *arguments, ended=ended):
-            found = [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
-            problems += [_on(node, problem) for problem in found]
+            node_problems = (
+                [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
+            )
+            problems += [_on(node, problem) for problem in node_problems]
     # A node that is lost is no problem of the others: cycles are tried on those.
     return PreflightReport(tuple(problems if facts or problems else lost), facts=facts)
 
@@ -149,7 +151,7 @@ def _probe() -> Callable[..., dict[str, Any]]:
 
 def reuse_targets_on(
     nodes: Sequence[Node],
-    request: Request,
+    request: ResourceRequest,
     config: ExperimentConfig,
     image: str | None,
     docker: Mapping[str, JsonValue],
@@ -159,25 +161,25 @@ def reuse_targets_on(
 
     Raises `InterruptedCycleError` once `ended` is set.
     """
-    found: list[ReuseTarget] = []
+    targets: list[ReuseTarget] = []
     problem: LlemError | None = None
     kind = "cuda" if request.gpus else "cpu"
     for _, answer in ask_nodes(reuse_facts, nodes, encode(config), image, encode(docker), ended=ended):
         if isinstance(answer, LlemError):
             problem = answer
         else:
-            found.append(decode(ReuseTarget, {**answer, "device_kind": kind, "device_count": request.gpus}))
-    if problem is not None and not found:
+            targets.append(decode(ReuseTarget, {**answer, "device_kind": kind, "device_count": request.gpus}))
+    if problem is not None and not targets:
         raise problem
-    return found
+    return targets
 
 
 def reuse_facts(config: JsonValue, image: str | None, docker: JsonValue) -> JsonValue:
     """The answer of a node: its environment, its inputs of this experiment, and the image as it is present there."""
     wanted = decode(ExperimentConfig, config)
-    known: str | None = None
+    present: str | None = None
     if image is not None:
         runner = docker_runner(image, docker if isinstance(docker, Mapping) else {})
-        known = runner.known_image(wanted.engine) or image
+        present = runner.known_image(wanted.engine) or image
         runner.close()
-    return {"environment": gather(), "inputs": input_facts(wanted), "image": known}
+    return {"environment": gather(), "inputs": input_facts(wanted), "image": present}

@@ -63,7 +63,7 @@ class Progress:
 
     def _tell(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        told: dict[str, JsonValue] = {
+        state: dict[str, JsonValue] = {
             "title": "ray",
             "events": str(self._path.with_suffix(".none")),
             "since": self._since,
@@ -71,7 +71,7 @@ class Progress:
             "progress": self.text(),
         }
         # Each time: the last change of several may stand as long as a cycle takes.
-        write_json(self._path, told, durable=False)
+        write_json(self._path, state, durable=False)
 
 
 @cache

@@ -17,7 +17,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from pytest_llem import __version__
-from pytest_llem.cluster.cluster import RayCluster, Request, connect, disconnect
+from pytest_llem.cluster.cluster import RayCluster, ResourceRequest, connect, disconnect
 from pytest_llem.cluster.errors import translate_ray_error
 from pytest_llem.cluster.node import NodeFacts, NodeResult, NodeTerms, Order, encoded, failure_of, write_files
 from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes, reuse_targets_on
@@ -123,10 +123,10 @@ class RayRunner(Runner):
         sizes = self.cluster.cpu_sizes(self.settings)
         if len(sizes) < 2:
             return ()
-        told = ", ".join(f"{size:g}" for size in sizes)
+        listed = ", ".join(f"{size:g}" for size in sizes)
         return (
-            f"cycles on the CPU may come to nodes of {told} CPUs and take {sizes[0]:g}: on a larger node several wait "
-            "for one another; name ray.resources that only equal nodes have",
+            f"cycles on the CPU may come to nodes of {listed} CPUs and take {sizes[0]:g}: on a larger node several "
+            "wait for one another; name ray.resources that only equal nodes have",
         )
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport:
@@ -197,7 +197,7 @@ class RayRunner(Runner):
         self._progress.clear()
         disconnect()
 
-    def _feasible(self, devices: int) -> Request:
+    def _feasible(self, devices: int) -> ResourceRequest:
         """The request of a cycle that needs so many devices, once the cluster has a node for it."""
         wait_s = self.settings.wait_for_nodes_s
         deadline = time.monotonic() + wait_s
@@ -214,7 +214,7 @@ class RayRunner(Runner):
                     raise _interrupted()
 
     def _attempt(
-        self, order: Order, request: Request, title: str, losses: list[Loss], lacking: list[Loss]
+        self, order: Order, request: ResourceRequest, title: str, losses: list[Loss], lacking: list[Loss]
     ) -> tuple[NodeFacts | None, NodeResult | None]:
         """One submission: the node and what it delivered, or `None` when the node was lost, which is noted.
 
@@ -229,7 +229,7 @@ class RayRunner(Runner):
                 end_task(task)
                 return None, None
             first = self._next(task, title)
-            assert isinstance(first, NodeFacts), "a task tells first where it runs"
+            assert isinstance(first, NodeFacts), "a task states first where it runs"
             node = first
             self._progress.running(node.hostname)
             result = self._next(task, title)
@@ -254,7 +254,7 @@ class RayRunner(Runner):
             return node, None
         return node, result
 
-    def _begins(self, task: Any, request: Request, lost: Collection[str]) -> bool:
+    def _begins(self, task: Any, request: ResourceRequest, lost: Collection[str]) -> bool:
         """Wait until a task tells something; `False` when no node is left for it: Ray would let it wait for ever."""
         check = time.monotonic() + CHECK_S
         while not self._tells(task):
@@ -278,13 +278,15 @@ class RayRunner(Runner):
         try:
             return ray.get(next(task))
         except StopIteration:
-            raise NodeLostError(f"{title}: its task ended without a word", details={"error": "silent"}) from None
+            raise NodeLostError(
+                f"{title}: the Ray task ended without reporting a result", details={"error": "silent"}
+            ) from None
         except (ray_errors.RayError, ImportError) as error:
             if self._ended.is_set():
                 raise _interrupted() from None
             raise translate_ray_error(error, title) from None
 
-    def _to_avoid(self, request: Request, losses: Sequence[Loss]) -> set[str]:
+    def _to_avoid(self, request: ResourceRequest, losses: Sequence[Loss]) -> set[str]:
         """The nodes that the cycle was lost with or that lack what it needs, where there are others."""
         lost = {loss.node.id for loss in losses if loss.node}
         return lost if self.cluster.can_run(request, lost) else set()
@@ -292,10 +294,10 @@ class RayRunner(Runner):
     def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss], lacking: Sequence[Loss]) -> RunReport:
         notes = report.notes
         for loss in lacking:
-            first = loss.node.hostname if loss.node else "a node unknown"
+            first = loss.node.hostname if loss.node else "an unknown node"
             notes = (*notes, Note("node_lacking", f"tried again elsewhere after {first}: {loss.error.message}"))
         if losses:
-            names = ", ".join(loss.node.hostname if loss.node else "a node unknown" for loss in losses)
+            names = ", ".join(loss.node.hostname if loss.node else "an unknown node" for loss in losses)
             notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))
         facts: dict[str, JsonValue] = {
             "ray": self.cluster.version,
@@ -305,7 +307,7 @@ class RayRunner(Runner):
         return replace(report, source=self.spec.source, notes=notes, facts={**report.facts, **facts})
 
 
-def _options(request: Request, title: str, avoided: Collection[str]) -> dict[str, Any]:
+def _options(request: ResourceRequest, title: str, avoided: Collection[str]) -> dict[str, Any]:
     options: dict[str, Any] = {**request.options, "name": f"llem {title}"}
     if avoided:
         options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}

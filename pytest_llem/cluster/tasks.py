@@ -17,7 +17,7 @@ import ray
 from ray import exceptions as ray_errors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pytest_llem.cluster.cluster import Node, Request
+from pytest_llem.cluster.cluster import Node, ResourceRequest
 from pytest_llem.cluster.errors import translate_ray_error
 from pytest_llem.cluster.node import measure_on_node
 from pytest_llem.errors import InterruptedCycleError, NodeLostError, RunnerError
@@ -45,11 +45,11 @@ def measuring_task() -> Any:
 
 
 @contextlib.contextmanager
-def demanded() -> Iterator[Callable[[Request], None]]:
+def demanded() -> Iterator[Callable[[ResourceRequest], None]]:
     """Lets a cluster that grows by itself know what is asked for, until the block ends."""
     waiting: list[Any] = []
 
-    def demand(request: Request) -> None:
+    def demand(request: ResourceRequest) -> None:
         if not waiting:
             nothing = ray.remote(max_retries=0)(_nothing)
             waiting.append(nothing.options(**request.options).remote())

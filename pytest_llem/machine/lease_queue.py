@@ -121,7 +121,7 @@ class Waiting:
             try_lock(self._descriptor)
             facts = {"candidates": list(candidates), "count": count, "run": run, "place": queue_position}
             os.write(self._descriptor, json.dumps(facts).encode())
-        self._told_alive = time.monotonic()
+        self._last_sign_of_life = time.monotonic()
 
     def __enter__(self) -> Waiting:
         return self
@@ -136,18 +136,18 @@ class Waiting:
 
     def alive(self) -> None:
         """Give a sign of life, at most once a second."""
-        if time.monotonic() - self._told_alive >= SIGN_OF_LIFE_S:
+        if time.monotonic() - self._last_sign_of_life >= SIGN_OF_LIFE_S:
             os.utime(self._descriptor)
-            self._told_alive = time.monotonic()
+            self._last_sign_of_life = time.monotonic()
 
 
 def _tickets(but: Path | None) -> list[Ticket]:
-    found = []
+    tickets = []
     for path in lease_dir().glob("waiting-*.json"):
         if path != but:
             ticket = _read(path)
-            found += [ticket] if ticket is not None else []
-    return found
+            tickets += [ticket] if ticket is not None else []
+    return tickets
 
 
 def _read(path: Path) -> Ticket | None:

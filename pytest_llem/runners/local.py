@@ -23,7 +23,7 @@ from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import Started, WorkerStarter, end, oom_kills
 from pytest_llem.runners.protocol import Isolation, OnEvent, Runner, RunnerSettings
 from pytest_llem.runners.settings_check import check_here
-from pytest_llem.runners.watch import Watch, exit_error, write_if_absent
+from pytest_llem.runners.watch import WorkerWatch, exit_error, write_if_absent
 from pytest_llem.worker.channel import receive, send
 
 ANSWER_S = 30.0
@@ -52,7 +52,7 @@ class LocalRunner(Runner):
         self.hand_over(job, job_dir)
         before = oom_kills()
         started = self._starter.start(job, job_dir, lease)
-        watch = Watch(job, job_dir, on_event)
+        watch = WorkerWatch(job, job_dir, on_event)
         try:
             if lease is not None:
                 lease.occupied_by(pid=started.process.pid)
@@ -162,7 +162,7 @@ class ResidentRunner(Runner):
         before = oom_kills()
         worker = self._worker or self._start(job, job_dir, lease)
         reused = worker.cycles > 0
-        watch = Watch(job, job_dir, on_event)
+        watch = WorkerWatch(job, job_dir, on_event)
         try:
             if lease is not None and not reused:
                 lease.occupied_by(pid=worker.pid)

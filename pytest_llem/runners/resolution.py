@@ -91,8 +91,7 @@ def resolve_runner(
         return parse_runner_value(study[engine], "study")
     if user_settings and user_settings.get(engine):
         return parse_runner_value(user_settings[engine], "user settings")
-    found = detect(engine) if detect else None
-    return found or RunnerSpec("local", "default")
+    return (detect(engine) if detect else None) or RunnerSpec("local", "default")
 
 
 def detect_runner(engine: str, *, installed: Callable[[str], bool], daemon: Callable[[], bool]) -> RunnerSpec | None:

@@ -1,7 +1,7 @@
 """Follows a worker of this machine: its events, its deadlines, and the error when it ends without an outcome.
 
-The local runners wait with `Watch`; those of containers use its parts. Only a runner writes `error.json` from here, and
-never over what the worker wrote.
+The local runners wait with `WorkerWatch`; those of containers use its parts. Only a runner writes `error.json` from
+here, and never over what the worker wrote.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HUNG_GRACE_S = 1.0
 """Chosen: a worker that has been silent for minutes will not answer SIGTERM either."""
 
 
-class Watch:
+class WorkerWatch:
     """Follows a worker's events and holds it to its deadlines."""
 
     def __init__(self, job: Job, job_dir: JobDir, on_event: OnEvent) -> None:

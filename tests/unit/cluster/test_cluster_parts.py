@@ -31,7 +31,7 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 
 from ray import exceptions as ray_errors
 
-from pytest_llem.cluster.cluster import Node, RayCluster, Request, connect, disconnect
+from pytest_llem.cluster.cluster import Node, RayCluster, ResourceRequest, connect, disconnect
 from pytest_llem.cluster.errors import translate_ray_error
 from pytest_llem.cluster.node import write_files
 from pytest_llem.cluster.progress import Progress
@@ -95,7 +95,7 @@ def test_a_study_on_gpus_does_not_go_on_on_the_cpu_when_they_are_lost(monkeypatc
 def test_what_no_node_has_is_told_with_what_the_nodes_have(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cluster(monkeypatch, H100, A100, A100)
 
-    error = found.infeasible(Request(8, 1.0, "H100"))
+    error = found.infeasible(ResourceRequest(8, 1.0, "H100"))
 
     assert "it asks for 1 CPU, 8 GPU, H100; there are: 1 x (8 CPU, 4 GPU, H100); 2 x (16 CPU, 2 GPU, A100)" in str(
         error
