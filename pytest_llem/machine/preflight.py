@@ -54,5 +54,5 @@ def gpus_needed(experiment: Experiment) -> int:
 
 
 def _parallel_sizes(experiment: Experiment) -> dict[str, JsonValue]:
-    leaves, engine = experiment.leaves, experiment.engine
+    leaves, engine = experiment.flat_settings, experiment.engine
     return {name: leaves[path] for name in PARALLEL_SIZES if (path := f"{engine}.{name}") in leaves}

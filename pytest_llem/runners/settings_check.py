@@ -92,7 +92,7 @@ def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentC
             continue
         reaching = {
             (path, repr(value))
-            for path, value in experiment.leaves.items()
+            for path, value in experiment.flat_settings.items()
             if path.partition(".")[0] in (engine, "decoding")
         }
         if not configs or not reaching <= seen:

@@ -31,7 +31,7 @@ def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> N
     experiment = next((one for one in study.experiments if _server_of(one) is not None), None)
     if experiment is None:
         return
-    started = "openai.image" if getter(experiment.leaves)("openai.image") is not None else "openai.command"
+    started = "openai.image" if getter(experiment.flat_settings)("openai.image") is not None else "openai.command"
     said = f"{study.locate(started)}: a server that is started ({started})"
     isolation = study.execution.isolation
     if isolation != "process":
@@ -78,14 +78,14 @@ def _starts(servers: Iterable[str | None]) -> int:
 
 def _kept_server_of(experiment: Experiment) -> str | None:
     """What the experiment's server is known by, if it is kept for others; one that is not is started for each cycle."""
-    return _server_of(experiment) if getter(experiment.leaves)("openai.keep_server") is not False else None
+    return _server_of(experiment) if getter(experiment.flat_settings)("openai.keep_server") is not False else None
 
 
 def _server_of(experiment: Experiment) -> str | None:
     """What the experiment's server is known by; `None` when none is started for it."""
     if experiment.engine != ENGINE:
         return None
-    get: Get = getter(experiment.leaves)
+    get: Get = getter(experiment.flat_settings)
     if get("openai.command") is None and get("openai.image") is None:
         return None
     values: list[JsonValue] = [get(path) for path in LOAD_SETTINGS]

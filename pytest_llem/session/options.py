@@ -18,7 +18,7 @@ from pytest_llem.session.run import RunOptions
 from pytest_llem.session.sharding import Shard, parse_shard
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.limits import parse_fail_if
-from pytest_llem.study.settings import ABOVE_STUDY, Setting, load_settings
+from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, load_settings
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
@@ -104,7 +104,7 @@ def _fail_if(values: Sequence[str]) -> dict[str, str]:
     return limits
 
 
-def _require_meter(setting: Setting) -> None:
+def _require_meter(setting: EffectiveSetting) -> None:
     if setting.value in ("auto", "none"):
         return
     meters = ("auto", *known_meters(), "none")

@@ -21,7 +21,7 @@ from pytest_llem.session.experiment_cycle import experiment_cycle_of
 from pytest_llem.session.run import RunIdentity, RunOptions, run_identity
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.sharding import Sharding
-from pytest_llem.study.relocator import Relocator
+from pytest_llem.study.experiments import Relocator
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Baseline

@@ -112,7 +112,7 @@ def estimate_s(experiment: Experiment) -> float:
     """
     from pytest_llem.study.canonical import getter
 
-    get = getter(experiment.leaves)
+    get = getter(experiment.flat_settings)
 
     def number(path: str, otherwise: float = 0.0) -> float:
         value = get(path)

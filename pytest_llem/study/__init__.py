@@ -1,6 +1,7 @@
-"""What to run: schema, sweep, loader and user settings.
+"""Studies: reads their files, checks the settings, and expands sweeps into experiments.
 
-A loaded study can be had without what loading needs: an xdist worker gets its studies from the controller.
+The session loads them with `load_study`. The other names need neither pydantic nor YAML, because xdist workers receive
+loaded studies from the controller.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llem.study.experiments import Experiment, Study
-from pytest_llem.study.model import Execution, LeftOut, Notice, Overrides
+from pytest_llem.study.model import Execution, Notice, OmittedPoint, Overrides
 
 if TYPE_CHECKING:
     from pytest_llem.study.loader import load_study as load_study
 
-__all__ = ["Execution", "Experiment", "LeftOut", "Notice", "Overrides", "Study", "load_study"]
+__all__ = ["Execution", "Experiment", "Notice", "OmittedPoint", "Overrides", "Study", "load_study"]
 
 
 def __getattr__(name: str) -> object:

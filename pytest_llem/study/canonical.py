@@ -1,6 +1,6 @@
-"""What an experiment really does: presets written out, defaults left out, dormant settings gone, one hash.
+"""Reduces settings to what they do: presets expanded, defaults and inactive settings removed, and one hash.
 
-Two experiments that would do the same have the same canonical leaves. The hash covers only what differs from the
+Two experiments that would do the same have the same canonical settings. The hash covers only what differs from the
 defaults, so a later release that adds a setting keeps the hashes of experiments that do not use it.
 """
 
@@ -17,9 +17,9 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode
 from pytest_llem.study.engine_names import ENGINE_SECTIONS, engine_names
-from pytest_llem.study.fields import FlatSettings, defaults
-from pytest_llem.study.flatten import unflatten
+from pytest_llem.study.fields import FlatSettings, defaults, unflatten
 
+# Chosen: the first; raised only when the same settings come to mean something else.
 HASH_VERSION = 1
 
 Get = Callable[[str], JsonValue]
@@ -36,12 +36,12 @@ PRESETS: Mapping[str, Mapping[str, JsonValue]] = {
 
 
 @dataclass(frozen=True)
-class Dormancy:
-    """Settings that do nothing while `asleep` says so; it reads only `controls`. `because` ends "does nothing ..."."""
+class InactivityRule:
+    """Settings that do nothing while `inactive` holds. It reads only `controls`; `because` completes "does nothing"."""
 
     fields: tuple[str, ...]
     controls: tuple[str, ...]
-    asleep: Callable[[Get], bool]
+    inactive: Callable[[Get], bool]
     because: str
 
     @property
@@ -56,26 +56,26 @@ def _below(section: str, *names: str) -> tuple[str, ...]:
 
 _QUANT = "transformers.quantization"
 
-DORMANCIES: tuple[Dormancy, ...] = (
-    Dormancy(
+INACTIVITY_RULES: tuple[InactivityRule, ...] = (
+    InactivityRule(
         _below("decoding", "temperature", "top_k", "top_p", "min_p"),
         ("decoding.do_sample", "decoding.temperature", "decoding.preset"),
         lambda get: not get("decoding.do_sample") or get("decoding.temperature") == 0,
         "under greedy decoding (decoding.do_sample is false or the temperature 0)",
     ),
-    Dormancy(
+    InactivityRule(
         ("decoding.do_sample",),
         ("decoding.temperature", "decoding.preset"),
         lambda get: get("decoding.temperature") == 0,
         "at temperature 0, which is greedy",
     ),
-    Dormancy(
+    InactivityRule(
         _below("workload", "column", "split", "revision", "order", "chat_template"),
         ("workload.dataset",),
         lambda get: get("workload.dataset") == "synthetic",
         "with synthetic prompts",
     ),
-    Dormancy(
+    InactivityRule(
         _below(
             _QUANT,
             "bnb_4bit_quant_type",
@@ -87,31 +87,31 @@ DORMANCIES: tuple[Dormancy, ...] = (
         lambda get: not get(f"{_QUANT}.load_in_4bit"),
         "without load_in_4bit",
     ),
-    Dormancy(
+    InactivityRule(
         _below(_QUANT, "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"),
         (f"{_QUANT}.load_in_8bit",),
         lambda get: not get(f"{_QUANT}.load_in_8bit"),
         "without load_in_8bit",
     ),
-    Dormancy(
+    InactivityRule(
         _below("transformers.compile", "backend", "fullgraph", "dynamic"),
         ("transformers.compile.mode",),
         lambda get: get("transformers.compile.mode") is None,
         "without transformers.compile.mode",
     ),
-    Dormancy(
+    InactivityRule(
         _below("transformers", "length_penalty", "early_stopping"),
         ("transformers.num_beams",),
         lambda get: get("transformers.num_beams") == 1,
         "without beam search (transformers.num_beams is 1)",
     ),
-    Dormancy(
+    InactivityRule(
         ("transformers.max_memory",),
         ("transformers.device_map",),
         lambda get: get("transformers.device_map") is None,
         "without transformers.device_map",
     ),
-    Dormancy(
+    InactivityRule(
         _below(
             "vllm.speculative",
             "method",
@@ -124,25 +124,25 @@ DORMANCIES: tuple[Dormancy, ...] = (
         lambda get: get("vllm.speculative.num_speculative_tokens") is None,
         "without vllm.speculative.num_speculative_tokens",
     ),
-    Dormancy(
+    InactivityRule(
         ("vllm.beam_search.length_penalty",),
         ("vllm.beam_search.beam_width",),
         lambda get: get("vllm.beam_search.beam_width") == 1,
         "without beam search (vllm.beam_search.beam_width is 1)",
     ),
-    Dormancy(
+    InactivityRule(
         ("sglang.torch_compile_max_bs",),
         ("sglang.enable_torch_compile",),
         lambda get: not get("sglang.enable_torch_compile"),
         "without sglang.enable_torch_compile",
     ),
-    Dormancy(
+    InactivityRule(
         ("sglang.cuda_graph_max_bs_decode",),
         ("sglang.disable_cuda_graph",),
         lambda get: get("sglang.disable_cuda_graph") is True,
         "with sglang.disable_cuda_graph",
     ),
-    Dormancy(
+    InactivityRule(
         _below(
             "sglang",
             "speculative_draft_model_path",
@@ -154,13 +154,13 @@ DORMANCIES: tuple[Dormancy, ...] = (
         lambda get: get("sglang.speculative_algorithm") is None,
         "without sglang.speculative_algorithm",
     ),
-    Dormancy(
+    InactivityRule(
         _below("measurement.warmup", "min_repeats", "max_s", "cv", "window"),
         ("measurement.warmup.max_repeats",),
         lambda get: get("measurement.warmup.max_repeats") == 0,
         "without warm-up (max_repeats is 0)",
     ),
-    Dormancy(
+    InactivityRule(
         ("measurement.idle.max_wait_s", "measurement.idle.reuse"),
         ("measurement.idle.duration_s",),
         lambda get: get("measurement.idle.duration_s") == 0,
@@ -168,27 +168,29 @@ DORMANCIES: tuple[Dormancy, ...] = (
     ),
 )
 
-_RULES_OF: dict[str, tuple[Dormancy, ...]] = {
-    path: tuple(rule for rule in DORMANCIES if path in rule.fields) for known in DORMANCIES for path in known.fields
+_RULES_OF: dict[str, tuple[InactivityRule, ...]] = {
+    path: tuple(rule for rule in INACTIVITY_RULES if path in rule.fields)
+    for other in INACTIVITY_RULES
+    for path in other.fields
 }
 
 
-def written_out(leaves: FlatSettings) -> FlatSettings:
-    """The leaves with a decoding preset replaced by what it stands for, below what is set beside it."""
-    name = leaves.get("decoding.preset")
+def written_out(flat: FlatSettings) -> FlatSettings:
+    """The settings with a decoding preset replaced by its settings, below what is set beside it."""
+    name = flat.get("decoding.preset")
     if not isinstance(name, str):
-        return leaves
-    result = {path: value for path, value in leaves.items() if path != "decoding.preset"}
+        return flat
+    result = {path: value for path, value in flat.items() if path != "decoding.preset"}
     for key, value in PRESETS[name].items():
         if result.get(f"decoding.{key}") is None:
             result[f"decoding.{key}"] = value
     return result
 
 
-def getter(leaves: FlatSettings) -> Get:
-    """Reads a setting: its leaf, else its default."""
-    known = defaults()
-    return lambda path: leaves[path] if path in leaves else known.get(path)
+def getter(flat: FlatSettings) -> Get:
+    """Reads a setting by path: its value, else its default."""
+    default_values = defaults()
+    return lambda path: flat[path] if path in flat else default_values.get(path)
 
 
 def section_of(path: str) -> str | None:
@@ -197,42 +199,42 @@ def section_of(path: str) -> str | None:
     return head if head in engine_names() else None
 
 
-def with_engine_dtype(leaves: FlatSettings, engine: str) -> FlatSettings:
-    """The leaves with the engine's own `dtype` in place of the common one, where it has one."""
-    own = leaves.get(f"{engine}.dtype")
+def with_engine_dtype(flat: FlatSettings, engine: str) -> FlatSettings:
+    """The settings with the engine's own `dtype` in place of the common one, where it has one."""
+    own = flat.get(f"{engine}.dtype")
     if own is None or engine not in ENGINE_SECTIONS:
-        return leaves
-    result = {path: value for path, value in leaves.items() if path != f"{engine}.dtype"}
+        return flat
+    result = {path: value for path, value in flat.items() if path != f"{engine}.dtype"}
     result["dtype"] = own
     return result
 
 
-def canonical(leaves: FlatSettings, engine: str) -> tuple[FlatSettings, dict[str, str]]:
-    """The leaves that count, and for every set leaf that does not, why it does nothing."""
-    leaves = with_engine_dtype(written_out(leaves), engine)
-    get = getter(leaves)
-    known = defaults()
-    asleep: dict[str, str] = {}
-    for path in leaves:
+def canonical(flat: FlatSettings, engine: str) -> tuple[FlatSettings, dict[str, str]]:
+    """The settings that count, and for every set one that does not, why it does nothing."""
+    flat = with_engine_dtype(written_out(flat), engine)
+    get = getter(flat)
+    default_values = defaults()
+    inactive: dict[str, str] = {}
+    for path in flat:
         for rule in _RULES_OF.get(path, ()):
-            if path not in asleep and rule.asleep(get):
-                asleep[path] = rule.because
+            if path not in inactive and rule.inactive(get):
+                inactive[path] = rule.because
     kept: FlatSettings = {}
-    for path, value in leaves.items():
+    for path, value in flat.items():
         section = section_of(path)
         if section is not None and section != engine:
-            asleep[path] = f"with engine {engine}"
-        elif path in asleep:
+            inactive[path] = f"with engine {engine}"
+        elif path in inactive:
             continue
-        elif path not in known or not same(value, known[path]) or path in ("model", "engine"):
+        elif path not in default_values or not same(value, default_values[path]) or path in ("model", "engine"):
             kept[path] = value
-    return kept, {path: why for path, why in asleep.items() if path in leaves}
+    return kept, {path: why for path, why in inactive.items() if path in flat}
 
 
-def asleep_by_default(leaves: FlatSettings) -> set[str]:
-    """Every path, set or not, that does nothing in an experiment with these canonical leaves."""
-    get = getter(leaves)
-    return {path for rule in DORMANCIES if rule.asleep(get) for path in rule.fields}
+def inactive_by_default(flat: FlatSettings) -> set[str]:
+    """Every path, set or not, that does nothing in an experiment with these canonical settings."""
+    get = getter(flat)
+    return {path for rule in INACTIVITY_RULES if rule.inactive(get) for path in rule.fields}
 
 
 def same(one: JsonValue, other: JsonValue) -> bool:
@@ -241,7 +243,7 @@ def same(one: JsonValue, other: JsonValue) -> bool:
 
 
 def config_hash(kept: FlatSettings) -> str:
-    """SHA-256 (hex) of canonical leaves, independent of their order."""
+    """SHA-256 (hex) of canonical settings, independent of their order."""
     text = json.dumps({"v": HASH_VERSION, "set": kept}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -259,13 +261,13 @@ def _common_defaults() -> Mapping[str, JsonValue]:
 def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
     """The configuration with every default spelled out; relative paths start at `directory`, the study's."""
     engine = str(kept.get("engine", defaults()["engine"]))
-    asleep = asleep_by_default(kept)
+    inactive = inactive_by_default(kept)
     common = {**_common_defaults(), **{path: kept[path] for path in kept if path.partition(".")[0] != engine}}
     common.pop("decoding.preset", None)
-    for path in asleep & common.keys():
+    for path in inactive & common.keys():
         common[path] = defaults()[path]
     data = unflatten(common)
-    data["settings"] = _engine_settings(kept, engine, asleep)
+    data["settings"] = _engine_settings(kept, engine, inactive)
     for key in ("model", "lora"):
         data[key] = _local(data.get(key), directory, files=False)
     workload = data["workload"]
@@ -274,21 +276,21 @@ def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
     return decode(ExperimentConfig, data)
 
 
-def _engine_settings(kept: FlatSettings, engine: str, asleep: set[str]) -> dict[str, JsonValue]:
-    known = defaults()
+def _engine_settings(kept: FlatSettings, engine: str, inactive: set[str]) -> dict[str, JsonValue]:
+    default_values = defaults()
     prefix = f"{engine}."
-    found: FlatSettings = {}
-    for path, default in known.items():
-        if path.startswith(prefix) and path not in asleep:
+    flat: FlatSettings = {}
+    for path, default in default_values.items():
+        if path.startswith(prefix) and path not in inactive:
             value = kept.get(path, default)
-            if value is not None and _speaks(path, kept):
-                found[path] = value
-    found.update({path: kept[path] for path in kept if path.startswith(prefix) and path not in known})
-    settings = unflatten(found).get(engine, {})
+            if value is not None and _is_in_use(path, kept):
+                flat[path] = value
+    flat.update({path: kept[path] for path in kept if path.startswith(prefix) and path not in default_values})
+    settings = unflatten(flat).get(engine, {})
     return settings if isinstance(settings, dict) else {}
 
 
-def _speaks(path: str, kept: FlatSettings) -> bool:
+def _is_in_use(path: str, kept: FlatSettings) -> bool:
     """Whether a setting's section is in use: a nested section counts once something in it is set."""
     section = path.rpartition(".")[0]
     if "." not in section:

@@ -1,7 +1,7 @@
-"""Reading YAML: plain data, and where each piece of it stands in its file.
+"""Reads YAML files into plain data, with the position of every key and value.
 
 Scalars follow the YAML 1.2 core schema, so `no`, `1:30` and `010` are not turned into something else and `1e-3` is a
-number. What a hostile file could use is refused with its place: aliases that explode, endless nesting, tags,
+number. What a hostile file could use is refused at its position: aliases that explode, endless nesting, tags,
 duplicate keys.
 """
 
@@ -23,8 +23,11 @@ from pytest_llem.study.problems import Location, Problem
 Key = str | int
 KeyPath = tuple[Key, ...]
 
+# Chosen: a study of 100,000 explicit experiments fits; a larger file is no study.
 MAX_BYTES = 32 * 1024 * 1024
+# Chosen: far deeper than any setting, far from the recursion limit of the C composer.
 MAX_DEPTH = 64
+# Chosen: what a file of MAX_BYTES can hold without aliases, within a factor of ten.
 MAX_VALUES = 2_000_000
 
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -33,6 +36,7 @@ _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9][0-9_]*\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
+# Chosen: about the digits of the largest float, and far below where int() of a text refuses (4300 digits).
 _MAX_DIGITS = 300
 
 
@@ -43,7 +47,7 @@ class PlaceholderText(str):
     plain: JsonValue
 
 
-class _Loader(yaml.CSafeLoader):
+class _PlainLoader(yaml.CSafeLoader):
     """Leaves every plain scalar a string: `_plain` gives it its type."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own type)
@@ -80,8 +84,7 @@ class Document:
 
     def locate(self, path: KeyPath, *, key: bool = False) -> Location:
         """The position of the value at `path` (or of its key), or of what encloses it."""
-        node, found, mark = self._find(self.written(path), want_key=key)
-        del node, found
+        mark = self._find(self.written(path), want_key=key)[2]
         return Location(str(self.path), mark[0] + 1, mark[1] + 1)
 
     def _find(self, path: KeyPath, *, want_key: bool = False) -> tuple[yaml.Node | None, int, tuple[int, int]]:
@@ -110,9 +113,9 @@ def _child(node: yaml.Node | None, part: Key) -> tuple[yaml.Node | None, yaml.No
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == "<<":
                 for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    found = _child(source, part)
-                    if found is not None:
-                        return found
+                    inner = _child(source, part)
+                    if inner is not None:
+                        return inner
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
         return None, node.value[part]
     return None
@@ -166,7 +169,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     loader = None
     try:
         _check_depth(text, name)
-        loader = _Loader(text)
+        loader = _PlainLoader(text)
         node: yaml.Node | None = loader.get_single_node()
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
@@ -192,7 +195,7 @@ def _check_depth(text: str, name: str) -> None:
     if text.count("[") + text.count("{") < 200 and all(len(line) < 200 for line in text.splitlines()):
         return
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=_PlainLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -272,7 +275,7 @@ class _Reader:
             self._open.discard(id(node))
 
     def _mapping(self, node: yaml.Node, depth: int) -> dict[str, JsonValue]:
-        found: dict[str, JsonValue] = {}
+        own: dict[str, JsonValue] = {}
         merged: dict[str, JsonValue] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -282,11 +285,11 @@ class _Reader:
                 for source in self._merge_sources(value, depth):
                     merged = {**source, **merged}
                 continue
-            if key.value in found:
+            if key.value in own:
                 self.problem(key, f"{key.value!r} appears twice in one mapping", "keep one of them")
                 continue
-            found[key.value] = self.value(value, depth + 1)
-        return {**merged, **found}
+            own[key.value] = self.value(value, depth + 1)
+        return {**merged, **own}
 
     def _merge_sources(self, node: yaml.Node, depth: int) -> Iterator[dict[str, JsonValue]]:
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:

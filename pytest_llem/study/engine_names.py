@@ -1,13 +1,17 @@
-"""Which engines a study may name."""
+"""The engines that a study may name, and the declarations that other packages register for their sections.
+
+The loader asks it; an engine of another package appears here through its entry points alone.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
 
+from pytest_llem import engines
 from pytest_llem.errors import SettingsError
 
-ENGINE_SECTIONS = ("transformers", "vllm", "sglang", "tensorrt_llm", "openai")
+ENGINE_SECTIONS = tuple(engines.shipped_engines())
 """The engines whose sections the schema describes."""
 SETTINGS_GROUP = "pytest_llem.engine_settings"
 """Entry points of other packages: an engine's name, and the dataclass or pydantic model of its section."""
@@ -16,8 +20,6 @@ SETTINGS_GROUP = "pytest_llem.engine_settings"
 @cache
 def engine_names() -> tuple[str, ...]:
     """The engines of the schema, and those that other packages register."""
-    from pytest_llem import engines
-
     return engines.engine_names()
 
 

@@ -1,4 +1,7 @@
-"""A loaded study and its experiments."""
+"""A loaded study and its experiments, as the session, the runners and the results read them.
+
+Imports nothing that loading needs, because xdist's controller pickles studies for its workers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.limits import Budget, Comparison
-from pytest_llem.study.model import Execution, FlatSettings, Gates, Keyword, LeftOut, Notice, Order, SettingsSlice
+from pytest_llem.study.model import Execution, FlatSettings, Gates, Keyword, Notice, OmittedPoint, Order, SettingsSlice
 from pytest_llem.study.problems import Location
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Experiment:
-    """One experiment. What costs time (`config_hash`, `config`) is made when it is asked for."""
+    """One experiment. What costs time (`config_hash`, `config`) is computed when it is read."""
 
     __slots__ = ("_directory", "_hash", "_parts", "gates", "id")
 
@@ -38,7 +41,7 @@ class Experiment:
         return Experiment, (self.id, self._parts, self.gates, self._directory)
 
     @property
-    def leaves(self) -> FlatSettings:
+    def flat_settings(self) -> FlatSettings:
         """The settings that count and are not defaults, by dotted path."""
         merged: FlatSettings = {}
         for part in self._parts:
@@ -64,15 +67,15 @@ class Experiment:
         if self._hash is None:
             from pytest_llem.study.canonical import config_hash
 
-            self._hash = config_hash(self.leaves)
+            self._hash = config_hash(self.flat_settings)
         return self._hash
 
     @property
     def config(self) -> ExperimentConfig:
-        """The resolved configuration, every default spelled out; made anew at each access."""
+        """The resolved configuration, every default spelled out; computed at each access."""
         from pytest_llem.study.canonical import resolve
 
-        return resolve(self.leaves, self._directory)
+        return resolve(self.flat_settings, self._directory)
 
     @property
     def engine(self) -> str:
@@ -117,16 +120,16 @@ class Study:
     execution: Execution
     runners: Mapping[str, str] = field(default_factory=dict)
     docker: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What the study says of containers, checked; what it leaves out has its default in `DockerSettings`."""
+    """The section `docker`, checked; what it leaves out has its default in `DockerSettings`."""
     ray: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What the study asks of a cluster, checked; what it leaves out has its default in `RaySettings`."""
+    """The section `ray`, checked; what it leaves out has its default in `RaySettings`."""
     meter: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """What the study sets of `energy.validity.Thresholds`, by name."""
     tags: tuple[str, ...] = ()
-    excluded: Sequence[LeftOut] = ()
-    invalid: Sequence[LeftOut] = ()
-    duplicates: Sequence[LeftOut] = ()
+    excluded: Sequence[OmittedPoint] = ()
+    invalid: Sequence[OmittedPoint] = ()
+    duplicates: Sequence[OmittedPoint] = ()
     skips_invalid: bool = False
     """Whether points that cannot run are left out (`on_invalid: skip`) instead of being an error."""
     notices: Sequence[Notice] = ()
@@ -165,3 +168,20 @@ class Study:
         draw = random.Random(int(self.study_hash, 16) + cycle).random
         keys = [draw() for _ in self.experiments]
         return [self.experiments[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+@dataclass(frozen=True)
+class Relocator:
+    """Finds where a setting was written by reading the study again, for a process that did not load it."""
+
+    path: Path
+
+    def __call__(self, setting: str) -> Location:
+        """Where a setting (dotted path) was written, or the study's beginning if it or the file is not there."""
+        from pytest_llem.study.document import UnreadableError, environment
+        from pytest_llem.study.sources import read_sources
+
+        try:
+            return read_sources(self.path, environment()).locate_setting(setting)
+        except UnreadableError:
+            return Location(str(self.path))

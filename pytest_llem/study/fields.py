@@ -7,14 +7,14 @@ declarations once, and holds the sections of engines of other packages as well.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.declared import BadValueError, Key, check, keys_of
-from pytest_llem.study.document import PlaceholderText
+from pytest_llem.study.document import KeyPath, PlaceholderText, kind
 from pytest_llem.study.engine_names import engine_names, settings_model
 from pytest_llem.study.model import FlatSettings as FlatSettings
 from pytest_llem.study.problems import nearest
@@ -85,30 +85,30 @@ def _walk(item: Field) -> Iterator[Field]:
 
 @cache
 def defaults() -> FlatSettings:
-    """The default of every leaf, by path."""
+    """The default of every setting that holds a value, by path."""
     return {path: item.default for path, item in table().items() if item.kind == "leaf"}
 
 
 def find(path: str) -> Field | None:
     """The setting at `path`; anything below a map is that map's. `None` when there is no such setting."""
-    known = table()
-    item = known.get(path)
+    settings = table()
+    item = settings.get(path)
     if item is not None:
         return item
     parts = path.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        above = known.get(".".join(parts[:length]))
+        above = settings.get(".".join(parts[:length]))
         if above is not None:
             return above if above.kind == "map" and all(parts) else None
     return None
 
 
 @cache
-def _places() -> dict[str, list[str]]:
-    places: dict[str, list[str]] = {}
+def _paths_by_name() -> dict[str, list[str]]:
+    paths: dict[str, list[str]] = {}
     for path, item in table().items():
-        places.setdefault(item.name, []).append(path)
-    return places
+        paths.setdefault(item.name, []).append(path)
+    return paths
 
 
 def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
@@ -116,11 +116,11 @@ def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
     above, _, last = path.rpartition(".")
     section = table().get(above, tree()) if above else tree()
     local = nearest(last, (*section.children, *beside)) if not above or section.path else None
-    elsewhere = nearest(last, _places())
+    elsewhere = nearest(last, _paths_by_name())
     if local is not None and (elsewhere is None or local[0] >= elsewhere[0] - 0.1):
         return f"did you mean '{above}.{local[1]}'?" if above else f"did you mean '{local[1]}'?"
     if elsewhere is not None:
-        return f"did you mean {' or '.join(repr(place) for place in _places()[elsewhere[1]][:3])}?"
+        return f"did you mean {' or '.join(repr(near) for near in _paths_by_name()[elsewhere[1]][:3])}?"
     if section.children:
         names = ", ".join(section.children)
         return f"known here: {names}" if len(names) < 400 else f"known here: {names[:400].rpartition(', ')[0]}, ..."
@@ -141,7 +141,7 @@ def check_leaf(item: Field, value: JsonValue) -> JsonValue:
 
 @cache
 def _published() -> dict[str, Field]:
-    """The leaves of the schema itself: a package that brings an engine must not change the names of the others."""
+    """The settings of the schema itself: a package that brings an engine must not change the names of the others."""
     own = keys_of(ExperimentSettings)
     return {path: item for path, item in table().items() if item.kind == "leaf" and path.partition(".")[0] in own}
 
@@ -172,3 +172,118 @@ def keyword(path: str) -> str:
         if not others and counts[tail] == 0:
             return tail
     return "_".join(parts)
+
+
+Report = Callable[[KeyPath, str, "str | None", bool], None]
+"""Takes a problem: its key path, its text, a remedy, and whether it concerns the key rather than the value."""
+
+
+class Clear:
+    """The value of a section that is set to null: back to its defaults."""
+
+
+CLEAR = Clear()
+
+
+class WrittenSetting(NamedTuple):
+    """A value for the setting at `path`, and where it was written."""
+
+    path: str
+    value: JsonValue | Clear
+    origin: KeyPath
+
+
+def flatten(
+    data: Mapping[str, JsonValue], report: Report, origin: KeyPath = (), above: str = ""
+) -> list[WrittenSetting]:
+    """The settings that a mapping makes; keys may be dotted. Problems go to `report`."""
+    settings: list[WrittenSetting] = []
+    for key, value in data.items():
+        path = f"{above}.{key}" if above else key
+        key_path = (*origin, key)
+        item = find(path)
+        if item is None:
+            report(key_path, f"unknown setting {path!r}", suggest_path(path), True)
+        else:
+            settings.extend(settings_at(item, path, value, report, key_path))
+    return settings
+
+
+def settings_at(item: Field, path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[WrittenSetting]:
+    """The settings made by one value at a known path."""
+    if item.kind == "leaf":
+        try:
+            return [WrittenSetting(path, check_leaf(item, value), key_path)]
+        except BadValueError as problem:
+            report((*key_path, *problem.inner), f"{path}: {problem.text}", problem.fix, False)
+            return []
+    if value is None:
+        return [WrittenSetting(path, CLEAR, key_path)]
+    if item.kind == "map":
+        return _map_settings(item, path, value, report, key_path)
+    shorthand = _SHORTHANDS.get(path)
+    if shorthand is not None and isinstance(value, bool):
+        return settings_at(table()[shorthand[0]], shorthand[0], shorthand[1][value], report, key_path)
+    if not isinstance(value, Mapping):
+        first = next(iter(item.children), "key")
+        report(
+            key_path, f"{path}: expected a mapping, got {kind(value)}", f"for example {path}: {{{first}: ...}}", False
+        )
+        return []
+    return flatten(value, report, key_path, path)
+
+
+_SHORTHANDS: dict[str, tuple[str, dict[bool, JsonValue]]] = {
+    "transformers.compile": ("transformers.compile.mode", {True: "default", False: None}),
+}
+
+
+def _map_settings(item: Field, path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[WrittenSetting]:
+    if path == item.path and not isinstance(value, Mapping):
+        report(key_path, f"{path}: expected a mapping, got {kind(value)}", f"write {path}: {{name: value}}", False)
+        return []
+    if not isinstance(value, Mapping) or (not value and path != item.path):
+        return [WrittenSetting(path, str(value) if isinstance(value, str) else value, key_path)]
+    settings: list[WrittenSetting] = []
+    for key, inner in value.items():
+        if not key or any(not part for part in key.split(".")):
+            report((*key_path, key), f"{path}: an empty name", "name the argument", True)
+            continue
+        settings.extend(_map_settings(item, f"{path}.{key}", inner, report, (*key_path, key)))
+    return settings
+
+
+def overlay(flat: FlatSettings, settings: list[WrittenSetting] | tuple[WrittenSetting, ...]) -> FlatSettings:
+    """A copy of `flat` with `settings` laid over it, in order."""
+    result = dict(flat)
+    apply(result, settings)
+    return result
+
+
+def apply(flat: FlatSettings, settings: list[WrittenSetting] | tuple[WrittenSetting, ...]) -> None:
+    """Lay `settings` over `flat`, which changes. A value inside a map replaces what was above or below it."""
+    for setting in settings:
+        path, value = setting.path, setting.value
+        if isinstance(value, Clear):
+            for other in [other for other in flat if other.startswith(f"{path}.")]:
+                del flat[other]
+            continue
+        if path not in flat and path not in table():
+            for other in [other for other in flat if path.startswith(f"{other}.") or other.startswith(f"{path}.")]:
+                del flat[other]
+        flat[path] = value
+
+
+def unflatten(flat: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Nested mappings from dotted paths."""
+    result: dict[str, JsonValue] = {}
+    for path, value in flat.items():
+        *above, last = path.split(".")
+        level = result
+        for part in above:
+            inner = level.setdefault(part, {})
+            if not isinstance(inner, dict):
+                inner = level[part] = {}
+            level = inner
+        level[last] = value
+    return result

@@ -1,4 +1,7 @@
-"""Files in, experiments out: the one way to load a study."""
+"""Loads a study file: reads it with its bases, checks it, and expands it into experiments.
+
+pytest's collection calls `load_study`. All problems of a file are reported together, each at its line and column.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,31 @@ from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
 from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.experiments import Experiment, Study
-from pytest_llem.study.fields import FlatSettings, defaults, keyword, suggest_path, table
-from pytest_llem.study.flatten import Setting, apply, flatten, overlay
+from pytest_llem.study.fields import (
+    FlatSettings,
+    WrittenSetting,
+    apply,
+    defaults,
+    flatten,
+    keyword,
+    overlay,
+    suggest_path,
+    table,
+)
 from pytest_llem.study.limits import Comparison, overriding
-from pytest_llem.study.model import Execution, Gates, LeftOut, Notice, Overrides
+from pytest_llem.study.model import Execution, Gates, Notice, OmittedPoint, Overrides
 from pytest_llem.study.naming import shorten, slug, text_of
-from pytest_llem.study.points import Asleep, Points, Sweep, TooManyPointsError
-from pytest_llem.study.problems import study_error, suggest_or_list
+from pytest_llem.study.points import InactiveSetting, Points, Sweep, TooManyPointsError
+from pytest_llem.study.problems import Problem, study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
-from pytest_llem.study.schema import ExplicitExperiment, StudyFile
-from pytest_llem.study.slices import shared_view
+from pytest_llem.study.schema import ExplicitExperiment, StudyDocument
+from pytest_llem.study.slices import shared_slice
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
 _ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())
-_STUDY_ONLY = tuple(name for name in keys_of(StudyFile) if name not in table())
+_STUDY_ONLY = tuple(name for name in keys_of(StudyDocument) if name not in table())
+# Chosen: enough ids to recognise the pattern of a failing sweep, few enough for one line.
 MAX_SHOWN_INVALID = 5
 
 
@@ -41,29 +54,29 @@ def load_study(
     """Read and expand a study file.
 
     `env` fills placeholders (default: the process environment); `execution` holds a user's defaults, below what the
-    study says. Raises `StudyError`, whose message begins with
-    `FILE:LINE:COLUMN: ` and holds all problems found, and `SettingsError` for wrong `overrides`.
+    study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and holds all problems, and
+    `SettingsError` for wrong `overrides`.
     """
     try:
         sources = read_sources(Path(path), environment() if env is None else env)
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
-    return _Loader(Path(path), sources, overrides or Overrides(), execution or {}).load()
+    return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}).load()
 
 
 @dataclass
 class _Entry:
-    """An explicit experiment, checked."""
+    """An entry of `experiments`, checked."""
 
     id: str | None
-    settings: list[Setting]
+    settings: list[WrittenSetting]
     gates: Gates
-    place: KeyPath
+    key_path: KeyPath
 
 
 @dataclass
-class _Loader:
-    """One study being loaded; problems gather in `sources` until something depends on what is wrong."""
+class _StudyLoader:
+    """One study while it is loaded; problems gather in `sources` until later steps depend on what is wrong."""
 
     path: Path
     sources: Sources
@@ -71,11 +84,11 @@ class _Loader:
     execution: Mapping[str, JsonValue]
     shared: FlatSettings = field(default_factory=dict)
     origins: dict[str, KeyPath] = field(default_factory=dict)
-    invalid: list[LeftOut] = field(default_factory=list)
-    duplicates: list[LeftOut] = field(default_factory=list)
-    excluded: list[LeftOut] = field(default_factory=list)
+    invalid: list[OmittedPoint] = field(default_factory=list)
+    duplicates: list[OmittedPoint] = field(default_factory=list)
+    excluded: list[OmittedPoint] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
-    asleep: dict[tuple[str, str], Asleep] = field(default_factory=dict)
+    inactive: dict[tuple[str, str], InactiveSetting] = field(default_factory=dict)
 
     def load(self) -> Study:
         data, thresholds = parts.validity(self.sources.data, self.sources.report)
@@ -101,7 +114,7 @@ class _Loader:
         experiments = self._expand(data, study_name, axes, exclusions, entries, gates)
         skips_invalid = top.get("on_invalid") == "skip"
         self._judge_invalid(skips_invalid, experiments)
-        self._note_asleep(experiments)
+        self._note_inactive(experiments)
         return Study(
             name=study_name,
             path=self.path,
@@ -142,7 +155,7 @@ class _Loader:
         }
         checked: dict[str, JsonValue] = {}
         for key, value in plain.items():
-            checked.update(parts.section(StudyFile, {key: value}, self.sources.report, ()))
+            checked.update(parts.check_section(StudyDocument, {key: value}, self.sources.report, ()))
         return checked
 
     def _shared_settings(self, data: Mapping[str, JsonValue]) -> None:
@@ -153,7 +166,7 @@ class _Loader:
         apply(self.shared, settings)
         self.origins = {setting.path: setting.origin for setting in settings}
 
-    def _check_engines(self, settings: Sequence[Setting]) -> None:
+    def _check_engines(self, settings: Sequence[WrittenSetting]) -> None:
         for setting in settings:
             if setting.path == "engine" and setting.value not in engine_names():
                 hint = suggest_or_list(str(setting.value), engine_names())
@@ -172,8 +185,8 @@ class _Loader:
         return replace(gates, compare=replace(gates.compare or Comparison(), fail_if=tuple(named.values())))
 
     def _execution(self, data: Mapping[str, JsonValue]) -> Execution:
-        found = parts.execution(data.get("execution"), self.execution, self.sources.report)
-        return parts.overridden(found, self.overrides)
+        execution = parts.execution(data.get("execution"), self.execution, self.sources.report)
+        return parts.overridden(execution, self.overrides)
 
     def _axes(self, data: Mapping[str, JsonValue]) -> tuple[list[Axis], list[Exclusion]]:
         axes: list[Axis] = []
@@ -209,19 +222,21 @@ class _Loader:
         return [self._entry(entry, index, data, shared) for index, entry in enumerate(given)]
 
     def _entry(self, entry: JsonValue, index: int, data: Mapping[str, JsonValue], shared: Gates) -> _Entry:
-        place: KeyPath = ("experiments", index)
+        key_path: KeyPath = ("experiments", index)
         report = self.sources.report
         if not isinstance(entry, Mapping):
-            report(place, f"experiments: expected a mapping of settings, got {kind(entry)}", "write {dtype: float32}")
-            return _Entry(None, [], shared, place)
+            report(
+                key_path, f"experiments: expected a mapping of settings, got {kind(entry)}", "write {dtype: float32}"
+            )
+            return _Entry(None, [], shared, key_path)
         own = {key: value for key, value in entry.items() if key in _ENTRY_ONLY}
-        checked = parts.section(
+        checked = parts.check_section(
             ExplicitExperiment,
             {key: own[key] for key in ("id", "tags") if own.get(key) is not None},
             report,
-            place,
+            key_path,
         )
-        settings = flatten({key: value for key, value in entry.items() if key not in own}, report, place)
+        settings = flatten({key: value for key, value in entry.items() if key not in own}, report, key_path)
         self._check_engines(settings)
         gates = shared
         if own.keys() - {"id"}:
@@ -230,12 +245,12 @@ class _Loader:
                     _merged(data.get("expect"), own.get("expect")),
                     _merged(data.get("compare"), own.get("compare")),
                     (*shared.tags, *_texts(checked.get("tags"))),
-                    lambda at, *rest: report((*place, *at), *rest),
+                    lambda at, *rest: report((*key_path, *at), *rest),
                     (),
                 )
             )
         name = checked.get("id")
-        return _Entry(name if isinstance(name, str) else None, settings, gates, place)
+        return _Entry(name if isinstance(name, str) else None, settings, gates, key_path)
 
     def _check_models(self, data: Mapping[str, JsonValue], axes: Sequence[Axis], entries: Sequence[_Entry]) -> None:
         if "model" in self.shared or any(problem.text.startswith("model:") for problem in self.sources.problems):
@@ -249,7 +264,7 @@ class _Loader:
                 self.sources.report(("sweep",), "the points of the sweep have no model", hint, True)
         for entry in entries:
             if not any(setting.path == "model" for setting in entry.settings):
-                self.sources.report(entry.place, "the experiment has no model", hint)
+                self.sources.report(entry.key_path, "the experiment has no model", hint)
 
     def _expand(
         self,
@@ -260,7 +275,7 @@ class _Loader:
         entries: Sequence[_Entry],
         gates: Gates,
     ) -> list[Experiment]:
-        found: list[Experiment] = []
+        experiments: list[Experiment] = []
         directory = self.path.parent
         if axes or not entries:
             try:
@@ -269,64 +284,64 @@ class _Loader:
                 hint = "sweep fewer values, or list the points under experiments"
                 self.sources.report(("sweep",), f"the sweep has {absurd.count:,} points: {absurd.shape}", hint, True)
                 raise study_error(self.sources.problems, self.path) from None
-            self._take_left_out(points)
-            found = [Experiment(id, parts, gates, directory) for id, parts in points.kept]
-        return found + self._explicit(entries, found, name)
+            self._take_omitted(points)
+            experiments = [Experiment(id, parts, gates, directory) for id, parts in points.kept]
+        return experiments + self._explicit(entries, experiments, name)
 
-    def _take_left_out(self, points: Points) -> None:
+    def _take_omitted(self, points: Points) -> None:
         locate = self.sources.locate
-        self.excluded += [LeftOut(id, reason, locate(place)) for id, reason, place in points.excluded]
-        self.invalid += [LeftOut(id, reason, locate(place)) for id, reason, place in points.invalid]
-        self.duplicates += [LeftOut(id, reason, locate(place)) for id, reason, place in points.duplicates]
-        self.asleep.update(points.asleep)
+        self.excluded += [OmittedPoint(id, reason, locate(key_path)) for id, reason, key_path in points.excluded]
+        self.invalid += [OmittedPoint(id, reason, locate(key_path)) for id, reason, key_path in points.invalid]
+        self.duplicates += [OmittedPoint(id, reason, locate(key_path)) for id, reason, key_path in points.duplicates]
+        self.inactive.update(points.inactive)
         for exclusion in points.unused_exclusions:
             self.notices.append(Notice("unused_exclusion", "exclude: matches no point", locate(exclusion.origin)))
 
     def _explicit(self, entries: Sequence[_Entry], before: list[Experiment], study_name: str) -> list[Experiment]:
-        found: list[Experiment] = []
+        experiments: list[Experiment] = []
         names = {experiment.id for experiment in before}
         known = {experiment.config_hash: experiment.id for experiment in before} if entries else {}
         for entry in entries:
-            leaves = overlay(self.shared, entry.settings)
-            engine = str(leaves["engine"])
-            part, asleep = shared_view(leaves, engine)
+            flat = overlay(self.shared, entry.settings)
+            engine = str(flat["engine"])
+            part, inactive = shared_slice(flat, engine)
             own = {setting.path: setting.origin for setting in entry.settings}
-            for path, why in asleep.items():
-                origin = own.get(path) or self.origins.get(path, entry.place)
-                self.asleep.setdefault((path, why), Asleep(origin, section_of(path)))
+            for path, why in inactive.items():
+                origin = own.get(path) or self.origins.get(path, entry.key_path)
+                self.inactive.setdefault((path, why), InactiveSetting(origin, section_of(path)))
             name = entry.id or _entry_name(entry, study_name)
-            reason = _refusal(leaves, engine)
+            reason = _refusal(flat, engine)
             if reason is not None:
-                place = next((own[path] for path in reason[1] if path in own), entry.place)
-                self.invalid.append(LeftOut(name, reason[0], self.sources.locate(place)))
+                key_path = next((own[path] for path in reason[1] if path in own), entry.key_path)
+                self.invalid.append(OmittedPoint(name, reason[0], self.sources.locate(key_path)))
                 continue
             experiment = Experiment(name, (part,), entry.gates, self.path.parent)
             other = known.get(experiment.config_hash)
-            where = self.sources.locate(entry.place)
+            where = self.sources.locate(entry.key_path)
             if other is not None:
-                self.duplicates.append(LeftOut(name, f"does the same as {other}", where))
+                self.duplicates.append(OmittedPoint(name, f"does the same as {other}", where))
                 continue
             if name in names:
                 if entry.id is not None:
-                    self.sources.report((*entry.place, "id"), f"a second experiment with the id {name!r}", "rename one")
+                    self.sources.report(
+                        (*entry.key_path, "id"), f"a second experiment with the id {name!r}", "rename one"
+                    )
                 experiment.id = name = f"{name}.{experiment.config_hash[:6]}"
             names.add(name)
             known[experiment.config_hash] = name
-            found.append(experiment)
+            experiments.append(experiment)
         self._stop_if_wrong()
-        return found
+        return experiments
 
     def _judge_invalid(self, skip: bool, experiments: Sequence[Experiment]) -> None:
         if self.invalid and not skip:
-            by_reason: dict[tuple[str, str], list[LeftOut]] = {}
+            by_reason: dict[tuple[str, str], list[OmittedPoint]] = {}
             for point in self.invalid:
                 by_reason.setdefault((str(point.location), point.reason), []).append(point)
             for points in by_reason.values():
                 ids = ", ".join(point.id for point in points[:MAX_SHOWN_INVALID])
                 more = f" and {len(points) - MAX_SHOWN_INVALID} more" if len(points) > MAX_SHOWN_INVALID else ""
-                self.sources.problems.append(
-                    parts.problem_at(points[0].location, f"invalid: {ids}{more}: {points[0].reason}")
-                )
+                self.sources.problems.append(Problem(points[0].location, f"invalid: {ids}{more}: {points[0].reason}"))
             last = self.sources.problems[-1]
             hint = "or exclude the points, or set on_invalid: skip"
             self.sources.problems[-1] = replace(last, fix=hint)
@@ -336,12 +351,12 @@ class _Loader:
             self.sources.report(("sweep",), f"nothing is left to run: every point is {what}", "relax exclude", True)
             self._stop_if_wrong()
 
-    def _note_asleep(self, experiments: Sequence[Experiment]) -> None:
+    def _note_inactive(self, experiments: Sequence[Experiment]) -> None:
         engines = {str(experiment.keywords["engine"]) for experiment in experiments}
-        for (label, why), asleep in self.asleep.items():
-            if asleep.section not in engines or not why.startswith("with engine"):
+        for (label, why), inactive in self.inactive.items():
+            if inactive.section not in engines or not why.startswith("with engine"):
                 self.notices.append(
-                    Notice("dormant", f"{label} does nothing {why}", self.sources.locate(asleep.origin))
+                    Notice("dormant", f"{label} does nothing {why}", self.sources.locate(inactive.origin))
                 )
         if self.duplicates:
             first = self.duplicates[0]
@@ -350,8 +365,8 @@ class _Loader:
             self.notices.append(Notice("duplicate", text, first.location))
 
 
-def _refusal(leaves: FlatSettings, engine: str) -> tuple[str, tuple[str, ...]] | None:
-    get = getter(with_engine_dtype(written_out(leaves), engine))
+def _refusal(flat: FlatSettings, engine: str) -> tuple[str, tuple[str, ...]] | None:
+    get = getter(with_engine_dtype(written_out(flat), engine))
     for rule in RULES:
         if rule.engine in (None, engine):
             refusal = rule.check(get)

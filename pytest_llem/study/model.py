@@ -1,6 +1,6 @@
-"""A loaded study: its experiments, how they are to be run, and what was left out.
+"""The parts of a loaded study: how its experiments run, their gates, and the points that are not run.
 
-Imports nothing that loading needs, and all of it can be pickled: xdist's workers get it from the controller.
+`experiments.Study` holds them. They import nothing that loading needs and can be pickled for xdist's workers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says over a study."""
+    """Values of the command line that stand above a study's."""
 
     cycles: int | None = None
     order: str | None = None
@@ -58,8 +58,8 @@ class Overrides:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A point that is not run: its id, why, and where that was decided."""
+class OmittedPoint:
+    """A point that is not run: its id, the reason, and the position in the file that decided it."""
 
     id: str
     reason: str
@@ -68,7 +68,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a reader of the study should know; `code` is stable."""
+    """A note for the reader of a study; `code` is stable."""
 
     code: str
     message: str
@@ -88,9 +88,9 @@ class Gates:
 
 
 class SettingsSlice(NamedTuple):
-    """What a combination of settings comes to: a part of one experiment, shared by all that have it.
+    """The canonical settings of one combination: a part of every experiment that has it, shared between them.
 
-    `key` is equal for combinations that do the same, `labels` are the parts of an id with the index of their axis.
+    `key` is equal for combinations that do the same; `labels` are the parts of an id with the index of their axis.
     """
 
     key: str

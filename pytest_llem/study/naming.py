@@ -1,4 +1,4 @@
-"""Ids of experiments: what distinguishes them, in characters that `-k` accepts, never ambiguous.
+"""Names experiments by the settings that distinguish them, in characters that `-k` accepts.
 
 A name depends on its own values alone, so it stays when an axis gets more values. What cannot be written out in full
 (a long path, a nested mapping) is shortened and carries six hex digits of the whole.
@@ -12,7 +12,9 @@ import re
 
 from pytest_llem.errors import JsonValue
 
+# Chosen: a value still readable in a terminal line of test ids.
 MAX_VALUE = 40
+# Chosen: ids are also directory names, which most file systems limit to 255 bytes.
 MAX_ID = 160
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.+/]+(?:[-:][A-Za-z0-9_.+/]+)*\Z")

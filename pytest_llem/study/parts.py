@@ -1,4 +1,7 @@
-"""The parts of a study that are not experiments: execution, gates, runners, names."""
+"""Checks the parts of a study that are no settings of experiments: execution, gates, runners, meter and limits.
+
+The loader calls these functions, and `settings` does for a user's own file. Each reports what is wrong and goes on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
-from pytest_llem.study.flatten import Report
+from pytest_llem.study.fields import Report
 from pytest_llem.study.limits import (
     Budget,
     Comparison,
@@ -22,67 +25,67 @@ from pytest_llem.study.limits import (
     parse_fail_if,
 )
 from pytest_llem.study.model import Execution, Gates, Overrides
-from pytest_llem.study.problems import Location, Problem, suggest_or_list
+from pytest_llem.study.problems import suggest_or_list
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 from pytest_llem.study.schema import Compare
 
 VALIDITY = "measurement.validity"
 
 
-def section(declaration: type, data: JsonValue, report: Report, place: KeyPath) -> dict[str, JsonValue]:
+def check_section(declaration: type, data: JsonValue, report: Report, key_path: KeyPath) -> dict[str, JsonValue]:
     """The checked values of a mapping, key by key; what is wrong goes to `report` and is left out."""
-    name = ".".join(map(str, place))
+    name = ".".join(map(str, key_path))
     keys = keys_of(declaration)
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        report(place, f"{name}: expected a mapping, got {kind(data)}", f"known here: {', '.join(keys)}", False)
+        report(key_path, f"{name}: expected a mapping, got {kind(data)}", f"known here: {', '.join(keys)}", False)
         return {}
     checked: dict[str, JsonValue] = {}
     for key, value in data.items():
         dotted = f"{name}.{key}" if name else key
         if key not in keys:
-            report((*place, key), f"unknown setting {dotted}", suggest_or_list(key, keys), True)
+            report((*key_path, key), f"unknown setting {dotted}", suggest_or_list(key, keys), True)
             continue
         try:
             checked[key] = check(declaration, key, value)
         except BadValueError as problem:
-            report((*place, key, *problem.inner), f"{dotted}: {problem.text}", problem.fix, False)
+            report((*key_path, key, *problem.inner), f"{dotted}: {problem.text}", problem.fix, False)
     return checked
 
 
 def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -> Execution:
     """The `execution` section over a user's defaults `below` it; what is wrong in it keeps its default."""
-    found = section(Execution, data, report, ("execution",))
-    headline = found.get("headline")
+    given = check_section(Execution, data, report, ("execution",))
+    headline = given.get("headline")
     if isinstance(headline, str):
         try:
             metric_name(headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
-    made = Execution(**{**below, **found})  # type: ignore[arg-type]  # checked above, and where the user's file is read
+    made = Execution(**{**below, **given})  # type: ignore[arg-type]  # checked above, and where the user's file is read
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)
     return made
 
 
-def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: Report, place: KeyPath) -> Gates:
+def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: Report, key_path: KeyPath) -> Gates:
     """The gates of a study or of one of its experiments."""
-    limits = section(Compare, compare, report, (*place, "compare"))
+    limits = check_section(Compare, compare, report, (*key_path, "compare"))
     alpha = limits.get("alpha", 0.05)
-    found = tuple(_comparisons(limits, report, (*place, "compare")))
-    allow = tuple(_allowed(limits.get("allow"), report, (*place, "compare", "allow")))
-    comparison = Comparison(found, alpha if isinstance(alpha, float) else 0.05, allow)
-    return Gates(tuple(_budgets(expect, report, (*place, "expect"))), comparison if limits else None, tags)
+    changes = tuple(_comparisons(limits, report, (*key_path, "compare")))
+    allow = tuple(_allowed(limits.get("allow"), report, (*key_path, "compare", "allow")))
+    comparison = Comparison(changes, alpha if isinstance(alpha, float) else 0.05, allow)
+    return Gates(tuple(_budgets(expect, report, (*key_path, "expect"))), comparison if limits else None, tags)
 
 
-def _budgets(data: JsonValue, report: Report, place: KeyPath) -> Iterator[Budget]:
+def _budgets(data: JsonValue, report: Report, key_path: KeyPath) -> Iterator[Budget]:
     if data is None:
         return
     if not isinstance(data, Mapping):
         text = f"expect: expected a mapping, got {kind(data)}"
-        report(place, text, 'write expect: {joules_per_output_token: "<= 0.5"}', False)
+        report(key_path, text, 'write expect: {joules_per_output_token: "<= 0.5"}', False)
         return
     for metric, budget in data.items():
         if budget is None:
@@ -90,10 +93,10 @@ def _budgets(data: JsonValue, report: Report, place: KeyPath) -> Iterator[Budget
         try:
             yield parse_budget(metric, budget)
         except SettingsError as problem:
-            report((*place, metric), f"expect: {problem.message}", problem.fix, "unknown metric" in problem.message)
+            report((*key_path, metric), f"expect: {problem.message}", problem.fix, "unknown metric" in problem.message)
 
 
-def _comparisons(limits: Mapping[str, JsonValue], report: Report, place: KeyPath) -> Iterator[FailIf]:
+def _comparisons(limits: Mapping[str, JsonValue], report: Report, key_path: KeyPath) -> Iterator[FailIf]:
     fail_if, resolution = limits.get("fail_if"), limits.get("resolution")
     resolutions = resolution if isinstance(resolution, Mapping) else {}
     known = fail_if if isinstance(fail_if, Mapping) else {}
@@ -102,19 +105,19 @@ def _comparisons(limits: Mapping[str, JsonValue], report: Report, place: KeyPath
             yield parse_fail_if(metric, text, resolutions.get(metric))
         except SettingsError as problem:
             at_key = "unknown metric" in problem.message
-            report((*place, "fail_if", metric), f"compare: {problem.message}", problem.fix, at_key)
+            report((*key_path, "fail_if", metric), f"compare: {problem.message}", problem.fix, at_key)
     for metric in resolutions.keys() - known.keys():
         hint = "name it in fail_if as well, or take it out"
-        report((*place, "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
+        report((*key_path, "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
 
 
-def _allowed(names: JsonValue, report: Report, place: KeyPath) -> Iterator[str]:
+def _allowed(names: JsonValue, report: Report, key_path: KeyPath) -> Iterator[str]:
     for index, name in enumerate(names if isinstance(names, list) else ()):
         try:
             check_condition(str(name))
             yield str(name)
         except SettingsError as problem:
-            report((*place, index), f"compare.allow: {problem.message}", problem.fix, False)
+            report((*key_path, index), f"compare.allow: {problem.message}", problem.fix, False)
 
 
 def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -> dict[str, str]:
@@ -131,12 +134,12 @@ def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -
 
 def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `docker` says, with mounts as absolute paths; relative ones start at `directory`."""
-    said = section(DockerSettings, data, report, ("docker",))
-    found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
-    mounts = found.get("mounts")
+    checked = check_section(DockerSettings, data, report, ("docker",))
+    given: dict[str, JsonValue] = {key: value for key, value in checked.items() if value is not None}
+    mounts = given.get("mounts")
     if isinstance(mounts, list):
-        found["mounts"] = [str((directory / Path(str(place)).expanduser()).resolve()) for place in mounts]
-    return found
+        given["mounts"] = [str((directory / Path(str(mount)).expanduser()).resolve()) for mount in mounts]
+    return given
 
 
 def follow_residual_memory(allowed_bytes: int, docker: dict[str, JsonValue], thresholds: dict[str, float]) -> None:
@@ -154,16 +157,16 @@ def follow_residual_memory(allowed_bytes: int, docker: dict[str, JsonValue], thr
 
 def ray(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `ray` says, with local paths of its `runtime_env` made absolute, from `directory`."""
-    said = section(RaySettings, data, report, ("ray",))
-    found: dict[str, JsonValue] = {key: value for key, value in said.items() if value is not None}
-    environment = found.get("runtime_env")
+    checked = check_section(RaySettings, data, report, ("ray",))
+    settings: dict[str, JsonValue] = {key: value for key, value in checked.items() if value is not None}
+    environment = settings.get("runtime_env")
     if isinstance(environment, Mapping):
         given: dict[str, JsonValue] = {key: value for key, value in environment.items() if value is not None}
         for key in ("py_modules", "working_dir", "pip", "uv", "conda"):
             if key in given:
                 given[key] = _absolute(given[key], directory)
-        found["runtime_env"] = given
-    return found
+        settings["runtime_env"] = given
+    return settings
 
 
 def _absolute(value: JsonValue, directory: Path) -> JsonValue:
@@ -182,12 +185,14 @@ def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str
     inside = data.get("measurement")
     if isinstance(inside, Mapping) and "validity" in inside:
         rest["measurement"] = {key: value for key, value in inside.items() if key != "validity"}
-        limits.update(section(Thresholds, inside["validity"], report, ("measurement", "validity")))
+        limits.update(check_section(Thresholds, inside["validity"], report, ("measurement", "validity")))
     for key, value in data.items():
         if key == VALIDITY:
-            limits.update(section(Thresholds, value, report, (key,)))
+            limits.update(check_section(Thresholds, value, report, (key,)))
         elif key.startswith(f"{VALIDITY}."):
-            limits.update(section(Thresholds, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ()))
+            limits.update(
+                check_section(Thresholds, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ())
+            )
         else:
             continue
         del rest[key]
@@ -197,8 +202,8 @@ def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str
 def _at_key(key: str, report: Report) -> Report:
     """Problems below a dotted key, placed at it."""
 
-    def placed(place: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
-        report((key, *place[1:]), text, fix, at_key)
+    def placed(key_path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
+        report((key, *key_path[1:]), text, fix, at_key)
 
     return placed
 
@@ -226,8 +231,3 @@ def overridden(execution: Execution, overrides: Overrides) -> Execution:
     except BadValueError as problem:
         raise SettingsError(f"execution: {problem.text}", fix=problem.fix) from None
     return replace(execution, **changes)
-
-
-def problem_at(location: Location, text: str) -> Problem:
-    """A problem at a place already known."""
-    return Problem(location, text)

@@ -1,7 +1,7 @@
-"""The points of a sweep: enumerated in written order, filtered, named, and made unique.
+"""Expands a sweep into its points: enumerated in written order, filtered, named, and made unique.
 
-A sweep of many points costs little per point because nothing is worked out per point: settings are looked at per
-alternative, dormancy, exclusions and rules per combination of the axes that they concern.
+A sweep of many points costs little per point because almost nothing is computed per point: settings are checked per
+alternative; inactive settings, exclusions and rules per combination of the axes that they concern. The loader calls it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from typing import Any
 
 from pytest_llem.study.canonical import getter, same, section_of, with_engine_dtype, written_out
 from pytest_llem.study.document import KeyPath
-from pytest_llem.study.fields import FlatSettings
-from pytest_llem.study.flatten import apply
+from pytest_llem.study.fields import FlatSettings, apply
 from pytest_llem.study.model import SettingsSlice
 from pytest_llem.study.naming import digest, shorten
-from pytest_llem.study.rules import RULES
-from pytest_llem.study.server_rules import Rule
-from pytest_llem.study.slices import PINNED, Cluster, cluster_view, clusters, ordered_labels, section_axis, shared_view
+from pytest_llem.study.rules import RULES, Rule
+from pytest_llem.study.slices import (
+    PINNED,
+    Cluster,
+    cluster_slice,
+    clusters,
+    ordered_labels,
+    section_axis,
+    shared_slice,
+)
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
 
+# Chosen: ten times the ten thousand points of tests/benchmarks/collection.py; above it a study is a mistake.
 MAX_POINTS = 100_000
 
 Index = tuple[int, ...]
 
 
 class TooManyPointsError(Exception):
-    """The product of a sweep's axes is absurd; `count` is how large, `shape` says of what."""
+    """The sweep has more than `MAX_POINTS` points: `count`, the product of the axes in `shape`."""
 
     def __init__(self, count: int, shape: str) -> None:
         super().__init__(f"{count:,} points")
@@ -39,7 +46,7 @@ class TooManyPointsError(Exception):
 
 
 @dataclass(frozen=True)
-class Asleep:
+class InactiveSetting:
     """Where a setting that does nothing was written, and the engine whose section it is in, if any."""
 
     origin: KeyPath
@@ -48,13 +55,13 @@ class Asleep:
 
 @dataclass
 class Points:
-    """What a sweep comes to. Rejected points carry their id, reason and the place that decided."""
+    """The expanded sweep. Rejected points carry their id, the reason, and the key path of the setting that decided."""
 
     kept: list[tuple[str, tuple[SettingsSlice, ...]]] = field(default_factory=list)
     excluded: list[tuple[str, str, KeyPath]] = field(default_factory=list)
     invalid: list[tuple[str, str, KeyPath]] = field(default_factory=list)
     duplicates: list[tuple[str, str, KeyPath]] = field(default_factory=list)
-    asleep: dict[tuple[str, str], Asleep] = field(default_factory=dict)
+    inactive: dict[tuple[str, str], InactiveSetting] = field(default_factory=dict)
     unused_exclusions: list[Exclusion] = field(default_factory=list)
 
 
@@ -82,16 +89,16 @@ class Sweep:
     def points(self) -> Points:
         """Enumerate. Raises `TooManyPointsError` before it begins."""
         blocks = self._blocks()
-        found = Points()
+        points = Points()
         rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]] = []
         used: set[int] = set()
         for engine, pinned, fixed in blocks:
-            rows.extend(_Block(self, engine, pinned, fixed, found, used).rows())
+            rows.extend(_Block(self, engine, pinned, fixed, points, used).rows())
         if len(blocks) > 1:
             rows.sort(key=itemgetter(0))
-        self._unique(rows, found)
-        found.unused_exclusions = [e for index, e in enumerate(self.exclusions) if index not in used]
-        return found
+        self._unique(rows, points)
+        points.unused_exclusions = [e for index, e in enumerate(self.exclusions) if index not in used]
+        return points
 
     def _blocks(self) -> list[tuple[str, frozenset[int], dict[int, int]]]:
         """Per engine that the axes choose: the axes of other engines' sections, which do nothing there."""
@@ -103,10 +110,10 @@ class Sweep:
         total = 0
         for combination in itertools.product(*(range(len(self.axes[index].alternatives)) for index in deciders)):
             fixed = dict(zip(deciders, combination, strict=True))
-            leaves = {"engine": self.shared["engine"]}
+            flat = {"engine": self.shared["engine"]}
             for index, choice in fixed.items():
-                apply(leaves, tuple(s for s in self.axes[index].alternatives[choice].settings if s.path == "engine"))
-            engine = str(leaves["engine"])
+                apply(flat, tuple(s for s in self.axes[index].alternatives[choice].settings if s.path == "engine"))
+            engine = str(flat["engine"])
             pinned = frozenset(i for i, axis in enumerate(self.axes) if section_axis(axis) not in (None, engine))
             free = [i for i in range(len(self.axes)) if i not in pinned and i not in fixed]
             total += math.prod(len(self.axes[i].alternatives) for i in free)
@@ -131,26 +138,26 @@ class Sweep:
             labels = ordered_labels(parts)
         return shorten("-".join(labels)) or self.name
 
-    def _unique(self, rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]], found: Points) -> None:
+    def _unique(self, rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]], points: Points) -> None:
         seen: dict[tuple[str, ...], str] = {}
         names: set[str] = set()
         for index, name, parts in rows:
             key = tuple([part.key for part in parts])
             if key in seen:
-                found.duplicates.append((name, f"does the same as {seen[key]}", self._origin(index)))
+                points.duplicates.append((name, f"does the same as {seen[key]}", self._origin(index)))
                 continue
             if name in names:
                 name = f"{name}.{digest(list(key))}"
             names.add(name)
             seen[key] = name
-            found.kept.append((name, parts))
+            points.kept.append((name, parts))
 
     def _origin(self, index: Index) -> KeyPath:
         last = max((axis for axis, choice in enumerate(index) if choice != PINNED), default=None)
         return ("sweep",) if last is None else self.axes[last].alternatives[index[last]].origin
 
-    def place_of(self, paths: Sequence[str], index: Index) -> KeyPath:
-        """Where the first of `paths` that somebody set was set, for this point."""
+    def key_path_of(self, paths: Sequence[str], index: Index) -> KeyPath:
+        """Where the first of `paths` that is set for this point was written."""
         for path in paths:
             for axis, choice in enumerate(index):
                 if choice != PINNED:
@@ -169,18 +176,18 @@ class _Filter:
     answer: Callable[[Index], str | None]
     paths: tuple[str, ...]
     exclusion: int | None
-    known: dict[Any, str | None] = field(default_factory=dict)
+    answers: dict[Any, str | None] = field(default_factory=dict)
 
 
 class _Block:
     """The points of a sweep that run one engine."""
 
     def __init__(
-        self, sweep: Sweep, engine: str, pinned: frozenset[int], fixed: dict[int, int], found: Points, used: set[int]
+        self, sweep: Sweep, engine: str, pinned: frozenset[int], fixed: dict[int, int], points: Points, used: set[int]
     ) -> None:
         self.sweep = sweep
         self.engine = engine
-        self.found = found
+        self.points = points
         self.used = used
         self.choices = [
             (PINNED,) if i in pinned else (fixed[i],) if i in fixed else range(len(axis.alternatives))
@@ -193,62 +200,62 @@ class _Block:
     def rows(self) -> Iterator[tuple[Index, str, tuple[SettingsSlice, ...]]]:
         """Every point that passes the filters, with its index, id and parts."""
         sweep, engine = self.sweep, self.engine
-        static, asleep = shared_view(sweep._static, engine)
-        for path, why in asleep.items():
+        static, inactive = shared_slice(sweep._static, engine)
+        for path, why in inactive.items():
             origin = sweep.origins.get(path, ("sweep",))
-            self.found.asleep.setdefault((path, why), Asleep(origin, section_of(path)))
+            self.points.inactive.setdefault((path, why), InactiveSetting(origin, section_of(path)))
         parts_of: list[tuple[Callable[[Any], Any], Cluster, dict[Any, SettingsSlice]]] = [
             (_pick(cluster.axes), cluster, {}) for cluster in sweep.clusters
         ]
         filters = [check for check in self.filters if check.axes or check.answer(()) is not None]
         for index in itertools.product(*self.choices):
             parts = [static]
-            for pick, cluster, known in parts_of:
+            for pick, cluster, slices in parts_of:
                 sub = pick(index)
-                part = known.get(sub)
+                part = slices.get(sub)
                 if part is None:
-                    part = known[sub] = self._view(cluster, sub if isinstance(sub, tuple) else (sub,))
+                    part = slices[sub] = self._slice(cluster, sub if isinstance(sub, tuple) else (sub,))
                 parts.append(part)
             point = tuple(parts)
             if not self._rejected(filters, index, point):
                 yield index, sweep.name_of(point), point
 
-    def _view(self, cluster: Cluster, sub: Index) -> SettingsSlice:
-        found, asleep = cluster_view(cluster, self.sweep.chosen(cluster.axes, sub), self.sweep.shared, self.engine)
-        for path, why in asleep.items():
-            if (path, why) not in self.found.asleep:
+    def _slice(self, cluster: Cluster, sub: Index) -> SettingsSlice:
+        part, inactive = cluster_slice(cluster, self.sweep.chosen(cluster.axes, sub), self.sweep.shared, self.engine)
+        for path, why in inactive.items():
+            if (path, why) not in self.points.inactive:
                 index = [PINNED] * len(self.sweep.axes)
                 for axis, choice in zip(cluster.axes, sub, strict=True):
                     index[axis] = choice
-                origin = self.sweep.place_of([path], tuple(index))
-                self.found.asleep[path, why] = Asleep(origin, section_of(path))
-        return found
+                origin = self.sweep.key_path_of([path], tuple(index))
+                self.points.inactive[path, why] = InactiveSetting(origin, section_of(path))
+        return part
 
     def _rejected(self, filters: list[_Filter], index: Index, point: tuple[SettingsSlice, ...]) -> bool:
         for check in filters:
             sub = check.pick(index)
-            if sub in check.known:
-                reason = check.known[sub]
+            if sub in check.answers:
+                reason = check.answers[sub]
             else:
-                reason = check.known[sub] = check.answer(sub if isinstance(sub, tuple) else (sub,))
+                reason = check.answers[sub] = check.answer(sub if isinstance(sub, tuple) else (sub,))
             if reason is None:
                 continue
             name = self.sweep.name_of(point)
             if check.exclusion is None:
-                self.found.invalid.append((name, reason, self.sweep.place_of(check.paths, index)))
+                self.points.invalid.append((name, reason, self.sweep.key_path_of(check.paths, index)))
             else:
                 self.used.add(check.exclusion)
                 origin = self.sweep.exclusions[check.exclusion].origin
-                self.found.excluded.append((name, reason, origin))
+                self.points.excluded.append((name, reason, origin))
             return True
         return False
 
-    def _leaves(self, axes: Index, sub: Index) -> FlatSettings:
-        leaves = dict(self.sweep.shared)
+    def _flat_settings(self, axes: Index, sub: Index) -> FlatSettings:
+        flat = dict(self.sweep.shared)
         for _, alternative in self.sweep.chosen(axes, sub):
             if alternative is not None:
-                apply(leaves, alternative.settings)
-        return with_engine_dtype(written_out(leaves), self.engine)
+                apply(flat, alternative.settings)
+        return with_engine_dtype(written_out(flat), self.engine)
 
     def _axes_of(self, paths: Sequence[str]) -> Index:
         wanted = set(paths)
@@ -263,7 +270,7 @@ class _Block:
         axes = self._axes_of([path for path, _ in exclusion.conditions])
 
         def answer(sub: Index) -> str | None:
-            get = getter(self._leaves(axes, sub))
+            get = getter(self._flat_settings(axes, sub))
             if all(any(same(get(path), value) for value in values) for path, values in exclusion.conditions):
                 return "excluded"
             return None
@@ -274,7 +281,7 @@ class _Block:
         axes = self._axes_of(rule.paths)
 
         def answer(sub: Index) -> str | None:
-            refusal = rule.check(getter(self._leaves(axes, sub)))
+            refusal = rule.check(getter(self._flat_settings(axes, sub)))
             return f"{refusal.text} ({refusal.fix})" if refusal else None
 
         return _Filter(_pick(axes), axes, answer, rule.paths, None)
@@ -283,7 +290,9 @@ class _Block:
         for index in pinned:
             axis = self.sweep.axes[index]
             why = f"with engine {self.engine}"
-            self.found.asleep.setdefault((f"the sweep of {axis.name}", why), Asleep(axis.origin, section_axis(axis)))
+            self.points.inactive.setdefault(
+                (f"the sweep of {axis.name}", why), InactiveSetting(axis.origin, section_axis(axis))
+            )
 
 
 def _pick(axes: Index) -> Callable[[Any], Any]:

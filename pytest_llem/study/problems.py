@@ -1,4 +1,7 @@
-"""What is wrong with a study, where, and what to write instead."""
+"""Problems of a study file, each with its position and a remedy, and suggestions for misspelt names.
+
+Imports nothing that loading a study needs, because a loaded study holds locations and crosses to xdist workers.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from pathlib import Path
 
 from pytest_llem.errors import StudyError
 
+# Chosen: more than a terminal page of problems is read from the top after a fix anyway.
 MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its place, the key it concerns, what is wrong and what to do."""
+    """One thing that is wrong: its position in the file, what is wrong, and what to write instead."""
 
     location: Location
     text: str
@@ -81,7 +85,7 @@ def suggest_or_list(word: str, known: Iterable[str], limit: int = 12) -> str:
 
 @dataclass(frozen=True, order=True)
 class Location:
-    """A place in a file; line and column count from 1. Sorted by file, then position."""
+    """A position in a file; line and column count from 1. Sorted by file, then position."""
 
     file: str
     line: int = 1

@@ -12,13 +12,13 @@ from typing import Literal
 
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.job.config import Arrival, Lengths
-from pytest_llem.study.canonical import DORMANCIES, PRESETS
+from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
 from pytest_llem.study.engine_names import ENGINE_SECTIONS
 from pytest_llem.study.llenergymeasure.words import REFUSED, RENAMES
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
-from pytest_llem.study.schema import Compare, ExperimentSettings, StudyFile
+from pytest_llem.study.schema import Compare, ExperimentSettings, StudyDocument
 from pytest_llem.study.settings import UserFile
 
 HEAD = """# Configuration reference
@@ -27,7 +27,7 @@ Written from the models by `python -m pytest_llem.study.published`; do not edit.
 (`llem schema study`).
 """
 
-_STUDY_KEYS = [name for name in keys_of(StudyFile) if name not in keys_of(ExperimentSettings)]
+_STUDY_KEYS = [name for name in keys_of(StudyDocument) if name not in keys_of(ExperimentSettings)]
 
 
 def reference() -> str:
@@ -38,7 +38,7 @@ def reference() -> str:
 def _lines() -> Iterator[str]:
     yield HEAD
     yield "## The study\n"
-    yield from _table(StudyFile, only=_STUDY_KEYS)
+    yield from _table(StudyDocument, only=_STUDY_KEYS)
     for title, part in (
         ("execution", Execution),
         ("compare", Compare),
@@ -65,7 +65,7 @@ def _lines() -> Iterator[str]:
     for preset, settings in PRESETS.items():
         yield f"| `{preset}` | {', '.join(f'`{key}: {json.dumps(value)}`' for key, value in settings.items())} |"
     yield "\n## Dormant settings\n\nThese do nothing under a condition, and then do not count in `config_hash`.\n"
-    for rule in DORMANCIES:
+    for rule in INACTIVITY_RULES:
         yield f"- {', '.join(f'`{path}`' for path in rule.fields)}: {rule.because}"
     yield "\n## Settings of a user\n\n`llem/config.yaml` in the platform's config directory (on Linux `~/.config`).\n"
     yield from _table(UserFile)
@@ -136,7 +136,7 @@ def build_schema(which: Which) -> dict[str, object]:
     """The JSON Schema of a study file, or of a user's `config.yaml`."""
     if which == "config":
         return {"$schema": DIALECT, **model_of(UserFile).model_json_schema()}
-    schema: dict[str, object] = {"$schema": DIALECT, **model_of(StudyFile).model_json_schema()}
+    schema: dict[str, object] = {"$schema": DIALECT, **model_of(StudyDocument).model_json_schema()}
     schema["title"] = "pytest-llem study"
     _open_dotted_keys(schema)
     return schema

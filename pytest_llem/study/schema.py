@@ -126,7 +126,7 @@ class StudyMeasurement(MeasurementSettings):
 
 
 @dataclass(frozen=True)
-class StudyFile(SharedSettings, StudyHead):
+class StudyDocument(SharedSettings, StudyHead):
     """A study: shared settings, a sweep or explicit experiments, execution and gates."""
 
     model: Name | None = setting(

@@ -1,8 +1,7 @@
-"""Settings of a user and of a run: what each is, and who said so.
+"""Gathers the settings of a run from command line, environment, ini file and the user's file, each with its source.
 
-One precedence for all: command line, environment, ini file, study, user settings, default. A study stands above the
-user's file because it describes the experiment; the ini file and what is above it are said for this run, and win.
-The user's file is `llem/config.yaml` in the platform's config directory (on Linux `~/.config`).
+That order is the precedence, with the study between ini file and user's file: a study describes the experiment, and
+what is above it is set for this run. `llem/config.yaml` lies in the platform's config directory (on Linux `~/.config`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pytest_llem.study.problems import Problem, study_error, suggest_or_list
 Source = Literal["command line", "environment", "ini", "user settings", "default"]
 
 ABOVE_STUDY: tuple[Source, ...] = ("command line", "environment", "ini")
-"""What is said for this run, and so over what a study says."""
+"""Sources that apply to this run only, and so stand above the study."""
 
 ENVIRONMENT_PREFIX = "LLEM_"
 RUNNER_PREFIX = "LLEM_RUNNER_"
@@ -35,7 +34,7 @@ RESERVED_VARIABLES = (
     "LLEM_LEASE_DIR",
     "LLEM_POWERCAP_ROOT",
 )
-"""Variables that other parts read, and that are no settings of a run."""
+"""Variables that other modules read; they are no settings of a run."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ _EXECUTION = ("cycles", "order")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A value and who said so; `where` is the variable, option or place in a file."""
+class EffectiveSetting:
+    """The value of a setting and its source; `where` is the variable, the option or the position in a file."""
 
     name: str
     value: JsonValue
@@ -69,8 +68,8 @@ class Setting:
 class Settings:
     """All settings of a run. `execution` holds the user file's defaults for studies; pass it to `load_study`."""
 
-    values: Mapping[str, Setting]
-    runners: Mapping[str, Setting] = field(default_factory=dict)
+    values: Mapping[str, EffectiveSetting]
+    runners: Mapping[str, EffectiveSetting] = field(default_factory=dict)
     execution: Mapping[str, JsonValue] = field(default_factory=dict)
     user_file: Path | None = None
     unknown: tuple[str, ...] = ()
@@ -78,12 +77,12 @@ class Settings:
     def __getitem__(self, name: str) -> JsonValue:
         return self.values[name].value
 
-    def __iter__(self) -> Iterator[Setting]:
+    def __iter__(self) -> Iterator[EffectiveSetting]:
         yield from self.values.values()
         yield from self.runners.values()
 
     def overrides(self, fail_if: Mapping[str, str] | None = None) -> Overrides:
-        """What stands above a study: cycles and order said on the command line, in the environment or the ini file."""
+        """What stands above a study: cycles and order from the command line, the environment or the ini file."""
         above = {name: self.values[name].value for name in _EXECUTION if self.values[name].source in ABOVE_STUDY}
         cycles, order = above.get("cycles"), above.get("order")
         return Overrides(
@@ -107,20 +106,20 @@ def load_settings(
 ) -> Settings:
     """Gather the settings.
 
-    `command_line` and `ini` map setting names (`out`, `meter`, `cycles`, ...) to values, `None` or `""` where nobody
-    said anything; `path` is the user's file (default: `user_file()`; absent is fine). Raises `SettingsError`.
+    `command_line` and `ini` map setting names (`out`, `meter`, `cycles`, ...) to values, `None` or `""` where they are
+    not set; `path` is the user's file (default: `user_file()`; absent is fine). Raises `SettingsError`.
     """
     env = environment() if env is None else env
     file = user_file() if path is None else path
     document, own = _read_user_file(file, env)
     given: dict[Source, dict[str, tuple[object, str | None]]] = {
-        "command line": _said(command_line, "--llem-{}"),
+        "command line": _given(command_line, "--llem-{}"),
         "environment": {
             name: (env[variable], variable)
             for name in (*_PLAIN, *_EXECUTION)
             if env.get(variable := f"{ENVIRONMENT_PREFIX}{name.upper()}")
         },
-        "ini": _said(ini, "llem_{}"),
+        "ini": _given(ini, "llem_{}"),
         "user settings": {
             name: (value, str(document.locate((name,)))) for name, value in own.items() if document and name in _PLAIN
         },
@@ -140,23 +139,23 @@ def load_settings(
     )
 
 
-def _said(values: Mapping[str, object] | None, where: str) -> dict[str, tuple[object, str | None]]:
+def _given(values: Mapping[str, object] | None, where: str) -> dict[str, tuple[object, str | None]]:
     said = {name: value for name, value in (values or {}).items() if value is not None and value != ""}
     return {
         name: (value, where.format(name if "_" in where else name.replace("_", "-"))) for name, value in said.items()
     }
 
 
-def _first(name: str, given: Mapping[Source, Mapping[str, tuple[object, str | None]]]) -> Setting:
+def _first(name: str, given: Mapping[Source, Mapping[str, tuple[object, str | None]]]) -> EffectiveSetting:
     declaration = Execution if name in _EXECUTION else UserFile
-    for source, said in given.items():
-        if name in said:
-            value, where = said[name]
+    for source, values in given.items():
+        if name in values:
+            value, where = values[name]
             try:
-                return Setting(name, check(declaration, name, _typed(value)), source, where)
+                return EffectiveSetting(name, check(declaration, name, _typed(value)), source, where)
             except BadValueError as problem:
                 raise SettingsError(f"{where}: {name}: {problem.text}", fix=problem.fix) from None
-    return Setting(name, keys_of(declaration)[name].default, "default")
+    return EffectiveSetting(name, keys_of(declaration)[name].default, "default")
 
 
 def _typed(value: object) -> JsonValue:
@@ -180,39 +179,41 @@ def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None
         raise SettingsError(str(study_error(problem.problems, path))) from None
     problems: list[Problem] = []
 
-    def report(place: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
-        problems.append(Problem(document.locate(place, key=at_key), text, fix))
+    def report(key_path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
+        problems.append(Problem(document.locate(key_path, key=at_key), text, fix))
 
     own = {key: value for key, value in document.data.items() if key not in ("execution", "runners")}
-    found = {key: _plain(value) for key, value in parts.section(UserFile, own, report, ()).items()}
+    checked_values = {key: _plain(value) for key, value in parts.check_section(UserFile, own, report, ()).items()}
     if document.data.get("execution") is not None:
-        found["execution"] = parts.section(Execution, document.data["execution"], report, ("execution",))
+        checked_values["execution"] = parts.check_section(Execution, document.data["execution"], report, ("execution",))
     if document.data.get("runners") is not None:
-        checked = parts.section(UserFile, {"runners": document.data["runners"]}, report, ()).get("runners")
+        checked = parts.check_section(UserFile, {"runners": document.data["runners"]}, report, ()).get("runners")
         if isinstance(checked, Mapping):
             texts = {engine: str(spec) for engine, spec in checked.items()}
-            found["runners"] = dict(parts.runners(texts, engine_names(), report))
+            checked_values["runners"] = dict(parts.runners(texts, engine_names(), report))
     if problems:
         raise SettingsError(str(study_error(problems, path)))
-    return document, found
+    return document, checked_values
 
 
 def _plain(value: JsonValue) -> JsonValue:
     return str(value) if isinstance(value, PlaceholderText) else value
 
 
-def _runners(own: Mapping[str, JsonValue], document: Document | None, env: Mapping[str, str]) -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
-    theirs = own.get("runners")
-    if isinstance(theirs, Mapping) and document:
-        for engine, spec in theirs.items():
+def _runners(
+    own: Mapping[str, JsonValue], document: Document | None, env: Mapping[str, str]
+) -> dict[str, EffectiveSetting]:
+    runners: dict[str, EffectiveSetting] = {}
+    specs = own.get("runners")
+    if isinstance(specs, Mapping) and document:
+        for engine, spec in specs.items():
             where = str(document.locate(("runners", engine)))
-            found[engine] = Setting(f"runners.{engine}", spec, "user settings", where)
+            runners[engine] = EffectiveSetting(f"runners.{engine}", spec, "user settings", where)
     for engine in engine_names():
         variable = f"{RUNNER_PREFIX}{engine.upper()}"
         if env.get(variable):
-            found[engine] = Setting(f"runners.{engine}", env[variable], "environment", variable)
-    return found
+            runners[engine] = EffectiveSetting(f"runners.{engine}", env[variable], "environment", variable)
+    return runners
 
 
 def _unknown(env: Mapping[str, str]) -> Iterator[str]:

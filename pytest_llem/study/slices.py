@@ -1,4 +1,7 @@
-"""The parts of an experiment: which axes must be looked at together, and what each combination comes to."""
+"""Slices of experiments: which axes of a sweep decide together, and the settings of each of their combinations.
+
+`points` joins one slice per cluster to a point, so that equal combinations are computed once and share memory.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,21 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_llem.study.canonical import DORMANCIES, canonical, section_of, with_engine_dtype, written_out
+from pytest_llem.study.canonical import INACTIVITY_RULES, canonical, section_of, with_engine_dtype, written_out
 from pytest_llem.study.engine_names import ENGINE_SECTIONS
-from pytest_llem.study.fields import FlatSettings, defaults, keyword, table
-from pytest_llem.study.flatten import Clear, apply
+from pytest_llem.study.fields import Clear, FlatSettings, apply, defaults, keyword, table
 from pytest_llem.study.model import Keyword, SettingsSlice
 from pytest_llem.study.sweep import Alternative, Axis
 
 PINNED = -1
+"""The index of an axis that has no effect for a point's engine."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Axes whose settings wake or still each other, with every path that any of them may touch."""
+    """Axes whose settings may make each other inactive, with every path that any of them may change."""
 
     axes: tuple[int, ...]
     paths: frozenset[str]
@@ -33,7 +36,7 @@ def section_axis(axis: Axis) -> str | None:
 
 
 def touched(axis: Axis, shared: FlatSettings) -> frozenset[str]:
-    """The leaves that an axis may change: those it sets, and shared ones in a section that it clears."""
+    """The settings that an axis may change: those it sets, and shared ones in a section that it clears."""
     cleared = [s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)]
     below = {path for path in shared for section in cleared if path.startswith(f"{section}.")}
     below |= {path for path in shared for own in axis.paths if own not in table() and _nested(path, own)}
@@ -45,7 +48,7 @@ def _nested(one: str, other: str) -> bool:
 
 
 def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
-    """The axes in groups that share no dormancy; a group's paths include shared leaves that it decides on."""
+    """The axes in groups that share no inactivity rule; a group's paths include shared settings that it decides on."""
     paths = [touched(axis, shared) for axis in axes]
     group = list(range(len(axes)))
 
@@ -62,19 +65,19 @@ def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
         join(members)
         if members:
             decided.append((linked, members))
-    found: list[Cluster] = []
+    joined: list[Cluster] = []
     for target in sorted(set(group)):
         members = [index for index, current in enumerate(group) if current == target]
         own = frozenset().union(*(paths[index] for index in members))
         for linked, deciders in decided:
             if group[deciders[0]] == target:
                 own |= linked
-        found.append(Cluster(tuple(members), own))
-    return found
+        joined.append(Cluster(tuple(members), own))
+    return joined
 
 
 def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
-    yield from (frozenset(rule.linked) for rule in DORMANCIES)
+    yield from (frozenset(rule.linked) for rule in INACTIVITY_RULES)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
     dtypes = frozenset(("dtype", *(f"{engine}.dtype" for engine in ENGINE_SECTIONS)))
@@ -82,57 +85,57 @@ def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[f
         yield dtypes
 
 
-def view(kept: FlatSettings, spoken: FlatSettings, labels: tuple[tuple[int, str], ...]) -> SettingsSlice:
-    """A view from its canonical leaves and the leaves to be keywords."""
-    return SettingsSlice(_encode(sorted(kept.items())), kept, keywords(spoken), labels)
+def settings_slice(kept: FlatSettings, active: FlatSettings, labels: tuple[tuple[int, str], ...]) -> SettingsSlice:
+    """A slice from its canonical settings, the active ones that become keywords, and its labels."""
+    return SettingsSlice(_encode(sorted(kept.items())), kept, keywords(active), labels)
 
 
-def keywords(spoken: FlatSettings) -> dict[str, Keyword]:
+def keywords(active: FlatSettings) -> dict[str, Keyword]:
     """Marker keywords of scalar settings; floats as their text, nulls and nested values not at all."""
-    found: dict[str, Keyword] = {}
-    for path, value in spoken.items():
+    named: dict[str, Keyword] = {}
+    for path, value in active.items():
         if value is None or isinstance(value, (list, tuple, dict)):
             continue
         name = keyword(path)
         if name.isidentifier():
-            found[name] = repr(value) if isinstance(value, float) else value  # type: ignore[assignment]
-    return found
+            named[name] = repr(value) if isinstance(value, float) else value  # type: ignore[assignment]
+    return named
 
 
-def shared_view(leaves: FlatSettings, engine: str) -> tuple[SettingsSlice, dict[str, str]]:
-    """The view of settings that no axis touches, and those of them that do nothing."""
-    kept, asleep = canonical(leaves, engine)
-    return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), ()), asleep
+def shared_slice(flat: FlatSettings, engine: str) -> tuple[SettingsSlice, dict[str, str]]:
+    """The slice of settings that no axis changes, and those of them that do nothing."""
+    kept, inactive = canonical(flat, engine)
+    return settings_slice(kept, _active(with_engine_dtype(flat, engine), inactive), ()), inactive
 
 
-def cluster_view(
+def cluster_slice(
     cluster: Cluster, chosen: Iterable[tuple[int, Alternative | None]], shared: FlatSettings, engine: str
 ) -> tuple[SettingsSlice, dict[str, str]]:
-    """The view of one combination in a cluster, and the settings of it that do nothing."""
+    """The slice of one combination in a cluster, and the settings of it that do nothing."""
     picked = list(chosen)
-    leaves = {path: shared[path] for path in cluster.paths if path in shared}
+    flat = {path: shared[path] for path in cluster.paths if path in shared}
     for _, alternative in picked:
         if alternative is not None:
-            apply(leaves, alternative.settings)
-    kept, asleep = canonical(leaves, engine)
+            apply(flat, alternative.settings)
+    kept, inactive = canonical(flat, engine)
     labels = tuple(
         (axis, alternative.label)
         for axis, alternative in picked
-        if alternative is not None and not _all_asleep(alternative, asleep)
+        if alternative is not None and not _all_inactive(alternative, inactive)
     )
-    return view(kept, _spoken(with_engine_dtype(leaves, engine), asleep), labels), asleep
+    return settings_slice(kept, _active(with_engine_dtype(flat, engine), inactive), labels), inactive
 
 
-def _spoken(leaves: FlatSettings, asleep: dict[str, str]) -> FlatSettings:
-    merged = {**leaves, **written_out(leaves)} if "decoding.preset" in leaves else leaves
-    return {path: value for path, value in merged.items() if path not in asleep}
+def _active(flat: FlatSettings, inactive: dict[str, str]) -> FlatSettings:
+    merged = {**flat, **written_out(flat)} if "decoding.preset" in flat else flat
+    return {path: value for path, value in merged.items() if path not in inactive}
 
 
-def _all_asleep(alternative: Alternative, asleep: dict[str, str]) -> bool:
-    return bool(asleep and alternative.settings) and all(setting.path in asleep for setting in alternative.settings)
+def _all_inactive(alternative: Alternative, inactive: dict[str, str]) -> bool:
+    return bool(inactive and alternative.settings) and all(setting.path in inactive for setting in alternative.settings)
 
 
 def ordered_labels(parts: Iterable[SettingsSlice]) -> Iterator[str]:
-    """The labels of several views in the order of their axes."""
+    """The labels of several slices in the order of their axes."""
     for _, label in sorted(label for part in parts for label in part.labels):
         yield label

@@ -1,4 +1,7 @@
-"""The files of a study: the file itself and the chain of its bases, merged, with every place known."""
+"""Reads the files of a study, the file itself and the chain of its bases, and merges their data.
+
+The loader reports problems through `Sources`, which knows the file and position of every key.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pytest_llem.study.llenergymeasure.translate import document_words, translat
 from pytest_llem.study.llenergymeasure.words import MARKS
 from pytest_llem.study.problems import Location, Problem
 
+# Chosen: far beyond any chain of shared settings that a reader could follow.
 MAX_BASES = 32
 
 
@@ -34,13 +38,13 @@ class Sources:
     def locate_setting(self, path: str) -> Location:
         """Where the setting with a dotted path was written: shared, swept or in an experiment; else the beginning."""
         nested: KeyPath = tuple(path.split("."))
-        places: list[KeyPath] = [nested, (path,), ("sweep", path)]
+        candidates: list[KeyPath] = [nested, (path,), ("sweep", path)]
         experiments = self.data.get("experiments")
         count = len(experiments) if isinstance(experiments, list) else 0
-        places += [("experiments", index, *rest) for index in range(count) for rest in (nested, (path,))]
-        for place in places:
-            if any(document.holds(place) for document in self.documents):
-                return self.locate(place, key=True)
+        candidates += [("experiments", index, *rest) for index in range(count) for rest in (nested, (path,))]
+        for key_path in candidates:
+            if any(document.holds(key_path) for document in self.documents):
+                return self.locate(key_path, key=True)
         return self.documents[0].locate(())
 
     def report(self, path: KeyPath, text: str, fix: str | None = None, at_key: bool = False) -> None:
@@ -67,10 +71,10 @@ def _read(
     entries = [(("base",), bases)] if not isinstance(bases, list) else [(("base", i), b) for i, b in enumerate(bases)]
     merged: dict[str, JsonValue] = {}
     chain = (*chain, _resolved(path))
-    for place, base in entries:
+    for key_path, base in entries:
         if base is None and bases is None:
             continue
-        where = document.locate(place)
+        where = document.locate(key_path)
         if not isinstance(base, str) or not base:
             problems.append(Problem(where, f"base: expected a file name, got {kind(base)}", "write base: common.yaml"))
             continue

@@ -1,4 +1,7 @@
-"""From the `sweep` of a study to axes: alternatives that each make some settings."""
+"""Reads the `sweep` and `exclude` of a study into axes, whose alternatives each make some settings.
+
+The loader calls it. A range like `{range: [1, 64], scale: log2}` or `{linspace: [0.1, 0.9, 5]}` becomes its numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,8 @@ from dataclasses import dataclass
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.document import KeyPath, kind
-from pytest_llem.study.fields import Field, keyword
-from pytest_llem.study.flatten import CLEAR, Clear, Report, Setting, settings_at
+from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
-from pytest_llem.study.ranges import MAX_NUMBERS, BadRangeError, is_range, numbers
 
 _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"
 
@@ -22,14 +23,14 @@ _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"
 class Alternative:
     """One choice on an axis: the settings it makes, and its part of an id."""
 
-    settings: tuple[Setting, ...]
+    settings: tuple[WrittenSetting, ...]
     label: str
     origin: KeyPath
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a sweep. `paths` are all leaves that some alternative sets or clears."""
+    """One dimension of a sweep. `paths` are all settings that some alternative sets or clears."""
 
     name: str
     alternatives: tuple[Alternative, ...]
@@ -46,28 +47,30 @@ def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath =
     return axes
 
 
-def _axes(path: str, value: JsonValue, report: Report, place: KeyPath) -> list[Axis]:
+def _axes(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[Axis]:
     item = fields.find(path)
     if isinstance(value, list) and _is_group(path, item, value):
-        return _one(_group(path, value, report, place), path, place)
+        return _single_axis(_group(path, value, report, key_path), path, key_path)
     if item is None:
         hint = fields.suggest_path(path)
         if isinstance(value, list) and value and all(isinstance(entry, Mapping) or entry is None for entry in value):
             hint = "a named group is a list of mappings of settings"
-        report(place, f"sweep: unknown setting {path!r}", hint, True)
+        report(key_path, f"sweep: unknown setting {path!r}", hint, True)
         return []
     if item.kind != "leaf" and isinstance(value, Mapping) and not is_range(value) and path == item.path:
         if not value:
-            report(place, f"sweep: {path} is empty", _LIST_HINT, True)
-        return [axis for key, inner in value.items() for axis in _axes(f"{path}.{key}", inner, report, (*place, key))]
-    return _one(_plain(item, path, value, report, place), path, place)
+            report(key_path, f"sweep: {path} is empty", _LIST_HINT, True)
+        return [
+            axis for key, inner in value.items() for axis in _axes(f"{path}.{key}", inner, report, (*key_path, key))
+        ]
+    return _single_axis(_plain(item, path, value, report, key_path), path, key_path)
 
 
-def _one(alternatives: Sequence[Alternative], name: str, place: KeyPath) -> list[Axis]:
+def _single_axis(alternatives: Sequence[Alternative], name: str, key_path: KeyPath) -> list[Axis]:
     if not alternatives:
         return []
     paths = frozenset(setting.path for alternative in alternatives for setting in alternative.settings)
-    return [Axis(name, tuple(alternatives), place, paths)]
+    return [Axis(name, tuple(alternatives), key_path, paths)]
 
 
 def _is_group(path: str, item: Field | None, value: list[JsonValue]) -> bool:
@@ -79,72 +82,72 @@ def _is_group(path: str, item: Field | None, value: list[JsonValue]) -> bool:
     return any(fields.find(f"{path}.{key}") is None and fields.find(key) is not None for key in keys)
 
 
-def _plain(item: Field, path: str, value: JsonValue, report: Report, place: KeyPath) -> list[Alternative]:
-    found: list[Alternative] = []
-    for where, entry in _values(item, value, report, place):
+def _plain(item: Field, path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[Alternative]:
+    alternatives: list[Alternative] = []
+    for where, entry in _values(item, value, report, key_path):
         settings = settings_at(item, path, entry, report, where)
         is_nothing = item.kind != "leaf" and isinstance(entry, Mapping) and not entry
         if not settings and not is_nothing:
             continue
-        found.append(Alternative(tuple(settings), _label(item, path, settings), where))
-    return found
+        alternatives.append(Alternative(tuple(settings), _label(item, path, settings), where))
+    return alternatives
 
 
-def _label(item: Field, path: str, settings: Sequence[Setting]) -> str:
+def _label(item: Field, path: str, settings: Sequence[WrittenSetting]) -> str:
     if item.kind == "leaf" or (path != item.path and settings and settings[0].path == path):
         return f"{keyword(path)}:{text_of(_shown(settings[0]))}"
     inner = "-".join(f"{keyword(s.path)}:{text_of(_shown(s))}" for s in settings if s.value is not CLEAR)
     return inner or f"{path.rpartition('.')[2]}:none"
 
 
-def _shown(setting: Setting) -> JsonValue:
+def _shown(setting: WrittenSetting) -> JsonValue:
     return None if isinstance(setting.value, Clear) else setting.value
 
 
-def _values(item: Field, value: JsonValue, report: Report, place: KeyPath) -> list[tuple[KeyPath, JsonValue]]:
-    """The values of an axis, each with its place: a list's items, a range's numbers, or the value itself."""
+def _values(item: Field, value: JsonValue, report: Report, key_path: KeyPath) -> list[tuple[KeyPath, JsonValue]]:
+    """The values of an axis, each with its key path: a list's items, a range's numbers, or the value itself."""
     if isinstance(value, list):
         if not value:
-            report(place, f"sweep: {'.'.join(map(str, place[1:]))} has no values", _LIST_HINT, False)
+            report(key_path, f"sweep: {'.'.join(map(str, key_path[1:]))} has no values", _LIST_HINT, False)
             return []
         if item.takes_list and not any(isinstance(entry, list) or entry is None for entry in value):
-            return [(place, value)]
-        found: list[tuple[KeyPath, JsonValue]] = []
+            return [(key_path, value)]
+        values: list[tuple[KeyPath, JsonValue]] = []
         for index, entry in enumerate(value):
-            found.extend(_expanded(entry, report, (*place, index)))
-        return found
-    return _expanded(value, report, place)
+            values.extend(_expanded(entry, report, (*key_path, index)))
+        return values
+    return _expanded(value, report, key_path)
 
 
-def _expanded(entry: JsonValue, report: Report, place: KeyPath) -> list[tuple[KeyPath, JsonValue]]:
+def _expanded(entry: JsonValue, report: Report, key_path: KeyPath) -> list[tuple[KeyPath, JsonValue]]:
     if not isinstance(entry, Mapping) or not is_range(entry):
-        return [(place, entry)]
+        return [(key_path, entry)]
     try:
-        return [(place, number) for number in numbers(entry)]
+        return [(key_path, number) for number in numbers(entry)]
     except BadRangeError as problem:
-        report(place, f"sweep: {problem.text}", problem.fix, False)
+        report(key_path, f"sweep: {problem.text}", problem.fix, False)
         return []
 
 
-def _group(name: str, value: list[JsonValue], report: Report, place: KeyPath) -> list[Alternative]:
-    found: list[Alternative] = []
+def _group(name: str, value: list[JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
+    alternatives: list[Alternative] = []
     for index, entry in enumerate(value):
-        where = (*place, index)
+        where = (*key_path, index)
         if not isinstance(entry, Mapping):
             report(where, f"sweep: group {name}: expected a mapping of settings, got {kind(entry)}", None, False)
             continue
-        found.extend(_group_entry(name, entry, report, where))
-    return found
+        alternatives.extend(_group_entry(name, entry, report, where))
+    return alternatives
 
 
-def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, place: KeyPath) -> list[Alternative]:
-    choices: list[list[tuple[list[Setting], str]]] = []
-    for path, value, where in _spread(entry, place, ""):
+def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
+    choices: list[list[tuple[list[WrittenSetting], str]]] = []
+    for path, value, where in _spread(entry, key_path, ""):
         item = fields.find(path)
         if item is None:
             report(where, f"sweep: group {name}: unknown setting {path!r}", fields.suggest_path(path), True)
             continue
-        options: list[tuple[list[Setting], str]] = []
+        options: list[tuple[list[WrittenSetting], str]] = []
         for at, single in _values(item, value, report, where):
             settings = settings_at(item, path, single, report, at)
             if settings:
@@ -153,13 +156,13 @@ def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, plac
             choices.append(options)
     count = math.prod(len(options) for options in choices)
     if count > MAX_NUMBERS:
-        report(place, f"sweep: group {name}: {count:,} alternatives", f"keep them under {MAX_NUMBERS:,}", False)
+        report(key_path, f"sweep: group {name}: {count:,} alternatives", f"keep them under {MAX_NUMBERS:,}", False)
         return []
     return [
         Alternative(
             tuple(setting for settings, _ in combination for setting in settings),
             "-".join(label for _, label in combination) or f"{keyword_of_group(name)}:none",
-            place,
+            key_path,
         )
         for combination in itertools.product(*choices)
     ]
@@ -170,16 +173,16 @@ def keyword_of_group(name: str) -> str:
     return text_of(name.rpartition(".")[2])
 
 
-def _spread(entry: Mapping[str, JsonValue], place: KeyPath, above: str) -> Iterable[tuple[str, JsonValue, KeyPath]]:
-    """The leaves of a group's entry; a nested mapping of a section is walked, so that lists inside it expand."""
+def _spread(entry: Mapping[str, JsonValue], key_path: KeyPath, above: str) -> Iterable[tuple[str, JsonValue, KeyPath]]:
+    """The settings of a group's entry; a nested mapping of a section is walked, so that lists inside it expand."""
     for key, value in entry.items():
         path = f"{above}{key}"
         item = fields.find(path)
         nested = item is not None and item.kind != "leaf" and item.path == path
         if nested and isinstance(value, Mapping) and value and not is_range(value):
-            yield from _spread(value, (*place, key), f"{path}.")
+            yield from _spread(value, (*key_path, key), f"{path}.")
         else:
-            yield path, value, (*place, key)
+            yield path, value, (*key_path, key)
 
 
 def _check_overlap(axes: Sequence[Axis], report: Report) -> None:
@@ -197,9 +200,9 @@ def _check_overlap(axes: Sequence[Axis], report: Report) -> None:
 def _holder(path: str, owner: Mapping[str, Axis]) -> Axis | None:
     parts = path.split(".")
     for length in range(1, len(parts) + 1):
-        found = owner.get(".".join(parts[:length]))
-        if found is not None:
-            return found
+        axis = owner.get(".".join(parts[:length]))
+        if axis is not None:
+            return axis
     return next((axis for known, axis in owner.items() if known.startswith(f"{path}.")), None)
 
 
@@ -221,22 +224,22 @@ def parse_exclude(data: JsonValue, report: Report, origin: KeyPath = ("exclude",
     if not isinstance(data, list):
         report(origin, f"exclude: expected a list of mappings, got {kind(data)}", "write - {dtype: float32}", False)
         return []
-    found: list[Exclusion] = []
+    exclusions: list[Exclusion] = []
     for index, entry in enumerate(data):
-        place = (*origin, index)
+        key_path = (*origin, index)
         if not isinstance(entry, Mapping) or not entry:
             report(
-                place, f"exclude: expected a mapping of settings, got {kind(entry)}", "write {dtype: float32}", False
+                key_path, f"exclude: expected a mapping of settings, got {kind(entry)}", "write {dtype: float32}", False
             )
             continue
-        found.append(Exclusion(tuple(_conditions(entry, report, place)), place))
-    return found
+        exclusions.append(Exclusion(tuple(_conditions(entry, report, key_path)), key_path))
+    return exclusions
 
 
 def _conditions(
-    entry: Mapping[str, JsonValue], report: Report, place: KeyPath
+    entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath
 ) -> Iterable[tuple[str, tuple[JsonValue, ...]]]:
-    for path, value, where in _spread(entry, place, ""):
+    for path, value, where in _spread(entry, key_path, ""):
         item = fields.find(path)
         if item is None:
             report(where, f"exclude: unknown setting {path!r}", fields.suggest_path(path), True)
@@ -255,3 +258,98 @@ def _conditions(
                 s.value for s in settings_at(item, path, single, report, at) if not isinstance(s.value, Clear)
             )
         yield path, tuple(values)
+
+
+# Chosen: as many values as a sweep may have points.
+MAX_NUMBERS = 100_000
+
+_KEYS = {"range", "scale", "linspace"}
+
+
+class BadRangeError(Exception):
+    """A range that cannot be expanded; `fix` says what to write."""
+
+    def __init__(self, text: str, fix: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.fix = fix
+
+
+def is_range(value: JsonValue) -> bool:
+    """Whether a value is a range rather than a plain mapping."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and ("range" in value or "linspace" in value)
+        and value.keys() <= _KEYS
+    )
+
+
+def numbers(value: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """The numbers of a range, both ends included. Raises `BadRangeError`."""
+    if "linspace" in value:
+        if "range" in value or "scale" in value:
+            raise BadRangeError("linspace stands alone", "write {linspace: [start, stop, count]}")
+        return _linspace(value["linspace"])
+    scale = value.get("scale", "linear")
+    if scale == "log2":
+        return _powers(value["range"])
+    if scale != "linear":
+        raise BadRangeError(f"unknown scale {scale!r}", "use log2, or leave scale out")
+    return _steps(value["range"])
+
+
+def _floats(value: JsonValue, low: int, high: int, form: str) -> list[int | float]:
+    if not isinstance(value, list) or not low <= len(value) <= high:
+        raise BadRangeError("a range needs numbers", f"write {form}")
+    accepted: list[int | float] = []
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, (int, float)) or abs(item) > 1e15:
+            raise BadRangeError(f"{item!r} is not a number that a range can use", f"write {form}")
+        accepted.append(item)
+    return accepted
+
+
+def _limit(count: float) -> int:
+    if count > MAX_NUMBERS:
+        raise BadRangeError(f"the range has {count:,.0f} values, more than {MAX_NUMBERS:,}", "use a larger step")
+    return int(count)
+
+
+def _tidy(value: float) -> float:
+    return float(f"{value:.12g}")
+
+
+def _steps(value: JsonValue) -> list[JsonValue]:
+    parts = _floats(value, 2, 3, "{range: [start, stop, step]}")
+    start, stop = parts[0], parts[1]
+    step = parts[2] if len(parts) == 3 else (1 if stop >= start else -1)
+    if step == 0 or (stop - start) * step < 0:
+        raise BadRangeError(f"a step of {step} never gets from {start} to {stop}", "turn the sign of the step")
+    count = _limit(math.floor((stop - start) / step + 1e-9) + 1)
+    if all(isinstance(part, int) for part in (start, step)):
+        return [start + index * step for index in range(count)]
+    return [_tidy(start + index * step) for index in range(count)]
+
+
+def _powers(value: JsonValue) -> list[JsonValue]:
+    start, stop = _floats(value, 2, 2, "{range: [1, 64], scale: log2}")
+    if start <= 0 or stop < start:
+        raise BadRangeError(f"no powers of two from {start} to {stop}", "write {range: [1, 64], scale: log2}")
+    first, last = math.ceil(math.log2(start) - 1e-12), math.floor(math.log2(stop) + 1e-12)
+    if last < first:
+        raise BadRangeError(f"no power of two lies from {start} to {stop}", "widen the range")
+    whole = first >= 0 and isinstance(start, int)
+    return [2**power if whole else float(2.0**power) for power in range(first, last + 1)]
+
+
+def _linspace(value: JsonValue) -> list[JsonValue]:
+    form = "{linspace: [start, stop, count]}"
+    start, stop, count = _floats(value, 3, 3, form)
+    if not isinstance(count, int) or count < 2:
+        raise BadRangeError(f"{count!r} is not a count of 2 or more", f"write {form}")
+    size = _limit(count)
+    spread: list[JsonValue] = [_tidy(start + (stop - start) * index / (size - 1)) for index in range(size)]
+    if isinstance(start, int) and isinstance(stop, int) and all(float(item).is_integer() for item in spread):  # type: ignore[arg-type]
+        return [int(item) for item in spread]  # type: ignore[arg-type]
+    return spread

@@ -205,7 +205,7 @@ def test_the_same_study_is_split_the_same_by_each_load(uneven: Study) -> None:
 
 
 def test_more_tokens_and_smaller_batches_take_longer(uneven: Study, tmp_path: Path) -> None:
-    by_tokens = {one.leaves.get("workload.output_tokens", 64): estimate_s(one) for one in uneven.experiments}
+    by_tokens = {one.flat_settings.get("workload.output_tokens", 64): estimate_s(one) for one in uneven.experiments}
     assert by_tokens[4000] > by_tokens[2000] > by_tokens[1000] > by_tokens[16]
     path = tmp_path / "batches.yaml"
     path.write_text("model: builtin:tiny-llama\nsweep: {transformers.batch_size: [1, 32]}\n")

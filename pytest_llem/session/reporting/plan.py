@@ -80,7 +80,7 @@ def _devices(study: Study, engine: str) -> str:
 
 
 def _wanted(experiment: Experiment) -> int:
-    get = getter(experiment.leaves)
+    get = getter(experiment.flat_settings)
     return parallel_product(lambda name: get(f"{experiment.engine}.{name}"))
 
 
@@ -109,7 +109,7 @@ def _memory(study: Study) -> Iterator[str]:
     for experiment in study.experiments:
         if engine_info(experiment.engine).serves_over_http:
             continue
-        get = getter(experiment.leaves)
+        get = getter(experiment.flat_settings)
         key = (experiment.engine, *(repr(get(path)) for path in settings_that_matter(experiment.engine)))
         estimate = estimates.get(key)
         if estimate is None:
@@ -132,7 +132,7 @@ def _memory(study: Study) -> Iterator[str]:
 
 
 def _estimate(study: Study, experiment: Experiment) -> Footprint | str:
-    get = getter(experiment.leaves)
+    get = getter(experiment.flat_settings)
     revision = get(f"{experiment.engine}.revision") or get("revision")
     try:
         facts = model_facts(experiment.model, study.path.parent, str(revision) if revision is not None else None)
@@ -215,7 +215,7 @@ def _windows_s(study: Study) -> float:
     """Seconds of the idle and measure windows of one cycle of every experiment."""
     total = 0.0
     for experiment in study.experiments:
-        get = getter(experiment.leaves)
+        get = getter(experiment.flat_settings)
         for path in ("measurement.min_duration_s", "measurement.idle.duration_s"):
             value = get(path)
             total += value if isinstance(value, (int, float)) else 0.0

@@ -1,4 +1,4 @@
-"""Reading LLenergyMeasure's study and experiment files: its words become this project's, with their places kept.
+"""Translates LLenergyMeasure's study and experiment files into this project's settings, with their positions kept.
 
 Only what a file says is translated, with the meaning that it has there; what it leaves out has this project's
 defaults.
@@ -36,7 +36,7 @@ _OLD_WARMUP = (
 def translate(document: Document) -> list[Problem]:
     """Rewrite `document.data` where it uses older words, and record in `document.moved` where each was written.
 
-    Returns what has no counterpart, with its place.
+    Returns what has no counterpart, with its key_path.
     """
     work = _Translator(document)
     data = work.study(document.data)
@@ -91,19 +91,19 @@ class _Translator:
         return [self._entry(entry, index) if isinstance(entry, Mapping) else entry for index, entry in enumerate(value)]
 
     def _entry(self, entry: Mapping[str, JsonValue], index: int) -> dict[str, JsonValue]:
-        place: KeyPath = ("experiments", index)
+        key_path: KeyPath = ("experiments", index)
         if isinstance(entry.get("runners"), Mapping):
             self.changed = True
-            self._runners(entry["runners"], (*place, "runners"))
-        return self.settings({key: value for key, value in entry.items() if key != "runners"}, place, place)
+            self._runners(entry["runners"], (*key_path, "runners"))
+        return self.settings({key: value for key, value in entry.items() if key != "runners"}, key_path, key_path)
 
-    def _runners(self, value: JsonValue, place: KeyPath) -> None:
+    def _runners(self, value: JsonValue, key_path: KeyPath) -> None:
         if not isinstance(value, Mapping):
             return
         for engine, spec in value.items():
             new = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}.get(engine, engine)
-            self.changed |= new != engine or place != ("runners",)
-            self.moved[("runners", new)] = (*place, engine)
+            self.changed |= new != engine or key_path != ("runners",)
+            self.moved[("runners", new)] = (*key_path, engine)
             self.runners[new] = spec
 
     def settings(self, data: Mapping[str, JsonValue], new: KeyPath, old: KeyPath) -> dict[str, JsonValue]:
@@ -117,26 +117,26 @@ class _Translator:
     ) -> None:
         for key, value in data.items():
             word = _word(f"{above}.{key}" if above else key)
-            place = (*old, key)
+            key_path = (*old, key)
             if not above and key in _RAW:
                 out[key] = value
             elif word == "passthrough_kwargs" and isinstance(value, Mapping):
-                self._emit(f"{_engine(data)}.extra", value, out, new, place)
+                self._emit(f"{_engine(data)}.extra", value, out, new, key_path)
             elif isinstance(value, Mapping) and _is_old_warmup(word, value):
                 for path, inner, part in _warmup(value):
-                    self._emit(path, inner, out, new, (*place, part))
+                    self._emit(path, inner, out, new, (*key_path, part))
             elif isinstance(value, Mapping) and word in REFUSED and word not in _CONTAINERS:
-                self._refuse(word, place)
+                self._refuse(word, key_path)
             elif word == "baseline" and isinstance(value, Mapping) and value.get("enabled") is False:
-                self._emit("measurement.idle.duration_s", 0, out, new, (*place, "enabled"))
+                self._emit("measurement.idle.duration_s", 0, out, new, (*key_path, "enabled"))
             elif isinstance(value, Mapping) and value and (word in _CONTAINERS or _goes_deeper(word)):
-                self._walk(value, word, out, new, place)
+                self._walk(value, word, out, new, key_path)
             else:
-                for path, inner in self._take(word, value, data, place):
-                    self._emit(path, inner, out, new, place)
+                for path, inner in self._take(word, value, data, key_path):
+                    self._emit(path, inner, out, new, key_path)
 
     def _take(
-        self, word: str, value: JsonValue, siblings: Mapping[str, JsonValue], place: KeyPath
+        self, word: str, value: JsonValue, siblings: Mapping[str, JsonValue], key_path: KeyPath
     ) -> list[tuple[str, JsonValue]]:
         """One word in this project's words: no, one or several settings."""
         if word == "transformers.torch_compile" and value is True:
@@ -147,17 +147,17 @@ class _Translator:
             self.changed = True
             return []
         if word in REFUSED:
-            self._refuse(word, place)
+            self._refuse(word, key_path)
             return []
         self.samples |= word.partition(".")[2].rpartition(".")[2] in _IMPLY_SAMPLING and word in RENAMES
         return [(path, convert(value)) for path, convert in RENAMES.get(word, ((word, lambda same: same),))]
 
-    def _refuse(self, word: str, place: KeyPath) -> None:
-        written = ".".join(part for part in place if isinstance(part, str))
-        where = self.document.locate(place, key=True)
+    def _refuse(self, word: str, key_path: KeyPath) -> None:
+        written = ".".join(part for part in key_path if isinstance(part, str))
+        where = self.document.locate(key_path, key=True)
         self.problems.append(Problem(where, f"{written} has no counterpart here", REFUSED[word]))
 
-    def _emit(self, path: str, value: JsonValue, out: dict[str, JsonValue], new: KeyPath, place: KeyPath) -> None:
+    def _emit(self, path: str, value: JsonValue, out: dict[str, JsonValue], new: KeyPath, key_path: KeyPath) -> None:
         *above, last = path.split(".")
         level = out
         for part in above:
@@ -166,18 +166,18 @@ class _Translator:
                 inner = level[part] = {}
             level = inner
         target = (*new, *above, last)
-        if target != place:
+        if target != key_path:
             self.changed = True
             if last in level and level[last] != value:
-                text = f"{'.'.join(str(p) for p in place)} sets {path}, which is set already"
-                self.problems.append(Problem(self.document.locate(place, key=True), text, f"keep one, as {path}"))
-            self.moved[target] = place
+                text = f"{'.'.join(str(p) for p in key_path)} sets {path}, which is set already"
+                self.problems.append(Problem(self.document.locate(key_path, key=True), text, f"keep one, as {path}"))
+            self.moved[target] = key_path
         level[last] = value
 
-    def _sweep(self, data: Mapping[str, JsonValue], place: KeyPath, above: str = "") -> dict[str, JsonValue]:
+    def _sweep(self, data: Mapping[str, JsonValue], key_path: KeyPath, above: str = "") -> dict[str, JsonValue]:
         out: dict[str, JsonValue] = {}
         for key, value in data.items():
-            word, at = _word(f"{above}{key}"), (*place, key)
+            word, at = _word(f"{above}{key}"), (*key_path, key)
             if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
                 out[word] = [self._flat(entry, (*at, i)) for i, entry in enumerate(value) if isinstance(entry, Mapping)]
                 self._note(word, at)
@@ -187,33 +187,33 @@ class _Translator:
                 self._axis(word, _range(value), out, at)
         return out
 
-    def _axis(self, word: str, value: JsonValue, out: dict[str, JsonValue], place: KeyPath) -> None:
+    def _axis(self, word: str, value: JsonValue, out: dict[str, JsonValue], key_path: KeyPath) -> None:
         if word in REFUSED and word not in HARMLESS:
-            self._refuse(word, place)
+            self._refuse(word, key_path)
             return
         targets = RENAMES.get(word)
         values = value if isinstance(value, list) else [value]
         self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING and targets is not None
         if word == "transformers.torch_compile":
             out["transformers.compile.mode"] = ["default" if item is True else None for item in values]
-            self._note("transformers.compile.mode", place)
+            self._note("transformers.compile.mode", key_path)
         elif targets is None:
             out[word] = value
-            self._note(word, place)
+            self._note(word, key_path)
         elif len(targets) == 1:
             path, convert = targets[0]
             out[path] = [convert(item) for item in value] if isinstance(value, list) else convert(value)
-            self._note(path, place)
+            self._note(path, key_path)
         else:
             out[word] = [{path: convert(item) for path, convert in targets} for item in values]
             self.changed = True
 
-    def _note(self, path: str, place: KeyPath) -> None:
-        if ("sweep", path) != place:
+    def _note(self, path: str, key_path: KeyPath) -> None:
+        if ("sweep", path) != key_path:
             self.changed = True
-            self.moved[("sweep", path)] = place
+            self.moved[("sweep", path)] = key_path
 
-    def _flat(self, entry: Mapping[str, JsonValue], place: KeyPath) -> dict[str, JsonValue]:
+    def _flat(self, entry: Mapping[str, JsonValue], key_path: KeyPath) -> dict[str, JsonValue]:
         """A mapping of dotted paths in a group or an exclusion, rewritten word by word."""
         out: dict[str, JsonValue] = {}
         for key, value in entry.items():
@@ -221,13 +221,13 @@ class _Translator:
             if isinstance(value, list) and word in RENAMES:
                 pairs = [(path, [convert(item) for item in value]) for path, convert in RENAMES[word]]
             else:
-                pairs = list(self._take(word, value, entry, (*place, key)))  # type: ignore[arg-type]
+                pairs = list(self._take(word, value, entry, (*key_path, key)))  # type: ignore[arg-type]
             for path, inner in pairs:
                 out[path] = inner
                 if path != key:
                     self.changed = True
-                    target: KeyPath = (*place, path)
-                    self.moved[target] = (*place, key)
+                    target: KeyPath = (*key_path, path)
+                    self.moved[target] = (*key_path, key)
         return out
 
     def _name_engines(self, data: Mapping[str, JsonValue], out: dict[str, JsonValue]) -> None:
@@ -272,11 +272,11 @@ def _is_old_warmup(word: str, value: Mapping[str, JsonValue]) -> bool:
 def _warmup(value: Mapping[str, JsonValue]) -> list[tuple[str, JsonValue, str]]:
     """An older `warmup` section; its prompts become repeats of the workload."""
     target = "measurement.warmup"
-    found: list[tuple[str, JsonValue, str]] = []
+    settings: list[tuple[str, JsonValue, str]] = []
     if value.get("enabled") is False:
         return [(f"{target}.max_repeats", 0, "enabled")]
     if "thermal_floor_seconds" in value:
-        found.append(("measurement.idle.max_wait_s", value["thermal_floor_seconds"], "thermal_floor_seconds"))
+        settings.append(("measurement.idle.max_wait_s", value["thermal_floor_seconds"], "thermal_floor_seconds"))
     if value.get("convergence_detection") is True:
         names = {
             "cv_threshold": "cv",
@@ -284,12 +284,12 @@ def _warmup(value: Mapping[str, JsonValue]) -> list[tuple[str, JsonValue, str]]:
             "min_prompts": "min_repeats",
             "max_prompts": "max_repeats",
         }
-        found += [(f"{target}.{new}", value[old], old) for old, new in names.items() if old in value]
+        settings += [(f"{target}.{new}", value[old], old) for old, new in names.items() if old in value]
     else:
         for old in ("n_warmup", "n_prompts"):
             if old in value:
-                found += [(f"{target}.min_repeats", value[old], old), (f"{target}.max_repeats", value[old], old)]
-    return found + [(f"{target}.{key}", inner, key) for key, inner in value.items() if key not in _OLD_WARMUP]
+                settings += [(f"{target}.min_repeats", value[old], old), (f"{target}.max_repeats", value[old], old)]
+    return settings + [(f"{target}.{key}", inner, key) for key, inner in value.items() if key not in _OLD_WARMUP]
 
 
 def _is_shorthand(value: Mapping[str, JsonValue]) -> bool:

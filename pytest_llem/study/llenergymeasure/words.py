@@ -1,4 +1,4 @@
-"""The words of LLenergyMeasure's files and what they are called here.
+"""The names of LLenergyMeasure's settings, and the settings that they become here.
 
 Two generations of its files are known: the older (`backend: pytorch`, `n`, `precision`, `decoder`) and the newer
 (`engine: transformers`, `task`, `dataset: {source: ...}`, `study_execution`). Source: its public documentation.
@@ -32,7 +32,7 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("study_execution.", "execution."),
     ("measurement.baseline.", "baseline."),
 )
-"""Sections that have another name or place here, each applied once, in this order."""
+"""Sections that have another name or another parent here, each applied once, in this order."""
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
 _ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}

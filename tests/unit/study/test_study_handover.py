@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_llem.study import Study
-from pytest_llem.study.relocator import Relocator
+from pytest_llem.study.experiments import Relocator
 
 Load = Callable[..., Study]
 

@@ -16,14 +16,16 @@ from pytest_llem.study import Study, load_study
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import table
 from pytest_llem.study.llenergymeasure.words import HARMLESS, REFUSED, RENAMES
-from pytest_llem.study.schema import StudyFile
+from pytest_llem.study.schema import StudyDocument
 
 COMMON = settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 PATHS = sorted(table())
-WORDS = sorted({*PATHS, *keys_of(StudyFile), *RENAMES, *REFUSED, *HARMLESS, "range", "linspace", "scale", "id", "nope"})
+WORDS = sorted(
+    {*PATHS, *keys_of(StudyDocument), *RENAMES, *REFUSED, *HARMLESS, "range", "linspace", "scale", "id", "nope"}
+)
 
 scalars = st.one_of(
     st.none(),

@@ -298,7 +298,14 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
     from pytest_llem import engines
     from pytest_llem.study import engine_names, fields
 
-    caches = (engine_names.engine_names, fields.tree, fields.table, fields._places, fields.keyword, fields.defaults)
+    caches = (
+        engine_names.engine_names,
+        fields.tree,
+        fields.table,
+        fields._paths_by_name,
+        fields.keyword,
+        fields.defaults,
+    )
     monkeypatch.setattr(engines, "engine_names", lambda: ("transformers", "theirs"))
     for cached in caches:
         cached.cache_clear()

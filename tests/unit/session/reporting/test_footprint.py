@@ -60,7 +60,7 @@ def estimate(tmp_path: Path, text: str, visible: int = 1, workload: str = WORKLO
     path = tmp_path / "study.yaml"
     path.write_text(f"model: ./model\nworkload: {workload}\n{text}\n")
     [experiment] = load_study(path, env={}).experiments
-    return footprint(model_facts("./model", tmp_path), experiment.engine, getter(experiment.leaves), visible)
+    return footprint(model_facts("./model", tmp_path), experiment.engine, getter(experiment.flat_settings), visible)
 
 
 @pytest.mark.parametrize(
