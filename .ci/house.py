@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "pytest_llem"
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+PLAIN = {"str", "int", "float", "bool"}
 SHARED = 0.6
 """Share of the smaller class's fields from which two classes count as one thing declared twice."""
 
@@ -117,16 +118,31 @@ class Declarations:
             else:
                 yield name
 
-    def fields(self, node: ast.ClassDef, *, own: bool = False) -> frozenset[str]:
-        """The annotated names of a class and its bases (not with `own`), without class variables."""
-        return frozenset(
-            item.target.id
+    def fields(self, node: ast.ClassDef, *, own: bool = False) -> dict[str, ast.expr]:
+        """The annotated names of a class and its bases (not with `own`) with their types, without class variables."""
+        return {
+            item.target.id: item.annotation
             for owner in ([node] if own else self.ancestry(node))
             if isinstance(owner, ast.ClassDef)
             for item in owner.body
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             if "ClassVar" not in ast.dump(item.annotation)
-        )
+        }
+
+    def shared(self, ours: dict[str, ast.expr], theirs: dict[str, ast.expr]) -> set[str]:
+        """The names that both have, but for those that one has as a plain value and the other as a class of ours.
+
+        A result has a study's name, a test item the study itself: that is no second declaration.
+        """
+
+        def names(annotation: ast.expr) -> set[str]:
+            return {part.id for part in ast.walk(annotation) if isinstance(part, ast.Name)}
+
+        def apart(one: ast.expr, other: ast.expr) -> bool:
+            return names(one) <= PLAIN and bool(names(other) & set(self._by_name))
+
+        both = ours.keys() & theirs.keys()
+        return {name for name in both if not apart(ours[name], theirs[name]) and not apart(theirs[name], ours[name])}
 
     def kind(self, node: ast.ClassDef) -> str | None:
         """`record`: a dataclass or named tuple of the standard library. `model`: what pydantic or typing reads."""
@@ -145,12 +161,13 @@ class Declarations:
         records = [name for name, node in self.classes.items() if self.kind(node) == "record"]
         fields = {name: self.fields(self.classes[name]) for name in (*models, *records)}
         own = {name: self.fields(self.classes[name], own=True) for name in (*models, *records)}
-        return [
-            f"{model} ~ {record}"
-            for model, record in itertools.product(models, records)
-            if len(fields[model] & fields[record]) >= max(3, SHARED * min(len(fields[model]), len(fields[record])))
-            if own[model] & fields[record] and own[record] & fields[model]
-        ]
+        pairs = []
+        for model, record in itertools.product(models, records):
+            shared = self.shared(fields[model], fields[record])
+            enough = max(3, SHARED * min(len(fields[model]), len(fields[record])))
+            if len(shared) >= enough and own[model].keys() & shared and own[record].keys() & shared:
+                pairs.append(f"{model} ~ {record}")
+        return pairs
 
 
 def local_imports(modules: dict[str, Module], known: frozenset[str]) -> list[str]:
