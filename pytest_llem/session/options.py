@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy.registry import known_meters
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import SettingsError
 from pytest_llem.runners.resolution import parse_runner_options
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.sharding import Shard, parse_shard
-from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, load_settings
 

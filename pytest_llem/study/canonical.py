@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode
-from pytest_llem.study.engine_names import ENGINE_SECTIONS, engine_names
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
 
 # Chosen: the first; raised only when the same settings come to mean something else.
@@ -54,7 +54,16 @@ def _below(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
 
-_QUANT = "transformers.quantization"
+def _rules_of_engines() -> Iterator[InactivityRule]:
+    for info in shipped_engines().values():
+        for rule in info.inactive:
+            control = f"{info.name}.{rule.setting}"
+            yield InactivityRule(_below(info.name, *rule.names), (control,), _one_of(control, rule.values), rule.reason)
+
+
+def _one_of(path: str, values: tuple[object, ...]) -> Callable[[Get], bool]:
+    return lambda get: get(path) in values
+
 
 INACTIVITY_RULES: tuple[InactivityRule, ...] = (
     InactivityRule(
@@ -75,85 +84,7 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         lambda get: get("workload.dataset") == "synthetic",
         "with synthetic prompts",
     ),
-    InactivityRule(
-        _below(
-            _QUANT,
-            "bnb_4bit_quant_type",
-            "bnb_4bit_compute_dtype",
-            "bnb_4bit_use_double_quant",
-            "bnb_4bit_quant_storage",
-        ),
-        (f"{_QUANT}.load_in_4bit",),
-        lambda get: not get(f"{_QUANT}.load_in_4bit"),
-        "without load_in_4bit",
-    ),
-    InactivityRule(
-        _below(_QUANT, "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"),
-        (f"{_QUANT}.load_in_8bit",),
-        lambda get: not get(f"{_QUANT}.load_in_8bit"),
-        "without load_in_8bit",
-    ),
-    InactivityRule(
-        _below("transformers.compile", "backend", "fullgraph", "dynamic"),
-        ("transformers.compile.mode",),
-        lambda get: get("transformers.compile.mode") is None,
-        "without transformers.compile.mode",
-    ),
-    InactivityRule(
-        _below("transformers", "length_penalty", "early_stopping"),
-        ("transformers.num_beams",),
-        lambda get: get("transformers.num_beams") == 1,
-        "without beam search (transformers.num_beams is 1)",
-    ),
-    InactivityRule(
-        ("transformers.max_memory",),
-        ("transformers.device_map",),
-        lambda get: get("transformers.device_map") is None,
-        "without transformers.device_map",
-    ),
-    InactivityRule(
-        _below(
-            "vllm.speculative",
-            "method",
-            "model",
-            "prompt_lookup_max",
-            "prompt_lookup_min",
-            "draft_tensor_parallel_size",
-        ),
-        ("vllm.speculative.num_speculative_tokens",),
-        lambda get: get("vllm.speculative.num_speculative_tokens") is None,
-        "without vllm.speculative.num_speculative_tokens",
-    ),
-    InactivityRule(
-        ("vllm.beam_search.length_penalty",),
-        ("vllm.beam_search.beam_width",),
-        lambda get: get("vllm.beam_search.beam_width") == 1,
-        "without beam search (vllm.beam_search.beam_width is 1)",
-    ),
-    InactivityRule(
-        ("sglang.torch_compile_max_bs",),
-        ("sglang.enable_torch_compile",),
-        lambda get: not get("sglang.enable_torch_compile"),
-        "without sglang.enable_torch_compile",
-    ),
-    InactivityRule(
-        ("sglang.cuda_graph_max_bs_decode",),
-        ("sglang.disable_cuda_graph",),
-        lambda get: get("sglang.disable_cuda_graph") is True,
-        "with sglang.disable_cuda_graph",
-    ),
-    InactivityRule(
-        _below(
-            "sglang",
-            "speculative_draft_model_path",
-            "speculative_num_steps",
-            "speculative_eagle_topk",
-            "speculative_num_draft_tokens",
-        ),
-        ("sglang.speculative_algorithm",),
-        lambda get: get("sglang.speculative_algorithm") is None,
-        "without sglang.speculative_algorithm",
-    ),
+    *_rules_of_engines(),
     InactivityRule(
         _below("measurement.warmup", "min_repeats", "max_s", "cv", "window"),
         ("measurement.warmup.max_repeats",),
@@ -196,13 +127,13 @@ def getter(flat: FlatSettings) -> Get:
 def section_of(path: str) -> str | None:
     """The engine whose section a path lies in, or `None` for common settings."""
     head = path.partition(".")[0]
-    return head if head in engine_names() else None
+    return head if head in engines() else None
 
 
 def with_engine_dtype(flat: FlatSettings, engine: str) -> FlatSettings:
     """The settings with the engine's own `dtype` in place of the common one, where it has one."""
     own = flat.get(f"{engine}.dtype")
-    if own is None or engine not in ENGINE_SECTIONS:
+    if own is None or engine not in shipped_engines():
         return flat
     result = {path: value for path, value in flat.items() if path != f"{engine}.dtype"}
     result["dtype"] = own
@@ -255,7 +186,7 @@ _FILES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 
 @cache
 def _common_defaults() -> Mapping[str, JsonValue]:
-    return {path: value for path, value in defaults().items() if path.partition(".")[0] not in engine_names()}
+    return {path: value for path, value in defaults().items() if path.partition(".")[0] not in engines()}
 
 
 def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:

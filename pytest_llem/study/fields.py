@@ -10,15 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Literal, NamedTuple
 
-from pytest_llem.errors import JsonValue
-from pytest_llem.study.declared import BadValueError, Key, check, keys_of
+from pytest_llem.engines import engine_info, engine_names, import_target
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.study.declared import BadValueError, Key, check, is_section, keys_of
 from pytest_llem.study.document import KeyPath, PlaceholderText, kind
-from pytest_llem.study.engine_names import engine_names, settings_model
 from pytest_llem.study.model import FlatSettings as FlatSettings
 from pytest_llem.study.problems import nearest
 from pytest_llem.study.schema import ExperimentSettings
+
+SETTINGS_GROUP = "pytest_llem.engine_settings"
+"""Entry points of other packages: an engine's name, and the dataclass or pydantic model of its section."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,32 @@ def _outside(engine: str) -> Field:
     if declaration is None:
         return Field(engine, "map", None)
     return Field(engine, "section", None, None, _children(declaration, f"{engine}."))
+
+
+@cache
+def settings_model(engine: str) -> type | None:
+    """What another package declares its engine's section with; without it, the section may hold anything.
+
+    Raises `SettingsError` for what cannot be imported, or is neither a pydantic model nor a dataclass.
+    """
+    named = [point.value for point in entry_points(group=SETTINGS_GROUP, name=engine)]
+    for target in (*named, engine_info(engine).settings):
+        if target is None:
+            continue
+        try:
+            model = import_target(target)
+        except (ImportError, AttributeError) as problem:
+            raise SettingsError(
+                f"the settings of engine {engine!r} cannot be imported from {target}: {problem}",
+                fix="correct the package that registers them, or uninstall it",
+            ) from problem
+        if not (isinstance(model, type) and is_section(model)):
+            raise SettingsError(
+                f"the settings of engine {engine!r}, {target}, are no pydantic model",
+                fix="register a subclass of pytest_llem.study.sections.section.Section",
+            )
+        return model
+    return None
 
 
 @cache

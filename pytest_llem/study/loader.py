@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import parts
 from pytest_llem.study.canonical import getter, section_of, with_engine_dtype, written_out
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, environment, kind
-from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.experiments import Experiment, Study
 from pytest_llem.study.fields import (
     FlatSettings,

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pytest_llem.energy.validity import Thresholds
+from pytest_llem.engines import shipped_engines
 from pytest_llem.job.config import Arrival, Lengths
 from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
-from pytest_llem.study.engine_names import ENGINE_SECTIONS
 from pytest_llem.study.llenergymeasure.words import REFUSED, RENAMES
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
@@ -55,7 +55,7 @@ def _lines() -> Iterator[str]:
     yield from _rows(ExperimentSettings, "", [name for name in plain if name != "model"])
     for name, key in keys.items():
         if key.section is not None:
-            title = f"engine `{name}`" if name in ENGINE_SECTIONS else f"`{name}`"
+            title = f"engine `{name}`" if name in shipped_engines() else f"`{name}`"
             yield f"\n### {title}\n\n{summary(key.section).splitlines()[0]}\n"
             yield from _table(key.section, name)
     for shape in (Lengths, Arrival):

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_llem.engines import shipped_engines
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.canonical import Get, section_of
 from pytest_llem.study.problems import suggest
@@ -237,7 +239,9 @@ def _vllm_lengths(get: Get) -> Refusal | None:
     return None
 
 
-def _context(engine: str, limit_path: str) -> Rule:
+def _context(info: EngineInfo) -> Rule:
+    limit_path = f"{info.name}.{info.context_length}"
+
     def check(get: Get) -> Refusal | None:
         limit = get(limit_path)
         needed = sum(value for value in map(_longest, (get(path) for path in _LENGTHS)) if value)
@@ -248,7 +252,7 @@ def _context(engine: str, limit_path: str) -> Rule:
             )
         return None
 
-    return Rule((*_LENGTHS, limit_path), check, engine)
+    return Rule((*_LENGTHS, limit_path), check, info.name)
 
 
 _LENGTHS = ("workload.input_tokens", "workload.output_tokens")
@@ -313,9 +317,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("vllm.sampling.n",), _vllm_answers, "vllm"),
     _never("vllm.enforce_eager", _true, "vllm.compilation_config", _is_set, "leave one of them out"),
     Rule(("vllm.max_num_batched_tokens", "vllm.max_model_len", "vllm.enable_chunked_prefill"), _vllm_lengths, "vllm"),
-    _context("vllm", "vllm.max_model_len"),
-    _context("sglang", "sglang.context_length"),
-    _context("tensorrt_llm", "tensorrt_llm.max_seq_len"),
+    *(_context(info) for info in shipped_engines().values() if info.context_length is not None),
     _never(
         "tensorrt_llm.backend",
         lambda v: v in ("pytorch", None),

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pytest_llem.energy.validity import Thresholds
-from pytest_llem.engines.openai.settings import OpenAISettings
-from pytest_llem.engines.sglang.settings import SGLangSettings
-from pytest_llem.engines.tensorrt_llm.settings import TensorRTLLMSettings
-from pytest_llem.engines.transformers.settings import TransformersSettings
-from pytest_llem.engines.vllm.settings import VLLMSettings
+from pytest_llem.engines import import_target, shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice
 from pytest_llem.job.setting import Limits, Name, section, setting
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
+T = TypeVar("T")
 Preset = Literal["greedy", "deterministic", "standard", "creative", "factual"]
 
 
@@ -37,16 +34,22 @@ class PresetDecoding(Decoding, PresetChoice):
     """How the next token is chosen. Greedy unless `do_sample`."""
 
 
+def _with_engines(settings: type[T]) -> type[T]:
+    """Adds a section per engine of this package, in their order, to a class that is about to become a dataclass."""
+    for info in shipped_engines().values():
+        if info.settings is not None:
+            declaration = import_target(info.settings)
+            settings.__annotations__[info.name] = declaration
+            setattr(settings, info.name, section(declaration, f"{info.title}."))
+    return settings
+
+
 @dataclass(frozen=True)
+@_with_engines
 class SharedSettings(CommonSettings):
     """What a study's shared part and its explicit experiments may both set."""
 
     decoding: PresetDecoding = section(PresetDecoding, "How tokens are chosen.")
-    transformers: TransformersSettings = section(TransformersSettings, "Hugging Face transformers.")
-    vllm: VLLMSettings = section(VLLMSettings, "vLLM.")
-    sglang: SGLangSettings = section(SGLangSettings, "SGLang.")
-    tensorrt_llm: TensorRTLLMSettings = section(TensorRTLLMSettings, "TensorRT-LLM.")
-    openai: OpenAISettings = section(OpenAISettings, "Any OpenAI-compatible server.")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.setting import Name, section, setting
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, environment, read_document
-from pytest_llem.study.engine_names import engine_names
 from pytest_llem.study.model import Execution, Overrides
 from pytest_llem.study.problems import Problem, study_error, suggest_or_list
 

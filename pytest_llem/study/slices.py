@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pytest_llem.engines import shipped_engines
 from pytest_llem.study.canonical import INACTIVITY_RULES, canonical, section_of, with_engine_dtype, written_out
-from pytest_llem.study.engine_names import ENGINE_SECTIONS
 from pytest_llem.study.fields import Clear, FlatSettings, apply, defaults, keyword, table
 from pytest_llem.study.model import Keyword, SettingsSlice
 from pytest_llem.study.sweep import Alternative, Axis
@@ -80,7 +80,7 @@ def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[f
     yield from (frozenset(rule.linked) for rule in INACTIVITY_RULES)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
-    dtypes = frozenset(("dtype", *(f"{engine}.dtype" for engine in ENGINE_SECTIONS)))
+    dtypes = frozenset(("dtype", *(f"{engine}.dtype" for engine in shipped_engines())))
     if any(path != "dtype" and path in dtypes for own in (*paths, frozenset(shared)) for path in own):
         yield dtypes
 

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llem.engines import open_engine, shipped_engines
 from pytest_llem.errors import SettingsError
-from pytest_llem.study.engine_names import settings_model
+from pytest_llem.study.fields import settings_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
 ARGUMENTS = ("--llem-study=parrot.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")

@@ -15,7 +15,6 @@ import pytest_llem.results.store
 import pytest_llem.session.session
 import pytest_llem.study.loader
 from pytest_llem.engines import engines
-from pytest_llem.study.engine_names import engine_names
 
 PREIMPORTED = (hypothesis, pytest_llem.results.store, pytest_llem.session.session, pytest_llem.study.loader)
 FAULTY = Path(__file__).parent / "faulty_engine"
@@ -50,7 +49,6 @@ def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(FAULTY)
-    engine_names.cache_clear()
     engines.cache_clear()
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Layout, ServerApi, Target
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, ServerApi, Target
 
 INFO = EngineInfo(
     name="sglang",
@@ -21,6 +21,26 @@ INFO = EngineInfo(
         decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
     ),
     context_length="context_length",
+    inactive=(
+        Inactive(
+            ("torch_compile_max_bs",),
+            "enable_torch_compile",
+            (None, False),
+            "without sglang.enable_torch_compile",
+        ),
+        Inactive(("cuda_graph_max_bs_decode",), "disable_cuda_graph", (True,), "with sglang.disable_cuda_graph"),
+        Inactive(
+            (
+                "speculative_draft_model_path",
+                "speculative_num_steps",
+                "speculative_eagle_topk",
+                "speculative_num_draft_tokens",
+            ),
+            "speculative_algorithm",
+            (None,),
+            "without sglang.speculative_algorithm",
+        ),
+    ),
     server=ServerApi(
         owner="sglang",
         version_path="/get_server_info",

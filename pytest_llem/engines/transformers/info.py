@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Layout, Target
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, Target
 
 _GENERATION = Target(("transformers:GenerationConfig",))
 _FROM_PRETRAINED = Target(
@@ -50,5 +50,38 @@ INFO = EngineInfo(
             "compile": Target(("torch:compile",)),
         },
         own=("batch_size", "continuous_batching", "threads", "tensor_parallel_size", "data_parallel_size"),
+    ),
+    inactive=(
+        Inactive(
+            (
+                "quantization.bnb_4bit_quant_type",
+                "quantization.bnb_4bit_compute_dtype",
+                "quantization.bnb_4bit_use_double_quant",
+                "quantization.bnb_4bit_quant_storage",
+            ),
+            "quantization.load_in_4bit",
+            (None, False),
+            "without load_in_4bit",
+        ),
+        Inactive(
+            (
+                "quantization.llm_int8_threshold",
+                "quantization.llm_int8_skip_modules",
+                "quantization.llm_int8_enable_fp32_cpu_offload",
+            ),
+            "quantization.load_in_8bit",
+            (None, False),
+            "without load_in_8bit",
+        ),
+        Inactive(
+            ("compile.backend", "compile.fullgraph", "compile.dynamic"),
+            "compile.mode",
+            (None,),
+            "without transformers.compile.mode",
+        ),
+        Inactive(
+            ("length_penalty", "early_stopping"), "num_beams", (1,), "without beam search (transformers.num_beams is 1)"
+        ),
+        Inactive(("max_memory",), "device_map", (None,), "without transformers.device_map"),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Layout, ServerApi, Target
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, ServerApi, Target
 
 _SAMPLING = Target(("vllm:SamplingParams", "vllm.sampling_params:SamplingParams"))
 
@@ -27,6 +27,26 @@ INFO = EngineInfo(
         },
     ),
     context_length="max_model_len",
+    inactive=(
+        Inactive(
+            (
+                "speculative.method",
+                "speculative.model",
+                "speculative.prompt_lookup_max",
+                "speculative.prompt_lookup_min",
+                "speculative.draft_tensor_parallel_size",
+            ),
+            "speculative.num_speculative_tokens",
+            (None,),
+            "without vllm.speculative.num_speculative_tokens",
+        ),
+        Inactive(
+            ("beam_search.length_penalty",),
+            "beam_search.beam_width",
+            (1,),
+            "without beam search (vllm.beam_search.beam_width is 1)",
+        ),
+    ),
     server=ServerApi(
         owner="vllm",
         version_path="/version",

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.document import Document, KeyPath
-from pytest_llem.study.engine_names import ENGINE_SECTIONS
 from pytest_llem.study.llenergymeasure.words import HARMLESS, MARKS, PREFIXES, REFUSED, RENAMES
 from pytest_llem.study.problems import Problem
 
@@ -241,7 +241,7 @@ class _Translator:
             self.changed = True
         elif engine is None and isinstance(sweep, Mapping) and "engine" not in sweep and MARKS & data.keys():
             heads = (key.partition(".")[0] for key in sweep)
-            named = [head for head in dict.fromkeys(heads) if head in ENGINE_SECTIONS]
+            named = [head for head in dict.fromkeys(heads) if head in shipped_engines()]
             if len(named) == 1:
                 out["engine"] = named[0]
             elif named:

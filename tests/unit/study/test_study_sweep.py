@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -296,17 +297,18 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pytest_llem import engines
-    from pytest_llem.study import engine_names, fields
+    from pytest_llem.study import fields
 
     caches = (
-        engine_names.engine_names,
+        engines.engines,
         fields.tree,
         fields.table,
         fields._paths_by_name,
         fields.keyword,
         fields.defaults,
     )
-    monkeypatch.setattr(engines, "engine_names", lambda: ("transformers", "theirs"))
+    points = [EntryPoint("theirs", "theirs:Engine", engines.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(engines, "entry_points", lambda group: points)
     for cached in caches:
         cached.cache_clear()
     try:
