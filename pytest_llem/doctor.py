@@ -1,4 +1,7 @@
-"""`llem doctor`: what this machine can measure and run, and the exact fix for what it cannot."""
+"""`llem doctor`: what this machine can measure and run, and the fix for what it cannot.
+
+`llem doctor` in `cli` calls `run`. The keys of its JSON are an interface; sections and findings may be added.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,13 @@ from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.job.job import DeviceSet
 
 IMPORT_TIMEOUT_S = 180.0
+"""Chosen: a first import of torch and an engine from a slow network disk may take minutes."""
 DOCKER_TIMEOUT_S = 3.0
+"""Chosen: a daemon that is idle answers within milliseconds."""
 LEASE_TIMEOUT_S = 60.0
+"""Chosen: long enough for a short cycle to end; a person is waiting."""
 FEW_FREE_BYTES = 10 * 2**30
+"""Chosen: less does not hold the weights of a 7-billion-parameter model in 16 bits."""
 _MARKS: dict[Level, str] = {"ok": "ok  ", "absent": "-   ", "warn": "warn", "problem": "FAIL"}
 
 

@@ -1,4 +1,7 @@
-"""Which image an engine gets, and how an image gets here."""
+"""Chooses the image of an engine, pulls it, and reads its facts.
+
+The Docker runner and the servers in containers call it. No engine's image is named here: those are in its `info.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,13 @@ from pytest_llem.errors import RunnerError
 REGISTRY = "ghcr.io/pytest-llem"
 
 DEFAULT_CUDA_MAJOR = 12
+"""The default of images/docker-bake.hcl."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 PULL_ATTEMPTS = 3
-
 BACKOFF_S = 2.0
+"""Chosen: waits of 2 s and 4 s outlast a short loss of the network; the pull's own limit stands above both."""
 
 Tell = Callable[[str], None]
 

@@ -1,6 +1,6 @@
-"""What engines over Hugging Face models share: the tokenizer, the model's shape, the limits of its context.
+"""Parts shared by the engines that run Hugging Face models: tokenizer, architecture, and the limit of the context.
 
-Works on the objects of transformers without importing it.
+Engines call it after `prepare`. It works on objects of transformers and imports the package only inside functions.
 """
 
 from __future__ import annotations

@@ -102,6 +102,10 @@ class EngineInfo:
     """Settings of which one has a server started for the client."""
     signatures: Layout | None = None
     """Without one, settings are not compared with the installed version."""
+    batch_size: str | None = None
+    """The setting of its static batches. An engine without one schedules requests itself."""
+    expands_latent_attention: bool = False
+    """Keeps the keys and values of multi-head latent attention expanded, not compressed."""
     context_length: str | None = None
     """The setting that limits prompt and answer together."""
     inactive: tuple[Inactive, ...] = ()

@@ -1,4 +1,7 @@
-"""Where a study's `model` lies: built in, a local directory, or on the hub."""
+"""Resolves a study's `model` and `lora` to a built-in model, a local directory, or an id on the hub.
+
+Engines and servers call it before they load. `fingerprint` is recorded in results: it must not change.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 HEAD_BYTES = 1 << 20
+"""Chosen: holds the header of a safetensors file, with names and shapes of all tensors."""
 
 
 @dataclass(frozen=True)

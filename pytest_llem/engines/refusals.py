@@ -1,4 +1,7 @@
-"""What an engine refuses, settings that it cannot take above all, in the words that all engines use."""
+"""Errors that all engines raise in the same way: used too early, not installed, unknown setting, too few devices.
+
+Engines raise what these functions return. Standard library only.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A configuration's settings against the installed engine's own signatures, before anything is measured.
+"""Compares a study's settings with the signatures of the installed engine, before the first cycle.
 
-The engine's classes are read where they are installed (in a process of this machine, or in a container's image, by
-`python -m pytest_llem.engines.signatures SOURCE [TARGET]`), so that an argument which this version of the engine has
-renamed, removed or retyped is caught with a suggestion. Standard library and the engine only.
+Runners start it where the engine is installed: `python -m pytest_llem.engines.signatures SOURCE [TARGET]`. It imports
+the engine and the standard library only.
 """
 
 from __future__ import annotations

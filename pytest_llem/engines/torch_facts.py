@@ -1,4 +1,7 @@
-"""What torch and the packages around it say about themselves; needs torch."""
+"""Versions and switches of torch, and what its CUDA allocator counts.
+
+The engines that run in the worker's process call it after torch is imported. The keys stand in results.
+"""
 
 from __future__ import annotations
 

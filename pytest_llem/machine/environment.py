@@ -1,4 +1,7 @@
-"""The machine and software of a run, gathered once, and what of it makes energy comparable."""
+"""Gathers facts about the machine and its software, and selects those that make energies comparable.
+
+Gathered once per run, by the session and by each node of a cluster. The names of facts stand in results.
+"""
 
 from __future__ import annotations
 

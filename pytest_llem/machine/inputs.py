@@ -1,6 +1,6 @@
-"""What an experiment reads from this machine: local models, adapters and data sets, and the hub's commits in its cache.
+"""Digests of what an experiment reads from this machine: models, adapters, data sets, and the hub's cached commits.
 
-Their names are part of the configuration; what lies under a name may change all the same.
+Results and reuse of idle power compare them. A name is part of the configuration, but the files under it may change.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 from pytest_llem.workload.hub import hub_cache
 
 DIGITS = 16
+"""Chosen: 64 bits, which no number of runs brings to a collision."""
 READ_WHOLE_BYTES = 4 << 20
 """Larger files, weights above all, are known by their size and the time of their last change."""
 

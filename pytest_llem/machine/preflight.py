@@ -1,4 +1,7 @@
-"""What can be known before anything runs: is the engine there at all, and are there enough devices?"""
+"""Checks before anything runs: are the engine's modules here, and are there enough GPUs for an experiment?
+
+Runner plans and the session ask. Nothing is imported or started for an answer.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
@@ -118,7 +119,8 @@ def estimate_s(experiment: Experiment) -> float:
         value = get(path)
         return float(value) if isinstance(value, (int, float)) else otherwise
 
-    at_once = number("transformers.batch_size", 1) if experiment.engine == "transformers" else SERVED_AT_ONCE
+    batches = engine_info(experiment.engine).batch_size
+    at_once = SERVED_AT_ONCE if batches is None else number(f"{experiment.engine}.{batches}", 1)
     tokens = number("workload.output_tokens", _mean_length(get("workload.output_tokens")))
     repeat_s = math.ceil(number("workload.prompts", 1) / at_once) * tokens * STEP_S
     warmup = min(

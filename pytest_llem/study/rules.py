@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llem.engines import shipped_engines
+from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.canonical import Get, section_of
@@ -181,8 +181,9 @@ def _arrival(get: Get) -> Refusal | None:
     for name, number in value.items():
         if name not in ("process", *needed) and number is not None:
             return Refusal(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
-    if get("engine") == "transformers":
-        return Refusal("workload.arrival cannot be combined with engine transformers", "it does not serve: use vllm")
+    engine = str(get("engine"))
+    if engine_info(engine).batch_size is not None:
+        return Refusal(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
     return None
 
 

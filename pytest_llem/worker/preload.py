@@ -1,8 +1,6 @@
-"""What the fork server imports before it forks: the engine, and nothing that computes.
+"""Imports what an engine needs before the fork server forks, since imports cost a fresh process 4-7 s of CPU.
 
-Imports are most of the cost of a fresh process (torch and transformers: 4-7 s of CPU), and a forked child has
-them for nothing. An import that starts threads or touches CUDA would break every child, so the server checks
-both afterwards and refuses to fork when they happened.
+The fork server calls it. An import that starts threads or initialises CUDA would break every child: it is then refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""When requests arrive at an engine that serves: pure schedules, the same for a seed on every machine."""
+"""Schedules of when requests arrive at an engine that serves.
+
+Such engines call `schedule`, and the worker reads limits from it. A seed must give the same times on every machine.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,23 @@
-"""From workload settings to the requests of one repeat."""
+"""Builds the requests of one repeat from the workload's settings: prompts, and how long prompts and answers are.
+
+The worker calls `build_workload` after the model is loaded. Equal settings and tokenizer must give equal requests on
+every machine and in every version: results compare `prompts_hash`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.config import Lengths, WorkloadSettings
 from pytest_llem.job.request import Request
-from pytest_llem.workload.lengths import draw_lengths
-from pytest_llem.workload.synthetic import synthetic_prompts
+from pytest_llem.workload.corpus import corpus_text
 from pytest_llem.workload.texts import read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
@@ -116,3 +122,62 @@ def _shortened(prompts: list[tuple[int, ...]], settings: WorkloadSettings) -> li
         return prompts
     limits = draw_lengths(settings.input_tokens, len(prompts), settings.seed)
     return [ids[:limit] for ids, limit in zip(prompts, limits, strict=True)]
+
+
+def draw_lengths(wanted: int | Lengths, count: int, seed: int) -> list[int]:
+    """`count` lengths of at least 1, from one seeded stream; raises `WorkloadError` for an impossible distribution.
+
+    Only `Random.random` is used, whose sequence Python guarantees: other methods may change between versions.
+    """
+    if isinstance(wanted, int):
+        if wanted < 1:
+            raise WorkloadError(f"a length of {wanted} tokens is not possible", fix="use 1 or more")
+        return [wanted] * count
+    if not 1 <= wanted.low <= wanted.high:
+        raise WorkloadError(f"lengths from {wanted.low} to {wanted.high} are not possible", fix="use 1 <= low <= high")
+    uniform = random.Random(seed).random
+    if wanted.distribution == "uniform":
+        span = wanted.high - wanted.low + 1
+        return [wanted.low + int(uniform() * span) for _ in range(count)]
+    if wanted.mean is None or wanted.sigma is None or wanted.mean <= 0 or wanted.sigma <= 0:
+        raise WorkloadError("lognormal lengths need a positive mean and sigma", fix="give `mean` and `sigma`")
+    # The mean of a lognormal is exp(mu + sigma^2 / 2): `mean` is that of the lengths, before clipping.
+    normal = NormalDist(math.log(wanted.mean) - wanted.sigma**2 / 2, wanted.sigma)
+    drawn = (math.exp(normal.inv_cdf(min(max(uniform(), 1e-12), 1 - 1e-12))) for _ in range(count))
+    return [min(max(round(length), wanted.low), wanted.high) for length in drawn]
+
+
+def synthetic_prompts(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:
+    """One prompt per length: a run of the corpus's tokens, led by the model's own first token where it has one.
+
+    Prompts begin at different places of the corpus, as long as it has enough of them, so that no prompt shares its
+    beginning with another and a prefix cache finds nothing. A prompt longer than the corpus reads on from its start.
+    """
+    tokens = tokenizer.encode(corpus_text())
+    first = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    starts = _distinct_starts(len(tokens), len(lengths), seed)
+    return [
+        (first + _run(tokens, start, length - len(first)))[:length]
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+def _run(tokens: list[int], start: int, length: int) -> tuple[int, ...]:
+    run = tokens[start : start + length]
+    while len(run) < length:
+        run += tokens[: length - len(run)]
+    return tuple(run)
+
+
+def _distinct_starts(size: int, count: int, seed: int) -> list[int]:
+    uniform = random.Random(seed).random
+    taken: set[int] = set()
+    starts: list[int] = []
+    for _ in range(count):
+        start = int(uniform() * size)
+        if len(taken) < size // 2:
+            while start in taken:
+                start = int(uniform() * size)
+        taken.add(start)
+        starts.append(start)
+    return starts

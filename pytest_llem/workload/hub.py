@@ -1,4 +1,7 @@
-"""Whether the hub can be asked at all: found out once and quickly, before a library tries for half a minute."""
+"""Where the Hugging Face hub's files are cached, and whether the hub can be reached, asked once and quickly.
+
+Called before a library of the hub is imported, which else tries for half a minute. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DEADLINE_S = 5.0
+"""Chosen: a hub that can be used answers within a second, and the library would try for half a minute."""
 GATEWAY_ERRORS = (502, 503, 504)
 """Answers of a proxy, or of the hub itself, that say that nobody is there to serve."""
 

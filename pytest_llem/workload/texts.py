@@ -1,4 +1,7 @@
-"""Prompts from a file or from a hub data set, as plain texts."""
+"""Reads prompts as texts from a file or from a data set on the hub.
+
+`build_workload` calls it. The order of the texts is part of a workload: it must not change.
+"""
 
 from __future__ import annotations
 

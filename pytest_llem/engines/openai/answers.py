@@ -1,11 +1,8 @@
-"""An answer as it comes in: its pieces with their times, and at the end what they say.
+"""Parses one answer of a server: while it arrives no more than its begin and end, and the rest when no window is open.
 
-Pieces of a stream are no tokens: one may hold several, or none. How many tokens there were is what `usage` says, and a
-token has a time of its own only where the server tells which piece it came in (vLLM: `token_ids`; llama.cpp:
-`timings.predicted_n`), or where there were as many pieces as tokens.
-
-While answers come in, no more is parsed than is needed to know where one begins and how it ends: the rest is read when
-nothing is measured.
+`client` feeds it and reads it. A stream's events are not tokens: `usage` gives the number of tokens, and a token has a
+time only if the server says which event carried it (vLLM: `token_ids`; llama.cpp: `timings.predicted_n`) or if there
+were as many events as tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The one client of a measurement: an event loop, a pool of connections, and a clock."""
+"""The HTTP client of a measurement: one event loop, one pool of connections, one clock.
+
+`OpenAIEngine` sends all requests through it. Between sending and reading nothing may be parsed that can wait.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ KEEPALIVE_S = 3.0
 """Servers close idle connections after 5 s and more: one that is closed just as it is used fails a request."""
 
 TICK_S = 1.0
+"""Chosen: far below the limit on a silent worker, and rare enough to cost nothing."""
 
 ASIDE_TIMEOUT_S = 10.0
 """For questions beside the measurement: metrics, version."""

@@ -1,4 +1,7 @@
-"""`OpenAIEngine`: the engine protocol over a server that runs already."""
+"""`OpenAIEngine`: measures a server from the client's side.
+
+The worker drives it as any engine. It starts no server: those that a study starts run before the worker does.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ from pytest_llem.job.report import Note
 from pytest_llem.workload.arrivals import Schedule, schedule
 
 DRAIN_S = 1.0
+"""Chosen: a step of a large batch takes well under a second."""
 
 
 class OpenAIEngine(Engine):
@@ -262,6 +266,7 @@ class OpenAIEngine(Engine):
 
 
 _NO_LIMIT = 1 << 62
+"""Chosen: above any length."""
 
 
 def _name_of(model: str) -> str:

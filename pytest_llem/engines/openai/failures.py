@@ -1,4 +1,7 @@
-"""Why a request failed, in classes that can be counted."""
+"""Why a request failed, as classes that can be counted.
+
+The client raises and counts them. Their names stand in results as `failure`.
+"""
 
 from __future__ import annotations
 

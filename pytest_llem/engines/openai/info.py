@@ -1,6 +1,6 @@
 """What the package knows of the client of OpenAI-compatible servers.
 
-It has no image: it measures from outside the server, and needs no more than `aiohttp` in the environment of pytest.
+It has no image: it measures from outside the server, and needs only `aiohttp` in the environment of pytest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The first questions to a server: does it answer, what is it, and which requests does it take?"""
+"""The first requests to a server: whether it answers, which product and model it is, and which fields it takes.
+
+`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its `info.py`;
+llama.cpp, which is no engine here, has its record in this file.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,12 @@ from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import EngineError, EngineSettingError, LlemError, ServerUnreachableError
 
 LOADING = 503
+"""HTTP status of a server that is not ready (RFC 9110): vLLM, llama.cpp and others answer so while they load."""
 REFUSING = (400, 422)
 POLL_S = 0.2
+"""Chosen: short beside the seconds that a server takes to load."""
 TRIES = 12
+"""Chosen: above the number of optional fields, of which each refusal removes at least one."""
 
 VERSION_PATH = "/version"
 LLAMA_CPP_KIND = "llama.cpp"

@@ -1,4 +1,7 @@
-"""Which tokenizer makes the prompts: the model's own, or else the server's, or none."""
+"""Chooses the tokenizer that makes the prompts: the model's own, else the server's, else none.
+
+`OpenAIEngine` calls `find_tokenizer` in `load`. One that does not agree with the server is never used.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What happens on a connection: reading answers, and telling a closed connection from a failed request."""
+"""Reads answers from a connection, and tells a connection that the server closed from a request that failed.
+
+`client` calls it for each request. Only a request of which nothing was answered may be sent again.
+"""
 
 from __future__ import annotations
 

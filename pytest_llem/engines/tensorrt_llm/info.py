@@ -1,4 +1,7 @@
-"""What the package knows of TensorRT-LLM without importing it."""
+"""What the package knows of TensorRT-LLM without importing it.
+
+`pytest_llem.engines` collects it, and everything else asks there.
+"""
 
 from __future__ import annotations
 

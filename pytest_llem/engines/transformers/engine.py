@@ -1,4 +1,7 @@
-"""`TransformersEngine`: the engine protocol over transformers."""
+"""`TransformersEngine`: Hugging Face transformers in the worker's process.
+
+The worker drives it as any engine. torch and transformers are imported in `prepare` and later, not with this file.
+"""
 
 from __future__ import annotations
 

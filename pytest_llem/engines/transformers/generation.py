@@ -1,4 +1,8 @@
-"""Static batches through `model.generate`, with the time of every step."""
+"""Runs batches through `model.generate`, and records the time of every step.
+
+`TransformersEngine` makes one generator per configuration. What a step does beside the model is energy of the window:
+add nothing to it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from pytest_llem.job.config import Decoding
 BEAM_FIELDS = ("early_stopping", "length_penalty", "no_repeat_ngram_size")
 
 STEPS_PER_SIGN = 8
+"""Chosen: rare enough to cost nothing beside a step, often enough for the watch on a silent worker."""
 
 
 class StepClock:
@@ -191,10 +196,12 @@ def cut(row: Sequence[int], eos_ids: Sequence[int]) -> tuple[tuple[int, ...], bo
 
 
 NO_EOS = -1
+"""No token has a negative id."""
 
 WAIT_S, STOP_S = 1.0, 10.0
 
 CPU_PAGE_TOKENS = 64
+"""Chosen: small beside the lengths of requests, so that little of the cache is reserved for nothing."""
 
 
 class ContinuousGenerator:

@@ -1,4 +1,7 @@
-"""What the package knows of Hugging Face transformers without importing it."""
+"""What the package knows of Hugging Face transformers without importing it.
+
+`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,8 @@ INFO = EngineInfo(
         "transformers:GenerationConfig",
     ),
     exclusive=True,
+    batch_size="batch_size",
+    expands_latent_attention=True,
     signatures=Layout(
         main=(_GENERATION, _FROM_PRETRAINED),
         decoding=_GENERATION,

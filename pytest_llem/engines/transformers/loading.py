@@ -1,4 +1,7 @@
-"""Loading a model and its tokenizer with transformers, onto the CPU or the leased accelerators."""
+"""Loads a model and its tokenizer with transformers, onto the CPU or the leased accelerators.
+
+`TransformersEngine` calls it in `load`. Importing it imports torch and transformers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the package knows of vLLM and its server without importing it."""
+"""What the package knows of vLLM and its server without importing it.
+
+`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
+"""
 
 from __future__ import annotations
 

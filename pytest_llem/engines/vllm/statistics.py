@@ -1,4 +1,7 @@
-"""What vLLM's scheduler says about each of its steps, summed over a period."""
+"""Sums what vLLM's scheduler reports of each of its steps over a period.
+
+`VLLMEngine` registers it as a statistics logger. The keys stand in results.
+"""
 
 from __future__ import annotations
 

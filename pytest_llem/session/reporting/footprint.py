@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import PREFIX, cache_root, is_builtin, known_builtins, recipe_digest
 from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
@@ -26,7 +27,7 @@ from pytest_llem.workload.hub import hub_cache
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 
-# Settings that bound the requests in flight: of vLLM, SGLang and TensorRT-LLM.
+# Settings that bound the requests in flight, of the engines with a scheduler of their own.
 _IN_FLIGHT = ("max_num_seqs", "max_running_requests", "max_batch_size")
 
 # Bytes per weight of quantisation while loading: 8 bits, and the 4 bits that vLLM loads with bitsandbytes.
@@ -92,9 +93,9 @@ def weights_bytes(facts: ModelFacts, engine: str, get: Get) -> float | None:
 
 
 def _quantized(engine: str, get: Get) -> float | None:
-    if get("transformers.quantization.load_in_8bit") and engine == "transformers":
+    if get(f"{engine}.quantization.load_in_8bit"):
         return 1.0
-    if get("transformers.quantization.load_in_4bit") and engine == "transformers":
+    if get(f"{engine}.quantization.load_in_4bit"):
         return 0.5
     return _QUANTIZED.get(str(get(f"{engine}.quantization")))
 
@@ -150,7 +151,7 @@ def kv_cache_bytes(facts: ModelFacts, engine: str, get: Get, tensor_parallel: in
 def _numbers_per_token(shape: ModelShape, engine: str, tensor_parallel: int) -> int | None:
     rank, rope = shape.config.get("kv_lora_rank"), shape.config.get("qk_rope_head_dim")
     if isinstance(rank, int) and isinstance(rope, int):
-        if engine != "transformers":
+        if not engine_info(engine).expands_latent_attention:
             return rank + rope
         nope, value = shape.config.get("qk_nope_head_dim"), shape.config.get("v_head_dim")
         if shape.heads is None or not isinstance(nope, int) or not isinstance(value, int):
@@ -174,8 +175,9 @@ def _in_flight(engine: str, get: Get) -> int | None:
     prompts = get("workload.prompts")
     if not isinstance(prompts, int):
         return None
-    if engine == "transformers" and not get("transformers.continuous_batching"):
-        batch, beams = get("transformers.batch_size"), get("transformers.num_beams")
+    batches = engine_info(engine).batch_size
+    if batches is not None and not get(f"{engine}.continuous_batching"):
+        batch, beams = get(f"{engine}.{batches}"), get(f"{engine}.num_beams")
         return min(_number(batch, 1), prompts) * _number(beams, 1)
     limits = [value for value in map(_reader(engine, get), _IN_FLIGHT) if isinstance(value, int)]
     return min([prompts, *limits])

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem import engines
 from pytest_llem.errors import StudyError
-from pytest_llem.study import Study, canonical, engine_names, fields
+from pytest_llem.study import Study, canonical, fields
 
 Load = Callable[..., Study]
 
@@ -43,10 +43,11 @@ def theirs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     installed = tmp_path / f"{module}-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(f"[pytest_llem.engine_settings]\ntheirs = {module}:Settings\n")
+    points = {"pytest_llem.engines": "Engine", "pytest_llem.engine_settings": "Settings"}
+    groups = [f"[{group}]\ntheirs = {module}:{name}\n" for group, name in points.items()]
+    (installed / "entry_points.txt").write_text("".join(groups))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(engines, "engine_names", lambda: ("transformers", "theirs"))
-    values = [value for module in (engine_names, fields, canonical) for value in vars(module).values()]
+    values = [value for module in (engines, fields, canonical) for value in vars(module).values()]
     cached = [value for value in values if hasattr(value, "cache_clear")]
     for function in cached:
         function.cache_clear()

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Lengths
-from pytest_llem.workload.lengths import draw_lengths
+from pytest_llem.workload.build import draw_lengths
 
 
 def test_fixed_length_needs_no_chance() -> None:
