@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines import open_engine, shipped_engines
+from pytest_llem.engines import engines, open_engine, shipped_engines
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import SettingsError
+from pytest_llem.machine.preflight import missing_modules
 from pytest_llem.study.fields import settings_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
@@ -54,6 +56,28 @@ def test_the_worked_example_is_measured(pytester: pytest.Pytester, example: Path
         assert result["compute"]["flops"] is None
         assert result["memory"]["devices"] == []
     assert sorted(result["runner"]["facts"]["engine_reused"] for result in found) == [False, True]
+
+
+def test_an_info_in_place_of_the_class_says_more(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example / "llem_parrot_info.py").write_text(
+        "from pytest_llem.engines.info import EngineInfo\n"
+        "INFO = EngineInfo('parrot', engine='llem_parrot:Parrot', settings='llem_parrot_settings:ParrotSettings',\n"
+        "                  modules=('parrot_food',), install='pip install parrot-food')\n"
+    )
+    points = example / "llem_parrot-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[pytest_llem.engines]\nparrot = llem_parrot_info:INFO\n")
+    monkeypatch.syspath_prepend(example)
+    engines.cache_clear()
+    settings_model.cache_clear()
+    try:
+        assert missing_modules("parrot") == ("parrot_food",)
+        assert isinstance(open_engine("parrot"), Engine)
+        declared = settings_model("parrot")
+    finally:
+        engines.cache_clear()
+        settings_model.cache_clear()
+    assert declared is not None
+    assert declared.__name__ == "ParrotSettings"
 
 
 def test_its_settings_are_checked_where_the_study_has_them(pytester: pytest.Pytester, example: Path) -> None:
