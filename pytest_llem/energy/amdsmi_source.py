@@ -120,8 +120,14 @@ class AmdSource:
         if isinstance(listed, list):
             pids = [int(process["pid"]) for process in listed if isinstance(process, Mapping)]
             foreign, unknown = foreign_pids(pids, self._owners)
-            found = {"pids": tuple(pids), "foreign": tuple(foreign), "unknown": tuple(unknown)}
-            writer.event(time.monotonic_ns(), "processes", device=self._uuid, **found)
+            writer.event(
+                time.monotonic_ns(),
+                "processes",
+                device=self._uuid,
+                pids=tuple(pids),
+                foreign=tuple(foreign),
+                unknown=tuple(unknown),
+            )
 
     def _optional(self, name: str, *more: object) -> object:
         try:

@@ -233,8 +233,8 @@ def _period(ticks: TickSeries) -> tuple[int, int]:
     it.
     """
     gaps = [b - a for a, b in pairwise(ticks.closely_bracketed.mid_ns)]
-    one = sorted(gaps)[len(gaps) // 4]
-    counts = [max(1, round(gap / one)) for gap in gaps]
+    shortest_ns = sorted(gaps)[len(gaps) // 4]
+    counts = [max(1, round(gap / shortest_ns)) for gap in gaps]
     period_ns = sum(gaps) / sum(counts)
     single = [gap for gap, count in zip(gaps, counts, strict=True) if count == 1]
     return round(period_ns), round(sqrt(fmean((gap - period_ns) ** 2 for gap in single)))
@@ -269,11 +269,11 @@ def _fast_polling_error(handle: object, period_ns: int, load: Load | None) -> fl
     """Relative change of the counter's slope under fast reads against slow ones, at equal power."""
     slopes: dict[int, list[float]] = {FAST_STEP_NS: [], 5 * DEFAULT_STEP_NS: []}
     for _ in range(2):
-        for step_ns, found in slopes.items():
+        for step_ns, watts in slopes.items():
             if load is not None:
                 load.burst(2 * period_ns / 1e9)
                 time.sleep(period_ns / 1e9)
-            found.append(slope_w(handle, period_ns, step_ns))
+            watts.append(slope_w(handle, period_ns, step_ns))
     fast, gentle = (fmean(values) for values in slopes.values())
     return abs(fast - gentle) / gentle
 
@@ -312,8 +312,8 @@ def _bursts(
             time.sleep((QUIET_PERIODS + random.random()) * period_s)
 
     ticks = _sample(device.uuid, activity, provisional).closely_bracketed
-    found = [_extra(ticks, start, end, period_ns) for start, end in edges]
-    return [burst for burst in found if burst is not None]
+    measured = [_extra(ticks, start, end, period_ns) for start, end in edges]
+    return [burst for burst in measured if burst is not None]
 
 
 def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:

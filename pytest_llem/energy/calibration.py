@@ -59,10 +59,10 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
     """The calibration of this GPU under this driver; `None` if there is none or it has another version."""
     try:
         data = json.loads(path_of(uuid, driver, directory).read_text(encoding="utf-8"))
-        found = Calibration(**data)
+        stored = Calibration(**data)
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.version == VERSION and (found.uuid, found.driver) == (uuid, driver) else None
+    return stored if stored.version == VERSION and (stored.uuid, stored.driver) == (uuid, driver) else None
 
 
 def save(calibration: Calibration, directory: Path | None = None) -> Path:

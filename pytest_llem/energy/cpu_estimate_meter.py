@@ -158,17 +158,17 @@ class ProcessTreeClock:
         children: dict[int, list[int]] = {}
         for pid, parent in parents.items():
             children.setdefault(parent, []).append(pid)
-        found: dict[int, None] = {}
+        tree: dict[int, None] = {}
         todo = list(self._roots)
         while todo:
             pid = todo.pop()
-            if pid not in self._exclude and pid not in found:
-                found[pid] = None
+            if pid not in self._exclude and pid not in tree:
+                tree[pid] = None
                 todo.extend(children.get(pid, ()))
-        return list(found)
+        return list(tree)
 
     def _processes(self) -> list[tuple[int, int, int]]:
-        found: list[tuple[int, int, int]] = []
+        processes: list[tuple[int, int, int]] = []
         for entry in os.scandir(self._proc):
             if entry.name.isdigit():
                 try:
@@ -176,8 +176,8 @@ class ProcessTreeClock:
                 except OSError:
                     continue
                 fields = stat.rpartition(")")[2].split()
-                found.append((int(entry.name), int(fields[1]), (int(fields[13]) + int(fields[14])) * _TICK_NS))
-        return found
+                processes.append((int(entry.name), int(fields[1]), (int(fields[13]) + int(fields[14])) * _TICK_NS))
+        return processes
 
 
 def _cpu_clock_ns(pid: int) -> int | None:

@@ -134,11 +134,11 @@ def _rapl() -> Iterator[Finding]:
 
 def _estimate() -> Iterator[Finding]:
     power = thread_power()
-    found = f"{power.processor}: {power.watts:.2f} W per thread"
+    figure = f"{power.processor}: {power.watts:.2f} W per thread"
     if power.generation is None:
-        yield Finding("warn", "estimate", f"{found}, the table's median, as the table does not hold this processor")
+        yield Finding("warn", "estimate", f"{figure}, the table's median, as the table does not hold this processor")
     else:
-        yield Finding("ok", "estimate", f"{found} ({power.generation})")
+        yield Finding("ok", "estimate", f"{figure} ({power.generation})")
 
 
 def _others() -> Iterator[Finding]:

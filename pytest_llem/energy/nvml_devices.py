@@ -56,13 +56,13 @@ def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
     handles = [by_uuid(uuid) for uuid in uuids] if uuids else _visible(visible)
     if not handles:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-    found: dict[str, Gpu] = {}
+    gpus: dict[str, Gpu] = {}
     for handle in handles:
         parent, mig = _parent(handle)
         uuid = str(pynvml.nvmlDeviceGetUUID(parent))
         index = int(pynvml.nvmlDeviceGetIndex(parent))
-        found[uuid] = Gpu(parent, index, uuid, str(pynvml.nvmlDeviceGetName(parent)), driver, mig)
-    return list(found.values())
+        gpus[uuid] = Gpu(parent, index, uuid, str(pynvml.nvmlDeviceGetName(parent)), driver, mig)
+    return list(gpus.values())
 
 
 def by_uuid(uuid: str) -> object:

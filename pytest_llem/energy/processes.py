@@ -35,28 +35,28 @@ def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, 
 
     Processes that have ended are left out.
     """
-    found: dict[int, str | None] = {}
+    containers: dict[int, str | None] = {}
     for pid in pids:
         try:
             groups = (proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         ids = _CONTAINER.findall(groups)
-        found[pid] = ids[-1] if ids else None
-    return found
+        containers[pid] = ids[-1] if ids else None
+    return containers
 
 
 def ancestors(pid: int, proc: Path = Path("/proc")) -> list[int]:
     """The process itself and its parents up to init; empty if it does not exist here."""
-    found: list[int] = []
-    while pid > 0 and pid not in found:
+    line: list[int] = []
+    while pid > 0 and pid not in line:
         try:
             stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            return found
-        found.append(pid)
+            return line
+        line.append(pid)
         pid = int(stat.rpartition(")")[2].split()[1])
-    return found
+    return line
 
 
 LISTENING = "0A"
@@ -83,10 +83,10 @@ PROXIES = (
 def is_here(host: str) -> bool | None:
     """Whether a host is this machine, that is, one of its addresses can be bound. `None` for an unknown name."""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except OSError:
         return None
-    return any(_is_own(family, str(address[0])) for family, _, _, _, address in found)
+    return any(_is_own(family, str(address[0])) for family, _, _, _, address in addresses)
 
 
 def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:

@@ -97,13 +97,13 @@ class RaplEdges:
         for sample in read_samples(samples_path):
             if sample.device in merged and sample.counter_mj is not None:
                 merged[sample.device].append((sample.t_ns, round(sample.counter_mj * 1e3)))
-        found: list[DomainSeries] = []
+        merged_series: list[DomainSeries] = []
         for domain in self.domains:
             readings = sorted(dict(merged[domain.id]).items())
             values = rapl_source.unwrapped([value for _, value in readings], domain.range_uj)
             times = tuple(t_ns for t_ns, _ in readings)
-            found.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
-        return tuple(found)
+            merged_series.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
+        return tuple(merged_series)
 
 
 class RaplMeter(Meter):
@@ -162,12 +162,15 @@ class RaplMeter(Meter):
 
 def account(window: Window, series: Sequence[DomainSeries]) -> WindowEnergy:
     """One window's energy summed over the domains; `None` in it unless every domain covers the window."""
-    return window_energy(window, {one.domain.id: one.between(window.start_ns, window.end_ns) for one in series})
+    return window_energy(
+        window,
+        {domain_series.domain.id: domain_series.between(window.start_ns, window.end_ns) for domain_series in series},
+    )
 
 
 def cpu_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
     """Packages and DRAM over the `measure` windows; `None` when no domain was read."""
-    if not any(one.times_ns for one in series):
+    if not any(domain_series.times_ns for domain_series in series):
         return None
     measured = [window for window in windows if window.name == "measure"]
     return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
@@ -203,8 +206,8 @@ def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
 
 
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
-    chosen = [one for one in series if one.domain.kind == kind]
-    parts = [one.between(window.start_ns, window.end_ns) for window in windows for one in chosen]
+    chosen = [domain_series for domain_series in series if domain_series.domain.kind == kind]
+    parts = [domain_series.between(window.start_ns, window.end_ns) for window in windows for domain_series in chosen]
     known = [part.energy_j for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
 

@@ -38,7 +38,7 @@ def domains(root: Path | None = None) -> list[Domain]:
     mmio interface repeats the package.
     """
     root = root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
-    found: list[Domain] = []
+    counters: list[Domain] = []
     try:
         zones = sorted(path for path in root.iterdir() if path.name.startswith(CONTROL_TYPES))
     except OSError:
@@ -47,10 +47,10 @@ def domains(root: Path | None = None) -> list[Domain]:
         name = _text(zone / "name")
         package = _package_number(zone)
         if name.startswith("package"):
-            found.append(Domain(name, "cpu", str(zone / "energy_uj"), _range(zone)))
+            counters.append(Domain(name, "cpu", str(zone / "energy_uj"), _range(zone)))
         elif name == "dram" and package is not None:
-            found.append(Domain(f"dram-{package}", "dram", str(zone / "energy_uj"), _range(zone)))
-    return found
+            counters.append(Domain(f"dram-{package}", "dram", str(zone / "energy_uj"), _range(zone)))
+    return counters
 
 
 def read_uj(domain: Domain) -> int:
@@ -62,14 +62,14 @@ def read_uj(domain: Domain) -> int:
 def unwrapped(values: Sequence[int], range_uj: int) -> list[int]:
     """A series of readings with every wrap undone; right while two readings lie less than one range apart."""
     total = values[0] if values else 0
-    found: list[int] = []
+    totals: list[int] = []
     previous = total
     for value in values:
         step = value - previous
         total += step if step >= 0 else step + range_uj
         previous = value
-        found.append(total)
-    return found
+        totals.append(total)
+    return totals
 
 
 class RaplSource:

@@ -110,27 +110,27 @@ def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresho
 def remarks(evidence: Evidence) -> list[Note]:
     """Notes on conditions that do not invalidate the measurement."""
     windows = [window for window in evidence.windows if window.name in MEASURED]
-    found: list[Note] = []
+    notes: list[Note] = []
     for device in evidence.devices:
         share = _throttled_share(device, windows, "power_ns")
         if share > Thresholds.throttled_thermal_rel:
-            found.append(Note("power_capped", f"{device.uuid}: held at its power limit {share:.0%} of the time"))
+            notes.append(Note("power_capped", f"{device.uuid}: held at its power limit {share:.0%} of the time"))
         unknown = [event for event in device.events if event.get("event") == "processes" and event.get("unknown")]
         if unknown:
-            found.append(
+            notes.append(
                 Note(
                     "processes_unknown",
                     f"{device.uuid}: its processes have ids of another namespace; whose they are was not checked",
                 )
             )
-    return found
+    return notes
 
 
 def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
-    found: list[Note] = []
+    notes: list[Note] = []
     errors = [e for e in device.events if e.get("event") == "error" and any(_near(e, w) for w in windows)]
     for event in errors[:1]:
-        found.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event.get('message')}"))
+        notes.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event.get('message')}"))
     if device.ticks is None:
         times = [sample.t_ns for sample in device.samples if sample.power_w is not None]
         allowed_s = limits.gap_s
@@ -139,13 +139,13 @@ def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Threshold
         allowed_s = max(limits.gap_periods * (device.ticks.period_ns or 0.0) / 1e9, 0.05)
     for window in windows:
         if device.ticks is not None and device.ticks.reset_within(window.start_ns, window.end_ns):
-            found.append(Note("counter_reset", f"{device.uuid}: the energy counter jumped back in {window.name}"))
+            notes.append(Note("counter_reset", f"{device.uuid}: the energy counter jumped back in {window.name}"))
         gap_s = _largest_gap_s(times, window)
         if gap_s is None:
-            found.append(Note("sensor_gap", f"{device.uuid}: no readings on both sides of window {window.name}"))
+            notes.append(Note("sensor_gap", f"{device.uuid}: no readings on both sides of window {window.name}"))
         elif gap_s > allowed_s:
-            found.append(Note("sensor_gap", f"{device.uuid}: no reading for {gap_s:.2f} s in window {window.name}"))
-    return found
+            notes.append(Note("sensor_gap", f"{device.uuid}: no reading for {gap_s:.2f} s in window {window.name}"))
+    return notes
 
 
 def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:
@@ -193,15 +193,15 @@ def _memory(device: DeviceEvidence, limits: Thresholds) -> list[Note]:
 
 
 def _throttled(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
-    found: list[Note] = []
+    notes: list[Note] = []
     for code, key, limit in (
         ("throttled_thermal", "thermal_ns", limits.throttled_thermal_rel),
         ("throttled_power", "power_ns", limits.throttled_power_rel),
     ):
         share = _throttled_share(device, windows, key)
         if share > limit:
-            found.append(Note(code, f"{device.uuid}: clocks were held down for {share:.1%} of the measured time"))
-    return found
+            notes.append(Note(code, f"{device.uuid}: clocks were held down for {share:.1%} of the measured time"))
+    return notes
 
 
 def _throttled_share(device: DeviceEvidence, windows: Sequence[Window], key: str) -> float:

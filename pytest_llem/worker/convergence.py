@@ -34,15 +34,15 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
 
 def batches(completions: Sequence[Completion]) -> list[list[Completion]]:
     """Completions grouped by overlap in time, in order: static batches, or one group for a scheduler's stream."""
-    found: list[list[Completion]] = []
+    groups: list[list[Completion]] = []
     end_ns = 0
     for completion in sorted(completions, key=lambda completion: completion.start_ns):
-        if found and completion.start_ns < end_ns:
-            found[-1].append(completion)
+        if groups and completion.start_ns < end_ns:
+            groups[-1].append(completion)
         else:
-            found.append([completion])
+            groups.append([completion])
         end_ns = max(end_ns, completion.end_ns)
-    return found
+    return groups
 
 
 def batch_durations(completions: Sequence[Completion]) -> list[float]:
@@ -62,15 +62,15 @@ def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[floa
     Latencies are durations of whole repeats or, where all batches of a repeat have the same work, of batches, which
     show convergence after a fraction of the time. The smaller coefficient counts.
     """
-    found = []
+    coefficients = []
     if len(durations) >= window:
-        found.append(coefficient_of_variation(durations[-window:]))
+        coefficients.append(coefficient_of_variation(durations[-window:]))
     if repeats and same_size(repeats[-1]):
         alike = [duration for repeat in repeats if same_size(repeat) for duration in batch_durations(repeat)]
         # The very first batch includes lazy initialisation and is never judged.
         if len(alike) > window:
-            found.append(coefficient_of_variation(alike[-window:]))
-    known = [cv for cv in found if cv is not None]
+            coefficients.append(coefficient_of_variation(alike[-window:]))
+    known = [cv for cv in coefficients if cv is not None]
     return min(known) if known else None
 
 

@@ -52,12 +52,12 @@ def steady_windows(
     repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None
 ) -> tuple[Window, ...]:
     """The steady state of each repeat that has one, with the repeat's index. Such windows have no padding."""
-    found = []
+    windows = []
     for index, completions in enumerate(repeats):
         span = steady_span(completions, limit, arrival)
         if span is not None:
-            found.append(Window(STEADY_STATE, *span, index=index))
-    return tuple(found)
+            windows.append(Window(STEADY_STATE, *span, index=index))
+    return tuple(windows)
 
 
 def _full_span(running: Sequence[Completion], limit: int | None) -> tuple[int, int] | None:
