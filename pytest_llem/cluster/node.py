@@ -21,8 +21,7 @@ import ray
 from pytest_llem import __version__
 from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
 from pytest_llem.containers import remove_orphaned_containers
-from pytest_llem.containers.errors import error_from_dict
-from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError
+from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError, from_dict
 from pytest_llem.job.files import write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
@@ -220,7 +219,7 @@ def failure_of(result: NodeResult) -> LlemError | None:
     error = result.error
     if error is None and ERROR_FILE in result.files:
         error = json.loads(result.files[ERROR_FILE])
-    return error_from_dict(error) if error is not None else None
+    return from_dict(error) if error is not None else None
 
 
 def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:

@@ -17,10 +17,9 @@ from pytest_llem import __version__
 from pytest_llem.cluster.cluster import Node, ResourceRequest
 from pytest_llem.cluster.node import NodeTerms, docker_runner, other_version
 from pytest_llem.cluster.tasks import ask_each_kind, ask_nodes
-from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import SettingProblem, SignatureReport
-from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, LlemError, NodeLostError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode, encode
@@ -71,9 +70,7 @@ def preflight_nodes(
     if settings.image is not None and not problems:
         arguments = encode(configs), settings.image, gpus, encode(terms.docker)
         for node, answer in ask_each_kind(look_at_docker, nodes, *arguments, ended=ended):
-            node_problems = (
-                [answer] if isinstance(answer, LlemError) else [error_from_dict(problem) for problem in answer]
-            )
+            node_problems = [answer] if isinstance(answer, LlemError) else [from_dict(problem) for problem in answer]
             problems += [_on(node, problem) for problem in node_problems]
     # A node that is lost is no problem of the others: cycles are tried on those.
     return PreflightReport(tuple(problems if facts or problems else lost), facts=facts)
@@ -93,7 +90,7 @@ def look_at_docker(configs: JsonValue, image: str, gpus: int, docker: JsonValue)
 
 
 def _on(node: Node, problem: LlemError) -> LlemError:
-    return error_from_dict({**problem.to_dict(), "message": f"node {node.hostname} ({node.kind}): {problem.message}"})
+    return from_dict({**problem.to_dict(), "message": f"node {node.hostname} ({node.kind}): {problem.message}"})
 
 
 def check_settings_on_nodes(

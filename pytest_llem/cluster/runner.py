@@ -23,10 +23,9 @@ from pytest_llem.cluster.node import NodeFacts, NodeResult, NodeTerms, Order, en
 from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes, reuse_targets_on
 from pytest_llem.cluster.progress import progress_of
 from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
-from pytest_llem.containers.errors import error_from_dict
 from pytest_llem.containers.inputs import with_absolute_paths
 from pytest_llem.engines.signatures import SignatureReport
-from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError
+from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
@@ -182,7 +181,7 @@ class RayRunner(Runner):
         assert node is not None, "what was delivered comes from a node"
         write_files(result.files, job_dir)
         if result.error is not None:
-            raise error_from_dict(result.error)
+            raise from_dict(result.error)
         assert result.report is not None, "without an error there is a report"
         return self._report(result.report, node, losses, lacking)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from pytest_llem.containers import error_patterns as patterns
-from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.redaction import redact
 
 __all__ = ["DockerError", "docker_error", "translate_docker_error"]
@@ -450,8 +450,3 @@ def _from_worker(worker_error: Mapping[str, JsonValue] | LlemError | str, oom_ki
     if oom_killed and category in _VAGUE_WORKER_CATEGORIES:
         return "host_oom", message
     return ("gpu_oom" if category == "out_of_memory" else "app_error"), message
-
-
-def error_from_dict(data: Mapping[str, JsonValue]) -> LlemError:
-    """Rebuild any error from `LlemError.to_dict`, those of this tree included."""
-    return from_dict(data)

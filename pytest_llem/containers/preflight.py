@@ -23,11 +23,10 @@ from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
 from pytest_llem.containers.background import Call
 from pytest_llem.containers.daemon import DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
-from pytest_llem.containers.identity import SessionIdentity
 from pytest_llem.containers.images import client_fix, foreign_architecture, image_facts
 from pytest_llem.containers.inputs import hub_problem, inputs_of
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
-from pytest_llem.containers.orphaned_containers import removed_after
+from pytest_llem.containers.orphaned_containers import SessionIdentity, removed_after
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport
 from pytest_llem.job.config import ExperimentConfig

@@ -18,9 +18,8 @@ import docker
 from pytest_llem.containers.archive import LIFELINE, lifeline_archive
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError
-from pytest_llem.containers.identity import SessionIdentity
 from pytest_llem.containers.options import ImageFacts
-from pytest_llem.containers.orphaned_containers import remove, remove_orphans
+from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans
 from pytest_llem.containers.stream import Attachment
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet

@@ -20,7 +20,6 @@ from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
 from pytest_llem.containers.ephemeral import CycleEnd, end_error, run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
-from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import (
     Tell,
     cuda_major,
@@ -41,7 +40,7 @@ from pytest_llem.containers.options import (
     passed_on,
     recorded_options,
 )
-from pytest_llem.containers.orphaned_containers import remove_orphans, remove_session
+from pytest_llem.containers.orphaned_containers import current_identity, remove_orphans, remove_session
 from pytest_llem.containers.preflight import PreflightSubject, check_settings_in_image, preflight
 from pytest_llem.containers.remote_lease import remote_lease
 from pytest_llem.engines.signatures import SignatureReport

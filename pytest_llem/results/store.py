@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_llem.containers.errors import error_from_dict
-from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
+import pytest_llem.containers.errors  # noqa: F401 (error.json may hold one of these: from_dict knows what was imported)
+from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
 from pytest_llem.job.files import read_json, write_text
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.environment import gather
@@ -139,7 +139,7 @@ def read_error(job_dir: JobDir) -> LlemError:
         return WorkerCrashedError(
             f"{job_dir.path}: neither a measurement nor an error was written", fix=f"see {job_dir.log}"
         )
-    return error_from_dict(read_json(job_dir.error))
+    return from_dict(read_json(job_dir.error))
 
 
 def set_attempt_aside(directory: Path, attempt: int) -> None:

@@ -23,11 +23,10 @@ from docker.errors import APIError
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
 from pytest_llem.containers.ephemeral import end_state
 from pytest_llem.containers.errors import translate_docker_error
-from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import ensure_image
 from pytest_llem.containers.inputs import HUB, found_here
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
-from pytest_llem.containers.orphaned_containers import remove, remove_orphans
+from pytest_llem.containers.orphaned_containers import current_identity, remove, remove_orphans
 from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.job import Job

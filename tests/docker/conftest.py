@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from pytest_llem.containers.daemon import connect
 from pytest_llem.containers.errors import DockerError
-from pytest_llem.containers.identity import SESSION_LABEL
+from pytest_llem.containers.orphaned_containers import SESSION_LABEL
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import Decoding, ExperimentConfig, IdleSettings, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings

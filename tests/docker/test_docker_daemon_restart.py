@@ -13,8 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from pytest_llem.containers.identity import SESSION_LABEL
-from pytest_llem.containers.orphaned_containers import remove_orphans
+from pytest_llem.containers.orphaned_containers import SESSION_LABEL, remove_orphans
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json

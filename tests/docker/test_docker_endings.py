@@ -15,8 +15,7 @@ import docker
 import psutil
 import pytest
 
-from pytest_llem.containers.identity import SESSION_LABEL
-from pytest_llem.containers.orphaned_containers import remove_orphans
+from pytest_llem.containers.orphaned_containers import SESSION_LABEL, remove_orphans
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Job, JobDir
 
@@ -162,7 +161,7 @@ def test_a_container_that_somebody_removes_is_an_error(client: docker.DockerClie
 def test_containers_of_live_and_of_foreign_sessions_are_left_alone(
     client: docker.DockerClient, engine_image: str
 ) -> None:
-    from pytest_llem.containers.identity import current_identity
+    from pytest_llem.containers.orphaned_containers import current_identity
 
     mine = current_identity().labels("run")
     foreign = {**mine, "llem.host": "another", "llem.boot": "another"}

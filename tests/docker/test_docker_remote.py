@@ -15,8 +15,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from pytest_llem.containers.identity import current_identity
 from pytest_llem.containers.images import image_facts
+from pytest_llem.containers.orphaned_containers import current_identity
 from pytest_llem.containers.remote_lease import PREFIX, remote_lease
 from pytest_llem.containers.runner import DockerRunner
 from pytest_llem.errors import DeviceError
@@ -141,7 +141,7 @@ def test_a_lease_excludes_others_until_it_is_released(client: docker.DockerClien
 HOLDER = """
 import sys, time
 from pytest_llem.containers.daemon import connect
-from pytest_llem.containers.identity import current_identity
+from pytest_llem.containers.orphaned_containers import current_identity
 from pytest_llem.containers.images import image_facts
 from pytest_llem.containers.remote_lease import remote_lease
 from pytest_llem.job.job import DeviceSet

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pytest_llem.containers.daemon import daemon_facts
-from pytest_llem.containers.identity import SESSION_LABEL
+from pytest_llem.containers.orphaned_containers import SESSION_LABEL
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.files import read_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pytest_llem.containers.identity import current_identity, owner_is_dead
+from pytest_llem.containers.orphaned_containers import current_identity, owner_is_dead
 from pytest_llem.machine.orphaned_workers import start_ticks
 
 
