@@ -1,4 +1,7 @@
-"""What a study asks of its servers, before anything runs: what cannot be had, and how often they will be started."""
+"""Checks the servers of a study before anything runs: combinations that cannot work, and how often servers are started.
+
+The session calls it when it loads a study. It must agree with `spec.ServerSpec` on what a server is restarted for.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ LOAD_SETTINGS = (
     "dtype",
     "weights",
 )
-"""What a server is started with; the devices, which a plan does not know, come to it (`spec.ServerSpec`)."""
+"""The settings that a server is started with; `spec.ServerSpec` adds the devices, which are not known here."""
 
 
 def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> None:
-    """Raise `StudyError` for servers that would have to be started where they cannot be measured or kept.
+    """Raise `StudyError` if servers would have to be started where they cannot be measured or kept.
 
     `runner_of` gives the name of an engine's runner.
     """
-    experiment = next((one for one in study.experiments if _server_of(one) is not None), None)
+    experiment = next((each for each in study.experiments if _server_of(each) is not None), None)
     if experiment is None:
         return
     started = "openai.image" if getter(experiment.flat_settings)("openai.image") is not None else "openai.command"
@@ -49,7 +52,7 @@ def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> N
 
 
 def server_notice(study: Study) -> str | None:
-    """How often servers are started, where that is more often than there are servers; `None` where it is not."""
+    """A notice if servers are started more often than there are different servers; else `None`."""
     if all(experiment.engine != ENGINE for experiment in study.experiments):
         return None
     keys = {experiment.id: _kept_server_of(experiment) for experiment in study.experiments}
@@ -68,7 +71,7 @@ def server_notice(study: Study) -> str | None:
 
 
 def _starts(servers: Iterable[str | None]) -> int:
-    """How often the server changes to another one, from none at first."""
+    """How many servers are started for cycles in this order, none running at first."""
     starts, before = 0, None
     for server in servers:
         starts += server is not None and server != before
@@ -77,12 +80,12 @@ def _starts(servers: Iterable[str | None]) -> int:
 
 
 def _kept_server_of(experiment: Experiment) -> str | None:
-    """What the experiment's server is known by, if it is kept for others; one that is not is started for each cycle."""
+    """The key of the experiment's server, if that is kept between cycles; else `None`."""
     return _server_of(experiment) if getter(experiment.flat_settings)("openai.keep_server") is not False else None
 
 
 def _server_of(experiment: Experiment) -> str | None:
-    """What the experiment's server is known by; `None` when none is started for it."""
+    """The key of the experiment's server, equal for experiments that can share it; `None` when none is started."""
     if experiment.engine != ENGINE:
         return None
     get: Get = getter(experiment.flat_settings)
