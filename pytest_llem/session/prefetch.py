@@ -1,4 +1,7 @@
-"""Measuring ahead of the test items: cycles are begun in the items' order, so many at a time; items wait for theirs."""
+"""Measures cycles before their items ask for them, on runners that measure several at a time.
+
+`RunResults` starts it when the items begin to run; items wait for their cycles. Cycles start in the items' order.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,21 @@ if TYPE_CHECKING:
     from pytest_llem.session.measuring import Measurer
 
 UNCERTAIN_MARKS = ("skip", "skipif", "xfail")
-"""An item with one of these may never ask for its result: it measures when it does."""
+"""An item with one of these may never ask for its result: its cycle is measured when it does."""
 
 
 class FromStore(Protocol):
-    """The outcome of a cycle, measured unless the run's store has it; `retried` as in `Wanted`."""
+    """The outcome of a cycle, measured unless the run's store has it; `retried` as in `NeededCycle`."""
 
     def __call__(self, cycle: ExperimentCycle, /, *, retried: bool) -> Outcome:
         """Returns when the cycle has its terminal state."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NeededCycle:
     """A cycle that selected items need. `retried` when one of them is the cycle's own: a gate never retries."""
 
-    point: ExperimentCycle
+    cycle: ExperimentCycle
     retried: bool
 
 
@@ -45,53 +48,53 @@ def begin_prefetch(
     measurer: Measurer,
     measure: FromStore,
     run_dir: Path,
-    say: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> Prefetch | None:
-    """Begin what the items need of runners that run many cycles at a time; `None` where there is nothing such.
+    """Start the cycles that the items need on distributed runners; `None` if there are none.
 
-    Raises nothing: a cluster that cannot be reached is for each item to report. `say` tells the user a line.
+    Raises nothing: each item reports a cluster that cannot be reached. `tell` prints a line for the user.
     """
-    found = [
-        point
+    selected = [
+        cycle
         for item in items
-        if (point := experiment_cycle_of(item)) is not None
-        and RUNNERS[measurer.runner_spec(point.experiment.engine, point.study).name].distributed
+        if (cycle := experiment_cycle_of(item)) is not None
+        and RUNNERS[measurer.runner_spec(cycle.experiment.engine, cycle.study).name].distributed
         and not any(item.get_closest_marker(mark) for mark in UNCERTAIN_MARKS)
     ]
-    wanted = wanted_cycles(found)
-    parallel = measurer.parallel_cycles([one.point for one in wanted])
+    needed = needed_cycles(selected)
+    parallel = measurer.parallel_cycles([entry.cycle for entry in needed])
     if parallel is None:
         return None
     for notice in parallel.notices:
-        say(f"llem: {notice}")
-    optional = {point.key: point for point in found if point.optional}
-    ahead = Prefetch(measure, parallel.cycles, optional, progress_of(run_dir).outstanding)
-    ahead.begin(wanted)
-    return ahead
+        tell(f"llem: {notice}")
+    optional = {cycle.key: cycle for cycle in selected if cycle.optional}
+    prefetch = Prefetch(measure, parallel.cycles, optional, progress_of(run_dir).outstanding)
+    prefetch.begin(needed)
+    return prefetch
 
 
-def wanted_cycles(points: Sequence[ExperimentCycle]) -> list[Wanted]:
-    """The cycles that items with these points need for certain, each once, in the order of first need.
+def needed_cycles(selected: Sequence[ExperimentCycle]) -> list[NeededCycle]:
+    """The cycles that selected items need for certain, each once, in the order of first need.
 
-    A point without a cycle is an item about a whole experiment. Cycles that are measured only until a result is precise
-    enough are left out: whether they are needed is known once the others are done.
+    An entry without a cycle is an item about a whole experiment. Cycles that are measured only until a result is
+    precise enough are left out: whether they are needed is known once the others are done.
     """
-    found: dict[CycleKey, Wanted] = {}
-    for point in points:
-        own = point.cycle is not None
-        for one in [point] if own else point.cycles():
-            if not one.optional:
-                earlier = found.get(one.key)
-                found[one.key] = Wanted(one, own or (earlier is not None and earlier.retried))
-    return list(found.values())
+    needed: dict[CycleKey, NeededCycle] = {}
+    for entry in selected:
+        own = entry.cycle is not None
+        for cycle in [entry] if own else entry.cycles():
+            if not cycle.optional:
+                earlier = needed.get(cycle.key)
+                needed[cycle.key] = NeededCycle(cycle, own or (earlier is not None and earlier.retried))
+    return list(needed.values())
 
 
 class Prefetch:
-    """Measures cycles in threads, in order, `in_flight` at a time; see `wait` for who needs one.
+    """Measures cycles in threads, in order, `in_flight` at a time; an item waits for its cycle with `wait`.
 
     `optional` are the selected cycles that are measured only until a result is precise enough: each follows when those
-    before it are done and it has become necessary. `outstanding` hears of cycles that come to be wanted (1), and of
-    those that are done (-1).
+    before it are done and it has become necessary. `outstanding` is called with 1 for a cycle that is queued, and with
+    -1 for one that is done.
     """
 
     def __init__(
@@ -104,55 +107,55 @@ class Prefetch:
         self._measure = measure
         self._outstanding = outstanding
         self._optional = optional or {}
-        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="llem-ahead")
+        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="llem-prefetch")
         self._futures: dict[CycleKey, Future[Outcome]] = {}
         self._outcomes: dict[CycleKey, Outcome] = {}
         self._lock = threading.Lock()
         self._stopped = False
 
-    def begin(self, wanted: Sequence[Wanted]) -> None:
+    def begin(self, needed: Sequence[NeededCycle]) -> None:
         """Queue cycles."""
         with self._lock:
-            for one in wanted:
-                if one.point.key not in self._futures and not self._stopped:
+            for entry in needed:
+                if entry.cycle.key not in self._futures and not self._stopped:
                     self._outstanding(1)
-                    self._futures[one.point.key] = self._threads.submit(self._run, one)
+                    self._futures[entry.cycle.key] = self._threads.submit(self._run, entry)
 
     def wait(self, key: CycleKey) -> None:
         """Return once a queued cycle has its terminal state; at once for one that is not queued.
 
-        Raises what kept it from having one.
+        Raises the exception that kept the cycle from it.
         """
         future = self._futures.get(key)
         if future is not None:
             future.result()
 
     def stop(self) -> None:
-        """Begin nothing more; what runs is for its runner to interrupt."""
+        """Start no more cycles; the runner interrupts those that run."""
         with self._lock:
             self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
-        """Wait until nothing runs any more."""
+        """Wait until no cycle runs any more."""
         self._threads.shutdown(wait=True)
 
-    def _run(self, wanted: Wanted) -> Outcome:
+    def _run(self, needed: NeededCycle) -> Outcome:
         try:
-            outcome = self._measure(wanted.point, retried=wanted.retried)
+            outcome = self._measure(needed.cycle, retried=needed.retried)
         finally:
             self._outstanding(-1)
-        following = self._following(wanted.point, outcome) if self._optional else None
+        following = self._following(needed.cycle, outcome) if self._optional else None
         if following is not None:
-            self.begin([Wanted(following, True)])
+            self.begin([NeededCycle(following, True)])
         return outcome
 
-    def _following(self, point: ExperimentCycle, outcome: Outcome) -> ExperimentCycle | None:
+    def _following(self, cycle: ExperimentCycle, outcome: Outcome) -> ExperimentCycle | None:
         """The optional cycle of this experiment that has become necessary, now that another cycle is done."""
         with self._lock:
-            self._outcomes[point.key] = outcome
-            known: list[Outcome] = []
-            while (key := replace(point, cycle=len(known) + 1).key) in self._outcomes:
-                known.append(self._outcomes[key])
+            self._outcomes[cycle.key] = outcome
+            outcomes: list[Outcome] = []
+            while (key := replace(cycle, cycle=len(outcomes) + 1).key) in self._outcomes:
+                outcomes.append(self._outcomes[key])
         optional = self._optional.get(key)
-        return optional if precise_after(known, point.study.execution) is None else None
+        return optional if precise_after(outcomes, cycle.study.execution) is None else None

@@ -1,4 +1,4 @@
-"""Which cycles are begun ahead of their items, in which order, and when an optional one follows."""
+"""Which cycles are prefetched, in which order, and when an optional one follows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.session.experiment_cycle import ExperimentCycle
-from pytest_llem.session.prefetch import Prefetch, Wanted, wanted_cycles
+from pytest_llem.session.prefetch import NeededCycle, Prefetch, needed_cycles
 from pytest_llem.study import Study, load_study
 
 STUDY = """\
@@ -60,7 +60,7 @@ def _result(value: float) -> Result:
 
 
 def test_needed_cycles_come_in_the_items_order_and_optional_ones_not_at_all(points: list[ExperimentCycle]) -> None:
-    found = [(wanted.point.experiment.id[-1], wanted.point.cycle) for wanted in wanted_cycles(points)]
+    found = [(needed.cycle.experiment.id[-1], needed.cycle.cycle) for needed in needed_cycles(points)]
 
     assert found == [("1", 1), ("1", 2), ("1", 3), ("2", 1), ("2", 2), ("2", 3)]
 
@@ -69,7 +69,7 @@ def test_only_a_cycles_own_item_has_it_retried(points: list[ExperimentCycle], st
     gates = points[-2:]
     own = ExperimentCycle(study, gates[1].experiment, 2)
 
-    retried = {(one.point.experiment.id[-1], one.point.cycle): one.retried for one in wanted_cycles([*gates, own])}
+    retried = {(one.cycle.experiment.id[-1], one.cycle.cycle): one.retried for one in needed_cycles([*gates, own])}
 
     assert retried == {**dict.fromkeys([("1", 1), ("1", 2), ("1", 3), ("2", 1), ("2", 3)], False), ("2", 2): True}
 
@@ -97,12 +97,12 @@ def test_an_optional_cycle_follows_when_it_is_needed(
 
     measured = Measured(value)
     own = [point for point in points if point.experiment is first and point.cycle is not None]
-    ahead = Prefetch(measured, 3, {point.key: point for point in own if point.optional})
-    ahead.begin(wanted_cycles(own))
+    prefetch = Prefetch(measured, 3, {point.key: point for point in own if point.optional})
+    prefetch.begin(needed_cycles(own))
     for point in own:
-        ahead.wait(point.key)
-    ahead.stop()
-    ahead.join()
+        prefetch.wait(point.key)
+    prefetch.stop()
+    prefetch.join()
 
     assert sorted(cycle for _, cycle, _ in measured.order if cycle and cycle > 3) == more
     assert all(retried for _, _, retried in measured.order)
@@ -112,27 +112,27 @@ def test_an_item_meets_what_its_cycle_met(points: list[ExperimentCycle]) -> None
     def broken(point: ExperimentCycle, *, retried: bool) -> Outcome:
         raise OSError("disk full")
 
-    ahead = Prefetch(broken, 1)
-    ahead.begin([Wanted(points[0], True)])
+    prefetch = Prefetch(broken, 1)
+    prefetch.begin([NeededCycle(points[0], True)])
 
     with pytest.raises(OSError, match="disk full"):
-        ahead.wait(points[0].key)
-    ahead.wait(replace(points[0], cycle=2).key)
-    ahead.stop()
-    ahead.join()
+        prefetch.wait(points[0].key)
+    prefetch.wait(replace(points[0], cycle=2).key)
+    prefetch.stop()
+    prefetch.join()
 
 
 def test_nothing_begins_after_the_end(points: list[ExperimentCycle]) -> None:
     gate = threading.Event()
     measured = Measured(lambda point: 1.0 if gate.wait(30) else None)
-    ahead = Prefetch(measured, 1)
-    ahead.begin(wanted_cycles(points))
+    prefetch = Prefetch(measured, 1)
+    prefetch.begin(needed_cycles(points))
     while not measured.order:
         gate.wait(0.01)
 
-    ahead.stop()
+    prefetch.stop()
     gate.set()
-    ahead.join()
-    ahead.begin(wanted_cycles(points[5:]))
+    prefetch.join()
+    prefetch.begin(needed_cycles(points[5:]))
 
     assert len(measured.order) == 1
