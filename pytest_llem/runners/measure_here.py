@@ -74,6 +74,9 @@ def measure_here(
             note = request.before_run(job.devices)
             job = idle_power_cache.load(job, request.run_dir, where)
             report = runner.run(job, job_dir, lambda event: None, hold.lease)
+            if not job_dir.job.exists():
+                # No worker was started (no image, no server): whoever looks into that wants to see the job too.
+                runner.hand_over(job, job_dir)
             concurrent = concurrent_runs.count()
         idle_power_cache.store(job, job_dir, request.run_dir, where)
     finally:

@@ -1,0 +1,66 @@
+"""What is recorded of a cycle on this machine, whatever its runner does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.errors import LlemError
+from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.report import Note, RunnerSpec, RunReport
+from pytest_llem.machine.devices import Demand
+from pytest_llem.machine.hold import HeldDevices
+from pytest_llem.machine.leases import Lease, LeaseRequest, is_free
+from pytest_llem.runners.measure_here import CycleRequest, error_of, measure_here
+from pytest_llem.runners.protocol import OnEvent, Runner
+from tests.unit.worker.scripted import make_job
+
+
+class StartsNothing(Runner):
+    """Fails each cycle before a worker could be started, as Docker does without an image."""
+
+    spec = RunnerSpec("local", "study")
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        assert lease is not None
+        assert not is_free("cpu")
+        job_dir.write_error(LlemError("there is no such image"))
+        return RunReport("local", "study", "process", facts={"own": True})
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job used to be written before anything could fail; a report of the failure asks for that file."""
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
+    job_dir, waits = JobDir(tmp_path / "run" / "c1"), list[str | None]()
+    request = CycleRequest(
+        Demand("cpu", ("cpu",), 1),
+        LeaseRequest("study one c1", "run"),
+        lambda devices: make_job(),
+        tmp_path / "run",
+        residual_bytes=0,
+        cooldown="auto",
+        before_run=lambda devices: Note("settings_unchecked", "nothing to compare"),
+    )
+
+    job, report = measure_here(StartsNothing(), HeldDevices(), request, job_dir, waits.append)
+
+    error = error_of(job_dir)
+    assert error is not None
+    assert error.message == "there is no such image"
+    assert job_dir.read_job() == job
+    assert report.facts == {
+        "own": True,
+        "lease": ["cpu"],
+        "cooldown_s": 0.0,
+        "cooldown_ended": "first cycle",
+        "concurrent_workers": 1,
+    }
+    assert [note.code for note in report.notes] == ["settings_unchecked"]
+    assert waits == ["cooling down", None]
+    assert is_free("cpu")
