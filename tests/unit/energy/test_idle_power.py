@@ -135,7 +135,7 @@ def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[
 
     settings = MeasurementSettings(0.1, idle=IdleSettings(reuse="matching"))
     job = dataclasses.replace(make_job(measurement=settings), devices=DeviceSet("cuda", ("GPU-1",)))
-    record = idle_power_cache._record(job, tmp_path, RUNNER)
+    record = idle_power_cache._entry(job, tmp_path, RUNNER)
     record.parent.mkdir()
     write_json(record, encode(REFERENCE))
     if "workload" in change:
