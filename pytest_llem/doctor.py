@@ -37,7 +37,7 @@ _MARKS: dict[Level, str] = {"ok": "ok  ", "absent": "-   ", "warn": "warn", "pro
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """Findings about one part of the machine."""
 
     name: str
@@ -67,7 +67,7 @@ def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def examine() -> list[Section]:
+def examine() -> list[ReportSection]:
     """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds."""
     energy = tuple(sensors.describe())
     found = tuple(_engines())
@@ -76,14 +76,14 @@ def examine() -> list[Section]:
         fix = "pip install 'pytest-llem[transformers]'"
         found += (Finding("problem", "engines", "no engine can be imported here, and no Docker daemon answers", fix),)
     return [
-        Section("energy", energy),
-        Section("engines", found),
-        Section("docker", (daemon,)),
-        Section("directories", tuple(_directories())),
+        ReportSection("energy", energy),
+        ReportSection("engines", found),
+        ReportSection("docker", (daemon,)),
+        ReportSection("directories", tuple(_directories())),
     ]
 
 
-def text_lines(sections: Sequence[Section]) -> Iterator[str]:
+def text_lines(sections: Sequence[ReportSection]) -> Iterator[str]:
     """The findings for people, one a line with its fix below."""
     for section in sections:
         yield section.name

@@ -32,6 +32,7 @@ DEFAULT_CUDA_MAJOR = 12
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 PULL_ATTEMPTS = 3
+"""Chosen: with the waits between them they outlast a short loss of the network."""
 BACKOFF_S = 2.0
 """Chosen: waits of 2 s and 4 s outlast a short loss of the network; the pull's own limit stands above both."""
 

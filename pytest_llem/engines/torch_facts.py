@@ -1,14 +1,12 @@
 """Versions and switches of torch, and what its CUDA allocator counts.
 
-The engines that run in the worker's process call it after torch is imported. The keys stand in results.
+The engines that run in the worker's process call it; it imports torch only then. The keys stand in results.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-
-import torch
 
 from pytest_llem.engines.protocol import DeviceMemory
 from pytest_llem.errors import JsonValue
@@ -23,6 +21,8 @@ PACKAGES = (
 
 def environment() -> dict[str, JsonValue]:
     """Versions and switches of torch and its libraries that decide how fast the same model runs."""
+    import torch
+
     cuda = torch.version.cuda
     return {
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
@@ -39,12 +39,16 @@ def environment() -> dict[str, JsonValue]:
 
 def reset_peak_memory() -> None:
     """Start a new period for the peak of what torch's CUDA allocator hands out on each visible device."""
+    import torch
+
     for index in range(torch.cuda.device_count()):
         torch.cuda.reset_peak_memory_stats(index)
 
 
 def cuda_memory(devices: DeviceSet, weights_bytes: Sequence[int] | None = None) -> tuple[DeviceMemory, ...]:
     """The peak of what this process's CUDA allocator has handed out per device, beside the weights where known."""
+    import torch
+
     return tuple(
         DeviceMemory(uuid, weights_bytes[index] if weights_bytes else None, torch.cuda.max_memory_allocated(index))
         for index, uuid in enumerate(devices.uuids)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar
 
+from pytest_llem.engines import torch_facts
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -129,16 +130,16 @@ class TransformersEngine(Engine):
 
     def split_obstacle(self, requests: Sequence[Request]) -> str | None:
         """See `Engine.split_obstacle`."""
-        from pytest_llem.engines.transformers.phases import obstacle
+        from pytest_llem.engines.transformers.generation import split_obstacle
 
         fixed = all(request.ignore_eos for request in requests)
-        return obstacle(self._settings, self._prepared().decoding, ignore_eos=fixed)
+        return split_obstacle(self._settings, self._prepared().decoding, ignore_eos=fixed)
 
     def generate_in_phases(
         self, requests: Sequence[Request], border: Callable[[str], AbstractContextManager[object]]
     ) -> list[tuple[int, ...]]:
         """See `Engine.generate_in_phases`."""
-        from pytest_llem.engines.transformers.phases import generate_in_phases
+        from pytest_llem.engines.transformers.generation import generate_in_phases
 
         loaded, generator = self._ready(), self._generator
         size = self._settings.batch_size
@@ -169,9 +170,7 @@ class TransformersEngine(Engine):
 
     def environment(self) -> Mapping[str, JsonValue]:
         """Versions and switches of torch and its libraries that decide how fast the same model runs."""
-        from pytest_llem.engines.torch_facts import environment
-
-        return environment()
+        return torch_facts.environment()
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`."""
@@ -182,9 +181,7 @@ class TransformersEngine(Engine):
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
         if self._devices.kind == "cuda":
-            from pytest_llem.engines.torch_facts import reset_peak_memory
-
-            reset_peak_memory()
+            torch_facts.reset_peak_memory()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. On the CPU there is no allocator to ask."""

@@ -36,7 +36,6 @@ INFO = EngineInfo(
         "transformers.models.llama.modeling_llama",
         "pytest_llem.engines.transformers.loading",
         "pytest_llem.engines.transformers.generation",
-        "pytest_llem.engines.transformers.phases",
         "pytest_llem.engines.torch_facts",
         # transformers resolves these names on first use: here, once for all children.
         "transformers:AutoConfig",

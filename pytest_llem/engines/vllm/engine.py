@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytest_llem.engines import torch_facts
 from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of, tokenizer_of
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
@@ -228,9 +229,7 @@ class VLLMEngine(Engine):
 
     def environment(self) -> Mapping[str, JsonValue]:
         """Versions and switches of torch and its libraries that decide how fast the same model runs."""
-        from pytest_llem.engines.torch_facts import environment
-
-        return environment()
+        return torch_facts.environment()
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`. The parameters are not counted: vLLM fuses and shards them."""
@@ -239,17 +238,13 @@ class VLLMEngine(Engine):
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
         if self._counts_memory():
-            from pytest_llem.engines.torch_facts import reset_peak_memory
-
-            reset_peak_memory()
+            torch_facts.reset_peak_memory()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. The peak includes the KV cache that vLLM allocates in advance."""
         if not self._counts_memory():
             return ()
-        from pytest_llem.engines.torch_facts import cuda_memory
-
-        return cuda_memory(self._devices)
+        return torch_facts.cuda_memory(self._devices)
 
     def reset_statistics(self) -> None:
         """See `Engine.reset_statistics`."""
