@@ -37,6 +37,7 @@ def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
 ) -> None:
     """Its job used to be written before anything could fail; a report of the failure asks for that file."""
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     job_dir, waits = JobDir(tmp_path / "run" / "c1"), list[str | None]()
     request = CycleRequest(
         Demand("cpu", ("cpu",), 1),
