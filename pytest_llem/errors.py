@@ -20,14 +20,16 @@ class LlemError(Exception):
     """The base of every error that pytest-llem reports to its user.
 
     `message` says what happened and where, `fix` what the user can do about it (`None` when no remedy is known), and
-    `details` holds facts for machines. A subclass with a `category` of its own is registered, so that `from_dict`
-    rebuilds it.
+    `details` holds facts for machines. A subclass with a `category` of its own, as a keyword of the class statement or
+    as an attribute, is registered, so that `from_dict` rebuilds it.
     """
 
     category: ClassVar[str] = "error"
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, category: str | None = None) -> None:
         super().__init_subclass__()
+        if category is not None:
+            cls.category = category
         if "category" in vars(cls):
             # Containers have a timeout and an interruption too: a category is rebuilt as its most general error
             _BY_CATEGORY.setdefault(cls.category, cls)
@@ -43,168 +45,111 @@ class LlemError(Exception):
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The error as JSON: `category`, `message`, `fix`, `details`."""
-        return {
-            "category": self.category,
-            "message": self.message,
-            "fix": self.fix,
-            "details": dict(self.details),
-        }
+        return {"category": self.category, "message": self.message, "fix": self.fix, "details": dict(self.details)}
 
 
-class StudyError(LlemError):
+class StudyError(LlemError, category="study"):
     """The study file is invalid; the message begins with `file:line:column`."""
 
-    category = "study"
 
-
-class SettingsError(LlemError):
+class SettingsError(LlemError, category="settings"):
     """A command-line option, ini value, environment variable or user setting is wrong."""
 
-    category = "settings"
 
-
-class EngineError(LlemError):
+class EngineError(LlemError, category="engine"):
     """The inference engine cannot run the experiment."""
 
-    category = "engine"
 
-
-class EngineNotInstalledError(EngineError):
+class EngineNotInstalledError(EngineError, category="engine_not_installed"):
     """The engine's package cannot be imported in the environment that should run it."""
 
-    category = "engine_not_installed"
 
-
-class EngineSettingError(EngineError):
+class EngineSettingError(EngineError, category="engine_setting"):
     """The engine rejects a setting or a combination of settings."""
 
-    category = "engine_setting"
 
-
-class ModelNotFoundError(EngineError):
+class ModelNotFoundError(EngineError, category="model_not_found"):
     """The model is not built in, not a local path, and not available on the hub."""
 
-    category = "model_not_found"
 
-
-class ServerUnreachableError(EngineError):
+class ServerUnreachableError(EngineError, category="server_unreachable"):
     """The server named by the study does not respond, or never becomes ready."""
 
-    category = "server_unreachable"
 
-
-class OutOfMemoryError(EngineError):
+class OutOfMemoryError(EngineError, category="out_of_memory"):
     """The device or the host ran out of memory."""
 
-    category = "out_of_memory"
 
-
-class WorkloadError(LlemError):
+class WorkloadError(LlemError, category="workload"):
     """The prompts cannot be loaded, or do not fit the requested lengths."""
 
-    category = "workload"
 
-
-class MeterError(LlemError):
+class MeterError(LlemError, category="meter"):
     """A meter is unknown, unavailable, or failed while measuring."""
 
-    category = "meter"
 
-
-class WorkerError(LlemError):
+class WorkerError(LlemError, category="worker"):
     """The worker process delivered no measurement."""
 
-    category = "worker"
 
-
-class WorkerCrashedError(WorkerError):
+class WorkerCrashedError(WorkerError, category="worker_crashed"):
     """The worker process died without a result; its exit code or signal is in the message."""
 
-    category = "worker_crashed"
 
-
-class WorkerTimeoutError(WorkerError):
+class WorkerTimeoutError(WorkerError, category="timeout"):
     """The worker exceeded its deadline and was killed."""
 
-    category = "timeout"
 
-
-class WorkerSilentError(WorkerError):
+class WorkerSilentError(WorkerError, category="worker_silent"):
     """The worker exited normally but wrote neither a measurement nor an error."""
 
-    category = "worker_silent"
 
-
-class InterruptedCycleError(WorkerError):
+class InterruptedCycleError(WorkerError, category="interrupted"):
     """The cycle was stopped by the user or the system before it finished."""
 
-    category = "interrupted"
 
-
-class StoreError(LlemError):
+class StoreError(LlemError, category="store"):
     """A result file cannot be read or written."""
 
-    category = "store"
 
-
-class DeviceError(LlemError):
+class DeviceError(LlemError, category="device"):
     """A device could not be leased, or was not released."""
 
-    category = "device"
 
-
-class ResidualMemoryError(DeviceError):
+class ResidualMemoryError(DeviceError, category="residual_memory"):
     """Memory of a leased device is in use before the cycle begins; `details` names the processes."""
 
-    category = "residual_memory"
 
-
-class NotReleasedError(DeviceError):
+class NotReleasedError(DeviceError, category="not_released"):
     """A device is not back to its previous state after a cycle: memory in use, or a process left behind."""
 
-    category = "not_released"
 
-
-class RunnerError(LlemError):
+class RunnerError(LlemError, category="runner"):
     """The runner chosen for a cycle is unknown or cannot be used."""
 
-    category = "runner"
 
-
-class NodeLostError(RunnerError):
+class NodeLostError(RunnerError, category="node_lost"):
     """The cluster node that ran a cycle died or lost its worker, on every retry."""
 
-    category = "node_lost"
 
-
-class InfeasibleError(RunnerError):
+class InfeasibleError(RunnerError, category="infeasible"):
     """No node of the cluster has the resources that a cycle requests."""
 
-    category = "infeasible"
 
-
-class ServerError(LlemError):
+class ServerError(LlemError, category="server"):
     """A server that pytest-llem starts for a cycle failed."""
 
-    category = "server"
 
-
-class ServerStartError(ServerError):
+class ServerStartError(ServerError, category="server_start"):
     """The server could not be started, or exited before it was ready."""
 
-    category = "server_start"
 
-
-class ServerNotReadyError(ServerError):
+class ServerNotReadyError(ServerError, category="server_not_ready"):
     """The server was not ready within its deadline."""
 
-    category = "server_not_ready"
 
-
-class ServerDiedError(ServerError):
+class ServerDiedError(ServerError, category="server_died"):
     """The server exited while a cycle ran against it."""
-
-    category = "server_died"
 
 
 def from_dict(data: Mapping[str, JsonValue]) -> LlemError:

@@ -101,7 +101,7 @@ def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[s
             if name in found:
                 found[name].replace(job_dir.path / name)
     except (tarfile.TarError, EOFError) as problem:
-        raise docker_error("docker", image, said=f"the results could not be copied out: {problem}") from None
+        raise docker_error("docker", image, message=f"the results could not be copied out: {problem}") from None
     finally:
         for temporary_path in found.values():
             temporary_path.unlink(missing_ok=True)

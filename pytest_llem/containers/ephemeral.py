@@ -115,16 +115,16 @@ def collect(container: Container, name: str, job_dir: JobDir, image: ImageFacts)
 def end_error(end: CycleEnd, image: ImageFacts) -> DockerError:
     """The error of a cycle in a container that ended without a measurement or an error of the worker's own."""
     if end.overdue:
-        return docker_error("timeout", image.name, said=end.overdue, stderr=end.output, facts=end.facts)
+        return docker_error("timeout", image.name, message=end.overdue, stderr=end.output, facts=end.facts)
     if end.returncode is None:
-        said = "it stopped answering while the container ran, or somebody removed the container"
-        return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
+        message = "it stopped answering while the container ran, or somebody removed the container"
+        return docker_error("daemon_down", image.name, message=message, stderr=end.output, facts=end.facts)
     if end.returncode == LOST_OWNER_EXIT:
-        said = "the connection to the container was lost, so it ended itself"
-        return docker_error("daemon_down", image.name, said=said, stderr=end.output, facts=end.facts)
+        message = "the connection to the container was lost, so it ended itself"
+        return docker_error("daemon_down", image.name, message=message, stderr=end.output, facts=end.facts)
     if end.returncode == 0:
-        said = "it ended normally and wrote neither a measurement nor an error"
-        return docker_error("app_error", image.name, said=said, stderr=end.output, facts=end.facts)
+        message = "it ended normally and wrote neither a measurement nor an error"
+        return docker_error("app_error", image.name, message=message, stderr=end.output, facts=end.facts)
     error = translate_docker_error(end.returncode, end.output, image.name, oom_killed=end.oom_killed)
     error.details.update(end.facts)
     return error

@@ -7,7 +7,7 @@ result format and must not change; headlines and advice are published as a catal
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pytest_llem.containers import error_patterns as patterns
@@ -17,13 +17,12 @@ from pytest_llem.job.redaction import redact
 __all__ = ["DockerError", "docker_error", "translate_docker_error"]
 
 
-class DockerError(LlemError):
+class DockerError(LlemError, category="docker"):
     """A container could not be created or started, or its program failed.
 
     `headline` and `advice` may name the image as `{image}`. `transient` says whether trying again may help.
     """
 
-    category = "docker"
     headline: ClassVar[str] = "Docker could not run the image {image!r}"
     advice: ClassVar[str | None] = "read the daemon's message; `docker info` shows whether the daemon is healthy"
     transient: ClassVar[bool] = False
@@ -35,281 +34,221 @@ class DockerError(LlemError):
         return snippet if isinstance(snippet, str) else None
 
 
-class ImageError(DockerError):
-    """The image cannot be used."""
-
-    category = "image"
-
-
-class ImageNotFoundError(ImageError):
+class ImageNotFoundError(DockerError, category="image_not_found"):
     """No registry and no local store has the image."""
 
-    category = "image_not_found"
     headline = "image {image!r} does not exist, here or in its registry"
     advice = (
         "check the name and tag; build it (see docs/docker.md) or try `docker pull {image}`; log in if it is private"
     )
 
 
-class ImageArchitectureError(ImageError):
+class ImageArchitectureError(DockerError, category="arch_mismatch"):
     """The image was built for another processor."""
 
-    category = "arch_mismatch"
     headline = "image {image!r} is not built for this machine's processor"
     advice = "use an image for this platform, or build it here with `docker build --platform`"
 
 
-class ImageContentsError(ImageError):
+class ImageContentsError(DockerError, category="image_contents"):
     """The image lacks a package or library that the cycle needs."""
 
-    category = "image_contents"
     headline = "image {image!r} lacks something that the cycle needs"
     advice = "use an image that has the inference engine and Python 3.10 or newer; docs/docker.md lists known ones"
 
 
-class CommandMissingError(ImageError):
+class CommandMissingError(DockerError, category="command_missing"):
     """The image has no such program, or it cannot be executed."""
 
-    category = "command_missing"
     headline = "image {image!r} has no program to start the worker with"
     advice = "the image needs `python3` (3.10 or newer) on its PATH"
 
 
-class RegistryError(DockerError):
-    """The image's registry refused."""
-
-    category = "registry"
-
-
-class RegistryAuthError(RegistryError):
+class RegistryAuthError(DockerError, category="registry_auth"):
     """The registry wants a login."""
 
-    category = "registry_auth"
     headline = "the registry of {image!r} wants a login"
     advice = "`docker login` to that registry with an account that may read the image"
 
 
-class RegistryRateLimitError(RegistryError):
+class RegistryRateLimitError(DockerError, category="rate_limit"):
     """The registry's pull limit is used up."""
 
-    category = "rate_limit"
     headline = "the registry of {image!r} has reached its pull limit"
     advice = "`docker login` for a higher limit, wait, or pull from a mirror"
     transient = True
 
 
-class NetworkError(DockerError):
+class NetworkError(DockerError, category="network"):
     """A host could not be reached."""
 
-    category = "network"
     headline = "the network failed while working with {image!r}"
     advice = "check DNS, proxy and firewall of the daemon's machine; an image that is present locally needs no network"
     transient = True
 
 
-class DiskFullError(DockerError):
+class DiskFullError(DockerError, category="disk_full"):
     """No space is left where the daemon or the container writes."""
 
-    category = "disk_full"
     headline = "no disk space left while working with {image!r}"
     advice = "`docker system df` shows what is used; `docker system prune` frees it"
 
 
-class HostOutOfMemoryError(DockerError):
+class HostOutOfMemoryError(DockerError, category="host_oom"):
     """The kernel killed a process of the container because host memory ran out."""
 
-    category = "host_oom"
     headline = "the container of {image!r} ran out of host memory"
     advice = "raise `docker: {{memory: ...}}`, free memory on the host, or use a smaller model or batch"
 
 
-class GpuOutOfMemoryError(DockerError):
+class GpuOutOfMemoryError(DockerError, category="gpu_oom"):
     """The GPU's memory was too small."""
 
-    category = "gpu_oom"
     headline = "the GPU ran out of memory in {image!r}"
     advice = (
         "use a smaller batch, context or dtype, a lower gpu_memory_utilization, or more GPUs; check for other processes"
     )
 
 
-class SharedMemoryError(DockerError):
+class SharedMemoryError(DockerError, category="shm"):
     """`/dev/shm` is too small."""
 
-    category = "shm"
     headline = "shared memory (/dev/shm) ran out in {image!r}"
     advice = "raise `docker: {{shm_size: ...}}`"
 
 
-class GpuError(DockerError):
-    """The container cannot use the GPU."""
-
-    category = "gpu"
-
-
-class GpuRuntimeMissingError(GpuError):
+class GpuRuntimeMissingError(DockerError, category="gpu_runtime_missing"):
     """The daemon has no runtime that can give a container a GPU."""
 
-    category = "gpu_runtime_missing"
     headline = "the Docker daemon cannot give a GPU to a container"
     advice = "install the NVIDIA Container Toolkit, `nvidia-ctk runtime configure --runtime=docker`, restart the daemon"
 
 
-class GpuDriverMissingError(GpuError):
+class GpuDriverMissingError(DockerError, category="gpu_driver_missing"):
     """The host has no usable NVIDIA driver."""
 
-    category = "gpu_driver_missing"
     headline = "the Docker host has no usable NVIDIA driver"
     advice = "install the NVIDIA driver on the host; `nvidia-smi` must work there"
 
 
-class DriverMismatchError(GpuError):
+class DriverMismatchError(DockerError, category="driver_mismatch"):
     """The loaded kernel module and the driver's libraries are of different versions."""
 
-    category = "driver_mismatch"
     headline = "the host's NVIDIA kernel module and libraries are of different versions"
     advice = "reboot the host: the driver was updated while its old module is still loaded"
 
 
-class DriverTooOldError(GpuError):
+class DriverTooOldError(DockerError, category="driver_too_old"):
     """The image's CUDA is newer than the driver allows."""
 
-    category = "driver_too_old"
     headline = "the host's NVIDIA driver is too old for the CUDA of {image!r}"
     advice = "update the driver, or use an image with an older CUDA"
 
 
-class GpuNotVisibleError(GpuError):
+class GpuNotVisibleError(DockerError, category="gpu_not_visible"):
     """No GPU is visible inside the container."""
 
-    category = "gpu_not_visible"
     headline = "no GPU is visible inside {image!r}"
     advice = "check that the leased GPU exists (`nvidia-smi -L`) and that the image's engine is a CUDA build"
 
 
-class GpuArchitectureError(GpuError):
+class GpuArchitectureError(DockerError, category="gpu_arch"):
     """The image's kernels were not compiled for this GPU."""
 
-    category = "gpu_arch"
     headline = "{image!r} has no kernels for this GPU's architecture"
     advice = "use an image built for this GPU's compute capability"
 
 
-class DaemonError(DockerError):
-    """The daemon cannot be used."""
-
-    category = "daemon"
-
-
-class DaemonDownError(DaemonError):
+class DaemonDownError(DockerError, category="daemon_down"):
     """Nothing answers at the daemon's address."""
 
-    category = "daemon_down"
     headline = "the Docker daemon does not answer"
     advice = "start it (`systemctl start docker`), or correct DOCKER_HOST or the Docker context"
 
 
-class DaemonPermissionError(DaemonError):
+class DaemonPermissionError(DockerError, category="daemon_permission"):
     """The user is not permitted to use the daemon."""
 
-    category = "daemon_permission"
     headline = "this user may not use the Docker daemon"
     advice = "add the user to the group `docker` and log in again, or use a rootless daemon"
 
 
-class PortInUseError(DockerError):
+class PortInUseError(DockerError, category="port_in_use"):
     """A port is in use."""
 
-    category = "port_in_use"
     headline = "a port that {image!r} needs is taken"
     advice = "stop what listens there, or choose another port"
 
 
-class NameConflictError(DockerError):
+class NameConflictError(DockerError, category="name_conflict"):
     """A container of the same name exists."""
 
-    category = "name_conflict"
     headline = "a container of the same name exists already"
     advice = (
         "`docker ps -a --filter label=llem.session` lists containers of this plugin; remove the one that is in the way"
     )
 
 
-class MountError(DockerError):
+class MountError(DockerError, category="mount_missing"):
     """A directory cannot be mounted."""
 
-    category = "mount_missing"
     headline = "a directory that {image!r} should see cannot be mounted"
     advice = "the path must exist on the daemon's machine; with a remote daemon that is not this one"
 
 
-class ModelAccessError(DockerError):
-    """The model cannot be downloaded from the hub."""
-
-    category = "model_access"
-
-
-class GatedModelError(ModelAccessError):
+class GatedModelError(DockerError, category="hf_gated"):
     """The model is gated."""
 
-    category = "hf_gated"
     headline = "the hub refused the model inside {image!r}: it is gated or the token is not valid"
     advice = "accept the model's terms on the hub and set HF_TOKEN to a token that may read it"
 
 
-class HubModelNotFoundError(ModelAccessError):
+class HubModelNotFoundError(DockerError, category="hf_not_found"):
     """The hub has no such model or revision."""
 
-    category = "hf_not_found"
     headline = "the model was not found from inside {image!r}"
     advice = "check the model id and revision; a local path is mounted only when the study names it as a path"
 
 
-class ContainerTimeoutError(DockerError):
+class ContainerTimeoutError(DockerError, category="timeout"):
     """The container exceeded its deadline; it was killed and removed."""
 
-    category = "timeout"
     headline = "the container of {image!r} outlived its deadline and was removed"
     advice = "raise `execution: {{timeout_s: ...}}`, or look in worker.log for where it hangs"
 
 
-class ContainerExitError(DockerError):
+class ContainerExitError(DockerError, category="app_error"):
     """The program inside ended without a result."""
 
-    category = "app_error"
     headline = "the program in {image!r} failed"
     advice: ClassVar[str | None] = "read worker.log in the job directory"
 
 
-class ContainerInterruptedError(ContainerExitError):
+class ContainerInterruptedError(ContainerExitError, category="interrupted"):
     """SIGINT ended the container."""
 
-    category = "interrupted"
     headline = "the container of {image!r} was interrupted (SIGINT)"
     advice = None
 
 
-class ContainerTerminatedError(ContainerExitError):
+class ContainerTerminatedError(ContainerExitError, category="terminated"):
     """SIGTERM ended the container."""
 
-    category = "terminated"
     headline = "the container of {image!r} was terminated (SIGTERM)"
     advice = "somebody stopped the container or the daemon shut down; run the cycle again"
     transient = True
 
 
-class ContainerKilledError(ContainerExitError):
+class ContainerKilledError(ContainerExitError, category="killed"):
     """SIGKILL ended the container, and the daemon reports no lack of memory."""
 
-    category = "killed"
     headline = "the container of {image!r} was killed (SIGKILL)"
     advice = "somebody removed it, or the host ran out of memory outside the container's own limit (see `dmesg`)"
 
 
-class ContainerSegfaultError(ContainerExitError):
+class ContainerSegfaultError(ContainerExitError, category="segfault"):
     """A native crash ended the container."""
 
-    category = "segfault"
     headline = "the program in {image!r} crashed (SIGSEGV)"
     advice = "a native library crashed: check that driver, CUDA and the image fit together"
 
@@ -357,23 +296,20 @@ def docker_error(
     category: str,
     image: str,
     *,
-    said: str | None = None,
+    message: str | None = None,
     stderr: str = "",
-    secrets: Iterable[str] = (),
     facts: Mapping[str, JsonValue] | None = None,
 ) -> DockerError:
-    """The error of a category; `said` is the line that tells the cause, and `facts` go into the details."""
+    """The error of a category; `message` is the line that tells the cause, and `facts` go into the details."""
     cls = error_classes()[category]
-    secrets = tuple(secrets)
     headline = cls.headline.format(image=image)
-    cause = redact((said or "").strip(), secrets)[:_MESSAGE_CHARACTERS]
-    message = f"{headline}: {cause}" if cause else headline
+    cause = redact((message or "").strip())[:_MESSAGE_CHARACTERS]
     details: dict[str, JsonValue] = {"image": image, **(facts or {})}
-    snippet = redact("\n".join(stderr.strip().splitlines()[-SNIPPET_LINES:]), secrets)[-_SNIPPET_CHARACTERS:]
+    snippet = redact("\n".join(stderr.strip().splitlines()[-SNIPPET_LINES:]))[-_SNIPPET_CHARACTERS:]
     if snippet:
         details["stderr_snippet"] = snippet
     fix = cls.advice.format(image=image) if cls.advice else None
-    return cls(message, fix=fix, details=details)
+    return cls(f"{headline}: {cause}" if cause else headline, fix=fix, details=details)
 
 
 def translate_docker_error(
@@ -393,13 +329,13 @@ def translate_docker_error(
     """
     text = stderr.decode("utf-8", "replace") if isinstance(stderr, bytes) else stderr or ""
     if worker_error:
-        category, said = _from_worker(worker_error, oom_killed)
+        category, message = _from_worker(worker_error, oom_killed)
     elif returncode is None or returncode in _DAEMON_EXITS:
-        category, said = _from_daemon(returncode, text)
+        category, message = _from_daemon(returncode, text)
     else:
-        category, said = _from_program(returncode, text, oom_killed)
+        category, message = _from_program(returncode, text, oom_killed)
     facts: dict[str, JsonValue] = {"returncode": returncode, "oom_killed": oom_killed}
-    return docker_error(category, image, said=said, stderr=text, facts=facts)
+    return docker_error(category, image, message=message, stderr=text, facts=facts)
 
 
 def _from_daemon(returncode: int | None, text: str) -> tuple[str, str | None]:
@@ -413,8 +349,8 @@ def _from_program(returncode: int, text: str, oom_killed: bool) -> tuple[str, st
         return "host_oom", None
     if returncode == 1:
         # `docker pull` and `docker exec` exit 1 for the daemon's refusals, in the client's own words
-        said = [line for line in text.splitlines() if _CLIENT_LINE.match(line)]
-        match = patterns.first_match(patterns.CLIENT, said) or patterns.first_match(patterns.DAEMON, said)
+        lines = [line for line in text.splitlines() if _CLIENT_LINE.match(line)]
+        match = patterns.first_match(patterns.CLIENT, lines) or patterns.first_match(patterns.DAEMON, lines)
         if match:
             return match
     telling = patterns.telling_lines(text)

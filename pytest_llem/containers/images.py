@@ -107,7 +107,7 @@ def ensure_image(
     if present is not None and pull != "always":
         return present
     if pull == "never":
-        raise docker_error("image_not_found", name, said="it is not present, and docker.pull is never")
+        raise docker_error("image_not_found", name, message="it is not present, and docker.pull is never")
     deadline = time.monotonic() + timeout_s
     for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
@@ -122,7 +122,7 @@ def ensure_image(
             time.sleep(wait)
     pulled = image_facts(client, name)
     if pulled is None:
-        raise docker_error("image_not_found", name, said="it was pulled, and yet is not there")
+        raise docker_error("image_not_found", name, message="it was pulled, and yet is not there")
     return pulled
 
 
@@ -132,7 +132,7 @@ def _pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | 
     try:
         pull.result(deadline - time.monotonic())
     except TimeoutError:
-        raise docker_error("timeout", name, said="the pull took longer than docker.pull_timeout_s") from None
+        raise docker_error("timeout", name, message="the pull took longer than docker.pull_timeout_s") from None
 
 
 def _follow_pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:

@@ -125,9 +125,9 @@ def hub_problem(name: str, image: str, *, timeout_s: float = 10.0) -> DockerErro
         if answer.code in (401, 403):
             code = answer.headers.get("X-Error-Code")
             absent = code == "RepoNotFound" or (code is None and not token)
-            return docker_error("hf_not_found" if absent else "hf_gated", image, said=f"{name}: HTTP {answer.code}")
+            return docker_error("hf_not_found" if absent else "hf_gated", image, message=f"{name}: HTTP {answer.code}")
         if answer.code == 404:
-            return docker_error("hf_not_found", image, said=f"{name}: HTTP 404")
-        return docker_error("network", image, said=f"{endpoint} answered HTTP {answer.code} for {name}")
+            return docker_error("hf_not_found", image, message=f"{name}: HTTP 404")
+        return docker_error("network", image, message=f"{endpoint} answered HTTP {answer.code} for {name}")
     except (urllib.error.URLError, TimeoutError, ConnectionError) as problem:
-        return docker_error("network", image, said=f"{endpoint} cannot be reached for {name}: {problem}")
+        return docker_error("network", image, message=f"{endpoint} cannot be reached for {name}: {problem}")

@@ -82,7 +82,7 @@ class KeptContainer:
             code, output = self.container.exec_run(["python3", *FORK_SERVER, "memory"])
         lines = bytes(output).decode("utf-8", "replace").strip().splitlines() or ["no output"]  # type: ignore[arg-type]
         if code != 0:
-            raise docker_error("gpu_not_visible", self.request.image.name, said=lines[-1])
+            raise docker_error("gpu_not_visible", self.request.image.name, message=lines[-1])
         found: dict[str, int] = json.loads(lines[-1])
         return found
 
@@ -150,8 +150,10 @@ class KeptContainers:
         if kept is not None:
             self._discard(key)
             if self._restarts_in_a_row >= self._max_restarts:
-                said = f"{reason}, and it was replaced {self._restarts_in_a_row} times in a row (docker.max_restarts)"
-                raise docker_error("docker", request.image.name, said=said)
+                message = (
+                    f"{reason}, and it was replaced {self._restarts_in_a_row} times in a row (docker.max_restarts)"
+                )
+                raise docker_error("docker", request.image.name, message=message)
             self.restarts += 1
             self._restarts_in_a_row += 1
         fresh = self._kept[key] = KeptContainer(self._client, request, engine)
@@ -163,7 +165,7 @@ class KeptContainers:
         if problem is not None:
             self._discard(key)
             category = "gpu_oom" if "GPU memory" in problem else "docker"
-            raise docker_error(category, request.image.name, said=f"a new container is not healthy: {problem}")
+            raise docker_error(category, request.image.name, message=f"a new container is not healthy: {problem}")
         return fresh
 
     def _discard(self, key: _Key) -> None:

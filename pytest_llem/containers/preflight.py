@@ -86,8 +86,8 @@ def preflight(
         try:
             pending.result(begun + limit_s - time.monotonic())
         except TimeoutError:
-            said = f"the check of the {name} took more than {limit_s:g} s"
-            found.problems.append(docker_error("timeout", subject.image, said=said))
+            message = f"the check of the {name} took more than {limit_s:g} s"
+            found.problems.append(docker_error("timeout", subject.image, message=message))
         except DockerError as error:
             found.problems.append(error)
         found.problems += own.problems
@@ -106,8 +106,10 @@ def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts, found: _Find
         client.ping()
     version = tuple(int(part) for part in daemon.api_version.split(".")[:2])
     if version < OLDEST_API:
-        said = f"daemon {daemon.version} speaks API {daemon.api_version}, 1.40 (Docker 19.03) is the oldest that works"
-        found.problems.append(docker_error("docker", daemon.address, said=said))
+        message = (
+            f"daemon {daemon.version} speaks API {daemon.api_version}, 1.40 (Docker 19.03) is the oldest that works"
+        )
+        found.problems.append(docker_error("docker", daemon.address, message=message))
     found.facts["daemon"] = {"version": daemon.version, "address": daemon.address, "rootless": daemon.rootless}
 
 
@@ -117,8 +119,8 @@ def _check_disk(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings
     free = shutil.disk_usage(daemon.root_dir).free
     found.facts["docker_free_bytes"] = free
     if free < FREE_BYTES:
-        said = f"{free / 2**30:.1f} GiB free in {daemon.root_dir}"
-        found.problems.append(docker_error("disk_full", subject.image, said=said))
+        message = f"{free / 2**30:.1f} GiB free in {daemon.root_dir}"
+        found.problems.append(docker_error("disk_full", subject.image, message=message))
 
 
 def _check_image(
@@ -129,8 +131,8 @@ def _check_image(
     found: _Findings,
 ) -> None:
     if subject.devices.kind == "cuda" and not daemon.gpus:
-        said = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
-        found.problems.append(docker_error("gpu_runtime_missing", subject.image, said=said))
+        message = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
+        found.problems.append(docker_error("gpu_runtime_missing", subject.image, message=message))
         return
     image = image_facts(client, subject.image)
     if image is None:
@@ -142,7 +144,7 @@ def _check_image(
         foreign = foreign_architecture(image, daemon)
         if foreign is None:
             raise
-        raise docker_error("arch_mismatch", subject.image, said=foreign) from None
+        raise docker_error("arch_mismatch", subject.image, message=foreign) from None
     found.facts["image"] = {"id": image.id, "digest": image.digest, **answer}
     found.problems += _judge(answer, image, subject)
     skew = abs(float(answer["realtime_s"]) - time.time())
@@ -152,8 +154,8 @@ def _check_image(
 
 def _check_pullable(client: docker.DockerClient, subject: PreflightSubject, found: _Findings) -> None:
     if subject.settings.pull == "never":
-        said = "it is not present, and docker.pull is never"
-        found.problems.append(docker_error("image_not_found", subject.image, said=said))
+        message = "it is not present, and docker.pull is never"
+        found.problems.append(docker_error("image_not_found", subject.image, message=message))
         return
     with docker_errors(subject.image):
         client.api.inspect_distribution(subject.image)  # type: ignore[no-untyped-call]
@@ -194,19 +196,19 @@ def _probe(
 
 def _judge(answer: Mapping[str, Any], image: ImageFacts, subject: PreflightSubject) -> Iterable[DockerError]:
     if tuple(int(part) for part in answer["python"].split(".")[:2]) < (3, 10):
-        said = f"its python3 is {answer['python']}, the worker needs 3.10"
-        yield docker_error("image_contents", image.name, said=said)
+        message = f"its python3 is {answer['python']}, the worker needs 3.10"
+        yield docker_error("image_contents", image.name, message=message)
     if answer["missing"]:
-        said = f"no module named {answer['missing'][0]!r} for engine {subject.engine}"
-        missing = docker_error("image_contents", image.name, said=said)
+        message = f"no module named {answer['missing'][0]!r} for engine {subject.engine}"
+        missing = docker_error("image_contents", image.name, message=message)
         if engine_info(subject.engine).serves_over_http:
             missing = type(missing)(missing.message, fix=client_fix(subject.engine), details=missing.details)
         yield missing
     if not answer["writable"]:
-        yield docker_error("image_contents", image.name, said="its user cannot write to /llem/cache")
+        yield docker_error("image_contents", image.name, message="its user cannot write to /llem/cache")
     shm = answer["shm_bytes"]
     if shm is not None and shm < min(subject.settings.shm_size_bytes, 64 * 2**20):
-        yield docker_error("shm", image.name, said=f"{shm / 2**20:.0f} MiB in /dev/shm")
+        yield docker_error("shm", image.name, message=f"{shm / 2**20:.0f} MiB in /dev/shm")
     if subject.devices.kind == "cuda":
         yield from _judge_gpu(answer["gpu"], answer["torch_cuda"], image, subject.devices)
 
@@ -216,16 +218,16 @@ def _judge_gpu(
 ) -> Iterable[DockerError]:
     if "problem" in gpu:
         category = "driver_mismatch" if "mismatch" in gpu["problem"].lower() else "gpu_not_visible"
-        yield docker_error(category, image.name, said=gpu["problem"])
+        yield docker_error(category, image.name, message=gpu["problem"])
         return
     hidden = [uuid for uuid in devices.uuids if uuid not in gpu["uuids"]]
     if hidden:
-        said = f"{', '.join(hidden)} not among {', '.join(gpu['uuids']) or 'none'}"
-        yield docker_error("gpu_not_visible", image.name, said=said)
+        message = f"{', '.join(hidden)} not among {', '.join(gpu['uuids']) or 'none'}"
+        yield docker_error("gpu_not_visible", image.name, message=message)
     # Within one major version older drivers run newer CUDA (minor version compatibility)
     if torch_cuda and int(torch_cuda.split(".")[0]) > int(gpu["cuda"]) // 1000:
-        said = f"driver {gpu['driver']} supports CUDA {int(gpu['cuda']) // 1000}, torch was built with {torch_cuda}"
-        yield docker_error("driver_too_old", image.name, said=said)
+        message = f"driver {gpu['driver']} supports CUDA {int(gpu['cuda']) // 1000}, torch was built with {torch_cuda}"
+        yield docker_error("driver_too_old", image.name, message=message)
 
 
 def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings) -> None:
@@ -235,12 +237,12 @@ def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findin
         downloads.update(dict.fromkeys(inputs.downloads))
         if inputs.mounts and not daemon.local:
             paths = ", ".join(mounted.source for mounted in inputs.mounts)
-            said = f"{paths}: the daemon at {daemon.address} is remote"
-            found.problems.append(docker_error("mount_missing", subject.image, said=said))
+            message = f"{paths}: the daemon at {daemon.address} is remote"
+            found.problems.append(docker_error("mount_missing", subject.image, message=message))
     missing = [path for path in subject.settings.mounts if daemon.local and not Path(path).exists()]
     if missing:
-        said = f"docker.mounts: {', '.join(missing)} does not exist"
-        found.problems.append(docker_error("mount_missing", subject.image, said=said))
+        message = f"docker.mounts: {', '.join(missing)} does not exist"
+        found.problems.append(docker_error("mount_missing", subject.image, message=message))
     problems = (hub_problem(name, subject.image) for name in downloads)
     found.problems += [problem for problem in problems if problem is not None]
 

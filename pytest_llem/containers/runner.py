@@ -103,7 +103,7 @@ class DockerRunner(Runner):
             _write_error(job_dir, InterruptedCycleError("the cycle was interrupted"), watch)
             raise
         foreign = foreign_architecture(image, facts) if watch.phase is None else None
-        problem = docker_error("arch_mismatch", name, said=foreign) if foreign else end_error(end, image)
+        problem = docker_error("arch_mismatch", name, message=foreign) if foreign else end_error(end, image)
         _write_error(job_dir, problem, watch)
         return self._report(name, image, {**recorded_options(request), **end.facts}, notes)
 
@@ -202,10 +202,12 @@ class DockerRunner(Runner):
         mounts = inputs.mounts + extra_mounts(self.settings.mounts)
         if mounts and not daemon.local:
             paths = ", ".join(mounted.source for mounted in mounts)
-            raise docker_error("mount_missing", image.name, said=f"{paths}: the daemon at {daemon.address} is remote")
+            raise docker_error(
+                "mount_missing", image.name, message=f"{paths}: the daemon at {daemon.address} is remote"
+            )
         if job.devices.kind == "cuda" and not daemon.gpus:
-            said = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
-            raise docker_error("gpu_runtime_missing", image.name, said=said)
+            message = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
+            raise docker_error("gpu_runtime_missing", image.name, message=message)
         notes: tuple[Note, ...] = ()
         if inputs.downloads:
             what = ", ".join(inputs.downloads)

@@ -35,17 +35,17 @@ def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> N
     if experiment is None:
         return
     started = "openai.image" if getter(experiment.flat_settings)("openai.image") is not None else "openai.command"
-    said = f"{study.locate(started)}: a server that is started ({started})"
+    server = f"{study.locate(started)}: a server that is started ({started})"
     isolation = study.execution.isolation
     if isolation != "process":
         raise StudyError(
-            f"{said} cannot be combined with execution.isolation: {isolation}",
+            f"{server} cannot be combined with execution.isolation: {isolation}",
             fix="leave isolation out: a server stays loaded for all cycles that it can serve anyway",
         )
     runner = runner_of(ENGINE)
     if runner != "local":
         raise StudyError(
-            f"{said} cannot be combined with the runner {runner}: its processes would not be counted from there",
+            f"{server} cannot be combined with the runner {runner}: its processes would not be counted from there",
             fix="use the runner local for openai (the server itself may be a container: openai.image), or start the "
             "server yourself and give openai.base_url",
         )

@@ -159,11 +159,11 @@ class ServingRunner(Runner):
 
 
 def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:
-    said = redacted_tail(ready.server.log, ready.readiness.api_key_env)
+    tail = redacted_tail(ready.server.log, ready.readiness.api_key_env)
     return ServerDiedError(
         f"the server {ready.spec.name} died while the cycle ran: {how}",
         fix=f"read its log, {ready.server.log}; the next cycle gets a new server",
-        details={"exit_code": how.code, "log": str(ready.server.log), "log_tail": said, "server": ready.id},
+        details={"exit_code": how.code, "log": str(ready.server.log), "log_tail": tail, "server": ready.id},
     )
 
 
@@ -237,7 +237,7 @@ def _unusable(images: Mapping[str, None], docker: Mapping[str, JsonValue]) -> It
                 if image_facts(client, image) is not None:
                     continue
                 if docker.get("pull") == "never":
-                    raise docker_error("image_not_found", image, said="it is not present, and docker.pull is never")
+                    raise docker_error("image_not_found", image, message="it is not present, and docker.pull is never")
                 with docker_errors(image):
                     client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
             except LlemError as error:
