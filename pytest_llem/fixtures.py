@@ -51,7 +51,7 @@ def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_
     Skips the test, with the reasons, when the cycle is invalid (unless the marker says `allow_invalid=True`), and is an
     error when the cycle failed.
     """
-    return _results(request, llem_session, [llem_cycle])[0]
+    return started(request.config).results_for(request.node, [llem_cycle])[0]
 
 
 @pytest.fixture
@@ -59,14 +59,7 @@ def llem_results(
     request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle
 ) -> list[Result]:
     """The results of all cycles of one experiment, with the same skips and errors as `llem_result`."""
-    return _results(request, llem_session, llem_experiment.cycles())
-
-
-def _results(request: pytest.FixtureRequest, llem_session: LlemSession, cycles: list[ExperimentCycle]) -> list[Result]:
-    from pytest_llem.session.items import outcome_for, usable
-
-    outcomes = [outcome_for(request.node, llem_session, cycle) for cycle in cycles]
-    return [usable(outcome, request.node) for outcome in outcomes]
+    return started(request.config).results_for(request.node, llem_experiment.cycles())
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ plain pytest run loads this file, so it imports pytest and the standard library.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pytest
 from pytest_llem.session.run import STUDY_PLUGIN, names_studies, run_identity
 
 if TYPE_CHECKING:
+    from pytest_llem.session.session import LlemSession
     from pytest_llem.session.start import StudyPlugin
 
 pytest_plugins = ("pytest_llem.fixtures",)
@@ -94,6 +96,12 @@ def started(config: pytest.Config) -> StudyPlugin:
     return plugin
 
 
+def _validated_session(config: pytest.Config) -> LlemSession:
+    from pytest_llem.session.start import validated_session
+
+    return validated_session(config)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Name the run and take in the studies; first, so that pytest's junitxml sees the run's path for its report."""
@@ -110,19 +118,15 @@ def pytest_configure(config: pytest.Config) -> None:
         started(config)
     elif any(value for name, value in vars(config.option).items() if name.startswith("llem_")):
         # A wrong option is a usage error here; later, in the middle of collection, it would be a traceback.
-        from pytest_llem.session.start import validated_session
-
-        validated_session(config)
+        _validated_session(config)
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Answer `-n auto` by the devices, where the command line names studies; before anything is configured."""
-    if not names_studies(config):
+    if not names_studies(config) or os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):  # the user's answer to xdist
         return None
-    from pytest_llem.session.start import auto_worker_count
-
-    return auto_worker_count(config)
+    return _validated_session(config).auto_workers()
 
 
 @pytest.hookimpl(optionalhook=True)

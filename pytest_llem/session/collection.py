@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
@@ -140,7 +140,7 @@ def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
         parameters = _cycles(study, beyond)
     else:
         parameters = _experiments(
-            study, beyond, [one for one in study.experiments if not in_study_file or session.gated(one)]
+            study, beyond, [each for each in study.experiments if not in_study_file or session.gated(each)]
         )
     metafunc.parametrize(EXPERIMENT, list(parameters), indirect=True, scope="function")
 
@@ -242,12 +242,13 @@ class CollectionOrder:
             items[position] = item
 
 
-def deselect_unasked(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests that need a result when pytest was called without naming anything (`llem_run = explicit`)."""
-    asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
-    if asked:
-        return
-    unasked = [item for item in items if experiment_cycle_of(item) is not None]
-    if unasked:
-        config.hook.pytest_deselected(items=unasked)
-        items[:] = [item for item in items if experiment_cycle_of(item) is None]
+def deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[ExperimentCycle], bool]) -> None:
+    """Deselect the items of unwanted experiments or cycles; tests without an experiment stay."""
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        cycle = experiment_cycle_of(item)
+        (kept if cycle is None or not unwanted(cycle) else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = kept

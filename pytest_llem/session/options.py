@@ -1,11 +1,13 @@
-"""Reads the settings of a run from pytest's options, the ini file, the environment and the user's file.
+"""Reads the settings of a run from all their sources, and loads studies with them.
 
-`start.py` calls it once, and the fixture `llem_meter`; nothing downstream looks at options again.
+`start.py` calls `run_options` once, and the fixture `llem_meter`; nothing downstream looks at options again.
+`LlemSession.study` calls `load_for_run`; workers of xdist get loaded studies, and so do not import this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,10 +15,14 @@ import pytest
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
-from pytest_llem.errors import SettingsError
+from pytest_llem.errors import LlemError, SettingsError, StudyError
+from pytest_llem.results.reading import recorded_durations
 from pytest_llem.runners.resolution import parse_runner_options
+from pytest_llem.servers.plan import require_possible_servers
 from pytest_llem.session.run import RunOptions
+from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.sharding import Shard, parse_shard
+from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, load_settings
 
@@ -73,9 +79,15 @@ def _shard(config: pytest.Config) -> Shard | None:
             raise pytest.UsageError("--llem-shard-times without --llem-shard\nfix: give both, or neither")
         return None
     try:
-        return parse_shard(text, None if times is None else (config.invocation_params.dir / times).resolve())
+        shard = parse_shard(text)
     except SettingsError as error:
         raise pytest.UsageError(f"--llem-shard={text}: {error}") from None
+    if times is None:
+        return shard
+    try:
+        return replace(shard, recorded=recorded_durations((config.invocation_params.dir / times).resolve()))
+    except LlemError as error:
+        raise pytest.UsageError(f"--llem-shard-times: {error}") from None
 
 
 def _html(config: pytest.Config) -> Path | None:
@@ -114,3 +126,67 @@ def _require_meter(setting: EffectiveSetting) -> None:
         raise SettingsError(
             f"{setting.where}={setting.value}: unknown meter", fix=f"{hint}known meters: {', '.join(meters)}"
         )
+
+
+DEFAULT_LIMIT = "5%"
+"""Change of the headline metric that fails where a baseline is given without any limit. Chosen: well above the spread
+of valid cycles on one machine, and the limit that the documentation uses throughout."""
+
+
+def load_for_run(
+    path: Path, options: RunOptions, others: Iterable[Study], runner_plans: RunnerPlans, *, distributed: bool
+) -> Study:
+    """Load a study beside the `others` of the run. Raises `StudyError` when it is wrong, or has the name of another."""
+    overrides, execution = options.overrides, options.execution
+    study = load_study(path, overrides=overrides, execution=execution)
+    if options.baseline and not any(experiment.compare for experiment in study.experiments):
+        limits = {study.execution.headline: DEFAULT_LIMIT}
+        study = load_study(path, overrides=replace(overrides, fail_if=limits), execution=execution)
+    for other in others:
+        if other.name == study.name:
+            raise StudyError(
+                f"{path}:1:1: another study of this run has the name {study.name!r}: {other.path}",
+                fix="give one of them another `name:`",
+            )
+
+    def runner_of(engine: str) -> str:
+        return runner_plans.spec(engine, study).name
+
+    _require_possible(study, runner_of, distributed=distributed)
+    require_possible_servers(study, runner_of)
+    return study
+
+
+class IsolationError(StudyError):
+    """A study's isolation or runner does not go with its order, with each other, or with the way pytest was called."""
+
+    category = "isolation"
+
+
+def _require_possible(study: Study, runner_of: Callable[[str], str], *, distributed: bool) -> None:
+    """Raise `IsolationError` for what cannot be combined.
+
+    An engine cannot stay loaded where other cycles would need its devices, and Ray cannot be used with xdist.
+    `runner_of` gives the name of an engine's runner; `distributed` says whether xdist runs the items.
+    """
+    engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
+    if distributed and any(runner_of(engine) == "ray" for engine in engines):
+        raise IsolationError(
+            f"{study.locate('runners')}: the runner ray cannot be combined with -n (pytest-xdist): Ray runs cycles "
+            "side by side already, and each worker of xdist would hold a part of the study back from it",
+            fix="leave -n out (ray.max_in_flight bounds what is submitted at a time), or use the runner local",
+        )
+    isolation = study.execution.isolation
+    if isolation == "process":
+        return
+    conflict = f"{study.locate('execution.isolation')}: execution.isolation: {isolation} cannot be combined with"
+    if study.execution.order != "sequential":
+        raise IsolationError(
+            f"{conflict} execution.order: {study.execution.order}", fix="use order: sequential, or isolation: process"
+        )
+    if distributed:
+        raise IsolationError(f"{conflict} -n (pytest-xdist)", fix="leave -n out, or use isolation: process")
+    for engine in engines:
+        runner = runner_of(engine)
+        if runner != "local":
+            raise IsolationError(f"{conflict} the runner {runner}", fix="use the runner local, or isolation: process")

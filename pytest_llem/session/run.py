@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,3 +99,11 @@ def names_study(argument: str) -> bool:
 def names_studies(config: pytest.Config) -> bool:
     """Whether the command line names any study."""
     return bool(config.getoption("llem_study")) or any(names_study(argument) for argument in config.args)
+
+
+def study_files(config: pytest.Config, arguments: Iterable[str]) -> Iterator[Path]:
+    """The study files that arguments of the command line name, those that exist."""
+    for argument in filter(names_study, arguments):
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        if path.is_file():
+            yield path

@@ -6,7 +6,10 @@ order: the store's lock of a result, then the device lease, then the runner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,23 +17,37 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.baselines import Baseline, Saved, save_baseline
+from pytest_llem.containers import remove_orphaned_containers
+from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
+from pytest_llem.machine.leases import end_orphaned_workers
+from pytest_llem.machine.orphaned_workers import start_ticks
+from pytest_llem.results.attempts import abandon, get_or_measure
+from pytest_llem.results.baselines import Baseline, Saved, open_baseline, save_baseline
 from pytest_llem.results.judging import GateReport, judge_experiment, precise_after, read_gates, write_gate
-from pytest_llem.results.layout import MANIFEST
-from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, rebuild_manifest
+from pytest_llem.results.layout import MANIFEST, CycleKey
+from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
-from pytest_llem.results.state import Outcome
+from pytest_llem.results.state import Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, summarise, write_summary
+from pytest_llem.runners.announcement import announced
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
 from pytest_llem.session.run import RunIdentity, RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
-from pytest_llem.session.xdist.crashes import record_crash
 from pytest_llem.study import Study
+
+DYING_S = 5.0
+"""Longest wait for a worker's process to disappear. Chosen: its channel closes milliseconds before."""
+
+POLL_S = 0.02
+"""Pause between two looks. Chosen: short beside starting a replacement worker."""
+
+CRASH_FIX = (
+    "the last lines of the worker's output may say why; look for the out-of-memory killer (dmesg), for os._exit in a "
+    "plugin, and for a job limit"
+)
 
 
 @dataclass(frozen=True)
@@ -108,14 +125,21 @@ class RunResults:
                 return width, number
         return None
 
-    def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """The baseline to gate against. Raises `StoreError` when the reference names nothing."""
+        if self._options.baseline is None:
+            return None
+        return open_baseline(self._options.baseline, self._options.baseline_dir)
+
+    def judge(self, experiment: ExperimentCycle) -> GateReport:
         """Judge an experiment by its cycles, measuring those that are absent, and write `gate.json`.
 
         Raises `StoreError` when the baseline has no results of the study.
         """
         outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
         expect, compare = experiment.experiment.expect, experiment.experiment.compare
-        report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
+        report = judge_experiment(outcomes, expect, compare, self.baseline, strict=self._options.strict)
         write_gate(outcomes[0].directory.parent, report)
         return report
 
@@ -163,8 +187,32 @@ class RunResults:
         return Conclusion(rows, gates, saved)
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
-        """Record what a dead worker of xdist was measuring, and its item, as crashed; the outcomes of those cycles."""
-        return record_crash(self.store, nodeid, worker, rootpath)
+        """Record what a dead worker of xdist was measuring, and its item, as crashed; the outcomes of those cycles.
+
+        The store keeps them, so no other worker measures these cycles.
+        """
+        keys: dict[CycleKey, None] = {}
+        pid = None
+        for announcement in announced(self._run_dir):
+            if announcement.worker == worker:
+                pid = announcement.pid
+                _wait_for_end(pid)
+                state = read_state(announcement.events.parent)
+                keys |= {state.key: None} if state is not None else {}
+                announcement.path.unlink(missing_ok=True)
+        end_orphaned_workers(remove_orphaned_containers)
+        manifest = read_manifest(self._run_dir / MANIFEST)
+        keys |= dict.fromkeys(_own_cycle(nodeid, manifest.studies, rootpath))
+        outcomes = []
+        for key in keys:
+            error = WorkerCrashedError(
+                f"{key}: worker {worker} of xdist, which measured it, died",
+                fix=CRASH_FIX,
+                details={"worker": worker, "pid": pid, "nodeid": nodeid},
+            )
+            with contextlib.suppress(StoreError):  # another process is measuring it
+                outcomes.append(abandon(self.store, key, error))
+        return outcomes
 
     def unload(self) -> None:
         """Unload an engine that is kept loaded. Raises `NotReleasedError` when it leaves memory on its devices."""
@@ -203,3 +251,22 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
         )
         for name, study in studies.items()
     )
+
+
+def _wait_for_end(pid: int) -> None:
+    """A worker's channel closes shortly before its process is gone."""
+    deadline = time.monotonic() + DYING_S
+    while start_ticks(pid) is not None and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _own_cycle(nodeid: str, plans: Iterable[StudyPlan], rootpath: Path) -> Iterator[CycleKey]:
+    """The cycle that an item of a study file is about; nothing for gates and users' tests."""
+    match = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
+    if match is None:
+        return
+    for plan in plans:
+        if plan.path is not None and Path(plan.path) == rootpath / match["path"]:
+            hashes = [cycle.config_hash for cycle in plan.cycles if cycle.experiment_id == match["id"]]
+            if hashes:
+                yield CycleKey(plan.name, match["id"], hashes[0], int(match["cycle"]))

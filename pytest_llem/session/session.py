@@ -6,6 +6,7 @@ collect thousands of items with it and never load a study themselves.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.errors import DeviceError, LlemError
 from pytest_llem.machine.preflight import experiments_beyond
 from pytest_llem.runners import RUNNERS
 from pytest_llem.session.experiment_cycle import experiment_cycle_of
-from pytest_llem.session.run import RunIdentity, RunOptions, run_identity
+from pytest_llem.session.run import RunIdentity, RunOptions, run_identity, study_files
 from pytest_llem.session.runner_plan import RunnerPlans
-from pytest_llem.session.sharding import Sharding
+from pytest_llem.session.xdist.workers import worker_limit
 from pytest_llem.study.experiments import Relocator
 
 if TYPE_CHECKING:
-    from pytest_llem.results.baselines import Baseline
     from pytest_llem.session.run_results import RunResults
     from pytest_llem.study import Experiment, Study
 
@@ -37,27 +38,25 @@ class LlemSession:
         self.run = run
         self.options = options
         self.run_dir = options.out / run.id
-        self.sharding = Sharding(options.shard) if options.shard is not None else None
         self._studies: dict[Path, Study] = {}
         self._beyond: dict[Path, Mapping[str, str]] = {}
 
     @classmethod
     def from_handover(cls, config: pytest.Config, handover: bytes) -> LlemSession:
         """The session of an xdist worker, from its controller's `handover`."""
-        options, studies, sharding = pickle.loads(handover)  # bytes from the process that started this one
+        options, studies = pickle.loads(handover)  # bytes from the process that started this one
         session = cls(config, run_identity(config), options)
-        session.sharding = sharding
         session._studies.update((study.path, study) for study in studies)
         return session
 
     @cached_property
     def handover(self) -> bytes:
         """The settings and the loaded studies, for xdist's workers: see `from_handover`."""
-        if self.sharding is not None:
+        if self.options.shard is not None:
             for study in self.studies:
-                self.sharding.split(study)
+                self.options.shard.split(study)  # kept in the shard, so that workers need not estimate
         studies = [replace(study, locate=Relocator(study.path)) for study in self.studies]
-        return pickle.dumps((self.options, studies, self.sharding))
+        return pickle.dumps((self.options, studies))
 
     @cached_property
     def runner_plans(self) -> RunnerPlans:
@@ -79,18 +78,28 @@ class LlemSession:
     def study(self, path: Path) -> Study:
         """Load a study, once. Raises `StudyError` when it is wrong, or when another study of the run has its name."""
         if path not in self._studies:
-            from pytest_llem.session.loading import load_for_run
+            from pytest_llem.session.options import load_for_run
 
+            option = self.config.getoption
+            asked = option("dist", "no") != "no" or bool(option("numprocesses", None))
+            distributed = asked or self.run.worker is not None
             self._studies[path] = load_for_run(
-                path, self.options, self.studies, self.runner_plans, distributed=self._distributed
+                path, self.options, self.studies, self.runner_plans, distributed=distributed
             )
         return self._studies[path]
 
-    @property
-    def _distributed(self) -> bool:
-        """Whether xdist runs the items, or was asked to."""
-        option = self.config.getoption
-        return self.run.worker is not None or option("dist", "no") != "no" or bool(option("numprocesses", None))
+    def auto_workers(self) -> int:
+        """The answer to `-n auto`. Raises `pytest.UsageError` where devices cannot be counted.
+
+        A study that cannot be loaded does not count: collection says what is wrong with it.
+        """
+        for path in study_files(self.config, (*self.config.getoption("llem_study"), *self.config.args)):
+            with contextlib.suppress(LlemError):
+                self.study(path)
+        try:
+            return worker_limit(self.studies).workers
+        except DeviceError as error:
+            raise pytest.UsageError(f"-n auto: {error}") from None
 
     def require_engines(self, study: Study) -> None:
         """Raise `LlemError`, before anything runs, for an engine that cannot be imported where it would run."""
@@ -111,22 +120,14 @@ class LlemSession:
         """Whether a budget or a comparison applies to an experiment; without a baseline nothing is compared."""
         return bool(experiment.expect) or (experiment.compare is not None and self.options.baseline is not None)
 
-    @cached_property
-    def baseline(self) -> Baseline | None:
-        """The baseline to gate against. Raises `StoreError` when the reference names nothing."""
-        if self.options.baseline is None:
-            return None
-        from pytest_llem.results.baselines import open_baseline
-
-        return open_baseline(self.options.baseline, self.options.baseline_dir)
-
     def collected(self, items: Iterable[pytest.Item]) -> None:
         """Write down what will run, from the process that reports or from the first worker that has collected."""
         cycles = [cycle for item in items if (cycle := experiment_cycle_of(item)) is not None]
         if cycles and self.run.worker is not None:
             self.results.queue_in_order(cycles)
         if cycles and not self.options.collect_only:
-            facts = self.sharding.facts(self.studies) if self.sharding is not None else None
+            shard = self.options.shard
+            facts = shard.facts(self.studies) if shard is not None else None
             self.results.write_plan(cycles, facts)
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:

@@ -12,36 +12,21 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.study import Experiment, Study
 
 # Chosen: rough, and the same for every experiment, because only differences between experiments move the split.
 LOAD_S = 15.0  # to load an engine
 STEP_S = 0.025  # for one decoding step
 SERVED_AT_ONCE = 256  # requests that a serving engine batches: the default of vLLM's max_num_seqs
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which part of how many; `times` holds results whose recorded durations count, the same ones for every shard."""
-
-    index: int
-    count: int
-    times: Path | None = None
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +48,7 @@ class Split:
         return sum(self.seconds[id] for id in self.part(index)) / total if total else 0.0
 
 
-def parse_shard(text: str, times: Path | None = None) -> Shard:
+def parse_shard(text: str) -> Shard:
     """`2/4` as the second of four shards. Raises `SettingsError`."""
     match = re.fullmatch(r"\s*([0-9]{1,6})\s*/\s*([0-9]{1,6})\s*", text)
     if match is None:
@@ -71,7 +56,7 @@ def parse_shard(text: str, times: Path | None = None) -> Shard:
     index, count = int(match.group(1)), int(match.group(2))
     if not 1 <= index <= count:
         raise SettingsError(f"there is no shard {index} of {count}", fix=f"K goes from 1 to N: 1/{count or 1}")
-    return Shard(index, count, times)
+    return Shard(index, count)
 
 
 def split(study: Study, count: int, recorded: Mapping[str, float] | None = None) -> Split:
@@ -143,58 +128,46 @@ def _mean_length(lengths: JsonValue) -> float:
     return sum(ends) / len(ends) if ends else 0.0
 
 
-class Sharding:
-    """The shard of this run, applied to every study that it meets."""
+@dataclass(frozen=True)
+class Shard:
+    """Which part of how many, applied to every study that the run meets.
 
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        self._splits: dict[Path, Split] = {}
+    `recorded` are seconds per cycle by `config_hash`, the same for every shard: see `split`.
+    """
 
-    @cached_property
-    def recorded(self) -> Mapping[str, float]:
-        """The recorded durations that count. Raises `StoreError` where they cannot be read."""
-        if self.shard.times is None:
-            return {}
-        from pytest_llem.results.reading import recorded_durations
+    index: int
+    count: int
+    recorded: Mapping[str, float] = field(default_factory=dict, repr=False)
+    _splits: dict[Path, Split] = field(default_factory=dict, repr=False)
 
-        return recorded_durations(self.shard.times)
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
     def split(self, study: Study) -> Split:
         """How a study is split, computed once."""
         if study.path not in self._splits:
-            self._splits[study.path] = split(study, self.shard.count, self.recorded)
+            self._splits[study.path] = split(study, self.count, self.recorded)
         return self._splits[study.path]
 
     def is_empty(self, studies: Sequence[Study]) -> bool:
         """Whether this shard holds no experiment of any of the studies."""
-        return bool(studies) and not any(self.split(study).part(self.shard.index) for study in studies)
+        return bool(studies) and not any(self.split(study).part(self.index) for study in studies)
 
     def holds(self, cycle: ExperimentCycle) -> bool:
         """Whether a cycle's experiment belongs to this shard."""
-        return self.split(cycle.study).shards[cycle.experiment.id] == self.shard.index
-
-    def deselect(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Deselect the items of experiments in other shards; tests without an experiment stay."""
-        kept: list[pytest.Item] = []
-        others: list[pytest.Item] = []
-        for item in items:
-            cycle = experiment_cycle_of(item)
-            (kept if cycle is None or self.holds(cycle) else others).append(item)
-        if others:
-            config.hook.pytest_deselected(items=others)
-            items[:] = kept
+        return self.split(cycle.study).shards[cycle.experiment.id] == self.index
 
     def lines(self, studies: Sequence[Study]) -> Iterator[str]:
         """A line per study for the terminal."""
         for study in studies:
             division = self.split(study)
-            part, count = len(division.part(self.shard.index)), len(study.experiments)
+            part, count = len(division.part(self.index)), len(study.experiments)
             yield (
-                f"shard {self.shard} of {study.name}: {part} of {count} experiments, about "
-                f"{division.share(self.shard.index):.0%} of the time (split {division.digest})"
+                f"shard {self} of {study.name}: {part} of {count} experiments, about "
+                f"{division.share(self.index):.0%} of the time (split {division.digest})"
             )
 
     def facts(self, studies: Sequence[Study]) -> dict[str, JsonValue]:
         """For `run.json`: which shard this is, and of which split of each study."""
         splits: dict[str, JsonValue] = {study.name: self.split(study).digest for study in studies}
-        return {"shard": {"index": self.shard.index, "count": self.shard.count, "splits": splits}}
+        return {"shard": {"index": self.index, "count": self.count, "splits": splits}}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,22 +20,24 @@ from pytest_llem.errors import LlemError
 from pytest_llem.session.collection import (
     CollectionOrder,
     collect_study,
-    deselect_unasked,
+    deselect,
     parametrize,
     take_in_studies,
     without_garbage_collection,
 )
-from pytest_llem.session.run import STUDY_PLUGIN, names_study, run_identity
+from pytest_llem.session.run import STUDY_PLUGIN, run_identity, study_files
 from pytest_llem.session.session import LlemSession
+from pytest_llem.session.study_tests import outcome_for, usable
 from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
 from pytest_llem.session.xdist.scheduling import choose_scheduling, is_distributed, refuse_in_worker
-from pytest_llem.session.xdist.workers import WorkerHeader, auto_workers, study_files
 
 if TYPE_CHECKING:
+    from pytest_llem.results.schema import Result
+    from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.reporting import Reporting
 
-PREPARED: pytest.StashKey[LlemSession] = pytest.StashKey()
-"""The session that counting the workers of `-n auto` made, before plugins are configured."""
+SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
+"""The session is made before plugins are configured where `-n auto` asks for the number of workers."""
 
 
 class StudyPlugin:
@@ -77,10 +78,13 @@ class StudyPlugin:
     def select(self, items: list[pytest.Item]) -> None:
         """Restore the studies' order, and leave out other shards and tests that were not asked for."""
         self._order.restore(items)
-        if self.session.sharding is not None:
-            self.session.sharding.deselect(self._config, items)
-        if self.session.options.explicit:
-            deselect_unasked(self._config, items)
+        options, config = self.session.options, self._config
+        shard = options.shard
+        if shard is not None:
+            deselect(config, items, lambda cycle: not shard.holds(cycle))
+        asked = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
+        if options.explicit and not asked:
+            deselect(config, items, lambda _: True)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what will run."""
@@ -97,13 +101,18 @@ class StudyPlugin:
         if terminal is not None:
             terminal.write_line(line)
 
+    def results_for(self, item: pytest.Item, cycles: Sequence[ExperimentCycle]) -> list[Result]:
+        """The results of cycles for a user's test; skips or fails it as `study_tests.usable` says."""
+        outcomes = [outcome_for(item, self.session, cycle) for cycle in cycles]
+        return [usable(outcome, item) for outcome in outcomes]
+
     def finish(self, session: pytest.Session) -> None:
         """Release the runners; in the controller, write the run's manifest and summaries."""
         self.session.close()
-        sharding = self.session.sharding
-        if sharding is not None and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
-            # The other shards have it all: an empty one has done its part.
-            session.exitstatus = pytest.ExitCode.OK if sharding.is_empty(self.session.studies) else session.exitstatus
+        shard = self.session.options.shard
+        nothing = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+        if nothing and shard is not None and shard.is_empty(self.session.studies):
+            session.exitstatus = pytest.ExitCode.OK  # the other shards have it all: an empty one has done its part
         if self.reporting is not None and not self.reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -122,10 +131,7 @@ def start(config: pytest.Config) -> StudyPlugin:
     """
     refuse_in_worker(config)
     handover = getattr(config, "workerinput", {}).get("llem_handover")
-    if handover is not None:
-        session = LlemSession.from_handover(config, handover)
-    else:
-        session = config.stash.get(PREPARED, None) or validated_session(config)
+    session = validated_session(config) if handover is None else LlemSession.from_handover(config, handover)
     take_in_studies(config)
     plugin = StudyPlugin(config, session)
     register = config.pluginmanager.register
@@ -155,35 +161,21 @@ def _report(config: pytest.Config, plugin: StudyPlugin) -> None:
     register(plugin.item_count, "llem-item-count")
     if is_distributed(config):
         register(Crashes(config, session), "llem-crashes")
-        register(WorkerHeader(config, session), "llem-workers")
 
 
 def validated_session(config: pytest.Config) -> LlemSession:
-    """A session whose options make sense. Raises `pytest.UsageError`."""
-    from pytest_llem.session.options import run_options
+    """The session of this process, whose options make sense; made by the first call. Raises `pytest.UsageError`."""
+    if SESSION not in config.stash:
+        from pytest_llem.session.options import run_options
 
-    session = LlemSession(config, run_identity(config), run_options(config))
-    try:
-        if session.sharding is not None:
-            _ = session.sharding.recorded
-    except LlemError as error:
-        raise pytest.UsageError(f"--llem-shard-times: {error}") from None
-    try:
-        _ = session.baseline
-    except LlemError as error:
-        raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
-    return session
-
-
-def auto_worker_count(config: pytest.Config) -> int | None:
-    """The answer to `-n auto`; `None` where the user's environment gives it.
-
-    The session that it makes is kept for `start`.
-    """
-    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):  # xdist's own variable
-        return None
-    session = config.stash[PREPARED] = validated_session(config)
-    return auto_workers(config, session)
+        session = LlemSession(config, run_identity(config), run_options(config))
+        if session.options.baseline is not None:
+            try:
+                _ = session.results.baseline
+            except LlemError as error:
+                raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
+        config.stash[SESSION] = session
+    return config.stash[SESSION]
 
 
 def _load_named_studies(config: pytest.Config, session: LlemSession) -> None:
@@ -191,7 +183,7 @@ def _load_named_studies(config: pytest.Config, session: LlemSession) -> None:
 
     Any other problem of a study is left to collection, which says what is wrong and where.
     """
-    for path in study_files(config, filter(names_study, config.args)):
+    for path in study_files(config, config.args):
         try:
             session.study(path)
         except LlemError as error:

@@ -1,27 +1,118 @@
-"""The tests that every study consists of: pytest collects this module once per study file.
+"""The tests that every study consists of, and what pytest shows of a cycle's outcome.
 
-Their names are part of node ids, so they do not change.
+pytest collects this module once per study file; fixtures and reports use its functions. The names of the tests are part
+of node ids, and those of the properties are read by users' CI, so neither change.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.session.items import check, judge, outcome_for, skip_if_precise
+import pytest
+
+from pytest_llem.errors import StoreError
 
 if TYPE_CHECKING:
-    import pytest
-
+    from pytest_llem.results.schema import Result
+    from pytest_llem.results.state import Outcome
     from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
+Property = tuple[str, "str | int | float | bool"]
+
 
 def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> None:
-    """Measure one cycle of one experiment; an optional one only while the headline is not precise enough."""
-    skip_if_precise(llem_session, llem_cycle)
-    check(outcome_for(request.node, llem_session, llem_cycle), strict=llem_session.options.strict)
+    """Measure one cycle of one experiment; an optional one only while the headline is not precise enough.
+
+    An invalid cycle is skipped with its reasons (a failure when strict), and whatever is not valid either fails.
+    """
+    execution = llem_cycle.study.execution
+    precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
+    if precise is not None:
+        width, cycles = precise
+        pytest.skip(
+            f"precise enough: {execution.headline} ±{width:.2%} after {cycles} cycles "
+            f"(target_ci {execution.target_ci:.2%})"
+        )
+    outcome = outcome_for(request.node, llem_session, llem_cycle)
+    if outcome.state == "invalid" and not llem_session.options.strict:
+        pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
+    if outcome.state != "valid":
+        pytest.fail(message(outcome), pytrace=False)
 
 
 def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle) -> None:
-    """Judge one experiment's cycles by its budgets and against the baseline."""
-    judge(llem_session, llem_experiment, request.node)
+    """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
+    try:
+        report = llem_session.results.judge(llem_experiment)
+    except StoreError as error:
+        pytest.fail(str(error), pytrace=False)
+    verdicts: list[Property] = [
+        ("llem_study", str(report.study)),
+        ("llem_experiment", str(report.experiment_id)),
+        ("llem_verdict", str(report.status)),
+    ]
+    _set_properties(request.node, [*verdicts, *((f"llem_gate_{row.metric}", str(row.status)) for row in report.rows)])
+    if report.failed:
+        pytest.fail(report.text(), pytrace=False)
+    if report.status != "pass":
+        pytest.skip(report.skip_reason())
+
+
+def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Outcome:
+    """The outcome of a cycle, measured if it has not been yet, which becomes the item's properties."""
+    outcome = session.results.get_or_measure(cycle, retried=True)
+    _set_properties(item, properties(outcome, item.config.rootpath))
+    return outcome
+
+
+def usable(outcome: Outcome, item: pytest.Item) -> Result:
+    """The result for a user's test: skipped when invalid, an error when the cycle failed."""
+    marker = item.get_closest_marker("llem_study")
+    allow_invalid = bool(marker and marker.kwargs.get("allow_invalid"))
+    if outcome.state == "invalid" and not allow_invalid:
+        pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
+    if outcome.result is None:
+        pytest.fail(message(outcome), pytrace=False)
+    return outcome.result
+
+
+def message(outcome: Outcome) -> str:
+    """The failure text of an outcome, with paths below the current directory shortened."""
+    return outcome.message().replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def _set_properties(item: pytest.Item, entries: Sequence[Property]) -> None:
+    """Set an item's JUnit properties in place of earlier ones of the same name: a plugin may run an item again."""
+    names = {name for name, _ in entries}
+    item.user_properties[:] = [*(entry for entry in item.user_properties if entry[0] not in names), *entries]
+
+
+def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
+    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can serialise; no nulls."""
+    entries: list[Property] = [
+        ("llem_study", str(outcome.key.study)),
+        ("llem_experiment", str(outcome.key.experiment_id)),
+        ("llem_status", str(outcome.state)),
+        ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
+    ]
+    result = outcome.result
+    if result is not None:
+        energy, latency = result.energy, result.latency
+        numbers = {
+            "energy_j": energy.energy_j,
+            "uncertainty_j": energy.uncertainty_j,
+            "joules_per_output_token": energy.joules_per_output_token,
+            "avg_power_w": energy.avg_power_w,
+            "output_tokens_per_s": result.throughput.output_tokens_per_s,
+            "ttft_p50_s": latency.ttft_s.p50 if latency.ttft_s else None,
+            "tpot_p50_s": latency.tpot_s.p50 if latency.tpot_s else None,
+        }
+        entries.append(("llem_meter", str(energy.meter)))
+        entries.append(("llem_energy_measured", bool(energy.measured)))
+        entries.append(("llem_config_hash", str(outcome.key.config_hash)))
+        entries.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
+    return entries

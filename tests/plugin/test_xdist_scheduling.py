@@ -126,10 +126,10 @@ def test_auto_means_as_many_workers_as_sets_of_devices(
 
     assert config.hook.pytest_xdist_auto_num_workers(config=config) == workers
 
-    from pytest_llem.session.start import PREPARED
+    from pytest_llem.session.start import validated_session
     from pytest_llem.session.xdist.workers import worker_limit
 
-    assert str(worker_limit(config.stash[PREPARED].studies)) == said
+    assert str(worker_limit(validated_session(config).studies)) == said
 
 
 def test_the_users_own_answer_to_auto_counts(

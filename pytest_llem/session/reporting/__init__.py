@@ -8,18 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import LlemError, StoreError
+from pytest_llem.errors import DeviceError, LlemError, StoreError
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.live import LiveStatus
+from pytest_llem.session.reporting.plan import plan_lines
 from pytest_llem.session.reporting.summary import (
     ACTIONS_VARIABLE,
     annotation,
@@ -28,18 +28,12 @@ from pytest_llem.session.reporting.summary import (
     summary_lines,
     write_step_summary,
 )
+from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
+from pytest_llem.session.xdist.workers import worker_limit
 
 if TYPE_CHECKING:
     from pytest_llem.session.run_results import Conclusion
     from pytest_llem.session.session import LlemSession
-
-
-@dataclass(frozen=True)
-class HtmlReport:
-    """Whether the report was written, and a line that says where, or why not."""
-
-    written: bool
-    line: str
 
 
 class Reporting:
@@ -52,15 +46,18 @@ class Reporting:
         self._annotations: list[str] = []
         self._shards_printed: set[str] = set()
         self._conclusion: Conclusion | None = None
-        self._html: HtmlReport | None = None
+        self._html_line: str | None = None
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
             self._stream = _terminal_stream()
 
     def pytest_report_header(self) -> list[str]:
-        """Print which shards of the studies on the command line run; xdist's controller collects nothing itself."""
-        return self._shards()
+        """Print which shards of the studies on the command line run, and how many workers of xdist there are and why.
+
+        xdist's controller collects nothing itself, so it prints them here.
+        """
+        return [*self._shards(), *self._workers()]
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """Print what the user should know about the studies before they run."""
@@ -73,11 +70,26 @@ class Reporting:
 
     def _shards(self) -> list[str]:
         """A line for each study whose shard was not printed yet; the plan of a dry run has it too."""
-        if self._session.sharding is None or self._session.options.collect_only:
+        shard = self._session.options.shard
+        if shard is None or self._session.options.collect_only:
             return []
         new = [study for study in self._session.studies if study.name not in self._shards_printed]
         self._shards_printed.update(study.name for study in new)
-        return [f"llem: {line}" for line in self._session.sharding.lines(new)]
+        return [f"llem: {line}" for line in shard.lines(new)]
+
+    def _workers(self) -> list[str]:
+        """A line on the workers of xdist; it says so where there are more of them than devices."""
+        if not is_distributed(self._config) or not self._session.studies:
+            return []
+        try:
+            limit = worker_limit(self._session.studies)
+        except DeviceError:
+            return []  # each item says so
+        workers = worker_count(self._config)
+        count = f"llem: {workers} worker{'s' * (workers > 1)}"
+        if workers > limit.workers:
+            return [f"{count}, of which {limit.workers} can measure at a time, the others wait: {limit}"]
+        return [f"{count}: {limit}"]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Iterator[None]:
@@ -130,9 +142,10 @@ class Reporting:
             write_step_summary(self._conclusion.rows, self._conclusion.gates, run_dir)
             for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
                 announcement.unlink(missing_ok=True)
+        written = True
         if options.html is not None and not options.collect_only:
-            self._html = _write_html(run_dir, options.html, options.baseline)
-        return self._html is None or self._html.written
+            written, self._html_line = _write_html(run_dir, options.html, options.baseline)
+        return written
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self) -> None:
@@ -140,7 +153,9 @@ class Reporting:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
-        title, lines = ("llem plan", self._plan()) if self._session.options.collect_only else self._results()
+        title, lines = "llem results", self._results()
+        if self._session.options.collect_only:
+            title, lines = "llem plan", plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
         for line in self._annotations:
             terminal.write_line(line)
         if lines:
@@ -148,41 +163,34 @@ class Reporting:
             for line in lines:
                 terminal.write_line(line)
 
-    def _plan(self) -> list[str]:
-        if self._config.get_verbosity() < 0:
-            return []
-        from pytest_llem.session.reporting.plan import plan_lines
-
-        return plan_lines(self._session)
-
-    def _results(self) -> tuple[str, list[str]]:
+    def _results(self) -> list[str]:
         lines: list[str] = []
         if self._conclusion is not None:
             width = self._config.get_terminal_writer().fullwidth
             lines += summary_lines(self._conclusion.rows, self._session.run_dir, width)
             if self._conclusion.saved is not None:
                 lines += saved_lines(self._conclusion.saved)
-        if self._html is not None:
-            lines.append(self._html.line)
-        return "llem results", lines
+        if self._html_line is not None:
+            lines.append(self._html_line)
+        return lines
 
 
-def _write_html(run_dir: Path, out: Path, baseline: str | None) -> HtmlReport:
-    """Write the report of a run that has ended; the run's artifacts stay as they are where that is not possible."""
+def _write_html(run_dir: Path, out: Path, baseline: str | None) -> tuple[bool, str]:
+    """Write the report of a run that has ended. Whether that was possible, and a line that says where, or why not."""
     from pytest_llem.results.report.build import write_report
 
     if not list(run_dir.glob("*/*/c*")):
-        return HtmlReport(False, "--llem-html: no report, because nothing was measured")
+        return False, "--llem-html: no report, because nothing was measured"
     try:
         write_report([run_dir], out, baseline=_run_named(baseline))
     except LlemError as error:
-        return HtmlReport(False, f"--llem-html: {error}")
-    return HtmlReport(True, f"report: {short_path(out)}")
+        return False, f"--llem-html: {error}"
+    return True, f"report: {short_path(out)}"
 
 
 def _run_named(baseline: str | None) -> Path | None:
     """The path of a baseline that is a run; `None` for a saved baseline, whose verdicts the report has anyway."""
-    if baseline is None or not Path(baseline).exists():
+    if baseline is None:
         return None
     try:
         read_result(result_files(Path(baseline))[0])

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.engines import engine_info
-from pytest_llem.machine.devices import device_memory_bytes, parallel_product, visible_gpus
+from pytest_llem.machine.devices import device_memory_bytes, visible_gpus
+from pytest_llem.machine.preflight import gpus_needed
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
 from pytest_llem.results.reading import cycle_seconds
 from pytest_llem.servers.plan import server_notice
@@ -23,6 +24,7 @@ from pytest_llem.session.reporting.footprint import (
     model_facts,
     settings_that_matter,
 )
+from pytest_llem.session.reporting.summary import short_path
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 
@@ -44,8 +46,8 @@ def plan_lines(session: LlemSession) -> list[str]:
 def _study(session: LlemSession, study: Study) -> Iterator[str]:
     count, cycles, order = len(study.experiments), study.execution.cycles, study.execution.order
     yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
-    if session.sharding is not None:
-        yield from (f"  {line}" for line in session.sharding.lines([study]))
+    if session.options.shard is not None:
+        yield from (f"  {line}" for line in session.options.shard.lines([study]))
     engines = Counter(experiment.engine for experiment in study.experiments)
     for engine, number in engines.items():
         spec = session.runner_plans.spec(engine, study)
@@ -71,7 +73,7 @@ def _devices(study: Study, engine: str) -> str:
     if engine_info(engine).serves_over_http:
         return "devices of its server"
     visible = len(visible_gpus())
-    wanted = sorted({_wanted(experiment) for experiment in study.experiments if experiment.engine == engine})
+    wanted = sorted({gpus_needed(experiment) for experiment in study.experiments if experiment.engine == engine})
     if not visible:
         return "CPU" if wanted[-1] == 1 else f"CPU (the settings ask for up to {wanted[-1]} devices)"
     range_ = str(wanted[-1]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
@@ -79,25 +81,16 @@ def _devices(study: Study, engine: str) -> str:
     return f"{range_} of {visible} GPU{'s' if visible > 1 else ''}{missing}"
 
 
-def _wanted(experiment: Experiment) -> int:
-    get = getter(experiment.flat_settings)
-    return parallel_product(lambda name: get(f"{experiment.engine}.{name}"))
-
-
 def _time(study: Study, out: Path) -> str:
     estimate = estimate_time(study, out)
     least = f"at least {duration_text(estimate.at_least_s)} in windows alone"
     if estimate.seconds is None:
-        return f"{least}; not measured before in {_shown(out)}"
+        return f"{least}; not measured before in {short_path(out)}"
     rest = "" if estimate.covered == estimate.experiments else "; the others taken as their mean"
     return (
         f"about {duration_text(estimate.seconds)}, by earlier results of {estimate.covered} of {estimate.experiments} "
         f"experiments{rest} ({least})"
     )
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _memory(study: Study) -> Iterator[str]:

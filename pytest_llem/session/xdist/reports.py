@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llem.results.layout import MANIFEST
-from pytest_llem.session.items import message, properties
+from pytest_llem.session.study_tests import message, properties
 
 if TYPE_CHECKING:
     from pytest_llem.session.session import LlemSession

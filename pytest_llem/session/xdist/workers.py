@@ -1,26 +1,18 @@
 """How many workers of pytest-xdist a study can use: as many as cycles can be measured at a time.
 
-`start.py` asks it for `-n auto`, and registers `WorkerHeader` in the controller.
+`LlemSession` asks it for `-n auto`, and `Reporting` for pytest's header.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
-from pytest_llem.errors import DeviceError, LlemError
 from pytest_llem.machine.devices import visible_gpus
 from pytest_llem.machine.preflight import gpus_needed
-from pytest_llem.session.run import names_study
-from pytest_llem.session.xdist.scheduling import worker_count
 
 if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
     from pytest_llem.study import Study
 
 
@@ -54,48 +46,3 @@ def worker_limit(studies: Sequence[Study]) -> WorkerLimit:
     needs = {gpus_needed(experiment) for study in studies for experiment in study.experiments} if gpus else ()
     possible = [needed for needed in needs if needed <= gpus]
     return WorkerLimit(gpus, min(possible, default=1), max(possible, default=1))
-
-
-def auto_workers(config: pytest.Config, session: LlemSession) -> int:
-    """The answer to `-n auto`. Raises `pytest.UsageError` where devices cannot be counted.
-
-    A study that cannot be loaded does not count: collection says what is wrong with it.
-    """
-    for path in study_files(config, (*config.getoption("llem_study"), *filter(names_study, config.args))):
-        with contextlib.suppress(LlemError):
-            session.study(path)
-    try:
-        return worker_limit(session.studies).workers
-    except DeviceError as error:
-        raise pytest.UsageError(f"-n auto: {error}") from None
-
-
-def study_files(config: pytest.Config, arguments: Iterable[str]) -> Iterator[Path]:
-    """The study files that arguments of the command line name, those that exist."""
-    for argument in arguments:
-        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-        if path.is_file():
-            yield path
-
-
-class WorkerHeader:
-    """Prints how many workers there are, and why, in the controller."""
-
-    def __init__(self, config: pytest.Config, session: LlemSession) -> None:
-        self._config = config
-        self._session = session
-
-    def pytest_report_header(self) -> str | None:
-        """One line; it says so where there are more workers than devices."""
-        studies = self._session.studies
-        if not studies:
-            return None
-        try:
-            limit = worker_limit(studies)
-        except DeviceError:
-            return None  # each item says so
-        workers = worker_count(self._config)
-        count = f"llem: {workers} worker{'s' * (workers > 1)}"
-        if workers > limit.workers:
-            return f"{count}, of which {limit.workers} can measure at a time, the others wait: {limit}"
-        return f"{count}: {limit}"
