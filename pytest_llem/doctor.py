@@ -103,7 +103,7 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
     """
     from pytest_llem.energy.calibrate import MatmulLoad
     from pytest_llem.energy.calibrate import calibrate as measure
-    from pytest_llem.energy.nvml_meter import NvmlMeter
+    from pytest_llem.energy.gpu_meter import NvmlMeter
     from pytest_llem.machine.leases import device_lease
 
     obstacle = NvmlMeter.obstacle()

@@ -11,13 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from pytest_llem.energy.nvml_source import SensorError
-from pytest_llem.energy.processes import foreign_pids
-from pytest_llem.energy.readings import Sample, SampleWriter
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
+from pytest_llem.energy.processes import listing
+from pytest_llem.energy.readings import GpuFacts, Sample, SampleWriter, SensorError, Source
 
 PERIOD_NS = 20_000_000
 """Chosen: as dense as the fastest NVIDIA counters, at well under 1 % of a core."""
@@ -35,17 +30,14 @@ RETRY_NS = 1_000_000_000
 """Chosen: an error is noted once, and a device that recovers is read again within a second."""
 
 
-class AmdSource:
+class AmdSource(Source):
     """One AMD GPU. Quantities without a sensor are left out; an error is written, and the device is tried again."""
 
     def __init__(self, amdsmi: Any, handle: object, uuid: str, owners: Sequence[int]) -> None:
-        self.due_ns = time.monotonic_ns()
-        self.known_until_ns = 0.0
         self._amdsmi = amdsmi
         self._handle = handle
         self._uuid = uuid
         self._owners = owners
-        self._power_w: float | None = None
         self._state_due_ns = 0
         self._processes_due_ns = 0
         self._failing = False
@@ -57,7 +49,11 @@ class AmdSource:
         try:
             count = self._amdsmi.amdsmi_get_energy_count(self._handle)
         except self._amdsmi.AmdSmiException as problem:
-            self._failed(writer, begin, problem)
+            self.due_ns = begin + RETRY_NS
+            self.power_w = None
+            if not self._failing:
+                self._failing = True
+                writer.event(begin, "error", device=self._uuid, code=None, message=str(problem))
             return
         end = time.monotonic_ns()
         if self.known_until_ns == 0.0:
@@ -67,28 +63,18 @@ class AmdSource:
         temperature = clock = None
         if begin >= self._state_due_ns:
             self._state_due_ns = begin + STATE_PERIOD_NS
-            self._power_w = self._power()
+            self.power_w = self._power()
             temperature, clock = self._temperature(), self._clock()
         energy_mj = float(count["energy_accumulator"]) * float(count["counter_resolution"]) / 1e3
         low = begin - UPDATE_NS
-        writer.sample(
-            Sample(
-                (low + end) // 2,
-                self._uuid,
-                self._power_w,
-                energy_mj,
-                temperature,
-                clock,
-                bracket_ns=(end - low) // 2,
-            )
-        )
+        t_ns, bracket_ns = (low + end) // 2, (end - low) // 2
+        writer.sample(Sample(t_ns, self._uuid, self.power_w, energy_mj, temperature, clock, bracket_ns=bracket_ns))
         if begin >= self._processes_due_ns:
             self._processes_due_ns = begin + PROCESSES_PERIOD_NS
-            self._read_processes(writer)
-
-    def power_w(self) -> float | None:
-        """The latest socket power."""
-        return self._power_w
+            processes = self._optional("amdsmi_get_gpu_process_list")
+            if isinstance(processes, list):
+                fields = listing([int(p["pid"]) for p in processes if isinstance(p, Mapping)], self._owners)
+                writer.event(time.monotonic_ns(), "processes", device=self._uuid, **fields)
 
     def finish(self, writer: SampleWriter) -> None:
         """Read once more."""
@@ -115,20 +101,6 @@ class AmdSource:
         value = info.get("clk") if isinstance(info, Mapping) else None
         return float(value) if isinstance(value, (int, float)) else None
 
-    def _read_processes(self, writer: SampleWriter) -> None:
-        listed = self._optional("amdsmi_get_gpu_process_list")
-        if isinstance(listed, list):
-            pids = [int(process["pid"]) for process in listed if isinstance(process, Mapping)]
-            foreign, unknown = foreign_pids(pids, self._owners)
-            writer.event(
-                time.monotonic_ns(),
-                "processes",
-                device=self._uuid,
-                pids=tuple(pids),
-                foreign=tuple(foreign),
-                unknown=tuple(unknown),
-            )
-
     def _optional(self, name: str, *more: object) -> object:
         try:
             result: object = getattr(self._amdsmi, name)(self._handle, *more)
@@ -136,47 +108,29 @@ class AmdSource:
             return None
         return result
 
-    def _failed(self, writer: SampleWriter, now_ns: int, problem: Exception) -> None:
-        self.due_ns = now_ns + RETRY_NS
-        self._power_w = None
-        if not self._failing:
-            self._failing = True
-            writer.event(now_ns, "error", device=self._uuid, code=None, message=str(problem))
+    def facts(self) -> GpuFacts:
+        """What the meter needs to know of the GPU."""
+        asic, driver = self._optional("amdsmi_get_gpu_asic_info"), self._optional("amdsmi_get_gpu_driver_info")
+        name = str(asic.get("market_name")) if isinstance(asic, Mapping) else "AMD GPU"
+        return GpuFacts(
+            self._uuid, name, str(driver.get("driver_version")) if isinstance(driver, Mapping) else "unknown"
+        )
 
 
-def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> tuple[list[AmdSource], list[JsonValue]]:
-    """Sources for the AMD GPUs with these UUIDs (all for none), and a line of facts about each.
+def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> list[tuple[AmdSource, GpuFacts]]:
+    """The AMD GPUs with these UUIDs (all for none): the source of each, and facts about it.
 
     Raises `SensorError` when the library or a device cannot be opened.
     """
     amdsmi: Any = import_module("amdsmi")
-    sources: list[AmdSource] = []
-    facts: list[JsonValue] = []
     try:
         amdsmi.amdsmi_init()
-        handles = amdsmi.amdsmi_get_processor_handles()
-        for index, handle in enumerate(handles):
-            uuid = str(amdsmi.amdsmi_get_gpu_device_uuid(handle))
-            if uuids and uuid not in uuids:
-                continue
-            sources.append(AmdSource(amdsmi, handle, uuid, owners))
-            asic = sources[-1]._optional("amdsmi_get_gpu_asic_info")
-            driver = sources[-1]._optional("amdsmi_get_gpu_driver_info")
-            facts.append(
-                {
-                    "uuid": uuid,
-                    "index": index,
-                    "name": str(asic.get("market_name")) if isinstance(asic, Mapping) else "AMD GPU",
-                    "driver": str(driver.get("driver_version")) if isinstance(driver, Mapping) else "unknown",
-                    "mig": False,
-                    "module": False,
-                    "memory_used_bytes": None,
-                }
-            )
+        handles = {str(amdsmi.amdsmi_get_gpu_device_uuid(h)): h for h in amdsmi.amdsmi_get_processor_handles()}
     except amdsmi.AmdSmiException as problem:
         raise SensorError(
             f"amdsmi: {problem}", "run `amd-smi list`; it should show the GPUs without an error"
         ) from None
+    sources = [AmdSource(amdsmi, h, uuid, owners) for uuid, h in handles.items() if not uuids or uuid in uuids]
     if not sources:
         raise SensorError("amdsmi finds no such GPU", "check `amd-smi list`, or use --llem-meter=auto")
-    return sources, facts
+    return [(source, source.facts()) for source in sources]

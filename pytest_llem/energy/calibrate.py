@@ -16,18 +16,19 @@ from importlib import import_module
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, linear_regression, median, stdev
 from typing import Any, Protocol
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices
-from pytest_llem.energy.calibration import Calibration, CounterType
+from pytest_llem.energy import nvml_devices
+from pytest_llem.energy.calibration import Calibration, CounterType, path_of
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import TickSeries, ticks_from
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS
 from pytest_llem.errors import MeterError
+from pytest_llem.job.files import write_json
 from pytest_llem.job.measurement import Measured
 
 FAST_STEP_NS = 500_000
@@ -137,8 +138,16 @@ def calibrate(
         raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
     finally:
         pynvml.nvmlShutdown()
-    calibration.save(result, directory)
+    save(result, directory)
     return result
+
+
+def save(calibration: Calibration, directory: Path | None = None) -> Path:
+    """Store a calibration, replacing an older one of the same GPU and driver; returns its file."""
+    path = path_of(calibration.uuid, calibration.driver, directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, calibration._asdict())
+    return path
 
 
 class MatmulLoad:
@@ -170,15 +179,20 @@ class MatmulLoad:
         self._device = torch.device("cuda", indices[0])
         self._a = torch.randn(size, size, device=self._device, dtype=torch.float16)
         self._b = torch.randn(size, size, device=self._device, dtype=torch.float16)
-        self._product_s = self._time_one()
+        self._multiply(3)
+        start_ns, end_ns = self._multiply(10)
+        self._product_s = (end_ns - start_ns) / 10 / 1e9
 
     def burst(self, seconds: float) -> tuple[int, int]:
         """Run for about this long, synchronised at both ends; at most two products are queued ahead."""
+        return self._multiply(max(1, round(seconds / self._product_s)))
+
+    def _multiply(self, count: int) -> tuple[int, int]:
         torch = self._torch
         torch.cuda.synchronize(self._device)
         start_ns = time.monotonic_ns()
         events: list[Any] = []
-        for _ in range(max(1, round(seconds / self._product_s))):
+        for _ in range(count):
             torch.matmul(self._a, self._b)
             event = torch.cuda.Event()
             event.record()
@@ -187,17 +201,6 @@ class MatmulLoad:
                 events.pop(0).synchronize()
         torch.cuda.synchronize(self._device)
         return start_ns, time.monotonic_ns()
-
-    def _time_one(self) -> float:
-        torch = self._torch
-        for _ in range(3):
-            torch.matmul(self._a, self._b)
-        torch.cuda.synchronize(self._device)
-        begin = time.monotonic_ns()
-        for _ in range(10):
-            torch.matmul(self._a, self._b)
-        torch.cuda.synchronize(self._device)
-        return (time.monotonic_ns() - begin) / 10 / 1e9
 
 
 def _require_idle(device: nvml_devices.Gpu) -> None:
@@ -240,20 +243,16 @@ def _period(ticks: TickSeries) -> tuple[int, int]:
     return round(period_ns), round(sqrt(fmean((gap - period_ns) ** 2 for gap in single)))
 
 
-class _Activity(Protocol):
-    def __call__(self, period_s: float, /) -> None: ...
-
-
-def _sample(uuid: str, activity: _Activity, known: Calibration | None = None) -> TickSeries:
+def _sample(uuid: str, activity: Callable[[float], None], provisional: Calibration | None = None) -> TickSeries:
     """Run something while the sampler process reads the sensors, and return the counter's steps."""
     with tempfile.TemporaryDirectory(prefix="llem-calibrate-") as name:
         directory = Path(name)
-        if known is not None:
-            calibration.save(known, directory)
+        if provisional is not None:
+            save(provisional, directory)
         path = directory / "samples.jsonl"
-        sampler = SamplerProcess(path, [uuid], (), directory)
+        sampler = SamplerProcess(path, [uuid], calibration_dir=directory)
         try:
-            activity(known.period_ns / 1e9 if known else 0.1)
+            activity(provisional.period_ns / 1e9 if provisional else 0.1)
         finally:
             problem = sampler.stop()
         ticks = ticks_from(read_samples(path), uuid)
@@ -292,8 +291,7 @@ def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
         previous = (before, value)
         time.sleep(step_ns / 1e9)
         before = time.monotonic_ns()
-    t_mean, e_mean = fmean(t for t, _ in steps), fmean(e for _, e in steps)
-    return sum((t - t_mean) * (e - e_mean) for t, e in steps) / sum((t - t_mean) ** 2 for t, _ in steps) * 1e6
+    return linear_regression(*zip(*steps, strict=True)).slope * 1e6
 
 
 def _bursts(
@@ -372,11 +370,10 @@ def _ramp(bursts: Sequence[_Burst], period_ns: int) -> Measured | None:
     points = [point for burst in long for point in burst.inside]
     if len(points) < 6 or len(long) < 3:
         return None
-    t_mean, e_mean = fmean(t for t, _ in points), fmean(e for _, e in points)
-    step_w = sum((t - t_mean) * (e - e_mean) for t, e in points) / sum((t - t_mean) ** 2 for t, _ in points)
+    step_w, intercept_j = linear_regression(*zip(*points, strict=True))
     if step_w <= 0:
         return None
-    rise_s = t_mean - e_mean / step_w
+    rise_s = -intercept_j / step_w
     falls = [b.total_j / step_w - (b.end_ns - b.start_ns) / 1e9 + rise_s for b in long]
     scatter = stdev(t - e / step_w for t, e in points)
     bound_s = 2 * sqrt(stdev(falls) ** 2 / len(falls) + scatter**2 / len(points)) + EDGE_NS / 1e9

@@ -65,16 +65,6 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
     return stored if stored.version == VERSION and (stored.uuid, stored.driver) == (uuid, driver) else None
 
 
-def save(calibration: Calibration, directory: Path | None = None) -> Path:
-    """Store a calibration, replacing an older one of the same GPU and driver; returns its file."""
-    from pytest_llem.job.files import write_json
-
-    path = path_of(calibration.uuid, calibration.driver, directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, calibration._asdict())
-    return path
-
-
 def path_of(uuid: str, driver: str, directory: Path | None = None) -> Path:
     """The file for a GPU's calibration under a driver, whether it exists or not."""
     name = "".join(character if character.isalnum() or character in ".-" else "_" for character in f"{uuid}-{driver}")

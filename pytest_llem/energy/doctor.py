@@ -15,7 +15,7 @@ import pynvml
 from pytest_llem.energy import calibration, nvml_devices, rapl_source
 from pytest_llem.energy import rapl_meter as rapl
 from pytest_llem.energy.cpu_estimate_meter import thread_power
-from pytest_llem.energy.nvml_meter import NvmlMeter
+from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.energy.registry import available_meters
 
 Level = Literal["ok", "absent", "warn", "problem"]

@@ -7,10 +7,10 @@ worker's own sensors confirm the conditions it was measured under, within the ba
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import hypot, sqrt
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 from pytest_llem.energy.protocol import Conditions, Meter
 from pytest_llem.energy.readings import Sample
@@ -48,15 +48,18 @@ MIN_READINGS = 3
 
 
 def measured_idle_power(
-    windows: Sequence[Window], accounted: Sequence[WindowEnergy], samples: Mapping[str, Sequence[Sample]]
+    windows: Sequence[Window], accounted: Sequence[WindowEnergy], samples: Sequence[Sequence[Sample]]
 ) -> IdlePower | None:
-    """Idle power of a cycle over all devices; `None` without an idle window or where its energy is not known."""
+    """Idle power of a cycle over all devices, from the `samples` of each.
+
+    `None` without an idle window or where its energy is not known.
+    """
     for window, energy in zip(windows, accounted, strict=True):
         if window.name != "idle" or energy.energy_j is None or energy.uncertainty_j is None:
             continue
-        near = [s for series in samples.values() for s in series if _is_near(s, window)]
+        near = [s for series in samples for s in series if _is_near(s, window)]
         power_w = energy.energy_j / window.duration_s
-        slope = sum(_slope_w_per_s(series, window) or 0.0 for series in samples.values())
+        slope = sum(_slope_w_per_s(series, window) or 0.0 for series in samples)
         return IdlePower(
             power_w=power_w,
             uncertainty_w=energy.uncertainty_j / window.duration_s,
@@ -175,16 +178,9 @@ def _age_s(idle: Window, windows: Sequence[Window]) -> float | None:
 
 
 def _slope_w_per_s(samples: Sequence[Sample], window: Window) -> float | None:
-    points = [
-        (s.t_ns / 1e9, s.power_w)
-        for s in samples
-        if s.power_w is not None and window.start_ns <= s.t_ns <= window.end_ns
-    ]
-    if len(points) < 3:
-        return None
-    t_mean, p_mean = fmean(t for t, _ in points), fmean(p for _, p in points)
-    spread = sum((t - t_mean) ** 2 for t, _ in points)
-    return sum((t - t_mean) * (p - p_mean) for t, p in points) / spread if spread else None
+    inside = [s for s in samples if window.start_ns <= s.t_ns <= window.end_ns]
+    points = [(s.t_ns / 1e9, s.power_w) for s in inside if s.power_w is not None]
+    return linear_regression(*zip(*points, strict=True)).slope if len(points) >= 3 else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

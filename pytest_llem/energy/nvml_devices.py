@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 import pynvml
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
+from pytest_llem.energy.readings import GpuFacts
 
 MODULE_NAMES = ("GH200", "GB200", "GB300")
 """Modules of CPU and GPU, whose sensor may cover both (NVML documentation, `NVML_POWER_SCOPE_MODULE`)."""
@@ -29,22 +27,14 @@ class Gpu(NamedTuple):
     driver: str
     mig: bool
 
-    @property
-    def module(self) -> bool:
-        """Whether the sensor covers a module of CPU and GPU instead of a GPU board."""
-        return any(name in self.name for name in MODULE_NAMES)
-
-    def facts(self) -> dict[str, JsonValue]:
-        """The facts that `gpu_meter.GpuFacts` reads."""
-        return {
-            "uuid": self.uuid,
-            "index": self.position,
-            "name": self.name,
-            "driver": self.driver,
-            "mig": self.mig,
-            "module": self.module,
-            "memory_used_bytes": used_memory(self.handle),
-        }
+    def facts(self) -> GpuFacts:
+        """What the meter needs to know of it, with its memory in use now."""
+        module = any(name in self.name for name in MODULE_NAMES)
+        try:
+            used = int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        except pynvml.NVMLError:
+            used = None
+        return GpuFacts(self.uuid, self.name, self.driver, self.mig, module, used)
 
 
 def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
@@ -70,14 +60,6 @@ def by_uuid(uuid: str) -> object:
     name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
     handle: object = pynvml.nvmlDeviceGetHandleByUUID(name)
     return handle
-
-
-def used_memory(handle: object) -> int | None:
-    """Bytes in use on the device; `None` if it does not report them."""
-    try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-    except pynvml.NVMLError:
-        return None
 
 
 def remedy(problem: pynvml.NVMLError) -> str:

@@ -9,19 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices
-from pytest_llem.energy.processes import containers_of, foreign_pids
-from pytest_llem.energy.readings import Sample, SampleWriter
-from pytest_llem.energy.ticks import DEFAULT_STEP_NS, TickTracker
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
+from pytest_llem.energy import nvml_devices
+from pytest_llem.energy.calibration import Calibration, load
+from pytest_llem.energy.processes import listing
+from pytest_llem.energy.readings import GpuFacts, Sample, SampleWriter, SensorError, Source
+from pytest_llem.energy.ticks import TickTracker
 
 POWER_PERIOD_NS = 50_000_000
 """Chosen: half of the 100 ms at which A100 and H100 update their power (arXiv 2312.02741), so that none is missed."""
@@ -52,43 +48,22 @@ _FIELDS = (
 )
 
 
-class SensorError(Exception):
-    """A GPU's sensors cannot be opened; `fix` is the remedy where one is known."""
-
-    def __init__(self, message: str, fix: str | None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
-
-
-class GpuSource:
+class GpuSource(Source):
     """One GPU: the steps of its counter, closely bracketed, and after each step whatever else is due.
 
     An NVML error is written as an event and the device is tried again: a GPU that fell off the bus leaves a gap in the
     readings and does not end them.
     """
 
-    def __init__(
-        self,
-        handle: object,
-        uuid: str,
-        owner_pid: int,
-        known: calibration.Calibration | None,
-        server_pid: int | None = None,
-    ) -> None:
-        self.due_ns = time.monotonic_ns()
-        self.known_until_ns = 0.0
+    def __init__(self, handle: object, uuid: str, owners: Sequence[int], sensor: Calibration | None) -> None:
         self._handle = handle
         self._uuid = uuid
-        self._owners = (owner_pid,) if server_pid is None else (owner_pid, server_pid)
-        self._tracker = TickTracker(
-            known.poll_step_ns if known else DEFAULT_STEP_NS,
-            known.period_ns if known else None,
-            known.jitter_ns if known else 0,
+        self._owners = owners
+        self._tracker = (
+            TickTracker(sensor.poll_step_ns, sensor.period_ns, sensor.jitter_ns) if sensor else TickTracker()
         )
         self._counts = True
         self._absent: set[str] = set()
-        self._power_w: float | None = None
         self._described = False
         self._throttled: list[int | None] = []
         self._state_due_ns = 0
@@ -106,10 +81,6 @@ class GpuSource:
             self._failed(writer, problem)
         else:
             self._error_code = None
-
-    def power_w(self) -> float | None:
-        """The latest power reading; `None` while the device fails."""
-        return self._power_w
 
     def finish(self, writer: SampleWriter) -> None:
         """Write the throttle counters, the device's state and its processes once more."""
@@ -131,27 +102,27 @@ class GpuSource:
             self.due_ns = begin
             return
         end = time.monotonic_ns()
-        first = not self._described
         tick = self._tracker.observe(begin, end, value)
         self.due_ns = self._tracker.due_ns
         if tick is not None:
             self.known_until_ns = tick.mid_ns
-            self._read_fields(writer, tick.mid_ns, value, (tick.high_ns - tick.low_ns) // 2)
-            self._read_rest(writer, end)
-        elif first:
-            self._read_fields(writer, end, None, None)
+            self._read_rest(writer, tick.mid_ns, value, (tick.high_ns - tick.low_ns) // 2)
+        elif not self._described:
             self._read_rest(writer, end)
 
     def _poll_power(self, writer: SampleWriter) -> None:
         now = time.monotonic_ns()
         self.due_ns = now + POWER_PERIOD_NS
         self.known_until_ns = now
-        self._read_fields(writer, now, None, None)
         self._read_rest(writer, now)
 
-    def _read_rest(self, writer: SampleWriter, now_ns: int) -> None:
-        if now_ns >= self._processes_due_ns:
-            self._processes_due_ns = now_ns + PROCESSES_PERIOD_NS
+    def _read_rest(
+        self, writer: SampleWriter, t_ns: int, value_mj: int | None = None, bracket_ns: int | None = None
+    ) -> None:
+        self._read_fields(writer, t_ns, value_mj, bracket_ns)
+        now = time.monotonic_ns()
+        if now >= self._processes_due_ns:
+            self._processes_due_ns = now + PROCESSES_PERIOD_NS
             self._read_processes(writer)
 
     def _read_fields(self, writer: SampleWriter, t_ns: int, value_mj: int | None, bracket_ns: int | None) -> None:
@@ -159,10 +130,11 @@ class GpuSource:
         now = time.monotonic_ns()
         values = self._field_values()
         instant_mw = values.get(pynvml.NVML_FI_DEV_POWER_INSTANT)
-        self._power_w = self._power(instant_mw)
+        power_mw = instant_mw if instant_mw is not None else self._optional("power", pynvml.nvmlDeviceGetPowerUsage)
+        self.power_w = power_mw / 1e3 if power_mw is not None else None
         if not self._described:
             self._described = True
-            power = "none" if self._power_w is None else "average" if instant_mw is None else "instant"
+            power = "none" if self.power_w is None else "average" if instant_mw is None else "instant"
             writer.event(now, "sensor", device=self._uuid, counter=self._counts, power=power)
         temperature = clock = utilisation = memory = None
         throttled = [values.get(field) for field in _FIELDS[1:]]
@@ -173,7 +145,7 @@ class GpuSource:
             self._state_due_ns = now + STATE_PERIOD_NS
             temperature, clock, utilisation, memory = self._state()
         writer.sample(
-            Sample(t_ns, self._uuid, self._power_w, value_mj, temperature, clock, utilisation, memory, bracket_ns)
+            Sample(t_ns, self._uuid, self.power_w, value_mj, temperature, clock, utilisation, memory, bracket_ns)
         )
 
     def _field_values(self) -> dict[int, int]:
@@ -187,12 +159,6 @@ class GpuSource:
                 return {}
             raise
         return {int(v.fieldId): _number(v) for v in values if v.nvmlReturn == pynvml.NVML_SUCCESS}
-
-    def _power(self, instant_mw: int | None) -> float | None:
-        if instant_mw is not None:
-            return instant_mw / 1e3
-        value = self._optional("power", pynvml.nvmlDeviceGetPowerUsage)
-        return value / 1e3 if value is not None else None
 
     def _state(self) -> tuple[float | None, float | None, float | None, int | None]:
         temperature = self._optional("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
@@ -209,17 +175,8 @@ class GpuSource:
     def _read_processes(self, writer: SampleWriter) -> None:
         processes = self._optional("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
         if processes is not None:
-            pids = [int(process.pid) for process in processes]
-            foreign, unknown = foreign_pids(pids, self._owners)
-            writer.event(
-                time.monotonic_ns(),
-                "processes",
-                device=self._uuid,
-                pids=tuple(pids),
-                foreign=tuple(foreign),
-                unknown=tuple(unknown),
-                containers={str(pid): name for pid, name in containers_of(foreign).items()},
-            )
+            fields = listing([int(process.pid) for process in processes], self._owners)
+            writer.event(time.monotonic_ns(), "processes", device=self._uuid, **fields)
 
     def _optional(self, what: str, function: Callable[..., Any], *more: object) -> Any:
         """The call's result; `None` from then on once the device reports that it has no such reading."""
@@ -236,34 +193,25 @@ class GpuSource:
     def _failed(self, writer: SampleWriter, problem: pynvml.NVMLError) -> None:
         now = time.monotonic_ns()
         self._tracker.forget()
-        self._power_w = None
+        self.power_w = None
         self.due_ns = now + (LOST_RETRY_NS if problem.value in _GONE else RETRY_NS)
         if problem.value != self._error_code:
             self._error_code = problem.value
             writer.event(now, "error", device=self._uuid, code=problem.value, message=str(problem))
 
 
-def open_gpus(
-    uuids: Sequence[str], owner_pid: int, calibration_dir: str | None, server_pid: int | None = None
-) -> tuple[list[GpuSource], list[JsonValue]]:
-    """Sources for the GPUs with these UUIDs (all visible ones if empty), and facts about each.
+def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> list[tuple[GpuSource, GpuFacts]]:
+    """The GPUs with these UUIDs (all visible ones if empty): the source of each, and facts about it.
 
-    Processes in the trees of `owner_pid` and `server_pid` are measured, all others are foreign. Raises `SensorError`
-    when NVML or a device cannot be opened.
+    Processes in the trees of `owners` are measured, all others are foreign. Raises `SensorError` when NVML or a device
+    cannot be opened.
     """
     try:
         pynvml.nvmlInit()
         devices = nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except pynvml.NVMLError as problem:
         raise SensorError(f"NVML: {problem}", nvml_devices.remedy(problem)) from None
-    directory = Path(calibration_dir) if calibration_dir else None
-    sources: list[GpuSource] = []
-    facts: list[JsonValue] = []
-    for device in devices:
-        known = calibration.load(device.uuid, device.driver, directory)
-        sources.append(GpuSource(device.handle, device.uuid, owner_pid, known, server_pid))
-        facts.append(device.facts())
-    return sources, facts
+    return [(GpuSource(gpu.handle, gpu.uuid, owners, load(gpu.uuid, gpu.driver)), gpu.facts()) for gpu in devices]
 
 
 def _number(value: pynvml.c_nvmlFieldValue_t) -> int:

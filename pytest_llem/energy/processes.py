@@ -11,23 +11,25 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pytest_llem.errors import JsonValue
+
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
 
 
-def foreign_pids(pids: Sequence[int], owners: Sequence[int], proc: Path = Path("/proc")) -> tuple[list[int], list[int]]:
-    """Of these process ids, those outside the trees of `owners`, and those unknown in this PID namespace.
+def listing(pids: Sequence[int], owners: Sequence[int]) -> dict[str, JsonValue]:
+    """The fields of an event `processes`: of the `pids` on a device, those outside the trees of `owners` with their
+    containers, and those unknown in this PID namespace.
 
     In a container NVML may report ids of the host's namespace: nothing follows from an unknown id.
     """
-    foreign: list[int] = []
-    unknown: list[int] = []
-    for pid in pids:
-        line = ancestors(pid, proc)
-        if not line:
-            unknown.append(pid)
-        elif not set(owners) & set(line):
-            foreign.append(pid)
-    return foreign, unknown
+    trees = {pid: ancestors(pid) for pid in pids}
+    foreign = [pid for pid, tree in trees.items() if tree and not set(owners) & set(tree)]
+    return {
+        "pids": tuple(pids),
+        "foreign": tuple(foreign),
+        "unknown": tuple(pid for pid, tree in trees.items() if not tree),
+        "containers": {str(pid): name for pid, name in containers_of(foreign).items()},
+    }
 
 
 def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, str | None]:
@@ -66,16 +68,8 @@ TUNNELS = ("ssh", "sshd", "sshd-session", "autossh", "kubectl", "cloudflared", "
 """Programs whose listening port usually leads to another machine."""
 
 PROXIES = (
-    "docker-proxy",
-    "rootlessport",
-    "slirp4netns",
-    "pasta",
-    "nginx",
-    "haproxy",
-    "envoy",
-    "traefik",
-    "caddy",
-    "socat",
+    *("docker-proxy", "rootlessport", "slirp4netns", "pasta"),
+    *("nginx", "haproxy", "envoy", "traefik", "caddy", "socat"),
 )
 """Programs that forward requests to a process that is not their child."""
 
@@ -95,7 +89,9 @@ def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
     Processes of other users and of containers with their own network are not visible.
     """
     wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
-    holders = {pid for pid in _pids(proc) if wanted and _holds(pid, wanted, proc)}
+    if not wanted:
+        return None
+    holders = {int(entry.name) for entry in proc.iterdir() if entry.name.isdigit() and _holds(entry, wanted)}
     for pid in sorted(holders):
         if not holders & set(ancestors(pid, proc)[1:]):
             return pid
@@ -131,12 +127,8 @@ def _inodes(port: int, proc: Path) -> Iterator[str]:
                 yield fields[9]
 
 
-def _pids(proc: Path) -> Sequence[int]:
-    return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
-
-
-def _holds(pid: int, sockets: set[str], proc: Path) -> bool:
+def _holds(process: Path, sockets: set[str]) -> bool:
     try:
-        return any(str(entry.readlink()) in sockets for entry in (proc / str(pid) / "fd").iterdir())
+        return any(str(entry.readlink()) in sockets for entry in (process / "fd").iterdir())
     except OSError:
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from math import hypot, inf
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -103,6 +104,16 @@ class Meter(ABC):
         return ()
 
 
+def missing_package(package: str, extra: str | None = None) -> MeterError | None:
+    """The obstacle of the meter that is named like its package, where that is not installed; else `None`."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        fix = f"pip install 'pytest-llem[{extra or package}]'"
+        return MeterError(f"the meter `{package}` needs the package {package}", fix=fix)
+    return None
+
+
 @dataclass(frozen=True)
 class EnergyEstimate:
     """A device's energy in one window, in joules, with its k=2 uncertainty (infinite: not stated) and its parts.
@@ -140,23 +151,17 @@ def combined(parts: Sequence[EnergyEstimate]) -> EnergyEstimate:
 
 def window_energy(window: Window, parts: Mapping[str, EnergyEstimate | None]) -> WindowEnergy:
     """A window's energy summed over the devices (by id); `None` in it unless every device was measured."""
-    known = [part for part in parts.values() if part is not None]
-    total = combined(known) if known and len(known) == len(parts) else None
-    return WindowEnergy(
-        name=window.name,
-        index=window.index,
-        start_ns=window.start_ns,
-        end_ns=window.end_ns,
-        energy_j=total.energy_j if total else None,
-        uncertainty_j=_finite(total.uncertainty_j) if total else None,
-        estimator=total.estimator if total else None,
-        samples=total.samples if total else 0,
-        terms=total.terms if total else {},
-        devices=tuple(
-            DeviceEnergy(name, part.energy_j if part else None, _finite(part.uncertainty_j) if part else None)
-            for name, part in parts.items()
-        ),
+    measured = [part for part in parts.values() if part is not None]
+    total = combined(measured) if measured and len(measured) == len(parts) else None
+    devices = tuple(
+        DeviceEnergy(name, part.energy_j if part else None, _finite(part.uncertainty_j) if part else None)
+        for name, part in parts.items()
     )
+    window_of = (window.name, window.index, window.start_ns, window.end_ns)
+    if total is None:
+        return WindowEnergy(*window_of, None, None, None, devices=devices)
+    uncertainty_j = _finite(total.uncertainty_j)
+    return WindowEnergy(*window_of, total.energy_j, uncertainty_j, total.estimator, total.samples, total.terms, devices)
 
 
 def _finite(uncertainty: float) -> float | None:

@@ -10,9 +10,9 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from pytest_llem.energy.readings import Sample, SampleWriter
+from pytest_llem.energy.readings import Sample, SampleWriter, Source
 
 ROOT_VARIABLE = "LLEM_POWERCAP_ROOT"
 DEFAULT_ROOT = Path("/sys/class/powercap")
@@ -26,7 +26,7 @@ class Domain(NamedTuple):
     """One counter: `id` such as `package-0` or `dram-0`, its file, and the value at which it wraps."""
 
     id: str
-    kind: str
+    kind: Literal["cpu", "dram"]
     path: str
     range_uj: int
 
@@ -44,12 +44,13 @@ def domains(root: Path | None = None) -> list[Domain]:
     except OSError:
         return []
     for zone in zones:
-        name = _text(zone / "name")
-        package = _package_number(zone)
+        name, path, limit = _text(zone / "name"), str(zone / "energy_uj"), _text(zone / "max_energy_range_uj")
+        range_uj = int(limit) if limit.isdigit() else 2**32
+        _, *numbers = zone.name.split(":")
         if name.startswith("package"):
-            counters.append(Domain(name, "cpu", str(zone / "energy_uj"), _range(zone)))
-        elif name == "dram" and package is not None:
-            counters.append(Domain(f"dram-{package}", "dram", str(zone / "energy_uj"), _range(zone)))
+            counters.append(Domain(name, "cpu", path, range_uj))
+        elif name == "dram" and len(numbers) == 2:
+            counters.append(Domain(f"dram-{numbers[0]}", "dram", path, range_uj))
     return counters
 
 
@@ -72,15 +73,12 @@ def unwrapped(values: Sequence[int], range_uj: int) -> list[int]:
     return totals
 
 
-class RaplSource:
-    """One RAPL domain, read ten times a second."""
+class RaplSource(Source):
+    """One RAPL domain, read ten times a second. Its `power_w` is `None` for DRAM."""
 
     def __init__(self, domain: Domain) -> None:
-        self.due_ns = time.monotonic_ns()
-        self.known_until_ns = 0.0
         self._domain = domain
         self._previous: tuple[int, int] | None = None
-        self._power_w: float | None = None
 
     def poll(self, writer: SampleWriter) -> None:
         """Read the counter, and the mean power since the reading before."""
@@ -92,30 +90,15 @@ class RaplSource:
             writer.event(begin, "error", device=self._domain.id, message=str(problem), code=problem.errno)
             return
         t_ns = (begin + time.monotonic_ns()) // 2
+        power_w = None
         if self._previous is not None:
             step = (value - self._previous[1]) % self._domain.range_uj
-            self._power_w = step * 1e3 / (t_ns - self._previous[0])
+            power_w = step * 1e3 / (t_ns - self._previous[0])
+        if self._domain.kind == "cpu":
+            self.power_w = power_w
         self._previous = (t_ns, value)
         self.known_until_ns = t_ns
-        writer.sample(Sample(t_ns, self._domain.id, power_w=self._power_w, counter_mj=value / 1e3))
-
-    def power_w(self) -> float | None:
-        """Mean power between the last two readings; `None` for DRAM."""
-        return self._power_w if self._domain.kind == "cpu" else None
-
-    def finish(self, writer: SampleWriter) -> None:
-        """Read once more."""
-        self.poll(writer)
-
-
-def _package_number(zone: Path) -> str | None:
-    parts = zone.name.split(":")
-    return parts[1] if len(parts) == 3 else None
-
-
-def _range(zone: Path) -> int:
-    text = _text(zone / "max_energy_range_uj")
-    return int(text) if text.isdigit() else 2**32
+        writer.sample(Sample(t_ns, self._domain.id, power_w=power_w, counter_mj=value / 1e3))
 
 
 def _text(path: Path) -> str:

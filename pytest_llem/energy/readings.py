@@ -1,20 +1,18 @@
-"""`samples.jsonl`: the raw readings of a cycle, one JSON object per line.
+"""The base class of the sampler's sources, and `samples.jsonl`, the raw readings of a cycle: one JSON object per line.
 
-The sampler process and in-process meters write it; `gpu_meter` and `results` read it. A line with the key `event`
-(`sensor`, `error`, `processes`, `throttle`, `clock`) is no reading; any other has the fields of `Sample`, absent where
-they were not read. Cheap to import: no dataclasses.
+The sampler process and in-process meters write that file; `gpu_meter` and `results` read it. Cheap to import: no
+dataclasses.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue
 
 UNITS: Mapping[str, str] = {
     "t_ns": "ns (CLOCK_MONOTONIC)",
@@ -47,6 +45,46 @@ class Sample(NamedTuple):
     bracket_ns: int | None = None
 
 
+class GpuFacts(NamedTuple):
+    """A GPU as the sampler process found it when it opened it.
+
+    With `mig` the whole GPU is metered for one of its instances; with `module` the sensor covers a CPU as well.
+    """
+
+    uuid: str
+    name: str
+    driver: str
+    mig: bool = False
+    module: bool = False
+    memory_used_bytes: int | None = None
+
+
+class SensorError(Exception):
+    """A GPU's sensors cannot be opened; `fix` is the remedy where one is known."""
+
+    def __init__(self, message: str, fix: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+
+class Source(ABC):
+    """A sensor that the sampler process polls, next at `due_ns`. Up to `known_until_ns` its readings are complete."""
+
+    due_ns: int = 0
+    known_until_ns: float = 0.0
+    power_w: float | None = None
+    """The latest power reading."""
+
+    @abstractmethod
+    def poll(self, writer: SampleWriter) -> None:
+        """Read now, write what is new, and set `due_ns`."""
+
+    def finish(self, writer: SampleWriter) -> None:
+        """Read once more at the end."""
+        self.poll(writer)
+
+
 class SampleWriter:
     """Writes `samples.jsonl`, a whole line at a time, each flushed."""
 
@@ -74,14 +112,14 @@ def read_samples(path: Path) -> Iterator[Sample]:
             yield Sample(**line)
 
 
-def read_sample_events(path: Path) -> Iterator[dict[str, JsonValue]]:
-    """The events in the order in which they were written."""
+def read_sample_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events (`sensor`, `error`, `processes`, `throttle`, `clock`) in the order in which they were written."""
     for line in _lines(path):
         if "event" in line:
             yield line
 
 
-def _lines(path: Path) -> Iterator[dict]:  # type: ignore[type-arg]
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:

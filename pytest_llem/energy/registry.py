@@ -17,9 +17,9 @@ from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
 
 SHIPPED = {
-    "nvml": "pytest_llem.energy.nvml_meter:NvmlMeter",
+    "nvml": "pytest_llem.energy.gpu_meter:NvmlMeter",
     "rapl": "pytest_llem.energy.rapl_meter:RaplMeter",
-    "amdsmi": "pytest_llem.energy.amdsmi_meter:AmdSmiMeter",
+    "amdsmi": "pytest_llem.energy.gpu_meter:AmdSmiMeter",
     "zeus": "pytest_llem.energy.zeus_meter:ZeusMeter",
     "codecarbon": "pytest_llem.energy.codecarbon_meter:CodeCarbonMeter",
     "estimate": "pytest_llem.energy.cpu_estimate_meter:EstimateMeter",

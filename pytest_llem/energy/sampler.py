@@ -14,19 +14,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Protocol
+from typing import IO, Any
 
 from pytest_llem.energy.rapl_source import Domain, RaplSource
-from pytest_llem.energy.readings import SampleWriter
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
+from pytest_llem.energy.readings import SampleWriter, SensorError, Source
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h."""
@@ -44,42 +40,16 @@ CLOCK_PERIOD_NS = 1_000_000_000
 """Chosen: the jump of the clock that a suspended machine leaves stays, so it is seen however rarely it is read."""
 
 
-class Source(Protocol):
-    """A sensor that is polled: next at `due_ns`. Up to `known_until_ns` its readings are complete."""
-
-    due_ns: int
-    known_until_ns: float
-
-    def poll(self, writer: SampleWriter) -> None:
-        """Read now, write what is new, and set `due_ns`."""
-
-    def power_w(self) -> float | None:
-        """The latest power reading."""
-
-    def finish(self, writer: SampleWriter) -> None:
-        """Write what is only read at the end."""
-
-
-class ClockSource:
+class ClockSource(Source):
     """Records how far CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC, which jumps when the machine was suspended."""
 
-    def __init__(self) -> None:
-        self.due_ns = time.monotonic_ns()
-        self.known_until_ns = inf
+    known_until_ns = inf
 
     def poll(self, writer: SampleWriter) -> None:
         """Compare the two clocks."""
         now = time.monotonic_ns()
         self.due_ns = now + CLOCK_PERIOD_NS
         writer.event(now, "clock", ahead_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) - now)
-
-    def power_w(self) -> float | None:
-        """A clock draws no power."""
-        return None
-
-    def finish(self, writer: SampleWriter) -> None:
-        """Read once more."""
-        self.poll(writer)
 
 
 def end_with_parent(parent_pid: int) -> None:
@@ -91,12 +61,6 @@ def end_with_parent(parent_pid: int) -> None:
         os._exit(0)
 
 
-def _raise_priority() -> None:
-    """Raise the priority where permitted: a late read widens a bracket, and reading takes about 1 % of a core."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-
-
 def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent_pid: int) -> None:
     """Poll every source when it is due and answer commands in between, until told to stop or orphaned."""
     while os.getppid() == parent_pid:
@@ -106,7 +70,8 @@ def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent
             if not line or line.strip() == b"stop":
                 break
             known_ns = min(source.known_until_ns for source in sources)
-            _answer({"power_w": _total_power(sources), "known_until_ns": None if known_ns == inf else known_ns})
+            powers = [source.power_w for source in sources if source.power_w is not None]
+            _answer(power_w=sum(powers) if powers else None, known_until_ns=None if known_ns == inf else known_ns)
         now = time.monotonic_ns()
         for source in sources:
             if source.due_ns <= now:
@@ -122,38 +87,31 @@ def main(specification: str) -> int:
     spec = json.loads(specification)
     parent_pid = int(spec["parent_pid"])
     end_with_parent(parent_pid)
-    _raise_priority()
+    # A late read widens a bracket, and reading takes about 1 % of a core.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     writer = SampleWriter(Path(spec["path"]))
     sources: list[Source] = [ClockSource()]
-    facts: dict[str, JsonValue] = {"pid": os.getpid()}
+    gpus = []
     if spec["gpus"] is not None:
         spare_pynvml_an_import()
-        from pytest_llem.energy import nvml_source as gpu_source
-
+        owners = [pid for pid in (parent_pid, spec["server_pid"]) if pid is not None]
         try:
-            opened: Sequence[Source]
-            if spec["library"] == "amdsmi":
-                from pytest_llem.energy import amdsmi_source
-
-                owners = [pid for pid in (parent_pid, spec["server_pid"]) if pid is not None]
-                opened, gpu_facts = amdsmi_source.open_gpus(spec["gpus"], owners)
-            else:
-                opened, gpu_facts = gpu_source.open_gpus(
-                    spec["gpus"], parent_pid, spec["calibration_dir"], spec["server_pid"]
-                )
-        except gpu_source.SensorError as problem:
-            _answer({"error": problem.message, "fix": problem.fix})
+            opened = import_module(f"pytest_llem.energy.{spec['library']}_source").open_gpus(spec["gpus"], owners)
+        except SensorError as problem:
+            _answer(error=problem.message, fix=problem.fix)
             return 1
-        sources.extend(opened)
-        facts["gpus"] = gpu_facts
+        for source, facts in opened:
+            sources.append(source)
+            gpus.append(facts._asdict())
     sources.extend(RaplSource(Domain(*domain)) for domain in spec["rapl"])
     for source in sources:
         source.poll(writer)
-    _answer(facts)
+    _answer(gpus=gpus)
     commands = open(0, "rb", buffering=0)  # noqa: SIM115 (standard input, unbuffered for select)
     run(sources, writer, commands, parent_pid)
     writer.close()
-    _answer({"stopped": True})
+    _answer(stopped=True)
     return 0
 
 
@@ -175,11 +133,6 @@ def spare_pynvml_an_import() -> None:
     sys.modules.setdefault("ctypes.util", stand_in)
 
 
-def _total_power(sources: list[Source]) -> float | None:
-    values = [value for source in sources if (value := source.power_w()) is not None]
-    return sum(values) if values else None
-
-
-def _answer(message: dict[str, JsonValue]) -> None:
+def _answer(**message: Any) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()

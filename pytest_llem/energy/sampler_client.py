@@ -11,12 +11,16 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest_llem
+from pytest_llem.energy.calibration import DIRECTORY_VARIABLE
 from pytest_llem.energy.rapl_source import Domain
-from pytest_llem.errors import JsonValue, MeterError
+from pytest_llem.energy.readings import GpuFacts
+from pytest_llem.errors import MeterError
 
 READY_TIMEOUT_S = 30.0
 """Chosen: initialising NVML on a machine with many GPUs and no persistence mode takes seconds per GPU."""
@@ -46,17 +50,18 @@ class SamplerProcess:
         self,
         path: Path,
         gpus: Sequence[str] | None,
-        rapl: Sequence[Domain],
-        calibration_dir: Path | None = None,
-        server_pid: int | None = None,
+        rapl: Sequence[Domain] = (),
         *,
         library: str = "nvml",
+        server_pid: int | None = None,
+        calibration_dir: Path | None = None,
     ) -> None:
         """Start sampling into `path`. Raises `MeterError` when a sensor cannot be opened or the process does not
         answer.
 
         `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` (`nvml` or `amdsmi`) reads them. On
-        those GPUs the process tree of `server_pid` counts as measured, like that of this process.
+        those GPUs the process tree of `server_pid` counts as measured, like that of this process. `calibration_dir` is
+        read in place of the usual directory.
         """
         spec = {
             "parent_pid": os.getpid(),
@@ -65,16 +70,17 @@ class SamplerProcess:
             "path": str(path),
             "gpus": None if gpus is None else list(gpus),
             "rapl": [list(domain) for domain in rapl],
-            "calibration_dir": None if calibration_dir is None else str(calibration_dir),
         }
+        directory = {} if calibration_dir is None else {DIRECTORY_VARIABLE: str(calibration_dir)}
         package_root = str(Path(pytest_llem.__file__).parent.parent)
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _BOOT, json.dumps(spec), json.dumps([package_root, *sys.path])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **directory},
         )
-        self.facts = self._receive(READY_TIMEOUT_S)
+        self.gpus = tuple(GpuFacts(**facts) for facts in self._receive(READY_TIMEOUT_S)["gpus"])
 
     @property
     def pid(self) -> int:
@@ -84,20 +90,19 @@ class SamplerProcess:
     def power_w(self) -> float | None:
         """The latest power summed over the sensors; `None` where none was read or the sampler is gone."""
         try:
-            answer = self._ask("power")
+            power_w: float | None = self._ask("power")["power_w"]
         except MeterError:
             return None
-        value = answer.get("power_w")
-        return value if isinstance(value, float) else None
+        return power_w
 
     def wait_until_known(self, t_ns: int) -> bool:
         """Wait until the readings of every sensor reach beyond a time; false if one does not within the timeout."""
         while True:
             try:
-                known_ns = self._ask("known").get("known_until_ns")
+                known_ns: float | None = self._ask("known")["known_until_ns"]
             except MeterError:
                 return False
-            if not isinstance(known_ns, (int, float)) or known_ns >= t_ns:
+            if known_ns is None or known_ns >= t_ns:
                 return True
             if time.monotonic_ns() > t_ns + KNOWN_TIMEOUT_NS:
                 return False
@@ -121,7 +126,7 @@ class SamplerProcess:
         self._close()
         return problem
 
-    def _ask(self, command: str, timeout_s: float = STOP_TIMEOUT_S) -> Mapping[str, JsonValue]:
+    def _ask(self, command: str, timeout_s: float = STOP_TIMEOUT_S) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(command + "\n")
@@ -130,7 +135,7 @@ class SamplerProcess:
             raise self._gone() from None
         return self._receive(timeout_s)
 
-    def _receive(self, timeout_s: float) -> Mapping[str, JsonValue]:
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             self._process.kill()
@@ -142,11 +147,10 @@ class SamplerProcess:
         line = self._process.stdout.readline()
         if not line:
             raise self._gone()
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             self._close()
-            raise MeterError(answer["error"], fix=answer.get("fix"))
-        assert isinstance(answer, dict)
+            raise MeterError(answer["error"], fix=answer["fix"])
         return answer
 
     def _gone(self) -> MeterError:
@@ -160,10 +164,8 @@ class SamplerProcess:
     def _close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with suppress(OSError):
                     stream.close()
-                except OSError:
-                    continue
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

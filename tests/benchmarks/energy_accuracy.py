@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pytest_llem.energy import calibration, registry
-from pytest_llem.energy.nvml_meter import NvmlMeter
+from pytest_llem.energy import registry
+from pytest_llem.energy.calibrate import save
+from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.job.job import DeviceSet, MeterSettings
@@ -122,7 +123,7 @@ def run_case(
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
     known = true_calibration(simulation, gpu) if case.calibrated else None
     if known is not None:
-        calibration.save(known)
+        save(known)
     running = [PeerProcess(name, environment) for name in peers]
     for peer in running:
         if peer.absent is not None:
@@ -219,7 +220,7 @@ def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
     simulation = Simulation(directory / "gpus", library)
     os.environ.update(simulation.environment())
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
-    calibration.save(true_calibration(simulation, simulation.gpus[0]))
+    save(true_calibration(simulation, simulation.gpus[0]))
     meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), directory)
     assert isinstance(meter, NvmlMeter)
     meter.start()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.energy import registry
-from pytest_llem.energy.nvml_meter import NvmlMeter
+from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.engines import open_engine
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet, MeterSettings

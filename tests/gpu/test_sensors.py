@@ -16,7 +16,7 @@ import pytest
 from pytest_llem.energy import doctor, nvml_devices, registry
 from pytest_llem.energy.calibrate import Load, calibrate, slope_w
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.nvml_meter import NvmlMeter
+from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Window
 

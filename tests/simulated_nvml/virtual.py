@@ -52,7 +52,7 @@ class VirtualSampler:
         self._machine = simulation.machine
         self._rng = rng
         handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid.decode())
-        self._source = gpu_source.GpuSource(handle, gpu.uuid.decode(), 0, known)
+        self._source = gpu_source.GpuSource(handle, gpu.uuid.decode(), (0,), known)
 
     def run_until(self, t_ns: int) -> None:
         """Read whatever is due before a time, and let it be that time."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llem.energy import calibration, registry
+from pytest_llem.energy import registry
+from pytest_llem.energy.calibrate import save
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
 from pytest_llem.job.measurement import EnergyReport, Window
@@ -28,7 +29,7 @@ def quicken(simulation: Simulation) -> None:
 def calibrate(simulation: Simulation) -> None:
     """Keep a calibration that tells the simulated GPUs' true properties."""
     for gpu in simulation.gpus:
-        calibration.save(
+        save(
             Calibration(
                 uuid=gpu.uuid.decode(),
                 driver=simulation.machine.driver.decode(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy.amdsmi_meter import AmdSmiMeter
+from pytest_llem.energy.gpu_meter import AmdSmiMeter
 from tests.simulated_nvml import amd
 
 needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is not installed")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pytest_llem.energy import calibration
-from pytest_llem.energy.calibrate import calibrate
+from pytest_llem.energy.calibrate import calibrate, save
 from pytest_llem.errors import MeterError
 from tests.simulated_nvml.simulation import Gpu, Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, quicken, uuids
@@ -86,6 +86,6 @@ def test_a_busy_gpu_is_not_calibrated(machine: Simulation) -> None:
 
 
 def test_a_calibration_of_another_driver_is_not_used(machine: Simulation) -> None:
-    calibration.save(calibration.Calibration(uuids(machine)[0], "old", 100_000_000, 0, 0, 500_000))
+    save(calibration.Calibration(uuids(machine)[0], "old", 100_000_000, 0, 0, 500_000))
 
     assert calibration.load(uuids(machine)[0], "new") is None
