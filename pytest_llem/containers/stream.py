@@ -18,8 +18,8 @@ from typing import IO, Any
 from docker.utils.socket import SocketError, frames_iter
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.events import EVENT_PREFIX
 from pytest_llem.job.redaction import redact
-from pytest_llem.worker.entry import EVENT_PREFIX
 
 Event = dict[str, JsonValue]
 _KEPT_BYTES = 65536

@@ -15,6 +15,9 @@ from typing import IO
 
 from pytest_llem.errors import JsonValue
 
+EVENT_PREFIX = "LLEM-EVENT "
+"""Marks the lines of a container's output that are events: its files cannot be read while it runs."""
+
 
 class EventLog:
     """Appends events to `events.jsonl`, one flushed line each; the first is a `clock` event.

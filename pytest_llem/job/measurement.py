@@ -1,4 +1,4 @@
-"""`measurement.json`: what a worker observed, raw, with the records that meters and engines fill in.
+"""`measurement.json`: what a worker observed, raw, with the records that meters and engines exchange.
 
 The worker writes it, and `results` derives `result.json` from it; stored files must stay readable, so fields are only
 added, with defaults. All times are CLOCK_MONOTONIC nanoseconds of the worker's clock domain. Standard library only.
@@ -18,6 +18,57 @@ from pytest_llem.job.report import Note
 from pytest_llem.job.wire import decode, encode
 
 Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`).
+
+    `text` is the prompt of a data set that is sent whole; there may be no token ids beside it (see `TextOnly`).
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    ignore_eos: bool = True
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of one request. Times are CLOCK_MONOTONIC nanoseconds.
+
+    `output_ids` ends at the end-of-sequence token and holds no padding. `token_times_ns` has one entry per output
+    token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
+
+    A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
+    `first_token_ns` is for those who know when the answer began, but not the time of each token. `failure` is the class
+    of an `error` (`timeout`, `http_429`, ...).
+    """
+
+    index: int
+    input_tokens: int
+    output_ids: tuple[int, ...]
+    start_ns: int
+    end_ns: int
+    finish_reason: Literal["length", "stop", "error"]
+    token_times_ns: tuple[int, ...] | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+    output_tokens: int | None = None
+    text: str | None = None
+    first_token_ns: int | None = None
+    failure: str | None = None
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated."""
+        return len(self.output_ids) if self.output_tokens is None else self.output_tokens
+
+    @property
+    def began_ns(self) -> int | None:
+        """When the first token came; `None` where that is unknown, or where there was none."""
+        return self.token_times_ns[0] if self.token_times_ns else self.first_token_ns
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from pytest_llem.job.job import JobDir
-from pytest_llem.worker.entry import run_job
+from pytest_llem.worker.entry import run_job, serve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resident", type=int, metavar="FD", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.resident is not None:
-        from pytest_llem.worker.resident import serve
-
         with socket.socket(fileno=options.resident) as control:
             control.set_inheritable(False)
             return serve(control, start_method=options.start_method, isolation=options.isolation)

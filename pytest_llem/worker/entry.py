@@ -1,27 +1,26 @@
-"""Runs one job in this process: from `job.json` to `measurement.json`, or to `error.json` on any failure.
+"""Runs one job in this process, from `job.json` to `measurement.json` or `error.json`, or many with one loaded engine.
 
-`python -m pytest_llem.worker`, children of the fork server and resident workers call it. Exit codes and the files that
-it leaves are the contract of the job directory.
+`python -m pytest_llem.worker` and children of the fork server call it. Exit codes and the files that it leaves are the
+contract of the job directory.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
-from pytest_llem.job.events import EventLog
-from pytest_llem.job.job import JobDir, load_job
+from pytest_llem.job.events import EVENT_PREFIX, EventLog
+from pytest_llem.job.job import Job, JobDir, load_job
 from pytest_llem.job.measurement import write_measurement
-
-if TYPE_CHECKING:
-    from pytest_llem.worker.engine_slot import EngineSlot
-
-EVENT_PREFIX = "LLEM-EVENT "
+from pytest_llem.job.wire import decode
+from pytest_llem.worker.channel import receive, send
+from pytest_llem.worker.engine_slot import EngineSlot
 
 
 def run_job(
@@ -62,19 +61,54 @@ def run_job(
     except Exception as error:  # noqa: BLE001  whatever an engine raises becomes error.json
         details: Mapping[str, JsonValue] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
         message = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        _fail(target, events, LlemError(message, fix=_fix_of_unknown(target), details=details))
+        again = f"python -m pytest_llem.worker {target.path} --out DIR"
+        fix = f"read the traceback in {target.error}; repeat it with: {again}"
+        _fail(target, events, LlemError(message, fix=fix, details=details))
         return 1
     finally:
         events.close()
 
 
+def serve(channel: socket.socket, *, start_method: str, isolation: str) -> int:
+    """Keep one loaded engine and run jobs from a socket until it closes or a job fails; the last job's exit code.
+
+    Each job has its own directory, log, events, meter, idle window and warm-up. `runners.local` talks to it in JSON
+    lines, one request at a time:
+
+        pytest: {"can_serve": JOB}         is the loaded engine one for this job?
+        worker: {"obstacle": null | "..."}
+        pytest: {"job_dir": JOB_DIR}       with the job's log as file descriptor
+        worker: {"code": N}                as `run_job` returns it
+    """
+    slot = EngineSlot(keeps=True)
+    code = 0
+    try:
+        while code == 0:
+            request, descriptors = receive(channel)
+            if request is None:
+                break
+            if "can_serve" in request:
+                send(channel, {"obstacle": slot.obstacle(decode(Job, request["can_serve"]))})
+                continue
+            for log in descriptors:
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                os.close(log)
+            job_dir = JobDir(Path(request["job_dir"]))
+            code = run_job(job_dir, job_dir, start_method=start_method, isolation=isolation, slot=slot)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            send(channel, {"code": code})
+    except BrokenPipeError:
+        code = 1
+    finally:
+        slot.unload()
+    return code
+
+
 def _mirror_event(line: str) -> None:
     sys.stdout.write(EVENT_PREFIX + line)
     sys.stdout.flush()
-
-
-def _fix_of_unknown(target: JobDir) -> str:
-    return f"read the traceback in {target.error}; repeat it with: python -m pytest_llem.worker {target.path} --out DIR"
 
 
 def _fail(target: JobDir, events: EventLog, error: LlemError) -> None:

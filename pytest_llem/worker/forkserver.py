@@ -16,18 +16,26 @@ When the caller is gone (its end of the socket closes), the server kills the chi
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import select
 import signal
 import socket
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.signatures import main as check_settings
 from pytest_llem.job.job import JobDir
 from pytest_llem.worker.channel import receive, send
-from pytest_llem.worker.preload import preload, unsafe_to_fork
+from pytest_llem.worker.entry import run_job, serve
+
+WORKER = ("pytest_llem.worker.cycle", "pytest_llem.energy")
+"""What every cycle needs of this package."""
 
 
 def main(descriptor: int, engine: str) -> None:
@@ -64,6 +72,40 @@ def main(descriptor: int, engine: str) -> None:
         send(channel, {"pid": pid})
         if not _wait(pid, channel, wake_read):
             return
+
+
+def preload(engine: str) -> None:
+    """Import what `engine` needs, which would cost each fresh process 4-7 s of CPU.
+
+    `ImportError` tells the caller that the engine cannot run here.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # numpy's OpenBLAS starts its thread pool on import; nothing here computes with numpy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    info = engine_info(engine)
+    optional = [name for name in info.preload_if_installed if find_spec(re.split("[.:]", name)[0]) is not None]
+    for name in (*info.preload, info.engine.partition(":")[0], *WORKER, *optional):
+        module, _, attribute = name.partition(":")
+        imported = importlib.import_module(module)
+        if attribute:
+            getattr(imported, attribute)
+
+
+def unsafe_to_fork() -> str | None:
+    """Why a fork of this process would not be safe, or `None`.
+
+    A second thread may hold a lock that a child then waits for without end; an initialised CUDA context does not
+    survive a fork.
+    """
+    tasks = Path("/proc/self/task")
+    threads = len(list(tasks.iterdir())) if tasks.is_dir() else 1
+    if threads != 1:
+        return f"the imports started {threads - 1} thread(s)"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "the imports initialised CUDA"
+    return None
 
 
 def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
@@ -108,14 +150,10 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
             code = _check(request["check"])
             return
         if request.get("resident"):
-            from pytest_llem.worker.resident import serve
-
             with socket.socket(fileno=others[0]) as control:
                 control.set_inheritable(False)
                 code = serve(control, start_method="forkserver", isolation=request["isolation"])
             return
-        from pytest_llem.worker.entry import run_job
-
         job_dir = JobDir(Path(request["job_dir"]))
         mirror = bool(os.environ.get("LLEM_EVENT_PREFIX"))
         code = run_job(job_dir, job_dir, start_method="forkserver", isolation=request["isolation"], mirror=mirror)
@@ -127,10 +165,8 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def _check(arguments: list[str]) -> int:
-    from pytest_llem.engines.signatures import main as compare
-
     try:
-        return compare(arguments)
+        return check_settings(arguments)
     except Exception:  # noqa: BLE001  whatever an engine raises is for the log, which nothing else would reach
         traceback.print_exc()
         return 1

@@ -69,7 +69,7 @@ from pytest_llem.machine.preflight import missing_modules
 from pytest_llem.runners.resolution import plan_runners
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.study.canonical import canonical
-from pytest_llem.worker.preload import preload
+from pytest_llem.worker.forkserver import preload
 
 preload("parrot")
 facts = environment.gather()
