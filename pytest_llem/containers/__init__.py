@@ -1,19 +1,13 @@
-"""Docker knowledge: images, preflight, error translation, long-lived containers."""
+"""Runs cycles in Docker containers: images, preflight, containers and the errors of all three.
+
+Whoever measures here sweeps the containers of dead sessions first; `docker` itself is imported only then.
+"""
 
 from __future__ import annotations
 
 
 def remove_orphaned_containers() -> None:
-    """Remove the containers of dead sessions; nothing where no daemon answers, for then none of them runs."""
-    import contextlib
+    """See `orphaned_containers.remove_orphaned_containers`."""
+    from pytest_llem.containers import orphaned_containers
 
-    from pytest_llem.containers.daemon import connect
-    from pytest_llem.containers.orphaned_containers import remove_orphans
-    from pytest_llem.errors import LlemError
-
-    with contextlib.suppress(LlemError):
-        client = connect()
-        try:
-            remove_orphans(client)
-        finally:
-            client.close()
+    orphaned_containers.remove_orphaned_containers()

@@ -1,6 +1,6 @@
 """Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
 
-`ephemeral`, `kept`, `preflight` and `remote_lease` use it. An image gets the two lowest floors of the package whole,
+`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the two lowest floors of the package whole,
 and archives that come back are not trusted: only known names are taken.
 """
 
@@ -11,7 +11,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,38 +40,24 @@ def worker_archive() -> bytes:
     The directories that the worker writes to are open to every user, because the image's own user is unknown here.
     """
     package = Path(pytest_llem.__file__).parent
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for directory in WRITABLE:
-            archive.addfile(_directory(directory))
-        pynvml = find_spec("pynvml")
-        if pynvml is not None and pynvml.origin is not None:
-            _add(archive, Path(pynvml.origin), f"{SITE}/pynvml.py")
-        for name in WORKER_MODULES:
-            _add(archive, package / name, f"{SITE}/pytest_llem/{name}")
-        for name in WORKER_PACKAGES:
-            for path in sorted((package / name).rglob("*")):
-                if path.is_file() and path.suffix != ".pyc":
-                    _add(archive, path, f"{SITE}/pytest_llem/{path.relative_to(package)}")
-    return buffer.getvalue()
+    sources = [package / name for name in WORKER_MODULES]
+    for name in WORKER_PACKAGES:
+        sources += sorted(path for path in (package / name).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    files = {f"{SITE}/pytest_llem/{path.relative_to(package)}": path.read_bytes() for path in sources}
+    pynvml = find_spec("pynvml")
+    if pynvml is not None and pynvml.origin is not None:
+        files[f"{SITE}/pynvml.py"] = Path(pynvml.origin).read_bytes()
+    return _archive(files, WRITABLE)
 
 
 def lifeline_archive() -> bytes:
     """`LIFELINE` alone, for a container in which nothing is measured, to be unpacked at `/`."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        _add(archive, Path(lifeline.__file__), LIFELINE)
-    return buffer.getvalue()
+    return _archive({LIFELINE: Path(lifeline.__file__).read_bytes()})
 
 
 def job_archive(job_json: bytes, name: str) -> bytes:
     """A job directory with its `job.json` alone, to be unpacked at `/`."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(_directory(f"{JOBS}/{name}"))
-        entry = _file(f"{JOBS}/{name}/job.json", len(job_json))
-        archive.addfile(entry, io.BytesIO(job_json))
-    return buffer.getvalue()
+    return _archive({f"{JOBS}/{name}/job.json": job_json}, (f"{JOBS}/{name}",))
 
 
 def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[str]:
@@ -108,23 +94,19 @@ def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[s
     return [name for name in COMES_BACK if name in found]
 
 
-def _directory(path: str) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(path.lstrip("/"))
-    entry.type = tarfile.DIRTYPE
-    entry.mode = 0o777
-    return entry
-
-
-def _file(path: str, size: int) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(path.lstrip("/"))
-    entry.size = size
-    entry.mode = 0o644
-    return entry
-
-
-def _add(archive: tarfile.TarFile, source: Path, path: str) -> None:
-    content = source.read_bytes()
-    archive.addfile(_file(path, len(content)), io.BytesIO(content))
+def _archive(files: Mapping[str, bytes], directories: Iterable[str] = ()) -> bytes:
+    """An uncompressed tar of files, readable by all, and directories, open to all."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in directories:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o777
+            archive.addfile(entry)
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 class _Chunks(io.RawIOBase):

@@ -7,15 +7,17 @@ exactly as the `docker` command finds it; keep that, so that both reach the same
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 import docker
@@ -27,6 +29,8 @@ from pytest_llem.containers.errors import DockerError, translate_docker_error
 from pytest_llem.errors import SettingsError
 
 NO_IMAGE = "(none)"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -165,3 +169,30 @@ def _serve(listener: socket.socket, command: list[str], directory: tempfile.Temp
                     command, stdin=connection.fileno(), stdout=connection.fileno(), start_new_session=True
                 )
             threading.Thread(target=process.wait, daemon=True).start()
+
+
+class Call(Generic[T]):
+    """A call that may hang, on a daemon thread of its own, to be waited for with a timeout.
+
+    A thread pool would be joined when the interpreter ends, and a stalled download would then keep pytest from ending.
+    """
+
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        self._answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(call,), name=name, daemon=True).start()
+
+    def result(self, timeout_s: float) -> T:
+        """Return or raise what the call did; `TimeoutError` when it has done neither within `timeout_s` seconds."""
+        try:
+            value, problem = self._answers.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            raise TimeoutError from None
+        if problem is not None:
+            raise problem
+        return value  # type: ignore[return-value]
+
+    def _run(self, call: Callable[[], T]) -> None:
+        try:
+            self._answers.put((call(), None))
+        except BaseException as problem:  # noqa: BLE001  it is raised again where the result is asked for
+            self._answers.put((None, problem))

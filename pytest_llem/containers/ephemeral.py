@@ -21,16 +21,14 @@ from pytest_llem.containers.archive import JOBS, job_archive, take_results, work
 from pytest_llem.containers.daemon import docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
-from pytest_llem.containers.options import ContainerRequest, ImageFacts, create
+from pytest_llem.containers.options import JOB_NAME, ContainerRequest, ImageFacts, create
 from pytest_llem.containers.orphaned_containers import removed_after
-from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
+from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.worker.lifeline import LOST_OWNER_EXIT
-
-JOB_NAME = "job"
 
 POLL_S = 0.2
 """How often deadlines are checked without events. Chosen: fine beside deadlines of seconds, and no load."""
@@ -103,31 +101,30 @@ def kill(container: Container) -> None:
 def collect(container: Container, name: str, job_dir: JobDir, image: ImageFacts) -> DockerError | None:
     """Copy the worker's files into `job_dir`; the error when that failed."""
     try:
-        chunks, _ = container.get_archive(f"{JOBS}/{name}")
-        take_results(chunks, job_dir, image.name)
+        with docker_errors(image.name):
+            chunks, _ = container.get_archive(f"{JOBS}/{name}")
+            take_results(chunks, job_dir, image.name)
     except DockerError as error:
         return error
-    except (DockerException, requests.exceptions.RequestException) as problem:
-        return translate_docker_error(125, str(getattr(problem, "explanation", None) or problem), image.name)
     return None
 
 
 def end_error(end: CycleEnd, image: ImageFacts) -> DockerError:
     """The error of a cycle in a container that ended without a measurement or an error of the worker's own."""
     if end.overdue:
-        return docker_error("timeout", image.name, message=end.overdue, stderr=end.output, facts=end.facts)
-    if end.returncode is None:
+        category, message = "timeout", end.overdue
+    elif end.returncode is None:
+        category = "daemon_down"
         message = "it stopped answering while the container ran, or somebody removed the container"
-        return docker_error("daemon_down", image.name, message=message, stderr=end.output, facts=end.facts)
-    if end.returncode == LOST_OWNER_EXIT:
-        message = "the connection to the container was lost, so it ended itself"
-        return docker_error("daemon_down", image.name, message=message, stderr=end.output, facts=end.facts)
-    if end.returncode == 0:
-        message = "it ended normally and wrote neither a measurement nor an error"
-        return docker_error("app_error", image.name, message=message, stderr=end.output, facts=end.facts)
-    error = translate_docker_error(end.returncode, end.output, image.name, oom_killed=end.oom_killed)
-    error.details.update(end.facts)
-    return error
+    elif end.returncode == LOST_OWNER_EXIT:
+        category, message = "daemon_down", "the connection to the container was lost, so it ended itself"
+    elif end.returncode == 0:
+        category, message = "app_error", "it ended normally and wrote neither a measurement nor an error"
+    else:
+        error = translate_docker_error(end.returncode, end.output, image.name, oom_killed=end.oom_killed)
+        error.details.update(end.facts)
+        return error
+    return docker_error(category, image.name, message=message, stderr=end.output, facts=end.facts)
 
 
 def run_ephemeral(
@@ -154,7 +151,7 @@ def run_ephemeral(
             attachment = Attachment(container.attach_socket(params=streams))
         try:
             with job_dir.events.open("a", encoding="utf-8") as live:
-                pump = OutputPump(attachment.frames(), job_dir.log, request.secrets.values(), live_writer(live))
+                pump = OutputPump(attachment.frames(), job_dir.log, request.secrets.values(), live)
                 pump.start()
                 with docker_errors(request.image.name):
                     container.start()

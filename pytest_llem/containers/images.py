@@ -17,8 +17,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pytest_llem import __version__
-from pytest_llem.containers.background import Call
-from pytest_llem.containers.daemon import DaemonFacts, docker_errors
+from pytest_llem.containers.daemon import Call, DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
 from pytest_llem.engines import engine_info

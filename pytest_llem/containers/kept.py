@@ -23,7 +23,7 @@ from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.options import ContainerRequest, create, with_lifeline
 from pytest_llem.containers.orphaned_containers import remove
-from pytest_llem.containers.stream import Attachment, OutputPump, live_writer
+from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.leases import Lease
@@ -83,8 +83,8 @@ class KeptContainer:
         lines = bytes(output).decode("utf-8", "replace").strip().splitlines() or ["no output"]  # type: ignore[arg-type]
         if code != 0:
             raise docker_error("gpu_not_visible", self.request.image.name, message=lines[-1])
-        found: dict[str, int] = json.loads(lines[-1])
-        return found
+        used: dict[str, int] = json.loads(lines[-1])
+        return used
 
 
 class KeptContainers:
@@ -126,7 +126,7 @@ class KeptContainers:
             kept.broken = "the cycle before exceeded a deadline"
         elif job_dir.measurement.exists():
             self._restarts_in_a_row = 0
-        elif not job_dir.measurement.exists() and not job_dir.error.exists():
+        elif not job_dir.error.exists():
             kept.broken = f"the cycle before ended with exit code {end.returncode} and no outcome"
         more: dict[str, JsonValue] = {
             "container": kept.request.name,
@@ -196,7 +196,7 @@ def _exec_cycle(kept: KeptContainer, job_dir: JobDir, on_event: OnEvent, watch: 
     started = time.monotonic()
     try:
         with job_dir.events.open("a", encoding="utf-8") as live:
-            pump = OutputPump(stream.frames(), job_dir.log, kept.request.secrets.values(), live_writer(live))
+            pump = OutputPump(stream.frames(), job_dir.log, kept.request.secrets.values(), live)
             pump.start()
             overdue = follow(pump, watch, pass_on)
             ended = time.monotonic()

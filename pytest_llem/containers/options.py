@@ -29,6 +29,8 @@ def with_lifeline(*arguments: str) -> tuple[str, ...]:
 
 WORKER_COMMAND = with_lifeline("-m", "pytest_llem.worker", "--isolation", "container")
 
+JOB_NAME = "job"
+
 CACHE = f"{ROOT}/cache"
 
 ENVIRONMENT = {
@@ -57,8 +59,9 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONNOUSERSITE": "1",
     "LLEM_EVENT_PREFIX": "1",
+    "LLEM_CONFIG_PATH": f"{JOBS}/{JOB_NAME}/job.json",
 }
-"""Every cache in a writable directory, and the rendezvous of parallel workers on loopback."""
+"""Every cache in a writable directory, the rendezvous of parallel workers on loopback, and where the job is."""
 
 PASSED_ON = (
     "OMP_NUM_THREADS",
@@ -112,11 +115,6 @@ class ContainerRequest:
     publish: int | None = None
 
 
-def job_environment(name: str) -> dict[str, str]:
-    """Tells the worker where its job is."""
-    return {"LLEM_CONFIG_PATH": f"{JOBS}/{name}/job.json"}
-
-
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of this process that decide how fast a worker computes: a container must not differ in them."""
     return {name: environment[name] for name in PASSED_ON if environment.get(name)}
@@ -165,7 +163,7 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         cap_drop=["ALL"],
         cap_add=capabilities(request),
         healthcheck={"test": ["NONE"]},
-        mounts=[_mount(mounted) for mounted in request.mounts],
+        mounts=[Mount(m.target, m.source, type="bind", read_only=True) for m in request.mounts],
         mem_limit=settings.memory_bytes,
         memswap_limit=settings.memory_bytes,
         device_requests=[gpus] if request.devices.kind == "cuda" else None,
@@ -192,7 +190,3 @@ def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
 def extra_mounts(entries: Sequence[str]) -> tuple[Mounted, ...]:
     """Directories of the setting `mounts`, each at its own path in the container."""
     return tuple(Mounted(entry, entry) for entry in entries)
-
-
-def _mount(mounted: Mounted) -> Mount:
-    return Mount(target=mounted.target, source=mounted.source, type="bind", read_only=True)

@@ -11,16 +11,16 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import docker
 import requests
 from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 
-from pytest_llem.containers.daemon import NO_IMAGE, docker_errors
-from pytest_llem.machine.orphaned_workers import start_ticks
+from pytest_llem.containers.daemon import NO_IMAGE, connect, docker_errors
+from pytest_llem.errors import LlemError
+from pytest_llem.machine.orphaned_workers import pid_scope, start_ticks
 
 SESSION_LABEL = "llem.session"
 RUN_LABEL = "llem.run"
@@ -28,41 +28,25 @@ RUN_LABEL = "llem.run"
 
 @dataclass(frozen=True)
 class SessionIdentity:
-    """The process that makes containers.
+    """This process as the owner of containers, under a session id of its own."""
 
-    A pid alone means nothing: `start_ticks` tells a reused pid, `pid_namespace` and `boot_id` the world it counts in.
-    """
-
-    id: str
-    host: str
-    boot_id: str
-    pid_namespace: str
-    pid: int
-    start_ticks: int
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def labels(self, run_id: str) -> dict[str, str]:
-        """The labels of every container of this process."""
+        """The labels of every container of this process.
+
+        A pid alone means nothing: its start tells a reused pid, the namespace and the boot the world it counts in.
+        """
+        boot_id, namespace = pid_scope()
         return {
             SESSION_LABEL: self.id,
             RUN_LABEL: run_id,
-            "llem.host": self.host,
-            "llem.boot": self.boot_id,
-            "llem.pid-namespace": self.pid_namespace,
-            "llem.pid": str(self.pid),
-            "llem.pid-start": str(self.start_ticks),
+            "llem.host": socket.gethostname(),
+            "llem.boot": boot_id or "",
+            "llem.pid-namespace": namespace or "",
+            "llem.pid": str(os.getpid()),
+            "llem.pid-start": str(start_ticks(os.getpid()) or 0),
         }
-
-
-def current_identity() -> SessionIdentity:
-    """This process, under a new session id."""
-    return SessionIdentity(
-        id=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        boot_id=_boot_id(),
-        pid_namespace=_pid_namespace(),
-        pid=os.getpid(),
-        start_ticks=start_ticks(os.getpid()) or 0,
-    )
 
 
 def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
@@ -76,25 +60,22 @@ def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
         host, boot_id, namespace = labels["llem.host"], labels["llem.boot"], labels["llem.pid-namespace"]
     except (KeyError, ValueError):
         return None
-    if boot_id != _boot_id():
+    here_boot_id, here_namespace = pid_scope()
+    if boot_id != (here_boot_id or ""):
         return True if host == socket.gethostname() and boot_id else None
-    if namespace != _pid_namespace():
+    if namespace != (here_namespace or ""):
         return None
     return start_ticks(pid) != ticks
 
 
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
+def remove_orphaned_containers() -> None:
+    """Remove the containers of dead sessions; nothing where no daemon answers, for then none of them runs."""
+    with contextlib.suppress(LlemError):
+        client = connect()
+        try:
+            remove_orphans(client)
+        finally:
+            client.close()
 
 
 def remove_orphans(client: docker.DockerClient) -> list[str]:

@@ -20,8 +20,7 @@ import requests
 from docker.errors import DockerException
 
 from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
-from pytest_llem.containers.background import Call
-from pytest_llem.containers.daemon import DaemonFacts, docker_errors
+from pytest_llem.containers.daemon import Call, DaemonFacts, docker_errors
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.images import client_fix, foreign_architecture, image_facts
 from pytest_llem.containers.inputs import hub_problem, inputs_of

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import docker
 
-from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts
+from pytest_llem.containers.archive import LIFELINE, lifeline_archive
+from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
 from pytest_llem.containers.ephemeral import CycleEnd, end_error, run_ephemeral
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT, host_metering
@@ -36,15 +38,14 @@ from pytest_llem.containers.options import (
     ContainerRequest,
     ImageFacts,
     extra_mounts,
-    job_environment,
     passed_on,
     recorded_options,
 )
-from pytest_llem.containers.orphaned_containers import current_identity, remove_orphans, remove_session
+from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans, remove_session
 from pytest_llem.containers.preflight import PreflightSubject, check_settings_in_image, preflight
-from pytest_llem.containers.remote_lease import remote_lease
+from pytest_llem.containers.stream import Attachment
 from pytest_llem.engines.signatures import SignatureReport
-from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError
+from pytest_llem.errors import DeviceError, InterruptedCycleError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.redaction import secrets_of
@@ -56,6 +57,11 @@ from pytest_llem.study.runner_settings import DockerSettings
 
 LEASE_TIMEOUT_S = 24 * 3600.0
 """Chosen: a long study of another session, and yet an end to waiting."""
+
+LEASE_PREFIX = "llem-lease-"
+
+POLL_S = 0.5
+"""Chosen: short beside a cycle, and little load on a daemon across a network."""
 
 
 class DockerRunner(Runner):
@@ -69,7 +75,7 @@ class DockerRunner(Runner):
         self.spec = spec
         self.settings = settings or DockerSettings()
         self._tell = tell
-        self._identity = current_identity()
+        self._identity = SessionIdentity()
         self._connected: tuple[docker.DockerClient, DaemonFacts] | None = None
         self._images: dict[str, ImageFacts] = {}
         self._swept: list[str] = []
@@ -225,7 +231,7 @@ class DockerRunner(Runner):
             mounts=mounts,
             labels=self._identity.labels(job.run_id),
             secrets=secrets if network != "none" else {},
-            environment={**job_environment("job"), **passed_on(os.environ), **job.environment},
+            environment={**passed_on(os.environ), **job.environment},
         ), notes
 
     def _cycle(
@@ -279,3 +285,74 @@ def _both(first: OnEvent, second: OnEvent) -> OnEvent:
             second(event)
 
     return pass_on
+
+
+@contextmanager
+def remote_lease(
+    client: docker.DockerClient,
+    image: ImageFacts,
+    devices: DeviceSet,
+    identity: SessionIdentity,
+    run_id: str,
+    *,
+    timeout_s: float,
+    on_wait: Tell | None = None,
+) -> Iterator[tuple[str, ...]]:
+    """Hold the devices on the daemon's machine for the length of the block; yields the names of the lease containers.
+
+    File locks of this machine do not hold there, so the lock is a container per device: creating one under a fixed name
+    is atomic, and it ends with its attached client. Waits while others hold them, telling `on_wait` once per device;
+    `DeviceError` after `timeout_s` seconds. Taken in the order of the names, so that two sessions that want two devices
+    each cannot wait for one another.
+    """
+    suffixes = (re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in sorted(devices.uuids) or (devices.kind,))
+    names = tuple(LEASE_PREFIX + suffix for suffix in suffixes)
+    deadline = time.monotonic() + timeout_s
+    with ExitStack() as held:
+        for name in names:
+            waiting = False
+            while not _take_lease(client, image, name, identity.labels(run_id), held):
+                if not waiting:
+                    waiting = True
+                    remove_orphans(client)
+                    if on_wait is not None:
+                        on_wait(f"waiting for {name}: another session holds it")
+                if time.monotonic() >= deadline:
+                    raise DeviceError(
+                        f"no lease in time: {name} is held by another session",
+                        fix=f"wait for it, or `docker rm -f {name}` when nobody measures there any more",
+                        details={"lease": name},
+                    )
+                time.sleep(POLL_S)
+        yield names
+
+
+def _take_lease(
+    client: docker.DockerClient, image: ImageFacts, name: str, labels: dict[str, str], held: ExitStack
+) -> bool:
+    try:
+        with docker_errors(image.name):
+            container = client.containers.create(
+                image.id,
+                [],
+                name=name,
+                entrypoint=["python3", "-I", "-S", LIFELINE, "run"],
+                labels=labels,
+                init=True,
+                stdin_open=True,
+                auto_remove=True,
+                network_mode="none",
+                healthcheck={"test": ["NONE"]},
+                environment={"NVIDIA_VISIBLE_DEVICES": "void"},
+            )
+    except DockerError as error:
+        if error.category == "name_conflict":
+            return False
+        raise
+    held.callback(remove, container)
+    with docker_errors(image.name):
+        container.put_archive("/", lifeline_archive())
+        attachment = Attachment(container.attach_socket(params={"stdin": 1, "stream": 1}))
+        held.callback(attachment.close)
+        container.start()
+    return True

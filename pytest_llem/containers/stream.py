@@ -1,6 +1,6 @@
 """Reads a container's output while it runs: events go to the caller, everything else into `worker.log`.
 
-`ephemeral`, `kept`, `remote_lease` and `servers.container` attach to their containers with it. Nothing may be written
+`ephemeral`, `kept`, `runner` and `servers.container` attach to their containers with it. Nothing may be written
 to the log before it is redacted.
 """
 
@@ -11,7 +11,7 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,12 +66,12 @@ class OutputPump:
         frames: Iterable[tuple[int, bytes]],
         log: Path,
         secrets: Iterable[str] = (),
-        on_line: Callable[[str], None] | None = None,
+        events_file: IO[str] | None = None,
     ) -> None:
         self._frames = frames
         self._log_path = log
         self._secrets = tuple(secrets)
-        self._on_line = on_line
+        self._events_file = events_file
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._kept = ""
         self._thread = threading.Thread(target=self._run, name="llem-container-output", daemon=True)
@@ -126,8 +126,9 @@ class OutputPump:
         if text.startswith(EVENT_PREFIX):
             event = _parse(text[len(EVENT_PREFIX) :])
             if event is not None:
-                if self._on_line:
-                    self._on_line(text[len(EVENT_PREFIX) :])
+                if self._events_file:
+                    self._events_file.write(text[len(EVENT_PREFIX) :] + "\n")
+                    self._events_file.flush()
                 self._events.put(event)
                 return
         text = redact(text, self._secrets)
@@ -142,13 +143,3 @@ def _parse(text: str) -> Event | None:
     except ValueError:
         return None
     return dict(event) if isinstance(event, Mapping) else None
-
-
-def live_writer(stream: IO[str]) -> Callable[[str], None]:
-    """Append each event line to `events.jsonl` as it arrives."""
-
-    def write(line: str) -> None:
-        stream.write(line.rstrip("\n") + "\n")
-        stream.flush()
-
-    return write

@@ -25,7 +25,7 @@ def start_ticks(pid: int) -> int | None:
 
 def process_facts(pid: int) -> LeaseFacts:
     """A process by id and start time, and the pytest (this process) that it works for, for a lease file."""
-    boot_id, namespace = _pid_scope()
+    boot_id, namespace = pid_scope()
     return LeaseFacts(
         pid=pid,
         start_ticks=start_ticks(pid),
@@ -68,12 +68,12 @@ def _holds(pid: int, lease_file: Path) -> bool:
 
 def owner_is_gone(facts: LeaseFacts) -> bool:
     """Whether the pytest that a lease file names is dead; false where that cannot be known from here."""
-    if facts.owner is None or (facts.boot_id, facts.pid_namespace) != _pid_scope():
+    if facts.owner is None or (facts.boot_id, facts.pid_namespace) != pid_scope():
         return False
     return start_ticks(facts.owner) != facts.owner_start_ticks
 
 
-def _pid_scope() -> tuple[str | None, str | None]:
+def pid_scope() -> tuple[str | None, str | None]:
     """The boot and the pid namespace in which process ids and start times count."""
     boot_id = clock_facts()["boot_id"]
     try:

@@ -26,7 +26,7 @@ from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.images import ensure_image
 from pytest_llem.containers.inputs import HUB, found_here
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
-from pytest_llem.containers.orphaned_containers import current_identity, remove, remove_orphans
+from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans
 from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.job import Job
@@ -79,7 +79,7 @@ def begin_container(
             settings=settings,
             network=network,
             mounts=(*((mounted,) if mounted is not None else ()), *extra_mounts(settings.mounts)),
-            labels=current_identity().labels(job.run_id),
+            labels=SessionIdentity().labels(job.run_id),
             secrets=secrets_of(os.environ),
             environment={
                 "PYTHONUNBUFFERED": "1",

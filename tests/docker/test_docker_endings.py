@@ -161,9 +161,9 @@ def test_a_container_that_somebody_removes_is_an_error(client: docker.DockerClie
 def test_containers_of_live_and_of_foreign_sessions_are_left_alone(
     client: docker.DockerClient, engine_image: str
 ) -> None:
-    from pytest_llem.containers.orphaned_containers import current_identity
+    from pytest_llem.containers.orphaned_containers import SessionIdentity
 
-    mine = current_identity().labels("run")
+    mine = SessionIdentity().labels("run")
     foreign = {**mine, "llem.host": "another", "llem.boot": "another"}
     dead = {**mine, "llem.pid-start": "1"}
     made = [

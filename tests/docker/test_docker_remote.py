@@ -16,9 +16,8 @@ import docker
 import pytest
 
 from pytest_llem.containers.images import image_facts
-from pytest_llem.containers.orphaned_containers import current_identity
-from pytest_llem.containers.remote_lease import PREFIX, remote_lease
-from pytest_llem.containers.runner import DockerRunner
+from pytest_llem.containers.orphaned_containers import SessionIdentity
+from pytest_llem.containers.runner import LEASE_PREFIX, DockerRunner, remote_lease
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import DeviceSet, Job, JobDir
@@ -119,12 +118,12 @@ def test_a_cycle_over_ssh(
 def test_a_lease_excludes_others_until_it_is_released(client: docker.DockerClient, engine_image: str) -> None:
     image = image_facts(client, engine_image)
     assert image is not None
-    one, other = current_identity(), current_identity()
+    one, other = SessionIdentity(), SessionIdentity()
     devices = DeviceSet("cuda", ("GPU-b", "GPU-a"))
     waited: list[str] = []
 
     with remote_lease(client, image, devices, one, "run", timeout_s=5) as names:
-        assert names == (f"{PREFIX}GPU-a", f"{PREFIX}GPU-b")
+        assert names == (f"{LEASE_PREFIX}GPU-a", f"{LEASE_PREFIX}GPU-b")
         with (
             pytest.raises(DeviceError, match="GPU-b"),
             remote_lease(
@@ -141,12 +140,12 @@ def test_a_lease_excludes_others_until_it_is_released(client: docker.DockerClien
 HOLDER = """
 import sys, time
 from pytest_llem.containers.daemon import connect
-from pytest_llem.containers.orphaned_containers import current_identity
+from pytest_llem.containers.orphaned_containers import SessionIdentity
 from pytest_llem.containers.images import image_facts
-from pytest_llem.containers.remote_lease import remote_lease
+from pytest_llem.containers.runner import remote_lease
 from pytest_llem.job.job import DeviceSet
 client = connect()
-with remote_lease(client, image_facts(client, sys.argv[1]), DeviceSet("cpu"), current_identity(), "run", timeout_s=5):
+with remote_lease(client, image_facts(client, sys.argv[1]), DeviceSet("cpu"), SessionIdentity(), "run", timeout_s=5):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -163,7 +162,7 @@ def test_a_lease_ends_with_its_client(client: docker.DockerClient, engine_image:
     holder.kill()
     holder.wait()
     begun = time.monotonic()
-    with remote_lease(client, image, DeviceSet("cpu"), current_identity(), "run", timeout_s=20):
+    with remote_lease(client, image, DeviceSet("cpu"), SessionIdentity(), "run", timeout_s=20):
         waited_s = time.monotonic() - begun
 
     assert waited_s < 20

@@ -88,14 +88,14 @@ def test_output_is_told_apart_line_by_line(tmp_path: Path) -> None:
         yield 1, b'me": "load"}\nplain\nLLEM-EVENT not json\n'
         yield 1, b"without end"
 
-    lines: list[str] = []
-    pump = OutputPump(frames(), tmp_path / "worker.log", ["s3cret-value"], lines.append)
+    live = io.StringIO()
+    pump = OutputPump(frames(), tmp_path / "worker.log", ["s3cret-value"], live)
     pump.start()
 
     events = list(pump.rest(5.0))
 
     assert events == [{"event": "phase", "name": "load"}]
-    assert [json.loads(line) for line in lines] == events
+    assert [json.loads(line) for line in live.getvalue().splitlines()] == events
     assert (tmp_path / "worker.log").read_text() == "loading ***\nplain\nLLEM-EVENT not json\nwithout end\n"
     assert pump.ended
 

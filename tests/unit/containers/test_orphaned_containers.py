@@ -5,19 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pytest_llem.containers.orphaned_containers import current_identity, owner_is_dead
+from pytest_llem.containers.orphaned_containers import SessionIdentity, owner_is_dead
 from pytest_llem.machine.orphaned_workers import start_ticks
 
 
 def test_a_live_owner_is_alive() -> None:
-    labels = current_identity().labels("run")
+    labels = SessionIdentity().labels("run")
 
     assert owner_is_dead(labels) is False
     assert labels["llem.run"] == "run"
 
 
 def test_a_reused_pid_is_not_the_owner() -> None:
-    labels = {**current_identity().labels("run"), "llem.pid-start": "1"}
+    labels = {**SessionIdentity().labels("run"), "llem.pid-start": "1"}
 
     assert owner_is_dead(labels) is True
 
@@ -25,7 +25,7 @@ def test_a_reused_pid_is_not_the_owner() -> None:
 def test_a_killed_owner_is_dead_even_before_it_is_waited_for() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ticks = start_ticks(process.pid)
-    labels = {**current_identity().labels("run"), "llem.pid": str(process.pid), "llem.pid-start": str(ticks)}
+    labels = {**SessionIdentity().labels("run"), "llem.pid": str(process.pid), "llem.pid-start": str(ticks)}
     assert owner_is_dead(labels) is False
 
     process.kill()
@@ -37,7 +37,7 @@ def test_a_killed_owner_is_dead_even_before_it_is_waited_for() -> None:
 
 
 def test_what_cannot_be_known_is_unknown() -> None:
-    labels = current_identity().labels("run")
+    labels = SessionIdentity().labels("run")
 
     assert owner_is_dead({}) is None
     assert owner_is_dead({**labels, "llem.pid-namespace": "pid:[1]"}) is None
