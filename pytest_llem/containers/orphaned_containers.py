@@ -70,12 +70,14 @@ def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
 
 def remove_orphaned_containers() -> None:
     """Remove the containers of dead sessions; nothing where no daemon answers, for then none of them runs."""
-    with contextlib.suppress(LlemError):
-        client = connect()
-        try:
-            remove_orphans(client)
-        finally:
-            client.close()
+    with contextlib.suppress(LlemError), contextlib.closing(connect()) as client:
+        remove_orphans(client)
+
+
+def remove_container(container_id: str) -> None:
+    """Remove one container by force, if a daemon answers that has it."""
+    with contextlib.suppress(LlemError, APIError, requests.exceptions.RequestException):
+        connect().api.remove_container(container_id, force=True, v=True)
 
 
 def remove_orphans(client: docker.DockerClient) -> list[str]:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 SLUG_LENGTH = 80
 """Chosen: three such names and a file's stay far below the 255 bytes that Linux file systems allow each."""
 
+LOG_TAIL_BYTES = 65536
+"""Chosen: far more than the last lines of a traceback need, and read within a millisecond."""
+
 # The umask can be read only by setting it, which is safe only once, before there are threads.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -82,6 +85,16 @@ def read_json(path: Path) -> dict[str, JsonValue]:
     if not isinstance(data, dict):
         raise StoreError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def log_tail(path: Path, lines: int = 15) -> list[str]:
+    """The last lines of a log, at most its last 64 KiB; empty when there is no log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        return []
 
 
 def slug(text: str) -> str:

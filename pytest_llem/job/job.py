@@ -169,15 +169,6 @@ class JobDir:
         secrets = secrets_of(os.environ).values()
         write_json(self.error, redacted({"schema_version": SCHEMA_VERSION, **error.to_dict(), **more}, secrets))
 
-    def log_tail(self, lines: int = 15) -> list[str]:
-        """The last lines of `worker.log`, at most the last 64 KiB of it; empty when there is no log."""
-        try:
-            with self.log.open("rb") as stream:
-                stream.seek(max(0, self.log.stat().st_size - 65536))
-                return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
-        except OSError:
-            return []
-
 
 def load_job(path: Path) -> Job:
     """Read a job file; `StoreError` when it is absent, broken, or of a newer version."""

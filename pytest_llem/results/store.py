@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import pytest_llem.containers.errors  # noqa: F401 (error.json may hold one of these: from_dict knows what was imported)
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
-from pytest_llem.job.files import read_json, write_text
+from pytest_llem.job.files import log_tail, read_json, write_text
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.environment import gather
 from pytest_llem.results.layout import MANIFEST, STATE, CycleKey, attempt_directory
@@ -99,7 +99,7 @@ class RunStore:
             result=read_result(job_dir.result) if measured else None,
             error=None if measured else read_error(job_dir),
             attempts=state.attempt,
-            log_tail=() if state.state == "valid" else tuple(job_dir.log_tail()),
+            log_tail=() if state.state == "valid" else tuple(log_tail(job_dir.log)),
             source_run=state.source_run,
         )
 

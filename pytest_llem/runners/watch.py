@@ -19,6 +19,7 @@ from pytest_llem.errors import (
     WorkerSilentError,
     WorkerTimeoutError,
 )
+from pytest_llem.job.files import log_tail
 from pytest_llem.job.job import Deadlines, Job, JobDir
 from pytest_llem.runners.process import KILL_GRACE_S, WorkerProcess, end
 from pytest_llem.runners.protocol import OnEvent
@@ -120,7 +121,7 @@ def write_if_absent(job_dir: JobDir, problem: LlemError, phase: str | None, **fa
     """Write the problem as `error.json`, unless the worker has written its measurement or its own error."""
     if job_dir.measurement.exists() or job_dir.error.exists():
         return
-    tail = problem.details.get("log_tail", tuple(job_dir.log_tail()))
+    tail = problem.details.get("log_tail", tuple(log_tail(job_dir.log)))
     job_dir.write_error(problem, phase=phase, log_tail=tail, origin="runner", **facts)
 
 

@@ -1,4 +1,4 @@
-"""A server started in a container of a stock image.
+"""A server started in a container of a stock image, and what can be asked of such an image beforehand.
 
 `starting.begin_server` makes one. The image may hold no Python, so the container is ended from outside: by `stop`, or
 by `reaper` when this process is gone.
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +23,13 @@ from docker.errors import APIError
 
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
 from pytest_llem.containers.ephemeral import end_state
-from pytest_llem.containers.errors import translate_docker_error
-from pytest_llem.containers.images import ensure_image
+from pytest_llem.containers.errors import docker_error, translate_docker_error
+from pytest_llem.containers.images import ensure_image, image_facts
 from pytest_llem.containers.inputs import HUB, found_here
 from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
 from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans
 from pytest_llem.containers.stream import Attachment, OutputPump
-from pytest_llem.errors import JsonValue, RunnerError
+from pytest_llem.errors import JsonValue, LlemError, RunnerError
 from pytest_llem.job.job import Job
 from pytest_llem.job.redaction import redact, secrets_of
 from pytest_llem.machine.orphaned_workers import start_ticks
@@ -56,13 +57,10 @@ def begin_container(
     """
     settings = DockerSettings.from_mapping(docker_section)
     assert spec.image is not None, "a server in a container has an image"
-    client = connect()
-    try:
+    with closing(connect()) as client:
         require_local(daemon_facts(client), spec.image)
         remove_orphans(client)
         image = ensure_image(client, spec.image, pull=settings.pull, timeout_s=settings.pull_timeout_s, tell=tell)
-    finally:
-        client.close()
     network = HOST if settings.network == "auto" else settings.network
     model = spec.model_location()
     mounted = found_here("models", model)
@@ -104,6 +102,37 @@ def require_local(daemon: DaemonFacts, image: str) -> None:
             f"openai.image {image}: the Docker daemon at {daemon.address} is not on this machine",
             fix="start the server there yourself and give its address in openai.base_url",
         )
+
+
+def unusable_images(images: Iterable[str], docker_section: Mapping[str, JsonValue]) -> Iterator[LlemError]:
+    """Why servers cannot start in these images: the daemon, or an image that is neither present nor to be pulled."""
+    try:
+        client = connect()
+    except LlemError as error:
+        yield error
+        return
+    with closing(client):
+        for image in images:
+            try:
+                require_local(daemon_facts(client), image)
+                if image_facts(client, image) is not None:
+                    continue
+                if docker_section.get("pull") == "never":
+                    raise docker_error("image_not_found", image, message="it is not present, and docker.pull is never")
+                with docker_errors(image):
+                    client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
+            except LlemError as error:
+                yield error
+
+
+def known_image(image: str) -> str:
+    """The digest, else the id, of a local image; its name if it is not present or the daemon does not respond."""
+    try:
+        with closing(connect()) as client:
+            facts = image_facts(client, image)
+    except LlemError:
+        return image
+    return image if facts is None else facts.digest or facts.id
 
 
 class ContainerServer:

@@ -6,7 +6,6 @@ needs the Docker client, and works from outside, where a server image may hold n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -19,14 +18,9 @@ def main(container: str) -> int:
     while os.read(0, 4096):
         pass
     # Only now: a waiting process should take no memory to speak of beside a measurement
-    import docker
-    import requests
+    from pytest_llem.containers.orphaned_containers import remove_container
 
-    from pytest_llem.containers.daemon import connect
-    from pytest_llem.errors import LlemError
-
-    with contextlib.suppress(LlemError, docker.errors.APIError, requests.exceptions.RequestException):
-        connect().api.remove_container(container, force=True, v=True)
+    remove_container(container)
     return 0
 
 

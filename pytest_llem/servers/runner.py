@@ -1,7 +1,7 @@
 """Runs cycles that need a server: starts it under the lease, keeps it while it is needed, and stops it.
 
-`session.measuring` puts a `ServingRunner` around the runner of a study whose engine starts servers, and asks
-`known_image` what an earlier result must match. Nothing may outlive `close`: the next cycle's devices depend on it.
+`session.measuring` puts a `ServingRunner` around the runner of a study whose engine starts servers. Nothing may
+outlive `close`: the next cycle's devices depend on it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner
 from pytest_llem.runners.watch import write_if_absent
 from pytest_llem.servers.server import Ended
-from pytest_llem.servers.spec import ServerSpec
-from pytest_llem.servers.starting import LOGS, ReadinessLimits, ReadyServer, begin_server, redacted_tail, start_server
+from pytest_llem.servers.spec import ServerSpec, server_settings
+from pytest_llem.servers.starting import LOGS, ReadyServer, begin_server, redacted_tail, start_server
 
 STOP_GRACE_S = 10.0
 """Chosen: long enough for an engine to end its requests and release its devices itself."""
@@ -127,15 +127,9 @@ class ServingRunner(Runner):
             ready.stop(grace_s)
 
     def _start(self, job: Job, lease: Lease | None) -> ReadyServer:
-        settings, spec = job.config.settings, ServerSpec.of(job.config, job.devices)
-        path, key, limit = (settings.get(name) for name in ("ready_path", "api_key_env", "ready_timeout_s"))
-        limits = ReadinessLimits(
-            timeout_s=float(limit) if isinstance(limit, (int, float)) else 600.0,
-            path=str(path) if path is not None else None,
-            api_key_env=str(key) if key is not None else None,
-        )
+        spec, settings = ServerSpec.of(job.config, job.devices), server_settings(job.config)
         begin = begin_server(spec, job, self._docker, lease, self._tell)
-        self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, limits, self._tell)
+        self._ready = start_server(spec, begin, self._run_dir / LOGS, job.study, settings, self._tell)
         self._tell(None)
         return self._ready
 
@@ -189,24 +183,12 @@ def check_servers(
     specs = dict.fromkeys(ServerSpec.of(config, devices) for config in configs)
     programs = dict.fromkeys(spec.command[0] for spec in specs if spec.image is None)
     images = dict.fromkeys(spec.image for spec in specs if spec.image is not None)
-    problems = [*_missing(programs), *(_unusable(images, docker) if images else ())]
+    problems = list(_missing(programs))
+    if images:
+        from pytest_llem.servers.container import unusable_images
+
+        problems += unusable_images(images, docker)
     return PreflightReport(tuple(problems))
-
-
-def known_image(image: str) -> str:
-    """The digest, else the id, of an image as it lies here; its name where it does not, or nobody answers."""
-    from pytest_llem.containers.daemon import connect
-    from pytest_llem.containers.images import image_facts
-
-    try:
-        client = connect()
-        try:
-            found = image_facts(client, image)
-        finally:
-            client.close()
-    except LlemError:
-        return image
-    return image if found is None else found.digest or found.id
 
 
 def _missing(programs: Mapping[str, None]) -> Iterator[LlemError]:
@@ -217,30 +199,3 @@ def _missing(programs: Mapping[str, None]) -> Iterator[LlemError]:
                 fix="install it in this environment, give its path, or use openai.image",
                 details={"program": program},
             )
-
-
-def _unusable(images: Mapping[str, None], docker: Mapping[str, JsonValue]) -> Iterator[LlemError]:
-    from pytest_llem.containers.daemon import connect, daemon_facts, docker_errors
-    from pytest_llem.containers.errors import docker_error
-    from pytest_llem.containers.images import image_facts
-    from pytest_llem.servers.container import require_local
-
-    try:
-        client = connect()
-    except LlemError as error:
-        yield error
-        return
-    try:
-        for image in images:
-            try:
-                require_local(daemon_facts(client), image)
-                if image_facts(client, image) is not None:
-                    continue
-                if docker.get("pull") == "never":
-                    raise docker_error("image_not_found", image, message="it is not present, and docker.pull is never")
-                with docker_errors(image):
-                    client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
-            except LlemError as error:
-                yield error
-    finally:
-        client.close()

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pytest_llem.engines import engine_info
+from pytest_llem.engines.model_files import find_model
 from pytest_llem.engines.openai.info import INFO
-from pytest_llem.engines.openai.settings import api_url, unreachable
-from pytest_llem.errors import JsonValue
+from pytest_llem.engines.openai.settings import OpenAISettings, api_url, unreachable
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.wire import decode
 
 ENGINE = INFO.name
 
@@ -47,19 +48,17 @@ class ServerSpec:
     @classmethod
     def of(cls, config: ExperimentConfig, devices: DeviceSet) -> ServerSpec:
         """What the experiment's server is started with on these devices."""
-        settings = config.settings
-        image, parallel, environment = (settings.get(name) for name in ("image", "tensor_parallel_size", "environment"))
-        variables = environment if isinstance(environment, Mapping) else {}
+        settings = server_settings(config)
         return cls(
-            command=_texts(settings.get("command")),
-            image=str(image) if image is not None else None,
-            arguments=_texts(settings.get("server_args")),
-            environment=tuple(sorted((str(name), str(value)) for name, value in variables.items())),
+            command=settings.command or (),
+            image=settings.image,
+            arguments=settings.server_args,
+            environment=tuple(sorted(settings.environment.items())),
             model=config.model,
             revision=config.revision,
             dtype=config.dtype,
             weights=config.weights,
-            tensor_parallel_size=parallel if isinstance(parallel, int) else 1,
+            tensor_parallel_size=settings.tensor_parallel_size,
             devices=devices,
         )
 
@@ -77,8 +76,6 @@ class ServerSpec:
 
         Raises `ModelNotFoundError`.
         """
-        from pytest_llem.engines.model_files import find_model
-
         source = find_model(self.model)
         return str(Path(source.location).absolute()) if source.local else source.location
 
@@ -123,8 +120,10 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: values.get(match[1], match[0]), text)
 
 
-def _texts(value: JsonValue) -> tuple[str, ...]:
-    return tuple(str(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+def server_settings(config: ExperimentConfig) -> OpenAISettings:
+    """The settings of the section `openai`, which the study has checked."""
+    given = {name: value for name, value in config.settings.items() if value is not None}
+    return decode(OpenAISettings, given, ENGINE)
 
 
 CONNECT_S = 5.0

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llem.engines.openai.settings import OpenAISettings
 from pytest_llem.errors import JsonValue, ServerNotReadyError, ServerStartError
-from pytest_llem.job.files import slug
+from pytest_llem.job.files import log_tail, slug
 from pytest_llem.job.job import Job, ServerProcess
 from pytest_llem.job.redaction import redact, redact_file, secrets_of
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import visible
-from pytest_llem.servers.command import CommandServer
-from pytest_llem.servers.server import Begin, Ended, Readiness, Server, Tell, free_port, log_tail
+from pytest_llem.servers.server import Begin, CommandServer, Ended, Readiness, Server, Tell, free_port
 from pytest_llem.servers.spec import LOOPBACK, ServerSpec
 
 PORTS_TRIED = 3
@@ -85,15 +85,6 @@ class ReadyServer:
             redact_file(self.server.log, secret_values(self.readiness.api_key_env))
 
 
-@dataclass(frozen=True)
-class ReadinessLimits:
-    """How to ask a server whether it is ready (see `Readiness`), and how many seconds it may take to become so."""
-
-    timeout_s: float
-    path: str | None = None
-    api_key_env: str | None = None
-
-
 def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], lease: Lease | None, tell: Tell) -> Begin:
     """Prepare a server (its model, its image) and return how to start it at a port.
 
@@ -117,7 +108,7 @@ def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], le
 
 
 def start_server(
-    spec: ServerSpec, begin: Begin, logs: Path, name: str, limits: ReadinessLimits, tell: Tell
+    spec: ServerSpec, begin: Begin, logs: Path, name: str, settings: OpenAISettings, tell: Tell
 ) -> ReadyServer:
     """Start a server and wait until it is ready; its log lies in `logs` under `name` and a number.
 
@@ -128,22 +119,23 @@ def start_server(
         log = new_log(logs, name)
         port = free_port()
         started_ns = time.monotonic_ns()
-        readiness = Readiness(port, limits.path, limits.api_key_env)
+        readiness = Readiness(port, settings.ready_path, settings.api_key_env)
         server = begin(port, log)
         try:
-            problem = _wait(server, readiness, limits.timeout_s, spec, tell)
+            problem = _wait(server, readiness, settings.ready_timeout_s, spec, tell)
         except BaseException:
             server.stop(0.0)
-            redact_file(log, secret_values(limits.api_key_env))
+            redact_file(log, secret_values(settings.api_key_env))
             raise
         if problem is None:
             ready_s = (time.monotonic_ns() - started_ns) / 1e9
             process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
             return ReadyServer(log.stem, spec, server, readiness, process)
         server.stop(0.0)
-        redact_file(log, secret_values(limits.api_key_env))
-        if attempt == PORTS_TRIED or not port_taken(log):
-            raise _died_early(spec, problem, log, limits.api_key_env)
+        redact_file(log, secret_values(settings.api_key_env))
+        port_taken = any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
+        if attempt == PORTS_TRIED or not port_taken:
+            raise _died_early(spec, problem, log, settings.api_key_env)
         tell(f"port {port} was taken meanwhile: starting {spec.name} at another")
     raise AssertionError("the last attempt returned or raised")
 
@@ -177,11 +169,6 @@ def new_log(directory: Path, name: str) -> Path:
             number += 1
         else:
             return path
-
-
-def port_taken(log: Path) -> bool:
-    """Whether the end of a server's log says that its port is in use."""
-    return any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
 
 
 def secret_values(api_key_env: str | None) -> list[str]:

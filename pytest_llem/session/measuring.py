@@ -36,7 +36,7 @@ from pytest_llem.runners.breaker import Breaker
 from pytest_llem.runners.measure_here import CycleRequest, error_of, measure_here
 from pytest_llem.runners.protocol import ParallelCycles, ReuseTarget, Runner, RunnerSettings
 from pytest_llem.runners.settings_check import require_accepted_settings
-from pytest_llem.servers.runner import ServingRunner, keeps_servers, known_image
+from pytest_llem.servers.runner import ServingRunner, keeps_servers
 from pytest_llem.servers.spec import ServerSpec, require_reachable, residual_allowance
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
@@ -96,6 +96,8 @@ class Measurer:
     def _image(self, runner: Runner, point: ExperimentCycle) -> str | None:
         """What a container's image is known by: its digest where it is present here already, else its name."""
         if starts_server(point.experiment.config):
+            from pytest_llem.servers.container import known_image
+
             image = point.experiment.config.settings.get("image")
             return known_image(str(image)) if image is not None else None
         return runner.known_image(point.experiment.engine) or runner.spec.image
