@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,14 +24,12 @@ HASH_VERSION = 1
 
 Get = Callable[[str], JsonValue]
 
-_SAMPLING = {"do_sample": True}
-
 PRESETS: Mapping[str, Mapping[str, JsonValue]] = {
     "greedy": {"do_sample": False},
     "deterministic": {"do_sample": False},
-    "standard": {**_SAMPLING, "temperature": 1.0, "top_p": 0.95, "top_k": 50},
-    "creative": {**_SAMPLING, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
-    "factual": {**_SAMPLING, "temperature": 0.3, "top_k": 10},
+    "standard": {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 50},
+    "creative": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"do_sample": True, "temperature": 0.3, "top_k": 10},
 }
 
 
@@ -54,15 +52,8 @@ def _below(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
 
-def _rules_of_engines() -> Iterator[InactivityRule]:
-    for info in shipped_engines().values():
-        for rule in info.inactive:
-            control = f"{info.name}.{rule.setting}"
-            yield InactivityRule(_below(info.name, *rule.names), (control,), _one_of(control, rule.values), rule.reason)
-
-
-def _one_of(path: str, values: tuple[object, ...]) -> Callable[[Get], bool]:
-    return lambda get: get(path) in values
+def _while(control: str, values: tuple[object, ...], fields: tuple[str, ...], because: str) -> InactivityRule:
+    return InactivityRule(fields, (control,), lambda get: get(control) in values, because)
 
 
 INACTIVITY_RULES: tuple[InactivityRule, ...] = (
@@ -78,23 +69,27 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         lambda get: get("decoding.temperature") == 0,
         "at temperature 0, which is greedy",
     ),
-    InactivityRule(
+    _while(
+        "workload.dataset",
+        ("synthetic",),
         _below("workload", "column", "split", "revision", "order", "chat_template"),
-        ("workload.dataset",),
-        lambda get: get("workload.dataset") == "synthetic",
         "with synthetic prompts",
     ),
-    *_rules_of_engines(),
-    InactivityRule(
+    *(
+        _while(f"{info.name}.{rule.setting}", rule.values, _below(info.name, *rule.names), rule.reason)
+        for info in shipped_engines().values()
+        for rule in info.inactive
+    ),
+    _while(
+        "measurement.warmup.max_repeats",
+        (0,),
         _below("measurement.warmup", "min_repeats", "max_s", "cv", "window"),
-        ("measurement.warmup.max_repeats",),
-        lambda get: get("measurement.warmup.max_repeats") == 0,
         "without warm-up (max_repeats is 0)",
     ),
-    InactivityRule(
-        ("measurement.idle.max_wait_s", "measurement.idle.reuse"),
-        ("measurement.idle.duration_s",),
-        lambda get: get("measurement.idle.duration_s") == 0,
+    _while(
+        "measurement.idle.duration_s",
+        (0,),
+        _below("measurement.idle", "max_wait_s", "reuse"),
         "without an idle window (duration_s is 0)",
     ),
 )
@@ -106,15 +101,20 @@ _RULES_OF: dict[str, tuple[InactivityRule, ...]] = {
 }
 
 
-def written_out(flat: FlatSettings) -> FlatSettings:
-    """The settings with a decoding preset replaced by its settings, below what is set beside it."""
-    name = flat.get("decoding.preset")
-    if not isinstance(name, str):
-        return flat
-    result = {path: value for path, value in flat.items() if path != "decoding.preset"}
-    for key, value in PRESETS[name].items():
-        if result.get(f"decoding.{key}") is None:
-            result[f"decoding.{key}"] = value
+def effective(flat: FlatSettings, engine: str) -> FlatSettings:
+    """The settings with a preset replaced by its settings, below what is set beside it, and the engine's own `dtype`.
+
+    Both stand for common settings, so that rules and hashes need to know only these.
+    """
+    preset, own_dtype = flat.get("decoding.preset"), f"{engine}.dtype"
+    result = dict(flat)
+    if isinstance(preset, str):
+        del result["decoding.preset"]
+        for key, value in PRESETS[preset].items():
+            if result.get(f"decoding.{key}") is None:
+                result[f"decoding.{key}"] = value
+    if result.get(own_dtype) is not None and engine in shipped_engines():
+        result["dtype"] = result.pop(own_dtype)
     return result
 
 
@@ -130,36 +130,23 @@ def section_of(path: str) -> str | None:
     return head if head in engines() else None
 
 
-def with_engine_dtype(flat: FlatSettings, engine: str) -> FlatSettings:
-    """The settings with the engine's own `dtype` in place of the common one, where it has one."""
-    own = flat.get(f"{engine}.dtype")
-    if own is None or engine not in shipped_engines():
-        return flat
-    result = {path: value for path, value in flat.items() if path != f"{engine}.dtype"}
-    result["dtype"] = own
-    return result
-
-
 def canonical(flat: FlatSettings, engine: str) -> tuple[FlatSettings, dict[str, str]]:
     """The settings that count, and for every set one that does not, why it does nothing."""
-    flat = with_engine_dtype(written_out(flat), engine)
+    flat = effective(flat, engine)
     get = getter(flat)
     default_values = defaults()
     inactive: dict[str, str] = {}
-    for path in flat:
-        for rule in _RULES_OF.get(path, ()):
-            if path not in inactive and rule.inactive(get):
-                inactive[path] = rule.because
     kept: FlatSettings = {}
     for path, value in flat.items():
-        section = section_of(path)
-        if section is not None and section != engine:
+        if section_of(path) not in (None, engine):
             inactive[path] = f"with engine {engine}"
-        elif path in inactive:
             continue
+        rule = next((rule for rule in _RULES_OF.get(path, ()) if rule.inactive(get)), None)
+        if rule is not None:
+            inactive[path] = rule.because
         elif path not in default_values or not same(value, default_values[path]) or path in ("model", "engine"):
             kept[path] = value
-    return kept, {path: why for path, why in inactive.items() if path in flat}
+    return kept, inactive
 
 
 def inactive_by_default(flat: FlatSettings) -> set[str]:
@@ -208,15 +195,13 @@ def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
 
 
 def _engine_settings(kept: FlatSettings, engine: str, inactive: set[str]) -> dict[str, JsonValue]:
-    default_values = defaults()
     prefix = f"{engine}."
     flat: FlatSettings = {}
-    for path, default in default_values.items():
-        if path.startswith(prefix) and path not in inactive:
-            value = kept.get(path, default)
-            if value is not None and _is_in_use(path, kept):
-                flat[path] = value
-    flat.update({path: kept[path] for path in kept if path.startswith(prefix) and path not in default_values})
+    for path, default in defaults().items():
+        value = kept.get(path, default)
+        if path.startswith(prefix) and path not in inactive and value is not None and _is_in_use(path, kept):
+            flat[path] = value
+    flat.update({path: kept[path] for path in kept if path.startswith(prefix) and path not in defaults()})
     settings = unflatten(flat).get(engine, {})
     return settings if isinstance(settings, dict) else {}
 

@@ -1,6 +1,6 @@
 """The settings of an experiment by dotted path: what each accepts, its default, and its keyword.
 
-The loader works on flat settings, mappings from dotted path to plain value. The tree here is read off the
+The loader works on flat settings, mappings from dotted path to plain value. The table here is read off the
 declarations once, and holds the sections of engines of other packages as well.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ class Field:
     kind: Literal["section", "map", "leaf"]
     key: Key | None
     default: JsonValue = None
-    children: dict[str, Field] = field(default_factory=dict)
+    children: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,35 +44,6 @@ class Field:
     def takes_list(self) -> bool:
         """Whether a value of this setting is itself a list."""
         return self.key is not None and self.key.takes_list
-
-
-def _children(declaration: type, prefix: str) -> dict[str, Field]:
-    children: dict[str, Field] = {}
-    for name, key in keys_of(declaration).items():
-        path = f"{prefix}{name}"
-        if key.section is not None:
-            children[name] = Field(path, "section", key, None, _children(key.section, f"{path}."))
-        elif name == "extra":
-            children[name] = Field(path, "map", key)
-        else:
-            children[name] = Field(path, "leaf", key, key.default)
-    return children
-
-
-@cache
-def tree() -> Field:
-    """The root of all settings of an experiment."""
-    children = _children(ExperimentSettings, "")
-    children.update({name: _outside(name) for name in engine_names() if name not in children})
-    return Field("", "section", None, None, children)
-
-
-def _outside(engine: str) -> Field:
-    """The section of an engine of another package: checked where the package says how."""
-    declaration = settings_model(engine)
-    if declaration is None:
-        return Field(engine, "map", None)
-    return Field(engine, "section", None, None, _children(declaration, f"{engine}."))
 
 
 @cache
@@ -103,14 +74,29 @@ def settings_model(engine: str) -> type | None:
 
 @cache
 def table() -> dict[str, Field]:
-    """Every setting by its path, sections and maps included."""
-    return {item.path: item for item in _walk(tree()) if item.path}
+    """Every setting by its path, sections and maps included; engines of other packages come last."""
+    settings = {item.path: item for item in _walk(ExperimentSettings)}
+    for engine in engine_names():
+        if engine not in settings:
+            declaration = settings_model(engine)
+            if declaration is None:
+                settings[engine] = Field(engine, "map", None)
+            else:
+                settings[engine] = Field(engine, "section", None, None, tuple(keys_of(declaration)))
+                settings.update({item.path: item for item in _walk(declaration, f"{engine}.")})
+    return settings
 
 
-def _walk(item: Field) -> Iterator[Field]:
-    yield item
-    for child in item.children.values():
-        yield from _walk(child)
+def _walk(declaration: type, prefix: str = "") -> Iterator[Field]:
+    for name, key in keys_of(declaration).items():
+        path = f"{prefix}{name}"
+        if key.section is not None:
+            yield Field(path, "section", key, None, tuple(keys_of(key.section)))
+            yield from _walk(key.section, f"{path}.")
+        elif name == "extra":
+            yield Field(path, "map", key)
+        else:
+            yield Field(path, "leaf", key, key.default)
 
 
 @cache
@@ -122,15 +108,13 @@ def defaults() -> FlatSettings:
 def find(path: str) -> Field | None:
     """The setting at `path`; anything below a map is that map's. `None` when there is no such setting."""
     settings = table()
-    item = settings.get(path)
-    if item is not None:
+    above = path
+    while above and above not in settings:
+        above = above.rpartition(".")[0]
+    item = settings.get(above)
+    if item is None or above == path:
         return item
-    parts = path.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        above = settings.get(".".join(parts[:length]))
-        if above is not None:
-            return above if above.kind == "map" and all(parts) else None
-    return None
+    return item if item.kind == "map" and all(path.split(".")) else None
 
 
 @cache
@@ -144,41 +128,40 @@ def _paths_by_name() -> dict[str, list[str]]:
 def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
     """A remedy for an unknown path: a near name in the same section (or in `beside`), or a near one elsewhere."""
     above, _, last = path.rpartition(".")
-    section = table().get(above, tree()) if above else tree()
-    local = nearest(last, (*section.children, *beside)) if not above or section.path else None
+    section = table().get(above)
+    children = section.children if section else tuple(name for name in table() if "." not in name)
+    local = nearest(last, (*children, *beside)) if section or not above else None
     elsewhere = nearest(last, _paths_by_name())
     if local is not None and (elsewhere is None or local[0] >= elsewhere[0] - 0.1):
         return f"did you mean '{above}.{local[1]}'?" if above else f"did you mean '{local[1]}'?"
     if elsewhere is not None:
         return f"did you mean {' or '.join(repr(near) for near in _paths_by_name()[elsewhere[1]][:3])}?"
-    if section.children:
-        names = ", ".join(section.children)
+    if children:
+        names = ", ".join(children)
         return f"known here: {names}" if len(names) < 400 else f"known here: {names[:400].rpartition(', ')[0]}, ..."
     return None
 
 
-def check_leaf(item: Field, value: JsonValue) -> JsonValue:
-    """The value as the setting keeps it (1 becomes 1.0 for a float). Raises `BadValueError`."""
+def _checked(item: Field, value: JsonValue) -> JsonValue:
     if item.key is None:
         return value
     if isinstance(value, PlaceholderText):
         try:
-            return check_leaf(item, value.plain)
+            return _checked(item, value.plain)
         except BadValueError:
-            return check_leaf(item, str(value))
+            value = str(value)
     return check(item.key.owner, item.name, value)
 
 
 @cache
-def _published() -> dict[str, Field]:
-    """The settings of the schema itself: a package that brings an engine must not change the names of the others."""
+def _published() -> tuple[dict[str, str], Counter[str]]:
+    """The paths of the schema's own settings, joined by `_`, and how often each name occurs among them.
+
+    A package that brings an engine must not change the keywords of the others.
+    """
     own = keys_of(ExperimentSettings)
-    return {path: item for path, item in table().items() if item.kind == "leaf" and path.partition(".")[0] in own}
-
-
-@cache
-def _leaf_name_counts() -> Counter[str]:
-    return Counter(item.name for item in _published().values())
+    leaves = [item for item in table().values() if item.kind == "leaf" and item.path.partition(".")[0] in own]
+    return {item.path: item.path.replace(".", "_") for item in leaves}, Counter(item.name for item in leaves)
 
 
 @cache
@@ -187,19 +170,13 @@ def keyword(path: str) -> str:
 
     A top-level setting keeps its name; below `extra` the word `extra` stands before a name that the schema has too.
     """
-    counts = _leaf_name_counts()
+    joined, counts = _published()
     parts = path.split(".")
-    known = path in _published()
-    if len(parts) == 1 or counts[parts[-1]] == (1 if known else 0):
+    if len(parts) == 1 or counts[parts[-1]] == (path in joined):
         return parts[-1]
     for length in range(2, len(parts) + 1):
         tail = "_".join(parts[-length:])
-        others = sum(
-            1
-            for other in _published().values()
-            if other.path != path and other.path.replace(".", "_").endswith(f"_{tail}")
-        )
-        if not others and counts[tail] == 0:
+        if counts[tail] == 0 and not any(name.endswith(f"_{tail}") for other, name in joined.items() if other != path):
             return tail
     return "_".join(parts)
 
@@ -243,7 +220,7 @@ def settings_at(item: Field, path: str, value: JsonValue, report: Report, key_pa
     """The settings made by one value at a known path."""
     if item.kind == "leaf":
         try:
-            return [WrittenSetting(path, check_leaf(item, value), key_path)]
+            return [WrittenSetting(path, _checked(item, value), key_path)]
         except BadValueError as problem:
             report((*key_path, *problem.inner), f"{path}: {problem.text}", problem.fix, False)
             return []
@@ -256,9 +233,8 @@ def settings_at(item: Field, path: str, value: JsonValue, report: Report, key_pa
         return settings_at(table()[shorthand[0]], shorthand[0], shorthand[1][value], report, key_path)
     if not isinstance(value, Mapping):
         first = next(iter(item.children), "key")
-        report(
-            key_path, f"{path}: expected a mapping, got {kind(value)}", f"for example {path}: {{{first}: ...}}", False
-        )
+        hint = f"for example {path}: {{{first}: ...}}"
+        report(key_path, f"{path}: expected a mapping, got {kind(value)}", hint, False)
         return []
     return flatten(value, report, key_path, path)
 
@@ -283,17 +259,9 @@ def _map_settings(item: Field, path: str, value: JsonValue, report: Report, key_
     return settings
 
 
-def overlay(flat: FlatSettings, settings: list[WrittenSetting] | tuple[WrittenSetting, ...]) -> FlatSettings:
-    """A copy of `flat` with `settings` laid over it, in order."""
-    result = dict(flat)
-    apply(result, settings)
-    return result
-
-
-def apply(flat: FlatSettings, settings: list[WrittenSetting] | tuple[WrittenSetting, ...]) -> None:
+def apply(flat: FlatSettings, settings: Iterable[WrittenSetting]) -> None:
     """Lay `settings` over `flat`, which changes. A value inside a map replaces what was above or below it."""
-    for setting in settings:
-        path, value = setting.path, setting.value
+    for path, value, _ in settings:
         if isinstance(value, Clear):
             for other in [other for other in flat if other.startswith(f"{path}.")]:
                 del flat[other]
@@ -304,16 +272,21 @@ def apply(flat: FlatSettings, settings: list[WrittenSetting] | tuple[WrittenSett
         flat[path] = value
 
 
+def innermost(data: dict[str, JsonValue], path: str) -> tuple[dict[str, JsonValue], str]:
+    """The mapping in `data` that holds the setting at a dotted path, made where it is missing, and its key there."""
+    *above, last = path.split(".")
+    for part in above:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            inner = data[part] = {}
+        data = inner
+    return data, last
+
+
 def unflatten(flat: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Nested mappings from dotted paths."""
     result: dict[str, JsonValue] = {}
     for path, value in flat.items():
-        *above, last = path.split(".")
-        level = result
-        for part in above:
-            inner = level.setdefault(part, {})
-            if not isinstance(inner, dict):
-                inner = level[part] = {}
-            level = inner
+        level, last = innermost(result, path)
         level[last] = value
     return result

@@ -35,9 +35,7 @@ class Execution:
         "auto", "Seconds between cycles; `auto` waits until power and temperature settle."
     )
     residual_memory_bytes: NonNegativeInt = setting(
-        100_000_000,
-        "Most memory that may be in use on a leased GPU before a cycle.",
-        [100_000_000],
+        100_000_000, "Most memory that may be in use on a leased GPU before a cycle.", [100_000_000]
     )
     retries: Annotated[int, Limits(ge=0, le=100)] = setting(1, "Further attempts at an invalid cycle.")
     isolation: Isolation = setting("process", "A fresh process per cycle, per experiment, or per loaded engine.")

@@ -6,9 +6,10 @@ The loader calls these functions, and `settings` does for a user's own file. Eac
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.energy.validity import Thresholds
@@ -17,18 +18,13 @@ from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import Report
-from pytest_llem.study.limits import (
-    Budget,
-    Comparison,
-    FailIf,
-    parse_budget,
-    parse_fail_if,
-)
+from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_budget, parse_fail_if
 from pytest_llem.study.model import Execution, Gates, Overrides
 from pytest_llem.study.problems import suggest_or_list
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 from pytest_llem.study.schema import Compare
 
+T = TypeVar("T")
 VALIDITY = "measurement.validity"
 
 
@@ -54,70 +50,67 @@ def check_section(declaration: type, data: JsonValue, report: Report, key_path: 
     return checked
 
 
+def read_section(declaration: type[T], data: JsonValue, report: Report, key_path: KeyPath) -> T:
+    """A flat section with what a mapping sets in it; what is wrong goes to `report` and keeps its default."""
+    checked = check_section(declaration, data, report, key_path)
+    return declaration(**{key: tuple(value) if isinstance(value, list) else value for key, value in checked.items()})
+
+
 def execution(data: JsonValue, below: Mapping[str, JsonValue], report: Report) -> Execution:
     """The `execution` section over a user's defaults `below` it; what is wrong in it keeps its default."""
-    given = check_section(Execution, data, report, ("execution",))
-    headline = given.get("headline")
-    if isinstance(headline, str):
+    checked = check_section(Execution, data, report, ("execution",))
+    made = Execution(**{**below, **checked})  # type: ignore[arg-type]  # checked above, and where the user's file is read
+    if "headline" in checked:
         try:
-            metric_name(headline)
+            metric_name(made.headline)
         except SettingsError as problem:
             report(("execution", "headline"), f"execution.headline: {problem.message}", problem.fix, False)
-    made = Execution(**{**below, **given})  # type: ignore[arg-type]  # checked above, and where the user's file is read
     if made.target_ci is not None and made.max_cycles < made.cycles:
         text = f"execution.max_cycles {made.max_cycles} is below execution.cycles {made.cycles}"
         report(("execution",), text, "raise max_cycles", True)
     return made
 
 
-def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: Report, key_path: KeyPath) -> Gates:
+def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: Report) -> Gates:
     """The gates of a study or of one of its experiments."""
-    limits = check_section(Compare, compare, report, (*key_path, "compare"))
-    alpha = limits.get("alpha", 0.05)
-    changes = tuple(_comparisons(limits, report, (*key_path, "compare")))
-    allow = tuple(_allowed(limits.get("allow"), report, (*key_path, "compare", "allow")))
-    comparison = Comparison(changes, alpha if isinstance(alpha, float) else 0.05, allow)
-    return Gates(tuple(_budgets(expect, report, (*key_path, "expect"))), comparison if limits else None, tags)
+    checked = check_section(Compare, compare, report, ("compare",))
+    comparison = None
+    if checked:
+        limits = Compare(**checked)  # type: ignore[arg-type]  # checked above
+        for index, name in enumerate(limits.allow):
+            with _reported(report, ("compare", "allow", index), "compare.allow"):
+                check_condition(name)
+        comparison = Comparison(tuple(_comparisons(limits, report)), limits.alpha, tuple(limits.allow))
+    return Gates(tuple(_budgets(expect, report)), comparison, tags)
 
 
-def _budgets(data: JsonValue, report: Report, key_path: KeyPath) -> Iterator[Budget]:
-    if data is None:
-        return
-    if not isinstance(data, Mapping):
+@contextmanager
+def _reported(report: Report, key_path: KeyPath, name: str) -> Iterator[None]:
+    """Reports a `SettingsError` of the block: at the key if that is an unknown metric, else at the value."""
+    try:
+        yield
+    except SettingsError as problem:
+        report(key_path, f"{name}: {problem.message}", problem.fix, "unknown metric" in problem.message)
+
+
+def _budgets(data: JsonValue, report: Report) -> Iterator[Budget]:
+    if data is not None and not isinstance(data, Mapping):
         text = f"expect: expected a mapping, got {kind(data)}"
-        report(key_path, text, 'write expect: {joules_per_output_token: "<= 0.5"}', False)
+        report(("expect",), text, 'write expect: {joules_per_output_token: "<= 0.5"}', False)
         return
-    for metric, budget in data.items():
-        if budget is None:
-            continue
-        try:
-            yield parse_budget(metric, budget)
-        except SettingsError as problem:
-            report((*key_path, metric), f"expect: {problem.message}", problem.fix, "unknown metric" in problem.message)
+    for metric, budget in (data or {}).items():
+        if budget is not None:
+            with _reported(report, ("expect", metric), "expect"):
+                yield parse_budget(metric, budget)
 
 
-def _comparisons(limits: Mapping[str, JsonValue], report: Report, key_path: KeyPath) -> Iterator[FailIf]:
-    fail_if, resolution = limits.get("fail_if"), limits.get("resolution")
-    resolutions = resolution if isinstance(resolution, Mapping) else {}
-    known = fail_if if isinstance(fail_if, Mapping) else {}
-    for metric, text in known.items():
-        try:
-            yield parse_fail_if(metric, text, resolutions.get(metric))
-        except SettingsError as problem:
-            at_key = "unknown metric" in problem.message
-            report((*key_path, "fail_if", metric), f"compare: {problem.message}", problem.fix, at_key)
-    for metric in resolutions.keys() - known.keys():
+def _comparisons(limits: Compare, report: Report) -> Iterator[FailIf]:
+    for metric, text in limits.fail_if.items():
+        with _reported(report, ("compare", "fail_if", metric), "compare"):
+            yield parse_fail_if(metric, text, limits.resolution.get(metric))
+    for metric in limits.resolution.keys() - limits.fail_if.keys():
         hint = "name it in fail_if as well, or take it out"
-        report((*key_path, "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
-
-
-def _allowed(names: JsonValue, report: Report, key_path: KeyPath) -> Iterator[str]:
-    for index, name in enumerate(names if isinstance(names, list) else ()):
-        try:
-            check_condition(str(name))
-            yield str(name)
-        except SettingsError as problem:
-            report((*key_path, index), f"compare.allow: {problem.message}", problem.fix, False)
+        report(("compare", "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
 
 
 def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -> dict[str, str]:
@@ -132,10 +125,14 @@ def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -
     return dict(data)
 
 
+def _given(declaration: type, data: JsonValue, report: Report, name: str) -> dict[str, JsonValue]:
+    checked = check_section(declaration, data, report, (name,))
+    return {key: value for key, value in checked.items() if value is not None}
+
+
 def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `docker` says, with mounts as absolute paths; relative ones start at `directory`."""
-    checked = check_section(DockerSettings, data, report, ("docker",))
-    given: dict[str, JsonValue] = {key: value for key, value in checked.items() if value is not None}
+    given = _given(DockerSettings, data, report, "docker")
     mounts = given.get("mounts")
     if isinstance(mounts, list):
         given["mounts"] = [str((directory / Path(str(mount)).expanduser()).resolve()) for mount in mounts]
@@ -157,16 +154,13 @@ def follow_residual_memory(allowed_bytes: int, docker: dict[str, JsonValue], thr
 
 def ray(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonValue]:
     """What the section `ray` says, with local paths of its `runtime_env` made absolute, from `directory`."""
-    checked = check_section(RaySettings, data, report, ("ray",))
-    settings: dict[str, JsonValue] = {key: value for key, value in checked.items() if value is not None}
-    environment = settings.get("runtime_env")
-    if isinstance(environment, Mapping):
-        given: dict[str, JsonValue] = {key: value for key, value in environment.items() if value is not None}
+    given = _given(RaySettings, data, report, "ray")
+    environment = given.get("runtime_env")
+    if isinstance(environment, dict):
         for key in ("py_modules", "working_dir", "pip", "uv", "conda"):
-            if key in given:
-                given[key] = _absolute(given[key], directory)
-        settings["runtime_env"] = given
-    return settings
+            if key in environment:
+                environment[key] = _absolute(environment[key], directory)
+    return given
 
 
 def _absolute(value: JsonValue, directory: Path) -> JsonValue:
@@ -190,41 +184,30 @@ def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str
         if key == VALIDITY:
             limits.update(check_section(Thresholds, value, report, (key,)))
         elif key.startswith(f"{VALIDITY}."):
-            limits.update(
-                check_section(Thresholds, {key.removeprefix(f"{VALIDITY}."): value}, _at_key(key, report), ())
-            )
+            name = key.removeprefix(f"{VALIDITY}.")
+            limits.update(check_section(Thresholds, {name: value}, moved(report, (key,), 1), ()))
         else:
             continue
         del rest[key]
     return rest, {name: value for name, value in limits.items() if isinstance(value, float)}
 
 
-def _at_key(key: str, report: Report) -> Report:
-    """Problems below a dotted key, placed at it."""
-
-    def placed(key_path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
-        report((key, *key_path[1:]), text, fix, at_key)
-
-    return placed
+def moved(report: Report, above: KeyPath, skip: int = 0) -> Report:
+    """Reports what is at a key path as being below `above`, in place of its first `skip` parts."""
+    return lambda key_path, *rest: report((*above, *key_path[skip:]), *rest)
 
 
-def meter(name: JsonValue, report: Report) -> str | None:
-    """The meter that a study names; an unknown one is reported."""
-    if name is None:
-        return None
-    known = ("auto", *known_meters(), "none")
-    if name not in known:
-        report(("meter",), f"meter: unknown meter {name!r}", suggest_or_list(str(name), known), False)
-    return str(name)
+def check_meter(name: str | None, report: Report) -> None:
+    """Report a meter that there is not."""
+    names = ("auto", *known_meters(), "none")
+    if name is not None and name not in names:
+        report(("meter",), f"meter: unknown meter {name!r}", suggest_or_list(name, names), False)
 
 
 def overridden(execution: Execution, overrides: Overrides) -> Execution:
     """The execution with what the command line says. Raises `SettingsError`."""
-    changes: dict[str, Any] = {}
-    if overrides.cycles is not None:
-        changes["cycles"] = overrides.cycles
-    if overrides.order is not None:
-        changes["order"] = overrides.order
+    values: dict[str, Any] = {"cycles": overrides.cycles, "order": overrides.order}
+    changes = {key: value for key, value in values.items() if value is not None}
     try:
         for key, value in changes.items():
             check(Execution, key, value)

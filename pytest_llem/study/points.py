@@ -1,299 +1,341 @@
 """Expands a sweep into its points: enumerated in written order, filtered, named, and made unique.
 
-A sweep of many points costs little per point because almost nothing is computed per point: settings are checked per
-alternative; inactive settings, exclusions and rules per combination of the axes that they concern. The loader calls it.
+The loader calls it. Many points cost little because almost nothing is computed per point: settings are checked per
+alternative, and what they do is found out once per combination of the axes that decide it (a `SettingsSlice`).
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
 
-from pytest_llem.study.canonical import getter, same, section_of, with_engine_dtype, written_out
+from pytest_llem.engines import shipped_engines
+from pytest_llem.study.canonical import INACTIVITY_RULES, Get, canonical, effective, getter, same, section_of
 from pytest_llem.study.document import KeyPath
-from pytest_llem.study.fields import FlatSettings, apply
-from pytest_llem.study.model import SettingsSlice
+from pytest_llem.study.fields import Clear, FlatSettings, apply, defaults, keyword, table
+from pytest_llem.study.model import Keyword, OmittedPoint, SettingsSlice
 from pytest_llem.study.naming import digest, shorten
+from pytest_llem.study.problems import Location
 from pytest_llem.study.rules import RULES, Rule
-from pytest_llem.study.slices import (
-    PINNED,
-    Cluster,
-    cluster_slice,
-    clusters,
-    ordered_labels,
-    section_axis,
-    shared_slice,
-)
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
 
 # Chosen: ten times the ten thousand points of tests/benchmarks/collection.py; above it a study is a mistake.
 MAX_POINTS = 100_000
 
+PINNED = -1
+"""The index of an axis that has no effect for a point's engine."""
+
 Index = tuple[int, ...]
+Slices = tuple[SettingsSlice, ...]
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class TooManyPointsError(Exception):
-    """The sweep has more than `MAX_POINTS` points: `count`, the product of the axes in `shape`."""
-
-    def __init__(self, count: int, shape: str) -> None:
-        super().__init__(f"{count:,} points")
-        self.count = count
-        self.shape = shape
-
-
-@dataclass(frozen=True)
-class InactiveSetting:
-    """Where a setting that does nothing was written, and the engine whose section it is in, if any."""
-
-    origin: KeyPath
-    section: str | None
+    """The sweep has more than `MAX_POINTS` points."""
 
 
 @dataclass
 class Points:
-    """The expanded sweep. Rejected points carry their id, the reason, and the key path of the setting that decided."""
+    """The points of a study that run, those that do not, and the settings that do nothing."""
 
-    kept: list[tuple[str, tuple[SettingsSlice, ...]]] = field(default_factory=list)
-    excluded: list[tuple[str, str, KeyPath]] = field(default_factory=list)
-    invalid: list[tuple[str, str, KeyPath]] = field(default_factory=list)
-    duplicates: list[tuple[str, str, KeyPath]] = field(default_factory=list)
-    inactive: dict[tuple[str, str], InactiveSetting] = field(default_factory=dict)
-    unused_exclusions: list[Exclusion] = field(default_factory=list)
+    kept: list[tuple[str, Slices]] = field(default_factory=list)
+    excluded: list[OmittedPoint] = field(default_factory=list)
+    invalid: list[OmittedPoint] = field(default_factory=list)
+    duplicates: list[OmittedPoint] = field(default_factory=list)
+    inactive: dict[tuple[str, str], tuple[KeyPath, str | None]] = field(default_factory=dict)
+    """What does nothing and why, with where it was written first and the engine whose section it is in, if any."""
+
+    def note_inactive(self, path: str, why: str, origin: KeyPath, label: str | None = None) -> None:
+        """Note that a setting does nothing; `label` stands for it in messages."""
+        self.inactive.setdefault((label or path, why), (origin, section_of(path)))
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Axes whose settings may make each other inactive, with every path that any of them may change."""
+
+    axes: Index
+    paths: frozenset[str]
+
+
+def section_axis(axis: Axis) -> str | None:
+    """The engine whose section holds everything that this axis sets, or `None`."""
+    sections = {section_of(path) for path in axis.paths}
+    return sections.pop() if len(sections) == 1 else None
+
+
+def _touched(axis: Axis, shared: FlatSettings) -> frozenset[str]:
+    """The settings that an axis may change: those it sets, and shared ones in a section that it clears."""
+    cleared = [s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)]
+    below = {path for path in shared for section in cleared if path.startswith(f"{section}.")}
+    within_maps = [path for path in axis.paths if path not in table()]
+    below |= {
+        path for path in shared for own in within_maps if path.startswith(f"{own}.") or own.startswith(f"{path}.")
+    }
+    return (axis.paths - set(cleared)) | below
+
+
+def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
+    """The axes in groups that share no inactivity rule; a group's paths include shared settings that it decides on."""
+    paths = [_touched(axis, shared) for axis in axes]
+    groups = [({index}, own, frozenset[str]()) for index, own in enumerate(paths)]
+    for linked in _linked(paths, shared):
+        joined = [group for group in groups if group[1] & linked]
+        if joined:
+            members, own, decided = zip(*joined, strict=True)
+            groups = [group for group in groups if group not in joined]
+            groups.append((set().union(*members), frozenset().union(*own), linked.union(*decided)))
+    groups.sort(key=lambda group: min(group[0]))
+    return [Cluster(tuple(sorted(members)), own | decided) for members, own, decided in groups]
+
+
+def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
+    """Sets of settings that must be looked at together."""
+    yield from (frozenset(rule.fields + rule.controls) for rule in INACTIVITY_RULES)
+    if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
+        yield frozenset(path for path in defaults() if path.startswith("decoding."))
+    of_engines = {f"{engine}.dtype" for engine in shipped_engines()}
+    if any(own & of_engines for own in (*paths, shared.keys())):
+        yield frozenset({"dtype", *of_engines})
+
+
+def make_slice(
+    flat: FlatSettings, engine: str, chosen: Iterable[tuple[int, Alternative]] = ()
+) -> tuple[SettingsSlice, dict[str, str]]:
+    """The slice of some settings, and why those of them that do nothing do so; `chosen` made them, each by its axis."""
+    kept, inactive = canonical(flat, engine)
+    active = {path: value for path, value in effective(flat, engine).items() if path not in inactive}
+    if "decoding.preset" in flat:
+        active["decoding.preset"] = flat["decoding.preset"]
+    labels = tuple(
+        (axis, alternative.label)
+        for axis, alternative in chosen
+        if not alternative.settings or any(setting.path not in inactive for setting in alternative.settings)
+    )
+    return SettingsSlice(_encode(sorted(kept.items())), kept, _keywords(active), labels), inactive
+
+
+def _keywords(active: FlatSettings) -> dict[str, Keyword]:
+    """Marker keywords of scalar settings; floats as their text, nulls and nested values not at all."""
+    named: dict[str, Keyword] = {}
+    for path, value in active.items():
+        name = keyword(path)
+        if isinstance(value, (bool, int, float, str)) and name.isidentifier():
+            named[name] = repr(value) if isinstance(value, float) else value
+    return named
+
+
+@dataclass
 class Sweep:
-    """A sweep over shared settings."""
+    """A sweep over shared settings; `origins` and `locate` say where they were written, `name` is the study's."""
 
-    def __init__(
-        self,
-        shared: FlatSettings,
-        origins: dict[str, KeyPath],
-        axes: Sequence[Axis],
-        exclusions: Sequence[Exclusion],
-        name: str,
-    ) -> None:
-        self.shared = shared
-        self.origins = origins
-        self.axes = axes
-        self.exclusions = exclusions
-        self.name = name
-        self.clusters = clusters(axes, shared)
-        self._clustered: frozenset[str] = frozenset().union(*(cluster.paths for cluster in self.clusters))
-        self._static = {path: value for path, value in shared.items() if path not in self._clustered}
+    shared: FlatSettings
+    origins: dict[str, KeyPath]
+    axes: Sequence[Axis]
+    exclusions: Sequence[Exclusion]
+    name: str
+    locate: Callable[[KeyPath], Location]
+    points: Points = field(default_factory=Points)
+
+    def __post_init__(self) -> None:
+        self.clusters = clusters(self.axes, self.shared)
+        clustered: frozenset[str] = frozenset().union(*(cluster.paths for cluster in self.clusters))
+        self.static = {path: value for path, value in self.shared.items() if path not in clustered}
+        self.unused_exclusions = dict.fromkeys(exclusion.origin for exclusion in self.exclusions)
         self._in_order = all(len(cluster.axes) == 1 for cluster in self.clusters)
 
-    def points(self) -> Points:
-        """Enumerate. Raises `TooManyPointsError` before it begins."""
+    def expand(self) -> None:
+        """Enumerate into `points`. Raises `TooManyPointsError` before it begins."""
         blocks = self._blocks()
-        points = Points()
-        rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]] = []
-        used: set[int] = set()
-        for engine, pinned, fixed in blocks:
-            rows.extend(_Block(self, engine, pinned, fixed, points, used).rows())
+        rows = [row for block in blocks for row in block.rows()]
         if len(blocks) > 1:
             rows.sort(key=itemgetter(0))
-        self._unique(rows, points)
-        points.unused_exclusions = [e for index, e in enumerate(self.exclusions) if index not in used]
-        return points
-
-    def _blocks(self) -> list[tuple[str, frozenset[int], dict[int, int]]]:
-        """Per engine that the axes choose: the axes of other engines' sections, which do nothing there."""
-        deciders = [index for index, axis in enumerate(self.axes) if "engine" in axis.paths]
-        choices = math.prod(len(self.axes[index].alternatives) for index in deciders)
-        if choices > MAX_POINTS:
-            raise TooManyPointsError(choices, self._shape(range(len(self.axes))))
-        blocks: list[tuple[str, frozenset[int], dict[int, int]]] = []
-        total = 0
-        for combination in itertools.product(*(range(len(self.axes[index].alternatives)) for index in deciders)):
-            fixed = dict(zip(deciders, combination, strict=True))
-            flat = {"engine": self.shared["engine"]}
-            for index, choice in fixed.items():
-                apply(flat, tuple(s for s in self.axes[index].alternatives[choice].settings if s.path == "engine"))
-            engine = str(flat["engine"])
-            pinned = frozenset(i for i, axis in enumerate(self.axes) if section_axis(axis) not in (None, engine))
-            free = [i for i in range(len(self.axes)) if i not in pinned and i not in fixed]
-            total += math.prod(len(self.axes[i].alternatives) for i in free)
-            blocks.append((engine, pinned, fixed))
-        if total > MAX_POINTS:
-            raise TooManyPointsError(total, self._shape(range(len(self.axes))))
-        return blocks
-
-    def _shape(self, indices: Sequence[int]) -> str:
-        return " x ".join(f"{len(self.axes[i].alternatives):,} {self.axes[i].name}" for i in indices)
-
-    def chosen(self, indices: Sequence[int], index: Index) -> Iterator[tuple[int, Alternative | None]]:
-        """The alternatives of a combination of some axes."""
-        for axis, choice in zip(indices, index, strict=True):
-            yield axis, None if choice == PINNED else self.axes[axis].alternatives[choice]
-
-    def name_of(self, parts: tuple[SettingsSlice, ...]) -> str:
-        """The id of a point."""
-        if self._in_order:
-            labels: Iterator[str] = (part.labels[0][1] for part in parts if part.labels)
-        else:
-            labels = ordered_labels(parts)
-        return shorten("-".join(labels)) or self.name
-
-    def _unique(self, rows: list[tuple[Index, str, tuple[SettingsSlice, ...]]], points: Points) -> None:
-        seen: dict[tuple[str, ...], str] = {}
         names: set[str] = set()
-        for index, name, parts in rows:
-            key = tuple([part.key for part in parts])
+        seen: dict[tuple[str, ...], str] = {}
+        for index, name, slices in rows:
+            key = tuple([part.key for part in slices])
             if key in seen:
-                points.duplicates.append((name, f"does the same as {seen[key]}", self._origin(index)))
+                last = max((axis for axis, choice in enumerate(index) if choice != PINNED), default=None)
+                origin = ("sweep",) if last is None else self.axes[last].alternatives[index[last]].origin
+                self.points.duplicates.append(OmittedPoint(name, f"does the same as {seen[key]}", self.locate(origin)))
                 continue
             if name in names:
                 name = f"{name}.{digest(list(key))}"
             names.add(name)
             seen[key] = name
-            points.kept.append((name, parts))
+            self.points.kept.append((name, slices))
 
-    def _origin(self, index: Index) -> KeyPath:
-        last = max((axis for axis, choice in enumerate(index) if choice != PINNED), default=None)
-        return ("sweep",) if last is None else self.axes[last].alternatives[index[last]].origin
+    def _blocks(self) -> list[_Block]:
+        """A block per engine that the axes choose; axes of other engines' sections are pinned in it."""
+        sizes = [len(axis.alternatives) for axis in self.axes]
+        deciders = [index for index, axis in enumerate(self.axes) if "engine" in axis.paths]
+        self._limit(math.prod(sizes[index] for index in deciders))
+        blocks: list[_Block] = []
+        for combination in itertools.product(*(range(sizes[index]) for index in deciders)):
+            fixed = dict(zip(deciders, combination, strict=True))
+            flat: FlatSettings = {"engine": self.shared["engine"]}
+            for _, alternative in self.chosen(deciders, combination):
+                apply(flat, [setting for setting in alternative.settings if setting.path == "engine"])
+            engine = str(flat["engine"])
+            pinned = [index for index, axis in enumerate(self.axes) if section_axis(axis) not in (None, engine)]
+            choices = [
+                (PINNED,) if index in pinned else (fixed[index],) if index in fixed else range(size)
+                for index, size in enumerate(sizes)
+            ]
+            blocks.append(_Block(self, engine, choices, [self.axes[index] for index in pinned]))
+        self._limit(sum(math.prod(map(len, block.choices)) for block in blocks))
+        return blocks
 
-    def key_path_of(self, paths: Sequence[str], index: Index) -> KeyPath:
-        """Where the first of `paths` that is set for this point was written."""
+    def _limit(self, count: int) -> None:
+        if count > MAX_POINTS:
+            shape = " x ".join(f"{len(axis.alternatives):,} {axis.name}" for axis in self.axes)
+            raise TooManyPointsError(f"the sweep has {count:,} points: {shape}")
+
+    def chosen(self, axes: Sequence[int], choices: Index) -> Iterator[tuple[int, Alternative]]:
+        """The alternatives of a combination of some axes, without those that are pinned."""
+        for axis, choice in zip(axes, choices, strict=True):
+            if choice != PINNED:
+                yield axis, self.axes[axis].alternatives[choice]
+
+    def name_of(self, slices: Slices) -> str:
+        """The id of a point: the labels of its slices in the order of their axes."""
+        if self._in_order:
+            labels = [part.labels[0][1] for part in slices if part.labels]
+        else:
+            labels = [label for _, label in sorted(label for part in slices for label in part.labels)]
+        return shorten("-".join(labels)) or self.name
+
+    def origin_of(self, paths: Sequence[str], axes: Sequence[int], choices: Index) -> KeyPath:
+        """Where the first of `paths` that is set for this combination of axes was written."""
         for path in paths:
-            for axis, choice in enumerate(index):
-                if choice != PINNED:
-                    for setting in self.axes[axis].alternatives[choice].settings:
-                        if setting.path == path:
-                            return setting.origin
+            for _, alternative in self.chosen(axes, choices):
+                for setting in alternative.settings:
+                    if setting.path == path:
+                        return setting.origin
         return next((self.origins[path] for path in paths if path in self.origins), ("sweep",))
 
 
 @dataclass
 class _Filter:
-    """A check that depends on some axes alone: its answer per combination of them."""
+    """A check that depends on some axes alone: its answer per combination of them.
 
-    pick: Callable[[Any], Any]
+    It is a rule that reads `paths`, or an exclusion.
+    """
+
     axes: Index
     answer: Callable[[Index], str | None]
-    paths: tuple[str, ...]
-    exclusion: int | None
-    answers: dict[Any, str | None] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    exclusion: Exclusion | None = None
+    answers: dict[Index, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pick = _pick(self.axes)
 
 
 class _Block:
     """The points of a sweep that run one engine."""
 
-    def __init__(
-        self, sweep: Sweep, engine: str, pinned: frozenset[int], fixed: dict[int, int], points: Points, used: set[int]
-    ) -> None:
+    def __init__(self, sweep: Sweep, engine: str, choices: Sequence[Sequence[int]], pinned: Sequence[Axis]) -> None:
         self.sweep = sweep
         self.engine = engine
-        self.points = points
-        self.used = used
-        self.choices = [
-            (PINNED,) if i in pinned else (fixed[i],) if i in fixed else range(len(axis.alternatives))
-            for i, axis in enumerate(sweep.axes)
-        ]
-        self.filters = [self._exclusion(index, e) for index, e in enumerate(sweep.exclusions)]
-        self.filters += [self._rule(rule) for rule in RULES if rule.engine in (None, engine)]
-        self._note_pinned(pinned)
+        self.choices = choices
+        self.pinned = pinned
 
-    def rows(self) -> Iterator[tuple[Index, str, tuple[SettingsSlice, ...]]]:
-        """Every point that passes the filters, with its index, id and parts."""
-        sweep, engine = self.sweep, self.engine
-        static, inactive = shared_slice(sweep._static, engine)
+    def rows(self) -> Iterator[tuple[Index, str, Slices]]:
+        """The points that pass all filters, with their index, id and slices."""
+        sweep = self.sweep
+        for axis in self.pinned:
+            path, why = next(iter(axis.paths)), f"with engine {self.engine}"
+            sweep.points.note_inactive(path, why, axis.origin, f"the sweep of {axis.name}")
+        static, inactive = make_slice(sweep.static, self.engine)
         for path, why in inactive.items():
-            origin = sweep.origins.get(path, ("sweep",))
-            self.points.inactive.setdefault((path, why), InactiveSetting(origin, section_of(path)))
-        parts_of: list[tuple[Callable[[Any], Any], Cluster, dict[Any, SettingsSlice]]] = [
+            sweep.points.note_inactive(path, why, sweep.origins.get(path, ("sweep",)))
+        made: list[tuple[Callable[[Index], Index], Cluster, dict[Index, SettingsSlice]]] = [
             (_pick(cluster.axes), cluster, {}) for cluster in sweep.clusters
         ]
-        filters = [check for check in self.filters if check.axes or check.answer(()) is not None]
+        filters = [self._exclusion(exclusion) for exclusion in sweep.exclusions]
+        filters += [self._rule(rule) for rule in RULES if rule.engine in (None, self.engine)]
+        filters = [check for check in filters if check.axes or check.answer(()) is not None]
         for index in itertools.product(*self.choices):
-            parts = [static]
-            for pick, cluster, slices in parts_of:
-                sub = pick(index)
-                part = slices.get(sub)
+            slices = [static]
+            for pick, cluster, of_choices in made:
+                choices = pick(index)
+                part = of_choices.get(choices)
                 if part is None:
-                    part = slices[sub] = self._slice(cluster, sub if isinstance(sub, tuple) else (sub,))
-                parts.append(part)
-            point = tuple(parts)
+                    part = of_choices[choices] = self._slice(cluster, choices)
+                slices.append(part)
+            point = tuple(slices)
             if not self._rejected(filters, index, point):
                 yield index, sweep.name_of(point), point
 
-    def _slice(self, cluster: Cluster, sub: Index) -> SettingsSlice:
-        part, inactive = cluster_slice(cluster, self.sweep.chosen(cluster.axes, sub), self.sweep.shared, self.engine)
+    def _slice(self, cluster: Cluster, choices: Index) -> SettingsSlice:
+        shared = self.sweep.shared
+        flat = {path: shared[path] for path in cluster.paths if path in shared}
+        chosen = list(self.sweep.chosen(cluster.axes, choices))
+        for _, alternative in chosen:
+            apply(flat, alternative.settings)
+        part, inactive = make_slice(flat, self.engine, chosen)
         for path, why in inactive.items():
-            if (path, why) not in self.points.inactive:
-                index = [PINNED] * len(self.sweep.axes)
-                for axis, choice in zip(cluster.axes, sub, strict=True):
-                    index[axis] = choice
-                origin = self.sweep.key_path_of([path], tuple(index))
-                self.points.inactive[path, why] = InactiveSetting(origin, section_of(path))
+            self.sweep.points.note_inactive(path, why, self.sweep.origin_of([path], cluster.axes, choices))
         return part
 
-    def _rejected(self, filters: list[_Filter], index: Index, point: tuple[SettingsSlice, ...]) -> bool:
+    def _rejected(self, filters: list[_Filter], index: Index, point: Slices) -> bool:
+        sweep = self.sweep
         for check in filters:
-            sub = check.pick(index)
-            if sub in check.answers:
-                reason = check.answers[sub]
+            choices = check.pick(index)
+            if choices in check.answers:
+                reason = check.answers[choices]
             else:
-                reason = check.answers[sub] = check.answer(sub if isinstance(sub, tuple) else (sub,))
+                reason = check.answers[choices] = check.answer(choices)
             if reason is None:
                 continue
-            name = self.sweep.name_of(point)
             if check.exclusion is None:
-                self.points.invalid.append((name, reason, self.sweep.key_path_of(check.paths, index)))
+                omitted, origin = sweep.points.invalid, sweep.origin_of(check.paths, range(len(index)), index)
             else:
-                self.used.add(check.exclusion)
-                origin = self.sweep.exclusions[check.exclusion].origin
-                self.points.excluded.append((name, reason, origin))
+                omitted, origin = sweep.points.excluded, check.exclusion.origin
+                sweep.unused_exclusions.pop(origin, None)
+            omitted.append(OmittedPoint(sweep.name_of(point), reason, sweep.locate(origin)))
             return True
         return False
 
-    def _flat_settings(self, axes: Index, sub: Index) -> FlatSettings:
+    def _getter(self, axes: Index, choices: Index) -> Get:
         flat = dict(self.sweep.shared)
-        for _, alternative in self.sweep.chosen(axes, sub):
-            if alternative is not None:
-                apply(flat, alternative.settings)
-        return with_engine_dtype(written_out(flat), self.engine)
+        for _, alternative in self.sweep.chosen(axes, choices):
+            apply(flat, alternative.settings)
+        return getter(effective(flat, self.engine))
 
-    def _axes_of(self, paths: Sequence[str]) -> Index:
+    def _axes_of(self, paths: Iterable[str]) -> Index:
         wanted = set(paths)
-        if any(path.startswith("decoding.") for path in paths):
+        if any(path.startswith("decoding.") for path in wanted):
             wanted.add("decoding.preset")
         if "dtype" in wanted:
             wanted.add(f"{self.engine}.dtype")
-        sections = {path.rpartition(".")[0] for path in wanted}
-        return tuple(i for i, a in enumerate(self.sweep.axes) if a.paths & wanted or a.paths & sections)
+        wanted |= {path.rpartition(".")[0] for path in wanted}
+        return tuple(index for index, axis in enumerate(self.sweep.axes) if axis.paths & wanted)
 
-    def _exclusion(self, number: int, exclusion: Exclusion) -> _Filter:
-        axes = self._axes_of([path for path, _ in exclusion.conditions])
+    def _exclusion(self, exclusion: Exclusion) -> _Filter:
+        axes = self._axes_of(path for path, _ in exclusion.conditions)
 
-        def answer(sub: Index) -> str | None:
-            get = getter(self._flat_settings(axes, sub))
-            if all(any(same(get(path), value) for value in values) for path, values in exclusion.conditions):
-                return "excluded"
-            return None
+        def answer(choices: Index) -> str | None:
+            get = self._getter(axes, choices)
+            applies = all(any(same(get(path), value) for value in values) for path, values in exclusion.conditions)
+            return "excluded" if applies else None
 
-        return _Filter(_pick(axes), axes, answer, (), number)
+        return _Filter(axes, answer, exclusion=exclusion)
 
     def _rule(self, rule: Rule) -> _Filter:
         axes = self._axes_of(rule.paths)
-
-        def answer(sub: Index) -> str | None:
-            refusal = rule.check(getter(self._flat_settings(axes, sub)))
-            return f"{refusal.text} ({refusal.fix})" if refusal else None
-
-        return _Filter(_pick(axes), axes, answer, rule.paths, None)
-
-    def _note_pinned(self, pinned: frozenset[int]) -> None:
-        for index in pinned:
-            axis = self.sweep.axes[index]
-            why = f"with engine {self.engine}"
-            self.points.inactive.setdefault(
-                (f"the sweep of {axis.name}", why), InactiveSetting(axis.origin, section_axis(axis))
-            )
+        return _Filter(axes, lambda choices: rule.check(self._getter(axes, choices)), rule.paths)
 
 
-def _pick(axes: Index) -> Callable[[Any], Any]:
+def _pick(axes: Index) -> Callable[[Index], Index]:
+    """Reads the choices on some axes off the index of a point."""
+    if len(axes) == 1:
+        only = axes[0]
+        return lambda index: (index[only],)
     return itemgetter(*axes) if axes else lambda index: ()

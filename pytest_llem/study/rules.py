@@ -28,6 +28,19 @@ _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
 _GIVEN = tuple(f"openai.{name}" for name in _STARTING)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A check that reads `paths` and says why they cannot run together; with `engine` it is for that engine alone."""
+
+    paths: tuple[str, ...]
+    check: Callable[[Get], str | None]
+    engine: str | None = None
+
+
+def _refused(text: str, fix: str) -> str:
+    return f"{text} ({fix})"
+
+
 def _texts(get: Get) -> Iterator[tuple[str, str]]:
     """Every text that placeholders are filled in, with the setting it belongs to."""
     for name in _STARTING:
@@ -42,16 +55,16 @@ def _starts(get: Get) -> bool:
     return bool(get("openai.command") or get("openai.image"))
 
 
-def _which_server(get: Get) -> Refusal | None:
+def _which_server(get: Get) -> str | None:
     url = get("openai.base_url")
     set_beside = [f"openai.{name}" for name in _STARTING if get(f"openai.{name}")]
     if url is not None and set_beside:
-        return Refusal(
+        return _refused(
             f"openai.base_url cannot be combined with {set_beside[0]}: a server at a URL runs already",
             "leave openai.base_url out to have the server started, or the other to measure the one at the URL",
         )
     if url is None and not _starts(get):
-        return Refusal(
+        return _refused(
             "engine openai needs a server: openai.base_url, openai.command and openai.image are all missing",
             "give openai.base_url of a running server, openai.command to start one, or openai.image to start one in a "
             "container",
@@ -59,13 +72,13 @@ def _which_server(get: Get) -> Refusal | None:
     return None
 
 
-def _known_placeholders(get: Get) -> Refusal | None:
+def _known_placeholders(get: Get) -> str | None:
     for path, text in _texts(get):
         for name in _PLACEHOLDER.findall(text):
             if name not in PLACEHOLDERS:
                 near = suggest(name, PLACEHOLDERS)
                 known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-                return Refusal(f"{path}: unknown placeholder {{{name}}}", f"{near or ''} known are {known}".strip())
+                return _refused(f"{path}: unknown placeholder {{{name}}}", f"{near or ''} known are {known}".strip())
     return None
 
 
@@ -73,13 +86,13 @@ def _reaches(get: Get, name: str) -> bool:
     return any(f"{{{name}}}" in text for _, text in _texts(get))
 
 
-def _reaches_server(get: Get) -> Refusal | None:
+def _reaches_server(get: Get) -> str | None:
     """A setting that does not reach the server would be recorded without being true."""
     if not _starts(get):
         return None
     for name in ("model", "port"):
         if not _reaches(get, name):
-            return Refusal(f"the server is not told its {name}: {{{name}}} {_NOWHERE}", f"add --{name} '{{{name}}}'")
+            return _refused(f"the server is not told its {name}: {{{name}}} {_NOWHERE}", f"add --{name} '{{{name}}}'")
     parallel = get("openai.tensor_parallel_size")
     set_here = {
         "dtype": get("dtype"),
@@ -90,45 +103,21 @@ def _reaches_server(get: Get) -> Refusal | None:
         name = path.rpartition(".")[2]
         if value is not None and not _reaches(get, name):
             fix = f"write {{{name}}} where the server expects it, or leave {path} out"
-            return Refusal(f"{path} {value} does not reach the server: {{{name}}} {_NOWHERE}", fix)
+            return _refused(f"{path} {value} does not reach the server: {{{name}}} {_NOWHERE}", fix)
     passes_dummy = _reaches(get, "load_format") or any("dummy" in text for _, text in _texts(get))
     if get("weights") == "dummy" and not passes_dummy:
         fix = "write {load_format} where the server expects it: it becomes auto or dummy"
-        return Refusal(f"weights dummy does not reach the server: {{load_format}} {_NOWHERE}", fix)
+        return _refused(f"weights dummy does not reach the server: {{load_format}} {_NOWHERE}", fix)
     return None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a combination cannot run, and what to change."""
-
-    text: str
-    fix: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check over `paths`; with `engine` it applies to that engine's experiments alone."""
-
-    paths: tuple[str, ...]
-    check: Callable[[Get], Refusal | None]
-    engine: str | None = None
-
-
-SERVER_RULES: tuple[Rule, ...] = (
-    Rule(("openai.base_url", *_GIVEN), _which_server, "openai"),
-    Rule(_GIVEN, _known_placeholders, "openai"),
-    Rule((*_GIVEN, "dtype", "revision", "weights", "openai.tensor_parallel_size"), _reaches_server, "openai"),
-)
 
 
 def _never(
     one: str, is_one: Callable[[JsonValue], bool], other: str, is_other: Callable[[JsonValue], bool], fix: str
 ) -> Rule:
-    def check(get: Get) -> Refusal | None:
+    def check(get: Get) -> str | None:
         first, second = get(one), get(other)
         if is_one(first) and is_other(second):
-            return Refusal(f"{one} {_show(first)} cannot be combined with {other} {_show(second)}", fix)
+            return _refused(f"{one} {_show(first)} cannot be combined with {other} {_show(second)}", fix)
         return None
 
     return Rule((one, other), check, section_of(one) or section_of(other))
@@ -142,12 +131,8 @@ def _is_set(value: JsonValue) -> bool:
     return value is not None
 
 
-def _true(value: JsonValue) -> bool:
-    return value is True
-
-
-def _false(value: JsonValue) -> bool:
-    return value is False
+def _is(*values: JsonValue) -> Callable[[JsonValue], bool]:
+    return lambda value: value in values
 
 
 def _above_one(value: JsonValue) -> bool:
@@ -155,21 +140,21 @@ def _above_one(value: JsonValue) -> bool:
 
 
 def _lengths(path: str) -> Rule:
-    def check(get: Get) -> Refusal | None:
+    def check(get: Get) -> str | None:
         value = get(path)
         if not isinstance(value, Mapping):
             return None
         low, high = value.get("low"), value.get("high")
         if isinstance(low, int) and isinstance(high, int) and low > high:
-            return Refusal(f"{path}: low {low} is above high {high}", "swap them")
+            return _refused(f"{path}: low {low} is above high {high}", "swap them")
         if value.get("distribution") == "lognormal" and not {"mean", "sigma"} <= value.keys():
-            return Refusal(f"{path}: distribution lognormal needs mean and sigma", "give both")
+            return _refused(f"{path}: distribution lognormal needs mean and sigma", "give both")
         return None
 
     return Rule((path,), check)
 
 
-def _arrival(get: Get) -> Refusal | None:
+def _arrival(get: Get) -> str | None:
     value = get("workload.arrival")
     if not isinstance(value, Mapping):
         return None
@@ -177,63 +162,63 @@ def _arrival(get: Get) -> Refusal | None:
     needed = {"burst": ("burst_size", "rate_per_s"), "concurrency": ("concurrency",)}.get(process, ("rate_per_s",))
     for name in needed:
         if value.get(name) is None:
-            return Refusal(f"workload.arrival: process {process} needs {name}", f"give {name}")
+            return _refused(f"workload.arrival: process {process} needs {name}", f"give {name}")
     for name, number in value.items():
         if name not in ("process", *needed) and number is not None:
-            return Refusal(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
+            return _refused(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
     engine = str(get("engine"))
     if engine_info(engine).batch_size is not None:
-        return Refusal(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
+        return _refused(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
     return None
 
 
-def _address(get: Get) -> Refusal | None:
+def _address(get: Get) -> str | None:
     """Refuses credentials, which every result would hold; the client checks the rest of the URL."""
     url = str(get("openai.base_url") or "")
     if "@" in url or "?" in url:
-        return Refusal(
+        return _refused(
             "openai.base_url holds a user name, a password or a query, which would stand in every result",
             "end it at the path, and name an environment variable that holds the key in openai.api_key_env",
         )
     return None
 
 
-def _synthetic_length(get: Get) -> Refusal | None:
+def _synthetic_length(get: Get) -> str | None:
     if get("workload.dataset") == "synthetic" and get("workload.input_tokens") is None:
-        return Refusal(
+        return _refused(
             "workload.input_tokens null cannot be combined with workload.dataset synthetic", "give a number of tokens"
         )
     return None
 
 
-def _warmup(get: Get) -> Refusal | None:
+def _warmup(get: Get) -> str | None:
     low, high = get("measurement.warmup.min_repeats"), get("measurement.warmup.max_repeats")
     if isinstance(low, int) and isinstance(high, int) and 0 < high < low:
-        return Refusal(
+        return _refused(
             f"measurement.warmup.min_repeats {low} is above measurement.warmup.max_repeats {high}", "swap them"
         )
     return None
 
 
-def _one_process(path: str) -> Rule:
-    def check(get: Get) -> Refusal | None:
+def _at_most_one(path: str, text: str, fix: str) -> Rule:
+    def check(get: Get) -> str | None:
         value = get(path)
-        if not _above_one(value):
-            return None
-        return Refusal(
-            f"{path} {_show(value)}: transformers needs a process per device for this, and a cycle is one process",
-            "spread the layers with transformers.device_map: auto, or use the engine vllm",
-        )
+        return _refused(f"{path} {text.format(value)}", fix) if _above_one(value) else None
 
-    return Rule((path,), check, "transformers")
+    return Rule((path,), check, section_of(path))
 
 
-def _vllm_lengths(get: Get) -> Refusal | None:
+def _one_process(path: str) -> Rule:
+    text = "{}: transformers needs a process per device for this, and a cycle is one process"
+    return _at_most_one(path, text, "spread the layers with transformers.device_map: auto, or use the engine vllm")
+
+
+def _vllm_lengths(get: Get) -> str | None:
     batched, longest = get("vllm.max_num_batched_tokens"), get("vllm.max_model_len")
     if not isinstance(batched, int) or not isinstance(longest, int) or batched >= longest:
         return None
     if get("vllm.enable_chunked_prefill") is False:
-        return Refusal(
+        return _refused(
             f"vllm.max_num_batched_tokens {batched} is below vllm.max_model_len {longest} without chunked prefill",
             "raise max_num_batched_tokens, or leave enable_chunked_prefill on",
         )
@@ -243,11 +228,11 @@ def _vllm_lengths(get: Get) -> Refusal | None:
 def _context(info: EngineInfo) -> Rule:
     limit_path = f"{info.name}.{info.context_length}"
 
-    def check(get: Get) -> Refusal | None:
+    def check(get: Get) -> str | None:
         limit = get(limit_path)
         needed = sum(value for value in map(_longest, (get(path) for path in _LENGTHS)) if value)
         if isinstance(limit, int) and needed > limit:
-            return Refusal(
+            return _refused(
                 f"workload.input_tokens and workload.output_tokens need {needed} tokens, {limit_path} is {limit}",
                 f"raise {limit_path}, or shorten the workload",
             )
@@ -265,24 +250,11 @@ def _longest(value: JsonValue) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _vllm_beams(get: Get) -> Refusal | None:
-    if _above_one(get("vllm.beam_search.beam_width")):
-        return Refusal(
-            "vllm.beam_search.beam_width above 1: vLLM searches beams outside of its scheduler",
-            "use engine transformers with transformers.num_beams",
-        )
-    return None
-
-
-def _vllm_answers(get: Get) -> Refusal | None:
-    if _above_one(get("vllm.sampling.n")):
-        return Refusal("vllm.sampling.n above 1: one answer per prompt is measured", "raise workload.prompts")
-    return None
-
-
-def _concurrency(get: Get) -> Refusal | None:
+def _concurrency(get: Get) -> str | None:
     if get("openai.concurrency") is not None and get("workload.arrival") is not None:
-        return Refusal("openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process")
+        return _refused(
+            "openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process"
+        )
     return None
 
 
@@ -297,37 +269,39 @@ RULES: tuple[Rule, ...] = (
     Rule(("measurement.warmup.min_repeats", "measurement.warmup.max_repeats"), _warmup),
     _one_process(f"{_T}.tensor_parallel_size"),
     _one_process(f"{_T}.data_parallel_size"),
-    _never(f"{_Q}.load_in_8bit", _true, f"{_Q}.load_in_4bit", _true, "choose one"),
-    _never(f"{_T}.cache_implementation", _is_set, f"{_T}.use_cache", _false, "leave use_cache on"),
+    _never(f"{_Q}.load_in_8bit", _is(True), f"{_Q}.load_in_4bit", _is(True), "choose one"),
+    _never(f"{_T}.cache_implementation", _is_set, f"{_T}.use_cache", _is(False), "leave use_cache on"),
     _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.batch_size", _above_one, "use batch_size 1"),
     _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.num_beams", _above_one, "use num_beams 1"),
-    _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.use_cache", _false, "leave use_cache on"),
-    _never(f"{_T}.continuous_batching", _true, f"{_T}.num_beams", _above_one, "use num_beams 1"),
-    _never(f"{_T}.continuous_batching", _true, f"{_T}.prompt_lookup_num_tokens", _is_set, "use one of them"),
-    _never(f"{_T}.continuous_batching", _true, f"{_T}.cache_implementation", _is_set, "leave the cache to the engine"),
-    _never(f"{_T}.continuous_batching", _true, f"{_T}.use_cache", _false, "leave use_cache on"),
+    _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.use_cache", _is(False), "leave use_cache on"),
+    _never(f"{_T}.continuous_batching", _is(True), f"{_T}.num_beams", _above_one, "use num_beams 1"),
+    _never(f"{_T}.continuous_batching", _is(True), f"{_T}.prompt_lookup_num_tokens", _is_set, "use one of them"),
+    _never(
+        f"{_T}.continuous_batching", _is(True), f"{_T}.cache_implementation", _is_set, "leave the cache to the engine"
+    ),
+    _never(f"{_T}.continuous_batching", _is(True), f"{_T}.use_cache", _is(False), "leave use_cache on"),
     _never(
         f"{_T}.attn_implementation",
         lambda v: str(v).startswith("flash"),
         "dtype",
-        lambda v: v == "float32",
+        _is("float32"),
         "use float16 or bfloat16",
     ),
     _never("vllm.gpu_memory_utilization", _is_set, "vllm.kv_cache_memory_bytes", _is_set, "choose one"),
-    Rule(("vllm.beam_search.beam_width",), _vllm_beams, "vllm"),
-    Rule(("vllm.sampling.n",), _vllm_answers, "vllm"),
-    _never("vllm.enforce_eager", _true, "vllm.compilation_config", _is_set, "leave one of them out"),
+    _at_most_one(
+        "vllm.beam_search.beam_width",
+        "above 1: vLLM searches beams outside of its scheduler",
+        "use engine transformers with transformers.num_beams",
+    ),
+    _at_most_one("vllm.sampling.n", "above 1: one answer per prompt is measured", "raise workload.prompts"),
+    _never("vllm.enforce_eager", _is(True), "vllm.compilation_config", _is_set, "leave one of them out"),
     Rule(("vllm.max_num_batched_tokens", "vllm.max_model_len", "vllm.enable_chunked_prefill"), _vllm_lengths, "vllm"),
     *(_context(info) for info in shipped_engines().values() if info.context_length is not None),
-    _never(
-        "tensorrt_llm.backend",
-        lambda v: v in ("pytorch", None),
-        "tensorrt_llm.fast_build",
-        _true,
-        "use backend: tensorrt",
-    ),
-    *SERVER_RULES,
+    _never("tensorrt_llm.backend", _is("pytorch", None), "tensorrt_llm.fast_build", _is(True), "use backend: tensorrt"),
+    Rule(("openai.base_url", *_GIVEN), _which_server, "openai"),
+    Rule(_GIVEN, _known_placeholders, "openai"),
+    Rule((*_GIVEN, "dtype", "revision", "weights", "openai.tensor_parallel_size"), _reaches_server, "openai"),
     Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
     Rule(("openai.base_url",), _address, "openai"),
-    _never("weights", lambda v: v == "dummy", "openai.base_url", _is_set, "the server has its own weights"),
+    _never("weights", _is("dummy"), "openai.base_url", _is_set, "the server has its own weights"),
 )

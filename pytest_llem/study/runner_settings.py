@@ -131,9 +131,7 @@ class RaySettings:
     )
     image: Name | None = setting(None, "Run each cycle in a container of this image on its node.")
     runtime_env: RuntimeEnvironment = section(
-        RuntimeEnvironment,
-        "What Ray installs or sets on the nodes.",
-        [{"pip": ["pytest-llem"]}],
+        RuntimeEnvironment, "What Ray installs or sets on the nodes.", [{"pip": ["pytest-llem"]}]
     )
     max_in_flight: Annotated[PositiveInt, Limits(le=10_000)] | None = setting(
         None, "Most cycles submitted at a time; default is twice what the cluster runs, at most 512."

@@ -73,9 +73,7 @@ class Compare:
     )
     alpha: Annotated[float, Limits(gt=0, lt=0.5)] = setting(0.05, "Error rate of each one-sided bound.")
     allow: tuple[str, ...] = setting(
-        (),
-        "Conditions that may differ from the baseline's, by name.",
-        [["engine_version", "driver_major"]],
+        (), "Conditions that may differ from the baseline's, by name.", [["engine_version", "driver_major"]]
     )
 
 
@@ -113,9 +111,7 @@ class StudyHead:
     on_invalid: Literal["error", "skip"] = setting("error", "What to do with a point its engine cannot run.")
     meter: Name | None = setting(None, "auto, a meter's name, or none; the command line stands above it.", ["nvml"])
     runners: Mapping[str, str] = section(
-        dict,
-        "Runner per engine: local, docker, docker:IMAGE, ray.",
-        [{"vllm": "docker"}],
+        dict, "Runner per engine: local, docker, docker:IMAGE, ray.", [{"vllm": "docker"}]
     )
     docker: DockerSettings = section(DockerSettings, "How containers are made.")
     ray: RaySettings = section(RaySettings, "What cycles ask of a Ray cluster.")
@@ -133,9 +129,7 @@ class StudyDocument(SharedSettings, StudyHead):
     """A study: shared settings, a sweep or explicit experiments, execution and gates."""
 
     model: Name | None = setting(
-        None,
-        "Hub id, local path, or builtin:NAME; every experiment needs one.",
-        ["builtin:tiny-llama"],
+        None, "Hub id, local path, or builtin:NAME; every experiment needs one.", ["builtin:tiny-llama"]
     )
 
     measurement: StudyMeasurement = section(StudyMeasurement, "How it is measured.")

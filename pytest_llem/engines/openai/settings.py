@@ -63,9 +63,7 @@ class OpenAISettings:
         "for every cycle, which gates then count as independent.",
     )
     ready_path: Name | None = setting(
-        None,
-        "Answers 200 once the server is ready; null asks /health, then /v1/models.",
-        ["/ready"],
+        None, "Answers 200 once the server is ready; null asks /health, then /v1/models.", ["/ready"]
     )
     ready_timeout_s: PositiveFloat = setting(600.0, "Longest time until a started server answers.")
     enable_prefix_caching: bool | None = setting(
@@ -73,11 +71,7 @@ class OpenAISettings:
         "Whether the server reuses the cache of common prefixes: true keeps that, false says that it was "
         "started without. Null: it is found out, and emptied before every repeat.",
     )
-    extra: Extra = section(
-        dict,
-        "Passed through: fields of the request's body.",
-        [{"ignore_eos": True}],
-    )
+    extra: Extra = section(dict, "Passed through: fields of the request's body.", [{"ignore_eos": True}])
 
 
 @dataclass(frozen=True)

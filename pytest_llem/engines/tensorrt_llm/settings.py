@@ -10,16 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.setting import (
-    Dtype,
-    Extra,
-    Fraction,
-    Name,
-    NonNegativeInt,
-    PositiveInt,
-    section,
-    setting,
-)
+from pytest_llem.job.setting import Dtype, Extra, Fraction, Name, NonNegativeInt, PositiveInt, section, setting
 
 
 @dataclass(frozen=True)
@@ -77,8 +68,4 @@ class TensorRTLLMSettings:
     quant_config: QuantConfig = section(QuantConfig, "Quantisation.")
     scheduler_config: SchedulerConfig = section(SchedulerConfig, "Scheduling.")
     dtype: Dtype | None = setting(None, "Type of the weights for this engine, over the common one.")
-    extra: Extra = section(
-        dict,
-        "Passed through: fields of `LlmArgs`.",
-        [{"enable_attention_dp": True}],
-    )
+    extra: Extra = section(dict, "Passed through: fields of `LlmArgs`.", [{"enable_attention_dp": True}])

@@ -13,16 +13,7 @@ from typing import Annotated, Literal
 
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
-from pytest_llem.job.setting import (
-    Dtype,
-    Extra,
-    Limits,
-    Name,
-    NonNegativeFloat,
-    PositiveInt,
-    section,
-    setting,
-)
+from pytest_llem.job.setting import Dtype, Extra, Limits, Name, NonNegativeFloat, PositiveInt, section, setting
 from pytest_llem.job.wire import decode
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -107,9 +98,7 @@ class TransformersSettings:
         None, "Candidate tokens per step of prompt-lookup decoding; null is off.", [10]
     )
     device_map: Name | Mapping[str, str | int] | None = setting(
-        None,
-        "Placement of modules (`auto`, a device, or a mapping); null is one device.",
-        ["auto"],
+        None, "Placement of modules (`auto`, a device, or a mapping); null is one device.", ["auto"]
     )
     max_memory: Mapping[str, str | int] | None = setting(
         None, "Memory limit per device for `device_map`.", [{"0": "20GiB", "cpu": "60GiB"}]
@@ -121,9 +110,7 @@ class TransformersSettings:
     revision: Name | None = setting(None, "Revision of the model for this engine, over the common one.")
     dtype: Dtype | None = setting(None, "Type of the weights for this engine, over the common one.")
     extra: Extra = section(
-        dict,
-        "Passed through: fields of `GenerationConfig`, or keywords of `from_pretrained`.",
-        [{"typical_p": 0.9}],
+        dict, "Passed through: fields of `GenerationConfig`, or keywords of `from_pretrained`.", [{"typical_p": 0.9}]
     )
 
 

@@ -102,9 +102,7 @@ class VLLMSettings:
     beam_search: BeamSearch = section(BeamSearch, "Beam search.")
     dtype: Dtype | None = setting(None, "Type of the weights for this engine, over the common one.")
     extra: Extra = section(
-        dict,
-        "Passed through: fields of `SamplingParams`, or of `EngineArgs`.",
-        [{"load_format": "safetensors"}],
+        dict, "Passed through: fields of `SamplingParams`, or of `EngineArgs`.", [{"load_format": "safetensors"}]
     )
 
 

@@ -301,7 +301,6 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
 
     caches = (
         engines.engines,
-        fields.tree,
         fields.table,
         fields._paths_by_name,
         fields.keyword,
