@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar
 
-from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
+from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, missing_package, window_energy
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
@@ -36,26 +36,18 @@ class CodeCarbonMeter(Meter):
     def __init__(self, request: MeterRequest) -> None:
         super().__init__(request)
         self._on_gpu = request.devices.kind == "cuda"
-        self._tracker: Any = None
         self._edges: list[int] = []
         self._stretches: list[float] = []
-        self._writer: SampleWriter | None = None
 
     @staticmethod
     def obstacle() -> MeterError | None:
         """Why CodeCarbon cannot be used, or `None`."""
-        try:
-            version("codecarbon")
-        except PackageNotFoundError:
-            return MeterError(
-                "the meter `codecarbon` needs the package codecarbon", fix="pip install 'pytest-llem[codecarbon]'"
-            )
-        return None
+        return missing_package("codecarbon")
 
     def start(self) -> None:
         """Create the tracker, which probes the machine for some seconds, and begin the first stretch."""
         codecarbon: Any = import_module("codecarbon")
-        self._tracker = codecarbon.OfflineEmissionsTracker(
+        self._tracker: Any = codecarbon.OfflineEmissionsTracker(
             country_iso_code=COUNTRY, save_to_file=False, log_level="error", allow_multiple_runs=True
         )
         self._writer = SampleWriter(self._request.samples_path)
@@ -71,8 +63,8 @@ class CodeCarbonMeter(Meter):
         """Account the windows whose edges were marked."""
         self._end()
         self._tracker.stop()
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
+        release = version("codecarbon")
         what = "GPU counter reads" if self._on_gpu else "CPU and memory, from a model where it cannot read RAPL"
         return EnergyReport(
             meter=self.name,
@@ -81,11 +73,9 @@ class CodeCarbonMeter(Meter):
             placement=self._request.settings.placement,
             devices=(MeteredDevice("codecarbon", None, "gpu" if self._on_gpu else "cpu"),),
             windows=tuple(self._account(window) for window in windows),
-            source=f"codecarbon {version('codecarbon')}",
+            source=f"codecarbon {release}",
             notes=(
-                Note(
-                    "cross_check", f"as CodeCarbon {version('codecarbon')} measures: {what}; it states no uncertainty"
-                ),
+                Note("cross_check", f"as CodeCarbon {release} measures: {what}; it states no uncertainty"),
                 Note("in_process", "sensors are read inside the measured process, by threads of CodeCarbon's own"),
             ),
         )
@@ -98,9 +88,8 @@ class CodeCarbonMeter(Meter):
         data = self._tracker.stop_task(f"stretch-{len(self._stretches)}")
         kwh = data.gpu_energy if self._on_gpu else data.cpu_energy + data.ram_energy
         self._stretches.append(float(kwh) * JOULES_PER_KWH)
-        if self._writer is not None:
-            total_mj = sum(self._stretches) * 1e3
-            self._writer.sample(Sample(time.monotonic_ns(), "codecarbon", counter_mj=total_mj))
+        total_mj = sum(self._stretches) * 1e3
+        self._writer.sample(Sample(time.monotonic_ns(), "codecarbon", counter_mj=total_mj))
 
     def _account(self, window: Window) -> WindowEnergy:
         if window.start_ns not in self._edges or window.end_ns not in self._edges:

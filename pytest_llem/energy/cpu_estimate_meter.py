@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,15 +43,13 @@ class EstimateMeter(Meter):
         self._power = thread_power()
         self._marks: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
-        server = request.server
-        self._server_unknown = server is not None and server.pid is None
-        self._server_pids = (server.pid,) if server is not None and server.pid is not None else ()
-        self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
+        server_pid = request.server.pid if request.server is not None else None
+        self._server_unknown = request.server is not None and server_pid is None
+        self._clock = ProcessTreeClock(os.getpid(), *([server_pid] if server_pid is not None else []))
         self._writer: SampleWriter | None = None
 
     def start(self) -> None:
         """Take the first reading."""
-        self._clock = ProcessTreeClock(os.getpid(), also=self._server_pids)
         self._writer = SampleWriter(self._request.samples_path)
         self.mark()
 
@@ -72,24 +71,26 @@ class EstimateMeter(Meter):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        accounted = tuple(self._account(window) for window in windows)
+        watts, generation = self._power.watts, self._power.generation
+        notes = [
+            Note(
+                "estimated",
+                f"energy is CPU time times {watts:.2f} W per thread, not a measurement; "
+                "idle power, memory and accelerators are not in it",
+            )
+        ]
+        if self._server_unknown:
+            notes.append(Note("server_not_counted", NOT_COUNTED))
         return EnergyReport(
             meter=self.name,
             measured=False,
             scope="process_estimate",
             placement="worker",
             devices=(MeteredDevice(DEVICE_ID, self._power.processor, "process"),),
-            windows=accounted,
+            windows=tuple(self._account(window) for window in windows),
             source=self._power.source,
-            notes=(
-                Note(
-                    "estimated",
-                    f"energy is CPU time times {self._power.watts:.2f} W per thread, not a measurement; "
-                    "idle power, memory and accelerators are not in it",
-                ),
-                *([Note("server_not_counted", NOT_COUNTED)] if self._server_unknown else []),
-            ),
-            facts={"watts_per_thread": self._power.watts, "generation": self._power.generation},
+            notes=tuple(notes),
+            facts={"watts_per_thread": watts, "generation": generation},
         )
 
     def _read(self) -> tuple[int, int]:
@@ -122,69 +123,40 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class ProcessTreeClock:
-    """A monotonic clock of CPU time: of `root_pid`, of the roots in `also`, and of all their descendants.
+    """A monotonic clock of the CPU time of the processes `roots` and all their descendants.
 
     A living process is read through its own CPU clock (`clock_getcpuclockid(3)`: nanoseconds, finished threads
     included); the time of reaped children comes from fields 16 and 17 of `/proc/PID/stat` (proc(5)), in ticks.
     The clock never goes back when a child vanishes unreaped.
     """
 
-    def __init__(
-        self,
-        root_pid: int,
-        exclude: frozenset[int] = frozenset(),
-        proc: Path = Path("/proc"),
-        also: tuple[int, ...] = (),
-    ) -> None:
-        self._roots = (root_pid, *also)
-        self._exclude = exclude
-        self._proc = proc
+    def __init__(self, *roots: int) -> None:
+        self._roots = roots
         self._highest_ns = 0
 
     def read_ns(self) -> int:
         """CPU time used by the tree so far."""
-        processes = self._processes()
-        parents = {pid: parent for pid, parent, _ in processes}
-        reaped = {pid: used for pid, _, used in processes}
-        total = 0
-        for pid in self._tree(parents):
-            own = _cpu_clock_ns(pid)
-            if own is not None:
-                total += own + reaped.get(pid, 0)
-        self._highest_ns = max(self._highest_ns, total)
-        return self._highest_ns
-
-    def _tree(self, parents: dict[int, int]) -> list[int]:
         children: dict[int, list[int]] = {}
-        for pid, parent in parents.items():
-            children.setdefault(parent, []).append(pid)
-        tree: dict[int, None] = {}
-        todo = list(self._roots)
+        reaped_ns: dict[int, int] = {}
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
+                    fields = stat.rpartition(")")[2].split()
+                    children.setdefault(int(fields[1]), []).append(int(entry.name))
+                    reaped_ns[int(entry.name)] = (int(fields[13]) + int(fields[14])) * _TICK_NS
+        total_ns = 0
+        tree = set(self._roots)
+        todo = list(tree)
         while todo:
             pid = todo.pop()
-            if pid not in self._exclude and pid not in tree:
-                tree[pid] = None
-                todo.extend(children.get(pid, ()))
-        return list(tree)
-
-    def _processes(self) -> list[tuple[int, int, int]]:
-        processes: list[tuple[int, int, int]] = []
-        for entry in os.scandir(self._proc):
-            if entry.name.isdigit():
-                try:
-                    stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
-                except OSError:
-                    continue
-                fields = stat.rpartition(")")[2].split()
-                processes.append((int(entry.name), int(fields[1]), (int(fields[13]) + int(fields[14])) * _TICK_NS))
-        return processes
-
-
-def _cpu_clock_ns(pid: int) -> int | None:
-    try:
-        return time.clock_gettime_ns((~pid << 3) | _SCHED_CLOCK)
-    except OSError:
-        return None
+            with suppress(OSError):
+                total_ns += time.clock_gettime_ns((~pid << 3) | _SCHED_CLOCK) + reaped_ns.get(pid, 0)
+            new = set(children.get(pid, ())) - tree
+            tree |= new
+            todo.extend(new)
+        self._highest_ns = max(self._highest_ns, total_ns)
+        return self._highest_ns
 
 
 SOURCE = (
@@ -261,7 +233,11 @@ def thread_power(cpuinfo: Path = Path("/proc/cpuinfo")) -> ThreadPower:
     The published figures are those of whole servers at full load. A thread alone on its core draws up to twice as much,
     and a server's fans and disks are not the processor's: hence bounds from half to twice the figure (chosen).
     """
-    facts = _first_processor(cpuinfo)
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            facts[key.strip()] = value.strip()
     name = facts.get("model name") or facts.get("CPU part") or "unknown"
     generation = _generation(facts)
     if generation is None:
@@ -271,35 +247,19 @@ def thread_power(cpuinfo: Path = Path("/proc/cpuinfo")) -> ThreadPower:
     return ThreadPower(watts, watts / 2, watts * 2, generation, name)
 
 
-def _first_processor(cpuinfo: Path) -> dict[str, str]:
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    facts: dict[str, str] = {}
-    for line in text.split("\n\n")[0].splitlines():
-        key, _, value = line.partition(":")
-        facts[key.strip()] = value.strip()
-    return facts
-
-
 def _generation(facts: Mapping[str, str]) -> str | None:
     vendor, family, model = facts.get("vendor_id"), _number(facts.get("cpu family")), _number(facts.get("model"))
+    if vendor == "AuthenticAMD" and family == 0x17:
+        return "EPYC 2nd Gen" if model >= 0x30 else "EPYC 1st Gen"
+    if vendor == "AuthenticAMD" and family == 0x19:
+        return "EPYC 3rd Gen" if model < 0x10 else "EPYC 4th Gen"
     if vendor == "AuthenticAMD":
-        return _amd_generation(family, model)
+        return "EPYC 5th Gen" if family == 0x1A else None
     if vendor == "GenuineIntel" and family == 6:
         if model == 85 and _number(facts.get("stepping")) >= _CASCADE_LAKE_STEPPING:
             return "Cascade Lake"
         return next((name for name, models in _INTEL_MODELS.items() if model in models), None)
     return "Graviton" if facts.get("CPU part") in _ARM_PARTS else None
-
-
-def _amd_generation(family: int, model: int) -> str | None:
-    if family == 0x17:
-        return "EPYC 2nd Gen" if model >= 0x30 else "EPYC 1st Gen"
-    if family == 0x19:
-        return "EPYC 3rd Gen" if model < 0x10 else "EPYC 4th Gen"
-    return "EPYC 5th Gen" if family == 0x1A else None
 
 
 def _number(text: str | None) -> int:

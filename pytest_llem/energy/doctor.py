@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pynvml
 
-from pytest_llem.energy import calibration, nvml_devices, rapl_source
-from pytest_llem.energy import rapl_meter as rapl
+from pytest_llem.energy import calibration, nvml_devices, rapl_meter, rapl_source
 from pytest_llem.energy.cpu_estimate_meter import thread_power
 from pytest_llem.energy.gpu_meter import NvmlMeter
-from pytest_llem.energy.registry import available_meters
+from pytest_llem.energy.registry import obstacles
 
 Level = Literal["ok", "absent", "warn", "problem"]
-NOT_VERIFIED = ("amdsmi",)
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,10 @@ def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
             f"sudo nvidia-smi -i {gpu.position} -pm 1",
         )
     ecc = _optional(pynvml.nvmlDeviceGetEccMode, gpu.handle)
-    if isinstance(ecc, (list, tuple)) and not ecc[0]:
+    if ecc and not ecc[0]:
         yield Finding("warn", gpu.uuid, "ECC is off: not comparable with GPUs that have it on")
     processes = _optional(pynvml.nvmlDeviceGetComputeRunningProcesses, gpu.handle)
-    if isinstance(processes, list) and processes:
+    if processes:
         pids = ", ".join(str(process.pid) for process in processes[:5])
         yield Finding(
             "warn", gpu.uuid, f"other processes compute on this GPU (pid {pids}): results will be invalid", "end them"
@@ -125,7 +124,7 @@ def _state(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
 
 def _rapl() -> Iterator[Finding]:
     domains = rapl_source.domains()
-    obstacle = rapl.obstacle(domains)
+    obstacle = rapl_meter.obstacle(domains)
     if obstacle is None:
         yield Finding("ok", "rapl", f"readable: {', '.join(domain.id for domain in domains)}")
     else:
@@ -142,18 +141,18 @@ def _estimate() -> Iterator[Finding]:
 
 
 def _others() -> Iterator[Finding]:
-    for status in available_meters():
-        if status.name not in ("nvml", "rapl", "estimate"):
-            message = status.message
-            if status.name in NOT_VERIFIED and status.available:
-                message += ", but its figures were never compared with hardware"
-            yield Finding("ok" if status.available else "absent", status.name, message, status.fix)
+    for name, obstacle in obstacles().items():
+        if name in ("nvml", "rapl", "estimate"):
+            continue
+        if obstacle is not None:
+            yield Finding("absent", name, obstacle.message, obstacle.fix)
+        elif name == "amdsmi":
+            yield Finding("ok", name, "works here, but its figures were never compared with hardware")
+        else:
+            yield Finding("ok", name, "works here")
 
 
-def _optional(function: object, handle: object) -> object:
-    assert callable(function)
-    try:
-        result: object = function(handle)
-    except pynvml.NVMLError:
-        return None
-    return result
+def _optional(function: Callable[[object], Any], handle: object) -> Any:
+    with suppress(pynvml.NVMLError):
+        return function(handle)
+    return None

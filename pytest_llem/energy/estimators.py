@@ -16,7 +16,6 @@ from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.protocol import EnergyEstimate
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
-from pytest_llem.energy.window_edges import steady_power
 from pytest_llem.job.measurement import Window
 
 PART_TIME_DUTY = 0.25
@@ -92,7 +91,7 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | N
     inside = [i for i in range(len(close)) if window.start_ns <= close.low_ns[i] and close.high_ns[i] <= window.end_ns]
     if len(inside) < MIN_STEADY_STEPS or ticks.reset_within(window.start_ns, window.end_ns):
         return None
-    power = steady_power(close, inside)
+    power = edges.steady_power(close, inside)
     if power is None:
         return None
     energy_j, bound_j = power.value * window.duration_s, power.uncertainty * window.duration_s
@@ -163,7 +162,7 @@ def _counter_terms(
     if len(powers) >= 2 and (part_time or not quiet):
         factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
-        # The scatter of few steps is poorly calibration, but no more than the whole swing can be misplaced at an edge.
+        # The scatter of few steps is poorly known, but no more than the whole swing can be misplaced at an edge.
         swing_w = min(2 * factor * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
         terms["ripple"] = swing_w * period_s * repeats
     if part_time:
@@ -186,15 +185,13 @@ def _edges(
     seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
     start = edges.interpolated(close, window.start_ns, calibration, seen=seen)
     end = edges.interpolated(close, window.end_ns, calibration, seen=seen)
-    assert start is not None
-    assert end is not None
     before = after = None
     if window.quiet_before_s is not None:
         before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), calibration)
     if window.quiet_after_s is not None:
         after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), calibration)
-    first_j = before.course.energy_j if before else start.energy_j
-    last_j = after.course.energy_j if after else end.energy_j
+    first_j = before.energy_j if before else start.energy_j
+    last_j = after.energy_j if after else end.energy_j
     busy = _busy_power(close, window, (last_j - first_j) / window.duration_s)
     if before is not None:
         start = before.at_start(busy) or start

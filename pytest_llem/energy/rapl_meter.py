@@ -8,31 +8,22 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pytest_llem.energy import rapl_source
 from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, window_energy
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.errors import MeterError
-from pytest_llem.job.measurement import (
-    CpuEnergy,
-    EnergyReport,
-    Measured,
-    MeteredDevice,
-    Scope,
-    Window,
-    WindowEnergy,
-)
+from pytest_llem.job.measurement import CpuEnergy, EnergyReport, Measured, MeteredDevice, Window
 from pytest_llem.job.report import Note
 
 UPDATE_NS = 1_000_000
 """RAPL counters advance about every millisecond (Intel SDM volume 3B, section 15.10.2)."""
-
-Reading = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -79,16 +70,18 @@ class RaplEdges:
 
     def __init__(self, domains: Sequence[rapl_source.Domain]) -> None:
         self.domains = tuple(domains)
-        self._readings: dict[str, list[Reading]] = {domain.id: [] for domain in domains}
+        self._readings: dict[str, list[tuple[int, int]]] = {domain.id: [] for domain in domains}
 
     def mark(self) -> int:
         """Read every domain; returns the time that stands for all of them."""
         begin = time.monotonic_ns()
-        values = [(domain.id, _read(domain)) for domain in self.domains]
+        values: dict[str, int] = {}
+        for domain in self.domains:
+            with suppress(OSError, ValueError):
+                values[domain.id] = rapl_source.read_uj(domain)
         t_ns = (begin + time.monotonic_ns()) // 2
-        for name, value in values:
-            if value is not None:
-                self._readings[name].append((t_ns, value))
+        for name, value in values.items():
+            self._readings[name].append((t_ns, value))
         return t_ns
 
     def series(self, samples_path: Path) -> tuple[DomainSeries, ...]:
@@ -97,13 +90,13 @@ class RaplEdges:
         for sample in read_samples(samples_path):
             if sample.device in merged and sample.counter_mj is not None:
                 merged[sample.device].append((sample.t_ns, round(sample.counter_mj * 1e3)))
-        merged_series: list[DomainSeries] = []
+        series: list[DomainSeries] = []
         for domain in self.domains:
             readings = sorted(dict(merged[domain.id]).items())
             values = rapl_source.unwrapped([value for _, value in readings], domain.range_uj)
             times = tuple(t_ns for t_ns, _ in readings)
-            merged_series.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
-        return tuple(merged_series)
+            series.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
+        return tuple(series)
 
 
 class RaplMeter(Meter):
@@ -150,35 +143,24 @@ class RaplMeter(Meter):
         return EnergyReport(
             meter=self.name,
             measured=True,
-            scope=scope(self._edges.domains),
+            scope="cpu_package+dram" if any(d.kind == "dram" for d in self._edges.domains) else "cpu_package",
             placement=self._request.settings.placement,
-            devices=tuple(MeteredDevice(d.id, d.id, _kind(d)) for d in self._edges.domains),
-            windows=tuple(account(window, series) for window in windows),
+            devices=tuple(MeteredDevice(d.id, d.id, d.kind) for d in self._edges.domains),
+            windows=tuple(
+                window_energy(w, {s.domain.id: s.between(w.start_ns, w.end_ns) for s in series}) for w in windows
+            ),
             host=cpu_energy(windows, series),
             notes=tuple(notes),
             invalid=(Note("sensor_gap", problem),) if problem else (),
         )
 
 
-def account(window: Window, series: Sequence[DomainSeries]) -> WindowEnergy:
-    """One window's energy summed over the domains; `None` in it unless every domain covers the window."""
-    return window_energy(
-        window,
-        {domain_series.domain.id: domain_series.between(window.start_ns, window.end_ns) for domain_series in series},
-    )
-
-
 def cpu_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
     """Packages and DRAM over the `measure` windows; `None` when no domain was read."""
-    if not any(domain_series.times_ns for domain_series in series):
+    if not any(domain.times_ns for domain in series):
         return None
     measured = [window for window in windows if window.name == "measure"]
     return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
-
-
-def scope(domains: Sequence[rapl_source.Domain]) -> Scope:
-    """What a joule of these domains covers."""
-    return "cpu_package+dram" if any(domain.kind == "dram" for domain in domains) else "cpu_package"
 
 
 def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
@@ -206,18 +188,6 @@ def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
 
 
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
-    chosen = [domain_series for domain_series in series if domain_series.domain.kind == kind]
-    parts = [domain_series.between(window.start_ns, window.end_ns) for window in windows for domain_series in chosen]
+    parts = [s.between(w.start_ns, w.end_ns) for w in windows for s in series if s.domain.kind == kind]
     known = [part.energy_j for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
-
-
-def _read(domain: rapl_source.Domain) -> int | None:
-    try:
-        return rapl_source.read_uj(domain)
-    except (OSError, ValueError):
-        return None
-
-
-def _kind(domain: rapl_source.Domain) -> Literal["cpu", "dram"]:
-    return "dram" if domain.kind == "dram" else "cpu"

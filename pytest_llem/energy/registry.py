@@ -6,7 +6,6 @@ module is imported. A new meter is an entry in `SHIPPED`, or an entry point in t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,25 +26,10 @@ SHIPPED = {
 ENTRY_POINT_GROUP = "pytest_llem.meters"
 
 
-@dataclass(frozen=True)
-class MeterStatus:
-    """Whether a meter works on this machine; if not, `message` says why and `fix` what would help."""
-
-    name: str
-    available: bool
-    message: str
-    fix: str | None = None
-
-
 def known_meters() -> tuple[str, ...]:
     """Names of all meters, shipped then registered, whether they work here or not (without `auto` and `none`)."""
     registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
     return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
-
-
-def available_meters() -> tuple[MeterStatus, ...]:
-    """The status of every known meter on this machine."""
-    return tuple(_status(name) for name in known_meters())
 
 
 def open_meter(
@@ -67,19 +51,17 @@ def open_meter(
 
 def meter_class(name: str, devices: DeviceSet) -> type[Meter]:
     """The meter of that name, `auto` included. Raises `MeterError` for an unknown name."""
-    if name == "auto" and devices.kind == "cuda":
+    if name != "auto":
+        return _load(name)
+    if devices.kind == "cuda":
         return _load("nvml")
-    if name == "auto":
-        rapl = _load("rapl")
-        return rapl if rapl.obstacle() is None else _load("estimate")
-    return _load(name)
+    rapl = _load("rapl")
+    return rapl if rapl.obstacle() is None else _load("estimate")
 
 
-def _status(name: str) -> MeterStatus:
-    obstacle = _load(name).obstacle()
-    if obstacle is None:
-        return MeterStatus(name, True, "works here")
-    return MeterStatus(name, False, obstacle.message, obstacle.fix)
+def obstacles() -> dict[str, MeterError | None]:
+    """Why each known meter cannot be used on this machine; `None` for those that can."""
+    return {name: _load(name).obstacle() for name in known_meters()}
 
 
 def _load(name: str) -> type[Meter]:

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from math import hypot
-from typing import Literal
+from typing import Any, Literal
 
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
-from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.errors import SettingsError
 from pytest_llem.job.measurement import Window, WindowEnergy
 from pytest_llem.job.report import Note
 from pytest_llem.job.setting import NonNegativeFloat, PositiveFloat, setting
-
-MEASURED = ("measure",)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class DeviceEvidence:
     uuid: str
     ticks: TickSeries | None
     samples: tuple[Sample, ...]
-    events: tuple[Mapping[str, JsonValue], ...]
+    events: tuple[Mapping[str, Any], ...]
     memory_before_bytes: int | None
 
 
@@ -76,7 +74,7 @@ class Evidence:
 
     windows: tuple[Window, ...]
     devices: tuple[DeviceEvidence, ...]
-    events: tuple[Mapping[str, JsonValue], ...]
+    events: tuple[Mapping[str, Any], ...]
     placement: Literal["host", "worker"]
     containers: frozenset[str] = frozenset()
 
@@ -92,7 +90,7 @@ def thresholds(overrides: Mapping[str, float]) -> Thresholds:
 
 def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[Note]:
     """Every reason against using the measure windows' energy; without measure windows, against any window's."""
-    windows = [window for window in evidence.windows if window.name in MEASURED] or list(evidence.windows)
+    windows = [window for window in evidence.windows if window.name == "measure"] or list(evidence.windows)
     reasons: list[Note] = []
     for device in evidence.devices:
         reasons.extend(_sensor(device, windows, limits))
@@ -109,28 +107,24 @@ def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresho
 
 def remarks(evidence: Evidence) -> list[Note]:
     """Notes on conditions that do not invalidate the measurement."""
-    windows = [window for window in evidence.windows if window.name in MEASURED]
+    windows = [window for window in evidence.windows if window.name == "measure"]
     notes: list[Note] = []
     for device in evidence.devices:
         share = _throttled_share(device, windows, "power_ns")
         if share > Thresholds.throttled_thermal_rel:
             notes.append(Note("power_capped", f"{device.uuid}: held at its power limit {share:.0%} of the time"))
-        unknown = [event for event in device.events if event.get("event") == "processes" and event.get("unknown")]
-        if unknown:
-            notes.append(
-                Note(
-                    "processes_unknown",
-                    f"{device.uuid}: its processes have ids of another namespace; whose they are was not checked",
-                )
-            )
+        if any(event["event"] == "processes" and event["unknown"] for event in device.events):
+            message = f"{device.uuid}: its processes have ids of another namespace; whose they are was not checked"
+            notes.append(Note("processes_unknown", message))
     return notes
 
 
 def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
     notes: list[Note] = []
-    errors = [e for e in device.events if e.get("event") == "error" and any(_near(e, w) for w in windows)]
+    errors = [event for event in device.events if event["event"] == "error"]
+    errors = [event for event in errors if any(w.start_ns <= event["t_ns"] <= w.end_ns for w in windows)]
     for event in errors[:1]:
-        notes.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event.get('message')}"))
+        notes.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event['message']}"))
     if device.ticks is None:
         times = [sample.t_ns for sample in device.samples if sample.power_w is not None]
         allowed_s = limits.gap_s
@@ -158,31 +152,22 @@ def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:
 
 
 def _foreign(device: DeviceEvidence, evidence: Evidence) -> list[Note]:
-    seen = [event for event in device.events if event.get("event") == "processes"]
-    if evidence.placement == "host" and not any(evidence.containers & _groups(event) for event in seen):
+    seen = [event for event in device.events if event["event"] == "processes"]
+    if evidence.placement == "host" and evidence.containers.isdisjoint(
+        name for event in seen for name in event["containers"].values()
+    ):
         # On the host the measured processes are no descendants of the meter's. Where control groups do not identify
         # them, only the processes of the first listing, from before the cycle, count.
         seen = seen[:1]
     # An id that does not exist here shows that the ids belong to another namespace: then a match is a coincidence.
-    seen = [event for event in seen if not event.get("unknown")]
-    pids = sorted({pid for event in seen for pid in _outside(event, evidence.containers)})
+    seen = [event for event in seen if not event["unknown"]]
+    # A process without an entry in `containers` had ended when it was looked up.
+    groups = [group for event in seen for group in event["containers"].items()]
+    pids = sorted({int(pid) for pid, name in groups if name not in evidence.containers})
     if not pids:
         return []
     names = ", ".join(str(pid) for pid in pids[:5])
     return [Note("foreign_process", f"{device.uuid}: other processes compute on this GPU (pid {names})")]
-
-
-def _outside(event: Mapping[str, JsonValue], containers: frozenset[str]) -> list[int]:
-    """The foreign processes of a listing that run in none of these containers and still existed when looked up."""
-    pids, groups = _pids(event.get("foreign")), event.get("containers")
-    if not isinstance(groups, Mapping):
-        return pids
-    return [pid for pid in pids if str(pid) in groups and groups[str(pid)] not in containers]
-
-
-def _groups(event: Mapping[str, JsonValue]) -> frozenset[str]:
-    groups = event.get("containers")
-    return frozenset(str(name) for name in groups.values() if name) if isinstance(groups, Mapping) else frozenset()
 
 
 def _memory(device: DeviceEvidence, limits: Thresholds) -> list[Note]:
@@ -207,14 +192,14 @@ def _throttled(device: DeviceEvidence, windows: Sequence[Window], limits: Thresh
 def _throttled_share(device: DeviceEvidence, windows: Sequence[Window], key: str) -> float:
     """Growth of a cumulative throttle counter (nanoseconds) around the windows, as a share of their time."""
     series = [
-        (event["t_ns"], value)
+        (event["t_ns"], event[key])
         for event in device.events
-        if event.get("event") == "throttle" and isinstance(value := event.get(key), int)
+        if event["event"] == "throttle" and event[key] is not None
     ]
     grown = length = 0.0
     for window in windows:
-        before = [value for t, value in series if isinstance(t, int) and t <= window.start_ns]
-        after = [value for t, value in series if isinstance(t, int) and t >= window.end_ns]
+        before = [value for t, value in series if t <= window.start_ns]
+        after = [value for t, value in series if t >= window.end_ns]
         if before and after:
             grown += max(0, after[0] - before[-1])
             length += window.end_ns - window.start_ns
@@ -231,9 +216,7 @@ def _clock_spread(device: DeviceEvidence, windows: Sequence[Window]) -> float:
 
 
 def _suspended(evidence: Evidence, limits: Thresholds) -> list[Note]:
-    ahead = [
-        value for e in evidence.events if e.get("event") == "clock" and isinstance(value := e.get("ahead_ns"), int)
-    ]
+    ahead = [event["ahead_ns"] for event in evidence.events if event["event"] == "clock"]
     slept_s = (max(ahead) - min(ahead)) / 1e9 if ahead else 0.0
     if slept_s <= limits.suspended_s:
         return []
@@ -241,28 +224,12 @@ def _suspended(evidence: Evidence, limits: Thresholds) -> list[Note]:
 
 
 def _too_short(accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[Note]:
-    chosen = [window for window in accounted if window.name in MEASURED]
-    known = [(w.energy_j, w.uncertainty_j) for w in chosen if w.energy_j is not None and w.uncertainty_j is not None]
-    energy = sum(pair[0] for pair in known)
-    if not known or energy <= 0:
-        return []
-    relative = hypot(*(pair[1] for pair in known)) / energy
+    chosen = [window for window in accounted if window.name == "measure"]
+    stated = [(w.energy_j, w.uncertainty_j) for w in chosen if w.energy_j is not None and w.uncertainty_j is not None]
+    energy_j = sum(joules for joules, _ in stated)
+    relative = hypot(*(uncertainty for _, uncertainty in stated)) / energy_j if energy_j > 0 else 0.0
     if relative <= limits.uncertainty_rel:
         return []
     seconds = sum(w.end_ns - w.start_ns for w in chosen) / 1e9
-    return [
-        Note(
-            "window_too_short",
-            f"{seconds:.2f} s give an uncertainty of {relative:.0%}, more than {limits.uncertainty_rel:.0%}: "
-            "measure longer, or calibrate the sensor",
-        )
-    ]
-
-
-def _near(event: Mapping[str, JsonValue], window: Window) -> bool:
-    t_ns = event.get("t_ns")
-    return isinstance(t_ns, int) and window.start_ns <= t_ns <= window.end_ns
-
-
-def _pids(value: JsonValue) -> list[int]:
-    return [pid for pid in value if isinstance(pid, int)] if isinstance(value, (list, tuple)) else []
+    message = f"{seconds:.2f} s give an uncertainty of {relative:.0%}, more than {limits.uncertainty_rel:.0%}: "
+    return [Note("window_too_short", message + "measure longer, or calibrate the sensor")]

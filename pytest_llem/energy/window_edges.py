@@ -7,7 +7,7 @@ uniform distributions (standard deviation: half width over the square root of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import Literal
 
@@ -39,8 +39,6 @@ LEVEL_REL = 0.1
 UNSTEADY_REL = 0.2
 """Chosen: above the ripple of decoding (14 % in tests/benchmarks/energy_accuracy_cases.py), below any step of load."""
 
-_UNIFORM = 2 / sqrt(3)
-
 
 @dataclass(frozen=True)
 class BusyPower:
@@ -53,26 +51,25 @@ class BusyPower:
 
 @dataclass(frozen=True)
 class Edge:
-    """The counter in joules at an edge, the parts of its k=2 uncertainty, and the number of steps used."""
+    """The counter in joules at an edge and the parts of its k=2 uncertainty; `outer` if it rests on idle padding."""
 
     energy_j: float
-    terms: Mapping[str, float] = field(default_factory=dict)
-    ticks: int = 0
+    terms: Mapping[str, float]
     outer: bool = False
 
 
-def interpolated(ticks: TickSeries, t_ns: int, calibration: Calibration | None = None, *, seen: bool) -> Edge | None:
-    """The counter between two of its steps by linear interpolation, exact where power is steady around the edge.
+def interpolated(ticks: TickSeries, t_ns: int, calibration: Calibration | None, *, seen: bool) -> Edge:
+    """The counter between the two steps that must surround a time, by linear interpolation.
+
+    It is exact where power is steady around the edge.
 
     The term `shape` bounds the effect of a power step anywhere between the two counter steps. At a fraction f of an
     interval of mean power p, with power nearby between a low and a high, it is (high - low) f (1 - f) of the interval:
     exact for a step at the edge itself, and valid if the high was `seen` in an interval of its own. Otherwise all power
     above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step with the delay of
-    the ramp. `None` outside the series.
+    the ramp.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
-    if before < 0 or after >= len(ticks):
-        return None
     interval_ns = ticks.mid_ns[after] - ticks.mid_ns[before]
     share = (t_ns - ticks.mid_ns[before]) / interval_ns
     power_w = ticks.power_w(before)
@@ -86,17 +83,12 @@ def interpolated(ticks: TickSeries, t_ns: int, calibration: Calibration | None =
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
     swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
-    return Edge(
-        energy_j=ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before]),
-        terms={
-            "tick_time": _UNIFORM * power_w * timing_ns / 1e9,
-            "shape": level * swing_w * interval_ns / 1e9 + ramp_j,
-        },
-        ticks=2,
-    )
+    energy_j = ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before])
+    shape_j = level * swing_w * interval_ns / 1e9 + ramp_j
+    return Edge(energy_j, {"tick_time": 2 / sqrt(3) * power_w * timing_ns / 1e9, "shape": shape_j})
 
 
-def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, calibration: Calibration | None) -> QuietEdge | None:
+def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, calibration: Calibration | None) -> QuietFit | None:
     """The counter at an edge with idle padding: the line through the steps in the padding, extrapolated to the edge.
 
     `quiet_ns` is how long the device was idle on that side. Steps that may lie on the ramp after work are left out.
@@ -108,51 +100,12 @@ def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, calibration: 
     if len(indices) < MIN_QUIET_STEPS:
         return None
     course = fit(ticks, indices, t_ns)
-    return QuietEdge(course, len(indices)) if course.quiet else None
-
-
-@dataclass(frozen=True)
-class QuietEdge:
-    """The fitted course of one side's padding, before it is compared with the power of the window."""
-
-    course: QuietFit
-    ticks: int
-
-    def at_start(self, busy: BusyPower) -> Edge | None:
-        """The edge at which work begins; `None` if the padding draws nearly as much as the work."""
-        step_w = busy.mean_w - self.course.power_w
-        if step_w <= MIN_STEP_REL * busy.mean_w:
-            return None
-        terms = {"quiet": self.course.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
-        return Edge(self.course.energy_j, terms, self.ticks, outer=True)
-
-    def at_end(self, busy: BusyPower, calibration: Calibration | None) -> Edge | None:
-        """The edge at which work ends, without the energy drawn while power fell (by the calibrated ramp)."""
-        edge = self.at_start(busy)
-        if edge is None:
-            return None
-        tail_s = (calibration.ramp_ns or 0) / 1e9 if calibration else 0.0
-        uncertain_ns = UNCALIBRATED_RAMP_NS
-        if calibration is not None and calibration.ramp_uncertainty_ns is not None:
-            uncertain_ns = calibration.ramp_uncertainty_ns
-        step_w = max(0.0, busy.last_w - self.course.power_w)
-        ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
-        return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, self.ticks, outer=True)
-
-
-FLOOR_J = 0.003
-"""Chosen: counters state whole millijoules and idle power is never perfectly steady; no step is known better."""
-
-SCATTER_LIMIT = 3.0
-"""Chosen: three standard deviations of what the brackets explain; see tests/benchmarks/energy_accuracy.py."""
-
-MIN_CURVED = 5
-"""A parabola has three parameters: with five steps two degrees of freedom are left to judge it by."""
+    return course if course.quiet else None
 
 
 @dataclass(frozen=True)
 class QuietFit:
-    """The fitted counter at the edge with its k=2 uncertainty in joules, and the power there in watts.
+    """The counter at an edge, fitted to the steps of its padding, with its k=2 uncertainty; and the power there.
 
     `scatter` is the scatter of the steps around the fit in units of what their brackets explain.
     """
@@ -166,6 +119,37 @@ class QuietFit:
     def quiet(self) -> bool:
         """Whether power was steady or drifted evenly."""
         return self.scatter <= SCATTER_LIMIT and self.power_w >= 0
+
+    def at_start(self, busy: BusyPower) -> Edge | None:
+        """The edge at which work begins; `None` if the padding draws nearly as much as the work."""
+        step_w = busy.mean_w - self.power_w
+        if step_w <= MIN_STEP_REL * busy.mean_w:
+            return None
+        terms = {"quiet": self.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
+        return Edge(self.energy_j, terms, outer=True)
+
+    def at_end(self, busy: BusyPower, calibration: Calibration | None) -> Edge | None:
+        """The edge at which work ends, without the energy drawn while power fell (by the calibrated ramp)."""
+        edge = self.at_start(busy)
+        if edge is None:
+            return None
+        tail_s = (calibration.ramp_ns or 0) / 1e9 if calibration else 0.0
+        uncertain_ns = UNCALIBRATED_RAMP_NS
+        if calibration is not None and calibration.ramp_uncertainty_ns is not None:
+            uncertain_ns = calibration.ramp_uncertainty_ns
+        step_w = max(0.0, busy.last_w - self.power_w)
+        ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
+        return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, outer=True)
+
+
+FLOOR_J = 0.003
+"""Chosen: counters state whole millijoules and idle power is never perfectly steady; no step is known better."""
+
+SCATTER_LIMIT = 3.0
+"""Chosen: three standard deviations of what the brackets explain; see tests/benchmarks/energy_accuracy.py."""
+
+MIN_CURVED = 5
+"""A parabola has three parameters: with five steps two degrees of freedom are left to judge it by."""
 
 
 def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
@@ -189,7 +173,8 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     else:
         # Too few steps to show a drift: the two fits differ by as much as it could amount to.
         chosen, bound_j = straight, 2 * straight.sigmas[0] + apart_j
-    return QuietFit(origin_j + chosen.coefficients[0], bound_j, chosen.coefficients[1], chosen.scatter)
+    energy_j, power_w = origin_j + chosen.coefficients[0], chosen.coefficients[1]
+    return QuietFit(energy_j, bound_j, power_w, chosen.scatter)
 
 
 def steady_power(ticks: TickSeries, indices: Sequence[int]) -> Measured | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from pytest_llem.energy.protocol import (
     EnergyEstimate,
     Meter,
     MeterRequest,
+    missing_package,
     window_energy,
 )
 from pytest_llem.energy.readings import Sample, SampleWriter
@@ -53,86 +54,68 @@ class ZeusMeter(Meter):
 
     def __init__(self, request: MeterRequest) -> None:
         super().__init__(request)
-        self._counters: Counters | None = None
         self._marks: dict[int, list[float]] = {}
-        self._writer: SampleWriter | None = None
 
     @staticmethod
     def obstacle() -> MeterError | None:
         """Why Zeus cannot be used, or `None`."""
-        try:
-            version("zeus")
-        except PackageNotFoundError:
-            return MeterError("the meter `zeus` needs the package zeus", fix="pip install 'pytest-llem[zeus]'")
-        return None
+        return missing_package("zeus")
 
     def start(self) -> None:
-        """Open Zeus's devices; `MeterError` when it finds none with an energy counter."""
-        self._counters = _open_counters()
+        """Open the GPUs that Zeus finds, else the chip that it supports; with neither, the `MeterError` about GPUs."""
+        try:
+            self._counters = _gpus()
+        except MeterError:
+            chip = _chip()
+            if chip is None:
+                raise
+            self._counters = chip
         self._writer = SampleWriter(self._request.samples_path)
         self.mark()
 
     def mark(self) -> int:
         """Read every GPU's counter at an edge."""
         begin = time.monotonic_ns()
-        values = self._counters.read() if self._counters is not None else []
+        values = self._counters.read()
         t_ns = (begin + time.monotonic_ns()) // 2
         self._marks[t_ns] = values
-        if self._writer is not None:
-            for device, value in zip(self._devices, values, strict=True):
-                self._writer.sample(Sample(t_ns, device.id, counter_mj=value))
+        for device, value in zip(self._counters.devices, values, strict=True):
+            self._writer.sample(Sample(t_ns, device.id, counter_mj=value))
         return t_ns
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """Account the windows whose edges were marked."""
-        if self._writer is not None:
-            self._writer.close()
-        scope = self._counters.scope if self._counters is not None else "gpu_board"
+        self._writer.close()
         notes = [
             Note("cross_check", f"as Zeus {version('zeus')} measures: one counter read at each edge, up to a step old"),
             Note("in_process", "the sensor is read inside the measured process"),
         ]
-        if scope == "module":
+        if self._counters.scope == "module":
             notes.append(Note("not_verified", "Zeus's reading of whole chips was never tried with this meter"))
         elif self._request.devices.kind == "cpu":
             notes.append(Note("meter_not_on_device", "the engine ran on the CPU; these joules are those of idle GPUs"))
         return EnergyReport(
             meter=self.name,
             measured=True,
-            scope=scope,
+            scope=self._counters.scope,
             placement=self._request.settings.placement,
-            devices=self._devices,
+            devices=self._counters.devices,
             windows=tuple(self._account(window) for window in windows),
             gain_uncertainty_rel=BOARD_GAIN_UNCERTAINTY_REL,
             source=f"zeus {version('zeus')}",
             notes=tuple(notes),
         )
 
-    @property
-    def _devices(self) -> tuple[MeteredDevice, ...]:
-        return self._counters.devices if self._counters is not None else ()
-
     def _account(self, window: Window) -> WindowEnergy:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
         if first is None or last is None:
             return WindowEnergy(window.name, window.index, window.start_ns, window.end_ns, None, None, None)
         parts: dict[str, EnergyEstimate | None] = {}
-        for device, before, after in zip(self._devices, first, last, strict=True):
+        for device, before, after in zip(self._counters.devices, first, last, strict=True):
             energy_j = (after - before) / 1e3
             bound_j = sqrt(2) * energy_j / window.duration_s * STEP_S
             parts[device.id] = EnergyEstimate(energy_j, bound_j, "counter_difference", 2, {"counter_step": bound_j})
         return window_energy(window, parts)
-
-
-def _open_counters() -> Counters:
-    """The GPUs that Zeus opens, else the chip that it supports; without either, the `MeterError` about the GPUs."""
-    try:
-        return _gpus()
-    except MeterError:
-        chip = _chip()
-        if chip is None:
-            raise
-        return chip
 
 
 def _gpus() -> Counters:

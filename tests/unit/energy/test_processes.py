@@ -30,6 +30,7 @@ def test_a_process_is_told_by_its_control_group(tmp_path: Path) -> None:
 def listing(**groups: str | None) -> dict[str, JsonValue]:
     pids: list[JsonValue] = [int(name[1:]) for name in groups]
     return {
+        "t_ns": 0,
         "event": "processes",
         "foreign": pids,
         "unknown": [],
