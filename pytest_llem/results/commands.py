@@ -21,7 +21,8 @@ from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, read_manifest
 from pytest_llem.results.reading import Results, load, read_result, result_files
-from pytest_llem.results.report.build import write_figures, write_report
+from pytest_llem.results.report.charts import write_figures
+from pytest_llem.results.report.page import write_report
 from pytest_llem.results.terminal import counted, table
 from pytest_llem.study.limits import FailIf, parse_fail_if
 

@@ -1,22 +1,33 @@
-"""Vega-Lite specifications of the report's charts; `build` and `page` use them.
+"""Vega-Lite specifications of the report's charts, which `page` shows, and the charts as figures for a paper.
 
 A chart's data set is called `table`, and its rows have a `key` where they belong to an experiment, by which the page
-filters. Colours are the Okabe-Ito palette, which people with colour-vision deficiency can tell apart.
+filters. Figures need the extra `report`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from pytest_llem.errors import JsonValue
-from pytest_llem.results.report.content import Content, ExperimentRow
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.files import slug
+from pytest_llem.results.report.content import Content, ExperimentRow, gather_content
+from pytest_llem.results.terminal import ShowProgress, silent
 
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
-MAX_AXES = 8
-"""Swept settings with a chart of their own. Chosen: few sweeps have more, and each chart adds a row per experiment."""
 Spec = dict[str, JsonValue]
 Rows = list[Mapping[str, JsonValue]]
+PALETTE: list[JsonValue] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+"""Okabe and Ito's colours, which people with colour-vision deficiency can tell apart."""
+MAX_AXES = 8
+"""Swept settings with a chart of their own. Chosen: few sweeps have more, and each chart adds a row per experiment."""
+FIGURE_FORMATS = ("svg", "png", "pdf")
+FIGURE_WIDTH = 640
+"""Pixels. Chosen: the text width of a page in print, at 96 pixels an inch."""
+EXPERIMENTS_PER_FIGURE = 40
+"""Chosen: as many labelled lines as a page holds."""
+LABEL: Spec = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
 
 
 @dataclass(frozen=True)
@@ -38,16 +49,21 @@ def charts(content: Content) -> list[Chart]:
 
 def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
     """Energy per token against throughput, with the Pareto front."""
-    rows: list[dict[str, JsonValue]] = []
+    measured: list[tuple[float, float, ExperimentRow]] = []
     for row in experiments:
         energy, speed = row.metrics.get("joules_per_output_token"), row.metrics.get("output_tokens_per_s")
         if energy and speed:
-            rows.append({**identity(row), "joules": energy[0], "speed": speed[0], "front": False})
+            measured.append((energy[0], speed[0], row))
+    front: set[str] = set()
     best = float("inf")
-    for entry in sorted(rows, key=lambda entry: (-_float(entry["speed"]), _float(entry["joules"]))):
-        if _float(entry["joules"]) < best:
-            best = _float(entry["joules"])
-            entry["front"] = True
+    for joules, _, row in sorted(measured, key=lambda entry: (-entry[1], entry[0])):
+        if joules < best:
+            best = joules
+            front.add(row.key)
+    rows: Rows = [
+        {**identity(row), "joules": joules, "speed": per_s, "front": row.key in front}
+        for joules, per_s, row in measured
+    ]
     position: Spec = {
         "x": _quantity("speed", "Output tokens per second", zero=False),
         "y": _quantity("joules", "Joules per output token", zero=False),
@@ -64,21 +80,15 @@ def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
                 "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.85},
                 "encoding": {
                     **position,
-                    "color": {"field": "engine", "type": "nominal", "title": "Engine", "scale": {"range": _palette()}},
+                    "color": _coloured("engine", "Engine"),
                     "shape": {"field": "front", "type": "nominal", "title": "On the Pareto front"},
                     "tooltip": _tooltip("experiment", "run", "joules", "speed"),
                 },
             },
         ],
     }
-    front = sum(entry["front"] is True for entry in rows)
-    return Chart(
-        "pareto",
-        "Energy per token against throughput",
-        f"{len(rows)} experiments, {front} on the Pareto front: none is both faster and more frugal.",
-        spec,
-        list(rows),
-    )
+    text = f"{len(rows)} experiments, {len(front)} on the Pareto front: none is both faster and more frugal."
+    return Chart("pareto", "Energy per token against throughput", text, spec, rows)
 
 
 def axes(content: Content) -> list[Chart]:
@@ -114,33 +124,25 @@ def axes(content: Content) -> list[Chart]:
 
 def cycles(content: Content) -> Chart:
     """Every cycle's energy per token, with the interval of its experiment."""
-    bounds = {row.key: row.interval for row in content.experiments}
-    names = {row.key: identity(row) for row in content.experiments}
+    by_key = {row.key: row for row in content.experiments}
     rows: Rows = []
     for result in content.results:
         value = result.energy.joules_per_output_token
-        key = f"{result.run_id}/{result.study}/{result.experiment.id}"
         if value is not None:
-            interval = bounds.get(key)
-            rows.append(
-                {
-                    **names[key],
-                    "cycle": result.cycle,
-                    "joules": value,
-                    "validity": "valid" if result.validity.valid else "invalid",
-                    "low": interval[0] if interval else None,
-                    "high": interval[1] if interval else None,
-                }
-            )
-    y: Spec = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
+            row = by_key[f"{result.run_id}/{result.study}/{result.experiment.id}"]
+            low, high = row.interval or (None, None)
+            validity = "valid" if result.validity.valid else "invalid"
+            cycle: Spec = {"cycle": result.cycle, "joules": value, "validity": validity, "low": low, "high": high}
+            rows.append({**identity(row), **cycle})
     x = _quantity("joules", "Joules per output token", zero=False)
+    colours: Spec = {"domain": ["valid", "invalid"], "range": [PALETTE[0], PALETTE[5]]}
     spec: Spec = {
         "height": {"step": 18},
         "layer": [
             {
                 "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.6},
                 "encoding": {
-                    "y": y,
+                    "y": LABEL,
                     "x": {**x, "field": "low"},
                     "x2": {"field": "high"},
                     "color": {"value": PALETTE[7]},
@@ -149,14 +151,9 @@ def cycles(content: Content) -> Chart:
             {
                 "mark": {"type": "tick", "thickness": 2, "size": 13},
                 "encoding": {
-                    "y": y,
+                    "y": LABEL,
                     "x": x,
-                    "color": {
-                        "field": "validity",
-                        "type": "nominal",
-                        "title": "Cycle",
-                        "scale": {"domain": ["valid", "invalid"], "range": [PALETTE[0], PALETTE[5]]},
-                    },
+                    "color": {**_coloured("validity", "Cycle"), "scale": colours},
                     "tooltip": _tooltip("experiment", "run", "cycle", "joules", "validity"),
                 },
             },
@@ -179,10 +176,10 @@ def split(experiments: Sequence[ExperimentRow]) -> Chart:
         "height": {"step": 26},
         "mark": {"type": "bar", "tooltip": True},
         "encoding": {
-            "y": {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "y": LABEL,
             "yOffset": {"field": "group"},
             "x": {**_quantity("joules", "Joules per output token"), "stack": "zero"},
-            "color": {"field": "part", "type": "nominal", "title": "Part", "scale": {"range": _palette()}},
+            "color": _coloured("part", "Part"),
             "tooltip": _tooltip("experiment", "part", "joules"),
         },
     }
@@ -203,9 +200,9 @@ def latency(content: Content) -> Chart:
         "height": {"step": 16},
         "mark": {"type": "point", "filled": True, "size": 45},
         "encoding": {
-            "y": {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+            "y": LABEL,
             "x": {"field": "seconds", "type": "quantitative", "title": "Seconds", "scale": {"type": "log"}},
-            "color": {"field": "metric", "type": "nominal", "title": "Latency", "scale": {"range": _palette()}},
+            "color": _coloured("metric", "Latency"),
             "shape": {"field": "statistic", "type": "nominal", "title": "Statistic"},
             "tooltip": _tooltip("experiment", "metric", "statistic", "seconds"),
         },
@@ -225,7 +222,7 @@ def power_spec() -> Spec:
                 "encoding": {
                     "x": _quantity("start", "Seconds"),
                     "x2": {"field": "end"},
-                    "color": {"field": "name", "type": "nominal", "title": "Window", "scale": {"range": _palette()}},
+                    "color": _coloured("name", "Window"),
                 },
             },
             {
@@ -238,6 +235,55 @@ def power_spec() -> Spec:
                 },
             },
         ],
+    }
+
+
+def write_figures(
+    paths: Sequence[Path],
+    directory: Path,
+    formats: Sequence[str] = FIGURE_FORMATS,
+    *,
+    progress: ShowProgress = silent,
+) -> list[Path]:
+    """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
+
+    Charts with a line per experiment show the first 40.
+    """
+    try:
+        import vl_convert
+    except ImportError:
+        raise SettingsError("figures need vl-convert-python", fix='pip install "pytest-llem[report]"') from None
+    makers: dict[str, Callable[[str], str | bytes]] = {
+        "svg": vl_convert.vegalite_to_svg,
+        "png": lambda spec: vl_convert.vegalite_to_png(spec, scale=3),
+        "pdf": vl_convert.vegalite_to_pdf,
+    }
+    unknown = [name for name in formats if name not in makers]
+    if unknown:
+        raise SettingsError(f"unknown figure format {unknown[0]!r}", fix=f"use one of: {', '.join(FIGURE_FORMATS)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for chart in progress(charts(gather_content(paths, progress=progress)), "drawing"):
+        spec = json.dumps(figure_spec(chart))
+        for name in formats:
+            file = directory / f"{slug(chart.title.lower())}.{name}"
+            made = makers[name](spec)
+            file.write_bytes(made.encode() if isinstance(made, str) else made)
+            written.append(file)
+    return written
+
+
+def figure_spec(chart: Chart) -> dict[str, object]:
+    """A chart as a complete Vega-Lite document with its data, on white."""
+    keys = list(dict.fromkeys(row.get("key") for row in chart.rows))[:EXPERIMENTS_PER_FIGURE]
+    banded = isinstance(chart.spec.get("height"), dict)
+    return {
+        **chart.spec,
+        "width": FIGURE_WIDTH,
+        "background": "white",
+        "description": chart.description,
+        "data": {"values": [row for row in chart.rows if not banded or row.get("key") in keys]},
+        "config": {"font": "Helvetica, Arial, sans-serif", "mark": {"color": PALETTE[0]}},
     }
 
 
@@ -254,13 +300,9 @@ def _tooltip(*fields: str) -> list[JsonValue]:
     return [{"field": name} for name in fields]
 
 
-def _palette() -> list[JsonValue]:
-    return [*PALETTE]
+def _coloured(field: str, title: str) -> Spec:
+    return {"field": field, "type": "nominal", "title": title, "scale": {"range": PALETTE}}
 
 
 def _axis_value(value: object) -> JsonValue:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")

@@ -1,6 +1,6 @@
-"""Renders the report's page: tables first, so that it can be read without charts, scripts or sight.
+"""Writes the HTML report: tables first, so that it can be read without charts, scripts or sight.
 
-`build` calls `render`. Ids and classes are used by `assets/report.js` and `report.css`.
+`llem report` and the session's `--llem-html` call it. Ids and classes are used by `assets/report.js` and `report.css`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from statistics import median
 from string import Template
 
 from pytest_llem import __version__
-from pytest_llem.errors import JsonValue
-from pytest_llem.results.compare import HEAD, ComparedMetric, cells
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.files import write_text
+from pytest_llem.results.compare import HEAD, ComparedMetric, cells, compare
 from pytest_llem.results.gates import Status
 from pytest_llem.results.judging import VERDICT_HEAD
 from pytest_llem.results.metrics import METRICS
-from pytest_llem.results.reading import Results
-from pytest_llem.results.report.charts import Chart, identity, power_spec
-from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow
+from pytest_llem.results.reading import Results, load
+from pytest_llem.results.report.charts import Chart, charts, identity, power_spec
+from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow, gather_content
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
+from pytest_llem.results.terminal import ShowProgress, silent
 
 VERDICT_WORDS: Mapping[Status, str] = {
     "fail": "failed",
@@ -31,12 +34,48 @@ VERDICT_WORDS: Mapping[Status, str] = {
     "inconclusive": "inconclusive",
     "pass": "passed",
 }
+FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total_bytes", "cpu", "gpus", "packages", "git")
+"""Host facts that the page shows, in this order."""
 NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
 
 
-def render(
-    content: Content, charts: Sequence[Chart], compared: Sequence[ComparedMetric], *, title: str, bundle: str | None
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    baseline: Path | None = None,
+    title: str | None = None,
+    progress: ShowProgress = silent,
+) -> None:
+    """Write the report of runs, folders of runs or results to `out`.
+
+    With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
+    the report has tables alone and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
+    nothing to report, `SettingsError` when `out` cannot be written.
+    """
+    content = gather_content(paths, progress=progress)
+    compared = []
+    if baseline is not None:
+        before = load(baseline)
+        runs = dict.fromkeys(result.run_id for result in content.results)
+        in_baseline = {result.run_id for result in before}
+        compared = compare(before, [(run, content.results.of_run(run)) for run in runs if run not in in_baseline])
+    named = [*(row.study for row in content.experiments), *(item.study for item in content.problems)]
+    studies = ", ".join(dict.fromkeys(named))
+    page = _render(content, charts(content), compared, title or f"Energy of {studies}", _bundle())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page)
+    except OSError as problem:
+        raise SettingsError(
+            f"{out}: the report cannot be written: {problem.strerror or problem}",
+            fix="name another file; `llem report RUN -o FILE` writes it from the run's directory",
+        ) from None
+
+
+def _render(
+    content: Content, charts: Sequence[Chart], compared: Sequence[ComparedMetric], title: str, bundle: str | None
 ) -> str:
     """The page as one string. `bundle` is the charts' JavaScript; without it the page has tables alone."""
     power = bool(content.traces) and bundle is not None
@@ -47,8 +86,8 @@ def render(
         ("Charts", "charts", (_charts(charts) if bundle and charts else "" if bundle else NO_CHARTS)),
         ("Power over time", "power", _power(content) if power else ""),
         ("Validity and warnings", "validity", _validity(content)),
-        ("How it was measured", "method", _method(content)),
-        ("Environment", "environment", _environment(content)),
+        ("How it was measured", "method", _methods(content.results)),
+        ("Environment", "environment", _environments(content.environments)),
     ]
     present = [entry for entry in sections if entry[2]]
     valid = len(content.results.valid)
@@ -73,10 +112,8 @@ def render(
         "power": power_spec(),
         "traces": {
             name: {"points": _rounded(trace.points), "windows": _rounded(trace.windows)}
-            for name, trace in content.traces.items()
-        }
-        if power
-        else {},
+            for name, trace in (content.traces.items() if power else ())
+        },
     }
     return Template(_asset("report.html")).substitute(
         title=escape(title),
@@ -88,7 +125,7 @@ def render(
         ),
         version=__version__,
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        bundle=f"<script>{_inline(bundle)}</script>" if bundle else "",
+        bundle="<script>{}</script>".format(bundle.replace("</script", "<\\/script")) if bundle else "",
         js=_asset("report.js"),
     )
 
@@ -219,15 +256,6 @@ def _validity(content: Content) -> str:
     return _table(("where", "what", "why"), rows, "Cycles that are not valid, and warnings", wrap=True)
 
 
-def _method(content: Content) -> str:
-    return _table(*methods(content.results), "Meters, estimators and uncertainty (k=2)", wrap=True)
-
-
-def _environment(content: Content) -> str:
-    head, rows = settings_table(content.environments)
-    return _table(head, rows, "Machine and software of each run", wrap=True) if rows else ""
-
-
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, wrap: bool = False) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
@@ -251,20 +279,20 @@ def _rounded(rows: Iterable[Iterable[float | str]]) -> JsonValue:
     return [[float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row] for row in rows]
 
 
+def _bundle() -> str | None:
+    try:
+        import vl_convert
+    except ImportError:
+        return None
+    return str(vl_convert.javascript_bundle(None))  # type: ignore[arg-type]  # its stub misses the default
+
+
 def _asset(name: str) -> str:
     return (files("pytest_llem.results.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _inline(script: str) -> str:
-    return script.replace("</script", "<\\/script")
-
-
-Rows = list[Sequence[str]]
-FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total_bytes", "cpu", "gpus", "packages", "git")
-
-
-def methods(results: Results) -> tuple[tuple[str, ...], Rows]:
-    """Head and rows: a row per way in which energy was measured, with its typical relative uncertainty."""
+def _methods(results: Results) -> str:
+    """A row per way in which energy was measured, with its typical relative uncertainty."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         energy = result.energy
@@ -278,29 +306,17 @@ def methods(results: Results) -> tuple[tuple[str, ...], Rows]:
             "–" if energy.gain_uncertainty_rel is None else f"{energy.gain_uncertainty_rel:.1%}",
         )
         groups.setdefault(key, []).append(result)
-    rows: Rows = [(*key, _uncertainty(group), _samples(group), str(len(group))) for key, group in groups.items()]
-    head = (
-        "meter",
-        "kind",
-        "scope",
-        "sampler",
-        "estimator",
-        "gain error, apart",
-        "median uncertainty",
-        "median samples",
-        "cycles",
-    )
-    return head, rows
+    head = ["meter", "kind", "scope", "sampler", "estimator", "gain error, apart"]
+    head += ["median uncertainty", "median samples", "cycles"]
+    rows = [(*key, _uncertainty(group), _samples(group), str(len(group))) for key, group in groups.items()]
+    return _table(head, rows, "Meters, estimators and uncertainty (k=2)", wrap=True)
 
 
-def settings_table(environments: Mapping[str, Mapping[str, JsonValue]]) -> tuple[tuple[str, ...], Rows]:
-    """Head and rows: a row per fact, a column per run."""
-    rows: Rows = []
-    for fact in FACTS:
-        cells = [_shown(environment.get(fact)) for environment in environments.values()]
-        if any(cells):
-            rows.append((fact, *cells))
-    return ("fact", *environments), rows
+def _environments(environments: Mapping[str, Mapping[str, JsonValue]]) -> str:
+    """A row per fact, a column per run."""
+    shown = [(fact, *(_shown(environment.get(fact)) for environment in environments.values())) for fact in FACTS]
+    rows = [row for row in shown if any(row[1:])]
+    return _table(("fact", *environments), rows, "Machine and software of each run", wrap=True) if rows else ""
 
 
 def _uncertainty(group: Sequence[Result]) -> str:

@@ -177,7 +177,7 @@ class Reporting:
 
 def _write_html(run_dir: Path, out: Path, baseline: str | None) -> tuple[bool, str]:
     """Write the report of a run that has ended. Whether that was possible, and a line that says where, or why not."""
-    from pytest_llem.results.report.build import write_report
+    from pytest_llem.results.report.page import write_report
 
     if not list(run_dir.glob("*/*/c*")):
         return False, "--llem-html: no report, because nothing was measured"

@@ -18,7 +18,8 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
-from pytest_llem.results.report.build import write_figures, write_report
+from pytest_llem.results.report.charts import write_figures
+from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
 
 if TYPE_CHECKING:
