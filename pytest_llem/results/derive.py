@@ -1,29 +1,29 @@
-"""Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, and validity.
+"""Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, validity and warnings.
 
-`attempts` calls it, once per measured attempt. It reads no file but the meter's samples.
+`attempts` calls it, once per measured attempt. It reads no file but the meter's samples. The codes of reasons and
+warnings are published: they may be added to, and keep their meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue as PydanticJson
 
 from pytest_llem.energy.readings import read_samples
-from pytest_llem.energy.validity import Thresholds
+from pytest_llem.energy.validity import Thresholds, thresholds
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job
-from pytest_llem.job.measurement import Measurement, RequestRecord, Window
+from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome, Window
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity
 from pytest_llem.machine.inputs import input_facts
 from pytest_llem.results.comparability import output_lengths_determined
-from pytest_llem.results.notes import failures_by_class, invalid_reasons, warnings
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemorySection,
@@ -39,9 +39,9 @@ from pytest_llem.results.schema import (
     WorkloadSection,
 )
 from pytest_llem.results.sections.compute import derive_compute
-from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, ratio
+from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, derive_steady_state, ratio
 from pytest_llem.results.sections.latency import latency
-from pytest_llem.results.sections.steady import derive_steady_state
+from pytest_llem.results.state import now
 
 
 def derive_result(
@@ -59,10 +59,11 @@ def derive_result(
     by device where a sampler read it (`device_peaks`).
     """
     good = [request for request in measurement.requests if request.error is None]
+    cached = [request.cached_tokens for request in good if request.cached_tokens is not None]
     tokens = Tokens(
         input=sum(request.input_tokens for request in good),
         output=sum(request.output_tokens for request in good),
-        cached_input=_cached(good),
+        cached_input=sum(cached) if cached and len(cached) == len(good) else None,
     )
     duration_s = sum(window.duration_s for window in measurement.windows if window.name == MEASURE)
     work = Work(
@@ -74,17 +75,27 @@ def derive_result(
         separable_phases=measurement.engine.capabilities.separable_phases,
         prefill_repeats=sum(window.repeats or 1 for window in measurement.windows if window.name == PREFILL),
     )
-    reasons = invalid_reasons(job, measurement)
+    reasons = _invalid_reasons(job, measurement)
+    facts = identity(
+        environment,
+        engine=job.config.engine,
+        runner=run.name,
+        image=run.image_digest or run.image,
+        device_kind=job.devices.kind,
+        device_count=len(job.devices.uuids),
+        meter=job.meter.name,
+        inputs=input_facts(job.config) if run.inputs is None else run.inputs,
+    )
+    at_a_time = run.facts.get("concurrent_workers")
+    shared_host = isinstance(at_a_time, int) and at_a_time > 1
     return Result(
         schema_version=RESULT_VERSION,
         status="invalid" if reasons else "valid",
         run_id=job.run_id,
         source_run=None,
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created_at=now(),
         study=study,
-        experiment=ExperimentSection(
-            id=job.experiment_id, config_hash=job.config_hash, config=_json(encode(job.config))
-        ),
+        experiment=ExperimentSection(id=job.experiment_id, config_hash=job.config_hash, config=_json(job.config)),
         cycle=job.cycle,
         attempt=job.attempt,
         engine=EngineSection(
@@ -96,10 +107,20 @@ def derive_result(
             token_times=measurement.engine.capabilities.token_times,
             separable_phases=measurement.engine.capabilities.separable_phases,
         ),
-        runner=_runner(job, measurement, run),
+        runner=RunnerSection(
+            name=run.name,
+            source=run.source,
+            isolation=run.isolation,
+            start_method=run.start_method or measurement.worker.start_method,
+            image=run.image,
+            image_digest=run.image_digest,
+            device_kind=job.devices.kind,
+            device_ids=job.devices.uuids,
+            facts=_json(run.facts),
+        ),
         workload=_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
-        energy=derive_energy(measurement.energy, work, shared_host=_workers(run) > 1),
+        energy=derive_energy(measurement.energy, work, shared_host=shared_host),
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),
@@ -112,59 +133,18 @@ def derive_result(
         compute=derive_compute(job, measurement, good, duration_s, environment),
         warmup=measurement.warmup,
         timing=_timing(measurement),
-        environment=_environment(job, measurement, run, environment),
-        warnings=warnings(job, measurement, run),
+        environment=Environment(
+            fingerprint=fingerprint(facts),
+            comparable=_json(facts),
+            host=_json(environment),
+            worker=_json(measurement.environment),
+        ),
+        warnings=_warnings(job, measurement, run),
     )
-
-
-def _environment(
-    job: Job, measurement: Measurement, run: RunReport, environment: Mapping[str, JsonValue]
-) -> Environment:
-    facts = identity(
-        environment,
-        engine=job.config.engine,
-        runner=run.name,
-        image=run.image_digest or run.image,
-        device_kind=job.devices.kind,
-        device_count=len(job.devices.uuids),
-        meter=job.meter.name,
-        inputs=input_facts(job.config) if run.inputs is None else run.inputs,
-    )
-    return Environment(
-        fingerprint=fingerprint(facts),
-        comparable=_json(facts),
-        host=_json(environment),
-        worker=_json(measurement.environment),
-    )
-
-
-def _workers(run: RunReport) -> int:
-    """How many cycles of the run may have been measured at a time."""
-    count = run.facts.get("concurrent_workers")
-    return count if isinstance(count, int) else 1
 
 
 def _json(value: object) -> dict[str, PydanticJson]:
     return cast("dict[str, PydanticJson]", encode(value))
-
-
-def _cached(requests: Sequence[RequestRecord]) -> int | None:
-    counts = [request.cached_tokens for request in requests]
-    return None if not counts or None in counts else sum(count or 0 for count in counts)
-
-
-def _runner(job: Job, measurement: Measurement, run: RunReport) -> RunnerSection:
-    return RunnerSection(
-        name=run.name,
-        source=run.source,
-        isolation=run.isolation,
-        start_method=run.start_method or measurement.worker.start_method,
-        image=run.image,
-        image_digest=run.image_digest,
-        device_kind=job.devices.kind,
-        device_ids=job.devices.uuids,
-        facts=_json(run.facts),
-    )
 
 
 def _workload(measurement: Measurement) -> WorkloadSection:
@@ -179,7 +159,7 @@ def _workload(measurement: Measurement) -> WorkloadSection:
         input_tokens=sum(request.input_tokens for request in requests),
         output_tokens=sum(request.output_tokens for request in requests if request.error is None),
         failed_requests=sum(request.error is not None for request in measurement.requests),
-        failures=failures_by_class(measurement),
+        failures=_failures_by_class(measurement),
     )
 
 
@@ -260,3 +240,130 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
             text = f"{device.id}: {now_c:.0f} C while measured, {other_c:.0f} C in cycle {cycle}"
             drifts.append(Note("temperature_drift", text))
     return result.model_copy(update={"warnings": (*result.warnings, *drifts)}) if drifts else result
+
+
+UNNAMED = "error"
+"""The class of a failed request whose engine names none."""
+
+
+def _invalid_reasons(job: Job, measurement: Measurement) -> tuple[Note, ...]:
+    """Why the result may not be used; empty when it is valid."""
+    reasons = [*measurement.invalid]
+    if measurement.energy is not None:
+        reasons += measurement.energy.invalid
+    failures = _failed_requests(measurement)
+    share = sum(_failures_by_class(measurement).values()) / max(1, len(measurement.requests))
+    if failures is not None and share > thresholds(job.meter.thresholds).failed_requests_rel:
+        reasons.append(failures)
+    if not any(window.name == MEASURE for window in measurement.windows):
+        reasons.append(Note("no_measure_window", "the worker recorded no measure window"))
+    elif not measurement.repeats:
+        reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
+    reasons += _repeats_differ(job, measurement)
+    return tuple(dict.fromkeys(reasons))
+
+
+def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note, ...]:
+    """What the worker, the meter and the runner noted, and what follows from the measurement itself."""
+    notes = [*measurement.warnings, *run.notes, *(measurement.energy.notes if measurement.energy else ())]
+    codes = {note.code for note in notes}
+    notes += [note for note in _derived(job, measurement) if note.code not in codes]
+    return tuple(dict.fromkeys(notes))
+
+
+def _failures_by_class(measurement: Measurement) -> dict[str, int]:
+    """How many requests of all repeats failed, by class."""
+    return dict(Counter(request.failure or UNNAMED for request in measurement.requests if request.error is not None))
+
+
+def _failed_requests(measurement: Measurement) -> Note | None:
+    """How many requests failed, by class, with the first error; `None` when none failed."""
+    failed = [request for request in measurement.requests if request.error is not None]
+    if not failed:
+        return None
+    classes = ", ".join(f"{count} {name}" for name, count in _failures_by_class(measurement).items() if name != UNNAMED)
+    return Note(
+        "failed_requests",
+        f"{len(failed)} of {len(measurement.requests)} requests failed{f' ({classes})' if classes else ''}, "
+        f"first: {failed[0].error}",
+    )
+
+
+def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
+    """Repeats must have the same token counts, or the same input where sampling may end an answer.
+
+    A request that failed in one repeat counts in none: failures are judged by themselves.
+    """
+    lost = {request.index for request in measurement.requests if request.error is not None}
+    kept = [request for request in measurement.requests if request.index not in lost]
+    counts = {
+        (
+            sum(request.input_tokens for request in kept if request.repeat == repeat.index),
+            sum(request.output_tokens for request in kept if request.repeat == repeat.index),
+        )
+        for repeat in measurement.repeats
+    }
+    determined = output_lengths_determined(_json(job.config))
+    if len({(given, made if determined else None) for given, made in counts}) < 2:
+        return []
+    shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))
+    return [Note("work_differs", f"repeats of one cycle hold different token counts: {shown}")]
+
+
+def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
+    if measurement.energy is not None:
+        yield from _of_energy(job, measurement.energy)
+    yield from _of_warmup(job, measurement.warmup)
+    failures = _failed_requests(measurement)
+    if failures is not None:
+        yield failures
+    yield from _of_server(job)
+    steady = derive_steady_state(measurement)
+    if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
+        yield Note("steady_state_short", steady.reason)
+    hashes = {repeat.outputs_hash for repeat in measurement.repeats}
+    if len(hashes) > 1 and not job.config.decoding.do_sample:
+        yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
+
+
+def _of_energy(job: Job, energy: EnergyReport) -> Iterator[Note]:
+    if not energy.measured and energy.meter != "none":
+        source = f" ({energy.source})" if energy.source else ""
+        yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
+    if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
+        yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
+    if energy.idle is not None and not energy.idle.settled:
+        slope = energy.idle.slope_w_per_s
+        by = "" if slope is None else f" by {slope:.3g} W a second"
+        yield Note(
+            "idle_not_settled",
+            f"power still changed{by} in the idle window: "
+            "idle power and what is subtracted as such are not those of a device at rest",
+        )
+
+
+def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
+    """No note where the study allows fewer repeats than convergence takes to judge."""
+    settings = job.config.measurement.warmup
+    if warmup.converged or warmup.reason == "fixed" or settings.max_repeats < settings.window:
+        return
+    ended = f"the warm-up ended at {warmup.reason} after {warmup.repeats} repeats ({warmup.duration_s:.1f} s)"
+    if warmup.cv is None:
+        detail = "too few to tell whether latency had converged"
+    elif warmup.cv > settings.cv:
+        detail = f"the last latencies varied by {warmup.cv:.1%}, and {settings.cv:.1%} was the limit"
+    else:
+        detail = f"latency had converged ({warmup.cv:.1%}), power had not"
+    yield Note("warmup_not_converged", f"{ended}: {detail}")
+
+
+def _of_server(job: Job) -> Iterator[Note]:
+    """What the study sets and an external server, which was started by others, does not report."""
+    config = job.config
+    if config.settings.get("base_url") is None or job.server is not None:
+        return
+    stated = {"dtype": config.dtype, "revision": config.revision, "lora": config.lora}
+    stated["weights"] = "dummy" if config.weights == "dummy" else None
+    unverified = [f"{name} {value}" for name, value in stated.items() if value is not None]
+    if unverified:
+        yield Note("settings_not_verified", f"the server does not tell whether it runs with {', '.join(unverified)}")

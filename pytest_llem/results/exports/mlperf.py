@@ -29,7 +29,7 @@ def export(results: Results, out: Path) -> None:
 def summary(result: Result) -> dict[str, JsonValue]:
     """One result in MLPerf's names."""
     duration = result.timing.get("measure_s")
-    e2el, ttft, tpot = result.latency.e2el_s, result.latency.ttft_s, result.latency.tpot_s
+    latency = result.latency
     entry: dict[str, JsonValue] = {
         "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
         "Scenario": "Offline" if result.workload.load_shape == "offline" else "Server",
@@ -48,23 +48,14 @@ def summary(result: Result) -> dict[str, JsonValue]:
             "whole system at the wall",
         ],
     }
-    if e2el is not None:
-        entry["Mean latency (ns)"] = round(e2el.mean * 1e9)
-        entry.update(
-            {f"{name} percentile latency (ns)": round(getattr(e2el, p) * 1e9) for name, p in PERCENTILES.items()}
-        )
-    if ttft is not None:
-        entry.update(
-            {
-                f"{name} percentile first token latency (ns)": round(getattr(ttft, p) * 1e9)
-                for name, p in PERCENTILES.items()
-            }
-        )
-    if tpot is not None:
-        entry.update(
-            {
-                f"{name} percentile time to output token (ns)": round(getattr(tpot, p) * 1e9)
-                for name, p in PERCENTILES.items()
-            }
-        )
+    if latency.e2el_s is not None:
+        entry["Mean latency (ns)"] = round(latency.e2el_s.mean * 1e9)
+    named = (
+        ("latency", latency.e2el_s),
+        ("first token latency", latency.ttft_s),
+        ("time to output token", latency.tpot_s),
+    )
+    for what, distribution in named:
+        for percentile, statistic in PERCENTILES.items() if distribution is not None else ():
+            entry[f"{percentile} percentile {what} (ns)"] = round(getattr(distribution, statistic) * 1e9)
     return entry

@@ -54,15 +54,8 @@ def metrics_data(result: Result) -> dict[str, JsonValue]:
         "llem.energy_measured": result.energy.measured,
     }
     scope: JsonValue = {"name": "pytest_llem", "version": __version__}
-    metrics: list[JsonValue] = [*_latencies(result), *_energy(result)]
-    return {
-        "resourceMetrics": [
-            {
-                "resource": {"attributes": _attributes(resource)},
-                "scopeMetrics": [{"scope": scope, "metrics": metrics}],
-            }
-        ]
-    }
+    metrics: JsonValue = [{"scope": scope, "metrics": [*_latencies(result), *_energy(result)]}]
+    return {"resourceMetrics": [{"resource": {"attributes": _attributes(resource)}, "scopeMetrics": metrics}]}
 
 
 def _latencies(result: Result) -> list[JsonValue]:
@@ -70,11 +63,9 @@ def _latencies(result: Result) -> list[JsonValue]:
     for name, section in LATENCIES.items():
         distribution: Distribution | None = getattr(result.latency, section)
         if distribution is not None:
-            points = [
-                _point(result, value, {"llem.statistic": statistic})
-                for statistic, value in asdict(distribution).items()
-            ]
-            metrics.append({"name": name, "unit": "s", "gauge": {"dataPoints": points}})
+            values = asdict(distribution).items()
+            points = [_point(result, value, {"llem.statistic": statistic}) for statistic, value in values]
+            metrics.append(_gauge(name, "s", points))
     return metrics
 
 
@@ -93,11 +84,15 @@ def _energy(result: Result) -> list[JsonValue]:
         total: JsonValue = {"dataPoints": energy, "aggregationTemporality": DELTA, "isMonotonic": True}
         metrics.append({"name": "hw.energy", "unit": "J", "sum": total})
     if power:
-        metrics.append({"name": "hw.power", "unit": "W", "gauge": {"dataPoints": power}})
+        metrics.append(_gauge("hw.power", "W", power))
     if result.energy.joules_per_output_token is not None:
-        points: list[JsonValue] = [_point(result, result.energy.joules_per_output_token, {})]
-        metrics.append({"name": "llem.joules_per_output_token", "unit": "J/{token}", "gauge": {"dataPoints": points}})
+        points = [_point(result, result.energy.joules_per_output_token, {})]
+        metrics.append(_gauge("llem.joules_per_output_token", "J/{token}", points))
     return metrics
+
+
+def _gauge(name: str, unit: str, points: list[JsonValue]) -> JsonValue:
+    return {"name": name, "unit": unit, "gauge": {"dataPoints": points}}
 
 
 def _point(result: Result, value: float, attributes: Mapping[str, JsonValue]) -> JsonValue:

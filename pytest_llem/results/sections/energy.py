@@ -1,4 +1,4 @@
-"""The `energy` section of a result, from the meter's report and the work that was done; `derive` calls it.
+"""The sections `energy` and `steady_state` of a result, from the meter's report and the work done; `derive` calls it.
 
 Uncertainties are k=2. Where errors may share a cause (two windows of one sampler) they are added as if fully
 correlated, the upper bound (JCGM 100:2008, 5.2.2 note 1); energy above idle adds its two independent terms in
@@ -8,17 +8,32 @@ quadrature (JCGM 100:2008, 5.1.2).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from pytest_llem.job.measurement import AccountedWindow, EnergyReport, Measured, MeteredDevice, WindowEnergy
-from pytest_llem.results.schema import Energy, EnergyDevice, PhaseEnergy
+from pytest_llem.job.measurement import (
+    AccountedWindow,
+    DeviceEnergy,
+    EnergyReport,
+    Measured,
+    Measurement,
+    MeteredDevice,
+    RequestRecord,
+    Window,
+    WindowEnergy,
+)
+from pytest_llem.results.schema import Energy, EnergyDevice, PhaseEnergy, SteadyState
+from pytest_llem.worker.steady import STEADY_STATE
 
 MEASURE = "measure"
 IDLE = "idle"
 PREFILL = "prefill"
 JOULES_PER_WH = 3600.0
 """By definition."""
+MIN_STEADY_S = 30.0
+"""The ML.ENERGY benchmark uses a steady state from 30 s on."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +54,15 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return None if numerator is None or not denominator else numerator / denominator
 
 
-def total(parts: Sequence[tuple[float | None, float | None]]) -> Measured | None:
-    """Sum of values with their uncertainties, taken as correlated; `None` when a value is missing or there is none.
+def total(parts: Sequence[WindowEnergy | DeviceEnergy]) -> Measured | None:
+    """Sum of energies in joules, their uncertainties taken as correlated; `None` if one is missing or there is none.
 
     A part whose uncertainty is `None` makes that of the sum infinite.
     """
-    values = [value for value, _ in parts if value is not None]
+    values = [part.energy_j for part in parts if part.energy_j is not None]
     if not parts or len(values) < len(parts):
         return None
-    return Measured(sum(values), sum(math.inf if each is None else each for _, each in parts))
+    return Measured(sum(values), sum(math.inf if part.uncertainty_j is None else part.uncertainty_j for part in parts))
 
 
 def value_of(measured: Measured | None) -> float | None:
@@ -60,45 +75,22 @@ def uncertainty_of(measured: Measured | None) -> float | None:
     return measured.uncertainty if measured and math.isfinite(measured.uncertainty) else None
 
 
-def unmetered() -> Energy:
-    """The section of a cycle without a meter: every quantity is `None`."""
-    return Energy(
-        meter="none",
-        placement=None,
-        scope=None,
-        measured=False,
-        source=None,
-        energy_j=None,
-        uncertainty_j=None,
-        gain_uncertainty_rel=None,
-        energy_above_idle_j=None,
-        energy_above_idle_uncertainty_j=None,
-        idle_power_w=None,
-        idle_power_uncertainty_w=None,
-        avg_power_w=None,
-        joules_per_output_token=None,
-        joules_per_total_token=None,
-        joules_per_request=None,
-        wh_per_1000_queries=None,
-        tokens_per_joule=None,
-        devices=(),
-        host=None,
-        windows=(),
-        phases=(),
-    )
-
-
 def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool = False) -> Energy:
     """Energy of the measure windows and what follows from it per token and per request.
 
     `shared_host` says that other cycles may have run on the same host at the same time.
     """
     if report is None or report.meter == "none":
-        return unmetered()
+        unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Energy))
+        unknown |= {"meter": "none", "measured": False, "devices": (), "windows": (), "phases": ()}
+        return Energy(**unknown)
     measured = [window for window in report.windows if window.name == MEASURE]
-    gross = total([(window.energy_j, window.uncertainty_j) for window in measured])
+    gross = total(measured)
     stated, idle = report.idle, _idle_power_w(report)
-    net = above_idle(gross, idle, work.duration_s)
+    net: Measured | None = None  # may be negative within its uncertainty when the load is close to idle
+    if gross is not None and idle is not None:
+        spread = math.hypot(gross.uncertainty, idle.uncertainty * work.duration_s)
+        net = Measured(gross.value - idle.value * work.duration_s, spread)
     joules = value_of(gross)
     per_request = ratio(joules, work.requests)
     names = [field.name for field in fields(AccountedWindow)]
@@ -137,30 +129,13 @@ def _idle_power_w(report: EnergyReport) -> Measured | None:
         return Measured(report.idle.power_w, math.inf if uncertainty_w is None else uncertainty_w)
     if report.scope == "process_estimate":
         return None  # a process's CPU time says nothing of what an idle device draws
-    return idle_power([window for window in report.windows if window.name == IDLE])
-
-
-def idle_power(windows: Sequence[WindowEnergy]) -> Measured | None:
-    """Mean power in watts over the idle windows."""
-    energy = total([(window.energy_j, window.uncertainty_j) for window in windows])
-    seconds = sum(window.end_ns - window.start_ns for window in windows) / 1e9
+    windows = [window for window in report.windows if window.name == IDLE]
+    energy, seconds = total(windows), sum(window.end_ns - window.start_ns for window in windows) / 1e9
     return None if energy is None or not seconds else _divided(energy, seconds)
 
 
-def above_idle(gross: Measured | None, idle: Measured | None, duration_s: float) -> Measured | None:
-    """Energy in joules above what the idle device would have drawn in the same time.
-
-    May be negative within its uncertainty when the load is close to idle.
-    """
-    if gross is None or idle is None:
-        return None
-    return Measured(gross.value - idle.value * duration_s, math.hypot(gross.uncertainty, idle.uncertainty * duration_s))
-
-
 def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[WindowEnergy]) -> EnergyDevice:
-    parts = [
-        (part.energy_j, part.uncertainty_j) for window in measured for part in window.devices if part.id == device.id
-    ]
+    parts = [part for window in measured for part in window.devices if part.id == device.id]
     energy = total(parts) if len(parts) == len(measured) else None
     temperatures = report.facts.get("temperature_c")
     temperature_c = temperatures.get(device.id) if isinstance(temperatures, Mapping) else None
@@ -179,23 +154,76 @@ def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[P
     windows = [window for window in report.windows if window.name == PREFILL]
     if not windows:
         return ()
-    summed = total([(window.energy_j, window.uncertainty_j) for window in windows])
+    summed = total(windows)
     prefill = _divided(summed, work.prefill_repeats or len(windows)) if summed else None
     decode: Measured | None = None
     if work.separable_phases and prefill and gross and work.repeats:
         repeat = _divided(gross, work.repeats)
         decode = Measured(repeat.value - prefill.value, math.hypot(repeat.uncertainty, prefill.uncertainty))
-    return (
-        _phase("prefill", prefill, "window with one output token"),
-        _phase("decode", decode, "difference" if work.separable_phases else "not separable in this engine"),
-    )
-
-
-def _phase(name: str, energy: Measured | None, method: str) -> PhaseEnergy:
-    return PhaseEnergy(
-        name=name, energy_per_repeat_j=value_of(energy), uncertainty_j=uncertainty_of(energy), method=method
+    return tuple(
+        PhaseEnergy(
+            name=name, energy_per_repeat_j=value_of(energy), uncertainty_j=uncertainty_of(energy), method=method
+        )
+        for name, energy, method in (
+            ("prefill", prefill, "window with one output token"),
+            ("decode", decode, "difference" if work.separable_phases else "not separable in this engine"),
+        )
     )
 
 
 def _divided(measured: Measured, divisor: float) -> Measured:
     return Measured(measured.value / divisor, measured.uncertainty / divisor)
+
+
+def derive_steady_state(measurement: Measurement) -> SteadyState | None:
+    """Sums over the steady windows of all repeats; `None` for an engine that does not serve.
+
+    Energy is `None` where the meter reads only at edges that were marked while measuring.
+    """
+    if not measurement.engine.capabilities.serves:
+        return None
+    windows = [window for window in measurement.windows if window.name == STEADY_STATE]
+    duration_s = sum(window.duration_s for window in windows)
+    output_tokens = _tokens_within(windows, measurement.requests)
+    accounted = {
+        w.index: w for w in (measurement.energy.windows if measurement.energy else ()) if w.name == STEADY_STATE
+    }
+    parts = [accounted[window.index] for window in windows if window.index in accounted]
+    energy = total(parts) if len(parts) == len(windows) else None
+    joules = value_of(energy)
+    reason: str | None = None
+    if any(request.token_times_ns is None for request in measurement.requests if request.error is None):
+        reason = (
+            "the times of single tokens are not known, and so not how many were generated while the engine was full"
+        )
+    elif not windows:
+        reason = "the engine was never as full as it can be: fewer requests than places, or none of them had to wait"
+    elif duration_s < MIN_STEADY_S:
+        least = f"{MIN_STEADY_S:.0f} s"
+        reason = f"{duration_s:.1f} s of steady state, less than {least}: more prompts, or a longer measurement"
+    arrivals = measurement.load_shape in ("constant", "poisson", "burst")
+    return SteadyState(
+        method="first_answer_or_full_to_last_arrival" if arrivals else "concurrency_limit",
+        valid=reason is None,
+        reason=reason,
+        duration_s=duration_s,
+        output_tokens=output_tokens,
+        output_tokens_per_s=ratio(output_tokens, duration_s),
+        energy_j=joules,
+        uncertainty_j=uncertainty_of(energy),
+        avg_power_w=ratio(joules, duration_s),
+        joules_per_output_token=ratio(joules, output_tokens),
+    )
+
+
+def _tokens_within(windows: Sequence[Window], requests: Sequence[RequestRecord]) -> int:
+    """Output tokens generated in a window: at or after its start, and before its end."""
+    count = 0
+    by_repeat: dict[int, list[tuple[int, ...]]] = {}
+    for request in requests:
+        if request.error is None and request.token_times_ns is not None:
+            by_repeat.setdefault(request.repeat, []).append(request.token_times_ns)
+    for window in windows:
+        for times in by_repeat.get(window.index, ()):
+            count += bisect_left(times, window.end_ns) - bisect_left(times, window.start_ns)
+    return count
