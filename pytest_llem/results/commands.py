@@ -20,7 +20,7 @@ from pytest_llem.results import compare
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, read_manifest
-from pytest_llem.results.reading import Results, load, read_result, result_files
+from pytest_llem.results.reading import Results, load, load_all
 from pytest_llem.results.report.charts import write_figures
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.terminal import counted, table
@@ -71,15 +71,9 @@ def list_all(options: argparse.Namespace) -> int:
 
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
-    export(read_all(options.paths), options.format, options.out)
+    export(load_all(options.paths, counted), options.format, options.out)
     sys.stdout.write(f"{options.out}\n")
     return 0
-
-
-def read_all(paths: Sequence[Path]) -> Results:
-    """The results of runs, folders of runs or files, with a count on the terminal while it takes long."""
-    files = [file for path in paths for file in result_files(path)]
-    return Results(tuple(read_result(file) for file in counted(files, "reading")))
 
 
 def fail_if(text: str) -> FailIf:

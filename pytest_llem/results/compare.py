@@ -5,20 +5,19 @@ The command and the report call `compare`. It judges with the same gates as a st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from statistics import geometric_mean
 from typing import Literal
 
-from pytest_llem.results.baselines import baseline_run
 from pytest_llem.results.comparability import common_conditions, differences, mixture
-from pytest_llem.results.gates import MIN_CYCLES, Status, inverted, judge_runs
-from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
+from pytest_llem.results.gates import MIN_CYCLES, Status
+from pytest_llem.results.judging import centre, judge_change, limit_text
+from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.terminal import markdown_table, table
-from pytest_llem.study.limits import FailIf, change_text
+from pytest_llem.study.limits import FailIf
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
 HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
@@ -125,75 +124,54 @@ def _compare(
         experiment_id=experiment_id,
         metric=measure.name,
         unit=measure.unit,
-        baseline=_centre(old),
-        current=_centre(new),
+        baseline=centre(old),
+        current=centre(new),
         ratio=None,
         ci_low=None,
         ci_high=None,
         limit=limit.limit if limit and not limit.absolute else None,
         verdict=None,
         differs=(),
-        limit_text=change_text(limit.metric, limit.limit, absolute=limit.absolute) if limit else None,
+        limit_text=limit_text(limit) if limit else None,
     )
     if row.baseline is None or row.current is None:
         return replace(row, verdict="absent")
     if limit is not None and (limit := limit.relative_to(row.baseline)).limit <= -1:
         return replace(row, verdict="inconclusive")
     ratio = row.current / row.baseline
-    differs = tuple(_differences(measure, before, now, limit, allow))
-    row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=differs)
+    differs = [*mixture(now.items, allow)]
+    if before[0].experiment.config_hash != now[0].experiment.config_hash:
+        differs.insert(0, "configuration: not the same experiment under this id")
+    differs += differences(
+        common_conditions(before.items),
+        common_conditions(now.items),
+        of_energy=is_energy(measure.name),
+        limit=limit.limit if limit else 0.0,
+        gain=(before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
+        allow=allow,
+    )
+    row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=tuple(differs))
     if min(len(old), len(new)) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
     interval = ratio_interval([old], new, alpha)
     row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
-    if limit is None:
-        return replace(row, verdict=_direction(measure, interval.low, interval.high))
-    return replace(row, verdict="not_comparable" if differs else _gate(measure, old, new, limit, alpha))
-
-
-def _differences(
-    measure: Metric, before: Results, now: Results, limit: FailIf | None, allow: Collection[str]
-) -> Iterator[str]:
-    base = baseline_run(before.items)
-    if before[0].experiment.config_hash != now[0].experiment.config_hash:
-        yield "configuration: not the same experiment under this id"
-    yield from mixture(now.items, allow)
-    yield from differences(
-        base.conditions,
-        common_conditions(now.items),
-        of_energy=is_energy(measure.name),
-        limit=limit.limit if limit else 0.0,
-        gain=(base.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
-        allow=allow,
-    )
-
-
-def _gate(measure: Metric, old: Sequence[float], new: Sequence[float], limit: FailIf, alpha: float) -> Status:
-    if not measure.higher_is_better:
-        return judge_runs([old], new, limit.limit, alpha=alpha, resolution=limit.resolution).status
-    turned = [1 / value for value in old], [1 / value for value in new]
-    return judge_runs([turned[0]], turned[1], inverted(limit.limit), alpha=alpha, resolution=limit.resolution).status
-
-
-def _direction(measure: Metric, low: float, high: float) -> Verdict:
-    if low <= 1 <= high:
-        return "same"
-    return "better" if (low > 1) == measure.higher_is_better else "worse"
-
-
-def _centre(values: Sequence[float]) -> float | None:
-    return geometric_mean(values) if values and min(values) > 0 else None
+    if limit is not None:
+        return replace(
+            row, verdict="not_comparable" if differs else judge_change(measure, limit, [old], new, alpha).status
+        )
+    if interval.low <= 1 <= interval.high:
+        return replace(row, verdict="same")
+    return replace(row, verdict="better" if (interval.low > 1) == measure.higher_is_better else "worse")
 
 
 def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     """The row as text, in the order of `HEAD`."""
-    unit = METRICS[row.metric].unit
     name = f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id
     interval = "-" if row.ci_low is None or row.ci_high is None else f"{row.ci_low - 1:+.1%} .. {row.ci_high - 1:+.1%}"
     verdict = (row.verdict or "-").replace("_", " ") + ("*" if row.differs else "")
     return (
         name,
-        f"{row.metric} ({unit})" if unit != "1" else row.metric,
+        f"{row.metric} ({row.unit})" if row.unit != "1" else row.metric,
         "-" if row.baseline is None else f"{row.baseline:.4g}",
         "-" if row.current is None else f"{row.current:.4g}",
         "-" if row.ratio is None else f"{row.ratio - 1:+.1%}",

@@ -18,10 +18,9 @@ from statistics import fmean, variance
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.wire import encode
-from pytest_llem.results.commands import read_all
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.reading import Results
+from pytest_llem.results.reading import Results, load_all
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
 from pytest_llem.results.terminal import counted, table
 
@@ -196,7 +195,7 @@ def gate_power(options: argparse.Namespace) -> int:
     if options.noise is None:
         if not options.paths:
             raise SettingsError("no noise to go by", fix="name a run, or state it: --noise 2%")
-        noises = list(measured_noise(read_all(options.paths), chosen))
+        noises = list(measured_noise(load_all(options.paths, counted), chosen))
         if not noises:
             raise SettingsError(
                 f"{chosen.name}: no experiment has {MIN_CYCLES} valid cycles that measured it",

@@ -67,11 +67,13 @@ def judge_runs(
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
     runs = [run for run in baselines if len(run) >= MIN_CYCLES]
-    problem = _too_few("the baseline", max((len(run) for run in baselines), default=0), bool(runs))
-    problem = problem or _too_few("this run", len(current), len(current) >= MIN_CYCLES)
-    problem = problem or _unusable([*(value for run in runs for value in run), *current])
+    problem = (
+        _too_few("the baseline", max(map(len, baselines), default=0))
+        or _too_few("this run", len(current))
+        or _unusable([*(value for run in runs for value in run), *current])
+    )
     if problem:
-        return Verdict("inconclusive", None, None, None, problem)
+        return unjudged(problem)
     interval = ratio_interval(runs, current, alpha, correlated=correlated)
     if interval.low > 1 + limit:
         return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
@@ -93,18 +95,14 @@ def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, a
     """
     if not (limit > 0 and math.isfinite(limit)):
         raise SettingsError(f"a budget of {limit:g} cannot be judged", fix="state a positive limit")
-    problem = _too_few("this run", len(values), len(values) >= MIN_CYCLES) or _unusable(values)
+    problem = _too_few("this run", len(values)) or _unusable(values)
     if problem:
-        return Verdict("inconclusive", None, None, None, problem)
+        return unjudged(problem)
     interval = mean_interval(values, alpha)
-    beyond, within = (
-        (interval.low > limit, interval.high <= limit)
-        if upper
-        else (
-            interval.high < limit,
-            interval.low >= limit,
-        )
-    )
+    if upper:
+        beyond, within = interval.low > limit, interval.high <= limit
+    else:
+        beyond, within = interval.high < limit, interval.low >= limit
     shown = f"between {interval.low:.4g} and {interval.high:.4g}"
     side = "at most" if upper else "at least"
     if beyond:
@@ -112,6 +110,11 @@ def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, a
     if within:
         return _verdict("pass", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
     return _verdict("inconclusive", interval, limit, f"{shown} straddles the budget of {limit:.4g}")
+
+
+def unjudged(reason: str, status: Status = "inconclusive") -> Verdict:
+    """A verdict without an estimate."""
+    return Verdict(status, None, None, None, reason)
 
 
 def inverted(limit: float) -> float:
@@ -135,8 +138,8 @@ def _check(limit: float, margin: float, alpha: float) -> None:
         raise SettingsError(f"alpha is {alpha:g}", fix="choose an error rate between 0 and 0.5, for example 0.05")
 
 
-def _too_few(side: str, count: int, enough: bool) -> str:
-    return "" if enough else f"{side} has {count} usable cycles, a verdict needs {MIN_CYCLES}"
+def _too_few(side: str, count: int) -> str:
+    return "" if count >= MIN_CYCLES else f"{side} has {count} usable cycles, a verdict needs {MIN_CYCLES}"
 
 
 def _unusable(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import common_conditions, differences, mixture
-from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs
+from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs, unjudged
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
@@ -134,18 +134,13 @@ def judge_experiment(
 
 
 def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float, mixed: str) -> GateRow:
-    measure = metric(budget.metric)
+    limit = f"{budget.op} {budget.limit:g}"
     if mixed:
-        nothing = Verdict("not_comparable", None, None, None, mixed)
-        return _row(budget.metric, "budget", nothing, f"{budget.op} {budget.limit:g}", None, None, lost)
-    values, missing = _values(measure, valid)
-    lost = [*lost, *_lacking(measure, valid)]
-    verdict = (
-        Verdict("inconclusive", None, None, None, missing)
-        if missing
-        else judge_budget(values, budget.limit, upper=budget.op.startswith("<"), alpha=alpha)
-    )
-    return _row(budget.metric, "budget", verdict, f"{budget.op} {budget.limit:g}", None, _centre(values), lost)
+        return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
+    values, missing, lost = _values(metric(budget.metric), valid, lost)
+    upper = budget.op.startswith("<")
+    verdict = unjudged(missing) if missing else judge_budget(values, budget.limit, upper=upper, alpha=alpha)
+    return _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
 
 
 def _ratio_row(
@@ -157,22 +152,20 @@ def _ratio_row(
     allow: Collection[str],
 ) -> GateRow:
     measure = metric(limit.metric)
-    values, missing = _values(measure, valid)
-    lost = [*lost, *_lacking(measure, valid)]
+    values, missing, lost = _values(measure, valid, lost)
     if missing or not valid:
-        nothing = Verdict("inconclusive", None, None, None, missing or "no cycle is valid")
-        return _row(limit.metric, "comparison", nothing, _text(limit), None, None, lost)
+        return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or "no cycle is valid"), lost)
     own = {result.source_run or result.run_id for result in valid}
     others = [run for run in runs if run.run_id not in own]
     if not others:
         return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
-    before = _centre([value for run in others for value in run.values.get(measure.name, ())])
+    before = centre([value for run in others for value in run.values.get(measure.name, ())])
     if limit.absolute and before is None:
         return _not_comparable(limit, "the baseline did not measure it")
     relative = limit.relative_to(before or 1.0)
     if relative.limit <= -1:
-        all_of_it = Verdict("inconclusive", None, None, None, "the limit is as large as the baseline itself")
-        return _row(limit.metric, "comparison", all_of_it, _text(limit), before, _centre(values), lost)
+        whole = unjudged("the limit is as large as the baseline itself")
+        return _row(limit.metric, "comparison", limit_text(limit), whole, lost, before, centre(values))
     now, gain = common_conditions(valid), valid[0].energy.gain_uncertainty_rel
     problems = {
         run.run_id: differences(
@@ -191,21 +184,23 @@ def _ratio_row(
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")
-    before = _centre([value for run in measured for value in run])
+    before = centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
-    verdict = _against(measure, relative, measured, values, alpha, valid[0].runner.isolation in CORRELATED)
-    return _row(limit.metric, "comparison", verdict, _text(limit), before, _centre(values), lost)
+    correlated = valid[0].runner.isolation in CORRELATED
+    verdict = judge_change(measure, relative, measured, values, alpha, correlated=correlated)
+    return _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values))
 
 
-def _against(
+def judge_change(
     measure: Metric,
     limit: FailIf,
     runs: Sequence[Sequence[float]],
     values: Sequence[float],
     alpha: float,
-    correlated: bool,
+    *,
+    correlated: bool = False,
 ) -> Verdict:
-    """Judge with higher as worse; where higher is better, invert both sides and the resulting ratio."""
+    """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted."""
     if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
         return judge_runs(runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
     verdict = judge_runs(
@@ -221,51 +216,46 @@ def _against(
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
 
 
-def _values(measure: Metric, valid: Sequence[Result]) -> tuple[list[float], str]:
-    """A metric's value in each valid cycle that measured it, or the reason why there are none."""
+def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tuple[list[float], str, list[str]]:
+    """The metric's values, why there are none, and the cycles lost: those before, and those that lack the metric."""
     values = [value for result in valid if (value := measure.of(result)) is not None]
-    return values, "" if values or not valid else "this run did not measure it"
-
-
-def _lacking(measure: Metric, valid: Sequence[Result]) -> list[str]:
-    """The valid cycles that did not measure a metric which others did."""
+    if valid and not values:
+        return values, "this run did not measure it", [*lost]
     lacking = [f"c{result.cycle} without {measure.name}" for result in valid if measure.of(result) is None]
-    return lacking if len(lacking) < len(valid) else []
+    return values, "", [*lost, *lacking]
 
 
 def _row(
     name: str,
     kind: str,
-    verdict: Verdict,
     limit: str,
-    baseline: float | None,
-    current: float | None,
-    lost: Sequence[str],
+    verdict: Verdict,
+    lost: Sequence[str] = (),
+    baseline: float | None = None,
+    current: float | None = None,
 ) -> GateRow:
     without = f" (not used: {', '.join(lost)})" if lost else ""
     return GateRow(
         metric=name,
         kind=kind,
-        status=verdict.status,
         limit=limit,
         baseline=baseline,
         current=current,
-        ratio=verdict.ratio,
-        ci_low=verdict.ci_low,
-        ci_high=verdict.ci_high,
-        reason=verdict.reason + without,
+        **{**vars(verdict), "reason": verdict.reason + without},
     )
 
 
 def _not_comparable(limit: FailIf, reason: str) -> GateRow:
-    return GateRow(limit.metric, "comparison", "not_comparable", _text(limit), None, None, None, None, None, reason)
+    return _row(limit.metric, "comparison", limit_text(limit), unjudged(reason, "not_comparable"))
 
 
-def _centre(values: Sequence[float]) -> float | None:
-    return geometric_mean(values) if values and all(value > 0 for value in values) else None
+def centre(values: Sequence[float]) -> float | None:
+    """The geometric mean; `None` without values, or where one has no logarithm."""
+    return geometric_mean(values) if values and min(values) > 0 else None
 
 
-def _text(limit: FailIf) -> str:
+def limit_text(limit: FailIf) -> str:
+    """A limit as it is written: `+5 %`, `+0.05 s`."""
     return change_text(limit.metric, limit.limit, absolute=limit.absolute)
 
 

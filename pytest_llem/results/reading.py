@@ -20,6 +20,7 @@ from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
+from pytest_llem.results.terminal import ShowProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,11 +72,7 @@ def result_files(path: Path) -> list[Path]:
             if (state := read_state(directory)) is not None and state.state in ("valid", "invalid")
         ]
     else:
-        files = [
-            file
-            for file in sorted(root.rglob(RESULT))
-            if not any(part.startswith("attempt-") for part in file.relative_to(root).parts)
-        ]
+        files = sorted({*root.rglob(RESULT)} - {*root.rglob(f"attempt-*/{RESULT}")})
     if not files:
         raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
     return files
@@ -112,6 +109,12 @@ def load(path: str | Path) -> Results:
     Raises `StoreError` when there are none, or when one is broken or of a newer format.
     """
     return Results(tuple(read_result(file) for file in result_files(Path(path))))
+
+
+def load_all(paths: Sequence[Path], progress: ShowProgress) -> Results:
+    """The results of runs, folders of runs or files; `progress` sees each file as it is read."""
+    files = [file for path in paths for file in result_files(path)]
+    return Results(tuple(read_result(file) for file in progress(files, "reading")))
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class Results(Sequence[Result]):
 
     def rows(self) -> list[dict[str, Cell]]:
         """A flat row per result: the columns of `COLUMNS`, then every swept or set setting as `config.PATH`."""
-        return [{**_row(result), **_settings(result)} for result in self.items]
+        cells = [{name: of(result) for name, (_, of) in _COLUMNS.items()} for result in self.items]
+        return [{**row, **_settings(result)} for row, result in zip(cells, self.items, strict=True)]
 
     def to_table(self) -> pa.Table:
         """A pyarrow table with one row per result; the `COLUMNS` come first and are always there."""
@@ -182,35 +186,40 @@ class Results(Sequence[Result]):
         return pd.DataFrame(self.to_table().to_pylist())
 
 
-COLUMNS: dict[str, str] = {
-    "run_id": "string",
-    "source_run": "string",
-    "study": "string",
-    "experiment": "string",
-    "config_hash": "string",
-    "cycle": "int64",
-    "attempt": "int64",
-    "created_at": "string",
-    "valid": "bool",
-    "reasons": "string",
-    "warnings": "string",
-    "model": "string",
-    "engine": "string",
-    "engine_version": "string",
-    "dtype": "string",
-    "runner": "string",
-    "device_kind": "string",
-    "device_count": "int64",
-    "meter": "string",
-    "measured": "bool",
-    "scope": "string",
-    "uncertainty_j": "double",
-    "input_tokens": "int64",
-    "output_tokens": "int64",
-    "repeats": "int64",
-    "measure_s": "double",
-    **dict.fromkeys(METRICS, "double"),
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
+    "run_id": ("string", lambda r: r.run_id),
+    "source_run": ("string", lambda r: r.source_run),
+    "study": ("string", lambda r: r.study),
+    "experiment": ("string", lambda r: r.experiment.id),
+    "config_hash": ("string", lambda r: r.experiment.config_hash),
+    "cycle": ("int64", lambda r: r.cycle),
+    "attempt": ("int64", lambda r: r.attempt),
+    "created_at": ("string", lambda r: r.created_at),
+    "valid": ("bool", lambda r: r.validity.valid),
+    "reasons": ("string", lambda r: " ".join(reason.code for reason in r.validity.reasons) or None),
+    "warnings": ("string", lambda r: " ".join(warning.code for warning in r.warnings) or None),
+    "model": ("string", lambda r: _text(r.experiment.config.get("model"))),
+    "engine": ("string", lambda r: r.engine.name),
+    "engine_version": ("string", lambda r: r.engine.version),
+    "dtype": ("string", lambda r: _text(r.engine.effective.get("dtype"))),
+    "runner": ("string", lambda r: r.runner.name),
+    "device_kind": ("string", lambda r: r.runner.device_kind),
+    "device_count": ("int64", lambda r: len(r.runner.device_ids)),
+    "meter": ("string", lambda r: r.energy.meter),
+    "measured": ("bool", lambda r: r.energy.measured),
+    "scope": ("string", lambda r: r.energy.scope),
+    "uncertainty_j": ("double", lambda r: r.energy.uncertainty_j),
+    "input_tokens": ("int64", lambda r: r.tokens.input),
+    "output_tokens": ("int64", lambda r: r.tokens.output),
+    "repeats": ("int64", lambda r: r.workload.repeats),
+    "measure_s": ("double", lambda r: r.timing.get("measure_s")),
+    **{name: ("double", metric.of) for name, metric in METRICS.items()},
 }
+COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,
 never renamed. pyarrow itself is imported when a table is made: it is large, and collection does not need it."""
 
@@ -223,40 +232,6 @@ def _kind(cells: Sequence[Cell]) -> str:
     if types == {int}:
         return "int64"
     return "double" if types and types <= {int, float} else "string"
-
-
-def _row(result: Result) -> dict[str, Cell]:
-    effective_dtype = result.engine.effective.get("dtype")
-    model = result.experiment.config.get("model")
-    row: dict[str, Cell] = {
-        "run_id": result.run_id,
-        "source_run": result.source_run,
-        "study": result.study,
-        "experiment": result.experiment.id,
-        "config_hash": result.experiment.config_hash,
-        "cycle": result.cycle,
-        "attempt": result.attempt,
-        "created_at": result.created_at,
-        "valid": result.validity.valid,
-        "reasons": " ".join(reason.code for reason in result.validity.reasons) or None,
-        "warnings": " ".join(warning.code for warning in result.warnings) or None,
-        "model": model if isinstance(model, str) else None,
-        "engine": result.engine.name,
-        "engine_version": result.engine.version,
-        "dtype": effective_dtype if isinstance(effective_dtype, str) else None,
-        "runner": result.runner.name,
-        "device_kind": result.runner.device_kind,
-        "device_count": len(result.runner.device_ids),
-        "meter": result.energy.meter,
-        "measured": result.energy.measured,
-        "scope": result.energy.scope,
-        "uncertainty_j": result.energy.uncertainty_j,
-        "input_tokens": result.tokens.input,
-        "output_tokens": result.tokens.output,
-        "repeats": result.workload.repeats,
-        "measure_s": result.timing.get("measure_s"),
-    }
-    return {**row, **{name: metric.of(result) for name, metric in METRICS.items()}}
 
 
 def _settings(result: Result) -> dict[str, Cell]:
