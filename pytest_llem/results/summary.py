@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,17 @@ from pytest_llem.results.state import Outcome
 
 SUMMARY_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
+IDENTITY = (
+    "study",
+    "experiment_id",
+    "config_hash",
+    "engine",
+    "model",
+    "meter",
+    "measured",
+    "cycles_valid",
+    "cycles_total",
+)
 SPREAD_CYCLES = 3
 """Chosen: the quartiles of two values are those values, and no measure of spread."""
 
@@ -80,13 +92,17 @@ def summarise(
             yield _summary(*experiment, outcomes, len(cycles) - len(outcomes))
 
 
-def estimate(values: Sequence[float]) -> MetricSummary | None:
-    """Median and half interquartile range; `None` without values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    spread = (percentile(ordered, 0.75) - percentile(ordered, 0.25)) / 2 if len(ordered) >= SPREAD_CYCLES else None
-    return MetricSummary(median(ordered), spread, len(ordered))
+def summarise_metrics(results: Iterable[Result]) -> dict[str, MetricSummary]:
+    """Each metric that was measured in at least one of the results."""
+    results = list(results)
+    summaries: dict[str, MetricSummary] = {}
+    for name, metric in METRICS.items():
+        values = sorted(value for result in results if (value := metric.of(result)) is not None)
+        if values:
+            quartiles = percentile(values, 0.25), percentile(values, 0.75)
+            spread = (quartiles[1] - quartiles[0]) / 2 if len(values) >= SPREAD_CYCLES else None
+            summaries[name] = MetricSummary(median(values), spread, len(values))
+    return summaries
 
 
 def _summary(
@@ -95,17 +111,9 @@ def _summary(
     valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
     seen = [outcome.result for outcome in outcomes if outcome.result is not None]
     first: Result | None = next(iter(valid or seen), None)
-    states: dict[str, int] = {}
-    for outcome in outcomes:
-        states[outcome.state] = states.get(outcome.state, 0) + 1
+    states = Counter[str](outcome.state for outcome in outcomes)
     if pending:
         states["pending"] = pending
-    metrics: dict[str, MetricSummary] = {}
-    for name, metric in METRICS.items():
-        values = [value for result in valid if (value := metric.of(result)) is not None]
-        summary = estimate(values)
-        if summary is not None:
-            metrics[name] = summary
     model = first.experiment.config.get("model") if first else None
     return ExperimentSummary(
         study=study,
@@ -120,7 +128,7 @@ def _summary(
         states=states,
         reasons=tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.reasons())),
         warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
-        metrics=metrics,
+        metrics=summarise_metrics(valid),
     )
 
 
@@ -137,38 +145,20 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*_IDENTITY, *(column for name in METRICS for column in (name, f"{name}_half_iqr"))])
-    for row in rows:
-        identity: list[object] = [
-            row.study,
-            row.experiment_id,
-            row.config_hash,
-            row.engine,
-            row.model,
-            row.meter,
-            row.measured,
-            row.cycles_valid,
-            row.cycles_total,
+    writer.writerow(
+        [
+            *(name.removesuffix("_id") for name in IDENTITY),
+            *(column for name in METRICS for column in (name, f"{name}_half_iqr")),
         ]
+    )
+    for row in rows:
+        identity: list[object] = [getattr(row, name) for name in IDENTITY]
         numbers: list[object] = []
         for name in METRICS:
             summary = row.metrics.get(name)
             numbers += [summary.median, summary.half_iqr] if summary else [None, None]
         writer.writerow(["" if cell is None else cell for cell in identity + numbers])
     return stream.getvalue()
-
-
-_IDENTITY = (
-    "study",
-    "experiment",
-    "config_hash",
-    "engine",
-    "model",
-    "meter",
-    "measured",
-    "cycles_valid",
-    "cycles_total",
-)
 
 
 def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary]) -> None:

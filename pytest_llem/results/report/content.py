@@ -20,26 +20,16 @@ from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
 from pytest_llem.results.manifest import ManifestItem, read_manifest
-from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import mean_interval
-from pytest_llem.results.summary import estimate
+from pytest_llem.results.summary import summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
-
-TABLE_METRICS = (
-    "joules_per_output_token",
-    "output_tokens_per_s",
-    "energy_j",
-    "avg_power_w",
-    "ttft_p50_s",
-    "tpot_p50_s",
-    "peak_memory_bytes",
-    "mfu",
-)
 
 MAX_TRACES = 120
 """Chosen: with `POINTS` each, they add about a megabyte to the page."""
+POINTS = 240
+"""Points of a device's trace. Chosen: enough to show the edges of windows."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,14 @@ class ExperimentRow:
     net_j: float | None
     settings: Mapping[str, Cell]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PowerTrace:
+    """Seconds from the first window's start, watts and device per point, and the windows as name, start, end."""
+
+    points: tuple[tuple[float, float, str], ...]
+    windows: tuple[tuple[str, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -142,13 +140,9 @@ def _experiment(
 ) -> ExperimentRow:
     valid = [result for result in results if result.validity.valid]
     first = (valid or list(results))[0]
-    metrics: dict[str, tuple[float, float | None]] = {}
-    for name, metric in METRICS.items():
-        summary = estimate([value for result in valid if (value := metric.of(result)) is not None])
-        if summary is not None:
-            metrics[name] = (summary.median, summary.half_iqr)
     headline = [v for result in valid if (v := result.energy.joules_per_output_token) is not None and v > 0]
     bound = mean_interval(headline, 0.05) if len(headline) >= MIN_CYCLES else None
+    idle_j, net_j = _split(valid)
     notes = [reason.code for result in results for reason in result.validity.reasons]
     notes += [warning.code for result in results for warning in result.warnings]
     model = first.experiment.config.get("model")
@@ -162,11 +156,11 @@ def _experiment(
         model=model if isinstance(model, str) else "",
         valid=len(valid),
         total=total,
-        metrics=metrics,
+        metrics={name: (each.median, each.half_iqr) for name, each in summarise_metrics(valid).items()},
         interval=(bound.low, bound.high) if bound else None,
         phases=_phases(valid),
-        idle_j=_share(valid, net=False),
-        net_j=_share(valid, net=True),
+        idle_j=idle_j,
+        net_j=net_j,
         settings={name: cell for name, cell in row.items() if name.startswith("config.")},
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -182,15 +176,17 @@ def _phases(valid: Sequence[Result]) -> dict[str, float]:
     return {name: median(values) for name, values in energies.items()}
 
 
-def _share(valid: Sequence[Result], *, net: bool) -> float | None:
-    """Median joules per output token above idle, or of the idle device."""
-    values: list[float] = []
+def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
+    """Median joules per output token of the idle device, and above idle."""
+    idle: list[float] = []
+    net: list[float] = []
     for result in valid:
         energy = result.energy
         if energy.energy_j is not None and energy.energy_above_idle_j is not None and result.tokens.output:
             above = max(0.0, energy.energy_above_idle_j)
-            values.append((above if net else energy.energy_j - above) / result.tokens.output)
-    return median(values) if values else None
+            idle.append((energy.energy_j - above) / result.tokens.output)
+            net.append(above / result.tokens.output)
+    return (median(idle), median(net)) if idle else (None, None)
 
 
 def _axes(rows: Sequence[ExperimentRow]) -> tuple[str, ...]:
@@ -219,18 +215,6 @@ def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, Power
     return traces, left_out
 
 
-POINTS = 240
-"""Chosen: enough to show the edges of windows."""
-
-
-@dataclass(frozen=True)
-class PowerTrace:
-    """Seconds from the first window's start, watts and device per point, and the windows as name, start, end."""
-
-    points: tuple[tuple[float, float, str], ...]
-    windows: tuple[tuple[str, float, float], ...]
-
-
 def power_trace(path: Path, result: Result) -> PowerTrace | None:
     """The readings of `power.parquet` as mean power per interval; `None` when there are none.
 
@@ -256,21 +240,11 @@ def power_trace(path: Path, result: Result) -> PowerTrace | None:
     if not times:
         return None
     origin = min([window.start_ns for window in result.energy.windows] or times)
-    points = [
-        ((time - origin) / 1e9, watts, device)
-        for device, readings in by_device.items()
-        for time, watts in _thinned(readings)
-    ]
-    windows = [
-        (window.name, (window.start_ns - origin) / 1e9, (window.end_ns - origin) / 1e9)
-        for window in result.energy.windows
-    ]
+    points: list[tuple[float, float, str]] = []
+    for device, readings in by_device.items():
+        size = -(-len(readings) // POINTS) or 1
+        for start in range(0, len(readings), size):
+            moments, watts = zip(*readings[start : start + size], strict=True)
+            points.append(((sum(moments) / len(moments) - origin) / 1e9, sum(watts) / len(watts), device))
+    windows = [(w.name, (w.start_ns - origin) / 1e9, (w.end_ns - origin) / 1e9) for w in result.energy.windows]
     return PowerTrace(tuple(points), tuple(windows))
-
-
-def _thinned(readings: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    size = -(-len(readings) // POINTS)
-    groups = [readings[start : start + size] for start in range(0, len(readings), size)]
-    return [
-        (sum(time for time, _ in group) / len(group), sum(watts for _, watts in group) / len(group)) for group in groups
-    ]

@@ -23,7 +23,7 @@ from pytest_llem.results.judging import VERDICT_HEAD
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.report.charts import Chart, charts, identity, power_spec
-from pytest_llem.results.report.content import TABLE_METRICS, Content, ExperimentRow, gather_content
+from pytest_llem.results.report.content import Content, ExperimentRow, gather_content
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.terminal import ShowProgress, silent
@@ -36,6 +36,16 @@ VERDICT_WORDS: Mapping[Status, str] = {
 }
 FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total_bytes", "cpu", "gpus", "packages", "git")
 """Host facts that the page shows, in this order."""
+TABLE_METRICS = (
+    "joules_per_output_token",
+    "output_tokens_per_s",
+    "energy_j",
+    "avg_power_w",
+    "ttft_p50_s",
+    "tpot_p50_s",
+    "peak_memory_bytes",
+    "mfu",
+)
 NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
 
@@ -306,8 +316,8 @@ def _methods(results: Results) -> str:
             "–" if energy.gain_uncertainty_rel is None else f"{energy.gain_uncertainty_rel:.1%}",
         )
         groups.setdefault(key, []).append(result)
-    head = ["meter", "kind", "scope", "sampler", "estimator", "gain error, apart"]
-    head += ["median uncertainty", "median samples", "cycles"]
+    way = ("meter", "kind", "scope", "sampler", "estimator", "gain error, apart")
+    head = (*way, "median uncertainty", "median samples", "cycles")
     rows = [(*key, _uncertainty(group), _samples(group), str(len(group))) for key, group in groups.items()]
     return _table(head, rows, "Meters, estimators and uncertainty (k=2)", wrap=True)
 
