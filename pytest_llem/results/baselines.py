@@ -98,14 +98,11 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
 
     `directory` holds the named baselines. Raises `StoreError` when there is no such baseline.
     """
-    named = directory / reference
-    if named.is_dir() and not (named / MANIFEST).exists() and (files := sorted(named.glob("*.json"))):
-        return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
-    path = Path(reference)
-    if path.is_file() and path.name != MANIFEST and "experiments" in read_json(path):
-        entry = read_baseline(path)
-        return Baseline(reference, {entry.study: entry})
-    if path.is_dir() and not (path / MANIFEST).exists() and (files := sorted(path.glob("*.json"))):
+    named, path = directory / reference, Path(reference)
+    files = _baseline_files(named) or _baseline_files(path)
+    if not files and path.is_file() and path.name != MANIFEST and "experiments" in read_json(path):
+        files = [path]
+    if files:
         return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
     if path.exists():
         return baseline_of(reference, load(path))
@@ -114,6 +111,11 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
         details={"baseline": reference},
     )
+
+
+def _baseline_files(directory: Path) -> list[Path]:
+    """The baseline files in a directory, which has none if it is a run's."""
+    return [] if (directory / MANIFEST).exists() else sorted(directory.glob("*.json"))
 
 
 def read_baseline(path: Path) -> BaselineFile:
@@ -138,7 +140,12 @@ def baseline_of(source: str, results: Results) -> Baseline:
 def baseline_run(results: Sequence[Result]) -> BaselineRun:
     """The valid cycles of one experiment in one run as a baseline run."""
     first = results[0]
-    values = {name: tuple(_rounded(metric.of(result)) for result in results) for name, metric in METRICS.items()}
+    measured = {name: [metric.of(result) for result in results] for name, metric in METRICS.items()}
+    values = {
+        name: tuple(float(f"{cell:.{DIGITS}g}") for cell in cells if cell is not None)
+        for name, cells in measured.items()
+        if None not in cells
+    }
     return BaselineRun(
         run_id=first.source_run or first.run_id,
         saved_at=now(),
@@ -149,7 +156,7 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
         },
         conditions=common_conditions(results),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
-        values={name: tuple(v for v in cells if v is not None) for name, cells in values.items() if None not in cells},
+        values=values,
     )
 
 
@@ -179,7 +186,8 @@ def save_baseline(
     for (study, experiment_id), every in Results(tuple(results)).by_experiment().items():
         key = (study, experiment_id)
         plan = by_study.get(study, StudyPlan(study, None))
-        group = _required(every, plan)
+        last = plan.required_cycles
+        group = every if last is None else every.where(lambda result, last=last: result.cycle <= last)  # type: ignore[misc]
         planned = {item.cycle for item in plan.cycles if item.experiment_id == experiment_id}
         missing = planned - {result.cycle for result in group}
         invalid = len(group) - len(group.valid)
@@ -197,16 +205,11 @@ def save_baseline(
             run = baseline_run(group.valid.items)
             touched[study] = _with_run(earlier, experiment_id, group[0].experiment.config_hash, run)
             saved.append(key)
-    files = tuple(baseline_path(directory, name, study) for study in touched)
-    for file, entry in zip(files, touched.values(), strict=True):
+    files = {baseline_path(directory, name, study): entry for study, entry in touched.items()}
+    for file, entry in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, render(entry))
-    return Saved(files, tuple(saved), refused)
-
-
-def _required(results: Results, plan: StudyPlan) -> Results:
-    last = plan.required_cycles
-    return results if last is None else results.where(lambda result: result.cycle <= last)
+    return Saved(tuple(files), tuple(saved), refused)
 
 
 def baseline_path(directory: Path, name: str, study: str) -> Path:
@@ -224,14 +227,7 @@ def render(entry: BaselineFile) -> str:
 def _with_run(entry: BaselineFile, experiment_id: str, config_hash: str, run: BaselineRun) -> BaselineFile:
     earlier = entry.experiments.get(experiment_id)
     # Runs of another configuration under the same id do not compare with this one.
-    kept = (
-        [old for old in earlier.runs if old.run_id != run.run_id]
-        if earlier and earlier.config_hash == config_hash
-        else []
-    )
+    same = earlier.runs if earlier and earlier.config_hash == config_hash else ()
+    kept = [old for old in same if old.run_id != run.run_id]
     updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:])
     return replace(entry, experiments={**entry.experiments, experiment_id: updated})
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -55,7 +55,7 @@ class StudyPlan:
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""
-        return [CycleKey(self.name, item.experiment_id, item.config_hash, item.cycle) for item in self.cycles]
+        return [CycleKey(self.name, **vars(item)) for item in self.cycles]
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def rebuild_manifest(
     A cycle that is still `running` although its process is gone is listed as `crashed`.
     """
     manifest = read_manifest(run_dir / MANIFEST)
-    if studies is not None:
-        manifest = replace(manifest, studies=studies)
+    studies = manifest.studies if studies is None else studies
     manifest = replace(
         manifest,
-        items=_items(run_dir, manifest.studies),
+        studies=studies,
+        items=_items(run_dir, studies),
         facts={**manifest.facts, **(facts or {})},
         finished_at=now() if finished else manifest.finished_at,
     )
@@ -136,10 +136,7 @@ def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem,
             continue
         crashed = state.state == "running" and not (state.holder and state.holder.lives())
         begun[state.key] = ManifestItem(
-            study=state.study,
-            experiment_id=state.experiment_id,
-            config_hash=state.config_hash,
-            cycle=state.cycle,
+            **vars(state.key),
             state="crashed" if crashed else state.state,
             attempts=state.attempts,
             directory=directory.relative_to(run_dir).as_posix(),
@@ -148,17 +145,8 @@ def _items(run_dir: Path, studies: tuple[StudyPlan, ...]) -> tuple[ManifestItem,
             not_reused=state.not_reused,
         )
     planned = [key for study in studies for key in study.cycle_keys()]
-    order = dict.fromkeys([*planned, *begun])
-    return tuple(begun.get(key) or _pending(key) for key in order)
+    return tuple(begun.get(key) or _pending(key) for key in dict.fromkeys([*planned, *begun]))
 
 
 def _pending(key: CycleKey) -> ManifestItem:
-    return ManifestItem(
-        study=key.study,
-        experiment_id=key.experiment_id,
-        config_hash=key.config_hash,
-        cycle=key.cycle,
-        state="pending",
-        attempts=(),
-        directory=key.directory.as_posix(),
-    )
+    return ManifestItem(**vars(key), state="pending", attempts=(), directory=key.directory.as_posix())

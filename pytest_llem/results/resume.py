@@ -74,9 +74,8 @@ class EarlierRuns:
         identities = (identity, *others)
         for result in valid:
             facts = result.environment.comparable
-            if result.validity.thresholds == (thresholds or {}) and not all(
-                changes(facts, each) for each in identities
-            ):
+            same_limits = result.validity.thresholds == (thresholds or {})
+            if same_limits and not all(changes(facts, each) for each in identities):
                 return Reuse(result, None)
         differing = min((changes(valid[0].environment.comparable, each) for each in identities), key=len)
         return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")

@@ -85,23 +85,14 @@ class CycleState:
 
     def ended(self, state: StateName, reasons: tuple[str, ...] = ()) -> CycleState:
         """The same cycle with its latest attempt ended."""
-        return replace(
-            self,
-            state=state,
-            attempts=(*self.attempts[:-1], state),
-            holder=None,
-            reasons=reasons,
-            changed_at=now(),
-        )
+        attempts = (*self.attempts[:-1], state)
+        return replace(self, state=state, attempts=attempts, holder=None, reasons=reasons, changed_at=now())
 
 
 def begin(key: CycleKey, before: CycleState | None, not_reused: str | None = None) -> CycleState:
     """The state of a new attempt that this process is about to make; `not_reused` says why it has to."""
     return CycleState(
-        study=key.study,
-        experiment_id=key.experiment_id,
-        config_hash=key.config_hash,
-        cycle=key.cycle,
+        **vars(key),
         state="running",
         attempts=(*(before.attempts if before else ()), "running"),
         changed_at=now(),
@@ -112,16 +103,7 @@ def begin(key: CycleKey, before: CycleState | None, not_reused: str | None = Non
 
 def reused(key: CycleKey, source_run: str) -> CycleState:
     """The state of a cycle whose result was taken from an earlier run."""
-    return CycleState(
-        study=key.study,
-        experiment_id=key.experiment_id,
-        config_hash=key.config_hash,
-        cycle=key.cycle,
-        state="valid",
-        attempts=(),
-        changed_at=now(),
-        source_run=source_run,
-    )
+    return CycleState(**vars(key), state="valid", attempts=(), changed_at=now(), source_run=source_run)
 
 
 def read_state(directory: Path) -> CycleState | None:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 Row = Sequence[str]
@@ -24,8 +24,11 @@ CLEAR = "\r\x1b[K"
 def table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:
     """Aligned lines, head first; the first `left` columns are set to the left, the others to the right."""
     rows = [head, *body]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return ["  ".join(_cells(row, widths, left)).rstrip() for row in rows]
+    aligned = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        aligned.append([cell.ljust(width) if number < left else cell.rjust(width) for cell in column])
+    return ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
 
 
 def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:
@@ -33,13 +36,6 @@ def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str
     marks = [":---" if column < left else "---:" for column in range(len(head))]
     rows = [head, marks, *body]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-
-
-def _cells(row: Row, widths: Sequence[int], left: int) -> list[str]:
-    return [
-        cell.ljust(width) if column < left else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
 
 
 class ShowProgress(Protocol):
@@ -62,10 +58,6 @@ def counted(items: Sequence[T], doing: str) -> Iterator[T]:
     if not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield from items
         return
-    yield from _shown(items, doing, stream)
-
-
-def _shown(items: Sequence[T], doing: str, stream: IO[str]) -> Iterator[T]:
     due = time.monotonic() + SHOW_AFTER_S
     shown = False
     try:
