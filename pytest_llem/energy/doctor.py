@@ -80,8 +80,8 @@ def _sensors(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
             raise
         yield Finding("warn", gpu.uuid, "no energy counter: energy is integrated from power readings, with wide bounds")
         return
-    known = calibration.load(gpu.uuid, gpu.driver)
-    if known is None:
+    stored = calibration.load(gpu.uuid, gpu.driver)
+    if stored is None:
         yield Finding(
             "warn",
             gpu.uuid,
@@ -89,15 +89,15 @@ def _sensors(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
             "llem doctor --calibrate (while the GPU is idle, about a minute)",
         )
         return
-    ramp = f"ramp {known.ramp_ns / 1e6:.1f} ms" if known.ramp_ns is not None else "ramp unknown"
-    level: Level = "ok" if known.counter_type == "accumulating" else "warn"
+    ramp = f"ramp {stored.ramp_ns / 1e6:.1f} ms" if stored.ramp_ns is not None else "ramp unknown"
+    level: Level = "ok" if stored.counter_type == "accumulating" else "warn"
     yield Finding(
         level,
         gpu.uuid,
-        f"energy counter calibrated on {known.made_at}: a step every {known.period_ns / 1e6:.1f} ms (jitter "
-        f"{known.jitter_ns / 1e6:.1f} ms), {known.counter_type}, {ramp}, one read takes "
-        f"{known.call_latency_ns / 1e3:.0f} us, polled every {known.poll_step_ns / 1e6:.1f} ms around a step",
-        None if known.ramp_ns is not None else "calibrate again where torch can load the GPU, for narrower bounds",
+        f"energy counter calibrated on {stored.made_at}: a step every {stored.period_ns / 1e6:.1f} ms (jitter "
+        f"{stored.jitter_ns / 1e6:.1f} ms), {stored.counter_type}, {ramp}, one read takes "
+        f"{stored.call_latency_ns / 1e3:.0f} us, polled every {stored.poll_step_ns / 1e6:.1f} ms around a step",
+        None if stored.ramp_ns is not None else "calibrate again where torch can load the GPU, for narrower bounds",
     )
 
 

@@ -98,7 +98,7 @@ class SampledGpuMeter(Meter):
         """The stored calibrations of the metered GPUs under their driver."""
         gpus = self._sampler.gpus if self._sampler is not None else ()
         stored = [calibration.load(gpu.uuid, gpu.driver) for gpu in gpus]
-        return tuple(known for known in stored if known is not None)
+        return tuple(entry for entry in stored if entry is not None)
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """Wait for the counter's first step after the last window, end sampling, and account every window."""
@@ -117,8 +117,8 @@ class SampledGpuMeter(Meter):
         )
         idle = measured_idle_power(windows, accounted, [device.samples for device in evidence.devices])
         facts: dict[str, JsonValue] = {
-            "calibrated": {uuid: known is not None for uuid, known in calibrations.items()},
-            "calibration": {uuid: known._asdict() for uuid, known in calibrations.items() if known is not None},
+            "calibrated": {uuid: stored is not None for uuid, stored in calibrations.items()},
+            "calibration": {uuid: stored._asdict() for uuid, stored in calibrations.items() if stored is not None},
             "drivers": _drivers(gpus),
             "counter_period_ns": {d.uuid: d.ticks.period_ns if d.ticks else None for d in evidence.devices},
             "sampler_cpu_s": cpu_s,

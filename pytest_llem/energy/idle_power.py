@@ -96,24 +96,6 @@ def recent_conditions(samples: Iterable[Sample], devices: Sequence[str], driver:
     return Conditions(power_w, temperature_c, sm_clock_mhz, driver)
 
 
-def mismatch(reference: IdleReference, now: Conditions | None) -> str | None:
-    """Why a reference does not hold under the present conditions; `None` when it does."""
-    if now is None:
-        return "temperature, clock or power of a device is not known"
-    age_s = time.time() - reference.measured_at
-    if not 0 <= age_s <= MAX_AGE_S:
-        return f"it is {age_s:.0f} s old"
-    if now.driver != reference.driver:
-        return f"it was measured under driver {reference.driver}"
-    if abs(now.temperature_c - reference.temperature_c) > TEMPERATURE_BAND_C:
-        return f"the temperature was {reference.temperature_c:.0f} °C and is {now.temperature_c:.0f} °C"
-    if abs(now.sm_clock_mhz - reference.sm_clock_mhz) > CLOCK_BAND_REL * reference.sm_clock_mhz:
-        return f"the SM clock was {reference.sm_clock_mhz:.0f} MHz and is {now.sm_clock_mhz:.0f} MHz"
-    if abs(now.power_w - reference.power_w) > POWER_BAND_REL * reference.power_w:
-        return f"power was {reference.power_w:.1f} W and is {now.power_w:.1f} W"
-    return None
-
-
 def usable(reference: IdleReference | None, meter: Meter | None) -> IdleReference | None:
     """The reference, if the meter confirms that the present conditions match it; else `None`.
 
@@ -123,7 +105,7 @@ def usable(reference: IdleReference | None, meter: Meter | None) -> IdleReferenc
     if reference is None or meter is None:
         return None
     now = meter.conditions()
-    if now is None or mismatch(reference, now) is not None:
+    if now is None or not _matches(reference, now):
         return None
     difference_w = max(abs(now.power_w - reference.power_w), POWER_FLOOR_REL * reference.power_w)
     return replace(reference, uncertainty_w=hypot(reference.uncertainty_w, 2 / sqrt(3) * difference_w))
@@ -168,6 +150,16 @@ def reference_from(report: EnergyReport, origin: str) -> IdleReference | None:
     )
 
 
+def _matches(reference: IdleReference, now: Conditions) -> bool:
+    return (
+        0 <= time.time() - reference.measured_at <= MAX_AGE_S
+        and now.driver == reference.driver
+        and abs(now.temperature_c - reference.temperature_c) <= TEMPERATURE_BAND_C
+        and abs(now.sm_clock_mhz - reference.sm_clock_mhz) <= CLOCK_BAND_REL * reference.sm_clock_mhz
+        and abs(now.power_w - reference.power_w) <= POWER_BAND_REL * reference.power_w
+    )
+
+
 def _is_near(sample: Sample, window: Window, after_ns: int = 0) -> bool:
     return window.start_ns - STATE_NS <= sample.t_ns <= window.end_ns + after_ns
 
@@ -184,5 +176,5 @@ def _slope_w_per_s(samples: Sequence[Sample], window: Window) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    read = [value for value in values if value is not None]
+    return fmean(read) if read else None

@@ -189,5 +189,5 @@ def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
 
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
     parts = [s.between(w.start_ns, w.end_ns) for w in windows for s in series if s.domain.kind == kind]
-    known = [part.energy_j for part in parts if part is not None]
-    return sum(known) if known and len(known) == len(parts) else None
+    energies_j = [part.energy_j for part in parts if part is not None]
+    return sum(energies_j) if energies_j and len(energies_j) == len(parts) else None

@@ -81,10 +81,10 @@ class Evidence:
 
 def thresholds(overrides: Mapping[str, float]) -> Thresholds:
     """The defaults with the user's values; `SettingsError` for a name that does not exist."""
-    known = [field.name for field in fields(Thresholds)]
+    names = [field.name for field in fields(Thresholds)]
     for name in overrides:
-        if name not in known:
-            raise SettingsError(f"unknown threshold {name!r}", fix=f"use one of: {', '.join(known)}")
+        if name not in names:
+            raise SettingsError(f"unknown threshold {name!r}", fix=f"use one of: {', '.join(names)}")
     return replace(Thresholds(), **overrides)
 
 
