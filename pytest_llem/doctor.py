@@ -104,7 +104,7 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
     from pytest_llem.energy.calibrate import MatmulLoad
     from pytest_llem.energy.calibrate import calibrate as measure
     from pytest_llem.energy.gpu_meter import NvmlMeter
-    from pytest_llem.machine.leases import device_lease
+    from pytest_llem.machine.leases import take_lease
 
     obstacle = NvmlMeter.obstacle()
     if obstacle is not None:
@@ -118,7 +118,7 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
         )
     files: list[Path] = []
     for uuid in chosen or known:
-        with device_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=say):
+        with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=say):
             say(f"calibrating {uuid}: about a minute, leave the GPU alone")
             found = measure(uuid, partial(MatmulLoad, uuid) if with_load else None)
         files.append(calibration.path_of(found.uuid, found.driver))
@@ -194,7 +194,7 @@ def _docker(*, gpus: bool) -> Finding:
 
 
 def _directories() -> Iterator[Finding]:
-    from pytest_llem.machine.leases import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
+    from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
 
     if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
         text = "off: nothing keeps two runs from measuring on one device at a time"

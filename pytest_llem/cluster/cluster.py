@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class ResourceRequest:
         }
 
     def __str__(self) -> str:
-        named = [f"{self.accelerator_type}"] if self.accelerator_type else []
+        named = [self.accelerator_type] if self.accelerator_type else []
         plain = {name: amount for name, amount in self.amounts.items() if not name.startswith(TYPE_PREFIX)}
         return ", ".join([*(f"{amount:g} {name}" for name, amount in plain.items()), *named])
 
@@ -105,11 +105,6 @@ class RayCluster:
         self._own = own
         self._nodes: tuple[float, list[Node]] | None = None
         self._on_gpus: set[frozenset[tuple[str, float]]] = set()
-
-    @property
-    def version(self) -> str:
-        """Ray's version, which is the same on every node."""
-        return str(ray.__version__)
 
     def nodes(self, *, fresh: bool = False) -> list[Node]:
         """The living nodes, as of a moment ago."""
@@ -125,19 +120,18 @@ class RayCluster:
         is measured on two kinds of devices. Cycles on the CPU disturb each other, so one takes all CPUs of the smallest
         such node.
         """
-        given = ResourceRequest(0, settings.cpus or 1.0, settings.accelerator_type, settings.resources)
-        asked = {name: amount for name, amount in given.amounts.items() if name != "CPU"}
-        able = self._named(settings)
-        if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in able):
-            self._on_gpus.add(frozenset(asked.items()))
-        if frozenset(asked.items()) in self._on_gpus:
-            return ResourceRequest(devices, given.cpus, given.accelerator_type, given.resources)
-        cpus = settings.cpus or min(_cpu_sizes(able), default=1.0)
-        return ResourceRequest(0, cpus, given.accelerator_type, given.resources)
+        given = ResourceRequest(0, 0.0, settings.accelerator_type, settings.resources)
+        asked = frozenset(given.amounts.items())
+        if settings.accelerator_type is not None or any(node.resources.get("GPU") for node in self._named(settings)):
+            self._on_gpus.add(asked)
+        if asked in self._on_gpus:
+            return replace(given, gpus=devices, cpus=settings.cpus or 1.0)
+        cpus = settings.cpus or min(self.cpu_sizes(settings), default=1.0)
+        return replace(given, cpus=cpus)
 
     def cpu_sizes(self, settings: RaySettings) -> list[float]:
         """How many CPUs the nodes have that a measurement of the CPU may come to, each number once, least first."""
-        return sorted(_cpu_sizes(self._named(settings)))
+        return sorted({cpus for node in self._named(settings) if (cpus := node.resources.get("CPU", 0.0)) >= 1})
 
     def _named(self, settings: RaySettings) -> list[Node]:
         """The nodes that have what the settings name, whatever else a cycle needs."""
@@ -287,11 +281,6 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)
-
-
-def _cpu_sizes(nodes: Iterable[Node]) -> set[float]:
-    """How many CPUs the nodes have that have any."""
-    return {cpus for node in nodes if (cpus := node.resources.get("CPU", 0.0)) >= 1}
 
 
 def _node(facts: Mapping[str, Any]) -> Node:

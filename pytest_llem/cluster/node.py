@@ -1,14 +1,20 @@
 """What runs on a node: one cycle, under a lease of the devices that Ray assigned, in a fresh process or container.
 
 The driver (`runner`) submits `measure_on_node` as a Ray task and writes the files of its `NodeResult`. Orders and
-results travel between machines of the same version only, which the node checks first.
+results travel between machines of the same version only, which the node checks first. Before each cycle the Ray worker
+process is made fit to measure from: nothing it starts outlives it, and Ray's own settings are undone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import secrets
+import shutil
+import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,23 +25,29 @@ from pathlib import Path
 import ray
 
 from pytest_llem import __version__
-from pytest_llem.cluster.worker_environment import own_directory, run_directory, undo_worker_settings
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError, from_dict
 from pytest_llem.job.files import write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
-from pytest_llem.job.report import RunnerSource, RunnerSpec, RunReport
-from pytest_llem.job.wire import decode, encode
+from pytest_llem.job.report import Note, RunnerSource, RunnerSpec, RunReport
+from pytest_llem.job.wire import decode
 from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
 from pytest_llem.machine.environment import gather
 from pytest_llem.machine.hold import HeldDevices
 from pytest_llem.machine.inputs import input_facts
 from pytest_llem.machine.leases import LeaseRequest
-from pytest_llem.runners.local import LocalRunner
+from pytest_llem.runners import open_runner
 from pytest_llem.runners.measure_here import CycleRequest, measure_here
 from pytest_llem.runners.protocol import Runner, RunnerSettings
+from pytest_llem.worker import lifeline
 
+MARK = "LLEM_LIFELINE"
+KEPT_S = 7 * 24 * 3600.0
+"""Chosen: longer than any run takes."""
+
+THREADS = "OMP_NUM_THREADS"
+_lifelines: list[subprocess.Popen[bytes]] = []
 ERROR_FILE = JobDir(Path()).error.name
 
 
@@ -59,27 +71,20 @@ class NodeResult:
 
 
 @dataclass(frozen=True)
-class NodeTerms:
-    """The study's terms that a node keeps to by itself: see `execution` and `docker`."""
-
-    residual_memory_bytes: int
-    cooldown: Cooldown
-    docker: Mapping[str, JsonValue] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Order:
-    """What a node is to do: the job, whose devices and meter the node completes, and the terms it keeps to.
+    """What a node is to do: the job, whose devices and meter the node completes, and the study's terms for it.
 
-    `gpus` is how many Ray assigns, 0 for a measurement of the CPU. `threads_chosen` says that the runtime environment
-    sets the number of threads.
+    `gpus` is how many Ray assigns, 0 for a measurement of the CPU; terms are as in `runners.protocol.RunnerSettings`.
+    `threads_chosen` says that the runtime environment sets the number of threads.
     """
 
     version: str
     job: Job
     source: RunnerSource
     gpus: int
-    terms: NodeTerms
+    residual_memory_bytes: int
+    cooldown: Cooldown
+    docker: Mapping[str, JsonValue] = field(default_factory=dict)
     image: str | None = None
     threads_chosen: bool = False
 
@@ -161,8 +166,8 @@ def _devices(count: int) -> DeviceSet:
 
 def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     """Run the cycle under a lease of its devices."""
-    runner = _runner(order)
-    job, terms = order.job, order.terms
+    runner = _local(order.source) if order.image is None else docker_runner(order.image, order.docker, order.source)
+    job = order.job
     # A name of its own within the run, so that other cycles of the run on this node count as concurrent.
     own_run = f"{job.run_id} {job.experiment_id} c{job.cycle}.{job.attempt}"
     try:
@@ -171,8 +176,8 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
             LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", own_run),
             lambda devices: _completed(job, devices),
             run_directory(job.run_id),
-            residual_bytes=terms.residual_memory_bytes,
-            cooldown=terms.cooldown,
+            residual_bytes=order.residual_memory_bytes,
+            cooldown=order.cooldown,
         )
         return measure_here(runner, HeldDevices(remove_orphaned_containers), request, job_dir)
     finally:
@@ -180,22 +185,15 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
             runner.close()
 
 
-def _runner(order: Order) -> Runner:
-    return _local(order.source) if order.image is None else docker_runner(order.image, order.terms.docker, order.source)
-
-
 def docker_runner(image: str, docker: Mapping[str, JsonValue], source: RunnerSource = "study") -> Runner:
     """A runner for cycles in an image on this node."""
-    # Docker's client is imported where an image is used only: most nodes need none.
-    from pytest_llem.containers.runner import DockerRunner
-
-    return DockerRunner.open(RunnerSpec("docker", source, image=image), RunnerSettings(own_directory(), docker=docker))
+    return open_runner(RunnerSpec("docker", source, image=image), RunnerSettings(own_directory(), docker=docker))
 
 
 @cache
-def _local(source: RunnerSource) -> LocalRunner:
+def _local(source: RunnerSource) -> Runner:
     """Kept over the tasks of one Ray worker process, and so its fork servers."""
-    return LocalRunner(RunnerSpec("local", source), own_directory())
+    return open_runner(RunnerSpec("local", source), RunnerSettings(own_directory()))
 
 
 @cache
@@ -207,11 +205,6 @@ def _files(job_dir: JobDir) -> dict[str, bytes]:
     if not job_dir.path.is_dir():
         return {}
     return {path.name: path.read_bytes() for path in sorted(job_dir.path.iterdir()) if path.is_file()}
-
-
-def encoded(order: Order) -> JsonValue:
-    """An order as plain JSON, which any version of this package can look at."""
-    return encode(order)
 
 
 def failure_of(result: NodeResult) -> LlemError | None:
@@ -229,3 +222,72 @@ def write_files(files: Mapping[str, bytes], job_dir: JobDir) -> None:
         if Path(name).name != name:
             raise RunnerError(f"a node sent a file with the name {name!r}")
         write_bytes(job_dir.path / name, files[name])
+
+
+@cache
+def own_directory() -> Path:
+    """A directory of this process, which is removed, and all that the process started killed, when it is gone."""
+    directory = Path(tempfile.mkdtemp(prefix="llem-node-"))
+    mark = f"{MARK}={secrets.token_hex(16)}"
+    command = lifeline.command("sweep", mark, str(directory))
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    process.wait()
+    _lifelines.append(process)  # keeps the pipe open
+    os.environ[MARK] = mark.partition("=")[2]
+    return directory
+
+
+def run_directory(run_id: str) -> Path:
+    """What this node's processes share over one run (the idle state of its GPUs); old runs are removed.
+
+    Raises `RunnerError` where another user has taken the directory's name.
+    """
+    runs = Path(tempfile.gettempdir()) / f"llem-runs-{os.getuid()}"
+    runs.mkdir(mode=0o700, exist_ok=True)
+    status = runs.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise RunnerError(
+            f"node {platform.node()}: {runs} is not a directory of this user (uid {os.getuid()})",
+            fix=f"remove {runs} there, or start the node with a TMPDIR of its own",
+        )
+    directory = runs / run_id
+    directory.mkdir(exist_ok=True)
+    os.utime(directory)
+    for other in runs.iterdir():
+        # The node's other processes do the same, so that it may be gone.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > KEPT_S:
+                shutil.rmtree(other, ignore_errors=True)
+    return directory
+
+
+def undo_worker_settings(*, threads_chosen: bool) -> tuple[Note, ...]:
+    """Undo what Ray does to its workers and would change a measurement; a note for what cannot be undone.
+
+    Ray sets `OMP_NUM_THREADS` to the task's CPUs where nobody did, and starts its workers at a low priority.
+    `threads_chosen` says that the task's runtime environment sets the number of threads.
+    """
+    raylet = _environment_of(os.getppid())
+    if not threads_chosen:
+        os.environ.pop(THREADS, None)
+        if THREADS in raylet:
+            os.environ[THREADS] = raylet[THREADS]
+    wanted = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness <= wanted:
+        return ()
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, wanted)
+    except PermissionError:
+        text = f"measured at nice {niceness}, as Ray starts its workers: start the node with RAY_worker_niceness=0"
+        return (Note("low_priority", text),)
+    return ()
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in raw.decode("utf-8", "replace").split("\0") if "=" in entry)
+    return {name: value for name, _, value in pairs}

@@ -18,29 +18,28 @@ from ray import exceptions as ray_errors
 
 from pytest_llem import __version__
 from pytest_llem.cluster.cluster import RayCluster, ResourceRequest, connect, disconnect
-from pytest_llem.cluster.errors import translate_ray_error
-from pytest_llem.cluster.node import NodeFacts, NodeResult, NodeTerms, Order, encoded, failure_of, write_files
-from pytest_llem.cluster.preflight import check_settings_on_nodes, preflight_nodes, reuse_targets_on
-from pytest_llem.cluster.progress import progress_of
-from pytest_llem.cluster.tasks import demanded, end_task, measuring_task
+from pytest_llem.cluster.node import THREADS, NodeFacts, NodeResult, Order, failure_of, write_files
+from pytest_llem.cluster.tasks import (
+    check_settings_on_nodes,
+    demanded,
+    end_task,
+    measuring_task,
+    preflight_nodes,
+    reuse_targets_on,
+    translate_ray_error,
+)
 from pytest_llem.containers.inputs import with_absolute_paths
 from pytest_llem.engines.signatures import SignatureReport
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, NodeLostError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
-from pytest_llem.job.wire import decode
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import devices_needed
 from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.announcement import progress_of
 from pytest_llem.runners.breaker import LASTING
-from pytest_llem.runners.protocol import (
-    OnEvent,
-    ParallelCycles,
-    PreflightReport,
-    ReuseTarget,
-    Runner,
-    RunnerSettings,
-)
+from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget, Runner, RunnerSettings
 from pytest_llem.study.runner_settings import RaySettings
 
 POLL_S = 0.5
@@ -71,22 +70,16 @@ class Loss:
 class RayRunner(Runner):
     """Runs cycles on a cluster; threads may run several at a time, each waiting for its own.
 
-    `terms` are what the nodes keep to. Nothing is connected before the first cycle.
+    Nothing is connected before the first cycle. The section `ray` was checked when the study was loaded.
     """
 
     distributed = True
 
-    @classmethod
-    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> RayRunner:
-        """See `runners.protocol.Runner.open`; the section `ray` was checked when the study was loaded."""
-        terms = NodeTerms(settings.residual_memory_bytes, settings.cooldown, dict(settings.docker))
-        return cls(spec, settings.run_dir, decode(RaySettings, settings.ray, "ray"), terms)
-
-    def __init__(self, spec: RunnerSpec, run_dir: Path, settings: RaySettings, terms: NodeTerms) -> None:
+    def __init__(self, spec: RunnerSpec, settings: RunnerSettings) -> None:
         self.spec = spec
-        self.settings = settings
-        self._terms = terms
-        self._progress = progress_of(run_dir)
+        self.settings = decode(RaySettings, settings.ray, "ray")
+        self._study = settings
+        self._progress = progress_of(settings.run_dir)
         self._ended = threading.Event()
         self._given_up: set[str] = set()
         self._asking = threading.Lock()
@@ -132,7 +125,7 @@ class RayRunner(Runner):
         """Whether a node of each kind that may run these has the package and the engine."""
         least = self._feasible(1)
         nodes = self.cluster.able(least)
-        return preflight_nodes(nodes, configs, least.gpus, self.settings, self._terms, self._ended)
+        return preflight_nodes(nodes, configs, least.gpus, self.settings, self._study.docker, self._ended)
 
     def check_settings(
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
@@ -148,7 +141,7 @@ class RayRunner(Runner):
         with self._asking:
             if key not in self._reuse_targets:
                 nodes = self.cluster.able(request)
-                image, docker = self.settings.image, self._terms.docker
+                image, docker = self.settings.image, self._study.docker
                 self._reuse_targets[key] = reuse_targets_on(nodes, request, config, image, docker, self._ended)
             return self._reuse_targets[key]
 
@@ -163,9 +156,11 @@ class RayRunner(Runner):
             job=replace(job, config=with_absolute_paths(job.config)),
             source=self.spec.source,
             gpus=0,
-            terms=self._terms,
+            residual_memory_bytes=self._study.residual_memory_bytes,
+            cooldown=self._study.cooldown,
+            docker=self._study.docker,
             image=self.settings.image,
-            threads_chosen="OMP_NUM_THREADS" in _variables(self.settings),
+            threads_chosen=THREADS in (self.settings.runtime_env.env_vars or {}),
         )
         title = f"{job.study} {job.experiment_id} c{job.cycle}"
         losses: list[Loss] = []
@@ -222,7 +217,7 @@ class RayRunner(Runner):
         """
         node: NodeFacts | None = None
         lost = self._to_avoid(request, [*losses, *lacking])
-        task = measuring_task().options(**_options(request, title, lost)).remote(encoded(order))
+        task = measuring_task().options(**_options(request, title, lost)).remote(encode(order))
         try:
             if not self._begins(task, request, lost):
                 end_task(task)
@@ -299,7 +294,7 @@ class RayRunner(Runner):
             names = ", ".join(loss.node.hostname if loss.node else "an unknown node" for loss in losses)
             notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))
         facts: dict[str, JsonValue] = {
-            "ray": self.cluster.version,
+            "ray": ray.__version__,
             "node": {"id": node.id, "hostname": node.hostname, "address": node.address},
             "node_losses": [loss.facts() for loss in losses],
         }
@@ -324,7 +319,3 @@ def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
         fix="look at Ray's logs of these nodes (out of memory?); ray.node_losses sets how often a cycle is tried again",
         details={"losses": [loss.facts() for loss in losses]},
     )
-
-
-def _variables(settings: RaySettings) -> dict[str, JsonValue]:
-    return dict(settings.runtime_env.env_vars or {})

@@ -83,7 +83,7 @@ class DockerRunner(Runner):
 
     @classmethod
     def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> DockerRunner:
-        """See `runners.protocol.Runner.open`."""
+        """A runner with the section `docker` of a study's settings."""
         return cls(spec, DockerSettings.from_mapping(settings.docker))
 
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:

@@ -2,7 +2,7 @@
 
 A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
 inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
-devices are taken together or not at all, in turn with everybody else who waits: see `lease_queue`. Whoever takes a
+devices are taken together or not at all, in turn with everybody else who waits: see `lease_files`. Whoever takes a
 lease ends the workers of dead pytest processes: see `orphaned_workers`.
 """
 
@@ -20,9 +20,10 @@ from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_files import (
-    LEASE_DIR_VARIABLE,
-    NO_LEASES,
     LeaseFacts,
+    Waiting,
+    deciding,
+    granted,
     holder,
     is_free,
     lease_dir,
@@ -30,24 +31,9 @@ from pytest_llem.machine.lease_files import (
     leases_are_off,
     open_device,
     try_lock,
+    turns,
 )
-from pytest_llem.machine.lease_queue import Waiting, deciding, granted, turns
 from pytest_llem.machine.orphaned_workers import end_orphaned_worker, owner_is_gone, process_facts
-
-__all__ = [
-    "LEASE_DIR_VARIABLE",
-    "NO_LEASES",
-    "ConcurrentRuns",
-    "Lease",
-    "LeaseFacts",
-    "LeaseRequest",
-    "device_lease",
-    "end_orphaned_workers",
-    "holder",
-    "is_free",
-    "lease_dir",
-    "take_lease",
-]
 
 POLL_S = 0.1
 """Chosen: short beside a cycle, and a look at the lock files takes about a millisecond."""
@@ -83,7 +69,9 @@ class LeaseRequest:
 
 
 class Lease:
-    """A held lease: `descriptors` are to be inherited by the measured process, `names` are its devices.
+    """A held lease, released at the end of a `with` block at the latest.
+
+    `descriptors` are to be inherited by the measured process, `names` are its devices.
 
     Without leases (`LLEM_LEASE_DIR=none`) both are empty. `devices` is what may be used; `previous` is what each lease
     file said before.
@@ -126,24 +114,11 @@ class Lease:
                 os.close(descriptor)
         self.descriptors = ()
 
+    def __enter__(self) -> Lease:
+        return self
 
-@contextlib.contextmanager
-def device_lease(
-    wanted: DeviceSet | Demand,
-    *,
-    timeout_s: float,
-    on_wait: OnWait | None = None,
-    request: LeaseRequest | None = None,
-    remove_containers: RemoveContainers | None = None,
-) -> Iterator[Lease]:
-    """Hold devices for the length of a `with` block; see `take_lease`."""
-    lease = take_lease(
-        wanted, timeout_s=timeout_s, on_wait=on_wait, request=request, remove_containers=remove_containers
-    )
-    try:
-        yield lease
-    finally:
-        lease.release()
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def take_lease(
@@ -157,7 +132,6 @@ def take_lease(
     """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
 
     `remove_containers` is called where that was a container.
-
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
     `timeout_s` seconds, or when the lock files cannot be made.
     """

@@ -7,13 +7,13 @@ of `RUNNERS`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pytest_llem.job.report import RunnerName, RunnerSpec
     from pytest_llem.runners.protocol import Runner, RunnerSettings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunnerInfo:
-    """What is known of a runner before it is imported: its class, as `module:attribute`, and what it can do.
+    """What is known of a runner before it is imported: how it is opened (`module:callable`), and what it can do.
 
     `distributed` as in `Runner.distributed`; `keeps_engines` says that it can keep an engine loaded between cycles.
     `module` must be importable here, `install` says how it gets there, and `pitfall` what else can be in the way.
@@ -36,8 +36,8 @@ class RunnerInfo:
 
 
 RUNNERS: Mapping[RunnerName, RunnerInfo] = {
-    "local": RunnerInfo("pytest_llem.runners.local:LocalRunner", keeps_engines=True),
-    "docker": RunnerInfo("pytest_llem.containers.runner:DockerRunner"),
+    "local": RunnerInfo("pytest_llem.runners.local:LocalRunner.open", keeps_engines=True),
+    "docker": RunnerInfo("pytest_llem.containers.runner:DockerRunner.open"),
     "ray": RunnerInfo(
         "pytest_llem.cluster.runner:RayRunner",
         distributed=True,
@@ -57,9 +57,8 @@ def open_runner(spec: RunnerSpec, settings: RunnerSettings) -> Runner:
             f"execution.isolation: {settings.isolation} cannot be combined with the runner {spec.name}",
             fix="use execution.isolation: process, or the runner local",
         )
-    module, _, name = info.runner.partition(":")
     try:
-        cls: type[Runner] = getattr(import_module(module), name)
+        opened: Callable[[RunnerSpec, RunnerSettings], Runner] = resolve_name(info.runner)
     except (ImportError, KeyError, OSError) as problem:
         if info.module is None:
             raise
@@ -67,4 +66,4 @@ def open_runner(spec: RunnerSpec, settings: RunnerSettings) -> Runner:
             f"{info.module} cannot be imported: {type(problem).__name__}: {problem}",
             fix="; ".join(filter(None, (info.install, info.pitfall))),
         ) from None
-    return cls.open(spec, settings)
+    return opened(spec, settings)

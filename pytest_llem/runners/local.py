@@ -9,12 +9,12 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pytest_llem.engines.signatures import SignatureReport
-from pytest_llem.errors import InterruptedCycleError, WorkerCrashedError
+from pytest_llem.errors import InterruptedCycleError, JsonValue, WorkerCrashedError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import RunnerSpec, RunReport
@@ -66,19 +66,13 @@ class LocalRunner(Runner):
         if problem is None:
             problem = exit_error(code, job_dir, before, oom_kills())
         write_if_absent(job_dir, problem, watch.phase, exit_code=code)
-        return RunReport(
-            name="local",
-            source=self.spec.source,
-            isolation="process",
-            start_method=started.method,
-            notes=started.notes,
-        )
+        return _report(self.spec, "process", started)
 
     def check_settings(
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport:
         """Compare settings of one engine with its signatures, in a child of the fork server that has it imported."""
-        return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
+        return check_here(configs, directory, partial(self._starter.start_check, configs[0].engine))
 
     def close(self) -> None:
         """End the fork servers."""
@@ -134,18 +128,17 @@ class ResidentWorker:
             end(self.started.process, grace_s=0.0)
 
 
-class ResidentRunner(Runner):
+class ResidentRunner(LocalRunner):
     """Keeps the engine of one worker loaded: for the cycles of an experiment, or for all that it can serve so."""
 
     def __init__(self, spec: RunnerSpec, log_dir: Path, isolation: Isolation) -> None:
-        self.spec = spec
+        super().__init__(spec, log_dir)
         self._isolation = isolation
-        self._starter = WorkerStarter(log_dir)
         self._worker: ResidentWorker | None = None
 
     @property
     def loaded(self) -> bool:
-        """Whether an engine is loaded, and so the lease that it was loaded under is still in use."""
+        """See `runners.protocol.Runner.loaded`."""
         return self._worker is not None
 
     def can_serve(self, job: Job) -> bool:
@@ -160,7 +153,10 @@ class ResidentRunner(Runner):
         """See `runners.protocol.Runner.run`; a loaded engine was asked (`can_serve`), and `lease` is its own."""
         self.hand_over(job, job_dir)
         before = oom_kills()
-        worker = self._worker or self._start(job, job_dir, lease)
+        worker = self._worker
+        if worker is None:
+            started, channel = self._starter.start_resident(job, job_dir.log, lease, self._isolation)
+            worker = self._worker = ResidentWorker(started, channel, job)
         reused = worker.cycles > 0
         watch = WorkerWatch(job, job_dir, on_event)
         try:
@@ -180,14 +176,8 @@ class ResidentRunner(Runner):
         problem = problem or exit_error(code, job_dir, before, oom_kills())
         write_if_absent(job_dir, problem, watch.phase, exit_code=code)
         worker.cycles += 1
-        return RunReport(
-            name="local",
-            source=self.spec.source,
-            isolation=self._isolation,
-            start_method=worker.started.method,
-            notes=worker.started.notes,
-            facts={"engine_reused": reused, "engine_cycles": worker.cycles},
-        )
+        facts: dict[str, JsonValue] = {"engine_reused": reused, "engine_cycles": worker.cycles}
+        return replace(_report(self.spec, self._isolation, worker.started), facts=facts)
 
     def unload(self) -> None:
         """End the worker, and with it its engine and its part of the lease."""
@@ -195,18 +185,11 @@ class ResidentRunner(Runner):
         if worker is not None:
             worker.close(UNLOAD_S)
 
-    def check_settings(
-        self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
-    ) -> SignatureReport:
-        """See `LocalRunner.check_settings`."""
-        return check_here(configs, directory, devices, partial(self._starter.start_check, configs[0].engine))
-
     def close(self) -> None:
         """End the worker and the fork servers."""
         self.unload()
-        self._starter.close()
+        super().close()
 
-    def _start(self, job: Job, job_dir: JobDir, lease: Lease | None) -> ResidentWorker:
-        started, channel = self._starter.start_resident(job, job_dir.log, lease, self._isolation)
-        self._worker = ResidentWorker(started, channel, job)
-        return self._worker
+
+def _report(spec: RunnerSpec, isolation: Isolation, started: Started) -> RunReport:
+    return RunReport("local", spec.source, isolation, start_method=started.method, notes=started.notes)

@@ -6,23 +6,32 @@ the method: everything between the lease and the end of the run happens while no
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_llem.energy.idle_power import reference_from
 from pytest_llem.errors import JsonValue, LlemError, from_dict
-from pytest_llem.job.files import read_json
-from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir
+from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import Note, RunReport
-from pytest_llem.machine import idle_power_cache
+from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.hold import HeldDevices
 from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest
 from pytest_llem.runners.protocol import Runner
+
+IDLE_POWER_DIRECTORY = ".idle-power"
+
+NOT_LOADED = ("workload", "decoding", "measurement", "seed")
+"""Sections of a configuration that do not change what is loaded."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,13 @@ def measure_here(
             cooled = cool_down(request.cooldown, job.devices, request.run_dir, loaded=runner.loaded)
             say(None)
             note = request.before_run(job.devices)
-            job = idle_power_cache.load(job, request.run_dir, where)
+            job = load_idle_power(job, request.run_dir, where)
             report = runner.run(job, job_dir, lambda event: None, hold.lease)
             if not job_dir.job.exists():
                 # No worker was started (no image, no server): whoever looks into that wants to see the job too.
                 runner.hand_over(job, job_dir)
             concurrent = concurrent_runs.count()
-        idle_power_cache.store(job, job_dir, request.run_dir, where)
+        store_idle_power(job, job_dir, request.run_dir, where)
     finally:
         redact_file(job_dir.log, secrets_of(os.environ).values())
     notes = tuple(note for note in (note, cooled.note) if note is not None)
@@ -89,3 +98,42 @@ def measure_here(
 def error_of(job_dir: JobDir) -> LlemError | None:
     """Why a cycle that was run has no measurement; `None` where it has one."""
     return from_dict(read_json(job_dir.error)) if job_dir.error.exists() else None
+
+
+def load_idle_power(job: Job, run_dir: Path, runner: str) -> Job:
+    """The job with the idle power of an earlier cycle, if the study reuses it and there is an entry.
+
+    `runner` names the runner and where it runs.
+    """
+    if not _reuses_idle_power(job) or not (entry := _idle_power_entry(job, run_dir, runner)).exists():
+        return job
+    return replace(job, idle_reference=decode(IdleReference, read_json(entry)))
+
+
+def store_idle_power(job: Job, job_dir: JobDir, run_dir: Path, runner: str) -> None:
+    """Store a valid cycle's idle power for later ones, replacing an older entry."""
+    if not _reuses_idle_power(job) or not job_dir.measurement.exists():
+        return
+    measurement = read_measurement(job_dir.measurement)
+    if measurement.energy is None or measurement.invalid or measurement.energy.invalid:
+        return
+    origin = f"{job.study}/{job.experiment_id} cycle {job.cycle}, attempt {job.attempt}"
+    reference = reference_from(measurement.energy, origin)
+    if reference is not None:
+        entry = _idle_power_entry(job, run_dir, runner)
+        entry.parent.mkdir(exist_ok=True)
+        write_json(entry, encode(reference))
+
+
+def _reuses_idle_power(job: Job) -> bool:
+    idle = job.config.measurement.idle
+    return idle.reuse == "matching" and idle.duration_s > 0 and job.devices.kind == "cuda"
+
+
+def _idle_power_entry(job: Job, run_dir: Path, runner: str) -> Path:
+    config = encode(job.config)
+    assert isinstance(config, dict)
+    loaded = {name: value for name, value in config.items() if name not in NOT_LOADED}
+    key = [runner, job.meter.name, encode(job.devices), encode(job.environment), loaded]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return run_dir / IDLE_POWER_DIRECTORY / f"{digest[:16]}.json"

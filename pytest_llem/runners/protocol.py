@@ -80,11 +80,6 @@ class Runner(ABC):
     distributed = False
     """Whether other machines measure: they hold the devices themselves, and several cycles may run at a time."""
 
-    @classmethod
-    def open(cls, spec: RunnerSpec, settings: RunnerSettings) -> Runner:
-        """A runner for the spec, with a study's settings."""
-        raise NotImplementedError(f"{cls.__name__} is made by its constructor")
-
     @abstractmethod
     def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
         """Run one cycle and return when its process is gone.

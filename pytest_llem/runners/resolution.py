@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import RunnerError, SettingsError
@@ -92,6 +93,11 @@ def resolve_runner(
     if user_settings and user_settings.get(engine):
         return parse_runner_value(user_settings[engine], "user settings")
     return (detect(engine) if detect else None) or RunnerSpec("local", "default")
+
+
+def missing_modules(engine: str) -> tuple[str, ...]:
+    """The engine's Python packages that this interpreter cannot find; nothing is imported."""
+    return tuple(name for name in engine_info(engine).modules if find_spec(name) is None)
 
 
 def detect_runner(engine: str, *, installed: Callable[[str], bool], daemon: Callable[[], bool]) -> RunnerSpec | None:

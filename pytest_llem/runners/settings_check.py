@@ -25,7 +25,6 @@ from pytest_llem.study import Experiment, Study
 DEADLINE_S = 300.0
 """Chosen: as `process.START_DEADLINE_S`, for it is the import that takes long."""
 
-
 StartCheck = Callable[[tuple[str, str], Path], WorkerProcess]
 """Starts a comparison, given its source and target (see `engines.signatures.main`) and its log."""
 
@@ -58,17 +57,17 @@ def require_accepted_settings(
 
 
 def check_here(
-    configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet, start: StartCheck | None = None
+    configs: Sequence[ExperimentConfig], directory: Path, start: StartCheck | None = None
 ) -> SignatureReport:
     """Compare settings with the engine of this environment, in a process that imports it or has it; its files stay in
     `directory`.
 
     `start` starts that process; by default it is a new interpreter.
     """
-    del devices  # nothing is computed
     source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))
     write_json(source, encode(configs))
-    process = (start or _interpreter)((str(source), str(target)), log)
+    arguments = str(source), str(target)
+    process = start(arguments, log) if start is not None else SpawnedProcess((CHECK_MODULE, *arguments), log, {})
     try:
         code = process.wait(DEADLINE_S)
     finally:
@@ -77,10 +76,6 @@ def check_here(
     if target.exists():
         return decode(SignatureReport, read_json(target))
     return SignatureReport(unchecked=f"the comparison with the engine's signatures {ending}: see {log}")
-
-
-def _interpreter(arguments: tuple[str, str], log: Path) -> WorkerProcess:
-    return SpawnedProcess((CHECK_MODULE, *arguments), log, {})
 
 
 def distinct(experiments: Iterable[Experiment], engine: str) -> list[ExperimentConfig]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_llem.cluster.progress import progress_of
 from pytest_llem.results.judging import precise_after
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.state import Outcome
 from pytest_llem.runners import RUNNERS
+from pytest_llem.runners.announcement import progress_of
 from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, RunnerError
 from pytest_llem.job.report import RunnerSpec
-from pytest_llem.machine.preflight import missing_modules
 from pytest_llem.runners import RUNNERS
-from pytest_llem.runners.resolution import RunnerPlan, detect_runner, parse_runner_options, plan_runners, resolve_runner
+from pytest_llem.runners.resolution import (
+    RunnerPlan,
+    detect_runner,
+    missing_modules,
+    parse_runner_options,
+    plan_runners,
+    resolve_runner,
+)
 from pytest_llem.session.run import RunOptions
 
 if TYPE_CHECKING:

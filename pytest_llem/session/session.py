@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import DeviceError, LlemError
-from pytest_llem.machine.preflight import experiments_beyond
+from pytest_llem.machine.devices import experiments_beyond
 from pytest_llem.runners import RUNNERS
 from pytest_llem.session.experiment_cycle import experiment_cycle_of
 from pytest_llem.session.run import RunIdentity, RunOptions, run_identity, study_files

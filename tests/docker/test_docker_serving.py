@@ -22,7 +22,8 @@ from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import DeviceSet, Job
-from pytest_llem.machine.leases import LEASE_DIR_VARIABLE, device_lease
+from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE
+from pytest_llem.machine.leases import take_lease
 from pytest_llem.servers.container import require_local
 from tests.plugin.serving.bench import GONE_S, SERVER, Bench, error_of, job_of
 
@@ -160,6 +161,6 @@ def test_no_container_outlives_a_killed_pytest(
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
     # Left to itself the container is removed; whoever takes the lease meanwhile waits for that
-    with device_lease(DeviceSet("cpu"), timeout_s=GONE_S):
+    with take_lease(DeviceSet("cpu"), timeout_s=GONE_S):
         assert containers(client) == []
     assert read_json(tmp_path / "job-1" / "job.json")["server"]

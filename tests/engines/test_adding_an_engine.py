@@ -14,7 +14,7 @@ import pytest
 from pytest_llem.engines import engines, open_engine, shipped_engines
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import SettingsError
-from pytest_llem.machine.preflight import missing_modules
+from pytest_llem.runners.resolution import missing_modules
 from pytest_llem.study.fields import settings_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ from pytest_llem.containers.archive import worker_archive
 from pytest_llem.containers.images import default_image
 from pytest_llem.engines import engine_names
 from pytest_llem.machine import environment
-from pytest_llem.machine.preflight import missing_modules
+from pytest_llem.runners.resolution import missing_modules
 from pytest_llem.runners.resolution import plan_runners
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.study.canonical import canonical

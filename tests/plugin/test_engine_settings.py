@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import pytest_llem.runners.process
-from pytest_llem.job.job import DeviceSet
 from pytest_llem.runners.process import WorkerProcess, WorkerStarter
 from pytest_llem.runners.settings_check import check_here
 from pytest_llem.study import load_study
@@ -38,7 +37,7 @@ def test_a_comparison_that_ends_badly_is_told_and_not_taken_for_consent(tmp_path
     def broken(arguments: tuple[str, str], log: Path) -> WorkerProcess:
         return starter.start_check("nothing", ("one", "two"), log)
 
-    report = check_here([config], tmp_path, DeviceSet("cpu"), broken)
+    report = check_here([config], tmp_path, broken)
 
     assert report.problems == ()
     assert report.unchecked is not None

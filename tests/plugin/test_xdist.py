@@ -23,7 +23,8 @@ import psutil
 import pytest
 
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.machine.leases import LeaseRequest, device_lease, is_free
+from pytest_llem.machine.lease_files import is_free
+from pytest_llem.machine.leases import LeaseRequest, take_lease
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
 
 __all__ = ["make_simulation", "simulated_nvml_library"]
@@ -190,7 +191,7 @@ expect: {output_tokens_per_s: ">= 0.000001"}
 def test_cycles_and_gates_of_many_workers_on_one_device(tmp_path: Path, make_simulation: MakeSimulation) -> None:
     """The first gates ask for the last cycles while these wait for the device: nobody waits for ever."""
     [uuid] = [gpu.uuid.decode() for gpu in make_simulation(1).gpus]
-    with device_lease(DeviceSet("cuda", (uuid,)), timeout_s=0, request=LeaseRequest("another run")):
+    with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=0, request=LeaseRequest("another run")):
         started = start(write(tmp_path, ON_ONE_DEVICE), "-n4")
         for worker in ("gw0", "gw1", "gw2", "gw3"):
             started.says(rf"llem: \[{worker}\] gpus number:\d c1: waiting for {uuid}: in use by .* \(another run\)")
@@ -271,7 +272,7 @@ def test_runs_in_two_terminals_share_the_devices(tmp_path: Path, make_simulation
     """While a third run holds the GPUs both say for whom they wait; then no two cycles run on one device."""
     uuids = [gpu.uuid.decode() for gpu in make_simulation(2).gpus]
     more = "sweep: {parallel.number: [1]}\nexperiments: [{id: two, parallel: {tensor_parallel_size: 2}}]"
-    with device_lease(DeviceSet("cuda", tuple(uuids)), timeout_s=0, request=LeaseRequest("a third run")):
+    with take_lease(DeviceSet("cuda", tuple(uuids)), timeout_s=0, request=LeaseRequest("a third run")):
         started = [
             start(write(tmp_path, more, name=name), processes, out=f"out-{name}")
             for name, processes in (("first", "-n0"), ("second", "-n1"))

@@ -26,7 +26,7 @@ from pytest_llem.errors import LlemError
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.store import RunStore
-from pytest_llem.machine.leases import LeaseRequest, device_lease
+from pytest_llem.machine.leases import LeaseRequest, take_lease
 
 worker = int(sys.argv[1])
 choice = random.Random(worker)
@@ -34,7 +34,7 @@ choice = random.Random(worker)
 def measured(place, key):
     def measure(attempt, job_dir):
         demand = Demand("cuda", devices, choice.randint(1, len(devices)))
-        with device_lease(demand, timeout_s=100, request=LeaseRequest(str(key), "run", place)):
+        with take_lease(demand, timeout_s=100, request=LeaseRequest(str(key), "run", place)):
             time.sleep(choice.random() * 0.02)
         raise LlemError("there is no engine here")
     return get_or_measure(store, key, measure)

@@ -12,7 +12,7 @@ from pytest_llem import doctor
 from pytest_llem.cli import main
 from pytest_llem.energy import calibrate, calibration
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.machine.leases import LEASE_DIR_VARIABLE
+from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import quicken, uuids

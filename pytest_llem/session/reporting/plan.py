@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.engines import engine_info
-from pytest_llem.machine.devices import device_memory_bytes, visible_gpus
-from pytest_llem.machine.preflight import gpus_needed
+from pytest_llem.machine.devices import device_memory_bytes, gpus_needed, visible_gpus
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
 from pytest_llem.results.reading import cycle_seconds
 from pytest_llem.servers.plan import server_notice

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llem.machine.devices import visible_gpus
-from pytest_llem.machine.preflight import gpus_needed
+from pytest_llem.machine.devices import gpus_needed, visible_gpus
 
 if TYPE_CHECKING:
     from pytest_llem.study import Study

@@ -20,6 +20,7 @@ from pytest_llem.errors import (
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import RunnerSpec
 from pytest_llem.job.wire import decode
+from pytest_llem.runners.announcement import Progress
 from pytest_llem.runners.protocol import RunnerSettings
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.study import load_study
@@ -32,11 +33,9 @@ if os.environ.get("LLEM_REQUIRE_RAY") != "1":
 from ray import exceptions as ray_errors
 
 from pytest_llem.cluster.cluster import Node, RayCluster, ResourceRequest, connect, disconnect
-from pytest_llem.cluster.errors import translate_ray_error
-from pytest_llem.cluster.node import write_files
-from pytest_llem.cluster.progress import Progress
+from pytest_llem.cluster.node import run_directory, write_files
 from pytest_llem.cluster.runner import RayRunner
-from pytest_llem.cluster.worker_environment import run_directory
+from pytest_llem.cluster.tasks import translate_ray_error
 
 H100 = Node("1", "a", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "memory": 1e9})
 A100 = Node("2", "b", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "node:10.0.0.2": 1.0})
@@ -155,7 +154,7 @@ def test_a_study_says_what_its_cycles_ask_for(tmp_path: Path) -> None:
         "runtime_env: {py_modules: [modules], pip: [numpy]}}\n"
     )
 
-    runner = RayRunner.open(RunnerSpec("ray", "study"), RunnerSettings(tmp_path, ray=load_study(path).ray))
+    runner = RayRunner(RunnerSpec("ray", "study"), RunnerSettings(tmp_path, ray=load_study(path).ray))
 
     assert runner.settings == RaySettings(
         accelerator_type="H100",

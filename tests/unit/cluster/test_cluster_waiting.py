@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.cluster.node import NodeTerms
 from pytest_llem.errors import InfeasibleError, InterruptedCycleError, ModelNotFoundError
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec, RunReport
+from pytest_llem.job.wire import encode
+from pytest_llem.runners.protocol import RunnerSettings
 from pytest_llem.study import load_study
 from pytest_llem.study.runner_settings import RaySettings
 
@@ -32,7 +33,12 @@ PLAIN = Node("1" * 56, "a", {"CPU": 8.0})
 H100 = Node("2" * 56, "b", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
 LARGE = Node("3" * 56, "c", {"CPU": 64.0})
 REPORT = RunReport("ray", "command line", "process")
-TERMS = NodeTerms(0, 0.0)
+
+
+def ray_settings(run_dir: Path, settings: RaySettings) -> RunnerSettings:
+    written = encode(settings)
+    assert isinstance(written, dict)
+    return RunnerSettings(run_dir, ray=written)
 
 
 def nothing_ready(tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
@@ -84,7 +90,7 @@ def test_a_cycle_whose_nodes_are_all_gone_before_it_begins_is_refused(
     monkeypatch.setattr(ray_runner, "measuring_task", lambda: Silent(lambda: nodes.remove(H100)))
     monkeypatch.setattr(ray_runner, "end_task", ended.append)
     monkeypatch.setattr(ray_runner, "ray", SimpleNamespace(wait=nothing_ready))
-    runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, RaySettings(), TERMS)
+    runner = RayRunner(RunnerSpec("ray", "command line"), RunnerSettings(tmp_path))
 
     with pytest.raises(InfeasibleError, match="asks for 1 CPU, 1 GPU; there are: 1 x"):
         runner.run(job(tmp_path), JobDir(tmp_path / "job"), lambda event: None)
@@ -114,7 +120,7 @@ def test_as_many_cycles_are_submitted_as_the_cluster_runs(
     found = RayCluster("here", {}, own=False)
     monkeypatch.setattr(found, "nodes", lambda fresh=False: nodes)
     monkeypatch.setattr(ray_runner, "connect", lambda address, environment: found)
-    runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, settings, TERMS)
+    runner = RayRunner(RunnerSpec("ray", "command line"), ray_settings(tmp_path, settings))
 
     parallel = runner.parallel_cycles([job(tmp_path).config])
 
@@ -139,7 +145,7 @@ def test_what_a_node_lacks_is_looked_for_on_one_other_node(
 
     def run(*deliveries: NodeResult) -> RunReport:
         told = [told for node, delivery in zip(nodes, deliveries, strict=False) for told in (node, delivery)]
-        runner = RayRunner(RunnerSpec("ray", "command line"), tmp_path, RaySettings(), TERMS)
+        runner = RayRunner(RunnerSpec("ray", "command line"), RunnerSettings(tmp_path))
         monkeypatch.setattr(runner, "_begins", lambda *_: True)
         monkeypatch.setattr(runner, "_next", lambda *_: told.pop(0))
         job_dir = JobDir(tmp_path / f"job{len(submitted)}")

@@ -13,9 +13,9 @@ from pytest_llem.energy.protocol import Conditions
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import Measurement, write_measurement
-from pytest_llem.machine import idle_power_cache
 from pytest_llem.results.schema import Energy
 from pytest_llem.results.sections.energy import Work, derive_energy
+from pytest_llem.runners import measure_here
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import IDLE_W, uuids
 from tests.unit.worker.scripted import RecordingMeter, make_job, run
@@ -33,10 +33,10 @@ def one_cycle(simulation: Simulation, run_dir: Path, name: str, reuse: str = "ma
     )
     job_dir = JobDir(run_dir / name)
     job_dir.path.mkdir()
-    job = idle_power_cache.load(job, run_dir, RUNNER)
+    job = measure_here.load_idle_power(job, run_dir, RUNNER)
     measurement = run(job, job_dir.path)
     write_measurement(job_dir.measurement, measurement)
-    idle_power_cache.store(job, job_dir, run_dir, RUNNER)
+    measure_here.store_idle_power(job, job_dir, run_dir, RUNNER)
     return measurement
 
 
@@ -77,7 +77,7 @@ def test_by_default_every_cycle_measures_its_own_and_lends_nothing(
     job = make_job()
 
     assert job.config.measurement.idle.reuse == "never"
-    assert idle_power_cache.load(job, tmp_path, RUNNER) is job
+    assert measure_here.load_idle_power(job, tmp_path, RUNNER) is job
     one_cycle(simulation, tmp_path, "only", "never")
     assert not (tmp_path / ".idle-power").exists()
 
@@ -134,13 +134,13 @@ def test_a_reference_is_shared_by_what_loads_alike(tmp_path: Path, change: dict[
 
     settings = MeasurementSettings(0.1, idle=IdleSettings(reuse="matching"))
     job = dataclasses.replace(make_job(measurement=settings), devices=DeviceSet("cuda", ("GPU-1",)))
-    record = idle_power_cache._entry(job, tmp_path, RUNNER)
+    record = measure_here._idle_power_entry(job, tmp_path, RUNNER)
     record.parent.mkdir()
     write_json(record, encode(REFERENCE))
     if "workload" in change:
         change = {"workload": dataclasses.replace(job.config.workload, prompts=job.config.workload.prompts + 1)}
     other: Job = dataclasses.replace(job, config=dataclasses.replace(job.config, **change))  # type: ignore[arg-type]
 
-    loaded = idle_power_cache.load(other, tmp_path, RUNNER)
+    loaded = measure_here.load_idle_power(other, tmp_path, RUNNER)
 
     assert (loaded.idle_reference == REFERENCE) is shared

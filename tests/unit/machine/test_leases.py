@@ -16,8 +16,8 @@ import pytest
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.lease_queue import Ticket, Waiting, granted
-from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest, device_lease, holder, lease_dir, take_lease
+from pytest_llem.machine.lease_files import Ticket, Waiting, granted, holder, lease_dir
+from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest, take_lease
 
 
 @pytest.fixture(autouse=True)
@@ -29,44 +29,44 @@ CPU = DeviceSet("cpu")
 
 
 def test_a_device_is_leased_once_at_a_time_and_the_holder_is_named() -> None:
-    with device_lease(CPU, timeout_s=0) as lease:
+    with take_lease(CPU, timeout_s=0) as lease:
         lease.occupied_by(pid=4711)
         waited: list[str] = []
         with (
             pytest.raises(DeviceError, match="in use by process 4711"),
-            device_lease(CPU, timeout_s=0, on_wait=waited.append),
+            take_lease(CPU, timeout_s=0, on_wait=waited.append),
         ):
             pass
         assert waited == ["waiting for cpu: in use by process 4711"]
-    with device_lease(CPU, timeout_s=0):
+    with take_lease(CPU, timeout_s=0):
         pass
 
 
 def test_other_devices_are_not_affected() -> None:
     with (
-        device_lease(DeviceSet("cuda", ("GPU-a",)), timeout_s=0),
-        device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0),
+        take_lease(DeviceSet("cuda", ("GPU-a",)), timeout_s=0),
+        take_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0),
     ):
         assert holder("GPU-a").pid == os.getpid()
 
 
 def test_the_lease_lives_as_long_as_the_process_that_inherited_it() -> None:
     """pytest may die first: the device is free when the measured process is gone, and not before."""
-    with device_lease(CPU, timeout_s=0) as lease:
+    with take_lease(CPU, timeout_s=0) as lease:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lease.descriptors)
-    with pytest.raises(DeviceError), device_lease(CPU, timeout_s=0):
+    with pytest.raises(DeviceError), take_lease(CPU, timeout_s=0):
         pass
     child.communicate(b"\n")
-    with device_lease(CPU, timeout_s=5):
+    with take_lease(CPU, timeout_s=5):
         pass
 
 
 def test_waiting_ends_when_the_device_becomes_free() -> None:
-    with device_lease(CPU, timeout_s=0):
+    with take_lease(CPU, timeout_s=0):
         taken = threading.Event()
 
         def wait() -> None:
-            with device_lease(CPU, timeout_s=10):
+            with take_lease(CPU, timeout_s=10):
                 taken.set()
 
         waiting = threading.Thread(target=wait)
@@ -79,18 +79,18 @@ def test_waiting_ends_when_the_device_becomes_free() -> None:
 
 def test_of_several_free_devices_the_preferred_come_first_and_broken_ones_last() -> None:
     demand = Demand("cuda", ("GPU-a", "GPU-b", "GPU-c"), 1, preferred=("GPU-c",))
-    with device_lease(demand, timeout_s=0) as first, device_lease(demand, timeout_s=0) as second:
+    with take_lease(demand, timeout_s=0) as first, take_lease(demand, timeout_s=0) as second:
         assert (first.names, second.names) == (("GPU-c",), ("GPU-a",))
         second.occupied_by(pid=1, not_released="the cycle before")
     two = Demand("cuda", demand.candidates, 2)
-    with device_lease(two, timeout_s=0) as lease:
+    with take_lease(two, timeout_s=0) as lease:
         assert lease.devices == DeviceSet("cuda", ("GPU-b", "GPU-c"))
 
 
 def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey() -> None:
     demand = Demand("cuda", ("GPU-a", "GPU-b"), 2)
     told: list[str] = []
-    with device_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, request=LeaseRequest("study \x1b[2Jone c1")) as lease:
+    with take_lease(DeviceSet("cuda", ("GPU-b",)), timeout_s=0, request=LeaseRequest("study \x1b[2Jone c1")) as lease:
         lease.occupied_by(pid=4711)
         with pytest.raises(DeviceError, match="no lease for GPU-a and GPU-b in time"):
             take_lease(demand, timeout_s=0, on_wait=told.append)
@@ -101,7 +101,7 @@ RANDOM_DEMANDS = """
 import random, sys, time
 from pathlib import Path
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.leases import LeaseRequest, device_lease
+from pytest_llem.machine.leases import LeaseRequest, take_lease
 
 seed, rounds, log = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 choice, gpus = random.Random(seed), ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
@@ -110,7 +110,7 @@ for round in range(rounds):
     candidates = tuple(sorted(choice.sample(gpus, choice.randint(1, 4))))
     demand = Demand("cuda", candidates, choice.randint(1, len(candidates)))
     request = LeaseRequest(f"{seed}", f"run {seed % 2}", round * 10 + seed)
-    with device_lease(demand, timeout_s=120, request=request) as lease:
+    with take_lease(demand, timeout_s=120, request=request) as lease:
         assert len(lease.names) == demand.count and set(lease.names) <= set(candidates)
         for name in lease.names:
             (log / name).touch(exist_ok=False)
@@ -148,11 +148,11 @@ def test_who_needs_two_devices_is_not_overtaken_for_ever_by_those_who_need_one()
 
     def keep_busy() -> None:
         while not stop.is_set():
-            with device_lease(one, timeout_s=60):
+            with take_lease(one, timeout_s=60):
                 stop.wait(0.3)
 
     def want_both() -> None:
-        with device_lease(both, timeout_s=60):
+        with take_lease(both, timeout_s=60):
             served.set()
 
     threads = [threading.Thread(target=keep_busy) for _ in range(3)]
@@ -192,7 +192,7 @@ def test_devices_are_given_in_turn(waiting: list[Ticket], free: str, expected: t
 
 
 def test_a_suspended_process_does_not_keep_others_from_what_is_free(tmp_path: Path) -> None:
-    with device_lease(CPU, timeout_s=0), Waiting(("cpu",), 1, None, None) as suspended:
+    with take_lease(CPU, timeout_s=0), Waiting(("cpu",), 1, None, None) as suspended:
         assert [ticket.number for ticket in _others()] == [suspended.ticket.number]
         [path] = lease_dir().glob("waiting-*")
         os.utime(path, (1.0, 1.0))
@@ -208,7 +208,7 @@ def test_other_runs_that_measure_meanwhile_are_counted(monkeypatch: pytest.Monke
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
 
     def lease(device: str, run: str) -> contextlib.AbstractContextManager[object]:
-        return device_lease(DeviceSet("cuda", (device,)), timeout_s=0, request=LeaseRequest(run=run))
+        return take_lease(DeviceSet("cuda", (device,)), timeout_s=0, request=LeaseRequest(run=run))
 
     with lease("GPU-a", "before"):
         pass
@@ -228,7 +228,7 @@ def test_other_runs_that_measure_meanwhile_are_counted(monkeypatch: pytest.Monke
 
 
 def test_the_directory_is_shared_by_all_users() -> None:
-    with device_lease(CPU, timeout_s=0):
+    with take_lease(CPU, timeout_s=0):
         assert stat.S_IMODE(lease_dir().stat().st_mode) == 0o1777
         assert stat.S_IMODE((lease_dir() / "cpu.lock").stat().st_mode) == 0o666
 
@@ -236,5 +236,5 @@ def test_the_directory_is_shared_by_all_users() -> None:
 def test_a_directory_that_cannot_be_made_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "file" / "leases"))
-    with pytest.raises(DeviceError, match="LLEM_LEASE_DIR"), device_lease(CPU, timeout_s=0):
+    with pytest.raises(DeviceError, match="LLEM_LEASE_DIR"), take_lease(CPU, timeout_s=0):
         pass

@@ -14,7 +14,8 @@ import pytest
 
 from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.machine.leases import LeaseFacts, device_lease, end_orphaned_workers, holder, lease_dir
+from pytest_llem.machine.lease_files import LeaseFacts, holder, lease_dir
+from pytest_llem.machine.leases import end_orphaned_workers, take_lease
 
 CPU = DeviceSet("cpu")
 
@@ -54,7 +55,7 @@ def test_the_worker_of_a_killed_pytest_is_ended_by_the_next_holder(run: StartedR
     pytest_process.wait()
     assert worker.is_running()
 
-    with device_lease(CPU, timeout_s=0) as lease:
+    with take_lease(CPU, timeout_s=0) as lease:
         assert lease.previous["cpu"].pid == worker.pid
 
     worker.wait(10)
@@ -74,7 +75,7 @@ def test_leftovers_are_ended_on_request_where_nobody_comes_to_hold_the_device(ru
 def test_the_worker_of_a_living_pytest_is_waited_for(run: StartedRun) -> None:
     _, worker = run
 
-    with pytest.raises(DeviceError, match=f"in use by process {worker.pid}"), device_lease(CPU, timeout_s=0.3):
+    with pytest.raises(DeviceError, match=f"in use by process {worker.pid}"), take_lease(CPU, timeout_s=0.3):
         pass
 
     assert worker.is_running()
@@ -99,7 +100,7 @@ def test_a_process_that_is_not_surely_the_leftover_is_left_alone(
     path = lease_dir() / "cpu.lock"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
-    with pytest.raises(DeviceError), device_lease(CPU, timeout_s=0.3):
+    with pytest.raises(DeviceError), take_lease(CPU, timeout_s=0.3):
         pass
 
     assert worker.is_running()
@@ -109,13 +110,13 @@ def test_a_process_without_a_group_of_its_own_is_left_alone(monkeypatch: pytest.
     """Killing the group of such a process would end whoever started it, too."""
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     with subprocess.Popen(["sleep", "600"]) as ours:
-        with device_lease(CPU, timeout_s=0) as lease:
+        with take_lease(CPU, timeout_s=0) as lease:
             lease.occupied_by(pid=ours.pid)
             path = lease_dir() / "cpu.lock"
             facts = json.loads(path.read_text())
             path.write_text(json.dumps({**facts, "owner": ours.pid + 1, "owner_start_ticks": -1}))
         assert os.getpgid(ours.pid) != ours.pid
-        with device_lease(CPU, timeout_s=0):
+        with take_lease(CPU, timeout_s=0):
             pass
         assert ours.poll() is None
         ours.kill()
@@ -123,6 +124,6 @@ def test_a_process_without_a_group_of_its_own_is_left_alone(monkeypatch: pytest.
 
 def test_without_leases_nothing_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLEM_LEASE_DIR", "none")
-    with device_lease(CPU, timeout_s=0) as one, device_lease(CPU, timeout_s=0) as other:
+    with take_lease(CPU, timeout_s=0) as one, take_lease(CPU, timeout_s=0) as other:
         assert one.names == other.names == ()
         assert holder("cpu") == LeaseFacts()

@@ -22,7 +22,8 @@ from pytest_llem.job.config import (
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
 from pytest_llem.job.report import RunnerSpec
-from pytest_llem.machine.leases import device_lease, holder
+from pytest_llem.machine.lease_files import holder
+from pytest_llem.machine.leases import take_lease
 from pytest_llem.runners.local import LocalRunner, ResidentRunner
 
 FAULTY = Path(__file__).parents[2] / "plugin" / "faulty_engine"
@@ -66,7 +67,7 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
         stopped.append(pid)
 
     job_dir.write_job(job)
-    with device_lease(job.devices, timeout_s=0) as lease:
+    with take_lease(job.devices, timeout_s=0) as lease:
         started = time.monotonic()
         runner.run(job, job_dir, stop_when_idle, lease)
         runner.close()
