@@ -110,8 +110,12 @@ def ensure_image(
     deadline = time.monotonic() + timeout_s
     for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
-            _pull(client, name, deadline, tell)
+            # On a thread of its own, because a stalled download answers to no timeout of the client's
+            pull_call = Call(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
+            pull_call.result(deadline - time.monotonic())
             break
+        except TimeoutError:
+            raise docker_error("timeout", name, message="the pull took longer than docker.pull_timeout_s") from None
         except DockerError as error:
             wait = backoff_s * 2 ** (attempt - 1)
             if not error.transient or attempt == PULL_ATTEMPTS or time.monotonic() + wait >= deadline:
@@ -123,15 +127,6 @@ def ensure_image(
     if pulled is None:
         raise docker_error("image_not_found", name, message="it was pulled, and yet is not there")
     return pulled
-
-
-def _pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:
-    """Pull on a thread of its own, because a stalled download answers to no timeout of the client's."""
-    pull = Call(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
-    try:
-        pull.result(deadline - time.monotonic())
-    except TimeoutError:
-        raise docker_error("timeout", name, message="the pull took longer than docker.pull_timeout_s") from None
 
 
 def _follow_pull(client: docker.DockerClient, name: str, deadline: float, tell: Tell | None) -> None:

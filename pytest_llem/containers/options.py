@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import docker
@@ -185,8 +185,3 @@ def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:
         "mounts": tuple(mounted.target for mounted in request.mounts),
         "secrets": tuple(sorted(request.secrets)),
     }
-
-
-def extra_mounts(entries: Sequence[str]) -> tuple[Mounted, ...]:
-    """Directories of the setting `mounts`, each at its own path in the container."""
-    return tuple(Mounted(entry, entry) for entry in entries)

@@ -17,7 +17,6 @@ from typing import Any
 
 import docker
 import requests
-from docker.errors import DockerException
 
 from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
 from pytest_llem.containers.daemon import Call, DaemonFacts, docker_errors
@@ -44,6 +43,12 @@ FREE_BYTES = 2 * 2**30
 CLOCK_SKEW_S = 2.0
 """Chosen: well above what NTP allows and a slow answer adds; only times of day in reports depend on it."""
 
+PROBE_TIMEOUT_S = 45
+"""Chosen: the probe imports nothing heavy; a slow disk may take seconds to start its container."""
+
+SETTINGS_TIMEOUT_S = 300
+"""Chosen: importing an engine from a cold disk takes a minute or two."""
+
 PROBE_MARK = "LLEM-PROBE "
 
 
@@ -58,139 +63,136 @@ class PreflightSubject:
     settings: DockerSettings
 
 
-class _Findings:
-    def __init__(self) -> None:
-        self.problems: list[DockerError] = []
-        self.notices: list[Note] = []
-        self.facts: dict[str, Any] = {}
-
-
-Check = Callable[[_Findings], None]
-
-
 def preflight(
     client: docker.DockerClient, daemon: DaemonFacts, subject: PreflightSubject, identity: SessionIdentity
 ) -> PreflightReport:
     """Run all checks in parallel, each within its own deadline; never raises for the problems that they find."""
-    checks: list[tuple[str, float, Check]] = [
-        ("daemon", 5.0, lambda found: _check_daemon(client, daemon, found)),
-        ("disk", 5.0, lambda found: _check_disk(daemon, subject, found)),
-        ("image", 60.0, lambda found: _check_image(client, daemon, subject, identity, found)),
-        ("inputs", 30.0, lambda found: _check_inputs(daemon, subject, found)),
+    checks: list[tuple[str, float, Callable[[], PreflightReport]]] = [
+        ("daemon", 5.0, lambda: _check_daemon(client, daemon)),
+        ("disk", 5.0, lambda: _check_disk(daemon, subject)),
+        ("image", 60.0, lambda: _check_image(client, daemon, subject, identity)),
+        ("inputs", 30.0, lambda: _check_inputs(daemon, subject)),
     ]
     begun = time.monotonic()
-    found = _Findings()
-    waiting = [(name, limit_s, *_started(check, name)) for name, limit_s, check in checks]
-    for name, limit_s, own, pending in waiting:
+    calls = [(name, limit_s, Call(check, f"llem-preflight-{name}")) for name, limit_s, check in checks]
+    reports = []
+    for name, limit_s, call in calls:
         try:
-            pending.result(begun + limit_s - time.monotonic())
+            reports.append(call.result(begun + limit_s - time.monotonic()))
         except TimeoutError:
             message = f"the check of the {name} took more than {limit_s:g} s"
-            found.problems.append(docker_error("timeout", subject.image, message=message))
+            reports.append(PreflightReport((docker_error("timeout", subject.image, message=message),)))
         except DockerError as error:
-            found.problems.append(error)
-        found.problems += own.problems
-        found.notices += own.notices
-        found.facts.update(own.facts)
-    return PreflightReport(tuple(found.problems), tuple(found.notices), found.facts)
+            reports.append(PreflightReport((error,)))
+    return PreflightReport(
+        tuple(problem for report in reports for problem in report.problems),
+        tuple(note for report in reports for note in report.notices),
+        {name: fact for report in reports for name, fact in report.facts.items()},
+    )
 
 
-def _started(check: Check, name: str) -> tuple[_Findings, Call[None]]:
-    own = _Findings()
-    return own, Call(lambda: check(own), f"llem-preflight-{name}")
-
-
-def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts, found: _Findings) -> None:
+def _check_daemon(client: docker.DockerClient, daemon: DaemonFacts) -> PreflightReport:
     with docker_errors(daemon.address):
         client.ping()
     version = tuple(int(part) for part in daemon.api_version.split(".")[:2])
+    problems: list[DockerError] = []
     if version < OLDEST_API:
         message = (
             f"daemon {daemon.version} speaks API {daemon.api_version}, 1.40 (Docker 19.03) is the oldest that works"
         )
-        found.problems.append(docker_error("docker", daemon.address, message=message))
-    found.facts["daemon"] = {"version": daemon.version, "address": daemon.address, "rootless": daemon.rootless}
+        problems.append(docker_error("docker", daemon.address, message=message))
+    facts = {"version": daemon.version, "address": daemon.address, "rootless": daemon.rootless}
+    return PreflightReport(tuple(problems), facts={"daemon": facts})
 
 
-def _check_disk(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings) -> None:
+def _check_disk(daemon: DaemonFacts, subject: PreflightSubject) -> PreflightReport:
     if not daemon.local or not Path(daemon.root_dir).is_dir():
-        return
+        return PreflightReport()
     free = shutil.disk_usage(daemon.root_dir).free
-    found.facts["docker_free_bytes"] = free
+    problems: list[DockerError] = []
     if free < FREE_BYTES:
         message = f"{free / 2**30:.1f} GiB free in {daemon.root_dir}"
-        found.problems.append(docker_error("disk_full", subject.image, message=message))
+        problems.append(docker_error("disk_full", subject.image, message=message))
+    return PreflightReport(tuple(problems), facts={"docker_free_bytes": free})
 
 
 def _check_image(
-    client: docker.DockerClient,
-    daemon: DaemonFacts,
-    subject: PreflightSubject,
-    identity: SessionIdentity,
-    found: _Findings,
-) -> None:
+    client: docker.DockerClient, daemon: DaemonFacts, subject: PreflightSubject, identity: SessionIdentity
+) -> PreflightReport:
     if subject.devices.kind == "cuda" and not daemon.gpus:
         message = f"runtimes: {', '.join(daemon.runtimes)}; no CDI device nvidia.com/gpu"
-        found.problems.append(docker_error("gpu_runtime_missing", subject.image, message=message))
-        return
+        raise docker_error("gpu_runtime_missing", subject.image, message=message)
     image = image_facts(client, subject.image)
     if image is None:
-        _check_pullable(client, subject, found)
-        return
+        require_pullable(client, subject.image, subject.settings.pull)
+        message = f"{subject.image} is not present yet: what is inside is checked when it has been pulled"
+        return PreflightReport(notices=(Note("image_not_inspected", message),))
+    command = ("-m", "pytest_llem.worker.probe", subject.engine, *engine_info(subject.engine).modules)
+    request = _request("preflight", image, command, subject.devices, subject.settings, identity)
     try:
-        answer = _probe(client, image, subject, identity)
+        code, output = _run(client, request, (worker_archive(),), PROBE_TIMEOUT_S)
+        answers = [line for line in output.splitlines() if line.startswith(PROBE_MARK)]
+        if code != 0 or not answers:
+            raise translate_docker_error(code or 1, output, image.name)
     except DockerError:
         foreign = foreign_architecture(image, daemon)
         if foreign is None:
             raise
         raise docker_error("arch_mismatch", subject.image, message=foreign) from None
-    found.facts["image"] = {"id": image.id, "digest": image.digest, **answer}
-    found.problems += _judge(answer, image, subject)
+    answer: dict[str, Any] = json.loads(answers[-1].removeprefix(PROBE_MARK))
     skew = abs(float(answer["realtime_s"]) - time.time())
-    if skew > CLOCK_SKEW_S:
-        found.notices.append(Note("clock_skew", f"the daemon's machine has another time of day, by {skew:.1f} s"))
+    notices = [Note("clock_skew", f"the daemon's machine has another time of day, by {skew:.1f} s")]
+    return PreflightReport(
+        tuple(_judge(answer, image, subject)),
+        tuple(notices) if skew > CLOCK_SKEW_S else (),
+        {"image": {"id": image.id, "digest": image.digest, **answer}},
+    )
 
 
-def _check_pullable(client: docker.DockerClient, subject: PreflightSubject, found: _Findings) -> None:
-    if subject.settings.pull == "never":
-        message = "it is not present, and docker.pull is never"
-        found.problems.append(docker_error("image_not_found", subject.image, message=message))
-        return
-    with docker_errors(subject.image):
-        client.api.inspect_distribution(subject.image)  # type: ignore[no-untyped-call]
-    message = f"{subject.image} is not present yet: what is inside is checked when it has been pulled"
-    found.notices.append(Note("image_not_inspected", message))
+def require_pullable(client: docker.DockerClient, image: str, pull: str) -> None:
+    """Raise `DockerError` if an image that is not present cannot be pulled, or must not be."""
+    if pull == "never":
+        raise docker_error("image_not_found", image, message="it is not present, and docker.pull is never")
+    with docker_errors(image):
+        client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
 
 
-def _probe(
-    client: docker.DockerClient, image: ImageFacts, subject: PreflightSubject, identity: SessionIdentity
-) -> dict[str, Any]:
-    request = ContainerRequest(
-        name=f"llem-preflight-{uuid.uuid4().hex[:8]}",
+def _request(
+    purpose: str,
+    image: ImageFacts,
+    command: tuple[str, ...],
+    devices: DeviceSet,
+    settings: DockerSettings,
+    identity: SessionIdentity,
+) -> ContainerRequest:
+    return ContainerRequest(
+        name=f"llem-{purpose}-{uuid.uuid4().hex[:8]}",
         image=image,
-        command=("-m", "pytest_llem.worker.probe", subject.engine, *engine_info(subject.engine).modules),
-        devices=subject.devices,
-        settings=subject.settings,
+        command=command,
+        devices=devices,
+        settings=settings,
         network="none",
-        labels=identity.labels("preflight"),
+        labels=identity.labels(purpose),
         waits=False,
     )
-    with docker_errors(image.name):
+
+
+def _run(
+    client: docker.DockerClient, request: ContainerRequest, archives: Sequence[bytes], timeout_s: int
+) -> tuple[int, str]:
+    """Run a short program in a container of its own; its exit code and its output."""
+    with docker_errors(request.image.name):
         container = create(client, request)
-    with removed_after(container):
-        try:
-            with docker_errors(image.name):
-                container.put_archive("/", worker_archive())
-                container.start()
-                code = int(container.wait(timeout=45)["StatusCode"])
-                output = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
-        except (DockerException, requests.exceptions.RequestException) as problem:
-            raise translate_docker_error(125, str(problem), image.name) from None
-    answers = [line for line in output.splitlines() if line.startswith(PROBE_MARK)]
-    if code != 0 or not answers:
-        raise translate_docker_error(code or 1, output, image.name)
-    found: dict[str, Any] = json.loads(answers[-1][len(PROBE_MARK) :])
-    return found
+        with removed_after(container):
+            for archive in archives:
+                container.put_archive("/", archive)
+            container.start()
+            try:
+                code = int(container.wait(timeout=timeout_s)["StatusCode"])
+            except requests.exceptions.ReadTimeout:
+                message = f"it did not end within {timeout_s} s"
+                raise docker_error("timeout", request.image.name, message=message) from None
+            return code, container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
 
 
 def _judge(answer: Mapping[str, Any], image: ImageFacts, subject: PreflightSubject) -> Iterable[DockerError]:
@@ -229,27 +231,20 @@ def _judge_gpu(
         yield docker_error("driver_too_old", image.name, message=message)
 
 
-def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject, found: _Findings) -> None:
-    downloads: dict[str, None] = {}
-    for config in subject.configs:
-        inputs = inputs_of(config)
-        downloads.update(dict.fromkeys(inputs.downloads))
-        if inputs.mounts and not daemon.local:
-            paths = ", ".join(mounted.source for mounted in inputs.mounts)
-            message = f"{paths}: the daemon at {daemon.address} is remote"
-            found.problems.append(docker_error("mount_missing", subject.image, message=message))
+def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject) -> PreflightReport:
+    inputs = [inputs_of(config) for config in subject.configs]
+    messages = [
+        f"{', '.join(mounted.source for mounted in each.mounts)}: the daemon at {daemon.address} is remote"
+        for each in inputs
+        if each.mounts and not daemon.local
+    ]
     missing = [path for path in subject.settings.mounts if daemon.local and not Path(path).exists()]
     if missing:
-        message = f"docker.mounts: {', '.join(missing)} does not exist"
-        found.problems.append(docker_error("mount_missing", subject.image, message=message))
-    problems = (hub_problem(name, subject.image) for name in downloads)
-    found.problems += [problem for problem in problems if problem is not None]
-
-
-NAME = "settings"
-
-DEADLINE_S = 300
-"""Chosen: importing an engine from a cold disk takes a minute or two."""
+        messages.append(f"docker.mounts: {', '.join(missing)} does not exist")
+    problems = [docker_error("mount_missing", subject.image, message=message) for message in messages]
+    downloads = dict.fromkeys(name for each in inputs for name in each.downloads)
+    refused = [hub_problem(name, subject.image) for name in downloads]
+    return PreflightReport((*problems, *(problem for problem in refused if problem is not None)))
 
 
 def check_settings_in_image(
@@ -262,29 +257,12 @@ def check_settings_in_image(
 ) -> SignatureReport:
     """Compare settings with the signatures of the image's engine, which is imported in a container of its own.
 
-    The report's `unchecked` says why a comparison was not possible; only a daemon's refusal raises `DockerError`.
+    The report's `unchecked` says why a comparison was not possible; a daemon's refusal raises `DockerError`.
     """
-    request = ContainerRequest(
-        name=f"llem-settings-{uuid.uuid4().hex[:8]}",
-        image=image,
-        command=("-m", "pytest_llem.engines.signatures", f"{JOBS}/{NAME}/job.json"),
-        devices=devices,
-        settings=settings,
-        network="none",
-        labels=identity.labels(NAME),
-        waits=False,
-    )
-    with docker_errors(image.name):
-        container = create(client, request)
-    with removed_after(container):
-        try:
-            container.put_archive("/", worker_archive())
-            container.put_archive("/", job_archive(json.dumps(encode(configs)).encode(), NAME))
-            container.start()
-            code = int(container.wait(timeout=DEADLINE_S)["StatusCode"])
-            output = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
-        except (DockerException, requests.exceptions.RequestException) as problem:
-            return SignatureReport(unchecked=f"{image.name}: {problem}")
+    command = ("-m", "pytest_llem.engines.signatures", f"{JOBS}/settings/job.json")
+    request = _request("settings", image, command, devices, settings, identity)
+    archives = (worker_archive(), job_archive(json.dumps(encode(configs)).encode(), "settings"))
+    code, output = _run(client, request, archives, SETTINGS_TIMEOUT_S)
     for line in reversed(output.splitlines()):
         if line.startswith(REPORT_MARK):
             report: Mapping[str, object] = json.loads(line.removeprefix(REPORT_MARK))

@@ -31,13 +31,12 @@ from pytest_llem.containers.images import (
     image_facts,
     with_alternatives,
 )
-from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
+from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
 from pytest_llem.containers.kept import KeptContainers
 from pytest_llem.containers.options import (
     WORKER_COMMAND,
     ContainerRequest,
     ImageFacts,
-    extra_mounts,
     passed_on,
     recorded_options,
 )
@@ -97,7 +96,10 @@ class DockerRunner(Runner):
             image = self.image(job.config.engine)
             name = image.name
             request, notes = self._request(job, image, facts, secrets)
-            with self._remote_lease(client, facts, image, job), host_metering(job, job_dir, facts) as (job, observe):
+            hold: AbstractContextManager[object] = nullcontext()
+            if not facts.local:
+                hold = remote_lease(client, image, job.devices, self._identity, job.run_id, on_wait=self._tell)
+            with hold, host_metering(job, job_dir, facts) as (job, observe):
                 self.hand_over(job, job_dir)
                 # From here on the cycle's own time counts, not that of a pull or of waiting for a device
                 watch = DeadlineWatch(job.deadlines)
@@ -192,20 +194,11 @@ class DockerRunner(Runner):
         remove_session(client, self._identity.id)
         client.close()
 
-    def _remote_lease(
-        self, client: docker.DockerClient, daemon: DaemonFacts, image: ImageFacts, job: Job
-    ) -> AbstractContextManager[object]:
-        if daemon.local:
-            return nullcontext()
-        return remote_lease(
-            client, image, job.devices, self._identity, job.run_id, timeout_s=LEASE_TIMEOUT_S, on_wait=self._tell
-        )
-
     def _request(
         self, job: Job, image: ImageFacts, daemon: DaemonFacts, secrets: Mapping[str, str]
     ) -> tuple[ContainerRequest, tuple[Note, ...]]:
         inputs = inputs_of(job.config)
-        mounts = inputs.mounts + extra_mounts(self.settings.mounts)
+        mounts = inputs.mounts + tuple(Mounted(path, path) for path in self.settings.mounts)
         if mounts and not daemon.local:
             paths = ", ".join(mounted.source for mounted in mounts)
             raise docker_error(
@@ -295,7 +288,7 @@ def remote_lease(
     identity: SessionIdentity,
     run_id: str,
     *,
-    timeout_s: float,
+    timeout_s: float = LEASE_TIMEOUT_S,
     on_wait: Tell | None = None,
 ) -> Iterator[tuple[str, ...]]:
     """Hold the devices on the daemon's machine for the length of the block; yields the names of the lease containers.

@@ -109,51 +109,19 @@ class Job:
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
 class JobDir:
-    """The files of one job, by name."""
+    """The files of one job, by name; not all of them exist."""
 
-    path: Path
-
-    @property
-    def job(self) -> Path:
-        """The job: written by the pytest side before the worker starts."""
-        return self.path / "job.json"
-
-    @property
-    def events(self) -> Path:
-        """The worker's progress, a JSON object per line, each flushed as it happens."""
-        return self.path / "events.jsonl"
-
-    @property
-    def measurement(self) -> Path:
-        """The raw measurement: written once, at the end of a successful cycle."""
-        return self.path / "measurement.json"
-
-    @property
-    def error(self) -> Path:
-        """The error, if there is no measurement."""
-        return self.path / "error.json"
-
-    @property
-    def log(self) -> Path:
-        """Standard output and standard error of the worker and its engine."""
-        return self.path / "worker.log"
-
-    @property
-    def samples(self) -> Path:
-        """The sampler's raw readings, from which the pytest side writes `power.parquet`."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def power(self) -> Path:
-        """The time series of the readings, with units in its schema's metadata."""
-        return self.path / "power.parquet"
-
-    @property
-    def result(self) -> Path:
-        """The derived result, validated before it is written."""
-        return self.path / "result.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job = path / "job.json"  # written by the pytest side before the worker starts
+        self.events = path / "events.jsonl"  # the worker's progress, a JSON object per line, flushed as it happens
+        self.measurement = path / "measurement.json"  # raw; written once, at the end of a successful cycle
+        self.error = path / "error.json"  # the error, if there is no measurement
+        self.log = path / "worker.log"  # standard output and standard error of the worker and its engine
+        self.samples = path / "samples.jsonl"  # the sampler's raw readings, from which the pytest side writes `power`
+        self.power = path / "power.parquet"  # the readings over time, with units in the schema's metadata
+        self.result = path / "result.json"  # the derived result, validated before it is written
 
     def write_job(self, job: Job) -> None:
         """Create the directory and write `job.json`."""

@@ -6,6 +6,7 @@ from a result. A name stays once it is published, because studies and baselines 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -78,17 +79,17 @@ CONDITIONS = (
 
 def metric_name(name: str) -> MetricName:
     """The metric called `name`; `SettingsError` with a suggestion for any other name."""
-    try:
-        return METRIC_NAMES[name]
-    except KeyError:
-        close = get_close_matches(name, METRIC_NAMES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(METRIC_NAMES)}"
-        raise SettingsError(f"unknown metric {name!r}", fix=hint, details={"metric": name}) from None
+    _require_listed("metric", name, tuple(METRIC_NAMES))
+    return METRIC_NAMES[name]
 
 
 def check_condition(name: str) -> None:
     """Raises `SettingsError` with a suggestion when no condition of a comparison has this name."""
-    if name not in CONDITIONS:
-        close = get_close_matches(name, CONDITIONS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use some of: {', '.join(CONDITIONS)}"
-        raise SettingsError(f"unknown condition {name!r}", fix=hint)
+    _require_listed("condition", name, CONDITIONS)
+
+
+def _require_listed(kind: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(names)}"
+        raise SettingsError(f"unknown {kind} {name!r}", fix=fix, details={kind: name})

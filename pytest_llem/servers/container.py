@@ -23,11 +23,12 @@ from docker.errors import APIError
 
 from pytest_llem.containers.daemon import DaemonFacts, connect, daemon_facts, docker_errors
 from pytest_llem.containers.ephemeral import end_state
-from pytest_llem.containers.errors import docker_error, translate_docker_error
+from pytest_llem.containers.errors import translate_docker_error
 from pytest_llem.containers.images import ensure_image, image_facts
-from pytest_llem.containers.inputs import HUB, found_here
-from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, extra_mounts, passed_on
+from pytest_llem.containers.inputs import HUB, Mounted, found_here
+from pytest_llem.containers.options import ContainerRequest, ImageFacts, create, passed_on
 from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans
+from pytest_llem.containers.preflight import require_pullable
 from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, LlemError, RunnerError
 from pytest_llem.job.job import Job
@@ -76,7 +77,7 @@ def begin_container(
             devices=job.devices,
             settings=settings,
             network=network,
-            mounts=(*((mounted,) if mounted is not None else ()), *extra_mounts(settings.mounts)),
+            mounts=(*((mounted,) if mounted is not None else ()), *(Mounted(path, path) for path in settings.mounts)),
             labels=SessionIdentity().labels(job.run_id),
             secrets=secrets_of(os.environ),
             environment={
@@ -115,12 +116,8 @@ def unusable_images(images: Iterable[str], docker_section: Mapping[str, JsonValu
         for image in images:
             try:
                 require_local(daemon_facts(client), image)
-                if image_facts(client, image) is not None:
-                    continue
-                if docker_section.get("pull") == "never":
-                    raise docker_error("image_not_found", image, message="it is not present, and docker.pull is never")
-                with docker_errors(image):
-                    client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
+                if image_facts(client, image) is None:
+                    require_pullable(client, image, str(docker_section.get("pull")))
             except LlemError as error:
                 yield error
 

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     for existing in (target.measurement, target.error, target.result):
         if existing.exists():
             parser.error(f"{existing} exists and is not overwritten; choose another directory with --out NEW_DIR")
-    if target != job_dir:
+    if target.path != job_dir.path:
         target.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job_dir.job, target.job)
     return run_job(

@@ -109,7 +109,7 @@ def _measure(
     *,
     loaded: bool,
 ) -> Measurement:
-    config, settings = job.config, job.config.measurement
+    config, settings, arrival = job.config, job.config.measurement, job.config.workload.arrival
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
     period_s = metering.period_s(job)
@@ -118,7 +118,11 @@ def _measure(
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
         version = slot.prepare(engine, job)
-        _check_load_shape(job, engine)
+        if arrival is not None and not engine.capabilities.serves:
+            raise EngineSettingError(
+                f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
+                fix="leave it out: all requests are then there at once",
+            )
     if not loaded:
         events.emit("phase", "load")
         with stopwatch.measure("load_s"), recorder.window("load"):
@@ -130,7 +134,10 @@ def _measure(
         workload = build_workload(config.workload, engine.tokenizer())
 
     reused: IdleReference | None = None
-    warnings = [*metering.notes, *_unverified(config.engine)]
+    warnings = list(metering.notes)
+    if not engine_info(config.engine).verified:
+        message = f"this project's engine {config.engine} has not been verified on hardware yet"
+        warnings.append(Note("engine_not_verified", message))
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
         if on_gpu:
@@ -172,7 +179,6 @@ def _measure(
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
     if engine.capabilities.serves:
-        arrival = config.workload.arrival
         limit = concurrency_limit(arrival, effective)
         recorder.windows += steady_windows([done.completions for done in passes], limit, arrival)
 
@@ -203,31 +209,13 @@ def _measure(
         warmup=warmup,
         memory=memory,
         timing=stopwatch.seconds,
-        load_shape=_load_shape(job),
+        load_shape="offline" if arrival is None else arrival.process,
         energy=energy,
         model=engine.shape(),
         environment={**_software_facts(), **engine.environment()},
         warnings=(*warnings, *engine_warnings),
         invalid=(*_invalid(job, engine, effective, observed, runner), *engine_invalid),
     )
-
-
-def _check_load_shape(job: Job, engine: Engine) -> None:
-    if job.config.workload.arrival is not None and not engine.capabilities.serves:
-        raise EngineSettingError(
-            f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
-            fix="leave it out: all requests are then there at once",
-        )
-
-
-def _unverified(engine: str) -> Iterator[Note]:
-    if not engine_info(engine).verified:
-        yield Note("engine_not_verified", f"this project's engine {engine} has not been verified on hardware yet")
-
-
-def _load_shape(job: Job) -> str:
-    arrival = job.config.workload.arrival
-    return "offline" if arrival is None else arrival.process
 
 
 def _invalid(
@@ -254,11 +242,8 @@ def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]
         if value is None or key not in effective or not isinstance(value, (bool, int, float, str)):
             continue
         if effective[key] != value:
-            notes.append(
-                Note(
-                    "effective_differs", f"{key} was asked to be {value!r}, and the engine runs with {effective[key]!r}"
-                )
-            )
+            message = f"{key} was asked to be {value!r}, and the engine runs with {effective[key]!r}"
+            notes.append(Note("effective_differs", message))
     return notes
 
 
@@ -280,13 +265,11 @@ def work_notes(
         cached += completion.cached_tokens or 0
     notes = []
     if wrong_length:
-        notes.append(
-            Note("output_length_differs", f"{wrong_length} answers do not have the number of tokens that was asked for")
-        )
+        message = f"{wrong_length} answers do not have the number of tokens that was asked for"
+        notes.append(Note("output_length_differs", message))
     if cached and not caching_asked:
-        notes.append(
-            Note("prefix_cache_hit", f"{cached} prompt tokens came from a prefix cache instead of being computed")
-        )
+        message = f"{cached} prompt tokens came from a prefix cache instead of being computed"
+        notes.append(Note("prefix_cache_hit", message))
     return notes
 
 
