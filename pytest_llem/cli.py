@@ -122,7 +122,7 @@ def add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def print_schema(options: argparse.Namespace) -> int:
     """Print a JSON Schema."""
-    from pytest_llem.study.published import DIALECT, build_schema
+    from pytest_llem.study.schema import DIALECT, build_schema
 
     if options.which == "result":
         from pytest_llem.results.schema import Result

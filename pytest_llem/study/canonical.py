@@ -1,13 +1,11 @@
-"""Reduces settings to what they do: presets expanded, defaults and inactive settings removed, and one hash.
+"""Reduces settings to what they do: presets expanded, defaults and inactive settings removed.
 
-Two experiments that would do the same have the same canonical settings. The hash covers only what differs from the
-defaults, so a later release that adds a setting keeps the hashes of experiments that do not use it.
+Two experiments that would do the same have the same canonical settings. Their hash covers only what differs from
+the defaults, so a later release that adds a setting keeps the hashes of experiments that do not use it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +16,6 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
-
-# Chosen: the first; raised only when the same settings come to mean something else.
-HASH_VERSION = 1
 
 Get = Callable[[str], JsonValue]
 
@@ -158,12 +153,6 @@ def inactive_by_default(flat: FlatSettings) -> set[str]:
 def same(one: JsonValue, other: JsonValue) -> bool:
     """Equality that tells 1 from true."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def config_hash(kept: FlatSettings) -> str:
-    """SHA-256 (hex) of canonical settings, independent of their order."""
-    text = json.dumps({"v": HASH_VERSION, "set": kept}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 _LOCAL = ("./", "../", "~/")

@@ -8,7 +8,6 @@ duplicate keys.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,13 +60,17 @@ class UnreadableError(Exception):
         self.problems = tuple(problems)
 
 
+def _unreadable(location: Location, text: str, fix: str | None = None) -> UnreadableError:
+    return UnreadableError([Problem(location, text, fix)])
+
+
 @dataclass
 class Document:
     """One YAML file: its data as plain values, and the position of every key and value."""
 
     path: Path
     data: dict[str, JsonValue]
-    root: yaml.Node | None
+    root: yaml.Node
     moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
 
     def written(self, path: KeyPath) -> KeyPath:
@@ -80,32 +83,29 @@ class Document:
 
     def holds(self, path: KeyPath) -> bool:
         """Whether the file itself has something at `path`."""
-        return self._find(self.written(path))[1] == len(path)
+        return self._find(self.written(path))[0] == len(path)
 
     def locate(self, path: KeyPath, *, key: bool = False) -> Location:
         """The position of the value at `path` (or of its key), or of what encloses it."""
-        mark = self._find(self.written(path), want_key=key)[2]
-        return Location(str(self.path), mark[0] + 1, mark[1] + 1)
+        return _at(str(self.path), self._find(self.written(path), want_key=key)[1].start_mark)
 
-    def _find(self, path: KeyPath, *, want_key: bool = False) -> tuple[yaml.Node | None, int, tuple[int, int]]:
-        node, depth, mark = self.root, 0, (0, 0)
-        if node is not None:
-            mark = (node.start_mark.line, node.start_mark.column)
+    def _find(self, path: KeyPath, *, want_key: bool = False) -> tuple[int, yaml.Node]:
+        """How far `path` leads into the file, and the node of its last part."""
+        node = last = self.root
         for depth, part in enumerate(path):
             step = _child(node, part)
             if step is None:
-                return node, depth, mark
+                return depth, last
             key_node, node = step
-            at = key_node if key_node is not None and (want_key or not _has_extent(node)) else node
-            mark = (at.start_mark.line, at.start_mark.column)
-        return node, len(path), mark
+            last = key_node if key_node is not None and (want_key or not _has_extent(node)) else node
+        return len(path), last
 
 
 def _has_extent(node: yaml.Node) -> bool:
     return not (isinstance(node, yaml.ScalarNode) and node.value == "")
 
 
-def _child(node: yaml.Node | None, part: Key) -> tuple[yaml.Node | None, yaml.Node] | None:
+def _child(node: yaml.Node, part: Key) -> tuple[yaml.Node | None, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
         for key, value in reversed(node.value):
             if isinstance(key, yaml.ScalarNode) and key.value == str(part):
@@ -128,40 +128,36 @@ def read_document(path: Path, env: Mapping[str, str]) -> Document:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as problem:
         reason = problem.strerror or type(problem).__name__
-        raise UnreadableError([Problem(Location(str(path)), f"cannot be read: {reason}", "check the path")]) from None
+        raise _unreadable(Location(str(path)), f"cannot be read: {reason}", "check the path") from None
     except ValueError:
-        raise UnreadableError([Problem(Location(str(path)), "not a path", "check the path")]) from None
+        raise _unreadable(Location(str(path)), "not a path", "check the path") from None
     if len(raw) > MAX_BYTES:
-        raise UnreadableError([Problem(Location(str(path)), f"larger than {MAX_BYTES >> 20} MiB", "split the study")])
-    return parse_document(raw, path, env)
+        raise _unreadable(Location(str(path)), f"larger than {MAX_BYTES >> 20} MiB", "split the study")
+    return _parse(raw, path, env)
 
 
-def parse_document(raw: bytes, path: Path, env: Mapping[str, str]) -> Document:
-    """The data of a YAML text with its environment placeholders filled in; raises `UnreadableError`."""
+def _parse(raw: bytes, path: Path, env: Mapping[str, str]) -> Document:
     name = str(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        before = raw[: problem.start]
-        line, column = before.count(b"\n") + 1, problem.start - (before.rfind(b"\n") + 1) + 1
-        where = Location(name, line, column)
-        raise UnreadableError([Problem(where, "not UTF-8", "save the file as UTF-8")]) from None
+        # One character per byte, because columns of a file that is not UTF-8 can only be counted in bytes.
+        where = _behind(name, raw[: problem.start].decode("latin-1"))
+        raise _unreadable(where, "not UTF-8", "save the file as UTF-8") from None
     root = _compose(text, name)
     if root is None:
-        raise UnreadableError([Problem(Location(name), "the file is empty", "give at least `model: ...`")])
+        raise _unreadable(Location(name), "the file is empty", "give at least `model: ...`")
     count = _written_out(root, {}) if "*" in text else 0
     if count > MAX_VALUES:
         what = f"{count:,} values once its aliases are written out, more than {MAX_VALUES:,}"
-        raise UnreadableError([Problem(_location(name, root), what, "use a sweep instead of nested aliases")])
+        raise _unreadable(_at(name, root.start_mark), what, "use a sweep instead of nested aliases")
     reader = _Reader(name, env)
     data = reader.value(root, 0)
     if reader.problems:
         raise UnreadableError(reader.problems)
     if not isinstance(data, dict):
-        where = _location(name, root)
-        raise UnreadableError(
-            [Problem(where, f"expected a mapping of settings, got {kind(data)}", "write `key: value` lines")]
-        )
+        what = f"expected a mapping of settings, got {kind(data)}"
+        raise _unreadable(_at(name, root.start_mark), what, "write `key: value` lines")
     return Document(path, data, root)
 
 
@@ -173,17 +169,16 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         node: yaml.Node | None = loader.get_single_node()
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
-        where = _at(name, mark)
         what = problem.problem or problem.context or "cannot be parsed"
-        raise UnreadableError([Problem(where, f"YAML syntax error: {what}", _syntax_hint(what, text, mark))]) from None
+        raise _unreadable(_at(name, mark), f"YAML syntax error: {what}", _syntax_hint(what, text, mark)) from None
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
         position = getattr(problem, "position", None)
         where = Location(name)
         if isinstance(position, int):
-            before = text[:position]
-            where = Location(name, before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1)
+            # libyaml counts in bytes of UTF-8.
+            where = _behind(name, text.encode()[:position].decode(errors="ignore"))
         what = getattr(problem, "reason", None) or (str(problem) or type(problem).__name__).splitlines()[0]
-        raise UnreadableError([Problem(where, f"YAML syntax error: {what}", None)]) from None
+        raise _unreadable(where, f"YAML syntax error: {what}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -200,7 +195,7 @@ def _check_depth(text: str, name: str) -> None:
             depth += 1
             if depth > MAX_DEPTH:
                 where = _at(name, event.start_mark)
-                raise UnreadableError([Problem(where, f"nested deeper than {MAX_DEPTH} levels", "flatten it")])
+                raise _unreadable(where, f"nested deeper than {MAX_DEPTH} levels", "flatten it")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -229,10 +224,6 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _location(name: str, node: yaml.Node) -> Location:
-    return _at(name, node.start_mark)
-
-
 class _Mark(Protocol):
     line: int
     column: int
@@ -240,6 +231,11 @@ class _Mark(Protocol):
 
 def _at(name: str, mark: _Mark | None) -> Location:
     return Location(name) if mark is None else Location(name, mark.line + 1, mark.column + 1)
+
+
+def _behind(name: str, before: str) -> Location:
+    """The position of what follows a part of the file."""
+    return Location(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 class _Reader:
@@ -252,17 +248,16 @@ class _Reader:
         self._open: set[int] = set()
 
     def problem(self, node: yaml.Node, text: str, fix: str | None = None) -> None:
-        self.problems.append(Problem(_location(self.name, node), text, fix))
+        self.problems.append(Problem(_at(self.name, node.start_mark), text, fix))
 
     def value(self, node: yaml.Node, depth: int) -> JsonValue:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
+        where = _at(self.name, node.start_mark)
         if depth >= MAX_DEPTH:
-            where = _location(self.name, node)
-            raise UnreadableError([Problem(where, f"nested deeper than {MAX_DEPTH} levels", "flatten it")])
+            raise _unreadable(where, f"nested deeper than {MAX_DEPTH} levels", "flatten it")
         if id(node) in self._open:
-            where = _location(self.name, node)
-            raise UnreadableError([Problem(where, "an alias that contains itself", "write the value out")])
+            raise _unreadable(where, "an alias that contains itself", "write the value out")
         self._open.add(id(node))
         try:
             if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
@@ -391,8 +386,3 @@ def deep_merge(lower: Mapping[str, JsonValue], upper: Mapping[str, JsonValue]) -
         below = merged.get(key)
         merged[key] = deep_merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def environment() -> Mapping[str, str]:
-    """The process environment, from which placeholders are filled by default."""
-    return os.environ

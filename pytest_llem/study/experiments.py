@@ -6,6 +6,7 @@ Imports nothing that loading needs, because xdist's controller pickles studies f
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from pytest_llem.study.problems import Location
 
 if TYPE_CHECKING:
     from pytest_llem.job.config import ExperimentConfig
+
+# Chosen: the first; raised only when the same settings come to mean something else.
+HASH_VERSION = 1
 
 
 class Experiment:
@@ -63,11 +67,11 @@ class Experiment:
 
     @property
     def config_hash(self) -> str:
-        """SHA-256 (hex) over what changes the measurement."""
+        """SHA-256 (hex) over the settings that change the measurement, independent of their order."""
         if self._hash is None:
-            from pytest_llem.study.canonical import config_hash
-
-            self._hash = config_hash(self.flat_settings)
+            settings = {"v": HASH_VERSION, "set": self.flat_settings}
+            text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+            self._hash = hashlib.sha256(text.encode("ascii")).hexdigest()
         return self._hash
 
     @property
@@ -178,10 +182,6 @@ class Relocator:
 
     def __call__(self, setting: str) -> Location:
         """Where a setting (dotted path) was written, or the study's beginning if it or the file is not there."""
-        from pytest_llem.study.document import UnreadableError, environment
-        from pytest_llem.study.sources import read_sources
+        from pytest_llem.study.sources import locate_setting
 
-        try:
-            return read_sources(self.path, environment()).locate_setting(setting)
-        except UnreadableError:
-            return Location(str(self.path))
+        return locate_setting(self.path, setting)

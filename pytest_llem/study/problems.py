@@ -10,10 +10,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.errors import StudyError
+from pytest_llem.errors import JsonValue, StudyError
 
 # Chosen: more than a terminal page of problems is read from the top after a fix anyway.
 MAX_SHOWN = 20
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A position in a file; line and column count from 1. Sorted by file, then position."""
+
+    file: str
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
 
 
 @dataclass(frozen=True)
@@ -32,64 +44,37 @@ def study_error(problems: Iterable[Problem], main_file: Path | str) -> StudyErro
     """One error for all problems of a study: those of `main_file` first, each list by position."""
     main = str(main_file)
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.location.file != main, p.location))
-    shown = [str(problem) for problem in ordered[:MAX_SHOWN]]
+    shown = ordered[:MAX_SHOWN]
+    lines = [str(problem) for problem in shown]
     if len(ordered) > MAX_SHOWN:
-        shown.append(f"... and {len(ordered) - MAX_SHOWN} more problems")
-    return StudyError(
-        "\n".join(shown),
-        details={
-            "problems": [
-                {
-                    "file": problem.location.file,
-                    "line": problem.location.line,
-                    "column": problem.location.column,
-                    "message": problem.text,
-                    "fix": problem.fix,
-                }
-                for problem in ordered[:MAX_SHOWN]
-            ],
-            "count": len(ordered),
-        },
-    )
+        lines.append(f"... and {len(ordered) - MAX_SHOWN} more problems")
+    facts: list[JsonValue] = [
+        {**vars(problem.location), "message": problem.text, "fix": problem.fix} for problem in shown
+    ]
+    return StudyError("\n".join(lines), details={"problems": facts, "count": len(ordered)})
 
 
-def nearest(word: str, known: Iterable[str]) -> tuple[float, str] | None:
-    """The known word most like `word` with their likeness (0.6 to 1), or `None` when none is like it."""
-    plain = word.lower().replace("-", "_")
+def nearest(word: str, names: Iterable[str]) -> tuple[float, str] | None:
+    """The name most like `word` with their likeness (0.6 to 1), or `None` when none is like it."""
     best: tuple[float, str] | None = None
-    matcher = difflib.SequenceMatcher(b=plain)
-    for candidate in known:
-        matcher.set_seq1(candidate.lower())
+    matcher = difflib.SequenceMatcher(b=word.lower().replace("-", "_"))
+    for name in names:
+        matcher.set_seq1(name.lower())
         if matcher.real_quick_ratio() >= 0.6 and matcher.quick_ratio() >= 0.6:
             likeness = matcher.ratio()
             if likeness >= 0.6 and (best is None or likeness > best[0]):
-                best = (likeness, candidate)
+                best = (likeness, name)
     return best
 
 
-def suggest(word: str, known: Iterable[str]) -> str | None:
-    """`did you mean 'X'?` for the known word nearest to `word`, or `None` when none is near."""
-    found = nearest(word, known)
-    return f"did you mean {found[1]!r}?" if found else None
+def suggest(word: str, names: Iterable[str]) -> str | None:
+    """`did you mean 'X'?` for the name nearest to `word`, or `None` when none is near."""
+    near = nearest(word, names)
+    return f"did you mean {near[1]!r}?" if near else None
 
 
-def suggest_or_list(word: str, known: Iterable[str], limit: int = 12) -> str:
-    """The nearest known word, else the known words themselves."""
-    candidates = list(known)
-    found = suggest(word, candidates)
-    if found:
-        return found
-    more = ", ..." if len(candidates) > limit else ""
-    return f"use one of: {', '.join(candidates[:limit])}{more}"
-
-
-@dataclass(frozen=True, order=True)
-class Location:
-    """A position in a file; line and column count from 1. Sorted by file, then position."""
-
-    file: str
-    line: int = 1
-    column: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+def suggest_or_list(word: str, names: Iterable[str]) -> str:
+    """The nearest name, else up to twelve of the names."""
+    candidates = list(names)
+    more = ", ..." if len(candidates) > 12 else ""
+    return suggest(word, candidates) or f"use one of: {', '.join(candidates[:12])}{more}"

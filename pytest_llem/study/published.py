@@ -1,6 +1,6 @@
-"""Writes the JSON Schema of a study and the configuration reference of the documentation from the declarations.
+"""Writes the configuration reference of the documentation from the declarations.
 
-`llem schema` prints the first; `python -m pytest_llem.study.published > docs/configuration.md` writes the second.
+`python -m pytest_llem.study.published > docs/configuration.md` runs it; a test holds that page to it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import Literal
 
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.engines import shipped_engines
 from pytest_llem.job.config import Arrival, Lengths
 from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
-from pytest_llem.study.llenergymeasure.words import REFUSED, RENAMES
+from pytest_llem.study.llenergymeasure import REFUSED, RENAMES
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
-from pytest_llem.study.schema import Compare, ExperimentSettings, StudyDocument
-from pytest_llem.study.settings import UserFile
+from pytest_llem.study.schema import Compare, ExperimentSettings, StudyDocument, UserFile
 
 HEAD = """# Configuration reference
 
@@ -125,29 +123,6 @@ def _default(key: Key) -> str:
     if key.is_required:
         return "required"
     return "see below" if key.section is not None else f"`{json.dumps(key.default)}`"
-
-
-Which = Literal["study", "config"]
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
-
-def build_schema(which: Which) -> dict[str, object]:
-    """The JSON Schema of a study file, or of a user's `config.yaml`."""
-    if which == "config":
-        return {"$schema": DIALECT, **model_of(UserFile).model_json_schema()}
-    schema: dict[str, object] = {"$schema": DIALECT, **model_of(StudyDocument).model_json_schema()}
-    schema["title"] = "pytest-llem study"
-    _open_dotted_keys(schema)
-    return schema
-
-
-def _open_dotted_keys(schema: dict[str, object]) -> None:
-    """Let dotted paths pass an editor's check; the loader knows better which of them exist."""
-    models = schema.get("$defs")
-    for model in [schema, *(models.values() if isinstance(models, dict) else [])]:
-        if isinstance(model, dict) and model.get("additionalProperties") is False:
-            model["patternProperties"] = {r"^[a-z_]+\..+$": {"description": "A setting by its dotted path."}}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a study file may hold, as declarations: the settings of experiments, the study's own keys, and its gates.
+"""What a study file and a user's file may hold, as declarations, and their JSON Schema for editors.
 
-The loader checks documents key by key against them (see `declared`), so that every problem has its position. The JSON
-Schema for editors and the reference in the documentation are written from them too.
+The loader checks documents key by key against them (see `declared`), so that every problem has its position; `llem
+schema` prints the schema. The section of an engine is declared with the engine, so that a new one changes nothing here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pytest_llem.engines import import_target, shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice
 from pytest_llem.job.setting import Limits, Name, section, setting
+from pytest_llem.study.declared import model_of
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
@@ -152,3 +153,31 @@ class StudyDocument(SharedSettings, StudyHead):
     execution: Execution = section(Execution, "Cycles, order, limits.")
     expect: Expect = section(dict, "Budgets.", [{"joules_per_output_token": "<= 0.5"}])
     compare: Compare = section(Compare, "Comparison with a baseline.")
+
+
+@dataclass(frozen=True)
+class UserFile:
+    """The per-user file `llem/config.yaml`."""
+
+    out: Name = setting("llem-results", "Directory of the artifacts.")
+    meter: Name = setting("auto", "auto, a meter's name, or none.")
+    baseline_dir: Name = setting("llem-baselines", "Directory of saved baselines.")
+    run: Literal["always", "explicit"] = setting("always", "Whether plain pytest runs tests that need a result.")
+    strict: bool = setting(False, "Inconclusive and not-comparable gates fail instead of being skipped.")
+    runners: Mapping[str, str] = section(dict, "Runner per engine.", [{"vllm": "docker"}])
+    execution: Execution = section(Execution, "Defaults for studies that do not say.")
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def build_schema(which: Literal["study", "config"]) -> dict[str, object]:
+    """The JSON Schema of a study file, or of a user's `config.yaml`."""
+    if which == "config":
+        return {"$schema": DIALECT, **model_of(UserFile).model_json_schema()}
+    schema = {"$schema": DIALECT, **model_of(StudyDocument).model_json_schema(), "title": "pytest-llem study"}
+    # Dotted paths pass an editor's check; the loader knows which of them exist.
+    for section_schema in (schema, *schema["$defs"].values()):
+        if section_schema.get("additionalProperties") is False:
+            section_schema["patternProperties"] = {r"^[a-z_]+\..+$": {"description": "A setting by its dotted path."}}
+    return schema

@@ -6,6 +6,7 @@ what is above it is set for this run. `llem/config.yaml` lies in the platform's 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Literal
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.job.setting import Name, section, setting
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
-from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, environment, read_document
+from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, read_document
 from pytest_llem.study.model import Execution, Overrides
 from pytest_llem.study.problems import Problem, study_error, suggest_or_list
+from pytest_llem.study.schema import UserFile
 
 Source = Literal["command line", "environment", "ini", "user settings", "default"]
 
@@ -35,19 +36,6 @@ RESERVED_VARIABLES = (
     "LLEM_POWERCAP_ROOT",
 )
 """Variables that other modules read; they are no settings of a run."""
-
-
-@dataclass(frozen=True)
-class UserFile:
-    """The per-user file `llem/config.yaml`."""
-
-    out: Name = setting("llem-results", "Directory of the artifacts.")
-    meter: Name = setting("auto", "auto, a meter's name, or none.")
-    baseline_dir: Name = setting("llem-baselines", "Directory of saved baselines.")
-    run: Literal["always", "explicit"] = setting("always", "Whether plain pytest runs tests that need a result.")
-    strict: bool = setting(False, "Inconclusive and not-comparable gates fail instead of being skipped.")
-    runners: Mapping[str, str] = section(dict, "Runner per engine.", [{"vllm": "docker"}])
-    execution: Execution = section(Execution, "Defaults for studies that do not say.")
 
 
 _PLAIN = ("out", "meter", "baseline_dir", "run", "strict")
@@ -109,7 +97,7 @@ def load_settings(
     `command_line` and `ini` map setting names (`out`, `meter`, `cycles`, ...) to values, `None` or `""` where they are
     not set; `path` is the user's file (default: `user_file()`; absent is fine). Raises `SettingsError`.
     """
-    env = environment() if env is None else env
+    env = os.environ if env is None else env
     file = user_file() if path is None else path
     document, own = _read_user_file(file, env)
     given: dict[Source, dict[str, tuple[object, str | None]]] = {

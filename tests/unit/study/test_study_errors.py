@@ -24,6 +24,7 @@ WRONG = {
     ),
     "wrong type": ("model: m\ntransformers:\n  batch_size: four\n", "3:15", "expected an integer", "'four'"),
     "out of range": ("model: m\nworkload: {prompts: 0}\n", "2:21", "greater than or equal to 1", "0"),
+    "control character behind others": ("model: m\ntitle: é\x01\n", "2:9", "control characters are not allowed", ""),
     "number for a text": ("model: 7\n", "1:8", "model: expected a text", "7"),
     "section is no mapping": ("model: m\nworkload: 4\n", "2:11", "workload: expected a mapping", "dataset"),
     "unknown engine": ("model: m\nengine: vlm\n", "2:9", "unknown engine 'vlm'", "did you mean 'vllm'?"),

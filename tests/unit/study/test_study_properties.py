@@ -15,7 +15,7 @@ from pytest_llem.errors import StudyError
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import table
-from pytest_llem.study.llenergymeasure.words import HARMLESS, REFUSED, RENAMES
+from pytest_llem.study.llenergymeasure import HARMLESS, REFUSED, RENAMES
 from pytest_llem.study.schema import StudyDocument
 
 COMMON = settings(

@@ -12,7 +12,8 @@ import yaml
 import pytest_llem
 from pytest_llem.cli import main
 from pytest_llem.study import load_study
-from pytest_llem.study.published import build_schema, reference
+from pytest_llem.study.published import reference
+from pytest_llem.study.schema import build_schema
 
 ROOT = Path(pytest_llem.__file__).parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))

@@ -35,9 +35,12 @@ PREFIXES: tuple[tuple[str, str], ...] = (
 """Sections that have another name or another parent here, each applied once, in this order."""
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
-_ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}
+ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}
 _ORDERS = {"shuffle": "shuffled", "interleave": "interleaved", "cyclic": "interleaved"}
 _BACKENDS = {"trt": "tensorrt"}
+
+
+BNB_4BIT = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 
 def _words(table: Mapping[str, str]) -> Convert:
@@ -58,8 +61,8 @@ def _same(value: JsonValue) -> JsonValue:
 
 RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
     "study_name": (("name", _same),),
-    "backend": (("engine", _words(_ENGINES)),),
-    "engine": (("engine", _words(_ENGINES)),),
+    "backend": (("engine", _words(ENGINES)),),
+    "engine": (("engine", _words(ENGINES)),),
     "n": (("workload.prompts", _same),),
     "precision": (("dtype", _dtype),),
     "dtype": (("dtype", _dtype),),
@@ -123,13 +126,7 @@ RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
     },
     **{
         f"transformers.{name}": ((f"transformers.quantization.{name}", _same),)
-        for name in (
-            "load_in_4bit",
-            "load_in_8bit",
-            "bnb_4bit_compute_dtype",
-            "bnb_4bit_quant_type",
-            "bnb_4bit_use_double_quant",
-        )
+        for name in ("load_in_4bit", "load_in_8bit", *BNB_4BIT)
     },
     **{
         f"vllm.{name}": ((f"vllm.extra.{name}", _same),)
@@ -193,23 +190,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Words without a counterpart, and what to write instead."""
 
-MARKS = frozenset(
-    (
-        *(word.partition(".")[0] for word in RENAMES if "." not in word and word not in ("engine", "dtype")),
-        "task",
-        "offline",
-        "pytorch",
-        "tensorrt",
-        "decoder",
-        "warmup",
-        "baseline",
-        "energy",
-        "study_execution",
-        "passthrough_kwargs",
-        "serving_mode",
-        "server",
-        "output",
-        "output_dir",
-    )
-)
+MARKS = frozenset({"task", "offline", "pytorch", "tensorrt", "decoder", "warmup", "baseline", "energy", "serving_mode"})
+MARKS |= {"study_execution", "passthrough_kwargs", "server", "output", "output_dir"}
+MARKS |= {word.partition(".")[0] for word in RENAMES if "." not in word and word not in ("engine", "dtype")}
 """Top-level words that only those files have."""

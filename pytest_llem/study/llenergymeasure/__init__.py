@@ -1,1 +1,0 @@
-"""Study files of LLenergyMeasure, read as studies."""
