@@ -379,6 +379,11 @@ def kind(value: object) -> str:
     return "a list"
 
 
+def shown(value: JsonValue) -> str:
+    """A value as YAML has it, without quotes."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def deep_merge(lower: Mapping[str, JsonValue], upper: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """`upper` laid over `lower`: mappings merge key by key, anything else is replaced."""
     merged = dict(lower)

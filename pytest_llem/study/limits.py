@@ -72,9 +72,8 @@ def parse_budget(metric: str, text: object) -> Budget:
     metric_name(metric)
     match = _BUDGET.match(text) if isinstance(text, str) else None
     if match is None:
-        raise SettingsError(
-            f"{metric}: {text!r} is not a budget", fix=f'write an operator and a number: "<= {_n(text)}"'
-        )
+        fix = f'write an operator and a number: "<= {_n(text)}"'
+        raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
     return Budget(metric, op, float(match.group(2)))
 
@@ -102,11 +101,9 @@ def parse_change(metric: str, text: object) -> tuple[float, bool]:
         return float(match.group(1)) / 100, False
     if match is not None and unit and match.group(2).removeprefix("1") == unit:
         return float(match.group(1)), True
-    number = _n(text) if not isinstance(text, str) else (match.group(1) if match else text.strip() or "5")
-    absolute = f", or the change in its unit: {metric}: {number.rstrip('%')} {unit}" if unit else ""
-    raise SettingsError(
-        f"{metric}: {text!r} is not a change", fix=f"write percent: {metric}: {number.rstrip('%')}%{absolute}"
-    )
+    number = (_n(text) if not isinstance(text, str) else match.group(1) if match else text.strip() or "5").rstrip("%")
+    absolute = f", or the change in its unit: {metric}: {number} {unit}" if unit else ""
+    raise SettingsError(f"{metric}: {text!r} is not a change", fix=f"write percent: {metric}: {number}%{absolute}")
 
 
 def _unit(metric: str) -> str:
@@ -119,11 +116,11 @@ def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailI
     metric_name(metric)
     limit, absolute = parse_change(metric, text)
     smallest = None if resolution is None else _resolution(metric, resolution, absolute)
-    if smallest is None and not _allows_worsening(metric, limit):
-        direction = "higher" if METRIC_NAMES[metric].higher_is_better else "lower"
+    higher_is_better = METRIC_NAMES[metric].higher_is_better
+    if smallest is None and not (limit < 0 if higher_is_better else limit > 0):
         example = f"0.01 {_unit(metric)}" if absolute else "1%"
         raise SettingsError(
-            f"{metric}: {text} allows no worsening at all ({direction} is better)",
+            f"{metric}: {text} allows no worsening at all ({'higher' if higher_is_better else 'lower'} is better)",
             fix=f"turn the sign, or state the smallest change that matters: resolution: {{{metric}: {example}}}",
         )
     return FailIf(metric, limit, smallest, absolute)
@@ -139,18 +136,14 @@ def overriding(before: FailIf | None, metric: str, text: object) -> FailIf:
 
 def _resolution(metric: str, text: object, absolute: bool) -> float:
     try:
-        smallest, its_kind = parse_change(metric, text)
+        smallest, is_absolute = parse_change(metric, text)
     except SettingsError as error:
         raise SettingsError(f"resolution of {error.message}", fix=error.fix) from None
     if smallest <= 0:
         raise SettingsError(f"resolution of {metric}: {text!r} is not positive", fix="write for example 1%")
-    if its_kind != absolute:
+    if is_absolute != absolute:
         raise SettingsError(
             f"resolution of {metric}: {text!r} is not of the limit's kind",
             fix="write both in percent, or both in the metric's unit",
         )
     return smallest
-
-
-def _allows_worsening(metric: str, limit: float) -> bool:
-    return limit < 0 if METRIC_NAMES[metric].higher_is_better else limit > 0

@@ -98,7 +98,7 @@ class _StudyLoader:
         gates = self._gates(data.get("expect"), data.get("compare"), head.tags, report)
         execution = parts.execution(data.get("execution"), self.execution, report)
         execution = parts.overridden(execution, self.overrides)
-        runners = parts.runners(head.runners, engine_names(), report)
+        parts.check_runners(head.runners, report)
         docker = parts.docker(data.get("docker"), directory, report)
         parts.follow_residual_memory(execution.residual_memory_bytes, docker, thresholds)
         ray = parts.ray(data.get("ray"), directory, report)
@@ -124,7 +124,7 @@ class _StudyLoader:
             title=head.title,
             experiments=experiments,
             execution=execution,
-            runners=runners,
+            runners=head.runners,
             docker=docker,
             ray=ray,
             meter=head.meter,

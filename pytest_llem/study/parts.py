@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.energy.validity import Thresholds
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
@@ -113,16 +114,16 @@ def _comparisons(limits: Compare, report: Report) -> Iterator[FailIf]:
         report(("compare", "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
 
 
-def runners(data: Mapping[str, str], engines: tuple[str, ...], report: Report) -> dict[str, str]:
-    """The `runners` of a study: an engine's name to a runner's."""
-    for engine, spec in data.items():
+def check_runners(runners: JsonValue, report: Report) -> None:
+    """Report engines and runners that there are not in a mapping from one to the other."""
+    engines, names = engine_names(), ("local", "docker", "ray")
+    for engine, spec in runners.items() if isinstance(runners, Mapping) else ():
         if engine not in engines:
             report(("runners", engine), f"runners: unknown engine {engine!r}", suggest_or_list(engine, engines), True)
-        name = spec.partition(":")[0]
-        if name not in ("local", "docker", "ray"):
-            hint = suggest_or_list(name, ("local", "docker", "ray"))
-            report(("runners", engine), f"runners: {engine}: unknown runner {spec!r}", hint, False)
-    return dict(data)
+        name = str(spec).partition(":")[0]
+        if name not in names:
+            text = f"runners: {engine}: unknown runner {spec!r}"
+            report(("runners", engine), text, suggest_or_list(name, names), False)
 
 
 def _given(declaration: type, data: JsonValue, report: Report, name: str) -> dict[str, JsonValue]:

@@ -14,6 +14,7 @@ from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.canonical import Get, section_of
+from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
 
 PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
@@ -117,14 +118,10 @@ def _never(
     def check(get: Get) -> str | None:
         first, second = get(one), get(other)
         if is_one(first) and is_other(second):
-            return _refused(f"{one} {_show(first)} cannot be combined with {other} {_show(second)}", fix)
+            return _refused(f"{one} {shown(first)} cannot be combined with {other} {shown(second)}", fix)
         return None
 
     return Rule((one, other), check, section_of(one) or section_of(other))
-
-
-def _show(value: JsonValue) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_set(value: JsonValue) -> bool:
@@ -185,18 +182,16 @@ def _address(get: Get) -> str | None:
 
 def _synthetic_length(get: Get) -> str | None:
     if get("workload.dataset") == "synthetic" and get("workload.input_tokens") is None:
-        return _refused(
-            "workload.input_tokens null cannot be combined with workload.dataset synthetic", "give a number of tokens"
-        )
+        text = "workload.input_tokens null cannot be combined with workload.dataset synthetic"
+        return _refused(text, "give a number of tokens")
     return None
 
 
 def _warmup(get: Get) -> str | None:
     low, high = get("measurement.warmup.min_repeats"), get("measurement.warmup.max_repeats")
     if isinstance(low, int) and isinstance(high, int) and 0 < high < low:
-        return _refused(
-            f"measurement.warmup.min_repeats {low} is above measurement.warmup.max_repeats {high}", "swap them"
-        )
+        text = f"measurement.warmup.min_repeats {low} is above measurement.warmup.max_repeats {high}"
+        return _refused(text, "swap them")
     return None
 
 

@@ -16,7 +16,7 @@ from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
-from pytest_llem.study.document import Document, KeyPath, PlaceholderText, UnreadableError, read_document
+from pytest_llem.study.document import Document, KeyPath, UnreadableError, read_document, shown
 from pytest_llem.study.model import Execution, Overrides
 from pytest_llem.study.problems import Problem, study_error, suggest_or_list
 from pytest_llem.study.schema import UserFile
@@ -127,10 +127,11 @@ def load_settings(
     )
 
 
-def _given(values: Mapping[str, object] | None, where: str) -> dict[str, tuple[object, str | None]]:
-    said = {name: value for name, value in (values or {}).items() if value is not None and value != ""}
+def _given(values: Mapping[str, object] | None, option: str) -> dict[str, tuple[object, str | None]]:
     return {
-        name: (value, where.format(name if "_" in where else name.replace("_", "-"))) for name, value in said.items()
+        name: (value, option.format(name if "_" in option else name.replace("_", "-")))
+        for name, value in (values or {}).items()
+        if value is not None and value != ""
     }
 
 
@@ -170,22 +171,17 @@ def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None
     def report(key_path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
         problems.append(Problem(document.locate(key_path, key=at_key), text, fix))
 
-    own = {key: value for key, value in document.data.items() if key not in ("execution", "runners")}
-    checked_values = {key: _plain(value) for key, value in parts.check_section(UserFile, own, report, ()).items()}
-    if document.data.get("execution") is not None:
-        checked_values["execution"] = parts.check_section(Execution, document.data["execution"], report, ("execution",))
-    if document.data.get("runners") is not None:
-        checked = parts.check_section(UserFile, {"runners": document.data["runners"]}, report, ()).get("runners")
-        if isinstance(checked, Mapping):
-            texts = {engine: str(spec) for engine, spec in checked.items()}
-            checked_values["runners"] = dict(parts.runners(texts, engine_names(), report))
+    # Null sections are as good as none.
+    given = {
+        key: value for key, value in document.data.items() if value is not None or key not in ("execution", "runners")
+    }
+    execution = given.pop("execution", None)
+    checked = parts.check_section(UserFile, given, report, ())
+    checked["execution"] = parts.check_section(Execution, execution, report, ("execution",))
+    parts.check_runners(checked.get("runners"), report)
     if problems:
         raise SettingsError(str(study_error(problems, path)))
-    return document, checked_values
-
-
-def _plain(value: JsonValue) -> JsonValue:
-    return str(value) if isinstance(value, PlaceholderText) else value
+    return document, checked
 
 
 def _runners(
@@ -205,22 +201,18 @@ def _runners(
 
 
 def _unknown(env: Mapping[str, str]) -> Iterator[str]:
-    known = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*_PLAIN, *_EXECUTION)}
-    known |= {f"{RUNNER_PREFIX}{engine.upper()}" for engine in engine_names()} | set(RESERVED_VARIABLES)
+    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*_PLAIN, *_EXECUTION)}
+    names |= {f"{RUNNER_PREFIX}{engine.upper()}" for engine in engine_names()} | set(RESERVED_VARIABLES)
     for variable in env:
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
-            yield f"{variable} is not a setting: {suggest_or_list(variable, sorted(known))}"
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in names:
+            yield f"{variable} is not a setting: {suggest_or_list(variable, sorted(names))}"
 
 
 def report_lines(settings: Settings) -> list[str]:
     """What `llem config` prints: each setting, its effective value, and where it came from."""
-    rows = [(s.name, _shown(s.value), f"{s.source}{f' ({s.where})' if s.where else ''}") for s in settings]
+    rows = [(s.name, shown(s.value), f"{s.source}{f' ({s.where})' if s.where else ''}") for s in settings]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
     file = settings.user_file
     lines += ["", f"user settings: {file}" if file else f"user settings: none at {user_file()}"]
     return lines + [f"warning: {text}" for text in settings.unknown]
-
-
-def _shown(value: JsonValue) -> str:
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
+from pytest_llem.study.declared import BadValueError
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
@@ -112,10 +113,7 @@ def _values(item: Field, value: JsonValue, report: Report, key_path: KeyPath) ->
             return []
         if item.takes_list and not any(isinstance(entry, list) or entry is None for entry in value):
             return [(key_path, value)]
-        values: list[tuple[KeyPath, JsonValue]] = []
-        for index, entry in enumerate(value):
-            values.extend(_expanded(entry, report, (*key_path, index)))
-        return values
+        return [each for index, entry in enumerate(value) for each in _expanded(entry, report, (*key_path, index))]
     return _expanded(value, report, key_path)
 
 
@@ -124,20 +122,18 @@ def _expanded(entry: JsonValue, report: Report, key_path: KeyPath) -> list[tuple
         return [(key_path, entry)]
     try:
         return [(key_path, number) for number in numbers(entry)]
-    except BadRangeError as problem:
+    except BadValueError as problem:
         report(key_path, f"sweep: {problem.text}", problem.fix, False)
         return []
 
 
 def _group(name: str, value: list[JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
-    alternatives: list[Alternative] = []
-    for index, entry in enumerate(value):
-        where = (*key_path, index)
-        if not isinstance(entry, Mapping):
-            report(where, f"sweep: group {name}: expected a mapping of settings, got {kind(entry)}", None, False)
-            continue
-        alternatives.extend(_group_entry(name, entry, report, where))
-    return alternatives
+    return [
+        alternative
+        for index, entry in enumerate(value)
+        if isinstance(entry, Mapping)
+        for alternative in _group_entry(name, entry, report, (*key_path, index))
+    ]
 
 
 def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
@@ -161,16 +157,11 @@ def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, key_
     return [
         Alternative(
             tuple(setting for settings, _ in combination for setting in settings),
-            "-".join(label for _, label in combination) or f"{keyword_of_group(name)}:none",
+            "-".join(label for _, label in combination) or f"{text_of(name.rpartition('.')[2])}:none",
             key_path,
         )
         for combination in itertools.product(*choices)
     ]
-
-
-def keyword_of_group(name: str) -> str:
-    """A group's name as part of an id."""
-    return text_of(name.rpartition(".")[2])
 
 
 def _spread(entry: Mapping[str, JsonValue], key_path: KeyPath, above: str) -> Iterable[tuple[str, JsonValue, KeyPath]]:
@@ -198,12 +189,13 @@ def _check_overlap(axes: Sequence[Axis], report: Report) -> None:
 
 
 def _holder(path: str, owner: Mapping[str, Axis]) -> Axis | None:
-    parts = path.split(".")
-    for length in range(1, len(parts) + 1):
-        axis = owner.get(".".join(parts[:length]))
-        if axis is not None:
-            return axis
-    return next((axis for known, axis in owner.items() if known.startswith(f"{path}.")), None)
+    """The axis that sets a path, something above it or something below it."""
+    above = path
+    while above:
+        if above in owner:
+            return owner[above]
+        above = above.rpartition(".")[0]
+    return next((axis for other, axis in owner.items() if other.startswith(f"{path}.")), None)
 
 
 @dataclass(frozen=True)
@@ -212,11 +204,6 @@ class Exclusion:
 
     conditions: tuple[tuple[str, tuple[JsonValue, ...]], ...]
     origin: KeyPath
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """The settings it looks at."""
-        return frozenset(path for path, _ in self.conditions)
 
 
 def parse_exclude(data: JsonValue, report: Report, origin: KeyPath = ("exclude",)) -> list[Exclusion]:
@@ -228,9 +215,8 @@ def parse_exclude(data: JsonValue, report: Report, origin: KeyPath = ("exclude",
     for index, entry in enumerate(data):
         key_path = (*origin, index)
         if not isinstance(entry, Mapping) or not entry:
-            report(
-                key_path, f"exclude: expected a mapping of settings, got {kind(entry)}", "write {dtype: float32}", False
-            )
+            text = f"exclude: expected a mapping of settings, got {kind(entry)}"
+            report(key_path, text, "write {dtype: float32}", False)
             continue
         exclusions.append(Exclusion(tuple(_conditions(entry, report, key_path)), key_path))
     return exclusions
@@ -245,18 +231,13 @@ def _conditions(
             report(where, f"exclude: unknown setting {path!r}", fields.suggest_path(path), True)
             continue
         if item.kind == "section":
-            report(
-                where,
-                f"exclude: {path} is a section",
-                f"name a setting in it: {path}.{next(iter(item.children))}",
-                True,
-            )
+            hint = f"name a setting in it: {path}.{item.children[0]}"
+            report(where, f"exclude: {path} is a section", hint, True)
             continue
         values: list[JsonValue] = []
         for at, single in _values(item, value, report, where):
-            values.extend(
-                s.value for s in settings_at(item, path, single, report, at) if not isinstance(s.value, Clear)
-            )
+            settings = settings_at(item, path, single, report, at)
+            values.extend(setting.value for setting in settings if not isinstance(setting.value, Clear))
         yield path, tuple(values)
 
 
@@ -266,53 +247,39 @@ MAX_NUMBERS = 100_000
 _KEYS = {"range", "scale", "linspace"}
 
 
-class BadRangeError(Exception):
-    """A range that cannot be expanded; `fix` says what to write."""
-
-    def __init__(self, text: str, fix: str) -> None:
-        super().__init__(text)
-        self.text = text
-        self.fix = fix
-
-
 def is_range(value: JsonValue) -> bool:
     """Whether a value is a range rather than a plain mapping."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and ("range" in value or "linspace" in value)
-        and value.keys() <= _KEYS
-    )
+    return isinstance(value, Mapping) and value.keys() <= _KEYS and ("range" in value or "linspace" in value)
 
 
 def numbers(value: Mapping[str, JsonValue]) -> list[JsonValue]:
-    """The numbers of a range, both ends included. Raises `BadRangeError`."""
+    """The numbers of a range, both ends included. Raises `BadValueError`."""
     if "linspace" in value:
         if "range" in value or "scale" in value:
-            raise BadRangeError("linspace stands alone", "write {linspace: [start, stop, count]}")
+            raise BadValueError("linspace stands alone", "write {linspace: [start, stop, count]}")
         return _linspace(value["linspace"])
     scale = value.get("scale", "linear")
     if scale == "log2":
         return _powers(value["range"])
     if scale != "linear":
-        raise BadRangeError(f"unknown scale {scale!r}", "use log2, or leave scale out")
+        raise BadValueError(f"unknown scale {scale!r}", "use log2, or leave scale out")
     return _steps(value["range"])
 
 
 def _floats(value: JsonValue, low: int, high: int, form: str) -> list[int | float]:
     if not isinstance(value, list) or not low <= len(value) <= high:
-        raise BadRangeError("a range needs numbers", f"write {form}")
+        raise BadValueError("a range needs numbers", f"write {form}")
     accepted: list[int | float] = []
     for item in value:
         if isinstance(item, bool) or not isinstance(item, (int, float)) or abs(item) > 1e15:
-            raise BadRangeError(f"{item!r} is not a number that a range can use", f"write {form}")
+            raise BadValueError(f"{item!r} is not a number that a range can use", f"write {form}")
         accepted.append(item)
     return accepted
 
 
 def _limit(count: float) -> int:
     if count > MAX_NUMBERS:
-        raise BadRangeError(f"the range has {count:,.0f} values, more than {MAX_NUMBERS:,}", "use a larger step")
+        raise BadValueError(f"the range has {count:,.0f} values, more than {MAX_NUMBERS:,}", "use a larger step")
     return int(count)
 
 
@@ -325,7 +292,7 @@ def _steps(value: JsonValue) -> list[JsonValue]:
     start, stop = parts[0], parts[1]
     step = parts[2] if len(parts) == 3 else (1 if stop >= start else -1)
     if step == 0 or (stop - start) * step < 0:
-        raise BadRangeError(f"a step of {step} never gets from {start} to {stop}", "turn the sign of the step")
+        raise BadValueError(f"a step of {step} never gets from {start} to {stop}", "turn the sign of the step")
     count = _limit(math.floor((stop - start) / step + 1e-9) + 1)
     if all(isinstance(part, int) for part in (start, step)):
         return [start + index * step for index in range(count)]
@@ -335,10 +302,10 @@ def _steps(value: JsonValue) -> list[JsonValue]:
 def _powers(value: JsonValue) -> list[JsonValue]:
     start, stop = _floats(value, 2, 2, "{range: [1, 64], scale: log2}")
     if start <= 0 or stop < start:
-        raise BadRangeError(f"no powers of two from {start} to {stop}", "write {range: [1, 64], scale: log2}")
+        raise BadValueError(f"no powers of two from {start} to {stop}", "write {range: [1, 64], scale: log2}")
     first, last = math.ceil(math.log2(start) - 1e-12), math.floor(math.log2(stop) + 1e-12)
     if last < first:
-        raise BadRangeError(f"no power of two lies from {start} to {stop}", "widen the range")
+        raise BadValueError(f"no power of two lies from {start} to {stop}", "widen the range")
     whole = first >= 0 and isinstance(start, int)
     return [2**power if whole else float(2.0**power) for power in range(first, last + 1)]
 
@@ -347,7 +314,7 @@ def _linspace(value: JsonValue) -> list[JsonValue]:
     form = "{linspace: [start, stop, count]}"
     start, stop, count = _floats(value, 3, 3, form)
     if not isinstance(count, int) or count < 2:
-        raise BadRangeError(f"{count!r} is not a count of 2 or more", f"write {form}")
+        raise BadValueError(f"{count!r} is not a count of 2 or more", f"write {form}")
     size = _limit(count)
     spread: list[JsonValue] = [_tidy(start + (stop - start) * index / (size - 1)) for index in range(size)]
     if isinstance(start, int) and isinstance(stop, int) and all(float(item).is_integer() for item in spread):  # type: ignore[arg-type]
