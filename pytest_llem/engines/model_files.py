@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
-from pytest_llem.errors import EngineError, LlemError, ModelNotFoundError
+from pytest_llem.errors import EngineError, JsonValue, LlemError, ModelNotFoundError
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
@@ -37,15 +37,9 @@ def find_model(model: str) -> ModelSource:
     """
     if is_builtin(model):
         return ModelSource(str(builtin_path(model)), local=True)
-    path = Path(model).expanduser()
-    if path.exists():
+    path = _local_path("model", model)
+    if path is not None:
         return ModelSource(str(path), local=True)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelNotFoundError(
-            f"model {model!r}: no such directory",
-            fix="correct the path; a hub id has the form OWNER/NAME",
-            details={"model": model},
-        )
     return ModelSource(model, local=False, offline=hub_obstacle())
 
 
@@ -55,22 +49,27 @@ def find_adapter(adapter: str) -> str:
     Raises `ModelNotFoundError` for a directory without `adapter_config.json`, and for what looks like a path and does
     not exist.
     """
-    path = Path(adapter).expanduser()
-    if path.exists():
-        if not (path / "adapter_config.json").is_file():
-            raise ModelNotFoundError(
-                f"adapter {adapter!r} has no adapter_config.json",
-                fix="name the directory that peft's save_pretrained wrote",
-                details={"adapter": adapter},
-            )
-        return str(path)
-    if adapter.startswith((".", "/", "~")) or adapter.count("/") > 1:
+    path = _local_path("adapter", adapter)
+    if path is None:
+        return adapter
+    if not (path / "adapter_config.json").is_file():
         raise ModelNotFoundError(
-            f"adapter {adapter!r}: no such directory",
-            fix="correct the path; a hub id has the form OWNER/NAME",
+            f"adapter {adapter!r} has no adapter_config.json",
+            fix="name the directory that peft's save_pretrained wrote",
             details={"adapter": adapter},
         )
-    return adapter
+    return str(path)
+
+
+def _local_path(kind: str, name: str) -> Path | None:
+    """The path that `name` is, or `None` for what can only be a hub id."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        fix = "correct the path; a hub id has the form OWNER/NAME"
+        raise ModelNotFoundError(f"{kind} {name!r}: no such directory", fix=fix, details={kind: name})
+    return None
 
 
 def on_hub(model: str) -> bool:
@@ -86,17 +85,18 @@ def unreachable(model: str, problem: Exception, offline: str | None = None) -> L
     """
     names = {cls.__name__ for cls in type(problem).__mro__}
     text = " ".join(str(problem).split())
+    details: dict[str, JsonValue] = {"model": model, "type": type(problem).__name__}
     if isinstance(problem, OSError) and problem.errno is not None:
         return EngineError(
             f"model {model!r} could not be loaded: {text[:300]}",
             fix="read the lines before it in worker.log: what the loader needs on this machine failed",
-            details={"model": model, "type": type(problem).__name__, "errno": problem.errno},
+            details={**details, "errno": problem.errno},
         )
     if offline is not None:
         return ModelNotFoundError(
             f"model {model!r} is not in the local cache, and cannot be fetched: {offline}",
             fix="download it where the hub can be reached, give a local path, or use builtin:tiny-llama",
-            details={"model": model, "type": type(problem).__name__, "cause": text[:300]},
+            details={**details, "cause": text[:300]},
         )
     if "GatedRepoError" in names or "gated repo" in text.lower():
         fix = "accept the model's terms on the hub and set HF_TOKEN"
@@ -106,11 +106,7 @@ def unreachable(model: str, problem: Exception, offline: str | None = None) -> L
         fix = "complete the directory: config.json, tokenizer files and safetensors weights"
     else:
         fix = "offline? the hub was not reached: download the model first, give a local path, or use builtin:tiny-llama"
-    return ModelNotFoundError(
-        f"model {model!r} cannot be loaded: {text[:300]}",
-        fix=fix,
-        details={"model": model, "type": type(problem).__name__},
-    )
+    return ModelNotFoundError(f"model {model!r} cannot be loaded: {text[:300]}", fix=fix, details=details)
 
 
 def fingerprint(directory: Path) -> str | None:

@@ -86,16 +86,15 @@ class Engine(ABC):
         """The loaded model's architecture."""
 
     @abstractmethod
-    def reset_peak_memory(self) -> None:
-        """Start a new period for the peak of allocated memory."""
-
-    @abstractmethod
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """Memory per device, as far as the engine can tell."""
-
-    @abstractmethod
     def shutdown(self) -> None:
         """Release everything the engine holds."""
+
+    def reset_peak_memory(self) -> None:  # noqa: B027  optional, and nothing to do without counts
+        """Start a new period for the peak of allocated memory."""
+
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Memory per device, as far as the engine can tell: nothing where the model is in another process."""
+        return ()
 
     def environment(self) -> Mapping[str, JsonValue]:
         """Software facts beyond those of the process: versions and switches of the engine's libraries."""

@@ -1,6 +1,6 @@
-"""Errors that all engines raise in the same way: used too early, not installed, unknown setting, too few devices.
+"""What all engines do alike with settings and errors: used too early, not installed, unknown setting, sampling.
 
-Engines raise what these functions return. Standard library only.
+Engines and the declarations of their settings call it. Standard library only.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
+from pytest_llem.job.config import Decoding
 from pytest_llem.job.job import DeviceSet
 
 T = TypeVar("T")
@@ -54,3 +55,9 @@ def require_devices(engine: str, sizes: Iterable[JsonValue], devices: DeviceSet)
             fix="lower the parallel sizes, or lease more devices",
         )
     return needed
+
+
+def sampling_settings(decoding: Decoding) -> dict[str, Any]:
+    """The settings of `decoding` that a study gives, by their common names; those of sampling only if it samples."""
+    names = ("temperature", "top_k", "top_p", "min_p") if decoding.do_sample else ()
+    return {name: value for name in (*names, "repetition_penalty") if (value := getattr(decoding, name)) is not None}

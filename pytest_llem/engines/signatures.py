@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import json
 import sys
@@ -20,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pytest_llem.engines import engine_info
+from pytest_llem.engines import engine_info, import_target
 from pytest_llem.engines.info import Layout, Target
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
@@ -142,15 +141,10 @@ def parameters(target: Target, engine: str) -> dict[str, Any]:
 def _find(target: Target, engine: str) -> Any:
     problem: Exception | None = None
     for place in target.places:
-        module, _, attribute = place.partition(":")
         try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
+            return import_target(place)
         except (ImportError, AttributeError) as missing:
             problem = missing
-            continue
-        return found
     raise EngineNotInstalledError(
         f"the engine {engine} is not installed here, or its {target.places[0]} has moved: {problem}",
         fix=f"install {engine}, or use a runner whose image has it",

@@ -16,26 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pytest_llem.engines.hub_models import (
+    HubEngine,
     HubTokenizer,
     check_lengths,
-    load_text_config,
+    load_config,
     load_tokenizer,
     shape_of,
     tokenizer_of,
 )
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.engines.model_files import ModelSource, find_model, on_hub
-from pytest_llem.engines.protocol import (
-    Capabilities,
-    Completion,
-    DeviceMemory,
-    Engine,
-    ModelShape,
-    Progress,
-    Quiesced,
-    Request,
-)
-from pytest_llem.engines.refusals import after, not_installed, one_line, unknown_setting
+from pytest_llem.engines.model_files import find_model, on_hub
+from pytest_llem.engines.protocol import Capabilities, Completion, ModelShape, Progress, Quiesced, Request
+from pytest_llem.engines.refusals import not_installed, one_line, unknown_setting
 from pytest_llem.engines.signatures import parameters
 from pytest_llem.errors import EngineError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
@@ -83,25 +75,20 @@ class StreamedAnswer:
         )
 
 
-class StreamedEngine(Engine):
+class StreamedEngine(HubEngine):
     """An offline engine with a scheduler of its own, in processes of its own, that streams tokens to this process.
 
     All requests of a repeat are handed over at once. Token times are those at which tokens arrived here; memory and
     parameters are not counted, since they are in another process.
     """
 
-    info: ClassVar[EngineInfo]
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
 
     def __init__(self) -> None:
+        super().__init__()
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)
-        self._config: ExperimentConfig | None = None
-        self._devices = DeviceSet("cpu")
-        self._source = ModelSource("", local=False)
         self._tokenizer: Any = None
-        self._tokenizer_name = ""
         self._text_config: Any = None
-        self._engine: Any = None
 
     @abstractmethod
     def _arguments(self, config: ExperimentConfig, devices: DeviceSet, model: str, tokenizer: str) -> dict[str, Any]:
@@ -153,7 +140,7 @@ class StreamedEngine(Engine):
         config = self._prepared()
         self._source = find_model(config.model)
         location, self._tokenizer_name = tokenizer_of(config, self._source)
-        self._text_config = load_text_config(config, self._source)
+        self._text_config = load_config(config, self._source).get_text_config()
         self._tokenizer = load_tokenizer(location, config, self._source)
         arguments = self._arguments(config, self._devices, self._source.location, location)
         try:
@@ -209,13 +196,6 @@ class StreamedEngine(Engine):
         """See `Engine.shape`."""
         return shape_of(self._text_config, None) if self._text_config is not None else None
 
-    def reset_peak_memory(self) -> None:
-        """See `Engine.reset_peak_memory`: the allocator is another process's."""
-
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """See `Engine.memory`: unknown here."""
-        return ()
-
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
         engine, self._engine = self._engine, None
@@ -223,12 +203,6 @@ class StreamedEngine(Engine):
             engine.shutdown()
             del engine
             gc.collect()
-
-    def _prepared(self) -> ExperimentConfig:
-        return after("prepare", self._config)
-
-    def _ready(self) -> Any:
-        return after("load", self._engine)
 
 
 def checked_settings(

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.model_files import find_model
-from pytest_llem.engines.openai.info import INFO
+from pytest_llem.engines.openai import INFO
 from pytest_llem.engines.openai.settings import OpenAISettings, api_url, unreachable
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet

@@ -17,8 +17,7 @@ from statistics import NormalDist
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Lengths, WorkloadSettings
 from pytest_llem.job.measurement import Request
-from pytest_llem.workload.corpus import corpus_text
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
 SYNTHETIC = "synthetic"

@@ -1,6 +1,7 @@
-"""Reads prompts as texts from a file or from a data set on the hub.
+"""Reads texts for prompts: from a file, from a data set on the hub, or the corpus of this package.
 
-`build_workload` calls it. The order of the texts is part of a workload: it must not change.
+`build_workload` calls it, and the built-in models take their tokenizer from the corpus. The order of the texts is part
+of a workload: it must not change.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,16 @@ def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
         return [texts[index] for _, index in keyed[: settings.prompts]]
     chosen = list(texts[: settings.prompts])
     return sorted(chosen, key=len) if settings.order == "grouped" else chosen
+
+
+@lru_cache(maxsize=1)
+def corpus_text() -> str:
+    """The corpus, a paragraph a line: about 108 KB of ASCII.
+
+    It is the running text of Isaac Newton's *Opticks* (fourth edition, 1730), which is in the public domain, without
+    headings, tables, figures and footnotes.
+    """
+    return (files("pytest_llem.workload") / "corpus.txt").read_text(encoding="ascii")
 
 
 def _text_lines(path: Path) -> Iterator[str]:

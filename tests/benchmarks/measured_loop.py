@@ -61,7 +61,7 @@ def main(rounds: int) -> None:
     engine.prepare(settings, DeviceSet("cpu"))
     engine.load()
     loaded: Any = engine
-    model = loaded._loaded.model
+    model = loaded._engine.model
     requests: tuple[Request, ...] = build_workload(settings.workload, engine.tokenizer()).requests
     ids = [torch.tensor([r.token_ids for r in requests[i : i + BATCH]]) for i in range(0, PROMPTS, BATCH)]
     generation = GenerationConfig(do_sample=False, max_new_tokens=OUTPUT, eos_token_id=None, pad_token_id=0)

@@ -100,7 +100,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
     example = re.search(r"<!-- file: llem_parrot.py -->\n```python\n(.*?)```", page, re.DOTALL)
     assert example is not None
-    for name, text in {"__init__": "", "info": INFO, "settings": SETTINGS, "engine": example[1]}.items():
+    for name, text in {"__init__": INFO, "settings": SETTINGS, "engine": example[1]}.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(copy.parent))
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
@@ -130,7 +130,7 @@ def test_every_part_of_the_package_knows_the_engine(site: Path) -> None:
     assert known["image"] == "ghcr.io/pytest-llem/parrot:1.0-cuda12"
     assert known["problem"].endswith("pip install parrot-food")
     assert known["inactive"] == {"parrot.pitch": "at its own speed"}
-    assert "llem/site/pytest_llem/engines/parrot/info.py" in known["carried"]
+    assert "llem/site/pytest_llem/engines/parrot/engine.py" in known["carried"]
 
 
 def test_the_published_schema_describes_its_section(site: Path) -> None:

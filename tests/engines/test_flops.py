@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.flops import flop_model, total_flops
+from pytest_llem.engines.hub_models import shape_of
 from pytest_llem.engines.protocol import ModelShape
 
 torch = pytest.importorskip("torch")
@@ -62,13 +63,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(config_class: str, settings: dict[str, Any]) -> tuple[Any, ModelShape]:
-    from pytest_llem.engines.transformers.loading import model_shape
-
     config = getattr(transformers, config_class)(**settings)
     config._experts_implementation = "eager"
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    return model, model_shape(model)
+    return model, shape_of(model.config, int(model.num_parameters()))
 
 
 def counted(model: Any, *shapes: tuple[int, int]) -> list[float]:

@@ -153,8 +153,8 @@ def test_running_out_of_memory_says_what_to_lower(start: Start, monkeypatch: pyt
     """torch's own words, raised by a real allocation that no machine can satisfy."""
     engine = start({"batch_size": 2})
     loaded: Any = engine
-    real = loaded._generator.model.generate
-    monkeypatch.setattr(loaded._generator.model, "generate", lambda *a, **k: (torch.empty(1 << 60), real(*a, **k))[1])
+    real = loaded._engine.model.generate
+    monkeypatch.setattr(loaded._engine.model, "generate", lambda *a, **k: (torch.empty(1 << 60), real(*a, **k))[1])
     with pytest.raises(OutOfMemoryError) as caught:
         generate(engine, requests_of(5, 5))
     assert "transformers.batch_size (now 2)" in (caught.value.fix or "")

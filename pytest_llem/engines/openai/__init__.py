@@ -1,1 +1,29 @@
-"""The client that measures any OpenAI-compatible server."""
+"""What the package knows of the client of OpenAI-compatible servers.
+
+It has no image: it measures from outside the server, and needs only `aiohttp` in the environment of pytest.
+"""
+
+from __future__ import annotations
+
+from pytest_llem.engines.info import EngineInfo
+
+INFO = EngineInfo(
+    name="openai",
+    engine="pytest_llem.engines.openai.engine:OpenAIEngine",
+    settings="pytest_llem.engines.openai.settings:OpenAISettings",
+    title="Any OpenAI-compatible server",
+    order=5,
+    modules=("aiohttp",),
+    install="pip install 'pytest-llem[openai]'",
+    preload=("aiohttp",),
+    # What it makes prompts with.
+    preload_if_installed=(
+        "transformers",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.configuration_llama",
+        "transformers:AutoConfig",
+        "transformers:AutoTokenizer",
+    ),
+    serves_over_http=True,
+    starts_server_with=("command", "image"),
+)

@@ -1,19 +1,19 @@
-"""Parses one answer of a server: while it arrives no more than its begin and end, and the rest when no window is open.
+"""Parses an answer of a server: while it arrives no more than its begin and end, and the rest when no window is open.
 
-`client` feeds it and reads it. A stream's events are not tokens: `usage` gives the number of tokens, and a token has a
-time only if the server says which event carried it (vLLM: `token_ids`; llama.cpp: `timings.predicted_n`) or if there
-were as many events as tokens.
+`client` feeds and reads it; the `kind` of a failure is part of the results. A stream's events are not tokens: `usage`
+gives the number of tokens, and a token has a time only if the server says which event carried it (vLLM: `token_ids`;
+llama.cpp: `timings.predicted_n`) or if there were as many events as tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pytest_llem.engines.openai.failures import RequestFailedError
 from pytest_llem.engines.openai.settings import Api
 from pytest_llem.engines.protocol import Completion, Request
 
@@ -28,6 +28,14 @@ LENGTH_WORDS = ("length", "max_tokens", "model_length")
 DONE = b"[DONE]"
 
 _DONE_LINE = len(b"data: [DONE]") + 3
+
+
+class RequestFailedError(Exception):
+    """One request that got no usable answer; `kind` is its class, and the text says what was seen."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class Answer:
@@ -254,3 +262,66 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError("usage is no object")
     return value
+
+
+def of_status(status: int, text: str) -> RequestFailedError:
+    """The failure that an HTTP status stands for."""
+    kind = "http_429" if status == 429 else f"http_{status // 100}xx"
+    return RequestFailedError(kind, f"HTTP {status}: {' '.join(text.split())[:300]}")
+
+
+def counted(completions: Iterable[Completion]) -> str:
+    """The failures by class, in words: `2 timeout, 1 http_429`."""
+    classes = Counter(c.failure or "error" for c in completions if c.error is not None)
+    return ", ".join(f"{count} {kind}" for kind, count in classes.most_common())
+
+
+MOST_BYTES = 256 << 20
+"""More than this is not kept: then answers are read as they come."""
+
+
+class Backlog:
+    """The unread answers by their completion. `clean` hides secrets in what a server says."""
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        self._clean = clean
+        self._unread: dict[int, tuple[Completion, Answer]] = {}
+        self._size_bytes = 0
+
+    def clear(self) -> None:
+        """Forget what nobody will ask for."""
+        self._unread.clear()
+        self._size_bytes = 0
+
+    def add(self, completion: Completion, answer: Answer) -> Completion:
+        """Keep an answer for later; returns its completion, as it is then to be used."""
+        if self._size_bytes + answer.size_bytes > MOST_BYTES:
+            return self._read(completion, answer)
+        self._size_bytes += answer.size_bytes
+        self._unread[id(completion)] = completion, answer
+        return completion
+
+    def read(self, completions: Sequence[Completion]) -> list[Completion]:
+        """The completions with all that their answers say; what cannot be read has failed."""
+        return [self._read(*self._unread.pop(id(c), (c, None))) for c in completions]
+
+    def _read(self, completion: Completion, answer: Answer | None) -> Completion:
+        if answer is None:
+            return completion
+        try:
+            return answer.read(completion)
+        except RequestFailedError as failure:
+            return failed(completion, failure, self._clean)
+
+
+def failed(completion: Completion, failure: RequestFailedError, clean: Callable[[str], str] = str) -> Completion:
+    """A completion that turned out to be none: it counts nowhere."""
+    return dataclasses.replace(
+        completion,
+        output_tokens=0,
+        finish_reason="error",
+        error=f"{failure.kind}: {clean(str(failure))}",
+        failure=failure.kind,
+        first_token_ns=None,
+        cached_tokens=None,
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Request
+from pytest_llem.engines.refusals import sampling_settings
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 
@@ -109,15 +110,10 @@ class Bodies:
 
 def decoding_fields(config: ExperimentConfig, server: str) -> dict[str, Any]:
     """The `decoding` section in the API's words; greedy is a temperature of 0."""
-    decoding = config.decoding
-    if decoding.do_sample:
-        temperature = 1.0 if decoding.temperature is None else decoding.temperature
-        fields: dict[str, Any] = {"temperature": temperature, "seed": config.seed}
-        asked = {name: getattr(decoding, name) for name in ("top_p", "top_k", "min_p")}
-        fields.update({name: value for name, value in asked.items() if value is not None})
-    else:
-        fields = {"temperature": 0.0}
-    if decoding.repetition_penalty is not None:
-        name = "repeat_penalty" if server == "llama.cpp" else "repetition_penalty"
-        fields[name] = decoding.repetition_penalty
+    fields: dict[str, Any] = {"temperature": 0.0}
+    if config.decoding.do_sample:
+        fields = {"temperature": 1.0, "seed": config.seed}
+    fields.update(sampling_settings(config.decoding))
+    if server == "llama.cpp" and "repetition_penalty" in fields:
+        fields["repeat_penalty"] = fields.pop("repetition_penalty")
     return fields

@@ -6,24 +6,17 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import gc
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llem.engines.openai.answers import Answer
-from pytest_llem.engines.openai.failures import RequestFailedError, classify
+from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer, Backlog, RequestFailedError, of_status
 from pytest_llem.engines.openai.settings import ClientSettings
-from pytest_llem.engines.openai.transport import (
-    RequestTrace,
-    network_errors,
-    noting_reuse,
-    quiet_collector,
-    rest_of,
-    take_in,
-)
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.workload.arrivals import Schedule
 
@@ -246,52 +239,116 @@ def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> C
     )
 
 
-MOST_BYTES = 256 << 20
-"""More than this is not kept: then answers are read as they come."""
+def classify(problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
+    """The class of whatever went wrong with a request; `began` is whether a part of its answer had come.
+
+    `refused`: no connection. `timeout`: no answer in time. `stalled`: the answer began and was not whole in time.
+    `dropped`: the connection was closed before the end. `malformed`: not what the API prescribes. `wrong_usage`: token
+    counts that contradict the answer. `no_usage`: no token counts. `server_error`: an error inside of the answer.
+    `http_429`, `http_4xx`, `http_5xx`: the status.
+    """
+    import aiohttp
+
+    if isinstance(problem, RequestFailedError):
+        return problem
+    if isinstance(problem, (asyncio.TimeoutError, TimeoutError)):
+        if began:
+            return RequestFailedError("stalled", f"the answer began, and was not whole after {timeout_s:g} s")
+        return RequestFailedError("timeout", f"no answer within {timeout_s:g} s")
+    text = " ".join(str(problem).split())[:300] or type(problem).__name__
+    if isinstance(problem, (aiohttp.ClientConnectorError, aiohttp.InvalidURL)):
+        return RequestFailedError("refused", text)
+    if isinstance(problem, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError)):
+        return RequestFailedError("dropped", f"the connection was closed before the end: {text}")
+    if isinstance(problem, aiohttp.ClientResponseError):
+        return RequestFailedError("malformed", f"no HTTP answer: {text}")
+    if isinstance(problem, aiohttp.ClientConnectionError):
+        return RequestFailedError("dropped", text)
+    return RequestFailedError("malformed", text)
 
 
-class Backlog:
-    """The unread answers by their completion. `clean` hides secrets in what a server says."""
-
-    def __init__(self, clean: Callable[[str], str]) -> None:
-        self._clean = clean
-        self._unread: dict[int, tuple[Completion, Answer]] = {}
-        self._size_bytes = 0
-
-    def clear(self) -> None:
-        """Forget what nobody will ask for."""
-        self._unread.clear()
-        self._size_bytes = 0
-
-    def add(self, completion: Completion, answer: Answer) -> Completion:
-        """Keep an answer for later; returns its completion, as it is then to be used."""
-        if self._size_bytes + answer.size_bytes > MOST_BYTES:
-            return self._read(completion, answer)
-        self._size_bytes += answer.size_bytes
-        self._unread[id(completion)] = completion, answer
-        return completion
-
-    def read(self, completions: Sequence[Completion]) -> list[Completion]:
-        """The completions with all that their answers say; what cannot be read has failed."""
-        return [self._read(*self._unread.pop(id(c), (c, None))) for c in completions]
-
-    def _read(self, completion: Completion, answer: Answer | None) -> Completion:
-        if answer is None:
-            return completion
-        try:
-            return answer.read(completion)
-        except RequestFailedError as failure:
-            return failed(completion, failure, self._clean)
+STALE_S = 0.05
+"""A server that closed an idle connection lets a request know at once: a loss after this had been worked on."""
+LINGER_S = 1.0
+"""How long a server may keep a stream open that it has said to be done."""
 
 
-def failed(completion: Completion, failure: RequestFailedError, clean: Callable[[str], str] = str) -> Completion:
-    """A completion that turned out to be none: it counts nowhere."""
-    return dataclasses.replace(
-        completion,
-        output_tokens=0,
-        finish_reason="error",
-        error=f"{failure.kind}: {clean(str(failure))}",
-        failure=failure.kind,
-        first_token_ns=None,
-        cached_tokens=None,
-    )
+@dataclass
+class RequestTrace:
+    """How a request fares: when it was sent (ns) if its connection had been used before, and if anything came back."""
+
+    reused_ns: int | None = None
+    answered: bool = False
+
+    def was_stale(self, problem: Exception) -> bool:
+        """Whether the server had closed the idle connection just as it was used again, and saw nothing of this."""
+        import aiohttp
+
+        lost = isinstance(problem, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
+        if not lost or self.answered or self.reused_ns is None:
+            return False
+        return time.monotonic_ns() - self.reused_ns < STALE_S * 1e9
+
+
+def noting_reuse() -> aiohttp.TraceConfig:
+    """Tells the `RequestTrace` of a request that it is sent over a connection which had been used before."""
+    import aiohttp
+
+    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
+        if isinstance(context.trace_request_ctx, RequestTrace):
+            context.trace_request_ctx.reused_ns = time.monotonic_ns()
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_reuseconn.append(reused)
+    return config
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Everything that a request can fail with."""
+    import aiohttp
+
+    return (OSError, asyncio.TimeoutError, aiohttp.ClientError, RequestFailedError)
+
+
+async def take_in(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    """Read an answer to the very end, without which the connection cannot be used again."""
+    if response.status != 200:
+        raise of_status(response.status, (await rest_of(response)).decode("utf-8", "replace"))
+    feed, readany, clock = answer.feed, response.content.readany, time.monotonic_ns
+    data = await readany()
+    if data.lstrip()[:1] == b"{":
+        body = data + await rest_of(response)
+        answer.whole(body, clock())
+        return
+    while data:
+        feed(data, clock())
+        if answer.done:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(rest_of(response), LINGER_S)
+            break
+        data = await readany()
+    answer.close(clock())
+
+
+async def rest_of(response: aiohttp.ClientResponse) -> bytes:
+    """What is still to come of a body. Raises `RequestFailedError` when it does not end."""
+    parts: list[bytes] = []
+    size = 0
+    while data := await response.content.readany():
+        parts.append(data)
+        size += len(data)
+        if size > LONGEST_BYTES:
+            raise RequestFailedError("malformed", f"an answer of more than {LONGEST_BYTES} bytes")
+    return b"".join(parts)
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """No garbage collection while answers come in: a full one over all that is alive would delay every time stamp."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

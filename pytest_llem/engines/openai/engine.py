@@ -12,11 +12,10 @@ from typing import ClassVar
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
-from pytest_llem.engines.openai import probe
+from pytest_llem.engines.openai import INFO, probe
+from pytest_llem.engines.openai.answers import RequestFailedError, counted
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, SentRequest
-from pytest_llem.engines.openai.failures import RequestFailedError, counted
-from pytest_llem.engines.openai.info import INFO
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer
@@ -24,7 +23,6 @@ from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
     Completion,
-    DeviceMemory,
     Engine,
     ModelShape,
     Progress,
@@ -180,13 +178,6 @@ class OpenAIEngine(Engine):
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`: that of the study's model, where its tokenizer is that of the server."""
         return self._found.shape if self._found is not None else None
-
-    def reset_peak_memory(self) -> None:
-        """See `Engine.reset_peak_memory`: the server's memory is not known here."""
-
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """See `Engine.memory`."""
-        return ()
 
     def reset_statistics(self) -> None:
         """See `Engine.reset_statistics`."""

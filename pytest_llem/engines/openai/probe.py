@@ -1,6 +1,6 @@
 """The first requests to a server: whether it answers, which product and model it is, and which fields it takes.
 
-`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its `info.py`;
+`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its folder;
 llama.cpp, which is no engine here, has its record in this file.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from pytest_llem.engines import engines
 from pytest_llem.engines.info import ServerApi
+from pytest_llem.engines.openai.answers import RequestFailedError
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, Reply, SentRequest
-from pytest_llem.engines.openai.failures import RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings, unreachable
 from pytest_llem.engines.openai.tokenizers import Found
-from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.engines.protocol import Request
 from pytest_llem.errors import EngineError, EngineSettingError, LlemError, ServerUnreachableError
 
 LOADING = 503
@@ -103,21 +103,13 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     served = settings.served_model or str(first.get("id") or model)
     owner = str(first.get("owned_by", ""))
     entry = next((listed for listed in models if listed.get("id") == served), {})
-    longest = entry.get("max_model_len")
-    longest = longest if isinstance(longest, int) else None
+    longest = _count(entry.get("max_model_len"))
     props = _object(_asked(client, settings.root + "/props"))
     if "total_slots" in props or owner == LLAMA_CPP.owner:
-        places = props.get("total_slots")
         defaults = props.get("default_generation_settings")
-        context = defaults.get("n_ctx") if isinstance(defaults, Mapping) else None
-        return ServerFacts(
-            LLAMA_CPP_KIND,
-            _text(props.get("build_info")),
-            served,
-            _text(props.get("model_path")),
-            places if isinstance(places, int) else None,
-            context if isinstance(context, int) else None,
-        )
+        context = _count(defaults.get("n_ctx")) if isinstance(defaults, Mapping) else None
+        version, path = _text(props.get("build_info")), _text(props.get("model_path"))
+        return ServerFacts(LLAMA_CPP_KIND, version, served, path, _count(props.get("total_slots")), context)
     api = server_apis().get(owner)
     facts = _object(_asked(client, settings.root + (VERSION_PATH if api is None else api.version_path)))
     version = _text(facts.get("version"))
@@ -127,7 +119,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     return ServerFacts(owner, version, served, path, None, longest, api.reset_path)
 
 
-def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> Completion:
+def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> None:
     """Send requests for one token until the server takes one; `bodies` then knows what it takes.
 
     Raises `EngineError` when it takes none, or when its answer lacks what a measurement needs.
@@ -136,32 +128,21 @@ def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found
     tokens = () if found.source is None else tuple(found.tokenizer.encode(text))
     bodies.sends_ids = bodies.sends_ids and bool(tokens)
     request = Request(-1, tokens, 1, ignore_eos=True, text=text)
-    for _ in range(TRIES):
-        body = bodies.body(request, found.text_of)
-        reply = _posted(client, settings, body)
-        if reply.status == 200:
-            break
-        if reply.status not in REFUSING or not bodies.leave_out(reply.text):
-            raise _refused(settings, reply)
     try:
-        return client.one(SentRequest(request, body, len(tokens) or None, timed=False), settings.answers_at)
+        for _ in range(TRIES):
+            body = bodies.body(request, found.text_of)
+            reply = client.ask(settings.answers_at, body, timeout_s=settings.request_timeout_s)
+            if reply.status == 200:
+                break
+            if reply.status not in REFUSING or not bodies.leave_out(reply.text):
+                raise _refused(settings, reply)
+        client.one(SentRequest(request, body, len(tokens) or None, timed=False), settings.answers_at)
     except RequestFailedError as problem:
         if problem.kind == "no_usage":
             fix = "set openai.stream: false" if settings.stream else "measure a server that reports usage"
             raise EngineError(
                 f"the server at {settings.base_url} does not say how many tokens an answer has (usage)", fix=fix
             ) from None
-        raise EngineError(
-            f"the server at {settings.base_url} fails at a request for one token: {problem.kind}: {problem}",
-            fix="look into the server's log",
-            details={"failure": problem.kind},
-        ) from None
-
-
-def _posted(client: Client, settings: ClientSettings, body: bytes) -> Reply:
-    try:
-        return client.ask(settings.answers_at, body, timeout_s=settings.request_timeout_s)
-    except RequestFailedError as problem:
         raise EngineError(
             f"the server at {settings.base_url} fails at a request for one token: {problem.kind}: {problem}",
             fix="look into the server's log, or raise openai.request_timeout_s",
@@ -211,6 +192,10 @@ def _models(reply: Reply | None) -> list[Mapping[str, Any]]:
 
 def _object(reply: Reply | None) -> Mapping[str, Any]:
     return reply.data if reply is not None and reply.status == 200 and isinstance(reply.data, Mapping) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _text(value: Any) -> str | None:

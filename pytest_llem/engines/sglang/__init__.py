@@ -1,1 +1,59 @@
-"""An offline engine in processes of its own."""
+"""What the package knows of SGLang and its server without importing it.
+
+`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
+"""
+
+from __future__ import annotations
+
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, ServerApi, Target
+
+INFO = EngineInfo(
+    name="sglang",
+    engine="pytest_llem.engines.sglang.engine:SGLangEngine",
+    settings="pytest_llem.engines.sglang.settings:SGLangSettings",
+    title="SGLang",
+    order=3,
+    modules=("sglang",),
+    packages=("torch", "sglang"),
+    install="pip install sglang",
+    stock_image="lmsysorg/sglang:latest",
+    exclusive=True,
+    verified=False,
+    signatures=Layout(
+        main=(Target(("sglang.srt.server_args:ServerArgs",)),),
+        decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
+    ),
+    context_length="context_length",
+    inactive=(
+        Inactive(
+            ("torch_compile_max_bs",),
+            "enable_torch_compile",
+            (None, False),
+            "without sglang.enable_torch_compile",
+        ),
+        Inactive(("cuda_graph_max_bs_decode",), "disable_cuda_graph", (True,), "with sglang.disable_cuda_graph"),
+        Inactive(
+            (
+                "speculative_draft_model_path",
+                "speculative_num_steps",
+                "speculative_eagle_topk",
+                "speculative_num_draft_tokens",
+            ),
+            "speculative_algorithm",
+            (None,),
+            "without sglang.speculative_algorithm",
+        ),
+    ),
+    server=ServerApi(
+        owner="sglang",
+        version_path="/get_server_info",
+        reset_path="/flush_cache",
+        gauges={"running": "sglang:num_running_reqs", "waiting": "sglang:num_queue_reqs"},
+        counters={
+            "preemptions": "sglang:num_retracted_reqs_total",
+            "prefix_cache_hit_tokens": "sglang:cached_tokens_total",
+            "prompt_tokens": "sglang:prompt_tokens_total",
+            "generated_tokens": "sglang:generation_tokens_total",
+        },
+    ),
+)

@@ -15,8 +15,8 @@ from pytest_llem.engines.hub_models import plain_json
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.model_files import find_adapter
 from pytest_llem.engines.protocol import CacheState, Completion, Request
-from pytest_llem.engines.refusals import one_line, require_devices
-from pytest_llem.engines.sglang.info import INFO
+from pytest_llem.engines.refusals import one_line, require_devices, sampling_settings
+from pytest_llem.engines.sglang import INFO
 from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
 from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
@@ -130,20 +130,15 @@ def engine_arguments(
 
 def sampling_parameters(config: ExperimentConfig, request: Request) -> dict[str, Any]:
     """The dictionary that SGLang takes for a request; greedy unless the study samples."""
-    decoding = config.decoding
-    found: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "ignore_eos": request.ignore_eos}
-    if decoding.do_sample:
+    parameters: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "ignore_eos": request.ignore_eos}
+    parameters["temperature"] = 0.0
+    if config.decoding.do_sample:
+        parameters.update(temperature=1.0, sampling_seed=config.seed)
+    parameters.update(sampling_settings(config.decoding))
+    if parameters.get("top_k") == 0:
         # SGLang has -1 for all tokens, where the study has 0.
-        top_k = -1 if decoding.top_k == 0 else decoding.top_k
-        asked = {"top_k": top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}
-        found["temperature"] = 1.0 if decoding.temperature is None else decoding.temperature
-        found["sampling_seed"] = config.seed
-        found.update({key: value for key, value in asked.items() if value is not None})
-    else:
-        found["temperature"] = 0.0
-    if decoding.repetition_penalty is not None:
-        found["repetition_penalty"] = decoding.repetition_penalty
-    return found
+        parameters["top_k"] = -1
+    return parameters
 
 
 def take_chunk(answer: StreamedAnswer, chunk: Mapping[str, Any], now_ns: int) -> str | None:

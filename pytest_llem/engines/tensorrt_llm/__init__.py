@@ -1,1 +1,33 @@
-"""An offline engine in processes of its own."""
+"""What the package knows of TensorRT-LLM without importing it.
+
+`pytest_llem.engines` collects it, and everything else asks there.
+"""
+
+from __future__ import annotations
+
+from pytest_llem.engines.info import EngineInfo, Layout, Target
+
+INFO = EngineInfo(
+    name="tensorrt_llm",
+    engine="pytest_llem.engines.tensorrt_llm.engine:TensorRTLLMEngine",
+    settings="pytest_llem.engines.tensorrt_llm.settings:TensorRTLLMSettings",
+    title="TensorRT-LLM",
+    order=4,
+    modules=("tensorrt_llm",),
+    packages=("torch", "tensorrt_llm"),
+    install="pip install tensorrt-llm",
+    stock_image="nvcr.io/nvidia/tensorrt-llm/release:latest",
+    exclusive=True,
+    verified=False,
+    signatures=Layout(
+        main=(Target(("tensorrt_llm.llmapi:TorchLlmArgs", "tensorrt_llm.llmapi:LlmArgs")),),
+        decoding=Target(("tensorrt_llm:SamplingParams", "tensorrt_llm.llmapi:SamplingParams")),
+        sections={
+            "kv_cache_config": Target(("tensorrt_llm.llmapi:KvCacheConfig",)),
+            "quant_config": Target(("tensorrt_llm.llmapi:QuantConfig",)),
+            "scheduler_config": Target(("tensorrt_llm.llmapi:SchedulerConfig",)),
+        },
+        own=("backend",),
+    ),
+    context_length="max_seq_len",
+)

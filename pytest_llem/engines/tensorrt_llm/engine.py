@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from pytest_llem.engines.hub_models import plain_json
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import CacheState, Request
-from pytest_llem.engines.refusals import one_line, require_devices
+from pytest_llem.engines.refusals import one_line, require_devices, sampling_settings
 from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
-from pytest_llem.engines.tensorrt_llm.info import INFO
+from pytest_llem.engines.tensorrt_llm import INFO
 from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError, OutOfMemoryError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
@@ -124,22 +124,9 @@ def llm_arguments(
 
 def sampling_parameters(config: ExperimentConfig, request: Request) -> dict[str, Any]:
     """Arguments of `SamplingParams` for a request; greedy unless the study samples."""
-    decoding = config.decoding
-    found: dict[str, Any] = {
-        "max_tokens": request.max_new_tokens,
-        "ignore_eos": request.ignore_eos,
-        "detokenize": False,
-    }
-    if decoding.do_sample:
-        asked = {"top_k": decoding.top_k, "top_p": decoding.top_p, "min_p": decoding.min_p}
-        found["temperature"] = 1.0 if decoding.temperature is None else decoding.temperature
-        found["seed"] = config.seed
-        found.update({key: value for key, value in asked.items() if value is not None})
-    else:
-        found["top_k"] = 1
-    if decoding.repetition_penalty is not None:
-        found["repetition_penalty"] = decoding.repetition_penalty
-    return found
+    length: dict[str, Any] = {"max_tokens": request.max_new_tokens, "ignore_eos": request.ignore_eos}
+    choice = {"temperature": 1.0, "seed": config.seed} if config.decoding.do_sample else {"top_k": 1}
+    return {**length, "detokenize": False, **choice, **sampling_settings(config.decoding)}
 
 
 def take_output(answer: StreamedAnswer, output: Any, now_ns: int) -> str | None:

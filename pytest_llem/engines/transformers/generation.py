@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
-from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.engines.hub_models import check_lengths
+from pytest_llem.engines.protocol import Completion, Progress, Request
+from pytest_llem.engines.refusals import one_line, sampling_settings
+from pytest_llem.engines.transformers.loading import Loaded, out_of_memory
 from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings, suggestion
 from pytest_llem.errors import EngineError, EngineSettingError
-from pytest_llem.job.config import Decoding
+from pytest_llem.job.config import Decoding, ExperimentConfig
 
-BEAM_FIELDS = ("early_stopping", "length_penalty", "no_repeat_ngram_size")
+PhaseBorder = Callable[[str], AbstractContextManager[object]]
+
+BEAM_FIELDS = ("early_stopping", "length_penalty")
+OPTIONAL_FIELDS = ("no_repeat_ngram_size", "cache_implementation", "prompt_lookup_num_tokens")
 
 STEPS_PER_SIGN = 8
 """Chosen: rare enough to cost nothing beside a step, often enough for the watch on a silent worker."""
@@ -58,35 +65,73 @@ class StepClock:
 
 
 class Generator:
-    """One loaded model with fixed settings, which turns requests into completions."""
+    """One loaded model with the settings of one configuration, which turns requests into completions."""
 
-    def __init__(
-        self,
-        model: Any,
-        settings: TransformersSettings,
-        decoding: Decoding,
-        *,
-        pad_id: int,
-        eos_ids: tuple[int, ...],
-    ) -> None:
-        self.model = model
-        self.settings = settings
-        self.pad_id = pad_id
-        self.eos_ids = eos_ids
-        self._base = generation_fields(settings, decoding)
+    def __init__(self, loaded: Loaded, config: ExperimentConfig, settings: TransformersSettings) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self._config = config
+        self._settings = settings
+        self._base = generation_fields(settings, config.decoding)
         self._generations: dict[tuple[int, bool], GenerationConfig] = {}
+        self._continuous: ContinuousGenerator | None = None
         # What generate() finds unset it takes from the model's own generation_config, where an end-of-sequence token,
         # sampling or a temperature may lurk: leave nothing there.
-        model.generation_config = GenerationConfig(pad_token_id=pad_id)
+        self.model.generation_config = GenerationConfig(pad_token_id=loaded.pad_id)
 
-    def run_batch(self, batch: Sequence[Request], on_step: Callable[[], None]) -> list[Completion]:
+    def renewed(self, config: ExperimentConfig, settings: TransformersSettings) -> Generator:
+        """A generator for another configuration on the same model; this one is closed."""
+        self.close()
+        return Generator(self.loaded, config, settings)
+
+    def close(self) -> None:
+        """Stop continuous batching, if it runs."""
+        if self._continuous is not None:
+            self._continuous.close()
+            self._continuous = None
+
+    def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
+        """Completions in the order of the requests. Raises `WorkloadError`, `OutOfMemoryError` or `EngineError`."""
+        check_lengths(requests, self.model.config.get_text_config())
+        if self._config.decoding.do_sample:
+            torch.manual_seed(self._config.seed)
+        size, total = self._settings.batch_size, len(requests)
+        fix = f"lower transformers.batch_size (now {size}), the token counts or the dtype"
+        if self._settings.continuous_batching:
+            with out_of_memory(f"generating with up to {size} requests at once", fix, batch_size=size):
+                done = self._continuous_for(requests).run(requests, lambda count: progress(count, total))
+            return sorted(done, key=lambda completion: completion.index)
+        done = []
+        for batch in self._batches(requests):
+            on_step = partial(progress, len(done), total)
+            with out_of_memory(f"generating with batch size {len(batch)}", fix, batch_size=size):
+                done += self._run_batch(batch, on_step)
+            progress(len(done), total)
+        return done
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        size = self._settings.batch_size
+        return (requests[first : first + size] for first in range(0, len(requests), size))
+
+    def _continuous_for(self, requests: Sequence[Request]) -> ContinuousGenerator:
+        longest = max(len(request.token_ids) + request.max_new_tokens for request in requests)
+        if self._continuous is not None and longest > self._continuous.longest:
+            self.close()
+        if self._continuous is None:
+            # Lengths and ends are given with each request.
+            generation = GenerationConfig(**self._base, pad_token_id=self.loaded.pad_id)
+            size, eos_ids = self._settings.batch_size, self.loaded.eos_ids
+            self._continuous = ContinuousGenerator(self.model, generation, size, eos_ids, longest)
+        return self._continuous
+
+    def _run_batch(self, batch: Sequence[Request], on_step: Callable[[], None]) -> list[Completion]:
         """Generate for one static batch; it ends when its longest request does.
 
         A request's `end_ns` is the time of its last token. Tokens that the batch produces for a row after that row's
         own end are not counted.
         """
-        input_ids, attention_mask = pad_left(batch, self.pad_id, self.model.device)
-        clock = None if self.settings.num_beams > 1 else StepClock(on_step)
+        input_ids, attention_mask = pad_left(batch, self.loaded.pad_id, self.model.device)
+        clock = None if self._settings.num_beams > 1 else StepClock(on_step)
         generation = self._generation(max(request.max_new_tokens for request in batch), batch[0].ignore_eos)
         start_ns = time.monotonic_ns()
         sequences = self.model.generate(
@@ -99,25 +144,21 @@ class Generator:
             self._completion(request, row, start_ns, end_ns, times) for request, row in zip(batch, rows, strict=True)
         ]
 
-    def open_ended(self) -> GenerationConfig:
-        """The decoding settings without lengths and ends, which continuous batching takes per request."""
-        return GenerationConfig(**self._base, pad_token_id=self.pad_id)
-
     def _generation(self, max_new_tokens: int, ignore_eos: bool) -> GenerationConfig:
         key = (max_new_tokens, ignore_eos)
         if key not in self._generations:
             self._generations[key] = GenerationConfig(
                 **self._base,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=None if ignore_eos else list(self.eos_ids) or None,
-                pad_token_id=self.pad_id,
+                eos_token_id=None if ignore_eos else list(self.loaded.eos_ids) or None,
+                pad_token_id=self.loaded.pad_id,
             )
         return self._generations[key]
 
     def _completion(
         self, request: Request, row: list[int], start_ns: int, end_ns: int, times: list[int] | None
     ) -> Completion:
-        ids, stopped = cut(row[: request.max_new_tokens], () if request.ignore_eos else self.eos_ids)
+        ids, stopped = cut(row[: request.max_new_tokens], () if request.ignore_eos else self.loaded.eos_ids)
         own = tuple(times[: len(ids)]) if times is not None and len(times) >= len(ids) else None
         return Completion(
             index=request.index,
@@ -128,6 +169,54 @@ class Generator:
             finish_reason="stop" if stopped else "length",
             token_times_ns=own,
         )
+
+    def split_obstacle(self, requests: Sequence[Request]) -> str | None:
+        """Why prefill and decode of these requests cannot be run by the plain loop, or `None`."""
+        settings, decoding = self._settings, self._config.decoding
+        reasons = (
+            (decoding.do_sample, "decoding is not greedy"),
+            (not all(request.ignore_eos for request in requests), "answers end at their end-of-sequence token"),
+            (settings.num_beams > 1, "num_beams is above 1"),
+            (settings.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens is set"),
+            (settings.continuous_batching, "continuous_batching is on"),
+            (settings.cache_implementation not in (None, "dynamic"), "cache_implementation is not dynamic"),
+            (not settings.use_cache, "use_cache is off"),
+            (decoding.repetition_penalty not in (None, 1.0), "repetition_penalty is set"),
+            (settings.no_repeat_ngram_size is not None, "no_repeat_ngram_size is set"),
+            (bool(settings.extra), "extra is set"),
+        )
+        return next((text for applies, text in reasons if applies), None)
+
+    def generate_in_phases(self, requests: Sequence[Request], border: PhaseBorder) -> list[tuple[int, ...]]:
+        """Greedy tokens of each request; prefill of each batch runs inside `border("first_token")`, then `"decode"`.
+
+        `generate` has no point between prefill and decode. This loop does the same forward passes (same cache, mask,
+        positions, and logits of the last position alone) and makes the same choices, so its tokens are those of
+        `generate`. Every row gets as many tokens as the longest request wants and is cut to its own number afterwards.
+        """
+        return [row for batch in self._batches(requests) for row in self._batch_in_phases(batch, border)]
+
+    def _batch_in_phases(self, batch: Sequence[Request], border: PhaseBorder) -> list[tuple[int, ...]]:
+        model = self.model
+        input_ids, mask = pad_left(batch, self.loaded.pad_id, model.device)
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            has_padding = bool((mask == 0).any())
+            with border("first_token"):
+                token = _step(model, input_ids, mask if has_padding else None, positions, cache)
+            tokens = [token]
+            position = positions[:, -1:]
+            with border("decode"):
+                for _ in range(max(request.max_new_tokens for request in batch) - 1):
+                    mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+                    position = position + 1
+                    token = _step(model, token[:, None], mask if has_padding else None, position, cache)
+                    # generate() reads the finished flags on the host after each step: wait for the device as it does.
+                    token.max().item()
+                    tokens.append(token)
+            rows = torch.stack(tokens, dim=1).tolist()
+        return [tuple(row[: request.max_new_tokens]) for request, row in zip(batch, rows, strict=True)]
 
 
 def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dict[str, Any]:
@@ -140,19 +229,9 @@ def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dic
         "use_cache": settings.use_cache,
         "num_beams": settings.num_beams,
     }
-    if settings.num_beams > 1:
-        fields.update({key: getattr(settings, key) for key in BEAM_FIELDS if getattr(settings, key) is not None})
-    if settings.no_repeat_ngram_size is not None:
-        fields["no_repeat_ngram_size"] = settings.no_repeat_ngram_size
-    if settings.cache_implementation is not None:
-        fields["cache_implementation"] = settings.cache_implementation
-    if settings.prompt_lookup_num_tokens is not None:
-        fields["prompt_lookup_num_tokens"] = settings.prompt_lookup_num_tokens
-    if decoding.do_sample:
-        sampling = {key: getattr(decoding, key) for key in ("temperature", "top_k", "top_p", "min_p")}
-        fields.update({key: value for key, value in sampling.items() if value is not None})
-    if decoding.repetition_penalty is not None:
-        fields["repetition_penalty"] = decoding.repetition_penalty
+    names = (*OPTIONAL_FIELDS, *(BEAM_FIELDS if settings.num_beams > 1 else ()))
+    fields.update({name: value for name in names if (value := getattr(settings, name)) is not None})
+    fields.update(sampling_settings(decoding))
     fields.update({key: value for key, value in settings.extra.items() if key not in LOAD_KEYWORDS})
     known = set(vars(GenerationConfig()))
     for key in fields:
@@ -170,8 +249,8 @@ def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dic
     try:
         GenerationConfig(**fields).validate(strict=True)
     except (ValueError, TypeError) as problem:
-        text = " ".join(str(problem).split())
-        raise EngineSettingError(f"transformers refuses the decoding settings: {text}", fix="correct them") from problem
+        text = f"transformers refuses the decoding settings: {one_line(problem)}"
+        raise EngineSettingError(text, fix="correct them") from problem
     return fields
 
 
@@ -276,56 +355,6 @@ class ContinuousGenerator:
             token_times_ns=whole,
             error=str(result.error) if result.error else None,
         )
-
-
-PhaseBorder = Callable[[str], "AbstractContextManager[object]"]
-FIRST_TOKEN, DECODE = "first_token", "decode"
-
-
-def split_obstacle(settings: TransformersSettings, decoding: Decoding, *, ignore_eos: bool) -> str | None:
-    """Why these settings cannot be run by the plain loop, or `None`."""
-    reasons = (
-        (decoding.do_sample, "decoding is not greedy"),
-        (not ignore_eos, "answers end at their end-of-sequence token"),
-        (settings.num_beams > 1, "num_beams is above 1"),
-        (settings.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens is set"),
-        (settings.continuous_batching, "continuous_batching is on"),
-        (settings.cache_implementation not in (None, "dynamic"), "cache_implementation is not dynamic"),
-        (not settings.use_cache, "use_cache is off"),
-        (decoding.repetition_penalty not in (None, 1.0), "repetition_penalty is set"),
-        (settings.no_repeat_ngram_size is not None, "no_repeat_ngram_size is set"),
-        (bool(settings.extra), "extra is set"),
-    )
-    return next((text for is_so, text in reasons if is_so), None)
-
-
-def generate_in_phases(model: Any, batch: Sequence[Request], pad_id: int, border: PhaseBorder) -> list[tuple[int, ...]]:
-    """Greedy tokens of one batch; the two phases run inside `border("first_token")` and `border("decode")`.
-
-    `generate` has no point between prefill and decode. This loop does the same forward passes (same cache, mask,
-    positions, and logits of the last position alone) and makes the same choices, so its tokens are those of `generate`.
-    Every row gets as many tokens as the longest request wants and is cut to its own number afterwards.
-    """
-    input_ids, mask = pad_left(batch, pad_id, model.device)
-    steps = max(request.max_new_tokens for request in batch)
-    cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        has_padding = bool((mask == 0).any())
-        with border(FIRST_TOKEN):
-            token = _step(model, input_ids, mask if has_padding else None, positions, cache)
-        tokens = [token]
-        position = positions[:, -1:]
-        with border(DECODE):
-            for _ in range(steps - 1):
-                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-                position = position + 1
-                token = _step(model, token[:, None], mask if has_padding else None, position, cache)
-                # generate() reads the finished flags on the host after each step: wait for the device as it does.
-                token.max().item()
-                tokens.append(token)
-        rows = torch.stack(tokens, dim=1).tolist()
-    return [tuple(row[: request.max_new_tokens]) for request, row in zip(batch, rows, strict=True)]
 
 
 def _step(model: Any, input_ids: Any, mask: Any, positions: Any, cache: Any) -> Any:

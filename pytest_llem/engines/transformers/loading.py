@@ -15,21 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.builtin import PREFIX, builtin_path
-from pytest_llem.engines.hub_models import plain_json, shape_of
+from pytest_llem.engines.builtin import builtin_path
+from pytest_llem.engines.hub_models import (
+    FALLBACK_TOKENIZER,
+    cuda_memory,
+    hub_keywords,
+    load_config,
+    plain_json,
+    shape_of,
+)
 from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import DeviceMemory, ModelShape
-from pytest_llem.engines.torch_facts import cuda_memory
+from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings
-from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
+from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, JsonValue, OutOfMemoryError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.hub import hub_obstacle
 
-FALLBACK_TOKENIZER = f"{PREFIX}tiny-llama"
+HOST_MEMORY_TEXTS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
 @dataclass
@@ -40,20 +47,67 @@ class Loaded:
     tokenizer: Any
     tokenizer_name: str
     source: ModelSource
+    pad_id: int
+    eos_ids: tuple[int, ...]
+
+    def effective(self, config: ExperimentConfig, settings: TransformersSettings) -> dict[str, JsonValue]:
+        """Settings as the model has them; `dtype` is that of the largest share of the parameters."""
+        model = self.model
+        quantization_config = getattr(model.config, "quantization_config", None)
+        return {
+            "model_path": self.source.location,
+            "model_revision": getattr(model.config, "_commit_hash", None),
+            "model_fingerprint": fingerprint(Path(self.source.location)) if self.source.local else None,
+            "weights": config.weights,
+            "tokenizer": self.tokenizer_name,
+            "dtype": _main_dtype(model),
+            "attn_implementation": getattr(model.config, "_attn_implementation", None),
+            "experts_implementation": getattr(model.config, "_experts_implementation", None),
+            "device": str(model.device),
+            "device_map": plain_json(getattr(model, "hf_device_map", None)),
+            "quantized": (getattr(model, "quantization_method", None) or quantization_config) is not None,
+            "quantization_config": plain_json(quantization_config),
+            "batch_size": settings.batch_size,
+            "use_cache": settings.use_cache,
+            "cache_implementation": settings.cache_implementation,
+            "compile": dataclasses.asdict(settings.compile) if settings.compile.mode is not None else False,
+            "continuous_batching": settings.continuous_batching,
+            "num_beams": settings.num_beams,
+            "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens,
+            "threads": torch.get_num_threads(),
+            "do_sample": config.decoding.do_sample,
+            "seed": config.seed,
+            "lora": config.lora,
+        }
+
+    def shape(self) -> ModelShape:
+        """The architecture numbers of the text model."""
+        return shape_of(self.model.config.get_text_config(), int(self.model.num_parameters()))
+
+    def memory(self, devices: DeviceSet) -> tuple[DeviceMemory, ...]:
+        """Weights (parameters and buffers) per device, and the peak that torch's CUDA allocator has handed out."""
+        weights: dict[str, int] = {}
+        seen: set[int] = set()
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if tensor.data_ptr() in seen:
+                continue
+            seen.add(tensor.data_ptr())
+            weights[str(tensor.device)] = weights.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
+        if devices.kind == "cpu":
+            return (DeviceMemory("cpu", weights.get("cpu", 0), None),)
+        return cuda_memory(devices, [weights.get(f"cuda:{index}", 0) for index in range(len(devices.uuids))])
 
 
 def load(config: ExperimentConfig, settings: TransformersSettings, device: str) -> Loaded:
     """Load the tokenizer and the model. Raises `ModelNotFoundError`, `OutOfMemoryError` or `EngineError`."""
     transformers_logging.disable_progress_bar()
     source = find_model(config.model)
-    revision = settings.revision or config.revision
-    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision or "main"}
-    if source.offline is not None:
-        hub["local_files_only"] = True
-    model_config = _load_config(config.model, source, hub)
+    hub = hub_keywords(config, source, settings.revision)
+    model_config = load_config(config, source, settings.revision)
     tokenizer, tokenizer_name = _load_tokenizer(config, source, hub)
     torch.manual_seed(config.seed)
-    with out_of_memory(f"loading {config.model} as {config.dtype or 'its own dtype'}", _smaller_model()):
+    fix = "use a smaller model, a smaller dtype, quantisation, or more devices (transformers.device_map: auto)"
+    with out_of_memory(f"loading {config.model} as {config.dtype or 'its own dtype'}", fix):
         if config.weights == "dummy":
             model = _random_model(config, settings, model_config, device)
         else:
@@ -63,17 +117,12 @@ def load(config: ExperimentConfig, settings: TransformersSettings, device: str) 
         model.eval()
     if settings.compile.mode is not None:
         model.forward = _compiled(model, settings)
-    return Loaded(model, tokenizer, tokenizer_name, source)
-
-
-def _load_config(model: str, source: ModelSource, hub: dict[str, Any]) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source.location, **hub)
-    except OSError as problem:
-        raise unreachable(model, problem, source.offline) from problem
-    except ValueError as problem:
-        fix = "upgrade transformers, or set trust_remote_code: true if you trust the model's own code"
-        raise EngineError(f"model {model!r}: {' '.join(str(problem).split())[:300]}", fix=fix) from problem
+    eos = model.generation_config.eos_token_id
+    eos = eos if eos is not None else tokenizer.eos_token_id
+    eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (() if eos is None else (eos,))
+    pad_id = tokenizer.pad_token_id
+    pad_id = pad_id if pad_id is not None else (eos_ids[0] if eos_ids else 0)
+    return Loaded(model, tokenizer, tokenizer_name, source, pad_id, eos_ids)
 
 
 def _load_tokenizer(config: ExperimentConfig, source: ModelSource, hub: dict[str, Any]) -> tuple[Any, str]:
@@ -104,14 +153,11 @@ def _real_model(
         keywords["device_map"] = settings.device_map
     elif device != "cpu":
         keywords["device_map"] = {"": device}
-    try:
-        return AutoModelForCausalLM.from_pretrained(source.location, **keywords)
-    except ImportError as problem:
-        raise _missing_package(problem) from problem
-    except OSError as problem:
-        raise unreachable(config.model, problem, source.offline) from problem
-    except (ValueError, TypeError, AttributeError) as problem:
-        raise _refused(config.model, problem) from problem
+    with _explained(config.model):
+        try:
+            return AutoModelForCausalLM.from_pretrained(source.location, **keywords)
+        except OSError as problem:
+            raise unreachable(config.model, problem, source.offline) from problem
 
 
 def _random_model(config: ExperimentConfig, settings: TransformersSettings, model_config: Any, device: str) -> Any:
@@ -131,13 +177,8 @@ def _random_model(config: ExperimentConfig, settings: TransformersSettings, mode
         keywords["attn_implementation"] = settings.attn_implementation
     if "experts_implementation" in settings.extra:
         keywords["experts_implementation"] = settings.extra["experts_implementation"]
-    try:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(model_config, **keywords)
-    except ImportError as problem:
-        raise _missing_package(problem) from problem
-    except (ValueError, TypeError, AttributeError) as problem:
-        raise _refused(config.model, problem) from problem
+    with _explained(config.model), torch.device(device):
+        model = AutoModelForCausalLM.from_config(model_config, **keywords)
     _fill(model, config.seed)
     return model
 
@@ -200,7 +241,7 @@ def _compiled(model: Any, settings: TransformersSettings) -> Any:
 
 
 def _missing_package(problem: ImportError) -> EngineNotInstalledError:
-    text = " ".join(str(problem).split())
+    text = one_line(problem)
     for package in ("accelerate", "bitsandbytes", "flash_attn", "kernels", "optimum-quanto"):
         if package in text or package.replace("_", "-") in text:
             name = package.replace("_", "-")
@@ -210,17 +251,19 @@ def _missing_package(problem: ImportError) -> EngineNotInstalledError:
     return EngineNotInstalledError(f"transformers misses a package: {text[:300]}", fix="install what the message names")
 
 
-def _refused(model: str, problem: Exception) -> EngineSettingError:
-    text = " ".join(str(problem).split())
-    return EngineSettingError(
-        f"transformers refuses to load {model!r} like this: {text[:400]}",
-        fix="correct the setting that the message names",
-        details={"type": type(problem).__name__},
-    )
-
-
-def _smaller_model() -> str:
-    return "use a smaller model, a smaller dtype, quantisation, or more devices (transformers.device_map: auto)"
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turn what transformers raises for settings that it does not take, or lacks a package for, into our errors."""
+    try:
+        yield
+    except ImportError as problem:
+        raise _missing_package(problem) from problem
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise EngineSettingError(
+            f"transformers refuses to load {model!r} like this: {one_line(problem)[:400]}",
+            fix="correct the setting that the message names",
+            details={"type": type(problem).__name__},
+        ) from problem
 
 
 @contextmanager
@@ -229,73 +272,12 @@ def out_of_memory(what: str, fix: str, **details: JsonValue) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as problem:
-        first = str(problem).split(". ")[0]
-        raise OutOfMemoryError(
-            f"the device ran out of memory while {what}: {first}", fix=fix, details=details
-        ) from problem
-    except MemoryError as problem:
+        text = f"the device ran out of memory while {what}: {str(problem).split('. ')[0]}"
+        raise OutOfMemoryError(text, fix=fix, details=details) from problem
+    except (MemoryError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and not any(text in str(problem) for text in HOST_MEMORY_TEXTS):
+            raise
         raise OutOfMemoryError(f"the host ran out of memory while {what}", fix=fix, details=details) from problem
-    except RuntimeError as problem:
-        text = str(problem)
-        if "DefaultCPUAllocator" in text or "not enough memory" in text or "can't allocate memory" in text:
-            raise OutOfMemoryError(f"the host ran out of memory while {what}", fix=fix, details=details) from problem
-        raise
-
-
-def model_directory(source: ModelSource) -> Path | None:
-    """The local directory of a model, where it has one."""
-    return Path(source.location) if source.local else None
-
-
-def effective(config: ExperimentConfig, settings: TransformersSettings, loaded: Loaded) -> dict[str, JsonValue]:
-    """Settings as the model has them; `dtype` is that of the largest share of the parameters."""
-    model = loaded.model
-    directory = model_directory(loaded.source)
-    quantization = getattr(model, "quantization_method", None) or getattr(model.config, "quantization_config", None)
-    return {
-        "model_path": loaded.source.location,
-        "model_revision": getattr(model.config, "_commit_hash", None),
-        "model_fingerprint": fingerprint(directory) if directory is not None else None,
-        "weights": config.weights,
-        "tokenizer": loaded.tokenizer_name,
-        "dtype": _main_dtype(model),
-        "attn_implementation": getattr(model.config, "_attn_implementation", None),
-        "experts_implementation": getattr(model.config, "_experts_implementation", None),
-        "device": str(model.device),
-        "device_map": plain_json(getattr(model, "hf_device_map", None)),
-        "quantized": quantization is not None,
-        "quantization_config": plain_json(getattr(model.config, "quantization_config", None)),
-        "batch_size": settings.batch_size,
-        "use_cache": settings.use_cache,
-        "cache_implementation": settings.cache_implementation,
-        "compile": dataclasses.asdict(settings.compile) if settings.compile.mode is not None else False,
-        "continuous_batching": settings.continuous_batching,
-        "num_beams": settings.num_beams,
-        "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens,
-        "threads": torch.get_num_threads(),
-        "do_sample": config.decoding.do_sample,
-        "seed": config.seed,
-        "lora": config.lora,
-    }
-
-
-def model_shape(model: Any) -> ModelShape:
-    """The architecture numbers of the text model."""
-    return shape_of(model.config.get_text_config(), int(model.num_parameters()))
-
-
-def device_memory(model: Any, devices: DeviceSet) -> tuple[DeviceMemory, ...]:
-    """Weights (parameters and buffers) per device, and the peak that torch's CUDA allocator has handed out."""
-    weights: dict[str, int] = {}
-    seen: set[int] = set()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        weights[str(tensor.device)] = weights.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
-    if devices.kind == "cpu":
-        return (DeviceMemory("cpu", weights.get("cpu", 0), None),)
-    return cuda_memory(devices, [weights.get(f"cuda:{index}", 0) for index in range(len(devices.uuids))])
 
 
 def _main_dtype(model: Any) -> str | None:

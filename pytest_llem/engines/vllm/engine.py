@@ -14,32 +14,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pytest_llem.engines import torch_facts
-from pytest_llem.engines.hub_models import HubTokenizer, check_lengths, shape_of, tokenizer_of
-from pytest_llem.engines.model_files import ModelSource, find_adapter, find_model, fingerprint, on_hub, unreachable
+from pytest_llem.engines.hub_models import (
+    HubEngine,
+    HubTokenizer,
+    check_lengths,
+    cuda_memory,
+    reset_cuda_peaks,
+    shape_of,
+    tokenizer_of,
+    torch_environment,
+)
+from pytest_llem.engines.info import EngineInfo
+from pytest_llem.engines.model_files import find_adapter, find_model, fingerprint, on_hub, unreachable
 from pytest_llem.engines.protocol import (
     CacheState,
     Capabilities,
     Completion,
     DeviceMemory,
-    Engine,
     ModelShape,
     Progress,
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import after, not_installed, one_line, require_devices
+from pytest_llem.engines.refusals import not_installed, one_line, require_devices
 from pytest_llem.engines.streamed import StreamedAnswer
-from pytest_llem.engines.vllm.info import INFO
+from pytest_llem.engines.vllm import INFO
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
 from pytest_llem.engines.vllm.statistics import SchedulerStatistics
-from pytest_llem.errors import (
-    EngineError,
-    EngineSettingError,
-    JsonValue,
-    LlemError,
-    OutOfMemoryError,
-)
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError, OutOfMemoryError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.arrivals import schedule
@@ -54,7 +56,7 @@ MEMORY_TEXTS = (
 )
 
 
-class VLLMEngine(Engine):
+class VLLMEngine(HubEngine):
     """vLLM's offline engine, whose scheduler batches the requests.
 
     All requests of a repeat are handed over at once, or as the workload's arrival process says.
@@ -63,16 +65,13 @@ class VLLMEngine(Engine):
     """
 
     name: ClassVar[str] = INFO.name
+    info: ClassVar[EngineInfo] = INFO
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.sampling")
 
     def __init__(self) -> None:
+        super().__init__()
         self.capabilities = Capabilities(token_times=True, prefix_cache=True, serves=True)
-        self._config: ExperimentConfig | None = None
         self._arguments = VLLMArguments({}, {})
-        self._devices = DeviceSet("cpu")
-        self._source = ModelSource("", local=False)
-        self._tokenizer_name = ""
-        self._llm: Any = None
         self._statistics = SchedulerStatistics()
         self._passes = 0
 
@@ -129,12 +128,12 @@ class VLLMEngine(Engine):
             find_adapter(config.lora)
             arguments["enable_lora"] = True
         try:
-            self._llm = vllm.LLM(**arguments)
+            self._engine = vllm.LLM(**arguments)
         except OSError as problem:
             raise unreachable(config.model, problem, self._source.offline) from problem
         except (ValueError, TypeError, RuntimeError, AttributeError) as problem:
             raise self._load_error(problem) from problem
-        self._statistics.attach(self._llm.llm_engine)
+        self._statistics.attach(self._engine.llm_engine)
         self._load_adapter()
 
     def tokenizer(self) -> HubTokenizer:
@@ -183,7 +182,7 @@ class VLLMEngine(Engine):
 
     def quiesce(self) -> Quiesced:
         """See `Engine.quiesce`. A core in another process can only be known to have no requests left."""
-        if self._llm is not None and self._llm.llm_engine.has_unfinished_requests():
+        if self._engine is not None and self._engine.llm_engine.has_unfinished_requests():
             return "unknown"
         if self._arguments.devices > 1:
             return "drained"
@@ -228,8 +227,8 @@ class VLLMEngine(Engine):
         }
 
     def environment(self) -> Mapping[str, JsonValue]:
-        """Versions and switches of torch and its libraries that decide how fast the same model runs."""
-        return torch_facts.environment()
+        """See `Engine.environment`."""
+        return torch_environment()
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`. The parameters are not counted: vLLM fuses and shards them."""
@@ -238,13 +237,11 @@ class VLLMEngine(Engine):
     def reset_peak_memory(self) -> None:
         """See `Engine.reset_peak_memory`."""
         if self._counts_memory():
-            torch_facts.reset_peak_memory()
+            reset_cuda_peaks()
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """See `Engine.memory`. The peak includes the KV cache that vLLM allocates in advance."""
-        if not self._counts_memory():
-            return ()
-        return torch_facts.cuda_memory(self._devices)
+        return cuda_memory(self._devices) if self._counts_memory() else ()
 
     def reset_statistics(self) -> None:
         """See `Engine.reset_statistics`."""
@@ -264,10 +261,10 @@ class VLLMEngine(Engine):
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
-        if self._llm is None:
+        if self._engine is None:
             return
-        core = self._llm.llm_engine.engine_core
-        self._llm = None
+        core = self._engine.llm_engine.engine_core
+        self._engine = None
         core.shutdown()
         del core
         gc.collect()
@@ -279,7 +276,7 @@ class VLLMEngine(Engine):
         sampling = self._sampling(entry.request)
         entry.start_ns = start_ns
         prompt = {"prompt_token_ids": list(entry.request.token_ids)}
-        self._llm.llm_engine.add_request(key, prompt, sampling, lora_request=self._lora())
+        self._engine.llm_engine.add_request(key, prompt, sampling, lora_request=self._lora())
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -307,7 +304,7 @@ class VLLMEngine(Engine):
         if request is None:
             return
         try:
-            self._llm.llm_engine.add_lora(request)
+            self._engine.llm_engine.add_lora(request)
         except OSError as problem:
             raise unreachable(request.lora_path, problem, self._source.offline) from problem
         except (ValueError, RuntimeError) as problem:
@@ -338,12 +335,6 @@ class VLLMEngine(Engine):
                 fix="lower vllm.max_num_seqs, vllm.max_num_batched_tokens or vllm.gpu_memory_utilization",
             )
         return EngineError(f"vLLM failed while generating: {text}", fix="read the lines before it in worker.log")
-
-    def _prepared(self) -> ExperimentConfig:
-        return after("prepare", self._config)
-
-    def _ready(self) -> Any:
-        return after("load", self._llm)
 
 
 def _refusals() -> tuple[type[Exception], ...]:
