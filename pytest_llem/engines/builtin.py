@@ -161,9 +161,8 @@ class _Weights:
 
 def _attention(weights: _Weights, layer: str) -> None:
     weights.ones(f"{layer}.input_layernorm.weight", HIDDEN)
-    weights.uniform(f"{layer}.self_attn.q_proj.weight", HEADS * HEAD_DIM, HIDDEN)
-    weights.uniform(f"{layer}.self_attn.k_proj.weight", KV_HEADS * HEAD_DIM, HIDDEN)
-    weights.uniform(f"{layer}.self_attn.v_proj.weight", KV_HEADS * HEAD_DIM, HIDDEN)
+    for name, heads in (("q_proj", HEADS), ("k_proj", KV_HEADS), ("v_proj", KV_HEADS)):
+        weights.uniform(f"{layer}.self_attn.{name}.weight", heads * HEAD_DIM, HIDDEN)
     weights.uniform(f"{layer}.self_attn.o_proj.weight", HIDDEN, HEADS * HEAD_DIM)
     weights.ones(f"{layer}.post_attention_layernorm.weight", HIDDEN)
 

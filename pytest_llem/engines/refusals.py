@@ -11,7 +11,14 @@ from collections.abc import Collection, Iterable
 from typing import Any, Literal, TypeVar
 
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.errors import EngineError, EngineNotInstalledError, EngineSettingError, JsonValue
+from pytest_llem.errors import (
+    EngineError,
+    EngineNotInstalledError,
+    EngineSettingError,
+    JsonValue,
+    LlemError,
+    OutOfMemoryError,
+)
 from pytest_llem.job.config import Decoding
 from pytest_llem.job.job import DeviceSet
 
@@ -34,6 +41,16 @@ def not_installed(info: EngineInfo, problem: ImportError, fix: str | None = None
 def one_line(problem: BaseException) -> str:
     """A library's words as one line, which may be cut."""
     return " ".join(str(problem).split())[:500]
+
+
+def load_error(title: str, model: str, problem: Exception, memory_texts: Iterable[str], fix: str) -> LlemError:
+    """What an exception of an engine's constructor means; `fix` is for a lack of memory, which `memory_texts` tell."""
+    text = one_line(problem)
+    if type(problem).__name__ == "OutOfMemoryError" or any(part in text for part in memory_texts):
+        return OutOfMemoryError(f"no memory to load {model}: {text}", fix=fix)
+    if isinstance(problem, (ValueError, TypeError, AssertionError)):
+        return EngineSettingError(f"{title} refuses these settings: {text}", fix="correct the setting that it names")
+    return EngineError(f"{title} could not start: {text}", fix="read the lines before it in worker.log")
 
 
 def unknown_setting(product: str, path: str, name: str, known: Collection[str]) -> EngineSettingError:

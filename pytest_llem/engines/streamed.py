@@ -186,10 +186,14 @@ class StreamedEngine(HubEngine):
     def effective(self) -> Mapping[str, JsonValue]:
         """See `Engine.effective`; keys that are settings have the setting's name."""
         self._ready()
+        config = self._prepared()
         return {
-            **self._settings_in_use(self._prepared()),
+            **self._settings_in_use(config),
             "model_path": self._source.location,
             "tokenizer": self._tokenizer_name,
+            "weights": config.weights,
+            "do_sample": config.decoding.do_sample,
+            "seed": config.seed,
         }
 
     def shape(self) -> ModelShape | None:

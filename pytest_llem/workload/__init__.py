@@ -3,6 +3,6 @@
 The worker builds a workload after the model is loaded. Equal settings must give equal requests on every machine.
 """
 
-from pytest_llem.workload.build import ALIASES, Workload, build_workload, token_hash
+from pytest_llem.workload.build import Workload, build_workload, token_hash
 
-__all__ = ["ALIASES", "Workload", "build_workload", "token_hash"]
+__all__ = ["Workload", "build_workload", "token_hash"]

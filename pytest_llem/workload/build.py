@@ -62,7 +62,9 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload
         Request(index, ids, tokens, settings.ignore_eos, text)
         for index, (ids, tokens, text) in enumerate(zip(prompts, outputs, texts, strict=True))
     )
-    return Workload(requests, _prompts_hash(requests), settings.dataset)
+    # Of prompts that nothing here could turn into tokens, the UTF-8 bytes are hashed.
+    prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
+    return Workload(requests, prompts_hash, settings.dataset)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
@@ -76,11 +78,6 @@ def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
         column=settings.column or alias["column"],
         split=settings.split or alias["split"],
     )
-
-
-def _prompts_hash(requests: Sequence[Request]) -> str:
-    """`token_hash` of the prompts; of the UTF-8 bytes of those that nothing here could turn into tokens."""
-    return token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
 
 
 def token_hash(sequences: Sequence[Sequence[int]]) -> str:

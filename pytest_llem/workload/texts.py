@@ -32,20 +32,19 @@ def read_texts(settings: WorkloadSettings) -> list[str]:
 
     Raises `WorkloadError` when the data set is absent, has too few texts, or no such column.
     """
-    suffix = Path(settings.dataset).suffix.lower()
+    path, column = Path(settings.dataset).expanduser(), settings.column
+    suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES:
-        texts: Iterator[str] = _text_lines(Path(settings.dataset).expanduser())
+        texts = _text_lines(path)
     elif suffix in JSONL_SUFFIXES:
-        texts = _jsonl_texts(Path(settings.dataset).expanduser(), settings.column)
+        texts = _jsonl_texts(path, column)
     elif suffix == ".json":
-        texts = _json_texts(Path(settings.dataset).expanduser(), settings.column)
+        texts = _json_texts(path, column)
     elif suffix == ".csv":
-        texts = _csv_texts(Path(settings.dataset).expanduser(), settings.column)
+        texts = _csv_texts(path, column)
     elif suffix == ".parquet":
-        raise WorkloadError(
-            f"workload.dataset {settings.dataset!r}: parquet files are not read",
-            fix="convert it to JSON lines (.jsonl)",
-        )
+        text = f"workload.dataset {settings.dataset!r}: parquet files are not read"
+        raise WorkloadError(text, fix="convert it to JSON lines (.jsonl)")
     else:
         texts = _hub_texts(settings)
     # A seeded choice needs all of them; else no more is read than is needed.

@@ -320,4 +320,4 @@ def test_what_tensorrt_llm_is_not_asked_to_do_here_is_said(
 def test_tensorrt_llms_refusals_have_their_kind(
     make_config: ConfigMaker, problem: Exception, kind: type[LlemError]
 ) -> None:
-    assert type(tensorrt_llm.load_error(make_config(), problem)) is kind
+    assert type(tensorrt_llm.TensorRTLLMEngine()._load_error(make_config(), problem)) is kind

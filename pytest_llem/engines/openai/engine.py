@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
@@ -39,6 +40,19 @@ from pytest_llem.workload.arrivals import Schedule, schedule
 
 DRAIN_S = 1.0
 """Chosen: a step of a large batch takes well under a second."""
+POLL_S = 0.05
+"""Chosen: a twentieth of `DRAIN_S`, and no load on the server."""
+
+
+@dataclass(frozen=True)
+class LoadedServer:
+    """What is known of the server once it has taken a first request."""
+
+    client: Client
+    facts: probe.ServerFacts
+    bodies: Bodies
+    tokenizer: Found
+    observations: Observations
 
 
 class OpenAIEngine(Engine):
@@ -56,9 +70,7 @@ class OpenAIEngine(Engine):
         self._settings: ClientSettings | None = None
         self._client: Client | None = None
         self._server: probe.ServerFacts | None = None
-        self._bodies: Bodies | None = None
-        self._found: Found | None = None
-        self._observations: Observations | None = None
+        self._loaded: LoadedServer | None = None
         self._resets: bool | None = None
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
@@ -70,7 +82,7 @@ class OpenAIEngine(Engine):
             import aiohttp  # noqa: F401
         except ImportError as problem:
             raise not_installed(INFO, problem) from problem
-        loaded = self._found is not None
+        loaded = self._loaded is not None
         self.shutdown()
         self._config = config
         self._settings = settings = read_settings(config, os.environ)
@@ -84,90 +96,89 @@ class OpenAIEngine(Engine):
 
     def load(self) -> None:
         """See `Engine.load`: which tokenizer is the server's, and which requests does it take?"""
-        config, settings = self._config_now(), self._prepared()
-        client, server = self._connected()
-        self._found = found = find_tokenizer(config, client, settings.root, server.model)
-        self._observations = Observations(client, settings)
-        self._bodies = bodies = Bodies(config, settings, server.model, server.kind)
+        config, settings = self._prepared()
+        client, server = after("prepare", self._client), after("prepare", self._server)
+        found = find_tokenizer(config, client, settings.root, server.model)
+        bodies = Bodies(config, settings, server.model, server.kind)
+        self._loaded = LoadedServer(client, server, bodies, found, Observations(client, settings))
         probe.agree(client, settings, bodies, found)
 
     def tokenizer(self) -> Tokenizer:
         """See `Engine.tokenizer`."""
-        return self._tokenizer().tokenizer
+        return self._ready().tokenizer.tokenizer
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """See `Engine.generate`. Raises `EngineError` when every request fails."""
-        client, bodies, server = self._ready()
-        check_lengths(requests, None, server.longest if server.longest is not None else _NO_LIMIT)
-        decode = self._tokenizer().text_of
-        timed = bodies.sends("timings_per_token")
+        server = self._ready()
+        check_lengths(requests, None, server.facts.longest)
+        decode = server.tokenizer.text_of
+        timed = server.bodies.sends("timings_per_token")
         going = [
-            SentRequest(request, bodies.body(request, decode), len(request.token_ids) or None, timed)
+            SentRequest(request, server.bodies.body(request, decode), len(request.token_ids) or None, timed)
             for request in requests
         ]
-        done = client.serve(going, self._plan(len(requests)), progress)
+        done = server.client.serve(going, self._plan(len(requests)), progress)
         if done and all(completion.error is not None for completion in done):
+            _, settings = self._prepared()
             raise EngineError(
-                f"every request failed at {self._prepared().answers_at}: {counted(done)}; first: {done[0].error}",
+                f"every request failed at {settings.answers_at}: {counted(done)}; first: {done[0].error}",
                 fix="look into the server's log; lower openai.concurrency, or raise openai.request_timeout_s",
                 details={"failures": counted(done)},
             )
-        self._seen().sent(requests, done)
+        server.observations.sent(requests, done)
         return done
 
     def read(self, completions: Sequence[Completion]) -> list[Completion]:
         """See `Engine.read`."""
-        client, _, _ = self._ready()
-        done = client.backlog.read(completions)
-        self._seen().read(done)
+        done = self._ready().client.backlog.read(completions)
+        self._ready().observations.read(done)
         return done
 
     def reset(self) -> CacheState:
         """See `Engine.reset`. A server that cannot empty its cache is `unknown`: its cached tokens then tell."""
-        client, bodies, server = self._ready()
-        settings = self._prepared()
+        server, (_, settings) = self._ready(), self._prepared()
         if settings.enable_prefix_caching is False:
             return "disabled"
-        if server.kind == probe.LLAMA_CPP_KIND:
-            return "disabled" if bodies.sends("cache_prompt") and not settings.enable_prefix_caching else "unknown"
-        if server.reset_path is None or self._resets is False:
+        if server.facts.kind == probe.LLAMA_CPP_KIND:
+            is_off = server.bodies.sends("cache_prompt") and not settings.enable_prefix_caching
+            return "disabled" if is_off else "unknown"
+        if server.facts.reset_path is None or self._resets is False:
             return "unknown"
-        if self._resets is None and prefix_cache_is_off(self._seen().metrics_text()):
+        if self._resets is None and prefix_cache_is_off(server.observations.metrics_text()):
             return "disabled"
-        return self._emptied(client, settings.root + server.reset_path)
+        return self._emptied(server.client, settings.root + server.facts.reset_path)
 
     def quiesce(self) -> Quiesced:
         """See `Engine.quiesce`. Own requests have all ended; others are seen where the server has metrics."""
-        if self._observations is None:
+        if self._loaded is None:
             return "drained"
+        observations = self._loaded.observations
         deadline = time.monotonic() + DRAIN_S
-        while running := self._observations.running():
+        while running := observations.running():
             if time.monotonic() > deadline:
                 return "unknown"
-            time.sleep(min(0.05, DRAIN_S))
-        return "unknown" if running is None and self._observations.has_metrics else "drained"
+            time.sleep(POLL_S)
+        return "unknown" if running is None and observations.has_metrics else "drained"
 
     def effective(self) -> Mapping[str, JsonValue]:
         """See `Engine.effective`; keys that are settings have the setting's name."""
-        _, bodies, server = self._ready()
-        settings = self._prepared()
-        found = self._tokenizer()
+        server, (config, settings) = self._ready(), self._prepared()
         return {
-            "base_url": self._config_now().settings.get("base_url"),
-            "server": server.kind,
-            "server_version": server.version,
-            "served_model": server.model,
-            "model_path": server.model_path,
+            "base_url": config.settings.get("base_url"),
+            "server": server.facts.kind,
+            "server_version": server.facts.version,
+            "served_model": server.facts.model,
+            "model_path": server.facts.model_path,
             "api": settings.api,
             "stream": settings.stream,
             "concurrency": settings.concurrency,
-            "max_num_seqs": server.places,
-            "max_model_len": server.longest,
-            "prompts_as": "token ids" if bodies.sends_ids else "text",
-            "tokenizer": found.source,
-            "refused_fields": tuple(sorted(bodies.refused)),
-            "do_sample": self._config_now().decoding.do_sample,
-            "seed": self._config_now().seed,
+            "max_num_seqs": server.facts.places,
+            "max_model_len": server.facts.longest,
+            "prompts_as": "token ids" if server.bodies.sends_ids else "text",
+            "tokenizer": server.tokenizer.source,
+            "refused_fields": tuple(sorted(server.bodies.refused)),
+            "do_sample": config.decoding.do_sample,
+            "seed": config.seed,
         }
 
     def environment(self) -> Mapping[str, JsonValue]:
@@ -177,27 +188,25 @@ class OpenAIEngine(Engine):
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`: that of the study's model, where its tokenizer is that of the server."""
-        return self._found.shape if self._found is not None else None
+        return self._loaded.tokenizer.shape if self._loaded is not None else None
 
     def reset_statistics(self) -> None:
         """See `Engine.reset_statistics`."""
-        client, _, _ = self._ready()
-        client.backlog.clear()
-        self._seen().reset()
+        self._ready().client.backlog.clear()
+        self._ready().observations.reset()
 
     def statistics(self) -> Mapping[str, JsonValue]:
         """See `Engine.statistics`."""
-        return self._seen().statistics()
+        return self._ready().observations.statistics()
 
     def remarks(self) -> tuple[Sequence[Note], Sequence[Note]]:
         """See `Engine.remarks`."""
-        _, bodies, _ = self._ready()
-        invalid, warnings = self._seen().notes(self._config_now())
-        found = self._tokenizer()
-        if bodies.refused:
-            warnings.append(Note("fields_refused", f"the server does not take: {', '.join(sorted(bodies.refused))}"))
-        if found.doubt is not None:
-            warnings.append(Note("tokenizer_differs", f"{found.doubt}, whose own was used"))
+        server, (config, _) = self._ready(), self._prepared()
+        invalid, warnings = server.observations.notes(config)
+        if refused := ", ".join(sorted(server.bodies.refused)):
+            warnings.append(Note("fields_refused", f"the server does not take: {refused}"))
+        if server.tokenizer.doubt is not None:
+            warnings.append(Note("tokenizer_differs", f"{server.tokenizer.doubt}, whose own was used"))
         return invalid, warnings
 
     def shutdown(self) -> None:
@@ -207,7 +216,8 @@ class OpenAIEngine(Engine):
             self._client = None
 
     def _plan(self, count: int) -> Schedule:
-        workload, settings = self._config_now().workload, self._prepared()
+        config, settings = self._prepared()
+        workload = config.workload
         if workload.arrival is not None and settings.concurrency is not None:
             raise EngineSettingError(
                 "openai.concurrency cannot be combined with workload.arrival: both say when requests are sent",
@@ -233,31 +243,13 @@ class OpenAIEngine(Engine):
             if time.monotonic() > deadline:
                 return "unknown"
             # Servers refuse while their last step ends, which may be after the last answer.
-            time.sleep(0.05)
+            time.sleep(POLL_S)
 
-    def _config_now(self) -> ExperimentConfig:
-        return after("prepare", self._config)
+    def _prepared(self) -> tuple[ExperimentConfig, ClientSettings]:
+        return after("prepare", self._config), after("prepare", self._settings)
 
-    def _prepared(self) -> ClientSettings:
-        return after("prepare", self._settings)
-
-    def _connected(self) -> tuple[Client, probe.ServerFacts]:
-        return after("prepare", self._client), after("prepare", self._server)
-
-    def _ready(self) -> tuple[Client, Bodies, probe.ServerFacts]:
-        bodies = after("load", self._bodies)
-        client, server = self._connected()
-        return client, bodies, server
-
-    def _tokenizer(self) -> Found:
-        return after("load", self._found)
-
-    def _seen(self) -> Observations:
-        return after("load", self._observations)
-
-
-_NO_LIMIT = 1 << 62
-"""Chosen: above any length."""
+    def _ready(self) -> LoadedServer:
+        return after("load", self._loaded)
 
 
 def _name_of(model: str) -> str:

@@ -39,8 +39,7 @@ class Observations:
     def reset(self) -> None:
         """Begin a new period."""
         self._before = self._metrics()
-        self._running_before = gauge(self._before, "running") or 0
-        self._statistics: dict[str, JsonValue] = {}
+        self._grown: dict[str, int | None] = {}
         self._closed = False
         self._generated = self._failed = self._short = self._given_differs = self._untimed = 0
         self._latencies_s: list[float] = []
@@ -101,27 +100,22 @@ class Observations:
         the client's view of the same requests.
         """
         self._closed = True
-        self._statistics = {}
+        statistics: dict[str, JsonValue] = {}
         if self._resent:
-            self._statistics["resent_over_closed_connections"] = self._resent
+            statistics["resent_over_closed_connections"] = self._resent
         if self._lateness_s:
-            self._statistics["latest_sent_after_due_s"] = self._lateness_s
+            statistics["latest_sent_after_due_s"] = self._lateness_s
         if self.has_metrics:
-            after = self._metrics()
-            self._statistics["server_counters"] = grown(self._before, after)
-            self._statistics["running_at_begin"] = self._running_before
+            self._grown = grown(self._before, self._metrics())
+            statistics["server_counters"] = dict(self._grown)
+            statistics["running_at_begin"] = gauge(self._before, "running") or 0
         for name, field in (("server_prompt_s", "prompt_ms"), ("server_predicted_s", "predicted_ms")):
             values = [value for timings in self._timings if isinstance(value := timings.get(field), (int, float))]
             if values:
-                self._statistics[name] = fmean(values) / 1e3
+                statistics[name] = fmean(values) / 1e3
         if self._timings and self._latencies_s:
-            self._statistics["client_latency_s"] = fmean(self._latencies_s)
-        return self._statistics
-
-    def _hits(self) -> int:
-        counters = self._statistics.get("server_counters")
-        hits = counters.get("prefix_cache_hit_tokens") if isinstance(counters, Mapping) else None
-        return hits if isinstance(hits, int) else 0
+            statistics["client_latency_s"] = fmean(self._latencies_s)
+        return statistics
 
     def notes(self, config: ExperimentConfig) -> tuple[list[Note], list[Note]]:
         """Why the period cannot be used, and what must be known of it; after `statistics`."""
@@ -135,9 +129,8 @@ class Observations:
                     "after the end of sequence; set workload.ignore_eos: false, or give its own switch in openai.extra",
                 )
             )
-        counters = self._statistics.get("server_counters")
-        theirs = counters.get("generated_tokens") if isinstance(counters, Mapping) else None
-        if isinstance(theirs, int) and not self._failed and theirs > self._generated:
+        theirs, hits = self._grown.get("generated_tokens") or 0, self._grown.get("prefix_cache_hit_tokens")
+        if not self._failed and theirs > self._generated:
             invalid.append(
                 Note(
                     "foreign_requests",
@@ -145,11 +138,9 @@ class Observations:
                     "somebody else used it",
                 )
             )
-        elif self._hits() and not self._cached_tokens and not config.settings.get("enable_prefix_caching"):
+        elif hits and not self._cached_tokens and not config.settings.get("enable_prefix_caching"):
             # Where the answers tell of them, they are counted there.
-            invalid.append(
-                Note("prefix_cache_hit", f"{self._hits()} prompt tokens came from the server's prefix cache")
-            )
+            invalid.append(Note("prefix_cache_hit", f"{hits} prompt tokens came from the server's prefix cache"))
         if self._untimed:
             why = (
                 "came in other pieces than tokens, and the server does not tell which token came when"
@@ -214,9 +205,9 @@ def gauge(metrics: Mapping[str, float], name: str) -> int | None:
     return None
 
 
-def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, JsonValue]:
+def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int | None]:
     """By how much each counter that the server has grew in between; one that fell (a restart) is `None`."""
-    growth: dict[str, JsonValue] = {}
+    growth: dict[str, int | None] = {}
     for api in server_apis().values():
         for name, theirs in api.counters.items():
             if theirs in before and theirs in after:

@@ -97,7 +97,10 @@ def find_tokenizer(config: ExperimentConfig, client: Client, root: str, served: 
     The model's is held against the server's on a short text: ids of another vocabulary would be other prompts.
     """
     server = ServerTokenizer(client, root, served)
-    theirs = _answer_of(server)
+    try:
+        theirs: list[int] | None = server.encode(SAMPLE)
+    except RequestFailedError:
+        theirs = None
     own, shape, reason = _of_model(config)
     if own is not None:
         if theirs is None or own.encode(SAMPLE) == theirs:
@@ -106,13 +109,6 @@ def find_tokenizer(config: ExperimentConfig, client: Client, root: str, served: 
     if theirs is not None:
         return Found(server, "server", None, reason if own is not None else None, server.bos_id)
     return Found(TextOnly(f"the prompts need a tokenizer: {reason}, and the server has no /tokenize", FIX), None)
-
-
-def _answer_of(server: ServerTokenizer) -> list[int] | None:
-    try:
-        return server.encode(SAMPLE)
-    except RequestFailedError:
-        return None
 
 
 def _of_model(config: ExperimentConfig) -> tuple[HubTokenizer | None, ModelShape | None, str]:

@@ -165,11 +165,8 @@ def effective_settings(config: ExperimentConfig, info: Mapping[str, Any]) -> dic
     found: dict[str, JsonValue] = {name: plain_json(info[name]) for name in names if name in info}
     return {
         **found,
-        "weights": config.weights,
         "quantized": info.get("quantization") is not None,
         "kv_cache_tokens": info.get("max_total_num_tokens"),
-        "do_sample": config.decoding.do_sample,
-        "seed": config.seed,
         "lora": config.lora,
     }
 

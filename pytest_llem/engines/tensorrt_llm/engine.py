@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from pytest_llem.engines.hub_models import plain_json
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import CacheState, Request
-from pytest_llem.engines.refusals import one_line, require_devices, sampling_settings
+from pytest_llem.engines.refusals import load_error, require_devices, sampling_settings
 from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
 from pytest_llem.engines.tensorrt_llm import INFO
-from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError, OutOfMemoryError
+from pytest_llem.errors import EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 
@@ -56,7 +56,8 @@ class TensorRTLLMEngine(StreamedEngine):
         return tensorrt_llm.LLM(**arguments)
 
     def _load_error(self, config: ExperimentConfig, problem: Exception) -> LlemError:
-        return load_error(config, problem)
+        fix = "lower tensorrt_llm.max_seq_len, tensorrt_llm.max_num_tokens or the dtype, or use more devices"
+        return load_error("TensorRT-LLM", config.model, problem, MEMORY_TEXTS, fix)
 
     async def _outputs(self, request: Request) -> AsyncIterator[Any]:
         from tensorrt_llm import SamplingParams
@@ -150,23 +151,7 @@ def effective_settings(config: ExperimentConfig, args: Any) -> dict[str, JsonVal
         "enable_block_reuse": bool(args.kv_cache_config.enable_block_reuse),
         "quantization": str(quantization) if quantization is not None else None,
         "quantized": quantization is not None,
-        "weights": config.weights,
-        "do_sample": config.decoding.do_sample,
-        "seed": config.seed,
     }
-
-
-def load_error(config: ExperimentConfig, problem: Exception) -> LlemError:
-    """What TensorRT-LLM's refusal to load means."""
-    text = one_line(problem)
-    if any(part in text for part in MEMORY_TEXTS):
-        return OutOfMemoryError(
-            f"no memory to load {config.model}: {text}",
-            fix="lower tensorrt_llm.max_seq_len, tensorrt_llm.max_num_tokens or the dtype, or use more devices",
-        )
-    if isinstance(problem, (RuntimeError, EOFError, OSError)):
-        return EngineError(f"TensorRT-LLM could not start: {text}", fix="read the lines before it in worker.log")
-    return EngineSettingError(f"TensorRT-LLM refuses these settings: {text}", fix="correct the setting that it names")
 
 
 def _makers() -> dict[str, Maker]:

@@ -36,7 +36,7 @@ from pytest_llem.engines.protocol import (
     Quiesced,
     Request,
 )
-from pytest_llem.engines.refusals import not_installed, one_line, require_devices
+from pytest_llem.engines.refusals import load_error, not_installed, one_line, require_devices
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.vllm import INFO
 from pytest_llem.engines.vllm.settings import VLLMArguments, read_arguments
@@ -48,12 +48,9 @@ from pytest_llem.workload.arrivals import schedule
 from pytest_llem.workload.hub import switch_off_when_absent
 
 MEMORY_TEXTS = (
-    "out of memory",
-    "can't allocate memory",
-    "No available memory for the cache blocks",
-    "Free memory on device",
+    "out of memory", "can't allocate memory", "No available memory for the cache blocks", "Free memory on device",
     "KV cache is needed",
-)
+)  # fmt: skip
 
 
 class VLLMEngine(HubEngine):
@@ -132,7 +129,8 @@ class VLLMEngine(HubEngine):
         except OSError as problem:
             raise unreachable(config.model, problem, self._source.offline) from problem
         except (ValueError, TypeError, RuntimeError, AttributeError) as problem:
-            raise self._load_error(problem) from problem
+            fix = "lower vllm.max_model_len or the dtype, raise vllm.gpu_memory_utilization, or use more devices"
+            raise load_error("vLLM", config.model, problem, MEMORY_TEXTS, fix) from problem
         self._statistics.attach(self._engine.llm_engine)
         self._load_adapter()
 
@@ -315,17 +313,6 @@ class VLLMEngine(HubEngine):
 
     def _counts_memory(self) -> bool:
         return self._devices.kind == "cuda" and self._arguments.devices == 1
-
-    def _load_error(self, problem: Exception) -> LlemError:
-        text = one_line(problem)
-        if type(problem).__name__ == "OutOfMemoryError" or any(part in text for part in MEMORY_TEXTS):
-            return OutOfMemoryError(
-                f"no memory to load {self._prepared().model}: {text}",
-                fix="lower vllm.max_model_len or the dtype, raise vllm.gpu_memory_utilization, or use more devices",
-            )
-        if isinstance(problem, (RuntimeError, AttributeError)):
-            return EngineError(f"vLLM could not start: {text}", fix="read the lines before it in worker.log")
-        return EngineSettingError(f"vLLM refuses these settings: {text}", fix="correct the setting that it names")
 
     def _run_error(self, problem: RuntimeError) -> LlemError:
         text = one_line(problem)
