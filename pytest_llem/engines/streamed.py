@@ -209,11 +209,12 @@ class StreamedEngine(HubEngine):
             gc.collect()
 
 
-def checked_settings(
+def study_arguments(
     config: ExperimentConfig, info: EngineInfo, known: Collection[str], reserved: Collection[str]
-) -> dict[str, JsonValue]:
-    """The settings of a study for the engine by name, with those of `extra`; what is null is left to the engine.
+) -> dict[str, Any]:
+    """The settings of a study for the engine by name, with those of `extra` and those that all engines have.
 
+    What is null is left to the engine.
     Raises `EngineSettingError` for a setting that the installed version does not have (`known`), or that has its own
     place in a study (`reserved`).
     """
@@ -225,7 +226,12 @@ def checked_settings(
     for path, name, _ in given:
         if name not in known or name in reserved:
             raise unknown_setting(info.title, f"{info.name}.{path}", name, known)
-    return {name: value for _, name, value in given}
+    arguments: dict[str, Any] = {"dtype": config.dtype or "auto", "trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        arguments["revision"] = config.revision
+    if config.weights == "dummy":
+        arguments["load_format"] = "dummy"
+    return {**arguments, **{name: value for _, name, value in given}}
 
 
 def known_arguments(info: EngineInfo) -> dict[str, Any]:

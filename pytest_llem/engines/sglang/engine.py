@@ -17,7 +17,7 @@ from pytest_llem.engines.model_files import find_adapter
 from pytest_llem.engines.protocol import CacheState, Completion, Request
 from pytest_llem.engines.refusals import one_line, require_devices, sampling_settings
 from pytest_llem.engines.sglang import INFO
-from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
+from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, known_arguments, study_arguments
 from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
@@ -107,17 +107,11 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "tokenizer_path": tokenizer_path,
-        "dtype": config.dtype or "auto",
-        "trust_remote_code": config.trust_remote_code,
         "random_seed": config.seed,
         "log_level": "warning",
+        **study_arguments(config, INFO, known, RESERVED),
     }
-    arguments.update(checked_settings(config, INFO, known, RESERVED))
     require_devices(INFO.name, [arguments.get(name) for name in SIZES], devices)
-    if config.revision is not None:
-        arguments["revision"] = config.revision
-    if config.weights == "dummy":
-        arguments["load_format"] = "dummy"
     if config.lora is not None:
         arguments.update(enable_lora=True, lora_paths={ADAPTER: find_adapter(config.lora)})
     if devices.kind == "cpu":

@@ -16,7 +16,7 @@ from pytest_llem.engines.hub_models import plain_json
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.protocol import CacheState, Request
 from pytest_llem.engines.refusals import load_error, require_devices, sampling_settings
-from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, checked_settings, known_arguments
+from pytest_llem.engines.streamed import StreamedAnswer, StreamedEngine, known_arguments, study_arguments
 from pytest_llem.engines.tensorrt_llm import INFO
 from pytest_llem.errors import EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
@@ -100,15 +100,9 @@ def llm_arguments(
     if config.lora is not None:
         raise EngineSettingError("lora: not supported with tensorrt_llm", fix="use vllm or transformers")
     asked = replace(config, settings={name: value for name, value in config.settings.items() if name != "backend"})
-    settings = checked_settings(asked, INFO, known, RESERVED)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "tokenizer": tokenizer,
-        "dtype": config.dtype or "auto",
-        "trust_remote_code": config.trust_remote_code,
-    }
+    arguments: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
     nested: dict[str, dict[str, JsonValue]] = {"kv_cache_config": {"enable_block_reuse": False}}
-    for name, value in settings.items():
+    for name, value in study_arguments(asked, INFO, known, RESERVED).items():
         if name in SECTIONS and isinstance(value, Mapping):
             given = {key: item for key, item in value.items() if item is not None}
             nested[name] = {**nested.get(name, {}), **given}
@@ -116,10 +110,6 @@ def llm_arguments(
             arguments[name] = value
     arguments.update({name: makers[name](**value) for name, value in nested.items() if value})
     require_devices(INFO.name, [arguments.get(name) for name in SIZES], devices)
-    if config.revision is not None:
-        arguments["revision"] = config.revision
-    if config.weights == "dummy":
-        arguments["load_format"] = "dummy"
     return arguments
 
 
