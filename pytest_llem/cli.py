@@ -31,29 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of `llem`, with every verb."""
+    """The command line of `llem`, with every verb and the function that runs it."""
     top = argparse.ArgumentParser(prog="llem", description="LLM-inference energy experiments: before and after a run.")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in VERBS:
-        add(verbs)
-    return top
 
-
-def add_schema(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem schema`."""
     verb = verbs.add_parser("schema", help="print a JSON Schema, for editors and validators")
     verb.add_argument("which", choices=("study", "result", "config"), help="of a study file, a result or the user file")
     verb.set_defaults(run="pytest_llem.cli:print_schema")
 
-
-def add_config(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem config`."""
     verb = verbs.add_parser("config", help="print every setting, its effective value and where it came from")
-    verb.set_defaults(run="pytest_llem.cli:print_settings")
+    verb.set_defaults(run="pytest_llem.study.settings:print_settings")
 
+    verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
+    verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.set_defaults(run="pytest_llem.results.commands:list_all")
 
-def add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem compare`."""
     verb = verbs.add_parser("compare", help="compare runs: the first is the baseline; exit code 1 beyond a limit")
     verb.add_argument("baseline", metavar="A", type=Path, help="run directory, results folder or result.json")
     verb.add_argument("others", metavar="B", type=Path, nargs="+", help="what to hold against it")
@@ -65,9 +58,6 @@ def add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.commands:compare_runs")
 
-
-def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem gate-power`."""
     verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="*", help="runs whose noise counts; or state --noise")
     verb.add_argument("--metric", default="joules_per_output_token", help="whose noise (default: %(default)s)")
@@ -81,9 +71,6 @@ def add_gate_power(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.gate_power:gate_power")
 
-
-def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem report`."""
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
@@ -92,32 +79,19 @@ def add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--figures", type=Path, metavar="DIR", help="also write the charts as svg, png and pdf")
     verb.set_defaults(run="pytest_llem.results.commands:report")
 
-
-def add_list(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem list`."""
-    verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
-    verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
-    verb.add_argument("--json", action="store_true", help="as JSON")
-    verb.set_defaults(run="pytest_llem.results.commands:list_all")
-
-
-def add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem export`."""
     verb = verbs.add_parser("export", help="write results in another tool's format")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("--format", required=True, help="csv, parquet, vllm-bench, mlperf, aienergyscore or otel")
     verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
     verb.set_defaults(run="pytest_llem.results.commands:export_results")
 
-
-def add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `llem doctor`."""
     verb = verbs.add_parser("doctor", help="say what this machine can measure, and how to fix what it cannot")
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.add_argument("--calibrate", action="store_true", help="first measure the sensors of idle GPUs, and keep that")
     verb.add_argument("--gpu", action="append", default=[], metavar="UUID", help="calibrate this one (repeatable)")
     verb.add_argument("--without-load", action="store_true", help="calibrate without torch; bounds stay wide")
     verb.set_defaults(run="pytest_llem.doctor:run")
+    return top
 
 
 def print_schema(options: argparse.Namespace) -> int:
@@ -132,19 +106,6 @@ def print_schema(options: argparse.Namespace) -> int:
         schema = build_schema(options.which)
     sys.stdout.write(json.dumps(schema, indent=2) + "\n")
     return 0
-
-
-def print_settings(options: argparse.Namespace) -> int:
-    """Print the effective settings of the user."""
-    from pytest_llem.study.settings import load_settings, report_lines
-
-    del options
-    sys.stdout.write("\n".join(report_lines(load_settings())) + "\n")
-    return 0
-
-
-VERBS = (add_schema, add_config, add_list, add_compare, add_gate_power, add_report, add_export, add_doctor)
-"""Each adds one verb to the command line; a new verb is one more entry."""
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def llem_cycle(llem_experiment: ExperimentCycle) -> ExperimentCycle:
     return llem_experiment
 
 
+# Results need `llem_session` for its teardown, which unloads the engine.
 @pytest.fixture
 def llem_result(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> Result:
     """The result of one cycle, measured if it has not been yet.

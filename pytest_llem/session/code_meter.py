@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import pytest
 
 from pytest_llem.energy.registry import open_meter
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import EnergyReport, Window
+from pytest_llem.job.measurement import Window
 from pytest_llem.job.report import Note
 from pytest_llem.machine.devices import visible_gpus
 from pytest_llem.session.options import run_options
 
 
+@dataclass
 class CodeMeter:
     """The energy of a `with` block, readable after it. `None` where nothing was measured.
 
@@ -29,22 +31,12 @@ class CodeMeter:
     is false when a model of the hardware stood in for a sensor. GPU work is asynchronous: synchronise in the block.
     """
 
-    def __init__(self) -> None:
-        self.energy_j: float | None = None
-        self.uncertainty_j: float | None = None
-        self.duration_s: float | None = None
-        self.meter: str | None = None
-        self.measured: bool = False
-        self.notes: tuple[Note, ...] = ()
-
-    def take(self, window: Window, report: EnergyReport | None) -> None:
-        """Fill in the measurement of the block."""
-        self.duration_s = window.duration_s
-        if report is not None:
-            self.energy_j = report.windows[0].energy_j
-            self.uncertainty_j = report.windows[0].uncertainty_j
-            self.meter, self.measured = report.meter, report.measured
-            self.notes = report.notes + report.invalid
+    energy_j: float | None = None
+    uncertainty_j: float | None = None
+    duration_s: float | None = None
+    meter: str | None = None
+    measured: bool = False
+    notes: tuple[Note, ...] = ()
 
 
 def code_meter_of(config: pytest.Config) -> Callable[[], AbstractContextManager[CodeMeter]]:
@@ -72,4 +64,9 @@ def measure_code(meter_name: str) -> Iterator[CodeMeter]:
             window = Window("measure", start_ns, end_ns or time.monotonic_ns())
             report = meter.stop([window]) if meter is not None else None
             if end_ns is not None:
-                result.take(window, report)
+                result.duration_s = window.duration_s
+            if end_ns is not None and report is not None:
+                energy = report.windows[0]
+                result.energy_j, result.uncertainty_j = energy.energy_j, energy.uncertainty_j
+                result.meter, result.measured = report.meter, report.measured
+                result.notes = report.notes + report.invalid

@@ -13,22 +13,14 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llem.errors import LlemError
 from pytest_llem.session import study_tests
 from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
-
-if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
-    from pytest_llem.study import Experiment, Study
-    from pytest_llem.study.model import Keyword
-
-CYCLE = "llem_cycle"
-
-Skips = Mapping[str, tuple[pytest.MarkDecorator, ...]]
+from pytest_llem.session.session import LlemSession
+from pytest_llem.study import Experiment, Study
 
 
 class StudyFile(pytest.Module):
@@ -123,26 +115,33 @@ def _existing(config: pytest.Config, name: str) -> Path:
         raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
     siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     close = get_close_matches(path.name, siblings, n=1)
-    fix = (
-        f"did you mean {path.with_name(close[0])}?"
-        if close
-        else "check the path; it is relative to the current directory"
-    )
+    fix = "check the path; it is relative to the current directory"
+    if close:
+        fix = f"did you mean {path.with_name(close[0])}?"
     raise pytest.UsageError(f"--llem-study={name}: no such file\nfix: {fix}")
 
 
 def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
-    """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's."""
+    """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's.
+
+    Experiments that need more devices than this machine has are skipped with the reason.
+    """
     study = _study_of(metafunc.definition, session)
-    in_study_file = metafunc.definition.getparent(StudyFile) is not None
-    beyond = _beyond(session, study)
-    if CYCLE in metafunc.fixturenames:
-        parameters = _cycles(study, beyond)
+    try:
+        reasons = session.beyond(study)
+    except LlemError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    skips = {id: pytest.mark.skip(reason=reason) for id, reason in reasons.items()}
+    cycles: Iterable[tuple[Experiment, int | None]]
+    if "llem_cycle" in metafunc.fixturenames:
+        execution = study.execution
+        optional = execution.max_cycles if execution.target_ci is not None else 0
+        cycles = study.schedule(max(execution.cycles, optional))
     else:
-        parameters = _experiments(
-            study, beyond, [each for each in study.experiments if not in_study_file or session.gated(each)]
-        )
-    metafunc.parametrize(EXPERIMENT, list(parameters), indirect=True, scope="function")
+        in_study_file = metafunc.definition.getparent(StudyFile) is not None
+        cycles = [(each, None) for each in study.experiments if not in_study_file or session.gated(each)]
+    parameters = [_parameter(study, experiment, cycle, skips) for experiment, cycle in cycles]
+    metafunc.parametrize(EXPERIMENT, parameters, indirect=True, scope="function")
 
 
 def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
@@ -171,75 +170,44 @@ def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
         raise pytest.Collector.CollectError(str(error)) from None
 
 
-def _cycles(study: Study, beyond: Skips) -> Iterator[object]:
-    llem = pytest.mark.llem
-    execution = study.execution
-    optional = execution.max_cycles if execution.target_ci is not None else 0
-    for experiment, cycle in study.schedule(max(execution.cycles, optional)):
-        keywords, id = experiment.keywords, experiment.id
-        marks = llem(**keywords, cycle=cycle, id=id), *beyond.get(id, ())
-        value = ExperimentCycle(study, experiment, cycle, _words(keywords, experiment))
-        yield pytest.param(value, id=f"{id}-c{cycle}", marks=marks)
-
-
-def _experiments(study: Study, beyond: Skips, experiments: Iterable[Experiment]) -> Iterator[object]:
-    for experiment in experiments:
-        keywords, id = experiment.keywords, experiment.id
-        marks = pytest.mark.llem(**keywords, id=id), *beyond.get(id, ())
-        value = ExperimentCycle(study, experiment, words=_words(keywords, experiment))
-        yield pytest.param(value, id=id, marks=marks)
-
-
-def _words(keywords: Mapping[str, Keyword], experiment: Experiment) -> tuple[str, ...]:
-    return _same_words(str(keywords["model"]), str(keywords["engine"]), experiment.tags)
+def _parameter(
+    study: Study, experiment: Experiment, cycle: int | None, skips: Mapping[str, pytest.MarkDecorator]
+) -> object:
+    keywords, id = experiment.keywords, experiment.id
+    numbered = {} if cycle is None else {"cycle": cycle}
+    marks = [pytest.mark.llem(**keywords, **numbered, id=id), *([skips[id]] if id in skips else [])]
+    words = _words(str(keywords["model"]), str(keywords["engine"]), experiment.tags)
+    value = ExperimentCycle(study, experiment, cycle, words)
+    return pytest.param(value, id=id if cycle is None else f"{id}-c{cycle}", marks=marks)
 
 
 @lru_cache(maxsize=1024)
-def _same_words(model: str, engine: str, tags: tuple[str, ...]) -> tuple[str, ...]:
+def _words(model: str, engine: str, tags: tuple[str, ...]) -> tuple[str, ...]:
+    """One tuple for all items that share these words."""
     return (model, engine, *tags)
 
 
-def _beyond(session: LlemSession, study: Study) -> Skips:
-    """Skip marks of the experiments that need more devices than this machine has, by experiment id."""
-    try:
-        reasons = session.beyond(study)
-    except LlemError as error:
-        raise pytest.Collector.CollectError(str(error)) from None
-    return {id: (pytest.mark.skip(reason=reason),) for id, reason in reasons.items()}
+def add_words(items: Iterable[pytest.Item]) -> None:
+    """Let `-k` match each item's model, engine and tags."""
+    for item in items:
+        value = experiment_cycle_of(item)
+        if value is not None:
+            item.extra_keyword_matches.update(value.words)
 
 
-class CollectionOrder:
-    """The items in the order of collection, taken before any other plugin changes it."""
+def restore_order(items: list[pytest.Item], collected: Sequence[pytest.Item]) -> None:
+    """Put items of study files back in the order of collection, at the positions that they hold together.
 
-    def __init__(self) -> None:
-        self._items: Sequence[pytest.Item] = ()
-
-    @contextmanager
-    def remembered(self, items: list[pytest.Item]) -> Iterator[None]:
-        """Remember the order during a `with` block, and let `-k` match each item's model, engine and tags."""
-        self._items = tuple(items)
-        for item in items:
-            value = experiment_cycle_of(item)
-            if value is not None:
-                item.extra_keyword_matches.update(value.words)
-        try:
-            yield
-        finally:
-            self._items = ()
-
-    def restore(self, items: list[pytest.Item]) -> None:
-        """Put items of study files back in the order of collection, at the positions that they hold together.
-
-        Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
-        setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
-        """
-        if tuple(items) == self._items:
-            return
-        positions = [position for position, item in enumerate(items) if isinstance(item.parent, StudyFile)]
-        ours = {items[position] for position in positions}
-        ordered = [item for item in self._items if item in ours]
-        for position, item in zip(positions, ordered, strict=True):
-            items[position] = item
+    Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
+    setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
+    """
+    if items == list(collected):
+        return
+    positions = [position for position, item in enumerate(items) if isinstance(item.parent, StudyFile)]
+    ours = {items[position] for position in positions}
+    ordered = [item for item in collected if item in ours]
+    for position, item in zip(positions, ordered, strict=True):
+        items[position] = item
 
 
 def deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[ExperimentCycle], bool]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -38,12 +37,10 @@ from pytest_llem.runners.protocol import ParallelCycles, ReuseTarget, Runner, Ru
 from pytest_llem.runners.settings_check import require_accepted_settings
 from pytest_llem.servers.runner import ServingRunner, keeps_servers
 from pytest_llem.servers.spec import ServerSpec, require_reachable, residual_allowance
+from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
-
-if TYPE_CHECKING:
-    from pytest_llem.session.experiment_cycle import ExperimentCycle
-    from pytest_llem.study import Study
+from pytest_llem.study import Study
 
 
 class Measurer:
@@ -67,67 +64,66 @@ class Measurer:
         """The runner chosen for an engine, and which setting chose it."""
         return self._runner_plans.spec(engine, study)
 
-    def identities(self, point: ExperimentCycle, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
+    def identities(self, cycle: ExperimentCycle, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
         """What must be equal in an earlier result of a cycle for it to be reused: one for each machine it may run on.
 
         That is this machine's `environment`, or each node of a cluster.
         """
-        config = point.experiment.config
-        spec = self.runner_spec(point.experiment.engine, point.study)
-        runner = self._runner(spec, point.study)
+        config = cycle.experiment.config
+        runner = self._runner(cycle.experiment.engine, cycle.study)
         targets = runner.reuse_targets(config)
         if not runner.distributed:
-            devices, image = visible_devices(config), self._image(runner, point)
+            devices, image = visible_devices(config), self._image(runner, cycle)
             targets = [ReuseTarget(environment, input_facts(config), image, devices.kind, len(devices.uuids))]
         return [
             identity(
                 target.environment,
-                engine=point.experiment.engine,
-                runner=spec.name,
+                engine=cycle.experiment.engine,
+                runner=runner.spec.name,
                 image=target.image,
                 device_kind=target.device_kind,
                 device_count=target.device_count,
-                meter=self._options.meter_of(point.study),
+                meter=self._options.meter_of(cycle.study),
                 inputs=target.inputs,
             )
             for target in targets
         ]
 
-    def _image(self, runner: Runner, point: ExperimentCycle) -> str | None:
+    def _image(self, runner: Runner, cycle: ExperimentCycle) -> str | None:
         """What a container's image is known by: its digest where it is present here already, else its name."""
-        if starts_server(point.experiment.config):
+        if starts_server(cycle.experiment.config):
             from pytest_llem.servers.container import known_image
 
-            image = point.experiment.config.settings.get("image")
+            image = cycle.experiment.config.settings.get("image")
             return known_image(str(image)) if image is not None else None
-        return runner.known_image(point.experiment.engine) or runner.spec.image
+        return runner.known_image(cycle.experiment.engine) or runner.spec.image
 
-    def measure(self, point: ExperimentCycle, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+    def measure(self, cycle: ExperimentCycle, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
         """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
 
         Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
         """
-        experiment, study = point.experiment, point.study
+        experiment, study = cycle.experiment, cycle.study
         with self._lock:
-            runner = self._runner(self.runner_spec(experiment.engine, study), study)
+            runner = self._runner(experiment.engine, study)
         if runner.distributed:
-            return self._measure_elsewhere(runner, point, attempt, job_dir)
+            return self._measure_elsewhere(runner, cycle, attempt, job_dir)
         demand = demanded_devices(experiment.config)
-        dependencies = _dependencies(point, runner.spec, demand)
+        dependencies = _dependencies(cycle, runner.spec, demand)
         refused = self._breaker.refuse(dependencies) if self._options.breaker else None
         if refused is not None:
             raise refused
         if starts_server(experiment.config):
             runner = self._beside_server(runner, study)
-        preflight = self._checks.preflight(runner, point, demand.first())
-        title = f"{study.name} {experiment.id} c{point.cycle}"
+        preflight = self._checks.preflight(runner, cycle, demand.first())
+        title = f"{study.name} {experiment.id} c{cycle.cycle}"
 
         def job_on(devices: DeviceSet) -> Job:
             nonlocal dependencies
-            dependencies = _dependencies(point, runner.spec, Demand.exactly(devices))
-            return self._job(point, attempt, devices)
+            dependencies = _dependencies(cycle, runner.spec, Demand.exactly(devices))
+            return self._job(cycle, attempt, devices)
 
-        queue_position = self.queue_positions.get((study.name, experiment.id, point.cycle or 1))
+        queue_position = self.queue_positions.get((study.name, experiment.id, cycle.cycle or 1))
         request = CycleRequest(
             demand,
             LeaseRequest(title, self._run_id, queue_position),
@@ -135,7 +131,7 @@ class Measurer:
             self._run_dir,
             residual_bytes=residual_allowance(experiment.config, study.execution.residual_memory_bytes),
             cooldown=study.execution.cooldown,
-            before_run=partial(self._checks.settings, runner, point),
+            before_run=partial(self._checks.settings, runner, cycle),
         )
         try:
             with Announcement(self._run_dir, title, job_dir.events) as announcement:
@@ -148,17 +144,17 @@ class Measurer:
         return job, self._completed(report, preflight)
 
     def _measure_elsewhere(
-        self, runner: Runner, point: ExperimentCycle, attempt: int, job_dir: JobDir
+        self, runner: Runner, cycle: ExperimentCycle, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
         """As `measure`, by a runner whose machines take the lease and see to their devices; threads may call it.
 
         No failure keeps others from being tried: what one node lacks says nothing of the next.
         """
         unknown = DeviceSet("cpu")
-        preflight = self._checks.preflight(runner, point, unknown)
-        note = self._checks.settings(runner, point, unknown)
+        preflight = self._checks.preflight(runner, cycle, unknown)
+        note = self._checks.settings(runner, cycle, unknown)
         job_dir.path.mkdir(parents=True, exist_ok=True)
-        report = runner.run(self._job(point, attempt, unknown), job_dir, _ignore)
+        report = runner.run(self._job(cycle, attempt, unknown), job_dir, lambda _: None)  # others read the events' file
         redact_file(job_dir.log, secrets_of(os.environ).values())
         return job_dir.read_job(), self._completed(report, preflight, note)
 
@@ -168,49 +164,49 @@ class Measurer:
             facts["shard"] = str(self._options.shard)
         return replace(report, facts=facts, notes=report.notes if note is None else (*report.notes, note))
 
-    def parallel_cycles(self, points: Sequence[ExperimentCycle]) -> ParallelCycles | None:
+    def parallel_cycles(self, cycles: Sequence[ExperimentCycle]) -> ParallelCycles | None:
         """How many cycles of these experiments, all on distributed runners, to measure at a time.
 
         `None` for no experiments, and where no cluster can be reached: each cycle says so itself.
         """
         groups: dict[str, list[ExperimentCycle]] = {}
-        for point in points:
-            groups.setdefault(f"{point.study.name} {point.experiment.engine}", []).append(point)
-        answers = []
-        notices = []
+        for cycle in cycles:
+            groups.setdefault(f"{cycle.study.name} {cycle.experiment.engine}", []).append(cycle)
+        counts: list[int] = []
+        notices: dict[str, None] = {}
         for group in groups.values():
-            configs = {point.experiment.id: point.experiment for point in group}
-            try:
-                runner = self._runner(self.runner_spec(group[0].experiment.engine, group[0].study), group[0].study)
-                answers.append(runner.parallel_cycles([experiment.config for experiment in configs.values()]))
-                notices += [f"{group[0].study.name}: {notice}" for notice in answers[-1].notices]
-            except LlemError:
-                continue
-        cycles = max((answer.cycles for answer in answers), default=None)
-        return None if cycles is None else ParallelCycles(cycles, tuple(dict.fromkeys(notices)))
+            experiments = {each.experiment.id: each.experiment for each in group}
+            study = group[0].study
+            with contextlib.suppress(LlemError):
+                runner = self._runner(group[0].experiment.engine, study)
+                answer = runner.parallel_cycles([experiment.config for experiment in experiments.values()])
+                counts.append(answer.cycles)
+                notices |= {f"{study.name}: {notice}": None for notice in answer.notices}
+        return ParallelCycles(max(counts), tuple(notices)) if counts else None
 
     def interrupt(self) -> None:
         """End what other threads measure."""
         for runner in self._runners.values():
             runner.interrupt()
 
-    def _job(self, point: ExperimentCycle, attempt: int, devices: DeviceSet) -> Job:
+    def _job(self, cycle: ExperimentCycle, attempt: int, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices."""
-        experiment, study = point.experiment, point.study
+        experiment, study = cycle.experiment, cycle.study
         return Job(
             run_id=self._run_id,
             study=study.name,
             experiment_id=experiment.id,
             config_hash=experiment.config_hash,
             config=experiment.config,
-            cycle=point.cycle or 1,
+            cycle=cycle.cycle or 1,
             attempt=attempt,
             devices=devices,
             meter=_meter_settings(self._options.meter_of(study), study),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
 
-    def _runner(self, spec: RunnerSpec, study: Study) -> Runner:
+    def _runner(self, engine: str, study: Study) -> Runner:
+        spec = self.runner_spec(engine, study)
         name = f"{spec.name}:{spec.image or spec.address or ''}:{study.name}"
         execution = study.execution
         if name not in self._runners:
@@ -247,14 +243,14 @@ class Measurer:
         self._runners.clear()
 
 
-def _dependencies(point: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
+def _dependencies(cycle: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> dict[str, str | None]:
     """What a cycle needs that others may need too, by kind: see `runners.breaker.LASTING`."""
-    config = point.experiment.config
+    config = cycle.experiment.config
     return {
-        "engine": point.experiment.engine,
-        "model": point.experiment.model,
-        "dataset": point.experiment.config.workload.dataset,
-        "image": spec.image or f"the default image of {point.experiment.engine}",
+        "engine": cycle.experiment.engine,
+        "model": cycle.experiment.model,
+        "dataset": cycle.experiment.config.workload.dataset,
+        "image": spec.image or f"the default image of {cycle.experiment.engine}",
         "runner": spec.name,
         "machine": spec.address,
         "server": repr(ServerSpec.of(config, DeviceSet("cpu"))) if starts_server(config) else None,
@@ -269,10 +265,6 @@ def _meter_settings(meter: str, study: Study) -> MeterSettings:
     return MeterSettings(meter, explicit=True, thresholds=study.thresholds, uuids=visible_gpus() or gpu_uuids())
 
 
-def _ignore(event: Mapping[str, JsonValue]) -> None:
-    """Events are read from their file by the live status; a runner's own watch is enough here."""
-
-
 class Checks:
     """Checks that hold for all items of a run: made once per engine and runner, by whichever process comes first.
 
@@ -283,13 +275,13 @@ class Checks:
         self._directory = run_dir / ".preflight"
         self._skip = skip
 
-    def preflight(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> str:
+    def preflight(self, runner: Runner, cycle: ExperimentCycle, devices: DeviceSet) -> str:
         """Raise what stands against every cycle of this engine there; else say how it was checked."""
         if self._skip:
             return "skipped"
-        require_reachable(point.experiment.config)
-        engine, study = point.experiment.engine, point.study
-        record = self._directory / f"{_name(runner, point)}.json"
+        require_reachable(cycle.experiment.config)
+        engine, study = cycle.experiment.engine, cycle.study
+        record = self._directory / f"{_name(runner, cycle)}.json"
         record.parent.mkdir(exist_ok=True)
         with FileLock(record.with_suffix(".lock")):
             if not record.exists():
@@ -310,22 +302,22 @@ class Checks:
             raise _combined([from_dict(problem) for problem in problems if isinstance(problem, Mapping)])
         return "passed"
 
-    def settings(self, runner: Runner, point: ExperimentCycle, devices: DeviceSet) -> Note | None:
-        """Raise when the engine does not take the point's settings; a note where nothing could be compared.
+    def settings(self, runner: Runner, cycle: ExperimentCycle, devices: DeviceSet) -> Note | None:
+        """Raise when the engine does not take the cycle's settings; a note where nothing could be compared.
 
         To be called under the lease of the devices, because the engine's import would disturb another's measurement.
         """
         if self._skip:
             return None
-        directory = self._directory / _name(runner, point)
-        unchecked = require_accepted_settings(runner, point.study, point.experiment, devices, directory)
+        directory = self._directory / _name(runner, cycle)
+        unchecked = require_accepted_settings(runner, cycle.study, cycle.experiment, devices, directory)
         return None if unchecked is None else Note("settings_unchecked", unchecked)
 
 
-def _name(runner: Runner, point: ExperimentCycle) -> str:
+def _name(runner: Runner, cycle: ExperimentCycle) -> str:
     spec = runner.spec
-    engine = point.experiment.engine
-    return slug(f"{point.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
+    engine = cycle.experiment.engine
+    return slug(f"{cycle.study.name}-{engine}-{spec.name}-{spec.image or spec.address or 'default'}")
 
 
 def _combined(problems: Sequence[LlemError]) -> LlemError:

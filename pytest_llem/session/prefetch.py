@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import pytest
 
 from pytest_llem.results.judging import precise_after
 from pytest_llem.results.layout import CycleKey
@@ -18,11 +20,7 @@ from pytest_llem.results.state import Outcome
 from pytest_llem.runners import RUNNERS
 from pytest_llem.runners.announcement import progress_of
 from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
-
-if TYPE_CHECKING:
-    import pytest
-
-    from pytest_llem.session.measuring import Measurer
+from pytest_llem.session.measuring import Measurer
 
 UNCERTAIN_MARKS = ("skip", "skipif", "xfail")
 """An item with one of these may never ask for its result: its cycle is measured when it does."""
@@ -44,11 +42,7 @@ class NeededCycle:
 
 
 def begin_prefetch(
-    items: Iterable[pytest.Item],
-    measurer: Measurer,
-    measure: FromStore,
-    run_dir: Path,
-    tell: Callable[[str], None],
+    items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore, run_dir: Path, tell: Callable[[str], None]
 ) -> Prefetch | None:
     """Start the cycles that the items need on distributed runners; `None` if there are none.
 

@@ -10,7 +10,6 @@ import os
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, RunnerError
@@ -25,9 +24,7 @@ from pytest_llem.runners.resolution import (
     resolve_runner,
 )
 from pytest_llem.session.run import RunOptions
-
-if TYPE_CHECKING:
-    from pytest_llem.study import Study
+from pytest_llem.study import Study
 
 
 class RunnerPlans:

@@ -38,6 +38,7 @@ class LlemSession:
         self.run = run
         self.options = options
         self.run_dir = options.out / run.id
+        self.runner_plans = RunnerPlans(options)
         self._studies: dict[Path, Study] = {}
         self._beyond: dict[Path, Mapping[str, str]] = {}
 
@@ -57,11 +58,6 @@ class LlemSession:
                 self.options.shard.split(study)  # kept in the shard, so that workers need not estimate
         studies = [replace(study, locate=Relocator(study.path)) for study in self.studies]
         return pickle.dumps((self.options, studies))
-
-    @cached_property
-    def runner_plans(self) -> RunnerPlans:
-        """The runners of the studies' engines."""
-        return RunnerPlans(self.options)
 
     @cached_property
     def results(self) -> RunResults:

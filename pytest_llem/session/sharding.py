@@ -14,14 +14,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import JsonValue, SettingsError
-
-if TYPE_CHECKING:
-    from pytest_llem.session.experiment_cycle import ExperimentCycle
-    from pytest_llem.study import Experiment, Study
+from pytest_llem.session.experiment_cycle import ExperimentCycle
+from pytest_llem.study import Experiment, Study
 
 # Chosen: rough, and the same for every experiment, because only differences between experiments move the split.
 LOAD_S = 15.0  # to load an engine

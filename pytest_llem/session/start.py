@@ -18,10 +18,11 @@ import pytest
 
 from pytest_llem.errors import LlemError
 from pytest_llem.session.collection import (
-    CollectionOrder,
+    add_words,
     collect_study,
     deselect,
     parametrize,
+    restore_order,
     take_in_studies,
     without_garbage_collection,
 )
@@ -48,7 +49,7 @@ class StudyPlugin:
         self.reporting: Reporting | None = None
         self.item_count: ItemCount | None = None
         self._config = config
-        self._order = CollectionOrder()
+        self._collected: tuple[pytest.Item, ...] = ()
 
     def collect_study(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector:
         """The collector of a study file."""
@@ -72,12 +73,14 @@ class StudyPlugin:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
         """See the items before any other plugin changes them."""
-        with self._order.remembered(items):
-            return (yield)
+        add_words(items)
+        self._collected = tuple(items)
+        return (yield)
 
     def select(self, items: list[pytest.Item]) -> None:
         """Restore the studies' order, and leave out other shards and tests that were not asked for."""
-        self._order.restore(items)
+        restore_order(items, self._collected)
+        self._collected = ()
         options, config = self.session.options, self._config
         shard = options.shard
         if shard is not None:

@@ -6,7 +6,9 @@ what is above it is set for this run. `llem/config.yaml` lies in the platform's 
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,6 +208,12 @@ def _unknown(env: Mapping[str, str]) -> Iterator[str]:
     for variable in env:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in names:
             yield f"{variable} is not a setting: {suggest_or_list(variable, sorted(names))}"
+
+
+def print_settings(_: argparse.Namespace) -> int:
+    """`llem config`: print the effective settings of the user."""
+    sys.stdout.write("\n".join(report_lines(load_settings())) + "\n")
+    return 0
 
 
 def report_lines(settings: Settings) -> list[str]:

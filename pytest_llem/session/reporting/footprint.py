@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -141,8 +140,7 @@ def kv_cache_bytes(facts: ModelFacts, engine: str, get: Get, tensor_parallel: in
     sequences = _in_flight(engine, get)
     if shape.layers is None or None in tokens or sequences is None:
         return None
-    numbers = _numbers_per_token(shape, engine, tensor_parallel)
-    each = _cache_bytes_each(facts, engine, get)
+    numbers, each = _numbers_per_token(shape, engine, tensor_parallel), _cache_bytes_each(facts, engine, get)
     if numbers is None or each is None:
         return None
     return float(shape.layers * numbers * each * sequences * sum(length or 0 for length in tokens))
@@ -179,12 +177,8 @@ def _in_flight(engine: str, get: Get) -> int | None:
     if batches is not None and not get(f"{engine}.continuous_batching"):
         batch, beams = get(f"{engine}.{batches}"), get(f"{engine}.num_beams")
         return min(_number(batch, 1), prompts) * _number(beams, 1)
-    limits = [value for value in map(_reader(engine, get), _IN_FLIGHT) if isinstance(value, int)]
-    return min([prompts, *limits])
-
-
-def _reader(engine: str, get: Get) -> Callable[[str], JsonValue]:
-    return lambda name: get(f"{engine}.{name}")
+    limits = [get(f"{engine}.{name}") for name in _IN_FLIGHT]
+    return min([prompts, *(limit for limit in limits if isinstance(limit, int))])
 
 
 def _number(value: JsonValue, default: int) -> int:

@@ -75,11 +75,6 @@ class Cycle:
             self.progress = f"{share}, repeat {repeat}" if repeat is not None else share
 
 
-def _by_worker(cycle: Cycle) -> tuple[int, str]:
-    """`gw2` before `gw10`."""
-    return (len(cycle.worker or ""), cycle.worker or "")
-
-
 class LiveStatus(threading.Thread):
     """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a log line now and then."""
 
@@ -99,10 +94,13 @@ class LiveStatus(threading.Thread):
         """The thread's loop; see `stop`."""
         while not self._ended.wait(TERMINAL_PERIOD_S if self._terminal else LOG_CHECK_S):
             lines = self._observe()
-            if self._terminal:
-                self._show(lines)
-            else:
+            if not self._terminal:
                 self._log()
+                continue
+            if len(lines) > MAX_LINES:
+                lines = [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more"]
+            with self._lock:
+                self._draw(lines)
 
     def clear(self) -> None:
         """Remove the lines before pytest writes one of its own."""
@@ -122,7 +120,8 @@ class LiveStatus(threading.Thread):
                 self._update(path)
         for path in set(self._cycles) - announced:
             del self._cycles[path]
-        return [cycle.line() for cycle in sorted(self._cycles.values(), key=_by_worker)]
+        cycles = sorted(self._cycles.values(), key=lambda cycle: (len(cycle.worker or ""), cycle.worker or ""))
+        return [cycle.line() for cycle in cycles]  # of `gw2` before `gw10`
 
     def _update(self, path: Path) -> None:
         data = read_json(path)
@@ -135,12 +134,6 @@ class LiveStatus(threading.Thread):
         cycle.waiting = str(waiting) if waiting is not None else None
         cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()
-
-    def _show(self, lines: list[str]) -> None:
-        with self._lock:
-            if len(lines) > MAX_LINES:
-                lines = [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more"]
-            self._draw(lines)
 
     def _draw(self, lines: list[str]) -> None:
         """Replace the lines below the cursor, and restore the cursor."""

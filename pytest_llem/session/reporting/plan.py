@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_llem.engines import engine_info
 from pytest_llem.machine.devices import device_memory_bytes, gpus_needed, visible_gpus
@@ -24,12 +23,9 @@ from pytest_llem.session.reporting.footprint import (
     settings_that_matter,
 )
 from pytest_llem.session.reporting.summary import short_path
+from pytest_llem.session.session import LlemSession
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
-
-if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
-
 
 SHOWN = 10
 """Lines of one kind that are printed at most. Chosen: a plan should fit a screen."""
@@ -196,11 +192,8 @@ def _durations(study: Study, out: Path) -> Iterable[float]:
 
 def _newest(directory: Path) -> tuple[str, float] | None:
     """Config hash and seconds of an experiment's last cycle, which does not include a first start."""
-    for path in sorted(directory.glob(f"c*/{RESULT}"), reverse=True):
-        seconds = cycle_seconds(path)
-        if seconds is not None:
-            return seconds
-    return None
+    newest_first = sorted(directory.glob(f"c*/{RESULT}"), reverse=True)
+    return next((seconds for path in newest_first if (seconds := cycle_seconds(path)) is not None), None)
 
 
 def _windows_s(study: Study) -> float:

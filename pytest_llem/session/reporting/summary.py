@@ -87,26 +87,19 @@ def row_cells(row: ExperimentSummary) -> tuple[str, ...]:
     return (
         row.experiment_id,
         f"{row.cycles_valid}/{row.cycles_total}",
-        _estimate(row.metrics.get("joules_per_output_token"), "J"),
-        _rate(row.metrics.get("output_tokens_per_s")),
-        _estimate(row.metrics.get("energy_j"), "J"),
+        _cell(row.metrics.get("joules_per_output_token"), "J"),
+        _cell(row.metrics.get("output_tokens_per_s")),
+        _cell(row.metrics.get("energy_j"), "J"),
     )
 
 
-def _estimate(estimate: MetricSummary | None, unit: str) -> str:
+def _cell(estimate: MetricSummary | None, unit: str | None = None) -> str:
     if estimate is None:
         return "-"
-    return quantity(estimate.median, unit) + _spread(estimate)
-
-
-def _rate(estimate: MetricSummary | None) -> str:
-    return "-" if estimate is None else significant(estimate.median) + _spread(estimate)
-
-
-def _spread(estimate: MetricSummary) -> str:
+    value = significant(estimate.median) if unit is None else quantity(estimate.median, unit)
     if estimate.half_iqr is None or estimate.median == 0:
-        return ""
-    return f" {SPREAD}{abs(estimate.half_iqr / estimate.median):.1%}"
+        return value
+    return f"{value} {SPREAD}{abs(estimate.half_iqr / estimate.median):.1%}"
 
 
 def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -7,15 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_llem.results.layout import MANIFEST
+from pytest_llem.session.session import LlemSession
 from pytest_llem.session.study_tests import message, properties
-
-if TYPE_CHECKING:
-    from pytest_llem.session.session import LlemSession
 
 LOST = (
     "selected, and never reported: the pytest process that ran it, or its report, was lost\n"
@@ -73,7 +71,10 @@ class ItemCount:
             return
         self._lost = [nodeid for nodeid in self._selected if nodeid not in self._reported]
         for nodeid in self._lost:
-            session.config.hook.pytest_runtest_logreport(report=_lost(nodeid))
+            path, _, name = nodeid.partition("::")
+            location = (path, None, name or path)
+            report = pytest.TestReport(nodeid, location, {}, "failed", longrepr=LOST, when="call")
+            session.config.hook.pytest_runtest_logreport(report=report)
         if self._lost and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -84,18 +85,6 @@ class ItemCount:
             terminalreporter.write_line(
                 f"{len(self._lost)} of {len(self._selected)} selected items were never reported; they count as failed"
             )
-
-
-def _lost(nodeid: str) -> pytest.TestReport:
-    path = nodeid.split("::")[0]
-    return pytest.TestReport(
-        nodeid=nodeid,
-        location=(path, None, nodeid.partition("::")[2] or path),
-        keywords={},
-        outcome="failed",
-        longrepr=LOST,
-        when="call",
-    )
 
 
 Data = dict[str, Any]
@@ -182,23 +171,12 @@ class Crashes:
             messages = "\n".join(message(outcome) for outcome in outcomes)
             report.longrepr = f"worker {worker!r} of xdist crashed while running {crashitem!r}\n{messages}"
             report.user_properties[:] = properties(outcomes[0], self._config.rootpath)
-            self._teardowns[crashitem] = _teardown_of(report, node)
+            teardown = pytest.TestReport(crashitem, report.location, {}, "passed", None, "teardown", node=node)
+            teardown.user_properties = report.user_properties
+            self._teardowns[crashitem] = teardown
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Follow a crashed item's report with the end that never came: JUnit takes an item's properties from there."""
         if report.when == "call" and report.nodeid in self._teardowns:
             self._config.hook.pytest_runtest_logreport(report=self._teardowns.pop(report.nodeid))
-
-
-def _teardown_of(report: pytest.TestReport, node: object) -> pytest.TestReport:
-    return pytest.TestReport(
-        nodeid=report.nodeid,
-        location=report.location,
-        keywords={},
-        outcome="passed",
-        longrepr=None,
-        when="teardown",
-        user_properties=report.user_properties,
-        node=node,
-    )

@@ -12,7 +12,6 @@ import pytest
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
 from pytest_llem.session.run import run_identity
 
-USE_LOAD = "use --dist=load, which -n alone chooses"
 REFUSED_MODES = {
     "loadgroup": (
         "it changes the ids of grouped items, which reports and later runs know them by, and measures a group on one "
@@ -42,7 +41,8 @@ def scheduling_problem(config: pytest.Config) -> str | None:
         return None
     mode = config.getoption("dist")
     if mode in REFUSED_MODES:
-        return f"--dist={mode} cannot be used with a study: {REFUSED_MODES[mode]}\nfix: {USE_LOAD}"
+        fix = "use --dist=load, which -n alone chooses"
+        return f"--dist={mode} cannot be used with a study: {REFUSED_MODES[mode]}\nfix: {fix}"
     elsewhere = [spec for spec in config.getoption("tx") if not _is_local(spec)]
     if elsewhere:
         return (

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_llem.machine.devices import gpus_needed, visible_gpus
-
-if TYPE_CHECKING:
-    from pytest_llem.study import Study
+from pytest_llem.study import Study
 
 
 @dataclass(frozen=True)
