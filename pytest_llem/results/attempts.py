@@ -6,7 +6,7 @@ run: whoever comes later, in whatever process, gets the same outcome from disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from filelock import Timeout
 
 from pytest_llem.energy.readings import UNITS, Sample, read_samples
-from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, StoreError, WorkerCrashedError
+from pytest_llem.errors import InterruptedCycleError, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.measurement import read_measurement
@@ -61,8 +61,8 @@ def abandon(store: RunStore, key: CycleKey, error: WorkerCrashedError) -> Outcom
     try:
         with store.lock(key).acquire(timeout=HANDOVER_S):
             state = read_state(directory)
-            if state is None or state.state == "running" or _recorded_by_next_holder(directory, state):
-                state = (state or begin(key, None)).ended("crashed", (error.message,))
+            if state is None or state.state == "running" or _unexplained(directory, state):
+                state = _failed(state or begin(key, None), error)
                 write_state(directory, state)
                 JobDir(directory).write_error(error, origin="controller")
             return store.outcome_of(key, state)
@@ -107,7 +107,7 @@ def _attempt(store: RunStore, key: CycleKey, state: CycleState, measure: Measure
         ended = _conclude(store, key, job_dir, state, job, report)
     except LlemError as error:
         job_dir.write_error(error, origin="pytest")
-        ended = state.ended(_failure(error), (error.message,))
+        ended = _failed(state, error)
     except KeyboardInterrupt:
         _record_failure(job_dir, state, InterruptedCycleError("interrupted before the cycle was done"))
         raise
@@ -124,16 +124,18 @@ def _conclude(
 ) -> CycleState:
     """Derive and write the result of an attempt, or take its error."""
     if job_dir.error.exists() or not job_dir.measurement.exists():
-        error = read_error(job_dir)
-        return state.ended(_failure(error), (error.message,))
+        return _failed(state, read_error(job_dir))
     measurement = read_measurement(job_dir.measurement)
     measured = [window for window in measurement.windows if window.name == MEASURE]
+    environment = store.environment
+    if report.environment is not None:  # another machine ran the cycle; the commit is that of the study, on this one
+        environment = {**report.environment, "git": store.environment.get("git")}
     result = derive_result(
         job,
         measurement,
         report,
         study=key.study,
-        environment=_environment(store, report),
+        environment=environment,
         device_peak_bytes=device_peaks(job_dir.samples, measured),
     )
     siblings = store.valid_siblings(key)
@@ -143,23 +145,16 @@ def _conclude(
     return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
 
 
-def _environment(store: RunStore, report: RunReport) -> Mapping[str, JsonValue]:
-    """The host facts of the machine that ran the cycle, with the commit of the study, which is on this one."""
-    if report.environment is None:
-        return store.environment
-    return {**report.environment, "git": store.environment.get("git")}
-
-
 def _record_failure(job_dir: JobDir, state: CycleState, error: LlemError) -> None:
     if not job_dir.error.exists():
         job_dir.write_error(error, origin="pytest")
-    write_state(job_dir.path, state.ended(_failure(error), (error.message,)))
+    write_state(job_dir.path, _failed(state, error))
 
 
-def _failure(error: LlemError) -> StateName:
-    if isinstance(error, InterruptedCycleError):
-        return "interrupted"
-    return "crashed" if isinstance(error, WorkerCrashedError) else "failed"
+def _failed(state: CycleState, error: LlemError) -> CycleState:
+    crashed = isinstance(error, WorkerCrashedError)
+    name: StateName = "interrupted" if isinstance(error, InterruptedCycleError) else "crashed" if crashed else "failed"
+    return state.ended(name, (error.message,))
 
 
 def _record_crash(directory: Path, state: CycleState) -> CycleState:
@@ -172,12 +167,12 @@ def _record_crash(directory: Path, state: CycleState) -> CycleState:
     pid = state.holder.pid if state.holder else "unknown"
     error = WorkerCrashedError(f"{state.key}: the pytest process that measured it (pid {pid}) died")
     JobDir(directory).write_error(error, origin=ABANDONED)
-    ended = state.ended("crashed", (error.message,))
+    ended = _failed(state, error)
     write_state(directory, ended)
     return ended
 
 
-def _recorded_by_next_holder(directory: Path, state: CycleState) -> bool:
+def _unexplained(directory: Path, state: CycleState) -> bool:
     """Whether the crash was recorded by the next process to take the lock, which did not know its cause."""
     return state.state == "crashed" and read_json(JobDir(directory).error).get("origin") == ABANDONED
 
@@ -193,8 +188,8 @@ POWER_SCHEMA = pa.schema(
 """`power.parquet`: a row per reading of the sampler, with each column's unit in its field's metadata."""
 
 
-def write_power(samples: Path, power: Path) -> bool:
-    """Write the readings of `samples.jsonl` to `power.parquet`; `False` when there are none.
+def write_power(samples: Path, power: Path) -> None:
+    """Write the readings of `samples.jsonl` to `power.parquet`, unless there are none.
 
     One row per reading with the columns of `Sample`; a quantity that was not read at that time is null.
     """
@@ -203,11 +198,10 @@ def write_power(samples: Path, power: Path) -> bool:
     except (ValueError, TypeError) as problem:
         raise StoreError(f"{samples}: {problem}") from None
     if not rows:
-        return False
+        return
     columns = [
         pa.array(list(values), field.type) for values, field in zip(zip(*rows, strict=True), POWER_SCHEMA, strict=True)
     ]
     partial = power.with_name(f".{power.name}.partial")
     pq.write_table(pa.Table.from_arrays(columns, schema=POWER_SCHEMA), partial)
     partial.replace(power)
-    return True

@@ -35,14 +35,8 @@ def compare_runs(options: argparse.Namespace) -> int:
     limits = [fail_if(text) for text in options.fail_if]
     for name in options.allow:
         check_condition(name)
-    rows = compare.compare(
-        load(options.baseline),
-        others,
-        metrics=options.metric,
-        limits=limits,
-        alpha=options.alpha,
-        allow=set(options.allow),
-    )
+    baseline, allow = load(options.baseline), set(options.allow)
+    rows = compare.compare(baseline, others, metrics=options.metric, limits=limits, alpha=options.alpha, allow=allow)
     if options.format == "json":
         text = json.dumps(encode(rows), indent=2, allow_nan=False)
     else:
@@ -62,9 +56,12 @@ def report(options: argparse.Namespace) -> int:
 
 
 def list_all(options: argparse.Namespace) -> int:
-    """`llem list`: print the runs."""
-    rows = list_runs(options.out)
-    text = json.dumps(encode(rows), indent=2) if options.json else "\n".join(lines(rows))
+    """`llem list`: print the runs of a folder, or the run that it is; `StoreError` when there are none."""
+    runs = [options.out] if (options.out / MANIFEST).exists() else run_directories(options.out)
+    if not runs:
+        raise StoreError(f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to")
+    rows = [_row(run) for run in runs]
+    text = json.dumps(encode(rows), indent=2) if options.json else "\n".join(_lines(rows))
     sys.stdout.write(text + "\n")
     return 0
 
@@ -103,15 +100,7 @@ class RunRow:
     shard: str | None = None
 
 
-def list_runs(out: Path) -> list[RunRow]:
-    """The runs under `out` (or the run that `out` is), newest first; `StoreError` when there are none."""
-    runs = [out] if (out / MANIFEST).exists() else run_directories(out)
-    if not runs:
-        raise StoreError(f"{out}: no runs here", fix="name the folder that --llem-out wrote to")
-    return [_row(run) for run in runs]
-
-
-def lines(rows: Sequence[RunRow]) -> list[str]:
+def _lines(rows: Sequence[RunRow]) -> list[str]:
     """The runs as a table."""
     body = [
         (
@@ -192,9 +181,8 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
                 fix="run all shards of the same study file, with the same --llem-shard-times or without",
             )
         for group in groups:
-            others = [other for other in map(shard_of, group) if other is not None]
-            together = all((other.splits, other.count) == (shard.splits, shard.count) for other in others)
-            if others and together and all(other.index != shard.index for other in others):
+            first, present = shard_of(group[0]), _indices(group)
+            if first and (first.splits, first.count) == (shard.splits, shard.count) and shard.index not in present:
                 group.append(manifest)
                 break
         else:
@@ -222,11 +210,14 @@ def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
     return named + [(run, results.of_run(run)) for run in rest]
 
 
+def _indices(group: Sequence[Manifest]) -> list[int]:
+    return sorted(shard.index for shard in map(shard_of, group) if shard is not None)
+
+
 def _name(group: Sequence[Manifest]) -> str:
-    shard = shard_of(group[0])
-    if shard is None:
+    first, present = shard_of(group[0]), _indices(group)
+    if first is None:
         return group[0].run_id
-    present = sorted(other.index for other in map(shard_of, group) if other is not None)
-    if len(present) == shard.count:
-        return f"{group[0].run_id} (all of {shard.count} shards)"
-    return f"{group[0].run_id} (shard{'s' if len(present) > 1 else ''} {', '.join(map(str, present))} of {shard.count})"
+    if len(present) == first.count:
+        return f"{group[0].run_id} (all of {first.count} shards)"
+    return f"{group[0].run_id} (shard{'s' * (len(present) > 1)} {', '.join(map(str, present))} of {first.count})"

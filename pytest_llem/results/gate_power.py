@@ -110,32 +110,26 @@ def measured_noise(results: Results, measure: Metric) -> Iterator[Noise]:
         runs = [run for run in by_run.values() if len(run) >= MIN_CYCLES]
         if runs:
             within, _ = within_runs(runs)
-            yield Noise(
-                study=key[0],
-                experiment_id=names[key],
-                runs=len(runs),
-                cycles=sum(map(len, runs)),
-                within_run=math.sqrt(within),
-                between_runs=_between(runs, within) if len(runs) >= RUNS_FOR_ESTIMATE else None,
-            )
+            between = _between(runs, within) if len(runs) >= RUNS_FOR_ESTIMATE else None
+            yield Noise(key[0], names[key], len(runs), sum(map(len, runs)), math.sqrt(within), between)
 
 
 def pooled(noises: Sequence[Noise]) -> Noise:
     """One noise for all experiments: root mean squares, weighted by degrees of freedom."""
-    degrees = [noise.cycles - noise.runs for noise in noises]
+    within = [(noise.within_run, noise.cycles - noise.runs) for noise in noises]
     between = [(noise.between_runs, noise.runs - 1) for noise in noises if noise.between_runs is not None]
     return Noise(
         study="",
         experiment_id="all",
         runs=max(noise.runs for noise in noises),
         cycles=sum(noise.cycles for noise in noises),
-        within_run=math.sqrt(
-            sum(noise.within_run**2 * weight for noise, weight in zip(noises, degrees, strict=True)) / sum(degrees)
-        ),
-        between_runs=math.sqrt(sum(spread**2 * weight for spread, weight in between) / sum(w for _, w in between))
-        if between
-        else None,
+        within_run=_root_mean_square(within),
+        between_runs=_root_mean_square(between) if between else None,
     )
+
+
+def _root_mean_square(weighted: Sequence[tuple[float, int]]) -> float:
+    return math.sqrt(sum(value**2 * weight for value, weight in weighted) / sum(weight for _, weight in weighted))
 
 
 def _between(runs: Sequence[Sequence[float]], within: float) -> float:
@@ -202,13 +196,12 @@ def gate_power(options: argparse.Namespace) -> int:
                 fix="name a run with more cycles, another --metric, or state it: --noise 2%",
             )
     of_all = pooled(noises) if noises else None
+    between_runs = (of_all.between_runs if of_all else None) or 0.0
     setting = GateSetting(
         noise=of_all.within_run if of_all else share(options.noise),
         limit=share(options.limit),
         regression=share(options.regression),
-        between_runs=share(options.between_runs)
-        if options.between_runs is not None
-        else ((of_all.between_runs if of_all else None) or 0.0),
+        between_runs=between_runs if options.between_runs is None else share(options.between_runs),
         baseline_runs=options.baseline_runs,
         alpha=options.alpha,
     )

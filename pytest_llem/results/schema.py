@@ -24,14 +24,18 @@ RESULT_VERSION = 1
 Count = Annotated[int, Field(ge=0)]
 
 
+def _about(description: str) -> dict[str, str]:
+    return {"description": description}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValiditySection:
     """Whether the measurement may be used."""
 
     valid: bool
-    reasons: tuple[Note, ...] = field(metadata={"description": "Why not; empty when valid."})
+    reasons: tuple[Note, ...] = field(metadata=_about("Why not; empty when valid."))
     thresholds: dict[str, float] = field(
-        default_factory=dict, metadata={"description": "Limits that the study set; all others had their defaults."}
+        default_factory=dict, metadata=_about("Limits that the study set; all others had their defaults.")
     )
 
 
@@ -39,9 +43,9 @@ class ValiditySection:
 class ExperimentSection:
     """What was measured."""
 
-    id: str = field(metadata={"description": "The experiment's id within its study."})
-    config_hash: str = field(metadata={"description": "Hash over every setting that changes the measurement."})
-    config: dict[str, JsonValue] = field(metadata={"description": "The resolved configuration, defaults spelled out."})
+    id: str = field(metadata=_about("The experiment's id within its study."))
+    config_hash: str = field(metadata=_about("Hash over every setting that changes the measurement."))
+    config: dict[str, JsonValue] = field(metadata=_about("The resolved configuration, defaults spelled out."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,17 @@ class EngineSection:
     name: str
     version: str
     effective: dict[str, JsonValue] = field(
-        metadata={"description": "What the engine really ran with: model_path, dtype, device, ..."}
+        metadata=_about("What the engine really ran with: model_path, dtype, device, ...")
     )
-    cache_reset: str | None = field(metadata={"description": "State of the prefix cache before every repeat."})
+    cache_reset: str | None = field(metadata=_about("State of the prefix cache before every repeat."))
     statistics: dict[str, JsonValue] = field(
         default_factory=dict,
-        metadata={
-            "description": "What the engine's scheduler counted in the measure window: preemptions, cache use, "
-            "speculation."
-        },
+        metadata=_about(
+            "What the engine's scheduler counted in the measure window: preemptions, cache use, speculation."
+        ),
     )
-    token_times: bool = field(metadata={"description": "Whether the engine reports the time of each token."})
-    separable_phases: bool = field(metadata={"description": "Whether decode energy by difference means something."})
+    token_times: bool = field(metadata=_about("Whether the engine reports the time of each token."))
+    separable_phases: bool = field(metadata=_about("Whether decode energy by difference means something."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +73,13 @@ class RunnerSection:
     """Where the cycle ran."""
 
     name: str
-    source: str = field(metadata={"description": "Who chose the runner: command line, environment, study, ..."})
+    source: str = field(metadata=_about("Who chose the runner: command line, environment, study, ..."))
     isolation: str
-    start_method: str = field(metadata={"description": "How the worker process was started."})
+    start_method: str = field(metadata=_about("How the worker process was started."))
     image: str | None
     image_digest: str | None
     device_kind: str
-    device_ids: tuple[str, ...] = field(
-        metadata={"description": "UUIDs of the leased accelerators, as the engine saw them."}
-    )
+    device_ids: tuple[str, ...] = field(metadata=_about("UUIDs of the leased accelerators, as the engine saw them."))
     facts: dict[str, JsonValue]
 
 
@@ -87,16 +88,15 @@ class WorkloadSection:
     """The identity of the work: that of one repeat, however many repeats fitted."""
 
     prompts_hash: str
-    outputs_hash: str | None = field(metadata={"description": "Hash of the first repeat's output token ids, or texts."})
-    load_shape: str = field(metadata={"description": "offline, or the arrival process of a serving load."})
+    outputs_hash: str | None = field(metadata=_about("Hash of the first repeat's output token ids, or texts."))
+    load_shape: str = field(metadata=_about("offline, or the arrival process of a serving load."))
     repeats: Count
-    requests: Count = field(metadata={"description": "Requests of one repeat."})
-    input_tokens: Count = field(metadata={"description": "Input tokens of one repeat."})
-    output_tokens: Count = field(metadata={"description": "Output tokens of one repeat."})
-    failed_requests: Count = field(metadata={"description": "Requests that failed, over all repeats."})
+    requests: Count = field(metadata=_about("Requests of one repeat."))
+    input_tokens: Count = field(metadata=_about("Input tokens of one repeat."))
+    output_tokens: Count = field(metadata=_about("Output tokens of one repeat."))
+    failed_requests: Count = field(metadata=_about("Requests that failed, over all repeats."))
     failures: dict[str, Count] = field(
-        default_factory=dict,
-        metadata={"description": "The same by class: timeout, stalled, dropped, http_429, http_5xx, ..."},
+        default_factory=dict, metadata=_about("The same by class: timeout, stalled, dropped, http_429, http_5xx, ...")
     )
 
 
@@ -108,9 +108,9 @@ class EnergyDevice:
     name: str | None
     kind: str
     energy_j: float | None
-    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
+    uncertainty_j: float | None = field(metadata=_about("k=2, without the board's gain error."))
     temperature_c: float | None = field(
-        default=None, metadata={"description": "Mean over the measure windows, in degrees Celsius."}
+        default=None, metadata=_about("Mean over the measure windows, in degrees Celsius.")
     )
 
 
@@ -128,39 +128,33 @@ class PhaseEnergy:
 class Energy:
     """Energy of the measure windows, summed over the metered devices."""
 
-    meter: str = field(metadata={"description": "The source of the readings; `none` when no energy was measured."})
+    meter: str = field(metadata=_about("The source of the readings; `none` when no energy was measured."))
     placement: Literal["host", "worker"] | None
-    scope: str | None = field(metadata={"description": "What a joule covers: gpu_board, module, cpu_package+dram, ..."})
-    measured: bool = field(metadata={"description": "False when a model of the hardware stands in for a sensor."})
-    source: str | None = field(metadata={"description": "Where that model is published."})
+    scope: str | None = field(metadata=_about("What a joule covers: gpu_board, module, cpu_package+dram, ..."))
+    measured: bool = field(metadata=_about("False when a model of the hardware stands in for a sensor."))
+    source: str | None = field(metadata=_about("Where that model is published."))
     energy_j: float | None
-    uncertainty_j: float | None = field(metadata={"description": "k=2; leaves out the board's gain error."})
-    gain_uncertainty_rel: float | None = field(
-        metadata={"description": "Relative gain error of the board's sensor, per board."}
-    )
-    energy_above_idle_j: float | None = field(
-        metadata={"description": "energy_j minus idle power times the windows' time."}
-    )
-    energy_above_idle_uncertainty_j: float | None = field(metadata={"description": "k=2."})
-    idle_power_w: float | None = field(metadata={"description": "Mean power of the idle window, model loaded."})
-    idle_power_uncertainty_w: float | None = field(metadata={"description": "k=2."})
+    uncertainty_j: float | None = field(metadata=_about("k=2; leaves out the board's gain error."))
+    gain_uncertainty_rel: float | None = field(metadata=_about("Relative gain error of the board's sensor, per board."))
+    energy_above_idle_j: float | None = field(metadata=_about("energy_j minus idle power times the windows' time."))
+    energy_above_idle_uncertainty_j: float | None = field(metadata=_about("k=2."))
+    idle_power_w: float | None = field(metadata=_about("Mean power of the idle window, model loaded."))
+    idle_power_uncertainty_w: float | None = field(metadata=_about("k=2."))
     idle_power_age_s: float | None = field(
         default=None,
-        metadata={
-            "description": "Seconds from its end to the measure window, or to the cycle's end where it was reused."
-        },
+        metadata=_about("Seconds from its end to the measure window, or to the cycle's end where it was reused."),
     )
     idle_power_reused_from: str | None = field(
-        default=None, metadata={"description": "The cycle that measured it, where another one did."}
+        default=None, metadata=_about("The cycle that measured it, where another one did.")
     )
-    avg_power_w: float | None = field(metadata={"description": "energy_j over the measure windows' time."})
+    avg_power_w: float | None = field(metadata=_about("energy_j over the measure windows' time."))
     joules_per_output_token: float | None
-    joules_per_total_token: float | None = field(metadata={"description": "Per input and output token together."})
+    joules_per_total_token: float | None = field(metadata=_about("Per input and output token together."))
     joules_per_request: float | None
     wh_per_1000_queries: float | None = field(
-        metadata={"description": "Watt-hours per 1000 requests, as AI Energy Score counts."}
+        metadata=_about("Watt-hours per 1000 requests, as AI Energy Score counts.")
     )
-    tokens_per_joule: float | None = field(metadata={"description": "Output tokens per joule."})
+    tokens_per_joule: float | None = field(metadata=_about("Output tokens per joule."))
     devices: tuple[EnergyDevice, ...]
     host: CpuEnergy | None
     windows: tuple[AccountedWindow, ...]
@@ -172,8 +166,8 @@ class Tokens:
     """Totals of the measure windows, over requests that succeeded."""
 
     input: Count
-    output: Count = field(metadata={"description": "Tokens generated, without padding after the end of sequence."})
-    cached_input: Count | None = field(metadata={"description": "Input tokens served from a prefix cache."})
+    output: Count = field(metadata=_about("Tokens generated, without padding after the end of sequence."))
+    cached_input: Count | None = field(metadata=_about("Input tokens served from a prefix cache."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,18 +184,18 @@ class SteadyState:
     """The time in which a serving engine was as full as it gets, between ramp and tail, over all repeats."""
 
     method: str = field(
-        metadata={
-            "description": "concurrency_limit: as many requests run as can, until the tail drains. "
+        metadata=_about(
+            "concurrency_limit: as many requests run as can, until the tail drains. "
             "first_answer_or_full_to_last_arrival: for requests that arrive at a rate."
-        }
+        )
     )
-    valid: bool = field(metadata={"description": "Whether it lasted at least 30 s."})
-    reason: str | None = field(metadata={"description": "Why it is not valid."})
+    valid: bool = field(metadata=_about("Whether it lasted at least 30 s."))
+    reason: str | None = field(metadata=_about("Why it is not valid."))
     duration_s: float
-    output_tokens: Count = field(metadata={"description": "Output tokens generated within."})
+    output_tokens: Count = field(metadata=_about("Output tokens generated within."))
     output_tokens_per_s: float | None
     energy_j: float | None
-    uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
+    uncertainty_j: float | None = field(metadata=_about("k=2, without the board's gain error."))
     avg_power_w: float | None
     joules_per_output_token: float | None
 
@@ -220,10 +214,10 @@ class Distribution:
 class Latency:
     """Request latencies; `null` where the engine does not report the times that a definition needs."""
 
-    ttft_s: Distribution | None = field(metadata={"description": "Time to first token."})
-    tpot_s: Distribution | None = field(metadata={"description": "Time per output token after the first, per request."})
-    itl_s: Distribution | None = field(metadata={"description": "Times between successive tokens, over all requests."})
-    e2el_s: Distribution | None = field(metadata={"description": "End-to-end latency of a request."})
+    ttft_s: Distribution | None = field(metadata=_about("Time to first token."))
+    tpot_s: Distribution | None = field(metadata=_about("Time per output token after the first, per request."))
+    itl_s: Distribution | None = field(metadata=_about("Times between successive tokens, over all requests."))
+    e2el_s: Distribution | None = field(metadata=_about("End-to-end latency of a request."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +225,9 @@ class DeviceMemorySection(DeviceMemory):
     """Memory of one device."""
 
     device_peak_bytes: Count | None = field(
-        metadata={
-            "description": "Peak in use over the whole device and all processes, by NVML's readings in the measure "
-            "windows."
-        }
+        metadata=_about(
+            "Peak in use over the whole device and all processes, by NVML's readings in the measure windows."
+        )
     )
 
 
@@ -251,23 +244,21 @@ class Compute:
     """Arithmetic work of the measure windows, from the model's architecture."""
 
     parameters: Count | None
-    flops: float | None = field(metadata={"description": "Floating-point operations of all repeats."})
+    flops: float | None = field(metadata=_about("Floating-point operations of all repeats."))
     flops_per_output_token: float | None
     achieved_flops_per_s: float | None
-    peak_flops_per_s: float | None = field(metadata={"description": "The devices' published peak for the dtype."})
-    mfu: float | None = field(metadata={"description": "achieved_flops_per_s / peak_flops_per_s."})
+    peak_flops_per_s: float | None = field(metadata=_about("The devices' published peak for the dtype."))
+    mfu: float | None = field(metadata=_about("achieved_flops_per_s / peak_flops_per_s."))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """Where and with what it was measured."""
 
-    fingerprint: str = field(metadata={"description": "Hash over `comparable`."})
-    comparable: dict[str, JsonValue] = field(
-        metadata={"description": "The facts that must be equal for energies to compare."}
-    )
-    host: dict[str, JsonValue] = field(metadata={"description": "The machine and packages of the pytest process."})
-    worker: dict[str, JsonValue] = field(metadata={"description": "The worker's own process, node and packages."})
+    fingerprint: str = field(metadata=_about("Hash over `comparable`."))
+    comparable: dict[str, JsonValue] = field(metadata=_about("The facts that must be equal for energies to compare."))
+    host: dict[str, JsonValue] = field(metadata=_about("The machine and packages of the pytest process."))
+    worker: dict[str, JsonValue] = field(metadata=_about("The worker's own process, node and packages."))
 
 
 class Result(BaseModel):
