@@ -35,12 +35,7 @@ ABANDONED = "next holder"
 
 
 def get_or_measure(
-    store: RunStore,
-    key: CycleKey,
-    measure: Measure,
-    *,
-    retries: int = 0,
-    reuse: Callable[[], Reuse] | None = None,
+    store: RunStore, key: CycleKey, measure: Measure, *, retries: int = 0, reuse: Callable[[], Reuse] | None = None
 ) -> Outcome:
     """The outcome of a cycle, measured now unless this run has it already.
 

@@ -97,7 +97,6 @@ def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]
 def differences(
     baseline: Conditions,
     current: Conditions,
-    *,
     of_energy: bool,
     limit: float,
     gain: tuple[float | None, float | None] = (None, None),
@@ -113,16 +112,13 @@ def differences(
         before, now = baseline.get(name), current.get(name)
         if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
             continue
-        if name == DEVICE_IDS:
-            combined = math.hypot(*(UNKNOWN_GAIN if one is None else one for one in gain))
-            if abs(limit) > combined or baseline.get("device_count") != current.get("device_count"):
-                continue
-            problems.append(
-                f"{name}: other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}, "
-                f"and the limit is {abs(limit):.1%}"
-            )
+        if name != DEVICE_IDS:
+            problems.append(f"{name}: {_shown(before)} -> {_shown(now)}")
             continue
-        problems.append(f"{name}: {_shown(before)} -> {_shown(now)}")
+        combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))
+        if abs(limit) <= combined and baseline.get("device_count") == current.get("device_count"):
+            boards = f"other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}"
+            problems.append(f"{name}: {boards}, and the limit is {abs(limit):.1%}")
     return problems
 
 

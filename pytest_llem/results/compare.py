@@ -145,10 +145,10 @@ def _compare(
     differs += differences(
         common_conditions(before.items),
         common_conditions(now.items),
-        of_energy=is_energy(measure.name),
-        limit=limit.limit if limit else 0.0,
-        gain=(before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
-        allow=allow,
+        is_energy(measure.name),
+        limit.limit if limit else 0.0,
+        (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
+        allow,
     )
     row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=tuple(differs))
     if min(len(old), len(new)) < MIN_CYCLES:
@@ -182,8 +182,7 @@ def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
 
 def _notes(rows: Sequence[ComparedMetric]) -> list[str]:
     differs = dict.fromkeys(difference for row in rows for difference in row.differs)
-    few = any(row.verdict == "inconclusive" and row.ci_low is None for row in rows)
-    return [
-        *(f"* {difference}" for difference in differs),
-        *([f"inconclusive: fewer than {MIN_CYCLES} valid cycles on one side"] if few else []),
-    ]
+    notes = [f"* {difference}" for difference in differs]
+    if any(row.verdict == "inconclusive" and row.ci_low is None for row in rows):
+        notes.append(f"inconclusive: fewer than {MIN_CYCLES} valid cycles on one side")
+    return notes

@@ -87,9 +87,8 @@ class GateReport:
 
     def skip_reason(self) -> str:
         """Why the gate could not be judged, for a skip; empty when every verdict passed."""
-        return "; ".join(
-            f"{row.metric}: {_word(row.status)}: {row.reason}" for row in self.rows if row.status != "pass"
-        )
+        unjudged = (row for row in self.rows if row.status != "pass")
+        return "; ".join(f"{row.metric}: {_word(row.status)}: {row.reason}" for row in unjudged)
 
     def text(self) -> str:
         """The verdicts as a short table with the reasons below."""
@@ -117,19 +116,21 @@ def judge_experiment(
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
     lost = [f"c{outcome.key.cycle} {outcome.state}" for outcome in cycles if not outcome.valid]
     alpha = compare.alpha if compare else 0.05
-    mixed = "; ".join(mixture(valid, {*allow, *(compare.allow if compare else ())}))
+    allowed = {*allow, *(compare.allow if compare else ())}
+    mixed = "; ".join(mixture(valid, allowed))
     rows = [_budget_row(budget, valid, lost, alpha, mixed) for budget in expect]
     if compare is not None and baseline is not None and compare.fail_if:
         reference = baseline.find(key.study, key.experiment_id, key.config_hash)
+        problem = mixed
+        if reference is None:
+            problem = mixed or f"{baseline.source} does not have this experiment"
+        elif reference.config_hash != key.config_hash:
+            problem = mixed or f"{baseline.source} has it with another configuration"
         for limit in compare.fail_if:
-            if mixed:
-                rows.append(_not_comparable(limit, mixed))
-            elif reference is None:
-                rows.append(_not_comparable(limit, f"{baseline.source} does not have this experiment"))
-            elif reference.config_hash != key.config_hash:
-                rows.append(_not_comparable(limit, f"{baseline.source} has it with another configuration"))
+            if reference is None or problem:
+                rows.append(_not_comparable(limit, problem))
             else:
-                rows.append(_ratio_row(limit, reference.runs, valid, lost, alpha, {*allow, *compare.allow}))
+                rows.append(_ratio_row(limit, reference.runs, valid, lost, alpha, allowed))
     return GateReport(key.study, key.experiment_id, tuple(rows), strict)
 
 
@@ -167,20 +168,14 @@ def _ratio_row(
         whole = unjudged("the limit is as large as the baseline itself")
         return _row(limit.metric, "comparison", limit_text(limit), whole, lost, before, centre(values))
     now, gain = common_conditions(valid), valid[0].energy.gain_uncertainty_rel
-    problems = {
-        run.run_id: differences(
-            run.conditions,
-            now,
-            of_energy=is_energy(measure.name),
-            limit=relative.limit,
-            gain=(run.gain_uncertainty_rel, gain),
-            allow=allow,
-        )
-        for run in others
-    }
-    usable = [run for run in others if not problems[run.run_id]]
+    usable: list[BaselineRun] = []
+    for run in others:
+        gains = (run.gain_uncertainty_rel, gain)
+        problems = differences(run.conditions, now, is_energy(measure.name), relative.limit, gains, allow)
+        if not problems:
+            usable.append(run)
     if not usable:
-        return _not_comparable(limit, "; ".join(problems[others[-1].run_id]))
+        return _not_comparable(limit, "; ".join(problems))
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")

@@ -161,11 +161,10 @@ class Outcome:
         if self.error is not None and self.error.fix:
             lines.append(f"  fix: {self.error.fix}")
         lines.append(f"  artifacts: {self.directory}")
-        server_log = self.error.details.get("log_tail") if self.error is not None else None
-        if isinstance(server_log, (list, tuple)) and server_log:
-            lines.append("  the server's log ends with:")
-            lines += [f"    {line}" for line in server_log[-LOG_LINES:]]
-        elif self.log_tail and self.error is not None:
-            lines.append("  worker.log ends with:")
-            lines += [f"    {line}" for line in self.log_tail[-LOG_LINES:]]
+        of_server = self.error.details.get("log_tail") if self.error is not None else None
+        whose, log = "the server's log", of_server if isinstance(of_server, (list, tuple)) else ()
+        if not log and self.error is not None:
+            whose, log = "worker.log", self.log_tail
+        if log:
+            lines += [f"  {whose} ends with:", *(f"    {line}" for line in log[-LOG_LINES:])]
         return "\n".join(lines)

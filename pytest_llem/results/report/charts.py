@@ -22,7 +22,6 @@ PALETTE: list[JsonValue] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9
 """Okabe and Ito's colours, which people with colour-vision deficiency can tell apart."""
 MAX_AXES = 8
 """Swept settings with a chart of their own. Chosen: few sweeps have more, and each chart adds a row per experiment."""
-FIGURE_FORMATS = ("svg", "png", "pdf")
 FIGURE_WIDTH = 640
 """Pixels. Chosen: the text width of a page in print, at 96 pixels an inch."""
 EXPERIMENTS_PER_FIGURE = 40
@@ -238,13 +237,7 @@ def power_spec() -> Spec:
     }
 
 
-def write_figures(
-    paths: Sequence[Path],
-    directory: Path,
-    formats: Sequence[str] = FIGURE_FORMATS,
-    *,
-    progress: ShowProgress = silent,
-) -> list[Path]:
+def write_figures(paths: Sequence[Path], directory: Path, *, progress: ShowProgress = silent) -> list[Path]:
     """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
 
     Charts with a line per experiment show the first 40.
@@ -258,16 +251,13 @@ def write_figures(
         "png": lambda spec: vl_convert.vegalite_to_png(spec, scale=3),
         "pdf": vl_convert.vegalite_to_pdf,
     }
-    unknown = [name for name in formats if name not in makers]
-    if unknown:
-        raise SettingsError(f"unknown figure format {unknown[0]!r}", fix=f"use one of: {', '.join(FIGURE_FORMATS)}")
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for chart in progress(charts(gather_content(paths, progress=progress)), "drawing"):
         spec = json.dumps(figure_spec(chart))
-        for name in formats:
-            file = directory / f"{slug(chart.title.lower())}.{name}"
-            made = makers[name](spec)
+        for suffix, draw in makers.items():
+            file = directory / f"{slug(chart.title.lower())}.{suffix}"
+            made = draw(spec)
             file.write_bytes(made.encode() if isinstance(made, str) else made)
             written.append(file)
     return written

@@ -168,14 +168,8 @@ def _experiments(content: Content) -> str:
 
 
 def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:
-    texts = {
-        "experiment": row.experiment,
-        "run": row.run,
-        "study": row.study,
-        "model": row.model,
-        "engine": row.engine,
-        "valid": f"{row.valid}/{row.total}",
-    }
+    texts: dict[str, str] = {name: getattr(row, name) for name in ("experiment", "run", "study", "model", "engine")}
+    texts["valid"] = f"{row.valid}/{row.total}"
     done = "good" if row.valid == row.total else "bad"
     cells = [f'<th scope="row" data-v="{escape(row.experiment)}">{escape(row.experiment)}</th>']
     for name in names[1:]:
@@ -237,9 +231,8 @@ def _gates(content: Content) -> str:
     body = [[cells[1], *name, cells[0], *cells[2:]] for name, row in judged for cells in (row.cells(),)]
     counts = Counter(row.status for _, row in judged)
     totals = ", ".join(f"{counts[status]} {word}" for status, word in VERDICT_WORDS.items() if status in counts)
-    why = [
-        f"<li>{escape(' '.join([*name, row.metric]))}: {escape(row.reason)}</li>" for name, row in judged if row.reason
-    ]
+    explained = [(" ".join([*name, row.metric]), row.reason) for name, row in judged if row.reason]
+    why = [f"<li>{escape(gated)}: {escape(reason)}</li>" for gated, reason in explained]
     return (
         f"<p>{totals}.</p>{_table(head, body, 'Verdicts on budgets and against the baseline')}"
         f"<details><summary>Why</summary><ul>{''.join(why)}</ul></details>"
@@ -256,10 +249,9 @@ def _validity(content: Content) -> str:
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for result in content.results:
         name = f"{result.study}[{result.experiment.id}]"
-        for reason in result.validity.reasons:
-            grouped.setdefault((name, f"invalid: {reason.code}", reason.message), []).append(f"c{result.cycle}")
-        for warning in result.warnings:
-            grouped.setdefault((name, f"warning: {warning.code}", warning.message), []).append(f"c{result.cycle}")
+        for kind, notes in (("invalid", result.validity.reasons), ("warning", result.warnings)):
+            for note in notes:
+                grouped.setdefault((name, f"{kind}: {note.code}", note.message), []).append(f"c{result.cycle}")
     rows += [[f"{name} {', '.join(cycles)}", code, text] for (name, code, text), cycles in grouped.items()]
     if not rows:
         return "<p>Every cycle is valid, without warnings.</p>"
@@ -330,11 +322,8 @@ def _environments(environments: Mapping[str, Mapping[str, JsonValue]]) -> str:
 
 
 def _uncertainty(group: Sequence[Result]) -> str:
-    shares = [
-        result.energy.uncertainty_j / result.energy.energy_j
-        for result in group
-        if result.energy.uncertainty_j is not None and result.energy.energy_j
-    ]
+    energies = [result.energy for result in group]
+    shares = [e.uncertainty_j / e.energy_j for e in energies if e.uncertainty_j is not None and e.energy_j]
     return f"{median(shares):.2%}" if shares else "–"
 
 

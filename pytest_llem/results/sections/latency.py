@@ -26,12 +26,8 @@ def distribution(values: Sequence[float]) -> Distribution | None:
     if not values:
         return None
     ordered = sorted(values)
-    return Distribution(
-        mean=sum(ordered) / len(ordered),
-        p50=percentile(ordered, 0.50),
-        p90=percentile(ordered, 0.90),
-        p99=percentile(ordered, 0.99),
-    )
+    p50, p90, p99 = (percentile(ordered, share) for share in (0.50, 0.90, 0.99))
+    return Distribution(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99)
 
 
 def latency(requests: Sequence[RequestRecord]) -> Latency:
@@ -41,16 +37,11 @@ def latency(requests: Sequence[RequestRecord]) -> Latency:
     makes itl `None`: a distribution over the others would be biased. An answer ends with its last token.
     """
     answered = [request for request in requests if request.output_tokens]
-    firsts = [first_token_ns(request) for request in answered]
-    timed = [(request, first) for request, first in zip(answered, firsts, strict=True) if first is not None]
+    timed = [(request, first) for request in answered if (first := first_token_ns(request)) is not None]
     complete = len(timed) == len(answered)
     all_timed = all(request.token_times_ns is not None for request in requests)
     ttft = [(first - request.start_ns) / 1e9 for request, first in timed]
-    tpot = [
-        (last_token_ns(request) - first) / (request.output_tokens - 1) / 1e9
-        for request, first in timed
-        if request.output_tokens > 1
-    ]
+    tpot = [(last_token_ns(r) - first) / (r.output_tokens - 1) / 1e9 for r, first in timed if r.output_tokens > 1]
     itl = [(later - earlier) / 1e9 for r in answered for earlier, later in pairwise(r.token_times_ns or ())]
     return Latency(
         ttft_s=distribution(ttft) if complete else None,

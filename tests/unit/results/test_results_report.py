@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_llem.errors import EngineError, SettingsError
+from pytest_llem.errors import EngineError
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
@@ -160,8 +160,8 @@ def test_the_page_says_what_failed_and_how_it_was_measured(out: Path, tmp_path: 
 
 def test_figures_are_vector_and_bitmap(out: Path, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="figures need the extra `report`")
-    files = write_figures([out / "now"], tmp_path / "figures", ("svg",))
-    assert {file.suffix for file in files} == {".svg"}
-    assert all(file.read_text().lstrip().startswith("<svg") for file in files)
-    with pytest.raises(SettingsError, match="unknown figure format"):
-        write_figures([out / "now"], tmp_path / "figures", ("gif",))
+    files = write_figures([out / "now"], tmp_path / "figures")
+    assert {file.suffix for file in files} == {".svg", ".png", ".pdf"}
+    assert all(file.read_text().lstrip().startswith("<svg") for file in files if file.suffix == ".svg")
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files if file.suffix == ".pdf")
