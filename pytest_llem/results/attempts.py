@@ -44,30 +44,9 @@ def get_or_measure(
     other exception as well and then passed on. An invalid attempt is repeated up to `retries` times. `reuse` is called
     before anything is measured: a result that it returns is copied to this run with its `source_run`.
     """
-    return store.outcome(key) or _under_lock(store, key, measure, retries, reuse)
-
-
-def abandon(store: RunStore, key: CycleKey, error: WorkerCrashedError) -> Outcome:
-    """Record that the process which was to measure a cycle is gone, unless the cycle has ended otherwise.
-
-    Raises `StoreError` when another process is measuring it.
-    """
-    directory = store.directory(key)
-    try:
-        with store.lock(key).acquire(timeout=HANDOVER_S):
-            state = read_state(directory)
-            if state is None or state.state == "running" or _unexplained(directory, state):
-                state = _failed(state or begin(key, None), error)
-                write_state(directory, state)
-                JobDir(directory).write_error(error, origin="controller")
-            return store.outcome_of(key, state)
-    except Timeout:
-        raise StoreError(f"{key}: another process has it in hand") from None
-
-
-def _under_lock(
-    store: RunStore, key: CycleKey, measure: Measure, retries: int, reuse: Callable[[], Reuse] | None
-) -> Outcome:
+    outcome = store.outcome(key)
+    if outcome is not None:
+        return outcome
     directory = store.directory(key)
     with store.lock(key):
         state = read_state(directory)
@@ -89,6 +68,24 @@ def _under_lock(
             set_attempt_aside(directory, state.attempt)
             state = _attempt(store, key, again, measure, retries)
         return store.outcome_of(key, state)
+
+
+def abandon(store: RunStore, key: CycleKey, error: WorkerCrashedError) -> Outcome:
+    """Record that the process which was to measure a cycle is gone, unless the cycle has ended otherwise.
+
+    Raises `StoreError` when another process is measuring it.
+    """
+    directory = store.directory(key)
+    try:
+        with store.lock(key).acquire(timeout=HANDOVER_S):
+            state = read_state(directory)
+            if state is None or state.state == "running" or _unexplained(directory, state):
+                state = _failed(state or begin(key, None), error)
+                write_state(directory, state)
+                JobDir(directory).write_error(error, origin="controller")
+            return store.outcome_of(key, state)
+    except Timeout:
+        raise StoreError(f"{key}: another process has it in hand") from None
 
 
 def _attempt(store: RunStore, key: CycleKey, state: CycleState, measure: Measure, retries: int) -> CycleState:

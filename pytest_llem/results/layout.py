@@ -41,11 +41,6 @@ def experiment_directory(experiment_id: str, config_hash: str) -> str:
     return f"{slug(experiment_id)}-{config_hash[:HASH_LENGTH]}"
 
 
-def attempt_directory(cycle_directory: Path, attempt: int) -> Path:
-    """The directory of a superseded attempt."""
-    return cycle_directory / f"attempt-{attempt}"
-
-
 def cycle_directories(run_dir: Path) -> Iterator[Path]:
     """The directory of each cycle that was started, sorted by name and cycle."""
     directories = [path.parent for path in run_dir.glob(f"*/*/c*/{STATE}")]

@@ -31,14 +31,6 @@ def is_energy(name: str) -> bool:
     return name.endswith("_w") or name.startswith(("energy", "joules", "wh_per")) or name == "tokens_per_joule"
 
 
-def _latency(section: str, statistic: str) -> Getter:
-    def get(result: Result) -> float | None:
-        distribution: Distribution | None = getattr(result.latency, section)
-        return None if distribution is None else float(getattr(distribution, statistic))
-
-    return get
-
-
 def _peak_memory(result: Result) -> float | None:
     peaks = [device.peak_allocated_bytes for device in result.memory.devices]
     return None if not peaks or None in peaks else float(sum(peak or 0 for peak in peaks))
@@ -64,8 +56,14 @@ _GETTERS: dict[str, Getter] = {
 
 
 def _getter(name: str) -> Getter:
-    short, _, statistic = name.removesuffix("_s").partition("_")
-    return _GETTERS.get(name) or _latency(f"{short}_s", statistic)
+    """A metric's own getter, else that of a statistic of a latency: `ttft_p50_s`."""
+    section, _, statistic = name.removesuffix("_s").partition("_")
+
+    def latency(result: Result) -> float | None:
+        distribution: Distribution | None = getattr(result.latency, f"{section}_s")
+        return None if distribution is None else float(getattr(distribution, statistic))
+
+    return _GETTERS.get(name, latency)
 
 
 METRICS = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}

@@ -18,7 +18,7 @@ from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedEr
 from pytest_llem.job.files import log_tail, read_json, write_text
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.environment import gather
-from pytest_llem.results.layout import MANIFEST, STATE, CycleKey, attempt_directory
+from pytest_llem.results.layout import MANIFEST, STATE, CycleKey
 from pytest_llem.results.manifest import Manifest, StudyPlan, read_manifest, write_manifest
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.schema import Result
@@ -62,9 +62,7 @@ class RunStore:
                 f"{problem.filename or run_dir}: {problem.strerror}", fix="choose a writable directory with --llem-out"
             ) from None
         facts = gather() if environment is None else environment
-        write_manifest(
-            run_dir, Manifest(run_id=run_id, started_at=now(), environment=dict(facts), studies=tuple(studies))
-        )
+        write_manifest(run_dir, Manifest(run_id, now(), dict(facts), tuple(studies)))
         return cls(run_dir, run_id, facts)
 
     @classmethod
@@ -115,16 +113,11 @@ class RunStore:
     def write_reused(self, key: CycleKey, result: Result) -> str:
         """Write an earlier run's result as this cycle's, and return the id of the run that measured it."""
         source = result.source_run or result.run_id
-        reused = result.model_copy(
-            update={
-                "run_id": self.run_id,
-                "source_run": source,
-                "experiment": replace(result.experiment, id=key.experiment_id),
-            }
-        )
+        experiment = replace(result.experiment, id=key.experiment_id)
         job_dir = JobDir(self.directory(key))
         job_dir.path.mkdir(parents=True, exist_ok=True)
-        write_result(job_dir, reused)
+        update = {"run_id": self.run_id, "source_run": source, "experiment": experiment}
+        write_result(job_dir, result.model_copy(update=update))
         return source
 
 
@@ -144,7 +137,7 @@ def read_error(job_dir: JobDir) -> LlemError:
 
 def set_attempt_aside(directory: Path, attempt: int) -> None:
     """Move a superseded attempt's files to `attempt-N`, so that the next one starts in an empty directory."""
-    aside = attempt_directory(directory, attempt)
+    aside = directory / f"attempt-{attempt}"
     aside.mkdir()
     for path in list(directory.iterdir()):
         if path.name != STATE and not path.name.startswith("attempt-"):

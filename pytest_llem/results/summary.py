@@ -19,7 +19,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import Result
-from pytest_llem.results.sections.latency import percentile
+from pytest_llem.results.sections.performance import percentile
 from pytest_llem.results.state import Outcome
 
 SUMMARY_VERSION = 1
@@ -132,15 +132,6 @@ def _summary(
     )
 
 
-def summary_json(rows: Sequence[ExperimentSummary]) -> dict[str, JsonValue]:
-    """The content of `summary.json`."""
-    return {
-        "schema_version": SUMMARY_VERSION,
-        "units": {name: metric.unit for name, metric in METRICS.items()},
-        "experiments": [encode(row) for row in rows],
-    }
-
-
 def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured."""
     stream = io.StringIO()
@@ -152,16 +143,18 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         ]
     )
     for row in rows:
-        identity: list[object] = [getattr(row, name) for name in IDENTITY]
-        numbers: list[object] = []
+        cells: list[object] = [getattr(row, name) for name in IDENTITY]
         for name in METRICS:
             summary = row.metrics.get(name)
-            numbers += [summary.median, summary.half_iqr] if summary else [None, None]
-        writer.writerow(["" if cell is None else cell for cell in identity + numbers])
+            cells += [summary.median, summary.half_iqr] if summary else [None, None]
+        writer.writerow(cells)
     return stream.getvalue()
 
 
 def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary]) -> None:
     """Write `summary.json` and `summary.csv` into a run's directory."""
-    write_json(run_dir / "summary.json", summary_json(rows))
+    units: JsonValue = {name: metric.unit for name, metric in METRICS.items()}
+    experiments: JsonValue = [encode(row) for row in rows]
+    content: JsonValue = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
+    write_json(run_dir / "summary.json", content)
     write_text(run_dir / "summary.csv", summary_csv(rows))

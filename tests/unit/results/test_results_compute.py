@@ -13,7 +13,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Compute
-from pytest_llem.results.sections.compute import derive_compute, peak_flops_per_s
+from pytest_llem.results.sections.performance import derive_compute, peak_flops_per_s
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench
