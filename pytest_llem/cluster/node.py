@@ -33,12 +33,10 @@ from pytest_llem.job.report import Note, RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode
 from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.devices import Demand, gpu_uuids, visible_gpus
-from pytest_llem.machine.environment import gather
-from pytest_llem.machine.hold import HeldDevices
-from pytest_llem.machine.inputs import input_facts
+from pytest_llem.machine.environment import gather, input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners import open_runner
-from pytest_llem.runners.measure_here import CycleRequest, measure_here
+from pytest_llem.runners.measure_here import CycleRequest, HeldDevices, measure_here
 from pytest_llem.runners.protocol import Runner, RunnerSettings
 from pytest_llem.worker import lifeline
 
@@ -58,7 +56,6 @@ class NodeFacts:
     id: str
     hostname: str
     address: str
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | NodeResult]:
 def node_facts() -> NodeFacts:
     """The node of this process."""
     node_id = ray.get_runtime_context().get_node_id()
-    return NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()), os.getpid())
+    return NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()))
 
 
 def _measured(data: JsonValue) -> NodeResult:

@@ -61,6 +61,11 @@ class Loss:
     node: NodeFacts | None
     error: LlemError
 
+    @property
+    def hostname(self) -> str:
+        """The node's name, for messages."""
+        return self.node.hostname if self.node else "an unknown node"
+
     def facts(self) -> dict[str, JsonValue]:
         """For the result's `runner.facts`."""
         where = {"id": self.node.id, "hostname": self.node.hostname} if self.node else {"id": None, "hostname": None}
@@ -288,10 +293,10 @@ class RayRunner(Runner):
     def _report(self, report: RunReport, node: NodeFacts, losses: Sequence[Loss], lacking: Sequence[Loss]) -> RunReport:
         notes = report.notes
         for loss in lacking:
-            first = loss.node.hostname if loss.node else "an unknown node"
-            notes = (*notes, Note("node_lacking", f"tried again elsewhere after {first}: {loss.error.message}"))
+            text = f"tried again elsewhere after {loss.hostname}: {loss.error.message}"
+            notes = (*notes, Note("node_lacking", text))
         if losses:
-            names = ", ".join(loss.node.hostname if loss.node else "an unknown node" for loss in losses)
+            names = ", ".join(loss.hostname for loss in losses)
             notes = (*notes, Note("node_lost", f"lost before, and tried again elsewhere: {names}"))
         facts: dict[str, JsonValue] = {
             "ray": ray.__version__,

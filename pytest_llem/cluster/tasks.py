@@ -39,8 +39,7 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.devices import gpu_uuids
-from pytest_llem.machine.environment import gather
-from pytest_llem.machine.inputs import input_facts
+from pytest_llem.machine.environment import gather, input_facts
 from pytest_llem.runners.protocol import PreflightReport, ReuseTarget
 from pytest_llem.runners.settings_check import check_here
 from pytest_llem.study.runner_settings import RaySettings

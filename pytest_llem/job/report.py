@@ -40,8 +40,8 @@ class RunnerSpec:
 class RunReport:
     """How a cycle was run, for the result's `runner` section. `start_method` of `None` is taken from the worker.
 
-    `environment` (`machine.environment.gather`) and `inputs` (`machine.inputs.input_facts`) describe the machine that
-    ran it, if it was another one.
+    `environment` and `inputs` (`machine.environment.gather` and `input_facts`) describe the machine that ran it, if it
+    was another one.
     """
 
     name: RunnerName

@@ -1,6 +1,7 @@
-"""Gathers facts about the machine and its software, and selects those that make energies comparable.
+"""Gathers facts about the machine, its software and an experiment's files, and selects those that must be equal.
 
-Gathered once per run, by the session and by each node of a cluster. The names of facts stand in results.
+The session and each node of a cluster gather them once per run; results and reuse compare them. The names of facts
+stand in results.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import cast
@@ -21,8 +23,12 @@ import psutil
 import pynvml
 
 from pytest_llem import __version__
-from pytest_llem.engines import engine_info, engines
+from pytest_llem.engines import engine_info, engines, model_files, starts_server
+from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.workload.build import SYNTHETIC, resolve_alias
+from pytest_llem.workload.hub import hub_cache
 
 PACKAGES = (
     "accelerate",
@@ -39,6 +45,11 @@ PACKAGES = (
 
 GPU_IDENTITY = ("uuid", "driver", "power_limit_w", "ecc", "mig")
 CLOCK_NAMES = {"graphics": pynvml.NVML_CLOCK_GRAPHICS, "memory": pynvml.NVML_CLOCK_MEM}
+
+DIGITS = 16
+"""Chosen: 64 bits, which no number of runs brings to a collision."""
+READ_WHOLE_BYTES = 4 << 20
+"""Larger files, weights above all, are known by their size and the time of their last change."""
 
 
 def gather() -> dict[str, JsonValue]:
@@ -74,7 +85,7 @@ def identity(
     """What must be equal for two energies to come from the same place: flat facts by name.
 
     `image` is the container image's digest where it is known, else its name; `meter` is the meter that was asked
-    for; `inputs` is what is known of local files and of the hub's cache (`inputs.input_facts`). From the environment:
+    for; `inputs` is what is known of local files and of the hub's cache (`input_facts`). From the environment:
     the CPU's model, count and governor, each GPU's UUID, driver, power limit, ECC and MIG mode, and the versions of the
     engine's packages when it runs in that machine's Python (`local`, and `ray` without an image).
     """
@@ -92,9 +103,9 @@ def identity(
     }
     if isinstance(cpu, Mapping):
         facts.update({f"cpu_{fact}": cpu.get(fact) for fact in ("model", "logical_cores", "governor")})
-    for place, gpu in enumerate(gpus if isinstance(gpus, (list, tuple)) else ()):
+    for position, gpu in enumerate(gpus if isinstance(gpus, (list, tuple)) else ()):
         if isinstance(gpu, Mapping):
-            facts.update({f"gpu{place}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
+            facts.update({f"gpu{position}_{fact}": gpu.get(fact) for fact in GPU_IDENTITY})
     if (runner == "local" or (runner == "ray" and image is None)) and isinstance(packages, Mapping):
         facts.update({f"package_{name}": packages.get(name) for name in engine_info(engine).packages})
     return facts
@@ -213,3 +224,76 @@ def _ask(question: Callable[..., object], *arguments: object) -> JsonValue:
     except pynvml.NVMLError:
         return None
     return answer.decode() if isinstance(answer, bytes) else cast("JsonValue", answer)
+
+
+def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
+    """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
+    content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for.
+
+    `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
+    served models, and for what the cache does not hold.
+    """
+    facts: dict[str, JsonValue] = {}
+    for kind, hub_kind, name, revision in _named(config):
+        path = Path(name).expanduser()
+        if path.exists():
+            facts[f"{kind}_files"] = content_digest(path)
+            if kind == "lora":
+                # No engine states it as it does the model's, and a gate compares across checkouts of large files.
+                facts["lora_fingerprint"] = model_files.fingerprint(path)
+        elif (commit := _cached_commit(hub_kind, name, revision)) is not None:
+            facts[f"{kind}_commit"] = commit
+    return facts
+
+
+def content_digest(path: Path) -> str:
+    """Sixteen hex digits over a file, or over a directory's files with their relative names, hidden ones left out.
+
+    Moving or copying a small file does not change it; large ones count by size and modification time.
+    """
+    digest = hashlib.sha256()
+    for name, file in _files(path):
+        try:
+            facts = file.stat()
+            content = _file_digest(str(file), facts.st_size, facts.st_mtime_ns)
+        except OSError as problem:
+            content = f"unreadable: {problem.strerror}"
+        digest.update(f"{name}\n{content}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _named(config: ExperimentConfig) -> Iterator[tuple[str, str, str, str | None]]:
+    """What a configuration names, as kind, kind on the hub, name and revision."""
+    served_elsewhere = engine_info(config.engine).serves_over_http and not starts_server(config)
+    if not served_elsewhere and not is_builtin(config.model):
+        yield "model", "models", config.model, config.revision
+    if config.lora:
+        yield "lora", "models", config.lora, None
+    workload = resolve_alias(config.workload)
+    if workload.dataset != SYNTHETIC:
+        yield "dataset", "datasets", workload.dataset, workload.revision
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+        return
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if not file.is_dir() and not any(part.startswith((".", "__pycache__")) for part in name.parts):
+            yield name.as_posix(), file
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: str, size: int, changed_ns: int) -> str:
+    if size > READ_WHOLE_BYTES:
+        return f"{size} {changed_ns}"
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _cached_commit(kind: str, name: str, revision: str | None) -> str | None:
+    ref = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "refs" / (revision or "main")
+    try:
+        return ref.read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,12 +82,12 @@ class Lease:
         devices: DeviceSet,
         descriptors: Mapping[str, int],
         request: LeaseRequest,
-        previous: Mapping[str, LeaseFacts] | None = None,
+        previous: Mapping[str, LeaseFacts],
     ) -> None:
         self.devices = devices
         self.names = tuple(descriptors)
         self.descriptors = tuple(descriptors.values())
-        self.previous = {name: facts for name, facts in (previous or {}).items() if name in descriptors}
+        self.previous = {name: facts for name, facts in previous.items() if name in descriptors}
         self._request = request
         self.occupied_by(pid=os.getpid())
 
@@ -138,7 +138,7 @@ def take_lease(
     demand = Demand.exactly(wanted) if isinstance(wanted, DeviceSet) else wanted
     request = request or LeaseRequest()
     if leases_are_off():
-        return Lease(demand.first(), {}, request)
+        return Lease(demand.first(), {}, request, {})
     names = _in_order_of_choice(demand, request)
     with Waiting(names, demand.count, request.run, request.queue_position) as waiting:
         lease = _wait(waiting, demand, request, time.monotonic() + timeout_s, on_wait)
@@ -186,16 +186,16 @@ def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: flo
     last_reason: str | None = None
     ended = False
     while True:
-        look = _look(waiting, demand, request)
-        if look.lease is not None:
-            return look.lease
+        lease, busy, ahead = _look(waiting, demand, request)
+        if lease is not None:
+            return lease
         waiting.alive()
-        names, count, busy = waiting.ticket.candidates, demand.count, look.busy
+        names, count = waiting.ticket.candidates, demand.count
         gone = [name for name, facts in busy.items() if end_orphaned_worker(facts, lease_file(name)) is not None]
-        reason = _reason(busy, look.ahead)
+        reason = _reason(busy, ahead)
         if gone and not ended:
             ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
-        elif not gone and (busy or look.ahead) and reason != last_reason and on_wait is not None:
+        elif not gone and (busy or ahead) and reason != last_reason and on_wait is not None:
             on_wait(f"waiting for {_wanted(names, count)}: {reason}")
             last_reason = reason
         if time.monotonic() >= deadline:
@@ -207,17 +207,13 @@ def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: flo
         time.sleep(POLL_S)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What a process found when it looked for devices: a lease, or who has them and how many are before it in line."""
+def _look(
+    waiting: Waiting, demand: Demand, request: LeaseRequest
+) -> tuple[Lease | None, Mapping[str, LeaseFacts], int]:
+    """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks.
 
-    lease: Lease | None
-    busy: Mapping[str, LeaseFacts]
-    ahead: int
-
-
-def _look(waiting: Waiting, demand: Demand, request: LeaseRequest) -> _Look:
-    """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks."""
+    Returns the lease or `None`, who uses the devices, and how many are before this process in line.
+    """
     ticket = waiting.ticket
     with deciding():
         free = _lock_free(ticket.candidates)
@@ -231,7 +227,7 @@ def _look(waiting: Waiting, demand: Demand, request: LeaseRequest) -> _Look:
                 lease = Lease(demand.of(mine), {name: free[name] for name in sorted(mine)}, request, previous)
                 free = {name: descriptor for name, descriptor in free.items() if name not in mine}
             busy = {name: facts for name, facts in previous.items() if name not in free and name not in mine}
-            return _Look(lease, busy, turns([*others, ticket]).index(ticket))
+            return lease, busy, turns([*others, ticket]).index(ticket)
         finally:
             _close(free)
 
@@ -288,18 +284,17 @@ class ConcurrentRuns:
         return workers + len(self._others | self._seen())
 
     def _seen(self) -> set[tuple[str | None, int]]:
+        """The other users of devices, by run and process."""
+        others: set[tuple[str | None, int]] = set()
         if leases_are_off():
-            return set()
+            return others
         with deciding():
-            return set(self._others_in(lease_dir()))
-
-    def _others_in(self, directory: Path) -> Iterator[tuple[str | None, int]]:
-        for path in directory.glob("*.lock"):
-            facts = LeaseFacts.read(path)
-            run, owner = facts.run, facts.owner
-            mine = owner == os.getpid() if run is None else run == self._run_id
-            if owner is not None and not mine and _used_since(path, self._since_ns):
-                yield run, owner
+            for path in lease_dir().glob("*.lock"):
+                facts = LeaseFacts.read(path)
+                mine = facts.owner == os.getpid() if facts.run is None else facts.run == self._run_id
+                if facts.owner is not None and not mine and _used_since(path, self._since_ns):
+                    others.add((facts.run, facts.owner))
+        return others
 
 
 def _used_since(path: Path, since_ns: int) -> bool:

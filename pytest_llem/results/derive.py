@@ -21,8 +21,7 @@ from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome, Window
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
-from pytest_llem.machine.environment import fingerprint, identity
-from pytest_llem.machine.inputs import input_facts
+from pytest_llem.machine.environment import fingerprint, identity, input_facts
 from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.schema import (
     RESULT_VERSION,

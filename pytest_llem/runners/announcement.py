@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import read_json, write_json
@@ -40,9 +39,7 @@ class Announcement:
         self.say(None)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._path.unlink(missing_ok=True)
 
     def say(self, waiting: str | None) -> None:

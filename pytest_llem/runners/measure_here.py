@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_llem.energy.idle_power import reference_from
-from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.errors import JsonValue, LlemError, NotReleasedError, from_dict
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir
 from pytest_llem.job.measurement import read_measurement
@@ -24,9 +25,12 @@ from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.hold import HeldDevices
-from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest
+from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest, OnWait, RemoveContainers, take_lease
+from pytest_llem.machine.occupancy import released, require_free
 from pytest_llem.runners.protocol import Runner
+
+LEASE_TIMEOUT_S = 24 * 3600.0
+"""Chosen: a day is longer than any other run should hold a device, and ends a wait that nobody looks at."""
 
 IDLE_POWER_DIRECTORY = ".idle-power"
 
@@ -67,15 +71,7 @@ def measure_here(
     job_dir.path.mkdir(parents=True, exist_ok=True)
     where = f"{runner.spec.name}:{runner.spec.image or runner.spec.address or ''}"
     try:
-        with held.hold_devices(
-            runner,
-            request.demand,
-            request.lease,
-            request.job_on,
-            job_dir,
-            residual_bytes=request.residual_bytes,
-            on_wait=say,
-        ) as (hold, job):
+        with held.hold_devices(runner, request, job_dir, say) as (hold, job):
             concurrent_runs = ConcurrentRuns(request.lease.run)
             say("cooling down")
             cooled = cool_down(request.cooldown, job.devices, request.run_dir, loaded=runner.loaded)
@@ -93,6 +89,134 @@ def measure_here(
     notes = tuple(note for note in (note, cooled.note) if note is not None)
     facts: dict[str, JsonValue] = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
     return job, replace(report, notes=(*report.notes, *notes), facts=facts)
+
+
+class DeviceHold:
+    """Devices from taking them to giving them back: for one cycle, or for as long as an engine is kept loaded.
+
+    Takes a lease of what `demand` asks for, and checks that at most `request.residual_bytes` are in use on each GPU.
+    Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
+    """
+
+    def __init__(
+        self, demand: Demand, request: CycleRequest, on_wait: OnWait, remove_containers: RemoveContainers | None
+    ) -> None:
+        self.lease = take_lease(
+            demand,
+            timeout_s=LEASE_TIMEOUT_S,
+            on_wait=on_wait,
+            request=request.lease,
+            remove_containers=remove_containers,
+        )
+        self.devices = self.lease.devices
+        uuids = self.devices.uuids
+        left_by = {name: facts.not_released for name, facts in self.lease.previous.items() if facts.not_released}
+        try:
+            self._before = require_free(uuids, request.residual_bytes, left_by) if uuids else ()
+        except BaseException:
+            if left_by:
+                self.lease.occupied_by(pid=os.getpid(), not_released=next(iter(left_by.values())))
+            self.lease.release()
+            raise
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """For the result's `runner.facts`: the leased devices, or `none`, and the memory found in use on them."""
+        used: dict[str, JsonValue] = {gpu.uuid: gpu.used_bytes for gpu in self._before}
+        return {"lease": list(self.lease.names) or "none", **({"residual_memory_bytes": used} if used else {})}
+
+    def end(self, title: str) -> NotReleasedError | None:
+        """Give the devices back; the error when `title` left something on them, which the next holder is told too."""
+        try:
+            problem = released(self._before, title) if self._before else None
+            if problem is not None:
+                self.lease.occupied_by(pid=os.getpid(), not_released=title)
+        finally:
+            self.lease.release()
+        return problem
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A hold that outlives its cycle, because the runner keeps something loaded on the devices."""
+
+    runner: Runner
+    hold: DeviceHold
+    title: str
+
+
+class HeldDevices:
+    """The devices of one pytest process: at most one hold at a time, for a cycle or for a loaded engine's life.
+
+    `remove_containers` is called where a dead pytest left a container on a device.
+    """
+
+    def __init__(self, remove_containers: RemoveContainers | None = None) -> None:
+        self._remove_containers = remove_containers
+        self._kept: Kept | None = None
+        self._last: tuple[str, ...] = ()
+
+    @contextmanager
+    def hold_devices(
+        self, runner: Runner, request: CycleRequest, job_dir: JobDir, on_wait: OnWait
+    ) -> Iterator[tuple[DeviceHold, Job]]:
+        """The devices for the cycle that the body runs, and the cycle's job on them (`request.job_on`).
+
+        An engine that is loaded and can serve the cycle keeps its hold; otherwise it is unloaded first. Of several free
+        devices those of the last cycle come first: so the cycles of one device follow the study's order. Raises what
+        `DeviceHold` raises, and `NotReleasedError` when the devices are not free afterwards and the cycle has no error
+        of its own.
+        """
+        hold, job = self._served_by_kept(runner, request) or (None, None)
+        if hold is None or job is None:
+            self.release()
+            demand = replace(request.demand, preferred=self._last)
+            hold = DeviceHold(demand, request, on_wait, self._remove_containers)
+            self._last = hold.devices.uuids
+            try:
+                job = request.job_on(hold.devices)
+            except BaseException:
+                hold.lease.release()
+                raise
+        title = f"{job.study}/{job.experiment_id} cycle {job.cycle}"
+        self._kept = None
+        try:
+            yield hold, job
+        except BaseException:
+            # The run is being interrupted: the devices go back without a look at them.
+            try:
+                runner.unload()
+            finally:
+                hold.lease.release()
+            raise
+        if runner.loaded:
+            self._kept = Kept(runner, hold, f"the engine of {title}")
+            return
+        problem = hold.end(title)
+        if problem is not None and not job_dir.error.exists():
+            raise problem
+
+    def _served_by_kept(self, runner: Runner, request: CycleRequest) -> tuple[DeviceHold, Job] | None:
+        """The hold of the engine that is kept, if that can run this cycle, and the cycle's job on its devices."""
+        kept = self._kept
+        if kept is None or kept.runner is not runner or not request.demand.met_by(kept.hold.devices):
+            return None
+        job = request.job_on(kept.hold.devices)
+        return (kept.hold, job) if kept.runner.can_serve(job) else None
+
+    def release(self) -> None:
+        """Unload the engine that is kept, if any. Raises `NotReleasedError` when something of it stays behind."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        try:
+            kept.runner.unload()
+        except BaseException:
+            kept.hold.lease.release()
+            raise
+        problem = kept.hold.end(kept.title)
+        if problem is not None:
+            raise problem
 
 
 def error_of(job_dir: JobDir) -> LlemError | None:

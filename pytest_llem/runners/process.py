@@ -212,14 +212,10 @@ class WorkerStarter:
 
         Forked where cycles are, because importing the engine takes most of the time that a comparison does.
         """
-        if engine_info(engine).preload:
-            try:
-                server = self._server(engine)
-                if not server.busy:
-                    return server.fork({"check": arguments, "environment": {}}, log)
-            except (WorkerError, OSError) as error:
-                self._unsafe.setdefault(engine, str(error))
-        return SpawnedProcess((CHECK_MODULE, *arguments), log, {})
+        server = self._servers.get(engine)
+        busy = server is not None and server.busy
+        forked = None if busy else self._fork(engine, {"check": arguments, "environment": {}}, log)
+        return forked or SpawnedProcess((CHECK_MODULE, *arguments), log, {})
 
     def close(self) -> None:
         """End the fork servers."""
@@ -239,24 +235,28 @@ class WorkerStarter:
         environment = {**job.environment, **visible(job)}
         descriptors = (*((control.fileno(),) if control else ()), *(lease.descriptors if lease is not None else ()))
         engine = job.config.engine
-        notes: tuple[Note, ...] = ()
-        if engine_info(engine).preload:
-            try:
-                process = self._server(engine).fork({**request, "environment": environment}, log, descriptors)
-                return Started(process, "forkserver")
-            except (WorkerError, OSError) as error:
-                self._unsafe.setdefault(engine, str(error))
-                notes = (Note("start_method", f"started with spawn: {self._unsafe[engine]}"),)
+        forked = self._fork(engine, {**request, "environment": environment}, log, descriptors)
+        if forked is not None:
+            return Started(forked, "forkserver")
+        reason = self._unsafe.get(engine)
         command = ("pytest_llem.worker", "--start-method=spawn", *arguments)
+        notes = (Note("start_method", f"started with spawn: {reason}"),) if reason is not None else ()
         return Started(SpawnedProcess(command, log, environment, descriptors), "spawn", notes)
 
-    def _server(self, engine: str) -> ForkServer:
-        if engine in self._unsafe:
-            raise WorkerError(self._unsafe[engine])
-        server = self._servers.get(engine)
-        if server is None or not server.alive:
-            server = self._servers[engine] = ForkServer(engine, self._log_dir / f"forkserver-{engine}.log")
-        return server
+    def _fork(
+        self, engine: str, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()
+    ) -> ForkedProcess | None:
+        """A child of the engine's fork server; `None` where it has none, or has failed once (`_unsafe`)."""
+        if not engine_info(engine).preload or engine in self._unsafe:
+            return None
+        try:
+            server = self._servers.get(engine)
+            if server is None or not server.alive:
+                server = self._servers[engine] = ForkServer(engine, self._log_dir / f"forkserver-{engine}.log")
+            return server.fork(request, log, descriptors)
+        except (WorkerError, OSError) as error:
+            self._unsafe[engine] = str(error)
+            return None
 
 
 def visible(job: Job) -> dict[str, str]:

@@ -41,9 +41,7 @@ def parse_runner_value(value: str, source: RunnerSource = "command line") -> Run
     return RunnerSpec("local", source)
 
 
-def parse_runner_options(
-    values: Sequence[str], engines: Collection[str], source: RunnerSource = "command line"
-) -> dict[str | None, RunnerSpec]:
+def parse_runner_options(values: Sequence[str], engines: Collection[str]) -> dict[str | None, RunnerSpec]:
     """Values of a repeatable option: `SPEC` for every engine (key `None`) or `ENGINE=SPEC`; the last of a key wins.
 
     `SettingsError` for an engine that is not among `engines`.
@@ -54,12 +52,12 @@ def parse_runner_options(
         if equals and ":" not in engine:
             if engine.strip() not in engines:
                 raise SettingsError(
-                    f"unknown engine {engine.strip()!r} in runner {value!r} ({source})",
+                    f"unknown engine {engine.strip()!r} in runner {value!r} (command line)",
                     fix=f"use one of: {', '.join(engines)}",
                 )
-            specs[engine.strip()] = parse_runner_value(rest, source)
+            specs[engine.strip()] = parse_runner_value(rest)
         else:
-            specs[None] = parse_runner_value(value, source)
+            specs[None] = parse_runner_value(value)
     return specs
 
 

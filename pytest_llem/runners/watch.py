@@ -57,14 +57,11 @@ class WorkerWatch:
             if overdue:
                 code = end(process, HUNG_GRACE_S if self._deadlines.silent else KILL_GRACE_S)
                 self._read()
-                return code, self._timeout(overdue)
-
-    def _timeout(self, reason: str) -> LlemError:
-        return WorkerTimeoutError(
-            f"the worker was killed in phase {self.phase or 'start'!r}: {reason}",
-            fix="give it more time in the study's `execution` section, or make the workload smaller",
-            details={"phase": self.phase, "timeout_s": self._timeout_s},
-        )
+                return code, WorkerTimeoutError(
+                    f"the worker was killed in phase {self.phase or 'start'!r}: {overdue}",
+                    fix="give it more time in the study's `execution` section, or make the workload smaller",
+                    details={"phase": self.phase, "timeout_s": self._timeout_s},
+                )
 
     def _read(self) -> None:
         """Pass on the events that are new and whole."""

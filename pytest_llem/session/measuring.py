@@ -25,14 +25,12 @@ from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
-from pytest_llem.machine.environment import identity
-from pytest_llem.machine.hold import HeldDevices
-from pytest_llem.machine.inputs import input_facts
+from pytest_llem.machine.environment import identity, input_facts
 from pytest_llem.machine.leases import LeaseRequest
 from pytest_llem.runners import open_runner
 from pytest_llem.runners.announcement import Announcement
 from pytest_llem.runners.breaker import Breaker
-from pytest_llem.runners.measure_here import CycleRequest, error_of, measure_here
+from pytest_llem.runners.measure_here import CycleRequest, HeldDevices, error_of, measure_here
 from pytest_llem.runners.protocol import ParallelCycles, ReuseTarget, Runner, RunnerSettings
 from pytest_llem.runners.settings_check import require_accepted_settings
 from pytest_llem.servers.runner import ServingRunner, keeps_servers

@@ -29,7 +29,7 @@ measurement: {{min_duration_s: 0.05, idle: {{duration_s: 0}}, warmup: {{max_repe
 sweep: {{model: [{models}]}}
 execution: {{cycles: {cycles}, retries: 0, {execution}}}
 """
-IMPATIENT = "import pytest_llem.machine.hold as o\no.RELEASE_WAIT_S, o.RESIDUAL_WAIT_S = {release}, 0.2\n"
+IMPATIENT = "import pytest_llem.machine.occupancy as o\no.RELEASE_WAIT_S, o.RESIDUAL_WAIT_S = {release}, 0.2\n"
 
 
 @pytest.fixture(autouse=True)

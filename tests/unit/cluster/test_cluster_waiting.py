@@ -152,7 +152,7 @@ def test_what_a_node_lacks_is_looked_for_on_one_other_node(
         job_dir.path.mkdir()
         return runner.run(job(tmp_path), job_dir, lambda event: None)
 
-    nodes = [NodeFacts(node.id, node.hostname, "10.0.0.1", 1) for node in (PLAIN, LARGE)]
+    nodes = [NodeFacts(node.id, node.hostname, "10.0.0.1") for node in (PLAIN, LARGE)]
     error = ModelNotFoundError("no model m").to_dict()
     lacking = NodeResult(error=error) if beside else NodeResult({"error.json": json.dumps(error).encode()}, REPORT)
 

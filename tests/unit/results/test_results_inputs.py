@@ -12,8 +12,7 @@ import pytest
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import write_measurement
-from pytest_llem.machine.environment import identity
-from pytest_llem.machine.inputs import READ_WHOLE_BYTES, content_digest, input_facts
+from pytest_llem.machine.environment import READ_WHOLE_BYTES, content_digest, identity, input_facts
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.comparability import conditions
 from pytest_llem.results.derive import derive_result

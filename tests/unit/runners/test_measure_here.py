@@ -10,10 +10,9 @@ from pytest_llem.errors import LlemError
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.devices import Demand
-from pytest_llem.machine.hold import HeldDevices
 from pytest_llem.machine.lease_files import is_free
 from pytest_llem.machine.leases import Lease, LeaseRequest
-from pytest_llem.runners.measure_here import CycleRequest, error_of, measure_here
+from pytest_llem.runners.measure_here import CycleRequest, HeldDevices, error_of, measure_here
 from pytest_llem.runners.protocol import OnEvent, Runner
 from tests.unit.worker.scripted import make_job
 
