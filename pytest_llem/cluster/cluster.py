@@ -232,9 +232,10 @@ def _connected(address: str | None, runtime_env: Mapping[str, JsonValue]) -> Ray
                 # Ray itself would try for a quarter of an hour.
                 _require_answer(address)
                 ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
+    except (RuntimeError, ValueError, OSError) as problem:
+        first_line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise RunnerError(
-            f"no Ray cluster can be used at {address}: {_first_line(problem)}",
+            f"no Ray cluster can be used at {address}: {first_line}",
             fix="start one with `ray start --head` and the same versions of Ray and Python, name it with "
             "--llem-runner=ray:HOST:PORT or RAY_ADDRESS, or use --llem-runner=ray:local for one of this machine alone",
         ) from None
@@ -286,7 +287,3 @@ def _own_signal_handlers() -> Iterator[None]:
 def _node(facts: Mapping[str, Any]) -> Node:
     resources = {str(name): float(amount) for name, amount in facts["Resources"].items()}
     return Node(str(facts["NodeID"]), str(facts["NodeManagerHostname"]), resources)
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -87,18 +87,13 @@ class Order:
 
 
 def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | NodeResult]:
-    """The Ray task: tells at once where it runs, and in the end what came of it.
+    """The Ray task: reports at once where it runs, and at the end its result.
 
     A cancelled task gets a `KeyboardInterrupt`, with which the runner ends the measured process.
     """
-    yield node_facts()
-    yield _measured(order)
-
-
-def node_facts() -> NodeFacts:
-    """The node of this process."""
     node_id = ray.get_runtime_context().get_node_id()
-    return NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()))
+    yield NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()))
+    yield _measured(order)
 
 
 def _measured(data: JsonValue) -> NodeResult:

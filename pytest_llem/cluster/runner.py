@@ -177,7 +177,13 @@ class RayRunner(Runner):
             if result is not None:
                 break
             if len(losses) > self.settings.node_losses:
-                raise _lost(title, losses)
+                where = "; ".join(f"{loss.hostname}: {loss.error.message}" for loss in losses)
+                raise NodeLostError(
+                    f"{title}: lost with its node {len(losses)} times: {where}",
+                    fix="look at Ray's logs of these nodes (out of memory?); ray.node_losses sets how often a cycle is "
+                    "tried again",
+                    details={"losses": [loss.facts() for loss in losses]},
+                )
         assert node is not None, "what was delivered comes from a node"
         write_files(result.files, job_dir)
         if result.error is not None:
@@ -228,7 +234,7 @@ class RayRunner(Runner):
                 end_task(task)
                 return None, None
             first = self._next(task, title)
-            assert isinstance(first, NodeFacts), "a task states first where it runs"
+            assert isinstance(first, NodeFacts), "a task reports first where it runs"
             node = first
             self._progress.running(node.hostname)
             result = self._next(task, title)
@@ -254,25 +260,25 @@ class RayRunner(Runner):
         return node, result
 
     def _begins(self, task: Any, request: ResourceRequest, lost: Collection[str]) -> bool:
-        """Wait until a task tells something; `False` when no node is left for it: Ray would let it wait for ever."""
+        """Wait until a task reports; `False` when no node is left for it: Ray would let it wait for ever."""
         check = time.monotonic() + CHECK_S
-        while not self._tells(task):
+        while not self._reports(task):
             if time.monotonic() >= check:
                 if not self.cluster.can_run(request, lost):
                     return False
                 check = time.monotonic() + CHECK_S
         return True
 
-    def _tells(self, task: Any) -> bool:
-        """Whether a task tells something within a moment."""
+    def _reports(self, task: Any) -> bool:
+        """Whether a task reports something within `POLL_S`."""
         if self._ended.is_set():
             raise _interrupted()
         ready, _ = ray.wait([task], timeout=POLL_S)
         return bool(ready)
 
     def _next(self, task: Any, title: str) -> object:
-        """The next thing that a task tells, waited for as long as it takes."""
-        while not self._tells(task):
+        """The next thing that a task reports, waited for as long as it takes."""
+        while not self._reports(task):
             continue
         try:
             return ray.get(next(task))
@@ -315,12 +321,3 @@ def _options(request: ResourceRequest, title: str, avoided: Collection[str]) -> 
 
 def _interrupted() -> InterruptedCycleError:
     return InterruptedCycleError("cancelled: the run ended before the cycle was done")
-
-
-def _lost(title: str, losses: Sequence[Loss]) -> NodeLostError:
-    where = "; ".join(f"{loss.node.hostname if loss.node else 'unknown'}: {loss.error.message}" for loss in losses)
-    return NodeLostError(
-        f"{title}: lost with its node {len(losses)} times: {where}",
-        fix="look at Ray's logs of these nodes (out of memory?); ray.node_losses sets how often a cycle is tried again",
-        details={"losses": [loss.facts() for loss in losses]},
-    )

@@ -52,12 +52,8 @@ class Breaker:
         kind, value = self._shared
         if dependencies.get(kind) != value:
             return None
-        return from_dict(
-            {
-                **self._cause.to_dict(),
-                "message": f"not run: {self._cause.message} (the same in the {self._count} cycles before)",
-            }
-        )
+        message = f"not run: {self._cause.message} (the same in the {self._count} cycles before)"
+        return from_dict({**self._cause.to_dict(), "message": message})
 
     def record(self, error: LlemError | None, dependencies: Mapping[str, str | None]) -> None:
         """Take note of how a cycle that was tried ended."""

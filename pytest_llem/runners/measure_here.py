@@ -126,7 +126,7 @@ class DeviceHold:
         return {"lease": list(self.lease.names) or "none", **({"residual_memory_bytes": used} if used else {})}
 
     def end(self, title: str) -> NotReleasedError | None:
-        """Give the devices back; the error when `title` left something on them, which the next holder is told too."""
+        """Give the devices back; the error when `title` left something on them, which the next holder reads as well."""
         try:
             problem = released(self._before, title) if self._before else None
             if problem is not None:

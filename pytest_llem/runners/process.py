@@ -144,13 +144,10 @@ class ForkedProcess:
             readable, _, _ = select.select([self._channel], [], [], timeout_s)
             if readable:
                 answer, _ = receive(self._channel)
-                self._code = os.waitstatus_to_exitcode(answer["status"]) if answer else self._orphaned()
+                if answer is None:  # the server died, and its child may live on
+                    kill_group(self.pid)
+                self._code = os.waitstatus_to_exitcode(answer["status"]) if answer else -signal.SIGKILL
         return self._code
-
-    def _orphaned(self) -> int:
-        # The server died, and its child may live on.
-        kill_group(self.pid)
-        return -signal.SIGKILL
 
 
 def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:

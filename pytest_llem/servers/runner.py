@@ -37,7 +37,7 @@ ASIDE = "measurement.server_died.json"
 class ServingRunner(Runner):
     """Runs each cycle by another runner, beside a server that outlives the cycle.
 
-    As long as `loaded`, the server is there and its devices stay leased (see `machine.hold`). With `keep` off,
+    As long as `loaded`, the server is there and its devices stay leased (see `runners.measure_here`). With `keep` off,
     or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices. It is
     stopped as well after a cycle without a measurement.
     """

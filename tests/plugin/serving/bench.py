@@ -98,7 +98,7 @@ class Bench:
         self._count = 0
 
     def run(self, job: Job) -> tuple[JobDir, Mapping[str, Any]]:
-        """Run a cycle as `machine.hold` would: a server that cannot serve it is stopped first."""
+        """Run a cycle as `runners.measure_here` would: a server that cannot serve it is stopped first."""
         self._count += 1
         job_dir = JobDir(self.path / f"job-{self._count}")
         job_dir.path.mkdir(exist_ok=True)
