@@ -103,9 +103,8 @@ def _default(item: dataclasses.Field[Any]) -> JsonValue:
     if item.default_factory is not dataclasses.MISSING:
         made = item.default_factory()
         return None if dataclasses.is_dataclass(made) else made
-    if item.default is dataclasses.MISSING:
-        return None
-    return list(item.default) if isinstance(item.default, tuple) else item.default
+    default = None if item.default is dataclasses.MISSING else item.default
+    return list(default) if isinstance(default, tuple) else default
 
 
 def readable(hint: Any) -> Any:

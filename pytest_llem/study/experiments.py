@@ -26,20 +26,15 @@ if TYPE_CHECKING:
 HASH_VERSION = 1
 
 
+@dataclass(slots=True, eq=False)
 class Experiment:
     """One experiment. What costs time (`config_hash`, `config`) is computed when it is read."""
 
-    __slots__ = ("_directory", "_hash", "_parts", "gates", "id")
-
-    def __init__(self, id: str, parts: tuple[SettingsSlice, ...], gates: Gates, directory: Path) -> None:
-        self.id = id
-        self.gates = gates
-        self._parts = parts
-        self._directory = directory
-        self._hash: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Experiment({self.id!r})"
+    id: str
+    _parts: tuple[SettingsSlice, ...] = field(repr=False)
+    gates: Gates = field(repr=False)
+    _directory: Path = field(repr=False)
+    _hash: str | None = field(default=None, init=False, repr=False)
 
     def __reduce__(self) -> tuple[type[Experiment], tuple[str, tuple[SettingsSlice, ...], Gates, Path]]:
         return Experiment, (self.id, self._parts, self.gates, self._directory)
@@ -101,11 +96,6 @@ class Experiment:
         """The comparison that applies to this experiment, given a baseline; `None` without limits."""
         compare = self.gates.compare
         return compare if compare is not None and compare.fail_if else None
-
-    @property
-    def gated(self) -> bool:
-        """Whether any check applies."""
-        return bool(self.gates.expect) or self.compare is not None
 
     @property
     def tags(self) -> tuple[str, ...]:

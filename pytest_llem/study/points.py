@@ -71,13 +71,11 @@ def section_axis(axis: Axis) -> str | None:
 
 def _touched(axis: Axis, shared: FlatSettings) -> frozenset[str]:
     """The settings that an axis may change: those it sets, and shared ones in a section that it clears."""
-    cleared = [s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)]
-    below = {path for path in shared for section in cleared if path.startswith(f"{section}.")}
-    within_maps = [path for path in axis.paths if path not in table()]
-    below |= {
-        path for path in shared for own in within_maps if path.startswith(f"{own}.") or own.startswith(f"{path}.")
-    }
-    return (axis.paths - set(cleared)) | below
+    cleared = {s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)}
+    sections = cleared | {path for path in axis.paths if path not in table()}
+    below = {path for path in shared for section in sections if path.startswith(f"{section}.")}
+    above = {path for path in shared for own in sections - cleared if own.startswith(f"{path}.")}
+    return (axis.paths - cleared) | below | above
 
 
 def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
@@ -237,14 +235,14 @@ class _Filter:
         self.pick = _pick(self.axes)
 
 
+@dataclass
 class _Block:
-    """The points of a sweep that run one engine."""
+    """The points of a sweep that run one engine, with the choices on each axis and the axes that do nothing there."""
 
-    def __init__(self, sweep: Sweep, engine: str, choices: Sequence[Sequence[int]], pinned: Sequence[Axis]) -> None:
-        self.sweep = sweep
-        self.engine = engine
-        self.choices = choices
-        self.pinned = pinned
+    sweep: Sweep
+    engine: str
+    choices: Sequence[Sequence[int]]
+    pinned: Sequence[Axis]
 
     def rows(self) -> Iterator[tuple[Index, str, Slices]]:
         """The points that pass all filters, with their index, id and slices."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from pytest_llem.energy.validity import Thresholds
 from pytest_llem.engines import shipped_engines
@@ -98,25 +99,21 @@ def _rows(declaration: type, prefix: str, only: list[str] | None = None) -> Iter
         yield f"| `{path}` | {_type(properties[name], key)} | {_default(key)} | {text} |"
 
 
-def _type(schema: dict[str, object], key: Key) -> str:
-    named = [published_name(o) for o in options(key.hint) if isinstance(o, type) and is_section(o)]
-    choices = schema.get("anyOf")
-    parts = [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else [schema]
+def _type(schema: dict[str, Any], key: Key) -> str:
+    sections = [
+        published_name(option) for option in options(key.hint) if isinstance(option, type) and is_section(option)
+    ]
     texts: list[str] = []
-    for part in parts:
+    for part in schema.get("anyOf", [schema]):
         if "$ref" in part:
-            texts.append(named[0] if named else "mapping")
+            texts += sections[:1] or ["mapping"]
         elif "enum" in part:
-            texts += [f"`{word}`" for word in _list(part["enum"])]
+            texts += [f"`{word}`" for word in part["enum"]]
         elif "const" in part:
             texts.append(f"`{part['const']}`")
-        else:
-            texts.append({"object": "mapping", "array": "list", "string": "text"}.get(t := str(part.get("type")), t))
-    return " or ".join(dict.fromkeys(text for text in texts if text != "None"))
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+        elif "type" in part:
+            texts.append({"object": "mapping", "array": "list", "string": "text"}.get(part["type"], part["type"]))
+    return " or ".join(dict.fromkeys(texts))
 
 
 def _default(key: Key) -> str:

@@ -203,11 +203,6 @@ def _at_most_one(path: str, text: str, fix: str) -> Rule:
     return Rule((path,), check, section_of(path))
 
 
-def _one_process(path: str) -> Rule:
-    text = "{}: transformers needs a process per device for this, and a cycle is one process"
-    return _at_most_one(path, text, "spread the layers with transformers.device_map: auto, or use the engine vllm")
-
-
 def _vllm_lengths(get: Get) -> str | None:
     batched, longest = get("vllm.max_num_batched_tokens"), get("vllm.max_model_len")
     if not isinstance(batched, int) or not isinstance(longest, int) or batched >= longest:
@@ -262,8 +257,14 @@ RULES: tuple[Rule, ...] = (
     Rule(("workload.arrival", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
     Rule(("measurement.warmup.min_repeats", "measurement.warmup.max_repeats"), _warmup),
-    _one_process(f"{_T}.tensor_parallel_size"),
-    _one_process(f"{_T}.data_parallel_size"),
+    *(
+        _at_most_one(
+            f"{_T}.{name}",
+            "{}: transformers needs a process per device for this, and a cycle is one process",
+            "spread the layers with transformers.device_map: auto, or use the engine vllm",
+        )
+        for name in ("tensor_parallel_size", "data_parallel_size")
+    ),
     _never(f"{_Q}.load_in_8bit", _is(True), f"{_Q}.load_in_4bit", _is(True), "choose one"),
     _never(f"{_T}.cache_implementation", _is_set, f"{_T}.use_cache", _is(False), "leave use_cache on"),
     _never(f"{_T}.prompt_lookup_num_tokens", _is_set, f"{_T}.batch_size", _above_one, "use batch_size 1"),

@@ -74,10 +74,7 @@ class Settings:
     def overrides(self, fail_if: Mapping[str, str] | None = None) -> Overrides:
         """What stands above a study: cycles and order from the command line, the environment or the ini file."""
         above = {name: self.values[name].value for name in _EXECUTION if self.values[name].source in ABOVE_STUDY}
-        cycles, order = above.get("cycles"), above.get("order")
-        return Overrides(
-            cycles if isinstance(cycles, int) else None, str(order) if order is not None else None, fail_if or {}
-        )
+        return Overrides(fail_if=fail_if or {}, **above)  # type: ignore[arg-type]  # checked when they were gathered
 
 
 def user_file() -> Path:

@@ -278,22 +278,18 @@ class _Translator:
         if word in REFUSED and word not in HARMLESS:
             self._refuse(word, key_path)
             return
-        targets = RENAMES.get(word)
-        values = value if isinstance(value, list) else [value]
-        self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING and targets is not None
+        targets = RENAMES.get(word, ((word, lambda same: same),))
+        self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING and word in RENAMES
         if word == "transformers.torch_compile":
-            out["transformers.compile.mode"] = ["default" if item is True else None for item in values]
-            self._note("transformers.compile.mode", key_path)
-        elif targets is None:
-            out[word] = value
-            self._note(word, key_path)
-        elif len(targets) == 1:
+            targets = (("transformers.compile.mode", lambda item: "default" if item is True else None),)
+        if len(targets) > 1:
+            values = value if isinstance(value, list) else [value]
+            out[word] = [{path: convert(item) for path, convert in targets} for item in values]
+            self.changed = True
+        else:
             path, convert = targets[0]
             out[path] = [convert(item) for item in value] if isinstance(value, list) else convert(value)
             self._note(path, key_path)
-        else:
-            out[word] = [{path: convert(item) for path, convert in targets} for item in values]
-            self.changed = True
 
     def _note(self, path: str, key_path: KeyPath) -> None:
         if ("sweep", path) != key_path:

@@ -256,15 +256,16 @@ def test_gates_merge_per_experiment_and_with_the_command_line(load: Load) -> Non
         ("output_tokens_per_s", -0.05),
         ("joules_per_output_token", 0.03),
     ]
-    assert (plain.compare.alpha, plain.gated, strict.tags) == (0.01, True, ("x",))
-    assert not only(load("model: m\n")).gated
+    assert (plain.compare.alpha, strict.tags) == (0.01, ("x",))
+    ungated = only(load("model: m\n"))
+    assert (ungated.expect, ungated.compare) == ((), None)
 
 
 def test_allowed_differences_hold_for_limits_of_the_command_line_too(load: Load) -> None:
     from pytest_llem.study import Overrides
 
     text = "model: m\ncompare: {allow: [engine_version]}\n"
-    assert not only(load(text)).gated
+    assert only(load(text)).compare is None
     compare = only(load(text, overrides=Overrides(fail_if={"energy_j": "3%"}))).compare
     assert compare is not None
     assert compare.allow == ("engine_version",)
