@@ -118,10 +118,7 @@ class AmdSource(Source):
 
 
 def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> list[tuple[AmdSource, GpuFacts]]:
-    """The AMD GPUs with these UUIDs (all for none): the source of each, and facts about it.
-
-    Raises `SensorError` when the library or a device cannot be opened.
-    """
+    """The AMD GPUs with these UUIDs (all for none) and facts about each. Raises `SensorError` where one cannot open."""
     amdsmi: Any = import_module("amdsmi")
     try:
         amdsmi.amdsmi_init()

@@ -50,10 +50,7 @@ MIN_READINGS = 3
 def measured_idle_power(
     windows: Sequence[Window], accounted: Sequence[WindowEnergy], samples: Sequence[Sequence[Sample]]
 ) -> IdlePower | None:
-    """Idle power of a cycle over all devices, from the `samples` of each.
-
-    `None` without an idle window or where its energy is not known.
-    """
+    """Idle power of a cycle over all devices, from the `samples` of each; `None` where it is not known."""
     for window, energy in zip(windows, accounted, strict=True):
         if window.name != "idle" or energy.energy_j is None or energy.uncertainty_j is None:
             continue

@@ -1,8 +1,4 @@
-"""NVIDIA GPUs by UUID, with their identity and memory. NVML must be initialised.
-
-Used by the sampler process, calibration, `llem doctor` and the device checks of `machine`. Cheap to import: no
-dataclasses.
-"""
+"""NVIDIA GPUs by UUID, for the sampler, calibration and checks. NVML must be initialised. Cheap to import."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Which processes belong to a measurement: the worker's tree, a container, or whoever serves a port.
-
-The sampler process lists foreign processes with it, and `worker.servers` finds the server of a cycle. It must stay
-cheap to import (no dataclasses), because the sampler process does.
-"""
+"""Which processes belong to a measurement. The sampler and `worker.servers` use it; it must stay cheap to import."""
 
 from __future__ import annotations
 
@@ -33,10 +29,7 @@ def listing(pids: Sequence[int], owners: Sequence[int]) -> dict[str, JsonValue]:
 
 
 def containers_of(pids: Sequence[int], proc: Path = Path("/proc")) -> dict[int, str | None]:
-    """The container id of each process, by its control group; `None` outside of containers.
-
-    Processes that have ended are left out.
-    """
+    """The container id of each process that still runs, by its control group; `None` outside of containers."""
     containers: dict[int, str | None] = {}
     for pid in pids:
         try:
@@ -84,10 +77,7 @@ def is_here(host: str) -> bool | None:
 
 
 def listening_pid(port: int, proc: Path = Path("/proc")) -> int | None:
-    """The process that listens on a TCP port, the topmost if several share it; `None` if unknown.
-
-    Processes of other users and of containers with their own network are not visible.
-    """
+    """The topmost listener on a TCP port; `None` if unknown, as for other users and containers' own networks."""
     wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
     if not wanted:
         return None

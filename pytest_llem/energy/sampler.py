@@ -116,11 +116,7 @@ def main(specification: str) -> int:
 
 
 def spare_pynvml_an_import() -> None:
-    """Put a stand-in in place of `ctypes.util`, which `pynvml` imports and uses on Windows only.
-
-    That import takes as long as all others together, because it brings `subprocess` and `tempfile`. The stand-in
-    imports the real module when it is called.
-    """
+    """Put a lazy stand-in for `ctypes.util`, which `pynvml` uses on Windows only: it doubles the import time."""
     stand_in = ModuleType("ctypes.util")
 
     def find_library(name: str) -> str | None:

@@ -1,7 +1,4 @@
-"""The parent's side of the sampler process: starts it, queries it, stops it.
-
-Meters and calibration use it. The sampler must never outlive its parent, so both sides guard against that.
-"""
+"""Starts, queries and stops the sampler process, for meters and calibration. It must never outlive its parent."""
 
 from __future__ import annotations
 

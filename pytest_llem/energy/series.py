@@ -1,7 +1,4 @@
-"""The steps of one device's energy counter over a cycle, as the estimators and calibration need them.
-
-Built from the readings of `samples.jsonl` after the cycle; nothing here runs in the sampler process.
-"""
+"""The steps of one device's energy counter over a cycle, from `samples.jsonl`. The sampler process never imports it."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ _PLAUSIBLE_W = 5000.0
 
 @dataclass(frozen=True)
 class TickSeries:
-    """Steps of an energy counter: each value was taken between `low_ns` and `high_ns`; energies in joules, ascending.
-
-    `resets_ns` are intervals in which the counter jumped back: nothing is known across one.
-    """
+    """Counter steps in joules, each taken between `low_ns` and `high_ns`; in `resets_ns` the counter jumped back."""
 
     low_ns: tuple[int, ...]
     high_ns: tuple[int, ...]

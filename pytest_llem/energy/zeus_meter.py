@@ -1,8 +1,4 @@
-"""Zeus as a meter, to cross-check GPUs and to read systems on a chip: energy counters, read once at each edge.
-
-Opened by `registry` when a study names it. It measures as Zeus does and must not be improved here, because its
-purpose is to reproduce what others report.
-"""
+"""Zeus as a meter, to cross-check; `registry` opens it. It measures as Zeus does and must not be improved here."""
 
 from __future__ import annotations
 
@@ -45,10 +41,7 @@ class Counters:
 
 
 class ZeusMeter(Meter):
-    """Devices through `zeus.device`, as `ZeusMonitor` reads them: counter differences, in this process.
-
-    NVIDIA's and AMD's GPUs; without any, a system on a chip (Apple silicon, Jetson).
-    """
+    """GPUs, else a system on a chip, through `zeus.device` as `ZeusMonitor` reads them: counter differences."""
 
     name: ClassVar[str] = "zeus"
 

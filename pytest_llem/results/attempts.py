@@ -1,8 +1,4 @@
-"""Measures a cycle once per run: under its lock, with retries, and with a state on disk before and after each attempt.
-
-The session calls `get_or_measure`, and the xdist controller `abandon` after a crash. A terminal state is final for the
-run: whoever comes later, in whatever process, gets the same outcome from disk.
-"""
+"""Measures a cycle once per run, with retries and its state on disk. For the session; terminal states are final."""
 
 from __future__ import annotations
 
@@ -71,10 +67,7 @@ def get_or_measure(
 
 
 def abandon(store: RunStore, key: CycleKey, error: WorkerCrashedError) -> Outcome:
-    """Record that the process which was to measure a cycle is gone, unless the cycle has ended otherwise.
-
-    Raises `StoreError` when another process is measuring it.
-    """
+    """Record that the process measuring a cycle is gone, unless it ended. `StoreError` if another measures it."""
     directory = store.directory(key)
     try:
         with store.lock(key).acquire(timeout=HANDOVER_S):
@@ -181,10 +174,7 @@ POWER_SCHEMA = pa.schema(
 
 
 def write_power(samples: Path, power: Path) -> None:
-    """Write the readings of `samples.jsonl` to `power.parquet`, unless there are none.
-
-    One row per reading with the columns of `Sample`; a quantity that was not read at that time is null.
-    """
+    """Write any readings of `samples.jsonl` to `power.parquet`: a row each, as `Sample`; null where not read."""
     try:
         rows = list(read_samples(samples))
     except (ValueError, TypeError) as problem:

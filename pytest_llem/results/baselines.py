@@ -1,8 +1,4 @@
-"""Baselines: per-cycle values of earlier runs with their conditions, small enough for git and readable in a diff.
-
-The session saves and opens them, `judging` compares with them. `llem-baselines/NAME/<study>.json` is a published
-format; a run's directory or a results file can serve as a baseline too.
-"""
+"""Baselines: per-cycle values of earlier runs and their conditions, for the session and `judging`. Published format."""
 
 from __future__ import annotations
 
@@ -68,10 +64,7 @@ class Baseline:
     studies: Mapping[str, BaselineFile]
 
     def find(self, study: str, experiment_id: str, config_hash: str) -> BaselineExperiment | None:
-        """The experiment of this configuration, else the one of this id; `None` when there is neither.
-
-        Raises `StoreError` when the baseline does not have the study.
-        """
+        """The experiment of this configuration, else this id, else `None`. `StoreError` if the study is missing."""
         if study not in self.studies:
             raise StoreError(
                 f"{self.source}: no baseline of study {study!r}",

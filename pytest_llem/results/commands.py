@@ -1,7 +1,4 @@
-"""The verbs of `llem` that read stored results: each takes parsed arguments and returns an exit code.
-
-`cli` calls them. They read runs only; the shards of one run (`--llem-shard=K/N`) are read as one.
-"""
+"""The verbs of `llem` that read stored results; `cli` calls them. Each takes parsed arguments, returns an exit code."""
 
 from __future__ import annotations
 
@@ -191,10 +188,7 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
 
 
 def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
-    """The results at `path`, run by run; the shards of one run are joined and named after the first.
-
-    The name of an incomplete run lists its shards.
-    """
+    """The results at `path` by run, shards joined and named after the first; an incomplete run lists its shards."""
     root = path.parent if path.name == MANIFEST else path
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     manifests = [read_manifest(directory / MANIFEST) for directory in directories]

@@ -1,8 +1,4 @@
-"""The conditions that must be equal before two measurements are compared, and the differences between them.
-
-`judging`, `compare` and `baselines` call it. Conditions are flat, so that a changed one is one line in a
-baseline's diff; their names are published (`compare.allow`).
-"""
+"""Conditions that must be equal before measurements are compared. Their names are published (`compare.allow`)."""
 
 from __future__ import annotations
 
@@ -145,10 +141,7 @@ def _shown(value: JsonValue) -> str:
 
 
 def output_lengths_determined(config: Mapping[str, object]) -> bool:
-    """Whether every repeat of a configuration must generate as many tokens: not where sampling may end an answer.
-
-    `config` is a resolved configuration, as a job and a result hold it.
-    """
+    """Whether each repeat of a resolved `config` must generate as many tokens: not where sampling may end answers."""
     decoding, workload = config.get("decoding"), config.get("workload")
     samples = isinstance(decoding, Mapping) and decoding.get("do_sample") is True
     may_end = isinstance(workload, Mapping) and workload.get("ignore_eos") is False

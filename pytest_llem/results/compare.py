@@ -1,7 +1,4 @@
-"""Compares stored runs: `llem compare A B [C...]`, with the first one as the baseline of the others.
-
-The command and the report call `compare`. It judges with the same gates as a study.
-"""
+"""Compares stored runs with the first one, by a study's gates. The command `llem compare` and the report call it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, validity and warnings.
-
-`attempts` calls it, once per measured attempt. It reads no file but the meter's samples. The codes of reasons and
-warnings are published: they may be added to, and keep their meaning.
-"""
+"""Derives a result from what one cycle measured; `attempts` calls it. Published codes keep their meaning."""
 
 from __future__ import annotations
 
@@ -217,10 +213,7 @@ def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
 
 
 def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Result:
-    """The result, with a warning for each device that was warmer or colder than in another valid cycle.
-
-    `siblings` are the other cycles by number. The limit is `temperature_drift_c` of the validity's thresholds.
-    """
+    """The result, warning of devices warmer or colder than in a sibling cycle by over `temperature_drift_c`."""
     limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
     drifts: list[Note] = []
     for device in result.energy.devices:

@@ -1,7 +1,4 @@
-"""File names in a run's directory, and the run directories of a results folder.
-
-All of `results` and the session use it. The layout is published (docs/results.md) and stays.
-"""
+"""File names in a run's directory, and the run directories of a folder. The layout is published (docs/results.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Reads results back, whatever version wrote them: `load(path)` gives a typed collection and a table of flat columns.
-
-The commands, baselines, resume and users call it. Columns are added at the end and never renamed; a newer format is
-refused.
-"""
+"""Reads results of any version into a typed collection and a table. Columns are added at the end, never renamed."""
 
 from __future__ import annotations
 
@@ -56,10 +52,7 @@ def read_result(path: Path) -> Result:
 
 
 def result_files(path: Path) -> list[Path]:
-    """The `result.json` files at `path`: a file, a cycle, a study, a run, or a folder of runs.
-
-    Superseded attempts are left out. `StoreError` when there are none.
-    """
+    """The `result.json` files at or below `path`, without superseded attempts. `StoreError` when there are none."""
     if path.is_file() and path.name != MANIFEST:
         return [path]
     root = path.parent if path.is_file() else path
@@ -89,10 +82,7 @@ def cycle_seconds(path: Path) -> tuple[str, float] | None:
 
 
 def recorded_durations(path: Path) -> dict[str, float]:
-    """Mean seconds of a cycle by `config_hash`, over a run, a folder of runs or a result.
-
-    Raises `StoreError` when no result has times.
-    """
+    """Mean seconds of a cycle by `config_hash`, over any `path`. Raises `StoreError` when no result has times."""
     durations: dict[str, list[float]] = {}
     for file in result_files(path):
         timed = cycle_seconds(file)

@@ -1,7 +1,4 @@
-"""`state.json`: a cycle's state, written before each attempt and at its end; and its outcome, as consumers get it.
-
-`attempts` writes states; the store, the manifest and `resume` read them. A terminal state is final for its run.
-"""
+"""`state.json`: a cycle's state and outcome, written by `attempts`. A terminal state is final for its run."""
 
 from __future__ import annotations
 
@@ -42,10 +39,7 @@ class Holder:
         return Holder(os.getpid(), psutil.Process().create_time(), platform.node())
 
     def lives(self) -> bool:
-        """Whether that process still exists on this host; a process of another host counts as gone.
-
-        Callers hold the cycle's lock, which a living holder on any host would have.
-        """
+        """Whether that process exists on this host; a living holder elsewhere would have the lock that callers hold."""
         if self.hostname != platform.node():
             return False
         try:

@@ -1,8 +1,4 @@
-"""The files of one run: its directory and manifest, a lock per cycle, and each cycle's state, result and outcome.
-
-The session, `attempts` and the commands use it. It measures nothing and decides nothing; the file layout is published
-(docs/results.md).
-"""
+"""The files of one run, with a lock per cycle; `attempts` and the session use it. The layout is published."""
 
 from __future__ import annotations
 
@@ -44,10 +40,7 @@ class RunStore:
         studies: Iterable[StudyPlan] = (),
         environment: Mapping[str, JsonValue] | None = None,
     ) -> RunStore:
-        """Create the run's directory under `out` and its manifest. `StoreError` when the run exists already.
-
-        Host facts are gathered here, once, unless they are given.
-        """
+        """Create a run's directory and manifest; gathers host facts unless given. `StoreError` if the run exists."""
         run_dir = out / run_id
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""Text for a terminal: aligned tables (also as Markdown), and a progress count while a command reads many files.
-
-The verbs of `llem` and the session's reports use it.
-"""
+"""Tables and progress counts for a terminal. The verbs of `llem` and the session's reports use them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A loaded study and its experiments, as the session, the runners and the results read them.
-
-Imports nothing that loading needs, because xdist's controller pickles studies for its workers.
-"""
+"""A loaded study and its experiments. It imports nothing that loading needs, because xdist's controller pickles it."""
 
 from __future__ import annotations
 

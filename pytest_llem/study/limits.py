@@ -1,7 +1,4 @@
-"""Parses budgets and limits of comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`.
-
-The loader, the command line and `llem compare` call it; the gates judge by the parsed limits.
-"""
+"""Parses budgets and limits of comparisons, such as `"<= 0.5"` and `5%`. The loader and `llem compare` call it."""
 
 from __future__ import annotations
 
@@ -91,10 +88,7 @@ def change_text(metric: str, change: float, *, absolute: bool) -> str:
 
 
 def parse_change(metric: str, text: object) -> tuple[float, bool]:
-    """`5%` as 0.05, or `0.05 s` as 0.05 and true: a change in the metric's own unit.
-
-    Raises `SettingsError`; a bare number is refused because its unit would be a guess.
-    """
+    """`5%` as 0.05, or `0.05 s` as 0.05 and true (absolute). Raises `SettingsError`, also for a bare number."""
     match = _CHANGE.match(text) if isinstance(text, str) else None
     unit = _unit(metric)
     if match is not None and match.group(2) == "%" and -1 < float(match.group(1)) / 100 < 1000:

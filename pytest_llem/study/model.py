@@ -1,7 +1,4 @@
-"""The parts of a loaded study: how its experiments run, their gates, and the points that are not run.
-
-`experiments.Study` holds them. They import nothing that loading needs and can be pickled for xdist's workers.
-"""
+"""The parts of `experiments.Study`. They import nothing that loading needs, because xdist's controller pickles them."""
 
 from __future__ import annotations
 

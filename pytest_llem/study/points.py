@@ -1,8 +1,4 @@
-"""Expands a sweep into its points: enumerated in written order, filtered, named, and made unique.
-
-The loader calls it. Many points cost little because almost nothing is computed per point: settings are checked per
-alternative, and what they do is found out once per combination of the axes that decide it (a `SettingsSlice`).
-"""
+"""Expands a sweep into named, unique points, for the loader. Settings are checked per alternative, not per point."""
 
 from __future__ import annotations
 
@@ -220,10 +216,7 @@ class Sweep:
 
 @dataclass
 class _Filter:
-    """A check that depends on some axes alone: its answer per combination of them.
-
-    It is a rule that reads `paths`, or an exclusion.
-    """
+    """A rule that reads `paths`, or an exclusion: its answer per combination of the axes that it depends on."""
 
     axes: Index
     answer: Callable[[Index], str | None]

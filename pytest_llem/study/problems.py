@@ -1,7 +1,4 @@
-"""Problems of a study file, each with its position and a remedy, and suggestions for misspelt names.
-
-Imports nothing that loading a study needs, because a loaded study holds locations and crosses to xdist workers.
-"""
+"""Problems of a study file, with position and remedy. It imports nothing that loading needs: studies hold locations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Writes the configuration reference of the documentation from the declarations.
-
-`python -m pytest_llem.study.published > docs/configuration.md` runs it; a test holds that page to it.
-"""
+"""Prints docs/configuration.md: `python -m pytest_llem.study.published`. A test holds that page to the declarations."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Combinations of settings that no engine can run.
-
-Each rule names the settings it reads, so that a sweep evaluates it once per combination of those alone. What a rule
-returns names both settings and says what to change.
-"""
+"""Combinations of settings that no engine can run. A sweep evaluates each once per combination of what it reads."""
 
 from __future__ import annotations
 

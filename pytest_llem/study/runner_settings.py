@@ -1,7 +1,4 @@
-"""The sections `docker` and `ray` of a study: how containers are made, and what cycles ask of a cluster.
-
-The Docker and the Ray runner read them. Nothing here changes what an experiment is, and so not its hash.
-"""
+"""The sections `docker` and `ray` of a study, for their runners. They never change an experiment's hash."""
 
 from __future__ import annotations
 
@@ -77,10 +74,7 @@ class DockerSettings:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, JsonValue]) -> DockerSettings:
-        """The section as a loaded study holds it, with defaults for what it leaves out.
-
-        Raises `SettingsError` for an unknown key, a value of a wrong type, or a text that is no size.
-        """
+        """The section with defaults for what it leaves out. `SettingsError` for a bad key, type or size."""
         try:
             return decode(cls, data, "docker")
         except ValueError as problem:

@@ -132,10 +132,7 @@ _OLD_WARMUP = ("enabled", "n_warmup", "n_prompts", "thermal_floor_seconds", "con
 
 
 def _translate(document: Document) -> list[Problem]:
-    """Rewrite `document.data` where it uses older words, and record in `document.moved` where each was written.
-
-    Returns what has no counterpart, with its position.
-    """
+    """Rewrite older words in `document.data`, noted in `document.moved`; returns what has no counterpart."""
     work = _Translator(document)
     data = work.study(document.data)
     if work.changed:

@@ -26,10 +26,7 @@ FORMATS = {
 
 
 def export(results: Results, name: str, out: Path) -> None:
-    """Write results as `name`; `out` is a file, or a folder for formats with a file per result.
-
-    Raises `SettingsError` for an unknown format.
-    """
+    """Write results as `name` to `out`, a file, or a folder for a file per result. `SettingsError` if unknown."""
     target = FORMATS.get(name)
     if target is None:
         raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join(FORMATS)}")

@@ -238,10 +238,7 @@ def power_spec() -> Spec:
 
 
 def write_figures(paths: Sequence[Path], directory: Path, *, progress: ShowProgress = silent) -> list[Path]:
-    """Write every chart as SVG, PNG (at 3 times the size) and PDF; `SettingsError` without the extra `report`.
-
-    Charts with a line per experiment show the first 40.
-    """
+    """Write every chart as SVG, PNG and PDF (up to 40 experiments). `SettingsError` without the extra `report`."""
     try:
         import vl_convert
     except ImportError:

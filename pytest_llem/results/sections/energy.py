@@ -55,10 +55,7 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
 
 
 def total(parts: Sequence[WindowEnergy | DeviceEnergy]) -> Measured | None:
-    """Sum of energies in joules, their uncertainties taken as correlated; `None` if one is missing or there is none.
-
-    A part whose uncertainty is `None` makes that of the sum infinite.
-    """
+    """Sum of joules; uncertainties fully correlated, infinite if one is `None`. `None` if a part is missing."""
     values = [part.energy_j for part in parts if part.energy_j is not None]
     if not parts or len(values) < len(parts):
         return None
@@ -76,10 +73,7 @@ def uncertainty_of(measured: Measured | None) -> float | None:
 
 
 def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool = False) -> Energy:
-    """Energy of the measure windows and what follows from it per token and per request.
-
-    `shared_host` says that other cycles may have run on the same host at the same time.
-    """
+    """Energy of the measure windows, per token and request. `shared_host`: other cycles may have run beside it."""
     if report is None or report.meter == "none":
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Energy))
         unknown |= {"meter": "none", "measured": False, "devices": (), "windows": (), "phases": ()}
