@@ -114,10 +114,7 @@ Tensor = tuple[tuple[int, ...], "array[float]"]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write float32 tensors, given as shape and row-major values, in the safetensors format.
-
-    The format is eight bytes of little-endian header length, a JSON header, then the data of each tensor in turn.
-    """
+    """Write float32 tensors (shape, row-major values) as safetensors: length of the header, JSON header, data."""
     header: dict[str, JsonValue] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (shape, values) in tensors.items():
@@ -250,10 +247,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer() -> str:
-    """The text of `tokenizer.json`. Raises `EngineNotInstalledError` where the `tokenizers` package is missing.
-
-    The vocabulary holds all 256 bytes, so any text can be encoded and decoded without loss.
-    """
+    """The text of `tokenizer.json`, whose vocabulary holds all bytes. Raises `EngineNotInstalledError`."""
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     except ImportError:

@@ -99,9 +99,7 @@ def _grouped_attention(shape: ModelShape) -> tuple[float, float]:
 
 
 def _latent_attention(shape: ModelShape) -> tuple[float, float] | None:
-    """Multi-head latent attention as DeepSeek-V2 (arXiv 2405.04434, section 2.1) computes it: keys and values of each
-    token are expanded once from their compressed form (some implementations expand those of the whole context again at
-    every step)."""
+    """Multi-head latent attention as in DeepSeek-V2 (arXiv 2405.04434, section 2.1): keys and values expanded once."""
     rank, rope = _number(shape, "kv_lora_rank"), _number(shape, "qk_rope_head_dim")
     nope, value = _number(shape, "qk_nope_head_dim"), _number(shape, "v_head_dim")
     if rank is None or rope is None or nope is None or value is None:

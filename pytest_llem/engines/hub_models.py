@@ -1,8 +1,4 @@
-"""Parts shared by the engines that run Hugging Face models: state, tokenizer, architecture, and what torch counts.
-
-Engines derive from `HubEngine` and call the rest from `prepare` on. Functions import torch and transformers themselves;
-the keys of `torch_environment` are part of the results.
-"""
+"""Parts shared by the engines that run Hugging Face models. The keys of `torch_environment` are part of the results."""
 
 from __future__ import annotations
 
@@ -137,10 +133,7 @@ def _number(config: Any, *names: str) -> int | None:
 
 
 def tokenizer_of(config: ExperimentConfig, source: ModelSource) -> tuple[str, str]:
-    """Where a model's tokenizer lies, and its name.
-
-    A directory that holds nothing but a configuration is enough for random weights: any token ids will do.
-    """
+    """Where a model's tokenizer lies, and its name; with dummy weights, a built-in one where it has none."""
     if config.weights == "dummy" and source.local:
         directory = Path(source.location)
         if not any((directory / name).is_file() for name in TOKENIZER_FILES):

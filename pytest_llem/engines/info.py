@@ -1,8 +1,4 @@
-"""What the package knows of one engine without importing it, as one record.
-
-The `__init__.py` of each engine's folder holds its record; `pytest_llem.engines` collects them. Part of the public
-interface: packages that bring an engine may register one, so that new fields come with a default.
-"""
+"""What is known of an engine without importing it. Other packages register such records: new fields need a default."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ REGISTERED = 1000
 
 @dataclass(frozen=True)
 class Target:
-    """A class or function of the engine that takes settings: the first of `places` (`module:attribute`) that exists.
-
-    `more` are arguments that it takes by `**kwargs`, and which its signature therefore does not show.
-    """
+    """What takes settings: the first of `places` (`module:attribute`) that exists; `more` hide in its `**kwargs`."""
 
     places: tuple[str, ...]
     more: tuple[str, ...] = ()

@@ -1,7 +1,4 @@
-"""Resolves a study's `model` and `lora` to a built-in model, a local directory, or an id on the hub.
-
-Engines and servers call it before they load. `fingerprint` is recorded in results: it must not change.
-"""
+"""Resolves a study's `model` and `lora`. Results hold `fingerprint`: what it returns must not change."""
 
 from __future__ import annotations
 
@@ -20,10 +17,7 @@ HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What to hand to the engine's loader: a directory (`local`) or a hub id.
-
-    `offline` says why the hub cannot be asked: then only what its cache holds can be loaded.
-    """
+    """What the loader gets: a directory (`local`) or a hub id; `offline` says why only the cache can be used."""
 
     location: str
     local: bool
@@ -31,10 +25,7 @@ class ModelSource:
 
 
 def find_model(model: str) -> ModelSource:
-    """Resolve `builtin:NAME`, a path, or a hub id; built-in models are made when they are not there yet.
-
-    Raises `ModelNotFoundError` for an unknown built-in model and for what looks like a path and does not exist.
-    """
+    """Resolve `builtin:NAME`, a path or a hub id; `ModelNotFoundError` for an unknown name or a missing path."""
     if is_builtin(model):
         return ModelSource(str(builtin_path(model)), local=True)
     path = _local_path("model", model)
@@ -44,11 +35,7 @@ def find_model(model: str) -> ModelSource:
 
 
 def find_adapter(adapter: str) -> str:
-    """Where a LoRA adapter lies: a directory, or its hub id.
-
-    Raises `ModelNotFoundError` for a directory without `adapter_config.json`, and for what looks like a path and does
-    not exist.
-    """
+    """A LoRA adapter's directory, or its hub id. Raises `ModelNotFoundError` for a missing or incomplete directory."""
     path = _local_path("adapter", adapter)
     if path is None:
         return adapter
@@ -78,11 +65,7 @@ def on_hub(model: str) -> bool:
 
 
 def unreachable(model: str, problem: Exception, offline: str | None = None) -> LlemError:
-    """The error for a model that its loader could not find, with the cause: why the hub was not asked, or its words.
-
-    Loaders say so by an `OSError` of their own making. One with an error number comes from the operating system: a
-    missing compiler, a full disk, a port in use.
-    """
+    """The error for a model that cannot be loaded; an `OSError` with a number is the operating system's."""
     names = {cls.__name__ for cls in type(problem).__mro__}
     text = " ".join(str(problem).split())
     details: dict[str, JsonValue] = {"model": model, "type": type(problem).__name__}
@@ -110,11 +93,7 @@ def unreachable(model: str, problem: Exception, offline: str | None = None) -> L
 
 
 def fingerprint(directory: Path) -> str | None:
-    """A hash that tells two local models apart without reading them whole; `None` for a missing directory.
-
-    sha256 over `config.json` and, for each weight file in name order, its name, size and first MiB, which holds the
-    tensor names and shapes.
-    """
+    """sha256 over `config.json` and name, size and first MiB of each weight file, in order; `None` if missing."""
     if not directory.is_dir():
         return None
     digest = hashlib.sha256()

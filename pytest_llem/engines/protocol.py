@@ -52,10 +52,7 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
-        """Check the settings against the installed engine and return the engine's version.
-
-        Raises `EngineNotInstalledError` or `EngineSettingError`.
-        """
+        """Check the settings and return the engine's version; `EngineNotInstalledError` or `EngineSettingError`."""
 
     @abstractmethod
     def load(self) -> None:
@@ -105,10 +102,7 @@ class Engine(ABC):
         return {}
 
     def read(self, completions: Sequence[Completion]) -> list[Completion]:
-        """The completions that `generate` returned, complete.
-
-        Called when no window is open: `generate` may leave texts, ids and token times to be read from here.
-        """
+        """The completions, complete: what `generate` left unread is read here, when no window is open."""
         return list(completions)
 
     def reset_statistics(self) -> None:  # noqa: B027  optional, and nothing to do without statistics

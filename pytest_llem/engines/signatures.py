@@ -55,11 +55,7 @@ REPORT_MARK = "LLEM-SETTINGS "
 
 
 def check_all(configs: Iterable[ExperimentConfig]) -> list[SettingProblem]:
-    """Everything in configurations that the installed engine does not take, each problem once.
-
-    Nothing is compared for engines without signatures. Raises `EngineNotInstalledError` where the engine cannot be
-    imported.
-    """
+    """What the installed engine does not take, each problem once. Raises `EngineNotInstalledError`."""
     known = cache(parameters)
     found: dict[tuple[str, str], SettingProblem] = {}
     for config in configs:
@@ -123,10 +119,7 @@ def _check(path: str, name: str, value: JsonValue, known: Mapping[str, Any]) -> 
 
 
 def parameters(target: Target, engine: str) -> dict[str, Any]:
-    """Argument names of a class or function of the engine, with their types where they are known.
-
-    Raises `EngineNotInstalledError` where none of the target's places can be imported.
-    """
+    """Argument names of a class or function, with types where known. Raises `EngineNotInstalledError`."""
     found = _find(target, engine)
     hints = _hints(found)
     if isinstance(model_fields := getattr(found, "model_fields", None), Mapping):

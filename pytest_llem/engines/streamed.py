@@ -1,8 +1,4 @@
-"""Answers that arrive token by token, and the engines that have nothing else.
-
-Engines with a scheduler of their own collect each answer in a `StreamedAnswer`, which is part of the public interface;
-those that run in other processes derive from `StreamedEngine`.
-"""
+"""Answers that arrive token by token, and the engines that have nothing else. `StreamedAnswer` is public interface."""
 
 from __future__ import annotations
 
@@ -39,10 +35,7 @@ FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "l
 
 @dataclass
 class StreamedAnswer:
-    """The tokens of one request and when this process had them (CLOCK_MONOTONIC nanoseconds).
-
-    Tokens that arrive together have one time: an engine may hand out several steps at once.
-    """
+    """One request's tokens and when they came (CLOCK_MONOTONIC ns); tokens that arrive together have one time."""
 
     request: Request
     start_ns: int = 0

@@ -1,7 +1,4 @@
-"""Reads and writes whole files: atomic writes, and JSON files that state their version.
-
-Both sides use it for everything that must never be seen half written. Standard library only.
-"""
+"""Reads and writes whole files, atomically. Standard library only."""
 
 from __future__ import annotations
 
@@ -28,10 +25,7 @@ os.umask(_UMASK)
 
 
 def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
-    """Read a JSON file into a dataclass that states its `schema_version`.
-
-    `what` names the format in messages. `StoreError` if the file is absent, broken, or newer than `newest`.
-    """
+    """Read a JSON file into a dataclass; `StoreError` if it is absent, broken, or newer than `newest`."""
     data = read_json(path)
     version = data.get("schema_version")
     if isinstance(version, int) and version > newest:

@@ -128,10 +128,6 @@ class JobDir:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.job, encode(job))
 
-    def read_job(self) -> Job:
-        """Read `job.json`; `StoreError` when it is absent, broken, or of a newer version."""
-        return load_job(self.job)
-
     def write_error(self, error: LlemError, **more: JsonValue) -> None:
         """Write `error.json` from an error and further facts (`phase`, `traceback`, `log_tail`, `origin`), redacted."""
         secrets = secrets_of(os.environ).values()

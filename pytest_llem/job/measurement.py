@@ -65,11 +65,6 @@ class Completion:
         """How many tokens were generated."""
         return len(self.output_ids) if self.output_tokens is None else self.output_tokens
 
-    @property
-    def began_ns(self) -> int | None:
-        """When the first token came; `None` where that is unknown, or where there was none."""
-        return self.token_times_ns[0] if self.token_times_ns else self.first_token_ns
-
 
 @dataclass(frozen=True)
 class Window:

@@ -20,7 +20,7 @@ from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.engines import starts_server
 from pytest_llem.errors import JsonValue, LlemError, from_dict
 from pytest_llem.job.files import read_json, slug, write_json
-from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings
+from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
 from pytest_llem.job.redaction import redact_file, secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
@@ -154,7 +154,7 @@ class Measurer:
         job_dir.path.mkdir(parents=True, exist_ok=True)
         report = runner.run(self._job(cycle, attempt, unknown), job_dir, lambda _: None)  # others read the events' file
         redact_file(job_dir.log, secrets_of(os.environ).values())
-        return job_dir.read_job(), self._completed(report, preflight, note)
+        return load_job(job_dir.job), self._completed(report, preflight, note)
 
     def _completed(self, report: RunReport, preflight: str, note: Note | None = None) -> RunReport:
         facts: dict[str, JsonValue] = {**report.facts, "preflight": preflight}

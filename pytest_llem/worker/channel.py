@@ -1,8 +1,4 @@
-"""Sends and receives JSON lines over a Unix socket, with file descriptors beside them.
-
-The fork servers, the resident worker and their clients in `runners` use it. Both sides run the same version of this
-file.
-"""
+"""Sends JSON lines and file descriptors over a Unix socket. Both sides run the same version of this file."""
 
 from __future__ import annotations
 
@@ -27,10 +23,7 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: tuple[int
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one JSON line and its file descriptors; `None` when the other side is gone.
-
-    A line that came behind it stays for the next call: a worker may end before its start has been read.
-    """
+    """One JSON line and its descriptors, `None` if the other side is gone; a line behind it stays for the next call."""
     data = b""
     descriptors: list[int] = []
     while not data.endswith(b"\n"):

@@ -1,8 +1,4 @@
-"""Decides when a warm-up has converged and when power has settled.
-
-The worker's repeats use it, and the cooldown between cycles (`machine.cooldown`). The rules are part of the measurement
-protocol (docs/protocol.md): a change makes cycles incomparable with earlier ones.
-"""
+"""Decides when a warm-up has converged and power settled. A change makes cycles incomparable (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -102,10 +98,7 @@ def has_settled(powers: Sequence[float]) -> bool:
 
 
 def settle(power_w: Callable[[], float | None], max_wait_s: float) -> tuple[float, bool | None]:
-    """Wait until power has settled, at most `max_wait_s`; returns the seconds waited and whether power settled.
-
-    The second value is `None` without a power reading, which ends the wait at once.
-    """
+    """Wait until power has settled; the seconds waited, and whether it did (`None` without a power reading)."""
     started = time.monotonic()
     powers: list[float] = []
     while (waited := time.monotonic() - started) < max_wait_s:

@@ -1,8 +1,4 @@
-"""One cycle: what is measured, in which order, and under which conditions (docs/protocol.md).
-
-`entry.run_job` calls it in the worker process. It records what the pytest side cannot find out later and derives
-nothing; the order of its steps is the measurement protocol and changes results when it changes.
-"""
+"""One cycle: what is measured, and in which order (docs/protocol.md). Changing the order changes results."""
 
 from __future__ import annotations
 
@@ -37,19 +33,9 @@ from pytest_llem.workload import build_workload
 
 
 def run_cycle(
-    job: Job,
-    job_dir: JobDir,
-    events: EventLog,
-    *,
-    start_method: str,
-    isolation: str,
-    slot: EngineSlot | None = None,
+    job: Job, job_dir: JobDir, events: EventLog, *, start_method: str, isolation: str, slot: EngineSlot | None = None
 ) -> Measurement:
-    """Run one cycle in this process and return what it observed; writes events, and no other file.
-
-    An engine that `slot` holds is used as it is; there is no start and no load then, and their times are `None`.
-    Raises `LlemError` when there is no measurement; the last `phase` event then says how far it came.
-    """
+    """Run one cycle; if `slot` holds a loaded engine, start and load have no times. Raises `LlemError`."""
     slot = slot or EngineSlot()
     loaded = slot.loaded
     stopwatch = Stopwatch({"startup_s": None, "load_s": None} if loaded else {"startup_s": _process_age_s()})
@@ -250,10 +236,7 @@ def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]
 def work_notes(
     requests: Sequence[Request], completions: Iterable[Completion], *, caching_asked: bool = False
 ) -> list[Note]:
-    """Notes on completions that differ from the requested work; failed requests are reported elsewhere.
-
-    Cached prompt tokens are intended if the study enables a prefix cache (`caching_asked`).
-    """
+    """Notes on completions that differ from the requested work; failed requests are reported elsewhere."""
     wanted = {request.index: request for request in requests}
     wrong_length = cached = 0
     for completion in completions:
@@ -279,10 +262,7 @@ def cache_note(
     asked_for_caching: bool,
     completions: Iterable[Completion] = (),
 ) -> Note | None:
-    """`prefix_cache_not_reset` if an engine has a prefix cache and could not confirm that it was emptied.
-
-    If each answer states how many of its prompt tokens came from a cache, no confirmation is needed.
-    """
+    """`prefix_cache_not_reset` if emptying was not confirmed, and not every answer states its cached tokens."""
     if state != "unknown" or not capabilities.prefix_cache or asked_for_caching:
         return None
     stated = [completion.cached_tokens is not None for completion in completions if completion.error is None]
@@ -300,10 +280,7 @@ RECORDED_VARIABLES = (
 
 
 def _reset_peak_rss() -> bool:
-    """Start a new period for `_peak_rss_bytes`; false where the kernel does not allow it.
-
-    Writing 5 to `clear_refs` resets the peak resident set size (proc(5), since Linux 4.0).
-    """
+    """Start a new period for `_peak_rss_bytes`, if the kernel allows: 5 to `clear_refs` (proc(5), Linux 4.0)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -75,10 +75,7 @@ def main(descriptor: int, engine: str) -> None:
 
 
 def preload(engine: str) -> None:
-    """Import what `engine` needs, which would cost each fresh process 4-7 s of CPU.
-
-    `ImportError` tells the caller that the engine cannot run here.
-    """
+    """Import what `engine` needs, 4-7 s of CPU for a fresh process. Raises `ImportError` where it cannot run."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # numpy's OpenBLAS starts its thread pool on import; nothing here computes with numpy.
@@ -93,11 +90,7 @@ def preload(engine: str) -> None:
 
 
 def unsafe_to_fork() -> str | None:
-    """Why a fork of this process would not be safe, or `None`.
-
-    A second thread may hold a lock that a child then waits for without end; an initialised CUDA context does not
-    survive a fork.
-    """
+    """Why a fork is not safe, or `None`: another thread may hold a lock, and a CUDA context does not survive it."""
     tasks = Path("/proc/self/task")
     threads = len(list(tasks.iterdir())) if tasks.is_dir() else 1
     if threads != 1:

@@ -98,10 +98,7 @@ def serve(descriptor: int, inherited: Sequence[int], program: Sequence[str]) -> 
 
 
 def sweep(mark: str, directory: str) -> int:
-    """At the end of standard input, kill every process whose environment has `mark`, and remove `directory`.
-
-    The mark finds processes wherever in the process tree they have moved.
-    """
+    """At the end of standard input, kill all processes with `mark` in their environment, and remove `directory`."""
     # Ray kills the children of a worker that ends: be nobody's child.
     if os.fork():
         os._exit(0)

@@ -1,8 +1,4 @@
-"""Runs the workload: warm-up, measured repeats, unmeasured ones as padding, and the windows of single phases.
-
-The cycle calls it between the edges of its windows. Inside an open window nothing may happen here but the engine's
-work: hashing, copying and records come later (`finish_reading`, `observed`).
-"""
+"""Runs the workload, measured and unmeasured. Inside an open window nothing may happen here but the engine's work."""
 
 from __future__ import annotations
 
@@ -134,11 +130,7 @@ def measure_phases(
     min_duration_s: float,
     outputs_hash: str,
 ) -> list[Note]:
-    """Measure each requested phase in windows of its own; the notes say which could not be measured, and why.
-
-    `prefill`: the workload with one output token each, in one window of whole repeats. `decode`: windows `first_token`
-    and `decode` per batch, where the engine can run the two apart. `outputs_hash` is that of the measure window.
-    """
+    """Measure `prefill` (one output token each) and `decode` (split batches) in own windows; notes say why not."""
     notes: list[Note] = []
     if PREFILL in phases:
         _measure_prefill(engine, requests, recorder, heartbeat, min_duration_s)

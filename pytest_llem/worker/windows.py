@@ -103,11 +103,7 @@ class Metering:
         return self.meter.stop(recorder.windows)
 
     def abandon(self) -> None:
-        """Stop a meter that still runs after a failure, and discard its report.
-
-        An error of the meter is ignored, because the first failure is the one to report: an engine that kills all
-        children of this process has killed the sampler as well.
-        """
+        """Stop a meter that still runs after a failure; its own error is ignored, as the first failure counts."""
         if self.meter is not None and self._running:
             self._running = False
             with suppress(MeterError):

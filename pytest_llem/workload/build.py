@@ -22,9 +22,7 @@ from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
 SYNTHETIC = "synthetic"
 
-ALIASES = {
-    "aienergyscore": {"dataset": "EnergyStarAI/text_generation", "column": "text", "split": "train"},
-}
+ALIASES = {"aienergyscore": {"dataset": "EnergyStarAI/text_generation", "column": "text", "split": "train"}}
 """Data sets by the name of the method that fixes them. AI Energy Score documents 1,000 prompts at batch size 1; its
 energy is that of the accelerators over preprocessing, prefill and decode, per 1,000 prompts."""
 

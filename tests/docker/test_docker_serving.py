@@ -21,7 +21,7 @@ from pytest_llem.containers.orphaned_containers import SESSION_LABEL
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import JsonValue, RunnerError
 from pytest_llem.job.files import read_json
-from pytest_llem.job.job import DeviceSet, Job
+from pytest_llem.job.job import DeviceSet, Job, load_job
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE
 from pytest_llem.machine.leases import take_lease
 from pytest_llem.servers.container import require_local
@@ -80,7 +80,7 @@ def test_cycles_share_a_server_in_its_stock_image(bench: Bench, client: docker.D
     model = str(builtin_path("builtin:tiny-llama"))
     assert (mount["Source"], mount["Destination"], mount["RW"]) == (model, model, False)
     assert f"serving {model}" in bench.log(1)
-    server = first_dir.read_job().server
+    server = load_job(first_dir.job).server
     assert server is not None
     assert server.pid is not None
     programs = [process.cmdline() for process in psutil.Process(server.pid).children(recursive=True)]
@@ -133,13 +133,13 @@ import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.docker.test_docker_serving import job
-from pytest_llem.job.job import DeviceSet, JobDir
+from pytest_llem.job.job import DeviceSet, JobDir, load_job
 from pytest_llem.machine.leases import take_lease
 from tests.plugin.serving.bench import Bench
 lease = take_lease(DeviceSet("cpu"), timeout_s=60)
 bench, job_dir = Bench(Path(sys.argv[2])), JobDir(Path(sys.argv[2]) / "job-1")
 job_dir.write_job(job(1, "--fault", "stubborn"))
-server = bench.runner.run(job_dir.read_job(), job_dir, lambda event: None, lease).facts["server"]
+server = bench.runner.run(load_job(job_dir.job), job_dir, lambda event: None, lease).facts["server"]
 print(json.dumps(server), flush=True)
 time.sleep(600)
 """

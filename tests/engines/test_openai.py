@@ -39,7 +39,7 @@ def test_pieces_are_never_counted_as_tokens(bench: Bench) -> None:
     done = run(engine, texts(2))
     assert [completion.generated for completion in done] == [8, 8]
     assert [completion.token_times_ns for completion in done] == [None, None]
-    assert all(c.began_ns is not None and c.start_ns < c.began_ns < c.end_ns for c in done)
+    assert all(c.first_token_ns is not None and c.start_ns < c.first_token_ns < c.end_ns for c in done)
     assert "token_times_unknown" in codes(engine)[1]
 
 
@@ -50,7 +50,7 @@ def test_an_event_stream_may_be_cut_anywhere(bench: Bench) -> None:
 def test_an_answer_that_is_not_streamed_has_no_first_token(bench: Bench) -> None:
     server = bench.server()
     done = run(bench.engine(server, stream=False), texts(2))
-    assert [(c.generated, c.began_ns, c.token_times_ns) for c in done] == [(8, None, None)] * 2
+    assert [(c.generated, c.first_token_ns, c.token_times_ns) for c in done] == [(8, None, None)] * 2
     assert "stream_options" not in server.measured[0]
     assert [c.generated for c in run(bench.engine(bench.server("whole")), texts(2))] == [8, 8]
 

@@ -125,7 +125,7 @@ def test_what_the_client_sees_holds_against_the_servers_own_times(start: Start) 
     done = generate(engine, requests_of(600, 900, 1200, output=200))
     seen: Mapping[str, Any] = engine.statistics()
     assert seen["client_latency_s"] > seen["server_prompt_s"] + seen["server_predicted_s"] > 0
-    first_s = sum(c.began_ns - c.start_ns for c in done if c.began_ns) / 3e9
+    first_s = sum(c.first_token_ns - c.start_ns for c in done if c.first_token_ns) / 3e9
     assert first_s > seen["server_prompt_s"]
     assert seen["server_counters"]["generated_tokens"] == 600
     assert seen["server_counters"]["prompt_tokens"] == 2700
@@ -217,7 +217,7 @@ def test_transformers_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sta
         assert engine.reset() == "unknown"
         done = generate(engine, requests_of(12, 20, output=6))
         assert [(c.error, c.generated, c.cached_tokens) for c in done] == [(None, 6, None)] * 2
-        assert all(c.began_ns is not None and c.start_ns < c.began_ns <= c.end_ns for c in done)
+        assert all(c.first_token_ns is not None and c.start_ns < c.first_token_ns <= c.end_ns for c in done)
         assert ids(generate(engine, requests_of(12, 20, output=6))) == ids(done)
         longer = start_at(server.url, extra={"generation_config": '{"min_new_tokens": 48, "do_sample": false}'})
         assert [c.generated for c in generate(longer, requests_of(*range(4, 10), output=48))] == [48] * 6

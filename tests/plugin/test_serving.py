@@ -19,7 +19,7 @@ import pytest
 
 from pytest_llem.errors import LlemError
 from pytest_llem.job.files import read_json
-from pytest_llem.job.job import DeviceSet, Job, JobDir
+from pytest_llem.job.job import DeviceSet, Job, JobDir, load_job
 from pytest_llem.job.report import RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent
@@ -49,7 +49,7 @@ def test_cycles_share_a_server_until_one_needs_another(bench: Bench) -> None:
     assert [one["reused"] for one in (first, second, third)] == [False, True, False]
     assert [one["cycle"] for one in (first, second, third)] == [1, 2, 1]
     assert first_dir.measurement.exists()
-    job = second_dir.read_job()
+    job = load_job(second_dir.job)
     assert job.server is not None
     assert job.server.started_as == "command"
     assert job.server.ready_s == first["ready_s"] > 0.3
@@ -69,7 +69,7 @@ def test_a_server_sees_the_leased_gpus_and_no_others(bench: Bench) -> None:
 def test_the_process_named_in_the_job_is_the_root_of_all_that_the_server_runs(bench: Bench) -> None:
     job_dir, _ = bench.run(job_of(1, "--child"))
 
-    server = job_dir.read_job().server
+    server = load_job(job_dir.job).server
     assert server is not None
     assert server.pid is not None
     tree = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
@@ -318,7 +318,7 @@ def test_nothing_outlives_a_killed_process(
     request.addfinalizer(lambda: end_all(tmp_path))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
-    server = JobDir(tmp_path / "job-1").read_job().server
+    server = load_job(JobDir(tmp_path / "job-1").job).server
     assert server is not None
     assert server.pid is not None
     [scripted] = [one for one in psutil.Process(server.pid).children() if str(SERVER) in one.cmdline()]

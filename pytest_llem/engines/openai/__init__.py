@@ -1,7 +1,4 @@
-"""What the package knows of the client of OpenAI-compatible servers.
-
-It has no image: it measures from outside the server, and needs only `aiohttp` in the environment of pytest.
-"""
+"""The record of the client of OpenAI-compatible servers. It has no image, since it measures from outside."""
 
 from __future__ import annotations
 

@@ -39,11 +39,7 @@ class RequestFailedError(Exception):
 
 
 class Answer:
-    """Takes in one answer, streamed (`feed`, then `close`) or at once (`whole`).
-
-    `timed` says that each piece of a stream states how many tokens there are so far (`timings.predicted_n`). Every
-    method raises `RequestFailedError` for what the API does not allow: nothing that a server says is trusted.
-    """
+    """Takes in one answer, streamed (`feed`, `close`) or `whole`; both raise `RequestFailedError`: trust no server."""
 
     def __init__(self, api: Api, *, timed: bool = False) -> None:
         self.first_ns: int | None = None
@@ -99,10 +95,7 @@ class Answer:
         self._last_ns = now_ns
 
     def completion(self, request: Request, start_ns: int, *, sent_tokens: int | None) -> Completion:
-        """What became of the request, without what is only known by reading all of it; see `read`.
-
-        `sent_tokens` counts its prompt where the server does not.
-        """
+        """What is known of the request before `read`; `sent_tokens` counts its prompt where the server does not."""
         usage = self._end.usage
         count = count_of(usage, "completion_tokens")
         if count is None:
@@ -179,10 +172,7 @@ MOST_TOKENS = 1 << 16
 
 @dataclass
 class Pieces:
-    """Texts with their times, and of tokens what the server tells: `ids`, and in `told_ns` a time for each.
-
-    `timed` says that events state how many tokens there are so far.
-    """
+    """Texts with their times, and token `ids` with theirs (`told_ns`); `timed` if events state the count so far."""
 
     chat: bool
     timed: bool

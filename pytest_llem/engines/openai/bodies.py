@@ -1,7 +1,4 @@
-"""Builds the JSON bodies of requests: the fields of the API, and those beyond it that the server takes.
-
-`OpenAIEngine` makes one per loaded server. Bodies are made before they are sent, so that no window pays for it.
-"""
+"""Builds the JSON bodies of requests. They are made before they are sent, so that no window pays for it."""
 
 from __future__ import annotations
 
@@ -60,10 +57,7 @@ class Bodies:
         return made[1]
 
     def leave_out(self, complaint: str) -> bool:
-        """Make do without what a server complains of; false where nothing is left to do without.
-
-        Raises `EngineSettingError` when it names a setting of the study.
-        """
+        """Drop what a server complains of; false if nothing is left. `EngineSettingError` for a study's setting."""
         self._made.clear()
         words = set(re.findall(r"\w+", complaint))
         named_settings = sorted(words & {*self._asked, *self._settings.extra})

@@ -1,7 +1,4 @@
-"""The HTTP client of a measurement: one event loop, one pool of connections, one clock.
-
-`OpenAIEngine` sends all requests through it. Between sending and reading nothing may be parsed that can wait.
-"""
+"""The HTTP client of a measurement, in one event loop. Between sending and reading, nothing is parsed that can wait."""
 
 from __future__ import annotations
 
@@ -58,10 +55,7 @@ class SentRequest:
 
 
 class Client:
-    """Sends requests and takes their answers in, all in the calling thread.
-
-    Nothing runs between two calls. An interruption cancels what is open before it is passed on.
-    """
+    """Sends requests and reads answers, all in the calling thread; an interruption cancels what is open."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings

@@ -1,7 +1,4 @@
-"""`OpenAIEngine`: measures a server from the client's side.
-
-The worker drives it as any engine. It starts no server: those that a study starts run before the worker does.
-"""
+"""`OpenAIEngine` measures a server from the client's side. It starts none: a study's servers run before the worker."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ class LoadedServer:
 
 
 class OpenAIEngine(Engine):
-    """Any OpenAI-compatible server at `openai.base_url`, measured by one client in this process.
-
-    Nothing is started here: `prepare` asks the server what it is, and `load` which requests it takes.
-    """
+    """Any OpenAI-compatible server: `prepare` asks what it is, and `load` which requests it takes."""
 
     name: ClassVar[str] = INFO.name
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding", "settings.concurrency")
@@ -74,10 +68,7 @@ class OpenAIEngine(Engine):
         self._resets: bool | None = None
 
     def prepare(self, config: ExperimentConfig, devices: DeviceSet) -> str:
-        """See `Engine.prepare`. The version is that of the server, as far as it tells.
-
-        Raises `ServerUnreachableError` when nothing answers.
-        """
+        """See `Engine.prepare`. The version is the server's; `ServerUnreachableError` when nothing answers."""
         try:
             import aiohttp  # noqa: F401
         except ImportError as problem:

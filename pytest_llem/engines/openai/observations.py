@@ -1,7 +1,4 @@
-"""Counts of client and server over the measure window, and the warnings and reasons of invalidity that follow.
-
-`OpenAIEngine` begins a period with `reset` and ends it with `statistics`. The codes of notes are part of the results.
-"""
+"""Counts of client and server over the measure window, and the notes that follow. Their codes are part of results."""
 
 from __future__ import annotations
 
@@ -94,11 +91,7 @@ class Observations:
         return parse_metrics(self.metrics_text()) if self.has_metrics else {}
 
     def statistics(self) -> dict[str, JsonValue]:
-        """The period's end, and its counts: those of the server, and its own timings.
-
-        `server_prompt_s` and `server_predicted_s` are means over requests by the server's clock, `client_latency_s` is
-        the client's view of the same requests.
-        """
+        """End the period; its counts, and means over requests in seconds (`server_*` by the server's clock)."""
         self._closed = True
         statistics: dict[str, JsonValue] = {}
         if self._resent:

@@ -1,8 +1,4 @@
-"""The first requests to a server: whether it answers, which product and model it is, and which fields it takes.
-
-`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its folder;
-llama.cpp, which is no engine here, has its record in this file.
-"""
+"""The first requests to a server: what it is, and what it takes. llama.cpp, no engine here, has its record here."""
 
 from __future__ import annotations
 
@@ -71,10 +67,7 @@ def server_apis() -> Mapping[str, ServerApi]:
 
 
 def wait_until_ready(client: Client, settings: ClientSettings) -> None:
-    """Return when the server does not say that it is still loading.
-
-    Raises `ServerUnreachableError` when nothing answers, or when it is not ready in time.
-    """
+    """Return when the server has loaded. Raises `ServerUnreachableError` when nothing answers, or not in time."""
     deadline = time.monotonic() + settings.ready_timeout_s
     while True:
         try:
@@ -91,10 +84,7 @@ def wait_until_ready(client: Client, settings: ClientSettings) -> None:
 
 
 def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts:
-    """What the server is, and which model it serves: the one named, else its first, else the study's.
-
-    Path and longest request are those of that model, and unknown where the server does not list it.
-    """
+    """What the server is, and which model it serves: the one named, else its first, else the study's."""
     listed = _asked(client, settings.base_url + "/models")
     if listed is not None and listed.status in (401, 403):
         raise _key_refused(settings, listed.status)
@@ -120,10 +110,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
 
 
 def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> None:
-    """Send requests for one token until the server takes one; `bodies` then knows what it takes.
-
-    Raises `EngineError` when it takes none, or when its answer lacks what a measurement needs.
-    """
+    """Send requests for one token until `bodies` are such that the server takes one. Raises `EngineError`."""
     text = "Light"
     tokens = () if found.source is None else tuple(found.tokenizer.encode(text))
     bodies.sends_ids = bodies.sends_ids and bool(tokens)

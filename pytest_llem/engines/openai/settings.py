@@ -1,7 +1,4 @@
-"""The section `openai` of a study: any server that speaks the OpenAI API, and how its client reaches it.
-
-The engine reads it with `read_settings`, and servers with `api_url`. Standard library only.
-"""
+"""The section `openai` of a study, and how its client reaches the server. Standard library only."""
 
 from __future__ import annotations
 
@@ -130,10 +127,7 @@ def read_settings(config: ExperimentConfig, environment: Mapping[str, str]) -> C
 
 
 def api_url(url: str) -> str:
-    """A base URL with scheme and version and without a trailing slash; `EngineSettingError` for what is none.
-
-    Credentials do not belong in it: a study and its results hold the URL as it is.
-    """
+    """A base URL with version and no trailing slash; `EngineSettingError` for none, or one that holds credentials."""
     parts = urlsplit(url)
     if "@" in url or parts.query:
         raise EngineSettingError(

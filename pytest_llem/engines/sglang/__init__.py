@@ -26,10 +26,7 @@ INFO = EngineInfo(
     context_length="context_length",
     inactive=(
         Inactive(
-            ("torch_compile_max_bs",),
-            "enable_torch_compile",
-            (None, False),
-            "without sglang.enable_torch_compile",
+            ("torch_compile_max_bs",), "enable_torch_compile", (None, False), "without sglang.enable_torch_compile"
         ),
         Inactive(("cuda_graph_max_bs_decode",), "disable_cuda_graph", (True,), "with sglang.disable_cuda_graph"),
         Inactive(

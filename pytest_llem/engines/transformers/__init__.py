@@ -1,7 +1,4 @@
-"""What the package knows of Hugging Face transformers without importing it.
-
-`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
-"""
+"""The record of Hugging Face transformers. The order of `inactive` is that of the documentation."""
 
 from __future__ import annotations
 
@@ -47,10 +44,7 @@ INFO = EngineInfo(
     signatures=Layout(
         main=(_GENERATION, _FROM_PRETRAINED),
         decoding=_GENERATION,
-        sections={
-            "quantization": Target(("transformers:BitsAndBytesConfig",)),
-            "compile": Target(("torch:compile",)),
-        },
+        sections={"quantization": Target(("transformers:BitsAndBytesConfig",)), "compile": Target(("torch:compile",))},
         own=("batch_size", "continuous_batching", "threads", "tensor_parallel_size", "data_parallel_size"),
     ),
     inactive=(

@@ -1,8 +1,4 @@
-"""Runs batches through `model.generate`, and records the time of every step.
-
-`TransformersEngine` makes one generator per configuration. What a step does beside the model is energy of the window:
-add nothing to it.
-"""
+"""Runs batches through `model.generate`, timing every step. Add nothing to a step: it is energy of the window."""
 
 from __future__ import annotations
 
@@ -220,10 +216,7 @@ class Generator:
 
 
 def generation_fields(settings: TransformersSettings, decoding: Decoding) -> dict[str, Any]:
-    """The fields of `GenerationConfig` that settings and decoding ask for, checked against the installed version.
-
-    Raises `EngineSettingError` for a field that this version does not have or a value that it refuses.
-    """
+    """The fields of `GenerationConfig` for these settings. Raises `EngineSettingError` for what it refuses."""
     fields: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "use_cache": settings.use_cache,

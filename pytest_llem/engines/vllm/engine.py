@@ -1,7 +1,4 @@
-"""`VLLMEngine`: vLLM's offline engine, with its own scheduler.
-
-The worker drives it as any engine. vLLM is imported in `prepare` and later, not with this file.
-"""
+"""`VLLMEngine`: vLLM's offline engine. vLLM is imported in `prepare` and later, not with this file."""
 
 from __future__ import annotations
 
@@ -54,12 +51,7 @@ MEMORY_TEXTS = (
 
 
 class VLLMEngine(HubEngine):
-    """vLLM's offline engine, whose scheduler batches the requests.
-
-    All requests of a repeat are handed over at once, or as the workload's arrival process says.
-
-    With one device the engine core runs in this process, so that nothing outlives it and start-up is short.
-    """
+    """vLLM's offline engine; with one device its core runs in this process, so that nothing outlives it."""
 
     name: ClassVar[str] = INFO.name
     info: ClassVar[EngineInfo] = INFO

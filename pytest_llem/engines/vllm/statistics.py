@@ -1,7 +1,4 @@
-"""Sums what vLLM's scheduler reports of each of its steps over a period.
-
-`VLLMEngine` registers it as a statistics logger. The keys stand in results.
-"""
+"""Sums vLLM's scheduler statistics, as a logger of `VLLMEngine`. The keys are part of results."""
 
 from __future__ import annotations
 
@@ -11,10 +8,7 @@ from pytest_llem.errors import JsonValue
 
 
 class SchedulerStatistics:
-    """A receiver of the statistics that `LLMEngine.step` hands to its loggers.
-
-    vLLM calls their classes no stable interface: what a version does not have is left out.
-    """
+    """A logger of vLLM's statistics, no stable interface: what a version does not have is left out."""
 
     def __init__(self) -> None:
         self._attached = False
@@ -62,10 +56,7 @@ class SchedulerStatistics:
             self._accepted_tokens += speculation.num_accepted_tokens
 
     def read(self) -> dict[str, JsonValue]:
-        """Counts, means and peaks over the steps since `reset`; shares of the KV cache are from 0 to 1.
-
-        Empty where vLLM hands out no statistics.
-        """
+        """Counts, means and peaks since `reset`, shares of the cache from 0 to 1; empty where vLLM hands out none."""
         if not self._attached:
             return {}
         found: dict[str, JsonValue] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import LlemError
-from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.job import Job, JobDir, load_job
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_files import is_free
@@ -54,7 +54,7 @@ def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
     error = error_of(job_dir)
     assert error is not None
     assert error.message == "there is no such image"
-    assert job_dir.read_job() == job
+    assert load_job(job_dir.job) == job
     assert report.facts == {
         "own": True,
         "lease": ["cpu"],
