@@ -47,6 +47,10 @@ class LlemError(Exception):
         """The error as JSON: `category`, `message`, `fix`, `details`."""
         return {"category": self.category, "message": self.message, "fix": self.fix, "details": dict(self.details)}
 
+    def restated(self, message: str) -> LlemError:
+        """The same error with another message."""
+        return from_dict({**self.to_dict(), "message": message})
+
 
 class StudyError(LlemError, category="study"):
     """The study file is invalid; the message begins with `file:line:column`."""

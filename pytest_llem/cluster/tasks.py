@@ -233,7 +233,7 @@ def look_at_docker(
 
 
 def _on(node: Node, problem: LlemError) -> LlemError:
-    return from_dict({**problem.to_dict(), "message": f"node {node.hostname} ({node.kind}): {problem.message}"})
+    return problem.restated(f"node {node.hostname} ({node.kind}): {problem.message}")
 
 
 def check_settings_on_nodes(

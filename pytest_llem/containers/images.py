@@ -1,7 +1,4 @@
-"""Chooses the image of an engine, pulls it, and reads its facts.
-
-The Docker runner and the servers in containers call it. No engine's image is named here: those are in its folder.
-"""
+"""Chooses the image of an engine, pulls it, and reads its facts. The images' names are in the engines' folders."""
 
 from __future__ import annotations
 
@@ -79,10 +76,7 @@ def image_facts(client: docker.DockerClient, name: str) -> ImageFacts | None:
 
 
 def foreign_architecture(image: ImageFacts, daemon: DaemonFacts) -> str | None:
-    """In words, that an image was built for another processor than the daemon's; `None` when it was not, or unknown.
-
-    An emulator may run it all the same, so this explains a failure and forbids nothing.
-    """
+    """Says that an image is for another processor than the daemon's, else `None`; an emulator may run it anyway."""
     theirs = ARCHITECTURES.get(daemon.architecture, daemon.architecture)
     if image.architecture in (None, "", theirs):
         return None
@@ -98,10 +92,7 @@ def ensure_image(
     tell: Tell | None = None,
     backoff_s: float = BACKOFF_S,
 ) -> ImageFacts:
-    """The image, pulled when it must be: `pull` is `missing`, `never` or `always`.
-
-    Errors that may pass are tried again with backoff, all within `timeout_s`. Raises `DockerError`.
-    """
+    """The image, pulled as `pull` says (`missing`, `never`, `always`) with retries in `timeout_s`; or `DockerError`."""
     present = image_facts(client, name)
     if present is not None and pull != "always":
         return present
@@ -180,16 +171,13 @@ def cuda_major() -> int | None:
 def _from_nvml() -> int | None:
     import pynvml
 
+    from pytest_llem.energy.nvml_devices import nvml
+
     try:
-        pynvml.nvmlInit()
+        with nvml():
+            return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000 or None
     except pynvml.NVMLError:
         return None
-    try:
-        return int(pynvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000 or None
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _from_nvcc() -> int | None:

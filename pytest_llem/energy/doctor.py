@@ -41,13 +41,11 @@ def gpu_uuids() -> list[str]:
     """UUIDs of the GPUs that can be calibrated; empty without NVML."""
     if NvmlMeter.obstacle() is not None:
         return []
-    pynvml.nvmlInit()
     try:
-        return [gpu.uuid for gpu in nvml_devices.find((), os.environ.get("CUDA_VISIBLE_DEVICES"))]
+        with nvml_devices.nvml():
+            return [gpu.uuid for gpu in nvml_devices.find((), os.environ.get("CUDA_VISIBLE_DEVICES"))]
     except pynvml.NVMLError:
         return []
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _gpus() -> Iterator[Finding]:
@@ -57,16 +55,14 @@ def _gpus() -> Iterator[Finding]:
         level: Level = "warn" if obstacle.details.get("code") in missing else "problem"
         yield Finding(level, "nvml", obstacle.message, obstacle.fix)
         return
-    pynvml.nvmlInit()
     try:
-        for gpu in nvml_devices.find((), None):
-            yield Finding("ok", gpu.uuid, f"{gpu.name}, driver {gpu.driver}")
-            yield from _sensors(gpu)
-            yield from _state(gpu)
+        with nvml_devices.nvml():
+            for gpu in nvml_devices.find((), None):
+                yield Finding("ok", gpu.uuid, f"{gpu.name}, driver {gpu.driver}")
+                yield from _sensors(gpu)
+                yield from _state(gpu)
     except pynvml.NVMLError as problem:
         yield Finding("problem", "nvml", f"NVML: {problem}", nvml_devices.remedy(problem))
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _sensors(gpu: nvml_devices.Gpu) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
-"""NVIDIA GPUs by UUID, for the sampler, calibration and checks. NVML must be initialised. Cheap to import."""
+"""NVIDIA GPUs by UUID, for the sampler, calibration and checks; cheap to import. All but `nvml` need NVML open."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pynvml
@@ -31,6 +32,16 @@ class Gpu(NamedTuple):
         except pynvml.NVMLError:
             used = None
         return GpuFacts(self.uuid, self.name, self.driver, self.mig, module, used)
+
+
+@contextmanager
+def nvml() -> Iterator[None]:
+    """NVML, initialised for the length of the block. Raises `NVMLError` where it does not answer."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import pynvml
 
-from pytest_llem.energy.nvml_devices import by_uuid
+from pytest_llem.energy.nvml_devices import by_uuid, nvml
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import DeviceSet
@@ -141,15 +141,10 @@ def _above_idle(uuid: str, now: Reading, idle: Mapping[str, JsonValue]) -> str |
 def read(uuids: Sequence[str]) -> dict[str, Reading]:
     """Power (the driver's one-second average) and temperature of each GPU; empty where NVML does not answer."""
     try:
-        pynvml.nvmlInit()
+        with nvml():
+            return {uuid: _reading(by_uuid(uuid)) for uuid in uuids}
     except pynvml.NVMLError:
         return {}
-    try:
-        return {uuid: _reading(by_uuid(uuid)) for uuid in uuids}
-    except pynvml.NVMLError:
-        return {}
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _reading(handle: object) -> Reading:

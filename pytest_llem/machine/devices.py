@@ -170,10 +170,12 @@ def device_memory_bytes() -> int | None:
         return int(psutil.virtual_memory().total)
     import pynvml
 
+    from pytest_llem.energy.nvml_devices import nvml
+
     try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in gpus]
-        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+        with nvml():
+            handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in gpus]
+            return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
     except pynvml.NVMLError:
         return None
 

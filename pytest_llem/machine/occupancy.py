@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from pytest_llem.energy.nvml_devices import by_uuid
+from pytest_llem.energy.nvml_devices import by_uuid, nvml
 from pytest_llem.errors import JsonValue, NotReleasedError, ResidualMemoryError
 
 RESIDUAL_WAIT_S = 3.0
@@ -61,15 +61,10 @@ class Occupancy:
 def occupancy(uuids: Sequence[str]) -> tuple[Occupancy, ...]:
     """What is on these GPUs at this moment; empty where NVML does not answer."""
     try:
-        pynvml.nvmlInit()
+        with nvml():
+            return tuple(_occupancy(uuid) for uuid in uuids)
     except pynvml.NVMLError:
         return ()
-    try:
-        return tuple(_occupancy(uuid) for uuid in uuids)
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def require_free(uuids: Sequence[str], limit_bytes: int, left_by: Mapping[str, str]) -> tuple[Occupancy, ...]:

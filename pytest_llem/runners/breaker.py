@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_llem.errors import LlemError, from_dict
+from pytest_llem.errors import LlemError
 
 THRESHOLD = 2
 """Chosen: one failure may be an accident; a third would only cost time."""
@@ -52,8 +52,7 @@ class Breaker:
         kind, value = self._shared
         if dependencies.get(kind) != value:
             return None
-        message = f"not run: {self._cause.message} (the same in the {self._count} cycles before)"
-        return from_dict({**self._cause.to_dict(), "message": message})
+        return self._cause.restated(f"not run: {self._cause.message} (the same in the {self._count} cycles before)")
 
     def record(self, error: LlemError | None, dependencies: Mapping[str, str | None]) -> None:
         """Take note of how a cycle that was tried ended."""

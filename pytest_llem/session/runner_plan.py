@@ -1,8 +1,4 @@
-"""The runners of a study's engines, planned together and once per study.
-
-The session asks while studies are collected, when nothing is measured yet. What a plan forbids is raised before any
-cycle runs.
-"""
+"""The runners of a study's engines, planned once per study. What a plan forbids is raised before any cycle runs."""
 
 from __future__ import annotations
 
@@ -58,9 +54,7 @@ class RunnerPlans:
             if info.module is not None and find_spec(info.module) is None
         ]
         for problem in (*absent, *plan.problems):
-            raise type(problem)(
-                f"{study.locate('engine')}: {problem.message}", fix=problem.fix, details=problem.details
-            ) from problem
+            raise problem.restated(f"{study.locate('engine')}: {problem.message}") from problem
 
     def _resolve(self, engine: str, study: Study) -> RunnerSpec:
         return resolve_runner(
