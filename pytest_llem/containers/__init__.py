@@ -1,7 +1,4 @@
-"""Runs cycles in Docker containers: images, preflight, containers and the errors of all three.
-
-Whoever measures here sweeps the containers of dead sessions first; `docker` itself is imported only then.
-"""
+"""Runs cycles in Docker containers. Whoever measures sweeps dead sessions first; only then `docker` is imported."""
 
 from __future__ import annotations
 

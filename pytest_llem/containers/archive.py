@@ -1,7 +1,6 @@
 """Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
 
-`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the two lowest floors of the package whole,
-and archives that come back are not trusted: only known names are taken.
+`ephemeral`, `kept`, `preflight` and `runner` use it. Archives that come back are not trusted.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 
 @cache
 def worker_archive() -> bytes:
-    """The worker side of this package and `pynvml`, as an uncompressed tar to be unpacked at `/`.
-
-    The directories that the worker writes to are open to every user, because the image's own user is unknown here.
-    """
+    """The worker side and `pynvml` as a tar for `/`; directories are open to all, as the image's user is unknown."""
     package = Path(pytest_llem.__file__).parent
     sources = [package / name for name in WORKER_MODULES]
     for name in WORKER_PACKAGES:
@@ -61,11 +57,7 @@ def job_archive(job_json: bytes, name: str) -> bytes:
 
 
 def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[str]:
-    """Write the worker's files from the archive of its job directory; returns their names.
-
-    Only the known regular files are taken, whatever else the archive holds, each under a temporary name first.
-    Raises `DockerError` when the archive is cut off.
-    """
+    """Write the worker's known regular files from its archive; their names. `DockerError` when it is cut off."""
     found: dict[str, Path] = {}
     stream = io.BufferedReader(_Chunks(iter(chunks)))
     try:

@@ -1,7 +1,6 @@
 """The connection to a Docker daemon: its address, whether it responds, and what it can do.
 
-Everything that talks to Docker starts with `connect` and wraps its calls in `docker_errors`. The address is found
-exactly as the `docker` command finds it; keep that, so that both reach the same daemon.
+Callers start with `connect` and wrap calls in `docker_errors`. The address must be what the `docker` command finds.
 """
 
 from __future__ import annotations
@@ -70,10 +69,7 @@ def daemon_address() -> tuple[str, TLSConfig | None]:
 
 
 def connect(timeout_s: float = 60.0) -> docker.DockerClient:
-    """A client of the daemon that the environment names, after it has responded once.
-
-    Raises `DockerError` (`daemon_down`, `daemon_permission`) when it does not.
-    """
+    """A client of the daemon, after it has responded once; else `DockerError` (`daemon_down`, `daemon_permission`)."""
     address, tls = daemon_address()
     with docker_errors(NO_IMAGE):
         if address.startswith("ssh://"):
@@ -145,10 +141,7 @@ def bridge(address: str) -> str:
 
 
 def ssh_command(address: str) -> list[str]:
-    """The command whose standard streams are a connection to the daemon.
-
-    `SettingsError` for an address without a host.
-    """
+    """The command whose streams are a connection to the daemon. `SettingsError` for an address without a host."""
     parts = urlsplit(address)
     if not parts.hostname or parts.hostname.startswith("-"):
         raise SettingsError(f"DOCKER_HOST={address}: no host", fix="write it as ssh://USER@HOST or ssh://HOST:PORT")
@@ -172,10 +165,7 @@ def _serve(listener: socket.socket, command: list[str], directory: tempfile.Temp
 
 
 class Call(Generic[T]):
-    """A call that may hang, on a daemon thread of its own, to be waited for with a timeout.
-
-    A thread pool would be joined when the interpreter ends, and a stalled download would then keep pytest from ending.
-    """
+    """A call with a timeout, on a daemon thread: a pool would be joined, and a stalled call keep pytest from ending."""
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
         self._answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()

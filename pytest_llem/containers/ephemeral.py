@@ -1,7 +1,6 @@
 """Runs a cycle in a container of its own; also what both lifecycles share: following, ending and emptying a container.
 
-`runner.DockerRunner` uses it for `docker.lifecycle: ephemeral`, and `kept` its parts. Every way out removes the
-container.
+`runner.DockerRunner` uses it for `docker.lifecycle: ephemeral`. Every way out removes the container.
 """
 
 from __future__ import annotations
@@ -72,10 +71,7 @@ def drain(pump: OutputPump, watch: DeadlineWatch, on_event: OnEvent) -> None:
 
 
 def end_state(container: Container, timeout_s: float = STATE_S) -> tuple[int | None, bool]:
-    """Exit code and OOMKilled of a container whose output has ended; `(None, False)` when the daemon does not answer.
-
-    A daemon that is restarting gets `timeout_s` to come back.
-    """
+    """Exit code and OOMKilled of an ended container; `(None, False)` if the daemon is not back within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -135,10 +131,7 @@ def run_ephemeral(
     watch: DeadlineWatch,
     lease: Lease | None,
 ) -> CycleEnd:
-    """Run one cycle in a container of its own, which is gone on return, also by exception.
-
-    Raises `DockerError` when the daemon refuses; a failing worker is in the returned `CycleEnd`.
-    """
+    """Run one cycle in a container that is gone on return, also by exception. `DockerError` when the daemon refuses."""
     begun = time.monotonic()
     with docker_errors(request.image.name):
         container = create(client, request)

@@ -1,7 +1,6 @@
 """Measures a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
 
-`runner.DockerRunner` uses it where the daemon is local, because CLOCK_MONOTONIC is then the same clock for both. That
-is never assumed: the worker's first event states the boot and the time namespace of its clock.
+`runner` uses it with a local daemon. That CLOCK_MONOTONIC is the same is never assumed: the first event states it.
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ def host_meter_name(job: Job, daemon: DaemonFacts) -> str | None:
 
 @dataclass
 class HostMeter:
-    """A started meter of this machine, and what is known about the worker's clock.
-
-    `clock_differs` says in words why times from inside mean nothing here; `None` while nothing speaks against it.
-    """
+    """A started meter of this machine; `clock_differs` says why times from inside mean nothing here, else `None`."""
 
     meter: Meter
     clock_seen: bool = False
@@ -63,10 +59,7 @@ class HostMeter:
             self.meter.mark()
 
     def finish(self, job_dir: JobDir) -> None:
-        """Stop, and write the windows' energy into `measurement.json`, if there is one.
-
-        Without a common clock the energy stays `null`, and the measurement says so as invalid.
-        """
+        """Stop, and write the windows' energy into `measurement.json`: `null` and invalid without a common clock."""
         if not job_dir.measurement.exists():
             self.abandon()
             return
@@ -108,10 +101,7 @@ def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Jo
 
 @contextlib.contextmanager
 def host_metering(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> Iterator[tuple[Job, OnEvent]]:
-    """Measure from the host for the length of the block where that is possible.
-
-    Yields the job for the worker, and who must see the events.
-    """
+    """Measure from the host in the block where possible; yields the worker's job, and who must see the events."""
     job, metering = start_host_meter(job, job_dir, daemon)
     if metering is None:
         yield job, lambda event: None
@@ -124,10 +114,7 @@ def host_metering(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> Iterator[tu
 
 
 def clock_difference(event: Mapping[str, JsonValue]) -> str | None:
-    """Why the clock of a `clock` event is another one than this process's; `None` when it is the same.
-
-    Same boot, same time namespace, and a reading between now and a moment ago.
-    """
+    """Why a `clock` event has another clock; `None` for the same boot and time namespace and a reading of just now."""
     mine = clock_facts()
     if not mine["boot_id"] or event.get("boot_id") != mine["boot_id"]:
         return "the container runs under another kernel"

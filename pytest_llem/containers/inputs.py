@@ -1,7 +1,4 @@
-"""What a workload needs from outside its container: files to mount, downloads from the hub, and a network or none.
-
-`runner` and `preflight` ask it for each experiment. A container gets no network unless something must be reached.
-"""
+"""What a workload needs from outside its container: files, downloads, a network. It gets no network without need."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ class Inputs:
     server: str | None
 
     def network(self, setting: str) -> str:
-        """The container's network: the setting, or for `auto` none unless something must be reached.
-
-        A server on this machine's loopback is only reachable over the host's network.
-        """
+        """The network: the setting, or for `auto` none unless needed (the host's, for a server on loopback)."""
         if setting != "auto":
             return setting
         if self.server is not None and urlsplit(self.server).hostname in ("localhost", "127.0.0.1", "::1"):
@@ -76,10 +70,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
 
 
 def found_here(kind: str, name: str) -> Mounted | None:
-    """What to mount for one of the hub's `models` or `datasets`: a path of this machine, or its directory in the cache.
-
-    `None` when this machine does not have it. A path is the same inside, so that it means the same there.
-    """
+    """What to mount for one of the hub's `models` or `datasets`: a path (the same inside) or its cache; or `None`."""
     path = Path(name).expanduser()
     cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
     if path.exists():
@@ -109,10 +100,7 @@ ENDPOINT = "https://huggingface.co"
 
 
 def hub_problem(name: str, image: str, *, timeout_s: float = 10.0) -> DockerError | None:
-    """Why the hub would refuse the model `name` to the container; `None` when it would not.
-
-    Asks for the model's configuration, since a gated model's page is public. A data set is asked for by its page.
-    """
+    """Why the hub would refuse `name`, or `None`: by a model's configuration (gated pages are public), or the page."""
     endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT).rstrip("/")
     request = urllib.request.Request(f"{endpoint}/{name}/resolve/main/config.json", method="HEAD")
     token = os.environ.get("HF_TOKEN")

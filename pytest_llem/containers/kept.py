@@ -1,7 +1,6 @@
 """Containers that live for a session: one per image and device set, each cycle a fresh process in it by exec.
 
-`runner.DockerRunner` uses them for `docker.lifecycle: session`. A container serves another cycle only when it is
-healthy: what a failed cycle may have left must never reach the next measurement.
+For `docker.lifecycle: session`. What a failed cycle may have left must never reach the next measurement.
 """
 
 from __future__ import annotations
@@ -106,10 +105,7 @@ class KeptContainers:
         watch: DeadlineWatch,
         lease: Lease | None,
     ) -> CycleEnd:
-        """Run one cycle by exec. After a deadline or an interruption the container is gone.
-
-        Raises `DockerError` when no healthy container can be had.
-        """
+        """Run one cycle by exec; a deadline or interruption removes the container. `DockerError`: none is healthy."""
         begun = time.monotonic()
         # The imported engine has read its environment already, so a container serves jobs of one environment only
         environment = tuple(sorted(request.environment.items()))

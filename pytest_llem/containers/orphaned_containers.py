@@ -1,7 +1,6 @@
 """Labels that say which process owns a container, and the removal of containers whose owner is dead.
 
-Everything that creates containers labels and removes them with this file. A container whose process may still live is
-never removed; labels are also read by other versions, so their names must not change.
+Whatever creates containers uses it; it removes none whose owner may live. Other versions read the labels too.
 """
 
 from __future__ import annotations
@@ -33,10 +32,7 @@ class SessionIdentity:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def labels(self, run_id: str) -> dict[str, str]:
-        """The labels of every container of this process.
-
-        A pid alone means nothing: its start tells a reused pid, the namespace and the boot the world it counts in.
-        """
+        """The labels of this process's containers; start, namespace and boot tell a reused or foreign pid."""
         boot_id, namespace = pid_scope()
         return {
             SESSION_LABEL: self.id,
@@ -50,11 +46,7 @@ class SessionIdentity:
 
 
 def owner_is_dead(labels: Mapping[str, str]) -> bool | None:
-    """Whether the process that the labels name is gone; `None` where that cannot be decided from here.
-
-    It can be decided on the same boot of the same machine in the same pid namespace, and when the machine of that name
-    has been booted again since.
-    """
+    """Whether the labels' process is gone, or its machine has been booted again; `None` where nobody here can know."""
     try:
         pid, ticks = int(labels["llem.pid"]), int(labels["llem.pid-start"])
         host, boot_id, namespace = labels["llem.host"], labels["llem.boot"], labels["llem.pid-namespace"]
@@ -81,10 +73,7 @@ def remove_container(container_id: str) -> None:
 
 
 def remove_orphans(client: docker.DockerClient) -> list[str]:
-    """Remove every container whose session's process is known to be gone; returns their names.
-
-    Containers of live processes, and of other machines that share the daemon, are left alone.
-    """
+    """Remove the containers whose process is known to be gone; returns their names. Other machines' are left alone."""
     with docker_errors(NO_IMAGE):
         listed = client.api.containers(all=True, filters={"label": SESSION_LABEL})
     removed = []

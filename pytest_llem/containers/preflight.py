@@ -1,7 +1,6 @@
 """Checks, before the first cycle, everything that would make cycles in an image fail; reports all problems together.
 
-`runner.DockerRunner` calls it once per engine and image. It must stay a matter of seconds: it pulls nothing and loads
-no model.
+Called once per engine and image. It must stay a matter of seconds: it pulls nothing and loads no model.
 """
 
 from __future__ import annotations
@@ -255,10 +254,7 @@ def check_settings_in_image(
     settings: DockerSettings,
     identity: SessionIdentity,
 ) -> SignatureReport:
-    """Compare settings with the signatures of the image's engine, which is imported in a container of its own.
-
-    The report's `unchecked` says why a comparison was not possible; a daemon's refusal raises `DockerError`.
-    """
+    """Compare settings with the engine in an image; `unchecked` says why not. `DockerError` if the daemon refuses."""
     command = ("-m", "pytest_llem.engines.signatures", f"{JOBS}/settings/job.json")
     request = _request("settings", image, command, devices, settings, identity)
     archives = (worker_archive(), job_archive(json.dumps(encode(configs)).encode(), "settings"))

@@ -1,8 +1,4 @@
-"""The Docker runner: each cycle in a container of its own, or by exec in one that is kept.
-
-`runners.open_runner` and `cluster.node` make it; it puts together the rest of `containers`. It leaves no container
-behind, whatever happens.
-"""
+"""The Docker runner: each cycle in a container of its own, or by exec in a kept one. It leaves no container behind."""
 
 from __future__ import annotations
 
@@ -33,13 +29,7 @@ from pytest_llem.containers.images import (
 )
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
 from pytest_llem.containers.kept import KeptContainers
-from pytest_llem.containers.options import (
-    WORKER_COMMAND,
-    ContainerRequest,
-    ImageFacts,
-    passed_on,
-    recorded_options,
-)
+from pytest_llem.containers.options import WORKER_COMMAND, ContainerRequest, ImageFacts, passed_on, recorded_options
 from pytest_llem.containers.orphaned_containers import SessionIdentity, remove, remove_orphans, remove_session
 from pytest_llem.containers.preflight import PreflightSubject, check_settings_in_image, preflight
 from pytest_llem.containers.stream import Attachment
@@ -66,8 +56,7 @@ POLL_S = 0.5
 class DockerRunner(Runner):
     """Runs cycles in containers of one daemon, and leaves none behind.
 
-    The daemon is asked for nothing before the first cycle; then containers of dead sessions are swept. `tell` receives
-    a sentence now and then while an image is pulled.
+    The daemon is first asked at the first cycle, which sweeps dead sessions; `tell` gets a sentence while it pulls.
     """
 
     def __init__(self, spec: RunnerSpec, settings: DockerSettings | None = None, tell: Tell | None = None) -> None:
@@ -130,21 +119,14 @@ class DockerRunner(Runner):
             client, _ = self.connect()
             try:
                 self._images[name] = ensure_image(
-                    client,
-                    name,
-                    pull=self.settings.pull,
-                    timeout_s=self.settings.pull_timeout_s,
-                    tell=self._tell,
+                    client, name, pull=self.settings.pull, timeout_s=self.settings.pull_timeout_s, tell=self._tell
                 )
             except DockerError as error:
                 raise with_alternatives(error, engine, named=self.spec.image is not None) from None
         return self._images[name]
 
     def known_image(self, engine: str) -> str | None:
-        """The digest, else the id, of an engine's image as it lies here; `None` where it does not, or nobody answers.
-
-        With `pull: always` the image is pulled first, since what the daemon has may be out of date.
-        """
+        """The digest, else the id, of an engine's image here (`pull: always` pulls it first); `None` if not known."""
         try:
             if self.settings.pull == "always":
                 image: ImageFacts | None = self.image(engine)
@@ -293,10 +275,9 @@ def remote_lease(
 ) -> Iterator[tuple[str, ...]]:
     """Hold the devices on the daemon's machine for the length of the block; yields the names of the lease containers.
 
-    File locks of this machine do not hold there, so the lock is a container per device: creating one under a fixed name
-    is atomic, and it ends with its attached client. Waits while others hold them, telling `on_wait` once per device;
-    `DeviceError` after `timeout_s` seconds. Taken in the order of the names, so that two sessions that want two devices
-    each cannot wait for one another.
+    File locks do not hold there, so the lock is a container per device: its fixed name makes creating it atomic, and
+    it ends with its attached client. Taken in the order of the names, against deadlock. Waits while
+    others hold them, telling `on_wait` once per device; `DeviceError` after `timeout_s` seconds.
     """
     suffixes = (re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in sorted(devices.uuids) or (devices.kind,))
     names = tuple(LEASE_PREFIX + suffix for suffix in suffixes)

@@ -1,7 +1,6 @@
 """Reads a container's output while it runs: events go to the caller, everything else into `worker.log`.
 
-`ephemeral`, `kept`, `runner` and `servers.container` attach to their containers with it. Nothing may be written
-to the log before it is redacted.
+Whatever attaches to a container uses it. Nothing may be written to the log before it is redacted.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ _KEPT_BYTES = 65536
 
 
 class Attachment:
-    """The client's end of a container's standard streams.
-
-    A container under `worker.lifeline` lives as long as its standard input is attached.
-    """
+    """The client's end of a container's streams; under `worker.lifeline` it lives while its input is attached."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -55,11 +51,7 @@ class Attachment:
 
 
 class OutputPump:
-    """Reads frames on a thread of its own.
-
-    Lines behind the event prefix come out of `next_event`; all others go to the log, redacted. `on_line` sees each
-    event line as it was written.
-    """
+    """Reads frames on a thread: events for `next_event` and `events_file`, everything else, redacted, for the log."""
 
     def __init__(
         self,

@@ -45,11 +45,7 @@ LAST_S = 5.0
 
 
 def begin_container(
-    spec: ServerSpec,
-    job: Job,
-    docker_section: Mapping[str, JsonValue],
-    tell: Tell,
-    descriptors: Sequence[int] = (),
+    spec: ServerSpec, job: Job, docker_section: Mapping[str, JsonValue], tell: Tell, descriptors: Sequence[int] = ()
 ) -> Begin:
     """Pull the image if needed, and return how to start the server in it; `descriptors` as in `ContainerServer`.
 

@@ -48,10 +48,7 @@ class StudyFile(pytest.Module):
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Switch garbage collection off, and leave what there is at the end out of later collections (`gc.freeze`).
-
-    Thousands of items are created at once and all stay; collections among them cost a fifth of the time.
-    """
+    """Switch off garbage collection, a fifth of the time among thousands of items; `gc.freeze` exempts them later."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -73,10 +70,7 @@ def collect_study(file_path: Path, parent: pytest.Collector, session: LlemSessio
 
 
 def take_in_studies(config: pytest.Config) -> None:
-    """Make the studies of `--llem-study` arguments of pytest.
-
-    With no path given they replace the default test paths; a path that lies inside a study selects within it.
-    """
+    """Make `--llem-study` files arguments of pytest, in place of default test paths; paths inside one select in it."""
     studies = [_existing(config, name) for name in config.getoption("llem_study")]
     if not studies:
         return
@@ -122,10 +116,7 @@ def _existing(config: pytest.Config, name: str) -> Path:
 
 
 def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
-    """Parametrise a test with a study's cycles or experiments: its own study file's, or its `llem_study` marker's.
-
-    Experiments that need more devices than this machine has are skipped with the reason.
-    """
+    """Parametrise a test with the cycles or experiments of its study; skip what needs more devices than there are."""
     study = _study_of(metafunc.definition, session)
     try:
         reasons = session.beyond(study)
@@ -196,11 +187,7 @@ def add_words(items: Iterable[pytest.Item]) -> None:
 
 
 def restore_order(items: list[pytest.Item], collected: Sequence[pytest.Item]) -> None:
-    """Put items of study files back in the order of collection, at the positions that they hold together.
-
-    Plugins that shuffle tests do so before any other plugin changes the list; the order of cycles is a study's own
-    setting and part of the record. What reorders later (`--ff`, a plugin that sorts) does so on purpose.
-    """
+    """Put items of study files back in the order of collection: it is the study's own setting, not a shuffler's."""
     if items == list(collected):
         return
     positions = [position for position, item in enumerate(items) if isinstance(item.parent, StudyFile)]

@@ -1,7 +1,6 @@
 """Measures one cycle from the pytest side: chooses runner and devices, makes the job, and remembers failures.
 
-`session.session` calls it for each cycle that the store does not have. How a cycle is measured on a machine is in
-`runners.measure_here`; nothing here may touch a device outside its lease.
+`session.session` calls it for each cycle that the store lacks; nothing here may touch a device outside its lease.
 """
 
 from __future__ import annotations
@@ -63,10 +62,7 @@ class Measurer:
         return self._runner_plans.spec(engine, study)
 
     def identities(self, cycle: ExperimentCycle, environment: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
-        """What must be equal in an earlier result of a cycle for it to be reused: one for each machine it may run on.
-
-        That is this machine's `environment`, or each node of a cluster.
-        """
+        """What an earlier result must equal to be reused, one for each machine that the cycle may run on."""
         config = cycle.experiment.config
         runner = self._runner(cycle.experiment.engine, cycle.study)
         targets = runner.reuse_targets(config)
@@ -97,10 +93,7 @@ class Measurer:
         return runner.known_image(cycle.experiment.engine) or runner.spec.image
 
     def measure(self, cycle: ExperimentCycle, attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
-        """Run one attempt of a cycle; the job directory holds its measurement or its error afterwards.
-
-        Raises `LlemError` when it cannot even be tried: no devices, no lease, or a cause that failed repeatedly.
-        """
+        """Run one attempt of a cycle into its job directory. Raises `LlemError` when it cannot even be tried."""
         experiment, study = cycle.experiment, cycle.study
         with self._lock:
             runner = self._runner(experiment.engine, study)
@@ -144,10 +137,7 @@ class Measurer:
     def _measure_elsewhere(
         self, runner: Runner, cycle: ExperimentCycle, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
-        """As `measure`, by a runner whose machines take the lease and see to their devices; threads may call it.
-
-        No failure keeps others from being tried: what one node lacks says nothing of the next.
-        """
+        """As `measure`, by a runner whose machines take the lease; threads may call it, and no failure stops others."""
         unknown = DeviceSet("cpu")
         preflight = self._checks.preflight(runner, cycle, unknown)
         note = self._checks.settings(runner, cycle, unknown)
@@ -163,10 +153,7 @@ class Measurer:
         return replace(report, facts=facts, notes=report.notes if note is None else (*report.notes, note))
 
     def parallel_cycles(self, cycles: Sequence[ExperimentCycle]) -> ParallelCycles | None:
-        """How many cycles of these experiments, all on distributed runners, to measure at a time.
-
-        `None` for no experiments, and where no cluster can be reached: each cycle says so itself.
-        """
+        """How many of these cycles distributed runners measure at a time; `None` for none, or without a cluster."""
         groups: dict[str, list[ExperimentCycle]] = {}
         for cycle in cycles:
             groups.setdefault(f"{cycle.study.name} {cycle.experiment.engine}", []).append(cycle)
@@ -264,10 +251,7 @@ def _meter_settings(meter: str, study: Study) -> MeterSettings:
 
 
 class Checks:
-    """Checks that hold for all items of a run: made once per engine and runner, by whichever process comes first.
-
-    Answers lie in the run's directory, so that the workers of xdist share them; `skip` leaves the checks out.
-    """
+    """Checks made once per engine and runner, whose answers xdist's workers share in the run's directory."""
 
     def __init__(self, run_dir: Path, *, skip: bool) -> None:
         self._directory = run_dir / ".preflight"
@@ -301,10 +285,7 @@ class Checks:
         return "passed"
 
     def settings(self, runner: Runner, cycle: ExperimentCycle, devices: DeviceSet) -> Note | None:
-        """Raise when the engine does not take the cycle's settings; a note where nothing could be compared.
-
-        To be called under the lease of the devices, because the engine's import would disturb another's measurement.
-        """
+        """Raise for settings that the engine refuses. Call it under the lease: the engine's import disturbs others."""
         if self._skip:
             return None
         directory = self._directory / _name(runner, cycle)

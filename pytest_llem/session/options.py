@@ -1,7 +1,6 @@
 """Reads the settings of a run from all their sources, and loads studies with them.
 
-`start.py` calls `run_options` once, and the fixture `llem_meter`; nothing downstream looks at options again.
-`LlemSession.study` calls `load_for_run`; workers of xdist get loaded studies, and so do not import this module.
+`start.py` and `llem_meter` call it, nothing downstream looks at options; xdist's workers do not import it.
 """
 
 from __future__ import annotations
@@ -164,11 +163,7 @@ class IsolationError(StudyError):
 
 
 def _require_possible(study: Study, runner_of: Callable[[str], str], *, distributed: bool) -> None:
-    """Raise `IsolationError` for what cannot be combined.
-
-    An engine cannot stay loaded where other cycles would need its devices, and Ray cannot be used with xdist.
-    `runner_of` gives the name of an engine's runner; `distributed` says whether xdist runs the items.
-    """
+    """Raise `IsolationError`: an engine loaded while others need its devices, or Ray with xdist (`distributed`)."""
     engines = dict.fromkeys(experiment.engine for experiment in study.experiments)
     if distributed and any(runner_of(engine) == "ray" for engine in engines):
         raise IsolationError(

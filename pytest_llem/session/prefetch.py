@@ -1,7 +1,4 @@
-"""Measures cycles before their items ask for them, on runners that measure several at a time.
-
-`RunResults` starts it when the items begin to run; items wait for their cycles. Cycles start in the items' order.
-"""
+"""Measures cycles before their items ask for them, where several can run at a time. They start in the items' order."""
 
 from __future__ import annotations
 
@@ -44,10 +41,7 @@ class NeededCycle:
 def begin_prefetch(
     items: Iterable[pytest.Item], measurer: Measurer, measure: FromStore, run_dir: Path, tell: Callable[[str], None]
 ) -> Prefetch | None:
-    """Start the cycles that the items need on distributed runners; `None` if there are none.
-
-    Raises nothing: each item reports a cluster that cannot be reached. `tell` prints a line for the user.
-    """
+    """Start the items' cycles on distributed runners; `None` if there are none. Raises nothing: each item reports."""
     selected = [
         cycle
         for item in items
@@ -68,11 +62,7 @@ def begin_prefetch(
 
 
 def needed_cycles(selected: Sequence[ExperimentCycle]) -> list[NeededCycle]:
-    """The cycles that selected items need for certain, each once, in the order of first need.
-
-    An entry without a cycle is an item about a whole experiment. Cycles that are measured only until a result is
-    precise enough are left out: whether they are needed is known once the others are done.
-    """
+    """The cycles that items need for certain, each once, in the order of need; optional ones are left out."""
     needed: dict[CycleKey, NeededCycle] = {}
     for entry in selected:
         own = entry.cycle is not None
@@ -86,9 +76,7 @@ def needed_cycles(selected: Sequence[ExperimentCycle]) -> list[NeededCycle]:
 class Prefetch:
     """Measures cycles in threads, in order, `in_flight` at a time; an item waits for its cycle with `wait`.
 
-    `optional` are the selected cycles that are measured only until a result is precise enough: each follows when those
-    before it are done and it has become necessary. `outstanding` is called with 1 for a cycle that is queued, and with
-    -1 for one that is done.
+    `optional` ones follow once they are necessary; `outstanding` gets 1 per cycle queued, -1 when done.
     """
 
     def __init__(
@@ -116,10 +104,7 @@ class Prefetch:
                     self._futures[entry.cycle.key] = self._threads.submit(self._run, entry)
 
     def wait(self, key: CycleKey) -> None:
-        """Return once a queued cycle has its terminal state; at once for one that is not queued.
-
-        Raises the exception that kept the cycle from it.
-        """
+        """Return once a queued cycle has its terminal state, else at once. Raises what kept the cycle from it."""
         future = self._futures.get(key)
         if future is not None:
             future.result()

@@ -1,7 +1,6 @@
 """The results of a run as one pytest process sees them: from the run's store, or measured now.
 
-`LlemSession.results` imports it when a test first asks for a result, because it needs what only measuring needs. Lock
-order: the store's lock of a result, then the device lease, then the runner.
+Imported late, for what only measuring needs. Lock order: the store's lock of a result, the device lease, the runner.
 """
 
 from __future__ import annotations
@@ -84,10 +83,7 @@ class RunResults:
         return store
 
     def get_or_measure(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
-        """The outcome of a cycle: from the store, or measured now by this process.
-
-        `retried` for the cycle's own item and for users' tests: a gate never retries.
-        """
+        """The outcome of a cycle: from the store, or measured now; `retried` except for gates, which never retry."""
         if self._prefetch is not None:
             self._prefetch.wait(cycle.key)
         return self._from_store(cycle, retried=retried)
@@ -133,10 +129,7 @@ class RunResults:
         return open_baseline(self._options.baseline, self._options.baseline_dir)
 
     def judge(self, experiment: ExperimentCycle) -> GateReport:
-        """Judge an experiment by its cycles, measuring those that are absent, and write `gate.json`.
-
-        Raises `StoreError` when the baseline has no results of the study.
-        """
+        """Judge an experiment into `gate.json`, measuring absent cycles. `StoreError` if the baseline lacks it."""
         outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
         expect, compare = experiment.experiment.expect, experiment.experiment.compare
         report = judge_experiment(outcomes, expect, compare, self.baseline, strict=self._options.strict)
@@ -161,10 +154,7 @@ class RunResults:
         rebuild_manifest(self.store.run_dir, studies=study_plans(cycles), facts=facts)
 
     def conclude(self) -> Conclusion:
-        """Bring the run's manifest and summaries up to date, and save a baseline where one was asked for.
-
-        Experiments without a result, and those whose gate failed, are left out of the baseline.
-        """
+        """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
         manifest = rebuild_manifest(self._run_dir, finished=True)
         keys = [item.key for item in manifest.items]
         rows = tuple(summarise(keys, self.store.outcome))
@@ -187,10 +177,7 @@ class RunResults:
         return Conclusion(rows, gates, saved)
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
-        """Record what a dead worker of xdist was measuring, and its item, as crashed; the outcomes of those cycles.
-
-        The store keeps them, so no other worker measures these cycles.
-        """
+        """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""
         keys: dict[CycleKey, None] = {}
         pid = None
         for announcement in announced(self._run_dir):

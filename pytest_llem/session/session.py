@@ -1,7 +1,6 @@
 """What one pytest process has before it measures: the run, its settings, its studies, and the runners that they use.
 
-`session/start.py` makes it, and the fixture `llem_session` gives it to tests. Its imports stay light: workers of xdist
-collect thousands of items with it and never load a study themselves.
+`start.py` makes it, tests get it as `llem_session`. Imports stay light: xdist's workers collect thousands of items.
 """
 
 from __future__ import annotations
@@ -85,10 +84,7 @@ class LlemSession:
         return self._studies[path]
 
     def auto_workers(self) -> int:
-        """The answer to `-n auto`. Raises `pytest.UsageError` where devices cannot be counted.
-
-        A study that cannot be loaded does not count: collection says what is wrong with it.
-        """
+        """The answer to `-n auto`, by the studies that load. `pytest.UsageError` where devices cannot be counted."""
         for path in study_files(self.config, (*self.config.getoption("llem_study"), *self.config.args)):
             with contextlib.suppress(LlemError):
                 self.study(path)

@@ -89,10 +89,7 @@ def _seconds(experiments: Sequence[Experiment], recorded: Mapping[str, float]) -
 
 
 def estimate_s(experiment: Experiment) -> float:
-    """Seconds that a cycle may take, from its settings alone: loading, idle, warm-up and the window.
-
-    A repeat decodes its batches one after the other, a step per output token; see `LOAD_S`.
-    """
+    """Seconds that a cycle may take, by its settings: loading, idle, warm-up and the window, a step per token."""
     from pytest_llem.study.canonical import getter
 
     get = getter(experiment.flat_settings)
@@ -127,10 +124,7 @@ def _mean_length(lengths: JsonValue) -> float:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of how many, applied to every study that the run meets.
-
-    `recorded` are seconds per cycle by `config_hash`, the same for every shard: see `split`.
-    """
+    """Which part of how many, applied to every study of the run; `recorded` as in `split`, the same for every shard."""
 
     index: int
     count: int

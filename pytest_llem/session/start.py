@@ -1,8 +1,4 @@
-"""Sets a pytest process up for studies, and holds the hooks that only such a process needs.
-
-`plugin.py` calls it when the command line names a study, or when a test first asks for a result. The hooks hand over to
-classes of their own.
-"""
+"""Sets a pytest process up for studies, and holds the hooks that only such a process needs. `plugin.py` imports it."""
 
 from __future__ import annotations
 
@@ -129,8 +125,7 @@ class StudyPlugin:
 def start(config: pytest.Config) -> StudyPlugin:
     """Set this process up for studies: arguments, reports, signals. Called once.
 
-    A worker of xdist gets the settings and the studies that the controller has loaded and validated. The controller of
-    workers that meet their first study by a marker starts when they have collected.
+    xdist's workers get what the controller has loaded; it starts after their collection when only markers name studies.
     """
     refuse_in_worker(config)
     handover = getattr(config, "workerinput", {}).get("llem_handover")
@@ -182,10 +177,7 @@ def validated_session(config: pytest.Config) -> LlemSession:
 
 
 def _load_named_studies(config: pytest.Config, session: LlemSession) -> None:
-    """Load the studies of the command line. Raises `pytest.UsageError` for one whose isolation does not fit the rest.
-
-    Any other problem of a study is left to collection, which says what is wrong and where.
-    """
+    """Load the command line's studies; `pytest.UsageError` for their isolation, the rest is collection's to report."""
     for path in study_files(config, config.args):
         try:
             session.study(path)

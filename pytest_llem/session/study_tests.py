@@ -1,7 +1,6 @@
 """The tests that every study consists of, and what pytest shows of a cycle's outcome.
 
-pytest collects this module once per study file; fixtures and reports use its functions. The names of the tests are part
-of node ids, and those of the properties are read by users' CI, so neither change.
+pytest collects it once per study file. Names of tests are node ids, those of properties are read by CI: keep them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ Property = tuple[str, "str | int | float | bool"]
 
 
 def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> None:
-    """Measure one cycle of one experiment; an optional one only while the headline is not precise enough.
-
-    An invalid cycle is skipped with its reasons (a failure when strict), and whatever is not valid either fails.
-    """
+    """Measure one cycle; skip an optional one once precise enough, and an invalid one, with reasons, unless strict."""
     execution = llem_cycle.study.execution
     precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
     if precise is not None:

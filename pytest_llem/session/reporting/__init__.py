@@ -1,7 +1,4 @@
-"""What the process that reports prints and writes: live status, summaries, annotations, and the HTML report.
-
-`start.py` registers `Reporting` in the process that owns the terminal: alone, or the controller of xdist's workers.
-"""
+"""What the reporting process prints and writes: status, summaries, annotations, HTML. `start.py` registers it there."""
 
 from __future__ import annotations
 
@@ -53,10 +50,7 @@ class Reporting:
             self._stream = _terminal_stream()
 
     def pytest_report_header(self) -> list[str]:
-        """Print which shards of the studies on the command line run, and how many workers of xdist there are and why.
-
-        xdist's controller collects nothing itself, so it prints them here.
-        """
+        """Print the shards, and xdist's workers with the reason; here, as its controller collects nothing."""
         return [*self._shards(), *self._workers()]
 
     def pytest_report_collectionfinish(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Estimates the device memory of an experiment before anything runs, for the plan of a dry run.
 
-It has the weights and the KV cache, which follow from the model's shape. Activations, CUDA graphs and what an engine
-reserves come on top, so that more memory may be needed, never less.
+A lower bound: weights and KV cache, without activations, CUDA graphs and what an engine reserves.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ _QUANTIZED = {"fp8": 1.0, "bitsandbytes": 0.5}
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on the fullest device: the weights, and the keys and values of the requests in flight.
-
-    `None` where the shape or the workload does not say.
-    """
+    """Bytes on the fullest device: weights, and keys and values of the requests in flight; `None` is unknown."""
 
     weights_bytes: float | None
     kv_cache_bytes: float | None
@@ -52,8 +48,7 @@ class Footprint:
 def footprint(facts: ModelFacts, engine: str, get: Get, visible: int) -> Footprint:
     """The estimate for one experiment, whose settings `get` reads by path; `visible` is how many devices there are.
 
-    Tensor and pipeline parallel sizes divide both parts, data parallel copies do not, and a `device_map` spreads layers
-    over what is visible.
+    Tensor and pipeline parallel sizes divide it, data parallel copies do not; a `device_map` spreads over the visible.
     """
 
     def size(*names: str) -> int:
@@ -238,10 +233,7 @@ class UnknownModelError(Exception):
 
 @lru_cache(maxsize=64)
 def model_facts(model: str, directory: Path, revision: str | None = None) -> ModelFacts:
-    """Read `config.json` and the headers of the weights; `directory` is where relative paths start.
-
-    Nothing is made or downloaded. Raises `UnknownModelError` with the reason.
-    """
+    """Read `config.json` and the weights' headers, relative to `directory`. Raises `UnknownModelError`."""
     files = _directory_of(model, directory, revision)
     config = _json(files / "config.json")
     text = config.get("text_config")

@@ -1,7 +1,4 @@
-"""Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
-
-One row per experiment: medians over valid cycles with their spread. `Reporting` prints and writes them.
-"""
+"""Summaries of a run for the terminal and GitHub Actions. A row per experiment: medians over valid cycles."""
 
 from __future__ import annotations
 

@@ -25,10 +25,7 @@ COMPLETE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.IN
 
 
 class ItemCount:
-    """Makes an item that was selected and never reported a failed one, in all reports.
-
-    Where a run was stopped (`-x`, Ctrl-C, `--sw`), items that did not run are not lost.
-    """
+    """Makes an item that was selected and never reported a failed one, in all reports, unless the run was stopped."""
 
     def __init__(self) -> None:
         self._selected: dict[str, None] = {}

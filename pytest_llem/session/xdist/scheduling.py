@@ -1,7 +1,4 @@
-"""Which of xdist's ways to spread tests can be used with a study, and which are refused.
-
-`plugin.py` calls it in every controller, so it imports little.
-"""
+"""Which of xdist's ways to spread tests a study can use. `plugin.py` calls it in every controller: few imports."""
 
 from __future__ import annotations
 
@@ -77,10 +74,7 @@ def choose_scheduling(config: pytest.Config) -> None:
 
 
 def refuse_in_worker(config: pytest.Config) -> None:
-    """In a worker, refuse the first study where the controller refuses the scheduling.
-
-    The run's lock file tells the controller that a study was met; it ends the run with the usage error.
-    """
+    """Refuse a worker's first study where scheduling is refused; the run's lock file lets the controller report it."""
     worker_input = getattr(config, "workerinput", None)
     if worker_input is None:
         return
