@@ -1,4 +1,7 @@
-"""The command `llem`: what users do before and after a run. Only the chosen verb is imported; verbs are public."""
+"""The command `llem`: what users do before and after a run.
+
+Each verb names the function that runs it, so that only the chosen verb is imported. Verbs and their options are public.
+"""
 
 from __future__ import annotations
 

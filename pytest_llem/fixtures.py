@@ -1,4 +1,7 @@
-"""The fixtures of tests, whose names and values are public. `plugin.py` registers this, so it imports pytest alone."""
+"""The fixtures of tests: an experiment, its cycle, its results, and a meter for the test's own code.
+
+`plugin.py` registers this module, so it imports pytest alone. What fixtures are called, and what they give, is public.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """pytest's entry point: options, ini settings, and the hooks that must be there before any study is met.
 
-A plain pytest run loads it, so it imports pytest and the standard library; the rest is in `session/start.py`.
+Everything else is in `session/start.py`, imported when the command line names a study or a test asks for a result. A
+plain pytest run loads this file, so it imports pytest and the standard library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Runs cycles in Docker containers. Whoever measures sweeps dead sessions first; only then `docker` is imported."""
+"""Runs cycles in Docker containers: images, preflight, containers and the errors of all three.
+
+Whoever measures here sweeps the containers of dead sessions first; `docker` itself is imported only then.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
 
-`ephemeral`, `kept`, `preflight` and `runner` use it. Archives that come back are not trusted.
+`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the two lowest floors of the package whole,
+and archives that come back are not trusted: only known names are taken.
 """
 
 from __future__ import annotations

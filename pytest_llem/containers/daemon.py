@@ -1,6 +1,7 @@
 """The connection to a Docker daemon: its address, whether it responds, and what it can do.
 
-Callers start with `connect` and wrap calls in `docker_errors`. The address must be what the `docker` command finds.
+Everything that talks to Docker starts with `connect` and wraps its calls in `docker_errors`. The address is found
+exactly as the `docker` command finds it; keep that, so that both reach the same daemon.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Measures a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
 
-`runner` uses it with a local daemon. That CLOCK_MONOTONIC is the same is never assumed: the first event states it.
+`runner.DockerRunner` uses it where the daemon is local, because CLOCK_MONOTONIC is then the same clock for both. That
+is never assumed: the worker's first event states the boot and the time namespace of its clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Chooses the image of an engine, pulls it, and reads its facts. The images' names are in the engines' folders."""
+"""Chooses the image of an engine, pulls it, and reads its facts.
+
+The Docker runner and the servers in containers call it. No engine's image is named here: those are in its folder.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a workload needs from outside its container: files, downloads, a network. It gets no network without need."""
+"""What a workload needs from outside its container: files to mount, downloads from the hub, and a network or none.
+
+`runner` and `preflight` ask it for each experiment. A container gets no network unless something must be reached.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Containers that live for a session: one per image and device set, each cycle a fresh process in it by exec.
 
-For `docker.lifecycle: session`. What a failed cycle may have left must never reach the next measurement.
+`runner.DockerRunner` uses them for `docker.lifecycle: session`. A container serves another cycle only when it is
+healthy: what a failed cycle may have left must never reach the next measurement.
 """
 
 from __future__ import annotations

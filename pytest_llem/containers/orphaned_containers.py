@@ -1,6 +1,7 @@
 """Labels that say which process owns a container, and the removal of containers whose owner is dead.
 
-Whatever creates containers uses it; it removes none whose owner may live. Other versions read the labels too.
+Everything that creates containers labels and removes them with this file. A container whose process may still live is
+never removed; labels are also read by other versions, so their names must not change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The Docker runner: each cycle in a container of its own, or by exec in a kept one. It leaves no container behind."""
+"""The Docker runner: each cycle in a container of its own, or by exec in one that is kept.
+
+`runners.open_runner` and `cluster.node` make it; it puts together the rest of `containers`. It leaves no container
+behind, whatever happens.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Reads a container's output while it runs: events go to the caller, everything else into `worker.log`.
 
-Whatever attaches to a container uses it. Nothing may be written to the log before it is redacted.
+`ephemeral`, `kept`, `runner` and `servers.container` attach to their containers with it. Nothing may be written
+to the log before it is redacted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Measures the properties of a GPU's energy sensors: `llem doctor --calibrate`. The bounds of all meters rest on it."""
+"""Measures the properties of a GPU's energy sensors, once per GPU and driver: `llem doctor --calibrate`.
+
+`llem doctor` calls it; the meters read the stored calibration. The accuracy of every bound of a calibrated GPU rests on
+it (tests/unit/energy/test_calibrate.py holds it against simulated sensors).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""CodeCarbon as a meter, to cross-check. `registry` opens it; it reports no uncertainty, as CodeCarbon states none."""
+"""CodeCarbon as a meter, to cross-check: one of its tasks from each window edge to the next.
+
+Opened by `registry` when a study names it. CodeCarbon states no uncertainty, so none is reported.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The meter of last resort: CPU time times published watts. `auto` opens it; changed figures make runs incomparable."""
+"""The meter of last resort: CPU time of the worker's and its server's processes, times published watts per thread.
+
+`auto` opens it where no sensor can be read; results state its source and that nothing was measured. The table may
+grow, but a changed figure makes runs incomparable with earlier ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Findings about energy sensors and meters, each problem with a fix. `llem doctor` prints them; they change nothing."""
+"""Findings about this machine's energy sensors and meters, each problem with its fix.
+
+`llem doctor` prints them. They only report: nothing here changes a setting or writes a file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""GPU energy through the sampler process, opened by `registry`. The measured process itself must read no GPU sensor."""
+"""GPU energy through the sampler process: the meters `nvml` and `amdsmi`.
+
+Opened by `registry`; `llem doctor` asks `NvmlMeter` whether NVML works. The measured process must not read the GPU's
+sensors while it is measured: the sampler process does, and its readings are accounted after the last window.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""NVIDIA GPUs by UUID, for the sampler, calibration and checks; cheap to import. All but `nvml` need NVML open."""
+"""NVIDIA GPUs by UUID, with their identity and memory. NVML must be initialised.
+
+Used by the sampler process, calibration, `llem doctor` and the device checks of `machine`. Cheap to import: no
+dataclasses.
+"""
 
 from __future__ import annotations
 

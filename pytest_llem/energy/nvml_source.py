@@ -1,4 +1,8 @@
-"""The sampler's sources for NVIDIA GPUs, for the meter `nvml`. Cheap to import: no dataclasses, no statistics."""
+"""The sampler's sources for NVIDIA GPUs: one per device, read through `pynvml`.
+
+The sampler process opens them for the meter `nvml`; the tests run them on a virtual clock. Cheap to import: no
+dataclasses, no statistics.
+"""
 
 from __future__ import annotations
 

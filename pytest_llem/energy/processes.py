@@ -1,4 +1,8 @@
-"""Which processes belong to a measurement. The sampler and `worker.servers` use it; it must stay cheap to import."""
+"""Which processes belong to a measurement: the worker's tree, a container, or whoever serves a port.
+
+The sampler process lists foreign processes with it, and `worker.servers` finds the server of a cycle. It must stay
+cheap to import (no dataclasses), because the sampler process does.
+"""
 
 from __future__ import annotations
 

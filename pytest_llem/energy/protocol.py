@@ -1,4 +1,8 @@
-"""The base class of energy meters, opened through `registry`. A new method needs a default, for registered meters."""
+"""The base class of energy meters, and how all of them report the energy of one window.
+
+A cycle opens one meter through `registry`; other packages derive theirs from `Meter`. An optional method added here
+needs a default answer, so that registered meters keep working.
+"""
 
 from __future__ import annotations
 

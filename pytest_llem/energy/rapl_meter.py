@@ -1,4 +1,7 @@
-"""CPU packages and DRAM through RAPL, read in-process at edges; `registry` opens it. GPU meters use `RaplEdges`."""
+"""CPU packages and DRAM through RAPL: counters read in-process at every edge, wraps watched by the sampler process.
+
+Opened by `registry`; the GPU meters use `RaplEdges` and `cpu_energy` for what the host's CPUs drew beside the GPUs.
+"""
 
 from __future__ import annotations
 

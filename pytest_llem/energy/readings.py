@@ -1,4 +1,8 @@
-"""The base class of the sampler's sources, and `samples.jsonl`, their raw readings. Cheap to import: no dataclasses."""
+"""The base class of the sampler's sources, and `samples.jsonl`, the raw readings of a cycle: one JSON object per line.
+
+The sampler process and in-process meters write that file; `gpu_meter` and `results` read it. Cheap to import: no
+dataclasses.
+"""
 
 from __future__ import annotations
 

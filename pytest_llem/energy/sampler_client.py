@@ -1,4 +1,7 @@
-"""Starts, queries and stops the sampler process, for meters and calibration. It must never outlive its parent."""
+"""The parent's side of the sampler process: starts it, queries it, stops it.
+
+Meters and calibration use it. The sampler must never outlive its parent, so both sides guard against that.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The steps of one device's energy counter over a cycle, from `samples.jsonl`. The sampler process never imports it."""
+"""The steps of one device's energy counter over a cycle, as the estimators and calibration need them.
+
+Built from the readings of `samples.jsonl` after the cycle; nothing here runs in the sampler process.
+"""
 
 from __future__ import annotations
 

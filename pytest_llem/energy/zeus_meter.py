@@ -1,4 +1,8 @@
-"""Zeus as a meter, to cross-check; `registry` opens it. It measures as Zeus does and must not be improved here."""
+"""Zeus as a meter, to cross-check GPUs and to read systems on a chip: energy counters, read once at each edge.
+
+Opened by `registry` when a study names it. It measures as Zeus does and must not be improved here, because its
+purpose is to reproduce what others report.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Parts shared by the engines that run Hugging Face models. The keys of `torch_environment` are part of the results."""
+"""Parts shared by the engines that run Hugging Face models: state, tokenizer, architecture, and what torch counts.
+
+Engines derive from `HubEngine` and call the rest from `prepare` on. Functions import torch and transformers themselves;
+the keys of `torch_environment` are part of the results.
+"""
 
 from __future__ import annotations
 

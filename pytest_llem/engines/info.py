@@ -1,4 +1,8 @@
-"""What is known of an engine without importing it. Other packages register such records: new fields need a default."""
+"""What the package knows of one engine without importing it, as one record.
+
+The `__init__.py` of each engine's folder holds its record; `pytest_llem.engines` collects them. Part of the public
+interface: packages that bring an engine may register one, so that new fields come with a default.
+"""
 
 from __future__ import annotations
 

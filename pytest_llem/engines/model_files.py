@@ -1,4 +1,7 @@
-"""Resolves a study's `model` and `lora`. Results hold `fingerprint`: what it returns must not change."""
+"""Resolves a study's `model` and `lora` to a built-in model, a local directory, or an id on the hub.
+
+Engines and servers call it before they load. `fingerprint` is recorded in results: it must not change.
+"""
 
 from __future__ import annotations
 

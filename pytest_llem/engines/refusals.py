@@ -1,4 +1,7 @@
-"""What all engines do alike with settings and errors. Standard library only."""
+"""What all engines do alike with settings and errors: used too early, not installed, unknown setting, sampling.
+
+Engines and the declarations of their settings call it. Standard library only.
+"""
 
 from __future__ import annotations
 

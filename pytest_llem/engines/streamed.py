@@ -1,4 +1,8 @@
-"""Answers that arrive token by token, and the engines that have nothing else. `StreamedAnswer` is public interface."""
+"""Answers that arrive token by token, and the engines that have nothing else.
+
+Engines with a scheduler of their own collect each answer in a `StreamedAnswer`, which is part of the public interface;
+those that run in other processes derive from `StreamedEngine`.
+"""
 
 from __future__ import annotations
 

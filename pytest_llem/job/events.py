@@ -1,4 +1,8 @@
-"""Writes `events.jsonl`, a worker's log of its cycle. Add to its events and fields, never change them."""
+"""Writes `events.jsonl`, a worker's log of its cycle, and identifies the clock of its timestamps.
+
+Workers write it; runners follow the file while the cycle runs, and `results` reads the clock event. Event names and
+fields are part of the format of the job directory (docs/protocol.md): add to them, never change them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads and writes whole files, atomically. Standard library only."""
+"""Reads and writes whole files: atomic writes, and JSON files that state their version.
+
+Both sides use it for everything that must never be seen half written. Standard library only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The verbs of `llem` that read stored results; `cli` calls them. Each takes parsed arguments, returns an exit code."""
+"""The verbs of `llem` that read stored results: each takes parsed arguments and returns an exit code.
+
+`cli` calls them. They read runs only; the shards of one run (`--llem-shard=K/N`) are read as one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Conditions that must be equal before measurements are compared. Their names are published (`compare.allow`)."""
+"""The conditions that must be equal before two measurements are compared, and the differences between them.
+
+`judging`, `compare` and `baselines` call it. Conditions are flat, so that a changed one is one line in a
+baseline's diff; their names are published (`compare.allow`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Compares stored runs with the first one, by a study's gates. The command `llem compare` and the report call it."""
+"""Compares stored runs: `llem compare A B [C...]`, with the first one as the baseline of the others.
+
+The command and the report call `compare`. It judges with the same gates as a study.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Derives a result from what one cycle measured; `attempts` calls it. Published codes keep their meaning."""
+"""Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, validity and warnings.
+
+`attempts` calls it, once per measured attempt. It reads no file but the meter's samples. The codes of reasons and
+warnings are published: they may be added to, and keep their meaning.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Judges an experiment's cycles against budgets and a baseline, for the session. Verdicts are kept in `gate.json`."""
+"""Judges one experiment's cycles against its budgets and a baseline, and keeps the verdicts in `gate.json`.
+
+The session's gate items call `judge_experiment`, reports read `gate.json`. The verdicts themselves come from `gates`.
+"""
 
 from __future__ import annotations
 

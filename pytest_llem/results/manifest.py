@@ -1,4 +1,8 @@
-"""`run.json`: a run's plan, machine and items, written by one process. Fields may be added, never renamed."""
+"""`run.json`: the plan of a run, its machine, and the state of each item.
+
+The session writes it in one process only (the controller under xdist), rebuilt from the cycles' state files. The
+format is published: fields are added, never renamed.
+"""
 
 from __future__ import annotations
 

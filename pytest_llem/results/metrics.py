@@ -1,4 +1,7 @@
-"""The metrics of a result by name. Budgets, gates, summaries and exports read results by them."""
+"""The metrics of a result by name: where each of `job.metric_names` lies in it.
+
+Budgets, gates, summaries and exports read results by them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Reads results of any version into a typed collection and a table. Columns are added at the end, never renamed."""
+"""Reads results back, whatever version wrote them: `load(path)` gives a typed collection and a table of flat columns.
+
+The commands, baselines, resume and users call it. Columns are added at the end and never renamed; a newer format is
+refused.
+"""
 
 from __future__ import annotations
 

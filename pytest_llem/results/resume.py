@@ -1,4 +1,7 @@
-"""Finds valid results of earlier runs to reuse under `--llem-resume`. The session calls it; it only reads."""
+"""Finds results of earlier runs to reuse: for each cycle the newest valid one of the same work and environment.
+
+The session asks for them under `--llem-resume`, before a cycle is measured. It only reads.
+"""
 
 from __future__ import annotations
 

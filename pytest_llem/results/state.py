@@ -1,4 +1,7 @@
-"""`state.json`: a cycle's state and outcome, written by `attempts`. A terminal state is final for its run."""
+"""`state.json`: a cycle's state, written before each attempt and at its end; and its outcome, as consumers get it.
+
+`attempts` writes states; the store, the manifest and `resume` read them. A terminal state is final for its run.
+"""
 
 from __future__ import annotations
 

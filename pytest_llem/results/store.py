@@ -1,4 +1,8 @@
-"""The files of one run, with a lock per cycle; `attempts` and the session use it. The layout is published."""
+"""The files of one run: its directory and manifest, a lock per cycle, and each cycle's state, result and outcome.
+
+The session, `attempts` and the commands use it. It measures nothing and decides nothing; the file layout is published
+(docs/results.md).
+"""
 
 from __future__ import annotations
 

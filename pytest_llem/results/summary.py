@@ -1,4 +1,7 @@
-"""Summarises a run: a row per experiment, printed and written by the session. Columns are added at the end."""
+"""Summarises a run: a row per experiment with the median over its valid cycles, spread and counts.
+
+The session writes `summary.json` and `summary.csv` at its end and prints the rows. Columns are added at the end.
+"""
 
 from __future__ import annotations
 

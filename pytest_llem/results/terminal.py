@@ -1,4 +1,7 @@
-"""Tables and progress counts for a terminal. The verbs of `llem` and the session's reports use them."""
+"""Text for a terminal: aligned tables (also as Markdown), and a progress count while a command reads many files.
+
+The verbs of `llem` and the session's reports use it.
+"""
 
 from __future__ import annotations
 

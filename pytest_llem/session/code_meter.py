@@ -1,4 +1,7 @@
-"""Measures the energy of a test's own code, for the fixture `llem_meter`. `CodeMeter`'s attributes are public."""
+"""Measures the energy of code that runs in the test's own process, for the fixture `llem_meter`.
+
+The attributes of `CodeMeter` are public.
+"""
 
 from __future__ import annotations
 

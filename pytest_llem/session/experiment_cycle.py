@@ -1,4 +1,7 @@
-"""What a test item is parametrised with: an experiment and its cycle. Thousands exist, so it holds references only."""
+"""What a test item is parametrised with: an experiment of a study, and its cycle.
+
+All of `session/` uses it. Thousands exist in a large study, so it holds references only.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Measures one cycle from the pytest side: chooses runner and devices, makes the job, and remembers failures.
 
-`session.session` calls it for each cycle that the store lacks; nothing here may touch a device outside its lease.
+`session.session` calls it for each cycle that the store does not have. How a cycle is measured on a machine is in
+`runners.measure_here`; nothing here may touch a device outside its lease.
 """
 
 from __future__ import annotations

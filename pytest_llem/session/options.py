@@ -1,6 +1,7 @@
 """Reads the settings of a run from all their sources, and loads studies with them.
 
-`start.py` and `llem_meter` call it, nothing downstream looks at options; xdist's workers do not import it.
+`start.py` calls `run_options` once, and the fixture `llem_meter`; nothing downstream looks at options again.
+`LlemSession.study` calls `load_for_run`; workers of xdist get loaded studies, and so do not import this module.
 """
 
 from __future__ import annotations

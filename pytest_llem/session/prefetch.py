@@ -1,4 +1,7 @@
-"""Measures cycles before their items ask for them, where several can run at a time. They start in the items' order."""
+"""Measures cycles before their items ask for them, on runners that measure several at a time.
+
+`RunResults` starts it when the items begin to run; items wait for their cycles. Cycles start in the items' order.
+"""
 
 from __future__ import annotations
 

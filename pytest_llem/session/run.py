@@ -1,4 +1,7 @@
-"""The run of a pytest process: name, settings, studies. A plain pytest run loads it: standard library and pytest."""
+"""The run that a pytest process belongs to: its name, its settings, and which arguments name studies.
+
+`plugin.py` and all of `session/` use it. A plain pytest run loads it, so it imports pytest and the standard library.
+"""
 
 from __future__ import annotations
 

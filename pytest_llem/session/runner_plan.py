@@ -1,4 +1,8 @@
-"""The runners of a study's engines, planned once per study. What a plan forbids is raised before any cycle runs."""
+"""The runners of a study's engines, planned together and once per study.
+
+The session asks while studies are collected, when nothing is measured yet. What a plan forbids is raised before any
+cycle runs.
+"""
 
 from __future__ import annotations
 

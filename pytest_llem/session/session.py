@@ -1,6 +1,7 @@
 """What one pytest process has before it measures: the run, its settings, its studies, and the runners that they use.
 
-`start.py` makes it, tests get it as `llem_session`. Imports stay light: xdist's workers collect thousands of items.
+`session/start.py` makes it, and the fixture `llem_session` gives it to tests. Its imports stay light: workers of xdist
+collect thousands of items with it and never load a study themselves.
 """
 
 from __future__ import annotations

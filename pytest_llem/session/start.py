@@ -1,4 +1,8 @@
-"""Sets a pytest process up for studies, and holds the hooks that only such a process needs. `plugin.py` imports it."""
+"""Sets a pytest process up for studies, and holds the hooks that only such a process needs.
+
+`plugin.py` calls it when the command line names a study, or when a test first asks for a result. The hooks hand over to
+classes of their own.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The tests that every study consists of, and what pytest shows of a cycle's outcome.
 
-pytest collects it once per study file. Names of tests are node ids, those of properties are read by CI: keep them.
+pytest collects this module once per study file; fixtures and reports use its functions. The names of the tests are part
+of node ids, and those of the properties are read by users' CI, so neither change.
 """
 
 from __future__ import annotations

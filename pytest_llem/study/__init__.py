@@ -1,4 +1,8 @@
-"""Reads, checks and expands studies. The session loads them; only `load_study` needs pydantic or YAML."""
+"""Studies: reads their files, checks the settings, and expands sweeps into experiments.
+
+The session loads them with `load_study`. The other names need neither pydantic nor YAML, because xdist workers receive
+loaded studies from the controller.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Checks sections of a study key by key, for the loader. `model_of` makes the models behind the JSON Schema."""
+"""Reads what a section of a study may hold off its declaration: a frozen dataclass, or an engine's pydantic model.
+
+The loader checks values against it key by key, so that every problem has its position in the file. `model_of` makes
+the pydantic models that the JSON Schema and the reference are written from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A loaded study and its experiments. It imports nothing that loading needs, because xdist's controller pickles it."""
+"""A loaded study and its experiments, as the session, the runners and the results read them.
+
+Imports nothing that loading needs, because xdist's controller pickles studies for its workers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The settings of an experiment by dotted path, with default and keyword. The loader works on such flat settings."""
+"""The settings of an experiment by dotted path: what each accepts, its default, and its keyword.
+
+The loader works on flat settings, mappings from dotted path to plain value. The table here is read off the
+declarations once, and holds the sections of engines of other packages as well.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Parses budgets and limits of comparisons, such as `"<= 0.5"` and `5%`. The loader and `llem compare` call it."""
+"""Parses budgets and limits of comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`.
+
+The loader, the command line and `llem compare` call it; the gates judge by the parsed limits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loads a study file for pytest's collection. All problems of a file are reported together, with their positions."""
+"""Loads a study file: reads it with its bases, checks it, and expands it into experiments.
+
+pytest's collection calls `load_study`. All problems of a file are reported together, each at its line and column.
+"""
 
 from __future__ import annotations
 

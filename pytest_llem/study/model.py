@@ -1,4 +1,7 @@
-"""The parts of `experiments.Study`. They import nothing that loading needs, because xdist's controller pickles them."""
+"""The parts of a loaded study: how its experiments run, their gates, and the points that are not run.
+
+`experiments.Study` holds them. They import nothing that loading needs and can be pickled for xdist's workers.
+"""
 
 from __future__ import annotations
 

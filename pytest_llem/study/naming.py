@@ -1,4 +1,8 @@
-"""Names experiments by what distinguishes them, for `-k`. A name depends on its own values alone and must stay."""
+"""Names experiments by the settings that distinguish them, in characters that `-k` accepts.
+
+A name depends on its own values alone, so it stays when an axis gets more values. What cannot be written out in full
+(a long path, a nested mapping) is shortened and carries six hex digits of the whole.
+"""
 
 from __future__ import annotations
 

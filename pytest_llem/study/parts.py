@@ -1,4 +1,7 @@
-"""Checks a study's parts beside its experiments' settings, for the loader. Each reports what is wrong and goes on."""
+"""Checks the parts of a study that are no settings of experiments: execution, gates, runners, meter and limits.
+
+The loader calls these functions, and `settings` does for a user's own file. Each reports what is wrong and goes on.
+"""
 
 from __future__ import annotations
 

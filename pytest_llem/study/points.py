@@ -1,4 +1,8 @@
-"""Expands a sweep into named, unique points, for the loader. Settings are checked per alternative, not per point."""
+"""Expands a sweep into its points: enumerated in written order, filtered, named, and made unique.
+
+The loader calls it. Many points cost little because almost nothing is computed per point: settings are checked per
+alternative, and what they do is found out once per combination of the axes that decide it (a `SettingsSlice`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Problems of a study file, with position and remedy. It imports nothing that loading needs: studies hold locations."""
+"""Problems of a study file, each with its position and a remedy, and suggestions for misspelt names.
+
+Imports nothing that loading a study needs, because a loaded study holds locations and crosses to xdist workers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Prints docs/configuration.md: `python -m pytest_llem.study.published`. A test holds that page to the declarations."""
+"""Writes the configuration reference of the documentation from the declarations.
+
+`python -m pytest_llem.study.published > docs/configuration.md` runs it; a test holds that page to it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Combinations of settings that no engine can run. A sweep evaluates each once per combination of what it reads."""
+"""Combinations of settings that no engine can run.
+
+Each rule names the settings it reads, so that a sweep evaluates it once per combination of those alone. What a rule
+returns names both settings and says what to change.
+"""
 
 from __future__ import annotations
 

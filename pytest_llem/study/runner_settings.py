@@ -1,4 +1,7 @@
-"""The sections `docker` and `ray` of a study, for their runners. They never change an experiment's hash."""
+"""The sections `docker` and `ray` of a study: how containers are made, and what cycles ask of a cluster.
+
+The Docker and the Ray runner read them. Nothing here changes what an experiment is, and so not its hash.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What study and user files may hold, and their JSON Schema. An engine's section is declared with the engine."""
+"""What a study file and a user's file may hold, as declarations, and their JSON Schema for editors.
+
+The loader checks documents key by key against them (see `declared`), so that every problem has its position; `llem
+schema` prints the schema. The section of an engine is declared with the engine, so that a new one changes nothing here.
+"""
 
 from __future__ import annotations
 

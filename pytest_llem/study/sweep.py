@@ -1,4 +1,7 @@
-"""Reads `sweep` and `exclude` into axes of alternatives, for the loader. A `{range: ...}` becomes its numbers."""
+"""Reads the `sweep` and `exclude` of a study into axes, whose alternatives each make some settings.
+
+The loader calls it. A range like `{range: [1, 64], scale: log2}` or `{linspace: [0.1, 0.9, 5]}` becomes its numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Sends JSON lines and file descriptors over a Unix socket. Both sides run the same version of this file."""
+"""Sends and receives JSON lines over a Unix socket, with file descriptors beside them.
+
+The fork servers, the resident worker and their clients in `runners` use it. Both sides run the same version of this
+file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Decides when a warm-up has converged and power settled. A change makes cycles incomparable (docs/protocol.md)."""
+"""Decides when a warm-up has converged and when power has settled.
+
+The worker's repeats use it, and the cooldown between cycles (`machine.cooldown`). The rules are part of the measurement
+protocol (docs/protocol.md): a change makes cycles incomparable with earlier ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One cycle: what is measured, and in which order (docs/protocol.md). Changing the order changes results."""
+"""One cycle: what is measured, in which order, and under which conditions (docs/protocol.md).
+
+`entry.run_job` calls it in the worker process. It records what the pytest side cannot find out later and derives
+nothing; the order of its steps is the measurement protocol and changes results when it changes.
+"""
 
 from __future__ import annotations
 

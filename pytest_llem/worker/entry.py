@@ -1,4 +1,8 @@
-"""Runs jobs in this process. Exit codes and the files that it leaves are the contract of the job directory."""
+"""Runs one job in this process, from `job.json` to `measurement.json` or `error.json`, or many with one loaded engine.
+
+`python -m pytest_llem.worker` and children of the fork server call it. Exit codes and the files that it leaves are the
+contract of the job directory.
+"""
 
 from __future__ import annotations
 

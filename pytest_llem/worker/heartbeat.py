@@ -1,4 +1,8 @@
-"""Progress events at a limited rate, and heartbeats from a thread. A beat must stay cheap: it falls into windows."""
+"""Signs of life while a cycle runs: progress events at a limited rate, and heartbeats from a thread.
+
+`cycle` starts the thread, `phases` and `repeats` tick it; the runner's deadline for silence watches the events. A beat
+must stay cheap, because it falls into measured windows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Runs the workload, measured and unmeasured. Inside an open window nothing may happen here but the engine's work."""
+"""Runs the workload: warm-up, measured repeats, unmeasured ones as padding, and the windows of single phases.
+
+The cycle calls it between the edges of its windows. Inside an open window nothing may happen here but the engine's
+work: hashing, copying and records come later (`finish_reading`, `observed`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Finds the server that a cycle measures, and its process tree. Without a known process nothing is guessed."""
+"""Finds the server that a cycle measures: whether it runs on this machine, and its process tree.
+
+The cycle and the container runner's host meter call it, so that the server's processes count as measured. Without a
+known process nothing is guessed.
+"""
 
 from __future__ import annotations
 

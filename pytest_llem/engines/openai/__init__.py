@@ -1,4 +1,7 @@
-"""The record of the client of OpenAI-compatible servers. It has no image, since it measures from outside."""
+"""What the package knows of the client of OpenAI-compatible servers.
+
+It has no image: it measures from outside the server, and needs only `aiohttp` in the environment of pytest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The HTTP client of a measurement, in one event loop. Between sending and reading, nothing is parsed that can wait."""
+"""The HTTP client of a measurement: one event loop, one pool of connections, one clock.
+
+`OpenAIEngine` sends all requests through it. Between sending and reading nothing may be parsed that can wait.
+"""
 
 from __future__ import annotations
 

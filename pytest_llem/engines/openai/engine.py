@@ -1,4 +1,7 @@
-"""`OpenAIEngine` measures a server from the client's side. It starts none: a study's servers run before the worker."""
+"""`OpenAIEngine`: measures a server from the client's side.
+
+The worker drives it as any engine. It starts no server: those that a study starts run before the worker does.
+"""
 
 from __future__ import annotations
 

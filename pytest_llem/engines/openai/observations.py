@@ -1,4 +1,7 @@
-"""Counts of client and server over the measure window, and the notes that follow. Their codes are part of results."""
+"""Counts of client and server over the measure window, and the warnings and reasons of invalidity that follow.
+
+`OpenAIEngine` begins a period with `reset` and ends it with `statistics`. The codes of notes are part of the results.
+"""
 
 from __future__ import annotations
 

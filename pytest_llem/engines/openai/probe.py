@@ -1,4 +1,8 @@
-"""The first requests to a server: what it is, and what it takes. llama.cpp, no engine here, has its record here."""
+"""The first requests to a server: whether it answers, which product and model it is, and which fields it takes.
+
+`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its folder;
+llama.cpp, which is no engine here, has its record in this file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The section `openai` of a study, and how its client reaches the server. Standard library only."""
+"""The section `openai` of a study: any server that speaks the OpenAI API, and how its client reaches it.
+
+The engine reads it with `read_settings`, and servers with `api_url`. Standard library only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Chooses the tokenizer of prompts: the model's, else the server's, else none. It must agree with the server."""
+"""Chooses the tokenizer that makes the prompts: the model's own, else the server's, else none.
+
+`OpenAIEngine` calls `find_tokenizer` in `load`. One that does not agree with the server is never used.
+"""
 
 from __future__ import annotations
 

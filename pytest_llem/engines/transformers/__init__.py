@@ -1,4 +1,7 @@
-"""The record of Hugging Face transformers. The order of `inactive` is that of the documentation."""
+"""What the package knows of Hugging Face transformers without importing it.
+
+`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
+"""
 
 from __future__ import annotations
 

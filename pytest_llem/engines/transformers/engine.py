@@ -1,4 +1,8 @@
-"""`TransformersEngine`: transformers in the worker's process. torch is imported in `prepare`, not with this file."""
+"""`TransformersEngine`: Hugging Face transformers in the worker's process.
+
+The worker drives it as any engine. torch and transformers are imported in `prepare` and later, not with this file:
+what needs them lies in `generation` and `loading`.
+"""
 
 from __future__ import annotations
 

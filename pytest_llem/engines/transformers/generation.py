@@ -1,4 +1,8 @@
-"""Runs batches through `model.generate`, timing every step. Add nothing to a step: it is energy of the window."""
+"""Runs batches through `model.generate`, and records the time of every step.
+
+`TransformersEngine` makes one generator per configuration. What a step does beside the model is energy of the window:
+add nothing to it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loads a model and its tokenizer with transformers. Importing it imports torch and transformers."""
+"""Loads a model and its tokenizer with transformers, onto the CPU or the leased accelerators.
+
+`TransformersEngine` calls it in `load`. Importing it imports torch and transformers.
+"""
 
 from __future__ import annotations
 

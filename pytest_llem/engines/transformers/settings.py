@@ -1,4 +1,7 @@
-"""The section `transformers` of a study. Reading it needs neither torch nor transformers."""
+"""The section `transformers` of a study: Hugging Face transformers, generating offline in static batches.
+
+The engine reads it with `read_settings`, which needs neither torch nor transformers.
+"""
 
 from __future__ import annotations
 

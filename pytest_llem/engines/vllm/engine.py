@@ -1,4 +1,7 @@
-"""`VLLMEngine`: vLLM's offline engine. vLLM is imported in `prepare` and later, not with this file."""
+"""`VLLMEngine`: vLLM's offline engine, with its own scheduler.
+
+The worker drives it as any engine. vLLM is imported in `prepare` and later, not with this file.
+"""
 
 from __future__ import annotations
 

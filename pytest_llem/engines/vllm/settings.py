@@ -1,4 +1,7 @@
-"""The section `vllm` of a study, named as in `EngineArgs` and `SamplingParams`. What neither has is refused."""
+"""The section `vllm` of a study: names follow vLLM's `EngineArgs` and `SamplingParams`.
+
+The engine sorts what a study sets into arguments of the installed version's own classes, and refuses what neither has.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sums vLLM's scheduler statistics, as a logger of `VLLMEngine`. The keys are part of results."""
+"""Sums what vLLM's scheduler reports of each of its steps over a period.
+
+`VLLMEngine` registers it as a statistics logger. The keys stand in results.
+"""
 
 from __future__ import annotations
 

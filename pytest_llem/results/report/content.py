@@ -1,4 +1,7 @@
-"""Gathers a report's content as plain rows. `build` calls it; `page` and `charts` show what it returns."""
+"""Gathers the content of a report as plain rows: experiments, cycles, axes, power traces, problems.
+
+`build` calls it; `page` and `charts` show what it returns.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Writes the HTML report, tables first, for `llem report` and `--llem-html`. `assets/` uses its ids and classes."""
+"""Writes the HTML report: tables first, so that it can be read without charts, scripts or sight.
+
+`llem report` and the session's `--llem-html` call it. Ids and classes are used by `assets/report.js` and `report.css`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the reporting process prints and writes: status, summaries, annotations, HTML. `start.py` registers it there."""
+"""What the process that reports prints and writes: live status, summaries, annotations, and the HTML report.
+
+`start.py` registers `Reporting` in the process that owns the terminal: alone, or the controller of xdist's workers.
+"""
 
 from __future__ import annotations
 

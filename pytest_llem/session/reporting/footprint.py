@@ -1,6 +1,7 @@
 """Estimates the device memory of an experiment before anything runs, for the plan of a dry run.
 
-A lower bound: weights and KV cache, without activations, CUDA graphs and what an engine reserves.
+It has the weights and the KV cache, which follow from the model's shape. Activations, CUDA graphs and what an engine
+reserves come on top, so that more memory may be needed, never less.
 """
 
 from __future__ import annotations

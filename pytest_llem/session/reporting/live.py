@@ -1,4 +1,8 @@
-"""Live status of the cycles being measured, on the terminal. Reads the run's announcements and each `events.jsonl`."""
+"""Live status: which cycles are being measured now, on the user's terminal.
+
+`Reporting` runs it in a thread. It reads the run's announcements (`runners/announcement.py`) and the `events.jsonl` of
+each announced cycle.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The plan that `--collect-only` prints: what would run, where, how long. Nothing is measured or downloaded for it."""
+"""The plan that `--collect-only` prints: what would run, where, how long, in how much memory, and what is left out.
+
+`Reporting` prints it. Nothing is measured, made or downloaded for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Summaries of a run for the terminal and GitHub Actions. A row per experiment: medians over valid cycles."""
+"""Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
+
+One row per experiment: medians over valid cycles with their spread. `Reporting` prints and writes them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which of xdist's ways to spread tests a study can use. `plugin.py` calls it in every controller: few imports."""
+"""Which of xdist's ways to spread tests can be used with a study, and which are refused.
+
+`plugin.py` calls it in every controller, so it imports little.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How many xdist workers a study can use: as many as cycles fit at a time. For `-n auto` and pytest's header."""
+"""How many workers of pytest-xdist a study can use: as many as cycles can be measured at a time.
+
+`LlemSession` asks it for `-n auto`, and `Reporting` for pytest's header.
+"""
 
 from __future__ import annotations
 
