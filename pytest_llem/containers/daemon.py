@@ -29,7 +29,6 @@ from pytest_llem.containers.errors import DockerError, translate_docker_error
 from pytest_llem.errors import SettingsError
 
 NO_IMAGE = "(none)"
-
 T = TypeVar("T")
 
 

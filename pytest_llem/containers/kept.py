@@ -31,7 +31,6 @@ from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.worker.container_forkserver import OOM_KILL_EVENT
 
 FORK_SERVER = ("-m", "pytest_llem.worker.container_forkserver")
-
 _Key = tuple[object, ...]
 
 

@@ -28,9 +28,7 @@ def with_lifeline(*arguments: str) -> tuple[str, ...]:
 
 
 WORKER_COMMAND = with_lifeline("-m", "pytest_llem.worker", "--isolation", "container")
-
 JOB_NAME = "job"
-
 CACHE = f"{ROOT}/cache"
 
 ENVIRONMENT = {

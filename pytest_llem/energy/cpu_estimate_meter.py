@@ -21,7 +21,6 @@ from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, Win
 from pytest_llem.job.report import Note
 
 DEVICE_ID = "process-tree"
-
 NOT_COUNTED = "the server's process is not known here, so its CPU time cannot be counted: no energy is stated"
 
 _CPU_CLOCK_STEP_NS = 10_000_000

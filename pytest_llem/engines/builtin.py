@@ -235,7 +235,6 @@ VOCAB_SIZE = 2048
 """Chosen: the 108 KB of the corpus support about as many tokens."""
 
 PAD, BOS, EOS = (0, "<pad>"), (1, "<s>"), (2, "</s>")
-
 TURNS = ("<|user|>", "<|assistant|>")
 
 CHAT_TEMPLATE = (

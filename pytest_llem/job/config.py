@@ -26,9 +26,7 @@ from pytest_llem.job.setting import (
 )
 
 Weights = Literal["real", "dummy"]
-
 DeviceKind = Literal["cpu", "cuda"]
-
 Phase = Literal["prefill", "decode"]
 
 

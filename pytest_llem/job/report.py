@@ -22,7 +22,6 @@ class Note:
 
 
 RunnerName = Literal["local", "docker", "ray"]
-
 RunnerSource = Literal["command line", "environment", "study", "user settings", "detected", "default"]
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pytest_llem.results.state import Outcome as Outcome
 
 __all__ = ["Outcome", "Result", "Results", "load"]
-
 _MODULES = {"load": "reading", "Results": "reading", "Outcome": "state", "Result": "schema"}
 
 

@@ -17,9 +17,7 @@ UNKNOWN_GAIN = 0.05
 """Gain error of a board whose meter states none: about 5 % over many boards (arXiv 2312.02741)."""
 
 DEVICE_IDS = "device_ids"
-
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices"})
-
 Conditions = Mapping[str, JsonValue]
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Cell = str | int | float | bool | None
 Migration = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
-
 MIGRATIONS: Mapping[int, Migration] = {}
 
 

@@ -21,7 +21,6 @@ from pytest_llem.machine.cooldown import Setting as Cooldown
 from pytest_llem.machine.leases import Lease
 
 Isolation = Literal["process", "experiment", "load"]
-
 OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 

@@ -23,7 +23,6 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode
 
 ENGINE = INFO.name
-
 LOOPBACK = "127.0.0.1"
 
 

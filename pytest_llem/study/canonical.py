@@ -156,7 +156,6 @@ def same(one: JsonValue, other: JsonValue) -> bool:
 
 
 _LOCAL = ("./", "../", "~/")
-
 _FILES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 
 

@@ -28,7 +28,6 @@ MAX_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 64
 # Chosen: what a file of MAX_BYTES can hold without aliases, within a factor of ten.
 MAX_VALUES = 2_000_000
-
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")

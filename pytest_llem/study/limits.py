@@ -13,7 +13,6 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import METRIC_NAMES, metric_name
 
 Operator = Literal["<=", "<", ">=", ">"]
-
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
 _CHANGE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|1?/?[A-Za-z]+)\s*\Z")
 

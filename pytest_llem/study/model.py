@@ -15,11 +15,8 @@ from pytest_llem.study.limits import Budget, Comparison
 from pytest_llem.study.problems import Location
 
 Keyword = str | int | bool
-
 FlatSettings = dict[str, JsonValue]
-
 Order = Literal["sequential", "interleaved", "shuffled"]
-
 Isolation = Literal["process", "experiment", "load"]
 
 

@@ -16,7 +16,6 @@ from pytest_llem.errors import JsonValue
 MAX_VALUE = 40
 # Chosen: ids are also directory names, which most file systems limit to 255 bytes.
 MAX_ID = 160
-
 _PLAIN = re.compile(r"[A-Za-z0-9_.+/]+(?:[-:][A-Za-z0-9_.+/]+)*\Z")
 _OTHER = re.compile(r"[^A-Za-z0-9_.+]+")
 

@@ -31,7 +31,6 @@ PINNED = -1
 
 Index = tuple[int, ...]
 Slices = tuple[SettingsSlice, ...]
-
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 

@@ -21,11 +21,8 @@ PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "te
 """Names that may stand between braces in the command, the arguments and the environment of a started server."""
 
 _STARTING = ("command", "image", "server_args", "environment")
-
 _NOWHERE = "is neither in openai.command nor in openai.server_args or openai.environment"
-
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
-
 _GIVEN = tuple(f"openai.{name}" for name in _STARTING)
 
 

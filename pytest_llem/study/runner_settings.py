@@ -26,7 +26,6 @@ from pytest_llem.job.wire import decode, encode
 Lifecycle = Literal["ephemeral", "session"]
 Network = Literal["auto", "none", "host", "bridge"]
 Pull = Literal["missing", "never", "always"]
-
 _SIZE = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*) ?[bkmgtBKMGT]?([iI]?[bB])?"
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 

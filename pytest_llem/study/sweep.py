@@ -243,7 +243,6 @@ def _conditions(
 
 # Chosen: as many values as a sweep may have points.
 MAX_NUMBERS = 100_000
-
 _KEYS = {"range", "scale", "linspace"}
 
 

@@ -24,9 +24,7 @@ LAST_EVENTS = 4
 """Among so many events at the end of a stream are its reason to end and its usage."""
 
 LENGTH_WORDS = ("length", "max_tokens", "model_length")
-
 DONE = b"[DONE]"
-
 _DONE_LINE = len(b"data: [DONE]") + 3
 
 

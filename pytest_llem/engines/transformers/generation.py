@@ -25,7 +25,6 @@ from pytest_llem.errors import EngineError, EngineSettingError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 
 PhaseBorder = Callable[[str], AbstractContextManager[object]]
-
 BEAM_FIELDS = ("early_stopping", "length_penalty")
 OPTIONAL_FIELDS = ("no_repeat_ngram_size", "cache_implementation", "prompt_lookup_num_tokens")
 
