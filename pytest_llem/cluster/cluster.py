@@ -174,10 +174,9 @@ _current: list[RayCluster | LlemError] = []
 
 
 def connect(address: str | None, runtime_env: Mapping[str, JsonValue] | None = None) -> RayCluster:
-    """The cluster at `address`, else at `RAY_ADDRESS`, else the one that runs on this machine, else a new local one.
+    """The cluster at `address`, else `RAY_ADDRESS`, else this machine's, else a new local one. Raises `RunnerError`.
 
-    `runtime_env` is that of all tasks: Ray uploads what it names when a process connects, and only then. Connects once:
-    later calls get the same cluster, or the same error. Raises `RunnerError`.
+    Later calls get the same cluster or error. Ray uploads what `runtime_env`, for all tasks, names only on connecting.
     """
     environment = dict(runtime_env or {})
     with _lock:

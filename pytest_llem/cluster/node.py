@@ -87,10 +87,7 @@ class Order:
 
 
 def measure_on_node(order: JsonValue) -> Iterator[NodeFacts | NodeResult]:
-    """The Ray task: reports at once where it runs, and at the end its result.
-
-    A cancelled task gets a `KeyboardInterrupt`, with which the runner ends the measured process.
-    """
+    """The Ray task: first where it runs, then its result; cancelled, `KeyboardInterrupt` ends the measured process."""
     node_id = ray.get_runtime_context().get_node_id()
     yield NodeFacts(str(node_id), platform.node(), str(ray.util.get_node_ip_address()))
     yield _measured(order)
@@ -230,10 +227,7 @@ def own_directory() -> Path:
 
 
 def run_directory(run_id: str) -> Path:
-    """What this node's processes share over one run (the idle state of its GPUs); old runs are removed.
-
-    Raises `RunnerError` where another user has taken the directory's name.
-    """
+    """What this node shares over one run; old runs are removed. `RunnerError` where another user has its name."""
     runs = Path(tempfile.gettempdir()) / f"llem-runs-{os.getuid()}"
     runs.mkdir(mode=0o700, exist_ok=True)
     status = runs.lstat()

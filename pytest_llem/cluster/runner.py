@@ -73,10 +73,7 @@ class Loss:
 
 
 class RayRunner(Runner):
-    """Runs cycles on a cluster; threads may run several at a time, each waiting for its own.
-
-    Nothing is connected before the first cycle. The section `ray` was checked when the study was loaded.
-    """
+    """Runs cycles on a cluster, several by threads; connects at the first. The section `ray` was checked at loading."""
 
     distributed = True
 
@@ -96,10 +93,7 @@ class RayRunner(Runner):
         return connect(self.spec.address, self.settings.runtime_env.given)
 
     def parallel_cycles(self, configs: Sequence[ExperimentConfig]) -> ParallelCycles:
-        """How many cycles of these experiments to submit at a time: as many as run at a time, and one to follow each.
-
-        A cluster that may grow gets as many as there can be.
-        """
+        """As many as run at a time, and one to follow each; where the cluster may grow, as many as there can be."""
         settings = self.settings
         requests = [self.cluster.request(settings, count) for count in {devices_needed(config) for config in configs}]
         notices = self._uneven() if settings.cpus is None and any(request.gpus == 0 for request in requests) else ()

@@ -68,8 +68,7 @@ LOST = (
 
 @cache
 def measuring_task() -> Any:
-    """The remote function: no retries of Ray's own, and worker processes that serve many cycles, each measured in a
-    process of its own."""
+    """The remote function: no retries of Ray's own; a process serves many cycles, each measured in one of its own."""
     options = {"max_retries": 0, "max_calls": 0, "num_returns": "streaming", "scheduling_strategy": "SPREAD"}
     return ray.remote(**options)(measure_on_node)
 
@@ -181,11 +180,7 @@ def preflight_nodes(
     docker: Mapping[str, JsonValue],
     ended: threading.Event,
 ) -> PreflightReport:
-    """Ask a node of each kind for its Python, its pytest-llem and the engine's packages.
-
-    Where an image brings the engine, the node's Docker is asked instead whether cycles can run in it. Raises
-    `InterruptedCycleError` once `ended` is set.
-    """
+    """Ask each kind of node for its packages, or its Docker about the image. `InterruptedCycleError` once `ended`."""
     engine = configs[0].engine
     modules = () if settings.image is not None else engine_info(engine).modules
     problems: list[LlemError] = []
@@ -239,10 +234,7 @@ def _on(node: Node, problem: LlemError) -> LlemError:
 def check_settings_on_nodes(
     nodes: Sequence[Node], configs: Sequence[ExperimentConfig], settings: RaySettings, ended: threading.Event
 ) -> SignatureReport:
-    """Compare settings of one engine with its signatures on a node of each kind; all that any node refuses.
-
-    Raises `InterruptedCycleError` once `ended` is set.
-    """
+    """All that a node of any kind refuses of one engine's settings. `InterruptedCycleError` once `ended` is set."""
     if settings.image is not None:
         return SignatureReport(unchecked="the engine is in an image on the nodes")
     problems: dict[str, SettingProblem] = {}
@@ -295,10 +287,7 @@ def reuse_targets_on(
     docker: Mapping[str, JsonValue],
     ended: threading.Event,
 ) -> list[ReuseTarget]:
-    """A target per node that may run this experiment and answers; an `LlemError` when none does.
-
-    Raises `InterruptedCycleError` once `ended` is set.
-    """
+    """A target per node that answers; an `LlemError` when none does, `InterruptedCycleError` once `ended` is set."""
     targets: list[ReuseTarget] = []
     problem: LlemError | None = None
     kind = "cuda" if request.gpus else "cpu"

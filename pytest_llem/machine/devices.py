@@ -28,11 +28,7 @@ PARALLEL_SIZES = (
 
 @lru_cache(maxsize=1)
 def gpu_uuids() -> tuple[str, ...]:
-    """UUIDs of this machine's NVIDIA GPUs in PCI order; empty where no driver is loaded.
-
-    Raises `DeviceError` where there is a driver that does not work: a run on the CPU instead would be another
-    experiment.
-    """
+    """UUIDs in PCI order, none without a driver; `DeviceError` if it fails: a CPU run would be another experiment."""
     import pynvml
 
     from pytest_llem.energy.nvml_devices import remedy
@@ -139,10 +135,7 @@ class Demand:
 
 
 def demanded_devices(config: ExperimentConfig) -> Demand:
-    """What one cycle asks for: as many of the visible GPUs as it needs, or the CPU where there is none.
-
-    `DeviceError` when the experiment needs more GPUs than are visible.
-    """
+    """As many of the visible GPUs as a cycle needs, or the CPU; `DeviceError` when it needs more than are visible."""
     gpus = visible_gpus()
     if not gpus:
         return Demand("cpu", ("cpu",), 1)
@@ -183,9 +176,8 @@ def device_memory_bytes() -> int | None:
 def experiments_beyond(study: Study, elsewhere: Collection[str] = ()) -> dict[str, str]:
     """Experiments (by id) whose parallel sizes need more GPUs than are visible, with the reason to skip them.
 
-    Engines in `elsewhere` run on other machines. Where there is no GPU at all nothing is known: some engines run their
-    parallel parts on the CPU. Raises `DeviceError`, at the place of the setting, unless the study skips what cannot
-    run.
+    Not for engines `elsewhere`, nor without any GPU, as some engines run their parallel parts on the CPU. Raises
+    `DeviceError`, at the place of the setting, unless the study skips what cannot run.
     """
     there = len(visible_gpus())
     if not there:

@@ -247,10 +247,7 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
 
 
 def content_digest(path: Path) -> str:
-    """Sixteen hex digits over a file, or over a directory's files with their relative names, hidden ones left out.
-
-    Moving or copying a small file does not change it; large ones count by size and modification time.
-    """
+    """Sixteen hex digits over names and content, hidden files left out; large files by size and modification time."""
     digest = hashlib.sha256()
     for name, file in _files(path):
         try:

@@ -65,10 +65,7 @@ def lease_file(device: str) -> Path:
 
 
 def open_shared(path: Path, purpose: str) -> int:
-    """Open a file of the lease directory for reading and writing, for all users; made where it is missing.
-
-    Raises `DeviceError`, which names the `purpose`, when that is not possible.
-    """
+    """Open a file for all users to read and write, made if missing. `DeviceError`, naming the `purpose`, on failure."""
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,10 +177,7 @@ def _printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a waiting process asks for: `count` of the `candidates`, which are in the order of its preference.
-
-    Tickets of the same `run` are served by their `queue_position` in it, lower ones first.
-    """
+    """Asks for `count` of the `candidates`, preferred first; in one `run`, lower `queue_position`s are served first."""
 
     number: int
     candidates: tuple[str, ...]
@@ -202,11 +196,7 @@ def turns(tickets: Sequence[Ticket]) -> list[Ticket]:
 
 
 def granted(mine: Ticket, tickets: Sequence[Ticket], is_free: Callable[[str], bool]) -> tuple[str, ...]:
-    """The devices that a ticket may take now: none, or as many as it needs.
-
-    `tickets` are all that wait. Those before it set aside what they need of the free devices, also while that is not
-    enough for them yet: sooner or later it will be.
-    """
+    """What a ticket may take now; those before it set aside what they need, too few included: one day it is enough."""
     taken: set[str] = set()
     for ticket in turns([*tickets, mine]):
         free = [device for device in ticket.candidates if device not in taken and is_free(device)]
@@ -218,10 +208,7 @@ def granted(mine: Ticket, tickets: Sequence[Ticket], is_free: Callable[[str], bo
 
 @contextlib.contextmanager
 def deciding() -> Iterator[None]:
-    """Be the only process of the machine that takes devices, for a moment.
-
-    Raises `DeviceError` when another process does not get done with it.
-    """
+    """Be the only process that takes devices, for a moment; `DeviceError` when another does not get done with it."""
     descriptor = open_shared(lease_dir() / DECISION, "no lease")
     try:
         deadline = time.monotonic() + DECIDE_LIMIT_S

@@ -69,12 +69,10 @@ class LeaseRequest:
 
 
 class Lease:
-    """A held lease, released at the end of a `with` block at the latest.
+    """A held lease of `devices`, released at the end of a `with` block at the latest.
 
-    `descriptors` are to be inherited by the measured process, `names` are its devices.
-
-    Without leases (`LLEM_LEASE_DIR=none`) both are empty. `devices` is what may be used; `previous` is what each lease
-    file said before.
+    `descriptors`, for the measured process to inherit, and `names` are empty without leases (`LLEM_LEASE_DIR=none`).
+    `previous` is what each lease file said before.
     """
 
     def __init__(
@@ -129,9 +127,8 @@ def take_lease(
     request: LeaseRequest | None = None,
     remove_containers: RemoveContainers | None = None,
 ) -> Lease:
-    """Take these devices, or so many of those, until `Lease.release`; end what a dead pytest left on them.
+    """Take these devices, or so many of those; end what a dead pytest left there (containers: `remove_containers`).
 
-    `remove_containers` is called where that was a container.
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
     `timeout_s` seconds, or when the lock files cannot be made.
     """
@@ -154,10 +151,7 @@ def take_lease(
 
 
 def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
-    """The preferred devices first, then those that no other worker of the run has used, so that each keeps to its own.
-
-    Devices that their last holder left in a bad state come last.
-    """
+    """Preferred devices first, those of the run's other workers later, so that each keeps to its own, bad ones last."""
 
     def drawbacks(name: str) -> tuple[bool, bool]:
         facts = holder(name)
@@ -168,10 +162,7 @@ def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
 
 
 def end_orphaned_workers(remove_containers: RemoveContainers | None = None) -> list[int]:
-    """End the workers of dead pytest processes on all devices of this machine; the process ids of those ended.
-
-    `remove_containers` is called where one of them was a container.
-    """
+    """End dead pytests' workers on all devices, containers by `remove_containers`; the process ids of those ended."""
     ended = []
     for path in lease_dir().glob("*.lock"):
         facts = LeaseFacts.read(path)
@@ -210,10 +201,7 @@ def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: flo
 def _look(
     waiting: Waiting, demand: Demand, request: LeaseRequest
 ) -> tuple[Lease | None, Mapping[str, LeaseFacts], int]:
-    """Take the devices that it is this process's turn to take, and say so in their files before anybody else looks.
-
-    Returns the lease or `None`, who uses the devices, and how many are before this process in line.
-    """
+    """Take what it is this process's turn to take; the lease or `None`, who uses the devices, how many are ahead."""
     ticket = waiting.ticket
     with deciding():
         free = _lock_free(ticket.candidates)

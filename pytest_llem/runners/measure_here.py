@@ -65,8 +65,7 @@ def measure_here(
 ) -> tuple[Job, RunReport]:
     """Run one cycle; `job_dir` holds its measurement or its error afterwards. Returns the job and what was done.
 
-    `say` gets what the cycle waits for, and `None` once it runs. Raises `LlemError` when the cycle cannot be tried, or
-    leaves something on its devices.
+    `say` gets what it waits for, `None` once it runs. `LlemError`: it cannot be tried, or left something on a device.
     """
     job_dir.path.mkdir(parents=True, exist_ok=True)
     where = f"{runner.spec.name}:{runner.spec.image or runner.spec.address or ''}"
@@ -94,8 +93,7 @@ def measure_here(
 class DeviceHold:
     """Devices from taking them to giving them back: for one cycle, or for as long as an engine is kept loaded.
 
-    Takes a lease of what `demand` asks for, and checks that at most `request.residual_bytes` are in use on each GPU.
-    Raises `DeviceError` without a lease in time, `ResidualMemoryError` for devices that others use.
+    `DeviceError` without a lease in time; `ResidualMemoryError` for more than `request.residual_bytes` in use on a GPU.
     """
 
     def __init__(
@@ -146,10 +144,7 @@ class Kept:
 
 
 class HeldDevices:
-    """The devices of one pytest process: at most one hold at a time, for a cycle or for a loaded engine's life.
-
-    `remove_containers` is called where a dead pytest left a container on a device.
-    """
+    """At most one hold at a time for one pytest process; `remove_containers` removes what a dead pytest left there."""
 
     def __init__(self, remove_containers: RemoveContainers | None = None) -> None:
         self._remove_containers = remove_containers
@@ -225,10 +220,7 @@ def error_of(job_dir: JobDir) -> LlemError | None:
 
 
 def load_idle_power(job: Job, run_dir: Path, runner: str) -> Job:
-    """The job with the idle power of an earlier cycle, if the study reuses it and there is an entry.
-
-    `runner` names the runner and where it runs.
-    """
+    """The job with an earlier cycle's idle power, if reused and known; `runner` names the runner and where it runs."""
     if not _reuses_idle_power(job) or not (entry := _idle_power_entry(job, run_dir, runner)).exists():
         return job
     return replace(job, idle_reference=decode(IdleReference, read_json(entry)))

@@ -205,10 +205,7 @@ class WorkerStarter:
         return started, ours
 
     def start_check(self, engine: str, arguments: tuple[str, str], log: Path) -> WorkerProcess:
-        """A process that compares settings with an engine's signatures: see `runners.settings_check.StartCheck`.
-
-        Forked where cycles are, because importing the engine takes most of the time that a comparison does.
-        """
+        """A `settings_check.StartCheck`, forked where cycles are: importing the engine takes most of its time."""
         server = self._servers.get(engine)
         busy = server is not None and server.busy
         forked = None if busy else self._fork(engine, {"check": arguments, "environment": {}}, log)

@@ -28,8 +28,7 @@ OnEvent = Callable[[Mapping[str, JsonValue]], None]
 class RunnerSettings:
     """What a study says to its runners: sections `docker` and `ray` as written, and the limits that nodes keep to.
 
-    `isolation` says for how long an engine stays loaded; `cooldown` is in seconds or `auto`. Logs that outlive a cycle
-    go to `run_dir`.
+    `isolation`: how long engines stay loaded; `cooldown`: seconds or `auto`; `run_dir`: for logs that outlive a cycle.
     """
 
     run_dir: Path
@@ -42,10 +41,7 @@ class RunnerSettings:
 
 @dataclass(frozen=True)
 class ReuseTarget:
-    """Where a cycle may run, as far as it must be equal for a result to be reused: see `machine.environment.identity`.
-
-    `image` is the image's digest where the image is present, else its name.
-    """
+    """Where a cycle may run, as reuse compares it (`machine.environment.identity`); `image`: its digest, else name."""
 
     environment: Mapping[str, JsonValue]
     inputs: Mapping[str, JsonValue]
@@ -100,26 +96,17 @@ class Runner(ABC):
         job_dir.write_job(job)
 
     def preflight(self, engine: str, configs: Sequence[ExperimentConfig], devices: DeviceSet) -> PreflightReport | None:
-        """Everything that would make every cycle of this engine fail, without loading anything.
-
-        `None` where there is nothing to check.
-        """
+        """What would make every cycle of this engine fail, nothing loaded; `None` where there is nothing to check."""
         return None
 
     def check_settings(
         self, configs: Sequence[ExperimentConfig], directory: Path, devices: DeviceSet
     ) -> SignatureReport | None:
-        """Compare settings of one engine with its signatures where cycles run; `None` where nothing can be compared.
-
-        Files of the comparison stay in `directory`.
-        """
+        """Compare one engine's settings with its signatures where cycles run, if possible; files in `directory`."""
         return None
 
     def known_image(self, engine: str) -> str | None:
-        """Digest of the engine's local image, or its id if it has none.
-
-        `None` if the image is not present, the daemon does not respond, or cycles run in no image.
-        """
+        """Digest, else id, of the engine's local image; `None` if not present, no daemon responds, or none is used."""
         return None
 
     @property

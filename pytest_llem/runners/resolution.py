@@ -42,10 +42,7 @@ def parse_runner_value(value: str, source: RunnerSource = "command line") -> Run
 
 
 def parse_runner_options(values: Sequence[str], engines: Collection[str]) -> dict[str | None, RunnerSpec]:
-    """Values of a repeatable option: `SPEC` for every engine (key `None`) or `ENGINE=SPEC`; the last of a key wins.
-
-    `SettingsError` for an engine that is not among `engines`.
-    """
+    """`SPEC` for all engines (key `None`) or `ENGINE=SPEC`, the last of each; `SettingsError` if not in `engines`."""
     specs: dict[str | None, RunnerSpec] = {}
     for value in values:
         engine, equals, rest = value.partition("=")
@@ -70,11 +67,7 @@ def resolve_runner(
     user_settings: Mapping[str, str] | None = None,
     detect: Callable[[str], RunnerSpec | None] | None = None,
 ) -> RunnerSpec:
-    """The runner of one engine.
-
-    `study` and `user_settings` map engines to runner values, absent or `None` where nobody set one. `detect` is asked
-    only when nothing explicit was found.
-    """
+    """One engine's runner; mappings lack it, or hold `None`, if nobody set one; `detect` is asked when none did."""
     options = command_line or {}
     for key in (engine, None):
         if key in options:
@@ -99,10 +92,7 @@ def missing_modules(engine: str) -> tuple[str, ...]:
 
 
 def detect_runner(engine: str, *, installed: Callable[[str], bool], daemon: Callable[[], bool]) -> RunnerSpec | None:
-    """Docker, when the engine is not importable here and a daemon answers; else `None`.
-
-    The daemon is asked last, because that is the slow question.
-    """
+    """Docker, when the engine is not importable here and a daemon (asked last: it is slow) answers; else `None`."""
     if not engine_info(engine).exclusive or installed(engine) or not daemon():
         return None
     return RunnerSpec("docker", "detected")
@@ -120,11 +110,10 @@ class RunnerPlan:
 def plan_runners(
     engines: Collection[str], specs: Mapping[str, RunnerSpec], installed: Collection[str], daemon: bool
 ) -> RunnerPlan:
-    """Look at all engines of a study together.
+    """Look at all engines of a study together; a mix of runners is allowed and gets a notice.
 
-    Engines that cannot share one environment (`EngineInfo.exclusive`), unless all of them are in `installed`, are moved
-    to Docker where nobody chose otherwise and `daemon` answers; without a daemon that is a problem with guidance on
-    what to install. A mix of runners is allowed and gets a notice.
+    Engines that cannot share one environment (`EngineInfo.exclusive`), unless all are `installed`, are moved to Docker
+    where nobody chose otherwise and `daemon` answers; without one that is a problem that says what to install.
     """
     planned = {engine: specs[engine] for engine in engines}
     notices: list[Note] = []

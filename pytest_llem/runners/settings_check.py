@@ -59,11 +59,7 @@ def require_accepted_settings(
 def check_here(
     configs: Sequence[ExperimentConfig], directory: Path, start: StartCheck | None = None
 ) -> SignatureReport:
-    """Compare settings with the engine of this environment, in a process that imports it or has it; its files stay in
-    `directory`.
-
-    `start` starts that process; by default it is a new interpreter.
-    """
+    """Compare settings with the engine here, in a process of `start` or a new interpreter; files go to `directory`."""
     source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))
     write_json(source, encode(configs))
     arguments = str(source), str(target)

@@ -80,10 +80,7 @@ class WorkerWatch:
 
 
 def exit_error(code: int | None, job_dir: JobDir, oom_before: int | None, oom_after: int | None) -> LlemError:
-    """The error of a worker that ended with this exit code (negative: minus a signal) and wrote nothing.
-
-    `oom_before` and `oom_after` are the kernel's counts of out-of-memory kills (`process.oom_kills`).
-    """
+    """The error of a worker that wrote nothing (code negative: a signal); out-of-memory kills as from `oom_kills`."""
     if code is not None and code < 0:
         return _killed(signal.Signals(-code), oom_before, oom_after)
     if code == 0:
@@ -123,10 +120,7 @@ def write_if_absent(job_dir: JobDir, problem: LlemError, phase: str | None, **fa
 
 
 class DeadlineWatch:
-    """Says whether a worker is overdue: for the whole cycle, in loading, or silent for too long.
-
-    Only the arrival of events counts, never the times written in them, which may come from another clock.
-    """
+    """Says if a worker is overdue: in all, loading, or silent; by events' arrival, as their clock may be another."""
 
     def __init__(self, limits: Deadlines, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits

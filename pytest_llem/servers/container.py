@@ -129,10 +129,7 @@ def known_image(image: str) -> str:
 
 
 class ContainerServer:
-    """A running container whose output goes to a log; it is removed when this process ends, by whatever cause.
-
-    `reaper`, which removes it then, inherits `descriptors`, so that a lease lasts until the container is gone.
-    """
+    """A container, removed at the latest by `reaper`, which holds `descriptors` (a lease's) until it is gone."""
 
     started_as: Literal["command", "container"] = "container"
 

@@ -27,10 +27,7 @@ LOAD_SETTINGS = (
 
 
 def require_possible_servers(study: Study, runner_of: Callable[[str], str]) -> None:
-    """Raise `StudyError` if servers would have to be started where they cannot be measured or kept.
-
-    `runner_of` gives the name of an engine's runner.
-    """
+    """Raise `StudyError` for servers that cannot be measured or kept; `runner_of` names an engine's runner."""
     experiment = next((each for each in study.experiments if _server_of(each) is not None), None)
     if experiment is None:
         return

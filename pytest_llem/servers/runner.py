@@ -35,11 +35,10 @@ ASIDE = "measurement.server_died.json"
 
 
 class ServingRunner(Runner):
-    """Runs each cycle by another runner, beside a server that outlives the cycle.
+    """Runs each cycle by another runner, beside a server that outlives it, its devices leased while it is `loaded`.
 
-    As long as `loaded`, the server is there and its devices stay leased (see `runners.measure_here`). With `keep` off,
-    or the study's `keep_server`, it is stopped after every cycle: processes may wait for one another's devices. It is
-    stopped as well after a cycle without a measurement.
+    It is stopped after a cycle without a measurement; with `keep` off, or the study's `keep_server`, after every cycle:
+    processes may wait for one another's devices.
     """
 
     def __init__(

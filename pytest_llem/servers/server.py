@@ -45,10 +45,7 @@ LAST_S = 10.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a server ended: `code` is its exit code, negative for a signal, `None` where it is unknown.
-
-    `reason` replaces the sentence about the code where more is known, and `fix` is what the user can do about it.
-    """
+    """How a server ended: exit code (negative: signal, `None`: unknown), `reason` if more is known, user's `fix`."""
 
     code: int | None
     reason: str | None = None

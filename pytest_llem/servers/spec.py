@@ -28,10 +28,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """The load settings of a server: all that it would have to be started anew for.
-
-    `command`, `arguments` and `environment` still hold their placeholders; `model` is as the study has it.
-    """
+    """All that a server would have to be started anew for; placeholders are unfilled, `model` as the study has it."""
 
     command: tuple[str, ...]
     image: str | None
@@ -71,10 +68,7 @@ class ServerSpec:
         return Path(words[0]).name if program.startswith("python") and words else program
 
     def model_location(self) -> str:
-        """The directory of a built-in or local model, absolute; the id of one on the hub.
-
-        Raises `ModelNotFoundError`.
-        """
+        """Absolute directory of a built-in or local model, else its id on the hub. Raises `ModelNotFoundError`."""
         source = find_model(self.model)
         return str(Path(source.location).absolute()) if source.local else source.location
 

@@ -86,10 +86,7 @@ class ReadyServer:
 
 
 def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], lease: Lease | None, tell: Tell) -> Begin:
-    """Prepare a server (its model, its image) and return how to start it at a port.
-
-    Raises `ModelNotFoundError` for its model, and `DockerError` for its image.
-    """
+    """Prepare model and image; return how to start it at a port. Raises `ModelNotFoundError`, `DockerError`."""
     descriptors = lease.descriptors if lease is not None else ()
     if spec.image is not None:
         from pytest_llem.servers.container import begin_container
@@ -112,8 +109,7 @@ def start_server(
 ) -> ReadyServer:
     """Start a server and wait until it is ready; its log lies in `logs` under `name` and a number.
 
-    Raises `ServerStartError` when it ends before it is ready, `ServerNotReadyError` when it is not ready in time; in
-    either case, and when interrupted, nothing of it is left.
+    Nothing of it is left after `ServerStartError` (it ended), `ServerNotReadyError` (not in time) or an interruption.
     """
     for attempt in range(1, PORTS_TRIED + 1):
         log = new_log(logs, name)
