@@ -1,7 +1,7 @@
 """The errors of pytest-llem: each says what happened, where, and what to do about it.
 
-Every room raises them; `to_dict` and `from_dict` carry them through `error.json` from a worker to the pytest side.
-Standard library only, since a worker runs in any image; a `category` is part of the result format and must not change.
+The whole package raises them; `to_dict` and `from_dict` carry them through `error.json` from a worker to the pytest
+side. A worker runs in any image: standard library only. A `category` is part of the result format and must not change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
 
-`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the two lowest floors of the package whole,
-and archives that come back are not trusted: only known names are taken.
+`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the worker side of the package whole
+(docs/architecture.md). Archives that come back are not trusted: only known names are taken.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JOBS = f"{ROOT}/jobs"
 LIFELINE = f"{SITE}/pytest_llem/worker/lifeline.py"
 WORKER_MODULES = ("__init__.py", "errors.py", "py.typed")
 WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload")
-"""The two lowest floors of the package, carried whole (docs/architecture.md)."""
+"""The three lowest floors of the package, carried whole (docs/architecture.md)."""
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
 COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 """Copied out in this order: the outcome last, so that it never exists without what it rests on."""

@@ -1,6 +1,6 @@
 """Models that are generated from code, so that a study runs without a download: `builtin:NAME`.
 
-`find_model` makes one on first use, in the Hugging Face layout and with the same bytes on every machine: weights from
+`model_files` makes one on first use, in the Hugging Face layout and with the same bytes on every machine: weights from
 a seeded generator, a tokenizer trained on the shipped corpus. Raise `RECIPE` with every change of what is generated.
 """
 

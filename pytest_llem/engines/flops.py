@@ -1,4 +1,4 @@
-"""Floating-point operations of a decoder, from its architecture alone.
+"""Floating-point operations of a decoder, from its architecture alone, for `results.sections.performance`.
 
 Counted are the matrix multiplications, a multiply-add as two operations, as in Kaplan et al., "Scaling Laws for Neural
 Language Models" (arXiv 2001.08361, table 1) and Korthikanti et al. (arXiv 2205.05198, appendix A): per token twice the

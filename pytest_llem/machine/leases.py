@@ -3,7 +3,7 @@
 A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
 inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
 devices are taken together or not at all, in turn with everybody else who waits: see `lease_files`. Whoever takes a
-lease ends the workers of dead pytest processes: see `orphaned_workers`.
+lease (`runners.measure_here`, `llem doctor`) ends the workers of dead pytest processes: see `orphaned_workers`.
 """
 
 from __future__ import annotations

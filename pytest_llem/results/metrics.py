@@ -1,6 +1,6 @@
 """The metrics of a result by name: where each of `job.metric_names` lies in it.
 
-Budgets, gates, summaries and exports read results by them.
+Budgets, gates, baselines, summaries and `Results.to_table` read results by them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The files of one run: its directory and manifest, a lock per cycle, and each cycle's state, result and outcome.
 
-The session, `attempts` and the commands use it. It measures nothing and decides nothing; the file layout is published
+The session and `attempts` use it. It measures nothing and decides nothing; the file layout is published
 (docs/results.md).
 """
 

@@ -1,6 +1,6 @@
 """Measures one cycle from the pytest side: chooses runner and devices, makes the job, and remembers failures.
 
-`session.session` calls it for each cycle that the store does not have. How a cycle is measured on a machine is in
+`run_results` calls it for each cycle that the store does not have. How a cycle is measured on a machine is in
 `runners.measure_here`; nothing here may touch a device outside its lease.
 """
 

@@ -1,7 +1,7 @@
 """The tests that every study consists of, and what pytest shows of a cycle's outcome.
 
-pytest collects this module once per study file; fixtures and reports use its functions. The names of the tests are part
-of node ids, and those of the properties are read by users' CI, so neither change.
+pytest collects this module once per study file; `start` and `xdist.reports` use its functions. The names of the tests
+are part of node ids, and those of the properties are read by users' CI, so neither change.
 """
 
 from __future__ import annotations

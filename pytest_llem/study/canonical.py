@@ -1,7 +1,7 @@
 """Reduces settings to what they do: presets expanded, defaults and inactive settings removed.
 
-Two experiments that would do the same have the same canonical settings. Their hash covers only what differs from
-the defaults, so a later release that adds a setting keeps the hashes of experiments that do not use it.
+`points` and `experiments` call it. Experiments that do the same have the same canonical settings, and their hash
+covers only what differs from the defaults, so that a new setting keeps the hashes of experiments without it.
 """
 
 from __future__ import annotations

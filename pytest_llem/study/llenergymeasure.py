@@ -1,4 +1,4 @@
-"""The names of LLenergyMeasure's settings, and the settings that they become here.
+"""The names of LLenergyMeasure's settings, and the settings that `sources` makes of them.
 
 Two generations of its files are known: the older (`backend: pytorch`, `n`, `precision`, `decoder`) and the newer
 (`engine: transformers`, `task`, `dataset: {source: ...}`, `study_execution`). Source: its public documentation.

@@ -1,7 +1,7 @@
 """Names experiments by the settings that distinguish them, in characters that `-k` accepts.
 
-A name depends on its own values alone, so it stays when an axis gets more values. What cannot be written out in full
-(a long path, a nested mapping) is shortened and carries six hex digits of the whole.
+`loader` and `points` call it. A name depends on its own values alone, so it stays when an axis gets more values. What
+cannot be written out in full (a long path, a nested mapping) is shortened and carries six hex digits of the whole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Problems of a study file, each with its position and a remedy, and suggestions for misspelt names.
 
-Imports nothing that loading a study needs, because a loaded study holds locations and crosses to xdist workers.
+All of `study` uses it. It imports nothing that loading needs, because xdist workers get loaded studies with locations.
 """
 
 from __future__ import annotations

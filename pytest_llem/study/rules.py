@@ -1,4 +1,4 @@
-"""Combinations of settings that no engine can run.
+"""Combinations of settings that no engine can run, as rules by which `loader` and `points` refuse them.
 
 Each rule names the settings it reads, so that a sweep evaluates it once per combination of those alone. What a rule
 returns names both settings and says what to change.

@@ -1,7 +1,7 @@
 """Gathers the settings of a run from command line, environment, ini file and the user's file, each with its source.
 
-That order is the precedence, with the study between ini file and user's file: a study describes the experiment, and
-what is above it is set for this run. `llem/config.yaml` lies in the platform's config directory (on Linux `~/.config`).
+`session.options` and `llem config` call it. That order is the precedence, with the study between ini file and user's
+file. The user's file is `llem/config.yaml` in the platform's config directory (on Linux `~/.config`).
 """
 
 from __future__ import annotations

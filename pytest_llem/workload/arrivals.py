@@ -1,6 +1,6 @@
 """Schedules of when requests arrive at an engine that serves.
 
-Such engines call `schedule`, and the worker reads limits from it. A seed must give the same times on every machine.
+The engines `openai` and `vllm` call `schedule` and send by it. A seed must give the same times on every machine.
 """
 
 from __future__ import annotations

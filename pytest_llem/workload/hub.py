@@ -1,6 +1,6 @@
 """Where the Hugging Face hub's files are cached, and whether the hub can be reached, asked once and quickly.
 
-Called before a library of the hub is imported, which else tries for half a minute. Standard library only.
+Engines and `texts` ask it before they import the hub's library, which else tries for 30 s. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the package knows of the client of OpenAI-compatible servers.
 
-It has no image: it measures from outside the server, and needs only `aiohttp` in the environment of pytest.
+`pytest_llem.engines` collects it. It measures from outside the server: no image, and only `aiohttp` beside pytest.
 """
 
 from __future__ import annotations

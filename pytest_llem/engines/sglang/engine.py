@@ -1,8 +1,8 @@
 """The `sglang` engine: SGLang's offline `Engine`, whose scheduler runs in a process of its own.
 
-Not yet verified on hardware. Written against the documentation of SGLang 0.5 (offline engine API, sampling parameters,
-server arguments) and the result dictionaries of its `TokenizerManager`; `engine_arguments`, `sampling_parameters` and
-`take_chunk` hold everything that depends on them.
+The worker drives it as any engine; it is not yet verified on hardware. `engine_arguments`, `sampling_parameters` and
+`take_chunk` hold everything that depends on the documentation of SGLang 0.5 (offline engine API, sampling parameters,
+server arguments) and on the result dictionaries of its `TokenizerManager`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The `tensorrt_llm` engine: TensorRT-LLM's `LLM` with its PyTorch backend.
 
-Not yet verified on hardware. Written against the API reference of TensorRT-LLM 1.0 to 1.3 (`LLM.generate_async`,
-`TorchLlmArgs`, `SamplingParams`, `CompletionOutput`); `llm_arguments`, `sampling_parameters` and `take_output` hold
-everything that depends on them.
+The worker drives it as any engine; it is not yet verified on hardware. `llm_arguments`, `sampling_parameters` and
+`take_output` hold everything that depends on the API reference of TensorRT-LLM 1.0 to 1.3 (`LLM.generate_async`,
+`TorchLlmArgs`, `SamplingParams`, `CompletionOutput`).
 """
 
 from __future__ import annotations

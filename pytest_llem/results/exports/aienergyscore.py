@@ -1,4 +1,4 @@
-"""AI Energy Score: GPU watt-hours per 1000 queries, an entry per experiment, the mean over its valid cycles.
+"""AI Energy Score for `llem export`: GPU watt-hours per 1000 queries of an experiment, the mean of its valid cycles.
 
 The definition followed is the documented one: energy of preprocessing, prefill and decode of 1000 prompts, batch 1,
 float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so preprocessing is not in it

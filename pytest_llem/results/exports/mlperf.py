@@ -1,4 +1,4 @@
-"""MLPerf Inference names: one JSON list, an entry per result, with LoadGen's summary keys and MLPerf Power's.
+"""MLPerf Inference names for `llem export`: a JSON list, one entry per result, keys as in LoadGen and MLPerf Power.
 
 From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`; `Server` for arrival processes), `Mode`, `Samples per
 second`, `Tokens per second`, `Result is` (this project's validity), `Min duration satisfied` (>= 60 s, the least

@@ -1,4 +1,4 @@
-"""OpenTelemetry: OTLP JSON lines (`MetricsData`, one line per result), as the collector's file receiver reads.
+"""OpenTelemetry for `llem export`: OTLP JSON (`MetricsData`, a line per result), as a collector's file receiver reads.
 
 Resource: `service.name`, `host.name`, `gen_ai.request.model`, `gen_ai.provider.name` and the `llem.*` identity of the
 result. Metrics, each a gauge of one point at the result's time, with the attribute `llem.statistic` (mean, p50, p90,

@@ -1,4 +1,4 @@
-"""`vllm bench serve --save-result`: one JSON object per result, in a folder with a file each.
+"""`vllm bench serve --save-result` for `llem export`: one JSON object per result, in a folder with a file each.
 
 Keys and units are vLLM's: `mean|median|p90|p99_ttft_ms` and so on in milliseconds (tpot without the first token, as
 there), `request_throughput`, `output_throughput` and `total_token_throughput` per second, `duration` in seconds,

@@ -1,6 +1,6 @@
 """Gathers the content of a report as plain rows: experiments, cycles, axes, power traces, problems.
 
-`build` calls it; `page` and `charts` show what it returns.
+`page` and `charts` call `gather_content`, and show what it returns.
 """
 
 from __future__ import annotations
