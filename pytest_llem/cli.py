@@ -1,6 +1,6 @@
 """The command `llem`: what users do before and after a run.
 
-Each verb names the function that runs it, so that only the chosen verb is imported. Verbs and their options are public.
+The console script calls `main`; only the chosen verb's function may be imported. Verbs and options are public.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`llem doctor`: what this machine can measure and run, and the fix for what it cannot.
 
-`llem doctor` in `cli` calls `run`. The keys of its JSON are an interface; sections and findings may be added.
+`cli` opens `run` by name. The keys of its JSON are an interface and must stay; sections and findings may be added.
 """
 
 from __future__ import annotations

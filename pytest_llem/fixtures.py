@@ -1,6 +1,6 @@
 """The fixtures of tests: an experiment, its cycle, its results, and a meter for the test's own code.
 
-`plugin.py` registers this module, so it imports little. What fixtures are called, and what they give, is public.
+`plugin.py` registers it in every pytest run: it must import little. Names of fixtures and what they give are public.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """pytest's entry point: options, ini settings, and the hooks that must be there before any study is met.
 
-Everything else is in `session/start.py`, imported when the command line names a study or a test asks for a result. A
-plain pytest run loads this file, so it imports pytest and the standard library.
+pytest loads it in every run, so it must import little; `fixtures` calls `started`. Names of options and ini settings
+are public. Everything else is in `session/start.py`, imported once a study is named or a test asks for a result.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Ray cluster: connects to it, and says which of its nodes can run what a cycle asks for.
 
-The runner `ray` uses it. There is one connection per process; nothing here submits a task.
+`runner` and `tasks` use it. There must be one connection per process; tasks are submitted elsewhere, in those two.
 """
 
 from __future__ import annotations

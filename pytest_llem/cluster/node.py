@@ -1,8 +1,8 @@
 """What runs on a node: one cycle, under a lease of the devices that Ray assigned, in a fresh process or container.
 
-The driver (`runner`) submits `measure_on_node` as a Ray task and writes the files of its `NodeResult`. Orders and
-results travel between machines of the same version only, which the node checks first. Before each cycle the Ray worker
-process is made fit to measure from: nothing it starts outlives it, and Ray's own settings are undone.
+The driver (`runner`, `tasks`) submits `measure_on_node` as a Ray task and writes the files of its `NodeResult`. Orders
+and results may change: they travel between equal versions only, which the node checks first. Before each cycle the Ray
+process must be made fit to measure from: nothing it starts outlives it, and Ray's own settings are undone.
 """
 
 from __future__ import annotations

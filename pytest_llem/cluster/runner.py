@@ -1,7 +1,7 @@
 """The Ray runner: submits a cycle as a task, waits for it, and writes the node's files to the job directory.
 
-The session opens it for the runner `ray`; several threads may run cycles at a time. A cycle whose node is lost is tried
-again as often as `ray.node_losses` says.
+`runners.open_runner` makes it for the session. Several threads may run cycles at a time, so what they share must be
+safe for threads; a cycle whose node is lost is tried again as often as `ray.node_losses` says.
 """
 
 from __future__ import annotations

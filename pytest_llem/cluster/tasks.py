@@ -1,7 +1,7 @@
 """Tasks of Ray: the one that measures and how it ends, what nodes are asked before cycles run, and Ray's errors.
 
-The runner `ray` calls it. Ray itself must not retry a task: whether a cycle is tried again is the runner's decision.
-What runs on a node takes and returns plain JSON, because a node may have another version of this package, or none.
+`runner` calls it. Ray itself must not retry a task: whether a cycle is tried again is the runner's decision. What runs
+on a node must take and return plain JSON, because a node may have another version of this package, or none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs cycles in Docker containers: images, preflight, containers and the errors of all three.
 
-Whoever measures here sweeps the containers of dead sessions first; `docker` itself is imported only then.
+The session and nodes of a cluster sweep dead sessions' containers with it; `docker` must be imported only then.
 """
 
 from __future__ import annotations

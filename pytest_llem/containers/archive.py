@@ -1,7 +1,7 @@
 """Copies the worker side and jobs into containers and results out of them, as tar archives: the daemon may be remote.
 
-`ephemeral`, `kept`, `preflight` and `runner` use it. An image gets the worker side of the package whole
-(docs/architecture.md). Archives that come back are not trusted: only known names are taken.
+`ephemeral`, `kept`, `preflight` and `runner` use it; `inputs` and `options` its paths. An image gets the worker side of
+the package whole (docs/architecture.md). Archives that come back must not be trusted: only known names are taken.
 """
 
 from __future__ import annotations

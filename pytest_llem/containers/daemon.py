@@ -1,7 +1,7 @@
 """The connection to a Docker daemon: its address, whether it responds, and what it can do.
 
-Everything that talks to Docker starts with `connect` and wraps its calls in `docker_errors`. The address is found
-exactly as the `docker` command finds it; keep that, so that both reach the same daemon.
+All that talks to Docker, servers and `llem doctor` too, starts with `connect` and wraps its calls in `docker_errors`;
+`runner_plan` asks whether it answers. The address must be found as the `docker` command does, to reach the same daemon.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs a cycle in a container of its own; also what both lifecycles share: following, ending and emptying a container.
 
-`runner.DockerRunner` uses it for `docker.lifecycle: ephemeral`, and `kept` its parts. Every way out removes the
-container.
+`runner.DockerRunner` uses it for `docker.lifecycle: ephemeral`; `kept` and `servers.container` use its parts. Every way
+out must remove the container.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The errors of containers, and which of them a failed run is, from the texts of Docker, NVIDIA's tools and engines.
 
-The rest of `containers`, and `servers`, raise them; `translate_docker_error` is public. A `category` is part of the
-result format and must not change; headlines and advice are published as a catalogue (`error_classes`).
+`containers` and `servers` raise them, and `results.store` reads them back; `translate_docker_error` is public. A
+`category` is part of the result format and must not change; docs/errors.md is written from headlines and advice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures a container's energy from the host: the sampler runs here and accounts the windows of the worker inside.
 
-`runner.DockerRunner` uses it where the daemon is local, because CLOCK_MONOTONIC is then the same clock for both. That
-is never assumed: the worker's first event states the boot and the time namespace of its clock.
+`runner.DockerRunner` uses it where the daemon is local; `ephemeral` and `kept` tell it their container. That both share
+CLOCK_MONOTONIC must not be assumed: the worker's first event states the boot and the time namespace of its clock.
 """
 
 from __future__ import annotations

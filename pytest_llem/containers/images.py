@@ -1,6 +1,6 @@
 """Chooses the image of an engine, pulls it, and reads its facts.
 
-The Docker runner and the servers in containers call it. No engine's image is named here: those are in its folder.
+The Docker runner, its preflight and servers call it. No engine's image may be named here: those are in its folder.
 """
 
 from __future__ import annotations

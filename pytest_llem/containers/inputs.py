@@ -1,6 +1,6 @@
 """What a workload needs from outside its container: files to mount, downloads from the hub, and a network or none.
 
-`runner` and `preflight` ask it for each experiment. A container gets no network unless something must be reached.
+`runner` and `preflight` ask it; `options`, servers and the Ray runner use parts. A network is given only if needed.
 """
 
 from __future__ import annotations

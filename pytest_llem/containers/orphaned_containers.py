@@ -1,7 +1,7 @@
 """Labels that say which process owns a container, and the removal of containers whose owner is dead.
 
-Everything that creates containers labels and removes them with this file. A container whose process may still live is
-never removed; labels are also read by other versions, so their names must not change.
+All that creates containers labels and removes them with it; `servers.reaper` and whoever measures remove with it too. A
+container whose process may still live must stay; other versions read the labels, so their names must not change.
 """
 
 from __future__ import annotations

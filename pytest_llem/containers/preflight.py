@@ -1,7 +1,7 @@
 """Checks, before the first cycle, everything that would make cycles in an image fail; reports all problems together.
 
-`runner.DockerRunner` calls it once per engine and image. It must stay a matter of seconds: it pulls nothing and loads
-no model.
+`runner.DockerRunner` calls it once per engine and image; servers ask `require_pullable`. It must stay a matter of
+seconds: it pulls nothing and loads no model.
 """
 
 from __future__ import annotations

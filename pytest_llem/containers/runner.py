@@ -1,7 +1,7 @@
 """The Docker runner: each cycle in a container of its own, or by exec in one that is kept.
 
 `runners.open_runner` makes it, for the session and for nodes of a cluster; it puts together the rest of `containers`.
-It leaves no container behind, whatever happens.
+It must leave no container behind, whatever happens.
 """
 
 from __future__ import annotations

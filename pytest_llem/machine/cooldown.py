@@ -1,7 +1,7 @@
 """Waits before a cycle until a GPU is back at idle, or for a number of seconds.
 
 `runners.measure_here` calls it under the lease of the devices. The first cycle on a GPU defines what idle is for the
-run; no later one may.
+run; no later one may, since waiting would then end while the GPU is still warm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which devices a cycle may use: the visible GPUs, or the CPU.
 
-Everything that leases or plans asks here. NVML decides what exists, `CUDA_VISIBLE_DEVICES` what is visible; a driver
-that does not work is an error, never a CPU.
+All that leases, plans or counts workers asks here: session, runners, a cluster's nodes, `llem_meter`. NVML decides what
+exists, `CUDA_VISIBLE_DEVICES` what is visible; a driver that does not work must be an error, never a CPU.
 """
 
 from __future__ import annotations

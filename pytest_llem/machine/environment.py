@@ -1,7 +1,7 @@
 """Gathers facts about the machine, its software and an experiment's files, and selects those that must be equal.
 
-The session and each node of a cluster gather them once per run; results and reuse compare them. The names of facts
-stand in results.
+The results' store and the cluster's nodes gather facts; `session.measuring`, `results` and nodes select and compare
+them. Their names stand in results: names may be added, none renamed.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
 """The directory of device leases, which all users of the machine share: locks, the facts in them, and the queue.
 
-`machine.leases` and `machine.orphaned_workers` use it. Files of older versions and of other users must stay readable:
-every fact in them may be missing.
-
-A waiting process keeps a ticket, a locked file that states what it asks for. Who may take devices is decided under one
-lock that is held for a moment, by going through the tickets in turn and setting aside what each needs of the free
-devices. So an experiment that needs two GPUs gets them although others need one, and who wants other devices passes.
-Tickets of one run are served in the order of its study, in the turns that the run has. A ticket whose process died or
-was stopped does not count. Nothing is held while waiting, so there can be no deadlock. The queue is written by hand
-because the measured process must inherit the lock.
+`leases` and `orphaned_workers` use it; `llem doctor` and `xdist.scheduling` ask for its settings. Files of older
+versions and of other users must stay readable: every fact in them may be missing.
 """
 
 from __future__ import annotations
@@ -225,7 +218,14 @@ def deciding() -> Iterator[None]:
 
 
 class Waiting:
-    """A ticket in the queue, for the length of a `with` block."""
+    """A ticket in the queue, for the length of a `with` block: a locked file that states what its process asks for.
+
+    Who may take devices is decided under one lock, held for a moment, by going through the tickets in turn and setting
+    aside what each needs of the free devices: an experiment that needs two GPUs gets them although others need one, and
+    who wants other devices passes. Tickets of one run are served in its study's order, in the run's turns; one whose
+    process died or was stopped does not count. Nothing is held while waiting, so there can be no deadlock. The queue is
+    written by hand because the measured process must inherit the lock.
+    """
 
     def __init__(self, candidates: Sequence[str], count: int, run: str | None, queue_position: int | None) -> None:
         with deciding():

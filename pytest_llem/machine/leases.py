@@ -1,9 +1,8 @@
 """Device leases: the exclusive right of one cycle to its devices, as file locks that die with their holder.
 
-A lease is an `flock` on one file per device in a directory that all users of the machine share. The measured process
-inherits the locked descriptor, so the lease ends when *it* is dead, also when pytest was killed before it. Several
-devices are taken together or not at all, in turn with everybody else who waits: see `lease_files`. Whoever takes a
-lease (`runners.measure_here`, `llem doctor`) ends the workers of dead pytest processes: see `orphaned_workers`.
+`runners.measure_here` and `llem doctor` take them, which ends workers of dead pytest processes; so does `run_results`
+after a crash. Runners pass the locked descriptors on to the measured process: a lease must last until *it* is dead,
+even when pytest is killed. Several devices are taken together or not at all, in turn: see `lease_files`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What is in use on GPUs: finds them free before a cycle, and checks afterwards that the cycle released them.
 
-`runners.measure_here` calls it under the lease of the devices. Where NVML does not answer nothing is known, and nothing
-is refused.
+`runners.measure_here` calls it under the devices' lease. Where NVML does not answer, nothing may be refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Ends the workers of dead pytest processes, only where there is no doubt whose they are.
 
-Whoever takes a lease calls it. The lease file alone is never proof: every user of the machine may write it.
+`leases` calls it; containers, servers and `run_results` use its process facts. Any user may write a lease file, so it
+must never be proof alone.
 """
 
 from __future__ import annotations

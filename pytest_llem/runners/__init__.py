@@ -1,7 +1,7 @@
 """Runners: one file or package each, opened by name.
 
-The session and the cluster's nodes open them with `open_runner`. Only the chosen one is imported; a new runner is a row
-of `RUNNERS`.
+The session and the cluster's nodes open them with `open_runner`; the session reads `RUNNERS` for what they can do. A
+new runner is a row there; only the chosen one may be imported.
 """
 
 from __future__ import annotations

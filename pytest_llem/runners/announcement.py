@@ -1,7 +1,7 @@
 """Small files in a run's directory that say which cycles are being measured now.
 
-Written by whoever measures (a pytest process, a cluster's runner, the prefetch) and read by the process that owns the
-terminal. The keys are private to one run and may change.
+`measuring`, `prefetch` and the cluster's runner write them; the process with the terminal reads them, for live status
+and after a crash of an xdist worker. The keys are private to one run and may change.
 """
 
 from __future__ import annotations

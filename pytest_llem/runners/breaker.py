@@ -1,7 +1,6 @@
 """Repeated failure: what failed twice in a row for a cause that does not heal by itself is not tried a third time.
 
-`session.measuring` asks it before each cycle; the cluster's runner looks up `LASTING`. Only categories listed there may
-stop a run.
+`session.measuring` asks it before each cycle; the Ray runner looks up `LASTING`. Only what it lists may stop a run.
 """
 
 from __future__ import annotations

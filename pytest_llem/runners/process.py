@@ -1,7 +1,7 @@
 """Worker processes of this machine: forked from a preloaded server where that is safe, else new interpreters.
 
-The local runners start and end them. Both kinds lead a session of their own, so that a worker and all that it started
-can be killed together; a worker sees exactly the devices of its job, and inherits their lease.
+The local runners start and end them; `settings_check`, `watch` and `servers.starting` use parts. Both kinds must lead a
+session of their own, be killed with all that they started, see just their job's devices, and inherit its lease.
 """
 
 from __future__ import annotations

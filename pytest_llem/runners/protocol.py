@@ -1,7 +1,7 @@
 """What a runner is: it executes one cycle, from job directory to job directory.
 
 The session, the cluster's nodes and the servers call runners through this base class. A runner overrides `run`, `close`
-and whatever else it can do; every other method already answers "no" or "nothing".
+and whatever else it can do; a new method must answer "no" or "nothing" here, so that other runners can do without.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Resolves which runner each engine gets, and records which setting chose it.
 
-The order is command line, environment, study, user settings, detection, default. `session.runner_plan` calls it. Only a
-value that someone set counts as explicit; a default must never hide detection.
+`session.runner_plan` and `options` call it. The order must stay: command line, environment, study, user settings,
+detection, default. Only a value that someone set counts as explicit; a default must never hide detection.
 """
 
 from __future__ import annotations

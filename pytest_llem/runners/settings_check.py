@@ -1,7 +1,7 @@
 """Checks a study's settings against the engine version that will run, before the first cycle.
 
-The session calls it under the lease of the first cycle. The engine is asked once per run, over all experiments of the
-study; what it refuses fails only the items that need it.
+The session calls it under the lease of the first cycle; the local runner and a cluster's nodes call `check_here`. It
+must ask an engine once per run, over all experiments of a study; what is refused fails only the items that need it.
 """
 
 from __future__ import annotations

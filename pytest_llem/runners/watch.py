@@ -1,7 +1,7 @@
 """Follows a worker of this machine: its events, its deadlines, and the error when it ends without an outcome.
 
-The local runners wait with `WorkerWatch`; those of containers use its parts. Only a runner writes `error.json` from
-here, and never over what the worker wrote.
+The local runners wait with `WorkerWatch`; those of containers and servers use its parts. Only a runner may write
+`error.json` from here, and never over what the worker wrote.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A server started in a container of a stock image, and what can be asked of such an image beforehand.
 
-`starting.begin_server` makes one. The image may hold no Python, so the container is ended from outside: by `stop`, or
-by `reaper` when this process is gone.
+`starting.begin_server` makes one; `runner` and `session.measuring` ask about images. The image may hold no Python, so
+the container must be ended from outside: by `stop`, or by `reaper` when this process is gone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks the servers of a study before anything runs: combinations that cannot work, and how often servers are started.
 
-The session calls it when it loads a study. It must agree with `spec.ServerSpec` on what a server is restarted for.
+`session.options` calls it per loaded study, `reporting` for notices. It must agree with `spec.ServerSpec` on restarts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`python -m pytest_llem.servers.reaper CONTAINER`: removes a server's container when pytest is gone.
 
-`container.ContainerServer` starts it and holds its standard input open. It is not part of `worker.lifeline`, because it
-needs the Docker client, and works from outside, where a server image may hold no Python.
+`container.ContainerServer` starts it and holds its standard input open. It must stay apart from `worker.lifeline`: it
+needs the Docker client, which may be imported only at the end, because waiting beside a measurement must cost little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a server is started with, from the settings of an experiment.
 
-`runner` keeps a server as long as the specifications of the cycles are equal: whatever a server would have to be
-restarted for must be a field of `ServerSpec`.
+The rest of `servers`, and `session.measuring`, use it. `runner` keeps a server as long as the specifications of cycles
+are equal: whatever a server would have to be restarted for must be a field of `ServerSpec`.
 """
 
 from __future__ import annotations

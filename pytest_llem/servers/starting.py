@@ -1,7 +1,7 @@
 """Starts a server for a cycle and waits until it is ready.
 
-`runner` calls `begin_server` and `start_server`. A port that is taken meanwhile leads to another attempt, and whatever
-goes wrong leaves no process and no container behind: keep that for every way out.
+`runner` calls `begin_server` and `start_server`. Whatever goes wrong must leave no process and no container behind, on
+every way out; a port that is taken meanwhile leads to another attempt.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures the energy of code that runs in the test's own process, for the fixture `llem_meter`.
 
-The attributes of `CodeMeter` are public.
+`fixtures` calls it. The attributes of `CodeMeter` are public: some may be added, none renamed.
 """
 
 from __future__ import annotations

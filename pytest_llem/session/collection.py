@@ -1,6 +1,6 @@
 """Turns studies into test items: ids, marks, keywords and order.
 
-`start.StudyPlugin` calls it from pytest's hooks. Ids and keywords are what users select by, so they do not change.
+`start` calls it, at the start and from pytest's hooks. Users select by ids and keywords, so they must not change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures one cycle from the pytest side: chooses runner and devices, makes the job, and remembers failures.
 
-`run_results` calls it for each cycle that the store does not have. How a cycle is measured on a machine is in
-`runners.measure_here`; nothing here may touch a device outside its lease.
+`run_results` calls it for each cycle that the store lacks; `prefetch` asks what can run in parallel. How a cycle is
+measured on a machine belongs in `runners.measure_here`; nothing here may touch a device outside its lease.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads the settings of a run from all their sources, and loads studies with them.
 
-`start.py` calls `run_options` once, and the fixture `llem_meter`; nothing downstream looks at options again.
-`LlemSession.study` calls `load_for_run`; workers of xdist get loaded studies, and so do not import this module.
+`start` and `code_meter` call `run_options`, and `LlemSession.study` calls `load_for_run`. What comes later must take
+the run's settings from `RunOptions`: xdist's workers may get that, and loaded studies, from their controller.
 """
 
 from __future__ import annotations

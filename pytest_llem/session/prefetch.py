@@ -1,6 +1,6 @@
 """Measures cycles before their items ask for them, on runners that measure several at a time.
 
-`RunResults` starts it when the items begin to run; items wait for their cycles. Cycles start in the items' order.
+`RunResults` starts it when items begin to run, and they wait for their cycles: these must start in the items' order.
 """
 
 from __future__ import annotations

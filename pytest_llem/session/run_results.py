@@ -1,7 +1,7 @@
 """The results of a run as one pytest process sees them: from the run's store, or measured now.
 
-`LlemSession.results` imports it when a test first asks for a result, because it needs what only measuring needs. Lock
-order: the store's lock of a result, then the device lease, then the runner.
+`LlemSession.results` imports it on first use, for fixtures, tests and reports, because it needs what only measuring
+needs. The lock order must stay: the store's lock of a result, then the device lease, then the runner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The runners of a study's engines, planned together and once per study.
 
-The session asks while studies are collected, when nothing is measured yet. What a plan forbids is raised before any
-cycle runs.
+The session and `options` ask while studies are collected, `measuring`, `prefetch` and `reporting` later. What a plan
+forbids must be raised before any cycle runs, except in dry runs and with `--llem-skip-preflight`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`--llem-shard=K/N`: one of N parts of every study, the same parts on every machine.
 
-A part holds whole experiments, because gates judge all cycles of one. The split depends on the study's experiments, N
-and `--llem-shard-times` alone, so that shards of different machines, and reruns, always fit together.
+`options` parses it; session, `start` and `reporting` ask it. A part holds whole experiments, as gates judge all cycles
+of one. The split may depend only on experiments, N and `--llem-shard-times`, so that shards and reruns fit together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sets a pytest process up for studies, and holds the hooks that only such a process needs.
 
-`plugin.py` calls it when the command line names a study, or when a test first asks for a result. The hooks hand over to
-classes of their own.
+`plugin.py` calls it when the command line names a study or a test asks for a result, and to check options; a plain run
+must not import it, for its cost. Hooks only hand over to classes of their own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tests that every study consists of, and what pytest shows of a cycle's outcome.
 
-pytest collects this module once per study file; `start` and `xdist.reports` use its functions. The names of the tests
-are part of node ids, and those of the properties are read by users' CI, so neither change.
+`collection` gives it to pytest as the module of each study file; `start` and `xdist.reports` use its functions. Names
+of tests are part of node ids, and users' CI reads those of the properties, so neither may change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the process that reports prints and writes: live status, summaries, annotations, and the HTML report.
 
-`start.py` registers `Reporting` in the process that owns the terminal: alone, or the controller of xdist's workers.
+`start` makes `Reporting` where the terminal is: alone, or in xdist's controller. Its text is for people and may change.
 """
 
 from __future__ import annotations

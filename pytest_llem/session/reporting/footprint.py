@@ -1,7 +1,7 @@
 """Estimates the device memory of an experiment before anything runs, for the plan of a dry run.
 
-It has the weights and the KV cache, which follow from the model's shape. Activations, CUDA graphs and what an engine
-reserves come on top, so that more memory may be needed, never less.
+`plan` calls it. It may become more exact but must stay a lower bound: it has the weights and the KV cache, from the
+model's shape; activations, CUDA graphs and what an engine reserves come on top.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Live status: which cycles are being measured now, on the user's terminal.
 
-`Reporting` runs it in a thread. It reads the run's announcements (`runners/announcement.py`) and the `events.jsonl` of
-each announced cycle.
+`Reporting` runs it in a thread. Its lines may change freely; what it reads belongs to others: announcements to
+`runners/announcement.py`, the `events.jsonl` of each announced cycle to `job/events.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The plan that `--collect-only` prints: what would run, where, how long, in how much memory, and what is left out.
 
-`Reporting` prints it. Nothing is measured, made or downloaded for it.
+`Reporting` prints it. Its lines are for people and may change; nothing may be measured, made or downloaded for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
 
-One row per experiment: medians over valid cycles with their spread. `Reporting` prints and writes them.
+`Reporting` prints and writes them; `plan` uses `short_path`. One row per experiment: medians over valid cycles with
+their spread. Tables are for people and may change; the syntax of annotations is GitHub's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keeps the report of every item from being lost: unsent ones, uncounted ones, and those of crashed workers.
 
-`start.py` registers `ItemCount` in the process that reports, `Crashes` in the controller of xdist's workers, and
-`ReportSerialisation` in those. xdist alone drops an item whose report it cannot send, and exits with 0.
+`start` registers `ItemCount` in the process that reports, `Crashes` in xdist's controller and `ReportSerialisation` in
+its workers. No selected item may end without a report: xdist alone drops what it cannot send, and exits with 0.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Which of xdist's ways to spread tests can be used with a study, and which are refused.
 
-`plugin.py` calls it in every controller, so it imports little.
+`plugin.py` calls it in every controller, so it must import little; `start` and `reporting` call it too. A mode may be
+allowed only where ids and the studies' order survive it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many workers of pytest-xdist a study can use: as many as cycles can be measured at a time.
 
-`LlemSession` asks it for `-n auto`, and `Reporting` for pytest's header.
+`LlemSession` asks it for `-n auto`, `Reporting` for pytest's header. It must not allow more: they would only wait.
 """
 
 from __future__ import annotations
