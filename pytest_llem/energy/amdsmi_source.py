@@ -1,7 +1,7 @@
 """The sampler's sources for AMD GPUs: one per device, read through `amdsmi`. Not verified on hardware.
 
-The sampler process opens them for the meter `amdsmi`. The accumulator times its resolution is energy in microjoules and
-advances about every millisecond (AMD SMI documentation, `amdsmi_get_energy_count`), so it is read at a fixed distance.
+The sampler process opens them for the meter `amdsmi`. It must stay cheap to import (no dataclasses, no statistics).
+The accumulator advances about every millisecond (`UPDATE_NS`), so it is read at a fixed distance.
 """
 
 from __future__ import annotations

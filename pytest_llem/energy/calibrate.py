@@ -1,7 +1,7 @@
 """Measures the properties of a GPU's energy sensors, once per GPU and driver: `llem doctor --calibrate`.
 
-`llem doctor` calls it; the meters read the stored calibration. The accuracy of every bound of a calibrated GPU rests on
-it (tests/unit/energy/test_calibrate.py holds it against simulated sensors).
+Only `llem doctor` calls it; meters and the sampler process read what it stores. Every bound of a calibrated GPU rests
+on it: change no method and no constant without tests/unit/energy/test_calibrate.py (simulated sensors).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def calibrate(
     long_bursts: int = 8,
     directory: Path | None = None,
 ) -> Calibration:
-    """Measure one idle GPU's sensors and store the result; about half a minute on an H100, once the load is ready.
+    """Measure one idle GPU's sensors and store the result; takes about a minute, which `llem doctor` announces.
 
     `make_load` is called once the GPU is known to be idle. Without it, ramp time and counter type stay unknown, and
     bounds stay wide. Raises `MeterError` if the GPU has no energy counter or a process uses it.

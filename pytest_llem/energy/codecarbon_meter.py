@@ -1,6 +1,6 @@
 """CodeCarbon as a meter, to cross-check: one of its tasks from each window edge to the next.
 
-Opened by `registry` when a study names it. CodeCarbon states no uncertainty, so none is reported.
+`registry` opens it wherever `codecarbon` is named. It must measure as CodeCarbon does, which states no uncertainty.
 """
 
 from __future__ import annotations

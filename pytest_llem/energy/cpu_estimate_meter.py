@@ -1,7 +1,7 @@
 """The meter of last resort: CPU time of the worker's and its server's processes, times published watts per thread.
 
-`auto` opens it where no sensor can be read; results state its source and that nothing was measured. The table may
-grow, but a changed figure makes runs incomparable with earlier ones.
+`registry` opens it by name, and as `auto` where no sensor can be read; `llem doctor` shows its figure. Results state
+that nothing was measured. The table may grow, but a changed figure makes runs incomparable with earlier ones.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Findings about this machine's energy sensors and meters, each problem with its fix.
 
-`llem doctor` prints them. They only report: nothing here changes a setting or writes a file.
+Only `llem doctor` calls it. It must change nothing on the machine; fields of `Finding` are keys of `--json`: keep them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Idle power with the model loaded: measured in the cycle's `idle` window, or reused from an earlier cycle of the run.
 
-`gpu_meter` measures it; the worker's cycle and `runners.measure_here` reuse it. A reference is used only while the
-worker's own sensors confirm the conditions it was measured under, within the bands below (docs/energy.md states them).
+`gpu_meter` measures it; the worker's cycle and `runners.measure_here` reuse it while the worker's own sensors confirm
+the conditions it was measured under. The bands for that stand in docs/energy.md as well: change both.
 """
 
 from __future__ import annotations

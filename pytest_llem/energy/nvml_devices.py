@@ -1,7 +1,7 @@
 """NVIDIA GPUs by UUID, with their identity and memory. NVML must be initialised.
 
-Used by the sampler process, calibration, `llem doctor` and the device checks of `machine`. Cheap to import: no
-dataclasses.
+Used by the sampler process, `gpu_meter`, calibration, `llem doctor`, the checks of `machine`, and `containers.images`.
+It must stay cheap to import (no dataclasses), because the sampler process does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sampler's sources for NVIDIA GPUs: one per device, read through `pynvml`.
 
-The sampler process opens them for the meter `nvml`; the tests run them on a virtual clock. Cheap to import: no
-dataclasses, no statistics.
+The sampler process opens them for the meter `nvml` and for calibration; the tests run them on a virtual clock. It must
+stay cheap to import (no dataclasses, no statistics), because the measured process waits for the sampler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The base class of energy meters, and how all of them report the energy of one window.
 
-A cycle opens one meter through `registry`; other packages derive theirs from `Meter`. An optional method added here
-needs a default answer, so that registered meters keep working.
+The worker, the container runner and `llem_meter` drive a `Meter`; all meters derive from it, those of other packages
+too. An optional method added here needs a default answer, so that registered meters keep working.
 """
 
 from __future__ import annotations

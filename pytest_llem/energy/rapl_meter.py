@@ -1,6 +1,7 @@
 """CPU packages and DRAM through RAPL: counters read in-process at every edge, wraps watched by the sampler process.
 
-Opened by `registry`; the GPU meters use `RaplEdges` and `cpu_energy` for what the host's CPUs drew beside the GPUs.
+Opened by `registry`; the GPU meters use `RaplEdges` and `cpu_energy` for the host's CPUs, and `llem doctor` asks
+`obstacle`. An edge is read in the measured process, so `mark` must take no more than microseconds.
 """
 
 from __future__ import annotations

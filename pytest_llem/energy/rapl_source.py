@@ -1,7 +1,7 @@
 """RAPL counters through the kernel's powercap tree, and the sampler's source that reads them.
 
-Layout and units: Documentation/power/powercap/powercap.rst of the Linux kernel (`energy_uj` in microjoules, wraps at
-`max_energy_range_uj`). The sampler process imports it: standard library only, no dataclasses.
+The sampler process, meters and `llem doctor` use it: standard library only, no dataclasses, for the sampler's start.
+Units (uJ) and wraps (`max_energy_range_uj`): Documentation/power/powercap/powercap.rst of the Linux kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The base class of the sampler's sources, and `samples.jsonl`, the raw readings of a cycle: one JSON object per line.
 
-The sampler process and in-process meters write that file; `gpu_meter` and `results` read it. Cheap to import: no
-dataclasses.
+The sampler process and in-process meters write that file; meters, calibration and `results` read it, also of old runs:
+keys may be added, never renamed. Cheap to import (no dataclasses), because the sampler process does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The energy meters by name, shipped or registered by other packages.
 
-The worker, the container runner and `llem_meter` open meters here; `llem doctor` lists them. Only the chosen meter's
-module is imported. A new meter is an entry in `SHIPPED`, or an entry point in the group `pytest_llem.meters`.
+The worker, the container runner and `llem_meter` open meters here; `llem doctor`, options and studies list them. Names
+stand in studies and must stay; a new meter is an entry in `SHIPPED` or an entry point (`pytest_llem.meters`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The steps of one device's energy counter over a cycle, as the estimators and calibration need them.
 
-`gpu_meter` and `calibrate` make them from `samples.jsonl` after the cycle; nothing here runs in the sampler process.
+`gpu_meter`, `calibrate` and what they call use it, after the cycle. Internal: free to change while the bounds cover.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Predicts when an energy counter steps, so that a few reads per step bracket it closely.
 
-GPU counters advance about every 100 ms (A100, H100: arXiv 2312.02741). The sampler's `GpuSource` asks `TickTracker`
-when to read next. It reads no sensor and no clock itself; the sampler process imports it, so it must stay cheap to
-import.
+The sampler's `GpuSource` asks `TickTracker` when to read next; `calibrate` uses its default step. GPU counters advance
+about every 100 ms (A100, H100: arXiv 2312.02741). It must read no sensor and no clock itself, and stay cheap to import,
+because the sampler process does.
 """
 
 from __future__ import annotations

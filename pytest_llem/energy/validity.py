@@ -1,7 +1,7 @@
 """Judges whether a GPU measurement may be used: every reason against it that the readings themselves show.
 
-`gpu_meter` calls it for every cycle; the study declares the thresholds. A note's `code` is part of the result format
-(docs/energy.md lists them) and must not change.
+`gpu_meter` calls it for every cycle; studies declare `Thresholds`, and `results` judges by some of them. Their names
+and each note's `code` are published (docs/energy.md lists the codes) and must not change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The value of a stepping energy counter at a window's edge, between two of its steps: two methods, each with a bound.
 
-`estimators` takes a window's energy as the difference of its two edges. All uncertainties are k=2; brackets count as
-uniform distributions (standard deviation: half width over the square root of three; GUM, JCGM 100:2008, 4.3.7).
+`estimators` takes a window's energy from its two edges; tests/unit/energy/test_coverage.py must hold after a change.
+Bounds are k=2, brackets uniform (half width over the square root of three; GUM, JCGM 100:2008, 4.3.7).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Zeus as a meter, to cross-check GPUs and to read systems on a chip: energy counters, read once at each edge.
 
-Opened by `registry` when a study names it. It measures as Zeus does and must not be improved here, because its
-purpose is to reproduce what others report.
+`registry` opens it where a study, the command line, the environment, an ini or the user's file names `zeus`. It must
+measure as Zeus does and not be improved here, because its purpose is to reproduce what others report.
 """
 
 from __future__ import annotations

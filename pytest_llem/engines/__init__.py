@@ -1,7 +1,7 @@
 """The engines by name: what is known of each, and how one is opened.
 
-All parts of the package ask here; no engine is imported before it is opened. An engine of this package is a folder
-whose `__init__.py` holds its `INFO`; another package registers such a record, or an engine's class, as an entry point.
+All parts of the package ask here. No engine may be imported before it is opened: most are installed elsewhere. An
+engine of this package is a folder whose `__init__.py` holds `INFO`; others register a record or class as entry point.
 """
 
 from __future__ import annotations

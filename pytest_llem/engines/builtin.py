@@ -1,7 +1,7 @@
-"""Models that are generated from code, so that a study runs without a download: `builtin:NAME`.
+"""Models in the Hugging Face layout, generated from code, so that a study runs without a download: `builtin:NAME`.
 
-`model_files` makes one on first use, in the Hugging Face layout and with the same bytes on every machine: weights from
-a seeded generator, a tokenizer trained on the shipped corpus. Raise `RECIPE` with every change of what is generated.
+Engines make one on first use, with the same bytes on every machine; `containers`, `machine` and `session` ask which
+there are. Raise `RECIPE` with every change of what is generated: seeded weights, a tokenizer of the corpus.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Floating-point operations of a decoder, from its architecture alone, for `results.sections.performance`.
+"""Floating-point operations of a decoder, from its architecture alone.
 
-Counted are the matrix multiplications, a multiply-add as two operations, as in Kaplan et al., "Scaling Laws for Neural
-Language Models" (arXiv 2001.08361, table 1) and Korthikanti et al. (arXiv 2205.05198, appendix A): per token twice the
-matrix parameters that it passes, plus attention over its context. Left out, as there, are norms, rotary embedding,
+`results.sections.performance` calls it, and the footprint takes `UNGATED_TYPES`. What is counted must stay, or results
+are no longer comparable: the matrix multiplications, a multiply-add as two operations, as in Kaplan et al. (arXiv
+2001.08361, table 1) and Korthikanti et al. (arXiv 2205.05198, appendix A); not, as there, norms, rotary embedding,
 softmax and activations (under 1 % of any model of practical width), and the embedding, which is a look-up.
 """
 

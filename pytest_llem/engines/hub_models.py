@@ -1,7 +1,7 @@
 """Parts shared by the engines that run Hugging Face models: state, tokenizer, architecture, and what torch counts.
 
-Engines derive from `HubEngine` and call the rest from `prepare` on. Functions import torch and transformers themselves;
-the keys of `torch_environment` are part of the results.
+Engines derive from `HubEngine` or, as `openai`, call the rest; the footprint calls `shape_of`. Functions must import
+torch and transformers themselves; the keys of `torch_environment` are part of the results and must stay.
 """
 
 from __future__ import annotations

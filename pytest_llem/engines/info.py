@@ -1,7 +1,7 @@
 """What the package knows of one engine without importing it, as one record.
 
-The `__init__.py` of each engine's folder holds its record; `pytest_llem.engines` collects them. Part of the public
-interface: packages that bring an engine may register one, so that new fields come with a default.
+Each engine's `__init__.py` holds its record; `pytest_llem.engines` collects them, and all parts of the package read
+them. Public interface: other packages register records, so new fields need a default, and none may be renamed.
 """
 
 from __future__ import annotations

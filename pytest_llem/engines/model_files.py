@@ -1,6 +1,6 @@
 """Resolves a study's `model` and `lora` to a built-in model, a local directory, or an id on the hub.
 
-Engines and servers call it before they load. `fingerprint` is recorded in results: it must not change.
+Engines and servers call it; `machine` takes `fingerprint`, which results record: how it is made must not change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The interface between the worker and an engine, and the types that pass through it.
 
-The worker calls an `Engine`; every engine here derives from it, engines of other packages may. Part of the public
-interface: names stay importable from here, and new methods come with a default.
+The worker calls an `Engine`, from which all here derive and others may; `flops` and the footprint take `ModelShape`.
+Part of the public interface: names stay importable from here, and new methods come with a default.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What all engines do alike with settings and errors: used too early, not installed, unknown setting, sampling.
 
-Engines and the declarations of their settings call it. Standard library only.
+Engines and `vllm.settings` call it. Standard library only: it must load where no engine is installed.
 """
 
 from __future__ import annotations

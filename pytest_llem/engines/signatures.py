@@ -1,7 +1,7 @@
 """Compares a study's settings with the signatures of the installed engine, before the first cycle.
 
-Runners start it where the engine is installed: `python -m pytest_llem.engines.signatures SOURCE [TARGET]`. It imports
-the engine and the standard library only.
+Runners run it (`python -m pytest_llem.engines.signatures SOURCE [TARGET]`, or by the fork server) and read its report;
+`streamed` calls `parameters`. It must import no more than the engine and the standard library.
 """
 
 from __future__ import annotations

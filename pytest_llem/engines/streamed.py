@@ -1,7 +1,7 @@
 """Answers that arrive token by token, and the engines that have nothing else.
 
-Engines with a scheduler of their own collect each answer in a `StreamedAnswer`, which is part of the public interface;
-those that run in other processes derive from `StreamedEngine`.
+`vllm`, `sglang` and `tensorrt_llm` collect each answer in a `StreamedAnswer`, which is part of the public interface and
+must stay; the last two, which run in other processes, derive from `StreamedEngine`, free to change with them.
 """
 
 from __future__ import annotations

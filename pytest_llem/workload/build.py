@@ -1,7 +1,7 @@
 """Builds the requests of one repeat from the workload's settings: prompts, and how long prompts and answers are.
 
-The worker calls `build_workload` after the model is loaded. Equal settings and tokenizer must give equal requests on
-every machine and in every version: results compare `prompts_hash`.
+The worker calls `build_workload` once the model is loaded; `containers` and `machine` resolve aliases. Equal settings
+and tokenizer must give equal requests on every machine and in every version: results compare `prompts_hash`.
 """
 
 from __future__ import annotations

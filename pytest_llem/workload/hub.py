@@ -1,6 +1,7 @@
 """Where the Hugging Face hub's files are cached, and whether the hub can be reached, asked once and quickly.
 
-Engines and `texts` ask it before they import the hub's library, which else tries for 30 s. Standard library only.
+Engines, `texts`, `containers`, `machine`, `session` and `llem doctor` ask it. It must stay standard library only: they
+ask before they import the hub's library, which else tries for 30 s.
 """
 
 from __future__ import annotations
@@ -40,10 +41,7 @@ _reasons: dict[str, str] = {}
 
 @functools.cache
 def probe(endpoint: str, deadline_s: float = DEADLINE_S) -> str | None:
-    """Why an endpoint does not answer within the deadline, or `None` when it does, whatever the answer.
-
-    Proxies from the environment are used. Asked once per process.
-    """
+    """Why an endpoint does not answer within the deadline, or `None`; by the environment's proxies, asked once."""
     found: list[str | None] = []
     # A look-up of a name can take longer than any socket's timeout: hence the thread.
     thread = threading.Thread(target=lambda: found.append(_ask(endpoint, deadline_s)), daemon=True)

@@ -1,7 +1,7 @@
 """What a workload needs of an engine's tokenizer.
 
-`build_workload` uses it, and engines provide it; engines of other packages import it from
-`pytest_llem.engines.protocol`. Standard library only.
+`build_workload` uses it, and engines provide it; those of other packages import it from `pytest_llem.engines.protocol`,
+so its methods must stay, and none may be added. Standard library only.
 """
 
 from __future__ import annotations

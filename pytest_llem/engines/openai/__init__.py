@@ -1,6 +1,6 @@
 """What the package knows of the client of OpenAI-compatible servers.
 
-`pytest_llem.engines` collects it. It measures from outside the server: no image, and only `aiohttp` beside pytest.
+`pytest_llem.engines`, the engine and `servers.spec` take `INFO`, whose `name` is part of ids and results: it must stay.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Parses an answer of a server: while it arrives no more than its begin and end, and the rest when no window is open.
 
-`client` feeds and reads it; the `kind` of a failure is part of the results. A stream's events are not tokens: `usage`
-gives the number of tokens, and a token has a time only if the server says which event carried it (vLLM: `token_ids`;
-llama.cpp: `timings.predicted_n`) or if there were as many events as tokens.
+`client` feeds it, and the rest of the folder reads it; the `kind` of a failure is part of the results and must stay. A
+stream's events are not tokens: `usage` gives the number of tokens, and a token has a time only if the server says which
+event carried it (vLLM: `token_ids`; llama.cpp: `timings.predicted_n`) or if there were as many events as tokens.
 """
 
 from __future__ import annotations

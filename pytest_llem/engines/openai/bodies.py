@@ -1,6 +1,6 @@
 """Builds the JSON bodies of requests: the fields of the API, and those beyond it that the server takes.
 
-`OpenAIEngine` makes one per loaded server. Bodies are made before they are sent, so that no window pays for it.
+`OpenAIEngine` and `probe` use it. Bodies must be made before they are sent, so that no window pays for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The HTTP client of a measurement: one event loop, one pool of connections, one clock.
 
-`OpenAIEngine` sends all requests through it. Between sending and reading nothing may be parsed that can wait.
+`OpenAIEngine` and its helpers send with it. Between sending and reading nothing may be parsed that can wait.
 """
 
 from __future__ import annotations

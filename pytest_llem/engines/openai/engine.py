@@ -1,6 +1,6 @@
 """`OpenAIEngine`: measures a server from the client's side.
 
-The worker drives it as any engine. It starts no server: those that a study starts run before the worker does.
+`engines` opens it, and the worker drives it. It must start no server: those of a study run before the worker does.
 """
 
 from __future__ import annotations

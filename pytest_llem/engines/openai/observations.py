@@ -1,6 +1,6 @@
 """Counts of client and server over the measure window, and the warnings and reasons of invalidity that follow.
 
-`OpenAIEngine` begins a period with `reset` and ends it with `statistics`. The codes of notes are part of the results.
+`OpenAIEngine` calls `reset` and `statistics` around a period. Notes' codes are part of the results and must stay.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The first requests to a server: whether it answers, which product and model it is, and which fields it takes.
 
-`OpenAIEngine` calls it in `prepare` and `load`. What an engine's server answers beyond the API is in its folder;
-llama.cpp, which is no engine here, has its record in this file.
+`OpenAIEngine` calls it in `prepare` and `load`; `observations` asks for `server_apis`. What an engine's server answers
+beyond the API must stay in its folder; llama.cpp, which is no engine here, has its record in this file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The section `openai` of a study: any server that speaks the OpenAI API, and how its client reaches it.
 
-The engine reads it with `read_settings`, and servers with `api_url`. Standard library only.
+Studies take their schema from it, the engine and its helpers call `read_settings`, and `servers` reads the address.
+Standard library only; settings may be added, but names and defaults must stay: experiments' ids are made of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Chooses the tokenizer that makes the prompts: the model's own, else the server's, else none.
 
-`OpenAIEngine` calls `find_tokenizer` in `load`. One that does not agree with the server is never used.
+`OpenAIEngine` and `probe` use it. A tokenizer that does not agree with the server must never be used.
 """
 
 from __future__ import annotations

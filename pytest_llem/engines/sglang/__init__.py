@@ -1,6 +1,6 @@
 """What the package knows of SGLang and its server without importing it.
 
-`pytest_llem.engines` collects it. The order of `inactive` is that of the documentation.
+`pytest_llem.engines` collects it, and its engine takes it. `name` and `inactive` decide experiments' ids: keep them.
 """
 
 from __future__ import annotations

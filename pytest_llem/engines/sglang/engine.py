@@ -1,8 +1,8 @@
 """The `sglang` engine: SGLang's offline `Engine`, whose scheduler runs in a process of its own.
 
-The worker drives it as any engine; it is not yet verified on hardware. `engine_arguments`, `sampling_parameters` and
-`take_chunk` hold everything that depends on the documentation of SGLang 0.5 (offline engine API, sampling parameters,
-server arguments) and on the result dictionaries of its `TokenizerManager`.
+`pytest_llem.engines` opens it by name, the worker drives it; not yet verified on hardware. Only `engine_arguments`,
+`sampling_parameters` and `take_chunk` may depend on the documentation of SGLang 0.5 (offline engine API, sampling
+parameters, server arguments) and on the result dictionaries of its `TokenizerManager`.
 """
 
 from __future__ import annotations

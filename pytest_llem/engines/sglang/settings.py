@@ -1,6 +1,6 @@
 """The section `sglang` of a study: names follow SGLang's `ServerArgs`.
 
-The engine passes on what a study sets, and refuses what the installed version does not have.
+Studies take their schema from it. Settings may be added; names and defaults must stay, as ids are made of them.
 """
 
 from __future__ import annotations

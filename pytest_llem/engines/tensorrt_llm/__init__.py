@@ -1,6 +1,6 @@
 """What the package knows of TensorRT-LLM without importing it.
 
-`pytest_llem.engines` collects it, and everything else asks there.
+`pytest_llem.engines` collects it, and its engine takes it. `name` is part of experiments' ids: it must stay.
 """
 
 from __future__ import annotations

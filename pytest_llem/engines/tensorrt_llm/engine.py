@@ -1,8 +1,8 @@
 """The `tensorrt_llm` engine: TensorRT-LLM's `LLM` with its PyTorch backend.
 
-The worker drives it as any engine; it is not yet verified on hardware. `llm_arguments`, `sampling_parameters` and
-`take_output` hold everything that depends on the API reference of TensorRT-LLM 1.0 to 1.3 (`LLM.generate_async`,
-`TorchLlmArgs`, `SamplingParams`, `CompletionOutput`).
+`pytest_llem.engines` opens it by name, the worker drives it; not yet verified on hardware. Only `llm_arguments`,
+`sampling_parameters` and `take_output` may depend on the API reference of TensorRT-LLM 1.0 to 1.3
+(`LLM.generate_async`, `TorchLlmArgs`, `SamplingParams`, `CompletionOutput`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The section `tensorrt_llm` of a study: names follow TensorRT-LLM's `LlmArgs`.
 
-The engine passes on what a study sets, and refuses what the installed version does not have.
+Studies take their schema from it. Settings may be added; names and defaults must stay, as ids are made of them.
 """
 
 from __future__ import annotations

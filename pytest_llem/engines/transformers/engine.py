@@ -1,7 +1,7 @@
 """`TransformersEngine`: Hugging Face transformers in the worker's process.
 
-The worker drives it as any engine. torch and transformers are imported in `prepare` and later, not with this file:
-what needs them lies in `generation` and `loading`.
+`pytest_llem.engines` opens it by name, the worker drives it as any engine. torch and transformers must be imported in
+`prepare` and later, not with this file: what needs them lies in `generation` and `loading`.
 """
 
 from __future__ import annotations

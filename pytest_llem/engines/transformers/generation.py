@@ -1,7 +1,7 @@
 """Runs batches through `model.generate`, and records the time of every step.
 
-`TransformersEngine` makes one generator per configuration. What a step does beside the model is energy of the window:
-add nothing to it.
+`TransformersEngine` makes one generator per configuration; the fork server imports it ahead (`INFO.preload`). What a
+step does beside the model is energy of the window: add nothing to it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loads a model and its tokenizer with transformers, onto the CPU or the leased accelerators.
 
-`TransformersEngine` calls it in `load`. Importing it imports torch and transformers.
+`TransformersEngine` and `generation` use it. It imports torch and transformers, so nothing else may import it.
 """
 
 from __future__ import annotations

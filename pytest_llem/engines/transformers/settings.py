@@ -1,6 +1,6 @@
 """The section `transformers` of a study: Hugging Face transformers, generating offline in static batches.
 
-The engine reads it with `read_settings`, which needs neither torch nor transformers.
+Studies, `study.sections` and the engine read it, without torch. Names and defaults must stay: ids are made of them.
 """
 
 from __future__ import annotations

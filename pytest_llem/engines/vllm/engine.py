@@ -1,6 +1,6 @@
 """`VLLMEngine`: vLLM's offline engine, with its own scheduler.
 
-The worker drives it as any engine. vLLM is imported in `prepare` and later, not with this file.
+`pytest_llem.engines` opens it, the worker drives it. vLLM may be imported only in `prepare` and later, not before.
 """
 
 from __future__ import annotations

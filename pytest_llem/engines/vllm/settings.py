@@ -1,6 +1,6 @@
 """The section `vllm` of a study: names follow vLLM's `EngineArgs` and `SamplingParams`.
 
-The engine sorts what a study sets into arguments of the installed version's own classes, and refuses what neither has.
+Studies take their schema from it, the engine its arguments. Names and defaults must stay: ids are made of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sums what vLLM's scheduler reports of each of its steps over a period.
 
-`VLLMEngine` registers it as a statistics logger. The keys stand in results.
+`VLLMEngine` registers it as a statistics logger. The keys stand in results and must stay.
 """
 
 from __future__ import annotations
