@@ -1,7 +1,7 @@
 """The settings of one experiment, each declared once: the study reads and publishes them, the worker runs by them.
 
-`ExperimentConfig` is what a worker gets, with every default spelled out. A new setting needs a default that changes
-nothing, because only what differs from the defaults is part of an experiment's hash.
+A worker gets an `ExperimentConfig`, every default spelled out; engines, workloads, servers and runners read it as well.
+A new setting needs a default that changes nothing, because hashes hold only what differs from the defaults.
 """
 
 from __future__ import annotations

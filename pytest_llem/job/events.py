@@ -1,7 +1,7 @@
 """Writes `events.jsonl`, a worker's log of its cycle, and identifies the clock of its timestamps.
 
-Workers write it; runners follow it while the cycle runs, and `containers.host_meter` needs its clock event. Names and
-fields of events are part of the format of the job directory (docs/protocol.md): add to them, never change them.
+Workers write it, runners follow it while the cycle runs; `containers.host_meter` and `machine.orphaned_workers` ask for
+the clock. Names and fields are part of the job directory's format (docs/protocol.md): add to them, never change them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The job directory: the exchange format between the pytest process and a worker, for every runner.
 
 In: `job.json`. Out: `events.jsonl` while the cycle runs, `measurement.json` or `error.json` at its end, and
-`worker.log`. Its format is a contract with workers of other versions. Standard library only, because a worker runs
-inside any image.
+`worker.log`. All rooms but `study` and `workload` use it. Its format is a contract with workers of other versions, and
+it must need the standard library alone, because a worker runs inside any image.
 """
 
 from __future__ import annotations

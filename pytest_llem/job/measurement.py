@@ -1,7 +1,7 @@
 """`measurement.json`: what a worker observed, raw, with the records that meters and engines exchange.
 
-The worker writes it, and `results` derives `result.json` from it; stored files must stay readable, so fields are only
-added, with defaults. All times are CLOCK_MONOTONIC nanoseconds of the worker's clock domain. Standard library only.
+Meters, engines and workloads fill it in, the worker writes it, runners complete it, `results` derives from it. Stored
+files must stay readable: fields are only added, with defaults. Times are CLOCK_MONOTONIC ns of the worker's clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The names that a study may give limits for: metrics with their units, and conditions of a comparison.
 
-The study checks its budgets and gates against them; `results.metrics` and `results.comparability` say how each is read
-from a result. A name stays once it is published, because studies and baselines hold it.
+`study` checks budgets and gates against them, and `results.commands` a command line's conditions; `results.metrics` and
+`results.comparability` say how each is read. A published name stays, because studies and baselines hold it.
 """
 
 from __future__ import annotations

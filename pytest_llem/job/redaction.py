@@ -1,7 +1,7 @@
 """Keeps secrets out of everything that is written: known variables by value, credentials by their form.
 
-Both sides call it before they write errors and logs. A pattern may be added; none may be removed. Standard library
-only.
+`job.job`, runners, containers, servers and the session call it before they write errors and logs. A pattern may be
+added; none may be removed. Standard library only.
 """
 
 from __future__ import annotations

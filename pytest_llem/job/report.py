@@ -1,7 +1,7 @@
 """Notes to the reader of a result, and what a runner reports of a cycle beside the measurement.
 
-Runners fill in `RunReport`; `results` writes it as the result's `runner` section. Codes of notes are part of the result
-format.
+Meters, engines, the worker, runners and `results` make notes, whose codes are part of the result format and stay.
+`runners.resolution` makes specs; runners fill in `RunReport`, the result's section `runner`.
 """
 
 from __future__ import annotations

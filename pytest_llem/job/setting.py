@@ -1,7 +1,7 @@
 """Declares settings: fields of frozen dataclasses, with their limits in the type and their help in the metadata.
 
-Used wherever a section of a study is declared, on the worker side too. `study.declared` checks values against these
-declarations and publishes them as JSON Schema and documentation.
+Sections in `study`, `job.config`, engines and `energy.validity` use it. `study.declared` checks and publishes by these
+types, and `study.sections.section` passes them on to other packages: add to them, rename none. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Converts JSON mappings to frozen dataclasses and back, with the standard library alone.
 
-Everything that crosses the process border is decoded here, because the worker side may not import pydantic. The rules
-are strict and must stay so: a missing key without default, an unknown key or a wrong type is a `ValueError` with its
-path.
+Nearly every room calls it for what crosses the process border or is stored; standard library only, because workers may
+lack pydantic. The rules must stay strict: a missing key without default, an unknown key or a wrong type is a
+`ValueError` with its path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run leaves behind: results and their schema, the store, summaries, gates and reports.
 
-Users import `load`, `Result`, `Results` and `Outcome` from here. They are imported when first asked for: a plain pytest
-run does without pydantic.
+The package's public names come from here, and users import `load`, `Result`, `Results` and `Outcome`: they stay. They
+must be imported only when asked for, because a plain pytest run does without pydantic.
 """
 
 from __future__ import annotations

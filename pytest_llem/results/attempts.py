@@ -1,7 +1,7 @@
 """Measures a cycle once per run: under its lock, with retries, and with a state on disk before and after each attempt.
 
-The session calls `get_or_measure`, and the xdist controller `abandon` after a crash. A terminal state is final for the
-run: whoever comes later, in whatever process, gets the same outcome from disk.
+The session calls `get_or_measure`, and the xdist controller `abandon` after a crash. A terminal state must stay final
+for the run: whoever comes later, in whatever process, gets the same outcome from disk.
 """
 
 from __future__ import annotations

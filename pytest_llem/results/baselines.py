@@ -1,7 +1,7 @@
 """Baselines: per-cycle values of earlier runs with their conditions, small enough for git and readable in a diff.
 
 The session saves and opens them, `judging` compares with them. `llem-baselines/NAME/<study>.json` is a published
-format; a run's directory or a results file can serve as a baseline too.
+format: fields may be added, never renamed. A run's directory or a results file can serve as a baseline too.
 """
 
 from __future__ import annotations

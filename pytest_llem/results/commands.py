@@ -1,6 +1,6 @@
 """The verbs of `llem` that read stored results: each takes parsed arguments and returns an exit code.
 
-`cli` calls them. They read runs only; the shards of one run (`--llem-shard=K/N`) are read as one.
+`cli` calls them by name. They must never change a run; the shards of one run (`--llem-shard=K/N`) are read as one.
 """
 
 from __future__ import annotations

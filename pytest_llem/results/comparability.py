@@ -1,7 +1,7 @@
 """The conditions that must be equal before two measurements are compared, and the differences between them.
 
-`judging`, `compare` and `baselines` call it. Conditions are flat, so that a changed one is one line in a
-baseline's diff; their names are published (`compare.allow`).
+`judging`, `compare`, `baselines`, `derive` and the AI Energy Score export call it. Conditions must stay flat, so that
+a changed one is one line in a baseline's diff; their names are published (`compare.allow`) and stay.
 """
 
 from __future__ import annotations

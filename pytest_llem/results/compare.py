@@ -1,6 +1,6 @@
 """Compares stored runs: `llem compare A B [C...]`, with the first one as the baseline of the others.
 
-The command and the report call `compare`. It judges with the same gates as a study.
+The command and the report's page call `compare`. It must judge with the same gates as a study; texts may change.
 """
 
 from __future__ import annotations

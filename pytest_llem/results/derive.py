@@ -1,6 +1,6 @@
 """Derives a result from what one cycle measured: sums, rates, percentiles, joules per token, validity and warnings.
 
-`attempts` calls it, once per measured attempt. It reads no file but the meter's samples. The codes of reasons and
+`attempts` calls it, once per measured attempt. It may read no file but the meter's samples. The codes of reasons and
 warnings are published: they may be added to, and keep their meaning.
 """
 
@@ -53,8 +53,7 @@ def derive_result(
 ) -> Result:
     """The result of one cycle.
 
-    `environment` holds the host facts of the run (`environment.gather`), `device_peak_bytes` the highest memory in use
-    by device where a sampler read it (`device_peaks`).
+    `environment` is what `environment.gather` found, `device_peak_bytes` what `device_peaks` did where a sampler ran.
     """
     good = [request for request in measurement.requests if request.error is None]
     cached = [request.cached_tokens for request in good if request.cached_tokens is not None]

@@ -1,8 +1,8 @@
 """`llem gate-power`: simulates how many cycles a gate needs, through the public gate function and at measured noise.
 
-Noise is the relative standard deviation of a metric over the cycles of one run without a linear drift, as in gates;
-between runs it is that of the runs' geometric means, beyond what their cycles explain. Cycles are drawn from lognormal
-distributions: docs/gates.md shows the effect of other shapes.
+`cli` calls it. It must take noise as gates do: the relative standard deviation of a metric over the cycles of one run
+without a linear drift, and between runs that of their geometric means, beyond what their cycles explain. Cycles are
+drawn from lognormal distributions: docs/gates.md shows the effect of other shapes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gates as pure functions: does a change exceed its limit beyond noise, and does a value keep its budget?
 
-`judging`, `gate_power` and users call them; `judge_ratio` is public and keeps its signature. `statistics` names the
-method and its sources, docs/gates.md has the error rates.
+`judging`, `gate_power` and users call them; `compare` and the report show their verdicts. What `pytest_llem` exports
+keeps its signature. `statistics` names the method and its sources, docs/gates.md has the error rates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Judges one experiment's cycles against its budgets and a baseline, and keeps the verdicts in `gate.json`.
 
-The session's gate items call `judge_experiment`, reports read `gate.json`. The verdicts themselves come from `gates`.
+The session, `compare` and, through `gate.json`, the report use it. The verdicts must come from `gates` alone.
 """
 
 from __future__ import annotations

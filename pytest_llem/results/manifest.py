@@ -1,7 +1,7 @@
 """`run.json`: the plan of a run, its machine, and the state of each item.
 
-The session writes it in one process only (the controller under xdist), rebuilt from the cycles' state files. The
-format is published: fields are added, never renamed.
+The session writes it, in one process only (the controller under xdist), from the cycles' state files; baselines, the
+commands and the report read it. The format is published: fields are added, never renamed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The metrics of a result by name: where each of `job.metric_names` lies in it.
 
-Budgets, gates, baselines, summaries and `Results.to_table` read results by them.
+Gates, baselines, summaries, tables and the report find metrics here. What a name means must stay: baselines hold it.
 """
 
 from __future__ import annotations

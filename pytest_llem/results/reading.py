@@ -1,7 +1,7 @@
 """Reads results back, whatever version wrote them: `load(path)` gives a typed collection and a table of flat columns.
 
-The commands, baselines, resume and users call it. Columns are added at the end and never renamed; a newer format is
-refused.
+The commands, exports, baselines, the report, the session and users call it. Columns are added at the end and never
+renamed; a newer format is refused.
 """
 
 from __future__ import annotations

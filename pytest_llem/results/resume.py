@@ -1,6 +1,6 @@
 """Finds results of earlier runs to reuse: for each cycle the newest valid one of the same work and environment.
 
-The session asks for them under `--llem-resume`, before a cycle is measured. It only reads.
+The session asks for them under `--llem-resume`, and `attempts` takes them over. It may only read: earlier runs stay.
 """
 
 from __future__ import annotations

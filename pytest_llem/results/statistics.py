@@ -1,6 +1,6 @@
 """The statistics behind gates: one-sided bounds for the ratio of two small samples, and for one sample.
 
-`gates`, `compare` and the report call it. The functions are pure and public: their signatures stay.
+`gates`, `judging`, `gate_power`, `compare` and the report call it. A change of method moves verdicts: see the end.
 
 Method
     Energy per token and throughput are positive, their noise is multiplicative and skewed to the right, and a gate's
@@ -28,7 +28,7 @@ Between runs
     Bulletin 2, 1946).
 
 Rates of false alarms, undecided gates and detected regressions are in docs/gates.md, measured by
-tests/benchmarks/gate_error_rates.py.
+tests/benchmarks/gate_error_rates.py, to be run again after a change of method.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The files of one run: its directory and manifest, a lock per cycle, and each cycle's state, result and outcome.
 
-The session and `attempts` use it. It measures nothing and decides nothing; the file layout is published
-(docs/results.md).
+The session and `attempts` use it. It must measure nothing and decide nothing; the file layout is published
+(docs/results.md) and stays.
 """
 
 from __future__ import annotations

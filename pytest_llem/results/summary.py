@@ -1,6 +1,6 @@
 """Summarises a run: a row per experiment with the median over its valid cycles, spread and counts.
 
-The session writes `summary.json` and `summary.csv` at its end and prints the rows. Columns are added at the end.
+The session writes `summary.json` and `.csv` at its end; the report summarises too. Columns are only added, at the end.
 """
 
 from __future__ import annotations

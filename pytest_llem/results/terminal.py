@@ -1,6 +1,6 @@
 """Text for a terminal: aligned tables (also as Markdown), and a progress count while a command reads many files.
 
-The verbs of `llem` and the session's reports use it.
+The verbs of `llem`, the report and the session's summary use it. Free to change: nobody may parse terminal output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Studies: reads their files, checks the settings, and expands sweeps into experiments.
 
-The session loads them with `load_study`. The other names need neither pydantic nor YAML, because xdist workers receive
-loaded studies from the controller.
+`session.options` calls `load_study`; the session, the runners, the servers and `machine.devices` read what it returns.
+The other names must need neither pydantic nor YAML, because xdist workers receive loaded studies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reduces settings to what they do: presets expanded, defaults and inactive settings removed.
 
-`points` and `experiments` call it. Experiments that do the same have the same canonical settings, and their hash
-covers only what differs from the defaults, so that a new setting keeps the hashes of experiments without it.
+Loading, `experiments` and `published` call it; `servers.plan` and the session take its getters. Hashes are made from
+its output, so it must stay: it covers only what differs from the defaults, so that a new setting changes no hash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads what a section of a study may hold off its declaration: a frozen dataclass, or an engine's pydantic model.
 
-The loader checks values against it key by key, so that every problem has its position in the file. `model_of` makes
-the pydantic models that the JSON Schema and the reference are written from.
+The loading modules and `settings` check values with it, key by key, so that every problem has its position; `schema`
+and `published` write from `model_of`, and engines subclass `Section`. What it checks and what it publishes must agree.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A loaded study and its experiments, as the session, the runners and the results read them.
+"""A loaded study and its experiments: what each does, their hashes, and the order in which they run.
 
-Imports nothing that loading needs, because xdist's controller pickles studies for its workers.
+`loader` makes them; the session, `runners`, `servers` and `machine.devices` read them. It must import nothing that
+loading needs, because xdist's controller pickles studies for its workers; another hash needs a new `HASH_VERSION`.
 """
 
 from __future__ import annotations

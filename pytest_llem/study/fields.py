@@ -1,7 +1,7 @@
 """The settings of an experiment by dotted path: what each accepts, its default, and its keyword.
 
-The loader works on flat settings, mappings from dotted path to plain value. The table here is read off the
-declarations once, and holds the sections of engines of other packages as well.
+`canonical` and the loading modules work on its flat settings, mappings from dotted path to plain value. The table is
+read off the declarations, also of other packages' engines: add settings there. Keywords are part of ids and must stay.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Parses budgets and limits of comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`.
 
-The loader, the command line and `llem compare` call it; the gates judge by the parsed limits.
+`parts`, the command line and `llem compare` parse with it; `results.judging` and `compare` judge by its limits. Studies
+hold what is parsed here: forms may be added, and none may change its meaning.
 """
 
 from __future__ import annotations

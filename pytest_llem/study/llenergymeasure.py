@@ -1,7 +1,7 @@
 """The names of LLenergyMeasure's settings, and the settings that `sources` makes of them.
 
-Two generations of its files are known: the older (`backend: pytorch`, `n`, `precision`, `decoder`) and the newer
-(`engine: transformers`, `task`, `dataset: {source: ...}`, `study_execution`). Source: its public documentation.
+`sources` translates by them, `published` lists them. They may only be added to, from the tool's public documentation:
+the older names (`backend: pytorch`, `n`, `decoder`) and the newer (`engine: transformers`, `task`, `study_execution`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loads a study file: reads it with its bases, checks it, and expands it into experiments.
 
-pytest's collection calls `load_study`. All problems of a file are reported together, each at its line and column.
+`session.options` calls `load_study`. All problems of a file must be reported together, each at its line and column.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The parts of a loaded study: how its experiments run, their gates, and the points that are not run.
 
-`experiments.Study` holds them. They import nothing that loading needs and can be pickled for xdist's workers.
+Loading fills them in, the session and `results` read them. They must pickle, and import nothing that loading needs.
 """
 
 from __future__ import annotations

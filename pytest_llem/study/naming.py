@@ -1,7 +1,7 @@
 """Names experiments by the settings that distinguish them, in characters that `-k` accepts.
 
-`loader` and `points` call it. A name depends on its own values alone, so it stays when an axis gets more values. What
-cannot be written out in full (a long path, a nested mapping) is shortened and carries six hex digits of the whole.
+`loader`, `points` and `sweep` call it. Names are test ids and must stay: each depends on its own values alone, so an
+axis may get more values. What is too long or nested is shortened and carries six hex digits of the whole.
 """
 
 from __future__ import annotations

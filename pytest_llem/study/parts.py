@@ -1,6 +1,6 @@
 """Checks the parts of a study that are no settings of experiments: execution, gates, runners, meter and limits.
 
-The loader calls these functions, and `settings` does for a user's own file. Each reports what is wrong and goes on.
+The loader and, for a user's own file, `settings` call these. Each must report a problem and go on, to show all at once.
 """
 
 from __future__ import annotations

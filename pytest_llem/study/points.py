@@ -1,6 +1,6 @@
 """Expands a sweep into its points: enumerated in written order, filtered, named, and made unique.
 
-The loader calls it. Many points cost little because almost nothing is computed per point: settings are checked per
+The loader calls it. Almost nothing may be computed per point, or large sweeps get slow: settings are checked per
 alternative, and what they do is found out once per combination of the axes that decide it (a `SettingsSlice`).
 """
 

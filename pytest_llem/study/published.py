@@ -1,6 +1,6 @@
 """Writes the configuration reference of the documentation from the declarations.
 
-`python -m pytest_llem.study.published > docs/configuration.md` runs it; a test holds that page to it.
+`nox -s pages` writes docs/configuration.md with it; a test compares, so run it after changing this or a declaration.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Combinations of settings that no engine can run, as rules by which `loader` and `points` refuse them.
 
-Each rule names the settings it reads, so that a sweep evaluates it once per combination of those alone. What a rule
-returns names both settings and says what to change.
+Each rule must name every setting it reads, because a sweep evaluates it once per combination of those alone. What a
+rule returns must name both settings and say what to change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The sections `docker` and `ray` of a study: how containers are made, and what cycles ask of a cluster.
 
-The Docker and the Ray runner read them. Nothing here changes what an experiment is, and so not its hash.
+`parts` checks them, `schema` and `published` publish them, and the runners for Docker, servers and Ray read them.
+Nothing here may change what an experiment is, because its hash leaves them out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a study file and a user's file may hold, as declarations, and their JSON Schema for editors.
 
-The loader checks documents key by key against them (see `declared`), so that every problem has its position; `llem
-schema` prints the schema. The section of an engine is declared with the engine, so that a new one changes nothing here.
+The loader, `parts`, `settings` and `fields` check by them, `llem schema` and `published` publish them. A key goes only
+after a release that still reads it. An engine declares its own section, so a new one changes nothing here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gathers the settings of a run from command line, environment, ini file and the user's file, each with its source.
 
 `session.options` and `llem config` call it. That order is the precedence, with the study between ini file and user's
-file. The user's file is `llem/config.yaml` in the platform's config directory (on Linux `~/.config`).
+file; it is published and must stay, as must the user's file, `llem/config.yaml` in the platform's config directory.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def load_settings(
 ) -> Settings:
     """Gather the settings.
 
-    `command_line` and `ini` map setting names (`out`, `meter`, `cycles`, ...) to values, `None` or `""` where they are
-    not set; `path` is the user's file (default: `user_file()`; absent is fine). Raises `SettingsError`.
+    `command_line` and `ini` map names to values (`None`, `""`: unset); `path`: the user's file. Raises `SettingsError`.
     """
     env = os.environ if env is None else env
     file = user_file() if path is None else path

@@ -1,7 +1,7 @@
 """Reads the files of a study, the file itself and the chain of its bases, and merges their data.
 
-The loader reports problems through `Sources`, which knows the file and position of every key. Files of LLenergyMeasure
-are translated while they are read: only what they say, with the meaning that it has there.
+The loader reads through `Sources`, which knows the file and position of every key; `experiments` locates settings.
+Files of LLenergyMeasure are translated while they are read, and must mean what they mean there, no more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads the `sweep` and `exclude` of a study into axes, whose alternatives each make some settings.
 
-The loader calls it. A range like `{range: [1, 64], scale: log2}` or `{linspace: [0.1, 0.9, 5]}` becomes its numbers.
+The loader and `points` use it. Labels of alternatives, a range's numbers among them, become part of ids and must stay.
 """
 
 from __future__ import annotations

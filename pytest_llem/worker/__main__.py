@@ -1,7 +1,7 @@
 """`python -m pytest_llem.worker JOB_DIR [--out NEW_DIR]`: runs one cycle, by hand or as a container's entry point.
 
-In a container the environment variable `LLEM_CONFIG_PATH` may name the job file instead. The command line is a public
-contract; results are never overwritten.
+Containers, `runners.process` and `container_forkserver` start it, the latter two where they cannot fork. Its command
+line and `LLEM_CONFIG_PATH`, which may name the job file, are a contract and stay; results are never overwritten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Sends and receives JSON lines over a Unix socket, with file descriptors beside them.
 
-The fork servers, the resident worker and their clients in `runners` use it. Both sides run the same version of this
-file.
+The fork servers, the resident worker and their clients in `runners` use it. Free to change: both sides run one version.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     cycle JOB_DIR    by exec: runs one job in a fresh process and exits with its code
     memory           by exec: bytes in use per visible GPU, as JSON
 
-`containers.kept` starts all three with `python3 -m`.
+`containers.kept` starts all three with `python3 -m` and reads their codes and output: change both together.
 """
 
 from __future__ import annotations

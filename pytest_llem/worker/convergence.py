@@ -1,7 +1,7 @@
 """Decides when a warm-up has converged and when power has settled.
 
-The worker's repeats use it, and the cooldown between cycles (`machine.cooldown`). The rules are part of the measurement
-protocol (docs/protocol.md): a change makes cycles incomparable with earlier ones.
+`repeats` ends the warm-up by it; the cycle and the cooldown between cycles (`machine.cooldown`) settle by it. The rules
+are part of the measurement protocol (docs/protocol.md): a change makes cycles incomparable with earlier ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One cycle: what is measured, in which order, and under which conditions (docs/protocol.md).
 
-`entry.run_job` calls it in the worker process. It records what the pytest side cannot find out later and derives
-nothing; the order of its steps is the measurement protocol and changes results when it changes.
+`entry.run_job` calls it, and the fork server preloads it. It records what the pytest side cannot find out later and
+must derive nothing; the order of its steps is the measurement protocol and changes results when it changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine of a worker process: opened for one job, or kept loaded for the next.
 
-The cycle takes its engine from a slot; `entry.serve` keeps one for several jobs. An engine is reused
-only where every difference between two configurations is one that it declares in `without_reload`.
+The cycle takes its engine from a slot; `entry.serve` keeps one for several jobs. An engine may be reused only where
+every difference between two configurations is one that it declares in `without_reload`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs one job in this process, from `job.json` to `measurement.json` or `error.json`, or many with one loaded engine.
 
 `python -m pytest_llem.worker` and children of the fork server call it. Exit codes and the files that it leaves are the
-contract of the job directory.
+contract of the job directory and must stay.
 """
 
 from __future__ import annotations

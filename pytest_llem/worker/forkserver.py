@@ -1,8 +1,8 @@
 """A process that has the engine imported and forks a fresh worker for each cycle.
 
-`runners.process` and `container_forkserver` start it. It is written by hand because `multiprocessing`'s fork server
-swallows errors of its preloads (python/cpython#141860), imports the caller's main module into every child, and gives no
-session per child. One cycle at a time:
+`runners.process` and `container_forkserver` start it, from the same version: messages may change on both sides. Written
+by hand, because `multiprocessing`'s fork server swallows errors of its preloads (python/cpython#141860), imports the
+caller's main module into every child, and gives no session per child. One cycle at a time:
 
     server: {"ready": true} | {"problem": "..."}        once, after the imports
     caller: {"job_dir": ..., "environment": {...}, "isolation": ...}   with the log and the lease as descriptors, or

@@ -1,7 +1,7 @@
 """Signs of life while a cycle runs: progress events at a limited rate, and heartbeats from a thread.
 
-`cycle` starts the thread, and `repeats` ticks it; the runner's deadline for silence watches the events. A beat
-must stay cheap, because it falls into measured windows.
+`cycle` starts the thread, and `repeats` ticks it; the runner's deadline for silence watches the events. A beat must
+stay cheap, because it falls into measured windows.
 """
 
 from __future__ import annotations

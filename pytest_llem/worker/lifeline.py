@@ -4,8 +4,8 @@
     serve DESCRIPTOR [INHERITED,...] PROGRAM ...   the parent of a server that is started as a command
     sweep MARK DIRECTORY                           the watcher beside a Ray worker process
 
-Each verb watches a descriptor whose other end only its owner holds. It runs as a single file, `python -I -S lifeline.py
-VERB ...`, here and inside images, so it may import nothing but the standard library.
+`containers`, `servers.server` and `cluster.node` start one verb each, which watches a descriptor whose other end only
+its owner holds. It runs as a single file (`python -I -S`), here and in images: it may import the standard library only.
 """
 
 from __future__ import annotations

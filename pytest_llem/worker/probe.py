@@ -1,7 +1,7 @@
 """`python3 -m pytest_llem.worker.probe ENGINE [MODULE...]`: prints what an image contains, as one line of JSON.
 
-`containers.preflight` runs it before the first cycle, with the modules that the engine needs. It imports nothing heavy,
-because it must answer within seconds, nor anything of this package, because the image's Python may be too old for it.
+`containers.preflight` runs it before the first cycle and repeats its mark `LLEM-PROBE `: change both. It may import
+nothing heavy, because it must answer within seconds, nor this package, because an image's Python may be too old for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds the server that a cycle measures: whether it runs on this machine, and its process tree.
 
 The cycle and the container runner's host meter call it, so that the server's processes count as measured. Without a
-known process nothing is guessed.
+known process nothing may be guessed.
 """
 
 from __future__ import annotations

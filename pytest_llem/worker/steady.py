@@ -1,8 +1,8 @@
 """Finds the steady state of a serving load, when the engine is as full as it gets, between ramp and tail.
 
 The cycle records it as windows, and `results` derives energy per token from them, as the ML.ENERGY benchmark does
-(arXiv 2505.06371, section 3): ramp and tail depend on the number of requests, not on the engine. docs/protocol.md
-states the rules.
+(arXiv 2505.06371, section 3): ramp and tail depend on the number of requests, not on the engine. The rules must stay
+those of docs/protocol.md, and `STEADY_STATE` is stored in measurements.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The windows of a cycle: their edges, the meter that marks them, and the padding around them.
 
-Used by the cycle, and by its phase windows. Padding exists because a GPU's energy counter steps about every 100 ms: its
-value at an edge is known far better where power is steady around the edge (docs/energy.md).
+The cycle uses it, and `repeats` for windows of phases. Padding must stay: a GPU's energy counter steps about every 100
+ms, and its value at an edge is known far better where power is steady around it (docs/energy.md).
 """
 
 from __future__ import annotations

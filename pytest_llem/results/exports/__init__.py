@@ -1,7 +1,7 @@
 """Results in other tools' formats: `llem export --format NAME`. One file per format.
 
-Each exporter's docstring documents its mapping. What a format cannot hold is left out; what was not measured is `null`
-or absent, as the format prescribes.
+`results.commands` calls `export`. Each exporter's docstring documents its mapping, which must follow the other tool's
+format: what that cannot hold is left out, and what was not measured is `null` or absent, as it prescribes.
 """
 
 from __future__ import annotations

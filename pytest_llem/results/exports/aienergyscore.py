@@ -1,9 +1,9 @@
 """AI Energy Score for `llem export`: GPU watt-hours per 1000 queries of an experiment, the mean of its valid cycles.
 
-The definition followed is the documented one: energy of preprocessing, prefill and decode of 1000 prompts, batch 1,
-float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so preprocessing is not in it
-(its code and its document differ there too). `phases_wh` has prefill and decode per 1000 queries where they were
-separated. `deviations` lists every difference from the method: a score with an empty list is comparable.
+`exports` loads it by name. It must keep to the documented definition: energy of preprocessing, prefill and decode of
+1000 prompts, batch 1, float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so it
+lacks preprocessing (its code and its document differ there too). `phases_wh` is per 1000 queries, where phases were
+separated. `deviations` must list every difference from the method: with an empty list, a score is comparable.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """MLPerf Inference names for `llem export`: a JSON list, one entry per result, keys as in LoadGen and MLPerf Power.
 
-From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`; `Server` for arrival processes), `Mode`, `Samples per
-second`, `Tokens per second`, `Result is` (this project's validity), `Min duration satisfied` (>= 60 s, the least
-that MLPerf Power asks for), latencies in nanoseconds as `50.00 percentile latency (ns)`. From MLPerf Power: `Average
-power (W)` and `Energy per sample (J)`, of the measure window. This is not a submission: LoadGen did not issue the
-queries, and the meter is the board's own instead of a wall meter; `deviations` states so in every entry.
+`exports` loads it by name; keys must stay theirs. From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`;
+`Server` for arrival processes), `Mode`, `Samples per second`, `Tokens per second`, `Result is` (our validity), `Min
+duration satisfied` (>= 60 s, MLPerf Power's least), latencies in ns as `50.00 percentile latency (ns)`. From MLPerf
+Power: `Average power (W)`, `Energy per sample (J)`, of the measure window. LoadGen did not issue the queries and no
+wall meter measured, so this is no submission, as `deviations` states in every entry.
 """
 
 from __future__ import annotations

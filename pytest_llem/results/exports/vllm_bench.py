@@ -1,11 +1,11 @@
 """`vllm bench serve --save-result` for `llem export`: one JSON object per result, in a folder with a file each.
 
-Keys and units are vLLM's: `mean|median|p90|p99_ttft_ms` and so on in milliseconds (tpot without the first token, as
-there), `request_throughput`, `output_throughput` and `total_token_throughput` per second, `duration` in seconds,
-`completed` and `failed` requests, `total_input_tokens`, `total_output_tokens`, `num_prompts`, `max_concurrency`,
-`request_rate` (`inf` for offline batches), `backend`, `model_id`, `tokenizer_id`, `date`. Energy has no key there; the
-keys `energy_j`, `joules_per_output_token` and `avg_power_w` are added, and vLLM's readers ignore them. Keys that were
-not measured are left out.
+`exports` loads it by name. Keys and units are vLLM's and must stay: `mean|median|p90|p99_ttft_ms` and so on in ms (tpot
+without the first token, as there), `request_throughput`, `output_throughput` and `total_token_throughput` per second,
+`duration` in seconds, `completed` and `failed` requests, `total_input_tokens`, `total_output_tokens`, `num_prompts`,
+`max_concurrency`, `request_rate` (`inf` for offline batches), `backend`, `model_id`, `tokenizer_id`, `date`. Keys for
+energy, which vLLM's readers ignore, are added: `energy_j`, `joules_per_output_token`, `avg_power_w`. What was not
+measured is left out.
 """
 
 from __future__ import annotations

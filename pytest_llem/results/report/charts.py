@@ -1,7 +1,7 @@
 """Vega-Lite specifications of the report's charts, which `page` shows, and the charts as figures for a paper.
 
-A chart's data set is called `table`, and its rows have a `key` where they belong to an experiment, by which the page
-filters. Figures need the extra `report`.
+`page` shows them; `llem report --figures` writes them, with the extra `report`. A chart's data set must be called
+`table`, and its rows have a `key` where they belong to an experiment: `assets/report.js` filters by it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gathers the content of a report as plain rows: experiments, cycles, axes, power traces, problems.
 
-`page` and `charts` call `gather_content`, and show what it returns.
+`page` and `charts` call `gather_content`. Nothing else reads the rows: change them freely, with these two.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the HTML report: tables first, so that it can be read without charts, scripts or sight.
 
-`llem report` and the session's `--llem-html` call it. Ids and classes are used by `assets/report.js` and `report.css`.
+`llem report` and `--llem-html` call it. Ids and classes must match `assets/report.js` and `.css`; the rest is free.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sections `energy` and `steady_state` of a result, from the meter's report and the work done; `derive` calls it.
+"""The sections `energy` and `steady_state` of a result, from the meter's report and the work done.
 
-Uncertainties are k=2. Where errors may share a cause (two windows of one sampler) they are added as if fully
-correlated, the upper bound (JCGM 100:2008, 5.2.2 note 1); energy above idle adds its two independent terms in
-quadrature (JCGM 100:2008, 5.1.2).
+`derive` calls it; `attempts`, the report and an exporter take its constants. Uncertainties must stay k=2. Where errors
+may share a cause (two windows of one sampler) they are added as if fully correlated, the upper bound (JCGM 100:2008,
+5.2.2 note 1); energy above idle adds its two independent terms in quadrature (5.1.2).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sections `latency` and `compute`: distributions of request times, and the model's arithmetic; `derive` calls it.
+"""The sections `latency` and `compute`: distributions of request times, and the model's arithmetic.
 
-Latencies follow `vllm bench serve`: ttft is the first token's time after the request's start, tpot the time after the
-first token divided by the tokens after the first, itl every gap between two tokens, e2el the whole request. A board
-that is missing from `PEAK_TFLOPS` is added with its data sheet's dense numbers.
+`derive` calls it, `summary` takes its percentiles. Latencies must stay those of `vllm bench serve`: ttft is the first
+token's time after the request's start, tpot the time after it divided by the tokens after it, itl every gap between two
+tokens, e2el the whole request. A board missing from `PEAK_TFLOPS` is added with its data sheet's dense numbers.
 """
 
 from __future__ import annotations
