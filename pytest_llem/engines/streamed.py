@@ -1,7 +1,7 @@
 """Answers that arrive token by token, and the engines that have nothing else.
 
-`vllm`, `sglang` and `tensorrt_llm` collect each answer in a `StreamedAnswer`, which is part of the public interface and
-must stay; the last two, which run in other processes, derive from `StreamedEngine`, free to change with them.
+Engines with a scheduler of their own, of other packages too, collect each answer in a `StreamedAnswer`, which is public
+and must stay; those that run in other processes derive from `StreamedEngine`, which may change with them.
 """
 
 from __future__ import annotations
