@@ -1,7 +1,7 @@
 """How a container is created: devices, limits, privileges, environment.
 
-Most of `containers`, and servers, use it; only `create` may make containers for cycles, checks and servers. A new
-option belongs in `ContainerRequest` and, where it can change a measurement, in `recorded_options`.
+What makes containers, here and in `servers`, uses it; only `create` may make containers for cycles, checks and servers.
+A new option belongs in `ContainerRequest` and, where it can change a measurement, in `recorded_options`.
 """
 
 from __future__ import annotations

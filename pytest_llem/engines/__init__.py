@@ -1,6 +1,6 @@
 """The engines by name: what is known of each, and how one is opened.
 
-All parts of the package ask here. No engine may be imported before it is opened: most are installed elsewhere. An
+The pytest side and workers ask here. No engine may be imported before it is opened: most are installed elsewhere. An
 engine of this package is a folder whose `__init__.py` holds `INFO`; others register a record or class as entry point.
 """
 

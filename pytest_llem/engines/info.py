@@ -1,7 +1,7 @@
 """What the package knows of one engine without importing it, as one record.
 
-Each engine's `__init__.py` holds its record; `pytest_llem.engines` collects them, and all parts of the package read
-them. Public interface: other packages register records, so new fields need a default, and none may be renamed.
+Each engine's `__init__.py` holds its record; `pytest_llem.engines` gives them to whoever asks. Public interface: other
+packages register records, so new fields need a default, and none may be renamed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads and writes whole files: atomic writes, and JSON files that state their version.
 
-Nearly every room uses it for what must never be seen half written. Standard library only, for workers.
+Both sides use it for what must never be seen half written. Standard library only, for workers.
 """
 
 from __future__ import annotations

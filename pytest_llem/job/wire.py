@@ -1,6 +1,6 @@
 """Converts JSON mappings to frozen dataclasses and back, with the standard library alone.
 
-Nearly every room calls it for what crosses the process border or is stored; standard library only, because workers may
+Both sides call it for what crosses the process border or is stored; standard library only, because workers may
 lack pydantic. The rules must stay strict: a missing key without default, an unknown key or a wrong type is a
 `ValueError` with its path.
 """

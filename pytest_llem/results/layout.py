@@ -1,6 +1,6 @@
 """File names in a run's directory, and the run directories of a results folder.
 
-All of `results` and the session use it. The layout is published (docs/results.md) and stays.
+`results` and the session use it. The layout is published (docs/results.md) and stays.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`result.json`: the published result of one cycle, and its JSON Schema (`llem schema result`).
 
-`derive` builds it; all of `results`, `llem schema` and the session read it. Fields may be added; a renamed or removed
+`derive` builds it; `results`, `llem schema` and the session read it. Fields may be added; a renamed or removed
 one needs a new `RESULT_VERSION` with a migration in `reading`. What was not measured is `null`. Quantities are SI with
 their unit as suffix, except `wh_per_1000_queries`, which AI Energy Score defines so.
 """

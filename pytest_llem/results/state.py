@@ -1,6 +1,6 @@
 """`state.json`: a cycle's state, written before each attempt and at its end; and its outcome, as consumers get it.
 
-`attempts` writes it, most of `results` and the session read it. A terminal state must stay final for its run.
+`attempts` writes it, `results` and the session read it. A terminal state must stay final for its run.
 """
 
 from __future__ import annotations

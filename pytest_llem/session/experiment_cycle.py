@@ -1,6 +1,6 @@
 """What a test item is parametrised with: an experiment of a study, and its cycle.
 
-Most of `session/` uses it; `llem_experiment` gives it to tests. It may hold references only: there are thousands.
+`session/` uses it; `llem_experiment` gives it to tests. It may hold references only: there are thousands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The run that a pytest process belongs to: its name, its settings, and which arguments name studies.
 
-`plugin.py` and all of `session/` use it. A plain pytest run loads it: only pytest and the standard library here.
+`plugin.py` and `session/` use it. A plain pytest run loads it: only pytest and the standard library here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What one pytest process has before it measures: the run, its settings, its studies, and the runners that they use.
 
 `session/start.py` makes it, `llem_session` gives it to tests, and collection, reporting and `xdist` use it. Its imports
-must stay light: workers of xdist collect thousands of items with it and never load a study themselves.
+must stay light: workers of xdist collect thousands of items with it and get loaded studies from the controller.
 """
 
 from __future__ import annotations

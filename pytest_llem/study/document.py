@@ -1,6 +1,6 @@
 """Reads YAML files into plain data, with the position of every key and value.
 
-`sources` and `settings` read files with it, and most of `study` uses its small functions. Scalars must follow the YAML
+`sources` and `settings` read files with it, and `study` uses its small functions. Scalars must follow the YAML
 1.2 core schema: `no`, `1:30` and `010` are not turned into something else. What a hostile file could use (aliases that
 explode, endless nesting, tags, duplicate keys) must be refused at its position.
 """

@@ -1,6 +1,6 @@
 """Checks the parts of a study that are no settings of experiments: execution, gates, runners, meter and limits.
 
-The loader and, for a user's own file, `settings` call these. Each must report a problem and go on, to show all at once.
+The loader and, for a user's own file, `settings` call these. A check must report a problem and go on, to show all.
 """
 
 from __future__ import annotations

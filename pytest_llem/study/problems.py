@@ -1,6 +1,6 @@
 """Problems of a study file, each with its position and a remedy, and suggestions for misspelt names.
 
-Most of `study` uses it. It must import nothing that loading needs, because xdist workers get studies with locations.
+`study` uses it. It must import nothing that loading needs, because xdist workers get studies with locations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OpenTelemetry for `llem export`: OTLP JSON (`MetricsData`, a line per result), as a collector's file receiver reads.
 
-`exports` loads it by name; names and units are the conventions' and must stay. Resource: `service.name`, `host.name`,
-`gen_ai.request.model`, `gen_ai.provider.name` and the `llem.*` identity of the result. Metrics, each a gauge of one
-point at the result's time, with the attribute `llem.statistic` (mean, p50, p90, p99) for latencies:
+`exports` loads it by name; names and units of the conventions must stay. Resource: `service.name`, `host.name`,
+`gen_ai.request.model`, `gen_ai.provider.name` and the `llem.*` identity of the result. Metrics, as gauges at the
+result's time, with the attribute `llem.statistic` (mean, p50, p90, p99) for latencies:
 `gen_ai.server.time_to_first_token`, `gen_ai.server.time_per_output_token`, `gen_ai.server.request.duration` in s
 (histograms in the conventions; a result holds statistics), `hw.energy` in J (a delta sum over the measure windows) and
 `hw.power` in W with `hw.id` per device, and `llem.joules_per_output_token`. What was not measured is absent.
