@@ -40,7 +40,6 @@ _HOMES = {
 """The public names by the module that defines them, or that promises to keep them."""
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 

@@ -16,7 +16,6 @@ import pytest
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, SettingsError, StudyError
-from pytest_llem.results.reading import recorded_durations
 from pytest_llem.runners.resolution import parse_runner_options
 from pytest_llem.servers.plan import require_possible_servers
 from pytest_llem.session.run import RunOptions
@@ -84,6 +83,8 @@ def _shard(config: pytest.Config) -> Shard | None:
         raise pytest.UsageError(f"--llem-shard={text}: {error}") from None
     if times is None:
         return shard
+    from pytest_llem.results.reading import recorded_durations
+
     try:
         return replace(shard, recorded=recorded_durations((config.invocation_params.dir / times).resolve()))
     except LlemError as error:

@@ -91,10 +91,7 @@ def load_settings(
     ini: Mapping[str, object] | None = None,
     path: Path | None = None,
 ) -> Settings:
-    """Gather the settings.
-
-    `command_line` and `ini` map names to values (`None`, `""`: unset); `path`: the user's file. Raises `SettingsError`.
-    """
+    """Gather the settings; `None` and `""` in `command_line` and `ini` are unset. Raises `SettingsError`."""
     env = os.environ if env is None else env
     file = user_file() if path is None else path
     document, own = _read_user_file(file, env)

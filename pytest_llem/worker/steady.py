@@ -19,8 +19,7 @@ RATED = ("constant", "poisson", "burst")
 
 
 def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:
-    """The number of requests that can run at once: the lower of the engine's `max_num_seqs` and the client's
-    concurrency."""
+    """How many requests can run at once: the engine's `max_num_seqs` or, if lower, the client's concurrency."""
     limits = (effective.get("max_num_seqs"), effective.get("concurrency"))
     known = [count for count in limits if isinstance(count, int)]
     if arrival is not None and arrival.concurrency is not None:

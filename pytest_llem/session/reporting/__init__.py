@@ -15,7 +15,6 @@ import pytest
 
 from pytest_llem.errors import DeviceError, LlemError, StoreError
 from pytest_llem.results.layout import MANIFEST
-from pytest_llem.results.reading import read_result, result_files
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.live import LiveStatus
@@ -189,6 +188,8 @@ def _run_named(baseline: str | None) -> Path | None:
     """The path of a baseline that is a run; `None` for a saved baseline, whose verdicts the report has anyway."""
     if baseline is None:
         return None
+    from pytest_llem.results.reading import read_result, result_files
+
     try:
         read_result(result_files(Path(baseline))[0])
     except StoreError:

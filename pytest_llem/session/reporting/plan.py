@@ -13,7 +13,6 @@ from pathlib import Path
 from pytest_llem.engines import engine_info
 from pytest_llem.machine.devices import device_memory_bytes, gpus_needed, visible_gpus
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
-from pytest_llem.results.reading import cycle_seconds
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.footprint import (
     Footprint,
@@ -192,6 +191,8 @@ def _durations(study: Study, out: Path) -> Iterable[float]:
 
 def _newest(directory: Path) -> tuple[str, float] | None:
     """Config hash and seconds of an experiment's last cycle, which does not include a first start."""
+    from pytest_llem.results.reading import cycle_seconds
+
     newest_first = sorted(directory.glob(f"c*/{RESULT}"), reverse=True)
     return next((seconds for path in newest_first if (seconds := cycle_seconds(path)) is not None), None)
 
