@@ -9,8 +9,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from pytest_llem.errors import LlemError
 
@@ -18,9 +18,8 @@ from pytest_llem.errors import LlemError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script. An `LlemError` is printed, and the exit code is 2."""
     options = parser().parse_args(arguments)
-    module, _, function = options.run.partition(":")
     try:
-        run: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
+        run: Callable[[argparse.Namespace], int] = resolve_name(options.run)
         return run(options)
     except LlemError as error:
         sys.stderr.write(f"llem: {error}\n")

@@ -6,14 +6,16 @@ stand in studies and must stay; a new meter is an entry in `SHIPPED` or an entry
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, cast
 
-from pytest_llem.energy.protocol import Meter, MeterRequest, ServerTree
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
+
+if TYPE_CHECKING:
+    from pytest_llem.energy.protocol import Meter, ServerTree
 
 SHIPPED = {
     "nvml": "pytest_llem.energy.gpu_meter:NvmlMeter",
@@ -46,6 +48,8 @@ def open_meter(
     obstacle = meter.obstacle()
     if obstacle is not None:
         raise obstacle
+    from pytest_llem.energy.protocol import MeterRequest
+
     return meter(MeterRequest(settings, devices, out_dir, server))
 
 
@@ -67,9 +71,10 @@ def obstacles() -> dict[str, MeterError | None]:
 def _load(name: str) -> type[Meter]:
     target = SHIPPED.get(name)
     if target is not None:
-        module, _, attribute = target.partition(":")
-        return cast("type[Meter]", getattr(import_module(module), attribute))
+        return cast("type[Meter]", resolve_name(target))
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        from pytest_llem.energy.protocol import Meter
+
         meter: type = point.load()
         # A class that does not derive from `Meter` gets its default answers.
         return meter if issubclass(meter, Meter) else type(meter.__name__, (meter, Meter), {})

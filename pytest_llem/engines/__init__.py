@@ -11,14 +11,16 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, cast
 
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import EngineError
 from pytest_llem.job.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from pytest_llem.engines.protocol import Engine
 
 ENTRY_POINT_GROUP = "pytest_llem.engines"
 
@@ -56,21 +58,17 @@ def starts_server(config: ExperimentConfig) -> bool:
 
 def open_engine(name: str) -> Engine:
     """A new, unprepared engine; `EngineError` for a name that nobody registered."""
+    from pytest_llem.engines.protocol import Engine
+
     target = engine_info(name).engine
     if not target:
         raise EngineError(
             f"unknown engine {name!r}", fix=f"use one of: {', '.join(engine_names())}", details={"engine": name}
         )
-    engine = import_target(target)
+    engine = resolve_name(target)
     if isinstance(engine, type) and not issubclass(engine, Engine):
         engine = type(engine.__name__, (engine, Engine), {})
     return cast("Engine", engine())
-
-
-def import_target(target: str) -> Any:
-    """What `module:attribute` names. Raises `ImportError` or `AttributeError`."""
-    module, _, attribute = target.partition(":")
-    return attrgetter(attribute)(import_module(module))
 
 
 def _registered(point: EntryPoint) -> EngineInfo:

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pytest_llem.engines import engine_info, import_target
+from pytest_llem.engines import engine_info
 from pytest_llem.engines.info import Layout, Target
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
@@ -135,7 +136,7 @@ def _find(target: Target, engine: str) -> Any:
     problem: Exception | None = None
     for place in target.places:
         try:
-            return import_target(place)
+            return resolve_name(place)
         except (ImportError, AttributeError) as missing:
             problem = missing
     raise EngineNotInstalledError(

@@ -168,3 +168,36 @@ class ExperimentConfig(CommonSettings, ModelChoice):
     """One fully resolved configuration; `settings` is the section of the study that belongs to `engine`."""
 
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits of what counts as valid, for all experiments of the study.
+
+    Shares are of the measure windows' time or energy. A power cap that bites is a property of the configuration and
+    repeatable, so it is invalid only when asked for; below its threshold it is noted. Clocks vary with temperature and
+    power by some percent on their own. The pytest side judges `temperature_drift_c` and `failed_requests_rel`.
+    """
+
+    # All chosen. uncertainty_rel: with more, a window says little about any effect worth measuring. gap_periods: so few
+    # missed steps leave the total right. residual_memory_bytes: above other users' contexts, below any model.
+    # throttled_thermal_rel: less is within the noise of the counters. clocks_rel: below the distance of two performance
+    # states. suspended_s: far above the jitter of the clocks. temperature_drift_c: leakage then differs by percents.
+    uncertainty_rel: PositiveFloat = setting(
+        0.25, "Largest uncertainty of the measure windows, as a share of their energy."
+    )
+    gap_periods: PositiveFloat = setting(4.0, "Longest gap between two counter steps, in periods.")
+    gap_s: PositiveFloat = setting(1.0, "Longest gap between two readings of a sensor without a counter.")
+    residual_memory_bytes: NonNegativeFloat = setting(
+        2.0**30, "Device memory that may be in use before the engine is loaded."
+    )
+    throttled_thermal_rel: NonNegativeFloat = setting(0.01, "Share of the measured time with clocks held down by heat.")
+    throttled_power_rel: NonNegativeFloat = setting(
+        1.1, "The same by the power limit; above 1 is never, as a limit is a repeatable condition."
+    )
+    clocks_rel: NonNegativeFloat = setting(0.3, "Variation of the SM clock while measured.")
+    suspended_s: NonNegativeFloat = setting(0.01, "Seconds that the machine may have slept.")
+    temperature_drift_c: NonNegativeFloat = setting(10.0, "Difference in temperature between cycles that is warned of.")
+    failed_requests_rel: NonNegativeFloat = setting(
+        0.0, "Share of the requests that may fail; failed ones are in no average either way."
+    )

@@ -37,7 +37,7 @@ class MeterSettings:
 
     `explicit` is true if the user named it: it then measures all visible GPUs, `uuids`, which a worker whose engine is
     kept from them cannot see itself. With `placement` `host` the runner measures, and the worker only reports its
-    windows. `thresholds` replaces defaults of `energy.validity.Thresholds`, by name.
+    windows. `thresholds` replaces defaults of `job.config.Thresholds`, by name.
     """
 
     name: str = "auto"

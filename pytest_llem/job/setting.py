@@ -1,6 +1,6 @@
 """Declares settings: fields of frozen dataclasses, with their limits in the type and their help in the metadata.
 
-Sections in `study`, `job.config`, engines and `energy.validity` use it. `study.declared` checks and publishes by these
+Sections in `study`, `job.config` and engines use it. `study.declared` checks and publishes by these
 types, and `study.sections.section` passes them on to other packages: add to them, rename none. Standard library only.
 """
 

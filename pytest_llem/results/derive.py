@@ -15,8 +15,9 @@ from typing import cast
 from pydantic import JsonValue as PydanticJson
 
 from pytest_llem.energy.readings import read_samples
-from pytest_llem.energy.validity import Thresholds, thresholds
+from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome, Window
 from pytest_llem.job.report import Note, RunReport

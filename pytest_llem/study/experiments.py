@@ -120,7 +120,7 @@ class Study:
     """The section `ray`, checked; what it leaves out has its default in `RaySettings`."""
     meter: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """What the study sets of `energy.validity.Thresholds`, by name."""
+    """What the study sets of `job.config.Thresholds`, by name."""
     tags: tuple[str, ...] = ()
     excluded: Sequence[OmittedPoint] = ()
     invalid: Sequence[OmittedPoint] = ()

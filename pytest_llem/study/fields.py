@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Literal, NamedTuple
 
-from pytest_llem.engines import engine_info, engine_names, import_target
+from pytest_llem.engines import engine_info, engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study.declared import BadValueError, Key, check, is_section, keys_of
 from pytest_llem.study.document import KeyPath, PlaceholderText, kind
@@ -57,8 +58,8 @@ def settings_model(engine: str) -> type | None:
         if target is None:
             continue
         try:
-            model = import_target(target)
-        except (ImportError, AttributeError) as problem:
+            model = resolve_name(target)
+        except (ImportError, AttributeError, ValueError) as problem:
             raise SettingsError(
                 f"the settings of engine {engine!r} cannot be imported from {target}: {problem}",
                 fix="correct the package that registers them, or uninstall it",

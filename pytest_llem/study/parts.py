@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_llem.energy.registry import known_meters
-from pytest_llem.energy.validity import Thresholds
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind

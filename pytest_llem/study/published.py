@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_llem.energy.validity import Thresholds
 from pytest_llem.engines import shipped_engines
-from pytest_llem.job.config import Arrival, Lengths
+from pytest_llem.job.config import Arrival, Lengths, Thresholds
 from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
 from pytest_llem.study.llenergymeasure import REFUSED, RENAMES

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Annotated, Literal, TypeVar
 
-from pytest_llem.energy.validity import Thresholds
-from pytest_llem.engines import import_target, shipped_engines
+from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice
+from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice, Thresholds
 from pytest_llem.job.setting import Limits, Name, section, setting
 from pytest_llem.study.declared import model_of
 from pytest_llem.study.model import Execution
@@ -39,7 +39,7 @@ def _with_engines(settings: type[T]) -> type[T]:
     """Adds a section per engine of this package, in their order, to a class that is about to become a dataclass."""
     for info in shipped_engines().values():
         if info.settings is not None:
-            declaration = import_target(info.settings)
+            declaration = resolve_name(info.settings)
             settings.__annotations__[info.name] = declaration
             setattr(settings, info.name, section(declaration, f"{info.title}."))
     return settings

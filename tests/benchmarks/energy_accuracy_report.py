@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from pytest_llem.energy.validity import Thresholds
+from pytest_llem.job.config import Thresholds
 from tests.benchmarks.energy_accuracy_cases import IN_WORDS
 
 OURS = "pytest-llem"

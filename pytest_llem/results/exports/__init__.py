@@ -7,8 +7,8 @@ format: what that cannot hold is left out, and what was not measured is `null` o
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.reading import Results
@@ -27,11 +27,9 @@ FORMATS = {
 
 def export(results: Results, name: str, out: Path) -> None:
     """Write results as `name` to `out`, a file, or a folder for a file per result. `SettingsError` if unknown."""
-    target = FORMATS.get(name)
-    if target is None:
+    if name not in FORMATS:
         raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join(FORMATS)}")
-    module, _, attribute = target.partition(":")
-    write: Export = getattr(import_module(module), attribute)
+    write: Export = resolve_name(FORMATS[name])
     out.parent.mkdir(parents=True, exist_ok=True)
     write(results, out)
 

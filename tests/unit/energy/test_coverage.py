@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llem.energy.estimators import from_steady_counter
 from pytest_llem.energy.series import ticks_from
-from pytest_llem.energy.validity import Thresholds
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.measurement import Window
 from tests.benchmarks.energy_accuracy_cases import CASES, DECODE_W, IDLE_W, Case, true_calibration
 from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy.processes import containers_of
-from pytest_llem.energy.validity import DeviceEvidence, Evidence, Thresholds, check
+from pytest_llem.energy.validity import DeviceEvidence, Evidence, check
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.measurement import Window
 
 OWN, OTHER = "a" * 64, "b" * 64

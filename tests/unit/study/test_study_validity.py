@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_llem.energy.validity import Thresholds, thresholds
+from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import StudyError
+from pytest_llem.job.config import Thresholds
 from pytest_llem.study import Study
 from pytest_llem.study.declared import keys_of
 
