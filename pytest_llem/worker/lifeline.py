@@ -152,14 +152,17 @@ def _wait_for(child: int, owner: int, *, obeys: bool) -> int:
 
 
 def _end_with_owner(owner: int, obeys: bool, child: int, lost: threading.Event) -> None:
-    """Wait for the owner's word (seconds of grace) or its end; then SIGTERM to the child, SIGKILL to all after that."""
+    """Wait for the owner's word (seconds of grace) or its end; then SIGTERM, and after that SIGKILL to all.
+
+    SIGTERM goes to a server alone, which ends its workers itself, and to the group of any other child.
+    """
     word = _read(owner)
     while word and not obeys:
         word = _read(owner)
     if not word:
         lost.set()
     deadline = time.monotonic() + (float(word) if word else GRACE_S)
-    _kill(child, signal.SIGTERM)
+    _kill(child if obeys else -child, signal.SIGTERM)
     while time.monotonic() < deadline:
         if lost.is_set():
             time.sleep(PERIOD_S)

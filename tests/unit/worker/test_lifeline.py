@@ -23,6 +23,17 @@ STUBBORN = (
     "subprocess.Popen(['sleep', '300'], start_new_session=True); print('ready', flush=True); time.sleep(300)"
 )
 
+TIDY = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os.wait()
+else:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path(sys.argv[1]).touch()))
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -72,6 +83,18 @@ def test_everything_ends_with_standard_input(start: Start) -> None:
 
     assert process.wait(ENDS_S) == lifeline.LOST_OWNER_EXIT
     assert psutil.wait_procs(below, ENDS_S)[1] == []
+
+
+def test_what_the_program_started_may_tidy_up_as_well(start: Start, tmp_path: Path) -> None:
+    """An engine's own processes are in the group of the worker, and end in order if they are asked to."""
+    process = start("-c", TIDY, str(tmp_path / "tidied"))
+    ready(process)
+    assert process.stdin is not None
+
+    process.stdin.close()
+
+    assert process.wait(ENDS_S) == lifeline.LOST_OWNER_EXIT
+    assert (tmp_path / "tidied").exists()
 
 
 def test_input_is_no_reason_to_end(start: Start) -> None:
