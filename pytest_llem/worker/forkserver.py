@@ -34,9 +34,6 @@ from pytest_llem.job.job import JobDir
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.entry import run_job, serve
 
-WORKER = ("pytest_llem.worker.cycle", "pytest_llem.energy")
-"""What every cycle needs of this package."""
-
 
 def main(descriptor: int, engine: str) -> None:
     """Import the engine, then serve cycles from the socket at `descriptor` until the caller is gone."""
@@ -82,7 +79,7 @@ def preload(engine: str) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     info = engine_info(engine)
     optional = [name for name in info.preload_if_installed if find_spec(re.split("[.:]", name)[0]) is not None]
-    for name in (*info.preload, info.engine.partition(":")[0], *WORKER, *optional):
+    for name in (*info.preload, info.engine.partition(":")[0], "pytest_llem.worker.cycle", *optional):
         module, _, attribute = name.partition(":")
         imported = importlib.import_module(module)
         if attribute:
