@@ -216,10 +216,10 @@ def study_arguments(
     place in a study (`reserved`).
     """
     extra = config.settings.get("extra")
-    given: list[tuple[str, str, JsonValue]] = []
-    given += [(key, key, value) for key, value in config.settings.items() if key != "extra" and value is not None]
+    given = [(key, key, value) for key, value in config.settings.items() if key != "extra"]
     if isinstance(extra, Mapping):
         given += [(f"extra.{key}", key, value) for key, value in extra.items()]
+    given = [entry for entry in given if entry[2] is not None]
     for path, name, _ in given:
         if name not in known or name in reserved:
             raise unknown_setting(info.title, f"{info.name}.{path}", name, known)

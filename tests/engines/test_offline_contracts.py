@@ -198,7 +198,7 @@ def test_sglang_gets_what_the_study_says(make_config: ConfigMaker, tmp_path: Pat
     (tmp_path / "adapter_config.json").write_text("{}")
     study = config(
         make_config,
-        {"mem_fraction_static": 0.8, "disable_radix_cache": False, "extra": {"device": "cuda"}},
+        {"mem_fraction_static": 0.8, "disable_radix_cache": False, "extra": {"device": "cuda", "quantization": None}},
         revision="abc",
         lora=str(tmp_path),
         seed=4,
@@ -273,6 +273,7 @@ def test_tensorrt_llm_gets_what_the_study_says(make_config: ConfigMaker) -> None
             "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
             "quant_config": {"quant_algo": None},
             "backend": "pytorch",
+            "extra": {"max_seq_len": None},
         },
         revision="abc",
     )
