@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from pytest_llem.engines.tensorrt_llm.settings import TensorRTLLMSettings
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.study.declared import keys_of
 from tests.engines import stand_ins
 from tests.engines.engine_cases import ConfigMaker, generate, ids, requests_of
 
@@ -189,9 +188,9 @@ def config(make: ConfigMaker, settings: dict[str, Any], **changes: Any) -> Exper
 
 def test_a_study_that_says_nothing_names_nothing_but_sizes() -> None:
     """A default that is spelled out would fail every cycle with a version that renamed that argument."""
-    for section, sizes in ((SGLangSettings, sglang.SIZES), (TensorRTLLMSettings, tensorrt_llm.SIZES)):
-        defaults = {name: key.default for name, key in keys_of(section).items()}
-        assert {name for name, value in defaults.items() if value not in (None, {})} == set(sizes)
+    for section, sizes in ((SGLangSettings(), sglang.SIZES), (TensorRTLLMSettings(), tensorrt_llm.SIZES)):
+        said = asdict(section, dict_factory=lambda items: {name: value for name, value in items if value is not None})
+        assert {name for name, value in said.items() if value != {}} == set(sizes)
 
 
 def test_sglang_gets_what_the_study_says(make_config: ConfigMaker, tmp_path: Path) -> None:
