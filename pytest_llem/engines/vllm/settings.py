@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pytest_llem.engines.refusals import unknown_setting
+from pytest_llem.engines.refusals import sampling_settings, unknown_setting
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.setting import (
@@ -162,20 +162,9 @@ def read_arguments(
         )
     if not engine.get("speculative_config"):
         engine.pop("speculative_config", None)
-    sampling.update(_decoding(config))
+    sampling.update({"seed": config.seed, "temperature": 1.0} if config.decoding.do_sample else {"temperature": 0.0})
+    sampling.update(sampling_settings(config.decoding))
     return VLLMArguments(engine, sampling)
-
-
-def _decoding(config: ExperimentConfig) -> dict[str, Any]:
-    decoding = config.decoding
-    found: dict[str, Any] = {"temperature": 0.0}
-    if decoding.do_sample:
-        found = {"seed": config.seed, "temperature": 1.0}
-        asked = {key: getattr(decoding, key) for key in ("temperature", "top_k", "top_p", "min_p")}
-        found.update({key: value for key, value in asked.items() if value is not None})
-    if decoding.repetition_penalty is not None:
-        found["repetition_penalty"] = decoding.repetition_penalty
-    return found
 
 
 def _mapping(section: Mapping[str, JsonValue], key: str) -> dict[str, JsonValue]:
