@@ -34,7 +34,7 @@ FLUSH_ATTEMPTS, FLUSH_WAIT_S = 20, 0.05
 
 
 class SGLangEngine(StreamedEngine):
-    """SGLang's offline engine."""
+    """SGLang's offline engine. Its `shutdown` ends every child of this process, so none may still be needed by then."""
 
     name: ClassVar[str] = INFO.name
     info: ClassVar[EngineInfo] = INFO
