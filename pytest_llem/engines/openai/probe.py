@@ -98,7 +98,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     owner = str(first.get("owned_by", ""))
     entry = next((listed for listed in models if listed.get("id") == served), {})
     longest = _count(entry.get("max_model_len"))
-    props = _object(_asked(client, settings.root + "/props"))
+    props = _object(_asked(client, settings.root + LLAMA_CPP.version_path))
     if "total_slots" in props or owner == LLAMA_CPP.owner:
         defaults = props.get("default_generation_settings")
         context = _count(defaults.get("n_ctx")) if isinstance(defaults, Mapping) else None
