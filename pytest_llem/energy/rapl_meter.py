@@ -161,7 +161,7 @@ def cpu_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> Cpu
     if not any(domain.times_ns for domain in series):
         return None
     measured = [window for window in windows if window.name == "measure"]
-    return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"))
+    return CpuEnergy(_total(measured, series, "cpu"), _total(measured, series, "dram"), shared=False)
 
 
 def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:

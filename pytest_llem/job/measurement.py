@@ -121,16 +121,16 @@ class AccountedWindow:
     energy_j: float | None
     uncertainty_j: float | None = field(metadata={"description": "k=2, without the board's gain error."})
     estimator: str | None
-    samples: int = field(default=0, metadata={"ge": 0})
-    terms: Mapping[str, float] = field(
-        default_factory=dict, metadata={"description": "Parts of the uncertainty in joules, k=2."}
-    )
+    samples: int = field(metadata={"ge": 0})
+    terms: Mapping[str, float] = field(metadata={"description": "Parts of the uncertainty in joules, k=2."})
 
 
 @dataclass(frozen=True)
 class WindowEnergy(AccountedWindow):
     """The energy of one window, summed over the devices and for each of them."""
 
+    samples: int = 0
+    terms: Mapping[str, float] = field(default_factory=dict)
     devices: tuple[DeviceEnergy, ...] = ()
 
 
@@ -140,9 +140,7 @@ class CpuEnergy:
 
     package_j: float | None
     dram_j: float | None
-    shared: bool = field(
-        default=False, metadata={"description": "True when other work ran on the host at the same time."}
-    )
+    shared: bool = field(metadata={"description": "True when other work ran on the host at the same time."})
 
 
 @dataclass(frozen=True)

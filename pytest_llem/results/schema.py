@@ -321,16 +321,12 @@ class PublishedSchema(GenerateJsonSchema):
         return self.sort(_renamed(schema, names))
 
     def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
-        """A section's schema. A shared record's fields are all required: they are always written."""
+        """A section's schema."""
         published = super().dataclass_schema(schema)
         cls = schema["cls"]
+        published["title"] = cls.__name__.removesuffix("Section")
         if cls in SHARED:
             published["title"], published["description"] = SHARED[cls]
-            for entry in published["properties"].values():
-                entry.pop("default", None)
-            published["required"] = list(published["properties"])
-        else:
-            published["title"] = cls.__name__.removesuffix("Section")
         return published
 
 

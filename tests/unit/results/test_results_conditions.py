@@ -30,7 +30,7 @@ def test_the_hosts_energy_is_shared_where_other_cycles_may_run(
 ) -> None:
     measurement = bench.measurement()
     assert measurement.energy is not None
-    measurement = replace(measurement, energy=replace(measurement.energy, host=CpuEnergy(5.0, 1.0)))
+    measurement = replace(measurement, energy=replace(measurement.energy, host=CpuEnergy(5.0, 1.0, shared=False)))
     report = replace(REPORT, facts={} if workers is None else {"concurrent_workers": workers})
 
     result = derive_result(bench.job(key), measurement, report, study=key.study, environment={})

@@ -263,3 +263,15 @@ def test_a_broken_result_names_file_and_field(store: RunStore, key: CycleKey, wo
     path.write_text(json.dumps(data))
     with pytest.raises(StoreError, match=r"result\.json: energy\.energy_j"):
         read_result(path)
+
+
+@pytest.mark.parametrize("field", ["samples", "terms"])
+def test_a_window_without_a_required_field_is_refused(
+    store: RunStore, key: CycleKey, worker: MakeWorker, field: str
+) -> None:
+    path = get_or_measure(store, key, worker(key)).directory / "result.json"
+    data = json.loads(path.read_text())
+    del data["energy"]["windows"][0][field]
+    path.write_text(json.dumps(data))
+    with pytest.raises(StoreError, match=rf"energy\.windows\.0\.{field}"):
+        read_result(path)
