@@ -22,7 +22,7 @@ from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedEr
 from pytest_llem.machine.leases import end_orphaned_workers
 from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
-from pytest_llem.results.baselines import Baseline, Saved, open_baseline, save_baseline
+from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.judging import GateReport, judge_experiment, precise_after, read_gates, write_gate
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
@@ -122,18 +122,11 @@ class RunResults:
                 return width, number
         return None
 
-    @cached_property
-    def baseline(self) -> Baseline | None:
-        """The baseline to gate against. Raises `StoreError` when the reference names nothing."""
-        if self._options.baseline is None:
-            return None
-        return open_baseline(self._options.baseline, self._options.baseline_dir)
-
-    def judge(self, experiment: ExperimentCycle) -> GateReport:
+    def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:
         """Judge an experiment into `gate.json`, measuring absent cycles. `StoreError` if the baseline lacks it."""
         outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
         expect, compare = experiment.experiment.expect, experiment.experiment.compare
-        report = judge_experiment(outcomes, expect, compare, self.baseline, strict=self._options.strict)
+        report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
         write_gate(outcomes[0].directory.parent, report)
         return report
 

@@ -26,6 +26,7 @@ from pytest_llem.session.xdist.workers import worker_limit
 from pytest_llem.study.experiments import Relocator
 
 if TYPE_CHECKING:
+    from pytest_llem.results.baselines import Baseline
     from pytest_llem.session.run_results import RunResults
     from pytest_llem.study import Experiment, Study
 
@@ -65,6 +66,15 @@ class LlemSession:
         from pytest_llem.session.run_results import RunResults
 
         return RunResults(self.run, self.options, self.runner_plans)
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """The baseline to gate against. Raises `StoreError` when the reference names nothing."""
+        if self.options.baseline is None:
+            return None
+        from pytest_llem.results.baselines import open_baseline
+
+        return open_baseline(self.options.baseline, self.options.baseline_dir)
 
     @property
     def studies(self) -> list[Study]:

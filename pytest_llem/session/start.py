@@ -171,11 +171,10 @@ def validated_session(config: pytest.Config) -> LlemSession:
         from pytest_llem.session.options import run_options
 
         session = LlemSession(config, run_identity(config), run_options(config))
-        if session.options.baseline is not None:
-            try:
-                _ = session.results.baseline
-            except LlemError as error:
-                raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
+        try:
+            _ = session.baseline
+        except LlemError as error:
+            raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
         config.stash[SESSION] = session
     return config.stash[SESSION]
 

@@ -44,7 +44,7 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
 def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_experiment: ExperimentCycle) -> None:
     """Judge one experiment by its budgets and against the baseline, measuring the cycles that are absent."""
     try:
-        report = llem_session.results.judge(llem_experiment)
+        report = llem_session.results.judge(llem_experiment, llem_session.baseline)
     except StoreError as error:
         pytest.fail(str(error), pytrace=False)
     verdicts: list[Property] = [

@@ -40,6 +40,19 @@ def test_collection_imports_nothing_that_only_measuring_needs_and_workers_load_n
     assert loaded["gw0"] & (ONLY_FOR_MEASURING | ONLY_FOR_LOADING) == set()
 
 
+def test_a_baseline_is_read_without_what_only_measuring_needs(pytester: pytest.Pytester, sweep: Path) -> None:
+    """The run's store, imported to look whether a baseline exists, cost each process of a dry run half a second."""
+    pytester.makeconftest(CONFTEST)
+    pytester.mkdir("llem-baselines").joinpath("main").mkdir()
+    path = pytester.path / "llem-baselines" / "main" / "small.json"
+    path.write_text('{"study": "small", "experiments": {}, "schema_version": 1}')
+    result = pytester.runpytest_subprocess("--llem-study=small.yaml", "--llem-baseline=main", "--collect-only", "-q")
+
+    assert result.ret == pytest.ExitCode.OK
+    loaded = set(json.loads((pytester.path / "modules-alone.json").read_text()))
+    assert loaded & ONLY_FOR_MEASURING == set()
+
+
 def test_what_was_left_out_of_garbage_collection_comes_back(pytester: pytest.Pytester, sweep: Path) -> None:
     """Frozen items of one pytest run would stay in the memory of a process that calls pytest again and again."""
     gc.unfreeze()
