@@ -87,8 +87,6 @@ class ServerSpec:
             command=tuple(_fill(text, values) for text in self.command),
             arguments=tuple(_fill(text, values) for text in self.arguments),
             environment={name: _fill(text, values) for name, text in self.environment},
-            host=host,
-            port=port,
         )
 
 
@@ -99,8 +97,6 @@ class Launch:
     command: tuple[str, ...]
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
-    host: str
-    port: int
 
     @property
     def words(self) -> tuple[str, ...]:
