@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.containers.daemon import connect, daemon_facts
 from pytest_llem.energy import calibrate, calibration
 from pytest_llem.energy import doctor as sensors
@@ -109,7 +110,8 @@ def calibrate_gpus(chosen: Sequence[str], *, with_load: bool) -> None:
             fix=f"choose from: {', '.join(known)}" if known else "check CUDA_VISIBLE_DEVICES",
         )
     for uuid in chosen or known:
-        with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=LEASE_TIMEOUT_S, on_wait=_say):
+        devices, remove = DeviceSet("cuda", (uuid,)), remove_orphaned_containers
+        with take_lease(devices, timeout_s=LEASE_TIMEOUT_S, on_wait=_say, remove_containers=remove):
             _say(f"calibrating {uuid}: about a minute, leave the GPU alone")
             found = calibrate.calibrate(uuid, partial(calibrate.MatmulLoad, uuid) if with_load else None)
         _say(f"kept in {calibration.path_of(found.uuid, found.driver)}")

@@ -140,9 +140,7 @@ def take_lease(
         lease = _wait(waiting, demand, request, time.monotonic() + timeout_s, on_wait)
     try:
         for name, facts in lease.previous.items():
-            end_orphaned_worker(facts, lease_file(name))
-            if remove_containers is not None and facts.container and owner_is_gone(facts):
-                remove_containers()
+            _clean_up(facts, lease_file(name), remove_containers)
     except BaseException:
         lease.release()
         raise
@@ -162,14 +160,15 @@ def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
 
 def end_orphaned_workers(remove_containers: RemoveContainers | None = None) -> list[int]:
     """End dead pytests' workers on all devices, containers by `remove_containers`; the process ids of those ended."""
-    ended = []
-    for path in lease_dir().glob("*.lock"):
-        facts = LeaseFacts.read(path)
-        pid = end_orphaned_worker(facts, path)
-        ended += [pid] if pid is not None else []
-        if remove_containers is not None and facts.container and owner_is_gone(facts):
-            remove_containers()
-    return ended
+    pids = [_clean_up(LeaseFacts.read(path), path, remove_containers) for path in lease_dir().glob("*.lock")]
+    return [pid for pid in pids if pid is not None]
+
+
+def _clean_up(facts: LeaseFacts, path: Path, remove_containers: RemoveContainers | None) -> int | None:
+    pid = end_orphaned_worker(facts, path)
+    if remove_containers is not None and facts.container and owner_is_gone(facts):
+        remove_containers()
+    return pid
 
 
 def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 
 from pytest_llem import doctor
 from pytest_llem.cli import main
+from pytest_llem.containers import orphaned_containers
 from pytest_llem.energy import calibrate, calibration
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, lease_file
+from pytest_llem.machine.leases import take_lease
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import quicken, uuids
@@ -120,6 +124,24 @@ def test_calibrate_loads_an_idle_gpu_keeps_the_result_and_shows_it(
     assert known is not None
     assert known.counter_type == "accumulating"
     assert "energy counter calibrated on" in capsys.readouterr().out
+
+
+def test_calibrate_removes_what_a_dead_pytest_left_on_the_gpu(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that goes on there would be taken for the GPU's idle power."""
+    quicken(simulation)
+    uuid = uuids(simulation)[0]
+    with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=0) as lease:
+        lease.occupied_by(pid=os.getpid(), container="llem-left")
+    file = lease_file(uuid)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "owner_start_ticks": -1}))
+    removals: list[str] = []
+    monkeypatch.setattr(orphaned_containers, "remove_orphaned_containers", lambda: removals.append(uuid))
+
+    assert main(["doctor", "--calibrate", "--without-load", "--gpu", uuid]) == 0
+
+    assert removals == [uuid]
 
 
 def test_calibrate_without_torch_says_what_to_install(
