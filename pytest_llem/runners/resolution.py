@@ -153,7 +153,7 @@ def plan_runners(
 
 
 def _not_installed(homeless: list[str], exclusive: list[str], daemon: bool) -> RunnerError:
-    install = "; ".join(str(engine_info(engine).install) for engine in homeless)
+    install = "; ".join(engine_info(engine).install or f"install {engine}" for engine in homeless)
     several = len(exclusive) > 1
     docker = "use --llem-runner=docker, or " if daemon else "start a Docker daemon and use --llem-runner=docker, or "
     if not exclusive:

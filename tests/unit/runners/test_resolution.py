@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.report import RunnerSpec
+from pytest_llem.runners import resolution
 from pytest_llem.runners.resolution import (
     detect_runner,
     parse_runner_options,
@@ -165,3 +167,12 @@ def test_a_client_that_is_not_installed_is_told_before_anything_runs() -> None:
     plan = plan_runners(["openai"], {"openai": local()}, installed=[], daemon=True)
 
     assert [problem.fix for problem in plan.problems] == ["pip install 'pytest-llem[openai]'"]
+
+
+def test_an_engine_that_says_no_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice once was to run `None`."""
+    monkeypatch.setattr(resolution, "engine_info", lambda name: EngineInfo(name, modules=(name,), exclusive=True))
+
+    plan = plan_runners(["theirs"], {"theirs": local()}, installed=[], daemon=True)
+
+    assert [problem.fix for problem in plan.problems] == ["use --llem-runner=docker, or install theirs"]
