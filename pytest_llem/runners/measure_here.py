@@ -75,12 +75,14 @@ def measure_here(
             say("cooling down")
             cooled = cool_down(request.cooldown, job.devices, request.run_dir, loaded=runner.loaded)
             say(None)
-            note = request.before_run(job.devices)
-            job = load_idle_power(job, request.run_dir, where)
-            report = runner.run(job, job_dir, lambda event: None, hold.lease)
-            if not job_dir.job.exists():
-                # No worker was started (no image, no server): whoever looks into that wants to see the job too.
-                runner.hand_over(job, job_dir)
+            try:
+                note = request.before_run(job.devices)
+                job = load_idle_power(job, request.run_dir, where)
+                report = runner.run(job, job_dir, lambda event: None, hold.lease)
+            finally:
+                if not job_dir.job.exists():
+                    # No worker was started (settings, image, server): whoever looks into that wants to see the job too.
+                    runner.hand_over(job, job_dir)
             concurrent = concurrent_runs.count()
         store_idle_power(job, job_dir, request.run_dir, where)
     finally:

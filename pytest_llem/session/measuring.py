@@ -143,8 +143,13 @@ class Measurer:
         preflight = self._checks.preflight(runner, cycle, unknown)
         note = self._checks.settings(runner, cycle, unknown)
         job_dir.path.mkdir(parents=True, exist_ok=True)
-        report = runner.run(self._job(cycle, attempt, unknown), job_dir, lambda _: None)  # others read the events' file
-        redact_file(job_dir.log, secrets_of(os.environ).values())
+        job = self._job(cycle, attempt, unknown)
+        try:
+            report = runner.run(job, job_dir, lambda _: None)  # others read the events' file
+        finally:
+            if not job_dir.job.exists():
+                runner.hand_over(job, job_dir)
+            redact_file(job_dir.log, secrets_of(os.environ).values())
         return load_job(job_dir.job), self._completed(report, preflight, note)
 
     def _completed(self, report: RunReport, preflight: str, note: Note | None = None) -> RunReport:

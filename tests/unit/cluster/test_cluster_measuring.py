@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pytest_llem.errors import InfeasibleError, LlemError, ModelNotFoundError
-from pytest_llem.job.job import Job, JobDir
+from pytest_llem.job.job import Job, JobDir, load_job
 from pytest_llem.job.report import RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.protocol import OnEvent, ParallelCycles, Runner
@@ -71,6 +71,7 @@ def test_what_one_node_lacks_keeps_no_cycle_from_being_tried(tmp_path: Path, mon
     for attempt in range(3):
         with pytest.raises(ModelNotFoundError, match=r"^node bad"):
             found.measure(one, attempt, JobDir(tmp_path / f"job{attempt}"))
+        assert load_job(JobDir(tmp_path / f"job{attempt}").job).attempt == attempt
     _, report = found.measure(one, 3, JobDir(tmp_path / "job3"))
 
     assert report.name == "ray"

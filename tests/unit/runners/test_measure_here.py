@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.errors import LlemError
-from pytest_llem.job.job import Job, JobDir, load_job
+from pytest_llem.errors import EngineSettingError, LlemError
+from pytest_llem.job.job import DeviceSet, Job, JobDir, load_job
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_files import is_free
@@ -32,14 +33,11 @@ class StartsNothing(Runner):
         """Nothing is kept."""
 
 
-def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its job used to be written before anything could fail; a report of the failure asks for that file."""
+@pytest.fixture
+def request_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CycleRequest:
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
-    job_dir, waits = JobDir(tmp_path / "run" / "c1"), list[str | None]()
-    request = CycleRequest(
+    return CycleRequest(
         Demand("cpu", ("cpu",), 1),
         LeaseRequest("study one c1", "run"),
         lambda devices: make_job(),
@@ -49,7 +47,28 @@ def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
         before_run=lambda devices: Note("settings_unchecked", "nothing to compare"),
     )
 
-    job, report = measure_here(StartsNothing(), HeldDevices(), request, job_dir, waits.append)
+
+def test_a_cycle_whose_settings_are_refused_leaves_its_job(tmp_path: Path, request_here: CycleRequest) -> None:
+    """Whoever looks into it is asked for that file, and repeats the cycle with it."""
+    job_dir = JobDir(tmp_path / "run" / "c1")
+
+    def refuse(devices: DeviceSet) -> None:
+        raise EngineSettingError("no such setting")
+
+    with pytest.raises(EngineSettingError):
+        measure_here(StartsNothing(), HeldDevices(), replace(request_here, before_run=refuse), job_dir)
+
+    assert load_job(job_dir.job) == make_job()
+    assert is_free("cpu")
+
+
+def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(
+    tmp_path: Path, request_here: CycleRequest
+) -> None:
+    """Its job used to be written before anything could fail; a report of the failure asks for that file."""
+    job_dir, waits = JobDir(tmp_path / "run" / "c1"), list[str | None]()
+
+    job, report = measure_here(StartsNothing(), HeldDevices(), request_here, job_dir, waits.append)
 
     error = error_of(job_dir)
     assert error is not None
