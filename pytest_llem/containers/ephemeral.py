@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import docker
@@ -27,6 +27,7 @@ from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent
 from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.worker.lifeline import LOST_OWNER_EXIT
 
@@ -35,8 +36,6 @@ POLL_S = 0.2
 
 STATE_S = 15.0
 """Chosen: a restarting daemon with live-restore is back within seconds."""
-
-OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
 @dataclass(frozen=True)

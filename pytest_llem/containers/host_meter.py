@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pytest_llem.containers.daemon import DaemonFacts
@@ -19,6 +19,7 @@ from pytest_llem.job.events import clock_facts
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.measurement import read_measurement, write_measurement
 from pytest_llem.job.report import Note
+from pytest_llem.runners.protocol import OnEvent
 from pytest_llem.worker.servers import find_server
 
 HANDSHAKE_S = 30.0
@@ -26,7 +27,6 @@ HANDSHAKE_S = 30.0
 
 CONTAINER_EVENT = "container"
 """Tells the meter which container's processes are measured; of the runner, not of the worker."""
-OnEvent = Callable[[Mapping[str, JsonValue]], None]
 
 
 def host_meter_name(job: Job, daemon: DaemonFacts) -> str | None:

@@ -18,7 +18,7 @@ from docker.models.containers import Container
 
 from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
 from pytest_llem.containers.daemon import docker_errors
-from pytest_llem.containers.ephemeral import CycleEnd, OnEvent, collect, drain, end_state, follow
+from pytest_llem.containers.ephemeral import CycleEnd, collect, drain, end_state, follow
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.containers.host_meter import CONTAINER_EVENT
 from pytest_llem.containers.options import ContainerRequest, create, with_lifeline
@@ -27,6 +27,7 @@ from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.protocol import OnEvent
 from pytest_llem.runners.watch import DeadlineWatch
 from pytest_llem.worker.container_forkserver import OOM_KILL_EVENT
 

@@ -44,12 +44,10 @@ from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.redaction import secrets_of
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.machine.leases import Lease
+from pytest_llem.runners.measure_here import LEASE_TIMEOUT_S
 from pytest_llem.runners.protocol import OnEvent, PreflightReport, Runner, RunnerSettings
 from pytest_llem.runners.watch import DeadlineWatch, write_if_absent
 from pytest_llem.study.runner_settings import DockerSettings
-
-LEASE_TIMEOUT_S = 24 * 3600.0
-"""Chosen: a long study of another session, and yet an end to waiting."""
 
 LEASE_PREFIX = "llem-lease-"
 
