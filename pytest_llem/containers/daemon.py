@@ -7,17 +7,17 @@ All that talks to Docker, servers and `llem doctor` too, starts with `connect` a
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import docker
@@ -164,25 +164,15 @@ def _serve(listener: socket.socket, command: list[str], directory: tempfile.Temp
             threading.Thread(target=process.wait, daemon=True).start()
 
 
-class Call(Generic[T]):
-    """A call with a timeout, on a daemon thread: a pool would be joined, and a stalled call keep pytest from ending."""
+def in_background(call: Callable[[], T], name: str) -> Future[T]:
+    """The outcome of a call on a daemon thread: a pool would be joined, and a stalled call keep pytest from ending."""
+    outcome: Future[T] = Future()
 
-    def __init__(self, call: Callable[[], T], name: str) -> None:
-        self._answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(call,), name=name, daemon=True).start()
-
-    def result(self, timeout_s: float) -> T:
-        """Return or raise what the call did; `TimeoutError` when it has done neither within `timeout_s` seconds."""
+    def run() -> None:
         try:
-            value, problem = self._answers.get(timeout=max(0.0, timeout_s))
-        except queue.Empty:
-            raise TimeoutError from None
-        if problem is not None:
-            raise problem
-        return value  # type: ignore[return-value]
-
-    def _run(self, call: Callable[[], T]) -> None:
-        try:
-            self._answers.put((call(), None))
+            outcome.set_result(call())
         except BaseException as problem:  # noqa: BLE001  it is raised again where the result is asked for
-            self._answers.put((None, problem))
+            outcome.set_exception(problem)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return outcome

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import cache
 
 import docker
@@ -17,7 +18,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pytest_llem import __version__
-from pytest_llem.containers.daemon import Call, DaemonFacts, docker_errors
+from pytest_llem.containers.daemon import DaemonFacts, docker_errors, in_background
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.options import ImageFacts
 from pytest_llem.engines import engine_info
@@ -105,10 +106,10 @@ def ensure_image(
     for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
             # On a thread of its own, because a stalled download answers to no timeout of the client's
-            pull_call = Call(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
-            pull_call.result(deadline - time.monotonic())
+            done = in_background(lambda: _follow_pull(client, name, deadline, tell), "llem-pull")
+            done.result(deadline - time.monotonic())
             break
-        except TimeoutError:
+        except FutureTimeoutError:
             raise docker_error("timeout", name, message="the pull took longer than docker.pull_timeout_s") from None
         except DockerError as error:
             wait = backoff_s * 2 ** (attempt - 1)

@@ -11,6 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import docker
 import requests
 
 from pytest_llem.containers.archive import JOBS, job_archive, worker_archive
-from pytest_llem.containers.daemon import Call, DaemonFacts, docker_errors
+from pytest_llem.containers.daemon import DaemonFacts, docker_errors, in_background
 from pytest_llem.containers.errors import DockerError, docker_error, translate_docker_error
 from pytest_llem.containers.images import client_fix, foreign_architecture, image_facts
 from pytest_llem.containers.inputs import hub_problem, inputs_of
@@ -74,12 +75,12 @@ def preflight(
         ("inputs", 30.0, lambda: _check_inputs(daemon, subject)),
     ]
     begun = time.monotonic()
-    calls = [(name, limit_s, Call(check, f"llem-preflight-{name}")) for name, limit_s, check in checks]
+    outcomes = [(name, limit_s, in_background(check, f"llem-preflight-{name}")) for name, limit_s, check in checks]
     reports = []
-    for name, limit_s, call in calls:
+    for name, limit_s, outcome in outcomes:
         try:
-            reports.append(call.result(begun + limit_s - time.monotonic()))
-        except TimeoutError:
+            reports.append(outcome.result(begun + limit_s - time.monotonic()))
+        except FutureTimeoutError:
             message = f"the check of the {name} took more than {limit_s:g} s"
             reports.append(PreflightReport((docker_error("timeout", subject.image, message=message),)))
         except DockerError as error:
