@@ -72,7 +72,8 @@ def preflight(
         ("daemon", 5.0, lambda: _check_daemon(client, daemon)),
         ("disk", 5.0, lambda: _check_disk(daemon, subject)),
         ("image", 60.0, lambda: _check_image(client, daemon, subject, identity)),
-        ("inputs", 30.0, lambda: _check_inputs(daemon, subject)),
+        ("mounts", 30.0, lambda: _check_mounts(daemon, subject)),
+        ("inputs", 30.0, lambda: _check_downloads(subject)),
     ]
     begun = time.monotonic()
     outcomes = [(name, limit_s, in_background(check, f"llem-preflight-{name}")) for name, limit_s, check in checks]
@@ -232,20 +233,22 @@ def _judge_gpu(
         yield docker_error("driver_too_old", image.name, message=message)
 
 
-def _check_inputs(daemon: DaemonFacts, subject: PreflightSubject) -> PreflightReport:
-    inputs = [inputs_of(config) for config in subject.configs]
+def _check_mounts(daemon: DaemonFacts, subject: PreflightSubject) -> PreflightReport:
     messages = [
-        f"{', '.join(mounted.source for mounted in each.mounts)}: the daemon at {daemon.address} is remote"
-        for each in inputs
-        if each.mounts and not daemon.local
+        f"{', '.join(mounted.source for mounted in mounts)}: the daemon at {daemon.address} is remote"
+        for config in subject.configs
+        if not daemon.local and (mounts := inputs_of(config).mounts)
     ]
     missing = [path for path in subject.settings.mounts if daemon.local and not Path(path).exists()]
     if missing:
         messages.append(f"docker.mounts: {', '.join(missing)} does not exist")
-    problems = [docker_error("mount_missing", subject.image, message=message) for message in messages]
-    downloads = dict.fromkeys(name for each in inputs for name in each.downloads)
+    return PreflightReport(tuple(docker_error("mount_missing", subject.image, message=message) for message in messages))
+
+
+def _check_downloads(subject: PreflightSubject) -> PreflightReport:
+    downloads = dict.fromkeys(name for config in subject.configs for name in inputs_of(config).downloads)
     refused = [hub_problem(name, subject.image) for name in downloads]
-    return PreflightReport((*problems, *(problem for problem in refused if problem is not None)))
+    return PreflightReport(tuple(problem for problem in refused if problem is not None))
 
 
 def check_settings_in_image(
