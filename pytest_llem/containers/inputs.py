@@ -18,7 +18,7 @@ from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
-from pytest_llem.workload.hub import hub_cache
+from pytest_llem.workload.hub import cached_repository
 
 HUB = f"{ROOT}/hub"
 
@@ -75,7 +75,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
 def found_here(kind: str, name: str) -> Mounted | None:
     """What to mount for one of the hub's `models` or `datasets`: a path (the same inside) or its cache; or `None`."""
     path = Path(name).expanduser()
-    cached = hub_cache() / f"{kind}--{name.replace('/', '--')}"
+    cached = cached_repository(kind, name)
     if path.exists():
         return Mounted(str(path.absolute()), str(path.absolute()))
     if any((cached / "snapshots").glob("*")):

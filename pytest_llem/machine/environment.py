@@ -28,7 +28,7 @@ from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
-from pytest_llem.workload.hub import hub_cache
+from pytest_llem.workload.hub import cached_commit
 
 PACKAGES = (
     "accelerate",
@@ -241,7 +241,7 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
             if kind == "lora":
                 # No engine states it as it does the model's, and a gate compares across checkouts of large files.
                 facts["lora_fingerprint"] = model_files.fingerprint(path)
-        elif (commit := _cached_commit(hub_kind, name, revision)) is not None:
+        elif (commit := cached_commit(hub_kind, name, revision)) is not None:
             facts[f"{kind}_commit"] = commit
     return facts
 
@@ -286,11 +286,3 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
     if size > READ_WHOLE_BYTES:
         return f"{size} {changed_ns}"
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _cached_commit(kind: str, name: str, revision: str | None) -> str | None:
-    ref = hub_cache() / f"{kind}--{name.replace('/', '--')}" / "refs" / (revision or "main")
-    try:
-        return ref.read_text(encoding="ascii").strip() or None
-    except (OSError, ValueError):
-        return None

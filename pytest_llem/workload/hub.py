@@ -77,3 +77,17 @@ def hub_cache() -> Path:
     if home:
         return Path(home).expanduser() / "hub"
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
+
+
+def cached_repository(kind: str, name: str) -> Path:
+    """Where that cache has one of the hub's `models` or `datasets`, if it has it."""
+    return hub_cache() / f"{kind}--{name.replace('/', '--')}"
+
+
+def cached_commit(kind: str, name: str, revision: str | None) -> str | None:
+    """The commit that the cache has under a revision, `main` by default; `None` where it has none."""
+    try:
+        commit = cached_repository(kind, name) / "refs" / (revision or "main")
+        return commit.read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None

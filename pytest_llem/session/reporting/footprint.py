@@ -22,7 +22,7 @@ from pytest_llem.engines.protocol import ModelShape
 from pytest_llem.errors import JsonValue
 from pytest_llem.machine.devices import PARALLEL_SIZES
 from pytest_llem.study.canonical import Get
-from pytest_llem.workload.hub import hub_cache
+from pytest_llem.workload.hub import cached_commit, cached_repository
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 
@@ -256,11 +256,10 @@ def _directory_of(model: str, directory: Path, revision: str | None) -> Path:
     for path in (Path(model).expanduser(), directory / model):
         if path.is_dir():
             return path
-    cached = hub_cache() / f"models--{model.replace('/', '--')}"
-    reference = cached / "refs" / (revision or "main")
-    name = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    if name and (cached / "snapshots" / name / "config.json").is_file():
-        return cached / "snapshots" / name
+    commit = cached_commit("models", model, revision) or revision
+    snapshot = cached_repository("models", model) / "snapshots" / (commit or "")
+    if commit and (snapshot / "config.json").is_file():
+        return snapshot
     raise UnknownModelError("it is not in this machine's hub cache")
 
 
