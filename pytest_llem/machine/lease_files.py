@@ -182,10 +182,14 @@ class Ticket:
 def turns(tickets: Sequence[Ticket]) -> list[Ticket]:
     """The order in which tickets are served: as they came, where a run's turns go to its tickets by queue position."""
     by_number = sorted(tickets, key=lambda ticket: ticket.number)
-    in_runs = [ticket for ticket in by_number if ticket.run is not None and ticket.queue_position is not None]
-    in_runs.sort(key=lambda ticket: ticket.queue_position or 0)
-    next_of = {run: iter([own for own in in_runs if own.run == run]) for run in {ticket.run for ticket in in_runs}}
-    return [next(next_of[ticket.run]) if ticket in in_runs else ticket for ticket in by_number]
+    by_run: dict[str | None, list[Ticket]] = {}
+    for ticket in sorted(by_number, key=lambda ticket: ticket.queue_position or 0):
+        by_run.setdefault(None if ticket.queue_position is None else ticket.run, []).append(ticket)
+    next_of = {run: iter(own) for run, own in by_run.items()}
+    return [
+        ticket if ticket.run is None or ticket.queue_position is None else next(next_of[ticket.run])
+        for ticket in by_number
+    ]
 
 
 def granted(mine: Ticket, tickets: Sequence[Ticket], is_free: Callable[[str], bool]) -> tuple[str, ...]:
