@@ -270,19 +270,11 @@ _SNIPPET_CHARACTERS = 4000
 _MESSAGE_CHARACTERS = 500
 """Chosen: a few lines of a terminal."""
 
-_DAEMON_EXITS = (125, 126, 127)
+_DAEMON_EXITS = {125: "docker", 126: "command_missing", 127: "command_missing"}
 """Exit codes of `docker run` for the daemon's own errors (Docker documentation, `docker run`, exit status)."""
-
-_DAEMON_EXIT_CATEGORIES = {125: "docker", 126: "command_missing", 127: "command_missing"}
 
 _SIGNAL_EXITS = {130: "interrupted", 135: "shm", 137: "killed", 139: "segfault", 143: "terminated"}
 """128 plus the number of the signal; SIGBUS (135) is what a full /dev/shm ends in."""
-
-_WORKER_CATEGORIES = {
-    "engine_not_installed": "image_contents",
-    "interrupted": "interrupted",
-    "timeout": "timeout",
-}
 
 _VAGUE_WORKER_CATEGORIES = ("error", "engine", "worker", "worker_crashed", "worker_silent", "out_of_memory")
 
@@ -341,7 +333,7 @@ def translate_docker_error(
 def _from_daemon(returncode: int | None, text: str) -> tuple[str, str | None]:
     lines = [line for line in text.splitlines() if line.strip()]
     match = patterns.first_match(patterns.CLIENT, lines) or patterns.first_match(patterns.DAEMON, lines)
-    return match or (_DAEMON_EXIT_CATEGORIES[returncode or 125], lines[-1] if lines else None)
+    return match or (_DAEMON_EXITS[returncode or 125], lines[-1] if lines else None)
 
 
 def _from_program(returncode: int, text: str, oom_killed: bool) -> tuple[str, str | None]:
@@ -370,7 +362,7 @@ def _from_worker(worker_error: Mapping[str, JsonValue] | LlemError | str, oom_ki
         worker_error = {"message": worker_error}
     category = str(worker_error.get("category", "error"))
     message = str(worker_error.get("message") or worker_error.get("error") or "") or None
-    known = _WORKER_CATEGORIES.get(category, category)
+    known = "image_contents" if category == "engine_not_installed" else category
     if known in error_classes():
         return known, message
     kind = worker_error.get("type")
