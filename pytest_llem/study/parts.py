@@ -199,9 +199,8 @@ def moved(report: Report, above: KeyPath, skip: int = 0) -> Report:
 
 
 def check_meter(name: str | None, report: Report) -> None:
-    """Report a meter that there is not."""
-    names = ("auto", *known_meters(), "none")
-    if name is not None and name not in names:
+    """Report a meter that there is not; without one, installed packages are not searched for meters."""
+    if name is not None and name not in (names := ("auto", *known_meters(), "none")):
         report(("meter",), f"meter: unknown meter {name!r}", suggest_or_list(name, names), False)
 
 
