@@ -130,15 +130,14 @@ def canonical(flat: FlatSettings, engine: str) -> tuple[FlatSettings, dict[str, 
     flat = effective(flat, engine)
     get = getter(flat)
     default_values = defaults()
-    inactive: dict[str, str] = {}
+    answers = ((path, rule) for path in flat for rule in reversed(_RULES_OF.get(path, ())) if rule.inactive(get))
+    inactive = {path: rule.because for path, rule in answers}
     kept: FlatSettings = {}
     for path, value in flat.items():
         if section_of(path) not in (None, engine):
             inactive[path] = f"with engine {engine}"
+        elif path in inactive:
             continue
-        rule = next((rule for rule in _RULES_OF.get(path, ()) if rule.inactive(get)), None)
-        if rule is not None:
-            inactive[path] = rule.because
         elif path not in default_values or not same(value, default_values[path]) or path in ("model", "engine"):
             kept[path] = value
     return kept, inactive

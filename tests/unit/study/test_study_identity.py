@@ -114,6 +114,16 @@ def test_points_that_do_the_same_are_one_with_a_notice(load: Load) -> None:
     assert "temperature" not in study.experiments[0].keywords
 
 
+def test_settings_of_other_engines_are_noticed_last(load: Load) -> None:
+    study = load("model: m\nvllm: {max_num_seqs: 3}\ndecoding: {top_k: 5}\nworkload: {column: text}\n")
+
+    assert [notice.message.split()[0] for notice in study.notices] == [
+        "decoding.top_k",
+        "workload.column",
+        "vllm.max_num_seqs",
+    ]
+
+
 def test_explicit_experiment_that_repeats_a_point_is_a_duplicate(load: Load) -> None:
     study = load("model: m\nsweep: {seed: [0, 1]}\nexperiments: [{id: again, seed: 1}, {id: new, seed: 2}]\n")
 
