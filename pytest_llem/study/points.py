@@ -73,7 +73,7 @@ def _touched(axis: Axis, shared: FlatSettings) -> frozenset[str]:
     cleared = {s.path for a in axis.alternatives for s in a.settings if isinstance(s.value, Clear)}
     sections = cleared | {path for path in axis.paths if path not in table()}
     below = {path for path in shared for section in sections if path.startswith(f"{section}.")}
-    above = {path for path in shared for own in sections - cleared if own.startswith(f"{path}.")}
+    above = {path for path in shared for own in sections if own.startswith(f"{path}.")}
     return (axis.paths - cleared) | below | above
 
 

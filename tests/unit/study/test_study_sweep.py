@@ -285,6 +285,15 @@ def test_axis_of_an_engine_that_nothing_runs_is_noticed(load: Load) -> None:
     ]
 
 
+def test_argument_below_a_shared_one_replaces_it_where_another_point_clears_it(load: Load) -> None:
+    text = "model: m\nengine: vllm\n{}sweep: {{vllm.extra.x.y: [null, 1]}}\n"
+    shared, plain = (load(text.format(part)).experiments for part in ("vllm: {extra: {x: 5}}\n", ""))
+
+    assert [experiment.config.settings["extra"] for experiment in shared] == [{"x": 5}, {"x": {"y": 1}}]
+    assert shared[1].config_hash == plain[1].config_hash
+    assert "x" not in shared[1].keywords
+
+
 def test_locate_finds_where_a_setting_was_written(load: Load) -> None:
     study = load("model: m\ntransformers:\n  num_beams: 2\nsweep: {dtype: [float32]}\n")
 
