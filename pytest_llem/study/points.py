@@ -30,6 +30,9 @@ PINNED = -1
 """The index of an axis that has no effect for a point's engine."""
 
 Index = tuple[int, ...]
+Choices = Index | int
+"""The choices on some axes; of one axis a plain number, which is a cheaper key than a tuple."""
+
 Slices = tuple[SettingsSlice, ...]
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -193,8 +196,9 @@ class Sweep:
             shape = " x ".join(f"{len(axis.alternatives):,} {axis.name}" for axis in self.axes)
             raise TooManyPointsError(f"the sweep has {count:,} points: {shape}")
 
-    def chosen(self, axes: Sequence[int], choices: Index) -> Iterator[tuple[int, Alternative]]:
+    def chosen(self, axes: Sequence[int], choices: Choices) -> Iterator[tuple[int, Alternative]]:
         """The alternatives of a combination of some axes, without those that are pinned."""
+        choices = (choices,) if isinstance(choices, int) else choices
         for axis, choice in zip(axes, choices, strict=True):
             if choice != PINNED:
                 yield axis, self.axes[axis].alternatives[choice]
@@ -207,7 +211,7 @@ class Sweep:
             labels = [label for _, label in sorted(label for part in slices for label in part.labels)]
         return shorten("-".join(labels)) or self.name
 
-    def origin_of(self, paths: Sequence[str], axes: Sequence[int], choices: Index) -> KeyPath:
+    def origin_of(self, paths: Sequence[str], axes: Sequence[int], choices: Choices) -> KeyPath:
         """Where the first of `paths` that is set for this combination of axes was written."""
         for path in paths:
             for _, alternative in self.chosen(axes, choices):
@@ -222,10 +226,10 @@ class _Filter:
     """A rule that reads `paths`, or an exclusion: its answer per combination of the axes that it depends on."""
 
     axes: Index
-    answer: Callable[[Index], str | None]
+    answer: Callable[[Choices], str | None]
     paths: tuple[str, ...] = ()
     exclusion: Exclusion | None = None
-    answers: dict[Index, str | None] = field(default_factory=dict)
+    answers: dict[Choices, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pick = _pick(self.axes)
@@ -249,7 +253,7 @@ class _Block:
         static, inactive = make_slice(sweep.static, self.engine)
         for path, why in inactive.items():
             sweep.points.note_inactive(path, why, sweep.origins.get(path, ("sweep",)))
-        made: list[tuple[Callable[[Index], Index], Cluster, dict[Index, SettingsSlice]]] = [
+        made: list[tuple[Callable[[Index], Choices], Cluster, dict[Choices, SettingsSlice]]] = [
             (_pick(cluster.axes), cluster, {}) for cluster in sweep.clusters
         ]
         filters = [self._exclusion(exclusion) for exclusion in sweep.exclusions]
@@ -267,7 +271,7 @@ class _Block:
             if not self._rejected(filters, index, point):
                 yield index, sweep.name_of(point), point
 
-    def _slice(self, cluster: Cluster, choices: Index) -> SettingsSlice:
+    def _slice(self, cluster: Cluster, choices: Choices) -> SettingsSlice:
         shared = self.sweep.shared
         flat = {path: shared[path] for path in cluster.paths if path in shared}
         chosen = list(self.sweep.chosen(cluster.axes, choices))
@@ -297,7 +301,7 @@ class _Block:
             return True
         return False
 
-    def _getter(self, axes: Index, choices: Index) -> Get:
+    def _getter(self, axes: Index, choices: Choices) -> Get:
         flat = dict(self.sweep.shared)
         for _, alternative in self.sweep.chosen(axes, choices):
             apply(flat, alternative.settings)
@@ -315,7 +319,7 @@ class _Block:
     def _exclusion(self, exclusion: Exclusion) -> _Filter:
         axes = self._axes_of(path for path, _ in exclusion.conditions)
 
-        def answer(choices: Index) -> str | None:
+        def answer(choices: Choices) -> str | None:
             get = self._getter(axes, choices)
             applies = all(any(same(get(path), value) for value in values) for path, values in exclusion.conditions)
             return "excluded" if applies else None
@@ -327,9 +331,6 @@ class _Block:
         return _Filter(axes, lambda choices: rule.check(self._getter(axes, choices)), rule.paths)
 
 
-def _pick(axes: Index) -> Callable[[Index], Index]:
+def _pick(axes: Index) -> Callable[[Index], Choices]:
     """Reads the choices on some axes off the index of a point."""
-    if len(axes) == 1:
-        only = axes[0]
-        return lambda index: (index[only],)
     return itemgetter(*axes) if axes else lambda index: ()
