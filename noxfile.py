@@ -22,8 +22,8 @@ nox.options.sessions = ["lint", "types"]
 
 
 def pytest(session: nox.Session, *paths: str, env: dict[str, str] | None = None) -> None:
-    """Run pytest on `paths`, or on what the command line names after `--`."""
-    named = any(not argument.startswith("-") for argument in session.posargs)
+    """Run pytest on `paths`, or on the tests that the command line names after `--`; `gate` of `-k gate` is none."""
+    named = any(argument.startswith("tests/") for argument in session.posargs)
     session.run(str(BIN / "pytest"), *([] if named else paths), *session.posargs, env=env)
 
 

@@ -50,6 +50,15 @@ def test_every_session_that_is_named_exists(page: str) -> None:
     assert named <= sessions
 
 
+def test_the_value_of_an_option_is_no_path() -> None:
+    """`nox -s plugin -- -k gate -x` once ran every test there is, and not those of the plugin alone."""
+    command = [sys.executable, "-m", "nox", "-s", "gpu", "--", "--collect-only", "-q", "-k", "sensors"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    assert collected
+    assert [line for line in collected if not line.startswith("tests/gpu/")] == []
+
+
 def test_the_floors_are_drawn_as_they_are_checked() -> None:
     contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.S | re.M)
     assert contract is not None
