@@ -10,6 +10,7 @@ import pytest
 from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
+from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.study.runner_settings import DockerSettings
@@ -130,6 +131,9 @@ def test_names_of_images_are_split(name: str, parts: tuple[str, str]) -> None:
 def test_default_images_carry_version_and_cuda() -> None:
     assert default_image("vllm", 13, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda13"
     assert default_image("vllm", None, "1.2.3") == "ghcr.io/pytest-llem/vllm:1.2.3-cuda12"
+    for name in ("transformers", "vllm", "sglang", "tensorrt_llm"):
+        assert default_image(name, 12, "1.2.3") == f"ghcr.io/pytest-llem/{name}:1.2.3-cuda12"
+        assert shipped_engines()[name].stock_image
     with pytest.raises(RunnerError, match="no default image"):
         default_image("my-engine", 12)
 
