@@ -28,6 +28,10 @@ def _about(description: str) -> dict[str, str]:
     return {"description": description}
 
 
+SENSOR_ALONE = _about("k=2, of the sensor alone, without the board's gain error; null where that is unknown.")
+"""On the uncertainty of one cycle's figure: scatter and state of the machine show only between cycles and runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValiditySection:
     """Whether the measurement may be used."""
@@ -148,13 +152,19 @@ class Energy:
         default=None, metadata=_about("The cycle that measured it, where another one did.")
     )
     avg_power_w: float | None = field(metadata=_about("energy_j over the measure windows' time."))
+    avg_power_w_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_output_token: float | None
+    joules_per_output_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_total_token: float | None = field(metadata=_about("Per input and output token together."))
+    joules_per_total_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_request: float | None
+    joules_per_request_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     wh_per_1000_queries: float | None = field(
         metadata=_about("Watt-hours per 1000 requests, as AI Energy Score counts.")
     )
+    wh_per_1000_queries_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     tokens_per_joule: float | None = field(metadata=_about("Output tokens per joule."))
+    tokens_per_joule_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     devices: tuple[EnergyDevice, ...]
     host: CpuEnergy | None
     windows: tuple[AccountedWindow, ...]
@@ -197,7 +207,9 @@ class SteadyState:
     energy_j: float | None
     uncertainty_j: float | None = field(metadata=_about("k=2, without the board's gain error."))
     avg_power_w: float | None
+    avg_power_w_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_output_token: float | None
+    joules_per_output_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
 
 
 @dataclass(frozen=True, kw_only=True)

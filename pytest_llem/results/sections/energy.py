@@ -85,8 +85,12 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     if gross is not None and idle is not None:
         spread = math.hypot(gross.uncertainty, idle.uncertainty * work.duration_s)
         net = Measured(gross.value - idle.value * work.duration_s, spread)
-    joules = value_of(gross)
-    per_request = ratio(joules, work.requests)
+    power = _divided(gross, work.duration_s)
+    per_output_token = _divided(gross, work.output_tokens)
+    per_total_token = _divided(gross, work.input_tokens + work.output_tokens)
+    per_request = _divided(gross, work.requests)
+    per_1000_queries = _divided(per_request, JOULES_PER_WH / 1000)
+    per_joule = _inverse(per_output_token)
     names = [field.name for field in fields(AccountedWindow)]
     return Energy(
         meter=report.meter,
@@ -94,7 +98,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         scope=report.scope,
         measured=report.measured,
         source=report.source,
-        energy_j=joules,
+        energy_j=value_of(gross),
         uncertainty_j=uncertainty_of(gross),
         gain_uncertainty_rel=report.gain_uncertainty_rel,
         energy_above_idle_j=value_of(net),
@@ -103,12 +107,18 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         idle_power_uncertainty_w=uncertainty_of(idle),
         idle_power_age_s=stated.age_s if stated else None,
         idle_power_reused_from=stated.reused_from if stated else None,
-        avg_power_w=ratio(joules, work.duration_s),
-        joules_per_output_token=ratio(joules, work.output_tokens),
-        joules_per_total_token=ratio(joules, work.input_tokens + work.output_tokens),
-        joules_per_request=per_request,
-        wh_per_1000_queries=None if per_request is None else per_request * 1000 / JOULES_PER_WH,
-        tokens_per_joule=ratio(work.output_tokens, joules),
+        avg_power_w=value_of(power),
+        avg_power_w_uncertainty=uncertainty_of(power),
+        joules_per_output_token=value_of(per_output_token),
+        joules_per_output_token_uncertainty=uncertainty_of(per_output_token),
+        joules_per_total_token=value_of(per_total_token),
+        joules_per_total_token_uncertainty=uncertainty_of(per_total_token),
+        joules_per_request=value_of(per_request),
+        joules_per_request_uncertainty=uncertainty_of(per_request),
+        wh_per_1000_queries=value_of(per_1000_queries),
+        wh_per_1000_queries_uncertainty=uncertainty_of(per_1000_queries),
+        tokens_per_joule=value_of(per_joule),
+        tokens_per_joule_uncertainty=uncertainty_of(per_joule),
         devices=tuple(_device(report, device, measured) for device in report.devices),
         host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
         windows=tuple(AccountedWindow(**{name: getattr(window, name) for name in names}) for window in report.windows),
@@ -125,7 +135,7 @@ def _idle_power_w(report: EnergyReport) -> Measured | None:
         return None  # a process's CPU time says nothing of what an idle device draws
     windows = [window for window in report.windows if window.name == IDLE]
     energy, seconds = total(windows), sum(window.end_ns - window.start_ns for window in windows) / 1e9
-    return None if energy is None or not seconds else _divided(energy, seconds)
+    return _divided(energy, seconds)
 
 
 def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[WindowEnergy]) -> EnergyDevice:
@@ -149,10 +159,9 @@ def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[P
     if not windows:
         return ()
     summed = total(windows)
-    prefill = _divided(summed, work.prefill_repeats or len(windows)) if summed else None
+    prefill, repeat = _divided(summed, work.prefill_repeats or len(windows)), _divided(gross, work.repeats)
     decode: Measured | None = None
-    if work.separable_phases and prefill and gross and work.repeats:
-        repeat = _divided(gross, work.repeats)
+    if work.separable_phases and prefill and repeat:
         decode = Measured(repeat.value - prefill.value, math.hypot(repeat.uncertainty, prefill.uncertainty))
     return tuple(
         PhaseEnergy(
@@ -165,8 +174,16 @@ def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[P
     )
 
 
-def _divided(measured: Measured, divisor: float) -> Measured:
-    return Measured(measured.value / divisor, measured.uncertainty / divisor)
+def _divided(measured: Measured | None, divisor: float) -> Measured | None:
+    """A quotient by what is known exactly; `None` where nothing was measured or the divisor is zero."""
+    return Measured(measured.value / divisor, measured.uncertainty / divisor) if measured and divisor else None
+
+
+def _inverse(measured: Measured | None) -> Measured | None:
+    """One over it, with the same relative uncertainty (first order, JCGM 100:2008, 5.1.2)."""
+    return (
+        Measured(1 / measured.value, measured.uncertainty / measured.value**2) if measured and measured.value else None
+    )
 
 
 def derive_steady_state(measurement: Measurement) -> SteadyState | None:
@@ -184,7 +201,7 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
     }
     parts = [accounted[window.index] for window in windows if window.index in accounted]
     energy = total(parts) if len(parts) == len(windows) else None
-    joules = value_of(energy)
+    power, per_output_token = _divided(energy, duration_s), _divided(energy, output_tokens)
     reason: str | None = None
     if any(request.token_times_ns is None for request in measurement.requests if request.error is None):
         reason = (
@@ -203,10 +220,12 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
         duration_s=duration_s,
         output_tokens=output_tokens,
         output_tokens_per_s=ratio(output_tokens, duration_s),
-        energy_j=joules,
+        energy_j=value_of(energy),
         uncertainty_j=uncertainty_of(energy),
-        avg_power_w=ratio(joules, duration_s),
-        joules_per_output_token=ratio(joules, output_tokens),
+        avg_power_w=value_of(power),
+        avg_power_w_uncertainty=uncertainty_of(power),
+        joules_per_output_token=value_of(per_output_token),
+        joules_per_output_token_uncertainty=uncertainty_of(per_output_token),
     )
 
 

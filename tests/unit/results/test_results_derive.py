@@ -36,6 +36,33 @@ def test_energy_above_idle_carries_both_uncertainties(bench: Bench) -> None:
     assert energy.energy_above_idle_uncertainty_j == pytest.approx((0.3**2 + (0.2 * 2) ** 2) ** 0.5)
 
 
+def test_every_figure_of_energy_has_its_uncertainty(bench: Bench) -> None:
+    """The sensor stated 0.3 J of 20 J: each figure had its value alone."""
+    energy = bench.result().energy
+    figures = (
+        "avg_power_w",
+        "joules_per_output_token",
+        "joules_per_total_token",
+        "joules_per_request",
+        "wh_per_1000_queries",
+        "tokens_per_joule",
+    )
+    for figure in figures:
+        assert getattr(energy, f"{figure}_uncertainty") == pytest.approx(getattr(energy, figure) * 0.3 / 20), figure
+
+
+def test_an_uncertainty_that_the_meter_does_not_state_is_unknown_in_every_figure(bench: Bench) -> None:
+    report = bench.energy()
+    silent = replace(report.windows[1], uncertainty_j=None)
+    energy = bench.result(
+        replace(bench.measurement(), energy=replace(report, windows=(report.windows[0], silent)))
+    ).energy
+    assert energy.joules_per_output_token is not None
+    stated = {name: value for name, value in asdict(energy).items() if name.endswith("_uncertainty")}
+    assert len(stated) == 6
+    assert set(stated.values()) == {None}
+
+
 def test_tpot_leaves_out_the_first_token(bench: Bench) -> None:
     """GuideLLM counts the first token in; vLLM and this project do not."""
     latency = bench.result().latency

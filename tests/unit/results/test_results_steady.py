@@ -45,6 +45,8 @@ def test_tokens_count_from_the_opening_edge_up_to_the_closing_one(bench: Bench) 
     assert found.joules_per_output_token == pytest.approx(3.0)
     assert found.output_tokens_per_s == pytest.approx(2 / 0.02)
     assert found.avg_power_w == pytest.approx(6 / 0.02)
+    assert found.joules_per_output_token_uncertainty == pytest.approx(0.5 / 2)
+    assert found.avg_power_w_uncertainty == pytest.approx(0.5 / 0.02)
 
 
 def test_a_window_counts_the_tokens_of_its_own_repeat(bench: Bench) -> None:
