@@ -91,11 +91,15 @@ class Window:
 
 @dataclass(frozen=True)
 class MeteredDevice:
-    """A device with a sensor: a GPU (by UUID), a CPU package or its DRAM; or a process tree."""
+    """A device with a sensor: a GPU (by UUID), a CPU package or its DRAM; or a process tree.
+
+    One that is not `leased` was read beside the cycle's own devices: its energy is in no sum.
+    """
 
     id: str
     name: str | None
     kind: Literal["gpu", "cpu", "dram", "process"]
+    leased: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class AccountedWindow:
 
 @dataclass(frozen=True)
 class WindowEnergy(AccountedWindow):
-    """The energy of one window, summed over the devices and for each of them."""
+    """The energy of one window, summed over the leased devices and for each device."""
 
     samples: int = 0
     terms: Mapping[str, float] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "meter": result.energy.meter,
         "scope": result.energy.scope,
         "energy_measured": result.energy.measured,
-        "metered_devices": _sorted(device.kind for device in result.energy.devices),
+        "metered_devices": _sorted(device.kind for device in result.energy.devices if device.leased),
     }
 
 

@@ -220,7 +220,7 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
     """The result, warning of devices warmer or colder than in a sibling cycle by over `temperature_drift_c`."""
     limit_c = result.validity.thresholds.get("temperature_drift_c", Thresholds.temperature_drift_c)
     drifts: list[Note] = []
-    for device in result.energy.devices:
+    for device in (device for device in result.energy.devices if device.leased):
         others = {
             cycle: other.temperature_c
             for cycle, sibling in siblings.items()

@@ -116,6 +116,12 @@ class EnergyDevice:
     temperature_c: float | None = field(
         default=None, metadata=_about("Mean over the measure windows, in degrees Celsius.")
     )
+    leased: bool = field(
+        default=True, metadata=_about("False for a device that was read beside the cycle's own: it enters no sum.")
+    )
+    counter_power_ratio: float | None = field(
+        default=None, metadata=_about("Energy by the counter over that by the same sensor's power readings.")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +136,7 @@ class PhaseEnergy:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Energy of the measure windows, summed over the metered devices."""
+    """Energy of the measure windows, summed over the leased devices."""
 
     meter: str = field(metadata=_about("The source of the readings; `none` when no energy was measured."))
     placement: Literal["host", "worker"] | None

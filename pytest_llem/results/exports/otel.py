@@ -74,7 +74,7 @@ def _energy(result: Result) -> list[JsonValue]:
     energy: list[JsonValue] = []
     power: list[JsonValue] = []
     for device in result.energy.devices:
-        if device.energy_j is not None:
+        if device.energy_j is not None and device.leased:
             attributes = {"hw.id": device.id, "hw.type": device.kind}
             energy.append(_point(result, device.energy_j, attributes))
             if duration:

@@ -141,16 +141,23 @@ def _idle_power_w(report: EnergyReport) -> Measured | None:
 def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[WindowEnergy]) -> EnergyDevice:
     parts = [part for window in measured for part in window.devices if part.id == device.id]
     energy = total(parts) if len(parts) == len(measured) else None
-    temperatures = report.facts.get("temperature_c")
-    temperature_c = temperatures.get(device.id) if isinstance(temperatures, Mapping) else None
     return EnergyDevice(
         id=device.id,
         name=device.name,
         kind=device.kind,
         energy_j=value_of(energy),
         uncertainty_j=uncertainty_of(energy),
-        temperature_c=temperature_c if isinstance(temperature_c, float) else None,
+        temperature_c=_of_device(report, "temperature_c", device),
+        leased=device.leased,
+        counter_power_ratio=_of_device(report, "counter_power_ratio", device),
     )
+
+
+def _of_device(report: EnergyReport, fact: str, device: MeteredDevice) -> float | None:
+    """What the meter's `facts` say of a device under one name."""
+    stated = report.facts.get(fact)
+    value = stated.get(device.id) if isinstance(stated, Mapping) else None
+    return value if isinstance(value, float) else None
 
 
 def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:
