@@ -1,7 +1,9 @@
 """Checks on a real NVIDIA GPU. Each needs an idle GPU, its driver, and torch with CUDA; without, it is skipped.
 
-`LLEM_GPU_REHEARSAL=1` runs them against the simulated NVML instead, with the engine on the CPU, to see that they work;
-its figures mean nothing and are not kept.
+The most telling checks come first, each writes its figures as it ends, and one that would not end within
+`LLEM_GPU_MINUTES` (12) is skipped: whatever time a GPU is lent for is well spent. `LLEM_GPU_REHEARSAL=1` runs them
+against the simulated NVML instead, with the engine on the CPU, to see that they work; its figures mean nothing and are
+not kept.
 """
 
 from __future__ import annotations
@@ -23,7 +25,27 @@ from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, prel
 
 REHEARSAL = os.environ.get("LLEM_GPU_REHEARSAL") == "1"
 RESULTS = Path(os.environ.get("LLEM_GPU_RESULTS", Path(__file__).parent / "RESULTS.md"))
+MINUTES = float(os.environ.get("LLEM_GPU_MINUTES", "12"))
+FILES = ("test_sensors.py", "test_heat.py", "test_decoding.py")
+"""In the order in which they run."""
+
+BEGUN_S = time.monotonic()
 IDLE_W, BUSY_W = 110.0, 500.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the checks by what they are worth."""
+    items.sort(key=lambda item: FILES.index(item.path.name) if item.path.name in FILES else len(FILES))
+
+
+@pytest.fixture(autouse=True)
+def _time_left(request: pytest.FixtureRequest) -> None:
+    """Skip a check marked `gpu(takes_s=...)` that would not end in time."""
+    marker = request.node.get_closest_marker("gpu")
+    takes_s = marker.kwargs.get("takes_s", 0.0) if marker is not None else 0.0
+    left_s = MINUTES * 60 - (time.monotonic() - BEGUN_S)
+    if not REHEARSAL and takes_s > left_s:
+        pytest.skip(f"takes about {takes_s:.0f} s, and {left_s:.0f} s of {MINUTES:g} minutes are left")
 
 
 class RehearsedLoad:
@@ -82,12 +104,8 @@ def on_gpu(gpu_uuid: str, rehearsal: Simulation | None) -> bool:
 
 
 @pytest.fixture(scope="session")
-def results(gpu_uuid: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Lines for RESULTS.md: each session that measured something appends a section of its own."""
-    lines: list[str] = []
-    yield lines
-    if not lines:
-        return
+def section(gpu_uuid: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RESULTS.md with a new section for this session."""
     pynvml.nvmlInit()
     (gpu,) = nvml_devices.find([gpu_uuid], None)
     pynvml.nvmlShutdown()
@@ -98,4 +116,13 @@ def results(gpu_uuid: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         if not begun:
             stream.write("# Measured on real GPUs\n\nEach section is one run of `pytest tests/gpu`.\n")
         stream.write(f"\n## {today}: {gpu.name}, driver {gpu.driver}, Python {platform.python_version()}\n\n")
-        stream.write("\n".join(lines).rstrip() + "\n")
+    return path
+
+
+@pytest.fixture
+def results(section: Path) -> Iterator[list[str]]:
+    """Lines for RESULTS.md, written as the check ends, however it ends."""
+    lines: list[str] = []
+    yield lines
+    with section.open("a", encoding="utf-8") as stream:
+        stream.write("".join(f"{line}\n" for line in lines))

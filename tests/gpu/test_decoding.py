@@ -24,8 +24,6 @@ from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettin
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.workload import build_workload
 
-pytestmark = pytest.mark.gpu
-
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -52,10 +50,10 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-BATCHES = (1, 8, 32, 128)
-CYCLES = 5
+BATCHES = (8, 64)
+CYCLES = 3
 INPUT_TOKENS, OUTPUT_TOKENS = 512, 128
-PAIRS = 25
+PAIRS = 15
 MAX_SLOWDOWN = 0.005
 
 STUDY = """
@@ -63,16 +61,17 @@ name: llama-8b-shape
 model: {model}
 weights: dummy
 dtype: {dtype}
-engine: transformers
+engine: {engine}
 workload: {{dataset: synthetic, input_tokens: {input_tokens}, output_tokens: {output_tokens}}}
 measurement: {{min_duration_s: {seconds}, phases: [prefill]}}
 sweep:
   batch:
 {batches}
-execution: {{cycles: {cycles}}}
+execution: {{cycles: {cycles}, isolation: experiment}}
 """
 
 
+@pytest.mark.gpu(takes_s=60)
 def test_the_sampler_does_not_slow_token_generation(
     gpu_uuid: str, on_gpu: bool, results: list[str], tmp_path: Path
 ) -> None:
@@ -121,11 +120,16 @@ def test_the_sampler_does_not_slow_token_generation(
         assert slowdown < MAX_SLOWDOWN
 
 
-def test_energy_per_token_of_an_8b_shape(gpu_uuid: str, on_gpu: bool, results: list[str], tmp_path: Path) -> None:
+@pytest.mark.gpu(takes_s=150)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_energy_per_token_of_an_8b_shape(
+    engine: str, gpu_uuid: str, on_gpu: bool, results: list[str], tmp_path: Path
+) -> None:
     """Through a study, as a user would: one result per batch size and cycle."""
-    found = study_results(tmp_path, gpu_uuid, on_gpu)
+    pytest.importorskip(engine)
+    found = study_results(engine, tmp_path, gpu_uuid, on_gpu)
 
-    results.append("### Llama shape of 8 billion parameters, dummy weights, bfloat16, transformers\n")
+    results.append(f"### Llama shape of 8 billion parameters, dummy weights, bfloat16, {engine}\n")
     results.append(f"{INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out. Scatter: coefficient of variation over cycles.\n")
     results.append(
         "| batch | J per token | scatter | bound (k=2) | tokens/s | MFU | prefill J | decode J | mean power | valid |"
@@ -133,27 +137,27 @@ def test_energy_per_token_of_an_8b_shape(gpu_uuid: str, on_gpu: bool, results: l
     results.append("|" + "---|" * 10)
     for batch in sorted(found):
         results.append(line(batch, found[batch]))
-    results.append("")
-    assert sorted(found) == sorted(BATCHES if on_gpu else BATCHES[:2])
+    reasons = {note["code"] for cycles in found.values() for cycle in cycles for note in cycle["validity"]["reasons"]}
+    results.append(f"\nReasons against single cycles: {', '.join(sorted(reasons)) or 'none'}.\n")
+    assert sorted(found) == sorted(BATCHES)
     for cycles in found.values():
         assert all(cycle["energy"]["joules_per_output_token"] is not None for cycle in cycles)
 
 
-def study_results(directory: Path, gpu_uuid: str, on_gpu: bool) -> dict[int, list[dict[str, Any]]]:
+def study_results(engine: str, directory: Path, gpu_uuid: str, on_gpu: bool) -> dict[int, list[dict[str, Any]]]:
     """Run the study in a pytest of its own; the valid and invalid results of each batch size."""
     model = directory / "llama-8b-shape"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({**LLAMA_8B, **({} if on_gpu else SMALL)}))
-    batches = "\n".join(
-        f"    - {{transformers.batch_size: {size}, workload.prompts: {size}}}"
-        for size in (BATCHES if on_gpu else BATCHES[:2])
-    )
+    size_setting = {"transformers": "transformers.batch_size", "vllm": "vllm.max_num_seqs"}[engine]
+    batches = "\n".join(f"    - {{{size_setting}: {size}, workload.prompts: {size}}}" for size in BATCHES)
     text = STUDY.format(
+        engine=engine,
         model=model,
         dtype="bfloat16" if on_gpu else "float32",
         input_tokens=INPUT_TOKENS if on_gpu else 16,
         output_tokens=OUTPUT_TOKENS if on_gpu else 8,
-        seconds=10 if on_gpu else 0.2,
+        seconds=5 if on_gpu else 0.2,
         cycles=CYCLES if on_gpu else 2,
         batches=batches,
     )
@@ -166,7 +170,7 @@ def study_results(directory: Path, gpu_uuid: str, on_gpu: bool) -> dict[int, lis
     found: dict[int, list[dict[str, Any]]] = {}
     for path in sorted((directory / "out").rglob("result.json")):
         result = json.loads(path.read_text())
-        found.setdefault(int(result["experiment"]["config"]["settings"]["batch_size"]), []).append(result)
+        found.setdefault(int(result["experiment"]["config"]["workload"]["prompts"]), []).append(result)
     assert found, f"{done.stdout}\n{done.stderr}"
     return found
 
