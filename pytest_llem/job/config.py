@@ -117,6 +117,10 @@ class WarmupSettings:
     max_s: NonNegativeFloat = setting(60.0, "Most seconds.")
     cv: NonNegativeFloat = setting(0.05, "Converged when durations vary by at most this (std/mean).")
     window: PositiveInt = setting(3, "Repeats over which `cv` is taken.")
+    thermal: Literal["settled", "repeatable"] = setting(
+        "repeatable", "`settled` goes on until each GPU has the temperature that the load keeps."
+    )
+    thermal_max_s: NonNegativeFloat = setting(900.0, "Most seconds of a warm-up until `settled`.")
 
 
 @dataclass(frozen=True)

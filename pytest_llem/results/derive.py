@@ -33,6 +33,7 @@ from pytest_llem.results.schema import (
     MemorySection,
     Result,
     RunnerSection,
+    ThermalSection,
     Throughput,
     Tokens,
     ValiditySection,
@@ -119,6 +120,7 @@ def derive_result(
         workload=_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=derive_energy(measurement.energy, work, shared_host=shared_host),
+        thermal=ThermalSection(mode=job.config.measurement.warmup.thermal),
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),

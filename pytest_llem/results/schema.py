@@ -178,6 +178,36 @@ class Energy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThermalSection:
+    """How far the leased GPUs were from the temperature that the load keeps, which leakage and so energy depend on."""
+
+    mode: Literal["settled", "repeatable"] = field(default="repeatable", metadata=_about("What the study asked for."))
+    state: Literal["settled", "unsettled", "unknown"] = field(
+        default="unknown", metadata=_about("What the readings show; unknown without temperatures.")
+    )
+    load_s: float | None = field(
+        default=None, metadata=_about("Seconds from the warm-up's begin to the measure window's end.")
+    )
+    temperature_c: float | None = field(
+        default=None, metadata=_about("Mean over the measure windows, of the hottest leased GPU.")
+    )
+    distance_c: float | None = field(
+        default=None, metadata=_about("Most that this may lie from the settled temperature; null where unknown.")
+    )
+    leakage_rel_per_c: float | None = field(
+        default=None, metadata=_about("Change of power per degree at this load, as a share; null where unknown.")
+    )
+    uncertainty_rel: float | None = field(
+        default=None,
+        metadata=_about("k=2: how far the energy may lie from that of a settled die, as a share of it."),
+    )
+    hot_idle_power_w: float | None = field(
+        default=None, metadata=_about("Idle power right after the load, while the die is still hot.")
+    )
+    hot_idle_power_uncertainty_w: float | None = field(default=None, metadata=_about("k=2."))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """Totals of the measure windows, over requests that succeeded."""
 
@@ -301,6 +331,7 @@ class Result(BaseModel):
     workload: WorkloadSection
     validity: ValiditySection
     energy: Energy
+    thermal: ThermalSection = Field(default_factory=ThermalSection)
     tokens: Tokens
     throughput: Throughput
     latency: Latency
