@@ -1,7 +1,7 @@
 """The calibration of one GPU's sensors, stored per UUID and driver in the user's data directory.
 
 `calibrate` writes it; meters, the sampler process and `llem doctor` read it. Cheap to import (no dataclasses), because
-the sampler process does; a change of its fields needs a new `VERSION`, which discards what is stored.
+the sampler process does. Fields are added with a default; another meaning needs a new `VERSION`, which discards files.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pytest_llem.errors import JsonValue
+
 CounterType = Literal["accumulating", "part_time", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
 VERSION = 1
 """Version of the stored file; another one is ignored."""
+
+VALID_DAYS = 365
+"""Chosen: a year, after which a sensor is worth the minute that calibrating it anew takes."""
 
 
 class Calibration(NamedTuple):
@@ -42,6 +47,36 @@ class Calibration(NamedTuple):
     idle_noise_w: float | None = None
     made_at: str | None = None
     version: int = VERSION
+    conditions: dict[str, JsonValue] | None = None
+
+    @property
+    def id(self) -> str:
+        """The GPU and when it was calibrated: unique, and readable."""
+        return f"{self.uuid}@{self.made_at or 'unknown'}"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all that was found, whichever fields later versions may add."""
+        from hashlib import sha256
+
+        found = {name: value for name, value in self._asdict().items() if value is not None}
+        return sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def valid_until(self) -> str | None:
+        """ISO 8601; `None` for a calibration without a date."""
+        from datetime import datetime, timedelta
+
+        if self.made_at is None:
+            return None
+        return (datetime.fromisoformat(self.made_at) + timedelta(days=VALID_DAYS)).isoformat(timespec="seconds")
+
+    @property
+    def expired(self) -> bool:
+        """Whether it is past its validity, or has no date."""
+        from datetime import datetime, timezone
+
+        return self.valid_until is None or datetime.fromisoformat(self.valid_until) < datetime.now(timezone.utc)
 
 
 def default_directory() -> Path:
@@ -57,12 +92,22 @@ def default_directory() -> Path:
 
 def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
     """The calibration of this GPU under this driver; `None` if there is none or it has another version."""
+    stored = _stored(path_of(uuid, driver, directory))
+    return stored if stored is not None and (stored.uuid, stored.driver) == (uuid, driver) else None
+
+
+def foreign(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
+    """What lies in the place of this GPU's calibration but belongs to another GPU or driver: it is not used."""
+    stored = _stored(path_of(uuid, driver, directory))
+    return stored if stored is not None and (stored.uuid, stored.driver) != (uuid, driver) else None
+
+
+def _stored(path: Path) -> Calibration | None:
     try:
-        data = json.loads(path_of(uuid, driver, directory).read_text(encoding="utf-8"))
-        stored = Calibration(**data)
+        stored = Calibration(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return stored if stored.version == VERSION and (stored.uuid, stored.driver) == (uuid, driver) else None
+    return stored if stored.version == VERSION else None
 
 
 def path_of(uuid: str, driver: str, directory: Path | None = None) -> Path:

@@ -119,6 +119,7 @@ class SampledGpuMeter(Meter):
         facts: dict[str, JsonValue] = {
             "calibrated": {uuid: stored is not None for uuid, stored in calibrations.items()},
             "calibration": {uuid: stored._asdict() for uuid, stored in calibrations.items() if stored is not None},
+            "calibrations": [_trace(stored) for stored in calibrations.values() if stored is not None],
             "drivers": _drivers(gpus),
             "counter_period_ns": {d.uuid: d.ticks.period_ns if d.ticks else None for d in evidence.devices},
             "sampler_cpu_s": cpu_s,
@@ -163,7 +164,14 @@ class SampledGpuMeter(Meter):
     def _device_notes(self, gpus: Sequence[GpuFacts], calibrations: Mapping[str, Calibration | None]) -> list[Note]:
         notes: list[Note] = []
         for gpu in gpus:
-            if calibrations[gpu.uuid] is None:
+            stored, other = calibrations[gpu.uuid], calibration.foreign(gpu.uuid, gpu.driver)
+            if stored is not None and stored.expired:
+                message = f"{gpu.uuid}: calibration of {stored.made_at} is older than {calibration.VALID_DAYS} days"
+                notes.append(Note("calibration_expired", f"{message}: run `llem doctor --calibrate`"))
+            if other is not None:
+                message = f"{gpu.uuid}, driver {gpu.driver}: the calibration in its place is {other.id}, driver"
+                notes.append(Note("calibration_foreign", f"{message} {other.driver}, and was not used"))
+            if stored is None:
                 remedy = "run `llem doctor --calibrate`" if self.can_calibrate else "GPUs of its kind cannot be"
                 message = f"{gpu.uuid}: sensor not calibrated under driver {gpu.driver}, bounds are wide: {remedy}"
                 notes.append(Note("uncalibrated", message))
@@ -235,6 +243,19 @@ def _estimate(device: validity.DeviceEvidence, window: Window, calibrated: Calib
 def _sensor(events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What the sampler process found of a device's sensor; empty where it never read it."""
     return next((event for event in events if event["event"] == "sensor"), {})
+
+
+def _trace(stored: Calibration) -> dict[str, JsonValue]:
+    """What a result states of a calibration that it rests on."""
+    return {
+        "device": stored.uuid,
+        "id": stored.id,
+        "hash": stored.hash,
+        "made_at": stored.made_at,
+        "valid_until": stored.valid_until,
+        "expired": stored.expired,
+        "conditions": stored.conditions or {},
+    }
 
 
 def _drivers(gpus: Sequence[GpuFacts]) -> tuple[str, ...]:

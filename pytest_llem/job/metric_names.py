@@ -73,6 +73,8 @@ CONDITIONS = (
     "scope",
     "energy_measured",
     "metered_devices",
+    "calibration",
+    "estimator",
 )
 """Every condition that must be equal before energies are compared: what a study's `compare.allow` may hold."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import mode
 from typing import cast
 
 from pytest_llem.errors import JsonValue
@@ -17,7 +18,8 @@ UNKNOWN_GAIN = 0.05
 """Gain error of a board whose meter states none: about 5 % over many boards (arXiv 2312.02741)."""
 
 DEVICE_IDS = "device_ids"
-ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices"})
+CALIBRATION, ESTIMATOR = "calibration", "estimator"
+ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR})
 Conditions = Mapping[str, JsonValue]
 
 
@@ -53,6 +55,8 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "scope": result.energy.scope,
         "energy_measured": result.energy.measured,
         "metered_devices": _sorted(device.kind for device in result.energy.devices if device.leased),
+        CALIBRATION: _calibrations(result),
+        ESTIMATOR: _estimator(result),
     }
 
 
@@ -67,12 +71,14 @@ def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
     """
     common = conditions(results[0])
     others = [conditions(result) for result in results[1:]]
-    for name in (*MACHINE, DEVICE_IDS):
+    for name in (*MACHINE, DEVICE_IDS, CALIBRATION):
         values = [common[name], *(other[name] for other in others)]
-        if isinstance(common[name], list):
+        if any(isinstance(value, list) for value in values):
             common[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})
         elif len(set(map(str, values))) > 1:
             common[name] = " and ".join(sorted(set(map(str, values))))
+    # A disturbed cycle falls back to another estimator, with wider bounds: no difference between two runs.
+    common[ESTIMATOR] = mode(_text(found[ESTIMATOR]) for found in (common, *others))
     return common
 
 
@@ -110,6 +116,8 @@ def differences(
         before, now = baseline.get(name), current.get(name)
         if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
             continue
+        if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
+            continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
             problems.append(f"{name}: {_shown(before)} -> {_shown(now)}")
             continue
@@ -125,6 +133,18 @@ def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
     listed = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
     leased = set(result.runner.device_ids)
     return cast("list[Mapping[str, JsonValue]]", [gpu for gpu in listed if gpu.get("uuid") in leased])
+
+
+def _calibrations(result: Result) -> JsonValue:
+    leased = {device.id for device in result.energy.devices if device.leased}
+    return _sorted(f"{c.id} {c.hash[:12]}" for c in result.energy.calibrations if c.device in leased) or None
+
+
+def _estimator(result: Result) -> str | None:
+    """How the energy of GPUs was found; other sensors have one way each."""
+    if not any(device.kind == "gpu" for device in result.energy.devices):
+        return None
+    return " and ".join(sorted({str(w.estimator) for w in result.energy.windows if w.name == "measure"}))
 
 
 def _text(value: object) -> str | None:

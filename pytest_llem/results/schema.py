@@ -125,6 +125,19 @@ class EnergyDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationSection:
+    """The calibration of one device's sensor that the bounds rest on."""
+
+    device: str = field(metadata=_about("The metered device's id."))
+    id: str
+    hash: str = field(metadata=_about("SHA-256 over all that calibration found."))
+    made_at: str | None = field(metadata=_about("ISO 8601 in UTC."))
+    valid_until: str | None = field(metadata=_about("ISO 8601 in UTC."))
+    expired: bool = field(metadata=_about("Whether it was past that when it was used."))
+    conditions: dict[str, JsonValue] = field(metadata=_about("Under which it was made: board, clocks, load, ..."))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseEnergy:
     """Energy of one phase of a repeat; `method` says how it was told apart."""
 
@@ -175,6 +188,9 @@ class Energy:
     host: CpuEnergy | None
     windows: tuple[AccountedWindow, ...]
     phases: tuple[PhaseEnergy, ...]
+    calibrations: tuple[CalibrationSection, ...] = field(
+        default=(), metadata=_about("Of the metered devices; a device that is not calibrated has none.")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from pytest_llem.job.measurement import (
     Window,
     WindowEnergy,
 )
-from pytest_llem.results.schema import Energy, EnergyDevice, PhaseEnergy, SteadyState
+from pytest_llem.results.schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy, SteadyState
 from pytest_llem.worker.steady import STEADY_STATE
 
 MEASURE = "measure"
@@ -76,7 +76,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     """Energy of the measure windows, per token and request. `shared_host`: other cycles may have run beside it."""
     if report is None or report.meter == "none":
         unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Energy))
-        unknown |= {"meter": "none", "measured": False, "devices": (), "windows": (), "phases": ()}
+        unknown |= {"meter": "none", "measured": False, "devices": (), "windows": (), "phases": (), "calibrations": ()}
         return Energy(**unknown)
     measured = [window for window in report.windows if window.name == MEASURE]
     gross = total(measured)
@@ -123,6 +123,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
         windows=tuple(AccountedWindow(**{name: getattr(window, name) for name in names}) for window in report.windows),
         phases=_phases(report, gross, work),
+        calibrations=_calibrations(report),
     )
 
 
@@ -158,6 +159,11 @@ def _of_device(report: EnergyReport, fact: str, device: MeteredDevice) -> float 
     stated = report.facts.get(fact)
     value = stated.get(device.id) if isinstance(stated, Mapping) else None
     return value if isinstance(value, float) else None
+
+
+def _calibrations(report: EnergyReport) -> tuple[CalibrationSection, ...]:
+    traced: Any = report.facts.get("calibrations", ())
+    return tuple(CalibrationSection(**entry) for entry in traced)
 
 
 def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy import calibration, rapl_source, registry
+from pytest_llem.energy.calibrate import save
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings, ServerProcess
@@ -46,6 +47,44 @@ def test_quiet_sides_give_the_true_energy_within_the_stated_bound(machine: Simul
     assert report.measured
     assert report.scope == "gpu_board"
     assert report.gain_uncertainty_rel is not None
+
+
+def test_a_report_says_which_calibration_its_bounds_rest_on(machine: Simulation, tmp_path: Path) -> None:
+    uuid, driver = uuids(machine)[0], machine.machine.driver.decode()
+    stored = calibration.load(uuid, driver)
+    assert stored is not None
+    save(stored._replace(made_at="2020-01-01T00:00:00+00:00", conditions={"sm_clock_mhz": 1980}))
+
+    report = measure(machine, tmp_path)
+
+    used = calibration.load(uuid, driver)
+    assert used is not None
+    assert report.facts["calibrations"] == [
+        {
+            "device": uuid,
+            "id": f"{uuid}@2020-01-01T00:00:00+00:00",
+            "hash": used.hash,
+            "made_at": "2020-01-01T00:00:00+00:00",
+            "valid_until": "2020-12-31T00:00:00+00:00",
+            "expired": True,
+            "conditions": {"sm_clock_mhz": 1980},
+        }
+    ]
+    assert used.hash != stored.hash
+    assert "calibration_expired" in remarks(report)
+
+
+def test_a_calibration_in_the_place_of_another_gpus_is_noted_and_not_used(machine: Simulation, tmp_path: Path) -> None:
+    uuid, driver = uuids(machine)[0], machine.machine.driver.decode()
+    stored = calibration.load(uuid, driver)
+    assert stored is not None
+    written = save(stored._replace(uuid="GPU-another"))
+    written.rename(calibration.path_of(uuid, driver))
+
+    report = measure(machine, tmp_path)
+
+    assert {"calibration_foreign", "uncalibrated"} <= remarks(report)
+    assert report.facts["calibrations"] == []
 
 
 def test_busy_sides_are_interpolated_and_the_bound_grows_with_the_power_step(

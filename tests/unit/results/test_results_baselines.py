@@ -25,10 +25,11 @@ from pytest_llem.results.baselines import (
     read_baseline,
     save_baseline,
 )
-from pytest_llem.results.comparability import conditions, differences
+from pytest_llem.results.comparability import common_conditions, conditions, differences
 from pytest_llem.results.judging import GateReport, judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
+from pytest_llem.results.schema import CalibrationSection, Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if
@@ -300,3 +301,30 @@ def test_every_condition_has_its_name_in_the_list(run: Runs) -> None:
     (*_, last) = run("now")
     assert last.result is not None
     assert tuple(conditions(last.result)) == CONDITIONS
+
+
+def traced(result: Result, hash: str, estimator: str) -> Result:
+    """The result as if it came from a calibrated GPU."""
+    device = replace(result.energy.devices[0], id="GPU-1", kind="gpu")
+    made = CalibrationSection(
+        device="GPU-1", id="GPU-1@day", hash=hash, made_at=None, valid_until=None, expired=True, conditions={}
+    )
+    windows = tuple(replace(window, estimator=estimator) for window in result.energy.windows)
+    energy = replace(result.energy, devices=(device,), calibrations=(made,), windows=windows)
+    return result.model_copy(update={"energy": energy})
+
+
+def test_another_calibration_or_estimator_is_another_condition_of_energy(run: Runs) -> None:
+    (*_, last) = run("now")
+    assert last.result is not None
+    before = common_conditions([traced(last.result, "a" * 64, "counter_outer_edge")] * 3)
+    odd = traced(last.result, "a" * 64, "counter_interpolated")
+    recalibrated = conditions(traced(last.result, "b" * 64, "counter_outer_edge"))
+
+    assert differences(before, recalibrated, True, 0.05) == [
+        f"calibration: GPU-1@day {'a' * 12} -> GPU-1@day {'b' * 12}"
+    ]
+    assert differences(before, recalibrated, False, 0.05) == []
+    assert len(differences(before, conditions(odd), True, 0.05)) == 1
+    assert before == common_conditions([traced(last.result, "a" * 64, "counter_outer_edge")] * 2 + [odd])
+    assert not differences(before, {**recalibrated, "device_ids": ["other"]}, True, 0.2), "other boards, by their gains"
