@@ -1,6 +1,6 @@
 """Floating-point operations of a decoder, from its architecture alone.
 
-`results.sections.performance` calls it, and the footprint takes `UNGATED_TYPES`. What is counted must stay, or results
+`results.sections.compute` calls it, and the footprint takes `UNGATED_TYPES`. What is counted must stay, or results
 are no longer comparable: the matrix multiplications, a multiply-add as two operations, as in Kaplan et al. (arXiv
 2001.08361, table 1) and Korthikanti et al. (arXiv 2205.05198, appendix A); not, as there, norms, rotary embedding,
 softmax and activations (under 1 % of any model of practical width), and the embedding, which is a look-up.
@@ -23,21 +23,28 @@ UNGATED_TYPES = (
 @dataclass(frozen=True)
 class FlopModel:
     """Operations of one model: `matrix_per_token` for every token, `head_per_logit` for every position whose logits are
-    computed, and `attention_per_pair` for every pair of a token and a token that it attends to."""
+    computed, and `attention_per_pair` for every pair of a token and a token that it attends to, over all layers. The
+    share `windowed` of the layers attends to the last `window` tokens alone."""
 
     matrix_per_token: float
     head_per_logit: float
     attention_per_pair: float
     window: int | None = None
+    windowed: float = 0.0
 
     def attention(self, first: int, last: int) -> float:
         """Attention of the tokens at positions `first` to `last` (from 0, inclusive) over all up to their own."""
-        pairs = _pairs(last + 1, self.window) - _pairs(first, self.window)
-        return self.attention_per_pair * pairs
+        full = _pairs(last + 1, None) - _pairs(first, None)
+        local = _pairs(last + 1, self.window) - _pairs(first, self.window)
+        return self.attention_per_pair * (self.windowed * local + (1 - self.windowed) * full)
 
-    def prefill(self, tokens: int) -> float:
-        """A prompt of `tokens`, whose last position alone yields logits."""
-        return self.matrix_per_token * tokens + self.head_per_logit + self.attention(0, tokens - 1)
+    def prefill(self, tokens: int, cached: int = 0) -> float:
+        """A prompt of `tokens`, whose last position alone yields logits; the first `cached` are not computed.
+
+        The last one always is, because its logits are no part of a cache.
+        """
+        cached = min(cached, tokens - 1)
+        return self.matrix_per_token * (tokens - cached) + self.head_per_logit + self.attention(cached, tokens - 1)
 
     def decode(self, context: int, tokens: int) -> float:
         """`tokens` further forward passes of one token each, after `context` tokens."""
@@ -46,11 +53,11 @@ class FlopModel:
         per_token = self.matrix_per_token + self.head_per_logit
         return per_token * tokens + self.attention(context, context + tokens - 1)
 
-    def request(self, input_tokens: int, output_tokens: int) -> float:
+    def request(self, input_tokens: int, output_tokens: int, cached: int = 0, beams: int = 1) -> float:
         """One request with a key-value cache: the prefill yields the first output token, decoding the others."""
         if output_tokens <= 0:
             return 0.0
-        return self.prefill(input_tokens) + self.decode(input_tokens, output_tokens - 1)
+        return self.prefill(input_tokens, cached) + beams * self.decode(input_tokens, output_tokens - 1)
 
 
 def flop_model(shape: ModelShape) -> FlopModel | None:
@@ -58,30 +65,35 @@ def flop_model(shape: ModelShape) -> FlopModel | None:
 
     Dense and mixture-of-experts models with multi-head, grouped-query or multi-head latent attention. Of the experts
     only the active and the shared ones count. The counts of causal attention are those of its pairs; a kernel that
-    computes the masked half too does more work than this, which is not useful work.
+    computes the masked half too does more work than this, which is not useful work. Layers of other kinds (recurrent,
+    sparse or chunked attention) are not counted.
     """
     hidden, layers, vocab = shape.hidden_size, shape.layers, shape.vocab_size
     if hidden is None or layers is None or vocab is None or shape.heads is None or shape.head_dim is None:
         return None
     attention = _latent_attention(shape) or _grouped_attention(shape)
-    feed_forward = _feed_forward(shape)
-    if feed_forward is None:
+    feed_forward, windowed = _feed_forward(shape), _windowed(shape)
+    if feed_forward is None or windowed is None:
         return None
     parameters, pair_width = attention
     return FlopModel(
         matrix_per_token=2.0 * (layers * parameters + feed_forward),
         head_per_logit=2.0 * hidden * vocab,
         attention_per_pair=2.0 * layers * shape.heads * pair_width,
-        window=_window(shape),
+        window=_number(shape, "sliding_window"),
+        windowed=windowed,
     )
 
 
-def total_flops(shape: ModelShape, requests: Iterable[tuple[int, int]]) -> float | None:
-    """Operations of requests given as (input tokens, output tokens); `None` when the shape does not say enough."""
+def total_flops(shape: ModelShape, requests: Iterable[tuple[int, int, int]], beams: int = 1) -> float | None:
+    """Operations of requests, each its tokens of input, of output, and of input from a cache.
+
+    `None` when the shape does not say enough.
+    """
     model = flop_model(shape)
     if model is None:
         return None
-    return sum(model.request(given, made) for given, made in requests)
+    return sum(model.request(given, made, cached, beams) for given, made, cached in requests)
 
 
 def _pairs(tokens: int, window: int | None) -> float:
@@ -134,11 +146,21 @@ def _feed_forward(shape: ModelShape) -> float | None:
     return float((layers - dense_layers) * sparse + dense_layers * matrices * hidden * (width or 0))
 
 
-def _window(shape: ModelShape) -> int | None:
-    """The sliding window, where every layer has the same; mixed layers are counted as full attention."""
-    if shape.config.get("use_sliding_window") is False or shape.config.get("layer_types") is not None:
+LAYERS_OF_OTHER_KINDS = ("attn_layer_period", "index_topk", "layers_block_type", "mamba_d_state", "ssm_state_size")
+"""Keys of configurations (transformers 5) whose models have recurrent layers or sparse attention."""
+
+
+def _windowed(shape: ModelShape) -> float | None:
+    """The share of the layers that attend to the sliding window alone; `None` where layers are of other kinds."""
+    if any(shape.config.get(key) is not None for key in LAYERS_OF_OTHER_KINDS):
         return None
-    return _number(shape, "sliding_window")
+    has_window = _number(shape, "sliding_window") is not None
+    kinds = shape.config.get("layer_types")
+    if not isinstance(kinds, (list, tuple)) or not kinds:
+        return float(has_window and shape.config.get("use_sliding_window") is not False)
+    share = kinds.count("sliding_attention") / len(kinds)
+    known = set(map(str, kinds)) <= {"full_attention", "sliding_attention"} and (has_window or not share)
+    return share if known else None
 
 
 def _number(shape: ModelShape, *names: str) -> int | None:

@@ -42,8 +42,9 @@ class Completion:
     token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
 
     A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
-    `first_token_ns` is for those who know when the answer began, but not the time of each token. `failure` is the class
-    of an `error` (`timeout`, `http_429`, ...).
+    `first_token_ns` is for those who know when the answer began, but not the time of each token. `chunk_times_ns` has
+    one entry per arrival; `None` where those are the distinct `token_times_ns`, or not known. `failure` is the class of
+    an `error` (`timeout`, `http_429`, ...).
     """
 
     index: int
@@ -59,6 +60,7 @@ class Completion:
     text: str | None = None
     first_token_ns: int | None = None
     failure: str | None = None
+    chunk_times_ns: tuple[int, ...] | None = None
 
     @property
     def generated(self) -> int:
@@ -72,7 +74,7 @@ class Window:
 
     `index` counts windows of one name from 0. `quiet_before_s` and `quiet_after_s` are the idle padding: how long the
     device rested, confirmed synchronised, on each side; `None` means busy or unknown. `repeats` counts the whole
-    repeats of the workload inside, if any.
+    repeats of the workload that end inside, if any; `reset_s` is the time in which caches were emptied between them.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Window:
     quiet_before_s: float | None = None
     quiet_after_s: float | None = None
     repeats: int | None = None
+    reset_s: float = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -274,7 +277,8 @@ class WorkerFacts:
 class RequestRecord:
     """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`.
 
-    In that case `first_token_ns` is the time of the first one, if known; `failure` is the class of an `error`.
+    In that case `first_token_ns` is the time of the first one, if known. `chunk_times_ns` are those of arrivals, where
+    they are not the distinct `token_times_ns`; `failure` is the class of an `error`.
     """
 
     repeat: int
@@ -289,6 +293,7 @@ class RequestRecord:
     error: str | None = None
     first_token_ns: int | None = None
     failure: str | None = None
+    chunk_times_ns: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

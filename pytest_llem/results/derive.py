@@ -39,8 +39,9 @@ from pytest_llem.results.schema import (
     ValiditySection,
     WorkloadSection,
 )
+from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, derive_steady_state, ratio
-from pytest_llem.results.sections.performance import derive_compute, latency
+from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.state import now
 
 

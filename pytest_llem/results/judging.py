@@ -16,7 +16,7 @@ from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs, unjudged
-from pytest_llem.results.metrics import Metric, is_energy, metric
+from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.statistics import relative_half_width
@@ -215,7 +215,7 @@ def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tu
     """The metric's values, why there are none, and the cycles lost: those before, and those that lack the metric."""
     values = [value for result in valid if (value := measure.of(result)) is not None]
     if valid and not values:
-        return values, "this run did not measure it", [*lost]
+        return values, why_absent(measure.name, valid[0]), [*lost]
     lacking = [f"c{result.cycle} without {measure.name}" for result in valid if measure.of(result) is None]
     return values, "", [*lost, *lacking]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name
 from pytest_llem.results.schema import Distribution, Result
+from pytest_llem.results.sections.performance import LEAST_VALUES
 
 Getter = Callable[[Result], "float | None"]
 
@@ -61,9 +62,22 @@ def _getter(name: str) -> Getter:
 
     def latency(result: Result) -> float | None:
         distribution: Distribution | None = getattr(result.latency, f"{section}_s")
-        return None if distribution is None else float(getattr(distribution, statistic))
+        value: float | None = getattr(distribution, statistic, None)
+        return value
 
     return _GETTERS.get(name, latency)
 
 
 METRICS = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
+
+
+def why_absent(name: str, result: Result) -> str:
+    """Why a valid result has no such metric, in words for a user."""
+    section, _, statistic = name.removesuffix("_s").partition("_")
+    found: Distribution | None = getattr(result.latency, f"{section}_s", None)
+    if found is None or found.n is None or statistic not in LEAST_VALUES:
+        return "this run did not measure it"
+    return (
+        f"{name} takes at least {LEAST_VALUES[statistic]} values, and there were {found.n}: more workload.prompts, "
+        "or a longer measurement.min_duration_s"
+    )

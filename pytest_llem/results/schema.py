@@ -156,10 +156,10 @@ class Energy:
     scope: str | None = field(metadata=_about("What a joule covers: gpu_board, module, cpu_package+dram, ..."))
     measured: bool = field(metadata=_about("False when a model of the hardware stands in for a sensor."))
     source: str | None = field(metadata=_about("Where that model is published."))
-    energy_j: float | None
+    energy_j: float | None = field(metadata=_about("Of the measure windows, less reset_energy_j."))
     uncertainty_j: float | None = field(metadata=_about("k=2; leaves out the board's gain error."))
     gain_uncertainty_rel: float | None = field(metadata=_about("Relative gain error of the board's sensor, per board."))
-    energy_above_idle_j: float | None = field(metadata=_about("energy_j minus idle power times the windows' time."))
+    energy_above_idle_j: float | None = field(metadata=_about("energy_j minus idle power times its time."))
     energy_above_idle_uncertainty_j: float | None = field(metadata=_about("k=2."))
     idle_power_w: float | None = field(metadata=_about("Mean power of the idle window, model loaded."))
     idle_power_uncertainty_w: float | None = field(metadata=_about("k=2."))
@@ -170,8 +170,18 @@ class Energy:
     idle_power_reused_from: str | None = field(
         default=None, metadata=_about("The cycle that measured it, where another one did.")
     )
-    avg_power_w: float | None = field(metadata=_about("energy_j over the measure windows' time."))
+    avg_power_w: float | None = field(metadata=_about("energy_j over throughput.duration_s."))
     avg_power_w_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
+    reset_energy_j: float | None = field(
+        default=None,
+        metadata=_about(
+            "Taken off the measure windows: idle power times timing.reset_s, in which caches were emptied between "
+            "repeats. Null where nothing is known to take off: what resets drew is then in energy_j, within its bound."
+        ),
+    )
+    reset_energy_uncertainty_j: float | None = field(
+        default=None, metadata=_about("k=2, part of uncertainty_j: resets may draw as much as the load.")
+    )
     joules_per_output_token: float | None
     joules_per_output_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_total_token: float | None = field(metadata=_about("Per input and output token together."))
@@ -239,16 +249,25 @@ class Throughput:
     output_tokens_per_s: float | None
     total_tokens_per_s: float | None
     requests_per_s: float | None
+    duration_s: float | None = field(
+        default=None, metadata=_about("The measure windows' time without resets of caches between repeats.")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteadyState:
-    """The time in which a serving engine was as full as it gets, between ramp and tail, over all repeats."""
+    """The time in which a serving engine was as full as it gets, between ramp and tail, over all repeats.
+
+    With B the most requests that run at once and N those of a repeat, each repeat's window is [opens, closes), and
+    joules_per_output_token = sum of the windows' energy / sum of the output tokens that arrived within them.
+    """
 
     method: str = field(
         metadata=_about(
-            "concurrency_limit: as many requests run as can, until the tail drains. "
-            "first_answer_or_full_to_last_arrival: for requests that arrive at a rate."
+            "concurrency_limit: opens when B requests run (first to last token), closes when that many do for the "
+            "last time. first_answer_or_full_to_last_arrival: for requests that arrive at a rate: opens with the first "
+            "answer or B running, closes with the last arrival or, if later, as before. ml_energy: opens with the B-th "
+            "first token, closes when N - B - 1 requests have ended."
         )
     )
     valid: bool = field(metadata=_about("Whether it lasted at least 30 s."))
@@ -266,12 +285,13 @@ class SteadyState:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Seconds over the successful requests; percentiles by linear interpolation."""
+    """Seconds over the successful requests; percentiles by linear interpolation between order statistics."""
 
+    n: Count | None = field(default=None, metadata=_about("How many values it is over; null in older results."))
     mean: float
     p50: float
-    p90: float
-    p99: float
+    p90: float | None = field(metadata=_about("Null below 10 values: none of them would be expected beyond it."))
+    p99: float | None = field(metadata=_about("Null below 100 values, for the same reason."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +300,16 @@ class Latency:
 
     ttft_s: Distribution | None = field(metadata=_about("Time to first token."))
     tpot_s: Distribution | None = field(metadata=_about("Time per output token after the first, per request."))
-    itl_s: Distribution | None = field(metadata=_about("Times between successive tokens, over all requests."))
+    itl_s: Distribution | None = field(
+        metadata=_about("Times between successive tokens, over all requests; 0 between tokens that arrive together.")
+    )
+    itl_chunk_s: Distribution | None = field(
+        default=None,
+        metadata=_about(
+            "Times between successive arrivals, however many tokens each brought, over all requests: the itl of "
+            "`vllm bench serve`, and so that of exports in its format."
+        ),
+    )
     e2el_s: Distribution | None = field(metadata=_about("End-to-end latency of a request."))
 
 
@@ -308,10 +337,16 @@ class Compute:
     """Arithmetic work of the measure windows, from the model's architecture."""
 
     parameters: Count | None
-    flops: float | None = field(metadata=_about("Floating-point operations of all repeats."))
+    flops: float | None = field(
+        metadata=_about("Useful operations of all repeats: no tokens from a prefix cache, no pairs beyond a window.")
+    )
     flops_per_output_token: float | None
     achieved_flops_per_s: float | None
-    peak_flops_per_s: float | None = field(metadata=_about("The devices' published peak for the dtype."))
+    peak_flops_per_s: float | None = field(metadata=_about("The devices' published dense peak for `peak_dtype`."))
+    peak_dtype: str | None = field(
+        default=None,
+        metadata=_about("What matrices are multiplied in, which quantised weights alone do not change."),
+    )
     mfu: float | None = field(metadata=_about("achieved_flops_per_s / peak_flops_per_s."))
 
 

@@ -209,6 +209,7 @@ def _record(repeat: int, completion: Completion) -> RequestRecord:
         error=completion.error,
         first_token_ns=completion.first_token_ns,
         failure=completion.failure,
+        chunk_times_ns=completion.chunk_times_ns,
     )
 
 

@@ -112,7 +112,7 @@ def test_a_request_is_its_prefill_and_its_further_tokens() -> None:
     assert formula is not None
     steps = formula.prefill(7) + sum(formula.decode(7 + step, 1) for step in range(4))
     assert formula.request(7, 5) == pytest.approx(steps)
-    assert total_flops(shape, [(7, 5), (7, 5), (7, 0)]) == pytest.approx(2 * steps)
+    assert total_flops(shape, [(7, 5, 0), (7, 5, 0), (7, 0, 0)]) == pytest.approx(2 * steps)
 
 
 def test_a_large_model_costs_about_two_operations_per_parameter() -> None:

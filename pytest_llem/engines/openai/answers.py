@@ -84,7 +84,7 @@ class Answer:
                 break
         if not self.done and self._end.reason is None:
             raise RequestFailedError("dropped", f"the stream ended after {len(self._events)} events, without an end")
-        self._last_ns = self._times_ns[-1] if self._times_ns else now_ns
+        self._last_ns = self._last_part_ns(now_ns)
 
     def whole(self, body: bytes, now_ns: int) -> None:
         """An answer that was not streamed: when its first token was there, nobody knows."""
@@ -124,15 +124,18 @@ class Answer:
         if len(pieces.times_ns) > count or (text and not count):
             said = f"{count} tokens are said to be in {max(len(pieces.times_ns), 1)} pieces of text"
             raise RequestFailedError("wrong_usage", said)
-        times = None
+        times = chunks = None
         if self.first_ns is not None or not count:
             times = next((tuple(t) for t in (pieces.told_ns, pieces.times_ns) if len(t) == count), None)
+            chunks = tuple(pieces.arrivals_ns)
+        # Usage, and the reason to end, may come long after the last token.
         return dataclasses.replace(
             completion,
             output_ids=tuple(pieces.ids) if len(pieces.ids) == count else (),
             token_times_ns=times,
-            end_ns=times[-1] if times else completion.end_ns,
+            end_ns=(times or chunks or (completion.end_ns,))[-1],
             text=text,
+            chunk_times_ns=None if chunks == tuple(dict.fromkeys(times or ())) else chunks,
         )
 
     def _read_events(self) -> None:
@@ -147,9 +150,19 @@ class Answer:
             self._looked += 1
             seen = Pieces(chat=self._pieces.chat, timed=self._pieces.timed)
             seen.take(_parsed(event[5:]), now_ns)
-            if seen.times_ns or seen.told_ns:
+            if seen.arrivals_ns:
                 self.first_ns = now_ns
                 return
+
+    def _last_part_ns(self, now_ns: int) -> int:
+        """When the last event came that held a part of the answer; as far as is known before `read`."""
+        latest = list(zip(self._events, self._times_ns, strict=True))[-LAST_EVENTS:]
+        for event, event_ns in reversed(latest):
+            seen = Pieces(chat=self._pieces.chat, timed=False)
+            seen.take(_parsed(event[5:]), event_ns)
+            if seen.arrivals_ns:
+                return event_ns
+        return latest[-1][1] if latest else now_ns
 
     def _finish(self, count: int, request: Request) -> Literal["length", "stop"]:
         if self._end.reason is None:
@@ -170,13 +183,17 @@ MOST_TOKENS = 1 << 16
 
 @dataclass
 class Pieces:
-    """Texts with their times, and token `ids` with theirs (`told_ns`); `timed` if events state the count so far."""
+    """Texts with their times, and token `ids` with theirs (`told_ns`); `timed` if events state the count so far.
+
+    `arrivals_ns` are the times of the events that brought either.
+    """
 
     chat: bool
     timed: bool
     texts: list[str] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
     told_ns: list[int] = field(default_factory=list)
+    arrivals_ns: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     usage: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] | None = None
@@ -214,7 +231,7 @@ class Pieces:
         if not choices:
             return
         choice = choices[0]
-        text = self._text(choice)
+        text, told = self._text(choice), len(self.told_ns)
         if text:
             self.texts.append(text)
             self.times_ns.append(now_ns)
@@ -225,6 +242,8 @@ class Pieces:
         elif self.timed and timings is not None:
             fresh = (count_of(timings, "predicted_n") or 0) - len(self.told_ns)
             self.told_ns += [now_ns] * min(fresh, MOST_TOKENS)
+        if text or len(self.told_ns) > told:
+            self.arrivals_ns.append(now_ns)
         if choice.get("finish_reason"):
             self.reason = str(choice["finish_reason"])
 

@@ -56,6 +56,8 @@ def summary(result: Result) -> dict[str, JsonValue]:
         ("time to output token", latency.tpot_s),
     )
     for what, distribution in named:
-        for percentile, statistic in PERCENTILES.items() if distribution is not None else ():
-            entry[f"{percentile} percentile {what} (ns)"] = round(getattr(distribution, statistic) * 1e9)
+        for percentile, statistic in PERCENTILES.items():
+            seconds = getattr(distribution, statistic, None)
+            if seconds is not None:
+                entry[f"{percentile} percentile {what} (ns)"] = round(seconds * 1e9)
     return entry

@@ -63,8 +63,8 @@ def _latencies(result: Result) -> list[JsonValue]:
     for name, section in LATENCIES.items():
         distribution: Distribution | None = getattr(result.latency, section)
         if distribution is not None:
-            values = asdict(distribution).items()
-            points = [_point(result, value, {"llem.statistic": statistic}) for statistic, value in values]
+            values = {name: value for name, value in asdict(distribution).items() if name != "n" and value is not None}
+            points = [_point(result, value, {"llem.statistic": statistic}) for statistic, value in values.items()]
             metrics.append(_gauge(name, "s", points))
     return metrics
 

@@ -44,7 +44,7 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "num_prompts": requests,
         "request_rate": rate if isinstance(rate, (int, float)) else "inf",
         "max_concurrency": concurrency if isinstance(concurrency, int) else None,
-        "duration": result.timing.get("measure_s"),
+        "duration": result.throughput.duration_s or result.timing.get("measure_s"),
         "completed": requests - result.workload.failed_requests,
         "failed": result.workload.failed_requests,
         "total_input_tokens": result.tokens.input,
@@ -56,9 +56,10 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "joules_per_output_token": result.energy.joules_per_output_token,
         "avg_power_w": result.energy.avg_power_w,
     }
-    for name in ("ttft", "tpot", "itl", "e2el"):
-        distribution = getattr(result.latency, f"{name}_s")
-        if distribution is not None:
-            for theirs, ours in STATISTICS.items():
-                entry[f"{theirs}_{name}_ms"] = getattr(distribution, ours) * 1000
+    latency = result.latency
+    named = {"ttft": latency.ttft_s, "tpot": latency.tpot_s, "itl": latency.itl_chunk_s, "e2el": latency.e2el_s}
+    for name, distribution in named.items():
+        for theirs, ours in STATISTICS.items():
+            seconds = getattr(distribution, ours, None)
+            entry[f"{theirs}_{name}_ms"] = None if seconds is None else seconds * 1000
     return {key: value for key, value in entry.items() if value is not None}

@@ -39,6 +39,8 @@ class Script:
     resets: tuple[int, ...] = ()
     """What a request to empty the prefix cache is answered with, in turn; the last goes on."""
     piece_s: float = 0.0
+    usage_s: float = 0.0
+    """How long after the last token the usage comes."""
 
 
 class ScriptedServer:
@@ -179,6 +181,7 @@ class _Answer:
             if kind == "error_event":
                 await self._chunk(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n')
         if kind != "no_end":
+            await asyncio.sleep(self._script.usage_s)
             usage = {"no_usage": None, "wrong_usage": max(0, count - 2)}.get(kind, count)
             await self._event_out(self._event("", reason="length", usage=usage), torn=kind == "torn")
             await self._chunk(b": a comment\r\n\r\ndata: [DONE]\r\n\r\n")

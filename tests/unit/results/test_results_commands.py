@@ -131,7 +131,7 @@ def test_export_otel_is_one_metrics_object_a_line(out: Path, tmp_path: Path) -> 
     (energy,) = metrics["hw.energy"]["sum"]["dataPoints"]
     assert energy["asDouble"] == 20.0
     assert int(energy["timeUnixNano"]) - int(energy["startTimeUnixNano"]) == 2_000_000_000
-    assert len(metrics["gen_ai.server.time_to_first_token"]["gauge"]["dataPoints"]) == 4
+    assert len(metrics["gen_ai.server.time_to_first_token"]["gauge"]["dataPoints"]) == 2
 
 
 def test_unknown_formats_and_empty_folders_exit_2(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

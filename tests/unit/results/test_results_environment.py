@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.machine.environment import changes, fingerprint, gather, identity
-from pytest_llem.results.sections.performance import peak_flops_per_s
+from pytest_llem.results.sections.compute import peak_flops_per_s
 
 GPU: dict[str, JsonValue] = {"uuid": "GPU-1", "driver": "570.1", "power_limit_w": 700.0, "ecc": True, "mig": False}
 HOST: dict[str, JsonValue] = {
