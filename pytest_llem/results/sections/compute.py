@@ -41,7 +41,7 @@ WEIGHTS_ALONE = (
     "aqlm", "auto-round", "awq", "awq_marlin", "eetq", "gguf", "gptq", "gptq_bitblas", "gptq_marlin", "higgs", "hqq",
     "marlin", "vptq", "w4a16", "w4a16_awq", "w4a16_gptq", "w8a16", "w8a16_gptq",
 )  # fmt: skip
-"""Ways of quantising, by the names in checkpoints, vLLM, SGLang and TensorRT-LLM, whose products are computed in the
+"""Ways of quantising, by their names in checkpoints and engines, whose products are computed in the
 model's own dtype (the engines' documentation of quantisation)."""
 
 WEIGHTS_AND_ACTIVATIONS_FP8 = ("fbgemm_fp8", "fp8", "fp8_block_scales", "ptpc_fp8", "w8a8_fp8")
