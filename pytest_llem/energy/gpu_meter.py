@@ -129,7 +129,8 @@ class SampledGpuMeter(Meter):
         invalid = validity.check(evidence, accounted, validity.thresholds(self._request.settings.thresholds))
         if problem is not None:
             invalid.append(Note("sensor_gap", problem))
-        cpu = rapl.cpu_energy(windows, self._cpu.series(self._request.samples_path)) if self._cpu.domains else None
+        host = self._cpu.series(self._request.samples_path) if self._cpu.domains else ()
+        lost = [Note("host_not_measured", note.message) for note in rapl.faults(windows, host)]
         return EnergyReport(
             meter=self.name,
             measured=True,
@@ -137,9 +138,9 @@ class SampledGpuMeter(Meter):
             placement=self._request.settings.placement,
             devices=tuple(MeteredDevice(gpu.uuid, gpu.name, "gpu") for gpu in gpus),
             windows=accounted,
-            host=cpu,
+            host=rapl.cpu_energy(windows, host) if host else None,
             gain_uncertainty_rel=self.gain_uncertainty_rel,
-            notes=(*self._device_notes(gpus, calibrations), *validity.remarks(evidence), *self.notes),
+            notes=(*self._device_notes(gpus, calibrations), *validity.remarks(evidence), *lost, *self.notes),
             invalid=tuple(invalid),
             facts=facts,
         )

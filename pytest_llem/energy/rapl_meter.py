@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from math import hypot
 from pathlib import Path
 from typing import ClassVar
@@ -23,17 +24,54 @@ from pytest_llem.errors import MeterError
 from pytest_llem.job.measurement import CpuEnergy, EnergyReport, Measured, MeteredDevice, Window
 from pytest_llem.job.report import Note
 
-UPDATE_NS = 1_000_000
-"""RAPL counters advance about every millisecond (Intel SDM volume 3B, section 15.10.2)."""
+STILL_NS = 500_000_000
+"""Chosen: five readings of the sampler. A package's counter advances every millisecond, so that one stands still."""
+
+NEAR_NS = 10_000_000
+"""Chosen: over ten updates of the counter, power is known to a tenth, whatever their phase."""
 
 
 @dataclass(frozen=True)
 class DomainSeries:
-    """Readings of one domain over a cycle, wraps undone: times in ns and values in joules, both ascending."""
+    """Readings of one domain over a cycle, wraps undone: times in ns and values in joules, both ascending.
+
+    Each was read at its time plus or minus `halves_ns`. `faults` are stretches in which the counter is not believed.
+    """
 
     domain: rapl_source.Domain
     times_ns: tuple[int, ...]
     energies_j: tuple[float, ...]
+    halves_ns: tuple[int, ...] = ()
+    faults: tuple[rapl_source.Fault, ...] = ()
+
+    @classmethod
+    def of(cls, domain: rapl_source.Domain, readings: Sequence[rapl_source.RaplReading]) -> DomainSeries:
+        """The series of a domain's readings, in any order."""
+        course, faults = rapl_source.followed(sorted(readings), domain.range_uj)
+        moved_ns = course[0].t_ns if course and domain.kind == "cpu" else None
+        for before, now in pairwise(course):
+            if moved_ns is None:
+                break
+            if now.value_uj == before.value_uj and now.t_ns - moved_ns > STILL_NS:
+                faults.append(rapl_source.Fault(moved_ns, now.t_ns, "sensor_gap", "it stood still"))
+            if now.value_uj != before.value_uj:
+                moved_ns = now.t_ns
+        return cls(
+            domain,
+            tuple(reading.t_ns for reading in course),
+            tuple(reading.value_uj / 1e6 for reading in course),
+            tuple(reading.half_ns for reading in course),
+            tuple(faults),
+        )
+
+    def faults_in(self, window: Window) -> list[Note]:
+        """Why the counter's energy in a window is not believed."""
+        within = [fault for fault in self.faults if fault.start_ns < window.end_ns and fault.end_ns > window.start_ns]
+        return [Note(fault.code, f"{self.domain.id}: {fault.message} in {window.name}") for fault in within[:1]]
+
+    def energy(self, window: Window) -> EnergyEstimate | None:
+        """The window's energy; `None` outside the series, and where the counter is not believed."""
+        return None if self.faults_in(window) else self.between(window.start_ns, window.end_ns)
 
     def between(self, start_ns: int, end_ns: int) -> EnergyEstimate | None:
         """Energy between two times; `None` outside the series.
@@ -52,52 +90,58 @@ class DomainSeries:
 
     def _at(self, t_ns: int) -> Measured | None:
         index = bisect_left(self.times_ns, t_ns)
-        if index == len(self.times_ns) or (index == 0 and self.times_ns[0] != t_ns):
+        near = [i for i in (index - 1, index) if 0 <= i < len(self.times_ns)]
+        if not near:
             return None
-        if self.times_ns[index] == t_ns:
-            neighbour = index - 1 if index > 0 else min(1, len(self.times_ns) - 1)
-            gap_ns = abs(self.times_ns[index] - self.times_ns[neighbour])
-            step_j = abs(self.energies_j[index] - self.energies_j[neighbour])
-            return Measured(self.energies_j[index], step_j * UPDATE_NS / gap_ns if gap_ns else 0.0)
+        nearest = min(near, key=lambda i: abs(self.times_ns[i] - t_ns))
+        away_ns = abs(self.times_ns[nearest] - t_ns)
+        if away_ns <= rapl_source.UPDATE_NS:
+            half_ns = self.halves_ns[nearest] if self.halves_ns else 0
+            late_ns = away_ns + half_ns + rapl_source.UPDATE_NS
+            return Measured(self.energies_j[nearest], self._power_w(nearest) * late_ns / 1e9)
+        if len(near) < 2:
+            return None
         gap_ns = self.times_ns[index] - self.times_ns[index - 1]
         step_j = self.energies_j[index] - self.energies_j[index - 1]
         share = (t_ns - self.times_ns[index - 1]) / gap_ns
-        bound = step_j * (min(share, 1 - share) + UPDATE_NS / gap_ns)
+        late_ns = max(self.halves_ns[index - 1 : index + 1], default=0) + rapl_source.UPDATE_NS
+        bound = step_j * (min(share, 1 - share) + late_ns / gap_ns)
         return Measured(self.energies_j[index - 1] + share * step_j, bound)
+
+    def _power_w(self, index: int) -> float:
+        """Mean power up to a reading (after it, where it is the first), over some updates of the counter if it can."""
+        other = bisect_left(self.times_ns, self.times_ns[index] - NEAR_NS) - 1
+        other = max(0, other) if index > 0 else min(1, len(self.times_ns) - 1)
+        gap_ns = abs(self.times_ns[index] - self.times_ns[other])
+        return abs(self.energies_j[index] - self.energies_j[other]) / gap_ns * 1e9 if gap_ns else 0.0
 
 
 class RaplEdges:
-    """Readings of all domains at the edges of windows, taken in the measured process (a few microseconds each)."""
+    """Readings of all domains at the edges of windows, taken in the measured process (a few microseconds each).
+
+    Each has its own time, because the process may be kept from running between two of them.
+    """
 
     def __init__(self, domains: Sequence[rapl_source.Domain]) -> None:
         self.domains = tuple(domains)
-        self._readings: dict[str, list[tuple[int, int]]] = {domain.id: [] for domain in domains}
+        self._readings: dict[str, list[rapl_source.RaplReading]] = {domain.id: [] for domain in domains}
 
     def mark(self) -> int:
-        """Read every domain; returns the time that stands for all of them."""
+        """Read every domain; returns the time of the edge."""
         begin = time.monotonic_ns()
-        values: dict[str, int] = {}
         for domain in self.domains:
             with suppress(OSError, ValueError):
-                values[domain.id] = rapl_source.read_uj(domain)
-        t_ns = (begin + time.monotonic_ns()) // 2
-        for name, value in values.items():
-            self._readings[name].append((t_ns, value))
-        return t_ns
+                self._readings[domain.id].append(rapl_source.read_timed(domain))
+        return (begin + time.monotonic_ns()) // 2
 
     def series(self, samples_path: Path) -> tuple[DomainSeries, ...]:
         """The edges' readings merged with what the sampler process wrote, wraps undone."""
         merged = {name: list(readings) for name, readings in self._readings.items()}
         for sample in read_samples(samples_path):
             if sample.device in merged and sample.counter_mj is not None:
-                merged[sample.device].append((sample.t_ns, round(sample.counter_mj * 1e3)))
-        series: list[DomainSeries] = []
-        for domain in self.domains:
-            readings = sorted(dict(merged[domain.id]).items())
-            values = rapl_source.unwrapped([value for _, value in readings], domain.range_uj)
-            times = tuple(t_ns for t_ns, _ in readings)
-            series.append(DomainSeries(domain, times, tuple(value / 1e6 for value in values)))
-        return tuple(series)
+                value_uj = round(sample.counter_mj * 1e3)
+                merged[sample.device].append(rapl_source.RaplReading(sample.t_ns, sample.bracket_ns or 0, value_uj))
+        return tuple(DomainSeries.of(domain, merged[domain.id]) for domain in self.domains)
 
 
 class RaplMeter(Meter):
@@ -147,13 +191,16 @@ class RaplMeter(Meter):
             scope="cpu_package+dram" if any(d.kind == "dram" for d in self._edges.domains) else "cpu_package",
             placement=self._request.settings.placement,
             devices=tuple(MeteredDevice(d.id, d.id, d.kind) for d in self._edges.domains),
-            windows=tuple(
-                window_energy(w, {s.domain.id: s.between(w.start_ns, w.end_ns) for s in series}) for w in windows
-            ),
+            windows=tuple(window_energy(w, {s.domain.id: s.energy(w) for s in series}) for w in windows),
             host=cpu_energy(windows, series),
             notes=tuple(notes),
-            invalid=(Note("sensor_gap", problem),) if problem else (),
+            invalid=(*((Note("sensor_gap", problem),) if problem else ()), *faults(windows, series)),
         )
+
+
+def faults(windows: Sequence[Window], series: Sequence[DomainSeries]) -> tuple[Note, ...]:
+    """Why the energy of the `measure` windows is not believed, nor that of the idle windows, which is taken off it."""
+    return tuple(note for w in windows if w.name in ("measure", "idle") for s in series for note in s.faults_in(w))
 
 
 def cpu_energy(windows: Sequence[Window], series: Sequence[DomainSeries]) -> CpuEnergy | None:
@@ -189,6 +236,6 @@ def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
 
 
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:
-    parts = [s.between(w.start_ns, w.end_ns) for w in windows for s in series if s.domain.kind == kind]
+    parts = [s.energy(w) for w in windows for s in series if s.domain.kind == kind]
     energies_j = [part.energy_j for part in parts if part is not None]
     return sum(energies_j) if energies_j and len(energies_j) == len(parts) else None

@@ -19,5 +19,7 @@ class PowercapTree:
             (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
 
     def set_uj(self, package: int, dram: int) -> None:
-        (self.package / "energy_uj").write_text(f"{package}\n")
-        (self.dram / "energy_uj").write_text(f"{dram}\n")
+        for zone, value in ((self.package, package), (self.dram, dram)):
+            # Never empty, as the kernel's file is not.
+            (zone / "written").write_text(f"{value}\n")
+            (zone / "written").replace(zone / "energy_uj")

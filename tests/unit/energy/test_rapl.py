@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,106 @@ def test_wraps_between_the_edges_are_seen_by_the_sampler_process(tree: PowercapT
     report = meter.stop([Window("measure", start, end)])
 
     assert report.windows[0].energy_j == pytest.approx(2.2)
+
+
+PACKAGE_UJ = 262_143_328_850
+"""The range of a package's counter: 32 bits of 61 uJ."""
+
+
+def test_edges_that_interleave_with_the_sampler_are_no_wraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine a process is kept from running between the look at the clock and that at the counter."""
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    tree = PowercapTree(tmp_path / "powercap", range_uj=PACKAGE_UJ)
+    began = time.monotonic()
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.is_set():
+            # 150 W, as of one moment
+            tree.set_uj(round((time.monotonic() - began) * 150e6), round((time.monotonic() - began) * 10e6))
+
+    read_uj, rng = rapl_source.read_uj, random.Random(3)
+
+    def interrupted(domain: rapl_source.Domain) -> int:
+        time.sleep(rng.choice((0.0, 0.0, 0.03, 0.06)))
+        value = read_uj(domain)
+        time.sleep(rng.choice((0.0, 0.0, 0.03, 0.06)))
+        return value
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    try:
+        meter = opened(tmp_path)
+        monkeypatch.setattr(rapl_source, "read_uj", interrupted)
+        edges = [meter.mark() for _ in range(40)]
+        report = meter.stop([Window("measure", *pair, index) for index, pair in enumerate(pairwise(edges))])
+    finally:
+        ended.set()
+        drawing.join()
+
+    assert not report.invalid
+    for window in report.windows:
+        assert window.energy_j == pytest.approx(
+            160 * (window.end_ns - window.start_ns) / 1e9, abs=(window.uncertainty_j or 0.0) + 0.5
+        )
+
+
+def reading(ms: float, value_j: float, half_ms: float = 0.01) -> rapl_source.RaplReading:
+    return rapl_source.RaplReading(round(ms * 1e6), round(half_ms * 1e6), round(value_j * 1e6))
+
+
+@pytest.mark.parametrize(
+    ("readings", "energies_j", "codes"),
+    [
+        ([reading(0, 262_140), reading(100, 5)], [262_140, 262_148.32885], []),
+        # Read between 40 and 100 ms, and stamped with the middle, after a reading of 80 ms.
+        ([reading(0, 100), reading(69, 110), reading(70, 107, 30), reading(100, 115)], [100, 110, 115], []),
+        # The same around a wrap
+        ([reading(0, 262_140), reading(69, 5), reading(70, 262_143, 30), reading(100, 8)], None, []),
+        # Apart in time, a small fall cannot be the order
+        ([reading(0, 100), reading(100, 50), reading(200, 60)], [100, 100, 110], ["counter_reset"]),
+        ([reading(0, 100_000), reading(100, 3), reading(200, 13)], [100_000, 100_000, 100_010], ["counter_reset"]),
+        ([reading(0, 100), reading(100, 1100)], [100, 1100], ["implausible_power"]),
+        ([reading(0, 100), reading(400_000, 200)], [100, 200], ["sensor_gap"]),
+    ],
+)
+def test_a_wrap_is_told_from_a_late_reading_a_reset_and_a_jump(
+    readings: list[rapl_source.RaplReading], energies_j: list[float] | None, codes: list[str]
+) -> None:
+    course, faults = rapl_source.followed(readings, PACKAGE_UJ)
+
+    if energies_j is None:
+        energies_j = [262_140, 5 + PACKAGE_UJ / 1e6, 8 + PACKAGE_UJ / 1e6]
+    assert [one.value_uj / 1e6 for one in course] == pytest.approx(energies_j)
+    assert [fault.code for fault in faults] == codes
+
+
+@pytest.mark.parametrize(
+    ("values_j", "code"), [((10, 5), "counter_reset"), ((10, 2000), "implausible_power"), ((10, 10), "sensor_gap")]
+)
+def test_a_counter_that_jumps_or_stands_still_gives_no_energy(
+    values_j: tuple[float, float], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    tree = PowercapTree(tmp_path / "powercap", range_uj=PACKAGE_UJ)
+    first, then = (round(value * 1e6) for value in values_j)
+    tree.set_uj(first, 0)
+    meter = opened(tmp_path)
+    start = meter.mark()
+    tree.set_uj(then, 0)
+    time.sleep(0.7 if code == "sensor_gap" else 0.02)
+
+    report = meter.stop([Window("measure", start, meter.mark())])
+
+    assert report.windows[0].energy_j is None
+    assert code in {note.code for note in report.invalid}
+
+
+def test_a_package_under_two_control_types_counts_once(tree: PowercapTree, tmp_path: Path) -> None:
+    again = tree.package.with_name("intel-rapl-msr:0")
+    shutil.copytree(tree.package, again)
+
+    assert [domain.id for domain in rapl_source.domains()] == ["package-0", "dram-0"]
 
 
 def test_an_edge_outside_the_readings_gives_no_energy() -> None:
