@@ -202,6 +202,12 @@ class Thresholds:
     clocks_rel: NonNegativeFloat = setting(0.3, "Variation of the SM clock while measured.")
     suspended_s: NonNegativeFloat = setting(0.01, "Seconds that the machine may have slept.")
     temperature_drift_c: NonNegativeFloat = setting(10.0, "Difference in temperature between cycles that is warned of.")
+    cpu_contended_warn_rel: NonNegativeFloat = setting(
+        0.05, "Share of the demanded CPU time that was waited for or stolen, from which on it is warned of."
+    )
+    cpu_contended_rel: NonNegativeFloat = setting(
+        0.2, "The same from which on a result of the CPU is invalid; with GPUs it is only warned of. 1 is never."
+    )
     failed_requests_rel: NonNegativeFloat = setting(
         0.0, "Share of the requests that may fail; failed ones are in no average either way."
     )

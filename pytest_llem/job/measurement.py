@@ -327,6 +327,34 @@ class MemoryPeaks:
 
 
 @dataclass(frozen=True)
+class TruncatedPrompts:
+    """Prompts of one repeat that were cut to `workload.input_tokens`, and the tokens of these before and after."""
+
+    prompts: int = field(default=0, metadata={"ge": 0})
+    tokens_before: int = field(default=0, metadata={"ge": 0})
+    tokens_after: int = field(default=0, metadata={"ge": 0})
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """CPU time in the measure window, in seconds; what the kernel does not tell is `None`.
+
+    `ran_s` and `waited_s` are sums over the threads of the worker, its local server and their children. On the `cpus`
+    that the worker may use, `busy_s` was worked and `stolen_s` given to other machines by a hypervisor. `pressure_s` is
+    the time in which some task of the whole machine waited, `throttled_s` that in which CPU quotas held tasks back.
+    """
+
+    duration_s: float
+    ran_s: float
+    waited_s: float
+    cpus: int
+    busy_s: float | None = None
+    stolen_s: float | None = None
+    pressure_s: float | None = None
+    throttled_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything that one cycle observed."""
 
@@ -340,6 +368,9 @@ class Measurement:
     memory: MemoryPeaks
     timing: Mapping[str, float | None]
     load_shape: str = "offline"
+    prompts_truncated: TruncatedPrompts | None = None
+    rows_skipped: int | None = None
+    cpu: CpuTime | None = None
     energy: EnergyReport | None = None
     model: ModelShape | None = None
     environment: Mapping[str, JsonValue] = field(default_factory=dict)

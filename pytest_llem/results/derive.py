@@ -40,6 +40,7 @@ from pytest_llem.results.schema import (
     WorkloadSection,
 )
 from pytest_llem.results.sections.compute import derive_compute
+from pytest_llem.results.sections.cpu import contended, derive_cpu
 from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, derive_steady_state, ratio
 from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.state import now
@@ -131,6 +132,7 @@ def derive_result(
         latency=latency(good),
         steady_state=derive_steady_state(measurement),
         memory=_memory(measurement, device_peak_bytes or {}),
+        cpu=derive_cpu(measurement.cpu),
         compute=derive_compute(job, measurement, good, duration_s, environment),
         warmup=measurement.warmup,
         timing=_timing(measurement),
@@ -258,6 +260,8 @@ def _invalid_reasons(job: Job, measurement: Measurement) -> tuple[Note, ...]:
     elif not measurement.repeats:
         reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
     reasons += _repeats_differ(job, measurement)
+    starved, _ = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
+    reasons += [] if starved is None else [starved]
     return tuple(dict.fromkeys(reasons))
 
 
@@ -315,6 +319,9 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     failures = _failed_requests(measurement)
     if failures is not None:
         yield failures
+    _, busy = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
+    if busy is not None:
+        yield busy
     yield from _of_server(job)
     steady = derive_steady_state(measurement)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":

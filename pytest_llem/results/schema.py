@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
-from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, WarmupOutcome
+from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, TruncatedPrompts, WarmupOutcome
 from pytest_llem.job.report import Note
 
 RESULT_VERSION = 1
@@ -101,6 +101,19 @@ class WorkloadSection:
     failed_requests: Count = field(metadata=_about("Requests that failed, over all repeats."))
     failures: dict[str, Count] = field(
         default_factory=dict, metadata=_about("The same by class: timeout, stalled, dropped, http_429, http_5xx, ...")
+    )
+    finish_reasons: dict[str, Count] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Answers of all repeats by why they ended: length (output_tokens reached), stop (end of sequence), error."
+        ),
+    )
+    prompts_truncated: TruncatedPrompts | None = field(
+        default=None, metadata=_about("Prompts of one repeat that were cut; null in results of older versions.")
+    )
+    rows_skipped: Count | None = field(
+        default=None,
+        metadata=_about("Rows of the data set that held no text and were passed over; null as above."),
     )
 
 
@@ -333,6 +346,24 @@ class MemorySection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CpuSection:
+    """How far the measured processes (worker, local server, children) got the CPU time that they asked for."""
+
+    contended_rel: float | None = field(
+        metadata=_about("(waited_s + stolen_s) over (ran_s + waited_s + stolen_s); null where nothing ran.")
+    )
+    ran_s: float = field(metadata=_about("CPU time of all threads in the measure window."))
+    waited_s: float = field(metadata=_about("Time that they were ready to run and waited for a CPU (run-queue delay)."))
+    stolen_s: float | None = field(metadata=_about("Their part of what a hypervisor gave to other machines (steal)."))
+    steal_rel: float | None = field(metadata=_about("Steal as a share of the demand on the CPUs that they may use."))
+    pressure_rel: float | None = field(
+        metadata=_about("Share of the window in which some task of the machine waited for a CPU (PSI).")
+    )
+    throttled_s: float | None = field(metadata=_about("Time in which CPU quotas of control groups held them back."))
+    cpus: Count = field(metadata=_about("CPUs that the worker may use."))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compute:
     """Arithmetic work of the measure windows, from the model's architecture."""
 
@@ -388,6 +419,9 @@ class Result(BaseModel):
     latency: Latency
     steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
     memory: MemorySection
+    cpu: CpuSection | None = Field(
+        default=None, description="Null where the kernel counts no waiting, and in results of older versions."
+    )
     compute: Compute
     warmup: WarmupOutcome
     timing: dict[str, float | None] = Field(description="Durations in seconds: load_s, warmup_s, measure_s, ...")
@@ -403,6 +437,7 @@ class Result(BaseModel):
 SHARED: Mapping[type, tuple[str, str]] = {
     AccountedWindow: ("EnergyWindow", "Energy drawn between two edges on CLOCK_MONOTONIC."),
     CpuEnergy: ("HostEnergy", "CPU packages and DRAM beside an accelerator's energy, never added to it."),
+    TruncatedPrompts: ("TruncatedPrompts", "Prompts of one repeat that were cut, and their tokens before and after."),
     Note: ("Reason", "A stable code for machines and a sentence for people."),
     WarmupOutcome: ("Warmup", "How the warm-up ended."),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         meter_overrides=settings.values["meter"].source in ABOVE_STUDY,
         overrides=overrides,
         execution=settings.execution,
+        validity=settings.validity,
         resume=bool(option("llem_resume")),
         baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
         baseline_dir=(config.rootpath / str(settings["baseline_dir"])).resolve(),
@@ -138,11 +140,11 @@ def load_for_run(
     path: Path, options: RunOptions, others: Iterable[Study], runner_plans: RunnerPlans, *, distributed: bool
 ) -> Study:
     """Load a study beside the `others` of the run. Raises `StudyError` when it is wrong, or has the name of another."""
-    overrides, execution = options.overrides, options.execution
-    study = load_study(path, overrides=overrides, execution=execution)
+    load = partial(load_study, path, execution=options.execution, validity=options.validity)
+    study = load(overrides=options.overrides)
     if options.baseline and not any(experiment.compare for experiment in study.experiments):
         limits = {study.execution.headline: DEFAULT_LIMIT}
-        study = load_study(path, overrides=replace(overrides, fail_if=limits), execution=execution)
+        study = load(overrides=replace(options.overrides, fail_if=limits))
     for other in others:
         if other.name == study.name:
             raise StudyError(

@@ -57,6 +57,7 @@ class RunOptions:
     meter_overrides: bool
     overrides: Overrides
     execution: Mapping[str, JsonValue]
+    validity: Mapping[str, float]
     resume: bool
     baseline: str | None
     baseline_dir: Path

@@ -52,18 +52,19 @@ def load_study(
     overrides: Overrides | None = None,
     env: Mapping[str, str] | None = None,
     execution: Mapping[str, JsonValue] | None = None,
+    validity: Mapping[str, float] | None = None,
 ) -> Study:
     """Read and expand a study file.
 
-    `env` fills placeholders (default: the process environment); `execution` holds a user's defaults, below what the
-    study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and holds all problems, and
-    `SettingsError` for wrong `overrides`.
+    `env` fills placeholders (default: the process environment); `execution` and `validity` hold a user's defaults,
+    below what the study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and holds all
+    problems, and `SettingsError` for wrong `overrides`.
     """
     try:
         sources = read_sources(Path(path), os.environ if env is None else env)
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
-    return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}).load()
+    return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}, validity or {}).load()
 
 
 @dataclass
@@ -84,6 +85,7 @@ class _StudyLoader:
     sources: Sources
     overrides: Overrides
     execution: Mapping[str, JsonValue]
+    validity: Mapping[str, float]
     shared: FlatSettings = field(default_factory=dict)
     origins: dict[str, KeyPath] = field(default_factory=dict)
     points: Points = field(default_factory=Points)
@@ -91,7 +93,8 @@ class _StudyLoader:
 
     def load(self) -> Study:
         report, directory = self.sources.report, self.path.parent
-        data, thresholds = parts.validity(self.sources.data, report)
+        data, own_limits = parts.validity(self.sources.data, report)
+        thresholds = {**self.validity, **own_limits}
         head = self._head(data)
         self._shared_settings(data)
         name = head.name or slug(self.path.stem)

@@ -190,7 +190,12 @@ def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str
         else:
             continue
         del rest[key]
-    return rest, {name: value for name, value in limits.items() if isinstance(value, float)}
+    return rest, limits_in(limits)
+
+
+def limits_in(checked: Mapping[str, JsonValue]) -> dict[str, float]:
+    """The limits of validity in a checked section."""
+    return {name: value for name, value in checked.items() if isinstance(value, float)}
 
 
 def moved(report: Report, above: KeyPath, skip: int = 0) -> Report:

@@ -166,6 +166,7 @@ class UserFile:
     strict: bool = setting(False, "Inconclusive and not-comparable gates fail instead of being skipped.")
     runners: Mapping[str, str] = section(dict, "Runner per engine.", [{"vllm": "docker"}])
     execution: Execution = section(Execution, "Defaults for studies that do not say.")
+    validity: Thresholds = section(Thresholds, "The same for their `measurement.validity`.")
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

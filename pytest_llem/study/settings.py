@@ -16,6 +16,7 @@ from typing import Literal
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.job.config import Thresholds
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, read_document, shown
@@ -56,11 +57,12 @@ class EffectiveSetting:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run. `execution` holds the user file's defaults for studies; pass it to `load_study`."""
+    """All settings of a run. `execution` and `validity` hold the user file's defaults for studies (`load_study`)."""
 
     values: Mapping[str, EffectiveSetting]
     runners: Mapping[str, EffectiveSetting] = field(default_factory=dict)
     execution: Mapping[str, JsonValue] = field(default_factory=dict)
+    validity: Mapping[str, float] = field(default_factory=dict)
     user_file: Path | None = None
     unknown: tuple[str, ...] = ()
 
@@ -113,10 +115,12 @@ def load_settings(
         if name in execution and document:
             given["user settings"][name] = (execution[name], str(document.locate(("execution", name))))
     values = {name: _first(name, given) for name in (*_PLAIN, *_EXECUTION)}
+    limits = own.get("validity")
     return Settings(
         values=values,
         runners=_runners(own, document, env),
         execution=execution,
+        validity=parts.limits_in(limits) if isinstance(limits, Mapping) else {},
         user_file=file if document else None,
         unknown=tuple(sorted(_unknown(env))),
     )
@@ -166,13 +170,15 @@ def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None
     def report(key_path: KeyPath, text: str, fix: str | None, at_key: bool) -> None:
         problems.append(Problem(document.locate(key_path, key=at_key), text, fix))
 
+    sections = {"execution": Execution, "validity": Thresholds}
     # Null sections are as good as none.
     given = {
-        key: value for key, value in document.data.items() if value is not None or key not in ("execution", "runners")
+        key: value for key, value in document.data.items() if value is not None or key not in (*sections, "runners")
     }
-    execution = given.pop("execution", None)
+    inside = {name: given.pop(name, None) for name in sections}
     checked = parts.check_section(UserFile, given, report, ())
-    checked["execution"] = parts.check_section(Execution, execution, report, ("execution",))
+    for name, declaration in sections.items():
+        checked[name] = parts.check_section(declaration, inside[name], report, (name,))
     parts.check_runners(checked.get("runners"), report)
     if problems:
         raise SettingsError(str(study_error(problems, path)))

@@ -26,6 +26,7 @@ from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
+from pytest_llem.worker.contention import CpuWatch
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
 from pytest_llem.worker.heartbeat import Heartbeat
@@ -153,12 +154,14 @@ def _measure(
         repeat_s, synchronised = runner.last_repeat_s, engine.quiesce() == "synchronized"
         expected_s = max(settings.min_duration_s, repeat_s or 0.0)
         padding = choose_padding(expected_s, period_s, can_synchronise=synchronised, repeat_s=repeat_s)
+    server = find_server(job).tree
+    cpu = CpuWatch(os.getpid(), *([server.pid] if server is not None and server.pid is not None else []))
     events.emit("phase", "measure")
     if padding.kind == "same_load":
         runner.run_unmeasured(padding.seconds)
     engine.reset_peak_memory()
     engine.reset_statistics()
-    with recorder.window("measure", engine, idle_padding=padding.kind == "idle") as window:
+    with cpu, recorder.window("measure", engine, idle_padding=padding.kind == "idle") as window:
         passes = runner.measure(settings.min_duration_s)
         window.repeats = len(passes)
     memory = MemoryPeaks(engine.memory(), None, _peak_rss_bytes() if resettable else None)
@@ -200,6 +203,7 @@ def _measure(
         memory=memory,
         timing=stopwatch.seconds,
         load_shape="offline" if arrival is None else arrival.process,
+        cpu=cpu.time,
         energy=energy,
         model=engine.shape(),
         environment={**_software_facts(), **engine.environment()},

@@ -1,6 +1,7 @@
 """An engine outside the package, registered by entry point, that breaks a worker in every way a real one can.
 
-The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing, lies.
+The model names the fault: none, exception, kill, segfault, memory, hang, exit, missing, lies; `busy` is none, and
+computes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ class Letters:
         return self.encode(text)
 
 
+def compute(seconds: float) -> None:
+    """Use the CPU for so long."""
+    end_s = time.thread_time() + seconds
+    while time.thread_time() < end_s:
+        pass
+
+
 class FaultyEngine:
     """Generates at a fixed speed, until its fault strikes while it loads."""
 
@@ -85,13 +93,14 @@ class FaultyEngine:
         return Letters()
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
-        """A millisecond per token."""
+        """A millisecond per token, of CPU time where it is `busy`."""
+        spend = compute if self.fault == "busy" else time.sleep
         completions = []
         for request in requests:
             start = time.monotonic_ns()
             times = []
             for _ in range(request.max_new_tokens):
-                time.sleep(0.001)
+                spend(0.001)
                 times.append(time.monotonic_ns())
             ids = tuple(65 + number % 26 for number in range(request.max_new_tokens))
             completions.append(
