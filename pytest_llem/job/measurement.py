@@ -308,13 +308,17 @@ class Repeat:
 
 @dataclass(frozen=True)
 class WarmupOutcome:
-    """How the warm-up ended: `reason` is `converged`, `max_repeats`, `max_s` or `fixed`; `cv` of the last durations."""
+    """How the warm-up ended: `reason` is `converged`, `max_repeats`, `max_s` or `fixed`; `cv` of the last durations.
+
+    `judged_by` says what has converged: `latency`, or `latency and power`.
+    """
 
     repeats: int = field(metadata={"ge": 0})
     duration_s: float
     converged: bool
     reason: str
     cv: float | None
+    judged_by: str | None = None
 
 
 @dataclass(frozen=True)

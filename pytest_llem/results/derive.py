@@ -350,6 +350,8 @@ def _of_energy(job: Job, energy: EnergyReport) -> Iterator[Note]:
 def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
     """No note where the study allows fewer repeats than convergence takes to judge."""
     settings = job.config.measurement.warmup
+    if warmup.judged_by == "latency" and job.devices.kind == "cuda" and job.meter.name != "none":
+        yield Note("warmup_latency_only", "latency had converged; power could not be read, and may still have changed")
     if warmup.converged or warmup.reason == "fixed" or settings.max_repeats < settings.window:
         return
     ended = f"the warm-up ended at {warmup.reason} after {warmup.repeats} repeats ({warmup.duration_s:.1f} s)"

@@ -59,8 +59,8 @@ def same_size(completions: Sequence[Completion]) -> bool:
 def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[float], window: int) -> float | None:
     """Coefficient of variation of the newest `window` latencies; `None` if there are fewer.
 
-    Latencies are durations of whole repeats or, where all batches of a repeat have the same work, of batches, which
-    show convergence after a fraction of the time. The smaller coefficient counts.
+    Latencies are durations of whole repeats and, where all batches of a repeat have the same work, of batches. The
+    larger coefficient counts.
     """
     coefficients = []
     if len(durations) >= window:
@@ -71,7 +71,7 @@ def latency_cv(repeats: Sequence[Sequence[Completion]], durations: Sequence[floa
         if len(alike) > window:
             coefficients.append(coefficient_of_variation(alike[-window:]))
     known = [cv for cv in coefficients if cv is not None]
-    return min(known) if known else None
+    return max(known) if known else None
 
 
 def warmup_end(
@@ -79,13 +79,14 @@ def warmup_end(
 ) -> str | None:
     """Why the warm-up ends now (`converged`, `fixed`, `max_repeats`, `max_s`), or `None` to continue.
 
-    Where there is a power reading, it must have converged as well. `max_repeats` equal to `min_repeats` is `fixed`.
+    Convergence takes `window` repeats, and that of power as well where it can be read (`power_cv` is infinite until
+    there are enough readings). `max_repeats` equal to `min_repeats` is `fixed`.
     """
     if repeats < settings.min_repeats:
         return None
     if settings.max_repeats <= settings.min_repeats:
         return "fixed"
-    if cv is not None and cv <= settings.cv and (power_cv is None or power_cv <= settings.cv):
+    if repeats >= settings.window and cv is not None and max(cv, power_cv or 0.0) <= settings.cv:
         return "converged"
     if repeats >= settings.max_repeats:
         return "max_repeats"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from math import inf
 
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
 from pytest_llem.job.config import WarmupSettings
@@ -79,9 +80,10 @@ class RepeatRunner:
             powers += [power] if power is not None else []
             self.last_repeat_s = passes[-1].duration_s
             cv = latency_cv([p.completions for p in passes], [p.duration_s for p in passes], settings.window)
-            power_cv = coefficient_of_variation(powers[-settings.window :]) if powers else None
+            power_cv = _power_cv(powers, settings.window)
             reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
-        return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv)
+        judged_by = None if reason != "converged" else "latency and power" if powers else "latency"
+        return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv, judged_by)
 
     def run_unmeasured(self, duration_s: float) -> None:
         """Run whole repeats, at least one, for at least this long: same-load padding beside a window."""
@@ -188,6 +190,14 @@ def _measure_decode(
     if hashes != {outputs_hash}:
         return [Note("decode_outputs_differ", "the split windows produced other tokens than the measure window")]
     return []
+
+
+def _power_cv(powers: Sequence[float], window: int) -> float | None:
+    """Coefficient of the newest `window` readings; infinite while there are fewer, `None` where there is none."""
+    if not powers:
+        return None
+    cv = coefficient_of_variation(powers[-window:]) if len(powers) >= window else None
+    return inf if cv is None else cv
 
 
 def _repeat(index: int, done: Pass) -> Repeat:

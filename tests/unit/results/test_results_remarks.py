@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import WarmupSettings
+from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.measurement import WarmupOutcome
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
@@ -71,6 +73,24 @@ def test_a_warm_up_that_did_not_converge(warned: Warned, outcome: WarmupOutcome,
 def test_a_warm_up_that_did_as_it_was_told(warned: Warned, outcome: WarmupOutcome, settings: WarmupSettings) -> None:
     """Two repeats cannot be judged by the last three: the study chose so, and is not nagged about it."""
     assert warned(outcome, settings) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "judged_by", "told"),
+    [
+        ("cuda", "latency", ["warmup_latency_only"]),
+        ("cuda", "latency and power", []),
+        ("cpu", "latency", []),
+    ],
+)
+def test_a_warm_up_whose_power_nobody_saw_is_told(
+    bench: Bench, key: CycleKey, kind: Literal["cpu", "cuda"], judged_by: str, told: list[str]
+) -> None:
+    """It was called converged like any other, and power settles after latency."""
+    job = replace(bench.job(key), devices=DeviceSet(kind, ("GPU-1",) if kind == "cuda" else ()))
+    measurement = replace(bench.measurement(), warmup=WarmupOutcome(3, 0.5, True, "converged", 0.01, judged_by))
+    warnings = derive_result(job, measurement, REPORT, study=key.study, environment={}).warnings
+    assert [warning.code for warning in warnings] == told
 
 
 def test_process_time_says_nothing_of_idle_power(bench: Bench) -> None:

@@ -27,11 +27,12 @@ def repeat(*seconds: float, tokens: tuple[int, ...] = (4, 4, 4, 4, 4)) -> list[C
     ("repeats", "elapsed_s", "cv", "power_cv", "expected"),
     [
         (1, 0.0, 0.0, None, None),
-        (2, 0.0, 0.01, None, "converged"),
-        (2, 0.0, 0.2, None, None),
-        (2, 0.0, None, None, None),
-        (2, 0.0, 0.01, 0.2, None),
-        (2, 0.0, 0.01, 0.02, "converged"),
+        (2, 0.0, 0.01, None, None),
+        (3, 0.0, 0.01, None, "converged"),
+        (3, 0.0, 0.2, None, None),
+        (3, 0.0, None, None, None),
+        (3, 0.0, 0.01, 0.2, None),
+        (3, 0.0, 0.01, 0.02, "converged"),
         (5, 0.0, 0.2, None, "max_repeats"),
         (3, 10.0, 0.2, None, "max_s"),
         (1, 99.0, 0.2, None, None),
@@ -48,10 +49,12 @@ def test_equal_bounds_fix_the_number_of_repeats() -> None:
     assert warmup_end(fixed, 2, 0.0, 0.0, None) == "fixed"
 
 
-def test_latency_is_judged_by_batches_when_they_are_alike() -> None:
-    """One repeat of many like batches is enough: no need to run a long workload three times."""
-    steady = repeat(9.0, 1.0, 1.01, 0.99)
-    assert latency_cv([steady], [12.0], window=3) == pytest.approx(0.01, abs=0.001)
+def test_the_larger_scatter_of_repeats_and_batches_counts() -> None:
+    """Batches of one length a repeat hid repeats that grew by 20 % each, and the other way round."""
+    growing = [repeat(s, s, s, s) for s in (1.0, 1.2, 1.44)]
+    assert latency_cv(growing, [4.0, 4.8, 5.76], window=3) == pytest.approx(0.18, abs=0.01)
+    uneven = [repeat(0.5, 1.0, 1.5, 1.0)] * 3
+    assert latency_cv(uneven, [4.0, 4.0, 4.0], window=3) == pytest.approx(0.25, abs=0.01)
 
 
 def test_requests_that_run_at_once_are_one_latency() -> None:
