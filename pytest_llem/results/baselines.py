@@ -19,7 +19,7 @@ from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.metrics import METRICS
-from pytest_llem.results.reading import Results, load
+from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
 
@@ -33,7 +33,11 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """One experiment in one run: values per cycle by metric, the conditions, and where it comes from."""
+    """One experiment in one run: values per cycle by metric, the conditions, and where it comes from.
+
+    `measurements` are the ids of the cycles (`reading.MeasurementId`), `()` in older files; `run_id` is the run that
+    measured them, or the one that was saved, where several did.
+    """
 
     run_id: str
     saved_at: str
@@ -41,6 +45,18 @@ class BaselineRun:
     conditions: Mapping[str, JsonValue]
     gain_uncertainty_rel: float | None
     values: Mapping[str, tuple[float, ...]]
+    measurements: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> int:
+        """How many cycles it holds."""
+        return len(self.measurements) or max(map(len, self.values.values()), default=0)
+
+    def shares(self, others: Iterable[MeasurementId]) -> list[MeasurementId]:
+        """Those of the measurements of this experiment that it holds, by run where an older file does not say."""
+        if not self.measurements:
+            return [each for each in others if each.run == self.run_id]
+        return [each for each in others if str(each) in self.measurements]
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
     if files:
         return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
     if path.exists():
-        return baseline_of(reference, load(path))
+        return baseline_of(reference, load_rows(path))
     raise StoreError(
         f"no baseline {reference!r}: neither {named} nor the path exists",
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
@@ -121,14 +137,14 @@ def read_baseline(path: Path) -> BaselineFile:
 
 
 def baseline_of(source: str, results: Results) -> Baseline:
-    """Results as a baseline: their valid cycles, one baseline run per run, oldest first."""
+    """Results as a baseline: their valid cycles, one baseline run per run, oldest first; each measurement once."""
     studies: dict[str, BaselineFile] = {}
     runs: dict[tuple[str, str, str], list[Result]] = {}
     for result in sorted(results.valid, key=lambda result: (result.run_id, result.cycle)):
         runs.setdefault((result.study, result.experiment.id, result.run_id), []).append(result)
     for (study, experiment_id, _), group in runs.items():
         earlier = studies.get(study, BaselineFile(study))
-        studies[study] = _with_run(earlier, experiment_id, group[0].experiment.config_hash, baseline_run(group))
+        studies[study], _ = _with_run(earlier, experiment_id, group)
     for result in results:
         studies.setdefault(result.study, BaselineFile(result.study))
     return Baseline(source, studies)
@@ -143,8 +159,10 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
         for name, cells in measured.items()
         if None not in cells
     }
+    measurements = [measurement_id(result) for result in results]
+    sources = {each.run for each in measurements}
     return BaselineRun(
-        run_id=first.source_run or first.run_id,
+        run_id=sources.pop() if len(sources) == 1 else first.run_id,
         saved_at=now(),
         provenance={
             "measured_at": first.created_at,
@@ -154,6 +172,7 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
         conditions=common_conditions(results),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
         values=values,
+        measurements=tuple(map(str, measurements)),
     )
 
 
@@ -170,8 +189,9 @@ def save_baseline(
 
     An experiment is refused, unless `force` is given, if a cycle is invalid, if it is in `failing` (study and id: a
     failed cycle or gate), or if it lacks cycles of the run's `plans`. Invalid cycles are never kept, nor are those
-    beyond a plan's `required_cycles`: they were measured because the others scattered, and would bias a bound. Raises
-    `SettingsError` for a name with other characters than letters, digits and `._-`.
+    beyond a plan's `required_cycles`: they were measured because the others scattered, and would bias a bound. Of runs
+    that share measurements, because one reused those of the other, the one with most is kept, the newer if equal.
+    Raises `SettingsError` for a name with other characters than letters, digits and `._-`.
     """
     if slug(name) != name:
         raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
@@ -199,9 +219,14 @@ def save_baseline(
         else:
             path = baseline_path(directory, name, study)
             earlier = touched.get(study) or (read_baseline(path) if path.exists() else BaselineFile(study))
-            run = baseline_run(group.valid.items)
-            touched[study] = _with_run(earlier, experiment_id, group[0].experiment.config_hash, run)
-            saved.append(key)
+            entry, larger = _with_run(earlier, experiment_id, group.valid.items)
+            if larger is None:
+                touched[study] = entry
+                saved.append(key)
+            else:
+                refused[key] = (
+                    f"run {larger.run_id} of the baseline holds the same measurements, {larger.cycles} in all"
+                )
     files = {baseline_path(directory, name, study): entry for study, entry in touched.items()}
     for file, entry in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,10 +246,18 @@ def render(entry: BaselineFile) -> str:
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r",\s+", ", ", m.group(1)) + "]", text) + "\n"
 
 
-def _with_run(entry: BaselineFile, experiment_id: str, config_hash: str, run: BaselineRun) -> BaselineFile:
-    earlier = entry.experiments.get(experiment_id)
+def _with_run(
+    entry: BaselineFile, experiment_id: str, results: Sequence[Result]
+) -> tuple[BaselineFile, BaselineRun | None]:
+    """The file with the experiment's valid `results` of one run added; or unchanged, and the larger run that it has."""
+    earlier, run = entry.experiments.get(experiment_id), baseline_run(results)
+    config_hash, measured = results[0].experiment.config_hash, [measurement_id(result) for result in results]
     # Runs of another configuration under the same id do not compare with this one.
     same = earlier.runs if earlier and earlier.config_hash == config_hash else ()
-    kept = [old for old in same if old.run_id != run.run_id]
+    sharing = [old for old in same if old.run_id == run.run_id or old.shares(measured)]
+    larger = max((old for old in sharing if old.cycles > run.cycles), key=lambda old: old.cycles, default=None)
+    if larger is not None:
+        return entry, larger
+    kept = [old for old in same if old not in sharing]
     updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:])
-    return replace(entry, experiments={**entry.experiments, experiment_id: updated})
+    return replace(entry, experiments={**entry.experiments, experiment_id: updated}), None

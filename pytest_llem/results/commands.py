@@ -20,7 +20,7 @@ from pytest_llem.results import compare
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, read_manifest
-from pytest_llem.results.reading import Results, load, load_all
+from pytest_llem.results.reading import Results, load, load_all, load_rows, measurement_id, shared_measurements
 from pytest_llem.results.report.charts import write_figures
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.terminal import counted, table
@@ -31,11 +31,16 @@ def compare_runs(options: argparse.Namespace) -> int:
     """`llem compare`: print the table; 1 when a limit is exceeded (or, strict, not judged)."""
     others: list[tuple[str, Results]] = []
     for path in options.others:
-        others += by_whole_run(path, load(path))
+        others += by_whole_run(path, load_rows(path))
     limits = [fail_if(text) for text in options.fail_if]
     for name in options.allow:
         check_condition(name)
     baseline, allow = load(options.baseline), set(options.allow)
+    if all(not independent(results, baseline) for _, results in others):
+        raise SettingsError(
+            f"nothing to compare: {shared_measurements(baseline.valid, [r for _, rs in others for r in rs.valid])}",
+            fix="a run that reused results (--llem-resume) is no second measurement: measure again without it",
+        )
     rows = compare.compare(baseline, others, metrics=options.metric, limits=limits, alpha=options.alpha, allow=allow)
     if options.format == "json":
         text = json.dumps(encode(rows), indent=2, allow_nan=False)
@@ -43,6 +48,12 @@ def compare_runs(options: argparse.Namespace) -> int:
         text = "\n".join(compare.lines(rows, markdown=options.format == "markdown"))
     sys.stdout.write(text + "\n")
     return int(compare.failed(rows, strict=options.strict))
+
+
+def independent(results: Results, baseline: Results) -> bool:
+    """Whether a run has a result that the baseline does not hold as well, or no valid one at all."""
+    held = {*map(measurement_id, baseline.valid)}
+    return not results.valid or any(measurement_id(result) not in held for result in results.valid)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -191,7 +202,7 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
 
 
 def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
-    """The results at `path` by run, shards joined and named after the first; an incomplete run lists its shards."""
+    """The rows at `path` by run, shards joined and named after the first; an incomplete run lists its shards."""
     root = path.parent if path.name == MANIFEST else path
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     manifests = [read_manifest(directory / MANIFEST) for directory in directories]

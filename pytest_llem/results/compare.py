@@ -13,7 +13,7 @@ from pytest_llem.results.comparability import common_conditions, differences, mi
 from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import centre, judge_change, limit_text
 from pytest_llem.results.metrics import Metric, is_energy, metric
-from pytest_llem.results.reading import Results
+from pytest_llem.results.reading import Results, shared_measurements
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.terminal import markdown_table, table
@@ -150,7 +150,11 @@ def _compare(
         (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
         allow,
     )
+    shared = shared_measurements(before, now)
+    differs = [*([shared] if shared else []), *differs]
     row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=tuple(differs))
+    if shared:
+        return replace(row, verdict="not_comparable")
     if min(len(old), len(new)) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
     interval = ratio_interval([old], new, alpha)

@@ -1,8 +1,8 @@
 """`llem gate-power`: simulates how many cycles a gate needs, through the public gate function and at measured noise.
 
-`cli` calls it. It must take noise as gates do: the relative standard deviation of a metric over the cycles of one run
-without a linear drift, and between runs that of their geometric means, beyond what their cycles explain. Cycles are
-drawn from lognormal distributions: docs/gates.md shows the effect of other shapes.
+`cli` calls it. It must take noise as gates do: the relative standard deviation of a metric over the cycles that one run
+measured, without a linear drift, and between runs that of their geometric means, beyond what their cycles explain.
+Cycles are drawn from lognormal distributions: docs/gates.md shows the effect of other shapes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.reading import Results, load_all
+from pytest_llem.results.reading import Results, load_all, measurement_id
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
 from pytest_llem.results.terminal import counted, table
 
@@ -102,10 +102,10 @@ def measured_noise(results: Results, measure: Metric) -> Iterator[Noise]:
     names: dict[tuple[str, str], str] = {}
     for result in results.valid:
         value = measure.of(result)
-        if value is not None and value > 0 and result.source_run is None:
+        if value is not None and value > 0:
             key = (result.study, result.experiment.config_hash)
             names[key] = result.experiment.id
-            groups.setdefault(key, {}).setdefault(result.run_id, []).append(math.log(value))
+            groups.setdefault(key, {}).setdefault(measurement_id(result).run, []).append(math.log(value))
     for key, by_run in groups.items():
         runs = [run for run in by_run.values() if len(run) >= MIN_CYCLES]
         if runs:

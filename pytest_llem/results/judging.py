@@ -17,6 +17,7 @@ from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import common_conditions, differences, mixture
 from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs, unjudged
 from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
+from pytest_llem.results.reading import measurement_id, same_measurements
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.statistics import relative_half_width
@@ -156,10 +157,10 @@ def _ratio_row(
     values, missing, lost = _values(measure, valid, lost)
     if missing or not valid:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or "no cycle is valid"), lost)
-    own = {result.source_run or result.run_id for result in valid}
-    others = [run for run in runs if run.run_id not in own]
+    own = {*map(measurement_id, valid)}
+    others = [run for run in runs if not run.shares(own)]
     if not others:
-        return _not_comparable(limit, f"the baseline is this very measurement, of run {runs[-1].run_id}")
+        return _not_comparable(limit, same_measurements(each for run in runs for each in run.shares(own)))
     before = centre([value for run in others for value in run.values.get(measure.name, ())])
     if limit.absolute and before is None:
         return _not_comparable(limit, "the baseline did not measure it")

@@ -7,10 +7,10 @@ renamed; a newer format is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pydantic import ValidationError
 
@@ -29,6 +29,41 @@ if TYPE_CHECKING:
 Cell = str | int | float | bool | None
 Migration = Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 MIGRATIONS: Mapping[int, Migration] = {}
+
+
+class MeasurementId(NamedTuple):
+    """Which measurement a result holds, in whatever run: `run` is the one that measured it.
+
+    `configuration` is study and `config_hash`: a reused experiment may be renamed. Baselines hold the text, `RUN/c1/1`.
+    """
+
+    run: str
+    configuration: tuple[str, str]
+    cycle: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.run}/c{self.cycle}/{self.attempt}"
+
+
+def measurement_id(result: Result) -> MeasurementId:
+    """The identity of a result's measurement, the same in every run that reused it."""
+    experiment = (result.study, result.experiment.config_hash)
+    return MeasurementId(result.source_run or result.run_id, experiment, result.cycle, result.attempt)
+
+
+def shared_measurements(results: Iterable[Result], others: Iterable[Result]) -> str:
+    """That measurements are among both, and which: `the same measurements on both sides: c1, c2 of run R`; or empty."""
+    return same_measurements({*map(measurement_id, results)} & {*map(measurement_id, others)})
+
+
+def same_measurements(shared: Iterable[MeasurementId]) -> str:
+    """The sentence for measurements that two sides of a comparison share; empty for none."""
+    cycles: dict[str, list[str]] = {}
+    for each in sorted(shared):
+        cycles.setdefault(each.run, []).append(f"c{each.cycle}")
+    text = ", ".join(f"{', '.join(dict.fromkeys(numbers))} of run {run}" for run, numbers in cycles.items())
+    return f"the same measurements on both sides: {text}" if text else ""
 
 
 def read_result(path: Path) -> Result:
@@ -76,38 +111,51 @@ def result_files(path: Path) -> list[Path]:
 
 def cycle_seconds(path: Path) -> tuple[str, float] | None:
     """The `config_hash` of a result and the seconds of its cycle, startup included; `None` if it has no times."""
+    timed = _timed(path)
+    return None if timed is None else (timed[0].configuration[1], timed[1])
+
+
+def _timed(path: Path) -> tuple[MeasurementId, float] | None:
+    """Not through `Result`: a plan reads thousands. A file that does not say which measurement it is, is its own."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        timing, full = result["timing"], result["experiment"]["config_hash"]
-        return str(full), float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
+        timing, full = result["timing"], str(result["experiment"]["config_hash"])
+        run = str(result.get("source_run") or result.get("run_id") or path)
+        cycle, attempt = int(result.get("cycle") or 1), int(result.get("attempt") or 1)
+        seconds = float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return MeasurementId(run, (str(result.get("study")), full), cycle, attempt), seconds
 
 
 def recorded_durations(path: Path) -> dict[str, float]:
     """Mean seconds of a cycle by `config_hash`, over any `path`. Raises `StoreError` when no result has times."""
     durations: dict[str, list[float]] = {}
-    for file in result_files(path):
-        timed = cycle_seconds(file)
-        if timed is not None:
-            durations.setdefault(timed[0], []).append(timed[1])
+    measured = dict(timed for file in result_files(path) if (timed := _timed(file)) is not None)
+    for measurement, seconds in measured.items():
+        durations.setdefault(measurement.configuration[1], []).append(seconds)
     if not durations:
         raise StoreError(f"{path}: no result here says how long its cycle took", fix="name runs that have ended")
     return {full: sum(times) / len(times) for full, times in durations.items()}
 
 
 def load(path: str | Path) -> Results:
-    """The results of a file, a cycle, a study, a run or a folder of runs.
+    """The results of a file, a cycle, a study, a run or a folder of runs, each measurement once (`Results.distinct`).
 
     Raises `StoreError` when there are none, or when one is broken or of a newer format.
     """
-    return Results(tuple(read_result(file) for file in result_files(Path(path))))
+    return load_rows(Path(path)).distinct()
+
+
+def load_rows(path: Path) -> Results:
+    """As `load`, with a row for every run that holds a measurement: for those who tell runs apart."""
+    return Results(tuple(read_result(file) for file in result_files(path)))
 
 
 def load_all(paths: Sequence[Path], progress: ShowProgress) -> Results:
-    """The results of runs, folders of runs or files; `progress` sees each file as it is read."""
+    """The results of runs, folders of runs or files, each measurement once; `progress` sees each file as it is read."""
     files = [file for path in paths for file in result_files(path)]
-    return Results(tuple(read_result(file) for file in progress(files, "reading")))
+    return Results(tuple(read_result(file) for file in progress(files, "reading"))).distinct()
 
 
 @dataclass(frozen=True)
@@ -133,6 +181,16 @@ class Results(Sequence[Result]):
     def valid(self) -> Results:
         """Those that may be used."""
         return Results(tuple(result for result in self.items if result.validity.valid))
+
+    def distinct(self) -> Results:
+        """Each measurement once: of those that `--llem-resume` reused, the row of the newest run that holds it."""
+        newest: dict[MeasurementId, Result] = {}
+        for result in self.items:
+            held = newest.get(which := measurement_id(result))
+            if held is None or result.run_id > held.run_id:
+                newest[which] = result
+        kept = {id(result) for result in newest.values()}
+        return Results(tuple(result for result in self.items if id(result) in kept))
 
     def where(self, condition: Callable[[Result], bool]) -> Results:
         """Those for which `condition` holds."""

@@ -96,6 +96,8 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
         ("llem_status", str(outcome.state)),
         ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
     ]
+    if outcome.source_run is not None:
+        entries.append(("llem_source_run", str(outcome.source_run)))
     result = outcome.result
     if result is not None:
         energy, latency = result.energy, result.latency

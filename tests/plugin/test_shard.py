@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,13 @@ def test_shards_run_apart_and_are_read_as_one_run(
     both = pytester.mkdir("both")
     for run in runs:
         run.rename(both / run.name)
+    again = pytester.mkdir("again")
+    for run in runs:
+        copied = shutil.copytree(both / run.name, again / f"{run.name}-again")
+        for path in (copied / "run.json", *copied.glob("*/*/*/result.json")):
+            path.write_text(path.read_text().replace(f'"{run.name}"', f'"{run.name}-again"'))
     capsys.readouterr()
-    assert main(["compare", str(both), str(both), "--metric=output_tokens_per_s"]) == 0
+    assert main(["compare", str(both), str(again), "--metric=output_tokens_per_s"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("(all of 2 shards)") == 1
     assert sum("output_tokens:" in line for line in shown.splitlines()) == 4

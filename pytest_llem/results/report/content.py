@@ -68,9 +68,10 @@ class PowerTrace:
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a report."""
+    """The content of a report: `results` holds each measurement once, `rows` in every run that has it."""
 
     results: Results
+    rows: Results
     experiments: tuple[ExperimentRow, ...]
     axes: tuple[str, ...]
     traces: Mapping[str, PowerTrace]
@@ -86,7 +87,8 @@ def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) ->
     A run of which nothing succeeded has no results, and problems to show. `progress` sees each file as it is read.
     """
     files = [file for path in paths for file in _result_files(path)]
-    results = Results(tuple(read_result(file) for file in progress(files, "reading")))
+    every = Results(tuple(read_result(file) for file in progress(files, "reading")))
+    results = every.distinct()
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
@@ -107,6 +109,7 @@ def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) ->
     )
     return Content(
         results=results,
+        rows=every,
         experiments=rows,
         axes=_axes(rows),
         traces=traces,
