@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.gate_power:gate_power")
 
+    verb = verbs.add_parser("budget", help="print what the uncertainty of a figure is made of")
+    verb.add_argument("paths", metavar="RESULT|RUN", type=Path, nargs="+", help="a cycle's result, or whole runs")
+    verb.add_argument("--metric", action="append", default=[], help="of this (default: joules_per_output_token)")
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.budget:print_budget")
+
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")

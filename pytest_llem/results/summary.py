@@ -1,4 +1,4 @@
-"""Summarises a run: a row per experiment with the median over its valid cycles, spread and counts.
+"""Summarises a run: a row per experiment with each metric's value over its valid cycles, its uncertainty and counts.
 
 The session writes `summary.json` and `.csv` at its end; the report summarises too. Columns are only added, at the end.
 """
@@ -21,6 +21,7 @@ from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
 from pytest_llem.results.state import Outcome
+from pytest_llem.results.uncertainty import budget_of_experiment
 
 SUMMARY_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -35,17 +36,28 @@ IDENTITY = (
     "cycles_valid",
     "cycles_total",
 )
+STATED = ("value", "uncertainty", "spread", "n")
 SPREAD_CYCLES = 3
 """Chosen: the quartiles of two values are those values, and no measure of spread."""
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """A metric over the valid cycles: median, and half the interquartile range (`None` below three cycles)."""
+    """A metric over the valid cycles: `value` is their mean, `uncertainty` expanded at 95.45 %, the factor beside it.
+
+    `spread` is the interquartile range, `None` below three cycles: it describes the cycles, and says little about how
+    far the value is from the true one. `half_iqr` is half of it. The uncertainty is `None` where it is not known, as
+    after a single cycle, and leaves out the board's gain error, which is `gain_uncertainty_rel`.
+    """
 
     median: float
     half_iqr: float | None
     n: int
+    value: float
+    uncertainty: float | None
+    spread: float | None
+    coverage_factor: float | None
+    gain_uncertainty_rel: float | None
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,6 @@ class ExperimentSummary:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     metrics: Mapping[str, MetricSummary]
-
-    def value(self, metric: str) -> float | None:
-        """The median of a metric, `None` when no valid cycle measured it."""
-        estimate = self.metrics.get(metric)
-        return estimate.median if estimate else None
 
 
 def summarise(
@@ -97,11 +104,21 @@ def summarise_metrics(results: Iterable[Result]) -> dict[str, MetricSummary]:
     results = list(results)
     summaries: dict[str, MetricSummary] = {}
     for name, metric in METRICS.items():
-        values = sorted(value for result in results if (value := metric.of(result)) is not None)
-        if values:
-            quartiles = percentile(values, 0.25), percentile(values, 0.75)
-            spread = (quartiles[1] - quartiles[0]) / 2 if len(values) >= SPREAD_CYCLES else None
-            summaries[name] = MetricSummary(median(values), spread, len(values))
+        budget = budget_of_experiment(metric, results)
+        if budget is not None:
+            values = sorted(value for result in results if (value := metric.of(result)) is not None)
+            enough = len(values) >= SPREAD_CYCLES
+            spread = percentile(values, 0.75) - percentile(values, 0.25) if enough else None
+            summaries[name] = MetricSummary(
+                median=median(values),
+                half_iqr=None if spread is None else spread / 2,
+                n=len(values),
+                value=budget.value,
+                uncertainty=budget.uncertainty,
+                spread=spread,
+                coverage_factor=budget.coverage_factor,
+                gain_uncertainty_rel=budget.gain_uncertainty_rel,
+            )
     return summaries
 
 
@@ -133,13 +150,17 @@ def _summary(
 
 
 def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
-    """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured."""
+    """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured.
+
+    A metric's own column is its median; its mean with uncertainty, spread and count follow after all medians.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         [
             *(name.removesuffix("_id") for name in IDENTITY),
             *(column for name in METRICS for column in (name, f"{name}_half_iqr")),
+            *(f"{name}_{column}" for name in METRICS for column in STATED),
         ]
     )
     for row in rows:
@@ -147,6 +168,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         for name in METRICS:
             summary = row.metrics.get(name)
             cells += [summary.median, summary.half_iqr] if summary else [None, None]
+        cells += [getattr(row.metrics.get(name), column, None) for name in METRICS for column in STATED]
         writer.writerow(cells)
     return stream.getvalue()
 

@@ -1,10 +1,11 @@
-"""Text for a terminal: aligned tables (also as Markdown), and a progress count while a command reads many files.
+"""Text for people: numbers, aligned tables (also as Markdown), and a progress count while a command reads many files.
 
 The verbs of `llem`, the report and the session's summary use it. Free to change: nobody may parse terminal output.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -36,6 +37,45 @@ def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str
     marks = [":---" if column < left else "---:" for column in range(len(head))]
     rows = [head, marks, *body]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
+"""SI's, by power of a thousand."""
+UNCERTAIN = "±"
+
+
+def quantity(value: float, unit: str, uncertainty: float | None = math.inf) -> str:
+    """A number with an SI prefix: `0.0123, "J"` is `12.3 mJ`, and with an uncertainty `12.30 ± 0.41 mJ`.
+
+    An uncertainty of `None` is not known, which `12.3 mJ ±?` says; an infinite one is not shown.
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}"
+    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -3), 3)
+    if abs(float(f"{value / 1000.0**exponent:.3g}")) >= 1000 and exponent < 3:
+        exponent += 1
+    scale, name = 1000.0**exponent, f" {PREFIXES[exponent]}{unit}"
+    if uncertainty is None or not math.isfinite(uncertainty):
+        return f"{significant(value / scale)}{name}" + (f" {UNCERTAIN}?" if uncertainty is None else "")
+    return plus_minus(value / scale, uncertainty / scale) + name
+
+
+def plus_minus(value: float, uncertainty: float | None) -> str:
+    """`12.30 ± 0.41`: two significant digits of uncertainty, the value to the same place (JCGM 100:2008, 7.2.6)."""
+    if uncertainty is None:
+        return f"{significant(value)} {UNCERTAIN}?"
+    if not uncertainty:
+        return significant(value)
+    decimals = max(1 - math.floor(math.log10(float(f"{uncertainty:.2g}"))), 0)
+    return f"{value:.{decimals}f} {UNCERTAIN} {uncertainty:.{decimals}f}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits and no exponent."""
+    if value == 0:
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits}g}")))), 0)
+    return f"{value:.{decimals}f}"
 
 
 class ShowProgress(Protocol):

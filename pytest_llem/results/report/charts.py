@@ -14,6 +14,7 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.files import slug
 from pytest_llem.results.report.content import Content, ExperimentRow, gather_content
+from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import ShowProgress, silent
 
 Spec = dict[str, JsonValue]
@@ -48,25 +49,30 @@ def charts(content: Content) -> list[Chart]:
 
 def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
     """Energy per token against throughput, with the Pareto front."""
-    measured: list[tuple[float, float, ExperimentRow]] = []
+    measured: list[tuple[MetricSummary, MetricSummary, ExperimentRow]] = []
     for row in experiments:
         energy, speed = row.metrics.get("joules_per_output_token"), row.metrics.get("output_tokens_per_s")
         if energy and speed:
-            measured.append((energy[0], speed[0], row))
+            measured.append((energy, speed, row))
     front: set[str] = set()
     best = float("inf")
-    for joules, _, row in sorted(measured, key=lambda entry: (-entry[1], entry[0])):
-        if joules < best:
-            best = joules
+    for joules, _, row in sorted(measured, key=lambda entry: (-entry[1].value, entry[0].value)):
+        if joules.value < best:
+            best = joules.value
             front.add(row.key)
-    rows: Rows = [
-        {**identity(row), "joules": joules, "speed": per_s, "front": row.key in front}
-        for joules, per_s, row in measured
-    ]
-    position: Spec = {
-        "x": _quantity("speed", "Output tokens per second", zero=False),
-        "y": _quantity("joules", "Joules per output token", zero=False),
-    }
+    rows: Rows = []
+    for joules, per_s, row in measured:
+        (low, high), (slow, fast) = _interval(joules), _interval(per_s)
+        point: Spec = {"joules": joules.value, "speed": per_s.value, "front": row.key in front}
+        rows.append({**identity(row), **point, "low": low, "high": high, "slow": slow, "fast": fast})
+    x = _quantity("speed", "Output tokens per second", zero=False)
+    y = _quantity("joules", "Joules per output token", zero=False)
+    position: Spec = {"x": x, "y": y}
+    bar: Spec = {"mark": {"type": "rule", "opacity": 0.6}}
+    colour = _coloured("engine", "Engine")
+    upright: Spec = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    level: Spec = {"y": y, "x": {**x, "field": "slow"}, "x2": {"field": "fast"}, "color": colour}
+    bars: list[JsonValue] = [{**bar, "encoding": upright}, {**bar, "encoding": level}]
     spec: Spec = {
         "height": 360,
         "layer": [
@@ -75,18 +81,22 @@ def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
                 "mark": {"type": "line", "strokeDash": [5, 4], "opacity": 0.7, "interpolate": "step-after"},
                 "encoding": {**position, "color": {"value": PALETTE[7]}},
             },
+            *bars,
             {
                 "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.85},
                 "encoding": {
                     **position,
-                    "color": _coloured("engine", "Engine"),
+                    "color": colour,
                     "shape": {"field": "front", "type": "nominal", "title": "On the Pareto front"},
                     "tooltip": _tooltip("experiment", "run", "joules", "speed"),
                 },
             },
         ],
     }
-    text = f"{len(rows)} experiments, {len(front)} on the Pareto front: none is both faster and more frugal."
+    text = (
+        f"{len(rows)} experiments, {len(front)} on the Pareto front: none is both faster and more frugal. "
+        "Bars are expanded uncertainties: points whose bars overlap need not differ."
+    )
     return Chart("pareto", "Energy per token against throughput", text, spec, rows)
 
 
@@ -96,7 +106,7 @@ def axes(content: Content) -> list[Chart]:
     for number, axis in enumerate(content.axes[:MAX_AXES]):
         short = axis.removeprefix("config.").removeprefix("settings.")
         rows: Rows = [
-            {**identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy[0]}
+            {**identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy.value}
             for row in content.experiments
             if (energy := row.metrics.get("joules_per_output_token"))
         ]
@@ -112,24 +122,24 @@ def axes(content: Content) -> list[Chart]:
                 },
                 {
                     "mark": {"type": "line", "point": {"shape": "diamond", "size": 90}, "color": PALETTE[5]},
-                    "encoding": {"x": x, "y": {**y, "aggregate": "median"}},
+                    "encoding": {"x": x, "y": {**y, "aggregate": "mean"}},
                 },
             ],
         }
-        text = "Each point is an experiment's median; the line joins the medians over all experiments with that value."
+        text = "Each point is an experiment's mean; the line joins the means over all experiments with that value."
         made.append(Chart(f"axis-{number}", f"Effect of {short}", text, spec, rows))
     return made
 
 
 def cycles(content: Content) -> Chart:
-    """Every cycle's energy per token, with the interval of its experiment."""
+    """Every cycle's energy per token, with the interval of its experiment's mean."""
     by_key = {row.key: row for row in content.experiments}
     rows: Rows = []
     for result in content.results:
         value = result.energy.joules_per_output_token
         if value is not None:
             row = by_key[f"{result.run_id}/{result.study}/{result.experiment.id}"]
-            low, high = row.interval or (None, None)
+            low, high = _interval(row.metrics.get("joules_per_output_token"))
             validity = "valid" if result.validity.valid else "invalid"
             cycle: Spec = {"cycle": result.cycle, "joules": value, "validity": validity, "low": low, "high": high}
             rows.append({**identity(row), **cycle})
@@ -158,8 +168,8 @@ def cycles(content: Content) -> Chart:
             },
         ],
     }
-    text = "A tick per cycle; the bar spans the one-sided 95 % bounds of the experiment's geometric mean."
-    return Chart("cycles", "Cycles and their spread", text, spec, rows)
+    text = "A tick per cycle; the bar is the experiment's mean ± its expanded uncertainty, without the board's gain."
+    return Chart("cycles", "Cycles, and the interval of their mean", text, spec, rows)
 
 
 def split(experiments: Sequence[ExperimentRow]) -> Chart:
@@ -187,14 +197,14 @@ def split(experiments: Sequence[ExperimentRow]) -> Chart:
 
 
 def latency(content: Content) -> Chart:
-    """Percentiles of ttft and tpot per experiment: the median over its cycles."""
+    """Percentiles of ttft and tpot per experiment: the mean over its cycles."""
     rows: Rows = []
     for row in content.experiments:
         for metric in ("ttft", "tpot", "e2el"):
             for statistic in ("p50", "p90", "p99"):
                 summary = row.metrics.get(f"{metric}_{statistic}_s")
                 if summary:
-                    rows.append({**identity(row), "metric": metric, "statistic": statistic, "seconds": summary[0]})
+                    rows.append({**identity(row), "metric": metric, "statistic": statistic, "seconds": summary.value})
     spec: Spec = {
         "height": {"step": 16},
         "mark": {"type": "point", "filled": True, "size": 45},
@@ -272,6 +282,12 @@ def figure_spec(chart: Chart) -> dict[str, object]:
         "data": {"values": [row for row in chart.rows if not banded or row.get("key") in keys]},
         "config": {"font": "Helvetica, Arial, sans-serif", "mark": {"color": PALETTE[0]}},
     }
+
+
+def _interval(estimate: MetricSummary | None) -> tuple[float | None, float | None]:
+    if estimate is None or estimate.uncertainty is None:
+        return None, None
+    return estimate.value - estimate.uncertainty, estimate.value + estimate.uncertainty
 
 
 def identity(row: ExperimentRow) -> dict[str, JsonValue]:

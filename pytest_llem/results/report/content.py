@@ -10,20 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 import pyarrow.parquet as pq
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.job import JobDir
-from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import mean_interval
-from pytest_llem.results.summary import summarise_metrics
+from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
 
 MAX_TRACES = 120
@@ -34,7 +32,7 @@ POINTS = 240
 
 @dataclass(frozen=True)
 class ExperimentRow:
-    """One experiment of one run: `metrics` holds median and half interquartile range per metric.
+    """One experiment of one run, with `metrics` as in its summary.
 
     `label` names it in charts, with its run where there are several. `total` counts the cycles that the run planned;
     where only some of its results are shown, those.
@@ -49,8 +47,7 @@ class ExperimentRow:
     model: str
     valid: int
     total: int
-    metrics: Mapping[str, tuple[float, float | None]]
-    interval: tuple[float, float] | None
+    metrics: Mapping[str, MetricSummary]
     phases: Mapping[str, float]
     idle_j: float | None
     net_j: float | None
@@ -143,8 +140,6 @@ def _experiment(
 ) -> ExperimentRow:
     valid = [result for result in results if result.validity.valid]
     first = (valid or list(results))[0]
-    headline = [v for result in valid if (v := result.energy.joules_per_output_token) is not None and v > 0]
-    bound = mean_interval(headline, 0.05) if len(headline) >= MIN_CYCLES else None
     idle_j, net_j = _split(valid)
     notes = [reason.code for result in results for reason in result.validity.reasons]
     notes += [warning.code for result in results for warning in result.warnings]
@@ -159,8 +154,7 @@ def _experiment(
         model=model if isinstance(model, str) else "",
         valid=len(valid),
         total=total,
-        metrics={name: (each.median, each.half_iqr) for name, each in summarise_metrics(valid).items()},
-        interval=(bound.low, bound.high) if bound else None,
+        metrics=summarise_metrics(valid),
         phases=_phases(valid),
         idle_j=idle_j,
         net_j=net_j,
@@ -170,17 +164,17 @@ def _experiment(
 
 
 def _phases(valid: Sequence[Result]) -> dict[str, float]:
-    """Median joules per output token of each phase that was separated."""
+    """Mean joules per output token of each phase that was separated."""
     energies: dict[str, list[float]] = {}
     for result in valid:
         for phase in result.energy.phases:
             if phase.energy_per_repeat_j is not None and result.workload.output_tokens:
                 energies.setdefault(phase.name, []).append(phase.energy_per_repeat_j / result.workload.output_tokens)
-    return {name: median(values) for name, values in energies.items()}
+    return {name: fmean(values) for name, values in energies.items()}
 
 
 def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
-    """Median joules per output token of the idle device, and above idle."""
+    """Mean joules per output token of the idle device, and above idle."""
     idle: list[float] = []
     net: list[float] = []
     for result in valid:
@@ -189,7 +183,7 @@ def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
             above = max(0.0, energy.energy_above_idle_j)
             idle.append((energy.energy_j - above) / result.tokens.output)
             net.append(above / result.tokens.output)
-    return (median(idle), median(net)) if idle else (None, None)
+    return (fmean(idle), fmean(net)) if idle else (None, None)
 
 
 def _axes(rows: Sequence[ExperimentRow]) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ from pytest_llem.results.report.charts import Chart, charts, identity, power_spe
 from pytest_llem.results.report.content import Content, ExperimentRow, gather_content
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
-from pytest_llem.results.terminal import ShowProgress, silent
+from pytest_llem.results.statistics import BETWEEN_RUNS
+from pytest_llem.results.summary import MetricSummary
+from pytest_llem.results.terminal import UNCERTAIN, ShowProgress, plus_minus, silent
 
 VERDICT_WORDS: Mapping[Status, str] = {
     "fail": "failed",
@@ -36,8 +38,9 @@ VERDICT_WORDS: Mapping[Status, str] = {
 }
 FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total_bytes", "cpu", "gpus", "packages", "git")
 """Host facts that the page shows, in this order."""
+HEADLINE, SPREAD = "joules_per_output_token", "spread"
 TABLE_METRICS = (
-    "joules_per_output_token",
+    HEADLINE,
     "output_tokens_per_s",
     "energy_j",
     "avg_power_w",
@@ -155,14 +158,18 @@ def _experiments(content: Content) -> str:
     several = len({row.run for row in content.experiments}) > 1
     names = ["experiment", *(["run"] if several else []), "study", "model", "engine", "valid"]
     heads = [_head(name) for name in names]
-    heads += [_head(f"{name} ({METRICS[name].unit})", number=True) for name in metrics]
+    for name in metrics:
+        heads.append(_head(f"{name} ({METRICS[name].unit})", number=True))
+        heads += [_head(SPREAD, number=True)] if name == HEADLINE else []
     body = "".join(_experiment(row, names, metrics, content.axes) for row in content.experiments)
     count = len(content.experiments)
     selects = "".join(_select(axis, content.experiments) for axis in content.axes[:6])
     return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
 {selects}<output id="shown" aria-live="polite">{count} of {count} experiments</output></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Experiments"><table id="experiments">
-<caption>Median over valid cycles, with half the interquartile range. Activate a column's head to sort.</caption>
+<caption>Mean over valid cycles ± expanded uncertainty (95 %, k=2 or more where cycles are few): scatter over cycles,
+sensor, and {BETWEEN_RUNS:.0%} assumed between runs; ±? is not known. The board's gain error is apart, below. Spread is
+the interquartile range of the cycles. Activate a column's head to sort.</caption>
 <thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>
 <p><button type="button" id="more" hidden>Show all</button></p>"""
 
@@ -176,14 +183,25 @@ def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]
         css = f' class="{done}"' if name == "valid" else ""
         cells.append(f'<td data-v="{escape(texts[name])}"{css}>{escape(texts[name])}</td>')
     for name in metrics:
-        value = row.metrics.get(name)
-        if value is None:
-            cells.append('<td class="n" data-v=""><span aria-label="not measured">–</span></td>')
-        else:
-            spread = "" if value[1] is None else f' <span class="muted">± {value[1]:.2g}</span>'
-            cells.append(f'<td class="n" data-v="{value[0]!r}">{value[0]:.4g}{spread}</td>')
+        estimate = row.metrics.get(name)
+        cells.append(_number(estimate.value if estimate else None, _stated(estimate) if estimate else ""))
+        if name == HEADLINE:
+            spread = estimate.spread if estimate else None
+            cells.append(_number(spread, "" if spread is None else f"{spread:.2g}"))
     words = " ".join([*texts.values(), *row.notes, *(f"{axis}={row.settings.get(axis)}" for axis in axes)]).lower()
     return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(cells)}</tr>'
+
+
+def _number(value: float | None, text: str) -> str:
+    if value is None:
+        return '<td class="n" data-v=""><span aria-label="not known">–</span></td>'
+    return f'<td class="n" data-v="{value!r}">{text}</td>'
+
+
+def _stated(estimate: MetricSummary) -> str:
+    if estimate.uncertainty:
+        return plus_minus(estimate.value, estimate.uncertainty)
+    return f"{estimate.value:.4g}{f' {UNCERTAIN}?' if estimate.uncertainty is None else ''}"
 
 
 def _select(axis: str, rows: Sequence[ExperimentRow]) -> str:
@@ -309,9 +327,9 @@ def _methods(results: Results) -> str:
         )
         groups.setdefault(key, []).append(result)
     way = ("meter", "kind", "scope", "sampler", "estimator", "gain error, apart")
-    head = (*way, "median uncertainty", "median samples", "cycles")
+    head = (*way, "median uncertainty of a cycle", "median samples", "cycles")
     rows = [(*key, _uncertainty(group), _samples(group), str(len(group))) for key, group in groups.items()]
-    return _table(head, rows, "Meters, estimators and uncertainty (k=2)", wrap=True)
+    return _table(head, rows, "Meters, estimators and the sensor's uncertainty (k=2)", wrap=True)
 
 
 def _environments(environments: Mapping[str, Mapping[str, JsonValue]]) -> str:

@@ -1,26 +1,25 @@
 """Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
 
-`Reporting` prints and writes them; `plan` uses `short_path`. One row per experiment: medians over valid cycles with
-their spread. Tables are for people and may change; the syntax of annotations is GitHub's.
+`Reporting` prints and writes them; `plan` uses `short_path`. One row per experiment: means over valid cycles with
+their expanded uncertainty. Tables are for people and may change; the syntax of annotations is GitHub's.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.results.terminal import markdown_table
+from pytest_llem.results.statistics import BETWEEN_RUNS
+from pytest_llem.results.terminal import UNCERTAIN, markdown_table, plus_minus, quantity
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
     from pytest_llem.results.judging import GateReport
     from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 
-HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy")
-SPREAD = "±"
+HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", "spread")
 GAP = "  "
 LEAST_COLUMNS = 3
 """Columns that stay on the narrowest terminal. Chosen: id, valid cycles and the headline metric."""
@@ -61,46 +60,26 @@ def saved_lines(saved: Saved) -> list[str]:
     return lines
 
 
-def quantity(value: float, unit: str) -> str:
-    """A number with three significant digits and an SI prefix: `0.0123, "J"` is `12.3 mJ`."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g} {unit}"
-    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -3), 3)
-    scaled = value / 1000.0**exponent
-    if abs(float(f"{scaled:.3g}")) >= 1000 and exponent < 3:
-        exponent, scaled = exponent + 1, scaled / 1000
-    return f"{significant(scaled)} {_PREFIXES[exponent]}{unit}"
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent."""
-    if value == 0:
-        return "0"
-    decimals = max(digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits}g}")))), 0)
-    return f"{value:.{decimals}f}"
-
-
-_PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
-
-
 def row_cells(row: ExperimentSummary) -> tuple[str, ...]:
     """The cells of an experiment's row, under `HEADER`."""
+    headline = row.metrics.get("joules_per_output_token")
+    spread = headline.spread if headline and headline.value else None
     return (
         row.experiment_id,
         f"{row.cycles_valid}/{row.cycles_total}",
-        _cell(row.metrics.get("joules_per_output_token"), "J"),
+        _cell(headline, "J"),
         _cell(row.metrics.get("output_tokens_per_s")),
         _cell(row.metrics.get("energy_j"), "J"),
+        "-" if headline is None or spread is None else f"{spread / abs(headline.value):.1%}",
     )
 
 
 def _cell(estimate: MetricSummary | None, unit: str | None = None) -> str:
     if estimate is None:
         return "-"
-    value = significant(estimate.median) if unit is None else quantity(estimate.median, unit)
-    if estimate.half_iqr is None or estimate.median == 0:
-        return value
-    return f"{value} {SPREAD}{abs(estimate.half_iqr / estimate.median):.1%}"
+    if unit is None:
+        return plus_minus(estimate.value, estimate.uncertainty)
+    return quantity(estimate.value, unit, estimate.uncertainty)
 
 
 def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -127,8 +106,17 @@ def _middle_cut(text: str, width: int) -> str:
 def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     """Notes on how to read the numbers."""
     notes = []
-    if any(row.metrics for row in rows):
-        notes.append(f"median over valid cycles, {SPREAD} half the interquartile range")
+    stated = [metric for row in rows for metric in row.metrics.values()]
+    if stated:
+        causes = f"scatter, sensor, thermal state, {BETWEEN_RUNS:.0%} assumed between runs"
+        notes += [
+            f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %, k=2 or more): {causes}",
+            "spread: interquartile range of J/output token",
+        ]
+    if any(metric.uncertainty is None for metric in stated):
+        notes.append(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why")
+    gains = dict.fromkeys(m.gain_uncertainty_rel for m in stated if m.gain_uncertainty_rel is not None)
+    notes += [f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board" for gain in gains]
     meters = dict.fromkeys((row.meter, row.measured) for row in rows if row.meter is not None)
     for meter, measured in meters:
         if meter == "none":

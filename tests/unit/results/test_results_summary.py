@@ -40,10 +40,15 @@ def rows(outcomes: list[Outcome]) -> list[ExperimentSummary]:
     return list(summarise(known, known.get))
 
 
-def test_rows_hold_median_and_spread_of_valid_cycles(outcomes: list[Outcome]) -> None:
+def test_rows_hold_value_uncertainty_spread_and_count_of_valid_cycles(outcomes: list[Outcome]) -> None:
     (row,) = rows(outcomes)
-    assert row.value("avg_power_w") == 12.0
-    assert row.metrics["avg_power_w"].half_iqr == pytest.approx((16.0 - 11.0) / 2)
+    power = row.metrics["avg_power_w"]
+    assert (power.value, power.median, power.n) == (14.0, 12.0, 3)
+    assert power.spread == pytest.approx(16.0 - 11.0)
+    assert power.half_iqr == pytest.approx(2.5)
+    # By hand: s^2 = 28 over three cycles at t = 4.5266, 0.3 J in 2 s from the sensor, 1 %/sqrt(2) between runs at k=2.
+    by_hand = (4.5266**2 * 28 / 3 + 0.15**2 + 14**2 * 2e-4) ** 0.5
+    assert power.uncertainty == pytest.approx(by_hand, rel=1e-4)
     assert (row.cycles_valid, row.cycles_total) == (3, 5)
     assert row.states == {"valid": 3, "invalid": 1, "failed": 1}
     assert row.reasons == ("throttled: 12 s", "gone")
@@ -53,7 +58,10 @@ def test_csv_is_flat_and_leaves_the_unmeasured_empty(outcomes: list[Outcome], tm
     write_summary(tmp_path, rows(outcomes))
     (row,) = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
     assert float(row["avg_power_w"]) == 12.0
-    assert row["mfu"] == ""
+    assert (float(row["avg_power_w_value"]), row["avg_power_w_n"]) == (14.0, "3")
+    assert float(row["avg_power_w_uncertainty"]) > float(row["avg_power_w_spread"]) == 5.0
+    assert (row["mfu"], row["mfu_value"], row["mfu_n"]) == ("", "", "")
+    assert list(row)[-1] == "e2el_p99_s_n", "columns are only added at the end"
     assert [column for column in row if column in METRICS] == list(METRICS)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
-from pytest_llem.session.reporting.summary import quantity, significant, summary_lines
+from pytest_llem.results.terminal import plus_minus, quantity, significant
+from pytest_llem.session.reporting.summary import summary_lines
 
 
 @pytest.mark.parametrize(
@@ -33,11 +34,39 @@ def test_plain_numbers_have_three_significant_digits(value: float, text: str) ->
     assert significant(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "uncertainty", "text"),
+    [
+        (0.41234, 0.00687, "412.3 ± 6.9 mJ"),
+        (0.41234, 0.0987, "412 ± 99 mJ"),
+        (0.41234, 0.00996, "412 ± 10 mJ"),
+        (1234.5, 1700.0, "1.2 ± 1.7 kJ"),
+        (12.3, None, "12.3 J ±?"),
+        (12.3, 0.0, "12.3 J"),
+        (-0.5, 0.02, "-500 ± 20 mJ"),
+    ],
+)
+def test_an_uncertainty_has_two_digits_and_its_value_the_same_place(
+    value: float, uncertainty: float | None, text: str
+) -> None:
+    assert quantity(value, "J", uncertainty) == text
+
+
+def test_an_uncertainty_as_large_as_hundreds_takes_no_decimals() -> None:
+    assert plus_minus(51234.0, 310.0) == "51234 ± 310"
+    assert plus_minus(512.0, None) == "512 ±?"
+
+
+def known(value: float, uncertainty: float | None, spread: float | None, gain: float | None = None) -> MetricSummary:
+    half = None if spread is None else spread / 2
+    return MetricSummary(value, half, 3, value, uncertainty, spread, 2.0, gain)
+
+
 def row(identity: str, **more: object) -> ExperimentSummary:
     metrics = {
-        "joules_per_output_token": MetricSummary(0.0123, 0.0003, 3),
-        "output_tokens_per_s": MetricSummary(512.0, None, 2),
-        "energy_j": MetricSummary(12.3, 0.1, 3),
+        "joules_per_output_token": known(0.0123, 0.0004, 0.000246),
+        "output_tokens_per_s": known(512.0, 7.3, None),
+        "energy_j": known(12.3, 0.41, 0.2),
     }
     values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": metrics, **more}
     return ExperimentSummary(
@@ -65,6 +94,24 @@ def test_a_narrow_terminal_loses_columns_before_ids_lose_what_distinguishes_them
     assert "batch_size:1-dtype:float32" in narrow[2]
 
 
+def test_a_number_stands_with_its_expanded_uncertainty_and_the_spread_apart() -> None:
+    """Half an interquartile range stood behind ±, which holds the true value in under half of studies."""
+    lines = summary_lines([row("a")], Path("r"), 120)
+    assert "12.30 ± 0.40 mJ" in lines[2]
+    assert "2.0%" in lines[2]
+    assert "512.0 ± 7.3" in lines[2]
+    assert any("expanded uncertainty (95 %" in line for line in lines)
+    assert any("spread: interquartile range" in line for line in lines)
+
+
+def test_an_unknown_uncertainty_and_the_boards_gain_are_said() -> None:
+    metrics = {"joules_per_output_token": known(0.0123, None, None, gain=0.05)}
+    lines = summary_lines([row("a", metrics=metrics)], Path("r"), 120)
+    assert "12.3 mJ ±?" in lines[2]
+    assert any("±? is not known" in line for line in lines)
+    assert any("gain error, 5%, is apart" in line for line in lines)
+
+
 def test_an_estimate_is_never_shown_as_if_it_were_measured() -> None:
     assert any("NOT measured" in line for line in summary_lines([row("a")], Path("r"), 100))
     assert any(
@@ -74,4 +121,4 @@ def test_an_estimate_is_never_shown_as_if_it_were_measured() -> None:
 
 def test_what_was_not_measured_is_a_dash() -> None:
     lines = summary_lines([row("a", meter="none", measured=False, metrics={})], Path("r"), 100)
-    assert lines[2].split() == ["a", "3/3", "-", "-", "-"]
+    assert lines[2].split() == ["a", "3/3", "-", "-", "-", "-"]

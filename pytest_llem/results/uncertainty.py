@@ -1,0 +1,180 @@
+"""The uncertainty of a figure: its components over an experiment's valid cycles, and their combination (JCGM 100:2008).
+
+`summary` and `budget` call it. It is pure, and its intervals must hold the true value in 95 % of studies:
+docs/uncertainty.md has the rates, and why components are combined as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Literal
+
+from pytest_llem.results.judging import CORRELATED
+from pytest_llem.results.metrics import Metric, is_energy
+from pytest_llem.results.schema import Result
+from pytest_llem.results.statistics import BETWEEN_RUNS, student_quantile
+
+K = 2.0
+"""Coverage factor of every uncertainty that a result states."""
+COVERAGE = math.erf(K / math.sqrt(2))
+"""95.45 %, the two-sided level of k=2 for a normal distribution (JCGM 100:2008, table G.1)."""
+ONE_RUN = BETWEEN_RUNS / math.sqrt(2)
+"""One run's share of what two runs differ by, as in the gates."""
+THERMAL = "thermal state"
+STATED_APART = {"energy_above_idle_j": "energy_above_idle_uncertainty_j", "idle_power_w": "idle_power_uncertainty_w"}
+"""Metrics that are no multiple of `energy_j`, with the field of their uncertainty."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One cause of uncertainty: a standard uncertainty `value` in `unit`, which times `sensitivity` contributes.
+
+    `value` is `None` where the cause is not known, and `degrees` of freedom where it is stated, and so taken as exact.
+    `share` is that of the combined variance.
+    """
+
+    name: str
+    type: Literal["A", "B"]
+    distribution: str
+    value: float | None
+    unit: str
+    sensitivity: float = 1.0
+    degrees: int | None = None
+    share: float | None = None
+
+    @property
+    def contribution(self) -> float:
+        """The standard uncertainty of the figure that it causes, in the metric's unit; 0 where it is not known."""
+        return (self.value or 0.0) * self.sensitivity
+
+
+@dataclass(frozen=True)
+class UncertaintyBudget:
+    """A figure, its expanded uncertainty at 95.45 % in the metric's unit, and the components of that.
+
+    `uncertainty` is `None` where a component is missing that cannot be left out, which `unknown` names. `degrees` are
+    the effective ones of Welch and Satterthwaite, `None` where infinite. The board's gain error is in none of it.
+    """
+
+    metric: str
+    unit: str
+    value: float
+    n: int
+    uncertainty: float | None
+    coverage_factor: float | None
+    degrees: float | None
+    gain_uncertainty_rel: float | None
+    unknown: str | None
+    components: tuple[Component, ...]
+
+
+def budget_of_result(measure: Metric, result: Result) -> UncertaintyBudget | None:
+    """One cycle's figure with the uncertainty of its sensor alone; `None` where it was not measured."""
+    components = [_sensor(measure, [result])] if is_energy(measure.name) else []
+    return _budget(measure, [result], components)
+
+
+def budget_of_experiment(measure: Metric, results: Sequence[Result]) -> UncertaintyBudget | None:
+    """The mean over the valid cycles of one experiment in a run; `None` where none of them measured it."""
+    measured = [result for result in results if measure.of(result) is not None]
+    values = _values(measure, measured)
+    if not values:
+        return None
+    components = [scatter(values, measure.unit, correlated=measured[0].runner.isolation in CORRELATED)]
+    if is_energy(measure.name):
+        components.append(_sensor(measure, measured))
+    if measure.unit != "B":  # memory depends on neither temperature nor clocks
+        components.append(between_runs(fmean(values)))
+    if is_energy(measure.name) and measure.name != "idle_power_w":
+        moved = [result.energy.energy_j or 0.0 for result in measured] if measure.name in STATED_APART else values
+        components.append(thermal([result.thermal.uncertainty_rel for result in measured], fmean(moved)))
+    return _budget(measure, measured, components)
+
+
+def scatter(values: Sequence[float], unit: str = "1", *, correlated: bool = False) -> Component:
+    """Type A: of the mean over independent cycles. `correlated` ones, which shared a loaded engine, count as one."""
+    count = len(values)
+    value = None if count == 1 else stdev(values) / (1 if correlated else math.sqrt(count))
+    return Component("scatter over cycles", "A", "Student's t", value, unit, degrees=max(1, count - 1))
+
+
+def sensor(stated: Sequence[float | None], sensitivities: Sequence[float], unit: str = "1") -> Component:
+    """Type B, of each cycle's k=2: it may err alike in all cycles of a run, so that their number does not reduce it."""
+    known = [uncertainty / K for uncertainty in stated if uncertainty is not None]
+    if not known or len(known) < len(stated):
+        return Component("sensor", "B", "normal", None, unit)
+    value = fmean(known)
+    effect = fmean([one * factor for one, factor in zip(known, sensitivities, strict=True)])
+    return Component("sensor", "B", "normal", value, unit, effect / value if value else fmean(sensitivities))
+
+
+def between_runs(mean: float) -> Component:
+    """Type B, assumed: how far a run's temperature, clocks and state of the machine move all its cycles."""
+    return Component("between runs, assumed", "B", "normal", ONE_RUN, "1", abs(mean))
+
+
+def thermal(stated_rel: Sequence[float | None], moved: float) -> Component:
+    """Type B, of each cycle's k=2: how far all of them may lie from a settled die, as a share of what heat `moved`.
+
+    Where no cycle knows, the value is `None`: it is left out of the sum, and said to be.
+    """
+    known = [uncertainty / K for uncertainty in stated_rel if uncertainty is not None]
+    return Component(THERMAL, "B", "normal", fmean(known) if known else None, "1", abs(moved))
+
+
+def expanded(components: Sequence[Component]) -> float:
+    """The expanded uncertainty: that of each component by itself, at 95.45 %, in quadrature.
+
+    For normal components it covers at least 95.45 %, because the chi-squared distribution of one degree of freedom is
+    concave (Banerjee, Sankhya 22, 1960, 357-358). The usual factor, Student's t with the effective degrees, falls below
+    where the scatter of three cycles meets others of its size; where one component dominates, both agree.
+    """
+    return math.hypot(*(_factor(part.degrees) * part.contribution for part in components))
+
+
+def _factor(degrees: int | None) -> float:
+    return K if degrees is None else student_quantile((1 + COVERAGE) / 2, degrees)
+
+
+def _budget(measure: Metric, results: Sequence[Result], components: Sequence[Component]) -> UncertaintyBudget | None:
+    values = _values(measure, results)
+    if not values:
+        return None
+    variance = sum(part.contribution**2 for part in components)
+    missing = [part.name for part in components if part.value is None and part.name != THERMAL]
+    unknown = ", ".join(missing if components else ["scatter"])
+    whole = None if unknown else expanded(components)
+    fourth = sum(part.contribution**4 / part.degrees for part in components if part.degrees)
+    gains = [gain for result in results if (gain := result.energy.gain_uncertainty_rel) is not None]
+    return UncertaintyBudget(
+        metric=measure.name,
+        unit=measure.unit,
+        value=fmean(values),
+        n=len(values),
+        uncertainty=whole,
+        coverage_factor=whole / math.sqrt(variance) if whole else None,
+        degrees=variance**2 / fourth if fourth and not unknown else None,
+        gain_uncertainty_rel=max(gains, default=None) if is_energy(measure.name) else None,
+        unknown=unknown or None,
+        components=tuple(
+            replace(part, share=part.contribution**2 / variance if variance and not unknown else None)
+            for part in components
+        ),
+    )
+
+
+def _values(measure: Metric, results: Sequence[Result]) -> list[float]:
+    return [value for result in results if (value := measure.of(result)) is not None]
+
+
+def _sensor(measure: Metric, results: Sequence[Result]) -> Component:
+    """The sensor's component: of the metric itself where that is stated, else through `energy_j`."""
+    field = STATED_APART.get(measure.name, "uncertainty_j")
+    stated: list[float | None] = [getattr(result.energy, field) for result in results]
+    if measure.name in STATED_APART:
+        return sensor(stated, [1.0] * len(stated), measure.unit)
+    sensitivities = [abs((measure.of(result) or 0.0) / (result.energy.energy_j or 1.0)) for result in results]
+    return sensor(stated, sensitivities, "J")

@@ -1,0 +1,102 @@
+"""How often the printed interval of an experiment, value ± expanded uncertainty, holds the true value.
+
+`python -m tests.benchmarks.uncertainty_coverage [--studies N] [--write-docs]` prints a Markdown table, which
+docs/uncertainty.md holds. Each simulated study draws every component from its distribution: scatter anew in each cycle;
+the sensor's error, the thermal state's and the run's own level once for all its cycles. It goes through the functions
+that make the printed interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pytest_llem.results.sections.performance import percentile
+from pytest_llem.results.uncertainty import ONE_RUN, K, between_runs, expanded, scatter, sensor, thermal
+
+SENSOR_REL, THERMAL_REL = 0.005, 0.005
+"""Expanded relative uncertainties (k=2) of the simulated sensor and thermal state."""
+NOISES = (0.002, 0.005, 0.01, 0.02, 0.05)
+CYCLES = (3, 5, 10)
+PAGE = Path(__file__).parents[2] / "docs" / "uncertainty.md"
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+
+Draw = Callable[[random.Random], float]
+LOG_SHAPE = 0.5
+"""Of the lognormal scatter: its skewness is then 1.75."""
+LOG_MEAN = math.exp(LOG_SHAPE**2 / 2)
+LOG_DEVIATION = LOG_MEAN * math.sqrt(math.exp(LOG_SHAPE**2) - 1)
+
+SHAPES: dict[str, Draw] = {
+    "normal": lambda rng: rng.gauss(0, 1),
+    "lognormal": lambda rng: (rng.lognormvariate(0, LOG_SHAPE) - LOG_MEAN) / LOG_DEVIATION,
+    "skewed": lambda rng: rng.expovariate(1) - 1,
+}
+"""Scatter with mean 0 and standard deviation 1; *skewed* is exponential above a floor."""
+
+
+def coverage(shape: str, cycles: int, noise: float, *, studies: int, seed: int = 0) -> float:
+    """The share of studies whose interval holds the true value, 1; `noise` is the scatter's standard deviation."""
+    rng = random.Random(f"{seed} {shape} {cycles} {noise}")
+    draw = SHAPES[shape]
+    held = 0
+    for _ in range(studies):
+        common = rng.gauss(0, SENSOR_REL / K) + rng.gauss(0, THERMAL_REL / K) + rng.gauss(0, ONE_RUN)
+        values = [1 + common + noise * draw(rng) for _ in range(cycles)]
+        mean = fmean(values)
+        stated = [SENSOR_REL * value for value in values]
+        parts = [
+            scatter(values),
+            sensor(stated, [1.0] * cycles),
+            between_runs(mean),
+            thermal([THERMAL_REL] * cycles, mean),
+        ]
+        held += abs(mean - 1) <= expanded(parts)
+    return held / studies
+
+
+def half_iqr_coverage(shape: str, cycles: int, *, studies: int, seed: int = 0) -> float:
+    """The same of the median ± half an interquartile range, against scatter alone, whose true value is its median."""
+    rng = random.Random(f"{seed} {shape} {cycles}")
+    true = {"normal": 0.0, "lognormal": (1 - LOG_MEAN) / LOG_DEVIATION, "skewed": math.log(2) - 1}[shape]
+    held = 0
+    for _ in range(studies):
+        values = sorted(SHAPES[shape](rng) for _ in range(cycles))
+        half = (percentile(values, 0.75) - percentile(values, 0.25)) / 2
+        held += abs(percentile(values, 0.5) - true) <= half
+    return held / studies
+
+
+def markdown(studies: int) -> str:
+    """The table: a row per shape and noise, a column per number of cycles."""
+    lines = ["| scatter | its size | " + " | ".join(f"{count} cycles" for count in CYCLES) + " |"]
+    lines.append("|:---|---:|" + "---:|" * len(CYCLES))
+    for shape in SHAPES:
+        for noise in NOISES:
+            cells = [f"{coverage(shape, count, noise, studies=studies):.1%}" for count in CYCLES]
+            lines.append(f"| {shape} | {noise:.1%} | " + " | ".join(cells) + " |")
+    for shape in SHAPES:
+        cells = [f"{half_iqr_coverage(shape, count, studies=studies):.1%}" for count in CYCLES]
+        lines.append(f"| {shape}: median ± half an interquartile range | any | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=20000)
+    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.name}")
+    options = parser.parse_args(arguments)
+    table = markdown(options.studies)
+    print(table)
+    if options.write_docs:
+        text = PAGE.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
