@@ -27,6 +27,7 @@ from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemorySection,
+    Energy,
     EngineSection,
     Environment,
     ExperimentSection,
@@ -66,7 +67,8 @@ def derive_result(
         output=sum(request.output_tokens for request in good),
         cached_input=sum(cached) if cached and len(cached) == len(good) else None,
     )
-    duration_s = sum(window.duration_s for window in measurement.windows if window.name == MEASURE)
+    reset_s, duration_s = _reset_and_work_s(measurement, MEASURE)
+    prefill_reset_s, prefill_s = _reset_and_work_s(measurement, PREFILL)
     work = Work(
         duration_s=duration_s,
         repeats=len(measurement.repeats),
@@ -75,8 +77,13 @@ def derive_result(
         output_tokens=tokens.output,
         separable_phases=measurement.engine.capabilities.separable_phases,
         prefill_repeats=sum(window.repeats or 1 for window in measurement.windows if window.name == PREFILL),
+        reset_s=reset_s,
+        prefill_s=prefill_s,
+        prefill_reset_s=prefill_reset_s,
     )
-    reasons = _invalid_reasons(job, measurement)
+    at_a_time = run.facts.get("concurrent_workers")
+    energy = derive_energy(measurement.energy, work, shared_host=isinstance(at_a_time, int) and at_a_time > 1)
+    reasons = _invalid_reasons(job, measurement, energy)
     facts = identity(
         environment,
         engine=job.config.engine,
@@ -87,8 +94,6 @@ def derive_result(
         meter=job.meter.name,
         inputs=input_facts(job.config) if run.inputs is None else run.inputs,
     )
-    at_a_time = run.facts.get("concurrent_workers")
-    shared_host = isinstance(at_a_time, int) and at_a_time > 1
     return Result(
         schema_version=RESULT_VERSION,
         status="invalid" if reasons else "valid",
@@ -121,13 +126,14 @@ def derive_result(
         ),
         workload=_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
-        energy=derive_energy(measurement.energy, work, shared_host=shared_host),
+        energy=energy,
         thermal=ThermalSection(mode=job.config.measurement.warmup.thermal),
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),
             total_tokens_per_s=ratio(tokens.input + tokens.output, duration_s),
             requests_per_s=ratio(len(good), duration_s),
+            duration_s=duration_s,
         ),
         latency=latency(good),
         steady_state=derive_steady_state(measurement),
@@ -184,7 +190,14 @@ def _timing(measurement: Measurement) -> dict[str, float | None]:
     for window in measurement.windows:
         key = f"{window.name}_s"
         durations[key] = (durations.get(key) or 0.0) + window.duration_s
-    return {**durations, **measurement.timing}
+    return {**durations, "reset_s": _reset_and_work_s(measurement, MEASURE)[0], **measurement.timing}
+
+
+def _reset_and_work_s(measurement: Measurement, name: str) -> tuple[float, float]:
+    """Seconds of the windows of one name in which caches were emptied between repeats, and their other seconds."""
+    windows = [window for window in measurement.windows if window.name == name]
+    reset_s = sum(window.reset_s for window in windows)
+    return reset_s, sum(window.duration_s for window in windows) - reset_s
 
 
 def device_peaks(samples: Path, windows: Sequence[Window]) -> dict[str, int]:
@@ -242,15 +255,22 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
     return result.model_copy(update={"warnings": (*result.warnings, *drifts)}) if drifts else result
 
 
+NOTED_RESETS_REL = 0.01
+"""Chosen: less is within the spread of repeats."""
+
 UNNAMED = "error"
 """The class of a failed request whose engine names none."""
 
 
-def _invalid_reasons(job: Job, measurement: Measurement) -> tuple[Note, ...]:
+def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tuple[Note, ...]:
     """Why the result may not be used; empty when it is valid."""
     reasons = [*measurement.invalid]
     if measurement.energy is not None:
         reasons += measurement.energy.invalid
+    of_resets = ratio(energy.reset_energy_uncertainty_j, energy.energy_j)
+    if of_resets is not None and of_resets > thresholds(job.meter.thresholds).uncertainty_rel:
+        text = f"emptying caches between repeats leaves their energy uncertain by {of_resets:.0%}"
+        reasons.append(Note("window_too_short", f"{text}: raise workload.prompts, so that repeats are longer"))
     failures = _failed_requests(measurement)
     share = sum(_failures_by_class(measurement).values()) / max(1, len(measurement.requests))
     if failures is not None and share > thresholds(job.meter.thresholds).failed_requests_rel:
@@ -316,6 +336,13 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     if measurement.energy is not None:
         yield from _of_energy(job, measurement.energy)
     yield from _of_warmup(job, measurement.warmup)
+    reset_s, work_s = _reset_and_work_s(measurement, MEASURE)
+    if reset_s > NOTED_RESETS_REL * work_s:
+        yield Note(
+            "resets_in_window",
+            f"caches were emptied for {reset_s:.2f} s between repeats that took {work_s:.2f} s: that time and idle "
+            "power for it are taken off, and the bound holds what else may have been drawn",
+        )
     failures = _failed_requests(measurement)
     if failures is not None:
         yield failures

@@ -159,11 +159,11 @@ def _measure(
     events.emit("phase", "measure")
     if padding.kind == "same_load":
         runner.run_unmeasured(padding.seconds)
+    runner.empty_caches()
     engine.reset_peak_memory()
     engine.reset_statistics()
     with cpu, recorder.window("measure", engine, idle_padding=padding.kind == "idle") as window:
-        passes = runner.measure(settings.min_duration_s)
-        window.repeats = len(passes)
+        passes = runner.measure(settings.min_duration_s, window)
     memory = MemoryPeaks(engine.memory(), None, _peak_rss_bytes() if resettable else None)
     statistics = engine.statistics()
     if padding.kind == "same_load":

@@ -7,8 +7,8 @@ work: hashing, copying and records come later (`finish_reading`, `observed`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -19,7 +19,7 @@ from pytest_llem.job.measurement import Repeat, RequestRecord, WarmupOutcome
 from pytest_llem.job.report import Note
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
 from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
-from pytest_llem.worker.windows import WindowRecorder
+from pytest_llem.worker.windows import OpenWindow, WindowRecorder
 from pytest_llem.workload import token_hash
 
 PREFILL, DECODE = "prefill", "decode"
@@ -55,7 +55,10 @@ class Pass:
 
 
 class RepeatRunner:
-    """Runs the same requests repeatedly on one engine, emptying its caches before each pass."""
+    """Runs the same requests repeatedly on one engine, emptying its caches before each pass.
+
+    Before the first pass of a window that is done ahead of it, and between the others it is timed.
+    """
 
     def __init__(self, engine: Engine, requests: Sequence[Request], events: EventLog, heartbeat: Heartbeat) -> None:
         self.requests = tuple(requests)
@@ -94,15 +97,21 @@ class RepeatRunner:
             progress.repeat += 1
         self._cache_states = measured
 
-    def measure(self, min_duration_s: float) -> list[Pass]:
+    def empty_caches(self) -> None:
+        """What `measure` needs done before its window opens."""
+        self._cache_states = {self._engine.reset()}
+
+    def measure(self, min_duration_s: float, window: OpenWindow) -> list[Pass]:
         """Run whole repeats, at least one, for at least `min_duration_s`; read them when the window is closed."""
         progress = ProgressReporter(self._events, self._heartbeat, "measure")
-        self._cache_states = set()
-        passes: list[Pass] = []
         started_ns = time.monotonic_ns()
-        while not passes or (passes[-1].end_ns - started_ns) / 1e9 < min_duration_s:
+        passes = [self._generate(progress)]
+        while (passes[-1].end_ns - started_ns) / 1e9 < min_duration_s:
             progress.repeat = len(passes)
-            passes.append(self._run(progress))
+            with _timed_reset(window):
+                self._cache_states.add(self._engine.reset())
+            passes.append(self._generate(progress))
+        window.repeats = len(passes)
         return passes
 
     def finish_reading(self, passes: Sequence[Pass]) -> list[Pass]:
@@ -120,10 +129,21 @@ class RepeatRunner:
 
     def _run(self, progress: ProgressReporter) -> Pass:
         self._cache_states.add(self._engine.reset())
+        return self._generate(progress)
+
+    def _generate(self, progress: ProgressReporter) -> Pass:
         with self._heartbeat.working():
             start_ns = time.monotonic_ns()
             completions = self._engine.generate(self.requests, progress)
             return Pass(start_ns, time.monotonic_ns(), completions)
+
+
+@contextmanager
+def _timed_reset(window: OpenWindow) -> Iterator[None]:
+    """Caches are emptied in the body, and the window says for how long."""
+    started_ns = time.monotonic_ns()
+    yield
+    window.reset_s += (time.monotonic_ns() - started_ns) / 1e9
 
 
 def measure_phases(
@@ -151,18 +171,21 @@ def _measure_prefill(
     single = [replace(request, max_new_tokens=1) for request in requests]
 
     def one_pass() -> None:
-        engine.reset()
         engine.generate(single, lambda _done, _total: heartbeat.tick())
 
+    engine.reset()
     with heartbeat.working():
         one_pass()
-    repeats = 0
+    engine.reset()
     with recorder.window(PREFILL, engine, idle_padding=True) as window, heartbeat.working():
         started = time.monotonic()
-        while repeats == 0 or time.monotonic() - started < min_duration_s:
+        one_pass()
+        window.repeats = 1
+        while time.monotonic() - started < min_duration_s:
+            with _timed_reset(window):
+                engine.reset()
             one_pass()
-            repeats += 1
-        window.repeats = repeats
+            window.repeats += 1
 
 
 def _measure_decode(

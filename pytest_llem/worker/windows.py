@@ -119,6 +119,7 @@ class OpenWindow:
     """What the body of a window may state about it."""
 
     repeats: int | None = None
+    reset_s: float = 0.0
 
 
 class WindowRecorder:
@@ -154,7 +155,8 @@ class WindowRecorder:
         if engine is not None and not synchronises:
             engine.quiesce()
         after_s = self._rest(end_ns) if idle_padding and synchronised else None
-        self.windows.append(Window(name, start_ns, end_ns, index, before_s, after_s, opened.repeats))
+        stated = (opened.repeats, opened.reset_s)
+        self.windows.append(Window(name, start_ns, end_ns, index, before_s, after_s, *stated))
 
     def _rest(self, since_ns: int | None = None) -> float | None:
         """Let the device rest; returns for how long it has, in seconds, since now or an earlier time."""

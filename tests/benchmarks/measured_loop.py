@@ -24,6 +24,7 @@ from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.repeats import RepeatRunner
+from pytest_llem.worker.windows import OpenWindow
 from pytest_llem.workload import build_workload
 
 BATCH, PROMPTS, INPUT, OUTPUT = 4, 8, 64, 32
@@ -50,8 +51,9 @@ def bare(model: Any, batches: list[torch.Tensor], generation: GenerationConfig) 
 
 
 def measured(runner: RepeatRunner) -> float:
+    runner.empty_caches()
     started = time.process_time()
-    runner.measure(0.0)
+    runner.measure(0.0, OpenWindow())
     return time.process_time() - started
 
 

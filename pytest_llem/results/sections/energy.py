@@ -38,7 +38,10 @@ MIN_STEADY_S = 30.0
 
 @dataclass(frozen=True)
 class Work:
-    """The work of the measure windows: seconds, repeats, successful requests and their tokens."""
+    """The work of the measure windows: its seconds, those of resets beside it, repeats, successful requests and tokens.
+
+    `prefill_s` and `prefill_reset_s` are the same of the windows of prefill.
+    """
 
     duration_s: float
     repeats: int
@@ -47,6 +50,9 @@ class Work:
     output_tokens: int
     separable_phases: bool
     prefill_repeats: int = 0
+    reset_s: float = 0.0
+    prefill_s: float = 0.0
+    prefill_reset_s: float = 0.0
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -79,8 +85,10 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         unknown |= {"meter": "none", "measured": False, "devices": (), "windows": (), "phases": (), "calibrations": ()}
         return Energy(**unknown)
     measured = [window for window in report.windows if window.name == MEASURE]
-    gross = total(measured)
     stated, idle = report.idle, _idle_power_w(report)
+    drawn = total(measured)
+    resets = _of_resets(drawn, idle, work.duration_s, work.reset_s)
+    gross = _less(drawn, resets)
     net: Measured | None = None  # may be negative within its uncertainty when the load is close to idle
     if gross is not None and idle is not None:
         spread = math.hypot(gross.uncertainty, idle.uncertainty * work.duration_s)
@@ -107,6 +115,8 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         idle_power_uncertainty_w=uncertainty_of(idle),
         idle_power_age_s=stated.age_s if stated else None,
         idle_power_reused_from=stated.reused_from if stated else None,
+        reset_energy_j=value_of(resets) if idle is not None else None,
+        reset_energy_uncertainty_j=uncertainty_of(resets),
         avg_power_w=value_of(power),
         avg_power_w_uncertainty=uncertainty_of(power),
         joules_per_output_token=value_of(per_output_token),
@@ -119,10 +129,10 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         wh_per_1000_queries_uncertainty=uncertainty_of(per_1000_queries),
         tokens_per_joule=value_of(per_joule),
         tokens_per_joule_uncertainty=uncertainty_of(per_joule),
-        devices=tuple(_device(report, device, measured) for device in report.devices),
+        devices=tuple(_device(report, device, measured, drawn, resets) for device in report.devices),
         host=replace(report.host, shared=report.host.shared or shared_host) if report.host else None,
         windows=tuple(AccountedWindow(**{name: getattr(window, name) for name in names}) for window in report.windows),
-        phases=_phases(report, gross, work),
+        phases=_phases(report, gross, idle, work),
         calibrations=_calibrations(report),
     )
 
@@ -139,9 +149,38 @@ def _idle_power_w(report: EnergyReport) -> Measured | None:
     return _divided(energy, seconds)
 
 
-def _device(report: EnergyReport, device: MeteredDevice, measured: Sequence[WindowEnergy]) -> EnergyDevice:
+def _of_resets(drawn: Measured | None, idle: Measured | None, work_s: float, reset_s: float) -> Measured | None:
+    """What to take off windows of `work_s` and `reset_s`: idle power for as long as caches were emptied.
+
+    The bound is what more was drawn if a reset drew as much as the rest of the window: no counter shows it, because it
+    steps more rarely than resets come. Without idle power nothing is taken off, and the bound covers all.
+    """
+    if drawn is None or reset_s <= 0:
+        return None
+    idle = idle or Measured(0.0, 0.0)
+    above_w = max(0.0, drawn.value / (work_s + reset_s) - idle.value)
+    return Measured(idle.value * reset_s, math.hypot(idle.uncertainty * reset_s, above_w * reset_s))
+
+
+def _less(drawn: Measured | None, resets: Measured | None, share: float = 1.0) -> Measured | None:
+    """The energy without a share of what resets drew; unchanged where there were none."""
+    if drawn is None or resets is None:
+        return drawn
+    return Measured(drawn.value - share * resets.value, math.hypot(drawn.uncertainty, share * resets.uncertainty))
+
+
+def _device(
+    report: EnergyReport,
+    device: MeteredDevice,
+    measured: Sequence[WindowEnergy],
+    drawn: Measured | None,
+    resets: Measured | None,
+) -> EnergyDevice:
+    """One device's energy; it bears the same share of the resets as of all that was drawn."""
     parts = [part for window in measured for part in window.devices if part.id == device.id]
     energy = total(parts) if len(parts) == len(measured) else None
+    share = ratio(value_of(energy), value_of(drawn)) or 0.0
+    energy = _less(energy, resets, share)
     return EnergyDevice(
         id=device.id,
         name=device.name,
@@ -166,12 +205,13 @@ def _calibrations(report: EnergyReport) -> tuple[CalibrationSection, ...]:
     return tuple(CalibrationSection(**entry) for entry in traced)
 
 
-def _phases(report: EnergyReport, gross: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:
+def _phases(report: EnergyReport, gross: Measured | None, idle: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:
     """Prefill from its own windows (one output token), decode by difference where the engine allows that."""
     windows = [window for window in report.windows if window.name == PREFILL]
     if not windows:
         return ()
     summed = total(windows)
+    summed = _less(summed, _of_resets(summed, idle, work.prefill_s, work.prefill_reset_s))
     prefill, repeat = _divided(summed, work.prefill_repeats or len(windows)), _divided(gross, work.repeats)
     decode: Measured | None = None
     if work.separable_phases and prefill and repeat:
