@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--metric", action="append", default=[], help="show this metric instead of the headline ones")
     verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
     verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")
+    verb.add_argument("--match", choices=("config", "id"), default="config", help="id: also under changed settings")
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")

@@ -15,13 +15,14 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json, read_versioned, slug, write_text
 from pytest_llem.job.wire import encode
-from pytest_llem.results.comparability import common_conditions
-from pytest_llem.results.layout import MANIFEST
-from pytest_llem.results.manifest import StudyPlan
+from pytest_llem.results.comparability import common_conditions, flat_settings
+from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
+from pytest_llem.results.statistics import RunSpread
 
 BASELINE_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -65,6 +66,8 @@ class BaselineExperiment:
 
     config_hash: str
     runs: tuple[BaselineRun, ...]
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The resolved settings by dotted path, so that a change of them can be named; empty in older files."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,25 @@ class Baseline:
 
     source: str
     studies: Mapping[str, BaselineFile]
+    spreads: Mapping[str, RunSpread] = field(default_factory=dict)
+    """By study: how much equal runs were measured to differ."""
 
-    def find(self, study: str, experiment_id: str, config_hash: str) -> BaselineExperiment | None:
-        """The experiment of this configuration, else this id, else `None`. `StoreError` if the study is missing."""
+    def find(
+        self, study: str, experiment_id: str, config_hash: str, *, by_id: bool = False
+    ) -> BaselineExperiment | None:
+        """The experiment of this configuration, else this id, else `None`; `by_id`, the id goes first.
+
+        Raises `StoreError` if the study is missing.
+        """
         if study not in self.studies:
             raise StoreError(
                 f"{self.source}: no baseline of study {study!r}",
                 fix="save one with --llem-save-baseline=NAME, or name the run or the baseline that has it",
             )
         experiments = self.studies[study].experiments
-        for experiment in experiments.values():
-            if experiment.config_hash == config_hash:
-                return experiment
-        return experiments.get(experiment_id)
+        same = next((each for each in experiments.values() if each.config_hash == config_hash), None)
+        named = experiments.get(experiment_id)
+        return (named or same) if by_id else (same or named)
 
 
 @dataclass(frozen=True)
@@ -118,12 +127,24 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
     if files:
         return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
     if path.exists():
-        return baseline_of(reference, load_rows(path))
+        return baseline_of(reference, required_cycles(path, load_rows(path)))
     raise StoreError(
         f"no baseline {reference!r}: neither {named} nor the path exists",
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
         details={"baseline": reference},
     )
+
+
+def required_cycles(path: Path, results: Results) -> Results:
+    """The results at `path` without cycles that `target_ci` added: they were measured because the others scattered."""
+    root = path.parent if path.name == MANIFEST else path
+    runs = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
+    last = {
+        (manifest.run_id, plan.name): plan.required_cycles
+        for manifest in (read_manifest(run / MANIFEST) for run in runs)
+        for plan in manifest.studies
+    }
+    return results.where(lambda result: result.cycle <= (last.get((result.run_id, result.study)) or result.cycle))
 
 
 def _baseline_files(directory: Path) -> list[Path]:
@@ -259,5 +280,5 @@ def _with_run(
     if larger is not None:
         return entry, larger
     kept = [old for old in same if old not in sharing]
-    updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:])
+    updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:], flat_settings(results[0]))
     return replace(entry, experiments={**entry.experiments, experiment_id: updated}), None

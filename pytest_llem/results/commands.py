@@ -17,6 +17,7 @@ from pytest_llem.errors import SettingsError, StoreError
 from pytest_llem.job.metric_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare
+from pytest_llem.results.baselines import required_cycles
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, read_manifest
@@ -31,17 +32,25 @@ def compare_runs(options: argparse.Namespace) -> int:
     """`llem compare`: print the table; 1 when a limit is exceeded (or, strict, not judged)."""
     others: list[tuple[str, Results]] = []
     for path in options.others:
-        others += by_whole_run(path, load_rows(path))
+        others += by_whole_run(path, required_cycles(path, load_rows(path)))
     limits = [fail_if(text) for text in options.fail_if]
     for name in options.allow:
         check_condition(name)
-    baseline, allow = load(options.baseline), set(options.allow)
+    baseline = required_cycles(options.baseline, load(options.baseline))
     if all(not independent(results, baseline) for _, results in others):
         raise SettingsError(
             f"nothing to compare: {shared_measurements(baseline.valid, [r for _, rs in others for r in rs.valid])}",
             fix="a run that reused results (--llem-resume) is no second measurement: measure again without it",
         )
-    rows = compare.compare(baseline, others, metrics=options.metric, limits=limits, alpha=options.alpha, allow=allow)
+    rows = compare.compare(
+        baseline,
+        others,
+        metrics=options.metric,
+        limits=limits,
+        alpha=options.alpha,
+        allow=options.allow,
+        match=options.match,
+    )
     if options.format == "json":
         text = json.dumps(encode(rows), indent=2, allow_nan=False)
     else:

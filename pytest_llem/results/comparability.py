@@ -18,8 +18,13 @@ UNKNOWN_GAIN = 0.05
 """Gain error of a board whose meter states none: about 5 % over many boards (arXiv 2312.02741)."""
 
 DEVICE_IDS = "device_ids"
+UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR})
+SETTLED_BY_SETTINGS = ("dtype", "load_shape")
+"""Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
+SHOWN_SETTINGS = 5
+"""Settings that a sentence names. Chosen: more than differ in most changes, and it stays readable."""
 Conditions = Mapping[str, JsonValue]
 
 
@@ -128,6 +133,35 @@ def differences(
     return problems
 
 
+def flat_settings(result: Result) -> dict[str, JsonValue]:
+    """The resolved settings of a result's experiment, defaults too, by dotted path."""
+    flat: dict[str, JsonValue] = {}
+
+    def walk(path: str, value: JsonValue) -> None:
+        if isinstance(value, Mapping):
+            for name, entry in value.items():
+                walk(f"{path}.{name}" if path else name, entry)
+        else:
+            flat[path] = value
+
+    walk("", cast("JsonValue", result.experiment.config))
+    return flat
+
+
+def settings_differences(before: Conditions, now: Conditions) -> list[str]:
+    """What differs between flat settings, `batch_size 4 -> 1`; names are their last part where that is unambiguous."""
+    if not before:
+        return ["another configuration; this baseline does not keep its settings, save it again"]
+    changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    last = [path.rpartition(".")[2] for path in changed]
+    shown = [
+        f"{name if last.count(name) == 1 else path} {_shown(before.get(path), UNSET)} -> {_shown(now.get(path), UNSET)}"
+        for path, name in zip(changed, last, strict=True)
+    ]
+    more = [f"{len(shown) - SHOWN_SETTINGS} further settings differ"] if len(shown) > SHOWN_SETTINGS else []
+    return [*shown[:SHOWN_SETTINGS], *more] or ["another configuration under this id"]
+
+
 def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
     gpus = result.environment.host.get("gpus")
     listed = [gpu for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []
@@ -156,10 +190,10 @@ def _sorted(values: Iterable[str]) -> JsonValue:
     return ordered
 
 
-def _shown(value: JsonValue) -> str:
+def _shown(value: JsonValue, absent: str = "unknown") -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(entry) for entry in value) or "none"
-    return "unknown" if value is None else str(value)
+    return absent if value is None else str(value)
 
 
 def output_lengths_determined(config: Mapping[str, object]) -> bool:

@@ -9,15 +9,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytest_llem.results.comparability import common_conditions, differences, mixture
+from pytest_llem.results.baselines import Baseline, BaselineFile, baseline_of
+from pytest_llem.results.comparability import (
+    common_conditions,
+    differences,
+    flat_settings,
+    mixture,
+    settings_differences,
+)
+from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
-from pytest_llem.results.judging import centre, judge_change, limit_text
+from pytest_llem.results.judging import CORRELATED, centre, judge_comparison
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, shared_measurements
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.terminal import markdown_table, table
-from pytest_llem.study.limits import FailIf
+from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
 HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
@@ -29,8 +37,8 @@ class ComparedMetric:
     """One metric of one experiment in two runs; values are geometric means over valid cycles, `None` if absent.
 
     `limit_text` is the limit as it was stated, `limit` the same as a fraction of the baseline. `verdict` is a gate's
-    where a limit was given, else `better`, `worse` or `same` (no change beyond noise).
-    `differs` names the conditions that differ: then the numbers are shown and no gate is judged.
+    where a limit was given, with its `reason`, else `better`, `worse` or `same` (no change beyond noise).
+    `differs` names the conditions that differ: then numbers without a limit are shown all the same.
     """
 
     run: str
@@ -47,6 +55,7 @@ class ComparedMetric:
     verdict: Verdict | None
     differs: tuple[str, ...]
     limit_text: str | None = None
+    reason: str = ""
 
 
 def compare(
@@ -57,6 +66,7 @@ def compare(
     limits: Sequence[FailIf] = (),
     alpha: float = 0.05,
     allow: Collection[str] = (),
+    match: Match = "config",
 ) -> list[ComparedMetric]:
     """Each experiment of the other runs against the baseline's with the same study and configuration, or else id.
 
@@ -65,21 +75,50 @@ def compare(
     by_limit = {limit.metric: limit for limit in limits}
     names = dict.fromkeys([*(metrics or HEADLINES), *by_limit])
     chosen = [metric(name) for name in names]
+    comparison = Comparison(tuple(by_limit.values()), alpha, tuple(allow), match)
     rows: list[ComparedMetric] = []
     by_hash: dict[tuple[str, str], list[Result]] = {}
     for result in baseline:
         by_hash.setdefault((result.study, result.experiment.config_hash), []).append(result)
     by_id = baseline.by_experiment()
+    known = baseline_of("the baseline", baseline)
     for run, results in others:
         for (study, experiment_id), group in results.by_experiment().items():
-            same = by_hash.get((study, group[0].experiment.config_hash))
-            before = Results(tuple(same)) if same else by_id.get((study, experiment_id), Results(()))
+            same = Results(tuple(by_hash.get((study, group[0].experiment.config_hash), ())))
+            named = by_id.get((study, experiment_id), Results(()))
+            before = (named or same) if match == "id" else (same or named)
+            judged = {row.metric: row for row in _judge(known, (study, experiment_id), group, comparison)}
             for measure in chosen:
-                limit = by_limit.get(measure.name)
-                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, limit, alpha, allow)
-                if row is not None:
+                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, alpha, allow)
+                gate = judged.get(measure.name)
+                if gate is not None:
+                    rows.append(_gated(row, gate, by_limit[measure.name]))
+                elif row.verdict != "absent" or row.baseline is not None or row.current is not None:
                     rows.append(row)
     return rows
+
+
+def _judge(baseline: Baseline, of: tuple[str, str], group: Results, comparison: Comparison) -> list[GateRow]:
+    """The gates of one experiment, as in a study."""
+    lost = [f"c{result.cycle} invalid" for result in group if not result.validity.valid]
+    key = (*of, group[0].experiment.config_hash)
+    known = baseline if of[0] in baseline.studies else replace(baseline, studies={of[0]: BaselineFile(of[0])})
+    return judge_comparison(known, key, group.valid.items, lost, comparison)
+
+
+def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
+    """A compared metric with its gate's verdict, ratio, bounds and reason in place of its own."""
+    judged = gate.ratio is not None
+    return replace(
+        row,
+        ratio=gate.ratio if judged else row.ratio,
+        ci_low=gate.ci_low if judged else row.ci_low,
+        ci_high=gate.ci_high if judged else row.ci_high,
+        limit=gate.limit_ratio - 1 if gate.limit_ratio else None if limit.absolute else limit.limit,
+        limit_text=gate.limit,
+        verdict=gate.status,
+        reason=gate.reason,
+    )
 
 
 def failed(rows: Sequence[ComparedMetric], *, strict: bool = False) -> bool:
@@ -110,59 +149,48 @@ def _compare(
     measure: Metric,
     before: Results,
     now: Results,
-    limit: FailIf | None,
     alpha: float,
     allow: Collection[str],
-) -> ComparedMetric | None:
-    old = [value for result in before if (value := measure.of(result)) is not None]
+) -> ComparedMetric:
+    old: dict[str, list[float]] = {}
+    for result in before:
+        if (value := measure.of(result)) is not None:
+            old.setdefault(result.run_id, []).append(value)
     new = [value for result in now if (value := measure.of(result)) is not None]
-    if not old and not new:
-        return None
     row = ComparedMetric(
         run=run,
         study=study,
         experiment_id=experiment_id,
         metric=measure.name,
         unit=measure.unit,
-        baseline=centre(old),
+        baseline=centre([value for values in old.values() for value in values]),
         current=centre(new),
         ratio=None,
         ci_low=None,
         ci_high=None,
-        limit=limit.limit if limit and not limit.absolute else None,
-        verdict=None,
+        limit=None,
+        verdict="absent",
         differs=(),
-        limit_text=limit_text(limit) if limit else None,
     )
     if row.baseline is None or row.current is None:
-        return replace(row, verdict="absent")
-    if limit is not None and (limit := limit.relative_to(row.baseline)).limit <= -1:
-        return replace(row, verdict="inconclusive")
-    ratio = row.current / row.baseline
+        return row
     differs = [*mixture(now.items, allow)]
     if before[0].experiment.config_hash != now[0].experiment.config_hash:
-        differs.insert(0, "configuration: not the same experiment under this id")
-    differs += differences(
-        common_conditions(before.items),
-        common_conditions(now.items),
-        is_energy(measure.name),
-        limit.limit if limit else 0.0,
-        (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel),
-        allow,
-    )
+        changed = settings_differences(flat_settings(before[0]), flat_settings(now[0]))
+        differs.insert(0, f"configuration: {'; '.join(changed)}")
+    gains = (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel)
+    conditions = common_conditions(before.items), common_conditions(now.items)
+    differs += differences(*conditions, is_energy(measure.name), 0.0, gains, allow)
     shared = shared_measurements(before, now)
     differs = [*([shared] if shared else []), *differs]
-    row = replace(row, limit=limit.limit if limit else None, ratio=ratio, differs=tuple(differs))
+    row = replace(row, ratio=row.current / row.baseline, differs=tuple(differs))
     if shared:
         return replace(row, verdict="not_comparable")
-    if min(len(old), len(new)) < MIN_CYCLES:
+    runs = [values for values in old.values() if len(values) >= MIN_CYCLES]
+    if not runs or len(new) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
-    interval = ratio_interval([old], new, alpha)
+    interval = ratio_interval(runs, new, alpha, correlated=now[0].runner.isolation in CORRELATED)
     row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
-    if limit is not None:
-        return replace(
-            row, verdict="not_comparable" if differs else judge_change(measure, limit, [old], new, alpha).status
-        )
     if interval.low <= 1 <= interval.high:
         return replace(row, verdict="same")
     return replace(row, verdict="better" if (interval.low > 1) == measure.higher_is_better else "worse")
@@ -172,7 +200,7 @@ def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     """The row as text, in the order of `HEAD`."""
     name = f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id
     interval = "-" if row.ci_low is None or row.ci_high is None else f"{row.ci_low - 1:+.1%} .. {row.ci_high - 1:+.1%}"
-    verdict = (row.verdict or "-").replace("_", " ") + ("*" if row.differs else "")
+    verdict = word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else "")
     return (
         name,
         f"{row.metric} ({row.unit})" if row.unit != "1" else row.metric,
@@ -185,8 +213,9 @@ def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
 
 
 def _notes(rows: Sequence[ComparedMetric]) -> list[str]:
-    differs = dict.fromkeys(difference for row in rows for difference in row.differs)
-    notes = [f"* {difference}" for difference in differs]
-    if any(row.verdict == "inconclusive" and row.ci_low is None for row in rows):
+    free = [row for row in rows if row.limit_text is None]
+    notes = [f"* {difference}" for difference in dict.fromkeys(entry for row in free for entry in row.differs)]
+    if any(row.verdict == "inconclusive" and row.ci_low is None for row in free):
         notes.append(f"inconclusive: fewer than {MIN_CYCLES} valid cycles on one side")
-    return notes
+    gated = [row for row in rows if row.limit_text is not None and row.verdict != "pass"]
+    return [*notes, *(f"{row.experiment_id}: {row.metric}: {row.reason}" for row in gated)]

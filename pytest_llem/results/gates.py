@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.statistics import LogInterval, mean_interval, ratio_interval
+from pytest_llem.results.statistics import LogInterval, RunSpread, mean_interval, ratio_interval
 
 Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
 MIN_CYCLES = 3
@@ -59,10 +59,12 @@ def judge_runs(
     alpha: float = 0.05,
     resolution: float | None = None,
     correlated: bool = False,
+    spread: RunSpread | None = None,
 ) -> Verdict:
     """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
-    `correlated` says that the cycles of a run shared one loaded engine.
+    `correlated` says that the cycles of a run shared one loaded engine; `spread` is what equal runs differ by, where
+    that was measured.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -74,7 +76,7 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    interval = ratio_interval(runs, current, alpha, correlated=correlated)
+    interval = ratio_interval(runs, current, alpha, correlated=correlated, spread=spread)
     if interval.low > 1 + limit:
         return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
     if interval.high < 1 + limit + margin:
@@ -88,22 +90,33 @@ def judge_runs(
     )
 
 
-def judge_budget(values: Sequence[float], limit: float, *, upper: bool = True, alpha: float = 0.05) -> Verdict:
+def judge_budget(
+    values: Sequence[float],
+    limit: float,
+    *,
+    upper: bool = True,
+    alpha: float = 0.05,
+    systematic: float = 0.0,
+    correlated: bool = False,
+) -> Verdict:
     """Whether the values keep a budget: at most `limit` (`upper`), or at least.
 
     *fail*: the nearer one-sided bound is beyond the limit. *pass*: the other one is within it. Else *inconclusive*.
+    `systematic` is the relative bound of errors that all cycles share, by which each bound moves out.
     """
     if not (limit > 0 and math.isfinite(limit)):
         raise SettingsError(f"a budget of {limit:g} cannot be judged", fix="state a positive limit")
     problem = _too_few("this run", len(values)) or _unusable(values)
     if problem:
         return unjudged(problem)
-    interval = mean_interval(values, alpha)
+    interval = mean_interval(values, alpha, correlated=correlated, systematic=systematic)
     if upper:
         beyond, within = interval.low > limit, interval.high <= limit
     else:
         beyond, within = interval.high < limit, interval.low >= limit
     shown = f"between {interval.low:.4g} and {interval.high:.4g}"
+    if systematic:
+        shown += f" (with {100 * systematic:.1f} % for gain and sensor)"
     side = "at most" if upper else "at least"
     if beyond:
         return _verdict("fail", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
@@ -123,6 +136,10 @@ def inverted(limit: float) -> float:
 
 
 def _verdict(status: Status, interval: LogInterval, scale: float, reason: str) -> Verdict:
+    if interval.autocorrelation is not None:
+        reason += (
+            f"; cycles follow one another (correlation {interval.autocorrelation:.1f}), the bounds are wider for it"
+        )
     return Verdict(status, interval.value / scale, interval.low / scale, interval.high / scale, reason)
 
 

@@ -1,101 +1,51 @@
-"""Judges one experiment's cycles against its budgets and a baseline, and keeps the verdicts in `gate.json`.
+"""Judges one experiment's cycles against its budgets and a baseline.
 
-The session, `compare` and, through `gate.json`, the report use it. The verdicts must come from `gates` alone.
+The session and `llem compare` use it. The verdicts must come from `gates` alone, and from no other experiment.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import geometric_mean
+from dataclasses import replace
+from statistics import fmean, geometric_mean
 
-from pytest_llem.errors import StoreError
-from pytest_llem.job.files import read_json, write_json
-from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.baselines import Baseline, BaselineRun
-from pytest_llem.results.comparability import common_conditions, differences, mixture
-from pytest_llem.results.gates import Status, Verdict, inverted, judge_budget, judge_runs, unjudged
+from pytest_llem.results.comparability import (
+    SETTLED_BY_SETTINGS,
+    UNKNOWN_GAIN,
+    common_conditions,
+    differences,
+    flat_settings,
+    mixture,
+    settings_differences,
+)
+from pytest_llem.results.gate_report import GateReport, GateRow
+from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_runs, unjudged
 from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
-from pytest_llem.results.statistics import relative_half_width
-from pytest_llem.results.terminal import table
+from pytest_llem.results.statistics import (
+    BETWEEN_RUNS,
+    FIRST_LOOK,
+    RUNS_FOR_ESTIMATE,
+    RunSpread,
+    first_autocorrelation,
+    relative_half_width,
+)
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 from pytest_llem.study.model import Execution
 
-VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
-
 CORRELATED = ("experiment", "load", "server")
 """Isolations under which the cycles of an experiment share one loaded engine."""
-
-
-@dataclass(frozen=True)
-class GateRow:
-    """One gate's verdict. `baseline` and `current` are geometric means in the metric's unit.
-
-    `ratio` and its bounds are current over baseline (or over the budget) as the metric reads, also where higher is
-    better; each bound is one-sided.
-    """
-
-    metric: str
-    kind: str
-    status: Status
-    limit: str
-    baseline: float | None
-    current: float | None
-    ratio: float | None
-    ci_low: float | None
-    ci_high: float | None
-    reason: str
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of `VERDICT_HEAD`."""
-        bounds = self.ci_low is not None and self.ci_high is not None
-        return (
-            self.metric,
-            _word(self.status),
-            _value(self.baseline),
-            _value(self.current),
-            _value(self.ratio),
-            f"{self.ci_low:.4g} .. {self.ci_high:.4g}" if bounds else "-",
-            self.limit,
-        )
-
-
-@dataclass(frozen=True)
-class GateReport:
-    """All verdicts on one experiment."""
-
-    study: str
-    experiment_id: str
-    rows: tuple[GateRow, ...]
-    strict: bool
-
-    @property
-    def failed(self) -> bool:
-        """Whether the gate's test fails: a limit is exceeded or, when strict, something could not be judged."""
-        bad = {"fail", "inconclusive", "not_comparable"} if self.strict else {"fail"}
-        return any(row.status in bad for row in self.rows)
-
-    @property
-    def status(self) -> Status:
-        """The worst of the verdicts: fail, then not comparable, then inconclusive, then pass."""
-        statuses = {row.status for row in self.rows}
-        order: tuple[Status, ...] = ("fail", "not_comparable", "inconclusive", "pass")
-        return next((status for status in order if status in statuses), "pass")
-
-    def skip_reason(self) -> str:
-        """Why the gate could not be judged, for a skip; empty when every verdict passed."""
-        unjudged = (row for row in self.rows if row.status != "pass")
-        return "; ".join(f"{row.metric}: {_word(row.status)}: {row.reason}" for row in unjudged)
-
-    def text(self) -> str:
-        """The verdicts as a short table with the reasons below."""
-        reasons = [f"{row.metric}: {row.reason}" for row in self.rows if row.status != "pass"]
-        title = f"{self.study}[{self.experiment_id}]: {_word(self.status)}"
-        return "\n".join([title, *table(VERDICT_HEAD, [row.cells() for row in self.rows]), *reasons])
+NO_CYCLE = "no cycle is valid"
+SENSOR_FIELDS = {
+    "energy_j": "uncertainty_j",
+    "energy_above_idle_j": "energy_above_idle_uncertainty_j",
+    "idle_power_w": "idle_power_uncertainty_w",
+}
+"""Where a result states a sensor's uncertainty of a metric under a name of its own."""
 
 
 def judge_experiment(
@@ -117,32 +67,75 @@ def judge_experiment(
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
     lost = [f"c{outcome.key.cycle} {outcome.state}" for outcome in cycles if not outcome.valid]
     alpha = compare.alpha if compare else 0.05
-    allowed = {*allow, *(compare.allow if compare else ())}
-    mixed = "; ".join(mixture(valid, allowed))
+    mixed = "; ".join(mixture(valid, {*allow, *(compare.allow if compare else ())}))
     rows = [_budget_row(budget, valid, lost, alpha, mixed) for budget in expect]
     if compare is not None and baseline is not None and compare.fail_if:
-        reference = baseline.find(key.study, key.experiment_id, key.config_hash)
-        problem = mixed
-        if reference is None:
-            problem = mixed or f"{baseline.source} does not have this experiment"
-        elif reference.config_hash != key.config_hash:
-            problem = mixed or f"{baseline.source} has it with another configuration"
-        for limit in compare.fail_if:
-            if reference is None or problem:
-                rows.append(_not_comparable(limit, problem))
-            else:
-                rows.append(_ratio_row(limit, reference.runs, valid, lost, alpha, allowed))
+        comparison = replace(compare, allow=(*compare.allow, *allow))
+        rows += judge_comparison(baseline, (key.study, key.experiment_id, key.config_hash), valid, lost, comparison)
     return GateReport(key.study, key.experiment_id, tuple(rows), strict)
+
+
+def judge_comparison(
+    baseline: Baseline, of: tuple[str, str, str], valid: Sequence[Result], lost: Sequence[str], comparison: Comparison
+) -> list[GateRow]:
+    """A row per limit: the one judgement of an experiment against a baseline, of gates and of `llem compare`.
+
+    `of` is its study, id and `config_hash`; `valid` are its valid cycles, and `lost` says what became of the others.
+    Raises `StoreError` when the baseline does not have the study.
+    """
+    reference = baseline.find(*of, by_id=comparison.match == "id")
+    problem = "; ".join(mixture(valid, comparison.allow))
+    changed: list[str] = []
+    if reference is None:
+        problem = problem or f"{baseline.source} does not have this experiment"
+    elif reference.config_hash != of[2]:
+        changed = settings_differences(reference.settings, flat_settings(valid[0]) if valid else {})
+        if comparison.match == "id":
+            comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
+        else:
+            problem = problem or "; ".join(changed)
+    rows = []
+    for limit in comparison.fail_if:
+        if reference is None or problem:
+            rows.append(_not_comparable(limit, problem))
+        else:
+            row = _ratio_row(limit, reference.runs, valid, lost, comparison, baseline.spreads.get(of[0]))
+            rows.append(replace(row, reason="; ".join([row.reason, *changed])))
+    return rows
 
 
 def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float, mixed: str) -> GateRow:
     limit = f"{budget.op} {budget.limit:g}"
     if mixed:
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
-    values, missing, lost = _values(metric(budget.metric), valid, lost)
-    upper = budget.op.startswith("<")
-    verdict = unjudged(missing) if missing else judge_budget(values, budget.limit, upper=upper, alpha=alpha)
-    return _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
+    measure = metric(budget.metric)
+    values, missing, lost = _values(measure, valid, lost)
+    if missing or not values:
+        return _row(budget.metric, "budget", limit, unjudged(missing or NO_CYCLE), lost)
+    verdict = judge_budget(
+        values,
+        budget.limit,
+        upper=budget.op.startswith("<"),
+        alpha=alpha,
+        systematic=systematic(valid, measure),
+        correlated=valid[0].runner.isolation in CORRELATED,
+    )
+    row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
+    return replace(row, limit_ratio=1.0, autocorrelation=_autocorrelation([values]))
+
+
+def systematic(results: Sequence[Result], measure: Metric) -> float:
+    """The relative bound (k=2) of what no number of cycles averages out: the board's gain and the sensor's own error.
+
+    0 for what no meter measures. Both are independent and add in quadrature (JCGM 100:2008, 5.1.2).
+    """
+    if not is_energy(measure.name):
+        return 0.0
+    gain = results[0].energy.gain_uncertainty_rel
+    field = SENSOR_FIELDS.get(measure.name, f"{measure.name}_uncertainty")
+    stated = [(measure.of(result), getattr(result.energy, field, None)) for result in results]
+    sensor = [bound / abs(value) for value, bound in stated if value and bound is not None]
+    return math.hypot(UNKNOWN_GAIN if gain is None else gain, fmean(sensor) if sensor else 0.0)
 
 
 def _ratio_row(
@@ -150,13 +143,13 @@ def _ratio_row(
     runs: Sequence[BaselineRun],
     valid: Sequence[Result],
     lost: Sequence[str],
-    alpha: float,
-    allow: Collection[str],
+    comparison: Comparison,
+    spread: RunSpread | None,
 ) -> GateRow:
     measure = metric(limit.metric)
     values, missing, lost = _values(measure, valid, lost)
     if missing or not valid:
-        return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or "no cycle is valid"), lost)
+        return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
     own = {*map(measurement_id, valid)}
     others = [run for run in runs if not run.shares(own)]
     if not others:
@@ -172,7 +165,9 @@ def _ratio_row(
     usable: list[BaselineRun] = []
     for run in others:
         gains = (run.gain_uncertainty_rel, gain)
-        problems = differences(run.conditions, now, is_energy(measure.name), relative.limit, gains, allow)
+        problems = differences(
+            run.conditions, now, is_energy(measure.name), relative.limit, gains, set(comparison.allow)
+        )
         if not problems:
             usable.append(run)
     if not usable:
@@ -183,8 +178,33 @@ def _ratio_row(
     before = centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
     correlated = valid[0].runner.isolation in CORRELATED
-    verdict = judge_change(measure, relative, measured, values, alpha, correlated=correlated)
-    return _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values))
+    verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
+    return replace(
+        _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values)),
+        limit_ratio=1 + relative.limit,
+        baseline_runs=len(measured),
+        basis=basis(len(measured), spread),
+        autocorrelation=None if correlated else _autocorrelation([*measured, values]),
+    )
+
+
+def basis(runs: int, spread: RunSpread | None = None) -> str:
+    """What a comparison with so many baseline runs can and cannot decide."""
+    if spread is not None:
+        return (
+            f"equal runs were measured to differ by {100 * math.sqrt(spread.variance):.1f} %, which the bounds include"
+        )
+    if runs >= RUNS_FOR_ESTIMATE:
+        return f"{runs} baseline runs: how much runs differ is estimated from them, and the bounds include it"
+    return (
+        f"{runs} baseline run{'s' * (runs > 1)}: a change is told from the noise of cycles, but not from what a whole "
+        f"run shares (temperature, clocks, the machine): {100 * BETWEEN_RUNS:g} % is assumed for it, not measured"
+    )
+
+
+def _autocorrelation(runs: Sequence[Sequence[float]]) -> float | None:
+    long = [[math.log(value) for value in run] for run in runs if len(run) >= MIN_CYCLES and min(run) > 0]
+    return first_autocorrelation(long) if long else None
 
 
 def judge_change(
@@ -195,10 +215,13 @@ def judge_change(
     alpha: float,
     *,
     correlated: bool = False,
+    spread: RunSpread | None = None,
 ) -> Verdict:
     """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted."""
     if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
-        return judge_runs(runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated)
+        return judge_runs(
+            runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated, spread=spread
+        )
     verdict = judge_runs(
         [[1 / value for value in run] for run in runs],
         [1 / value for value in values],
@@ -206,6 +229,7 @@ def judge_change(
         alpha=alpha,
         resolution=limit.resolution,
         correlated=correlated,
+        spread=spread,
     )
     if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
         return verdict
@@ -255,39 +279,13 @@ def limit_text(limit: FailIf) -> str:
     return change_text(limit.metric, limit.limit, absolute=limit.absolute)
 
 
-def _word(status: str) -> str:
-    return status.replace("_", " ")
-
-
-def _value(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-GATE = "gate.json"
-
-
-def write_gate(experiment_directory: Path, report: GateReport) -> None:
-    """Write an experiment's verdicts, and create its directory if no cycle has."""
-    experiment_directory.mkdir(parents=True, exist_ok=True)
-    write_json(experiment_directory / GATE, encode(report))
-
-
-def read_gates(run_dir: Path) -> list[GateReport]:
-    """The verdicts of a run, by study and experiment; empty where nothing was judged. `StoreError` for a broken one."""
-    reports = []
-    for path in sorted(run_dir.glob(f"*/*/{GATE}")):
-        try:
-            reports.append(decode(GateReport, read_json(path)))
-        except ValueError as problem:
-            raise StoreError(f"{path}: {problem}") from None
-    return reports
-
-
-def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> float | None:
-    """The relative half width of the headline metric's interval if it has reached `target_ci`, else `None`."""
-    if execution.target_ci is None or len(outcomes) < execution.cycles:
-        return None
+def precise_after(outcomes: Sequence[Outcome], execution: Execution) -> bool:
+    """Whether the headline metric is known within `target_ci` (95 %), and further cycles need not be measured."""
+    first = max(execution.cycles, FIRST_LOOK)
+    if execution.target_ci is None or len(outcomes) < first:
+        return False
     headline = metric(execution.headline)
     values = [headline.of(outcome.result) for outcome in outcomes if outcome.valid and outcome.result is not None]
-    width = relative_half_width([value for value in values if value is not None])
-    return width if width is not None and width <= execution.target_ci else None
+    looks = max(1, execution.max_cycles - first + 1)
+    width = relative_half_width([value for value in values if value is not None], looks)
+    return width is not None and width <= execution.target_ci

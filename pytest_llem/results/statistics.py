@@ -7,9 +7,17 @@ Method
     question is relative. So the logarithms of the values are compared: the difference of two means of logarithms is
     the logarithm of the ratio of geometric means, and its errors are closer to normal than those of the values
     (Bland and Altman, "Transforming data" and "The use of transformation when comparing two means", BMJ 312, 1996).
-    The bound is Student's t with the variance pooled over all runs, because both sides measure the same work in the
-    same way. With 3 to 10 cycles a side no distribution-free method has the same power (with five cycles a side, the
-    exact rank test is one step above its smallest possible bound).
+    The bound is Student's t. Where both sides have as many cycles, the variance is pooled over all runs, because both
+    measure the same work in the same way; otherwise each side keeps its own variance (Welch, Biometrika 34, 1947, with
+    Satterthwaite's degrees of freedom), because pooling then fails where the smaller side is the noisier one. With 3 to
+    10 cycles a side no distribution-free method has the same power (with five cycles a side, the exact rank test is one
+    step above its smallest possible bound).
+
+Autocorrelation
+    Cycles are taken for independent. From `CYCLES_FOR_AUTOCORRELATION` a run on, that is checked: where the first
+    autocorrelation of the residuals exceeds its standard error, the variance is that of a first-order autoregression
+    (Bayley and Hammersley, Supplement to the JRSS 8, 1946). Shorter runs cannot tell: there it is a condition, and
+    `run_verdict` checks it over all experiments of a run.
 
 Drift
     The cycles of a run drift alike: the first is cold, later ones are warm. If every run has the same number of
@@ -24,8 +32,12 @@ Between runs
     of `BETWEEN_RUNS` (1 %) of the ratio. With three or more, the variance of the runs' means is estimated. The estimate
     is shrunk (empirical Bayes; Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004) towards
     the variance implied by the 1 % floor and the within-run spread, with the weight of `PRIOR_RUNS` pseudo-runs: three
-    runs alone leave two degrees of freedom. The sum of the parts has Satterthwaite's degrees of freedom (Biometrics
-    Bulletin 2, 1946).
+    runs alone leave two degrees of freedom. A measured `RunSpread` takes the place of the assumed 1 %. The sum of the
+    parts has Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
+
+Systematic errors
+    A board's gain and a sensor's error do not shrink with the number of cycles. They cancel in a ratio of one board's
+    energies, and are added to the bounds of a budget.
 
 Rates of false alarms, undecided gates and detected regressions are in docs/gates.md, measured by
 tests/benchmarks/gate_error_rates.py, to be run again after a change of method.
@@ -37,6 +49,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from operator import mul
 from statistics import NormalDist, fmean, stdev
 
 BETWEEN_RUNS = 0.01
@@ -50,12 +64,24 @@ CYCLES_FOR_TREND = 5
 """Chosen: a trend costs a degree of freedom, which runs of three or four cycles cannot spare."""
 
 
+CYCLES_FOR_AUTOCORRELATION = 10
+"""Chosen: with five cycles a side the check costs five points of power and finds a third of what it looks for."""
+SERIAL_BIAS = 1.4
+"""Factor on an estimated autocorrelation. Chosen: at 10 to 20 cycles estimates of 0.3 to 0.6 come out a third low."""
+MAX_AUTOCORRELATION = 0.9
+"""Chosen: beyond it the variance of a mean of ten grows past any use, and the estimate is no better."""
+
+
 @dataclass(frozen=True)
 class LogInterval:
-    """An estimate on the logarithmic scale, and the distance of the one-sided bound on either side."""
+    """An estimate on the logarithmic scale, and the distance of the one-sided bound on either side.
+
+    `autocorrelation` is that of successive cycles where it was found and the bounds are wider for it.
+    """
 
     centre: float
     half_width: float
+    autocorrelation: float | None = None
 
     @property
     def low(self) -> float:
@@ -73,66 +99,159 @@ class LogInterval:
         return math.exp(self.centre)
 
 
+@dataclass(frozen=True)
+class RunSpread:
+    """Measured relative standard deviations of a run's level, with their degrees of freedom.
+
+    `common` is shared by all experiments of a run, `between` is each experiment's own.
+    """
+
+    common: float
+    between: float
+    degrees: float
+
+    @property
+    def variance(self) -> float:
+        """Variance of the logarithm of one experiment's level in one run."""
+        return self.common**2 + self.between**2
+
+
 def ratio_interval(
-    baselines: Sequence[Sequence[float]], current: Sequence[float], alpha: float, *, correlated: bool = False
+    baselines: Sequence[Sequence[float]],
+    current: Sequence[float],
+    alpha: float,
+    *,
+    correlated: bool = False,
+    spread: RunSpread | None = None,
 ) -> LogInterval:
     """One-sided bounds for the geometric mean of `current` over that of the baseline runs, each at level `alpha`.
 
-    Values are positive, and at least one run has two. With `correlated` cycles, which shared one loaded engine, a run
+    Values are positive, and each run has two or more. With `correlated` cycles, which shared one loaded engine, a run
     counts as a single cycle (design effect of the full intra-class correlation; Kish, "Survey Sampling", 5.4).
+    `spread` is what equal runs were found to differ by.
     """
     runs = [[math.log(value) for value in run] for run in (*baselines, current)]
     means = [fmean(run) for run in runs]
     counts = [1 if correlated else len(run) for run in runs]
-    within = within_runs(runs)
+    scatter = _Scatter.of(runs, correlated=correlated)
+    before, now = scatter.variance(slice(-1)), scatter.variance(slice(-1, None))
     if len(baselines) >= RUNS_FOR_ESTIMATE:
         centre = means[-1] - fmean(means[:-1])
-        return LogInterval(centre, _half_width(_between_runs(means[:-1], counts, within), alpha))
+        parts = _between_runs(means[:-1], counts, before, now, spread)
+        return LogInterval(centre, _half_width(parts, alpha), scatter.autocorrelation)
     total = sum(counts[:-1])
     centre = means[-1] - sum(mean * count for mean, count in zip(means[:-1], counts[:-1], strict=True)) / total
-    half_width = _half_width([(within[0] * (1 / counts[-1] + 1 / total), within[1])], alpha)
-    return LogInterval(centre, max(half_width, NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS))
+    if sum(map(len, runs[:-1])) == len(runs[-1]):
+        variance, degrees = scatter.variance(slice(None))
+        parts = [(variance * (1 / counts[-1] + 1 / total), degrees)]
+    else:
+        parts = [(before[0] / total, before[1]), (now[0] / counts[-1], now[1])]
+    if spread is not None:
+        parts.append((spread.variance * (1 + 1 / len(baselines)), spread.degrees))
+        return LogInterval(centre, _half_width(parts, alpha), scatter.autocorrelation)
+    least = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS
+    return LogInterval(centre, max(_half_width(parts, alpha), least), scatter.autocorrelation)
 
 
 def _between_runs(
-    means: Sequence[float], counts: Sequence[int], within: tuple[float, float]
+    means: Sequence[float],
+    counts: Sequence[int],
+    before: tuple[float, float],
+    now: tuple[float, float],
+    measured: RunSpread | None,
 ) -> list[tuple[float, float]]:
     """Variance of a new run's mean against the mean of the baseline runs' means, in parts with their degrees."""
-    variance, degrees = within
-    harmonic = fmean([1 / count for count in counts[:-1]])
-    expected = BETWEEN_RUNS**2 / 2 + variance * harmonic
-    freedom = PRIOR_RUNS + len(means) - 1
-    spread = (PRIOR_RUNS * expected + (len(means) - 1) * _variance(means)) / freedom
-    # A new run varies as the baseline runs do, and more if it has fewer cycles than they.
-    shorter = max(0.0, 1 / counts[-1] - harmonic)
-    return [(spread * (1 + 1 / len(means)), freedom), (variance * shorter, degrees)]
+    explained = before[0] * fmean([1 / count for count in counts[:-1]])
+    level, weight = (measured.variance, measured.degrees) if measured else (BETWEEN_RUNS**2 / 2, PRIOR_RUNS)
+    freedom = weight + len(means) - 1
+    spread = (weight * (level + explained) + (len(means) - 1) * _variance(means)) / freedom
+    # A new run varies as the baseline runs do, and more if it has fewer or noisier cycles than they.
+    excess = max(0.0, now[0] / counts[-1] - explained)
+    return [(spread * (1 + 1 / len(means)), freedom), (excess, now[1])]
 
 
-def mean_interval(values: Sequence[float], alpha: float) -> LogInterval:
-    """One-sided bounds for the geometric mean of one run, each at level `alpha`.
+def mean_interval(
+    values: Sequence[float], alpha: float, *, correlated: bool = False, systematic: float = 0.0
+) -> LogInterval:
+    """One-sided bounds for the geometric mean of one run, each at level `alpha`, and beyond it by `systematic`.
 
     The half width is at least one run's share of `BETWEEN_RUNS`, because other runs will be judged by the bound.
+    `systematic` is the relative bound of errors that all cycles share; `correlated` is as in `ratio_interval`.
     """
     logs = [math.log(value) for value in values]
-    half_width = _half_width([(_variance(logs) / len(logs), len(logs) - 1)], alpha)
-    floor = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS / math.sqrt(2)
-    return LogInterval(fmean(logs), max(half_width, floor))
+    scatter = _Scatter.of([logs], trend=False, correlated=correlated)
+    variance, degrees = scatter.variance(slice(None))
+    half_width = _half_width([(variance / (1 if correlated else len(logs)), degrees)], alpha)
+    least = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS / math.sqrt(2)
+    return LogInterval(fmean(logs), max(half_width, least) + math.log1p(systematic), scatter.autocorrelation)
 
 
 def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Variance of logarithms pooled over runs, less a common trend where that lowers it; and its degrees of freedom."""
-    residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
+    return _Scatter.of(runs, correlated=True).variance(slice(None))
+
+
+def first_autocorrelation(runs: Sequence[Sequence[float]]) -> float:
+    """The correlation of successive logarithms about their run's mean, less the bias that independent ones have.
+
+    Estimating the mean makes that of independent values -1/n (Marriott and Pope, Biometrika 41, 1954).
+    """
+    return _successive([[value - mean for value in run] for run in runs for mean in (fmean(run),)])
+
+
+def _successive(residuals: Sequence[Sequence[float]]) -> float:
     squares = sum(value * value for run in residuals for value in run)
-    degrees = sum(len(run) - 1 for run in runs)
-    length = len(runs[0])
-    if length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
-        offsets = [cycle - (length - 1) / 2 for cycle in range(length)]
-        leverage = len(runs) * sum(offset * offset for offset in offsets)
-        slope = sum(offset * value for run in residuals for offset, value in zip(offsets, run, strict=True)) / leverage
-        remaining = max(0.0, squares - slope * slope * leverage)
-        if remaining / (degrees - 1) < squares / degrees:
-            return remaining / (degrees - 1), degrees - 1
-    return squares / degrees, degrees
+    products = sum(value * after for run in residuals for value, after in pairwise(run))
+    return products / squares + len(residuals) / sum(map(len, residuals)) if squares > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    """The cycles of each run about its mean: sums of squares, degrees of freedom, and what autocorrelation adds."""
+
+    squares: tuple[float, ...]
+    degrees: tuple[float, ...]
+    inflation: float = 1.0
+    autocorrelation: float | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[float]], *, trend: bool = True, correlated: bool = False) -> _Scatter:
+        """Of logarithms, less a common trend where that lowers the variance; `correlated` ones are not checked."""
+        residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
+        squares = [sum(value * value for value in run) for run in residuals]
+        degrees = [len(run) - 1.0 for run in runs]
+        length = len(runs[0])
+        if trend and length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
+            offsets = [cycle - (length - 1) / 2 for cycle in range(length)]
+            leverage = len(runs) * sum(offset * offset for offset in offsets)
+            slope = sum(sum(map(mul, offsets, run)) for run in residuals) / leverage
+            straight = [
+                [value - slope * offset for offset, value in zip(offsets, run, strict=True)] for run in residuals
+            ]
+            remaining = [sum(value * value for value in run) for run in straight]
+            left = sum(degrees) - 1
+            if sum(remaining) / left < sum(squares) / sum(degrees):
+                residuals, squares, degrees = straight, remaining, [left / len(runs)] * len(runs)
+        size = sum(map(len, runs)) / len(runs)
+        found = 0.0
+        if size >= CYCLES_FOR_AUTOCORRELATION and not correlated:
+            found = _successive(residuals)
+        if found <= 1 / math.sqrt(size * len(runs)):
+            return cls(tuple(squares), tuple(degrees))
+        found = min(SERIAL_BIAS * found, MAX_AUTOCORRELATION)
+        return cls(tuple(squares), tuple(degrees), _inflation(found, round(size)), found)
+
+    def variance(self, side: slice) -> tuple[float, float]:
+        """Variance pooled over some of the runs, as a mean of independent cycles would need it, and its degrees."""
+        degrees = sum(self.degrees[side])
+        return self.inflation * sum(self.squares[side]) / degrees, degrees
+
+
+def _inflation(correlation: float, count: int) -> float:
+    """Variance of a mean over what the sample variance of independent values says, for a first-order autoregression."""
+    of_mean = 1 + 2 * sum((1 - lag / count) * correlation**lag for lag in range(1, count))
+    of_sample = (count - of_mean) / (count - 1)
+    return of_mean / of_sample
 
 
 def _variance(values: Sequence[float]) -> float:
@@ -147,25 +266,29 @@ def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> float:
         return 0.0
     freedom = total * total / sum(variance * variance / degrees for variance, degrees in parts)
     freedom = max(freedom, min(degrees for _, degrees in parts))
-    return student_quantile(1 - alpha, freedom) * math.sqrt(total)
+    # Rounded down to a tenth, so that simulations find most quantiles in the cache.
+    return student_quantile(1 - alpha, math.floor(10 * freedom + 1e-9) / 10) * math.sqrt(total)
 
 
 CONFIDENCE = 0.95
 """Two-sided level of the interval that `target_ci` bounds. Chosen: the field's convention."""
-LEAST_CYCLES = 3
-"""Below three values the spread itself is hardly known: Student's t with one degree of freedom is 12.7 at 95 %."""
+FIRST_LOOK = 5
+"""Cycles before the first look at `target_ci`. Chosen: the spread of three is known so badly that 32 % of the intervals
+that seemed narrow enough then missed the true value."""
 
 
-def relative_half_width(values: Sequence[float]) -> float | None:
+def relative_half_width(values: Sequence[float], looks: int = 1) -> float | None:
     """Half width of the two-sided 95 % interval of the geometric mean, relative to it: 0.02 is 2 %.
 
-    Student's t on the logarithms, as in the gates; `None` below three cycles or for values without a logarithm. It
-    holds for this run alone: the cycles of one run share temperature, clocks and node state.
+    Student's t on the logarithms, as in the gates; `None` below five cycles or for values without a logarithm. Who
+    looks after each of several cycles and stops at will shares the 5 % between the `looks` (Bonferroni): all the
+    intervals hold together in 95 %, so the one at which it stops does. It holds for this run alone: the cycles of one
+    run share temperature, clocks and node state.
     """
-    if len(values) < LEAST_CYCLES or min(values) <= 0:
+    if len(values) < FIRST_LOOK or min(values) <= 0:
         return None
     logs = [math.log(value) for value in values]
-    quantile = student_quantile(1 - (1 - CONFIDENCE) / 2, len(logs) - 1)
+    quantile = student_quantile(1 - (1 - CONFIDENCE) / 2 / looks, len(logs) - 1)
     return math.expm1(quantile * stdev(logs) / math.sqrt(len(logs)))
 
 

@@ -140,4 +140,4 @@ class Prefetch:
             while (key := replace(cycle, cycle=len(outcomes) + 1).key) in self._outcomes:
                 outcomes.append(self._outcomes[key])
         optional = self._optional.get(key)
-        return optional if precise_after(outcomes, cycle.study.execution) is None else None
+        return None if precise_after(outcomes, cycle.study.execution) else optional

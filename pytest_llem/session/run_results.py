@@ -23,7 +23,8 @@ from pytest_llem.machine.leases import end_orphaned_workers
 from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
-from pytest_llem.results.judging import GateReport, judge_experiment, precise_after, read_gates, write_gate
+from pytest_llem.results.gate_report import GateReport, read_gates, write_gate
+from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
@@ -109,17 +110,16 @@ class RunResults:
     def _earlier_runs(self) -> EarlierRuns:
         return EarlierRuns(self._options.out, self._run.id)
 
-    def precise_before(self, cycle: ExperimentCycle) -> tuple[float, int] | None:
-        """Where the cycles before an optional one reach `target_ci`: the half width, and after how many cycles.
+    def precise_before(self, cycle: ExperimentCycle) -> int | None:
+        """After how many cycles, before an optional one, `target_ci` is reached.
 
         Cycles that are absent are measured for it. `None` where the optional cycle is needed.
         """
         outcomes: list[Outcome] = []
         for number in range(1, cycle.cycle or 1):
             outcomes.append(self.get_or_measure(replace(cycle, cycle=number), retried=False))
-            width = precise_after(outcomes, cycle.study.execution)
-            if width is not None:
-                return width, number
+            if precise_after(outcomes, cycle.study.execution):
+                return number
         return None
 
     def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:

@@ -29,11 +29,7 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
     execution = llem_cycle.study.execution
     precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
     if precise is not None:
-        width, cycles = precise
-        pytest.skip(
-            f"precise enough: {execution.headline} ±{width:.2%} after {cycles} cycles "
-            f"(target_ci {execution.target_ci:.2%})"
-        )
+        pytest.skip(f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %) after {precise} cycles")
     outcome = outcome_for(request.node, llem_session, llem_cycle)
     if outcome.state == "invalid" and not llem_session.options.strict:
         pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")

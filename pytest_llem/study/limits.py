@@ -14,6 +14,7 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import METRIC_NAMES, metric_name
 
 Operator = Literal["<=", "<", ">=", ">"]
+Match = Literal["config", "id"]
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
 _CHANGE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|1?/?[A-Za-z]+)\s*\Z")
 
@@ -59,12 +60,14 @@ class FailIf:
 class Comparison:
     """How an experiment is compared with a baseline: every limit, the error rate of each, and what may differ.
 
-    `allow` names conditions (`job.metric_names.CONDITIONS`) that need not be equal.
+    `allow` names conditions (`job.metric_names.CONDITIONS`) that need not be equal. `match` says what makes an
+    experiment of the baseline the same: its configuration, or its id, where settings may have changed.
     """
 
     fail_if: tuple[FailIf, ...] = ()
     alpha: float = 0.05
     allow: tuple[str, ...] = ()
+    match: Match = "config"
 
 
 def parse_budget(metric: str, text: object) -> Budget:

@@ -81,7 +81,7 @@ def gates(expect: JsonValue, compare: JsonValue, tags: tuple[str, ...], report: 
         for index, name in enumerate(limits.allow):
             with _reported(report, ("compare", "allow", index), "compare.allow"):
                 check_condition(name)
-        comparison = Comparison(tuple(_comparisons(limits, report)), limits.alpha, tuple(limits.allow))
+        comparison = Comparison(tuple(_comparisons(limits, report)), limits.alpha, tuple(limits.allow), limits.match)
     return Gates(tuple(_budgets(expect, report)), comparison, tags)
 
 

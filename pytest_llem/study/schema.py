@@ -16,6 +16,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice, Thresholds
 from pytest_llem.job.setting import Limits, Name, section, setting
 from pytest_llem.study.declared import model_of
+from pytest_llem.study.limits import Match
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 
@@ -75,6 +76,9 @@ class Compare:
     alpha: Annotated[float, Limits(gt=0, lt=0.5)] = setting(0.05, "Error rate of each one-sided bound.")
     allow: tuple[str, ...] = setting(
         (), "Conditions that may differ from the baseline's, by name.", [["engine_version", "driver_major"]]
+    )
+    match: Match = setting(
+        "config", "What makes the baseline's experiment the same: its `config`, or its `id` under changed settings."
     )
 
 

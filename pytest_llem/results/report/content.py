@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.job import JobDir
-from pytest_llem.results.judging import GateReport, read_gates
+from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.reading import Cell, Results, read_result, result_files

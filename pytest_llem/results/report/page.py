@@ -18,8 +18,8 @@ from pytest_llem import __version__
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.files import write_text
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells, compare
+from pytest_llem.results.gate_report import VERDICT_HEAD
 from pytest_llem.results.gates import Status
-from pytest_llem.results.judging import VERDICT_HEAD
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.report.charts import Chart, charts, identity, power_spec

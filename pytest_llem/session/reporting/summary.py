@@ -16,7 +16,7 @@ from pytest_llem.results.terminal import UNCERTAIN, markdown_table, plus_minus, 
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
-    from pytest_llem.results.judging import GateReport
+    from pytest_llem.results.gate_report import GateReport
     from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 
 HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", "spread")

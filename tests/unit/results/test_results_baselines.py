@@ -26,7 +26,8 @@ from pytest_llem.results.baselines import (
     save_baseline,
 )
 from pytest_llem.results.comparability import common_conditions, conditions, differences
-from pytest_llem.results.judging import GateReport, judge_experiment
+from pytest_llem.results.gate_report import GateReport, gates_line
+from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
 from pytest_llem.results.schema import CalibrationSection, Result
@@ -328,3 +329,71 @@ def test_another_calibration_or_estimator_is_another_condition_of_energy(run: Ru
     assert len(differences(before, conditions(odd), True, 0.05)) == 1
     assert before == common_conditions([traced(last.result, "a" * 64, "counter_outer_edge")] * 2 + [odd])
     assert not differences(before, {**recalibrated, "device_ids": ["other"]}, True, 0.2), "other boards, by their gains"
+
+
+def other_settings(outcomes: list[Outcome], **settings: int) -> list[Outcome]:
+    """The same cycles, as of the same id under changed engine settings."""
+    changed = []
+    for outcome in outcomes:
+        assert outcome.result is not None
+        config = {**outcome.result.experiment.config, "settings": {**settings}}
+        experiment = replace(outcome.result.experiment, config=config, config_hash="e" * 16)  # type: ignore[arg-type]
+        result = outcome.result.model_copy(update={"experiment": experiment})
+        changed.append(replace(outcome, key=replace(outcome.key, config_hash="e" * 16), result=result))
+    return changed
+
+
+def test_the_same_id_under_changed_settings_names_what_changed(run: Runs, tmp_path: Path) -> None:
+    """Batch size 4 -> 1 under the same id costs 4x, and was skipped as 'another configuration'."""
+    results = [outcome.result for outcome in run("before") if outcome.result is not None]
+    save_baseline("main", results, tmp_path / "baselines")
+    now = other_settings(run("now", 40.0), batch_size=4, fused=True)
+    before = open_baseline("main", tmp_path / "baselines")
+    report = against(now, before)
+    assert report.status == "not_comparable"
+    assert report.rows[0].reason == "batch_size 1 -> 4; fused unset -> True"
+    assert gates_line([report]) == "gates: 1 not comparable (batch_size 1 -> 4)"
+    by_id = judge_experiment(now, (), replace(COMPARE, match="id"), before)
+    assert by_id.status == "fail"
+    assert by_id.rows[0].ratio == pytest.approx(4.0)
+    assert "batch_size 1 -> 4" in by_id.rows[0].reason
+    same = judge_experiment(run("third"), (), replace(COMPARE, match="id"), before)
+    assert same.status == "pass"
+
+
+def test_a_baseline_of_an_older_version_has_no_settings_and_loads(run: Runs, key: CycleKey, tmp_path: Path) -> None:
+    results = [outcome.result for outcome in run("before") if outcome.result is not None]
+    (path,) = save_baseline("main", results, tmp_path).files
+    data = json.loads(path.read_text())
+    del data["experiments"][key.experiment_id]["settings"]
+    path.write_text(json.dumps(data))
+    before = open_baseline("main", tmp_path)
+    assert against(run("now"), before).status == "pass"
+    changed = against(other_settings(run("then"), batch_size=4), before)
+    assert "another configuration; this baseline does not keep its settings" in changed.rows[0].reason
+
+
+def test_one_baseline_run_says_what_it_cannot_decide(run: Runs, tmp_path: Path) -> None:
+    now = run("now", 12.0)
+    (row,) = against(now, stored(run("before"))).rows
+    assert row.baseline_runs == 1
+    assert "not from what a whole run shares" in row.basis
+    for name in ("again", "third"):
+        run(name)
+    several = open_baseline(str(tmp_path / "out"), Path("llem-baselines"))
+    (row,) = against(now, several).rows
+    assert (row.baseline_runs, row.status) == (3, "fail")
+    assert row.basis.startswith("3 baseline runs: ")
+
+
+def test_a_budget_in_joules_includes_gain_and_sensor(run: Runs, bench: Bench) -> None:
+    """10.5 W is within the gain error of a board, and was a failure with the bound of the scatter alone."""
+    outcomes = run("now", 10.0)
+    gain = {"energy": replace(bench.energy(10.5), gain_uncertainty_rel=0.05)}
+    (unsure,) = judge_experiment(run("board", 10.5, gain), [Budget("avg_power_w", "<=", 10.2)]).rows
+    assert unsure.status == "inconclusive"
+    assert "for gain and sensor" in unsure.reason
+    (over,) = judge_experiment(outcomes, [Budget("avg_power_w", "<=", 9.0)]).rows
+    (speed,) = judge_experiment(outcomes, [Budget("output_tokens_per_s", ">=", 11.5)]).rows
+    assert (over.status, speed.status) == ("fail", "pass")
+    assert "gain" not in speed.reason

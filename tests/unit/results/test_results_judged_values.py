@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.results.baselines import baseline_of
-from pytest_llem.results.judging import GateRow, judge_experiment
+from pytest_llem.results.gate_report import GateRow
+from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import Results
 from pytest_llem.results.state import Outcome

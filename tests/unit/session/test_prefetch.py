@@ -21,7 +21,7 @@ STUDY = """\
 model: m
 engine: transformers
 sweep: {transformers.batch_size: [1, 2]}
-execution: {cycles: 3, order: sequential, target_ci: 0.05, max_cycles: 5, headline: output_tokens_per_s}
+execution: {cycles: 3, order: sequential, target_ci: 0.05, max_cycles: 7, headline: output_tokens_per_s}
 """
 
 
@@ -35,7 +35,7 @@ def study(tmp_path: Path) -> Study:
 @pytest.fixture
 def points(study: Study) -> list[ExperimentCycle]:
     """All cycles, optional ones too, then each experiment as a whole, as a gate has it."""
-    cycles = [ExperimentCycle(study, experiment, cycle) for experiment, cycle in study.schedule(5)]
+    cycles = [ExperimentCycle(study, experiment, cycle) for experiment, cycle in study.schedule(7)]
     return [*cycles, *(ExperimentCycle(study, experiment) for experiment in study.experiments)]
 
 
@@ -77,9 +77,9 @@ def test_only_a_cycles_own_item_has_it_retried(points: list[ExperimentCycle], st
 @pytest.mark.parametrize(
     ("values", "more"),
     [
-        pytest.param([100.0, 100.1, 99.9], [], id="precise"),
-        pytest.param([100.0, 130.0, 70.0, 100.0, 100.0], [4, 5], id="never precise"),
-        pytest.param([100.0, 104.0, 98.0, 100.0], [4], id="precise with one more"),
+        pytest.param([100.0, 100.1, 99.9, 100.0, 100.1], [4, 5], id="precise at the first look"),
+        pytest.param([100.0, 130.0, 70.0, *[100.0] * 4], [4, 5, 6, 7], id="never precise"),
+        pytest.param([100.0, 106.0, 96.0, *[100.0] * 3], [4, 5, 6], id="precise with one more"),
     ],
 )
 def test_an_optional_cycle_follows_when_it_is_needed(
