@@ -42,7 +42,15 @@ from pytest_llem.results.schema import (
 )
 from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.cpu import contended, derive_cpu
-from pytest_llem.results.sections.energy import MEASURE, PREFILL, Work, derive_energy, derive_steady_state, ratio
+from pytest_llem.results.sections.energy import (
+    DECODE,
+    MEASURE,
+    PREFILL,
+    Work,
+    derive_energy,
+    derive_steady_state,
+    ratio,
+)
 from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.state import now
 
@@ -80,6 +88,8 @@ def derive_result(
         reset_s=reset_s,
         prefill_s=prefill_s,
         prefill_reset_s=prefill_reset_s,
+        split_repeats=sum(window.repeats or 0 for window in measurement.windows if window.name == DECODE),
+        wants_phases=bool(job.config.measurement.phases),
     )
     at_a_time = run.facts.get("concurrent_workers")
     energy = derive_energy(measurement.energy, work, shared_host=isinstance(at_a_time, int) and at_a_time > 1)

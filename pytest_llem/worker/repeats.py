@@ -156,13 +156,20 @@ def measure_phases(
     min_duration_s: float,
     outputs_hash: str,
 ) -> list[Note]:
-    """Measure `prefill` (one output token each) and `decode` (split batches) in own windows; notes say why not."""
-    notes: list[Note] = []
-    if PREFILL in phases:
+    """Measure `prefill` (one output token each) and `decode` (split batches) in own windows; notes say why not.
+
+    Where batches cannot be split, and the difference to prefill is decode, prefill is measured for it.
+    """
+    obstacle = engine.split_obstacle(requests) if DECODE in phases else None
+    by_difference = obstacle is not None and engine.capabilities.separable_phases
+    if PREFILL in phases or by_difference:
         _measure_prefill(engine, requests, recorder, heartbeat, min_duration_s)
+    if obstacle is not None:
+        instead = "; it is the difference to a window of prefill" if by_difference else ""
+        return [Note("decode_not_split", f"decode was not measured apart from prefill: {obstacle}{instead}")]
     if DECODE in phases:
-        notes += _measure_decode(engine, requests, recorder, heartbeat, min_duration_s, outputs_hash)
-    return notes
+        return _measure_decode(engine, requests, recorder, heartbeat, min_duration_s, outputs_hash)
+    return []
 
 
 def _measure_prefill(
@@ -196,10 +203,6 @@ def _measure_decode(
     min_duration_s: float,
     outputs_hash: str,
 ) -> list[Note]:
-    reason = engine.split_obstacle(requests)
-    if reason is not None:
-        return [Note("decode_not_split", f"decode was not measured apart from prefill: {reason}")]
-
     def border(name: str) -> AbstractContextManager[object]:
         heartbeat.tick()
         return recorder.window(name, engine)
@@ -210,6 +213,7 @@ def _measure_decode(
         while not hashes or time.monotonic() - started < min_duration_s:
             engine.reset()
             hashes.add(token_hash(engine.generate_in_phases(requests, border)))
+            recorder.windows[-1] = replace(recorder.windows[-1], repeats=1)
     if hashes != {outputs_hash}:
         return [Note("decode_outputs_differ", "the split windows produced other tokens than the measure window")]
     return []

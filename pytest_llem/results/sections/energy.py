@@ -30,6 +30,8 @@ from pytest_llem.worker.steady import STEADY_STATE
 MEASURE = "measure"
 IDLE = "idle"
 PREFILL = "prefill"
+FIRST_TOKEN, DECODE = "first_token", "decode"
+SPLIT = "windows of split batches"
 JOULES_PER_WH = 3600.0
 """By definition."""
 MIN_STEADY_S = 30.0
@@ -40,7 +42,7 @@ MIN_STEADY_S = 30.0
 class Work:
     """The work of the measure windows: its seconds, those of resets beside it, repeats, successful requests and tokens.
 
-    `prefill_s` and `prefill_reset_s` are the same of the windows of prefill.
+    `prefill_s` and `prefill_reset_s` are the same of the windows of prefill; `split_repeats` had their batches split.
     """
 
     duration_s: float
@@ -53,6 +55,8 @@ class Work:
     reset_s: float = 0.0
     prefill_s: float = 0.0
     prefill_reset_s: float = 0.0
+    split_repeats: int = 0
+    wants_phases: bool = False
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -206,24 +210,32 @@ def _calibrations(report: EnergyReport) -> tuple[CalibrationSection, ...]:
 
 
 def _phases(report: EnergyReport, gross: Measured | None, idle: Measured | None, work: Work) -> tuple[PhaseEnergy, ...]:
-    """Prefill from its own windows (one output token), decode by difference where the engine allows that."""
-    windows = [window for window in report.windows if window.name == PREFILL]
-    if not windows:
+    """Prefill from its own windows (one output token), decode by difference where the engine allows that.
+
+    Without such windows both are from those of split batches, which are shorter and so have wider bounds.
+    """
+    windows = {
+        name: [window for window in report.windows if window.name == name] for name in (PREFILL, FIRST_TOKEN, DECODE)
+    }
+    if not work.wants_phases and not windows[PREFILL]:
         return ()
-    summed = total(windows)
+    summed = total(windows[PREFILL])
     summed = _less(summed, _of_resets(summed, idle, work.prefill_s, work.prefill_reset_s))
-    prefill, repeat = _divided(summed, work.prefill_repeats or len(windows)), _divided(gross, work.repeats)
+    prefill, repeat = _divided(summed, work.prefill_repeats or len(windows[PREFILL])), _divided(gross, work.repeats)
     decode: Measured | None = None
+    methods = "window with one output token", "difference" if work.separable_phases else "not separable in this engine"
     if work.separable_phases and prefill and repeat:
         decode = Measured(repeat.value - prefill.value, math.hypot(repeat.uncertainty, prefill.uncertainty))
+    elif work.split_repeats and not windows[PREFILL]:
+        prefill, decode = (_divided(total(windows[name]), work.split_repeats) for name in (FIRST_TOKEN, DECODE))
+        methods = SPLIT, SPLIT
+    elif prefill is None:
+        methods = "not measured", methods[1]
     return tuple(
         PhaseEnergy(
             name=name, energy_per_repeat_j=value_of(energy), uncertainty_j=uncertainty_of(energy), method=method
         )
-        for name, energy, method in (
-            ("prefill", prefill, "window with one output token"),
-            ("decode", decode, "difference" if work.separable_phases else "not separable in this engine"),
-        )
+        for name, energy, method in zip((PREFILL, DECODE), (prefill, decode), methods, strict=True)
     )
 
 
