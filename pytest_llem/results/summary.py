@@ -47,7 +47,7 @@ class MetricSummary:
 
     `spread` is the interquartile range, `None` below three cycles: it describes the cycles, and says little about how
     far the value is from the true one. `half_iqr` is half of it. The uncertainty is `None` where it is not known, as
-    after a single cycle, and leaves out the board's gain error, which is `gain_uncertainty_rel`.
+    after a single cycle, and leaves out the board's gain error.
     """
 
     median: float
@@ -57,7 +57,6 @@ class MetricSummary:
     uncertainty: float | None
     spread: float | None
     coverage_factor: float | None
-    gain_uncertainty_rel: float | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class ExperimentSummary:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     metrics: Mapping[str, MetricSummary]
+    gain_uncertainty_rel: float | None = None
+    """The gain error of the sensor's board, which no uncertainty here includes."""
 
 
 def summarise(
@@ -117,7 +118,6 @@ def summarise_metrics(results: Iterable[Result]) -> dict[str, MetricSummary]:
                 uncertainty=budget.uncertainty,
                 spread=spread,
                 coverage_factor=budget.coverage_factor,
-                gain_uncertainty_rel=budget.gain_uncertainty_rel,
             )
     return summaries
 
@@ -146,6 +146,7 @@ def _summary(
         reasons=tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.reasons())),
         warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
         metrics=summarise_metrics(valid),
+        gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
     )
 
 

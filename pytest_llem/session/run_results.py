@@ -30,7 +30,7 @@ from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, 
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.state import Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
-from pytest_llem.results.summary import ExperimentSummary, summarise, write_summary
+from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.runners.announcement import announced
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
@@ -129,6 +129,13 @@ class RunResults:
         report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
         write_gate(outcomes[0].directory.parent, report)
         return report
+
+    def figures(self, experiment: ExperimentCycle) -> Mapping[str, MetricSummary]:
+        """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty."""
+        outcomes = [self.store.outcome(cycle.key) for cycle in experiment.cycles()]
+        if None in outcomes:
+            return {}
+        return summarise_metrics(o.result for o in outcomes if o is not None and o.valid and o.result is not None)
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
         """Start the cycles that the items need on runners that measure several at a time; items wait for theirs."""

@@ -7,7 +7,7 @@ of tests are part of node ids, and users' CI reads those of the properties, so n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pytest_llem.errors import StoreError
 if TYPE_CHECKING:
     from pytest_llem.results.schema import Result
     from pytest_llem.results.state import Outcome
+    from pytest_llem.results.summary import MetricSummary
     from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
@@ -31,6 +32,7 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
     if precise is not None:
         pytest.skip(f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %) after {precise} cycles")
     outcome = outcome_for(request.node, llem_session, llem_cycle)
+    _set_properties(request.node, experiment_properties(llem_session.results.figures(llem_cycle)))
     if outcome.state == "invalid" and not llem_session.options.strict:
         pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
     if outcome.state != "valid":
@@ -48,7 +50,9 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
         ("llem_experiment", str(report.experiment_id)),
         ("llem_verdict", str(report.status)),
     ]
-    _set_properties(request.node, [*verdicts, *((f"llem_gate_{row.metric}", str(row.status)) for row in report.rows)])
+    verdicts += [(f"llem_gate_{row.metric}", str(row.status)) for row in report.rows]
+    of_experiment = experiment_properties(llem_session.results.figures(llem_experiment))
+    _set_properties(request.node, [*verdicts, *of_experiment])
     if report.failed:
         pytest.fail(report.text(), pytrace=False)
     if report.status != "pass":
@@ -101,7 +105,9 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
             "energy_j": energy.energy_j,
             "uncertainty_j": energy.uncertainty_j,
             "joules_per_output_token": energy.joules_per_output_token,
+            "joules_per_output_token_uncertainty": energy.joules_per_output_token_uncertainty,
             "avg_power_w": energy.avg_power_w,
+            "avg_power_w_uncertainty": energy.avg_power_w_uncertainty,
             "output_tokens_per_s": result.throughput.output_tokens_per_s,
             "ttft_p50_s": latency.ttft_s.p50 if latency.ttft_s else None,
             "tpot_p50_s": latency.tpot_s.p50 if latency.tpot_s else None,
@@ -110,4 +116,16 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
         entries.append(("llem_energy_measured", bool(energy.measured)))
         entries.append(("llem_config_hash", str(outcome.key.config_hash)))
         entries.extend((f"llem_{name}", float(value)) for name, value in numbers.items() if value is not None)
+    return entries
+
+
+def experiment_properties(figures: Mapping[str, MetricSummary]) -> list[Property]:
+    """An experiment's headlines with their expanded uncertainty, which is absent where it is not known."""
+    entries: list[Property] = []
+    for name in ("joules_per_output_token", "output_tokens_per_s"):
+        figure = figures.get(name)
+        if figure is not None:
+            entries.append((f"llem_experiment_{name}", float(figure.value)))
+            if figure.uncertainty is not None:
+                entries.append((f"llem_experiment_{name}_uncertainty", float(figure.uncertainty)))
     return entries

@@ -106,8 +106,27 @@ def test_junit_holds_the_headline_of_every_cycle(run: Run) -> None:
         properties = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
         assert properties["llem_status"] == "valid"
         assert float(properties["llem_joules_per_output_token"] or "nan") > 0
+        assert float(properties["llem_joules_per_output_token_uncertainty"] or "nan") > 0
         artifact = run.directory.parent.parent / (properties["llem_artifact"] or "")
         assert (artifact / "result.json").is_file()
+
+
+def test_junit_states_an_experiments_value_and_uncertainty_with_its_last_cycle(run: Run) -> None:
+    summary = json.loads((run.directory / "summary.json").read_text())
+    expected = {
+        row["experiment_id"]: tuple(
+            row["metrics"]["joules_per_output_token"][name] for name in ("value", "uncertainty")
+        )
+        for row in summary["experiments"]
+    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for case in ElementTree.parse(run.directory / "junit.xml").getroot().iter("testcase"):
+        stated = {entry.attrib["name"]: entry.attrib["value"] for entry in case.iter("property")}
+        name = "llem_experiment_joules_per_output_token"
+        if name in stated:
+            pair = float(stated[name]), float(stated[f"{name}_uncertainty"])
+            found.setdefault(stated["llem_experiment"], []).append(pair)
+    assert found == {experiment: [pair] for experiment, pair in expected.items()}
 
 
 def test_manifest_and_summaries_name_every_cycle(run: Run) -> None:

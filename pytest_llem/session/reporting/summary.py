@@ -115,7 +115,7 @@ def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
         ]
     if any(metric.uncertainty is None for metric in stated):
         notes.append(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why")
-    gains = dict.fromkeys(m.gain_uncertainty_rel for m in stated if m.gain_uncertainty_rel is not None)
+    gains = dict.fromkeys(row.gain_uncertainty_rel for row in rows if row.gain_uncertainty_rel is not None)
     notes += [f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board" for gain in gains]
     meters = dict.fromkeys((row.meter, row.measured) for row in rows if row.meter is not None)
     for meter, measured in meters:

@@ -57,9 +57,9 @@ def test_an_uncertainty_as_large_as_hundreds_takes_no_decimals() -> None:
     assert plus_minus(512.0, None) == "512 ±?"
 
 
-def known(value: float, uncertainty: float | None, spread: float | None, gain: float | None = None) -> MetricSummary:
+def known(value: float, uncertainty: float | None, spread: float | None) -> MetricSummary:
     half = None if spread is None else spread / 2
-    return MetricSummary(value, half, 3, value, uncertainty, spread, 2.0, gain)
+    return MetricSummary(value, half, 3, value, uncertainty, spread, 2.0)
 
 
 def row(identity: str, **more: object) -> ExperimentSummary:
@@ -105,8 +105,8 @@ def test_a_number_stands_with_its_expanded_uncertainty_and_the_spread_apart() ->
 
 
 def test_an_unknown_uncertainty_and_the_boards_gain_are_said() -> None:
-    metrics = {"joules_per_output_token": known(0.0123, None, None, gain=0.05)}
-    lines = summary_lines([row("a", metrics=metrics)], Path("r"), 120)
+    metrics = {"joules_per_output_token": known(0.0123, None, None)}
+    lines = summary_lines([row("a", metrics=metrics, gain_uncertainty_rel=0.05)], Path("r"), 120)
     assert "12.3 mJ ±?" in lines[2]
     assert any("±? is not known" in line for line in lines)
     assert any("gain error, 5%, is apart" in line for line in lines)
