@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -241,6 +242,24 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _stated(name: str, result: Result) -> float | None:
+    uncertainty: float | None = getattr(result.energy, name)
+    return uncertainty
+
+
+UNCERTAINTIES = (
+    "gain_uncertainty_rel",
+    "energy_above_idle_uncertainty_j",
+    "idle_power_uncertainty_w",
+    "avg_power_w_uncertainty",
+    "joules_per_output_token_uncertainty",
+    "joules_per_total_token_uncertainty",
+    "joules_per_request_uncertainty",
+    "wh_per_1000_queries_uncertainty",
+    "tokens_per_joule_uncertainty",
+)
+"""What a result states beside its figures of energy, besides `uncertainty_j`."""
+
 _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     "run_id": ("string", lambda r: r.run_id),
     "source_run": ("string", lambda r: r.source_run),
@@ -269,6 +288,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     "repeats": ("int64", lambda r: r.workload.repeats),
     "measure_s": ("double", lambda r: r.timing.get("measure_s")),
     **{name: ("double", metric.of) for name, metric in METRICS.items()},
+    **{name: ("double", partial(_stated, name)) for name in UNCERTAINTIES},
 }
 COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,

@@ -2,8 +2,9 @@
 
 `exports` loads it by name. It must keep to the documented definition: energy of preprocessing, prefill and decode of
 1000 prompts, batch 1, float16, on one H100 80GB, mean of ten runs. The measure window holds tokenised prompts, so it
-lacks preprocessing (its code and its document differ there too). `phases_wh` is per 1000 queries, where phases were
-separated. `deviations` must list every difference from the method: with an empty list, a score is comparable.
+lacks preprocessing (its code and its document differ there too). Its uncertainty is expanded, at 95 %. `phases_wh` is
+per 1000 queries, where phases were separated. `deviations` must list every difference from the method: with an empty
+list, a score is comparable.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from statistics import fmean
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
 from pytest_llem.results.comparability import conditions
+from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Results
 from pytest_llem.results.sections.energy import JOULES_PER_WH
+from pytest_llem.results.uncertainty import budget_of_experiment
 
 PROMPTS, CYCLES, DATASET = 1000, 10, "EnergyStarAI/text_generation"
 
@@ -29,15 +32,18 @@ def export(results: Results, out: Path) -> None:
 
 def score(results: Results) -> dict[str, JsonValue]:
     """The valid cycles of one experiment as a score."""
-    values = [value for result in results if (value := result.energy.wh_per_1000_queries) is not None]
+    budget = budget_of_experiment(METRICS["wh_per_1000_queries"], results)
     first = results[0]
     model = first.experiment.config.get("model")
     return {
         "model": model if isinstance(model, str) else None,
         "task": "text_generation",
-        "wh_per_1000_queries": fmean(values) if values else None,
+        "wh_per_1000_queries": budget.value if budget else None,
+        "wh_per_1000_queries_uncertainty": budget.uncertainty if budget else None,
+        "coverage_factor": budget.coverage_factor if budget else None,
+        "gain_uncertainty_rel": budget.gain_uncertainty_rel if budget else None,
         "phases_wh": _phases(results),
-        "cycles": len(values),
+        "cycles": budget.n if budget else 0,
         "meter": first.energy.meter,
         "measured": first.energy.measured,
         "experiment": first.experiment.id,

@@ -5,7 +5,8 @@
 result's time, with the attribute `llem.statistic` (mean, p50, p90, p99) for latencies:
 `gen_ai.server.time_to_first_token`, `gen_ai.server.time_per_output_token`, `gen_ai.server.request.duration` in s
 (histograms in the conventions; a result holds statistics), `hw.energy` in J (a delta sum over the measure windows) and
-`hw.power` in W with `hw.id` per device, and `llem.joules_per_output_token`. What was not measured is absent.
+`hw.power` in W with `hw.id` per device, and `llem.joules_per_output_token` with its `.uncertainty` (k=2). What was not
+measured is absent.
 """
 
 from __future__ import annotations
@@ -88,6 +89,9 @@ def _energy(result: Result) -> list[JsonValue]:
     if result.energy.joules_per_output_token is not None:
         points = [_point(result, result.energy.joules_per_output_token, {})]
         metrics.append(_gauge("llem.joules_per_output_token", "J/{token}", points))
+    if result.energy.joules_per_output_token_uncertainty is not None:
+        points = [_point(result, result.energy.joules_per_output_token_uncertainty, {})]
+        metrics.append(_gauge("llem.joules_per_output_token.uncertainty", "J/{token}", points))
     return metrics
 
 

@@ -4,8 +4,8 @@
 without the first token, as there), `request_throughput`, `output_throughput` and `total_token_throughput` per second,
 `duration` in seconds, `completed` and `failed` requests, `total_input_tokens`, `total_output_tokens`, `num_prompts`,
 `max_concurrency`, `request_rate` (`inf` for offline batches), `backend`, `model_id`, `tokenizer_id`, `date`. Keys for
-energy, which vLLM's readers ignore, are added: `energy_j`, `joules_per_output_token`, `avg_power_w`. What was not
-measured is left out.
+energy, which vLLM's readers ignore, are added: `energy_j`, `joules_per_output_token`, `avg_power_w`, and uncertainties
+(k=2). What was not measured is left out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "output_throughput": result.throughput.output_tokens_per_s,
         "total_token_throughput": result.throughput.total_tokens_per_s,
         "energy_j": result.energy.energy_j,
+        "uncertainty_j": result.energy.uncertainty_j,
         "joules_per_output_token": result.energy.joules_per_output_token,
+        "joules_per_output_token_uncertainty": result.energy.joules_per_output_token_uncertainty,
         "avg_power_w": result.energy.avg_power_w,
     }
     latency = result.latency

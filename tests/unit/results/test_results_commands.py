@@ -94,6 +94,7 @@ def test_export_csv_and_parquet_agree(out: Path, tmp_path: Path) -> None:
     assert list(rows[0]) == table.column_names
     assert rows[5]["valid"] == "false"
     assert rows[0]["mfu"] == ""
+    assert float(rows[0]["joules_per_output_token_uncertainty"]) == pytest.approx(0.3 / 24)
 
 
 def test_export_vllm_bench_has_milliseconds_and_valid_results_only(out: Path, tmp_path: Path) -> None:
@@ -105,6 +106,7 @@ def test_export_vllm_bench_has_milliseconds_and_valid_results_only(out: Path, tm
     assert result["mean_tpot_ms"] == pytest.approx(10.0)
     assert (result["completed"], result["num_prompts"], result["request_rate"]) == (6, 6, "inf")
     assert result["output_throughput"] == pytest.approx(12.0)
+    assert result["joules_per_output_token_uncertainty"] == pytest.approx(0.3 / 24)
 
 
 def test_export_mlperf_marks_invalid_and_short_runs(out: Path, tmp_path: Path) -> None:
@@ -119,6 +121,9 @@ def test_export_aienergyscore_lists_every_deviation(out: Path, tmp_path: Path) -
     main(["export", "before", "--format", "aienergyscore", "-o", str(tmp_path / "score.json")])
     entry = json.loads((tmp_path / "score.json").read_text())[0]
     assert entry["wh_per_1000_queries"] == pytest.approx(20 / 6 * 1000 / 3600, rel=1e-3)
+    by_sensor = 0.3 / 6 * 1000 / 3600
+    assert by_sensor < entry["wh_per_1000_queries_uncertainty"] < 2 * by_sensor + 0.03 * entry["wh_per_1000_queries"]
+    assert entry["coverage_factor"] >= 2
     assert "3 prompts, not 1000" in entry["deviations"]
     assert "energy of cpu_package, not of the GPU" in entry["deviations"]
 
@@ -132,6 +137,8 @@ def test_export_otel_is_one_metrics_object_a_line(out: Path, tmp_path: Path) -> 
     assert energy["asDouble"] == 20.0
     assert int(energy["timeUnixNano"]) - int(energy["startTimeUnixNano"]) == 2_000_000_000
     assert len(metrics["gen_ai.server.time_to_first_token"]["gauge"]["dataPoints"]) == 2
+    (uncertainty,) = metrics["llem.joules_per_output_token.uncertainty"]["gauge"]["dataPoints"]
+    assert uncertainty["asDouble"] == pytest.approx(0.3 / 24)
 
 
 def test_unknown_formats_and_empty_folders_exit_2(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
