@@ -77,6 +77,20 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.budget:print_budget")
 
+    verb = verbs.add_parser("aa", help="run a study several times over: how often gates fail on equal runs here")
+    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
+    verb.add_argument("--pytest", metavar="OPTIONS", default="", help="for each run, such as '--llem-runner=docker'")
+    verb.add_argument("--runs", type=int, metavar="N", default=5, help="how often (default: 5, at least 3)")
+    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the runs go")
+    verb.add_argument(
+        "--from", dest="from_runs", action="append", metavar="DIR", type=Path, help="measured runs instead (repeatable)"
+    )
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="keep it here")
+    verb.add_argument("--limit", metavar="CHANGE", default="5%", help="of the headline, if the study has no fail_if")
+    verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound, likewise")
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.aa:aa")
+
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")

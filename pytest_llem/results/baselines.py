@@ -20,9 +20,9 @@ from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
+from pytest_llem.results.repeatability import Repeatability, read_repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
-from pytest_llem.results.statistics import RunSpread
 
 BASELINE_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -85,7 +85,7 @@ class Baseline:
 
     source: str
     studies: Mapping[str, BaselineFile]
-    spreads: Mapping[str, RunSpread] = field(default_factory=dict)
+    repeatability: Mapping[str, Repeatability] = field(default_factory=dict)
     """By study: how much equal runs were measured to differ."""
 
     def find(
@@ -124,10 +124,11 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
     files = _baseline_files(named) or _baseline_files(path)
     if not files and path.is_file() and path.name != MANIFEST and "experiments" in read_json(path):
         files = [path]
-    if files:
-        return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
-    if path.exists():
-        return baseline_of(reference, required_cycles(path, load_rows(path)))
+    if files or path.exists():
+        saved = Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
+        opened = saved if files else baseline_of(reference, required_cycles(path, load_rows(path)))
+        measured = {study: read_repeatability(study, directory) for study in opened.studies}
+        return replace(opened, repeatability={study: entry for study, entry in measured.items() if entry is not None})
     raise StoreError(
         f"no baseline {reference!r}: neither {named} nor the path exists",
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",

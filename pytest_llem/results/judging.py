@@ -24,6 +24,7 @@ from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_runs, unjudged
 from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
+from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.statistics import (
@@ -99,7 +100,7 @@ def judge_comparison(
         if reference is None or problem:
             rows.append(_not_comparable(limit, problem))
         else:
-            row = _ratio_row(limit, reference.runs, valid, lost, comparison, baseline.spreads.get(of[0]))
+            row = _ratio_row(limit, reference.runs, valid, lost, comparison, baseline.repeatability.get(of[0]))
             rows.append(replace(row, reason="; ".join([row.reason, *changed])))
     return rows
 
@@ -144,7 +145,7 @@ def _ratio_row(
     valid: Sequence[Result],
     lost: Sequence[str],
     comparison: Comparison,
-    spread: RunSpread | None,
+    repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
     values, missing, lost = _values(measure, valid, lost)
@@ -178,6 +179,7 @@ def _ratio_row(
     before = centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
     correlated = valid[0].runner.isolation in CORRELATED
+    spread = repeatability.of(measure.name, now) if repeatability is not None else None
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
     return replace(
         _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values)),

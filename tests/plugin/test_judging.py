@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -179,3 +180,23 @@ def test_github_gets_a_summary_and_annotations(
     errors = [line for line in result.outlines if line.startswith("::error title=gates.yaml%3A%3Atest_")]
     assert len(errors) == 4
     assert "the faulty engine raised this" in errors[0]
+
+
+def test_what_equal_runs_differ_by_is_measured_and_then_used(pytester: pytest.Pytester, write: Write) -> None:
+    write("compare: {fail_if: {output_tokens_per_s: -60%}}", models="none")
+    command = [sys.executable, "-m", "pytest_llem.cli", "aa", "gates.yaml", "--runs", "3"]
+    done = pytester.run(*command, "--pytest=-q -p no:cacheprovider")
+    assert done.ret == 0
+    done.stdout.fnmatch_lines(
+        ["gates: 3 equal runs", "output_tokens_per_s *", "*kept in llem-baselines/gates.aa.json*"]
+    )
+    kept = json.loads((pytester.path / "llem-baselines/gates.aa.json").read_text())
+    assert len(kept["runs"]) == 3
+    assert kept["metrics"]["output_tokens_per_s"]["within_run"] > 0
+
+    first = next((pytester.path / "llem-results").glob("*/run.json")).parent
+    run(pytester, f"--llem-baseline={first}", "-p", "no:cacheprovider")
+    gates = [json.loads(path.read_text()) for path in pytester.path.glob("llem-results/*/gates/*/gate.json")]
+    assert {row["basis"].partition(" by ")[0] for gate in gates for row in gate["rows"]} == {
+        "equal runs were measured to differ"
+    }
