@@ -49,6 +49,9 @@ _NAMES = (
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}
 """Every metric by name, in the order of tables."""
 
+ESTIMATED_ENERGY = "estimated_energy"
+"""In `compare.allow`: energy that no sensor measured is judged all the same."""
+
 CONDITIONS = (
     "engine",
     "engine_version",
@@ -76,7 +79,7 @@ CONDITIONS = (
     "calibration",
     "estimator",
 )
-"""Every condition that must be equal before energies are compared: what a study's `compare.allow` may hold."""
+"""Every condition that must be equal before energies are compared."""
 
 
 def metric_name(name: str) -> MetricName:
@@ -86,8 +89,8 @@ def metric_name(name: str) -> MetricName:
 
 
 def check_condition(name: str) -> None:
-    """Raises `SettingsError` with a suggestion when no condition of a comparison has this name."""
-    _require_listed("condition", name, CONDITIONS)
+    """Raises `SettingsError` with a suggestion when `compare.allow` may not hold this name."""
+    _require_listed("condition", name, (*CONDITIONS, ESTIMATED_ENERGY))
 
 
 def _require_listed(kind: str, name: str, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from statistics import fmean, geometric_mean
 
+from pytest_llem.job.metric_names import ESTIMATED_ENERGY
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
     SETTLED_BY_SETTINGS,
@@ -68,8 +69,9 @@ def judge_experiment(
     valid = [outcome.result for outcome in cycles if outcome.valid and outcome.result is not None]
     lost = [f"c{outcome.key.cycle} {outcome.state}" for outcome in cycles if not outcome.valid]
     alpha = compare.alpha if compare else 0.05
-    mixed = "; ".join(mixture(valid, {*allow, *(compare.allow if compare else ())}))
-    rows = [_budget_row(budget, valid, lost, alpha, mixed) for budget in expect]
+    allowed = {*allow, *(compare.allow if compare else ())}
+    mixed = "; ".join(mixture(valid, allowed))
+    rows = [_budget_row(budget, valid, lost, alpha, mixed, allowed) for budget in expect]
     if compare is not None and baseline is not None and compare.fail_if:
         comparison = replace(compare, allow=(*compare.allow, *allow))
         rows += judge_comparison(baseline, (key.study, key.experiment_id, key.config_hash), valid, lost, comparison)
@@ -105,12 +107,19 @@ def judge_comparison(
     return rows
 
 
-def _budget_row(budget: Budget, valid: Sequence[Result], lost: Sequence[str], alpha: float, mixed: str) -> GateRow:
+def _budget_row(
+    budget: Budget,
+    valid: Sequence[Result],
+    lost: Sequence[str],
+    alpha: float,
+    mixed: str,
+    allow: Collection[str],
+) -> GateRow:
     limit = f"{budget.op} {budget.limit:g}"
     if mixed:
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
-    values, missing, lost = _values(measure, valid, lost)
+    values, missing, lost = _values(measure, valid, lost, allow)
     if missing or not values:
         return _row(budget.metric, "budget", limit, unjudged(missing or NO_CYCLE), lost)
     verdict = judge_budget(
@@ -148,7 +157,7 @@ def _ratio_row(
     repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
-    values, missing, lost = _values(measure, valid, lost)
+    values, missing, lost = _values(measure, valid, lost, comparison.allow)
     if missing or not valid:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
     own = {*map(measurement_id, valid)}
@@ -238,8 +247,16 @@ def judge_change(
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
 
 
-def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tuple[list[float], str, list[str]]:
-    """The metric's values, why there are none, and the cycles lost: those before, and those that lack the metric."""
+def _values(
+    measure: Metric, valid: Sequence[Result], lost: Sequence[str], allow: Collection[str]
+) -> tuple[list[float], str, list[str]]:
+    """The metric's values, why they are not judged, and the cycles lost: those before, and those that lack it."""
+    estimates = [
+        result.energy.meter for result in valid if not result.energy.measured and result.energy.meter != "none"
+    ]
+    if estimates and is_energy(measure.name) and ESTIMATED_ENERGY not in allow:
+        why = f"its energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
+        return [], f"{why}, or compare: {{allow: [{ESTIMATED_ENERGY}]}}", [*lost]
     values = [value for result in valid if (value := measure.of(result)) is not None]
     if valid and not values:
         return values, why_absent(measure.name, valid[0]), [*lost]

@@ -75,7 +75,9 @@ class Compare:
     )
     alpha: Annotated[float, Limits(gt=0, lt=0.5)] = setting(0.05, "Error rate of each one-sided bound.")
     allow: tuple[str, ...] = setting(
-        (), "Conditions that may differ from the baseline's, by name.", [["engine_version", "driver_major"]]
+        (),
+        "Conditions that may differ from the baseline's, by name; `estimated_energy` judges what no sensor measured.",
+        [["engine_version", "driver_major"]],
     )
     match: Match = setting(
         "config", "What makes the baseline's experiment the same: its `config`, or its `id` under changed settings."

@@ -24,7 +24,7 @@ Cycles = Callable[..., list[Outcome]]
 def cycles(bench: Bench, key: CycleKey, tmp_path: Path) -> Cycles:
     """Five valid cycles, of which some lost a window's energy; a run holds only numbers from its own meter."""
 
-    def make(run_id: str, *, blind: tuple[int, ...] = ()) -> list[Outcome]:
+    def make(run_id: str, *, blind: tuple[int, ...] = (), estimated: tuple[int, ...] = ()) -> list[Outcome]:
         outcomes = []
         for cycle, noise in enumerate((1.0, 1.01, 0.99, 1.005, 0.995), 1):
             measurement = bench.measurement(10 * noise)
@@ -32,6 +32,9 @@ def cycles(bench: Bench, key: CycleKey, tmp_path: Path) -> Cycles:
                 report = bench.energy()
                 lost = replace(report.windows[1], energy_j=None, uncertainty_j=None)
                 measurement = replace(measurement, energy=replace(report, windows=(report.windows[0], lost)))
+            if cycle in estimated:
+                report = replace(bench.energy(10 * noise), meter="estimate", measured=False)
+                measurement = replace(measurement, energy=report)
             each = replace(key, cycle=cycle)
             result = bench.result(measurement, each).model_copy(update={"run_id": run_id})
             outcomes.append(Outcome("valid", each, tmp_path, result, None, 1, ()))
@@ -63,3 +66,37 @@ def test_too_few_that_measured_it_are_inconclusive(cycles: Cycles) -> None:
 
 def test_nothing_is_named_where_all_measured_it(cycles: Cycles) -> None:
     assert not any("without" in row.reason for row in rows(cycles))
+
+
+def judged(cycles: Cycles, estimated: tuple[int, ...], *allow: str) -> list[GateRow]:
+    """Equal runs of estimates: a budget and a comparison of energy, and a comparison of throughput."""
+    before = Results(tuple(o.result for o in cycles("before", estimated=estimated) if o.result is not None))
+    compare = Comparison((FailIf("avg_power_w", 0.05), FailIf("output_tokens_per_s", -0.05)), allow=allow)
+    budgets = [Budget("avg_power_w", "<=", 30.0)]
+    now = cycles("now", estimated=estimated)
+    return list(judge_experiment(now, budgets, compare, baseline_of("before", before)).rows)
+
+
+ALL = (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("estimated", [ALL, (3,)], ids=["all", "one of five"])
+def test_an_estimate_of_energy_is_not_judged(cycles: Cycles, estimated: tuple[int, ...]) -> None:
+    """Half to twice of the figure: a gate on it passed and failed as if it had been measured."""
+    budget, energy, throughput = judged(cycles, estimated)
+    for row in (budget, energy):
+        assert row.status == "inconclusive"
+        assert "estimated by the meter estimate, not measured" in row.reason
+        assert "compare: {allow: [estimated_energy]}" in row.reason
+    assert throughput.status == "pass"
+
+
+def test_energy_that_was_not_taken_at_all_is_no_estimate(bench: Bench, key: CycleKey, tmp_path: Path) -> None:
+    result = bench.result(replace(bench.measurement(), energy=None))
+    cycle = Outcome("valid", key, tmp_path, result, None, 1, ())
+    (row,) = judge_experiment([cycle], [Budget("avg_power_w", "<=", 30.0)]).rows
+    assert (row.status, row.reason) == ("inconclusive", "this run did not measure it")
+
+
+def test_a_study_may_judge_estimates_all_the_same(cycles: Cycles) -> None:
+    assert [row.status for row in judged(cycles, ALL, "estimated_energy")] == ["pass"] * 3
