@@ -70,7 +70,9 @@ class WorkloadSettings:
     )
     prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])
     input_tokens: PositiveInt | Lengths | None = setting(
-        128, "Tokens per prompt; null keeps a data set's own lengths.", [128]
+        128,
+        "Tokens per prompt; a data set's longer prompts are cut to it. Null keeps its own lengths, and is its default.",
+        [128],
     )
     output_tokens: PositiveInt | Lengths = setting(64, "Tokens to generate.", [64])
     seed: NonNegativeInt = setting(0, "Seed of the prompts and lengths.")

@@ -41,6 +41,8 @@ class Completion:
     `output_ids` ends at the end-of-sequence token and holds no padding. `token_times_ns` has one entry per output
     token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
 
+    `finish_reason` is `stop` (end of sequence), `length` (as many tokens as asked for), `error`, or a server's word.
+
     A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
     `first_token_ns` is for those who know when the answer began, but not the time of each token. `chunk_times_ns` has
     one entry per arrival; `None` where those are the distinct `token_times_ns`, or not known. `failure` is the class of
@@ -52,7 +54,7 @@ class Completion:
     output_ids: tuple[int, ...]
     start_ns: int
     end_ns: int
-    finish_reason: Literal["length", "stop", "error"]
+    finish_reason: str
     token_times_ns: tuple[int, ...] | None = None
     cached_tokens: int | None = None
     error: str | None = None

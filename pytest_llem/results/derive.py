@@ -6,7 +6,6 @@ warnings are published: they may be added to, and keep their meaning.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from pytest_llem.results.schema import (
     Throughput,
     Tokens,
     ValiditySection,
-    WorkloadSection,
 )
 from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.cpu import contended, derive_cpu
@@ -52,6 +50,7 @@ from pytest_llem.results.sections.energy import (
     ratio,
 )
 from pytest_llem.results.sections.performance import latency
+from pytest_llem.results.sections.workload import derive_workload, failed_requests, failures_by_class, work_remarks
 from pytest_llem.results.state import now
 
 
@@ -134,7 +133,7 @@ def derive_result(
             device_ids=job.devices.uuids,
             facts=_json(run.facts),
         ),
-        workload=_workload(measurement),
+        workload=derive_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=energy,
         thermal=ThermalSection(mode=job.config.measurement.warmup.thermal),
@@ -164,22 +163,6 @@ def derive_result(
 
 def _json(value: object) -> dict[str, PydanticJson]:
     return cast("dict[str, PydanticJson]", encode(value))
-
-
-def _workload(measurement: Measurement) -> WorkloadSection:
-    first = measurement.repeats[0] if measurement.repeats else None
-    requests = [request for request in measurement.requests if first is None or request.repeat == first.index]
-    return WorkloadSection(
-        prompts_hash=measurement.prompts_hash,
-        outputs_hash=first.outputs_hash if first else None,
-        load_shape=measurement.load_shape,
-        repeats=len(measurement.repeats),
-        requests=len(requests),
-        input_tokens=sum(request.input_tokens for request in requests),
-        output_tokens=sum(request.output_tokens for request in requests if request.error is None),
-        failed_requests=sum(request.error is not None for request in measurement.requests),
-        failures=_failures_by_class(measurement),
-    )
 
 
 def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> MemorySection:
@@ -268,9 +251,6 @@ def with_temperature_drift(result: Result, siblings: Mapping[int, Result]) -> Re
 NOTED_RESETS_REL = 0.01
 """Chosen: less is within the spread of repeats."""
 
-UNNAMED = "error"
-"""The class of a failed request whose engine names none."""
-
 
 def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tuple[Note, ...]:
     """Why the result may not be used; empty when it is valid."""
@@ -281,8 +261,8 @@ def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tupl
     if of_resets is not None and of_resets > thresholds(job.meter.thresholds).uncertainty_rel:
         text = f"emptying caches between repeats leaves their energy uncertain by {of_resets:.0%}"
         reasons.append(Note("window_too_short", f"{text}: raise workload.prompts, so that repeats are longer"))
-    failures = _failed_requests(measurement)
-    share = sum(_failures_by_class(measurement).values()) / max(1, len(measurement.requests))
+    failures = failed_requests(measurement)
+    share = sum(failures_by_class(measurement).values()) / max(1, len(measurement.requests))
     if failures is not None and share > thresholds(job.meter.thresholds).failed_requests_rel:
         reasons.append(failures)
     if not any(window.name == MEASURE for window in measurement.windows):
@@ -301,24 +281,6 @@ def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note,
     codes = {note.code for note in notes}
     notes += [note for note in _derived(job, measurement) if note.code not in codes]
     return tuple(dict.fromkeys(notes))
-
-
-def _failures_by_class(measurement: Measurement) -> dict[str, int]:
-    """How many requests of all repeats failed, by class."""
-    return dict(Counter(request.failure or UNNAMED for request in measurement.requests if request.error is not None))
-
-
-def _failed_requests(measurement: Measurement) -> Note | None:
-    """How many requests failed, by class, with the first error; `None` when none failed."""
-    failed = [request for request in measurement.requests if request.error is not None]
-    if not failed:
-        return None
-    classes = ", ".join(f"{count} {name}" for name, count in _failures_by_class(measurement).items() if name != UNNAMED)
-    return Note(
-        "failed_requests",
-        f"{len(failed)} of {len(measurement.requests)} requests failed{f' ({classes})' if classes else ''}, "
-        f"first: {failed[0].error}",
-    )
 
 
 def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
@@ -353,9 +315,10 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
             f"caches were emptied for {reset_s:.2f} s between repeats that took {work_s:.2f} s: that time and idle "
             "power for it are taken off, and the bound holds what else may have been drawn",
         )
-    failures = _failed_requests(measurement)
+    failures = failed_requests(measurement)
     if failures is not None:
         yield failures
+    yield from work_remarks(job.config.workload, measurement)
     _, busy = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
     if busy is not None:
         yield busy

@@ -16,6 +16,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
+from pytest_llem.workload.build import SYNTHETIC
 
 Get = Callable[[str], JsonValue]
 
@@ -66,7 +67,7 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
     ),
     _while(
         "workload.dataset",
-        ("synthetic",),
+        (SYNTHETIC,),
         _below("workload", "column", "split", "revision", "order", "chat_template"),
         "with synthetic prompts",
     ),
@@ -97,9 +98,10 @@ _RULES_OF: dict[str, tuple[InactivityRule, ...]] = {
 
 
 def effective(flat: FlatSettings, engine: str) -> FlatSettings:
-    """The settings with a preset replaced by its settings, below what is set beside it, and the engine's own `dtype`.
+    """The settings with what stands for others replaced by it, so that rules and hashes need to know only these.
 
-    Both stand for common settings, so that rules and hashes need to know only these.
+    A preset is replaced by its settings, below what is set beside it, and the engine's own `dtype` by the common one. A
+    data set whose prompts have no length set keeps its own lengths: the declared default is that of synthetic prompts.
     """
     preset, own_dtype = flat.get("decoding.preset"), f"{engine}.dtype"
     result = dict(flat)
@@ -110,6 +112,8 @@ def effective(flat: FlatSettings, engine: str) -> FlatSettings:
                 result[f"decoding.{key}"] = value
     if result.get(own_dtype) is not None and engine in shipped_engines():
         result["dtype"] = result.pop(own_dtype)
+    if flat.get("workload.dataset", SYNTHETIC) != SYNTHETIC:
+        result.setdefault("workload.input_tokens", None)
     return result
 
 

@@ -97,6 +97,7 @@ def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
 def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
     """Sets of settings that must be looked at together."""
     yield from (frozenset(rule.fields + rule.controls) for rule in INACTIVITY_RULES)
+    yield frozenset({"workload.dataset", "workload.input_tokens"})
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
     of_engines = {f"{engine}.dtype" for engine in shipped_engines()}
@@ -313,6 +314,8 @@ class _Block:
             wanted.add("decoding.preset")
         if "dtype" in wanted:
             wanted.add(f"{self.engine}.dtype")
+        if "workload.input_tokens" in wanted:
+            wanted.add("workload.dataset")
         wanted |= {path.rpartition(".")[0] for path in wanted}
         return tuple(index for index, axis in enumerate(self.sweep.axes) if axis.paths & wanted)
 

@@ -199,6 +199,8 @@ def _measure(
         repeats=observed.repeats,
         requests=observed.records,
         prompts_hash=workload.prompts_hash,
+        prompts_truncated=workload.truncated,
+        rows_skipped=workload.rows_skipped,
         warmup=warmup,
         memory=memory,
         timing=stopwatch.seconds,

@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Lengths, WorkloadSettings
-from pytest_llem.job.measurement import Request
+from pytest_llem.job.measurement import Request, TruncatedPrompts
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
@@ -32,11 +32,25 @@ OUTPUT_STREAM = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests of one repeat, in order, and the hash that tells whether two workloads are the same."""
+    """The requests of one repeat, in order, and the hash that tells whether two workloads are the same.
+
+    `truncated` counts the prompts that were cut, `rows_skipped` the rows without text before the last one used.
+    """
 
     requests: tuple[Request, ...]
     prompts_hash: str
     dataset: str
+    truncated: TruncatedPrompts
+    rows_skipped: int
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt's tokens, its text where they are those of a whole text, and how many they were before a cut."""
+
+    ids: tuple[int, ...]
+    text: str | None
+    whole: int
 
 
 def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload:
@@ -44,25 +58,25 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload
     if settings.prompts < 1:
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
-    texts: Sequence[str | None] = [None] * settings.prompts
+    skipped = 0
     if settings.dataset == SYNTHETIC:
-        prompts = _synthetic(settings, tokenizer)
-    elif isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
-        texts = read_texts(settings)
-        prompts = [() for _ in texts]
+        prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
     else:
-        texts = read_texts(settings)
-        whole = [_tokens(text or "", settings, tokenizer) for text in texts]
-        prompts = _shortened(whole, settings)
-        texts = [text if ids == cut else None for text, ids, cut in zip(texts, whole, prompts, strict=True)]
+        texts, skipped = read_texts(settings)
+        if isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
+            prompts = [_Prompt((), text, 0) for text in texts]
+        else:
+            prompts = _of_texts(texts, settings, tokenizer)
     outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
     requests = tuple(
-        Request(index, ids, tokens, settings.ignore_eos, text)
-        for index, (ids, tokens, text) in enumerate(zip(prompts, outputs, texts, strict=True))
+        Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
+        for index, (prompt, tokens) in enumerate(zip(prompts, outputs, strict=True))
     )
     # Of prompts that nothing here could turn into tokens, the UTF-8 bytes are hashed.
     prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
-    return Workload(requests, prompts_hash, settings.dataset)
+    cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
+    before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
+    return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), skipped)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
@@ -100,22 +114,44 @@ def _synthetic(settings: WorkloadSettings, tokenizer: Tokenizer) -> list[tuple[i
     )
 
 
-def _tokens(text: str, settings: WorkloadSettings, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _of_texts(texts: Sequence[str], settings: WorkloadSettings, tokenizer: Tokenizer) -> list[_Prompt]:
+    """Prompts of at most `input_tokens` tokens, with all that is added to a text: what is shorter stays whole."""
+    limits: Sequence[int | None] = [None] * len(texts)
+    if settings.input_tokens is not None:
+        limits = draw_lengths(settings.input_tokens, len(texts), settings.seed)
     if settings.chat_template:
-        return tuple(tokenizer.chat(text))
-    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = (*first, *tokenizer.encode(text))
-    if not ids:
-        raise WorkloadError(f"workload.dataset {settings.dataset!r}: a prompt has no tokens", fix="remove empty texts")
-    return ids
+        return [_chat(text, limit, tokenizer) for text, limit in zip(texts, limits, strict=True)]
+    first = tokenizer.bos_id
+    prompts = []
+    for text, limit in zip(texts, limits, strict=True):
+        ids = tuple(tokenizer.encode(text))
+        # A text that was rendered by a template may begin with it already.
+        ids = ids if first is None or ids[:1] == (first,) else (first, *ids)
+        if not ids:
+            raise WorkloadError(f"workload.dataset {settings.dataset!r}: a prompt has no tokens", fix="remove the text")
+        whole = limit is None or len(ids) <= limit
+        prompts.append(_Prompt(ids[:limit], text if whole else None, len(ids)))
+    return prompts
 
 
-def _shortened(prompts: list[tuple[int, ...]], settings: WorkloadSettings) -> list[tuple[int, ...]]:
-    """Prompts cut to `input_tokens`, which is an upper bound for a data set: what is shorter stays as it is."""
-    if settings.input_tokens is None:
-        return prompts
-    limits = draw_lengths(settings.input_tokens, len(prompts), settings.seed)
-    return [ids[:limit] for ids, limit in zip(prompts, limits, strict=True)]
+def _chat(text: str, limit: int | None, tokenizer: Tokenizer) -> _Prompt:
+    """A text in the chat template. A cut shortens the text, so that the end of turn and the next header stay."""
+    whole = tuple(tokenizer.chat(text))
+    if limit is None or len(whole) <= limit:
+        return _Prompt(whole, text, len(whole))
+    own = tokenizer.encode(text)
+    kept = limit - (len(whole) - len(own))
+    while kept > 0:
+        # A cut within a letter leaves a replacement character.
+        shorter = tokenizer.decode(own[:kept]).rstrip("\N{REPLACEMENT CHARACTER}")
+        ids = tuple(tokenizer.chat(shorter))
+        if len(ids) <= limit:
+            return _Prompt(ids, shorter, len(whole))
+        kept -= len(ids) - limit
+    raise WorkloadError(
+        f"workload.input_tokens {limit}: the chat template alone takes {len(whole) - len(own)} tokens",
+        fix="raise it, or set it to null to keep the data set's own lengths",
+    )
 
 
 def draw_lengths(wanted: int | Lengths, count: int, seed: int) -> list[int]:

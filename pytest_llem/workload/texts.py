@@ -14,7 +14,6 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +25,50 @@ DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "conten
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
+Row = tuple[str, Any]
+"""Where a row stands, and what it holds."""
 
-def read_texts(settings: WorkloadSettings) -> list[str]:
-    """The data set's texts, as many as `prompts`, in the order asked for.
+
+def read_texts(settings: WorkloadSettings) -> tuple[list[str], int]:
+    """The data set's texts, as many as `prompts`, in the order asked for, and how many rows without text were skipped.
 
     Raises `WorkloadError` when the data set is absent, has too few texts, or no such column.
     """
-    path, column = Path(settings.dataset).expanduser(), settings.column
+    path = Path(settings.dataset).expanduser()
     suffix = path.suffix.lower()
+    rows: Iterator[Row]
     if suffix in TEXT_SUFFIXES:
-        texts = _text_lines(path)
+        rows = _text_lines(path)
     elif suffix in JSONL_SUFFIXES:
-        texts = _jsonl_texts(path, column)
+        rows = _jsonl_rows(path)
     elif suffix == ".json":
-        texts = _json_texts(path, column)
+        rows = _json_rows(path)
     elif suffix == ".csv":
-        texts = _csv_texts(path, column)
+        rows = _csv_rows(path)
     elif suffix == ".parquet":
         text = f"workload.dataset {settings.dataset!r}: parquet files are not read"
         raise WorkloadError(text, fix="convert it to JSON lines (.jsonl)")
     else:
-        texts = _hub_texts(settings)
-    # A seeded choice needs all of them; else no more is read than is needed.
-    taken = list(texts) if settings.order == "shuffled" else list(islice(texts, settings.prompts))
+        rows = _hub_rows(settings)
+    taken: list[str] = []
+    skipped = 0
+    for found in _texts(rows, settings.column):
+        if found is None:
+            skipped += 1
+            continue
+        taken.append(found)
+        # A seeded choice needs all of them; else no more is read than is needed.
+        if len(taken) == settings.prompts and settings.order != "shuffled":
+            break
     if len(taken) < settings.prompts:
+        passed_over = f"; {skipped} rows without text were passed over" if skipped else ""
         raise WorkloadError(
-            f"workload.dataset {settings.dataset!r} has {len(taken)} prompts, and {settings.prompts} were asked for",
+            f"workload.dataset {settings.dataset!r} has {len(taken)} prompts, and {settings.prompts} were asked for"
+            f"{passed_over}",
             fix=f"set workload.prompts to at most {len(taken)}",
             details={"available": len(taken), "wanted": settings.prompts},
         )
-    return ordered(taken, settings)
+    return ordered(taken, settings), skipped
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
@@ -78,26 +91,53 @@ def corpus_text() -> str:
     return (files("pytest_llem.workload") / "corpus.txt").read_text(encoding="ascii")
 
 
-def _text_lines(path: Path) -> Iterator[str]:
+def _texts(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
+    """Each row's text, `None` where that is null or blank, from one column: the first that has a text in the first row.
+
+    A row of plain text has no columns.
+    """
+    for where, row in rows:
+        if isinstance(row, str) and column is None:
+            yield row if row.strip() else None
+            continue
+        if not isinstance(row, dict):
+            text = f"{where}: expected a JSON object, got {type(row).__name__}"
+            raise WorkloadError(text, fix="one JSON object a line")
+        if column is None:
+            column = next((name for name in DEFAULT_COLUMNS if _is_text(row.get(name))), None)
+        value = row.get(column) if column is not None else 0
+        if not isinstance(value, str) and (value is not None or column not in row):
+            raise WorkloadError(
+                f"{where}: no text in column {column or ' or '.join(DEFAULT_COLUMNS)}",
+                fix=f"set workload.column to one of: {', '.join(sorted(map(str, row)))}",
+                details={"columns": ", ".join(sorted(map(str, row)))},
+            )
+        yield value if isinstance(value, str) and value.strip() else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _text_lines(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
-        for line in stream:
+        for number, line in enumerate(stream, start=1):
             if text := line.strip():
-                yield text
+                yield f"{path}:{number}", text
 
 
-def _jsonl_texts(path: Path, column: str | None) -> Iterator[str]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                yield f"{path}:{number}", json.loads(line)
             except ValueError as problem:
                 raise WorkloadError(f"{path}:{number}: not JSON: {problem}", fix="one JSON object a line") from None
-            yield _text_of(row, column, f"{path}:{number}")
 
 
-def _json_texts(path: Path, column: str | None) -> Iterator[str]:
+def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
         try:
             rows = json.load(stream)
@@ -106,29 +146,13 @@ def _json_texts(path: Path, column: str | None) -> Iterator[str]:
     if not isinstance(rows, list):
         raise WorkloadError(f"{path}: expected a JSON list", fix="a JSON list of objects or strings")
     for number, row in enumerate(rows):
-        yield _text_of(row, column, f"{path}[{number}]")
+        yield f"{path}[{number}]", row
 
 
-def _csv_texts(path: Path, column: str | None) -> Iterator[str]:
+def _csv_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
-            yield _text_of(row, column, f"{path}:{number}")
-
-
-def _text_of(row: Any, column: str | None, where: str) -> str:
-    if isinstance(row, str) and column is None:
-        return row
-    if not isinstance(row, dict):
-        raise WorkloadError(f"{where}: expected a JSON object, got {type(row).__name__}", fix="one JSON object a line")
-    names = (column,) if column is not None else DEFAULT_COLUMNS
-    for name in names:
-        if isinstance(row.get(name), str):
-            return str(row[name])
-    raise WorkloadError(
-        f"{where}: no text in column {' or '.join(names)}",
-        fix=f"set workload.column to one of: {', '.join(sorted(map(str, row)))}",
-        details={"columns": ", ".join(sorted(map(str, row)))},
-    )
+            yield f"{path}:{number}", row
 
 
 def _opened(path: Path) -> Any:
@@ -141,7 +165,7 @@ def _opened(path: Path) -> Any:
         ) from None
 
 
-def _hub_texts(settings: WorkloadSettings) -> Iterator[str]:
+def _hub_rows(settings: WorkloadSettings) -> Iterator[Row]:
     """Rows of a hub data set, streamed, so that no more is downloaded than is used; from the cache when offline."""
     offline = hub_obstacle()
     if offline is not None:
@@ -159,7 +183,7 @@ def _hub_texts(settings: WorkloadSettings) -> Iterator[str]:
         streaming = settings.order != "shuffled" and offline is None
         rows = datasets.load_dataset(settings.dataset, split=split, revision=settings.revision, streaming=streaming)
         for number, row in enumerate(rows):
-            yield _text_of(dict(row), settings.column, f"{settings.dataset}[{split}][{number}]")
+            yield f"{settings.dataset}[{split}][{number}]", dict(row)
     except (OSError, ValueError, RuntimeError) as problem:
         text = " ".join(str(problem).split())[:300]
         if offline is not None:

@@ -159,6 +159,41 @@ def test_other_prompt_lengths_are_taken_from_the_server_and_said(bench: Bench) -
     assert "input_tokens_differ" in codes(engine)[1]
 
 
+def test_a_chat_whose_prompts_a_server_cuts_is_said(bench: Bench) -> None:
+    """Its template only adds tokens: fewer than the message has mean that the server cut it."""
+    messages = [replace(request, text="a message") for request in requests_of(4, 9)]
+    engine = bench.engine(bench.server(prompt_tokens=6), api="chat")
+    run(engine, messages[:1])
+    assert "input_tokens_differ" not in codes(engine)[1]
+    run(engine, messages)
+    warnings = {note.code: note.message for note in engine.remarks()[1]}
+    assert "for 1 requests (1 of them shorter" in warnings["input_tokens_differ"]
+
+
+def test_a_template_reaches_a_server_that_takes_completions_as_text(bench: Bench, tmp_path: Any) -> None:
+    """Such a server applies no template: without it the prompt was the bare text."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is light?\n")
+    workload = replace(WORKLOAD, dataset=str(prompts), prompts=1, input_tokens=None, chat_template=True)
+    for api in ("completions", "chat"):
+        server = bench.server(prompts="text")
+        engine = bench.engine(server, {"model": "builtin:tiny-llama", "workload": workload}, api=api)
+        made = build_workload(workload, engine.tokenizer())
+        run(engine, list(made.requests))
+        (body,) = server.measured
+        if api == "chat":
+            assert body["messages"] == [{"role": "user", "content": "What is light?"}]
+        else:
+            # The first token is the server's to put.
+            assert body["prompt"] == "<|user|>What is light?<|assistant|>"
+
+
+@pytest.mark.parametrize(("word", "told"), [("stop", "stop"), ("max_tokens", "length"), ("content_filter",) * 2])
+def test_why_an_answer_ended_is_told_in_the_servers_word(bench: Bench, word: str, told: str) -> None:
+    (done,) = run(bench.engine(bench.server(reason=word)), texts(1, ignore_eos=False))
+    assert done.finish_reason == told
+
+
 def test_as_many_requests_are_open_as_the_study_says(bench: Bench) -> None:
     server = bench.server(piece_s=0.002)
     run(bench.engine(server, concurrency=3), texts(12, output=4))

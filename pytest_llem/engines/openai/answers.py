@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pytest_llem.engines.openai.settings import Api
 from pytest_llem.engines.protocol import Completion, Request
@@ -23,7 +23,15 @@ LONGEST_BYTES = 64 << 20
 LAST_EVENTS = 4
 """Among so many events at the end of a stream are its reason to end and its usage."""
 
-LENGTH_WORDS = ("length", "max_tokens", "model_length")
+FINISHED = {
+    "length": ("length", "max_tokens", "model_length"),
+    "stop": ("stop", "eos", "eos_token", "stop_sequence", "end_turn"),
+}
+"""The reasons to end, and the words that servers have for them; another one stays as it is."""
+
+LONGEST_REASON = 40
+"""Chosen: the known words have at most 14 letters, and results hold a count by each."""
+
 DONE = b"[DONE]"
 _DONE_LINE = len(b"data: [DONE]") + 3
 
@@ -164,10 +172,11 @@ class Answer:
                 return event_ns
         return latest[-1][1] if latest else now_ns
 
-    def _finish(self, count: int, request: Request) -> Literal["length", "stop"]:
-        if self._end.reason is None:
+    def _finish(self, count: int, request: Request) -> str:
+        reason = self._end.reason
+        if reason is None:
             return "length" if count >= request.max_new_tokens else "stop"
-        return "length" if self._end.reason in LENGTH_WORDS else "stop"
+        return next((known for known, words in FINISHED.items() if reason in words), reason[:LONGEST_REASON])
 
 
 def _parsed(payload: bytes) -> Any:

@@ -99,8 +99,11 @@ class Bodies:
     def _prompt(self, request: Request, decode: Decode) -> Mapping[str, JsonValue]:
         if self.sends_ids and request.token_ids:
             return {"prompt": list(request.token_ids)}
-        text = request.text if request.text is not None else decode(request.token_ids)
-        if self._settings.api == "completions":
+        chat = self._settings.api == "chat"
+        # For a chat the server applies its template itself; for a completion nobody does but this side.
+        as_it_is = request.text is not None and (chat or not self._workload.chat_template)
+        text = request.text if as_it_is else decode(request.token_ids)
+        if not chat:
             return {"prompt": text}
         return {"messages": [{"role": "user", "content": text}]}
 

@@ -41,7 +41,8 @@ class Observations:
         self._before = self._metrics()
         self._grown: dict[str, int | None] = {}
         self._closed = False
-        self._generated = self._failed = self._short = self._given_differs = self._untimed = 0
+        self._generated = self._failed = self._short = self._untimed = 0
+        self._given_differs = self._given_fewer = 0
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
         self._timed_tokens = self._bunched_tokens = self._cached_tokens = 0
@@ -63,7 +64,10 @@ class Observations:
             request = wanted[completion.index]
             self._generated += completion.generated
             self._short += request.ignore_eos and completion.generated < request.max_new_tokens
-            self._given_differs += bool(request.token_ids) and completion.input_tokens != len(request.token_ids)
+            more = completion.input_tokens - len(request.token_ids) if request.token_ids else 0
+            self._given_fewer += more < 0
+            # What a server's chat template adds is no other prompt.
+            self._given_differs += more < 0 or (more > 0 and self._settings.api != "chat")
             self._latencies_s.append((completion.end_ns - completion.start_ns) / 1e9)
 
     def read(self, done: Sequence[Completion]) -> None:
@@ -153,11 +157,12 @@ class Observations:
                     "arrival in bunches",
                 )
             )
-        if self._given_differs and config.settings.get("api") != "chat":
+        if self._given_differs:
+            fewer = f" ({self._given_fewer} of them shorter: does it cut prompts?)" if self._given_fewer else ""
             warnings.append(
                 Note(
                     "input_tokens_differ",
-                    f"the server counts other prompt lengths than were made for {self._given_differs} requests: "
+                    f"the server counts other prompt lengths than were made for {self._given_differs} requests{fewer}: "
                     "its counts are those in the result",
                 )
             )

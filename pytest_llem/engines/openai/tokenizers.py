@@ -67,7 +67,9 @@ class ServerTokenizer:
         messages = [{"role": "user", "content": text}]
         rendered = self._client.ask(self._root + "/apply-template", {"messages": messages})
         if rendered.status == 200 and isinstance(rendered.data, Mapping):
-            return self._tokens({"content": str(rendered.data.get("prompt"))}, special=True)
+            ids = self._tokens({"content": str(rendered.data.get("prompt"))}, special=True)
+            # A template that writes the first token itself would have it twice.
+            return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == self.bos_id else ids
         return self._tokens({"messages": messages, "add_generation_prompt": True}, special=False)
 
     @property

@@ -30,6 +30,8 @@ class Script:
     """`named` or `unnamed`: fields beyond the API are HTTP 422, with their names or without."""
     prompts: str = "any"
     """`text`: arrays of token ids are HTTP 400."""
+    reason: str = "length"
+    """Why answers end, in the server's word."""
     cached: int | None = None
     prompt_tokens: int | None = None
     key: str | None = None
@@ -153,7 +155,7 @@ class _Answer:
             self._writer.write(b"\x00\x01\x02 this is no answer\r\n\r\n")
             self._writer.close()
         elif kind == "whole" or not self._body.get("stream"):
-            whole = self._event("w" * count, reason="length", usage=None if kind == "no_usage" else count)
+            whole = self._event("w" * count, reason=self._script.reason, usage=None if kind == "no_usage" else count)
             await _send(self._writer, 200, json.dumps(whole))
         else:
             await self._stream(kind, 2 if kind == "short" else count)
@@ -183,7 +185,7 @@ class _Answer:
         if kind != "no_end":
             await asyncio.sleep(self._script.usage_s)
             usage = {"no_usage": None, "wrong_usage": max(0, count - 2)}.get(kind, count)
-            await self._event_out(self._event("", reason="length", usage=usage), torn=kind == "torn")
+            await self._event_out(self._event("", reason=self._script.reason, usage=usage), torn=kind == "torn")
             await self._chunk(b": a comment\r\n\r\ndata: [DONE]\r\n\r\n")
         await self._chunk(b"")
 

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import pytest
 
+from pytest_llem.errors import StudyError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.study import Experiment, Study
@@ -38,6 +39,53 @@ def test_hashes_are_pinned_across_releases(load: Load) -> None:
 
     assert plain.config_hash == "7225d8a7595d5fd06e236f3f1511404f78d725b370989cf4458ee606f670afdf"
     assert rich.config_hash == "e954a6d778f04b4eab61d0e1a07985264d143c1add021c7ab4720c213a167be3"
+
+
+def test_a_data_set_keeps_its_own_lengths_and_synthetic_prompts_their_hash(load: Load) -> None:
+    """Left out, the 128 tokens of synthetic prompts cut a data set's; hashes name the same work as before."""
+
+    def of(workload: str) -> Experiment:
+        return only(load(f"model: m\nworkload: {workload}\n"))
+
+    left_out, null, cut = (
+        of("{dataset: p.jsonl}"),
+        of("{dataset: p.jsonl, input_tokens: null}"),
+        of("{dataset: p.jsonl, input_tokens: 128}"),
+    )
+    assert [e.config.workload.input_tokens for e in (left_out, null, cut)] == [None, None, 128]
+    assert (
+        left_out.config_hash == null.config_hash == "40945d71385fa77003f29fb1e411387df8aa297efa660e26f39be7fc43208e8b"
+    )
+    assert cut.config_hash == "4da69030ba16b5ec7fb93b4e81cae04f658c0a88f6d7f9403d8e9bd181b0b5e3"
+    assert of("{}").config_hash == of("{input_tokens: 128}").config_hash
+    assert of("{}").config.workload.input_tokens == 128
+
+
+@pytest.mark.parametrize(
+    ("shared", "sweep", "expected"),
+    [
+        ("{}", "{workload.dataset: [synthetic, p.jsonl]}", [128, None]),
+        ("{dataset: p.jsonl}", "{workload.input_tokens: [null, 128, 64]}", [None, 128, 64]),
+        ("{dataset: p.jsonl}", "{seed: [1, 2]}", [None, None]),
+        ("{input_tokens: 128}", "{workload.dataset: [synthetic, p.jsonl]}", [128, 128]),
+        ("{}", "{w: [{workload: {dataset: p.jsonl}}, {workload: {input_tokens: 32}}]}", [None, 32]),
+    ],
+)
+def test_lengths_in_a_sweep_are_those_of_its_data_sets(
+    load: Load, shared: str, sweep: str, expected: list[int | None]
+) -> None:
+    study = load(f"model: m\nworkload: {shared}\nsweep: {sweep}\n")
+    assert [e.config.workload.input_tokens for e in study.experiments] == expected
+
+
+def test_a_data_set_of_unset_lengths_is_not_held_against_the_context(load: Load) -> None:
+    """128 and 64 tokens do not fit 150; how long the data set's prompts are, nobody knows here."""
+    text = "model: m\nengine: vllm\nvllm: {max_model_len: 150}\nworkload: {dataset: p.jsonl}\n"
+    assert only(load(text)).config.workload.input_tokens is None
+    swept = load(f"{text}sweep: {{workload.dataset: [a.jsonl, b.jsonl]}}\n")
+    assert len(swept.experiments) == 2
+    with pytest.raises(StudyError, match="need 192 tokens"):
+        load(text.replace("p.jsonl", "synthetic"))
 
 
 SAME = {

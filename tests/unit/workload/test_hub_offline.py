@@ -123,7 +123,7 @@ def test_a_data_set_is_looked_for_in_the_cache_when_the_hub_is_away(monkeypatch:
     monkeypatch.setitem(sys.modules, "datasets", package)
     url = closed_port()
     monkeypatch.setenv("HF_ENDPOINT", url)
-    assert read_texts(WorkloadSettings("some/cached", 2, None, 4, 0)) == ["one", "two"]
+    assert read_texts(WorkloadSettings("some/cached", 2, None, 4, 0)) == (["one", "two"], 0)
     assert (asked[0]["offline"], asked[0]["streaming"]) == ("1", False)
     with pytest.raises(WorkloadError, match=f"not in the local cache.*{url} was not reached"):
         read_texts(WorkloadSettings("some/absent", 2, None, 4, 0))

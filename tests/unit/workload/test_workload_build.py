@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from pytest_llem.errors import EngineSettingError, LlemError, WorkloadError
 from pytest_llem.job.config import Lengths, WorkloadSettings
+from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.workload import Workload, build_workload, token_hash
 from pytest_llem.workload.texts import corpus_text
 
@@ -141,6 +143,90 @@ def test_chat_template_wraps_a_prompt(tmp_path: Path) -> None:
     assert texts(build_workload(chosen, tokenizer), tokenizer) == ["user hello assistant"]
 
 
+def test_a_cut_leaves_the_template_whole(tmp_path: Path) -> None:
+    """Cut after the template, a prompt lost its end of turn and the assistant's header."""
+    path = tmp_path / "p.txt"
+    path.write_text("a b c d e f\ng\n", encoding="utf-8")
+    tokenizer = WordTokenizer()
+    workload = build_workload(settings(dataset=str(path), chat_template=True, prompts=2, input_tokens=5), tokenizer)
+    assert texts(workload, tokenizer) == ["user a b c assistant", "user g assistant"]
+    assert [request.text for request in workload.requests] == ["a b c", "g"]
+    assert workload.truncated == TruncatedPrompts(prompts=1, tokens_before=8, tokens_after=5)
+
+
+def test_a_template_that_leaves_no_room_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a b c\n", encoding="utf-8")
+    with pytest.raises(WorkloadError, match="the chat template alone takes 2"):
+        build(dataset=str(path), chat_template=True, prompts=1, input_tokens=2)
+
+
+class BytesTokenizer(WordTokenizer):
+    """A token for every UTF-8 byte: most cuts fall into the middle of a letter."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def chat(self, text: str) -> list[int]:
+        return self.encode(f"<{text}>")
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(5, "<é>"), (6, "<éé>"), (7, "<éé>"), (8, "<ééé>")])
+def test_a_cut_within_a_letter_takes_the_letters_before_it(tmp_path: Path, limit: int, shown: str) -> None:
+    """Half a letter decodes to the replacement character, which is more bytes than the half had."""
+    path = tmp_path / "p.txt"
+    path.write_text("éééé\n", encoding="utf-8")
+    chosen = settings(dataset=str(path), chat_template=True, prompts=1, input_tokens=limit)
+    (request,) = build_workload(chosen, BytesTokenizer(None)).requests
+    assert bytes(request.token_ids).decode() == shown
+
+
+def test_what_was_cut_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a b c d e f\ng\nh i j k l\n", encoding="utf-8")
+    assert build(dataset=str(path), prompts=3, input_tokens=4).truncated == TruncatedPrompts(2, 13, 8)
+    assert build(dataset=str(path), prompts=3, input_tokens=None).truncated == TruncatedPrompts(0, 0, 0)
+    assert build().truncated == TruncatedPrompts(0, 0, 0)
+
+
+def test_a_text_that_begins_with_the_first_token_gets_no_second_one(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("<s> hello\n", encoding="utf-8")
+    tokenizer = WordTokenizer(bos_id=1)
+    assert tokenizer.encode("<s>") == [1]
+    (request,) = build_workload(settings(dataset=str(path), prompts=1, input_tokens=None), tokenizer).requests
+    assert request.token_ids == (1, 2)
+
+
+def test_rows_without_text_are_passed_over_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows: list[dict[str, str | None]] = [{"text": "a"}, {"text": ""}, {"text": None}, {"text": " \t"}, {"text": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = WordTokenizer()
+    workload = build_workload(settings(dataset=str(path), prompts=2, input_tokens=None), tokenizer)
+    assert texts(workload, tokenizer) == ["a", "b"]
+    assert workload.rows_skipped == 3
+    with pytest.raises(WorkloadError, match="has 2 prompts, and 3 were asked for; 3 rows without text"):
+        build(dataset=str(path), prompts=3, input_tokens=None)
+
+
+def test_one_column_is_read_whatever_the_others_hold(tmp_path: Path) -> None:
+    """Alpaca's `input` is empty in most rows: a column chosen row by row mixed it with `instruction`."""
+    path = tmp_path / "p.jsonl"
+    rows = [
+        {"instruction": "one", "input": ""},
+        {"instruction": "two", "input": "other"},
+        {"instruction": "three", "prompt": "p"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = WordTokenizer()
+    workload = build_workload(settings(dataset=str(path), prompts=3, input_tokens=None), tokenizer)
+    assert texts(workload, tokenizer) == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "changes", "part"),
     [
@@ -150,6 +236,8 @@ def test_chat_template_wraps_a_prompt(tmp_path: Path) -> None:
         ("p.jsonl", '{"a": "x"}\n', {"column": "b"}, "no text in column b"),
         ("p.jsonl", '{"a": "x"}\n', {}, "no text in column text or prompt"),
         ("p.jsonl", "[1]\n", {}, "expected a JSON object, got list"),
+        ("p.jsonl", '{"text": "x"}\n{"text": 3}\n', {"prompts": 2}, "p.jsonl:2: no text in column text"),
+        ("p.jsonl", '{"text": "x"}\n{"q": "y"}\n', {"prompts": 2}, "p.jsonl:2: no text in column text"),
         ("p.json", "{}", {}, "expected a JSON list"),
         ("p.parquet", "", {}, "parquet files are not read"),
     ],
