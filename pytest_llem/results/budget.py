@@ -19,10 +19,13 @@ from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
-from pytest_llem.results.terminal import quantity, table
+from pytest_llem.results.terminal import plus_minus, quantity, table
 from pytest_llem.results.uncertainty import K, UncertaintyBudget, budget_of_experiment, budget_of_result
 
 HEAD = ("component", "type", "distribution", "value", "sensitivity", "contribution", "degrees of freedom", "share")
+
+PREFIXED = ("J", "W", "Wh", "s")
+"""Units that take SI's prefixes well."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ def lines(entry: NamedBudget) -> list[str]:
     """What the figure is, its expanded uncertainty, and the table of components."""
     budget = entry.budget
     what = f"{budget.n} valid cycle{'s' * (budget.n != 1)}" if entry.cycle is None else f"cycle {entry.cycle} alone"
-    shown = f"{budget.metric}: {quantity(budget.value, budget.unit, budget.uncertainty)}"
+    if budget.unit in PREFIXED:
+        figure = quantity(budget.value, budget.unit, budget.uncertainty)
+    else:
+        figure = f"{plus_minus(budget.value, budget.uncertainty)} {budget.unit}".removesuffix(" 1")
+    shown = f"{budget.metric}: {figure}"
     if budget.coverage_factor is not None:
         shown += f" (95 %, k={budget.coverage_factor:.3g})"
     freedom = "infinite" if budget.degrees is None else f"{budget.degrees:.3g}"
@@ -86,9 +93,9 @@ def lines(entry: NamedBudget) -> list[str]:
             part.name,
             part.type,
             part.distribution,
-            "not known" if part.value is None else f"{part.value:.3g} {part.unit}",
+            "not known" if part.value is None else _amount(part.value, part.unit),
             f"{part.sensitivity:.4g}",
-            "-" if part.value is None else quantity(part.contribution, budget.unit),
+            "-" if part.value is None else _amount(part.contribution, budget.unit),
             "infinite" if part.degrees is None else str(part.degrees),
             "-" if part.share is None else f"{part.share:.1%}",
         )
@@ -109,6 +116,12 @@ def lines(entry: NamedBudget) -> list[str]:
             f"apart: the board's gain error, {budget.gain_uncertainty_rel:.1%}, the same in all runs on one board"
         )
     return [f"{entry.study}[{entry.experiment_id}] of {entry.run}, {what}", shown, *table(HEAD, body, left=3), *notes]
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit in PREFIXED:
+        return quantity(value, unit)
+    return f"{value * 100:.3g} %" if unit == "1" else f"{value:.3g} {unit}"
 
 
 def _names(result: Result) -> tuple[str, str, str]:

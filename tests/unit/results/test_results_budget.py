@@ -39,7 +39,7 @@ def test_a_runs_experiments_have_a_table_of_components(run: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "study[batch_size:1] of run-1, 3 valid cycles" in said
     rows = [line.split() for line in said.splitlines()]
-    assert ["sensor", "B", "normal", "0.15", "J", "0.04167", "6.25", "mJ", "infinite"] in [row[:-1] for row in rows]
+    assert ["sensor", "B", "normal", "150", "mJ", "0.04167", "6.25", "mJ", "infinite"] in [row[:-1] for row in rows]
     assert ["thermal", "state", "B", "normal", "not", "known"] in [row[:6] for row in rows]
     assert "what is not known is left out of the sum" in said
     assert "the board's gain error, 5.0%" in said
@@ -55,6 +55,7 @@ def test_json_holds_what_the_summary_states(run: Path, capsys: pytest.CaptureFix
     assert sum(part["share"] for part in power["components"]) == pytest.approx(1)
     parts = {part["name"]: part["contribution"] for part in power["components"]}
     assert parts["sensor"] == pytest.approx(0.075)
+    assert speed["unit"] == "1/s"
     assert [part["name"] for part in speed["components"]] == ["scatter over cycles", "between runs, assumed"]
 
 
@@ -67,6 +68,13 @@ def test_one_result_has_its_sensors_terms_and_no_scatter(run: Path, capsys: pyte
         assert "833 ± 12 mJ (95 %, k=2)" in said
         assert "edge 0.1, shape 0.05" in said
         assert "scatter over cycles" not in said
+
+
+def test_units_that_take_no_prefix_have_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["budget", str(run), "--metric", "output_tokens_per_s"]) == 0
+    said = capsys.readouterr().out
+    assert "output_tokens_per_s: 12.00 ± 0.17 1/s" in said
+    assert "0.707 %" in said
 
 
 def test_a_metric_that_nobody_measured_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
