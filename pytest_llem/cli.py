@@ -91,6 +91,21 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.aa:aa")
 
+    verb = verbs.add_parser("ab", help="measure two sides in turn, and judge the second against the first")
+    verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
+    verb.add_argument("study_b", metavar="STUDY_B", type=Path, nargs="?", help="of the second side, if it has its own")
+    for side in ("a", "b"):
+        verb.add_argument(f"--{side}", metavar="OPTIONS", default="", help=f"pytest's options of side {side.upper()}")
+        verb.add_argument(f"--{side}-python", metavar="FILE", default=sys.executable, help="its interpreter")
+    verb.add_argument("--cycles", type=int, metavar="N", default=5, help="of each side (default: 5, at least 3)")
+    verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
+    verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")
+    verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
+    verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
+    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the runs go")
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.ab:ab")
+
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")

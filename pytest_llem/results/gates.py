@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.statistics import LogInterval, RunSpread, mean_interval, ratio_interval
+from pytest_llem.results.statistics import LogInterval, RunSpread, mean_interval, paired_interval, ratio_interval
 
 Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
 MIN_CYCLES = 3
@@ -76,18 +76,31 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    interval = ratio_interval(runs, current, alpha, correlated=correlated, spread=spread)
-    if interval.low > 1 + limit:
-        return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
-    if interval.high < 1 + limit + margin:
-        return _verdict("pass", interval, 1.0, f"worse by at most {interval.high - 1:+.1%}, the limit is {limit:+.1%}")
-    return _verdict(
-        "inconclusive",
-        interval,
-        1.0,
-        f"a change between {interval.low - 1:+.1%} and {interval.high - 1:+.1%} is too wide to tell: "
-        f"to pass it must end below {limit + margin:+.1%}; measure more cycles",
-    )
+    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin)
+
+
+def judge_pairs(
+    baseline: Sequence[float],
+    current: Sequence[float],
+    limit: float,
+    *,
+    alpha: float = 0.05,
+    resolution: float | None = None,
+) -> Verdict:
+    """`judge_ratio` for cycles measured in turn: the first of one side beside the first of the other, and so on.
+
+    What both of a pair share (temperature, clocks, the state of the machine) cancels, and nothing is assumed for it.
+    """
+    margin = limit if resolution is None else resolution
+    _check(limit, margin, alpha)
+    if len(baseline) != len(current):
+        raise SettingsError(f"{len(baseline)} cycles cannot be paired with {len(current)}", fix="pass whole pairs")
+    problem = _unusable([*baseline, *current])
+    if len(current) < MIN_CYCLES:
+        problem = f"there are {len(current)} pairs of valid cycles, a verdict needs {MIN_CYCLES}"
+    if problem:
+        return unjudged(problem)
+    return _judged(paired_interval(baseline, current, alpha), limit, margin)
 
 
 def judge_budget(
@@ -133,6 +146,20 @@ def unjudged(reason: str, status: Status = "inconclusive") -> Verdict:
 def inverted(limit: float) -> float:
     """The limit of a metric where higher is better, for its inverse: -5 % becomes 1/0.95 - 1."""
     return 1 / (1 + limit) - 1
+
+
+def _judged(interval: LogInterval, limit: float, margin: float) -> Verdict:
+    if interval.low > 1 + limit:
+        return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
+    if interval.high < 1 + limit + margin:
+        return _verdict("pass", interval, 1.0, f"worse by at most {interval.high - 1:+.1%}, the limit is {limit:+.1%}")
+    return _verdict(
+        "inconclusive",
+        interval,
+        1.0,
+        f"a change between {interval.low - 1:+.1%} and {interval.high - 1:+.1%} is too wide to tell: "
+        f"to pass it must end below {limit + margin:+.1%}; measure more cycles",
+    )
 
 
 def _verdict(status: Status, interval: LogInterval, scale: float, reason: str) -> Verdict:

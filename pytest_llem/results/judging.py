@@ -22,7 +22,7 @@ from pytest_llem.results.comparability import (
     settings_differences,
 )
 from pytest_llem.results.gate_report import GateReport, GateRow
-from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_runs, unjudged
+from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
 from pytest_llem.results.repeatability import Repeatability
@@ -199,6 +199,40 @@ def _ratio_row(
     )
 
 
+SIDES = ("engine", "engine_version", "dtype", "model_revision", "model_fingerprint", "lora_fingerprint", "runner")
+"""Conditions that the two sides of `llem ab` may be there to compare."""
+
+
+def judge_in_turn(
+    before: Sequence[Result], now: Sequence[Result], comparison: Comparison, *, strict: bool = False
+) -> GateReport:
+    """Judge the cycles of one experiment, measured in turn with those of another, by pairs of valid cycles."""
+    old, new = ({result.cycle: result for result in side} for side in (before, now))
+    cycles = sorted(set(old) & set(new))
+    lost = [f"c{cycle} of one side only" for cycle in sorted(set(old) ^ set(new))]
+    rows = []
+    for limit in comparison.fail_if:
+        measure = metric(limit.metric)
+        both = [(measure.of(old[cycle]), measure.of(new[cycle])) for cycle in cycles]
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
+        if not pairs:
+            absent = why_absent(measure.name, now[0]) if cycles else "no pair of cycles is valid"
+            rows.append(_row(limit.metric, "comparison", limit_text(limit), unjudged(absent), lost))
+            continue
+        firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
+        conditions = common_conditions(before), common_conditions(now)
+        gains = before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel
+        relative = limit.relative_to(centre(firsts) or 1.0)
+        problems = differences(*conditions, is_energy(measure.name), relative.limit, gains, {*SIDES, *comparison.allow})
+        if problems:
+            rows.append(_not_comparable(limit, "; ".join(problems)))
+            continue
+        verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, paired=True)
+        row = _row(limit.metric, "comparison", limit_text(limit), verdict, lost, centre(firsts), centre(seconds))
+        rows.append(replace(row, limit_ratio=1 + relative.limit, basis=f"{len(pairs)} pairs of cycles in turn"))
+    return GateReport(now[0].study, now[0].experiment.id, tuple(rows), strict)
+
+
 def basis(runs: int, spread: RunSpread | None = None) -> str:
     """What a comparison with so many baseline runs can and cannot decide."""
     if spread is not None:
@@ -227,21 +261,24 @@ def judge_change(
     *,
     correlated: bool = False,
     spread: RunSpread | None = None,
+    paired: bool = False,
 ) -> Verdict:
-    """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted."""
-    if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
+    """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted.
+
+    `paired`: `judge_pairs` of the only run.
+    """
+
+    def judge(before: Sequence[Sequence[float]], now: Sequence[float], change: float) -> Verdict:
+        if paired:
+            return judge_pairs(before[0], now, change, alpha=alpha, resolution=limit.resolution)
         return judge_runs(
-            runs, values, limit.limit, alpha=alpha, resolution=limit.resolution, correlated=correlated, spread=spread
+            before, now, change, alpha=alpha, resolution=limit.resolution, correlated=correlated, spread=spread
         )
-    verdict = judge_runs(
-        [[1 / value for value in run] for run in runs],
-        [1 / value for value in values],
-        inverted(limit.limit),
-        alpha=alpha,
-        resolution=limit.resolution,
-        correlated=correlated,
-        spread=spread,
-    )
+
+    if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
+        return judge(runs, values, limit.limit)
+    inverse = [[1 / value for value in run] for run in runs]
+    verdict = judge(inverse, [1 / value for value in values], inverted(limit.limit))
     if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
         return verdict
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)

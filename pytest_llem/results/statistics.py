@@ -153,6 +153,17 @@ def ratio_interval(
     return LogInterval(centre, max(_half_width(parts, alpha), least), scatter.autocorrelation)
 
 
+def paired_interval(baseline: Sequence[float], current: Sequence[float], alpha: float) -> LogInterval:
+    """One-sided bounds for the geometric mean of the pairs' ratios, each at level `alpha`: Student's t for pairs.
+
+    Both sides are positive and of one length, at least two.
+    """
+    logs = [math.log(now / before) for before, now in zip(baseline, current, strict=True)]
+    scatter = _Scatter.of([logs], trend=False)
+    variance, degrees = scatter.variance(slice(None))
+    return LogInterval(fmean(logs), _half_width([(variance / len(logs), degrees)], alpha), scatter.autocorrelation)
+
+
 def _between_runs(
     means: Sequence[float],
     counts: Sequence[int],

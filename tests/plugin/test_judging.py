@@ -200,3 +200,25 @@ def test_what_equal_runs_differ_by_is_measured_and_then_used(pytester: pytest.Py
     assert {row["basis"].partition(" by ")[0] for gate in gates for row in gate["rows"]} == {
         "equal runs were measured to differ"
     }
+
+
+def test_two_sides_are_measured_in_turn_and_judged_by_pairs(pytester: pytest.Pytester, write: Write) -> None:
+    write("compare: {fail_if: {output_tokens_per_s: -60%}}", models="none")
+    study = (
+        (pytester.path / "gates.yaml")
+        .read_text()
+        .replace("sweep:\n  model: [none]", "experiments:\n  - {id: e, model: MODEL}")
+    )
+    (pytester.path / "a.yaml").write_text(study.replace("MODEL", "none"))
+    (pytester.path / "b.yaml").write_text(study.replace("MODEL", "busy"))
+    command = [sys.executable, "-m", "pytest_llem.cli", "ab", "a.yaml", "b.yaml", "--cycles", "3"]
+    done = pytester.run(*command, "--a=-q", "--b=-q")
+    assert done.ret == 0
+    done.stdout.fnmatch_lines(
+        ["A, then B, in turn: 3 cycles each", "gates[[]e[]]: pass", "differs: model none -> busy"]
+    )
+    turns = [line.split(": ")[1] for line in done.stderr.lines if line.startswith("llem ab: ")]
+    assert turns == ["A, cycle 1", "B, cycle 1", "B, cycle 2", "A, cycle 2", "A, cycle 3", "B, cycle 3"]
+    (kept,) = pytester.path.glob("llem-results/ab-*/ab.json")
+    (row,) = json.loads(kept.read_text())["reports"][0]["rows"]
+    assert row["basis"] == "3 pairs of cycles in turn"
