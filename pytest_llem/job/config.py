@@ -28,6 +28,7 @@ from pytest_llem.job.setting import (
 Weights = Literal["real", "dummy"]
 DeviceKind = Literal["cpu", "cuda"]
 Phase = Literal["prefill", "decode"]
+SteadyRule = Literal["full", "ml_energy"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ class MeasurementSettings:
     warmup: WarmupSettings = section(WarmupSettings, "Warm-up before the window.")
     idle: IdleSettings = section(IdleSettings, "Idle window before the warm-up.")
     phases: tuple[Phase, ...] = setting((), "Phases measured in windows of their own.", [["prefill"]])
+    steady_state: SteadyRule = setting(
+        "full", "Where a served load is steady: while the engine is `full`, or as the `ml_energy` benchmark has it."
+    )
 
 
 @dataclass(frozen=True)

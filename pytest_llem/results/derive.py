@@ -145,7 +145,7 @@ def derive_result(
             duration_s=duration_s,
         ),
         latency=latency(good),
-        steady_state=derive_steady_state(measurement),
+        steady_state=derive_steady_state(measurement, job.config.measurement.steady_state),
         memory=_memory(measurement, device_peak_bytes or {}),
         cpu=derive_cpu(measurement.cpu),
         compute=derive_compute(job, measurement, good, duration_s, environment),
@@ -323,7 +323,7 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     if busy is not None:
         yield busy
     yield from _of_server(job)
-    steady = derive_steady_state(measurement)
+    steady = derive_steady_state(measurement, job.config.measurement.steady_state)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
         yield Note("steady_state_short", steady.reason)
     hashes = {repeat.outputs_hash for repeat in measurement.repeats}

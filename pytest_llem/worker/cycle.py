@@ -173,7 +173,8 @@ def _measure(
     observed = runner.observed(passes)
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
-        recorder.windows += steady_windows([done.completions for done in passes], limit, arrival)
+        answers = [done.completions for done in passes]
+        recorder.windows += steady_windows(answers, limit, arrival, settings.steady_state)
 
     if settings.phases:
         events.emit("phase", "phases")

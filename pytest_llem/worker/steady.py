@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import Arrival
+from pytest_llem.job.config import Arrival, SteadyRule
 from pytest_llem.job.measurement import Window
 
 STEADY_STATE = "steady_state"
@@ -47,13 +47,27 @@ def steady_span(
     return (opens, closes) if opens < closes else None
 
 
+def ml_energy_span(completions: Sequence[Completion], limit: int | None) -> tuple[int, int] | None:
+    """The same as the ML.ENERGY benchmark has it (its mlenergy/llm/benchmark.py), for `limit` places and N requests.
+
+    From the first token of the `limit`-th request to have one, until N - `limit` - 1 have ended, whatever runs at once.
+    """
+    answered = [c for c in completions if c.error is None and c.token_times_ns]
+    before_tail = len(answered) - (limit or 0) - 1
+    if not limit or before_tail < 1:
+        return None
+    opens = sorted(c.token_times_ns[0] for c in answered if c.token_times_ns)[limit - 1]
+    closes = sorted(c.end_ns for c in answered)[before_tail - 1]
+    return (opens, closes) if opens < closes else None
+
+
 def steady_windows(
-    repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None
+    repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None, rule: SteadyRule
 ) -> tuple[Window, ...]:
     """The steady state of each repeat that has one, with the repeat's index. Such windows have no padding."""
     windows = []
     for index, completions in enumerate(repeats):
-        span = steady_span(completions, limit, arrival)
+        span = steady_span(completions, limit, arrival) if rule == "full" else ml_energy_span(completions, limit)
         if span is not None:
             windows.append(Window(STEADY_STATE, *span, index=index))
     return tuple(windows)

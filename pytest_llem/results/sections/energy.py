@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pytest_llem.job.config import SteadyRule
 from pytest_llem.job.measurement import (
     AccountedWindow,
     DeviceEnergy,
@@ -25,7 +26,7 @@ from pytest_llem.job.measurement import (
     WindowEnergy,
 )
 from pytest_llem.results.schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy, SteadyState
-from pytest_llem.worker.steady import STEADY_STATE
+from pytest_llem.worker.steady import RATED, STEADY_STATE
 
 MEASURE = "measure"
 IDLE = "idle"
@@ -251,7 +252,7 @@ def _inverse(measured: Measured | None) -> Measured | None:
     )
 
 
-def derive_steady_state(measurement: Measurement) -> SteadyState | None:
+def derive_steady_state(measurement: Measurement, rule: SteadyRule = "full") -> SteadyState | None:
     """Sums over the steady windows of all repeats; `None` for an engine that does not serve.
 
     Energy is `None` where the meter reads only at edges that were marked while measuring.
@@ -277,9 +278,10 @@ def derive_steady_state(measurement: Measurement) -> SteadyState | None:
     elif duration_s < MIN_STEADY_S:
         least = f"{MIN_STEADY_S:.0f} s"
         reason = f"{duration_s:.1f} s of steady state, less than {least}: more prompts, or a longer measurement"
-    arrivals = measurement.load_shape in ("constant", "poisson", "burst")
+    arrivals = measurement.load_shape in RATED
+    method = "first_answer_or_full_to_last_arrival" if arrivals else "concurrency_limit"
     return SteadyState(
-        method="first_answer_or_full_to_last_arrival" if arrivals else "concurrency_limit",
+        method=method if rule == "full" else rule,
         valid=reason is None,
         reason=reason,
         duration_s=duration_s,

@@ -10,8 +10,10 @@ import pytest
 
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
-from pytest_llem.results.derive import device_peaks
+from pytest_llem.results.derive import derive_result, device_peaks
+from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import SteadyState
+from tests.unit.results.conftest import REPORT
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench
@@ -74,6 +76,18 @@ def test_a_meter_that_did_not_account_the_window_gives_no_energy(bench: Bench) -
     found = steady(bench, serving(bench, Window("steady_state", 2 * S, 40 * S), joules=None))
     assert found.output_tokens == 12
     assert (found.energy_j, found.avg_power_w) == (None, None)
+
+
+def test_the_method_is_the_one_that_the_study_chose(bench: Bench, key: CycleKey) -> None:
+    job = bench.job(key)
+    chosen = replace(job.config.measurement, steady_state="ml_energy")
+    job = replace(job, config=replace(job.config, measurement=chosen))
+    measurement = serving(bench, Window("steady_state", 2 * S, 32 * S))
+    found = derive_result(job, measurement, REPORT, study="study", environment={}).steady_state
+    assert found is not None
+    assert found.method == "ml_energy"
+    assert found.joules_per_output_token == pytest.approx(6.0 / 12)
+    assert steady(bench, measurement).method == "concurrency_limit"
 
 
 def test_an_engine_that_does_not_serve_has_none(bench: Bench) -> None:

@@ -52,8 +52,8 @@ def test_decode_alone_is_derived_from_its_own_windows(monkeypatch: pytest.Monkey
     """`phases: [decode]` measured windows of it, and derived nothing."""
     result = measured(monkeypatch, tmp_path, seconds=0.2, phases=("decode",), engine=SplitEngine())
     found = phases(result)
-    assert found["prefill"].energy_per_repeat_j == pytest.approx(LOAD_W * PREFILL_S, rel=0.1)
-    assert found["decode"].energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.1)
+    assert found["prefill"].energy_per_repeat_j == pytest.approx(LOAD_W * PREFILL_S, rel=0.25)
+    assert found["decode"].energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.25)
     assert {phase.method for phase in found.values()} == {"windows of split batches"}
 
 
@@ -62,7 +62,7 @@ def test_where_batches_cannot_be_split_it_is_the_difference(monkeypatch: pytest.
     engine.obstacle = "decoding is not greedy"
     result = measured(monkeypatch, tmp_path, seconds=0.2, phases=("decode",), engine=engine)
     decode = phases(result)["decode"]
-    assert decode.energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.1)
+    assert decode.energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.25)
     assert decode.method == "difference"
     assert "decode_not_split" in [warning.code for warning in result.warnings]
 
@@ -77,6 +77,6 @@ def test_with_both_it_is_the_difference_of_long_windows(monkeypatch: pytest.Monk
     """Windows of batches are short, and a counter reads them worse."""
     result = measured(monkeypatch, tmp_path, seconds=0.2, phases=("prefill", "decode"), engine=SplitEngine())
     decode = phases(result)["decode"]
-    assert decode.energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.1)
+    assert decode.energy_per_repeat_j == pytest.approx(LOAD_W * DECODE_S, rel=0.25)
     assert decode.method == "difference"
     assert [phase.name for phase in result.energy.phases] == ["prefill", "decode"]

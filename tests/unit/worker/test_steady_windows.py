@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from pytest_llem.engines.protocol import Capabilities, Completion, Progress, Request
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import Arrival
-from pytest_llem.worker.steady import concurrency_limit, steady_span, steady_windows
+from pytest_llem.worker.steady import concurrency_limit, ml_energy_span, steady_span, steady_windows
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
 
 __all__ = ["meter"]
@@ -67,10 +68,22 @@ def test_a_fixed_concurrency_below_the_engines_places_is_the_limit() -> None:
 
 
 def test_each_repeat_has_its_own_window_by_its_index() -> None:
-    windows = steady_windows([QUEUED[:1], QUEUED], 2, None)
+    windows = steady_windows([QUEUED[:1], QUEUED], 2, None, "full")
     assert [(w.name, w.index, w.start_ns, w.end_ns, w.quiet_before_s) for w in windows] == [
         ("steady_state", 1, 12, 90, None)
     ]
+
+
+def test_ml_energy_counts_first_tokens_and_answers_whatever_runs_at_once() -> None:
+    """Two places and four requests: from the second first token until 4 - 2 - 1 have ended; one place: until 2 have."""
+    assert ml_energy_span(QUEUED, 2) == (12, 50)
+    assert ml_energy_span(QUEUED, 1) == (10, 60)
+    assert ml_energy_span([*QUEUED, Completion(9, 4, (), 0, 1, "error", error="aborted")], 2) == (12, 50)
+
+
+@pytest.mark.parametrize("limit", [None, 3, 4])
+def test_ml_energy_has_none_where_the_tail_begins_with_the_ramp(limit: int | None) -> None:
+    assert ml_energy_span(QUEUED, limit) is None
 
 
 class ServingEngine(ScriptedEngine):
@@ -100,6 +113,17 @@ class ServingEngine(ScriptedEngine):
 
     def load_times(self) -> Mapping[str, float | None]:
         return {"compile_s": 0.25}
+
+
+def test_a_study_may_ask_for_the_window_of_ml_energy(
+    monkeypatch: pytest.MonkeyPatch, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: ServingEngine())
+    job = make_job(settings={})
+    settings = replace(job.config.measurement, steady_state="ml_energy")
+    measurement = run(make_job(settings={}, measurement=settings), tmp_path)
+    steady = [window for window in measurement.windows if window.name == "steady_state"]
+    assert {window.end_ns - window.start_ns for window in steady} == {50 - 12}
 
 
 def test_a_cycle_meters_the_steady_state_of_every_repeat_and_keeps_what_the_engine_counted(
