@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("study_b", metavar="STUDY_B", type=Path, nargs="?", help="of the second side, if it has its own")
     for side in ("a", "b"):
         verb.add_argument(f"--{side}", metavar="OPTIONS", default="", help=f"pytest's options of side {side.upper()}")
-        verb.add_argument(f"--{side}-python", metavar="FILE", default=sys.executable, help="its interpreter")
+        verb.add_argument(f"--{side}-python", metavar="FILE", help="its interpreter (default: this one)")
     verb.add_argument("--cycles", type=int, metavar="N", default=5, help="of each side (default: 5, at least 3)")
     verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
     verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")

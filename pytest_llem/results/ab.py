@@ -74,8 +74,8 @@ def ab(options: argparse.Namespace) -> int:
         raise SettingsError(f"--cycles {options.cycles}: {MIN_CYCLES} are needed at least", fix="use --cycles 5")
     out = options.out / f"ab-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
     second = options.study_b or options.study
-    a = Side("A", str(options.study), tuple(shlex.split(options.a)), options.a_python, str(out / "a"))
-    b = Side("B", str(second), tuple(shlex.split(options.b)), options.b_python, str(out / "b"))
+    a = Side("A", str(options.study), tuple(shlex.split(options.a)), options.a_python or sys.executable, str(out / "a"))
+    b = Side("B", str(second), tuple(shlex.split(options.b)), options.b_python or sys.executable, str(out / "b"))
     if (a.study, a.options, a.python) == (b.study, b.options, b.python):
         raise SettingsError("both sides are the same", fix="state --a, --b, --b-python or a second study; or: llem aa")
     studies = [load_study(Path(side.study)) for side in (a, b)]
