@@ -117,7 +117,9 @@ class AmdSource(Source):
         )
 
 
-def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> list[tuple[AmdSource, GpuFacts]]:
+def open_gpus(
+    uuids: Sequence[str], owners: Sequence[int], beside: Sequence[str] = (), follow_pid: int | None = None
+) -> list[tuple[AmdSource, GpuFacts]]:
     """The AMD GPUs with these UUIDs (all for none) and facts about each. Raises `SensorError` where one cannot open."""
     amdsmi: Any = import_module("amdsmi")
     try:

@@ -43,6 +43,7 @@ class EstimateMeter(Meter):
         self._marks: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
         server_pid = request.server.pid if request.server is not None else None
+        self._beside = (DEVICE_ID,) if request.devices.kind == "cuda" else ()
         self._server_unknown = request.server is not None and server_pid is None
         self._clock = ProcessTreeClock(os.getpid(), *([server_pid] if server_pid is not None else []))
         self._writer: SampleWriter | None = None
@@ -85,7 +86,7 @@ class EstimateMeter(Meter):
             measured=False,
             scope="process_estimate",
             placement="worker",
-            devices=(MeteredDevice(DEVICE_ID, self._power.processor, "process"),),
+            devices=(MeteredDevice(DEVICE_ID, self._power.processor, "process", not self._beside),),
             windows=tuple(self._account(window) for window in windows),
             source=self._power.source,
             notes=tuple(notes),
@@ -112,7 +113,7 @@ class EstimateMeter(Meter):
         seconds = (last - first) / 1e9
         bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)
         energy = EnergyEstimate(seconds * self._power.watts, bound, self.name, 2, {"watts_per_thread": bound})
-        return window_energy(window, {DEVICE_ID: energy})
+        return window_energy(window, {DEVICE_ID: energy}, self._beside)
 
 
 _SCHED_CLOCK = 2

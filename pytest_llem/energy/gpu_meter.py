@@ -17,6 +17,7 @@ import pynvml
 
 from pytest_llem.energy import calibration, nvml_devices, rapl_source, validity
 from pytest_llem.energy import rapl_meter as rapl
+from pytest_llem.energy.attribution import attribute
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import AVERAGING_S, from_counter, from_power, from_steady_counter
 from pytest_llem.energy.idle_power import mean_temperature_c, measured_idle_power, recent_conditions
@@ -33,7 +34,7 @@ from pytest_llem.energy.readings import GpuFacts, Sample, read_sample_events, re
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.errors import JsonValue, MeterError
-from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window
+from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
 
@@ -46,6 +47,9 @@ class SampledGpuMeter(Meter):
 
     can_calibrate: ClassVar[bool] = False
     """Whether `llem doctor --calibrate` works for these GPUs."""
+
+    leasable: ClassVar[bool] = False
+    """Whether a cycle's devices may be among its GPUs."""
 
     notes: ClassVar[tuple[Note, ...]] = ()
     """Notes that every report of this meter carries."""
@@ -64,13 +68,16 @@ class SampledGpuMeter(Meter):
 
     def start(self) -> None:
         """Start the sampler process; raises `MeterError` when a device cannot be opened."""
-        named, leased, server = self._request.settings.uuids, self._request.devices, self._request.server
+        settings, devices, server = self._request.settings, self._request.devices, self._request.server
+        on_gpu, named = devices.kind == "cuda", settings.uuids if self.leasable else ()
         self._sampler = SamplerProcess(
             self._request.samples_path,
-            named or (leased.uuids if leased.kind == "cuda" else ()),
+            devices.uuids if on_gpu else named,
             self._cpu.domains,
             library=self.name,
+            beside=named if on_gpu else (),
             server_pid=server.pid if server is not None else None,
+            follow_server=server is not None and on_gpu and not settings.named_gpus,
         )
         self._cpu.mark()
 
@@ -83,21 +90,21 @@ class SampledGpuMeter(Meter):
         return self._cpu.mark() if self._cpu.domains else time.monotonic_ns()
 
     def power_w(self) -> float | None:
-        """The latest power in watts, summed over the GPUs."""
+        """The latest power in watts, summed over the cycle's GPUs."""
         return self._sampler.power_w() if self._sampler is not None else None
 
     def conditions(self) -> Conditions | None:
         """Power, temperature and clock over the last readings; `None` where one of them is not known."""
         if self._sampler is None:
             return None
-        samples, gpus = read_samples(self._request.samples_path), self._sampler.gpus
+        samples, gpus = read_samples(self._request.samples_path), [g for g in self._sampler.gpus if g.leased]
         drivers = " ".join(_drivers(gpus))
         return recent_conditions(samples, [gpu.uuid for gpu in gpus], drivers, time.monotonic_ns())
 
     def calibrations(self) -> tuple[Calibration, ...]:
         """The stored calibrations of the metered GPUs under their driver."""
         gpus = self._sampler.gpus if self._sampler is not None else ()
-        stored = [calibration.load(gpu.uuid, gpu.driver) for gpu in gpus]
+        stored = [calibration.load(gpu.uuid, gpu.driver) for gpu in gpus if gpu.leased]
         return tuple(entry for entry in stored if entry is not None)
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
@@ -109,44 +116,60 @@ class SampledGpuMeter(Meter):
         self._cpu.mark()
         cpu_s = sampler.cpu_time_s()
         problem = sampler.stop()
-        gpus, evidence = sampler.gpus, self._evidence(sampler.gpus, windows)
-        calibrations = {gpu.uuid: calibration.load(gpu.uuid, gpu.driver) for gpu in gpus}
-        accounted = tuple(
-            window_energy(window, {d.uuid: _estimate(d, window, calibrations[d.uuid]) for d in evidence.devices})
-            for window in windows
-        )
-        idle = measured_idle_power(windows, accounted, [device.samples for device in evidence.devices])
+        events = tuple(read_sample_events(self._request.samples_path))
+        containers = frozenset(self._containers)
+        attribution = attribute(self._request, sampler.gpus, events, containers)
+        read = self._read(sampler.gpus, events)
+        own = [device for device in read if device.uuid in attribution.gpus]
+        evidence = validity.Evidence(tuple(windows), tuple(own), events, self._request.settings.placement, containers)
+        gpus = tuple(gpu for gpu in sampler.gpus if gpu.uuid in attribution.gpus)
+        calibrations = {gpu.uuid: calibration.load(gpu.uuid, gpu.driver) for gpu in sampler.gpus}
+
+        def accounted_for(window: Window) -> WindowEnergy:
+            parts = {device.uuid: _estimate(device, window, calibrations[device.uuid]) for device in read}
+            return window_energy(window, parts, beside=parts.keys() - attribution.gpus)
+
+        accounted = tuple(accounted_for(window) for window in windows)
+        calibrations = {gpu.uuid: calibrations[gpu.uuid] for gpu in gpus}
+        idle = measured_idle_power(windows, accounted, [device.samples for device in own])
+        measured = [window for window in windows if window.name == "measure"]
+        ratios = {device.uuid: validity.counter_ratio(device, measured) for device in read}
         facts: dict[str, JsonValue] = {
             "calibrated": {uuid: stored is not None for uuid, stored in calibrations.items()},
             "calibration": {uuid: stored._asdict() for uuid, stored in calibrations.items() if stored is not None},
             "calibrations": [_trace(stored) for stored in calibrations.values() if stored is not None],
             "drivers": _drivers(gpus),
-            "counter_period_ns": {d.uuid: d.ticks.period_ns if d.ticks else None for d in evidence.devices},
+            "counter_period_ns": {device.uuid: device.ticks.period_ns if device.ticks else None for device in read},
+            "counter_power_ratio": {uuid: ratio.value if ratio else None for uuid, ratio in ratios.items()},
             "sampler_cpu_s": cpu_s,
-            "temperature_c": {d.uuid: mean_temperature_c(d.samples, windows) for d in evidence.devices},
+            "temperature_c": {device.uuid: mean_temperature_c(device.samples, windows) for device in read},
             "idle": encode(idle) if idle is not None else None,
         }
-        invalid = validity.check(evidence, accounted, validity.thresholds(self._request.settings.thresholds))
+        limits = validity.thresholds(self._request.settings.thresholds)
+        invalid = [*attribution.invalid, *validity.check(evidence, accounted, limits)]
         if problem is not None:
             invalid.append(Note("sensor_gap", problem))
         host = self._cpu.series(self._request.samples_path) if self._cpu.domains else ()
         lost = [Note("host_not_measured", note.message) for note in rapl.faults(windows, host)]
+        notes = (*attribution.notes, *self._device_notes(gpus, calibrations), *validity.remarks(evidence))
         return EnergyReport(
             meter=self.name,
             measured=True,
             scope="module" if gpus and all(gpu.module for gpu in gpus) else "gpu_board",
             placement=self._request.settings.placement,
-            devices=tuple(MeteredDevice(gpu.uuid, gpu.name, "gpu") for gpu in gpus),
+            devices=tuple(
+                MeteredDevice(gpu.uuid, gpu.name, "gpu", gpu.uuid in attribution.gpus) for gpu in sampler.gpus
+            ),
             windows=accounted,
             host=rapl.cpu_energy(windows, host) if host else None,
             gain_uncertainty_rel=self.gain_uncertainty_rel,
-            notes=(*self._device_notes(gpus, calibrations), *validity.remarks(evidence), *lost, *self.notes),
+            notes=(*notes, *lost, *self.notes),
             invalid=tuple(invalid),
             facts=facts,
         )
 
-    def _evidence(self, gpus: Sequence[GpuFacts], windows: Sequence[Window]) -> validity.Evidence:
-        events = tuple(read_sample_events(self._request.samples_path))
+    def _read(self, gpus: Sequence[GpuFacts], events: Sequence[Mapping[str, Any]]) -> list[validity.DeviceEvidence]:
+        """Readings and events of every GPU, the cycle's own or not."""
         samples: dict[str, list[Sample]] = {gpu.uuid: [] for gpu in gpus}
         for sample in read_samples(self._request.samples_path):
             if sample.device in samples:
@@ -155,12 +178,12 @@ class SampledGpuMeter(Meter):
         leased = self._request.devices.kind == "cuda" and self._request.server is None
         devices: list[validity.DeviceEvidence] = []
         for gpu in gpus:
-            own = tuple(event for event in events if event.get("device") == gpu.uuid)
-            ticks = ticks_from(samples[gpu.uuid], gpu.uuid) if _sensor(own).get("counter", True) else None
+            of_gpu = tuple(event for event in events if event.get("device") == gpu.uuid)
+            ticks = ticks_from(samples[gpu.uuid], gpu.uuid) if _sensor(of_gpu).get("counter", True) else None
             memory = gpu.memory_used_bytes if leased else None
-            devices.append(validity.DeviceEvidence(gpu.uuid, ticks, tuple(samples[gpu.uuid]), own, memory))
-        placement = self._request.settings.placement
-        return validity.Evidence(tuple(windows), tuple(devices), events, placement, frozenset(self._containers))
+            readings = tuple(samples[gpu.uuid])
+            devices.append(validity.DeviceEvidence(gpu.uuid, ticks, readings, of_gpu, memory, gpu.power_limit_w))
+        return devices
 
     def _device_notes(self, gpus: Sequence[GpuFacts], calibrations: Mapping[str, Calibration | None]) -> list[Note]:
         notes: list[Note] = []
@@ -180,8 +203,6 @@ class SampledGpuMeter(Meter):
                 notes.append(Note("mig_whole_gpu", f"{gpu.uuid}: energy is that of the whole GPU, not of one instance"))
             if gpu.module:
                 notes.append(Note("module_scope", f"{gpu.name}: the sensor covers the module, CPU included"))
-        if self._request.devices.kind == "cpu":
-            notes.append(Note("meter_not_on_device", "the engine ran on the CPU; these joules are those of idle GPUs"))
         return notes
 
 
@@ -193,6 +214,7 @@ class NvmlMeter(SampledGpuMeter):
     steps_visibly: ClassVar[bool] = True
     gain_uncertainty_rel: ClassVar[float | None] = BOARD_GAIN_UNCERTAINTY_REL
     can_calibrate: ClassVar[bool] = True
+    leasable: ClassVar[bool] = True
 
     @staticmethod
     def obstacle() -> MeterError | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pynvml
 
+from pytest_llem.energy.processes import ancestors
 from pytest_llem.energy.readings import GpuFacts
 
 MODULE_NAMES = ("GH200", "GB200", "GB300")
@@ -28,14 +29,18 @@ class Gpu(NamedTuple):
     driver: str
     mig: bool
 
-    def facts(self) -> GpuFacts:
+    def facts(self, *, leased: bool = True) -> GpuFacts:
         """What the meter needs to know of it, with its memory in use now."""
         module = any(name in self.name for name in MODULE_NAMES)
         try:
             used = int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
         except pynvml.NVMLError:
             used = None
-        return GpuFacts(self.uuid, self.name, self.driver, self.mig, module, used)
+        try:
+            limit_w = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(self.handle)[1] / 1e3
+        except pynvml.NVMLError:
+            limit_w = None
+        return GpuFacts(self.uuid, self.name, self.driver, self.mig, module, used, limit_w, leased)
 
 
 @contextmanager
@@ -64,6 +69,30 @@ def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
         index = int(pynvml.nvmlDeviceGetIndex(parent))
         gpus[uuid] = Gpu(parent, index, uuid, str(pynvml.nvmlDeviceGetName(parent)), driver, mig)
     return list(gpus.values())
+
+
+def all_gpus() -> list[Gpu]:
+    """Every GPU that NVML shows, whatever is visible to CUDA."""
+    return find([str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _visible(None)], None)
+
+
+def compute_pids(handle: object) -> list[int] | None:
+    """Ids of the processes that compute on a GPU; `None` where the driver does not list them."""
+    try:
+        return [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except pynvml.NVMLError as problem:
+        if problem.value in (
+            pynvml.NVML_ERROR_NOT_SUPPORTED,
+            pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            pynvml.NVML_ERROR_NO_PERMISSION,
+        ):
+            return None
+        raise
+
+
+def holding(pid: int) -> list[Gpu]:
+    """The GPUs on which the driver shows a process of the tree below `pid`."""
+    return [gpu for gpu in all_gpus() if any(pid in ancestors(one) for one in compute_pids(gpu.handle) or ())]
 
 
 def by_uuid(uuid: str) -> object:

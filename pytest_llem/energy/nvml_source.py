@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
 from typing import Any
 
 import pynvml
@@ -173,10 +175,8 @@ class GpuSource(Source):
         )
 
     def _read_processes(self, writer: SampleWriter) -> None:
-        processes = self._optional("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
-        if processes is not None:
-            fields = listing([int(process.pid) for process in processes], self._owners)
-            writer.event(time.monotonic_ns(), "processes", device=self._uuid, **fields)
+        if "processes" not in self._absent and not write_processes(writer, self._handle, self._uuid, self._owners):
+            self._absent.add("processes")
 
     def _optional(self, what: str, function: Callable[..., Any], *more: object) -> Any:
         """The call's result; `None` from then on once the device reports that it has no such reading."""
@@ -200,18 +200,54 @@ class GpuSource(Source):
             writer.event(now, "error", device=self._uuid, code=problem.value, message=str(problem))
 
 
-def open_gpus(uuids: Sequence[str], owners: Sequence[int]) -> list[tuple[GpuSource, GpuFacts]]:
-    """The GPUs with these UUIDs (all visible ones if empty): the source of each, and facts about it.
+class ProcessesSource(Source):
+    """The processes of a GPU that is not metered: the server that is measured may compute there as well."""
 
-    Processes in the trees of `owners` are measured, all others are foreign. Raises `SensorError` when NVML or a device
-    cannot be opened.
+    known_until_ns = inf
+
+    def __init__(self, handle: object, uuid: str, owners: Sequence[int]) -> None:
+        self._handle = handle
+        self._uuid = uuid
+        self._owners = owners
+
+    def poll(self, writer: SampleWriter) -> None:
+        """List them; a GPU that does not answer is asked again."""
+        self.due_ns = time.monotonic_ns() + PROCESSES_PERIOD_NS
+        with suppress(pynvml.NVMLError):
+            write_processes(writer, self._handle, self._uuid, self._owners)
+
+
+def write_processes(writer: SampleWriter, handle: object, uuid: str, owners: Sequence[int]) -> bool:
+    """Write the event `processes` of a GPU; false where the driver does not list them."""
+    pids = nvml_devices.compute_pids(handle)
+    if pids is not None:
+        writer.event(time.monotonic_ns(), "processes", device=uuid, **listing(pids, owners))
+    return pids is not None
+
+
+def open_gpus(
+    uuids: Sequence[str], owners: Sequence[int], beside: Sequence[str] = (), follow_pid: int | None = None
+) -> list[tuple[Source, GpuFacts | None]]:
+    """The GPUs with these UUIDs (all visible ones if empty) and those beside them: the source of each, and its facts.
+
+    Processes in the trees of `owners` are measured, all others are foreign. The GPUs with processes of the tree of
+    `follow_pid`, if any, take the place of `uuids`; then the processes of all others are listed, which have no facts.
+    Raises `SensorError` when NVML or a device cannot be opened.
     """
     try:
         pynvml.nvmlInit()
-        devices = nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        followed = [] if follow_pid is None else nvml_devices.holding(follow_pid)
+        leased = followed or nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        read = {gpu.uuid: gpu for gpu in (*leased, *(nvml_devices.find(beside, None) if beside else ()))}
+        watched = [] if follow_pid is None else [gpu for gpu in nvml_devices.all_gpus() if gpu.uuid not in read]
     except pynvml.NVMLError as problem:
         raise SensorError(f"NVML: {problem}", nvml_devices.remedy(problem)) from None
-    return [(GpuSource(gpu.handle, gpu.uuid, owners, load(gpu.uuid, gpu.driver)), gpu.facts()) for gpu in devices]
+    counted = {gpu.uuid for gpu in leased}
+    sources: list[tuple[Source, GpuFacts | None]] = [
+        (GpuSource(gpu.handle, gpu.uuid, owners, load(gpu.uuid, gpu.driver)), gpu.facts(leased=gpu.uuid in counted))
+        for gpu in read.values()
+    ]
+    return sources + [(ProcessesSource(gpu.handle, gpu.uuid, owners), None) for gpu in watched]
 
 
 def _number(value: pynvml.c_nvmlFieldValue_t) -> int:

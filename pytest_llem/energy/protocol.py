@@ -7,7 +7,7 @@ too. An optional method added here needs a default answer, so that registered me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from math import hypot, inf
@@ -149,10 +149,16 @@ def combined(parts: Sequence[EnergyEstimate]) -> EnergyEstimate:
     )
 
 
-def window_energy(window: Window, parts: Mapping[str, EnergyEstimate | None]) -> WindowEnergy:
-    """A window's energy summed over the devices (by id); `None` in it unless every device was measured."""
-    measured = [part for part in parts.values() if part is not None]
-    total = combined(measured) if measured and len(measured) == len(parts) else None
+def window_energy(
+    window: Window, parts: Mapping[str, EnergyEstimate | None], beside: Collection[str] = ()
+) -> WindowEnergy:
+    """A window's energy summed over the devices (by id); `None` in it unless every device was measured.
+
+    Those `beside` the leased devices are stated and not summed.
+    """
+    summed = [part for name, part in parts.items() if name not in beside]
+    measured = [part for part in summed if part is not None]
+    total = combined(measured) if measured and len(measured) == len(summed) else None
     devices = tuple(
         DeviceEnergy(name, part.energy_j if part else None, _finite(part.uncertainty_j) if part else None)
         for name, part in parts.items()

@@ -183,15 +183,14 @@ class RaplMeter(Meter):
         self._sampler = None
         series = self._edges.series(self._request.samples_path)
         notes = [Note("whole_machine", "RAPL counts everything that ran on these processors, not this process alone")]
-        if self._request.devices.kind == "cuda":
-            notes.append(Note("meter_not_on_device", "the engine ran on a GPU, whose energy RAPL does not count"))
+        beside = [d.id for d in self._edges.domains] if self._request.devices.kind == "cuda" else []
         return EnergyReport(
             meter=self.name,
             measured=True,
             scope="cpu_package+dram" if any(d.kind == "dram" for d in self._edges.domains) else "cpu_package",
             placement=self._request.settings.placement,
-            devices=tuple(MeteredDevice(d.id, d.id, d.kind) for d in self._edges.domains),
-            windows=tuple(window_energy(w, {s.domain.id: s.energy(w) for s in series}) for w in windows),
+            devices=tuple(MeteredDevice(d.id, d.id, d.kind, d.id not in beside) for d in self._edges.domains),
+            windows=tuple(window_energy(w, {s.domain.id: s.energy(w) for s in series}, beside) for w in windows),
             host=cpu_energy(windows, series),
             notes=tuple(notes),
             invalid=(*((Note("sensor_gap", problem),) if problem else ()), *faults(windows, series)),

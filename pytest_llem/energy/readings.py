@@ -48,7 +48,8 @@ class Sample(NamedTuple):
 class GpuFacts(NamedTuple):
     """A GPU as the sampler process found it when it opened it.
 
-    With `mig` the whole GPU is metered for one of its instances; with `module` the sensor covers a CPU as well.
+    With `mig` the whole GPU is metered for one of its instances; with `module` the sensor covers a CPU as well. One
+    that is not `leased` is read beside the cycle's own.
     """
 
     uuid: str
@@ -57,6 +58,8 @@ class GpuFacts(NamedTuple):
     mig: bool = False
     module: bool = False
     memory_used_bytes: int | None = None
+    power_limit_w: float | None = None
+    leased: bool = True
 
 
 class SensorError(Exception):
@@ -75,6 +78,8 @@ class Source(ABC):
     known_until_ns: float = 0.0
     power_w: float | None = None
     """The latest power reading."""
+    counted: bool = True
+    """Whether its power is that of the devices that the cycle runs on."""
 
     @abstractmethod
     def poll(self, writer: SampleWriter) -> None:

@@ -70,7 +70,7 @@ def run(sources: list[Source], writer: SampleWriter, commands: IO[bytes], parent
             if not line or line.strip() == b"stop":
                 break
             known_ns = min(source.known_until_ns for source in sources)
-            powers = [source.power_w for source in sources if source.power_w is not None]
+            powers = [source.power_w for source in sources if source.counted and source.power_w is not None]
             _answer(power_w=sum(powers) if powers else None, known_until_ns=None if known_ns == inf else known_ns)
         now = time.monotonic_ns()
         for source in sources:
@@ -97,14 +97,20 @@ def main(specification: str) -> int:
         spare_pynvml_an_import()
         owners = [pid for pid in (parent_pid, spec["server_pid"]) if pid is not None]
         try:
-            opened = import_module(f"pytest_llem.energy.{spec['library']}_source").open_gpus(spec["gpus"], owners)
+            library = import_module(f"pytest_llem.energy.{spec['library']}_source")
+            opened = library.open_gpus(spec["gpus"], owners, spec["beside"], spec["follow_pid"])
         except SensorError as problem:
             _answer(error=problem.message, fix=problem.fix)
             return 1
         for source, facts in opened:
             sources.append(source)
-            gpus.append(facts._asdict())
-    sources.extend(RaplSource(Domain(*domain)) for domain in spec["rapl"])
+            if facts is not None:
+                source.counted = facts.leased
+                gpus.append(facts._asdict())
+    for domain in spec["rapl"]:
+        rapl = RaplSource(Domain(*domain))
+        rapl.counted = spec["gpus"] is None
+        sources.append(rapl)
     for source in sources:
         source.poll(writer)
     _answer(gpus=gpus)

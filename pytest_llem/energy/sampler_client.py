@@ -53,15 +53,18 @@ class SamplerProcess:
         rapl: Sequence[Domain] = (),
         *,
         library: str = "nvml",
+        beside: Sequence[str] = (),
         server_pid: int | None = None,
+        follow_server: bool = False,
         calibration_dir: Path | None = None,
     ) -> None:
         """Start sampling into `path`. Raises `MeterError` when a sensor cannot be opened or the process does not
         answer.
 
-        `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` (`nvml` or `amdsmi`) reads them. On
-        those GPUs the process tree of `server_pid` counts as measured, like that of this process. `calibration_dir` is
-        read in place of the usual directory.
+        `gpus` are UUIDs, empty for all visible ones, `None` for no GPU; `library` (`nvml` or `amdsmi`) reads them, and
+        those `beside` them, which are not leased. The process tree of `server_pid` counts as measured, like that of
+        this process; with `follow_server` the GPUs that hold one of its processes take the place of `gpus`, if there
+        are any, and the processes of all others are listed too. `calibration_dir` is read in place of the usual one.
         """
         spec = {
             "parent_pid": os.getpid(),
@@ -69,6 +72,8 @@ class SamplerProcess:
             "library": library,
             "path": str(path),
             "gpus": None if gpus is None else list(gpus),
+            "beside": list(beside),
+            "follow_pid": server_pid if follow_server else None,
             "rapl": [list(domain) for domain in rapl],
         }
         directory = {} if calibration_dir is None else {DIRECTORY_VARIABLE: str(calibration_dir)}

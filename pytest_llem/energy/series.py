@@ -16,7 +16,7 @@ from pytest_llem.energy.readings import Sample
 WRAP_MJ = 2**32
 """Where a counter kept in 32 bits wraps; NVML states millijoules in 64 bits and does not say how the board counts."""
 
-_PLAUSIBLE_W = 5000.0
+PLAUSIBLE_W = 5000.0
 """Chosen: above any board or module (a GB200 module is rated at 2.7 kW): a larger step is a reset and no wrap."""
 
 
@@ -97,7 +97,7 @@ def ticks_from(samples: Iterable[Sample], device: str) -> TickSeries:
         if previous is not None and previous.counter_mj is not None and sample.counter_mj < previous.counter_mj:
             step_mj = sample.counter_mj + WRAP_MJ - previous.counter_mj
             seconds = (sample.t_ns - previous.t_ns) / 1e9
-            if 0 < step_mj / 1e3 < _PLAUSIBLE_W * seconds:
+            if 0 < step_mj / 1e3 < PLAUSIBLE_W * seconds:
                 offset_mj += WRAP_MJ
             else:
                 resets.append((previous.t_ns, sample.t_ns))

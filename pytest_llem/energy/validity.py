@@ -12,12 +12,23 @@ from itertools import pairwise
 from math import hypot
 from typing import Any, Literal
 
+from pytest_llem.energy.attribution import own_pids
+from pytest_llem.energy.counter_check import LOCKED_REL, MIN_INTERVALS, UNLOCKED_INTERVALS, Ratio, counter_power_ratio
 from pytest_llem.energy.readings import Sample
-from pytest_llem.energy.series import TickSeries
+from pytest_llem.energy.series import PLAUSIBLE_W, TickSeries
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.measurement import Window, WindowEnergy
 from pytest_llem.job.report import Note
+
+PLAUSIBLE_REL = 1.5
+"""Chosen: a board's control holds its mean power at the limit within percents; only peaks of milliseconds exceed it."""
+
+IDLE_REL = 1.1
+"""Chosen: settled idle power scatters by a few percent, and any work that is worth measuring adds more than a tenth."""
+
+AVERAGED_NS = 1_000_000_000
+"""A power reading may be a mean over the second before it (NVML documentation, `nvmlDeviceGetPowerUsage`)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class DeviceEvidence:
     """The readings and events of one GPU.
 
     `ticks` is `None` for a GPU without a counter, `memory_before_bytes` for one that is not leased to the cycle or
-    whose server was loaded before.
+    whose server was loaded before, `power_limit_w` (the highest that can be set) where the driver does not tell.
     """
 
     uuid: str
@@ -33,11 +44,12 @@ class DeviceEvidence:
     samples: tuple[Sample, ...]
     events: tuple[Mapping[str, Any], ...]
     memory_before_bytes: int | None
+    power_limit_w: float | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The readings and events of all GPUs. Processes in `containers` count as measured."""
+    """The readings and events of the cycle's GPUs. Processes in `containers` count as measured."""
 
     windows: tuple[Window, ...]
     devices: tuple[DeviceEvidence, ...]
@@ -64,6 +76,9 @@ def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresho
         reasons.extend(_foreign(device, evidence))
         reasons.extend(_memory(device, limits))
         reasons.extend(_throttled(device, windows, limits))
+        reasons.extend(_counter(device, evidence.windows, limits))
+        reasons.extend(_implausible(device, windows, accounted))
+        reasons.extend(_elsewhere(device, windows, evidence.containers))
         spread = _clock_spread(device, windows)
         if spread > limits.clocks_rel:
             reasons.append(Note("clocks_changed", f"{device.uuid}: SM clock varied by {spread:.0%} while measured"))
@@ -107,6 +122,53 @@ def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Threshold
         elif gap_s > allowed_s:
             notes.append(Note("sensor_gap", f"{device.uuid}: no reading for {gap_s:.2f} s in window {window.name}"))
     return notes
+
+
+def counter_ratio(device: DeviceEvidence, windows: Sequence[Window]) -> Ratio | None:
+    """The device's counter against its power readings in the windows; over the cycle, where they hold too few."""
+    ratio = counter_power_ratio(device.ticks, device.samples, windows)
+    idle = all(window.name == "idle" for window in windows)
+    if ratio is not None and ratio.intervals >= (MIN_INTERVALS if idle else UNLOCKED_INTERVALS):
+        return ratio
+    whole = counter_power_ratio(device.ticks, device.samples)
+    return None if whole is None else replace(whole, explained=whole.explained + LOCKED_REL)
+
+
+def _counter(device: DeviceEvidence, windows: Sequence[Window], limits: Thresholds) -> list[Note]:
+    judged = [window for window in windows if window.name in ("measure", "idle")] or list(windows)
+    for window in judged:
+        ratio = counter_ratio(device, [window])
+        if ratio is not None and ratio.disagrees(limits.counter_rel):
+            message = f"{device.uuid}: the counter states {ratio.value:.0%} of what the power readings add up to"
+            return [Note("counter_disagrees", f"{message} in and around window {window.name}")]
+    return []
+
+
+def _implausible(device: DeviceEvidence, windows: Sequence[Window], accounted: Sequence[WindowEnergy]) -> list[Note]:
+    limit_w = PLAUSIBLE_W if device.power_limit_w is None else PLAUSIBLE_REL * device.power_limit_w
+    ends = {(window.start_ns, window.end_ns) for window in windows}
+    for window in accounted:
+        part = next((part for part in window.devices if part.id == device.uuid), None)
+        if (window.start_ns, window.end_ns) not in ends or part is None or part.energy_j is None:
+            continue
+        seconds, bound_j = (window.end_ns - window.start_ns) / 1e9, part.uncertainty_j or 0.0
+        if not -bound_j <= part.energy_j <= limit_w * seconds + bound_j:
+            power = f"{part.energy_j / seconds:.0f} W in window {window.name}"
+            return [Note("implausible_power", f"{device.uuid}: {power}; it can draw {limit_w:.0f} W at most")]
+    return []
+
+
+def _elsewhere(device: DeviceEvidence, windows: Sequence[Window], containers: frozenset[str]) -> list[Note]:
+    """`meter_not_on_device` where nothing shows that the cycle ran on the GPU: no process of its own, no work."""
+    if any(own_pids(event, containers) for event in device.events if event["event"] == "processes"):
+        return []
+    powers = [(sample.t_ns, sample.power_w) for sample in device.samples if sample.power_w is not None]
+    during = [power for t, power in powers if any(w.start_ns < t <= w.end_ns + AVERAGED_NS for w in windows)]
+    used = (s.utilisation for s in device.samples if any(w.start_ns < s.t_ns < w.end_ns for w in windows))
+    if not during or any(used) or max(during) > IDLE_REL * min(power for _, power in powers):
+        return []
+    message = f"{device.uuid}: no process of the cycle was seen on it, and its power never left idle"
+    return [Note("meter_not_on_device", message)]
 
 
 def _largest_gap_s(times: Sequence[int], window: Window) -> float | None:

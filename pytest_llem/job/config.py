@@ -192,7 +192,8 @@ class Thresholds:
     # All chosen. uncertainty_rel: with more, a window says little about any effect worth measuring. gap_periods: so few
     # missed steps leave the total right. residual_memory_bytes: above other users' contexts, below any model.
     # throttled_thermal_rel: less is within the noise of the counters. clocks_rel: below the distance of two performance
-    # states. suspended_s: far above the jitter of the clocks. temperature_drift_c: leakage then differs by percents.
+    # states. counter_rel: the board's own gain error. suspended_s: far above the jitter of the clocks.
+    # temperature_drift_c: leakage then differs by percents.
     uncertainty_rel: PositiveFloat = setting(
         0.25, "Largest uncertainty of the measure windows, as a share of their energy."
     )
@@ -213,6 +214,9 @@ class Thresholds:
     )
     cpu_contended_rel: NonNegativeFloat = setting(
         0.2, "The same from which on a result of the CPU is invalid; with GPUs it is only warned of. 1 is never."
+    )
+    counter_rel: PositiveFloat = setting(
+        0.05, "Disagreement of a GPU's energy counter with its power readings, beyond what their scatter explains."
     )
     failed_requests_rel: NonNegativeFloat = setting(
         0.0, "Share of the requests that may fail; failed ones are in no average either way."

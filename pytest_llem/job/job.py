@@ -35,9 +35,10 @@ class DeviceSet:
 class MeterSettings:
     """Which meter a cycle uses.
 
-    `explicit` is true if the user named it: it then measures all visible GPUs, `uuids`, which a worker whose engine is
-    kept from them cannot see itself. With `placement` `host` the runner measures, and the worker only reports its
-    windows. `thresholds` replaces defaults of `job.config.Thresholds`, by name.
+    `explicit` is true if the user named it: it then reads all visible GPUs, `uuids`, which a worker whose engine is
+    kept from them cannot see itself; those that are not leased enter no sum. With `placement` `host` the runner
+    measures, and the worker only reports its windows. `thresholds` replaces defaults of `job.config.Thresholds`, by
+    name. With `named_gpus` the study says which GPUs are the cycle's, and a server is not asked for its own.
     """
 
     name: str = "auto"
@@ -45,6 +46,7 @@ class MeterSettings:
     placement: Literal["host", "worker"] = "worker"
     thresholds: Mapping[str, float] = field(default_factory=dict)
     uuids: tuple[str, ...] = ()
+    named_gpus: bool = False
 
 
 @dataclass(frozen=True)

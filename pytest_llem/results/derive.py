@@ -6,7 +6,7 @@ warnings are published: they may be added to, and keep their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -257,6 +257,7 @@ def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tupl
     reasons = [*measurement.invalid]
     if measurement.energy is not None:
         reasons += measurement.energy.invalid
+        reasons += _not_on_device(job, measurement.energy, {note.code for note in reasons})
     of_resets = ratio(energy.reset_energy_uncertainty_j, energy.energy_j)
     if of_resets is not None and of_resets > thresholds(job.meter.thresholds).uncertainty_rel:
         text = f"emptying caches between repeats leaves their energy uncertain by {of_resets:.0%}"
@@ -273,6 +274,14 @@ def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tupl
     starved, _ = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
     reasons += [] if starved is None else [starved]
     return tuple(dict.fromkeys(reasons))
+
+
+def _not_on_device(job: Job, energy: EnergyReport, said: Collection[str]) -> list[Note]:
+    """`meter_not_on_device` where nothing that the meter reads was leased to the cycle."""
+    if "meter_not_on_device" in said or not energy.devices or any(device.leased for device in energy.devices):
+        return []
+    where = "a GPU" if job.devices.kind == "cuda" else "the CPU"
+    return [Note("meter_not_on_device", f"the engine ran on {where}, and the meter {energy.meter} reads other devices")]
 
 
 def _warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note, ...]:
@@ -306,7 +315,7 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
 
 def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     if measurement.energy is not None:
-        yield from _of_energy(job, measurement.energy)
+        yield from _of_energy(measurement.energy)
     yield from _of_warmup(job, measurement.warmup)
     reset_s, work_s = _reset_and_work_s(measurement, MEASURE)
     if reset_s > NOTED_RESETS_REL * work_s:
@@ -331,12 +340,10 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
         yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
 
 
-def _of_energy(job: Job, energy: EnergyReport) -> Iterator[Note]:
+def _of_energy(energy: EnergyReport) -> Iterator[Note]:
     if not energy.measured and energy.meter != "none":
         source = f" ({energy.source})" if energy.source else ""
         yield Note("estimated", f"energy comes from a model of the hardware, not from a sensor{source}")
-    if job.devices.kind == "cpu" and any(device.kind == "gpu" for device in energy.devices):
-        yield Note("meter_not_on_device", "the meter reads a GPU, and the engine ran on the CPU")
     if energy.idle is not None and not energy.idle.settled:
         slope = energy.idle.slope_w_per_s
         by = "" if slope is None else f" by {slope:.3g} W a second"

@@ -107,7 +107,7 @@ static unsigned long long counter_mj(Gpu *gpu) {
     int64_t t = now_ns();
     if (gpu->disturb_below_ns && t - previous_read_ns[i] < gpu->disturb_below_ns) gpu->disturbed_j += gpu->disturb_j;
     previous_read_ns[i] = t;
-    double value = (counter_j(gpu, t) - gpu->disturbed_j) * 1e3 + gpu->counter_offset_mj;
+    double value = (counter_j(gpu, t) - gpu->disturbed_j) * gpu->counter_gain * 1e3 + gpu->counter_offset_mj;
     wait_ns(latency - latency / 2);
     unsigned long long whole = value > 0 ? (unsigned long long)value : 0;
     return gpu->wraps ? whole & 0xFFFFFFFFULL : whole;

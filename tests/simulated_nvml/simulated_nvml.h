@@ -39,6 +39,7 @@ typedef struct {
     int32_t mig;
     int64_t frozen_at_ns;   /* 0, or when the counter stopped */
     int64_t counter_offset_mj;
+    double counter_gain;    /* of the counter alone: 0.57 where it states 57 % of what the power readings do */
     int64_t disturb_below_ns; /* a counter read so soon after the one before loses disturb_j */
     double disturb_j, disturbed_j;
 

@@ -64,6 +64,7 @@ class Gpu(ctypes.Structure):
         ("mig", ctypes.c_int32),
         ("frozen_at_ns", ctypes.c_int64),
         ("counter_offset_mj", ctypes.c_int64),
+        ("counter_gain", ctypes.c_double),
         ("disturb_below_ns", ctypes.c_int64),
         ("disturb_j", ctypes.c_double),
         ("disturbed_j", ctypes.c_double),
@@ -251,6 +252,7 @@ def _default_h100(gpu: Gpu, index: int) -> None:
     gpu.power_limit_mw = 700_000
     gpu.persistence = gpu.ecc = 1
     gpu.counter_offset_mj = 5_000_000
+    gpu.counter_gain = 1.0
     gpu.set_power(110.0, at_ns=gpu.epoch_ns)
 
 

@@ -145,17 +145,24 @@ def test_only_leased_gpus_are_metered(make_simulation: MakeSimulation, tmp_path:
     assert [device.id for device in cycle.stop().devices] == [leased]
 
 
-def test_a_meter_named_for_a_cpu_cycle_covers_the_visible_gpus_and_says_so(
+def test_a_meter_named_for_a_cpu_cycle_reads_the_visible_gpus_and_counts_none(
     make_simulation: MakeSimulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulation = make_simulation(3)
     quicken(simulation)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"2,{uuids(simulation)[0]},7,1")
 
-    report = Cycle(tmp_path, DeviceSet("cpu"), MeterSettings("nvml", explicit=True)).stop()
+    cycle = Cycle(tmp_path, DeviceSet("cpu"), MeterSettings("nvml", explicit=True))
+    cycle.quiet()
+    cycle.load(simulation.gpus)
+    cycle.quiet()
+    report = cycle.stop()
 
     assert [device.id for device in report.devices] == [uuids(simulation)[2], uuids(simulation)[0]]
-    assert "meter_not_on_device" in remarks(report)
+    assert not any(device.leased for device in report.devices)
+    assert report.windows[0].energy_j is None
+    assert all(device.energy_j for device in report.windows[0].devices)
+    assert "meter_not_on_device" in codes(report)
 
 
 def test_auto_takes_nvml_for_cuda_devices(machine: Simulation, tmp_path: Path) -> None:

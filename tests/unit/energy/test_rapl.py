@@ -117,9 +117,9 @@ def test_edges_that_interleave_with_the_sampler_are_no_wraps(tmp_path: Path, mon
 
     assert not report.invalid
     for window in report.windows:
-        assert window.energy_j == pytest.approx(
-            160 * (window.end_ns - window.start_ns) / 1e9, abs=(window.uncertainty_j or 0.0) + 0.5
-        )
+        # The thread that writes the counter is kept from running as well.
+        slack_j = (window.uncertainty_j or 0.0) + 160 * 0.1
+        assert window.energy_j == pytest.approx(160 * (window.end_ns - window.start_ns) / 1e9, abs=slack_j)
 
 
 def reading(ms: float, value_j: float, half_ms: float = 0.01) -> rapl_source.RaplReading:

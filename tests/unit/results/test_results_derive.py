@@ -145,11 +145,13 @@ def test_estimated_energy_is_valid_and_says_so(bench: Bench) -> None:
     assert [(warning.code, "a data sheet" in warning.message) for warning in result.warnings] == [("estimated", True)]
 
 
-def test_a_gpu_meter_beside_a_cpu_engine_is_told(bench: Bench) -> None:
-    report = replace(bench.energy(), meter="nvml", devices=(MeteredDevice("GPU-1", "H100", "gpu"),))
+def test_a_meter_of_other_devices_than_the_engines_is_invalid(bench: Bench) -> None:
+    """Its joules would be those of a GPU that was idle all the time."""
+    report = replace(bench.energy(), meter="nvml", devices=(MeteredDevice("GPU-1", "H100", "gpu", leased=False),))
     result = bench.result(replace(bench.measurement(), energy=report))
-    assert result.status == "valid"
-    assert [warning.code for warning in result.warnings] == ["meter_not_on_device"]
+    assert result.status == "invalid"
+    assert [reason.code for reason in result.validity.reasons] == ["meter_not_on_device"]
+    assert [device.leased for device in result.energy.devices] == [False]
 
 
 def test_reasons_of_worker_and_meter_are_kept(bench: Bench) -> None:
