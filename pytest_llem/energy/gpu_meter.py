@@ -20,7 +20,7 @@ from pytest_llem.energy import rapl_meter as rapl
 from pytest_llem.energy.attribution import attribute
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.estimators import AVERAGING_S, from_counter, from_power, from_steady_counter
-from pytest_llem.energy.idle_power import mean_temperature_c, measured_idle_power, recent_conditions
+from pytest_llem.energy.idle_power import HOT_IDLE, IDLE, mean_temperature_c, measured_idle_power, recent_conditions
 from pytest_llem.energy.protocol import (
     BOARD_GAIN_UNCERTAINTY_REL,
     Conditions,
@@ -259,7 +259,7 @@ class AmdSmiMeter(SampledGpuMeter):
 def _estimate(device: validity.DeviceEvidence, window: Window, calibrated: Calibration | None) -> EnergyEstimate | None:
     if device.ticks is None:
         return from_power(device.samples, window, AVERAGING_S.get(_sensor(device.events).get("power", ""), 1.0))
-    steady = from_steady_counter(device.ticks, window) if window.name == "idle" else None
+    steady = from_steady_counter(device.ticks, window) if window.name in (IDLE, HOT_IDLE) else None
     return steady or from_counter(device.ticks, window, calibrated)
 
 

@@ -18,6 +18,9 @@ from pytest_llem.job.job import IdleReference
 from pytest_llem.job.measurement import EnergyReport, IdlePower, Window, WindowEnergy
 from pytest_llem.job.wire import encode
 
+IDLE, HOT_IDLE = "idle", "hot_idle"
+"""The windows of a device at rest: before the load, and right after it while the die is hot."""
+
 SETTLED_SLOPE_REL_PER_S = 0.02
 """Chosen: a drift of 2 % a second moves a default idle window of 2 s by 2 % at most to either side of its mean."""
 
@@ -52,7 +55,7 @@ def measured_idle_power(
 ) -> IdlePower | None:
     """Idle power of a cycle over all devices, from the `samples` of each; `None` where it is not known."""
     for window, energy in zip(windows, accounted, strict=True):
-        if window.name != "idle" or energy.energy_j is None or energy.uncertainty_j is None:
+        if window.name != IDLE or energy.energy_j is None or energy.uncertainty_j is None:
             continue
         near = [s for series in samples for s in series if _is_near(s, window)]
         power_w = energy.energy_j / window.duration_s

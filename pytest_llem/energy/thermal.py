@@ -12,11 +12,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import exp, inf, sqrt
+from math import exp, sqrt
 from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import Any, Literal, Protocol
 
+from pytest_llem.energy.idle_power import STATE_NS
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import ticks_from
 
@@ -36,11 +37,14 @@ WARM_UP_REL = 0.75 * SETTLED_REL
 """Chosen: with the measure window's readings the bound comes out a little otherwise."""
 
 SLOWEST_S = 200.0
-"""Chosen: time constants up to this are allowed for, twice those (90 s) whose temperatures settle within 252 s of load, as
-the study above saw at most."""
+"""Chosen: time constants up to this are allowed for. It is twice what lets temperatures settle 252 s after the load
+began, the longest that the study above saw."""
 
 UNSETTLED_REL = 0.129
 """The largest error that the study above found in windows opened on settled power alone (-12.9 % to +4.1 %)."""
+
+LIMIT_C = 90.0
+"""Chosen: a load that would warm a die further is held back by slower clocks, which is told as `throttled_thermal`."""
 
 MIN_LOAD_S = 60.0
 """Chosen: what a shorter load shows would be extrapolated tenfold (for `SLOWEST_S`)."""
@@ -146,14 +150,21 @@ def thermal_reading(
         cool = held and not _throttled(events, devices, hold_ns - RANGE_S * 1e9, end_ns)
         state = "settled" if cool and to_come_rel is not None and to_come_rel <= limit_rel else "unsettled"
     distances = [to_come(points, begin_ns, since_ns, ROUNDING_C) for points in temperatures]
+    temperature_c = max((_late(points, since_ns) for points in temperatures if points), default=None)
+    leakage = _leakage(groups[1:])
     long = load_s >= MIN_LOAD_S
+    if not long or to_come_rel is None:
+        short_rel = UNSETTLED_REL
+        if leakage is not None and temperature_c is not None:
+            short_rel = (abs(leakage[0]) + leakage[1]) * max(0.0, LIMIT_C - temperature_c)
+        to_come_rel = short_rel if to_come_rel is None else min(short_rel, to_come_rel)
     return ThermalReading(
         state=state,
         load_s=load_s,
-        temperature_c=max((_late(points, since_ns) for points in temperatures if points), default=None),
+        temperature_c=temperature_c,
         distance_c=max((far for far in distances if far is not None), default=None) if long else None,
-        leakage_rel_per_c=_leakage(groups[1:]),
-        uncertainty_rel=to_come_rel if long and to_come_rel is not None else min(UNSETTLED_REL, to_come_rel or inf),
+        leakage_rel_per_c=None if leakage is None else leakage[0],
+        uncertainty_rel=to_come_rel,
     )
 
 
@@ -179,8 +190,7 @@ def to_come(points: Points, begin_ns: float, since_ns: float, resolution: float 
         means.append(fmean(value for _, value in part))
         decays.append(fmean(exp((begin_ns - t_ns) / 1e9 / SLOWEST_S) for t_ns, _ in part))
         squares += sum((value - means[-1]) ** 2 for _, value in part)
-    # 2 + 5 / freedom exceeds the 97.5 % quantile of Student's distribution from two degrees of freedom on.
-    error = (2 + 5 / freedom) * sqrt(squares / freedom * (1 / len(early) + 1 / len(late)))
+    error = _coverage(freedom) * sqrt(squares / freedom * (1 / len(early) + 1 / len(late)))
     return (abs(means[1] - means[0]) + error + resolution) / (decays[0] / decays[1] - 1)
 
 
@@ -206,10 +216,12 @@ class DeviceSeries:
         return None if start_j is None or end_j is None else (end_j - start_j) / (end_ns - start_ns) * 1e9
 
     def temperature_c(self, start_ns: int, end_ns: int) -> float | None:
-        """Mean temperature between two times; `None` without a reading there."""
-        times = self._temperature_times
-        inside = self._temperatures_c[bisect_left(times, start_ns) : bisect_right(times, end_ns)]
-        return fmean(inside) if inside else None
+        """Mean temperature between two times, or over the second before; `None` without a reading there."""
+        times, until = self._temperature_times, bisect_right(self._temperature_times, end_ns)
+        first = bisect_left(times, start_ns)
+        if first == until:
+            first = bisect_left(times, start_ns - 2 * STATE_NS)
+        return fmean(self._temperatures_c[first:until]) if first < until else None
 
     def _energy_at(self, t_ns: int) -> float | None:
         after = bisect_right(self._times, t_ns)
@@ -234,15 +246,18 @@ class SettlingWatch:
         """Whether they have; `None` where no temperature is read. Between two looks it has not."""
         if time.monotonic() < self._next_s:
             return False
-        self._read()
-        devices = {sample.device for sample in self._samples}
-        reading = thermal_reading(
-            self._samples, self._events, devices & {*self._devices} or devices, repeats, limit_rel=WARM_UP_REL
-        )
         self._next_s = time.monotonic() + WATCH_PERIOD_S
+        self._read()
+        devices = {sample.device for sample in self._samples if sample.temperature_c is not None}
+        if devices and (repeats[-1].end_ns - repeats[0].start_ns) / 1e9 < RANGE_S + HOLD_S:
+            return False
+        chosen = devices & {*self._devices} or devices
+        reading = thermal_reading(self._samples, self._events, chosen, repeats, limit_rel=WARM_UP_REL)
         return None if reading.state == "unknown" else reading.state == "settled"
 
     def _read(self) -> None:
+        if not self._path.exists():
+            return
         with self._path.open("rb") as stream:
             stream.seek(self._read_bytes)
             whole, newline, _ = stream.read().rpartition(b"\n")
@@ -307,12 +322,21 @@ def _throttled(events: Iterable[Mapping[str, Any]], devices: Collection[str], st
     return False
 
 
-def _leakage(groups: Sequence[Group]) -> float | None:
-    """Slope of power over mean temperature, as a share of mean power; the first group is that of a first repeat."""
+def _leakage(groups: Sequence[Group]) -> tuple[float, float] | None:
+    """Slope of power over mean temperature and its uncertainty (k=2), as shares of mean power per degree."""
     points = [
         (fmean(group.temperatures_c), group.power_w) for group in groups if group.temperatures_c and group.power_w
     ]
     celsius, watts = [point[0] for point in points], [point[1] for point in points]
-    if len(points) < 3 or max(celsius) - min(celsius) < MIN_SPAN_C:
+    freedom = len(points) - 2
+    if freedom < 2 or max(celsius) - min(celsius) < MIN_SPAN_C:
         return None
-    return linear_regression(celsius, watts).slope / fmean(watts)
+    slope, intercept = linear_regression(celsius, watts)
+    squares = sum((w - slope * c - intercept) ** 2 for c, w in points)
+    error = _coverage(freedom) * sqrt(squares / freedom / sum((c - fmean(celsius)) ** 2 for c in celsius))
+    return slope / fmean(watts), error / fmean(watts)
+
+
+def _coverage(freedom: int) -> float:
+    """Exceeds the 97.5 % quantile of Student's distribution from two degrees of freedom on."""
+    return 2 + 5 / freedom

@@ -309,10 +309,19 @@ class Repeat:
 
 
 @dataclass(frozen=True)
-class WarmupOutcome:
-    """How the warm-up ended: `reason` is `converged`, `max_repeats`, `max_s` or `fixed`; `cv` of the last durations.
+class Interval:
+    """When something ran."""
 
-    `judged_by` says what has converged: `latency`, or `latency and power`.
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class WarmupOutcome:
+    """How the warm-up ended, with the `cv` of the last durations.
+
+    `reason` is `converged`, `max_repeats`, `max_s`, `fixed` or `thermal_max_s`. `judged_by` says what has converged:
+    `latency`, or `latency and power`.
     """
 
     repeats: int = field(metadata={"ge": 0})
@@ -382,6 +391,7 @@ class Measurement:
     environment: Mapping[str, JsonValue] = field(default_factory=dict)
     warnings: tuple[Note, ...] = ()
     invalid: tuple[Note, ...] = ()
+    warmup_repeats: tuple[Interval, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

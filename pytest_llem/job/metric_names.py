@@ -78,6 +78,7 @@ CONDITIONS = (
     "metered_devices",
     "calibration",
     "estimator",
+    "thermal_state",
 )
 """Every condition that must be equal before energies are compared."""
 

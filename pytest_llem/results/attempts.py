@@ -23,6 +23,7 @@ from pytest_llem.results.derive import compare_work, derive_result, device_peaks
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.sections.energy import MEASURE
+from pytest_llem.results.sections.thermal import derive_thermal
 from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, read_state, reused, write_state
 from pytest_llem.results.store import RunStore, read_error, set_attempt_aside, write_result
 
@@ -126,6 +127,7 @@ def _conclude(
         study=key.study,
         environment=environment,
         device_peak_bytes=device_peaks(job_dir.samples, measured),
+        thermal=derive_thermal(job, measurement, job_dir.samples),
     )
     siblings = store.valid_siblings(key)
     result = with_temperature_drift(compare_work(result, siblings), siblings)

@@ -20,7 +20,8 @@ UNKNOWN_GAIN = 0.05
 DEVICE_IDS = "device_ids"
 UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
-ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR})
+THERMAL_STATE = "thermal_state"
+ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR, THERMAL_STATE})
 SETTLED_BY_SETTINGS = ("dtype", "load_shape")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
@@ -62,6 +63,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "metered_devices": _sorted(device.kind for device in result.energy.devices if device.leased),
         CALIBRATION: _calibrations(result),
         ESTIMATOR: _estimator(result),
+        THERMAL_STATE: None if result.thermal.state == "unknown" else result.thermal.state,
     }
 
 
@@ -76,7 +78,7 @@ def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
     """
     common = conditions(results[0])
     others = [conditions(result) for result in results[1:]]
-    for name in (*MACHINE, DEVICE_IDS, CALIBRATION):
+    for name in (*MACHINE, DEVICE_IDS, CALIBRATION, THERMAL_STATE):
         values = [common[name], *(other[name] for other in others)]
         if any(isinstance(value, list) for value in values):
             common[name] = _sorted({str(entry) for value in values if isinstance(value, list) for entry in value})

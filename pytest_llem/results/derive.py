@@ -50,6 +50,7 @@ from pytest_llem.results.sections.energy import (
     ratio,
 )
 from pytest_llem.results.sections.performance import latency
+from pytest_llem.results.sections.thermal import thermal_notes
 from pytest_llem.results.sections.workload import derive_workload, failed_requests, failures_by_class, work_remarks
 from pytest_llem.results.state import now
 
@@ -62,11 +63,16 @@ def derive_result(
     study: str,
     environment: Mapping[str, JsonValue],
     device_peak_bytes: Mapping[str, int] | None = None,
+    thermal: ThermalSection | None = None,
 ) -> Result:
     """The result of one cycle.
 
-    `environment` is what `environment.gather` found, `device_peak_bytes` what `device_peaks` did where a sampler ran.
+    `environment` is what `environment.gather` found; `device_peak_bytes` and `thermal` are what `device_peaks` and
+    `derive_thermal` did in a sampler's readings.
     """
+    thermal = thermal or ThermalSection(mode=job.config.measurement.warmup.thermal)
+    unsettled = tuple(thermal_notes(thermal, measurement.energy))
+    settled_is_asked = thermal.mode == "settled"
     good = [request for request in measurement.requests if request.error is None]
     cached = [request.cached_tokens for request in good if request.cached_tokens is not None]
     tokens = Tokens(
@@ -92,7 +98,7 @@ def derive_result(
     )
     at_a_time = run.facts.get("concurrent_workers")
     energy = derive_energy(measurement.energy, work, shared_host=isinstance(at_a_time, int) and at_a_time > 1)
-    reasons = _invalid_reasons(job, measurement, energy)
+    reasons = (*_invalid_reasons(job, measurement, energy), *(unsettled if settled_is_asked else ()))
     facts = identity(
         environment,
         engine=job.config.engine,
@@ -136,7 +142,7 @@ def derive_result(
         workload=derive_workload(measurement),
         validity=ValiditySection(valid=not reasons, reasons=reasons, thresholds=dict(job.meter.thresholds)),
         energy=energy,
-        thermal=ThermalSection(mode=job.config.measurement.warmup.thermal),
+        thermal=thermal,
         tokens=tokens,
         throughput=Throughput(
             output_tokens_per_s=ratio(tokens.output, duration_s),
@@ -157,7 +163,7 @@ def derive_result(
             host=_json(environment),
             worker=_json(measurement.environment),
         ),
-        warnings=_warnings(job, measurement, run),
+        warnings=(*_warnings(job, measurement, run), *(() if settled_is_asked else unsettled)),
     )
 
 
@@ -359,7 +365,7 @@ def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
     settings = job.config.measurement.warmup
     if warmup.judged_by == "latency" and job.devices.kind == "cuda" and job.meter.name != "none":
         yield Note("warmup_latency_only", "latency had converged; power could not be read, and may still have changed")
-    if warmup.converged or warmup.reason == "fixed" or settings.max_repeats < settings.window:
+    if warmup.converged or warmup.reason in ("fixed", "thermal_max_s") or settings.max_repeats < settings.window:
         return
     ended = f"the warm-up ended at {warmup.reason} after {warmup.repeats} repeats ({warmup.duration_s:.1f} s)"
     if warmup.cv is None:

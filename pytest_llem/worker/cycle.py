@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pytest_llem import __version__
-from pytest_llem.energy.idle_power import usable, with_reference
+from pytest_llem.energy.idle_power import HOT_IDLE, usable, with_reference
 from pytest_llem.energy.registry import open_meter
+from pytest_llem.energy.thermal import SettlingWatch
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Engine, Request
 from pytest_llem.errors import EngineSettingError, JsonValue
@@ -35,6 +37,12 @@ from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s
 from pytest_llem.workload import build_workload
+
+HOT_REST_S = 0.5
+"""Chosen: power falls within some tenths of a second after work, and the die cools by little."""
+
+HOT_IDLE_S = 1.0
+"""Chosen: ten steps of the counter of an A100 or H100 (arXiv 2312.02741); a longer window is that of a cooler die."""
 
 
 def run_cycle(
@@ -80,12 +88,16 @@ def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
     on_host = job.meter.placement == "host"
     server = find_server(job)
     absent = on_host or server.elsewhere is not None
-    metering = Metering(None if absent else open_meter(job.meter, job.devices, job_dir.path, server.tree))
+    meter = None if absent else open_meter(job.meter, job.devices, job_dir.path, server.tree)
+    metering = Metering(meter, job_dir.samples)
     metering.notes += [server.elsewhere] if server.elsewhere is not None and job.meter.name != "none" else []
-    try:
-        yield metering
-    finally:
-        metering.abandon()
+    with TemporaryDirectory() as here:
+        if on_host and job.devices.kind == "cuda" and server.elsewhere is None:
+            metering.watch(job.devices.uuids, Path(here, "samples.jsonl"))
+        try:
+            yield metering
+        finally:
+            metering.abandon()
 
 
 def _measure(
@@ -145,7 +157,10 @@ def _measure(
     runner = RepeatRunner(engine, workload.requests, events, heartbeat)
     events.emit("phase", "warmup")
     with recorder.window("warmup", engine):
-        warmup = runner.warm_up(settings.warmup, metering.power_w if on_gpu else None)
+        asked = settings.warmup.thermal == "settled" and is_metered
+        watch = SettlingWatch(metering.samples, job.devices.uuids) if asked else None
+        warmup = runner.warm_up(settings.warmup, metering.power_w if on_gpu else None, watch)
+    metering.end_watch()
 
     gc.collect()
     resettable = _reset_peak_rss()
@@ -168,6 +183,12 @@ def _measure(
     statistics = engine.statistics()
     if padding.kind == "same_load":
         runner.run_unmeasured(padding.seconds)
+    if on_gpu and is_metered and settings.idle.duration_s > 0:
+        if padding.kind != "idle":
+            engine.quiesce()
+            time.sleep(HOT_REST_S)
+        with recorder.window(HOT_IDLE, engine):
+            time.sleep(min(HOT_IDLE_S, settings.idle.duration_s))
     passes = runner.finish_reading(passes)
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
@@ -212,6 +233,7 @@ def _measure(
         environment={**_software_facts(), **engine.environment()},
         warnings=(*warnings, *engine_warnings),
         invalid=(*_invalid(job, engine, effective, observed, runner), *engine_invalid),
+        warmup_repeats=tuple(runner.warmup_repeats),
     )
 
 

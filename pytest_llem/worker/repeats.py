@@ -15,7 +15,7 @@ from math import inf
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
 from pytest_llem.job.config import WarmupSettings
 from pytest_llem.job.events import EventLog
-from pytest_llem.job.measurement import Repeat, RequestRecord, WarmupOutcome
+from pytest_llem.job.measurement import Interval, Repeat, RequestRecord, WarmupOutcome
 from pytest_llem.job.report import Note
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
 from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
@@ -67,26 +67,42 @@ class RepeatRunner:
         self._heartbeat = heartbeat
         self._cache_states: set[CacheState] = set()
         self.last_repeat_s: float | None = None
+        self.warmup_repeats: list[Interval] = []
 
-    def warm_up(self, settings: WarmupSettings, power_w: Callable[[], float | None] | None) -> WarmupOutcome:
-        """Repeat until latency has converged (and power, where it can be read), or a limit is reached."""
+    def warm_up(
+        self,
+        settings: WarmupSettings,
+        power_w: Callable[[], float | None] | None,
+        has_settled: Callable[[Sequence[Interval]], bool | None] | None = None,
+    ) -> WarmupOutcome:
+        """Repeat until latency has converged (and power, where it can be read), or a limit is reached.
+
+        With `has_settled` repeats then go on until it does not say no to their times, at most for `thermal_max_s`.
+        """
         progress = ProgressReporter(self._events, self._heartbeat, "warmup")
         passes: list[Pass] = []
         powers: list[float] = []
         started = time.monotonic()
         cv: float | None = None
-        reason = "fixed" if settings.max_repeats < 1 else None
+        reason = "fixed" if settings.max_repeats < 1 and has_settled is None else None
         while reason is None:
-            progress.repeat = len(passes)
-            passes.append(self._run(progress))
+            progress.repeat = len(self.warmup_repeats)
+            # What lies before the window that is judged would pile up in a long warm-up.
+            passes = [*passes[-settings.window :], self._run(progress)]
+            self.warmup_repeats.append(Interval(passes[-1].start_ns, passes[-1].end_ns))
             power = power_w() if power_w is not None else None
             powers += [power] if power is not None else []
             self.last_repeat_s = passes[-1].duration_s
             cv = latency_cv([p.completions for p in passes], [p.duration_s for p in passes], settings.window)
             power_cv = _power_cv(powers, settings.window)
-            reason = warmup_end(settings, len(passes), time.monotonic() - started, cv, power_cv)
-        judged_by = None if reason != "converged" else "latency and power" if powers else "latency"
-        return WarmupOutcome(len(passes), time.monotonic() - started, reason == "converged", reason, cv, judged_by)
+            elapsed_s = time.monotonic() - started
+            reason = warmup_end(settings, len(self.warmup_repeats), elapsed_s, cv, power_cv)
+            if reason is not None and has_settled is not None and has_settled(self.warmup_repeats) is False:
+                reason = "thermal_max_s" if elapsed_s >= settings.thermal_max_s else None
+        converged = reason == "converged"
+        judged_by = None if not converged else "latency and power" if powers else "latency"
+        elapsed_s = time.monotonic() - started
+        return WarmupOutcome(len(self.warmup_repeats), elapsed_s, converged, reason, cv, judged_by)
 
     def run_unmeasured(self, duration_s: float) -> None:
         """Run whole repeats, at least one, for at least this long: same-load padding beside a window."""

@@ -7,12 +7,14 @@ ms, and its value at an edge is known far better where power is steady around it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pytest_llem.energy.protocol import Meter
+from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import MeterError
 from pytest_llem.job.events import EventLog
@@ -74,11 +76,16 @@ def idle_padding_s(period_s: float) -> float:
 
 
 class Metering:
-    """The meter of a cycle, started and stopped exactly once, also when the cycle fails; or no meter."""
+    """The meter of a cycle, started and stopped exactly once, also when the cycle fails; or no meter.
 
-    def __init__(self, meter: Meter | None) -> None:
+    `samples` is where it writes readings, if it is one that does.
+    """
+
+    def __init__(self, meter: Meter | None, samples: Path) -> None:
         self.meter = meter
+        self.samples = samples
         self.notes: list[Note] = []
+        self._watch: SamplerProcess | None = None
         self._running = False
         if meter is not None:
             meter.start()
@@ -102,16 +109,30 @@ class Metering:
         self._running = False
         return self.meter.stop(recorder.windows)
 
+    def watch(self, uuids: Sequence[str], samples: Path) -> None:
+        """Read GPUs here as well until `end_watch`, as their meter is elsewhere; nothing where that cannot be done."""
+        with suppress(MeterError):
+            self._watch = SamplerProcess(samples, uuids)
+            self.samples = samples
+
+    def end_watch(self) -> None:
+        """Leave the GPUs' sensors alone from now on, before a window is measured."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
     def abandon(self) -> None:
         """Stop a meter that still runs after a failure; its own error is ignored, as the first failure counts."""
+        self.end_watch()
         if self.meter is not None and self._running:
             self._running = False
             with suppress(MeterError):
                 self.meter.stop(())
 
     def power_w(self) -> float | None:
-        """The meter's latest power in watts."""
-        return self.meter.power_w() if self.meter is not None else None
+        """The latest power in watts."""
+        reader = self.meter or self._watch
+        return reader.power_w() if reader is not None else None
 
 
 @dataclass

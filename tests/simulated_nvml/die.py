@@ -1,23 +1,31 @@
-"""A GPU's die on a clock of its own: what it draws, how warm it becomes, and what a sampler would have read of both.
+"""A GPU's die on a clock of its own: what it draws, how warm it becomes, and what a sampler would read of both.
 
-Two first-order masses in series with the load (the die, and what cools it), leakage in proportion to temperature, NVML's
-whole degrees every half second, and a counter that steps every 100 ms. Tests and benchmarks of the thermal state use it.
+Two first-order masses (the die, and what cools it), leakage in proportion to temperature, NVML's whole degrees every
+half second, and a counter that steps every 100 ms. Tests of the thermal state use it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
+from pytest_llem.energy import thermal
 from pytest_llem.energy.readings import Sample
+from pytest_llem.energy.thermal import SettlingWatch, ThermalReading, thermal_reading
+from pytest_llem.job.measurement import Interval
 
+GPU = "GPU-1"
 STEP_NS = 100_000_000
 REFERENCE_C = 50.0
 
 
 @dataclass
 class Die:
-    """Draws `load_w` at `REFERENCE_C`, and `leakage_rel_per_c` more per degree; idle power has the same leakage in watts.
+    """Draws `load_w` at `REFERENCE_C`, and `leakage_rel_per_c` of it more per degree, idle or not.
 
     `fast_s` and `slow_s` are the time constants of the rises `fast_c_per_w` and `slow_c_per_w` over `ambient_c`.
     """
@@ -83,4 +91,61 @@ class Die:
             self.now_ns += STEP_NS
             celsius = float(round(self.temperature_c)) if self.now_ns % (5 * STEP_NS) == 0 else None
             counter_mj = float(int(self.energy_j * 1e3))
-            self.samples.append(Sample(self.now_ns, "GPU-1", watts, counter_mj, celsius, bracket_ns=1_000_000))
+            self.samples.append(Sample(self.now_ns, GPU, watts, counter_mj, celsius, bracket_ns=1_000_000))
+
+
+@dataclass
+class Load:
+    """Repeats on one die, as the worker warms up and measures; `power_w` is the true mean of the measured ones."""
+
+    die: Die
+    repeat_s: float = 3.0
+    warmup: list[Interval] = field(default_factory=list)
+    measured: list[Interval] = field(default_factory=list)
+    power_w: float = 0.0
+
+    def warm_up(self, seconds: float) -> None:
+        """Repeat for as long, after a rest."""
+        self.die.rest(5.0)
+        while not self.warmup or _seconds(self.warmup) < seconds:
+            self.warmup.append(self._repeat()[0])
+
+    def settle(self, samples: Path) -> float:
+        """Repeat until the warm-up's watch, which reads `samples`, says that it is settled; at most 900 s."""
+        written = 0
+        with mock.patch.object(thermal, "time", SimpleNamespace(monotonic=lambda: self.die.now_ns / 1e9)):
+            watch = SettlingWatch(samples, [GPU])
+            self.warm_up(self.repeat_s)
+            with samples.open("w", encoding="utf-8") as stream:
+                while not watch(self.warmup) and _seconds(self.warmup) < 900:
+                    self.warmup.append(self._repeat()[0])
+                    for sample in self.die.samples[written:]:
+                        stream.write(json.dumps(sample._asdict()) + "\n")
+                    written = len(self.die.samples)
+                    stream.flush()
+        return _seconds(self.warmup)
+
+    def measure(self, seconds: float = 10.0) -> ThermalReading:
+        """Repeat for as long, and read the whole cycle as a result does."""
+        joules = 0.0
+        while not self.measured or _seconds(self.measured) < seconds:
+            repeat, energy_j = self._repeat()
+            self.measured.append(repeat)
+            joules += energy_j
+        self.power_w = joules / _seconds(self.measured)
+        self.die.rest(0.5)
+        return thermal_reading(self.die.samples, (), [GPU], self.warmup, self.measured)
+
+    @property
+    def error_rel(self) -> float:
+        """How far the sustained power is from the measured one."""
+        return self.die.sustained_w / self.power_w - 1
+
+    def _repeat(self) -> tuple[Interval, float]:
+        start_ns = self.die.now_ns
+        energy_j = self.die.repeat(self.repeat_s)
+        return Interval(start_ns, self.die.now_ns), energy_j
+
+
+def _seconds(repeats: list[Interval]) -> float:
+    return (repeats[-1].end_ns - repeats[0].start_ns) / 1e9

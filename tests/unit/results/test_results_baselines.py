@@ -30,7 +30,7 @@ from pytest_llem.results.gate_report import GateReport, gates_line
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
-from pytest_llem.results.schema import CalibrationSection, Result
+from pytest_llem.results.schema import CalibrationSection, Result, ThermalSection
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if
@@ -302,6 +302,19 @@ def test_every_condition_has_its_name_in_the_list(run: Runs) -> None:
     (*_, last) = run("now")
     assert last.result is not None
     assert tuple(conditions(last.result)) == CONDITIONS
+
+
+def test_an_unsettled_die_is_not_compared_with_a_settled_one(run: Runs) -> None:
+    """Cycles that are equally cold agree with each other, and not with the sustained figure."""
+    (*_, last) = run("now")
+    assert last.result is not None
+    settled = last.result.model_copy(update={"thermal": ThermalSection(state="settled")})
+    cold = last.result.model_copy(update={"thermal": ThermalSection(state="unsettled")})
+    before = common_conditions([settled, settled])
+    assert differences(before, conditions(cold), True, 0.05) == ["thermal_state: settled -> unsettled"]
+    assert differences(before, conditions(cold), False, 0.05) == []
+    assert differences(before, common_conditions([settled, cold]), True, 0.05) != []
+    assert conditions(last.result)["thermal_state"] is None, "as in a baseline that is older than the condition"
 
 
 def traced(result: Result, hash: str, estimator: str) -> Result:
