@@ -371,7 +371,7 @@ class CpuTime:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Everything that one cycle observed."""
+    """Everything that one cycle observed; `clock` is `events.clock_facts` after its windows."""
 
     engine: EngineFacts
     worker: WorkerFacts
@@ -389,6 +389,7 @@ class Measurement:
     energy: EnergyReport | None = None
     model: ModelShape | None = None
     environment: Mapping[str, JsonValue] = field(default_factory=dict)
+    clock: Mapping[str, JsonValue] = field(default_factory=dict)
     warnings: tuple[Note, ...] = ()
     invalid: tuple[Note, ...] = ()
     warmup_repeats: tuple[Interval, ...] = ()

@@ -187,7 +187,7 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
         run_id=sources.pop() if len(sources) == 1 else first.run_id,
         saved_at=now(),
         provenance={
-            "measured_at": first.created_at,
+            "measured_at": first.measured_from or first.created_at,
             **{fact: encode(first.environment.host.get(fact)) for fact in ("hostname", "git", "pytest_llem")},
             "fingerprint": first.environment.fingerprint,
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
@@ -82,6 +83,7 @@ def derive_result(
     )
     reset_s, duration_s = _reset_and_work_s(measurement, MEASURE)
     prefill_reset_s, prefill_s = _reset_and_work_s(measurement, PREFILL)
+    measured = [window for window in measurement.windows if window.name == MEASURE]
     work = Work(
         duration_s=duration_s,
         repeats=len(measurement.repeats),
@@ -115,6 +117,8 @@ def derive_result(
         run_id=job.run_id,
         source_run=None,
         created_at=now(),
+        measured_from=_time_of_day(measurement, measured[0].start_ns if measured else None),
+        measured_to=_time_of_day(measurement, measured[-1].end_ns if measured else None),
         study=study,
         experiment=ExperimentSection(id=job.experiment_id, config_hash=job.config_hash, config=_json(job.config)),
         cycle=job.cycle,
@@ -165,6 +169,15 @@ def derive_result(
         ),
         warnings=(*_warnings(job, measurement, run), *(() if settled_is_asked else unsettled)),
     )
+
+
+def _time_of_day(measurement: Measurement, monotonic_ns: int | None) -> str | None:
+    """A time of the worker's monotonic clock as ISO 8601 in UTC; `None` where its clocks are not known."""
+    match measurement.clock:
+        case {"realtime_ns": int(realtime_ns), "monotonic_ns": int(read_ns)} if monotonic_ns is not None:
+            seconds = (realtime_ns - read_ns + monotonic_ns) / 1e9
+            return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+    return None
 
 
 def _json(value: object) -> dict[str, PydanticJson]:

@@ -302,6 +302,9 @@ class Distribution:
 
     n: Count | None = field(default=None, metadata=_about("How many values it is over; null in older results."))
     mean: float
+    std: float | None = field(
+        default=None, metadata=_about("Standard deviation of these values (divided by n); null in older results.")
+    )
     p50: float
     p90: float | None = field(metadata=_about("Null below 10 values: none of them would be expected beyond it."))
     p99: float | None = field(metadata=_about("Null below 100 values, for the same reason."))
@@ -404,6 +407,8 @@ class Result(BaseModel):
     run_id: str
     source_run: str | None = Field(description="The earlier run that measured this, when it was reused.")
     created_at: str = Field(description="When the result was derived, ISO 8601 in UTC.")
+    measured_from: str | None = Field(default=None, description="When the first measure window began, as created_at.")
+    measured_to: str | None = Field(default=None, description="When the last measure window ended, as created_at.")
     study: str
     experiment: ExperimentSection
     cycle: int = Field(ge=1)

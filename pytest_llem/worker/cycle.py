@@ -24,7 +24,7 @@ from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Engine, Request
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
-from pytest_llem.job.events import EventLog
+from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
@@ -217,6 +217,7 @@ def _measure(
     return Measurement(
         engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state, statistics),
         worker=worker,
+        clock=clock_facts(),
         windows=tuple(recorder.windows),
         repeats=observed.repeats,
         requests=observed.records,

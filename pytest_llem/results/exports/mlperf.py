@@ -1,24 +1,35 @@
 """MLPerf Inference names for `llem export`: a JSON list, one entry per result, keys as in LoadGen and MLPerf Power.
 
-`exports` loads it by name; keys must stay theirs. From `mlperf_log_summary.txt`: `SUT name`, `Scenario` (`Offline`;
-`Server` for arrival processes), `Mode`, `Samples per second`, `Tokens per second`, `Result is` (our validity), `Min
-duration satisfied` (>= 60 s, MLPerf Power's least), latencies in ns as `50.00 percentile latency (ns)`. From MLPerf
-Power: `Average power (W)`, `Energy per sample (J)`, of the measure window. LoadGen did not issue the queries and no
-wall meter measured, so this is no submission, as `deviations` states in every entry.
+`exports` loads it by name; keys must stay those of `mlperf_log_summary.txt`. Scenarios are LoadGen's: `SingleStream`
+is one request after another, `MultiStream` one batch after another, `Offline` all at once, `Server` Poisson arrivals,
+other loads are none (`null`); throughput has the scenario's own keys. `Result is` says `VALID` for a valid result of
+at least 600 s. It is no submission: `deviations`, never empty, say why. From MLPerf Power are `Average power (W)` and
+`Energy per sample (J)`, of the measure window; added are `energy_measured` (false for an estimate) and k=2
+uncertainties.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
+from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
-MIN_DURATION_S = 60.0
-"""MLPerf Power: the shortest run that it accepts."""
+MIN_DURATION_S = 600.0
+"""MLPerf Inference rules, section "Scenarios", and LoadGen's mlperf.conf: `min_duration` of every scenario."""
+QUERY_SAMPLES = 8
+"""LoadGen's mlperf.conf: `MultiStream.samples_per_query`."""
 PERCENTILES = {"50.00": "p50", "90.00": "p90", "99.00": "p99"}
+RATES = {
+    "Offline": ("Samples per second", "Tokens per second"),
+    "SingleStream": ("QPS w/ loadgen overhead", "TPS w/ loadgen overhead"),
+}
+COMPLETED = ("Completed samples per second", "Completed tokens per second")
+"""Of every other scenario; LoadGen writes them for `Server`."""
 
 
 def export(results: Results, out: Path) -> None:
@@ -28,36 +39,69 @@ def export(results: Results, out: Path) -> None:
 
 def summary(result: Result) -> dict[str, JsonValue]:
     """One result in MLPerf's names."""
-    duration = result.timing.get("measure_s")
-    latency = result.latency
+    duration = result.throughput.duration_s or result.timing.get("measure_s")
+    long_enough = duration is not None and duration >= MIN_DURATION_S
+    latency, energy, load = result.latency, result.energy, load_of(result)
+    scenario = scenario_of(load)
+    samples, tokens = RATES.get(scenario or "", COMPLETED)
     entry: dict[str, JsonValue] = {
         "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
-        "Scenario": "Offline" if result.workload.load_shape == "offline" else "Server",
+        "Scenario": scenario,
         "Mode": "PerformanceOnly",
-        "Samples per second": result.throughput.requests_per_s,
-        "Tokens per second": result.throughput.output_tokens_per_s,
-        "Result is": "VALID" if result.validity.valid else "INVALID",
-        "Min duration satisfied": None if duration is None else ("Yes" if duration >= MIN_DURATION_S else "NO"),
-        "Average power (W)": result.energy.avg_power_w,
-        "Energy per sample (J)": result.energy.joules_per_request,
+        samples: result.throughput.requests_per_s,
+        tokens: result.throughput.output_tokens_per_s,
+        "Result is": "VALID" if result.validity.valid and long_enough else "INVALID",
+        "Min duration satisfied": None if duration is None else ("Yes" if long_enough else "NO"),
+        "Average power (W)": energy.avg_power_w,
+        "Energy per sample (J)": energy.joules_per_request,
+        "energy_measured": energy.measured,
+        "avg_power_w_uncertainty": energy.avg_power_w_uncertainty,
+        "joules_per_request_uncertainty": energy.joules_per_request_uncertainty,
+        "gain_uncertainty_rel": energy.gain_uncertainty_rel,
         "run_id": result.run_id,
         "cycle": result.cycle,
-        "deviations": [
-            "queries were not issued by LoadGen",
-            f"energy is that of {result.energy.scope or 'nothing'} by the meter {result.energy.meter}, not of the "
-            "whole system at the wall",
-        ],
+        "deviations": [*_deviations(result, load, scenario, duration)],
     }
-    if latency.e2el_s is not None:
-        entry["Mean latency (ns)"] = round(latency.e2el_s.mean * 1e9)
     named = (
-        ("latency", latency.e2el_s),
-        ("first token latency", latency.ttft_s),
-        ("time to output token", latency.tpot_s),
+        ("Mean latency", "latency", latency.e2el_s),
+        ("Mean First Token latency", "first token latency", latency.ttft_s),
+        ("Mean Time per Output Token", "time to output token", latency.tpot_s),
     )
-    for what, distribution in named:
-        for percentile, statistic in PERCENTILES.items():
+    for mean, what, distribution in named:
+        keys = {f"{mean} (ns)": "mean", **{f"{share} percentile {what} (ns)": p for share, p in PERCENTILES.items()}}
+        for key, statistic in keys.items():
             seconds = getattr(distribution, statistic, None)
-            if seconds is not None:
-                entry[f"{percentile} percentile {what} (ns)"] = round(seconds * 1e9)
+            entry[key] = None if seconds is None else round(seconds * 1e9)
     return entry
+
+
+def scenario_of(load: LoadShape) -> str | None:
+    """The scenario of LoadGen that a load is, `None` for those that are none."""
+    if load.process == "poisson":
+        return "Server"
+    if load.process == "concurrency":
+        return "SingleStream" if load.max_concurrency == 1 else None
+    if load.process not in ("offline", "all_at_once"):
+        return None
+    if load.batch_size is None:
+        return "Offline"
+    return "SingleStream" if load.batch_size == 1 else "MultiStream"
+
+
+def _deviations(result: Result, load: LoadShape, scenario: str | None, duration: float | None) -> Iterator[str]:
+    energy = result.energy
+    yield "queries were not issued by LoadGen"
+    yield "a benchmark's numbers of queries, latency targets, early stopping and accuracy were not checked"
+    source = "estimated by a model of the hardware" if energy.meter != "none" and not energy.measured else "measured"
+    yield (
+        f"energy is that of {energy.scope or 'nothing'}, {source} ({energy.meter}), not of the whole system at the wall"
+    )
+    if duration is None or duration < MIN_DURATION_S:
+        yield f"measured for {0 if duration is None else duration:.3g} s, not for {MIN_DURATION_S:.0f} s"
+    if scenario is None:
+        shape = f"{load.max_concurrency} requests in flight" if load.process == "concurrency" else load.process
+        yield f"the load ({shape}) is no scenario of LoadGen, whose Server has Poisson arrivals"
+    if scenario == "MultiStream" and load.batch_size != QUERY_SAMPLES:
+        yield f"{load.batch_size} samples per query, not {QUERY_SAMPLES}"
+    if result.workload.repeats > 1:
+        yield f"{result.workload.repeats} repeats of the same {result.workload.requests} samples, in the same order"

@@ -1,25 +1,23 @@
 """OpenTelemetry for `llem export`: OTLP JSON (`MetricsData`, a line per result), as a collector's file receiver reads.
 
-`exports` loads it by name; names and units of the conventions must stay. Resource: `service.name`, `host.name`,
-`gen_ai.request.model`, `gen_ai.provider.name` and the `llem.*` identity of the result. Metrics, as gauges at the
-result's time, with the attribute `llem.statistic` (mean, p50, p90, p99) for latencies:
-`gen_ai.server.time_to_first_token`, `gen_ai.server.time_per_output_token`, `gen_ai.server.request.duration` in s
-(histograms in the conventions; a result holds statistics), `hw.energy` in J (a delta sum over the measure windows) and
-`hw.power` in W with `hw.id` per device, and `llem.joules_per_output_token` with its `.uncertainty` (k=2). What was not
-measured is absent.
+`exports` loads it by name; names, units and attributes of the conventions must stay. Points have the time of the
+measure window; where an older result does not know it, that of its derivation, which `llem.time` says. Latencies are
+gauges with the attribute `llem.statistic` (histograms in the conventions; a result holds statistics), `hw.energy` is
+a delta sum and `hw.power` the window's mean, per leased device. An estimate is no `hw.energy`, but
+`llem.estimated_energy`. What was not measured is absent.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text
+from pytest_llem.results.exports.load_shape import CLIENT
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Distribution, Result
 
@@ -30,6 +28,10 @@ LATENCIES = {
     "gen_ai.server.time_per_output_token": "tpot_s",
     "gen_ai.server.request.duration": "e2el_s",
 }
+STATISTICS = ("mean", "p50", "p90", "p99")
+TYPES = {"gpu": "gpu", "cpu": "cpu", "dram": "memory"}
+"""`hw.type` by a device's kind; a process is no hardware."""
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def export(results: Results, out: Path) -> None:
@@ -39,24 +41,36 @@ def export(results: Results, out: Path) -> None:
 
 def metrics_data(result: Result) -> dict[str, JsonValue]:
     """One result as an OTLP `MetricsData` object."""
-    model = result.experiment.config.get("model")
     host = result.environment.host.get("hostname")
-    resource = {
+    resource: dict[str, JsonValue] = {
         "service.name": "pytest-llem",
         "host.name": host if isinstance(host, str) else None,
-        "gen_ai.request.model": model if isinstance(model, str) else None,
-        "gen_ai.provider.name": result.engine.name,
         "llem.study": result.study,
         "llem.experiment": result.experiment.id,
         "llem.config_hash": result.experiment.config_hash,
         "llem.cycle": result.cycle,
+        "llem.attempt": result.attempt,
         "llem.run_id": result.run_id,
+        "llem.source_run": result.source_run,
         "llem.meter": result.energy.meter,
         "llem.energy_measured": result.energy.measured,
+        "llem.time": "measured" if result.measured_to else "derived",
+        **_model(result),
     }
     scope: JsonValue = {"name": "pytest_llem", "version": __version__}
     metrics: JsonValue = [{"scope": scope, "metrics": [*_latencies(result), *_energy(result)]}]
     return {"resourceMetrics": [{"resource": {"attributes": _attributes(resource)}, "scopeMetrics": metrics}]}
+
+
+def _model(result: Result) -> dict[str, JsonValue]:
+    """The attributes that the conventions require of `gen_ai` metrics."""
+    model, settings = result.experiment.config.get("model"), result.experiment.config.get("settings")
+    chat = result.engine.name == CLIENT and isinstance(settings, Mapping) and settings.get("api") == "chat"
+    return {
+        "gen_ai.operation.name": "chat" if chat else "text_completion",
+        "gen_ai.provider.name": result.engine.name,
+        "gen_ai.request.model": model if isinstance(model, str) else None,
+    }
 
 
 def _latencies(result: Result) -> list[JsonValue]:
@@ -64,34 +78,37 @@ def _latencies(result: Result) -> list[JsonValue]:
     for name, section in LATENCIES.items():
         distribution: Distribution | None = getattr(result.latency, section)
         if distribution is not None:
-            values = {name: value for name, value in asdict(distribution).items() if name != "n" and value is not None}
-            points = [_point(result, value, {"llem.statistic": statistic}) for statistic, value in values.items()]
+            known = {name: value for name in STATISTICS if (value := getattr(distribution, name)) is not None}
+            common: dict[str, JsonValue] = {**_model(result), "llem.n": distribution.n}
+            points = [_point(result, value, {**common, "llem.statistic": name}) for name, value in known.items()]
             metrics.append(_gauge(name, "s", points))
     return metrics
 
 
 def _energy(result: Result) -> list[JsonValue]:
-    duration = result.timing.get("measure_s")
-    energy: list[JsonValue] = []
-    power: list[JsonValue] = []
-    for device in result.energy.devices:
+    duration, energy = result.timing.get("measure_s"), result.energy
+    joules: list[JsonValue] = []
+    watts: list[JsonValue] = []
+    for device in energy.devices:
         if device.energy_j is not None and device.leased:
-            attributes = {"hw.id": device.id, "hw.type": device.kind}
-            energy.append(_point(result, device.energy_j, attributes))
+            attributes: dict[str, JsonValue] = {"hw.id": device.id, "hw.type": TYPES.get(device.kind)}
+            joules.append(_point(result, device.energy_j, attributes))
             if duration:
-                power.append(_point(result, device.energy_j / duration, attributes))
+                watts.append(_point(result, device.energy_j / duration, {**attributes, "llem.statistic": "mean"}))
     metrics: list[JsonValue] = []
-    if energy:
-        total: JsonValue = {"dataPoints": energy, "aggregationTemporality": DELTA, "isMonotonic": True}
-        metrics.append({"name": "hw.energy", "unit": "J", "sum": total})
-    if power:
-        metrics.append(_gauge("hw.power", "W", power))
-    if result.energy.joules_per_output_token is not None:
-        points = [_point(result, result.energy.joules_per_output_token, {})]
-        metrics.append(_gauge("llem.joules_per_output_token", "J/{token}", points))
-    if result.energy.joules_per_output_token_uncertainty is not None:
-        points = [_point(result, result.energy.joules_per_output_token_uncertainty, {})]
-        metrics.append(_gauge("llem.joules_per_output_token.uncertainty", "J/{token}", points))
+    if joules:
+        total: JsonValue = {"dataPoints": joules, "aggregationTemporality": DELTA, "isMonotonic": True}
+        name = "hw.energy" if energy.measured else "llem.estimated_energy"
+        metrics.append({"name": name, "unit": "J", "sum": total})
+    if watts:
+        metrics.append(_gauge("hw.power" if energy.measured else "llem.estimated_power", "W", watts))
+    per_token = {
+        "llem.joules_per_output_token": energy.joules_per_output_token,
+        "llem.joules_per_output_token.uncertainty": energy.joules_per_output_token_uncertainty,
+    }
+    for name, value in per_token.items():
+        if value is not None:
+            metrics.append(_gauge(name, "J/{token}", [_point(result, value, {})]))
     return metrics
 
 
@@ -100,14 +117,14 @@ def _gauge(name: str, unit: str, points: list[JsonValue]) -> JsonValue:
 
 
 def _point(result: Result, value: float, attributes: Mapping[str, JsonValue]) -> JsonValue:
-    end_ns = int(datetime.fromisoformat(result.created_at).timestamp()) * 10**9
-    duration = result.timing.get("measure_s") or 0.0
-    return {
-        "asDouble": value,
-        "startTimeUnixNano": str(end_ns - round(duration * 1e9)),
-        "timeUnixNano": str(end_ns),
-        "attributes": _attributes(attributes),
-    }
+    point: dict[str, JsonValue] = {"asDouble": value, "attributes": _attributes(attributes)}
+    if result.measured_from is not None:
+        point["startTimeUnixNano"] = _unix_ns(result.measured_from)
+    return {**point, "timeUnixNano": _unix_ns(result.measured_to or result.created_at)}
+
+
+def _unix_ns(moment: str) -> str:
+    return str((datetime.fromisoformat(moment) - EPOCH) // timedelta(microseconds=1) * 1000)
 
 
 def _attributes(values: Mapping[str, JsonValue]) -> list[JsonValue]:

@@ -1,23 +1,24 @@
 """`vllm bench serve --save-result` for `llem export`: one JSON object per result, in a folder with a file each.
 
-`exports` loads it by name. Keys and units are vLLM's and must stay: `mean|median|p90|p99_ttft_ms` and so on in ms (tpot
-without the first token, as there), `request_throughput`, `output_throughput` and `total_token_throughput` per second,
-`duration` in seconds, `completed` and `failed` requests, `total_input_tokens`, `total_output_tokens`, `num_prompts`,
-`max_concurrency`, `request_rate` (`inf` for offline batches), `backend`, `model_id`, `tokenizer_id`, `date`. Keys for
-energy, which vLLM's readers ignore, are added: `energy_j`, `joules_per_output_token`, `avg_power_w`, and uncertainties
-(k=2). What was not measured is left out.
+`exports` loads it by name. Keys and units are those of vLLM's `vllm/benchmarks/serve.py` and must stay: latencies in
+ms (tpot without the first token, itl per chunk, std divided by n), `date` in UTC, of the window's end, counts over
+all repeats. `request_rate` is `inf` where a client sends all at once, and `null` offline, where none sends. Added are
+`arrival_process`, `repeats`, and the energy with meter, `energy_measured` (false for an estimate) and k=2
+uncertainties. What was not measured is `null`.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import slug, write_json
+from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
-STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p99": "p99"}
+STATISTICS = {"mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p99": "p99"}
 
 
 def export(results: Results, out: Path) -> None:
@@ -31,19 +32,21 @@ def export(results: Results, out: Path) -> None:
 def bench_result(result: Result) -> dict[str, JsonValue]:
     """One result in vLLM's keys."""
     model = result.experiment.config.get("model")
-    workload = result.experiment.config.get("workload")
-    arrival = workload.get("arrival") if isinstance(workload, dict) else None
-    settings = arrival if isinstance(arrival, dict) else {}
-    rate, concurrency = settings.get("rate_per_s"), settings.get("concurrency")
+    load, energy = load_of(result), result.energy
     requests = result.workload.requests * result.workload.repeats
     entry: dict[str, JsonValue] = {
-        "date": result.created_at,
+        "date": datetime.fromisoformat(result.measured_to or result.created_at).strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": result.engine.name,
         "backend": result.engine.name,
+        "label": None,
         "model_id": model if isinstance(model, str) else None,
         "tokenizer_id": model if isinstance(model, str) else None,
         "num_prompts": requests,
-        "request_rate": rate if isinstance(rate, (int, float)) else "inf",
-        "max_concurrency": concurrency if isinstance(concurrency, int) else None,
+        "request_rate": _request_rate(load),
+        "burstiness": 1.0 if load.process in ("poisson", "all_at_once", "concurrency") else None,
+        "max_concurrency": load.max_concurrency,
+        "arrival_process": load.process,
+        "repeats": result.workload.repeats,
         "duration": result.throughput.duration_s or result.timing.get("measure_s"),
         "completed": requests - result.workload.failed_requests,
         "failed": result.workload.failed_requests,
@@ -52,11 +55,16 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "request_throughput": result.throughput.requests_per_s,
         "output_throughput": result.throughput.output_tokens_per_s,
         "total_token_throughput": result.throughput.total_tokens_per_s,
-        "energy_j": result.energy.energy_j,
-        "uncertainty_j": result.energy.uncertainty_j,
-        "joules_per_output_token": result.energy.joules_per_output_token,
-        "joules_per_output_token_uncertainty": result.energy.joules_per_output_token_uncertainty,
-        "avg_power_w": result.energy.avg_power_w,
+        "energy_meter": energy.meter,
+        "energy_measured": energy.measured,
+        "energy_scope": energy.scope,
+        "energy_j": energy.energy_j,
+        "uncertainty_j": energy.uncertainty_j,
+        "joules_per_output_token": energy.joules_per_output_token,
+        "joules_per_output_token_uncertainty": energy.joules_per_output_token_uncertainty,
+        "avg_power_w": energy.avg_power_w,
+        "avg_power_w_uncertainty": energy.avg_power_w_uncertainty,
+        "gain_uncertainty_rel": energy.gain_uncertainty_rel,
     }
     latency = result.latency
     named = {"ttft": latency.ttft_s, "tpot": latency.tpot_s, "itl": latency.itl_chunk_s, "e2el": latency.e2el_s}
@@ -64,4 +72,10 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         for theirs, ours in STATISTICS.items():
             seconds = getattr(distribution, ours, None)
             entry[f"{theirs}_{name}_ms"] = None if seconds is None else seconds * 1000
-    return {key: value for key, value in entry.items() if value is not None}
+    return entry
+
+
+def _request_rate(load: LoadShape) -> float | str | None:
+    if load.process == "offline":
+        return None
+    return "inf" if load.rate_per_s is None else load.rate_per_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean, pstdev
 
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.results.schema import Distribution, Latency
@@ -34,7 +35,7 @@ def distribution(values: Iterable[float]) -> Distribution | None:
     p90, p99 = (
         percentile(ordered, share) if n >= LEAST_VALUES[name] else None for name, share in (("p90", 0.9), ("p99", 0.99))
     )
-    return Distribution(n=n, mean=sum(ordered) / n, p50=percentile(ordered, 0.5), p90=p90, p99=p99)
+    return Distribution(n=n, mean=fmean(ordered), std=pstdev(ordered), p50=percentile(ordered, 0.5), p90=p90, p99=p99)
 
 
 def latency(requests: Sequence[RequestRecord]) -> Latency:

@@ -98,6 +98,7 @@ class Bench:
             warmup=WarmupOutcome(2, 0.5, True, "converged", 0.01),
             memory=MemoryPeaks((), None, 1_000_000),
             timing={"load_s": 0.25},
+            clock={"realtime_ns": 1_700_000_000 * S, "monotonic_ns": 5 * S},
             energy=self.energy(power_w),
         )
 
