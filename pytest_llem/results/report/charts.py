@@ -285,9 +285,10 @@ def figure_spec(chart: Chart) -> dict[str, object]:
 
 
 def _interval(estimate: MetricSummary | None) -> tuple[float | None, float | None]:
+    """Both ends, for a quantity that is never below zero."""
     if estimate is None or estimate.uncertainty is None:
         return None, None
-    return estimate.value - estimate.uncertainty, estimate.value + estimate.uncertainty
+    return max(0.0, estimate.value - estimate.uncertainty), estimate.value + estimate.uncertainty
 
 
 def identity(row: ExperimentRow) -> dict[str, JsonValue]:

@@ -167,11 +167,13 @@ def _experiments(content: Content) -> str:
     return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
 {selects}<output id="shown" aria-live="polite">{count} of {count} experiments</output></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Experiments"><table id="experiments">
-<caption>Mean over valid cycles ± expanded uncertainty (95 %, k=2 or more where cycles are few): scatter over cycles,
-sensor, and {BETWEEN_RUNS:.0%} assumed between runs; ±? is not known. The board's gain error is apart, below. Spread is
-the interquartile range of the cycles. Activate a column's head to sort.</caption>
+<caption>Mean over valid cycles ± expanded uncertainty. Activate a column's head to sort.</caption>
 <thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>
-<p><button type="button" id="more" hidden>Show all</button></p>"""
+<p><button type="button" id="more" hidden>Show all</button></p>
+<p class="muted">Value ± uncertainty holds the true value in 95 % of studies (k=2, or more where cycles are few). It
+covers scatter over cycles, the sensor, the thermal state where that is known, and {BETWEEN_RUNS:.0%} assumed between
+runs. ±? is not known, as after a single cycle. The board's gain error is apart:
+<a href="#method">How it was measured</a>. Spread is the interquartile range of the cycles.</p>"""
 
 
 def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:

@@ -18,9 +18,11 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
-from pytest_llem.results.report.charts import write_figures
+from pytest_llem.results.report.charts import charts, write_figures
+from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
+from pytest_llem.results.terminal import plus_minus
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -118,6 +120,23 @@ def test_the_page_draws_its_charts_and_asks_for_nothing(
         assert opened.complaints == []
         assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_cell_states_the_expanded_uncertainty_and_bars_span_it(out: Path, tmp_path: Path) -> None:
+    """Half an interquartile range stood behind ±."""
+    content = gather_content([out / "now"])
+    (row,) = (row for row in content.experiments if row.experiment == "batch_size:1")
+    energy, alone = row.metrics["joules_per_output_token"], content.experiments[3].metrics["joules_per_output_token"]
+    assert energy.uncertainty is not None
+    assert energy.spread is not None
+    write_report([out / "now"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f">{plus_minus(energy.value, energy.uncertainty)}<" in page
+    assert f">{energy.spread:.2g}<" in page
+    assert (alone.n, alone.spread) == (2, None)
+    (drawn,) = (chart for chart in charts(content) if chart.id == "cycles")
+    ends = [(entry["low"], entry["high"]) for entry in drawn.rows if entry["key"] == row.key]
+    assert ends == [pytest.approx((energy.value - energy.uncertainty, energy.value + energy.uncertainty))] * 3
 
 
 def test_filter_and_sort_work_by_keyboard(out: Path, tmp_path: Path, browse: Callable[..., Opened]) -> None:
