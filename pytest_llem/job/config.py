@@ -66,7 +66,7 @@ class WorkloadSettings:
 
     dataset: Name = setting(
         "synthetic",
-        "`synthetic`, a file (.jsonl, .json, .csv, .txt, .parquet), or a data set's name.",
+        "`synthetic`, a file (.jsonl, .json, .csv, .txt), or a data set's name.",
         ["synthetic", "prompts.jsonl"],
     )
     prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])

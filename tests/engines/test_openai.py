@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pytest_llem.engines.openai.client import Reply
+from pytest_llem.engines.openai.tokenizers import ServerTokenizer
 from pytest_llem.engines.protocol import TextOnly
 from pytest_llem.errors import EngineError, EngineSettingError, ServerUnreachableError, WorkloadError
 from pytest_llem.job.config import Decoding
@@ -186,6 +189,23 @@ def test_a_template_reaches_a_server_that_takes_completions_as_text(bench: Bench
         else:
             # The first token is the server's to put.
             assert body["prompt"] == "<|user|>What is light?<|assistant|>"
+
+
+@pytest.mark.parametrize("written", ["<s> user a", "user a"])
+def test_a_server_that_adds_a_first_token_to_one_in_the_template_has_it_once(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """llama.cpp renders the template as text, and puts its first token before that."""
+    words = {"<s>": 1, "user": 5, "a": 6}
+
+    def ask(url: str, body: dict[str, Any], **_: Any) -> Reply:
+        if url.endswith("/apply-template"):
+            return Reply(200, written, {}, {"prompt": written})
+        tokens = [words[word] for word in body["content"].split()]
+        return Reply(200, "", {}, {"tokens": [1, *tokens] if body["add_special"] else tokens})
+
+    client = SimpleNamespace(ask=ask)
+    assert ServerTokenizer(client, "http://here", "m").chat("a") == [1, 5, 6]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("word", "told"), [("stop", "stop"), ("max_tokens", "length"), ("content_filter",) * 2])

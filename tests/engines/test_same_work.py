@@ -8,13 +8,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llem.engines import open_engine
+from pytest_llem.engines.builtin import builtin_path
+from pytest_llem.engines.hub_models import HubTokenizer
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.workload import build_workload
 from tests.engines.engine_cases import generate
 from tests.engines.servers.starting import llama_cpp
@@ -111,3 +115,22 @@ def test_answers_of_fixed_length_are_the_same_work(other: tuple[str, dict[str, A
     assert theirs.output_tokens == ours.output_tokens == [48] * 6
     if other[0] == "vllm":
         assert theirs.texts == ours.texts
+
+
+def test_a_cut_chat_keeps_its_first_token_end_of_turn_and_header(tmp_path: Path) -> None:
+    """By the real template of a real tokenizer: cut after it, all that came behind the text was gone."""
+    from transformers import AutoTokenizer
+
+    text = " ".join(["light and colour"] * 100)
+    (tmp_path / "p.txt").write_text(f"{text}\nWhat is light?\n")
+    tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(builtin_path("builtin:tiny-llama")))
+    settings = WorkloadSettings(str(tmp_path / "p.txt"), 2, 64, 4, chat_template=True)
+    workload = build_workload(settings, tokenizer)
+    long, short = (tokenizer.decode(request.token_ids) for request in workload.requests)
+    assert long.startswith("<s><|user|>light and colour light")
+    assert long.endswith("<|assistant|>")
+    assert long.count("<s>") == 1
+    assert short == "<s><|user|>What is light?<|assistant|>"
+    assert len(workload.requests[0].token_ids) == 64
+    before = len(tokenizer.chat(text))
+    assert workload.truncated == TruncatedPrompts(1, before, 64)

@@ -235,7 +235,7 @@ class UnknownModelError(Exception):
 @lru_cache(maxsize=64)
 def model_facts(model: str, directory: Path, revision: str | None = None) -> ModelFacts:
     """Read `config.json` and the weights' headers, relative to `directory`. Raises `UnknownModelError`."""
-    files = _directory_of(model, directory, revision)
+    files = model_directory(model, directory, revision)
     config = _json(files / "config.json")
     text = config.get("text_config")
     if isinstance(text, dict):
@@ -245,7 +245,8 @@ def model_facts(model: str, directory: Path, revision: str | None = None) -> Mod
     return ModelFacts(shape_of(fields, None), tuple(_tensors(files)))
 
 
-def _directory_of(model: str, directory: Path, revision: str | None) -> Path:
+def model_directory(model: str, directory: Path, revision: str | None) -> Path:
+    """Where a model's files are on this machine. Raises `UnknownModelError`."""
     if is_builtin(model):
         if model.removeprefix(PREFIX) not in known_builtins():
             raise UnknownModelError("there is no such built-in model")

@@ -21,6 +21,7 @@ from pytest_llem.session.reporting.footprint import (
     model_facts,
     settings_that_matter,
 )
+from pytest_llem.session.reporting.prompts import prompt_lines
 from pytest_llem.session.reporting.summary import short_path
 from pytest_llem.session.session import LlemSession
 from pytest_llem.study import Experiment, Study
@@ -49,6 +50,7 @@ def _study(session: LlemSession, study: Study) -> Iterator[str]:
         yield f"  {engine}: {number} experiments, runner {spec.name}{image} ({spec.source}), {_devices(study, engine)}"
     yield f"  time: {_time(study, session.options.out)}"
     yield from (f"  memory: {line}" for line in _bounded(list(_memory(study))))
+    yield from (f"  prompts: {line}" for line in _bounded(list(prompt_lines(study))))
     for title, points in (("excluded", study.excluded), ("invalid", study.invalid), ("duplicate", study.duplicates)):
         yield from (f"  {title}: {line}" for line in _bounded([f"{point.id}: {point.reason}" for point in points]))
     starts = server_notice(study)
