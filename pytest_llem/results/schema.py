@@ -360,7 +360,10 @@ class CpuSection:
     stolen_s: float | None = field(metadata=_about("Their part of what a hypervisor gave to other machines (steal)."))
     steal_rel: float | None = field(metadata=_about("Steal as a share of the demand on the CPUs that they may use."))
     pressure_rel: float | None = field(
-        metadata=_about("Share of the window in which some task of the machine waited for a CPU (PSI).")
+        metadata=_about(
+            "Share of the window in which some task of the machine waited for a CPU (PSI); null under 10 s, since the "
+            "kernel renews it every 2 s."
+        )
     )
     throttled_s: float | None = field(metadata=_about("Time in which CPU quotas of control groups held them back."))
     cpus: Count = field(metadata=_about("CPUs that the worker may use."))

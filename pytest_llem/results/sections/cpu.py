@@ -12,6 +12,9 @@ from pytest_llem.results.schema import CpuSection
 
 CONTENDED = "cpu_contended"
 
+MIN_PRESSURE_S = 10.0
+"""Chosen: Linux renews the pressure's total every 2 s (kernel/sched/psi.c, PSI_FREQ), so that five of them are in it."""
+
 
 def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
     """The section. Steal is counted for the machine: of it the processes have their share of the work done."""
@@ -20,13 +23,14 @@ def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
     stolen_s = cpu.ran_s * cpu.stolen_s / cpu.busy_s if cpu.stolen_s is not None and cpu.busy_s else None
     lost_s = cpu.waited_s + (stolen_s or 0.0)
     demand_s = cpu.ran_s + lost_s
+    pressure_known = cpu.pressure_s is not None and cpu.duration_s >= MIN_PRESSURE_S
     return CpuSection(
         contended_rel=lost_s / demand_s if demand_s else None,
         ran_s=cpu.ran_s,
         waited_s=cpu.waited_s,
         stolen_s=stolen_s,
         steal_rel=cpu.stolen_s / (cpu.busy_s + cpu.stolen_s) if cpu.stolen_s is not None and cpu.busy_s else None,
-        pressure_rel=cpu.pressure_s / cpu.duration_s if cpu.pressure_s is not None and cpu.duration_s else None,
+        pressure_rel=min(1.0, (cpu.pressure_s or 0.0) / cpu.duration_s) if pressure_known else None,
         throttled_s=cpu.throttled_s,
         cpus=cpu.cpus,
     )

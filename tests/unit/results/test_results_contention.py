@@ -54,13 +54,21 @@ def test_the_message_says_what_was_lost_and_what_helps(bench: Bench) -> None:
 
 def test_steal_counts_by_the_share_of_the_work(bench: Bench) -> None:
     """Of 2 s that the hypervisor took while the CPUs worked 8 s, processes that ran 4 of these lost 1 s."""
-    result = of(bench, CpuTime(4.0, 4.0, 0.0, 2, busy_s=8.0, stolen_s=2.0, pressure_s=1.0))
+    result = of(bench, CpuTime(4.0, 4.0, 0.0, 2, busy_s=8.0, stolen_s=2.0))
     assert result.cpu is not None
     assert result.cpu.stolen_s == pytest.approx(1.0)
     assert result.cpu.steal_rel == pytest.approx(0.2)
     assert result.cpu.contended_rel == pytest.approx(0.2)
-    assert result.cpu.pressure_rel == pytest.approx(0.25)
     assert codes(of(bench, CpuTime(4.0, 4.0, 0.0, 2, busy_s=8.0, stolen_s=3.0)))[0] == ["cpu_contended"]
+
+
+@pytest.mark.parametrize(("duration_s", "pressure_rel"), [(12.0, 0.25), (2.9, None), (11.0, 3 / 11)])
+def test_pressure_is_stated_where_the_kernel_renewed_it_often_enough(
+    bench: Bench, duration_s: float, pressure_rel: float | None
+) -> None:
+    section = of(bench, CpuTime(duration_s, 1.0, 0.0, 2, pressure_s=3.0)).cpu
+    assert section is not None
+    assert section.pressure_rel == (None if pressure_rel is None else pytest.approx(pressure_rel))
 
 
 def test_on_a_gpu_it_is_said_and_no_reason_against_the_result(bench: Bench) -> None:

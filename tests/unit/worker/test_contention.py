@@ -148,7 +148,6 @@ def test_three_that_share_a_cpu_wait_two_thirds_of_their_time() -> None:
     assert demand_s == pytest.approx(cpu.time.duration_s, rel=0.1)
     assert cpu.time.waited_s / demand_s > 0.5
     assert whole.time.ran_s >= cpu.time.ran_s
-    assert cpu.time.pressure_s is None or cpu.time.pressure_s > 0.9 * cpu.time.duration_s
 
 
 def _until_it_runs(pid: int) -> None:
