@@ -13,7 +13,7 @@ from pytest_llem.results.schema import CpuSection
 CONTENDED = "cpu_contended"
 
 MIN_PRESSURE_S = 10.0
-"""Chosen: Linux renews the pressure's total every 2 s (kernel/sched/psi.c, PSI_FREQ), so that five of them are in it."""
+"""Chosen: Linux renews the total every 2 s (kernel/sched/psi.c, PSI_FREQ), and five of those are within 20 %."""
 
 
 def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
