@@ -11,6 +11,11 @@ import pytest
 import yaml
 
 import pytest_llem
+from pytest_llem.job.config import Thresholds
+from pytest_llem.study.declared import keys_of
+from pytest_llem.study.fields import defaults
+from pytest_llem.study.model import Execution
+from pytest_llem.study.schema import Compare
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"docs/command-line.md": ".ci/command_line_page.py", "docs/errors.md": ".ci/errors_page.py"}
@@ -81,3 +86,25 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert pages <= set(re.findall(r"[\w/-]+\.md", text))
+
+
+def test_every_default_of_the_protocol_is_grounded() -> None:
+    """Each setting that decides how a number is made, with its default as the code has it."""
+    text = (ROOT / "docs/grounding.md").read_text(encoding="utf-8")
+    grounded = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", text, re.MULTILINE))
+    protocol = {
+        **{path: value for path, value in defaults().items() if path.startswith("measurement.")},
+        **{f"measurement.validity.{name}": key.default for name, key in keys_of(Thresholds).items()},
+        **{f"execution.{name}": key.default for name, key in keys_of(Execution).items()},
+        **{f"compare.{name}": key.default for name, key in keys_of(Compare).items()},
+    }
+    unset = {path for path, value in protocol.items() if value in (None, (), [], {})} | {
+        "execution.timeout_s", "execution.residual_memory_bytes", "execution.headline"
+    }  # fmt: skip
+    assert set(protocol) - unset <= set(grounded)
+    known = {**defaults(), **protocol}
+    shown = {path: yaml.safe_load(text) for path, text in grounded.items()}
+    wrong = {
+        path: value for path, value in shown.items() if value != known[path] and (value, known[path]) != ("none", [])
+    }
+    assert wrong == {}
