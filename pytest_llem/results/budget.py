@@ -135,6 +135,8 @@ def _terms(result: Result, budget: UncertaintyBudget) -> dict[str, float]:
         for window in result.energy.windows:
             for name, value in window.terms.items() if window.name == MEASURE else ():
                 terms[name] = terms.get(name, 0.0) + value / K
+        resets = result.energy.reset_energy_uncertainty_j
+        terms |= {"resets": resets / K} if terms and resets is not None else {}
     return terms
 
 

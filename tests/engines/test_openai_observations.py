@@ -42,17 +42,32 @@ def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Ben
 
 def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
-    whole = Client._one
+    whole = Client._answer
 
-    async def slow(client: Client, sent: SentRequest, url: str) -> Completion:
+    async def slow(client: Client, sent: SentRequest, url: str, start_ns: int) -> Completion:
         time.sleep(0.02)
-        return await whole(client, sent, url)
+        return await whole(client, sent, url, start_ns)
 
-    monkeypatch.setattr(Client, "_one", slow)
+    monkeypatch.setattr(Client, "_answer", slow)
     arrival = Arrival("constant", rate_per_s=10_000.0)
     engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
     run(engine, texts(6))
     assert "sent_late" in codes(engine)[1]
+
+
+def test_a_request_that_is_sent_late_starts_when_it_was_due(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a busy client hides the wait from every latency (coordinated omission)."""
+    whole = Client._answer
+
+    async def slow(client: Client, sent: SentRequest, url: str, start_ns: int) -> Completion:
+        time.sleep(0.02)
+        return await whole(client, sent, url, start_ns)
+
+    monkeypatch.setattr(Client, "_answer", slow)
+    arrival = Arrival("constant", rate_per_s=1000.0)
+    engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
+    starts = [completion.start_ns for completion in run(engine, texts(4))]
+    assert [round((start - starts[0]) / 1e6, 1) for start in starts[1:]] == [1.0, 2.0, 3.0]
 
 
 def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> None:

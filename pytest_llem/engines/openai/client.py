@@ -87,7 +87,7 @@ class Client:
 
     def one(self, sent: SentRequest, url: str) -> Completion:
         """One request of the workload, alone. Raises `RequestFailedError` when it fails."""
-        return self.run(self._one(sent, url))
+        return self.run(self._answer(sent, url, time.monotonic_ns()))
 
     def serve(self, requests: Sequence[SentRequest], plan: Schedule, progress: Progress) -> list[Completion]:
         """All requests, sent as planned; a failed one is a completion with an `error`."""
@@ -165,11 +165,14 @@ class Client:
         async def run(sent: SentRequest, due_s: float) -> None:
             if due_s > 0:
                 self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
-            started_ns = time.monotonic_ns()
+            start_ns = time.monotonic_ns()
+            if plan.times_s[-1] > 0:
+                # What arrives at a rate starts when it is due: the wait for a busy client is part of its latency.
+                start_ns = min(start_ns, began_ns + round(due_s * 1e9))
             try:
-                found.append(await self._one(sent, url))
+                found.append(await self._answer(sent, url, start_ns))
             except RequestFailedError as failure:
-                found.append(_failed(sent.request, started_ns, failure))
+                found.append(_failed(sent.request, start_ns, failure))
             finally:
                 gate.release()
             progress(len(found), total)
@@ -181,7 +184,7 @@ class Client:
 
         ticker = asyncio.ensure_future(tick())
         tasks: list[asyncio.Task[None]] = []
-        started = self._loop.time()
+        started, began_ns = self._loop.time(), time.monotonic_ns()
         try:
             for sent, due_s in zip(requests, plan.times_s, strict=True):
                 if due_s > 0:
@@ -194,9 +197,8 @@ class Client:
             ticker.cancel()
         return sorted(found, key=lambda completion: completion.index)
 
-    async def _one(self, sent: SentRequest, url: str) -> Completion:
+    async def _answer(self, sent: SentRequest, url: str, start_ns: int) -> Completion:
         session = self._session or await self._connected()
-        start_ns = time.monotonic_ns()
 
         async def attempt(way: RequestTrace, answer: Answer) -> Completion:
             async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:

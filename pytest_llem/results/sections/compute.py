@@ -102,6 +102,8 @@ def product_dtypes(measurement: Measurement) -> tuple[str, ...]:
     candidates = (effective.get("dtype"), config.get("dtype"), config.get("torch_dtype"))
     names = [str(dtype).removeprefix("torch.") for dtype in candidates]
     own = next(((name,) for name in names if name in FLOATS), ())
+    if effective.get("dtype") is None:
+        return ()  # as of a server, which does not tell
     if not method and not effective.get("quantized"):
         return own if names[0] in FLOATS else ()
     if method in WEIGHTS_ALONE or how.get("dequantize") is True:

@@ -176,6 +176,7 @@ def by_groups(*groups: JsonValue) -> dict[str, JsonValue]:
         ),
         (H100, {"quantized": True}, {"quant_method": "bitsandbytes", "load_in_8bit": True}, None, None),
         (H100, {"dtype": "bfloat16", "quantized": True, "quantization": "mxfp4"}, {}, None, None),
+        (H100, {"dtype": None}, {"quant_method": "awq"}, None, None),
     ],
 )  # fmt: skip
 def test_the_peak_is_that_of_what_products_are_computed_in(
