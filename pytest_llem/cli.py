@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("paths", metavar="RESULT|RUN", type=Path, nargs="+", help="a cycle's result, or whole runs")
     verb.add_argument("--metric", action="append", default=[], help="of this (default: joules_per_output_token)")
     verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.budget:print_budget")
 
     verb = verbs.add_parser("aa", help="run a study several times over: how often gates fail on equal runs here")

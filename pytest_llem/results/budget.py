@@ -17,6 +17,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import MANIFEST, RESULT
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.reading import load, read_result
+from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.terminal import plus_minus, quantity, table
@@ -46,7 +47,9 @@ class NamedBudget:
 def print_budget(options: argparse.Namespace) -> int:
     """`llem budget`: print the tables; `SettingsError` where no result measured the metric."""
     chosen = [metric(name) for name in options.metric or ["joules_per_output_token"]]
-    found = [entry for path in options.paths for measure in chosen for entry in budgets(path, measure)]
+    found = [
+        entry for path in options.paths for measure in chosen for entry in budgets(path, measure, options.baseline_dir)
+    ]
     if not found:
         names = ", ".join(measure.name for measure in chosen)
         raise SettingsError(f"no valid result here measured {names}", fix="name another --metric, or another run")
@@ -58,7 +61,7 @@ def print_budget(options: argparse.Namespace) -> int:
     return 0
 
 
-def budgets(path: Path, measure: Metric) -> Iterator[NamedBudget]:
+def budgets(path: Path, measure: Metric, baseline_dir: Path | None = None) -> Iterator[NamedBudget]:
     """The budget of the one result at `path`, a cycle's directory or its file, else of each experiment of its runs."""
     file = path / RESULT if path.is_dir() else path
     if file.is_file() and file.name != MANIFEST:
@@ -71,7 +74,7 @@ def budgets(path: Path, measure: Metric) -> Iterator[NamedBudget]:
     for result in load(path).valid:
         groups.setdefault(_names(result), []).append(result)
     for names, group in groups.items():
-        mean = budget_of_experiment(measure, group)
+        mean = budget_of_experiment(measure, group, spreads(group, baseline_dir)(measure.name))
         if mean is not None:
             yield NamedBudget(*names, None, {}, mean)
 
@@ -96,7 +99,7 @@ def lines(entry: NamedBudget) -> list[str]:
             "not known" if part.value is None else _amount(part.value, part.unit),
             f"{part.sensitivity:.4g}",
             "-" if part.value is None else _amount(part.contribution, budget.unit),
-            "infinite" if part.degrees is None else str(part.degrees),
+            "infinite" if part.degrees is None else f"{part.degrees:.3g}",
             "-" if part.share is None else f"{part.share:.1%}",
         )
         for part in budget.components

@@ -7,21 +7,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.files import read_versioned, slug
-from pytest_llem.results.comparability import MACHINE, Conditions
+from pytest_llem.results.comparability import MACHINE, Conditions, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
+from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import RunSpread, within_runs
 
 REPEATABILITY_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
 MIN_RUNS = 3
 """Chosen: two runs have one degree of freedom, which says next to nothing about a standard deviation."""
+BASELINES = Path("llem-baselines")
+"""The session's default directory of baselines, seen from where a command is called."""
 
 Runs = Mapping[str, Sequence[float]]
 """The values of one metric by run, of one experiment."""
@@ -77,6 +80,13 @@ def read_repeatability(study: str, directory: Path) -> Repeatability | None:
     """What was measured for a study; `None` if nothing was. `StoreError` when the file is broken or newer."""
     path = path_of(study, directory)
     return read_versioned(Repeatability, path, REPEATABILITY_VERSION, "repeatability") if path.exists() else None
+
+
+def spreads(results: Sequence[Result], directory: Path | None) -> Callable[[str], RunSpread | None]:
+    """By metric, what equal runs of one experiment's study differ by here; `None` where `directory` does not say."""
+    found = read_repeatability(results[0].study, directory) if results and directory is not None else None
+    conditions = common_conditions(results) if found is not None else {}
+    return lambda name: None if found is None else found.of(name, conditions)
 
 
 def estimate(experiments: Sequence[Runs]) -> Spread:

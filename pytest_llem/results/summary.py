@@ -18,6 +18,7 @@ from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
 from pytest_llem.results.state import Outcome
@@ -84,12 +85,12 @@ class ExperimentSummary:
 
 
 def summarise(
-    keys: Iterable[CycleKey], outcome_of: Callable[[CycleKey], Outcome | None]
+    keys: Iterable[CycleKey], outcome_of: Callable[[CycleKey], Outcome | None], baseline_dir: Path | None = None
 ) -> Iterator[ExperimentSummary]:
     """Rows in the order in which experiments first appear; one without any outcome has no row.
 
-    `keys` are the planned cycles and those that were measured. Outcomes are read experiment by experiment and not
-    kept: those of a large study would fill the memory.
+    `keys` are the planned cycles and those that were measured; `baseline_dir` may know what equal runs differ by.
+    Outcomes are read experiment by experiment and not kept: those of a large study would fill the memory.
     """
     groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
     for key in keys:
@@ -97,15 +98,16 @@ def summarise(
     for experiment, cycles in groups.items():
         outcomes = [outcome for key in cycles if (outcome := outcome_of(key)) is not None]
         if outcomes:
-            yield _summary(*experiment, outcomes, len(cycles) - len(outcomes))
+            yield _summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir)
 
 
-def summarise_metrics(results: Iterable[Result]) -> dict[str, MetricSummary]:
+def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = None) -> dict[str, MetricSummary]:
     """Each metric that was measured in at least one of the results."""
     results = list(results)
+    spread_of = spreads(results, baseline_dir)
     summaries: dict[str, MetricSummary] = {}
     for name, metric in METRICS.items():
-        budget = budget_of_experiment(metric, results)
+        budget = budget_of_experiment(metric, results, spread_of(name))
         if budget is not None:
             values = sorted(value for result in results if (value := metric.of(result)) is not None)
             enough = len(values) >= SPREAD_CYCLES
@@ -123,7 +125,12 @@ def summarise_metrics(results: Iterable[Result]) -> dict[str, MetricSummary]:
 
 
 def _summary(
-    study: str, experiment_id: str, config_hash: str, outcomes: Sequence[Outcome], pending: int
+    study: str,
+    experiment_id: str,
+    config_hash: str,
+    outcomes: Sequence[Outcome],
+    pending: int,
+    baseline_dir: Path | None,
 ) -> ExperimentSummary:
     valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
     seen = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -145,7 +152,7 @@ def _summary(
         states=states,
         reasons=tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.reasons())),
         warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
-        metrics=summarise_metrics(valid),
+        metrics=summarise_metrics(valid, baseline_dir),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
     )
 

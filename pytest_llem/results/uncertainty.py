@@ -15,7 +15,7 @@ from typing import Literal
 from pytest_llem.results.judging import CORRELATED
 from pytest_llem.results.metrics import Metric, is_energy
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import BETWEEN_RUNS, student_quantile
+from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile
 
 K = 2.0
 """Coverage factor of every uncertainty that a result states."""
@@ -42,7 +42,7 @@ class Component:
     value: float | None
     unit: str
     sensitivity: float = 1.0
-    degrees: int | None = None
+    degrees: float | None = None
     share: float | None = None
 
     @property
@@ -77,8 +77,13 @@ def budget_of_result(measure: Metric, result: Result) -> UncertaintyBudget | Non
     return _budget(measure, [result], components)
 
 
-def budget_of_experiment(measure: Metric, results: Sequence[Result]) -> UncertaintyBudget | None:
-    """The mean over the valid cycles of one experiment in a run; `None` where none of them measured it."""
+def budget_of_experiment(
+    measure: Metric, results: Sequence[Result], spread: RunSpread | None = None
+) -> UncertaintyBudget | None:
+    """The mean over the valid cycles of one experiment in a run; `None` where none of them measured it.
+
+    `spread` is what equal runs were measured to differ by, in place of what is assumed.
+    """
     measured = [result for result in results if measure.of(result) is not None]
     values = _values(measure, measured)
     if not values:
@@ -87,7 +92,7 @@ def budget_of_experiment(measure: Metric, results: Sequence[Result]) -> Uncertai
     if is_energy(measure.name):
         components.append(_sensor(measure, measured))
     if measure.unit != "B":  # memory depends on neither temperature nor clocks
-        components.append(between_runs(fmean(values)))
+        components.append(between_runs(fmean(values), spread))
     if is_energy(measure.name) and measure.name != "idle_power_w":
         moved = [result.energy.energy_j or 0.0 for result in measured] if measure.name in STATED_APART else values
         components.append(thermal([result.thermal.uncertainty_rel for result in measured], fmean(moved)))
@@ -111,8 +116,11 @@ def sensor(stated: Sequence[float | None], sensitivities: Sequence[float], unit:
     return Component("sensor", "B", "normal", value, unit, effect / value if value else fmean(sensitivities))
 
 
-def between_runs(mean: float) -> Component:
-    """Type B, assumed: how far a run's temperature, clocks and state of the machine move all its cycles."""
+def between_runs(mean: float, spread: RunSpread | None = None) -> Component:
+    """How far a run's temperature, clocks and machine state move all its cycles: type A if measured, else assumed."""
+    if spread is not None:
+        value = math.sqrt(spread.variance)
+        return Component("between runs, measured", "A", "Student's t", value, "1", abs(mean), spread.degrees)
     return Component("between runs, assumed", "B", "normal", ONE_RUN, "1", abs(mean))
 
 
@@ -135,7 +143,7 @@ def expanded(components: Sequence[Component]) -> float:
     return math.hypot(*(_factor(part.degrees) * part.contribution for part in components))
 
 
-def _factor(degrees: int | None) -> float:
+def _factor(degrees: float | None) -> float:
     return K if degrees is None else student_quantile((1 + COVERAGE) / 2, degrees)
 
 

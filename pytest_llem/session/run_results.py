@@ -135,7 +135,8 @@ class RunResults:
         outcomes = [self.store.outcome(cycle.key) for cycle in experiment.cycles()]
         if None in outcomes:
             return {}
-        return summarise_metrics(o.result for o in outcomes if o is not None and o.valid and o.result is not None)
+        valid = [o.result for o in outcomes if o is not None and o.valid and o.result is not None]
+        return summarise_metrics(valid, self._options.baseline_dir)
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
         """Start the cycles that the items need on runners that measure several at a time; items wait for theirs."""
@@ -158,7 +159,10 @@ class RunResults:
         """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
         manifest = rebuild_manifest(self._run_dir, finished=True)
         keys = [item.key for item in manifest.items]
-        rows = tuple(summarise(keys, self.store.outcome))
+        try:
+            rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir))
+        except StoreError:  # a file of `llem aa` that cannot be read must not cost the run its summary
+            rows = tuple(summarise(keys, self.store.outcome))
         write_summary(self._run_dir, list(rows))
         gates = tuple(read_gates(self._run_dir))
         saved = None

@@ -20,6 +20,7 @@ from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
 from pytest_llem.results.manifest import ManifestItem, read_manifest
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
+from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.schema import Result
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
@@ -78,7 +79,9 @@ class Content:
     environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
 
-def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) -> Content:
+def gather_content(
+    paths: Sequence[Path], *, baseline_dir: Path = BASELINES, progress: ShowProgress = silent
+) -> Content:
     """Read runs, folders of runs or files; `StoreError` when one of them holds nothing.
 
     A run of which nothing succeeded has no results, and problems to show. `progress` sees each file as it is read.
@@ -101,7 +104,7 @@ def gather_content(paths: Sequence[Path], *, progress: ShowProgress = silent) ->
         (manifests[name].run_id, item.study, item.experiment_id) for name in whole for item in manifests[name].items
     )
     rows = tuple(
-        _experiment(key, group, settings[id(group[0])], several, max(planned[key], len(group)))
+        _experiment(key, group, settings[id(group[0])], several, max(planned[key], len(group)), baseline_dir)
         for key, group in groups.items()
     )
     return Content(
@@ -136,7 +139,12 @@ def _runs(path: Path) -> list[Path]:
 
 
 def _experiment(
-    key: tuple[str, str, str], results: Sequence[Result], row: Mapping[str, Cell], several_runs: bool, total: int
+    key: tuple[str, str, str],
+    results: Sequence[Result],
+    row: Mapping[str, Cell],
+    several_runs: bool,
+    total: int,
+    baseline_dir: Path,
 ) -> ExperimentRow:
     valid = [result for result in results if result.validity.valid]
     first = (valid or list(results))[0]
@@ -154,7 +162,7 @@ def _experiment(
         model=model if isinstance(model, str) else "",
         valid=len(valid),
         total=total,
-        metrics=summarise_metrics(valid),
+        metrics=summarise_metrics(valid, baseline_dir),
         phases=_phases(valid),
         idle_j=idle_j,
         net_j=net_j,

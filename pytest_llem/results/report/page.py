@@ -22,6 +22,7 @@ from pytest_llem.results.gate_report import VERDICT_HEAD
 from pytest_llem.results.gates import Status
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Results, load
+from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.charts import Chart, charts, identity, power_spec
 from pytest_llem.results.report.content import Content, ExperimentRow, gather_content
 from pytest_llem.results.schema import Result
@@ -58,16 +59,18 @@ def write_report(
     out: Path,
     *,
     baseline: Path | None = None,
+    baseline_dir: Path = BASELINES,
     title: str | None = None,
     progress: ShowProgress = silent,
 ) -> None:
     """Write the report of runs, folders of runs or results to `out`.
 
-    With `baseline`, a run or results file, every run is compared with it. Charts need the extra `report`; without it
+    With `baseline`, a run or results file, every run is compared with it; `baseline_dir` may hold what `llem aa` found.
+    Charts need the extra `report`; without it
     the report has tables alone and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
     nothing to report, `SettingsError` when `out` cannot be written.
     """
-    content = gather_content(paths, progress=progress)
+    content = gather_content(paths, baseline_dir=baseline_dir, progress=progress)
     compared = []
     if baseline is not None:
         before = load(baseline)
@@ -171,9 +174,10 @@ def _experiments(content: Content) -> str:
 <thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>
 <p><button type="button" id="more" hidden>Show all</button></p>
 <p class="muted">Value ± uncertainty holds the true value in 95 % of studies (k=2, or more where cycles are few). It
-covers scatter over cycles, the sensor, the thermal state where that is known, and {BETWEEN_RUNS:.0%} assumed between
-runs. ±? is not known, as after a single cycle. The board's gain error is apart:
-<a href="#method">How it was measured</a>. Spread is the interquartile range of the cycles.</p>"""
+covers scatter over cycles, the sensor, the thermal state where that is known, and what runs differ by
+({BETWEEN_RUNS:.0%} assumed where <code>llem aa</code> has not measured it). ±? is not known, as after a single cycle.
+The board's gain error is apart: <a href="#method">How it was measured</a>. Spread is the interquartile range of the
+cycles.</p>"""
 
 
 def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
 from pytest_llem.session.xdist.workers import worker_limit
 
 if TYPE_CHECKING:
+    from pytest_llem.session.run import RunOptions
     from pytest_llem.session.run_results import Conclusion
     from pytest_llem.session.session import LlemSession
 
@@ -140,7 +141,7 @@ class Reporting:
                 announcement.unlink(missing_ok=True)
         written = True
         if options.html is not None and not options.collect_only:
-            written, self._html_line = _write_html(run_dir, options.html, options.baseline)
+            written, self._html_line = _write_html(run_dir, options.html, options)
         return written
 
     @pytest.hookimpl(trylast=True)
@@ -171,14 +172,14 @@ class Reporting:
         return lines
 
 
-def _write_html(run_dir: Path, out: Path, baseline: str | None) -> tuple[bool, str]:
+def _write_html(run_dir: Path, out: Path, options: RunOptions) -> tuple[bool, str]:
     """Write the report of a run that has ended. Whether that was possible, and a line that says where, or why not."""
     from pytest_llem.results.report.page import write_report
 
     if not list(run_dir.glob("*/*/c*")):
         return False, "--llem-html: no report, because nothing was measured"
     try:
-        write_report([run_dir], out, baseline=_run_named(baseline))
+        write_report([run_dir], out, baseline=_run_named(options.baseline), baseline_dir=options.baseline_dir)
     except LlemError as error:
         return False, f"--llem-html: {error}"
     return True, f"report: {short_path(out)}"

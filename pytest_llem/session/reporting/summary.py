@@ -108,7 +108,7 @@ def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     notes = []
     stated = [metric for row in rows for metric in row.metrics.values()]
     if stated:
-        causes = f"scatter, sensor, thermal state, {BETWEEN_RUNS:.0%} assumed between runs"
+        causes = f"scatter, sensor, thermal state, runs ({BETWEEN_RUNS:.0%} assumed if not measured by `llem aa`)"
         notes += [
             f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %, k=2 or more): {causes}",
             "spread: interquartile range of J/output token",

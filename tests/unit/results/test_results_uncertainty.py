@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from statistics import stdev
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.job.files import write_json
+from pytest_llem.job.wire import encode
+from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import metric
+from pytest_llem.results.repeatability import Repeatability, Spread, machine, path_of, spreads
 from pytest_llem.results.schema import Result
+from pytest_llem.results.statistics import RunSpread
+from pytest_llem.results.summary import summarise_metrics
 from pytest_llem.results.uncertainty import (
     UncertaintyBudget,
     budget_of_experiment,
@@ -36,8 +43,10 @@ def cycles(bench: Bench, *watts: float, isolation: str = "process") -> list[Resu
     return results
 
 
-def budget(results: list[Result], name: str = "joules_per_output_token") -> UncertaintyBudget:
-    found = budget_of_experiment(metric(name), results)
+def budget(
+    results: list[Result], name: str = "joules_per_output_token", spread: RunSpread | None = None
+) -> UncertaintyBudget:
+    found = budget_of_experiment(metric(name), results, spread)
     assert found is not None
     return found
 
@@ -91,6 +100,24 @@ def test_a_meter_that_states_none_leaves_it_unknown(bench: Bench) -> None:
 def test_cycles_that_shared_a_loaded_engine_count_as_one(bench: Bench) -> None:
     apart, shared = budget(cycles(bench, *WATTS)), budget(cycles(bench, *WATTS, isolation="experiment"))
     assert shared.components[0].contribution == pytest.approx(apart.components[0].contribution * math.sqrt(3))
+
+
+def test_what_equal_runs_were_measured_to_differ_by_replaces_the_assumed(bench: Bench, tmp_path: Path) -> None:
+    results = cycles(bench, *WATTS)
+    name = "joules_per_output_token"
+    found = {name: Spread(0.002, 0.03, 0.04, 4)}
+    kept = Repeatability("study", "now", ("r",), machine(common_conditions(results)), found)
+    write_json(path_of("study", tmp_path), encode(kept))
+    assumed, measured = summarise_metrics(results), summarise_metrics(results, tmp_path)
+    (part,) = (p for p in budget(results, spread=spreads(results, tmp_path)(name)).components if "measured" in p.name)
+    assert (part.type, part.degrees) == ("A", 4)
+    assert part.value == pytest.approx(0.05)
+    assert measured[name].uncertainty == pytest.approx(2.869 * 0.05 * measured[name].value, rel=0.1)
+    assert measured["output_tokens_per_s"].uncertainty == assumed["output_tokens_per_s"].uncertainty
+    elsewhere = [
+        result.model_copy(update={"runner": replace(result.runner, isolation="experiment")}) for result in results
+    ]
+    assert spreads(elsewhere, tmp_path)(name) is None, "another isolation is another machine to it"
 
 
 def test_the_boards_gain_stands_beside_the_uncertainty_and_not_in_it(bench: Bench) -> None:
