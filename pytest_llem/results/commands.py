@@ -21,7 +21,15 @@ from pytest_llem.results.baselines import required_cycles
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, read_manifest
-from pytest_llem.results.reading import Results, load, load_all, load_rows, measurement_id, shared_measurements
+from pytest_llem.results.reading import (
+    MeasurementId,
+    Results,
+    load,
+    load_all,
+    load_rows,
+    measurement_id,
+    shared_measurements,
+)
 from pytest_llem.results.report.charts import write_figures
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.terminal import counted, table
@@ -60,9 +68,17 @@ def compare_runs(options: argparse.Namespace) -> int:
 
 
 def independent(results: Results, baseline: Results) -> bool:
-    """Whether a run has a result that the baseline does not hold as well, or no valid one at all."""
-    held = {*map(measurement_id, baseline.valid)}
-    return not results.valid or any(measurement_id(result) not in held for result in results.valid)
+    """Whether an experiment that both sides have shares no measurement between them, or there is none in both."""
+    held: dict[tuple[str, str], set[MeasurementId]] = {}
+    for result in baseline.valid:
+        for name in (result.experiment.config_hash, result.experiment.id):
+            held.setdefault((result.study, name), set()).add(measurement_id(result))
+    both = [
+        known.isdisjoint(map(measurement_id, group))
+        for (study, experiment_id), group in results.valid.by_experiment().items()
+        if (known := held.get((study, group[0].experiment.config_hash)) or held.get((study, experiment_id)))
+    ]
+    return any(both) or not both
 
 
 def report(options: argparse.Namespace) -> int:

@@ -137,9 +137,9 @@ def test_durations_weigh_each_measurement_once(out: Path, second: CycleKey) -> N
 
 
 def test_a_comparison_with_its_own_resume_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It passed: both sides were the same numbers."""
+    """It passed: both sides were the same numbers. Experiments of one side alone make it no comparison."""
     gate = ["--fail-if", "joules_per_output_token:5%"]
-    for baseline, other in (("r2", "r3"), ("r3", "r2"), ("r2", "r2"), ("r3", "r1")):
+    for baseline, other in (("r2", "r3"), ("r3", "r2"), ("r2", "r2"), ("r3", "r1"), ("r1", "r3")):
         assert main(["compare", str(out / baseline), str(out / other), *gate]) == 2
         assert "the same measurements" in capsys.readouterr().err
 
@@ -148,15 +148,18 @@ def test_an_experiment_that_shares_measurements_is_not_compared(
     out: Path, run: Run, key: CycleKey, second: CycleKey, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("r4", {key: 2, second: 3}, watts=20.0)
-    run("r5", {key: 3, second: 3}, earlier="r4")
+    run("r5", {key: 2}, earlier="r4")
+    run("r6", {key: 3, second: 3}, earlier="r5")
     gate = ["--fail-if", "joules_per_output_token:5%", "--format", "json"]
-    assert main(["compare", str(out / "r4"), str(out / "r5"), *gate]) == 0
+    assert main(["compare", str(out / "r4"), str(out / "r6"), *gate]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["verdict"] for row in rows if row["limit_text"]} == {"not_comparable"}
-    shared = {row["experiment_id"]: row["differs"][0] for row in rows}
-    assert shared["batch_size:1"] == "the same measurements on both sides: c1, c2 of run r4"
-    assert all(row["ci_low"] is None for row in rows)
-    assert main(["compare", str(out / "r4"), str(out / "r5"), *gate, "--strict"]) == 1
+    verdicts = {(row["experiment_id"], row["verdict"]) for row in rows if row["limit_text"]}
+    assert ("batch_size:1", "not_comparable") in verdicts
+    assert ("batch_size:2", "not_comparable") not in verdicts
+    (shared,) = {row["differs"][0] for row in rows if row["experiment_id"] == "batch_size:1"}
+    assert shared == "the same measurements on both sides: c1, c2 of run r4"
+    assert all(row["ci_low"] is None for row in rows if row["experiment_id"] == "batch_size:1")
+    assert main(["compare", str(out / "r4"), str(out / "r6"), *gate, "--strict"]) == 1
 
 
 def test_a_folder_on_the_right_is_compared_run_by_run(
