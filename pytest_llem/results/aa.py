@@ -26,11 +26,11 @@ from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import CORRELATED, judge_change
 from pytest_llem.results.layout import run_directories
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.reading import load
+from pytest_llem.results.reading import load_all, measurement_id
 from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine, path_of
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
-from pytest_llem.results.terminal import table
+from pytest_llem.results.terminal import silent, table
 from pytest_llem.study.limits import FailIf, parse_fail_if
 from pytest_llem.study.loader import load_study
 
@@ -107,12 +107,12 @@ def _drawn(rng: random.Random, spread: Spread, cycles: int) -> list[float]:
 
 
 def values_of(measure: Metric, results: Sequence[Result]) -> list[Runs]:
-    """The positive values of a metric by experiment and run, where a run has three cycles or more of them."""
+    """The positive values of a metric by experiment and the run that measured, where it has three cycles or more."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         value = measure.of(result)
         if value is not None and value > 0:
-            found.setdefault(result.experiment.config_hash, {}).setdefault(result.run_id, []).append(value)
+            found.setdefault(result.experiment.config_hash, {}).setdefault(measurement_id(result).run, []).append(value)
     kept = ({name: run for name, run in runs.items() if len(run) >= MIN_CYCLES} for runs in found.values())
     return [runs for runs in kept if runs]
 
@@ -138,12 +138,7 @@ def aa(options: argparse.Namespace) -> int:
         raise SettingsError(f"--runs {options.runs}: {MIN_RUNS} are needed at least", fix="use --runs 5")
     study = load_study(options.study)
     paths = options.from_runs or measure_runs(options.study, options.runs, options.out, shlex.split(options.pytest))
-    results = [
-        result
-        for path in paths
-        for result in load(path).valid
-        if result.study == study.name and result.source_run is None
-    ]
+    results = [result for result in load_all(paths, silent).valid if result.study == study.name]
     if not results:
         where = ", ".join(map(str, paths))
         raise SettingsError(f"no valid result of study {study.name!r} in {where}", fix="name runs of this study")
@@ -164,7 +159,7 @@ def aa(options: argparse.Namespace) -> int:
     kept = Repeatability(
         study=study.name,
         made_at=now(),
-        runs=tuple(sorted({result.run_id for result in results})),
+        runs=tuple(sorted({measurement_id(result).run for result in results})),
         conditions=machine(common_conditions(results)),
         metrics=spreads,
     )

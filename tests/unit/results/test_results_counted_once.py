@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.cli import main
+from pytest_llem.results.aa import values_of
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import baseline_of, read_baseline, save_baseline
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
-from pytest_llem.results.reading import load, load_rows, measurement_id, recorded_durations
+from pytest_llem.results.metrics import metric
+from pytest_llem.results.reading import load, load_all, load_rows, measurement_id, recorded_durations
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
+from pytest_llem.results.terminal import silent
 from pytest_llem.session.study_tests import properties
 from pytest_llem.study.limits import Comparison, FailIf
 
@@ -220,6 +223,12 @@ def test_noise_is_that_of_the_runs_that_measured(
         assert main(["gate-power", str(path), *arguments]) == 0
         noise = json.loads(capsys.readouterr().out)["noise"]
         assert ([each["runs"] for each in noise], [each["cycles"] for each in noise]) == (runs, cycles)
+
+
+def test_equal_runs_are_those_that_measured(out: Path) -> None:
+    """A folder with a resumed run had none left of what that reused: its rows were those of the run that resumed."""
+    (runs,) = values_of(metric("energy_j"), load_all([out, out / "r1"], silent).valid)
+    assert {name: len(values) for name, values in runs.items()} == {"r1": 3}
 
 
 def test_a_reused_cycle_names_the_run_that_measured_it_in_junit(run: Run, key: CycleKey, tmp_path: Path) -> None:
