@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import Any, Literal, Protocol
 
+from pytest_llem.energy.attribution import own_pids
 from pytest_llem.energy.idle_power import STATE_NS
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import ticks_from
@@ -234,9 +235,9 @@ class DeviceSeries:
 class SettlingWatch:
     """Tells a warm-up, from what the sampler writes meanwhile, whether the GPUs have settled."""
 
-    def __init__(self, path: Path, devices: Collection[str]) -> None:
+    def __init__(self, path: Path, leased: Collection[str]) -> None:
         self._path = path
-        self._devices = devices
+        self._leased = leased
         self._read_bytes = 0
         self._samples: list[Sample] = []
         self._events: list[Mapping[str, Any]] = []
@@ -251,7 +252,10 @@ class SettlingWatch:
         devices = {sample.device for sample in self._samples if sample.temperature_c is not None}
         if devices and (repeats[-1].end_ns - repeats[0].start_ns) / 1e9 < RANGE_S + HOLD_S:
             return False
-        chosen = devices & {*self._devices} or devices
+        # A server may compute on other GPUs than those leased.
+        listed = [event for event in self._events if event["event"] == "processes"]
+        own = {event["device"] for event in listed if own_pids(event, frozenset())}
+        chosen = devices & (own or {*self._leased}) or devices
         reading = thermal_reading(self._samples, self._events, chosen, repeats, limit_rel=WARM_UP_REL)
         return None if reading.state == "unknown" else reading.state == "settled"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -95,3 +96,26 @@ def test_every_gpu_of_the_lease_must_have_settled(settled: Load) -> None:
 
 def test_a_watch_that_reads_no_temperature_keeps_nobody_waiting(settled: Load, tmp_path: Path) -> None:
     assert SettlingWatch(tmp_path / "absent.jsonl", [GPU])(settled.warmup) is None
+
+
+def test_a_watch_looks_at_the_gpus_of_the_cycles_own_processes(settled: Load, tmp_path: Path) -> None:
+    """A server that runs already may compute on another GPU than the one that was leased."""
+    warming = [
+        sample._replace(device="GPU-2", temperature_c=sample.temperature_c and float(sample.t_ns // 10**10))
+        for sample in settled.die.samples
+    ]
+    lines: list[dict[str, object]] = [sample._asdict() for sample in [*settled.die.samples, *warming]]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert SettlingWatch(path, [GPU])(settled.warmup) is True
+    seen = {
+        "t_ns": 1,
+        "event": "processes",
+        "device": "GPU-2",
+        "pids": [7],
+        "foreign": [],
+        "unknown": [],
+        "containers": {},
+    }
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, seen]))
+    assert SettlingWatch(path, [GPU])(settled.warmup) is False
