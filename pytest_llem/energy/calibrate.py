@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import import_module
 from itertools import pairwise
@@ -21,15 +21,15 @@ from typing import Any, Protocol
 
 import pynvml
 
-from pytest_llem.energy import nvml_devices
-from pytest_llem.energy.calibration import Calibration, CounterType, path_of
+from pytest_llem import __version__
+from pytest_llem.energy import bursts, nvml_devices
+from pytest_llem.energy.calibration import Calibration, path_of
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import TickSeries, ticks_from
 from pytest_llem.energy.ticks import DEFAULT_STEP_NS
-from pytest_llem.errors import MeterError
+from pytest_llem.errors import JsonValue, MeterError
 from pytest_llem.job.files import write_json
-from pytest_llem.job.measurement import Measured
 
 FAST_STEP_NS = 500_000
 """Chosen: a quarter of the default step, which narrows brackets to 0.5 % of a 100 ms period."""
@@ -38,36 +38,14 @@ HARMLESS_REL = 0.005
 """Chosen: fast polling counts as harmless if it changes the counter's slope by less, a tenth of the board's gain
 error."""
 
-PART_TIME_SCATTER = 0.15
-"""Chosen: an accumulating counter catches every burst whole, with a scatter of some percent from its brackets; one that
-samples a quarter of the time catches half of the short bursts or fewer."""
-
 LATENCY_READS = 100
 """Chosen: enough for a median, in a fifth of a second."""
 
 IDLE_PERIODS = 30
 """Chosen: gives the period to 0.1 % at 0.5 ms of jitter, in three seconds."""
 
-QUIET_PERIODS = 5
-"""Chosen: idle time between bursts, as around a measured window (`worker.windows.IDLE_STEPS`)."""
-
-QUIET_SEEN_PERIODS = 4.5
-"""Chosen: the part of it that tells quiet power, half a period short of the next burst."""
-
-SHORT_BURST_PERIODS = 0.5
-"""Chosen: half a period, so that a part-time counter misses some bursts entirely."""
-
-LONG_BURST_PERIODS = 4.0
-"""Chosen: three whole intervals inside show the burst's power, and the ramp stays a visible share of it."""
-
 SLOPE_PERIODS = 20
 """Chosen: two seconds give a slope to well below `HARMLESS_REL`."""
-
-SETTLED_PERIODS = 0.2
-"""Chosen: 20 ms at 100 ms, after which a ramp of some milliseconds is over."""
-
-EDGE_NS = 100_000
-"""Chosen: how closely a burst's synchronised edge agrees with the device's own, as `window_edges.EDGE_NS`."""
 
 MATMUL_SIZE = 8192
 """Chosen: large enough to load every SM; three matrices take 0.4 GB in half precision."""
@@ -78,16 +56,6 @@ class Load(Protocol):
 
     def burst(self, seconds: float) -> tuple[int, int]:
         """Load the device, synchronised at both ends; returns start and end (CLOCK_MONOTONIC, nanoseconds)."""
-
-
-@dataclass(frozen=True)
-class _Burst:
-    """One burst between quiet times: energy above the quiet power, in total and at each step inside."""
-
-    start_ns: int
-    end_ns: int
-    total_j: float
-    inside: tuple[tuple[float, float], ...]
 
 
 def calibrate(
@@ -114,11 +82,8 @@ def calibrate(
         period_ns, jitter_ns = _period(idle)
         fast_error = _fast_polling_error(device.handle, period_ns, load)
         poll_step_ns = FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS
-        bursts: list[_Burst] = []
-        if load is not None:
-            bursts = _bursts(device, load, period_ns, poll_step_ns, (short_bursts, long_bursts))
-        counter_type, duty = _counter_type(bursts, period_ns)
-        ramp = _ramp(bursts, period_ns) if counter_type == "accumulating" else None
+        counts = (short_bursts, long_bursts)
+        found = _bursts(device, load, period_ns, poll_step_ns, counts) if load else bursts.Findings("unknown")
         result = Calibration(
             uuid=device.uuid,
             driver=device.driver,
@@ -126,13 +91,17 @@ def calibrate(
             jitter_ns=jitter_ns,
             call_latency_ns=latency_ns,
             poll_step_ns=poll_step_ns,
-            ramp_ns=round(ramp.value) if ramp else None,
-            ramp_uncertainty_ns=round(ramp.uncertainty) if ramp else None,
-            counter_type=counter_type,
-            duty=duty,
+            ramp_ns=round(found.fall.value) if found.fall else None,
+            ramp_uncertainty_ns=round(found.fall.uncertainty) if found.fall else None,
+            counter_type=found.counter_type,
+            duty=found.duty,
             fast_polling_error_rel=fast_error,
             idle_noise_w=stdev(idle.power_w(i) for i in range(len(idle) - 1)),
             made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            conditions=_conditions(device, load),
+            rise_ns=round(found.rise.value) if found.rise else None,
+            settle_ns=found.settle_ns,
+            step_w=found.step_w,
         )
     except pynvml.NVMLError as problem:
         raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
@@ -296,85 +265,34 @@ def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
 
 def _bursts(
     device: nvml_devices.Gpu, load: Load, period_ns: int, poll_step_ns: int, counts: tuple[int, int]
-) -> list[_Burst]:
-    period_s = period_ns / 1e9
-    short, long = counts
+) -> bursts.Findings:
     edges: list[tuple[int, int]] = []
     provisional = Calibration(device.uuid, device.driver, period_ns, 0, 0, poll_step_ns)
 
-    def activity(_period_s: float, /) -> None:
-        time.sleep(QUIET_PERIODS * period_s)
-        for length in [SHORT_BURST_PERIODS] * short + [LONG_BURST_PERIODS] * long:
-            edges.append(load.burst(length * period_s))
-            # A random share of a period keeps the bursts from synchronising with the counter.
-            time.sleep((QUIET_PERIODS + random.random()) * period_s)
+    def activity(period_s: float, /) -> None:
+        time.sleep(bursts.QUIET_PERIODS * period_s)
+        for length_s, quiet_s in bursts.plan(*counts, period_s, random.Random()):
+            edges.append(load.burst(length_s))
+            time.sleep(quiet_s)
 
-    ticks = _sample(device.uuid, activity, provisional).closely_bracketed
-    measured = [_extra(ticks, start, end, period_ns) for start, end in edges]
-    return [burst for burst in measured if burst is not None]
+    return bursts.evaluate(_sample(device.uuid, activity, provisional), edges, period_ns)
 
 
-def _extra(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:
-    first, last = ticks.last_before(start_ns), ticks.first_after(end_ns + round(SETTLED_PERIODS * period_ns))
-    # All of the quiet time tells its power, so that one step that was seen late has little weight.
-    begin = ticks.first_after(start_ns - round(QUIET_SEEN_PERIODS * period_ns))
-    finish = ticks.last_before(end_ns + round(QUIET_SEEN_PERIODS * period_ns))
-    if first - begin < 2 or finish - last < 2:
+def _conditions(device: nvml_devices.Gpu, load: Load | None) -> dict[str, JsonValue]:
+    """What the sensor was calibrated under; `None` where the board does not say."""
+
+    def ask(function: Callable[..., Any], *more: object) -> Any:
+        with suppress(pynvml.NVMLError):
+            return function(device.handle, *more)
         return None
-    narrow_ns = 2 * median(ticks.half_width_ns(i) for i in range(len(ticks)))
-    if max(ticks.half_width_ns(first), ticks.half_width_ns(last)) > narrow_ns:
-        return None
-    quiet_w = (_mean_w(ticks, begin, first) + _mean_w(ticks, last, finish)) / 2
 
-    def above_quiet_j(index: int) -> float:
-        elapsed_s = (ticks.mid_ns[index] - ticks.mid_ns[first]) / 1e9
-        return ticks.energy_j[index] - ticks.energy_j[first] - quiet_w * elapsed_s
-
-    inside = tuple(
-        ((ticks.mid_ns[i] - start_ns) / 1e9, above_quiet_j(i))
-        for i in range(first + 1, last)
-        if start_ns + SETTLED_PERIODS * period_ns < ticks.mid_ns[i] < end_ns and ticks.half_width_ns(i) <= narrow_ns
-    )
-    return _Burst(start_ns, end_ns, above_quiet_j(last), inside)
-
-
-def _mean_w(ticks: TickSeries, first: int, last: int) -> float:
-    return (ticks.energy_j[last] - ticks.energy_j[first]) / (ticks.mid_ns[last] - ticks.mid_ns[first]) * 1e9
-
-
-def _counter_type(bursts: Sequence[_Burst], period_ns: int) -> tuple[CounterType, float | None]:
-    """The counter's type, and its duty if it is part-time, from bursts of half a period at random phase.
-
-    An accumulating counter always catches them whole. One that samples a share `duty` of each period misses a burst of
-    length D entirely with probability 1 - D / period - duty.
-    """
-    short = [b for b in bursts if b.end_ns - b.start_ns < period_ns]
-    long = [b for b in bursts if b.end_ns - b.start_ns >= period_ns]
-    if len(short) < 4 or not long:
-        return "unknown", None
-    step_w = fmean(b.total_j / ((b.end_ns - b.start_ns) / 1e9) for b in long)
-    caught = [b.total_j / (step_w * (b.end_ns - b.start_ns) / 1e9) for b in short]
-    if stdev(caught) < PART_TIME_SCATTER:
-        return "accumulating", None
-    missed = sum(share < 0.1 for share in caught) / len(caught)
-    length = fmean(b.end_ns - b.start_ns for b in short) / period_ns
-    return "part_time", min(1.0, max(0.05, 1 - length - missed))
-
-
-def _ramp(bursts: Sequence[_Burst], period_ns: int) -> Measured | None:
-    """Time constant of power's fall after load, in nanoseconds.
-
-    Inside a burst the extra energy grows as step * (t - rise); its total is step * (length - rise + fall).
-    """
-    long = [b for b in bursts if b.end_ns - b.start_ns >= period_ns]
-    points = [point for burst in long for point in burst.inside]
-    if len(points) < 6 or len(long) < 3:
-        return None
-    step_w, intercept_j = linear_regression(*zip(*points, strict=True))
-    if step_w <= 0:
-        return None
-    rise_s = -intercept_j / step_w
-    falls = [b.total_j / step_w - (b.end_ns - b.start_ns) / 1e9 + rise_s for b in long]
-    scatter = stdev(t - e / step_w for t, e in points)
-    bound_s = 2 * sqrt(stdev(falls) ** 2 / len(falls) + scatter**2 / len(points)) + EDGE_NS / 1e9
-    return Measured(max(0.0, fmean(falls)) * 1e9, bound_s * 1e9)
+    limit_mw = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
+    return {
+        "board": device.name,
+        "driver": device.driver,
+        "temperature_c": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
+        "sm_clock_mhz": ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+        "power_limit_w": limit_mw / 1e3 if limit_mw is not None else None,
+        "load": type(load).__name__ if load is not None else None,
+        "pytest_llem": __version__,
+    }

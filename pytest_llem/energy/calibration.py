@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
 
-CounterType = Literal["accumulating", "part_time", "unknown"]
+CounterType = Literal["accumulating", "part_time", "lossy", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
 VERSION = 1
 """Version of the stored file; another one is ignored."""
@@ -27,10 +27,12 @@ class Calibration(NamedTuple):
     """One GPU's sensors under one driver.
 
     `period_ns` and `jitter_ns` (standard deviation) describe the counter's steps, `call_latency_ns` is the median
-    duration of one read. Power follows load like `1 - exp(-t / ramp)`: `ramp_ns` with its k=2 uncertainty, `None` if no
-    load was run. A part-time counter samples a share `duty` of each period and extrapolates to the whole (arXiv
-    2312.02741). `poll_step_ns` is the shortest distance of two reads found not to disturb the counter. `idle_noise_w`
-    is the standard deviation of the power between steps while idle.
+    duration of one read. `ramp_ns` (with its k=2 uncertainty) and `rise_ns` are by how much the counter is late at the
+    end and at the start of load, sensor's lag and power's own ramp together; from `settle_ns` after the end on it shows
+    idle power alone. `step_w` is the power above idle at which that was found. `None`: no load was run, or an older
+    version made it. A part-time counter samples a share `duty` of each period and extrapolates to the whole (arXiv
+    2312.02741); a lossy one loses energy. `poll_step_ns` is the shortest distance of two reads found not to disturb
+    the counter. `idle_noise_w` is the standard deviation of the power between steps while idle.
     """
 
     uuid: str
@@ -48,6 +50,9 @@ class Calibration(NamedTuple):
     made_at: str | None = None
     version: int = VERSION
     conditions: dict[str, JsonValue] | None = None
+    rise_ns: int | None = None
+    settle_ns: int | None = None
+    step_w: float | None = None
 
     @property
     def id(self) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import hypot, sqrt
+from math import cos, hypot, pi, sin, sqrt
 from statistics import fmean, stdev
 
 from pytest_llem.energy import window_edges as edges
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.protocol import EnergyEstimate
+from pytest_llem.energy.protocol import EnergyEstimate, expanded
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.job.measurement import Window
@@ -45,9 +45,14 @@ SAME_LOAD_REL = 0.2
 MEAN_SPREAD_REL = 0.2
 """Chosen: how much power at a window's end may differ from its mean where neither was seen separately."""
 
-_FEW = {2: 4.53, 3: 2.28, 4: 1.66, 5: 1.44, 6: 1.32, 7: 1.25, 8: 1.20}
-"""Half of Student's t at 95.45 % by the number of intervals (JCGM 100:2008, table G.2), to about 1 %. For two the whole
-swing, to which the scatter is limited, is always the smaller."""
+RIPPLE_REL = 0.35
+"""Chosen: how far power may swing around its mean within an engine's step, twice what decoding is simulated with."""
+
+ASSUMED_STEP_S = 0.025
+"""Chosen: an engine's step where it is not known; decoding takes 10 to 40 ms for a token."""
+
+STUDENT = (13.97, 4.53, 3.31, 2.87, 2.65, 2.52, 2.43, 2.37, 2.32, 2.28, 2.25)
+"""Student's t at 95.45 % for 1, 2, ... degrees of freedom (JCGM 100:2008, table G.2); the last one for all more."""
 
 
 def from_counter(ticks: TickSeries, window: Window, calibration: Calibration | None) -> EnergyEstimate | None:
@@ -67,19 +72,21 @@ def from_counter(ticks: TickSeries, window: Window, calibration: Calibration | N
     before, after = close.last_before(window.start_ns), close.first_after(window.end_ns + 1)
     if ticks.reset_within(close.mid_ns[before], close.mid_ns[after]):
         return None
-    start, end = _edges(ticks, close, window, calibration)
+    lag = edges.lag_of(calibration)
+    start, end = _edges(ticks, close, window, lag)
     terms = {name: hypot(start.terms.get(name, 0.0), end.terms.get(name, 0.0)) for name in {**start.terms, **end.terms}}
     energy = end.energy_j - start.energy_j
     if "shape" in terms:
         # A load that begins and ends at the edges errs to the same side at both.
         terms["shape"] = start.terms.get("shape", 0.0) + end.terms.get("shape", 0.0)
+    # A late counter moves both edges: what it moves in at one, in place of what it moves out at the other.
+    apart_w = max(start.high_w, end.high_w) - min(start.low_w, end.low_w)
+    terms["ramp"] = terms.get("ramp", 0.0) + apart_w * lag.lag_ns / 1e9
     terms.update(_counter_terms(close, window, calibration, energy, quiet=start.outer and end.outer))
     name = "counter_outer_edge" if start.outer and end.outer else "counter_interpolated"
     if not (start.outer or end.outer) and _unbracketed(close, before, after):
         name = "counter_difference"
-    # `shape` is attained where load begins and ends at the edges: a bias bound, which noise comes on top of.
-    noise = hypot(*(value for term, value in terms.items() if term != "shape"))
-    return EnergyEstimate(energy, terms.get("shape", 0.0) + noise, name, max(2, after - before + 1), terms)
+    return EnergyEstimate(energy, expanded(terms), name, max(2, after - before + 1), terms)
 
 
 def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | None:
@@ -143,60 +150,95 @@ def _counter_terms(
     """The counter's own errors: load that changes faster than it steps, and time that it does not sample.
 
     The scatter of the steps inside the window shows how much of the load's ripple they catch by chance. An accumulating
-    counter misplaces that at the two edges only; a part-time counter does in every step. Where power steps at an edge,
-    a part-time counter takes either all or nothing of the interval for it: sampling a share d of a period T from its
-    fraction g on, it errs by -(1 - g - d) T to g T times the step, at the two edges with opposite signs, so by (1 - d)
-    T times the greater step at most in both together. It may miss a window without a whole interval altogether.
-    """
+    counter misplaces that at the two edges only; a part-time counter does in every step. What rises and falls within
+    the engine's steps shows in none: a sine of `RIPPLE_REL` is interpolated with that over pi of a step at both edges
+    together (k=2).
+
+    Where power steps at an edge, a part-time counter takes either all or nothing of the interval for it: sampling a
+    share d of a period T from its fraction g on, it errs by -(1 - g - d) T to g T times the step, at the two edges with
+    opposite signs, so by (1 - d) T times the greater step at most in both together. It may miss a window without a
+    whole interval altogether, and bursts that show elsewhere."""
     first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
     powers = [ticks.power_w(i) for i in range(first, last)]
     period_s = (ticks.period_ns or 0.0) / 1e9
     part_time = calibration is None or calibration.counter_type != "accumulating"
-    duty = calibration.duty if calibration is not None and calibration.duty is not None else PART_TIME_DUTY
+    # Calibration finds it to a quarter: see tests/unit/energy/test_calibrate.py.
+    duty = min(PART_TIME_DUTY, (calibration.duty if calibration is not None else None) or PART_TIME_DUTY)
     terms: dict[str, float] = {}
     if not quiet:
         # The same load continues outside: more intervals show its ripple better.
         inside = fmean(powers) if powers else ticks.power_w(ticks.last_before(window.start_ns))
         around = [i for i in (*range(first - 3, first), *range(last, last + 3)) if 0 <= i < len(ticks) - 1]
         powers += [p for p in map(ticks.power_w, around) if abs(p - inside) < SAME_LOAD_REL * inside]
+        terms["ripple"] = RIPPLE_REL * inside * (window.step_s or ASSUMED_STEP_S) / pi
     if len(powers) >= 2 and (part_time or not quiet):
-        factor = _FEW.get(len(powers), 1.1)
         repeats = sqrt(window.duration_s / period_s) if part_time else 1.0
         # The scatter of few steps is poorly known, but no more than the whole swing can be misplaced at an edge.
-        swing_w = min(2 * factor * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
-        terms["ripple"] = swing_w * period_s * repeats
+        swing_w = min(expanded_scatter(len(powers)) * 2 * stdev(powers), sqrt(2) * (max(powers) - min(powers)))
+        terms["ripple"] = hypot(terms.get("ripple", 0.0), swing_w * period_s * repeats)
     if part_time:
         before, after = ticks.last_before(window.start_ns), ticks.first_after(window.end_ns)
+        everywhere = [ticks.power_w(i) for i in range(len(ticks) - 1)]
         outside = [ticks.power_w(i) for i in (before - 1, after) if 0 <= i < len(ticks) - 1]
         inside_w = [ticks.power_w(i) for i in range(first, last)]
-        step_w = max((abs(a - b) for a in inside_w for b in outside), default=max(inside_w, default=0.0))
+        step_w = max((abs(a - b) for a in inside_w for b in (*outside, max(everywhere))), default=0.0)
         terms["counter_type"] = step_w * period_s * (1 - duty) if inside_w else abs(energy_j)
+        terms["aliasing"] = _aliased_w(ticks.mid_ns[first : last + 1], window, duty * period_s, inside_w, everywhere)
+        terms["aliasing"] *= window.duration_s
     return terms
+
+
+def expanded_scatter(intervals: int) -> float:
+    """By how much the k=2 bound grows where a standard deviation is known from so few intervals."""
+    return STUDENT[min(intervals - 1, len(STUDENT)) - 1] / 2
+
+
+def _aliased_w(
+    steps_ns: Sequence[int], window: Window, sampled_s: float, inside_w: Sequence[float], everywhere_w: Sequence[float]
+) -> float:
+    """How far the mean over `sampled_s` before each step may lie from the mean power of a load that repeats itself.
+
+    It is the share of each of the load's harmonics that the steps, by how they fall on its period, do not average out,
+    times the harmonic's amplitude: a square wave of the highest power seen for repeats, a sine of `RIPPLE_REL` for the
+    engine's steps; each smoothed by the sampled time.
+    """
+    repeats = window.repeats or 1
+    loads = [(window.duration_s / repeats, 2 / pi * max(everywhere_w))] if repeats > 1 else []
+    if window.step_s is not None and inside_w:
+        # The mean inside may itself be low by as much.
+        loads.append((window.step_s, RIPPLE_REL / (1 - RIPPLE_REL) * fmean(inside_w)))
+    total = 0.0
+    for period_s, amplitude_w in loads:
+        for order in (1, 2, 3):
+            turn = 2 * pi * order / period_s
+            phases = [turn * (t - window.start_ns) / 1e9 for t in steps_ns]
+            uneven = hypot(fmean(map(cos, phases)), fmean(map(sin, phases))) if phases else 1.0
+            half = turn * sampled_s / 2
+            total = hypot(total, amplitude_w / order * uneven * abs(sin(half) / half))
+    return total
 
 
 def _surround(ticks: TickSeries, window: Window) -> bool:
     return ticks.last_before(window.start_ns) >= 0 and ticks.first_after(window.end_ns + 1) < len(ticks)
 
 
-def _edges(
-    ticks: TickSeries, close: TickSeries, window: Window, calibration: Calibration | None
-) -> tuple[edges.Edge, edges.Edge]:
+def _edges(ticks: TickSeries, close: TickSeries, window: Window, lag: edges.Lag) -> tuple[edges.Edge, edges.Edge]:
     """Both edges, each from its idle padding where that proves steady, else interpolated between close steps."""
     seen = close.last_before(window.end_ns) - close.first_after(window.start_ns) >= SEEN_INTERVALS
-    start = edges.interpolated(close, window.start_ns, calibration, seen=seen)
-    end = edges.interpolated(close, window.end_ns, calibration, seen=seen)
+    start = edges.interpolated(close, window.start_ns, seen=seen)
+    end = edges.interpolated(close, window.end_ns, seen=seen)
     before = after = None
     if window.quiet_before_s is not None:
-        before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), calibration)
+        before = edges.outer(ticks, window.start_ns, "start", round(window.quiet_before_s * 1e9), lag)
     if window.quiet_after_s is not None:
-        after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), calibration)
+        after = edges.outer(ticks, window.end_ns, "end", round(window.quiet_after_s * 1e9), lag)
     first_j = before.energy_j if before else start.energy_j
     last_j = after.energy_j if after else end.energy_j
     busy = _busy_power(close, window, (last_j - first_j) / window.duration_s)
     if before is not None:
         start = before.at_start(busy) or start
     if after is not None:
-        end = after.at_end(busy, calibration) or end
+        end = after.at_end(busy, lag, window.repeats or 1) or end
     return start, end
 
 

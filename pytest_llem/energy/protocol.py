@@ -128,21 +128,30 @@ class EnergyEstimate:
     terms: Mapping[str, float] = field(default_factory=dict)
 
 
-def combined(parts: Sequence[EnergyEstimate]) -> EnergyEstimate:
-    """The energy of several devices in one window.
+BIASES = ("shape", "ramp")
+"""Terms that may be attained in full: they add to the others instead of entering in quadrature."""
 
-    The term `shape` adds up, because one load begins and ends on all devices and each errs to the same side. The other
-    terms are independent and add in quadrature.
-    """
-    shape = sum(part.terms.get("shape", 0.0) for part in parts)
-    noise = hypot(*(part.uncertainty_j - part.terms.get("shape", 0.0) for part in parts))
-    names = sorted({name for part in parts for name in part.terms})
-    terms = {name: hypot(*(part.terms.get(name, 0.0) for part in parts)) for name in names}
-    if "shape" in terms:
-        terms["shape"] = shape
+SHARED = (*BIASES, "counter_type", "aliasing")
+"""Terms that err to the same side on every device, because one load begins, ends and repeats itself on all of them."""
+
+
+def expanded(terms: Mapping[str, float]) -> float:
+    """The k=2 uncertainty of an energy from its parts."""
+    noise = hypot(*(value for name, value in terms.items() if name not in BIASES))
+    return noise + sum(terms.get(name, 0.0) for name in BIASES)
+
+
+def combined(parts: Sequence[EnergyEstimate]) -> EnergyEstimate:
+    """The energy of several devices in one window: `SHARED` terms add up, the other ones add in quadrature."""
+    terms: dict[str, float] = {}
+    for name in sorted({name for part in parts for name in part.terms}):
+        values = [part.terms.get(name, 0.0) for part in parts]
+        terms[name] = sum(values) if name in SHARED else hypot(*values)
+    # What a meter states without parts is independent as well.
+    unexplained = hypot(*(part.uncertainty_j for part in parts if not part.terms))
     return EnergyEstimate(
         energy_j=sum(part.energy_j for part in parts),
-        uncertainty_j=shape + noise,
+        uncertainty_j=expanded({**terms, "": unexplained}) if len(parts) > 1 else parts[0].uncertainty_j,
         estimator="+".join(sorted({part.estimator for part in parts})),
         samples=min(part.samples for part in parts),
         terms=terms,

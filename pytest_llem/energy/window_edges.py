@@ -7,8 +7,8 @@ Bounds are k=2, brackets uniform (half width over the square root of three; GUM,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import hypot, sqrt
+from dataclasses import dataclass, replace
+from math import hypot, inf, sqrt
 from typing import Literal
 
 from pytest_llem.energy.calibration import Calibration
@@ -17,11 +17,14 @@ from pytest_llem.job.measurement import Measured
 
 Side = Literal["start", "end"]
 
-UNCALIBRATED_RAMP_NS = 10_000_000
-"""Chosen: several times the 1.5 ms that tests/benchmarks/energy_accuracy.py simulates; assumed without calibration."""
+UNCALIBRATED_TAIL_NS = 30_000_000
+"""Chosen: the energy drawn after the end, assumed without calibration; twenty times what is simulated as usual."""
 
-SETTLE_RAMPS = 5
-"""After five time constants less than 1 % of a power step is left (exp(-5) = 0.7 %)."""
+UNCALIBRATED_LAG_NS = 100_000_000
+"""Chosen: how old a counter's value may be, assumed without calibration; a period of A100 and H100."""
+
+UNCALIBRATED_SETTLE_NS = 150_000_000
+"""Chosen: that lag, and half a period for power to have fallen."""
 
 EDGE_NS = 100_000
 """Chosen: how closely a synchronised edge agrees with the device's own; several times a CUDA synchronisation's
@@ -35,6 +38,9 @@ MIN_QUIET_STEPS = 3
 
 LEVEL_REL = 0.1
 """Chosen: how far the levels of a power step may lie beyond the interval means that show them (10 % of the swing)."""
+
+HIGHER = 2.0
+"""Chosen: how far above the low power may have been, by the highest interval: a prefill is shorter than one."""
 
 UNSTEADY_REL = 0.2
 """Chosen: above the ripple of decoding (14 % in tests/benchmarks/energy_accuracy_cases.py), below any step of load."""
@@ -55,47 +61,83 @@ class Edge:
 
     energy_j: float
     terms: Mapping[str, float]
+    low_w: float
+    high_w: float
     outer: bool = False
 
 
-def interpolated(ticks: TickSeries, t_ns: int, calibration: Calibration | None, *, seen: bool) -> Edge:
+@dataclass(frozen=True)
+class Lag:
+    """How late a counter may show what is drawn, as far as calibration can tell (docs/energy.md).
+
+    At the end of load a counter is late by `tail_ns` at most: by the sensor's own lag, or as power falls slowly, and
+    only the latter is drawn after the end. `unseen_ns` is the energy that went missing at the start of load: never
+    drawn as power rose slowly, or lost. `step_w` is the power above idle of the load in calibration.
+    """
+
+    known: bool
+    tail_ns: float = UNCALIBRATED_TAIL_NS
+    lag_ns: float = UNCALIBRATED_LAG_NS
+    settle_ns: int = UNCALIBRATED_SETTLE_NS
+    unseen_ns: float = 0.0
+    step_w: float = 0.0
+
+
+def lag_of(calibration: Calibration | None) -> Lag:
+    """What is known of a counter's lag; older calibrations, whose ramp may be a lag, know nothing of it."""
+    known = calibration
+    if known is None or known.ramp_ns is None or known.rise_ns is None or known.settle_ns is None:
+        return Lag(known=False)
+    loose_ns = known.ramp_uncertainty_ns or 0
+    return Lag(
+        known=True,
+        tail_ns=known.ramp_ns + loose_ns,
+        lag_ns=max(known.ramp_ns, known.rise_ns) + loose_ns,
+        settle_ns=known.settle_ns,
+        unseen_ns=max(0, known.rise_ns - known.ramp_ns - 2 * loose_ns),
+        step_w=known.step_w or 0.0,
+    )
+
+
+def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge:
     """The counter between the two steps that must surround a time, by linear interpolation.
 
     It is exact where power is steady around the edge.
 
-    The term `shape` bounds the effect of a power step anywhere between the two counter steps. At a fraction f of an
-    interval of mean power p, with power nearby between a low and a high, it is (high - low) f (1 - f) of the interval:
-    exact for a step at the edge itself, and valid if the high was `seen` in an interval of its own. Otherwise all power
-    above the low may have been drawn on one side: (p - low) max(f, 1 - f). Power follows such a step with the delay of
-    the ramp.
+    The term `shape` bounds the effect of power that changes anywhere between the two counter steps. At a fraction f of
+    an interval of mean power p, with power between a low and a high level, the interval's energy above the low,
+    p - low, was drawn before the edge at least as far as the rest of the interval cannot hold it, and at most as far
+    as the part before it can. The high is not known where it was not `seen` in an interval of its own.
     """
     before, after = ticks.last_before(t_ns), ticks.first_after(t_ns + 1)
     interval_ns = ticks.mid_ns[after] - ticks.mid_ns[before]
     share = (t_ns - ticks.mid_ns[before]) / interval_ns
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
-    powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
-    level, ramp_j = 1.0, 0.0
+    near = powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
+    level = 1.0
     if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
-        ramp_j = (max(powers) - min(powers)) * _ramp_ns(calibration) / 1e9
         level += LEVEL_REL
         # Near a power step intervals mix both levels; the levels themselves appear elsewhere in the series.
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
-    swing_w = (max(powers) - low_w) * share * (1 - share) if seen else (power_w - low_w) * max(share, 1 - share)
+    above_w = power_w - low_w
+    room_w = HIGHER * level * (max(powers) - low_w) if seen else inf
+    least_w, most_w = max(0.0, above_w - (1 - share) * room_w), min(above_w, share * room_w)
+    swing_w = max(share * above_w - least_w, most_w - share * above_w)
     energy_j = ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before])
-    shape_j = level * swing_w * interval_ns / 1e9 + ramp_j
-    return Edge(energy_j, {"tick_time": 2 / sqrt(3) * power_w * timing_ns / 1e9, "shape": shape_j})
+    terms = {"tick_time": 2 / sqrt(3) * power_w * timing_ns / 1e9, "shape": swing_w * interval_ns / 1e9}
+    return Edge(energy_j, terms, min(near), max(near))
 
 
-def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, calibration: Calibration | None) -> QuietFit | None:
+def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, lag: Lag) -> QuietFit | None:
     """The counter at an edge with idle padding: the line through the steps in the padding, extrapolated to the edge.
 
-    `quiet_ns` is how long the device was idle on that side. Steps that may lie on the ramp after work are left out.
+    `quiet_ns` is how long the device was idle on that side. Steps that may still show the work before are left out.
     `None` if too few remain, or if power was not steady.
     """
-    settle_ns = SETTLE_RAMPS * _ramp_ns(calibration)
-    earliest, latest = (t_ns - quiet_ns + settle_ns, t_ns) if side == "start" else (t_ns + settle_ns, t_ns + quiet_ns)
+    settled_ns = lag.settle_ns
+    earliest, latest = (t_ns - quiet_ns + settled_ns, t_ns) if side == "start" else (t_ns + settled_ns, t_ns + quiet_ns)
     indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
     if len(indices) < MIN_QUIET_STEPS:
         return None
@@ -126,20 +168,24 @@ class QuietFit:
         if step_w <= MIN_STEP_REL * busy.mean_w:
             return None
         terms = {"quiet": self.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
-        return Edge(self.energy_j, terms, outer=True)
+        return Edge(self.energy_j, terms, self.power_w, self.power_w, outer=True)
 
-    def at_end(self, busy: BusyPower, calibration: Calibration | None) -> Edge | None:
-        """The edge at which work ends, without the energy drawn while power fell (by the calibrated ramp)."""
+    def at_end(self, busy: BusyPower, lag: Lag, rises: int) -> Edge | None:
+        """The edge at which work ends, without what was drawn while power fell, after `rises` of the load.
+
+        Where calibration tells how much that can have been, the middle is taken off, and half is the bound.
+        """
         edge = self.at_start(busy)
         if edge is None:
             return None
-        tail_s = (calibration.ramp_ns or 0) / 1e9 if calibration else 0.0
-        uncertain_ns = UNCALIBRATED_RAMP_NS
-        if calibration is not None and calibration.ramp_uncertainty_ns is not None:
-            uncertain_ns = calibration.ramp_uncertainty_ns
-        step_w = max(0.0, busy.last_w - self.power_w)
-        ramp_j = hypot(step_w * uncertain_ns / 1e9, busy.spread_w * tail_s)
-        return Edge(edge.energy_j - step_w * tail_s, {**edge.terms, "ramp": ramp_j}, outer=True)
+        step_w = max(0.0, max(busy.mean_w, busy.last_w) + busy.spread_w - self.power_w)
+        # Clocks that are held up after work draw as much after a small load as after that of calibration.
+        most_j = lag.tail_ns * max(step_w, lag.step_w) / 1e9
+        if not lag.known:
+            return replace(edge, terms={**edge.terms, "ramp": most_j})
+        unseen_j = rises * lag.unseen_ns * step_w / 1e9
+        ramp_j = (most_j + unseen_j) / 2
+        return replace(edge, energy_j=edge.energy_j - most_j / 2 + unseen_j / 2, terms={**edge.terms, "ramp": ramp_j})
 
 
 FLOOR_J = 0.003
@@ -187,12 +233,6 @@ def steady_power(ticks: TickSeries, indices: Sequence[int]) -> Measured | None:
     mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / span_s
     edges_s = hypot(*(ticks.half_width_ns(i) / 1e9 for i in (indices[0], indices[-1]))) / sqrt(3)
     return Measured(mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s)
-
-
-def _ramp_ns(calibration: Calibration | None) -> int:
-    if calibration is None or calibration.ramp_ns is None:
-        return UNCALIBRATED_RAMP_NS
-    return calibration.ramp_ns
 
 
 @dataclass(frozen=True)

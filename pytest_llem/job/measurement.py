@@ -87,6 +87,7 @@ class Window:
     quiet_after_s: float | None = None
     repeats: int | None = None
     reset_s: float = 0.0
+    step_s: float | None = None
 
     @property
     def duration_s(self) -> float:

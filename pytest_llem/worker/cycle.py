@@ -35,7 +35,7 @@ from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.repeats import Observed, RepeatRunner, measure_phases
 from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
-from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s
+from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s, with_step
 from pytest_llem.workload import build_workload
 
 HOT_REST_S = 0.5
@@ -116,7 +116,8 @@ def _measure(
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
     period_s = metering.period_s(job)
-    recorder = WindowRecorder(events, metering.meter, idle_padding_s(period_s) if period_s is not None else 0.0)
+    idle_s = idle_padding_s(period_s, metering.settle_s()) if period_s is not None else 0.0
+    recorder = WindowRecorder(events, metering.meter, idle_s)
 
     events.emit("phase", "prepare")
     with stopwatch.measure("prepare_s"):
@@ -192,6 +193,7 @@ def _measure(
     passes = runner.finish_reading(passes)
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
+    recorder.windows = with_step(recorder.windows, observed.completions)
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
         answers = [done.completions for done in passes]

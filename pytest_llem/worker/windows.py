@@ -7,15 +7,18 @@ ms, and its value at an edge is known far better where power is steady around it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.sampler_client import SamplerProcess
-from pytest_llem.engines.protocol import Engine
+from pytest_llem.energy.window_edges import UNCALIBRATED_SETTLE_NS, lag_of
+from pytest_llem.engines.protocol import Completion, Engine
 from pytest_llem.errors import MeterError
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import Job
@@ -70,9 +73,23 @@ def choose_padding(
     return NO_PADDING if too_long else Padding("same_load", SAME_LOAD_STEPS * period_s)
 
 
-def idle_padding_s(period_s: float) -> float:
-    """How long the device rests on each side of a window with idle padding, in seconds."""
-    return min(MAX_IDLE_S, IDLE_STEPS * period_s)
+def idle_padding_s(period_s: float, settle_s: float = 0.0) -> float:
+    """How long the device rests on each side of a window: until its counter shows it, and for the steps then needed."""
+    return min(MAX_IDLE_S, settle_s + IDLE_STEPS * period_s)
+
+
+def with_step(windows: Sequence[Window], completions: Iterable[Completion]) -> list[Window]:
+    """The windows of the measured load, with the median time between two tokens of a request where that is known."""
+    gaps = [
+        later - earlier
+        for completion in completions
+        for earlier, later in pairwise(completion.token_times_ns or ())
+        if later > earlier
+    ]
+    if not gaps:
+        return list(windows)
+    step_s = median(gaps) / 1e9
+    return [replace(window, step_s=step_s) if window.repeats else window for window in windows]
 
 
 class Metering:
@@ -101,6 +118,11 @@ class Metering:
         if not self.meter.steps_visibly:
             return None
         return max((known.period_ns / 1e9 for known in self.meter.calibrations()), default=ASSUMED_PERIOD_S)
+
+    def settle_s(self) -> float:
+        """How long after work the metered counters show idle power alone, in seconds."""
+        known = self.meter.calibrations() if self.meter is not None else ()
+        return max((lag_of(each).settle_ns for each in known), default=UNCALIBRATED_SETTLE_NS) / 1e9
 
     def report(self, recorder: WindowRecorder) -> EnergyReport | None:
         """Stop the meter and account the recorded windows; `None` without a meter."""

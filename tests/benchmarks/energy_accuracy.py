@@ -34,7 +34,7 @@ from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Window
 from tests.benchmarks import energy_accuracy_peers
-from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, run_load, side_s, true_calibration
+from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, calibration_of, run_load, side_s
 from tests.benchmarks.energy_accuracy_report import (
     OURS,
     Row,
@@ -121,7 +121,8 @@ def run_case(
     environment = simulation.environment()
     os.environ.update(environment)
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
-    known = true_calibration(simulation, gpu) if case.calibrated else None
+    preload(library)
+    known = calibration_of(case, simulation, gpu)
     if known is not None:
         save(known)
     running = [PeerProcess(name, environment) for name in peers]
@@ -220,7 +221,9 @@ def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
     simulation = Simulation(directory / "gpus", library)
     os.environ.update(simulation.environment())
     os.environ["LLEM_CALIBRATION_DIR"] = str(directory / "calibration")
-    save(true_calibration(simulation, simulation.gpus[0]))
+    known = calibration_of(CASES[0], simulation, simulation.gpus[0])
+    assert known is not None
+    save(known)
     meter = registry.open_meter(MeterSettings("nvml"), DeviceSet("cuda"), directory)
     assert isinstance(meter, NvmlMeter)
     meter.start()

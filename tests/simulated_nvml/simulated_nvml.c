@@ -59,7 +59,8 @@ static double energy_j(const Gpu *gpu, int64_t t) {
         if (gpu->segment[middle].start_ns <= t) low = middle; else high = middle - 1;
     }
     const Segment *s = &gpu->segment[low];
-    double dt = (t - s->start_ns) / 1e9, ramp = gpu->ramp_ns / 1e9, total = s->energy_j + s->target_w * dt;
+    int64_t ramp_ns = gpu->fall_ns && s->target_w < s->from_w ? gpu->fall_ns : gpu->ramp_ns;
+    double dt = (t - s->start_ns) / 1e9, ramp = ramp_ns / 1e9, total = s->energy_j + s->target_w * dt;
     if (ramp > 0) total += (s->from_w - s->target_w) * ramp * (1 - exp(-dt / ramp));
     if (s->extra_ns) total += s->extra_w * (s->extra_ns / 1e9) * (1 - exp(-dt / (s->extra_ns / 1e9)));
     if (s->ripple_ns) {
@@ -69,16 +70,40 @@ static double energy_j(const Gpu *gpu, int64_t t) {
     return total;
 }
 
+/* What has passed the sensor up to a time. The low-pass is a mixture of delays, exponentially distributed. */
+static double sensed_j(const Gpu *gpu, int64_t t) {
+    enum { DELAYS = 32 };
+    t -= gpu->delay_ns;
+    double total = 0;
+    if (!gpu->filter_ns) total = energy_j(gpu, t);
+    else
+        for (int i = 0; i < DELAYS; i++)
+            total += energy_j(gpu, t + (int64_t)(gpu->filter_ns * log((i + 0.5) / DELAYS))) / DELAYS;
+    if (!gpu->blind_ns) return total;
+    for (int64_t i = 1; i < gpu->segments && gpu->segment[i].start_ns < t; i++) {
+        const Segment *s = &gpu->segment[i];
+        int64_t end = i + 1 < gpu->segments && gpu->segment[i + 1].start_ns < t ? gpu->segment[i + 1].start_ns : t;
+        int64_t unseen = end - s->start_ns < gpu->blind_ns ? end - s->start_ns : gpu->blind_ns;
+        if (s->target_w > s->from_w) total -= (s->target_w - s->from_w) * (unseen / 1e9);
+    }
+    return total;
+}
+
 static double mean_w(const Gpu *gpu, int64_t end, int64_t length) {
     int64_t start = end - length < gpu->epoch_ns ? gpu->epoch_ns : end - length;
     return end > start ? (energy_j(gpu, end) - energy_j(gpu, start)) / ((end - start) / 1e9) : 0;
 }
 
-static int64_t tick_ns(const Gpu *gpu, int64_t k) {
-    uint64_t x = (uint64_t)k * 0x9E3779B97F4A7C15ULL + 0x1234567;
+/* The same number from 0 to 1 for the same step. */
+static double chance(int64_t k, uint64_t salt) {
+    uint64_t x = (uint64_t)k * 0x9E3779B97F4A7C15ULL + salt;
     x ^= x >> 31; x *= 0xBF58476D1CE4E5B9ULL; x ^= x >> 27;
-    double uniform = (x >> 11) / (double)(1ULL << 53) * 2 - 1;
-    return gpu->epoch_ns + k * gpu->period_ns + (int64_t)(uniform * gpu->jitter_ns);
+    return (x >> 11) / (double)(1ULL << 53);
+}
+
+static int64_t tick_ns(const Gpu *gpu, int64_t k) {
+    double early_or_late = (chance(k, 0x1234567) * 2 - 1) * gpu->jitter_ns;
+    return gpu->epoch_ns + k * gpu->period_ns + (int64_t)early_or_late;
 }
 
 static int64_t last_tick(const Gpu *gpu, int64_t t) {
@@ -91,11 +116,16 @@ static double counter_j(Gpu *gpu, int64_t t) {
     int i = gpu - machine->gpu;
     if (gpu->frozen_at_ns && t > gpu->frozen_at_ns) t = gpu->frozen_at_ns;
     int64_t k = last_tick(gpu, t);
-    if (gpu->duty >= 1) return energy_j(gpu, tick_ns(gpu, k));
+    if (gpu->duty >= 1 && !(gpu->lost_share > 0)) return sensed_j(gpu, tick_ns(gpu, k));
     if (k < part_time[i].tick) part_time[i].tick = part_time[i].energy_j = 0;
     while (part_time[i].tick < k) {
         int64_t from = tick_ns(gpu, part_time[i].tick), to = tick_ns(gpu, ++part_time[i].tick);
-        part_time[i].energy_j += mean_w(gpu, to, (int64_t)(gpu->duty * gpu->period_ns)) * ((to - from) / 1e9);
+        if (chance(part_time[i].tick, 0x89ABCDEF) < gpu->lost_share) continue;
+        int64_t seen = gpu->duty < 1 ? (int64_t)(gpu->duty * gpu->period_ns) : to - from;
+        int64_t since = to - seen < gpu->epoch_ns ? gpu->epoch_ns : to - seen;
+        if (to > since)
+            part_time[i].energy_j +=
+                (sensed_j(gpu, to) - sensed_j(gpu, since)) / (to - since) * (double)(to - from);
     }
     return part_time[i].energy_j;
 }

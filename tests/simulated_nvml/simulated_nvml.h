@@ -29,7 +29,11 @@ typedef struct {
     int64_t latency_ns;     /* of every call */
     int64_t late_ns;        /* of every late_every-th call */
     int64_t late_every;
-    int64_t ramp_ns;
+    int64_t ramp_ns, fall_ns; /* of the true power; fall_ns 0: as ramp_ns */
+    int64_t delay_ns;       /* the counter's value is so old when it is published */
+    int64_t filter_ns;      /* time constant of the low-pass before the counter */
+    int64_t blind_ns;       /* the counter misses what a rise of power adds for so long */
+    double lost_share;      /* of its steps, which the counter loses */
     double duty;            /* below 1 the counter looks at the last part of each period only */
     int64_t power_period_ns, average_ns, instant_ns;
 

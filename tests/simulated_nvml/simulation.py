@@ -52,6 +52,11 @@ class Gpu(ctypes.Structure):
         ("late_ns", ctypes.c_int64),
         ("late_every", ctypes.c_int64),
         ("ramp_ns", ctypes.c_int64),
+        ("fall_ns", ctypes.c_int64),
+        ("delay_ns", ctypes.c_int64),
+        ("filter_ns", ctypes.c_int64),
+        ("blind_ns", ctypes.c_int64),
+        ("lost_share", ctypes.c_double),
         ("duty", ctypes.c_double),
         ("power_period_ns", ctypes.c_int64),
         ("average_ns", ctypes.c_int64),
@@ -147,7 +152,7 @@ class Gpu(ctypes.Structure):
         if segment is None:
             return 0.0
         dt = (t_ns - segment.start_ns) / 1e9
-        ramp = self.ramp_ns / 1e9
+        ramp = self._ramp_ns(segment) / 1e9
         total = segment.energy_j + segment.target_w * dt
         if ramp:
             total += (segment.from_w - segment.target_w) * ramp * (1 - math.exp(-dt / ramp))
@@ -173,10 +178,15 @@ class Gpu(ctypes.Structure):
         segment = self._segment(t_ns)
         if segment is None:
             return 0.0
-        if not self.ramp_ns:
+        ramp_ns = self._ramp_ns(segment)
+        if not ramp_ns:
             return float(segment.target_w)
-        decay = math.exp(-(t_ns - segment.start_ns) / self.ramp_ns)
+        decay = math.exp(-(t_ns - segment.start_ns) / ramp_ns)
         return float(segment.target_w + (segment.from_w - segment.target_w) * decay)
+
+    def _ramp_ns(self, segment: Segment) -> int:
+        falls = segment.target_w < segment.from_w
+        return int(self.fall_ns if falls and self.fall_ns else self.ramp_ns)
 
     def _segment(self, t_ns: int) -> Segment | None:
         index = self.segments - 1

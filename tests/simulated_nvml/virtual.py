@@ -7,16 +7,18 @@ thousand windows take seconds, come out alike on every machine, and nothing else
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
 import pynvml
 
+from pytest_llem.energy import bursts
 from pytest_llem.energy import nvml_source as gpu_source
 from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.readings import Sample
+from pytest_llem.energy.series import ticks_from
 from pytest_llem.errors import JsonValue
 from tests.simulated_nvml.simulation import Gpu, Simulation
 
@@ -78,4 +80,40 @@ def virtual_sampler(
             yield VirtualSampler(simulation, gpu, known, rng)
     finally:
         pynvml.nvmlShutdown()
-        machine.virtual_ns = 0
+        machine.virtual_ns, gpu.segments = 0, 1
+
+
+def calibrate_virtually(
+    simulation: Simulation, gpu: Gpu, load: Callable[[int, int], None], rng: random.Random
+) -> Calibration:
+    """What `llem doctor --calibrate` finds on this sensor, whose period and jitter it knows already.
+
+    `load` plans a burst between two times, with whatever the GPU does after it.
+    """
+    provisional = Calibration(
+        uuid=gpu.uuid.decode(),
+        driver=simulation.machine.driver.decode(),
+        period_ns=gpu.period_ns,
+        jitter_ns=max(200_000, gpu.jitter_ns),
+        call_latency_ns=gpu.latency_ns,
+        poll_step_ns=500_000,
+    )
+    period_s = gpu.period_ns / 1e9
+    edges: list[tuple[int, int]] = []
+    with virtual_sampler(simulation, gpu, provisional, rng) as sampler:
+        now_ns = int(simulation.machine.virtual_ns) + round(bursts.QUIET_PERIODS * gpu.period_ns)
+        for length_s, quiet_s in bursts.plan(16, 8, period_s, rng):
+            edges.append((now_ns, now_ns + round(length_s * 1e9)))
+            load(*edges[-1])
+            now_ns = edges[-1][1] + round(quiet_s * 1e9)
+            sampler.run_until(now_ns)
+    found = bursts.evaluate(ticks_from(sampler.readings.samples, provisional.uuid), edges, gpu.period_ns)
+    return provisional._replace(
+        ramp_ns=round(found.fall.value) if found.fall else None,
+        ramp_uncertainty_ns=round(found.fall.uncertainty) if found.fall else None,
+        counter_type=found.counter_type,
+        duty=found.duty,
+        rise_ns=round(found.rise.value) if found.rise else None,
+        settle_ns=found.settle_ns,
+        step_w=found.step_w,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 from pytest_llem.energy import registry
@@ -41,6 +42,10 @@ def calibrate(simulation: Simulation) -> None:
                 ramp_uncertainty_ns=200_000,
                 counter_type="accumulating" if gpu.duty >= 1 else "part_time",
                 duty=gpu.duty,
+                made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                rise_ns=gpu.ramp_ns,
+                settle_ns=4 * gpu.ramp_ns,
+                step_w=BUSY_W - IDLE_W,
             )
         )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp, sqrt
 
 import pytest
 
 from pytest_llem.energy import window_edges as quiet
 from pytest_llem.energy.calibration import Calibration
-from pytest_llem.energy.estimators import from_counter, from_power
+from pytest_llem.energy.estimators import expanded_scatter, from_counter, from_power
 from pytest_llem.energy.protocol import combined
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import TickSeries, ticks_from
@@ -18,7 +19,9 @@ from pytest_llem.job.measurement import Window
 
 S = 1_000_000_000
 MS = 1_000_000
-KNOWN = Calibration("GPU-0", "580", 100 * MS, 500_000, 60_000, 500_000, 0, 200_000, "accumulating")
+KNOWN = Calibration(
+    "GPU-0", "580", 100 * MS, 500_000, 60_000, 500_000, 0, 200_000, "accumulating", rise_ns=0, settle_ns=0, step_w=400.0
+)
 
 Energy = Callable[[float], float]
 
@@ -111,22 +114,63 @@ def test_coarse_power_readings_leave_what_they_round_off() -> None:
     assert found.terms["resolution"] == pytest.approx(2 * 20 / sqrt(3))
 
 
-def test_power_that_falls_slowly_after_the_end_is_taken_off() -> None:
-    ramp_s = 0.02
-    known = Calibration("GPU-0", "580", 100 * MS, 0, 0, 500_000, 20 * MS, 1 * MS, "accumulating")
+@pytest.mark.parametrize(("delay_s", "ramp_s"), [(0.0, 0.02), (0.01, 0.01), (0.02, 0.0)])
+def test_a_counter_that_is_late_at_the_end_may_show_a_lag_or_a_tail(delay_s: float, ramp_s: float) -> None:
+    """Calibration finds the same 20 ms in each: only half of it may be taken off, with the other half as bound."""
+    known = KNOWN._replace(ramp_ns=20 * MS, ramp_uncertainty_ns=MS, rise_ns=20 * MS, settle_ns=90 * MS)
 
-    def energy_j(t: float) -> float:
-        return block(1.0, 1.5)(t) + (400 * ramp_s * (1 - exp(-(t - 1.5) / ramp_s)) if t > 1.5 else 0.0)
+    def drawn_j(t: float) -> float:
+        tail = ramp_s * (1 - exp(-(t - 1.5) / ramp_s)) if ramp_s and t > 1.5 else 0.0
+        return block(1.0, 1.5)(t) + 400 * tail
 
-    with_ramp = from_counter(steps(energy_j), window(1.0, 1.5, 0.5), known)
-    without = from_counter(steps(energy_j), window(1.0, 1.5, 0.5), KNOWN)
+    ticks = steps(lambda t: drawn_j(t - delay_s))
+    found = from_counter(ticks, window(1.0, 1.5, 0.5), known)
+    sharp = from_counter(ticks, window(1.0, 1.5, 0.5), KNOWN)
 
-    assert with_ramp is not None
-    assert without is not None
-    assert with_ramp.energy_j == pytest.approx(250.0, abs=with_ramp.uncertainty_j)
-    assert with_ramp.uncertainty_j < 1.0
-    assert without.estimator == "counter_interpolated", "a ramp that calibration knows nothing of is not quiet"
-    assert without.energy_j == pytest.approx(250.0, abs=without.uncertainty_j)
+    assert found is not None
+    assert sharp is not None
+    assert found.estimator == "counter_outer_edge"
+    assert found.energy_j == pytest.approx(250.0, abs=found.uncertainty_j)
+    assert 4.0 < found.uncertainty_j < 6.0
+    assert sharp.estimator == "counter_interpolated" or sharp.energy_j == pytest.approx(
+        250.0 + 400 * ramp_s, abs=sharp.uncertainty_j
+    ), "a tail that calibration knows nothing of is not quiet, unless it falls between two steps"
+
+
+def test_a_calibration_from_before_lags_were_told_from_ramps_knows_neither() -> None:
+    ticks = steps(block(1.0, 1.5))
+
+    old = from_counter(ticks, window(1.0, 1.5, 0.5), KNOWN._replace(rise_ns=None, settle_ns=None, step_w=None))
+
+    assert old is not None
+    assert old.energy_j == pytest.approx(250.0, abs=0.5), "nothing is taken off"
+    assert old.terms["ramp"] > 400 * 0.03
+
+
+def test_repeats_that_keep_in_step_with_a_part_time_counter_are_not_believed() -> None:
+    """Ten repeats of 100 ms, each half on, all sampled at the same moment: nothing in the readings tells."""
+    part_time = KNOWN._replace(counter_type="part_time", duty=0.25)
+    once, ten = window(1.0, 2.0, 0.5), replace(window(1.0, 2.0, 0.5), repeats=10)
+    spread = replace(once, repeats=7)
+    ticks = steps(block(1.0, 2.0))
+
+    found = [from_counter(ticks, each, part_time) for each in (once, ten, spread)]
+
+    bounds = [estimate.uncertainty_j for estimate in found if estimate is not None]
+    assert len(bounds) == 3
+    assert bounds[1] > 0.5 * 500.0
+    assert bounds[2] < 0.3 * 500.0
+    sure = from_counter(ticks, ten, KNOWN)
+    assert sure is not None
+    assert sure.uncertainty_j < 0.01 * 500.0, "a counter that looks at all of its period misses nothing"
+
+
+@pytest.mark.parametrize("intervals", range(2, 9))
+def test_the_scatter_of_few_steps_is_expanded_by_students_t(intervals: int) -> None:
+    """Half of t for 95.45 % (GUM, JCGM 100:2008, table G.2), since the bound is twice the standard deviation."""
+    table = {1: 13.97, 2: 4.53, 3: 3.31, 4: 2.87, 5: 2.65, 6: 2.52, 7: 2.43}
+
+    assert expanded_scatter(intervals) == pytest.approx(table[intervals - 1] / 2, abs=0.005)
 
 
 def test_a_window_within_one_step_says_how_little_is_known() -> None:
