@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import sqrt
 from statistics import fmean, linear_regression, median, stdev
 
-from pytest_llem.energy.calibration import CounterType
+from pytest_llem.energy.calibration import Calibration, CounterType
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.energy.window_edges import EDGE_NS, fit
 from pytest_llem.job.measurement import Measured
@@ -37,7 +37,7 @@ samples a quarter of the time catches half of the short bursts or fewer."""
 SETTLED_J = 0.1
 """Chosen: a thousandth of a short window's energy."""
 
-LOST_NS = 10_000_000
+LOST_NS = 30_000_000
 """Chosen: power that took so much longer to rise than to fall would be a ramp beyond any that is known."""
 
 DIP_REL = 0.1
@@ -59,6 +59,18 @@ class Findings:
     settle_ns: int | None = None
     step_w: float | None = None
 
+    def added_to(self, calibration: Calibration) -> Calibration:
+        """The calibration with these findings."""
+        return calibration._replace(
+            ramp_ns=round(self.fall.value) if self.fall else None,
+            ramp_uncertainty_ns=round(self.fall.uncertainty) if self.fall else None,
+            counter_type=self.counter_type,
+            duty=self.duty,
+            rise_ns=round(self.rise.value) if self.rise else None,
+            settle_ns=self.settle_ns,
+            step_w=self.step_w,
+        )
+
 
 @dataclass(frozen=True)
 class _Burst:
@@ -73,7 +85,6 @@ class _Burst:
     step_w: float | None = None
     rise_s: float = 0.0
     fall_s: float = 0.0
-    dips: bool = False
 
 
 def plan(short: int, long: int, period_s: float, rng: random.Random) -> Iterator[tuple[float, float]]:
@@ -96,7 +107,7 @@ def evaluate(ticks: TickSeries, edges: Sequence[tuple[int, int]], period_ns: int
     step_w = fmean(power for _, power in long)
     rise, fall = _mean([burst.rise_s for burst, _ in long]), _mean([burst.fall_s for burst, _ in long])
     lost = rise.value - fall.value > LOST_NS + rise.uncertainty + fall.uncertainty
-    if lost or any(burst.dips for burst in found):
+    if lost or _dips(ticks, edges, round(SETTLE_PERIODS * period_ns)):
         return Findings("lossy", step_w=step_w)
     if len(short) < 4:
         return Findings("unknown", step_w=step_w)
@@ -121,9 +132,8 @@ def _burst(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Bu
     length_s = (end_ns - start_ns) / 1e9
     total_j = last.energy_j - first.energy_j - (first.power_w + last.power_w) / 2 * length_s
     left_j = tuple((ticks.mid_ns[i] - end_ns, _left_j(ticks, i, after)) for i in soon)
-    dips = _dips(ticks, before) or _dips(ticks, after)
     if length_s < period_ns / 1e9:
-        return _Burst(length_s, total_j, left_j, dips=dips)
+        return _Burst(length_s, total_j, left_j)
     inside = _between(ticks, start_ns + settle_ns, end_ns)
     if len(inside) < 3:
         return None
@@ -139,7 +149,6 @@ def _burst(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Bu
         (above_first + above_last) / 2,
         (first.energy_j - at_start_j) / above_first,
         (last.energy_j - plateau.intercept) / above_last,
-        dips or _dips(ticks, inside),
     )
 
 
@@ -154,15 +163,23 @@ def _left_j(ticks: TickSeries, index: int, quiet: Sequence[int]) -> float:
     return course.energy_j - ticks.energy_j[index] - loose_j
 
 
-def _dips(ticks: TickSeries, steps: Sequence[int]) -> bool:
-    """Whether power between two steps is far below that of most, whenever they came within their brackets."""
-    powers, highest = [], []
-    for a, b in pairwise(steps):
-        energy_j, apart_ns = ticks.energy_j[b] - ticks.energy_j[a], ticks.mid_ns[b] - ticks.mid_ns[a]
-        loose_ns = ticks.half_width_ns(a) + ticks.half_width_ns(b)
-        powers.append(energy_j / apart_ns)
-        highest.append(energy_j / max(1.0, apart_ns - loose_ns))
-    return len(powers) >= 3 and min(highest) < (1 - DIP_REL) * median(powers)
+def _dips(ticks: TickSeries, edges: Sequence[tuple[int, int]], settle_ns: int) -> bool:
+    """Whether steady power, of idle or of load, is somewhere far below what it mostly is on that stretch.
+
+    Steps that were seen late count as well, as early or late as their brackets allow.
+    """
+    stretches = [(start + settle_ns, end) for start, end in edges]
+    stretches += [(end + settle_ns, start) for (_, end), (start, _) in pairwise(edges)]
+    for since_ns, until_ns in stretches:
+        steps = _between(ticks, since_ns, until_ns)
+        powers, highest = [], []
+        for a, b in pairwise(steps):
+            energy_j, apart_ns = ticks.energy_j[b] - ticks.energy_j[a], ticks.mid_ns[b] - ticks.mid_ns[a]
+            powers.append(energy_j / apart_ns)
+            highest.append(energy_j / max(1.0, apart_ns - ticks.half_width_ns(a) - ticks.half_width_ns(b)))
+        if len(powers) >= 3 and min(highest) < (1 - DIP_REL) * median(powers):
+            return True
+    return False
 
 
 def _mean(seconds: Sequence[float]) -> Measured:

@@ -84,25 +84,19 @@ def calibrate(
         poll_step_ns = FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS
         counts = (short_bursts, long_bursts)
         found = _bursts(device, load, period_ns, poll_step_ns, counts) if load else bursts.Findings("unknown")
-        result = Calibration(
+        measured = Calibration(
             uuid=device.uuid,
             driver=device.driver,
             period_ns=period_ns,
             jitter_ns=jitter_ns,
             call_latency_ns=latency_ns,
             poll_step_ns=poll_step_ns,
-            ramp_ns=round(found.fall.value) if found.fall else None,
-            ramp_uncertainty_ns=round(found.fall.uncertainty) if found.fall else None,
-            counter_type=found.counter_type,
-            duty=found.duty,
             fast_polling_error_rel=fast_error,
             idle_noise_w=stdev(idle.power_w(i) for i in range(len(idle) - 1)),
             made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             conditions=_conditions(device, load),
-            rise_ns=round(found.rise.value) if found.rise else None,
-            settle_ns=found.settle_ns,
-            step_w=found.step_w,
         )
+        result = found.added_to(measured)
     except pynvml.NVMLError as problem:
         raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
     finally:

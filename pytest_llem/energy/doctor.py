@@ -85,15 +85,21 @@ def _sensors(gpu: nvml_devices.Gpu) -> Iterator[Finding]:
             "llem doctor --calibrate (while the GPU is idle, about a minute)",
         )
         return
-    ramp = f"ramp {stored.ramp_ns / 1e6:.1f} ms" if stored.ramp_ns is not None else "ramp unknown"
-    level: Level = "ok" if stored.counter_type == "accumulating" else "warn"
+    late = f"late by {stored.ramp_ns / 1e6:.1f} ms at the end of load" if stored.ramp_ns is not None else "lag unknown"
+    level: Level = "ok" if stored.counter_type == "accumulating" and not stored.expired else "warn"
+    fix = None
+    if stored.rise_ns is None:
+        fix = "calibrate again where torch can load the GPU, for narrower bounds"
+    elif stored.expired:
+        fix = "calibrate again: it has expired"
     yield Finding(
         level,
         gpu.uuid,
-        f"energy counter calibrated on {stored.made_at}: a step every {stored.period_ns / 1e6:.1f} ms (jitter "
-        f"{stored.jitter_ns / 1e6:.1f} ms), {stored.counter_type}, {ramp}, one read takes "
-        f"{stored.call_latency_ns / 1e3:.0f} us, polled every {stored.poll_step_ns / 1e6:.1f} ms around a step",
-        None if stored.ramp_ns is not None else "calibrate again where torch can load the GPU, for narrower bounds",
+        f"energy counter calibrated on {stored.made_at} ({stored.hash[:12]}, valid until {stored.valid_until}): "
+        f"a step every {stored.period_ns / 1e6:.1f} ms (jitter {stored.jitter_ns / 1e6:.1f} ms), "
+        f"{stored.counter_type}, {late}, one read takes {stored.call_latency_ns / 1e3:.0f} us, "
+        f"polled every {stored.poll_step_ns / 1e6:.1f} ms around a step",
+        fix,
     )
 
 

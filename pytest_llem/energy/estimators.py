@@ -42,6 +42,9 @@ MIN_DISTINCT = 5
 SAME_LOAD_REL = 0.2
 """Chosen: intervals around a window count as the same load while their power is within 20 % of that inside."""
 
+LAST_INTERVALS = 3
+"""Chosen: how many show the power towards the end; decoding draws more as contexts grow, over seconds."""
+
 MEAN_SPREAD_REL = 0.2
 """Chosen: how much power at a window's end may differ from its mean where neither was seen separately."""
 
@@ -238,8 +241,26 @@ def _edges(ticks: TickSeries, close: TickSeries, window: Window, lag: edges.Lag)
     if before is not None:
         start = before.at_start(busy) or start
     if after is not None:
-        end = after.at_end(busy, lag, window.repeats or 1) or end
+        left_j = _left_j(close, window, first_j, after)
+        end = after.at_end(busy, lag, window.repeats or 1, left_j) or end
     return start, end
+
+
+def _left_j(ticks: TickSeries, window: Window, start_j: float, after: edges.QuietFit) -> float:
+    """What may have been drawn after the end although it is counted as drawn before: held clocks, or other work.
+
+    It is what the energy since the last step inside exceeds the work by, at the lowest power of the last intervals; but
+    no more than the highest power could draw until the counter shows idle power.
+    """
+    first, last = ticks.first_after(window.start_ns), ticks.last_before(window.end_ns)
+    powers = [ticks.power_w(i) for i in range(first, last)]
+    since_ns, since_j = (ticks.mid_ns[last], ticks.energy_j[last]) if last >= first else (window.start_ns, start_j)
+    drawn_j, seconds = after.energy_j - since_j, (window.end_ns - since_ns) / 1e9
+    lowest_w = min(powers[-LAST_INTERVALS:], default=after.power_w)
+    highest_w = max([*powers, drawn_j / max(seconds, 1e-3)])
+    ripple_j = RIPPLE_REL * lowest_w * (window.step_s or ASSUMED_STEP_S) / pi
+    possible_j = (highest_w - after.power_w) * (after.first_ns - window.end_ns) / 1e9
+    return max(0.0, min(drawn_j - lowest_w * seconds + ripple_j, possible_j))
 
 
 def _busy_power(ticks: TickSeries, window: Window, mean_w: float) -> edges.BusyPower:

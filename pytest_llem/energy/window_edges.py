@@ -36,6 +36,9 @@ MIN_STEP_REL = 0.1
 MIN_QUIET_STEPS = 3
 """A straight line has two parameters: the third step shows whether it holds."""
 
+MAX_UNSETTLED_STEPS = 2
+"""Chosen: 200 ms at 100 ms, in which power may still fall although calibration saw it at rest."""
+
 LEVEL_REL = 0.1
 """Chosen: how far the levels of a power step may lie beyond the interval means that show them (10 % of the swing)."""
 
@@ -141,21 +144,26 @@ def outer(ticks: TickSeries, t_ns: int, side: Side, quiet_ns: int, lag: Lag) -> 
     indices = [i for i in range(len(ticks)) if ticks.low_ns[i] >= earliest and ticks.high_ns[i] <= latest]
     if len(indices) < MIN_QUIET_STEPS:
         return None
-    course = fit(ticks, indices, t_ns)
-    return course if course.quiet else None
+    for unsettled in range(1 + max(0, min(MAX_UNSETTLED_STEPS, len(indices) - MIN_CURVED + 1))):
+        course = fit(ticks, indices[unsettled:], t_ns)
+        if course.quiet:
+            return course
+    return None
 
 
 @dataclass(frozen=True)
 class QuietFit:
     """The counter at an edge, fitted to the steps of its padding, with its k=2 uncertainty; and the power there.
 
-    `scatter` is the scatter of the steps around the fit in units of what their brackets explain.
+    `scatter` is the scatter of the steps around the fit in units of what their brackets explain, `first_ns` the time of
+    the first of them.
     """
 
     energy_j: float
     uncertainty_j: float
     power_w: float
     scatter: float
+    first_ns: int
 
     @property
     def quiet(self) -> bool:
@@ -170,10 +178,11 @@ class QuietFit:
         terms = {"quiet": self.uncertainty_j, "edge": step_w * EDGE_NS / 1e9}
         return Edge(self.energy_j, terms, self.power_w, self.power_w, outer=True)
 
-    def at_end(self, busy: BusyPower, lag: Lag, rises: int) -> Edge | None:
+    def at_end(self, busy: BusyPower, lag: Lag, rises: int, left_j: float) -> Edge | None:
         """The edge at which work ends, without what was drawn while power fell, after `rises` of the load.
 
-        Where calibration tells how much that can have been, the middle is taken off, and half is the bound.
+        Where calibration tells how much that can have been, its middle is taken off. The bound reaches to both ends,
+        and to `left_j`, what work at its last power does not explain of the energy since the last step.
         """
         edge = self.at_start(busy)
         if edge is None:
@@ -181,11 +190,11 @@ class QuietFit:
         step_w = max(0.0, max(busy.mean_w, busy.last_w) + busy.spread_w - self.power_w)
         # Clocks that are held up after work draw as much after a small load as after that of calibration.
         most_j = lag.tail_ns * max(step_w, lag.step_w) / 1e9
-        if not lag.known:
-            return replace(edge, terms={**edge.terms, "ramp": most_j})
         unseen_j = rises * lag.unseen_ns * step_w / 1e9
-        ramp_j = (most_j + unseen_j) / 2
-        return replace(edge, energy_j=edge.energy_j - most_j / 2 + unseen_j / 2, terms={**edge.terms, "ramp": ramp_j})
+        taken_j = most_j / 2 if lag.known else 0.0
+        ramp_j = max(most_j, left_j) - taken_j + unseen_j / 2
+        energy_j = edge.energy_j - taken_j + unseen_j / 2
+        return replace(edge, energy_j=energy_j, terms={**edge.terms, "ramp": ramp_j})
 
 
 FLOOR_J = 0.003
@@ -220,7 +229,7 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
         # Too few steps to show a drift: the two fits differ by as much as it could amount to.
         chosen, bound_j = straight, 2 * straight.sigmas[0] + apart_j
     energy_j, power_w = origin_j + chosen.coefficients[0], chosen.coefficients[1]
-    return QuietFit(energy_j, bound_j, power_w, chosen.scatter)
+    return QuietFit(energy_j, bound_j, power_w, chosen.scatter, ticks.mid_ns[indices[0]])
 
 
 def steady_power(ticks: TickSeries, indices: Sequence[int]) -> Measured | None:

@@ -20,7 +20,7 @@ from typing import Any
 GRID_S = 0.0005
 LENGTHS_S = (0.1, 0.3, 1.0, 3.0)
 LEAD_S = 2.0
-QUIET_S = 0.55
+QUIET_S = 0.65
 IDLE_W, BURST_W, DECODE_W, RIPPLE_W, RIPPLE_S = 110.0, 620.0, 430.0, 60.0, 0.023
 
 
@@ -218,9 +218,9 @@ def calibration(kind: Kind, rng: random.Random) -> dict[str, Any]:
     period_s = kind.sensor.period
     edges: list[tuple[float, float]] = []
     now_s = on_grid(30 * period_s)
-    for periods in (*[0.5] * 16, *[4.0] * 8):
+    for periods in (*[0.5] * 16, *[8.0] * 8):
         edges.append((now_s, on_grid(now_s + periods * period_s)))
-        now_s = on_grid(edges[-1][1] + (5 + rng.random()) * period_s)
+        now_s = on_grid(edges[-1][1] + (8 + rng.random()) * period_s)
     total_s, starts, level, watts = now_s, [start for start, _ in edges], IDLE_W, []
     for index in range(round(total_s / GRID_S)):
         now_s = (index + 0.5) * GRID_S

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from pytest_llem.energy import calibrate
+from pytest_llem.energy import bursts, calibrate
 from pytest_llem.energy.calibration import DIRECTORY_VARIABLE, Calibration
 from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.energy.protocol import MeterRequest
@@ -91,9 +91,9 @@ def own_answers(calibrations: Lines, traces: Lines) -> dict[str, Answer]:
             calibrate.save(calibrated(entry))
         for trace in traces:
             with recorded_meter(trace, Path(name)) as meter:
-                window = Window(
-                    "measure", trace["start_ns"], trace["end_ns"], 0, trace["quiet_before_s"], trace["quiet_after_s"]
-                )
+                quiet = trace["quiet_before_s"], trace["quiet_after_s"]
+                edges = trace["start_ns"], trace["end_ns"]
+                window = Window("measure", *edges, 0, *quiet, step_s=trace["load_period_s"])
                 report = meter.stop([window])
             (measured,) = report.windows
             if not report.invalid and measured.energy_j is not None and measured.uncertainty_j is not None:
@@ -105,24 +105,15 @@ def calibrated(entry: Mapping[str, Any]) -> Calibration:
     """This project's calibration from a run of bursts."""
     ticks = ticks_of(entry["steps"])
     period_ns, jitter_ns = calibrate._period(ticks)
-    close = ticks.closely_bracketed
-    bursts = [
-        burst for start, end in entry["bursts"] if (burst := calibrate._extra(close, start, end, period_ns)) is not None
-    ]
-    counter_type, duty = calibrate._counter_type(bursts, period_ns)
-    ramp = calibrate._ramp(bursts, period_ns) if counter_type == "accumulating" else None
-    return Calibration(
+    provisional = Calibration(
         uuid=entry["sensor"],
         driver=DRIVER,
         period_ns=period_ns,
         jitter_ns=jitter_ns,
         call_latency_ns=60_000,
         poll_step_ns=calibrate.FAST_STEP_NS,
-        ramp_ns=round(ramp.value) if ramp else None,
-        ramp_uncertainty_ns=round(ramp.uncertainty) if ramp else None,
-        counter_type=counter_type,
-        duty=duty,
     )
+    return bursts.evaluate(ticks, entry["bursts"], period_ns).added_to(provisional)
 
 
 def ticks_of(steps: list[list[int]]) -> TickSeries:

@@ -107,13 +107,5 @@ def calibrate_virtually(
             load(*edges[-1])
             now_ns = edges[-1][1] + round(quiet_s * 1e9)
             sampler.run_until(now_ns)
-    found = bursts.evaluate(ticks_from(sampler.readings.samples, provisional.uuid), edges, gpu.period_ns)
-    return provisional._replace(
-        ramp_ns=round(found.fall.value) if found.fall else None,
-        ramp_uncertainty_ns=round(found.fall.uncertainty) if found.fall else None,
-        counter_type=found.counter_type,
-        duty=found.duty,
-        rise_ns=round(found.rise.value) if found.rise else None,
-        settle_ns=found.settle_ns,
-        step_w=found.step_w,
-    )
+    ticks = ticks_from(sampler.readings.samples, provisional.uuid)
+    return bursts.evaluate(ticks, edges, gpu.period_ns).added_to(provisional)

@@ -28,7 +28,7 @@ def machine(simulation: Simulation) -> Simulation:
 
 
 def run(machine: Simulation) -> calibration.Calibration:
-    return calibrate(uuids(machine)[0], lambda: SteadyLoad(machine.gpus[0]))
+    return calibrate(uuids(machine)[0], lambda: SteadyLoad(machine.gpus[0]), short_bursts=8, long_bursts=4)
 
 
 def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
@@ -41,6 +41,11 @@ def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
     assert found.ramp_ns is not None
     assert found.ramp_uncertainty_ns is not None
     assert found.ramp_ns == pytest.approx(3_000_000, abs=max(found.ramp_uncertainty_ns, 500_000))
+    assert found.settle_ns is not None
+    assert found.step_w == pytest.approx(BUSY_W - IDLE_W, rel=0.05)
+    assert found.conditions is not None
+    assert found.conditions["sm_clock_mhz"] == 1980
+    assert not found.expired
     assert calibration.load(found.uuid, found.driver) == found
 
 
