@@ -151,7 +151,7 @@ class SampledGpuMeter(Meter):
             invalid.append(Note("sensor_gap", problem))
         for uuid, stored in calibrations.items():
             if stored is not None and stored.counter_type == "lossy":
-                message = f"{uuid}: calibration {stored.id} saw its energy counter lose energy, or power rise too slowly"
+                message = f"{uuid}: calibration {stored.id} saw the counter lose energy, or power rise too slowly"
                 invalid.append(Note("counter_loses_energy", message))
         host = self._cpu.series(self._request.samples_path) if self._cpu.domains else ()
         lost = [Note("host_not_measured", note.message) for note in rapl.faults(windows, host)]
