@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import sqrt
 from statistics import fmean, linear_regression, median, stdev
 
-from pytest_llem.energy.calibration import Calibration, CounterType
+from pytest_llem.energy.calibration import Calibration
 from pytest_llem.energy.series import TickSeries
 from pytest_llem.energy.window_edges import EDGE_NS, fit
 from pytest_llem.job.measurement import Measured
@@ -45,34 +45,6 @@ DIP_REL = 0.1
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What the bursts show.
-
-    `fall` and `rise` (ns, k=2) are by how much the counter is late at the end and at the start of load: sensor's lag
-    and power's ramp together. After `settle_ns` it shows idle power alone. `step_w` is the load's power above idle.
-    """
-
-    counter_type: CounterType
-    duty: float | None = None
-    fall: Measured | None = None
-    rise: Measured | None = None
-    settle_ns: int | None = None
-    step_w: float | None = None
-
-    def added_to(self, calibration: Calibration) -> Calibration:
-        """The calibration with these findings."""
-        return calibration._replace(
-            ramp_ns=round(self.fall.value) if self.fall else None,
-            ramp_uncertainty_ns=round(self.fall.uncertainty) if self.fall else None,
-            counter_type=self.counter_type,
-            duty=self.duty,
-            rise_ns=round(self.rise.value) if self.rise else None,
-            settle_ns=self.settle_ns,
-            step_w=self.step_w,
-        )
-
-
-@dataclass(frozen=True)
 class _Burst:
     """One burst: its energy above the quiet course, and for a long one its plateau's power and how late both edges are.
 
@@ -96,29 +68,35 @@ def plan(short: int, long: int, period_s: float, rng: random.Random) -> Iterator
         yield length * period_s, (QUIET_PERIODS + rng.random()) * period_s
 
 
-def evaluate(ticks: TickSeries, edges: Sequence[tuple[int, int]], period_ns: int) -> Findings:
-    """What the counter's steps around these bursts show."""
+def evaluate(ticks: TickSeries, edges: Sequence[tuple[int, int]], known: Calibration) -> Calibration:
+    """A calibration of which the period is known, with what the counter's steps around these bursts show."""
     close = ticks.closely_bracketed
-    found = [burst for edge in edges if (burst := _burst(close, *edge, period_ns)) is not None]
+    found = [burst for edge in edges if (burst := _burst(close, *edge, known.period_ns)) is not None]
     long = [(burst, burst.step_w) for burst in found if burst.step_w]
     short = [burst for burst in found if burst.step_w is None]
     if len(long) < 3:
-        return Findings("unknown")
+        return known
     step_w = fmean(power for _, power in long)
     rise, fall = _mean([burst.rise_s for burst, _ in long]), _mean([burst.fall_s for burst, _ in long])
     lost = rise.value - fall.value > LOST_NS + rise.uncertainty + fall.uncertainty
-    if lost or _dips(ticks, edges, round(SETTLE_PERIODS * period_ns)):
-        return Findings("lossy", step_w=step_w)
+    if lost or _dips(ticks, edges, round(SETTLE_PERIODS * known.period_ns)):
+        return known._replace(counter_type="lossy", step_w=step_w)
     if len(short) < 4:
-        return Findings("unknown", step_w=step_w)
+        return known
     caught = [burst.total_j / (step_w * burst.length_s) for burst in short]
     if stdev(caught) >= PART_TIME_SCATTER:
         # A share `duty` of each period misses a burst entirely with probability 1 - its length in periods - duty.
         missed = sum(share < 0.1 for share in caught) / len(caught)
         duty = min(1.0, max(0.05, 1 - SHORT_BURST_PERIODS - missed))
-        return Findings("part_time", duty, step_w=step_w)
-    settle_ns = _settled_ns([point for burst in found for point in burst.left_j])
-    return Findings("accumulating", None, fall, rise, settle_ns, step_w)
+        return known._replace(counter_type="part_time", duty=duty, step_w=step_w)
+    return known._replace(
+        counter_type="accumulating",
+        ramp_ns=round(fall.value),
+        ramp_uncertainty_ns=round(fall.uncertainty),
+        rise_ns=round(rise.value),
+        settle_ns=_settled_ns([point for burst in found for point in burst.left_j]),
+        step_w=step_w,
+    )
 
 
 def _burst(ticks: TickSeries, start_ns: int, end_ns: int, period_ns: int) -> _Burst | None:

@@ -81,22 +81,20 @@ def calibrate(
         idle = _sample(device.uuid, lambda period: time.sleep(IDLE_PERIODS * period))
         period_ns, jitter_ns = _period(idle)
         fast_error = _fast_polling_error(device.handle, period_ns, load)
-        poll_step_ns = FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS
-        counts = (short_bursts, long_bursts)
-        found = _bursts(device, load, period_ns, poll_step_ns, counts) if load else bursts.Findings("unknown")
-        measured = Calibration(
+        result = Calibration(
             uuid=device.uuid,
             driver=device.driver,
             period_ns=period_ns,
             jitter_ns=jitter_ns,
             call_latency_ns=latency_ns,
-            poll_step_ns=poll_step_ns,
+            poll_step_ns=FAST_STEP_NS if fast_error < HARMLESS_REL else DEFAULT_STEP_NS,
             fast_polling_error_rel=fast_error,
             idle_noise_w=stdev(idle.power_w(i) for i in range(len(idle) - 1)),
             made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             conditions=_conditions(device, load),
         )
-        result = found.added_to(measured)
+        if load is not None:
+            result = _with_bursts(result, load, (short_bursts, long_bursts))
     except pynvml.NVMLError as problem:
         raise MeterError(f"{uuid}: NVML: {problem}", fix=nvml_devices.remedy(problem)) from None
     finally:
@@ -257,11 +255,8 @@ def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
     return linear_regression(*zip(*steps, strict=True)).slope * 1e6
 
 
-def _bursts(
-    device: nvml_devices.Gpu, load: Load, period_ns: int, poll_step_ns: int, counts: tuple[int, int]
-) -> bursts.Findings:
+def _with_bursts(known: Calibration, load: Load, counts: tuple[int, int]) -> Calibration:
     edges: list[tuple[int, int]] = []
-    provisional = Calibration(device.uuid, device.driver, period_ns, 0, 0, poll_step_ns)
 
     def activity(period_s: float, /) -> None:
         time.sleep(bursts.QUIET_PERIODS * period_s)
@@ -269,24 +264,18 @@ def _bursts(
             edges.append(load.burst(length_s))
             time.sleep(quiet_s)
 
-    return bursts.evaluate(_sample(device.uuid, activity, provisional), edges, period_ns)
+    return bursts.evaluate(_sample(known.uuid, activity, known), edges, known)
 
 
 def _conditions(device: nvml_devices.Gpu, load: Load | None) -> dict[str, JsonValue]:
-    """What the sensor was calibrated under; `None` where the board does not say."""
-
-    def ask(function: Callable[..., Any], *more: object) -> Any:
-        with suppress(pynvml.NVMLError):
-            return function(device.handle, *more)
-        return None
-
-    limit_mw = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
-    return {
-        "board": device.name,
-        "driver": device.driver,
-        "temperature_c": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
-        "sm_clock_mhz": ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
-        "power_limit_w": limit_mw / 1e3 if limit_mw is not None else None,
-        "load": type(load).__name__ if load is not None else None,
-        "pytest_llem": __version__,
+    """What the sensor was calibrated under, as far as the board says."""
+    readings: dict[str, Callable[[Any], int]] = {
+        "temperature_c": lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "sm_clock_mhz": lambda handle: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "power_limit_mw": pynvml.nvmlDeviceGetEnforcedPowerLimit,
     }
+    found: dict[str, JsonValue] = {"board": device.name, "load": type(load).__name__ if load else None}
+    for name, read in readings.items():
+        with suppress(pynvml.NVMLError):
+            found[name] = read(device.handle)
+    return {**found, "pytest_llem": __version__}

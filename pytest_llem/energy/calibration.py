@@ -83,6 +83,12 @@ class Calibration(NamedTuple):
 
         return self.valid_until is None or datetime.fromisoformat(self.valid_until) < datetime.now(timezone.utc)
 
+    def trace(self) -> dict[str, JsonValue]:
+        """What a result states of it."""
+        dates: dict[str, JsonValue] = {"made_at": self.made_at, "valid_until": self.valid_until}
+        about: dict[str, JsonValue] = {"expired": self.expired, "conditions": self.conditions or {}}
+        return {"device": self.uuid, "id": self.id, "hash": self.hash, **dates, **about}
+
 
 def default_directory() -> Path:
     """Where calibrations are stored: `LLEM_CALIBRATION_DIR`, else `llem/calibration` in the user's data directory."""
@@ -104,7 +110,7 @@ def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration |
 def foreign(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:
     """What lies in the place of this GPU's calibration but belongs to another GPU or driver: it is not used."""
     stored = _stored(path_of(uuid, driver, directory))
-    return stored if stored is not None and (stored.uuid, stored.driver) != (uuid, driver) else None
+    return None if load(uuid, driver, directory) else stored
 
 
 def _stored(path: Path) -> Calibration | None:

@@ -137,7 +137,7 @@ class SampledGpuMeter(Meter):
         facts: dict[str, JsonValue] = {
             "calibrated": {uuid: stored is not None for uuid, stored in calibrations.items()},
             "calibration": {uuid: stored._asdict() for uuid, stored in calibrations.items() if stored is not None},
-            "calibrations": [_trace(stored) for stored in calibrations.values() if stored is not None],
+            "calibrations": [stored.trace() for stored in calibrations.values() if stored is not None],
             "drivers": _drivers(gpus),
             "counter_period_ns": {device.uuid: device.ticks.period_ns if device.ticks else None for device in read},
             "counter_power_ratio": {uuid: ratio.value if ratio else None for uuid, ratio in ratios.items()},
@@ -270,19 +270,6 @@ def _estimate(device: validity.DeviceEvidence, window: Window, calibrated: Calib
 def _sensor(events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What the sampler process found of a device's sensor; empty where it never read it."""
     return next((event for event in events if event["event"] == "sensor"), {})
-
-
-def _trace(stored: Calibration) -> dict[str, JsonValue]:
-    """What a result states of a calibration that it rests on."""
-    return {
-        "device": stored.uuid,
-        "id": stored.id,
-        "hash": stored.hash,
-        "made_at": stored.made_at,
-        "valid_until": stored.valid_until,
-        "expired": stored.expired,
-        "conditions": stored.conditions or {},
-    }
 
 
 def _drivers(gpus: Sequence[GpuFacts]) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def calibrated(entry: Mapping[str, Any]) -> Calibration:
         call_latency_ns=60_000,
         poll_step_ns=calibrate.FAST_STEP_NS,
     )
-    return bursts.evaluate(ticks, entry["bursts"], period_ns).added_to(provisional)
+    return bursts.evaluate(ticks, entry["bursts"], provisional)
 
 
 def ticks_of(steps: list[list[int]]) -> TickSeries:

@@ -108,4 +108,4 @@ def calibrate_virtually(
             now_ns = edges[-1][1] + round(quiet_s * 1e9)
             sampler.run_until(now_ns)
     ticks = ticks_from(sampler.readings.samples, provisional.uuid)
-    return bursts.evaluate(ticks, edges, gpu.period_ns).added_to(provisional)
+    return bursts.evaluate(ticks, edges, provisional)
