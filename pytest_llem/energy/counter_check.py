@@ -6,7 +6,8 @@ draw (zeus issue 181, amdsmi issue 38). What the readings' own scatter explains 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot, inf, sqrt
@@ -53,29 +54,46 @@ def counter_power_ratio(
 ) -> Ratio | None:
     """The ratio over the whole intervals of the counter inside the windows, or over all (`None`).
 
-    `None` where either was not read. Each interval's power is the mean of the readings at its two ends. A reading may
-    be late or look at a part of the time: intervals then differ to both sides, so that the scatter of the differences
-    about their common ratio bounds their sum (ratio estimator; first-order autocorrelation widens it).
+    `None` where either was not read. Power runs straight from one reading to the next. A reading may be late or look at
+    a part of the time: intervals then differ to both sides, so that the scatter of the differences about their common
+    ratio bounds their sum (ratio estimator; first-order autocorrelation widens it).
     """
-    if ticks is None:
+    readings = sorted((s.t_ns, s.power_w) for s in samples if s.power_w is not None)
+    if ticks is None or len(readings) < 2:
         return None
-    powers = [s.power_w for s in samples if s.counter_mj is not None and s.bracket_ns is not None]
+    times_ns = [t_ns for t_ns, _ in readings]
+    power_up_to_j = _integral(readings)
     pairs: list[tuple[float, float]] = []
     seconds = 0.0
-    for (first, before), (last, after) in pairwise(enumerate(powers)):
-        start_ns, end_ns = ticks.mid_ns[first], ticks.mid_ns[last]
+    for index, (start_ns, end_ns) in enumerate(pairwise(ticks.mid_ns)):
         within = windows is None or any(w.start_ns <= start_ns and end_ns <= w.end_ns for w in windows)
-        if not within or before is None or after is None or ticks.reset_within(start_ns, end_ns):
+        if not within or ticks.reset_within(start_ns, end_ns) or not times_ns[0] <= start_ns < end_ns <= times_ns[-1]:
             continue
-        power_j = (before + after) / 2 * (end_ns - start_ns) / 1e9
         seconds += (end_ns - start_ns) / 1e9
-        pairs.append((ticks.energy_j[last] - ticks.energy_j[first], power_j))
+        counter_j = ticks.energy_j[index + 1] - ticks.energy_j[index]
+        pairs.append((counter_j, power_up_to_j(end_ns) - power_up_to_j(start_ns)))
     total_j = sum(power_j for _, power_j in pairs)
     if total_j <= 0:
         return None
     value = sum(counter_j for counter_j, _ in pairs) / total_j
     rounding = MIN_RESOLUTION_W / sqrt(3) * seconds / total_j
     return Ratio(value, hypot(_explained(pairs, value, total_j), rounding), len(pairs))
+
+
+def _integral(readings: Sequence[tuple[int, float]]) -> Callable[[int], float]:
+    """Joules up to a time within the readings, whose power runs straight from one to the next."""
+    times_ns = [t_ns for t_ns, _ in readings]
+    sums = [0.0]
+    for (before_ns, before_w), (after_ns, after_w) in pairwise(readings):
+        sums.append(sums[-1] + (before_w + after_w) / 2 * (after_ns - before_ns) / 1e9)
+
+    def up_to(t_ns: int) -> float:
+        index = min(bisect_right(times_ns, t_ns) - 1, len(readings) - 2)
+        (before_ns, before_w), (after_ns, after_w) = readings[index], readings[index + 1]
+        share = (t_ns - before_ns) / max(1, after_ns - before_ns)
+        return sums[index] + (before_w + share * (after_w - before_w) / 2) * (t_ns - before_ns) / 1e9
+
+    return up_to
 
 
 def _explained(pairs: Sequence[tuple[float, float]], ratio: float, total_j: float) -> float:
