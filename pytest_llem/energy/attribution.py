@@ -6,10 +6,12 @@ that may be another's is no energy of the cycle.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llem.energy import nvml_devices
 from pytest_llem.energy.protocol import MeterRequest
 from pytest_llem.energy.readings import GpuFacts
 from pytest_llem.job.report import Note
@@ -57,6 +59,27 @@ def attribute(
     if problem is not None:
         return Attribution(frozenset(leased), (Note("server_gpu_unknown", f"{problem}: {NAME_THEM}"),))
     return Attribution(frozenset(seen), notes=_not_leased(request, seen))
+
+
+def leased_gpus(request: MeterRequest) -> list[nvml_devices.Gpu]:
+    """The cycle's NVIDIA GPUs; none for one on the CPU."""
+    if request.devices.kind == "cpu":
+        return []
+    with nvml_devices.nvml():
+        return nvml_devices.find(request.devices.uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def server_elsewhere(request: MeterRequest) -> tuple[Note, ...]:
+    """For meters that list no processes: the reason against a server whose GPUs are not exactly the leased ones."""
+    if request.server is None or request.devices.kind == "cpu" or request.settings.named_gpus:
+        return ()
+    pid, leased = request.server.pid, {gpu.uuid for gpu in leased_gpus(request)}
+    with nvml_devices.nvml():
+        seen = {gpu.uuid for gpu in nvml_devices.holding(pid)} if pid is not None else set()
+    problem = _server_problem(pid, seen, leased, unknown=False)
+    if problem is None and seen != leased:
+        problem = f"the server computes on {', '.join(sorted(seen))} only"
+    return () if problem is None else (Note("server_gpu_unknown", f"{problem}: {NAME_THEM}"),)
 
 
 def _server_problem(pid: int | None, seen: set[str], read: set[str], unknown: bool) -> str | None:

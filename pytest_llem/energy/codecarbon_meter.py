@@ -13,6 +13,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar
 
+from pytest_llem.energy.attribution import leased_gpus, server_elsewhere
 from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, missing_package, window_energy
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.errors import MeterError
@@ -48,7 +49,11 @@ class CodeCarbonMeter(Meter):
         """Create the tracker, which probes the machine for some seconds, and begin the first stretch."""
         codecarbon: Any = import_module("codecarbon")
         self._tracker: Any = codecarbon.OfflineEmissionsTracker(
-            country_iso_code=COUNTRY, save_to_file=False, log_level="error", allow_multiple_runs=True
+            country_iso_code=COUNTRY,
+            save_to_file=False,
+            log_level="error",
+            allow_multiple_runs=True,
+            gpu_ids=[gpu.position for gpu in leased_gpus(self._request)] or None,
         )
         self._writer = SampleWriter(self._request.samples_path)
         self._begin()
@@ -78,6 +83,7 @@ class CodeCarbonMeter(Meter):
                 Note("cross_check", f"as CodeCarbon {release} measures: {what}; it states no uncertainty"),
                 Note("in_process", "sensors are read inside the measured process, by threads of CodeCarbon's own"),
             ),
+            invalid=server_elsewhere(self._request),
         )
 
     def _begin(self) -> None:

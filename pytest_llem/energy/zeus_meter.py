@@ -6,14 +6,18 @@ measure as Zeus does and not be improved here, because its purpose is to reprodu
 
 from __future__ import annotations
 
+import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from math import sqrt
 from typing import Any, ClassVar
 
+import pynvml
+
+from pytest_llem.energy.attribution import leased_gpus, server_elsewhere
 from pytest_llem.energy.protocol import (
     BOARD_GAIN_UNCERTAINTY_REL,
     EnergyEstimate,
@@ -61,7 +65,7 @@ class ZeusMeter(Meter):
     def start(self) -> None:
         """Open the GPUs that Zeus finds, else the chip that it supports; with neither, the `MeterError` about GPUs."""
         try:
-            self._counters = _gpus()
+            self._counters = _gpus({gpu.uuid for gpu in leased_gpus(self._request)})
         except MeterError:
             chip = _chip()
             if chip is None:
@@ -89,8 +93,6 @@ class ZeusMeter(Meter):
         ]
         if self._counters.scope == "module":
             notes.append(Note("not_verified", "Zeus's reading of whole chips was never tried with this meter"))
-        elif self._request.devices.kind == "cpu":
-            notes.append(Note("meter_not_on_device", "the engine ran on the CPU; these joules are those of idle GPUs"))
         return EnergyReport(
             meter=self.name,
             measured=True,
@@ -101,6 +103,7 @@ class ZeusMeter(Meter):
             gain_uncertainty_rel=BOARD_GAIN_UNCERTAINTY_REL,
             source=f"zeus {version('zeus')}",
             notes=tuple(notes),
+            invalid=server_elsewhere(self._request) if self._counters.scope == "gpu_board" else (),
         )
 
     def _account(self, window: Window) -> WindowEnergy:
@@ -112,10 +115,10 @@ class ZeusMeter(Meter):
             energy_j = (after - before) / 1e3
             bound_j = sqrt(2) * energy_j / window.duration_s * STEP_S
             parts[device.id] = EnergyEstimate(energy_j, bound_j, "counter_difference", 2, {"counter_step": bound_j})
-        return window_energy(window, parts)
+        return window_energy(window, parts, [device.id for device in self._counters.devices if not device.leased])
 
 
-def _gpus() -> Counters:
+def _gpus(leased: Collection[str]) -> Counters:
     device: Any = import_module("zeus.device")
     problems: Any = import_module("zeus.device.exception")
     try:
@@ -128,10 +131,21 @@ def _gpus() -> Counters:
     if missing:
         raise MeterError(f"zeus: GPU {missing[0]} has no energy counter", fix="use --llem-meter=nvml")
     return Counters(
-        tuple(MeteredDevice(f"zeus-gpu-{i}", str(gpus.get_name(i)), "gpu") for i in range(len(gpus))),
+        tuple(
+            MeteredDevice(f"zeus-gpu-{i}", str(gpus.get_name(i)), "gpu", _uuid(gpus.gpus[i]) in leased)
+            for i in range(len(gpus))
+        ),
         lambda: [float(gpus.get_total_energy_consumption(i)) for i in range(len(gpus))],
         "gpu_board",
     )
+
+
+def _uuid(gpu: Any) -> str | None:
+    """The UUID of one of Zeus's NVIDIA GPUs; `None` for another maker's, which cannot be leased."""
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(gpu.handle))
+    except (pynvml.NVMLError, AttributeError, TypeError, ctypes.ArgumentError):
+        return None
 
 
 def _chip() -> Counters | None:

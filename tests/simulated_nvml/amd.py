@@ -16,6 +16,7 @@ UUID = "a5ff74a1-0000-1000-80aa-000000000001"
 
 _SOURCE = """
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 enum { OK = 0, NOT_SUPPORTED = 2 };
@@ -27,6 +28,14 @@ int amdsmi_get_processor_handles(void *s, uint32_t *n, void **out) {
     (void)s;
     if (out) out[0] = &gpu;
     *n = 1;
+    return OK;
+}
+/* One process, whose id LLEM_AMD_PID names. */
+int amdsmi_get_gpu_process_list(void *d, uint32_t *n, char *out) {
+    (void)d;
+    const char *pid = getenv("LLEM_AMD_PID");
+    *n = pid ? 1 : 0;
+    if (pid) { uint32_t id = (uint32_t)atoi(pid); memset(out, 0, %(process_bytes)d); memcpy(out + 256, &id, 4); }
     return OK;
 }
 int amdsmi_get_gpu_device_uuid(void *d, uint32_t *n, char *out) {
@@ -66,7 +75,7 @@ def build_amd_library(directory: Path) -> Path:
     library = directory / "lib" / "libamd_smi.so"
     library.parent.mkdir(parents=True)
     code = library.with_suffix(".c")
-    code.write_text(_SOURCE % {"uuid": UUID, "power": int(POWER_W)} + rest)
+    code.write_text(_SOURCE % {"uuid": UUID, "power": int(POWER_W), "process_bytes": 256} + rest)
     subprocess.run(
         [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", str(library), str(code)],
         check=True,

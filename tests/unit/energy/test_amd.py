@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,14 @@ from tests.simulated_nvml import amd
 needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is not installed")
 
 CYCLE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from pytest_llem.energy import registry
 from pytest_llem.job.measurement import Window
 from pytest_llem.job.job import DeviceSet, MeterSettings
 meter = registry.open_meter(MeterSettings("amdsmi", explicit=True), DeviceSet("cpu"), Path(sys.argv[1]))
+if sys.argv[2:]:
+    os.environ["LLEM_AMD_PID"] = str(os.getpid())
 meter.start()
 time.sleep(0.3)
 start = meter.mark()
@@ -33,24 +36,41 @@ report = meter.stop([Window("measure", start, end)])
 window = report.windows[0]
 print(json.dumps({
     "meter": report.meter, "devices": [device.id for device in report.devices],
-    "power_w": window.energy_j / (end - start) * 1e9, "bound_w": window.uncertainty_j / (end - start) * 1e9,
+    "power_w": (window.energy_j or 0) / (end - start) * 1e9,
+    "bound_w": (window.uncertainty_j or 0) / (end - start) * 1e9,
     "estimator": window.estimator, "notes": {note.code: note.message for note in report.notes},
     "invalid": [note.code for note in report.invalid], "temperature_c": list(report.facts["temperature_c"].values()),
 }))
 """
 
 
-@needs_amdsmi
-def test_energy_is_the_accumulator_times_its_resolution(tmp_path: Path) -> None:
+def cycle(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     amd.build_amd_library(tmp_path / "rocm")
     environment = {**os.environ, "ROCM_PATH": str(tmp_path / "rocm"), "ROCM_HOME": str(tmp_path / "rocm")}
-
     done = subprocess.run(
-        [sys.executable, "-c", CYCLE, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CYCLE, str(tmp_path), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@needs_amdsmi
+def test_a_gpu_without_a_process_of_the_cycle_is_not_its_own(tmp_path: Path) -> None:
+    found = cycle(tmp_path)
+
+    assert found["invalid"] == ["meter_not_on_device"]
+    assert found["power_w"] == 0
+
+
+@needs_amdsmi
+def test_energy_is_the_accumulator_times_its_resolution(tmp_path: Path) -> None:
+    found = cycle(tmp_path, "on the GPU")
+
     assert found["meter"] == "amdsmi"
     assert found["devices"] == [amd.UUID]
     assert found["power_w"] == pytest.approx(amd.POWER_W, abs=found["bound_w"])

@@ -14,7 +14,7 @@ import pytest_llem
 from pytest_llem.energy import registry
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from tests.simulated_nvml.simulation import Simulation
+from tests.simulated_nvml.plugin import MakeSimulation
 from tests.unit.energy.cycle import uuids
 
 PYTHON = os.environ.get("LLEM_PEERS_PYTHON", sys.executable)
@@ -43,13 +43,18 @@ def has(package: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["zeus", "codecarbon"])
-def test_a_peer_measures_the_gpu_as_it_always_does(simulation: Simulation, tmp_path: Path, name: str) -> None:
+def test_a_peer_measures_the_leased_gpu_as_it_always_does(
+    make_simulation: MakeSimulation, tmp_path: Path, name: str
+) -> None:
+    """And not the other one, which works as well."""
+    simulation = make_simulation(2)
+    simulation.gpus[0].set_power(500.0)
     if not has(name):
         pytest.skip(f"{name} is not installed (LLEM_PEERS_PYTHON may name an interpreter that has it)")
     root = str(Path(pytest_llem.__file__).parent.parent)
 
     done = subprocess.run(
-        [PYTHON, "-c", CYCLE, name, str(tmp_path), uuids(simulation)[0]],
+        [PYTHON, "-c", CYCLE, name, str(tmp_path), uuids(simulation)[1]],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": root},
