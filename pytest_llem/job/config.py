@@ -151,6 +151,18 @@ class MeasurementSettings:
 
 
 @dataclass(frozen=True)
+class DeviceSettings:
+    """Which of the machine's devices an experiment runs on."""
+
+    gpus: tuple[NonNegativeInt | Name, ...] = setting(
+        (),
+        "GPUs to lease, by index in PCI order or UUID, as many as the engine needs; of a server that runs already, all "
+        "that it computes on. Without any the visible ones, or those that hold a process of the server.",
+        [[0], [0, 1]],
+    )
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which model an experiment runs."""
 
@@ -171,6 +183,7 @@ class CommonSettings:
     workload: WorkloadSettings = section(WorkloadSettings, "What the engine is fed.")
     decoding: Decoding = section(Decoding, "How tokens are chosen.")
     measurement: MeasurementSettings = section(MeasurementSettings, "How it is measured.")
+    device: DeviceSettings = section(DeviceSettings, "Which devices it runs on.")
 
 
 @dataclass(frozen=True)

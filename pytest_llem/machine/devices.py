@@ -7,14 +7,16 @@ exists, `CUDA_VISIBLE_DEVICES` what is visible; a driver that does not work must
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pytest_llem.engines import engine_info
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.worker.servers import running_server
 
 if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
@@ -69,10 +71,7 @@ def visible_gpus() -> tuple[str, ...]:
         elif matches := [uuid for uuid in gpus if uuid.startswith(name)]:
             visible.append(matches[0])
         else:
-            raise DeviceError(
-                f"CUDA_VISIBLE_DEVICES={chosen}: there is no GPU {name!r}",
-                fix=f"name some of: {', '.join(f'{index} ({uuid})' for index, uuid in enumerate(gpus))}",
-            )
+            raise _no_such_gpu(f"CUDA_VISIBLE_DEVICES={chosen}", name, gpus)
     return tuple(visible)
 
 
@@ -134,16 +133,66 @@ class Demand:
         return devices.kind == self.kind and len(names) == self.count and set(names) <= set(self.candidates)
 
 
+def named_gpus(config: ExperimentConfig) -> tuple[str, ...]:
+    """The GPUs that the study names, by UUID; `DeviceError` for one that is not there."""
+    gpus = gpu_uuids() if config.device.gpus else ()
+    named: dict[str, None] = {}
+    for name in map(str, config.device.gpus):
+        if name.isdigit() and int(name) < len(gpus):
+            named[gpus[int(name)]] = None
+        elif name.startswith("MIG-"):
+            named[name] = None
+        elif matches := [uuid for uuid in gpus if uuid.startswith(name)]:
+            named[matches[0]] = None
+        else:
+            raise _no_such_gpu(f"device.gpus: {name}", name, gpus)
+    return tuple(sorted(named, key=lambda uuid: gpus.index(uuid) if uuid in gpus else len(gpus)))
+
+
+def _no_such_gpu(where: str, name: str, gpus: Sequence[str]) -> DeviceError:
+    there = ", ".join(f"{index} ({uuid})" for index, uuid in enumerate(gpus)) or "none"
+    return DeviceError(f"{where}: there is no GPU {name!r}", fix=f"name some of: {there}")
+
+
+def serves_already(config: ExperimentConfig) -> bool:
+    """Whether a configuration measures a server that was there before."""
+    return engine_info(config.engine).serves_over_http and config.settings.get("base_url") is not None
+
+
+def _gpus_of_server(config: ExperimentConfig) -> tuple[str, ...]:
+    """The GPUs, visible or not, on which the driver shows a process of the server that runs already."""
+    tree = running_server(str(config.settings["base_url"])).tree
+    if tree is None or tree.pid is None or not gpu_uuids():
+        return ()
+    import pynvml
+
+    from pytest_llem.energy.nvml_devices import holding, nvml
+
+    try:
+        with nvml():
+            return tuple(gpu.uuid for gpu in holding(tree.pid))
+    except pynvml.NVMLError:
+        return ()
+
+
 def demanded_devices(config: ExperimentConfig) -> Demand:
-    """As many of the visible GPUs as a cycle needs, or the CPU; `DeviceError` when it needs more than are visible."""
-    gpus = visible_gpus()
+    """As many GPUs as a cycle needs, of those that the study names or the visible ones, or the CPU.
+
+    For a server that runs already all that the study names, or that hold a process of it. `DeviceError` when it needs
+    more than there are.
+    """
+    running = serves_already(config)
+    gpus = named_gpus(config) or (_gpus_of_server(config) if running else ())
+    if gpus and running:
+        return Demand("cuda", gpus, len(gpus))
+    gpus = gpus or visible_gpus()
     if not gpus:
         return Demand("cpu", ("cpu",), 1)
     needed = devices_needed(config)
     if needed > len(gpus):
         raise DeviceError(
-            f"the experiment needs {needed} GPUs, and {len(gpus)} are visible",
-            fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+            f"the experiment needs {needed} GPUs, and {len(gpus)} are visible or named",
+            fix="lower its parallel sizes, or make more GPUs visible (CUDA_VISIBLE_DEVICES, device.gpus)",
             details={"needed": needed, "visible": len(gpus)},
         )
     return Demand("cuda", gpus, needed)

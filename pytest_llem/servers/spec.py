@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pytest_llem.engines import engine_info
 from pytest_llem.engines.model_files import find_model
 from pytest_llem.engines.openai import INFO
 from pytest_llem.engines.openai.settings import OpenAISettings, api_url, unreachable
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import decode
+from pytest_llem.machine.devices import serves_already
 
 ENGINE = INFO.name
 LOOPBACK = "127.0.0.1"
@@ -119,14 +119,9 @@ CONNECT_S = 5.0
 """Chosen: a server that exists accepts a connection at once, across an ocean within a second."""
 
 
-def runs_already(config: ExperimentConfig) -> bool:
-    """Whether a configuration measures a server that was there before."""
-    return engine_info(config.engine).serves_over_http and config.settings.get("base_url") is not None
-
-
 def require_reachable(config: ExperimentConfig) -> None:
     """Raise `ServerUnreachableError` when a server should run already, and nobody listens at its address."""
-    if not runs_already(config):
+    if not serves_already(config):
         return
     url = api_url(str(config.settings["base_url"]))
     parts = urlsplit(url)
@@ -139,4 +134,4 @@ def require_reachable(config: ExperimentConfig) -> None:
 
 def residual_allowance(config: ExperimentConfig, allowed_bytes: int) -> int:
     """How much memory of its devices may be in use before a cycle: any, where a server has loaded its model there."""
-    return sys.maxsize if runs_already(config) else allowed_bytes
+    return sys.maxsize if serves_already(config) else allowed_bytes

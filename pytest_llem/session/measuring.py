@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.engines import starts_server
-from pytest_llem.errors import JsonValue, LlemError, from_dict
+from pytest_llem.errors import JsonValue, LlemError, SettingsError, from_dict
+from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
 from pytest_llem.job.redaction import redact_file, secrets_of
@@ -139,6 +140,11 @@ class Measurer:
         self, runner: Runner, cycle: ExperimentCycle, attempt: int, job_dir: JobDir
     ) -> tuple[Job, RunReport]:
         """As `measure`, by a runner whose machines take the lease; threads may call it, and no failure stops others."""
+        if cycle.experiment.config.device.gpus:
+            raise SettingsError(
+                f"device.gpus cannot be combined with the runner {runner.spec.name}, which chooses the GPUs",
+                fix="leave it out; `ray: {resources: ...}` chooses nodes",
+            )
         unknown = DeviceSet("cpu")
         preflight = self._checks.preflight(runner, cycle, unknown)
         note = self._checks.settings(runner, cycle, unknown)
@@ -192,7 +198,7 @@ class Measurer:
             cycle=cycle.cycle or 1,
             attempt=attempt,
             devices=devices,
-            meter=_meter_settings(self._options.meter_of(study), study),
+            meter=_meter_settings(self._options.meter_of(study), study, experiment.config),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
         )
 
@@ -250,10 +256,10 @@ def _dependencies(cycle: ExperimentCycle, spec: RunnerSpec, demand: Demand) -> d
     }
 
 
-def _meter_settings(meter: str, study: Study) -> MeterSettings:
-    if meter == "auto":
-        return MeterSettings(meter, thresholds=study.thresholds)
-    return MeterSettings(meter, explicit=True, thresholds=study.thresholds, uuids=visible_gpus() or gpu_uuids())
+def _meter_settings(meter: str, study: Study, config: ExperimentConfig) -> MeterSettings:
+    explicit = meter != "auto"
+    read = visible_gpus() or gpu_uuids() if explicit else ()
+    return MeterSettings(meter, explicit, "worker", study.thresholds, read, bool(config.device.gpus))
 
 
 class Checks:

@@ -35,6 +35,11 @@ def find_server(job: Job) -> MeasuredServer:
     url = job.config.settings.get("base_url")
     if job.server is not None or not isinstance(url, str):
         return MeasuredServer(job.server)
+    return running_server(url)
+
+
+def running_server(url: str) -> MeasuredServer:
+    """The server that runs already at a URL: the process that listens there."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if is_here(host) is False:

@@ -9,7 +9,7 @@ import pynvml
 import pytest
 
 from pytest_llem.errors import DeviceError
-from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Decoding, DeviceSettings, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine import devices
 from tests.simulated_nvml.plugin import MakeSimulation, make_simulation, simulated_nvml_library
@@ -107,3 +107,24 @@ def test_a_name_that_fits_no_gpu_is_an_error_that_lists_them(
 def test_a_part_of_a_gpu_keeps_its_name(four: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
     assert devices.visible_devices(config()) == DeviceSet("cuda", ("MIG-1234",))
+
+
+@pytest.mark.parametrize(
+    ("named", "indices"), [((2,), (2,)), ((3, 0), (0, 3)), (("GPU-00000000-0000-0000-0000-000000000001",), (1,))]
+)
+def test_a_study_names_the_gpus_to_lease(
+    four: tuple[str, ...], named: tuple[int | str, ...], indices: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+
+    demand = devices.demanded_devices(replace(config(), device=DeviceSettings(named)))
+
+    assert demand.candidates == tuple(four[index] for index in indices)
+    assert demand.count == 1
+
+
+def test_a_named_gpu_that_is_not_there_is_an_error(four: tuple[str, ...]) -> None:
+    with pytest.raises(DeviceError, match=r"device\.gpus: 4: there is no GPU '4'") as caught:
+        devices.demanded_devices(replace(config(), device=DeviceSettings((4,))))
+
+    assert f"3 ({four[3]})" in (caught.value.fix or "")
