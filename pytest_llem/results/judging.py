@@ -119,7 +119,8 @@ def _budget_row(
     if mixed:
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
-    values, missing, lost = _values(measure, valid, lost, allow)
+    values, missing, lost = _values(measure, valid, lost)
+    missing = missing or _estimated(measure, valid, allow)
     if missing or not values:
         return _row(budget.metric, "budget", limit, unjudged(missing or NO_CYCLE), lost)
     verdict = judge_budget(
@@ -157,7 +158,7 @@ def _ratio_row(
     repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
-    values, missing, lost = _values(measure, valid, lost, comparison.allow)
+    values, missing, lost = _values(measure, valid, lost)
     if missing or not valid:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
     own = {*map(measurement_id, valid)}
@@ -182,6 +183,8 @@ def _ratio_row(
             usable.append(run)
     if not usable:
         return _not_comparable(limit, "; ".join(problems))
+    if refused := _estimated(measure, valid, comparison.allow):
+        return _row(limit.metric, "comparison", limit_text(limit), unjudged(refused), lost)
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")
@@ -284,16 +287,17 @@ def judge_change(
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
 
 
-def _values(
-    measure: Metric, valid: Sequence[Result], lost: Sequence[str], allow: Collection[str]
-) -> tuple[list[float], str, list[str]]:
-    """The metric's values, why they are not judged, and the cycles lost: those before, and those that lack it."""
-    estimates = [
-        result.energy.meter for result in valid if not result.energy.measured and result.energy.meter != "none"
-    ]
-    if estimates and is_energy(measure.name) and ESTIMATED_ENERGY not in allow:
-        why = f"its energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
-        return [], f"{why}, or compare: {{allow: [{ESTIMATED_ENERGY}]}}", [*lost]
+def _estimated(measure: Metric, valid: Sequence[Result], allow: Collection[str]) -> str:
+    """Why energy that no sensor measured is not judged; empty where all was measured, or a study wants it judged."""
+    estimates = [result.energy.meter for result in valid if not result.energy.measured]
+    if not estimates or not is_energy(measure.name) or ESTIMATED_ENERGY in allow:
+        return ""
+    why = f"its energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
+    return f"{why}, or compare: {{allow: [{ESTIMATED_ENERGY}]}}"
+
+
+def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tuple[list[float], str, list[str]]:
+    """The metric's values, why there are none, and the cycles lost: those before, and those that lack the metric."""
     values = [value for result in valid if (value := measure.of(result)) is not None]
     if valid and not values:
         return values, why_absent(measure.name, valid[0]), [*lost]
