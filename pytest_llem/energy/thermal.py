@@ -153,19 +153,16 @@ def thermal_reading(
     distances = [to_come(points, begin_ns, since_ns, ROUNDING_C) for points in temperatures]
     temperature_c = max((_late(points, since_ns) for points in temperatures if points), default=None)
     leakage = _leakage(groups[1:])
-    long = load_s >= MIN_LOAD_S
-    if not long or to_come_rel is None:
-        short_rel = UNSETTLED_REL
-        if leakage is not None and temperature_c is not None:
-            short_rel = (abs(leakage[0]) + leakage[1]) * max(0.0, LIMIT_C - temperature_c)
-        to_come_rel = short_rel if to_come_rel is None else min(short_rel, to_come_rel)
+    most_rel = UNSETTLED_REL
+    if leakage is not None and temperature_c is not None:
+        most_rel = (abs(leakage[0]) + leakage[1]) * max(MIN_SPAN_C, LIMIT_C - temperature_c)
     return ThermalReading(
         state=state,
         load_s=load_s,
         temperature_c=temperature_c,
-        distance_c=max((far for far in distances if far is not None), default=None) if long else None,
+        distance_c=max((far for far in distances if far is not None), default=None) if load_s >= MIN_LOAD_S else None,
         leakage_rel_per_c=None if leakage is None else leakage[0],
-        uncertainty_rel=to_come_rel,
+        uncertainty_rel=most_rel if to_come_rel is None else min(most_rel, to_come_rel),
     )
 
 
