@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.terminal import UNCERTAIN, markdown_table, plus_minus, quantity
 
 if TYPE_CHECKING:
@@ -106,14 +105,10 @@ def _middle_cut(text: str, width: int) -> str:
 def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     """Notes on how to read the numbers."""
     notes = []
-    stated = [metric for row in rows for metric in row.metrics.values()]
-    if stated:
-        causes = f"scatter, sensor, thermal state, runs ({BETWEEN_RUNS:.0%} assumed if not measured by `llem aa`)"
-        notes += [
-            f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %, k=2 or more): {causes}",
-            "spread: interquartile range of J/output token",
-        ]
-    if any(metric.uncertainty is None for metric in stated):
+    if any(row.metrics for row in rows):
+        notes.append(f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %): `llem budget` lists its parts")
+        notes.append("spread: interquartile range of J/output token")
+    if any(f"{UNCERTAIN}?" in cell for row in rows for cell in row_cells(row)):
         notes.append(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why")
     gains = dict.fromkeys(row.gain_uncertainty_rel for row in rows if row.gain_uncertainty_rel is not None)
     notes += [f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board" for gain in gains]
