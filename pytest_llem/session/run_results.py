@@ -28,7 +28,7 @@ from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
-from pytest_llem.results.state import Outcome, read_state
+from pytest_llem.results.state import TERMINAL, Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.runners.announcement import announced
@@ -132,9 +132,11 @@ class RunResults:
 
     def figures(self, experiment: ExperimentCycle) -> Mapping[str, MetricSummary]:
         """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty."""
-        outcomes = [self.store.outcome(cycle.key) for cycle in experiment.cycles()]
-        if None in outcomes:
-            return {}
+        keys = [cycle.key for cycle in experiment.cycles()]
+        states = [read_state(self.store.directory(key)) for key in keys]
+        if not all(state is not None and state.state in TERMINAL for state in states):
+            return {}  # states are small: results are read once, after the last cycle
+        outcomes = [self.store.outcome(key) for key in keys]
         valid = [o.result for o in outcomes if o is not None and o.valid and o.result is not None]
         return summarise_metrics(valid, self._options.baseline_dir)
 

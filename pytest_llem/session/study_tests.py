@@ -30,7 +30,10 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
     execution = llem_cycle.study.execution
     precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
     if precise is not None:
-        pytest.skip(f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %) after {precise} cycles")
+        pytest.skip(
+            f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %, scatter alone) "
+            f"after {precise} cycles"
+        )
     outcome = outcome_for(request.node, llem_session, llem_cycle)
     _set_properties(request.node, experiment_properties(llem_session.results.figures(llem_cycle)))
     if outcome.state == "invalid" and not llem_session.options.strict:
