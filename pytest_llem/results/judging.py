@@ -23,7 +23,7 @@ from pytest_llem.results.comparability import (
 )
 from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
-from pytest_llem.results.metrics import Metric, is_energy, metric, why_absent
+from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
@@ -301,7 +301,11 @@ def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tu
     values = [value for result in valid if (value := measure.of(result)) is not None]
     if valid and not values:
         return values, why_absent(measure.name, valid[0]), [*lost]
-    lacking = [f"c{result.cycle} without {measure.name}" for result in valid if measure.of(result) is None]
+    without = [result for result in valid if measure.of(result) is None]
+    lacking = [f"c{result.cycle} without {measure.name}" for result in without]
+    why = why_absent(measure.name, without[-1]) if without else NOT_MEASURED
+    if why != NOT_MEASURED:
+        lacking[-1] += f" ({why})"
     return values, "", [*lost, *lacking]
 
 

@@ -71,12 +71,15 @@ def _getter(name: str) -> Getter:
 METRICS = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
 
 
+NOT_MEASURED = "this run did not measure it"
+
+
 def why_absent(name: str, result: Result) -> str:
     """Why a valid result has no such metric, in words for a user."""
     section, _, statistic = name.removesuffix("_s").partition("_")
     found: Distribution | None = getattr(result.latency, f"{section}_s", None)
     if found is None or found.n is None or statistic not in LEAST_VALUES:
-        return "this run did not measure it"
+        return NOT_MEASURED
     return (
         f"{name} takes at least {LEAST_VALUES[statistic]} values, and there were {found.n}: more workload.prompts, "
         "or a longer measurement.min_duration_s"

@@ -13,6 +13,7 @@ from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import Results
+from pytest_llem.results.sections.performance import distribution
 from pytest_llem.results.state import Outcome
 from pytest_llem.study.limits import Budget, Comparison, FailIf
 from tests.unit.results.conftest import Bench
@@ -66,6 +67,21 @@ def test_too_few_that_measured_it_are_inconclusive(cycles: Cycles) -> None:
 
 def test_nothing_is_named_where_all_measured_it(cycles: Cycles) -> None:
     assert not any("without" in row.reason for row in rows(cycles))
+
+
+def test_a_percentile_of_too_few_in_some_cycles_says_what_it_takes(bench: Bench, key: CycleKey, tmp_path: Path) -> None:
+    """Six latencies in each; a user who reads `without ttft_p90_s` would look for a fault of the engine."""
+    few = bench.result()
+    enough = few.model_copy(
+        update={"latency": replace(few.latency, ttft_s=distribution([0.1 + place / 1000 for place in range(10)]))}
+    )
+    outcomes = [
+        Outcome("valid", replace(key, cycle=cycle), tmp_path, result.model_copy(update={"cycle": cycle}), None, 1, ())
+        for cycle, result in enumerate((few, few, enough), 1)
+    ]
+    (row,) = judge_experiment(outcomes, [Budget("ttft_p90_s", "<=", 1.0)]).rows
+    assert row.status == "inconclusive"
+    assert "c1 without ttft_p90_s, c2 without ttft_p90_s (ttft_p90_s takes at least 10 values" in row.reason
 
 
 def judged(cycles: Cycles, estimated: tuple[int, ...], *allow: str) -> list[GateRow]:
