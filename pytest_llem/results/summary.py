@@ -82,6 +82,8 @@ class ExperimentSummary:
     metrics: Mapping[str, MetricSummary]
     gain_uncertainty_rel: float | None = None
     """The gain error of the sensor's board, which no uncertainty here includes."""
+    cycles_reused: int = 0
+    """Those that an earlier run measured, and counts as well."""
 
 
 def summarise(
@@ -154,6 +156,7 @@ def _summary(
         warnings=tuple(dict.fromkeys(warning.code for result in seen for warning in result.warnings)),
         metrics=summarise_metrics(valid, baseline_dir),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
+        cycles_reused=sum(outcome.source_run is not None for outcome in outcomes),
     )
 
 
@@ -169,6 +172,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
             *(name.removesuffix("_id") for name in IDENTITY),
             *(column for name in METRICS for column in (name, f"{name}_half_iqr")),
             *(f"{name}_{column}" for name in METRICS for column in STATED),
+            "cycles_reused",
         ]
     )
     for row in rows:
@@ -177,7 +181,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
             summary = row.metrics.get(name)
             cells += [summary.median, summary.half_iqr] if summary else [None, None]
         cells += [getattr(row.metrics.get(name), column, None) for name in METRICS for column in STATED]
-        writer.writerow(cells)
+        writer.writerow([*cells, row.cycles_reused])
     return stream.getvalue()
 
 

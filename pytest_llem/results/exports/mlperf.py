@@ -26,10 +26,10 @@ QUERY_SAMPLES = 8
 PERCENTILES = {"50.00": "p50", "90.00": "p90", "99.00": "p99"}
 RATES = {
     "Offline": ("Samples per second", "Tokens per second"),
+    "Server": ("Completed samples per second", "Completed tokens per second"),
     "SingleStream": ("QPS w/ loadgen overhead", "TPS w/ loadgen overhead"),
 }
-COMPLETED = ("Completed samples per second", "Completed tokens per second")
-"""Of every other scenario; LoadGen writes them for `Server`."""
+"""Throughput by scenario; LoadGen writes none of `MultiStream`."""
 
 
 def export(results: Results, out: Path) -> None:
@@ -43,13 +43,14 @@ def summary(result: Result) -> dict[str, JsonValue]:
     long_enough = duration is not None and duration >= MIN_DURATION_S
     latency, energy, load = result.latency, result.energy, load_of(result)
     scenario = scenario_of(load)
-    samples, tokens = RATES.get(scenario or "", COMPLETED)
+    rates = (result.throughput.requests_per_s, result.throughput.output_tokens_per_s)
     entry: dict[str, JsonValue] = {
         "SUT name": f"{result.study}[{result.experiment.id}] on {result.engine.name} {result.engine.version}",
         "Scenario": scenario,
         "Mode": "PerformanceOnly",
-        samples: result.throughput.requests_per_s,
-        tokens: result.throughput.output_tokens_per_s,
+        **dict(zip(RATES.get(scenario or "", ()), rates, strict=False)),
+        "requests_per_s": rates[0],
+        "output_tokens_per_s": rates[1],
         "Result is": "VALID" if result.validity.valid and long_enough else "INVALID",
         "Min duration satisfied": None if duration is None else ("Yes" if long_enough else "NO"),
         "Average power (W)": energy.avg_power_w,
@@ -63,7 +64,7 @@ def summary(result: Result) -> dict[str, JsonValue]:
         "deviations": [*_deviations(result, load, scenario, duration)],
     }
     named = (
-        ("Mean latency", "latency", latency.e2el_s),
+        ("Mean latency", "latency", None if scenario == "MultiStream" else latency.e2el_s),
         ("Mean First Token latency", "first token latency", latency.ttft_s),
         ("Mean Time per Output Token", "time to output token", latency.tpot_s),
     )
@@ -101,6 +102,8 @@ def _deviations(result: Result, load: LoadShape, scenario: str | None, duration:
     if scenario is None:
         shape = f"{load.max_concurrency} requests in flight" if load.process == "concurrency" else load.process
         yield f"the load ({shape}) is no scenario of LoadGen, whose Server has Poisson arrivals"
+    if scenario == "MultiStream":
+        yield "the latency of a query is that of its slowest sample, which is not known"
     if scenario == "MultiStream" and load.batch_size != QUERY_SAMPLES:
         yield f"{load.batch_size} samples per query, not {QUERY_SAMPLES}"
     if result.workload.repeats > 1:

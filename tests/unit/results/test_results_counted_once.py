@@ -25,6 +25,7 @@ from pytest_llem.results.resume import Reuse
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
+from pytest_llem.results.summary import summarise, summary_csv
 from pytest_llem.results.terminal import silent
 from pytest_llem.session.study_tests import properties
 from pytest_llem.study.limits import Comparison, FailIf
@@ -229,6 +230,14 @@ def test_equal_runs_are_those_that_measured(out: Path) -> None:
     """A folder with a resumed run had none left of what that reused: its rows were those of the run that resumed."""
     (runs,) = values_of(metric("energy_j"), load_all([out, out / "r1"], silent).valid)
     assert {name: len(values) for name, values in runs.items()} == {"r1": 3}
+
+
+def test_a_summary_counts_the_cycles_that_an_earlier_run_measured(out: Path, key: CycleKey, second: CycleKey) -> None:
+    store = RunStore.open(out / "r2")
+    keys = [replace(each, cycle=cycle) for each in (key, second) for cycle in (1, 2, 3)]
+    rows = list(summarise(keys, store.outcome))
+    assert [(row.cycles_valid, row.cycles_reused) for row in rows] == [(3, 3), (3, 1)]
+    assert [row["cycles_reused"] for row in csv.DictReader(summary_csv(rows).splitlines())] == ["3", "1"]
 
 
 def test_a_reused_cycle_names_the_run_that_measured_it_in_junit(run: Run, key: CycleKey, tmp_path: Path) -> None:

@@ -137,6 +137,10 @@ def test_mlperf_names_throughput_as_its_scenario_does(make: Make) -> None:
     assert server["Completed samples per second"] == pytest.approx(3.0)
     assert server["Completed tokens per second"] == pytest.approx(12.0)
     assert "Samples per second" not in server
+    batches = mlperf.summary(make(effective={"batch_size": 8}))
+    assert not {"Samples per second", "Completed samples per second"} & {*batches}
+    assert batches["requests_per_s"] == pytest.approx(3.0)
+    assert batches["Mean latency (ns)"] is None
     assert offline["99.00 percentile latency (ns)"] is None
     assert offline["Mean First Token latency (ns)"] == pytest.approx(1e8)
 
