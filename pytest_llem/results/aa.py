@@ -21,9 +21,9 @@ from statistics import fmean
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
-from pytest_llem.results.comparability import common_conditions
+from pytest_llem.results.comparability import CORRELATED, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
-from pytest_llem.results.judging import CORRELATED, judge_change
+from pytest_llem.results.judging import judge_change
 from pytest_llem.results.layout import run_directories
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.reading import load_all, measurement_id

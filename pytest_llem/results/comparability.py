@@ -18,6 +18,8 @@ UNKNOWN_GAIN = 0.05
 """Gain error of a board whose meter states none: about 5 % over many boards (arXiv 2312.02741)."""
 
 DEVICE_IDS = "device_ids"
+CORRELATED = ("experiment", "load", "server")
+"""Isolations under which the cycles of an experiment share one loaded engine."""
 UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
 THERMAL_STATE = "thermal_state"

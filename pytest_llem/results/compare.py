@@ -9,8 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytest_llem.results.baselines import Baseline, BaselineFile, baseline_of
+from pytest_llem.results.baselines import BaselineFile, baseline_of
 from pytest_llem.results.comparability import (
+    CORRELATED,
     common_conditions,
     differences,
     flat_settings,
@@ -19,7 +20,7 @@ from pytest_llem.results.comparability import (
 )
 from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
-from pytest_llem.results.judging import CORRELATED, centre, judge_comparison
+from pytest_llem.results.judging import centre, judge_comparison
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, shared_measurements
 from pytest_llem.results.schema import Result
@@ -83,11 +84,15 @@ def compare(
     by_id = baseline.by_experiment()
     known = baseline_of("the baseline", baseline)
     for run, results in others:
+        absent = {study: BaselineFile(study) for study, _ in results.by_experiment()}
+        known = replace(known, studies={**absent, **known.studies})
         for (study, experiment_id), group in results.by_experiment().items():
             same = Results(tuple(by_hash.get((study, group[0].experiment.config_hash), ())))
             named = by_id.get((study, experiment_id), Results(()))
             before = (named or same) if match == "id" else (same or named)
-            judged = {row.metric: row for row in _judge(known, (study, experiment_id), group, comparison)}
+            lost = [f"c{result.cycle} invalid" for result in group if not result.validity.valid]
+            of = study, experiment_id, group[0].experiment.config_hash
+            judged = {row.metric: row for row in judge_comparison(known, of, group.valid.items, lost, comparison)}
             for measure in chosen:
                 row = _compare(run, study, experiment_id, measure, before.valid, group.valid, alpha, allow)
                 gate = judged.get(measure.name)
@@ -98,22 +103,12 @@ def compare(
     return rows
 
 
-def _judge(baseline: Baseline, of: tuple[str, str], group: Results, comparison: Comparison) -> list[GateRow]:
-    """The gates of one experiment, as in a study."""
-    lost = [f"c{result.cycle} invalid" for result in group if not result.validity.valid]
-    key = (*of, group[0].experiment.config_hash)
-    known = baseline if of[0] in baseline.studies else replace(baseline, studies={of[0]: BaselineFile(of[0])})
-    return judge_comparison(known, key, group.valid.items, lost, comparison)
-
-
 def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
     """A compared metric with its gate's verdict, ratio, bounds and reason in place of its own."""
-    judged = gate.ratio is not None
+    if gate.ratio is not None:
+        row = replace(row, ratio=gate.ratio, ci_low=gate.ci_low, ci_high=gate.ci_high)
     return replace(
         row,
-        ratio=gate.ratio if judged else row.ratio,
-        ci_low=gate.ci_low if judged else row.ci_low,
-        ci_high=gate.ci_high if judged else row.ci_high,
         limit=gate.limit_ratio - 1 if gate.limit_ratio else None if limit.absolute else limit.limit,
         limit_text=gate.limit,
         verdict=gate.status,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 
 from pytest_llem.job.metric_names import ESTIMATED_ENERGY
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
+    CORRELATED,
     SETTLED_BY_SETTINGS,
-    UNKNOWN_GAIN,
     common_conditions,
     differences,
     flat_settings,
@@ -36,18 +36,11 @@ from pytest_llem.results.statistics import (
     first_autocorrelation,
     relative_half_width,
 )
+from pytest_llem.results.uncertainty import systematic_rel
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 from pytest_llem.study.model import Execution
 
-CORRELATED = ("experiment", "load", "server")
-"""Isolations under which the cycles of an experiment share one loaded engine."""
 NO_CYCLE = "no cycle is valid"
-SENSOR_FIELDS = {
-    "energy_j": "uncertainty_j",
-    "energy_above_idle_j": "energy_above_idle_uncertainty_j",
-    "idle_power_w": "idle_power_uncertainty_w",
-}
-"""Where a result states a sensor's uncertainty of a metric under a name of its own."""
 
 
 def judge_experiment(
@@ -120,33 +113,20 @@ def _budget_row(
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
     values, missing, lost = _values(measure, valid, lost)
-    missing = missing or _estimated(measure, valid, allow)
-    if missing or not values:
-        return _row(budget.metric, "budget", limit, unjudged(missing or NO_CYCLE), lost)
+    missing, systematic = missing or _estimated(measure, valid, allow), systematic_rel(measure, valid)
+    if missing or not values or systematic is None:
+        missing = missing or (NO_CYCLE if not values else "the meter does not state its sensor's uncertainty")
+        return _row(budget.metric, "budget", limit, unjudged(missing), lost)
     verdict = judge_budget(
         values,
         budget.limit,
         upper=budget.op.startswith("<"),
         alpha=alpha,
-        systematic=systematic(valid, measure),
+        systematic=systematic,
         correlated=valid[0].runner.isolation in CORRELATED,
     )
     row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
     return replace(row, limit_ratio=1.0, autocorrelation=_autocorrelation([values]))
-
-
-def systematic(results: Sequence[Result], measure: Metric) -> float:
-    """The relative bound (k=2) of what no number of cycles averages out: the board's gain and the sensor's own error.
-
-    0 for what no meter measures. Both are independent and add in quadrature (JCGM 100:2008, 5.1.2).
-    """
-    if not is_energy(measure.name):
-        return 0.0
-    gain = results[0].energy.gain_uncertainty_rel
-    field = SENSOR_FIELDS.get(measure.name, f"{measure.name}_uncertainty")
-    stated = [(measure.of(result), getattr(result.energy, field, None)) for result in results]
-    sensor = [bound / abs(value) for value, bound in stated if value and bound is not None]
-    return math.hypot(UNKNOWN_GAIN if gain is None else gain, fmean(sensor) if sensor else 0.0)
 
 
 def _ratio_row(

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
+from pytest_llem.results.comparability import flat_settings
 from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_directories
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import RESULT_VERSION, Result
@@ -306,16 +307,5 @@ def _kind(cells: Sequence[Cell]) -> str:
 
 
 def _settings(result: Result) -> dict[str, Cell]:
-    flat: dict[str, Cell] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, entry in value.items():
-                walk(f"{prefix}.{key}", entry)
-        elif value is None or isinstance(value, (str, int, float, bool)):
-            flat[prefix] = value
-        else:
-            flat[prefix] = str(value)
-
-    walk("config", result.experiment.config)
-    return flat
+    flat = flat_settings(result).items()
+    return {f"config.{path}": value if isinstance(value, Cell) else str(value) for path, value in flat}

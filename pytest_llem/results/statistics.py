@@ -203,17 +203,30 @@ def within_runs(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def first_autocorrelation(runs: Sequence[Sequence[float]]) -> float:
-    """The correlation of successive logarithms about their run's mean, less the bias that independent ones have.
+    """The correlation of successive logarithms about their run's mean (and a common trend), less its bias.
 
-    Estimating the mean makes that of independent values -1/n (Marriott and Pope, Biometrika 41, 1954).
+    Estimating a mean makes that of n independent values -1/n (Marriott and Pope, Biometrika 41, 1954).
     """
-    return _successive([[value - mean for value in run] for run in runs for mean in (fmean(run),)])
-
-
-def _successive(residuals: Sequence[Sequence[float]]) -> float:
+    residuals, degrees = _residuals(runs)
     squares = sum(value * value for run in residuals for value in run)
     products = sum(value * after for run in residuals for value, after in pairwise(run))
-    return products / squares + len(residuals) / sum(map(len, residuals)) if squares > 0 else 0.0
+    size = sum(map(len, runs))
+    return products / squares + (size - degrees) / size if squares > 0 else 0.0
+
+
+def _residuals(runs: Sequence[Sequence[float]], *, trend: bool = True) -> tuple[list[list[float]], float]:
+    """Each run about its mean, less a common trend where that lowers the variance; and the degrees of freedom left."""
+    residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
+    degrees, length = sum(map(len, runs)) - len(runs), len(runs[0])
+    if trend and length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
+        offsets = [cycle - (length - 1) / 2 for cycle in range(length)]
+        leverage = len(runs) * sum(offset * offset for offset in offsets)
+        slope = sum(sum(map(mul, offsets, run)) for run in residuals) / leverage
+        squares = sum(value * value for run in residuals for value in run)
+        if (squares - slope * slope * leverage) / (degrees - 1) < squares / degrees:
+            straight = [[value - slope * at for at, value in zip(offsets, run, strict=True)] for run in residuals]
+            return straight, degrees - 1
+    return residuals, degrees
 
 
 @dataclass(frozen=True)
@@ -228,29 +241,18 @@ class _Scatter:
     @classmethod
     def of(cls, runs: Sequence[Sequence[float]], *, trend: bool = True, correlated: bool = False) -> _Scatter:
         """Of logarithms, less a common trend where that lowers the variance; `correlated` ones are not checked."""
-        residuals = [[value - mean for value in run] for run in runs for mean in (fmean(run),)]
-        squares = [sum(value * value for value in run) for run in residuals]
-        degrees = [len(run) - 1.0 for run in runs]
-        length = len(runs[0])
-        if trend and length >= CYCLES_FOR_TREND and all(len(run) == length for run in runs):
-            offsets = [cycle - (length - 1) / 2 for cycle in range(length)]
-            leverage = len(runs) * sum(offset * offset for offset in offsets)
-            slope = sum(sum(map(mul, offsets, run)) for run in residuals) / leverage
-            straight = [
-                [value - slope * offset for offset, value in zip(offsets, run, strict=True)] for run in residuals
-            ]
-            remaining = [sum(value * value for value in run) for run in straight]
-            left = sum(degrees) - 1
-            if sum(remaining) / left < sum(squares) / sum(degrees):
-                residuals, squares, degrees = straight, remaining, [left / len(runs)] * len(runs)
+        residuals, left = _residuals(runs, trend=trend)
+        squares = tuple(sum(value * value for value in run) for run in residuals)
+        whole = sum(map(len, runs)) - len(runs)
+        degrees = tuple((len(run) - 1) * left / whole for run in runs)
         size = sum(map(len, runs)) / len(runs)
-        found = 0.0
-        if size >= CYCLES_FOR_AUTOCORRELATION and not correlated:
-            found = _successive(residuals)
+        if size < CYCLES_FOR_AUTOCORRELATION or correlated:
+            return cls(squares, degrees)
+        found = first_autocorrelation(runs)
         if found <= 1 / math.sqrt(size * len(runs)):
-            return cls(tuple(squares), tuple(degrees))
+            return cls(squares, degrees)
         found = min(SERIAL_BIAS * found, MAX_AUTOCORRELATION)
-        return cls(tuple(squares), tuple(degrees), _inflation(found, round(size)), found)
+        return cls(squares, degrees, _inflation(found, round(size)), found)
 
     def variance(self, side: slice) -> tuple[float, float]:
         """Variance pooled over some of the runs, as a mean of independent cycles would need it, and its degrees."""

@@ -19,6 +19,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.repeatability import spreads
+from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
 from pytest_llem.results.state import Outcome
@@ -185,10 +186,11 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     return stream.getvalue()
 
 
-def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary]) -> None:
+def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary], findings: Sequence[RunFinding] = ()) -> None:
     """Write `summary.json` and `summary.csv` into a run's directory."""
     units: JsonValue = {name: metric.unit for name, metric in METRICS.items()}
     experiments: JsonValue = [encode(row) for row in rows]
-    content: JsonValue = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
+    content: dict[str, JsonValue] = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
+    content["findings"] = [encode(finding) for finding in findings]
     write_json(run_dir / "summary.json", content)
     write_text(run_dir / "summary.csv", summary_csv(rows))

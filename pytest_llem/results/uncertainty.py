@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
-from pytest_llem.results.judging import CORRELATED
+from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import Metric, is_energy
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile
@@ -23,7 +23,7 @@ COVERAGE = math.erf(K / math.sqrt(2))
 """95.45 %, the two-sided level of k=2 for a normal distribution (JCGM 100:2008, table G.1)."""
 ONE_RUN = BETWEEN_RUNS / math.sqrt(2)
 """One run's share of what two runs differ by, as in the gates."""
-THERMAL = "thermal state"
+SENSOR, THERMAL = "sensor", "thermal state"
 STATED_APART = {"energy_above_idle_j": "energy_above_idle_uncertainty_j", "idle_power_w": "idle_power_uncertainty_w"}
 """Metrics that are no multiple of `energy_j`, with the field of their uncertainty."""
 
@@ -99,6 +99,21 @@ def budget_of_experiment(
     return _budget(measure, measured, components)
 
 
+def systematic_rel(measure: Metric, results: Sequence[Result]) -> float | None:
+    """The relative bound, k=2, of what no number of cycles averages out: sensor, thermal state and the board's gain.
+
+    0 for what no meter measures, and `None` where the sensor's part is not known.
+    """
+    budget = budget_of_experiment(measure, results) if is_energy(measure.name) else None
+    if budget is None or not budget.value:
+        return 0.0
+    parts = [part for part in budget.components if part.name in (SENSOR, THERMAL)]
+    if any(part.value is None for part in parts if part.name == SENSOR):
+        return None
+    gain = UNKNOWN_GAIN if budget.gain_uncertainty_rel is None else budget.gain_uncertainty_rel
+    return math.hypot(gain, expanded(parts) / abs(budget.value))
+
+
 def scatter(values: Sequence[float], unit: str = "1", *, correlated: bool = False) -> Component:
     """Type A: of the mean over independent cycles. `correlated` ones, which shared a loaded engine, count as one."""
     count = len(values)
@@ -110,10 +125,10 @@ def sensor(stated: Sequence[float | None], sensitivities: Sequence[float], unit:
     """Type B, of each cycle's k=2: it may err alike in all cycles of a run, so that their number does not reduce it."""
     known = [uncertainty / K for uncertainty in stated if uncertainty is not None]
     if not known or len(known) < len(stated):
-        return Component("sensor", "B", "normal", None, unit)
+        return Component(SENSOR, "B", "normal", None, unit)
     value = fmean(known)
     effect = fmean([one * factor for one, factor in zip(known, sensitivities, strict=True)])
-    return Component("sensor", "B", "normal", value, unit, effect / value if value else fmean(sensitivities))
+    return Component(SENSOR, "B", "normal", value, unit, effect / value if value else fmean(sensitivities))
 
 
 def between_runs(mean: float, spread: RunSpread | None = None) -> Component:

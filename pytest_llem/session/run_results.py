@@ -23,11 +23,12 @@ from pytest_llem.machine.leases import end_orphaned_workers
 from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
-from pytest_llem.results.gate_report import GateReport, read_gates, write_gate
+from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
 from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
+from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
 from pytest_llem.results.state import TERMINAL, Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
@@ -53,10 +54,11 @@ CRASH_FIX = (
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A finished run: a row per experiment, the gates' verdicts, and the baseline that was saved, if any."""
+    """A finished run: a row per experiment, the gates' verdicts and what they share, and the baseline saved, if any."""
 
     rows: tuple[ExperimentSummary, ...]
     gates: tuple[GateReport, ...]
+    findings: tuple[RunFinding, ...]
     saved: Saved | None
 
 
@@ -165,8 +167,14 @@ class RunResults:
             rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir))
         except StoreError:  # a file of `llem aa` that cannot be read must not cost the run its summary
             rows = tuple(summarise(keys, self.store.outcome))
-        write_summary(self._run_dir, list(rows))
-        gates = tuple(read_gates(self._run_dir))
+        judged = gate_files(self._run_dir)
+        findings = tuple(run_findings(judged.values()))
+        write_summary(self._run_dir, list(rows), findings)
+        gates = []
+        for directory, report in judged.items():
+            gates.append(with_common(report, findings))
+            if gates[-1] != report:
+                write_gate(directory, gates[-1])
         saved = None
         if self._options.save_baseline:
             outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
@@ -177,11 +185,11 @@ class RunResults:
                 self._options.baseline_dir,
                 failing={
                     *((key.study, key.experiment_id) for key in absent),
-                    *((gate.study, gate.experiment_id) for gate in gates if gate.failed),
+                    *((gate.study, gate.experiment_id) for gate in gates if gate.status == "fail"),
                 },
                 plans=manifest.studies,
             )
-        return Conclusion(rows, gates, saved)
+        return Conclusion(rows, tuple(gates), findings, saved)
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
         """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""

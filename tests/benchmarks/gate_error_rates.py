@@ -1,20 +1,23 @@
 """How often gates are wrong, by simulation through the public gate functions.
 
 `python tests/benchmarks/gate_error_rates.py [--studies N] [--json FILE]` prints a Markdown table per question: false
-alarms per study of 20 experiments on equal runs, gates left undecided on equal runs, and regressions found.
-docs/gates.md holds its output.
+alarms per study of 20 experiments on equal runs, gates left undecided on equal runs, and regressions found; sides of
+unequal counts and noises; cycles that follow one another; and what `target_ci` announces. docs/gates.md holds the
+output.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.results.gates import judge_ratio, judge_runs
+from pytest_llem.results.statistics import FIRST_LOOK, relative_half_width
 
 EXPERIMENTS = 20
 LIMIT = 0.03
@@ -121,6 +124,52 @@ def between_runs(
     return Rates(alarmed / studies, alarms / gates, undecided / gates, found / gates)
 
 
+def correlated(rng: random.Random, cycles: int, noise: float, rho: float, level: float = 1.0) -> list[float]:
+    """A first-order autoregression: `rho` is the correlation of successive cycles."""
+    state, values = rng.gauss(0, 1), []
+    for _ in range(cycles):
+        values.append(level * math.exp(noise * state))
+        state = rho * state + math.sqrt(1 - rho * rho) * rng.gauss(0, 1)
+    return values
+
+
+def sides(
+    before: tuple[int, float], now: tuple[int, float], gates: int, *, runs: int = 1, rho: float = 0.0, seed: int = 3
+) -> tuple[float, float, float]:
+    """Failures where nothing changed, of a change at the limit, and of one of 8 %; a side is (cycles, noise)."""
+    rng = random.Random(seed)
+    failures = [0, 0, 0]
+    for _ in range(gates):
+        baselines = [correlated(rng, *before, rho) for _ in range(runs)]
+        current = correlated(rng, *now, rho)
+        for index, change in enumerate((0.0, LIMIT, REGRESSION)):
+            worse = [value * (1 + change) for value in current]
+            failures[index] += judge_runs(baselines, worse, LIMIT).status == "fail"
+    equal, limit, found = (count / gates for count in failures)
+    return equal, limit, found
+
+
+def stopping(
+    noise: float, target: float, most: int, studies: int, *, seed: int = 4
+) -> tuple[float, float, float, float]:
+    """`target_ci`, from five cycles to `most`: the share that stops as precise; of those, that at the first look, and
+    that whose mean is as near the true value as announced; and mean cycles."""
+    rng = random.Random(seed)
+    stopped = first = held = cycles = count = 0
+    for _ in range(studies):
+        values = lognormal(rng, most, noise)
+        for count in range(FIRST_LOOK, most + 1):
+            width = relative_half_width(values[:count], most - FIRST_LOOK + 1)
+            if width is not None and width <= target:
+                stopped += 1
+                first += count == FIRST_LOOK
+                held += abs(sum(map(math.log, values[:count])) / count) <= math.log1p(target)
+                break
+        cycles += count
+    share = first / stopped if stopped else float("nan")
+    return stopped / studies, share, held / stopped if stopped else float("nan"), cycles / studies
+
+
 def smallest_found(noise: float, cycles: int, studies: int, *, limit: float = LIMIT, power: float = 0.95) -> float:
     """The smallest regression, in steps of 0.5 %, that is found in `power` of the gates."""
     rng = random.Random(2)
@@ -150,6 +199,53 @@ def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         "|" + "|".join([":---", *["---:"] * (len(head) - 1)]) + "|",
     ]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+Side = tuple[int, float]
+"""Cycles, and their noise."""
+
+UNEQUAL: tuple[tuple[int, Side, Side], ...] = (
+    (1, (10, 0.01), (3, 0.05)),
+    (1, (3, 0.05), (10, 0.01)),
+    (1, (10, 0.02), (3, 0.02)),
+    (1, (5, 0.02), (5, 0.05)),
+    (1, (3, 0.02), (3, 0.06)),
+    (2, (10, 0.01), (4, 0.06)),
+    (3, (10, 0.01), (4, 0.06)),
+    (3, (5, 0.02), (5, 0.02)),
+)
+
+
+def unequal_sides(gates: int) -> str:
+    rows = [
+        [
+            f"{runs} run{'s' * (runs > 1)} of {before[0]} cycles, {percent(before[1])}",
+            f"{now[0]} cycles, {percent(now[1])}",
+            *map(percent, sides(before, now, gates, runs=runs)),
+        ]
+        for runs, before, now in UNEQUAL
+    ]
+    head = ("baseline", "current", "equal runs: fails", "at the limit: fails", "8 % found")
+    return markdown("Unequal counts and noises (limit 3 %)", head, rows)
+
+
+def correlated_cycles(gates: int) -> str:
+    correlations = (0.0, 0.3, 0.6)
+    rows = []
+    for count in (3, 5, 10, 20):
+        found = (sides((count, NOISE), (count, NOISE), gates, rho=rho) for rho in correlations)
+        rows.append([str(count), *(" / ".join(map(percent, each)) for each in found)])
+    head = ("cycles a side", *(f"correlation {rho:.1f}" for rho in correlations))
+    return markdown("Correlated cycles: fails on equal runs / at the limit / at 8 %", head, rows)
+
+
+def stopping_rule(studies: int) -> str:
+    rows = []
+    for noise in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04):
+        early, first, held, cycles = stopping(noise, 0.02, 10, studies)
+        rows.append([percent(noise), percent(early), percent(first), percent(held), f"{cycles:.1f}"])
+    head = ("noise", "stops", "of them at five cycles", "of them within 2 %", "cycles on average")
+    return markdown("target_ci: 0.02, max_cycles: 10", head, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,6 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ],
         )
     )
+    gates = options.studies * 5
+    print(unequal_sides(gates))
+    print(correlated_cycles(gates))
+    print(stopping_rule(gates))
     if options.json:
         options.json.write_text(json.dumps({name: vars(found) for name, found in shapes.items()}, indent=2) + "\n")
 

@@ -222,3 +222,83 @@ def test_two_sides_are_measured_in_turn_and_judged_by_pairs(pytester: pytest.Pyt
     (kept,) = pytester.path.glob("llem-results/ab-*/ab.json")
     (row,) = json.loads(kept.read_text())["reports"][0]["rows"]
     assert row["basis"] == "3 pairs of cycles in turn"
+
+
+def earlier(pytester: pytest.Pytester, factor: float = 1.0) -> None:
+    """Make the saved baseline one of another run, whose values are `factor` times as large and hardly scatter."""
+    path = pytester.path / "llem-baselines" / "main" / "gates.json"
+    data = json.loads(path.read_text())
+    for experiment in data["experiments"].values():
+        (old,) = experiment["runs"]
+        level = old["values"]["output_tokens_per_s"][0] * factor
+        old["values"] = {"output_tokens_per_s": [level, level * 1.001, level * 0.999]}
+        old |= {"run_id": "earlier", "measurements": []}
+    path.write_text(json.dumps(data))
+
+
+def test_the_commonest_regression_is_named_in_a_line_of_gates(
+    pytester: pytest.Pytester, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other settings under the same id gave a skip without a reason in the terminal, and exit code 0."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    entry = """\
+compare: {{fail_if: {{output_tokens_per_s: -5%}}{match}}}
+experiments: [{{id: mine, model: none, workload: {{prompts: {prompts}}}}}]"""
+    write(entry.format(prompts=2, match=""), models="exception")
+    run(pytester, "-k", "mine", "--llem-save-baseline=main")
+    write(entry.format(prompts=3, match=""), models="exception")
+    result = run(pytester, "-k", "mine", "--llem-baseline=main", "--junitxml=junit.xml")
+    line = "gates: 1 not comparable (prompts 2 -> 3)"
+    result.stdout.fnmatch_lines([line.replace("(", "[(]").replace(")", "[)]")])
+    warnings = [line for line in result.outlines if line.startswith("::warning title=gates.yaml%3A%3Atest_gate")]
+    assert len(warnings) == 1
+    assert "prompts 2 -> 3" in warnings[0]
+    assert f'<property name="llem_gates" value="{line}"' in (pytester.path / "junit.xml").read_text().replace(
+        "&gt;", ">"
+    )
+    assert result.ret == pytest.ExitCode.OK
+    again = ("-k", "mine", "--llem-baseline=main", "--llem-resume")
+    strict = run(pytester, *again, "--llem-strict", "--llem-save-baseline=renewed")
+    assert strict.ret == pytest.ExitCode.TESTS_FAILED
+    strict.stdout.fnmatch_lines(["baseline saved: *renewed*"])  # else a strict run could never renew it
+    work = "[prompts_hash, input_tokens, output_tokens]"
+    write(entry.format(prompts=3, match=f", match: id, allow: {work}"), models="exception")
+    earlier(pytester, 1000.0)
+    result = run(pytester, *again)
+    result.stdout.fnmatch_lines(["gates: 1 failed"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_limits_without_a_baseline_are_said_to_judge_nothing(pytester: pytest.Pytester, write: Write) -> None:
+    write("compare: {fail_if: {output_tokens_per_s: -5%}}", cycles=1)
+    run(pytester).stdout.fnmatch_lines(["gates: none judged: *--llem-baseline=NAME"])
+
+
+def test_a_shift_of_the_whole_run_is_told_once(
+    pytester: pytest.Pytester, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gate fails on its own, and the run says that they fail alike, where it printed a table per gate."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    seeds = "\n  workload.seed: [1, 2, 3, 4, 5, 6]\ncompare: {fail_if: {output_tokens_per_s: -5%}}"
+    write(models=f"none]{seeds}\ntags: [all")
+    run(pytester, "--llem-save-baseline=main")
+    earlier(pytester, 1000.0)
+    result = run(pytester, "--llem-baseline=main", "--llem-resume", "-k", "test_gate", "--junitxml=junit.xml")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=6)
+    result.stdout.fnmatch_lines(
+        ["gates: 6 failed", "the whole run is -99.9 % in output_tokens_per_s *6 of 6 failed gates*"]
+    )
+    text = result.stdout.str()
+    assert "gate  " not in text, "the tables are in gate.json"
+    assert text.count("; the whole run is -99.9 %") == 6
+    errors = [line for line in result.outlines if line.startswith("::error")]
+    assert len(errors) == 1
+    assert errors[0].startswith("::error title=the whole run%3A output_tokens_per_s::")
+    assert 'name="llem_common_shift"' in (pytester.path / "junit.xml").read_text()
+    newest = max(pytester.path.glob("llem-results/*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
+    (told,) = json.loads(newest.read_text())["findings"]
+    assert (told["code"], told["failed"], told["explained"]) == ("common_shift", 6, 6)
+    gates = [json.loads(path.read_text()) for path in newest.parent.glob("*/*/gate.json")]
+    assert all(gate["rows"][0]["common"] == told["value"] for gate in gates)
+    assert "1 baseline run: " in gates[0]["rows"][0]["basis"]

@@ -138,6 +138,8 @@ XUNIT2 = {
         {"name", "classname", "time"},
         ["skipped", "error", "failure", "rerunFailure", "rerunError", "flakyFailure", "system-out", "system-err"],
     ),
+    "properties": (set(), ["property"]),
+    "property": ({"name", "value"}, []),
     "skipped": ({"type", "message"}, []),
     "failure": ({"type", "message"}, []),
     "error": ({"type", "message"}, []),

@@ -21,12 +21,12 @@ from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.session.reporting.plan import plan_lines
 from pytest_llem.session.reporting.summary import (
     ACTIONS_VARIABLE,
-    annotation,
     saved_lines,
     short_path,
     summary_lines,
     write_step_summary,
 )
+from pytest_llem.session.reporting.verdicts import note_in_junit, shorten, verdict_lines, workflow_commands
 from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
 from pytest_llem.session.xdist.workers import worker_limit
 
@@ -43,7 +43,8 @@ class Reporting:
         self._config = config
         self._session = session
         self._live: LiveStatus | None = None
-        self._annotations: list[str] = []
+        self._of_studies: list[pytest.TestReport] = []
+        self._verdicts: list[str] = []
         self._shards_printed: set[str] = set()
         self._conclusion: Conclusion | None = None
         self._html_line: str | None = None
@@ -121,11 +122,10 @@ class Reporting:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Clear the status line before pytest reports an item; a failed item of a study becomes an annotation."""
+        """Clear the status line before pytest reports an item; keep what a study's items did not pass."""
         self._clear()
-        of_study = any(name == "llem_study" for name, _ in report.user_properties)
-        if report.failed and of_study and os.environ.get(ACTIONS_VARIABLE):
-            self._annotations.append(annotation(report.nodeid, report.longreprtext))
+        if not report.passed and any(name == "llem_study" for name, _ in report.user_properties):
+            self._of_studies.append(report)
 
     def _clear(self) -> None:
         if self._live is not None:
@@ -135,8 +135,10 @@ class Reporting:
         """Write the run's manifest, summaries and HTML report. `False` where that report could not be written."""
         run_dir, options = self._session.run_dir, self._session.options
         if (run_dir / MANIFEST).exists():
-            self._conclusion = self._session.results.conclude()
-            write_step_summary(self._conclusion.rows, self._conclusion.gates, run_dir)
+            ended = self._conclusion = self._session.results.conclude()
+            self._verdicts = verdict_lines(ended.gates, ended.findings, self._session.studies)
+            write_step_summary(ended.rows, ended.gates, self._verdicts, run_dir)
+            shorten(self._of_studies, ended.gates)
             for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
                 announcement.unlink(missing_ok=True)
         written = True
@@ -153,8 +155,13 @@ class Reporting:
         title, lines = "llem results", self._results()
         if self._session.options.collect_only:
             title, lines = "llem plan", plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
-        for line in self._annotations:
-            terminal.write_line(line)
+        gates = self._conclusion.gates if self._conclusion else ()
+        findings = self._conclusion.findings if self._conclusion else ()
+        if self._config.option.xmlpath:
+            note_in_junit(Path(self._config.option.xmlpath), gates, findings)
+        if os.environ.get(ACTIONS_VARIABLE):
+            for line in workflow_commands(self._of_studies, gates, findings):
+                terminal.write_line(line)
         if lines:
             terminal.section(title)
             for line in lines:
@@ -164,7 +171,7 @@ class Reporting:
         lines: list[str] = []
         if self._conclusion is not None:
             width = self._config.get_terminal_writer().fullwidth
-            lines += summary_lines(self._conclusion.rows, self._session.run_dir, width)
+            lines += [*summary_lines(self._conclusion.rows, self._session.run_dir, width), *self._verdicts]
             if self._conclusion.saved is not None:
                 lines += saved_lines(self._conclusion.saved)
         if self._html_line is not None:

@@ -129,16 +129,20 @@ def short_path(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def write_step_summary(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_dir: Path) -> None:
+def write_step_summary(
+    rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], notes: Sequence[str], run_dir: Path
+) -> None:
     """Append the run's tables to the step summary of GitHub Actions, where there is one."""
     path = os.environ.get(SUMMARY_VARIABLE)
     if path and rows:
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n".join(summary_markdown(rows, gates, run_dir.name)) + "\n")
+            stream.write("\n".join(summary_markdown(rows, gates, notes, run_dir.name)) + "\n")
 
 
-def summary_markdown(rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], run_id: str) -> list[str]:
-    """A table of experiments per study, the notes, and a table of verdicts."""
+def summary_markdown(
+    rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], notes: Sequence[str], run_id: str
+) -> list[str]:
+    """A table of experiments per study, the notes, and a table of verdicts below what they say together (`notes`)."""
     lines = ["## LLM inference energy", ""]
     for study in dict.fromkeys(row.study for row in rows):
         of_study = [row_cells(row) for row in rows if row.study == study]
@@ -156,15 +160,16 @@ def summary_markdown(rows: Sequence[ExperimentSummary], gates: Sequence[GateRepo
         for gate in gates
         for row in gate.rows
     ]
+    if verdicts or notes:
+        lines += ["", "### Gates", "", *(f"{note}  " for note in notes), ""]
     if verdicts:
-        lines += ["", "### Gates", ""]
         lines += markdown_table(("experiment", "metric", "verdict", "ratio", "limit", "reason"), verdicts, left=3)
     return [*lines, "", f"Run `{run_id}`"]
 
 
-def annotation(title: str, message: str) -> str:
-    """A workflow command of GitHub Actions that shows an error at the top of the run."""
-    return f"::error title={_command(title, properties=True)}::{_command(message)}"
+def annotation(title: str, message: str, level: str = "error") -> str:
+    """A workflow command of GitHub Actions that shows an error (or a warning) at the top of the run."""
+    return f"::{level} title={_command(title, properties=True)}::{_command(message)}"
 
 
 def _command(text: str, *, properties: bool = False) -> str:

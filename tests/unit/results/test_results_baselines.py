@@ -120,7 +120,7 @@ def test_a_named_difference_can_be_allowed(run: Runs, bench: Bench) -> None:
 
 
 def test_another_meter_matters_to_energy_alone(run: Runs, bench: Bench) -> None:
-    other = {"energy": replace(bench.energy(), meter="estimate", measured=False)}
+    other = {"energy": replace(bench.energy(), meter="zeus")}
     compare = Comparison((FailIf("joules_per_output_token", 0.05), FailIf("output_tokens_per_s", -0.05)))
     report = judge_experiment(run("now", change=other), (), compare, stored(run("before")))
     assert [row.status for row in report.rows] == ["not_comparable", "pass"]

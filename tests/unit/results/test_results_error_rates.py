@@ -77,10 +77,9 @@ def test_target_ci_keeps_its_coverage(noise: float) -> None:
                 stopped += 1
                 held += abs(sum(map(math.log, values[:count])) / count) <= math.log1p(target)
                 break
-    missed = stopped - held
-    assert missed <= 0.05 * TRIALS
-    if stopped >= TRIALS // 20:
-        assert held / stopped >= 0.95
+    assert stopped - held <= 0.01 * TRIALS, "of all studies, whatever their noise"
+    if noise <= target:
+        assert held / stopped >= 0.95, "of those that stop, where the target can be reached"
 
 
 def test_a_measured_spread_between_runs_takes_the_place_of_the_assumed_one() -> None:

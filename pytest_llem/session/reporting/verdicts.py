@@ -1,0 +1,98 @@
+"""What the verdicts of a run say together: a line of gates, findings, GitHub's annotations, properties in JUnit.
+
+`Reporting` calls it when the run has ended. Texts may change; names of properties and the syntax of annotations not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from pytest_llem.results.gate_report import GateReport, gates_line
+from pytest_llem.results.run_verdict import RunFinding, explained, percent
+from pytest_llem.session.reporting.summary import annotation
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llem.study import Study
+
+UNDECIDED = ("inconclusive", "not_comparable")
+
+
+def verdict_lines(gates: Sequence[GateReport], findings: Sequence[RunFinding], studies: Iterable[Study]) -> list[str]:
+    """The line of gates, also where there are limits and none was judged, and a line per finding."""
+    if gates:
+        return [gates_line(gates), *(finding.message for finding in findings)]
+    experiments = [experiment for study in studies for experiment in study.experiments]
+    if any(experiment.expect for experiment in experiments):
+        return [gates_line(())]
+    if any(experiment.compare for experiment in experiments):
+        return [f"{gates_line(())}: the limits of compare need --llem-baseline=NAME"]
+    return []
+
+
+def shorten(reports: Iterable[pytest.TestReport], gates: Iterable[GateReport]) -> None:
+    """Leave one line of each failed gate's report that the whole run's shift explains: the finding is printed once."""
+    alike = _explained(gates)
+    for report in reports:
+        gate = alike.get(_experiment(report))
+        if gate is not None and report.failed:
+            report.longrepr = "\n".join(
+                f"{row.metric}: {percent(row.ratio)}, limit {row.limit}; the whole run is {percent(row.common)}"
+                for row in gate.rows
+                if row.status == "fail" and row.ratio and row.common
+            )
+
+
+def workflow_commands(
+    reports: Iterable[pytest.TestReport], gates: Iterable[GateReport], findings: Iterable[RunFinding]
+) -> list[str]:
+    """An error per failed item, a warning per undecided gate, and one error for all that a common shift explains."""
+    alike = _explained(gates)
+    lines = [annotation(f"the whole run: {found.metric}", found.message) for found in findings if found.explained]
+    for report in reports:
+        properties = dict(report.user_properties)
+        if report.failed and _experiment(report) not in alike:
+            lines.append(annotation(report.nodeid, report.longreprtext))
+        elif report.skipped and properties.get("llem_verdict") in UNDECIDED:
+            lines.append(annotation(report.nodeid, _skip_reason(report), "warning"))
+    return lines
+
+
+def note_in_junit(path: Path, gates: Sequence[GateReport], findings: Iterable[RunFinding]) -> None:
+    """Add the line of gates and the findings to the suite's properties, where pytest has written the file.
+
+    pytest's own `record_testsuite_property` is no way: it is lost under xdist, and ends before the last gate.
+    """
+    if not gates or not path.is_file():
+        return
+    tree = ElementTree.parse(path)
+    suite = tree.getroot() if tree.getroot().tag == "testsuite" else tree.getroot().find("testsuite")
+    if suite is None:
+        return
+    properties = suite.find("properties")
+    if properties is None:
+        properties = ElementTree.Element("properties")
+        suite.insert(0, properties)
+    for name, value in [("llem_gates", gates_line(gates)), *((f"llem_{each.code}", each.message) for each in findings)]:
+        ElementTree.SubElement(properties, "property", {"name": name, "value": value})
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _explained(gates: Iterable[GateReport]) -> dict[tuple[object, object], GateReport]:
+    return {(gate.study, gate.experiment_id): gate for gate in gates if explained(gate)}
+
+
+def _experiment(report: pytest.TestReport) -> tuple[object, object]:
+    """The study and experiment of a gate's report; of other reports nothing that a gate has."""
+    properties = dict(report.user_properties)
+    if "llem_verdict" not in properties:
+        return None, None
+    return properties.get("llem_study"), properties.get("llem_experiment")
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else report.longreprtext
