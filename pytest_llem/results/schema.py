@@ -384,7 +384,7 @@ class Compute:
         default=None,
         metadata=_about("What matrices are multiplied in, which quantised weights alone do not change."),
     )
-    mfu: float | None = field(metadata=_about("achieved_flops_per_s / peak_flops_per_s."))
+    mfu: float | None = field(metadata=_about("achieved_flops_per_s / peak_flops_per_s; null above 1."))
 
 
 @dataclass(frozen=True, kw_only=True)

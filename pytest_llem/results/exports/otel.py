@@ -86,7 +86,7 @@ def _latencies(result: Result) -> list[JsonValue]:
 
 
 def _energy(result: Result) -> list[JsonValue]:
-    duration, energy = result.timing.get("measure_s"), result.energy
+    duration, energy = result.throughput.duration_s or result.timing.get("measure_s"), result.energy
     joules: list[JsonValue] = []
     watts: list[JsonValue] = []
     for device in energy.devices:

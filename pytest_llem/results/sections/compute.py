@@ -60,7 +60,8 @@ def derive_compute(
 ) -> Compute:
     """FLOPs of the successful requests, and MFU where the devices' peak is published; `None` for what is unknown.
 
-    Prompt tokens that came out of a cache were not computed. Of beam search, every beam's decoding counts.
+    Prompt tokens that came out of a cache were not computed. Of beam search, every beam's decoding counts. No board
+    exceeds its peak: then the peak, or the count, is that of something else.
     """
     shape = measurement.model
     beams = measurement.engine.effective.get("num_beams")
@@ -69,6 +70,7 @@ def derive_compute(
     output_tokens = sum(request.output_tokens for request in requests)
     achieved = flops / duration_s if flops is not None and duration_s else None
     peak, dtype = _peak(job, measurement, environment)
+    share = achieved / peak if achieved is not None and peak else None
     return Compute(
         parameters=shape.parameters if shape else None,
         flops=flops,
@@ -76,7 +78,7 @@ def derive_compute(
         achieved_flops_per_s=achieved,
         peak_flops_per_s=peak,
         peak_dtype=dtype,
-        mfu=achieved / peak if achieved is not None and peak else None,
+        mfu=share if share is not None and share <= 1 else None,
     )
 
 

@@ -84,6 +84,15 @@ def test_there_is_no_mfu_without_a_published_peak(
     assert (found.peak_flops_per_s, found.mfu) == (None, None)
 
 
+def test_more_than_the_peak_is_no_utilisation(bench: Bench) -> None:
+    """The dtype, the board or the count of operations must then be another's."""
+    found = compute(bench, [H100], shape=replace(SHAPE, vocab_size=10**15))
+    assert found.achieved_flops_per_s is not None
+    assert found.peak_flops_per_s is not None
+    assert found.achieved_flops_per_s > found.peak_flops_per_s
+    assert found.mfu is None
+
+
 def test_the_more_special_board_counts() -> None:
     assert peak_flops_per_s("NVIDIA H200 NVL", "bfloat16") == pytest.approx(835.5e12)
     assert peak_flops_per_s("NVIDIA H200", "bfloat16") == pytest.approx(989.4e12)

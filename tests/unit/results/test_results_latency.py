@@ -91,6 +91,17 @@ def test_exports_state_no_percentile_of_too_few_values(bench: Bench) -> None:
     assert '"n"' not in points
 
 
+def test_power_in_otel_is_over_the_time_that_its_energy_is(bench: Bench) -> None:
+    """Half a second of resets at 4 W in a window of 2 s and 20 J."""
+    plain = bench.measurement()
+    windows = tuple(replace(w, reset_s=0.5) if w.name == "measure" else w for w in plain.windows)
+    result = bench.result(replace(plain, windows=windows))
+    metrics = json.loads(json.dumps(metrics_data(result)))["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    (power,) = (m["gauge"]["dataPoints"] for m in metrics if m["name"] == "hw.power")
+    assert power[0]["asDouble"] == pytest.approx((20 - 4 * 0.5) / 1.5)
+    assert result.energy.avg_power_w == pytest.approx((20 - 4 * 0.5) / 1.5)
+
+
 def test_the_export_in_vllms_format_has_its_itl(bench: Bench) -> None:
     plain = bench.measurement()
     records = tuple(
