@@ -39,13 +39,17 @@ FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "l
 
 @dataclass
 class StreamedAnswer:
-    """One request's tokens and when they came (CLOCK_MONOTONIC ns); tokens that arrive together have one time."""
+    """One request's tokens and when they came (CLOCK_MONOTONIC ns); tokens that arrive together have one time.
+
+    `input_tokens` is the length of the prompt as the engine counts it, where it does: it may have cut it.
+    """
 
     request: Request
     start_ns: int = 0
     ids: list[int] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
     cached_tokens: int | None = None
+    input_tokens: int | None = None
 
     def add(self, new_ids: Sequence[int], now_ns: int) -> None:
         """Take the next tokens."""
@@ -61,7 +65,7 @@ class StreamedAnswer:
         known = FINISHED.get(reason or "", "error")
         return Completion(
             index=self.request.index,
-            input_tokens=len(self.request.token_ids),
+            input_tokens=len(self.request.token_ids) if self.input_tokens is None else self.input_tokens,
             output_ids=tuple(self.ids),
             start_ns=self.start_ns,
             end_ns=self.times_ns[-1] if self.times_ns else now_ns,

@@ -245,7 +245,8 @@ def _invalid(
 ) -> tuple[Note, ...]:
     notes = settings_differ(job.config, effective)
     asked = bool(job.config.settings.get("enable_prefix_caching"))
-    notes += work_notes(runner.requests, observed.completions, caching_asked=asked)
+    served = engine_info(job.config.engine).serves_over_http
+    notes += work_notes(runner.requests, observed.completions, caching_asked=asked, counts_prompts=not served)
     reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
     return tuple(notes + ([reset] if reset is not None else []))
 
@@ -270,19 +271,31 @@ def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]
 
 
 def work_notes(
-    requests: Sequence[Request], completions: Iterable[Completion], *, caching_asked: bool = False
+    requests: Sequence[Request],
+    completions: Iterable[Completion],
+    *,
+    caching_asked: bool = False,
+    counts_prompts: bool = True,
 ) -> list[Note]:
-    """Notes on completions that differ from the requested work; failed requests are reported elsewhere."""
+    """Notes on completions that differ from the requested work; failed requests are reported elsewhere.
+
+    Prompts are compared where `counts_prompts`: a server may make other tokens of a text, which its engine reports.
+    """
     wanted = {request.index: request for request in requests}
-    wrong_length = cached = 0
+    wrong_length = other_prompts = cached = 0
     for completion in completions:
         if completion.error is not None:
             continue
         request = wanted[completion.index]
         count = completion.generated
         wrong_length += count > request.max_new_tokens or (request.ignore_eos and count != request.max_new_tokens)
+        given = len(request.token_ids)
+        other_prompts += counts_prompts and given > 0 and completion.input_tokens != given
         cached += completion.cached_tokens or 0
     notes = []
+    if other_prompts:
+        message = f"the engine took other numbers of prompt tokens than it was given for {other_prompts} requests"
+        notes.append(Note("input_length_differs", message))
     if wrong_length:
         message = f"{wrong_length} answers do not have the number of tokens that was asked for"
         notes.append(Note("output_length_differs", message))

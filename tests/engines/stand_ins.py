@@ -65,15 +65,16 @@ class SGLangEngine:
     async def async_generate(self, **request: Any) -> AsyncIterator[dict[str, Any]]:
         self.requests.append(request)
         sampling = request["sampling_params"]
-        return self._chunks(sampling["max_new_tokens"], ignore_eos=sampling["ignore_eos"])
+        given = len(request["input_ids"])
+        return self._chunks(sampling["max_new_tokens"], given, ignore_eos=sampling["ignore_eos"])
 
-    async def _chunks(self, wanted: int, *, ignore_eos: bool) -> AsyncIterator[dict[str, Any]]:
+    async def _chunks(self, wanted: int, given: int, *, ignore_eos: bool) -> AsyncIterator[dict[str, Any]]:
         parts = steps(wanted, ignore_eos=ignore_eos)
         for ids in parts:
             await asyncio.sleep(0)
             ended = ids is parts[-1]
             reason = {"type": "stop", "matched": EOS} if ids[-1] == EOS and not ignore_eos else {"type": "length"}
-            facts = {"completion_tokens": len(ids), "prompt_tokens": 3, "cached_tokens": 0}
+            facts = {"completion_tokens": len(ids), "prompt_tokens": given, "cached_tokens": 0}
             yield {"text": "", "output_ids": ids, "meta_info": {**facts, "finish_reason": reason if ended else None}}
 
     def flush_cache(self) -> Any:

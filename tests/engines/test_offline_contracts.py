@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pytest_llem.engines.sglang.settings import SGLangSettings
 from pytest_llem.engines.streamed import StreamedAnswer
 from pytest_llem.engines.tensorrt_llm import engine as tensorrt_llm
 from pytest_llem.engines.tensorrt_llm.settings import TensorRTLLMSettings
+from pytest_llem.engines.vllm import engine as vllm
 from pytest_llem.errors import EngineNotInstalledError, EngineSettingError, LlemError, OutOfMemoryError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
@@ -64,6 +66,20 @@ def begin(engine_name: str, make_config: ConfigMaker, monkeypatch: pytest.Monkey
 def made(engine_name: str) -> Any:
     """The stand-in that was made last."""
     return stand_ins.SGLangEngine.made[-1] if engine_name == "sglang" else stand_ins.LLM.made[-1]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt_llm"])
+def test_a_prompt_that_the_engine_cut_has_the_length_that_the_engine_counts(name: str) -> None:
+    """By the field in which each of them says so; a study may have set what truncates prompts."""
+    answer = StreamedAnswer(Request(0, (1, 2, 3, 4), 1))
+    part = SimpleNamespace(token_ids=[7], finish_reason="length")
+    output: Any = SimpleNamespace(outputs=[part], prompt_token_ids=[3, 4], num_cached_tokens=0, finished=True)
+    if name == "sglang":
+        facts = {"completion_tokens": 1, "prompt_tokens": 2, "finish_reason": {"type": "length"}}
+        sglang.take_chunk(answer, {"output_ids": [7], "meta_info": facts}, 5)
+    else:
+        (tensorrt_llm.take_output if name == "tensorrt_llm" else vllm.take_output)(answer, output, 5)
+    assert answer.completion(name, "length", 5).input_tokens == 2
 
 
 def test_answers_have_their_tokens_times_and_ends(begin: Begin) -> None:

@@ -147,6 +147,7 @@ def take_chunk(answer: StreamedAnswer, chunk: Mapping[str, Any], now_ns: int) ->
     else:
         answer.add(ids, now_ns)
     answer.cached_tokens = facts.get("cached_tokens", answer.cached_tokens)
+    answer.input_tokens = facts.get("prompt_tokens", answer.input_tokens)
     finished = facts.get("finish_reason")
     if finished is None:
         return None

@@ -124,6 +124,9 @@ def take_output(answer: StreamedAnswer, output: Any, now_ns: int) -> str | None:
     """Add one streamed `RequestOutput` to an answer; returns why it is finished, or `None` while it is not."""
     part = output.outputs[0]
     answer.grow_to(part.token_ids, now_ns)
+    prompt = getattr(output, "prompt_token_ids", None)
+    if prompt is not None:
+        answer.input_tokens = len(prompt)
     cached = getattr(output, "cached_tokens", None)
     if cached is not None:
         answer.cached_tokens = int(cached)

@@ -157,7 +157,7 @@ class VLLMEngine(HubEngine):
                 if engine.has_unfinished_requests():
                     outputs = engine.step()
                     now = time.monotonic_ns()
-                    finished = [_take(entries[output.request_id], output, now) for output in outputs]
+                    finished = [take_output(entries[output.request_id], output, now) for output in outputs]
                     done += [completion for completion in finished if completion is not None]
                 elif (next_s := plan.next_s(sent)) is not None:
                     time.sleep(max(0.0, next_s - elapsed_s))
@@ -328,10 +328,12 @@ def _refusals() -> tuple[type[Exception], ...]:
     return own, ValueError, TypeError
 
 
-def _take(answer: StreamedAnswer, output: Any, now_ns: int) -> Completion | None:
+def take_output(answer: StreamedAnswer, output: Any, now_ns: int) -> Completion | None:
     """Add a step's `RequestOutput` (with what is new alone) to an answer; the completion once it is finished."""
     part = output.outputs[0]
     answer.add(part.token_ids, now_ns)
+    if output.prompt_token_ids is not None:
+        answer.input_tokens = len(output.prompt_token_ids)
     if output.num_cached_tokens is not None:
         answer.cached_tokens = max(0, output.num_cached_tokens)
     return answer.completion("vLLM", part.finish_reason, now_ns) if output.finished else None

@@ -60,7 +60,7 @@ class ScriptedEngine(Engine):
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)
         self.calls: list[str] = []
         self.cached_tokens: int | None = 0
-        self.missing_tokens = 0
+        self.missing_tokens = self.lost_input_tokens = 0
         self.cache_state: CacheState = "cleared"
         self.read_back: dict[str, JsonValue] = {"dtype": "float32", "batch_size": 2}
         self.fail_in: str | None = None
@@ -89,7 +89,7 @@ class ScriptedEngine(Engine):
         return [
             Completion(
                 r.index,
-                len(r.token_ids),
+                len(r.token_ids) - self.lost_input_tokens,
                 (7,) * (r.max_new_tokens - self.missing_tokens),
                 now - 1000,
                 now,

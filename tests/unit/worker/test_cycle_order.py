@@ -127,6 +127,7 @@ def test_progress_is_calm(engine: ScriptedEngine, meter: RecordingMeter, tmp_pat
     [
         ({"cached_tokens": 2}, "prefix_cache_hit"),
         ({"missing_tokens": 1}, "output_length_differs"),
+        ({"lost_input_tokens": 1}, "input_length_differs"),
         ({"cache_state": "unknown", "cached_tokens": None}, "prefix_cache_not_reset"),
         ({"read_back": {"dtype": "bfloat16", "batch_size": 2}}, "effective_differs"),
         ({"read_back": {"dtype": "float32", "batch_size": 1}}, "effective_differs"),
