@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import Metric, is_energy
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile
+from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
 
 K = 2.0
 """Coverage factor of every uncertainty that a result states."""
@@ -116,9 +116,10 @@ def systematic_rel(measure: Metric, results: Sequence[Result]) -> float | None:
 
 def scatter(values: Sequence[float], unit: str = "1", *, correlated: bool = False) -> Component:
     """Type A: of the mean over independent cycles. `correlated` ones, which shared a loaded engine, count as one."""
-    count = len(values)
-    value = None if count == 1 else stdev(values) / (1 if correlated else math.sqrt(count))
-    return Component("scatter over cycles", "A", "Student's t", value, unit, degrees=max(1, count - 1))
+    if len(values) == 1:
+        return Component("scatter over cycles", "A", "Student's t", None, unit)
+    variance, degrees = variance_of_mean(values, correlated=correlated)
+    return Component("scatter over cycles", "A", "Student's t", math.sqrt(variance), unit, degrees=degrees)
 
 
 def sensor(stated: Sequence[float | None], sensitivities: Sequence[float], unit: str = "1") -> Component:

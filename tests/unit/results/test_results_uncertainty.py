@@ -120,6 +120,16 @@ def test_what_equal_runs_were_measured_to_differ_by_replaces_the_assumed(bench: 
     assert spreads(elsewhere, tmp_path)(name) is None, "another isolation is another machine to it"
 
 
+def test_cycles_that_follow_one_another_have_a_wider_interval() -> None:
+    """Twenty cycles whose level wanders: taken for independent, s/sqrt(n) is half of what their mean may be off by."""
+    slow = [1 + 0.01 * math.sin(cycle / 3) for cycle in range(20)]
+    mixed = slow[::2] + slow[1::2]
+    mixed = [mixed[(7 * place) % 20] for place in range(20)]
+    assert sorted(mixed) == sorted(slow)
+    assert scatter(slow).contribution > 1.5 * scatter(mixed).contribution
+    assert scatter(mixed).contribution == pytest.approx(stdev(mixed) / math.sqrt(20), rel=0.2)
+
+
 def test_the_boards_gain_stands_beside_the_uncertainty_and_not_in_it(bench: Bench) -> None:
     plain = cycles(bench, *WATTS)
     gained = [
