@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.job import ServerProcess
 from pytest_llem.worker.contention import CpuWatch
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+
+__all__ = ["meter"]
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CPU = min(os.sched_getaffinity(0))
@@ -156,3 +162,18 @@ def _until_it_runs(pid: int) -> None:
     deadline = time.monotonic() + 30.0
     while int(stat.read_text().split()[0]) < 0.3e9 and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def test_a_cycle_counts_its_local_server(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine here sleeps: nearly all of the CPU time is that of the server."""
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: ScriptedEngine())
+    alone = make_job(measurement=MeasurementSettings(0.5, WarmupSettings(1, 1), IdleSettings(0.0)))
+    with busy_beside(1, 60.0) as (server,):
+        _until_it_runs(server)
+        served = run(dataclasses.replace(alone, server=ServerProcess(server, "command", "log", 0, 1.0)), tmp_path)
+
+    assert served.cpu is not None
+    assert served.cpu.ran_s + served.cpu.waited_s > 0.9 * served.cpu.duration_s > 0.4
+    assert served.cpu.duration_s >= served.windows[-1].duration_s
