@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import slug, write_json
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
-from pytest_llem.results.reading import Results
+from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
 
 STATISTICS = {"mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p99": "p99"}
@@ -25,7 +25,8 @@ def export(results: Results, out: Path) -> None:
     """A file per valid result in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for result in results.valid:
-        name = slug(f"{result.run_id}-{result.study}-{result.experiment.id}")
+        # By the run that measured: a folder that is written again has one file of what another run reused.
+        name = slug(f"{measurement_id(result).run}-{result.study}-{result.experiment.id}")
         write_json(out / f"{name}-{result.experiment.config_hash[:8]}-c{result.cycle}.json", bench_result(result))
 
 

@@ -114,6 +114,12 @@ def test_exports_hold_each_measurement_once(out: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "o").read_text().splitlines()) == 6
 
 
+def test_a_folder_of_exports_that_is_written_again_holds_each_measurement_once(out: Path, tmp_path: Path) -> None:
+    for path in (out / "r1", out / "r2", out):
+        main(["export", str(path), "--format", "vllm-bench", "-o", str(tmp_path / "bench")])
+    assert len(list((tmp_path / "bench").iterdir())) == 6
+
+
 def test_a_report_of_a_folder_shows_each_measurement_once(out: Path, tmp_path: Path) -> None:
     content = gather_content([out])
     assert len(content.results) == 6
