@@ -23,6 +23,7 @@ from pytest_llem.study import Experiment, Study
 # Chosen: rough, and the same for every experiment, because only differences between experiments move the split.
 LOAD_S = 15.0  # to load an engine
 STEP_S = 0.025  # for one decoding step
+SETTLING_S = 300.0  # to settle, about what simulated dies take (docs/energy.md, thermal state)
 SERVED_AT_ONCE = 256  # requests that a serving engine batches: the default of vLLM's max_num_seqs
 
 
@@ -106,10 +107,12 @@ def estimate_s(experiment: Experiment) -> float:
         number("measurement.warmup.max_repeats"),
         max(number("measurement.warmup.min_repeats"), number("measurement.warmup.window")),
     )
+    settles = get("measurement.warmup.thermal") == "settled"
+    settling_s = min(SETTLING_S, number("measurement.warmup.thermal_max_s")) if settles else 0.0
     return (
         LOAD_S
         + number("measurement.idle.duration_s")
-        + min(warmup * repeat_s, number("measurement.warmup.max_s") + repeat_s)
+        + max(settling_s, min(warmup * repeat_s, number("measurement.warmup.max_s") + repeat_s))
         + max(number("measurement.min_duration_s"), repeat_s)
     )
 

@@ -217,6 +217,9 @@ def test_more_tokens_and_smaller_batches_take_longer(uneven: Study, tmp_path: Pa
     path.write_text("model: builtin:tiny-llama\nsweep: {transformers.batch_size: [1, 32]}\n")
     one, many = load_study(path).experiments
     assert estimate_s(one) > estimate_s(many)
+    path.write_text("model: builtin:tiny-llama\nsweep: {measurement.warmup.thermal: [settled, repeatable]}\n")
+    settled, repeatable = load_study(path).experiments
+    assert estimate_s(settled) > estimate_s(repeatable) + 200
 
 
 def test_shards_of_other_splits_are_not_put_together() -> None:
