@@ -7,7 +7,7 @@ It must stay cheap to import (no dataclasses), because the sampler process does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import pynvml
@@ -72,8 +72,12 @@ def find(uuids: Sequence[str], visible: str | None) -> list[Gpu]:
 
 
 def all_gpus() -> list[Gpu]:
-    """Every GPU that NVML shows, whatever is visible to CUDA."""
-    return find([str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _visible(None)], None)
+    """Every GPU that answers, whatever is visible to CUDA."""
+    gpus: list[Gpu] = []
+    for index in range(int(pynvml.nvmlDeviceGetCount())):
+        with suppress(pynvml.NVMLError):
+            gpus += find([str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))], None)
+    return gpus
 
 
 def compute_pids(handle: object) -> list[int] | None:

@@ -238,7 +238,11 @@ def open_gpus(
         pynvml.nvmlInit()
         followed = [] if follow_pid is None else nvml_devices.holding(follow_pid)
         leased = followed or nvml_devices.find(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        read = {gpu.uuid: gpu for gpu in (*leased, *(nvml_devices.find(beside, None) if beside else ()))}
+        read = {gpu.uuid: gpu for gpu in leased}
+        for name in beside:
+            # One that does not answer is no reason against those that are leased.
+            with suppress(pynvml.NVMLError):
+                read |= {gpu.uuid: gpu for gpu in nvml_devices.find([name], None)}
         watched = [] if follow_pid is None else [gpu for gpu in nvml_devices.all_gpus() if gpu.uuid not in read]
     except pynvml.NVMLError as problem:
         raise SensorError(f"NVML: {problem}", nvml_devices.remedy(problem)) from None

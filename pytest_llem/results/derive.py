@@ -185,7 +185,9 @@ def _json(value: object) -> dict[str, PydanticJson]:
 
 
 def _memory(measurement: Measurement, device_peak_bytes: Mapping[str, int]) -> MemorySection:
-    peaks = {**device_peak_bytes, **(measurement.memory.device_peak_bytes or {})}
+    beside = {device.id for device in (measurement.energy.devices if measurement.energy else ()) if not device.leased}
+    read = {**device_peak_bytes, **(measurement.memory.device_peak_bytes or {})}
+    peaks = {id: peak for id, peak in read.items() if id not in beside}
     devices = [
         DeviceMemorySection(**asdict(device), device_peak_bytes=peaks.pop(device.id, None))
         for device in measurement.memory.devices

@@ -91,6 +91,20 @@ def test_a_meter_that_is_named_sums_the_leased_gpus_only(machine: Callable[[int]
     assert all(device.energy_j for device in report.windows[0].devices)
 
 
+def test_a_broken_gpu_beside_the_leased_one_does_no_harm(
+    machine: Callable[[int], Simulation], tmp_path: Path, server: Server
+) -> None:
+    board = machine(2)
+    board.gpus[0].set_pids(server.pid or 0)
+    board.gpus[1].error = 15
+
+    settings = MeterSettings("nvml", explicit=True, uuids=uuids(board))
+    report = run(tmp_path, DeviceSet("cuda", uuids(board)[:1]), [board.gpus[0]], settings, server)
+
+    assert not report.invalid
+    holds(report, board.gpus[0])
+
+
 @pytest.mark.parametrize("gpus", [(1,), (0, 1)])
 def test_a_server_is_metered_on_exactly_the_gpus_that_hold_its_processes(
     machine: Callable[[int], Simulation], tmp_path: Path, server: Server, gpus: tuple[int, ...]

@@ -154,6 +154,14 @@ def test_a_meter_of_other_devices_than_the_engines_is_invalid(bench: Bench) -> N
     assert [device.leased for device in result.energy.devices] == [False]
 
 
+def test_memory_is_that_of_the_leased_devices_only(bench: Bench) -> None:
+    gpus = (MeteredDevice("GPU-1", "H100", "gpu"), MeteredDevice("GPU-2", "H100", "gpu", leased=False))
+    measurement = bench.measurement()
+    memory = replace(measurement.memory, device_peak_bytes={"GPU-1": 1, "GPU-2": 2})
+    result = bench.result(replace(measurement, energy=replace(bench.energy(), devices=gpus), memory=memory))
+    assert [(device.id, device.device_peak_bytes) for device in result.memory.devices] == [("GPU-1", 1)]
+
+
 def test_reasons_of_worker_and_meter_are_kept(bench: Bench) -> None:
     measurement = replace(
         bench.measurement(),
