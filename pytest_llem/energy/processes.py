@@ -65,10 +65,10 @@ TUNNELS = ("ssh", "sshd", "sshd-session", "autossh", "kubectl", "cloudflared", "
 """Programs whose listening port usually leads to another machine."""
 
 PROXIES = (
-    *("docker-proxy", "rootlessport", "slirp4netns", "pasta"),
+    *("docker-proxy", "rootlessport", "slirp4netns", "pasta", "systemd", "init"),
     *("nginx", "haproxy", "envoy", "traefik", "caddy", "socat"),
 )
-"""Programs that forward requests to a process that is not their child."""
+"""Programs that forward requests to a process that is not their child, or hold sockets for others."""
 
 
 def is_here(host: str) -> bool | None:
