@@ -83,6 +83,12 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         "without warm-up (max_repeats is 0)",
     ),
     _while(
+        "measurement.warmup.thermal",
+        ("repeatable",),
+        ("measurement.warmup.thermal_max_s",),
+        "without waiting until GPUs have settled (thermal is repeatable)",
+    ),
+    _while(
         "measurement.idle.duration_s",
         (0,),
         _below("measurement.idle", "max_wait_s", "reuse"),

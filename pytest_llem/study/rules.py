@@ -189,6 +189,9 @@ def _warmup(get: Get) -> str | None:
     if isinstance(low, int) and isinstance(high, int) and 0 < high < low:
         text = f"measurement.warmup.min_repeats {low} is above measurement.warmup.max_repeats {high}"
         return _refused(text, "swap them")
+    if high == 0 and get("measurement.warmup.thermal") == "settled":
+        text = "measurement.warmup.thermal settled cannot be combined with measurement.warmup.max_repeats 0"
+        return _refused(text, "leave max_repeats out: GPUs settle under the repeats of the warm-up")
     return None
 
 
@@ -253,7 +256,10 @@ RULES: tuple[Rule, ...] = (
     _lengths("workload.output_tokens"),
     Rule(("workload.arrival", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
-    Rule(("measurement.warmup.min_repeats", "measurement.warmup.max_repeats"), _warmup),
+    Rule(
+        ("measurement.warmup.min_repeats", "measurement.warmup.max_repeats", "measurement.warmup.thermal"),
+        _warmup,
+    ),
     *(
         _at_most_one(
             f"{_T}.{name}",

@@ -84,7 +84,7 @@ class RepeatRunner:
         powers: list[float] = []
         started = time.monotonic()
         cv: float | None = None
-        reason = "fixed" if settings.max_repeats < 1 and has_settled is None else None
+        reason = "fixed" if settings.max_repeats < 1 else None
         while reason is None:
             progress.repeat = len(self.warmup_repeats)
             # What lies before the window that is judged would pile up in a long warm-up.

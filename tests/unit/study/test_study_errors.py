@@ -52,6 +52,12 @@ WRONG = {
         "transformers.tensor_parallel_size 2: transformers needs a process per device",
         "transformers.device_map: auto",
     ),
+    "settled without repeats to settle under": (
+        "model: m\nmeasurement: {warmup: {max_repeats: 0, thermal: settled}}\n",
+        "2:37",
+        "thermal settled cannot be combined",
+        "leave max_repeats out",
+    ),
     "unknown meter": ("model: m\nmeter: nvlm\n", "2:8", "unknown meter 'nvlm'", "did you mean 'nvml'?"),
     "typo in docker": ("model: m\ndocker: {lifecyle: session}\n", "2:10", "docker.lifecyle", "'lifecycle'"),
     "no size": ("model: m\ndocker:\n  memory: much\n", "3:11", "a size like 512m or 16g", "'much'"),

@@ -41,6 +41,14 @@ def test_hashes_are_pinned_across_releases(load: Load) -> None:
     assert rich.config_hash == "e954a6d778f04b4eab61d0e1a07985264d143c1add021c7ab4720c213a167be3"
 
 
+def test_a_limit_of_settling_counts_only_where_a_study_waits(load: Load) -> None:
+    def hash_of(warmup: str) -> str:
+        return load(f"model: m\nmeasurement: {{warmup: {warmup}}}\n").experiments[0].config_hash
+
+    assert hash_of("{thermal_max_s: 60}") == hash_of("{}")
+    assert len({hash_of("{}"), hash_of("{thermal: settled}"), hash_of("{thermal: settled, thermal_max_s: 60}")}) == 3
+
+
 def test_a_data_set_keeps_its_own_lengths_and_synthetic_prompts_their_hash(load: Load) -> None:
     """Left out, the 128 tokens of synthetic prompts cut a data set's; hashes name the same work as before."""
 
