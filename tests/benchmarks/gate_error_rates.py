@@ -13,11 +13,13 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.gates import judge_ratio, judge_runs
-from pytest_llem.results.statistics import FIRST_LOOK, relative_half_width
+from pytest_llem.results.run_verdict import run_findings
+from pytest_llem.results.statistics import FIRST_LOOK, first_autocorrelation, relative_half_width
 
 EXPERIMENTS = 20
 LIMIT = 0.03
@@ -239,6 +241,32 @@ def correlated_cycles(gates: int) -> str:
     return markdown("Correlated cycles: fails on equal runs / at the limit / at 8 %", head, rows)
 
 
+def recognised(cycles: int, experiments: int, rho: float, runs: int, *, seed: int = 5) -> float:
+    """The share of runs that say of their cycles that they follow one another."""
+    rng = random.Random(seed)
+    found = 0
+    for _ in range(runs):
+        reports = []
+        for index in range(experiments):
+            pair = [correlated(rng, cycles, NOISE, rho) for _ in range(2)]
+            row = GateRow("m", "comparison", "pass", "", None, None, None, None, None, "")
+            row = replace(row, autocorrelation=first_autocorrelation([[*map(math.log, side)] for side in pair]))
+            reports.append(GateReport("study", str(index), (row,), strict=False))
+        found += any(finding.code == "cycles_correlated" for finding in run_findings(reports))
+    return found / runs
+
+
+def recognition(runs: int) -> str:
+    correlations = (0.0, 0.3, 0.6)
+    rows = [
+        [f"{cycles}, {count} experiments", *(percent(recognised(cycles, count, rho, runs)) for rho in correlations)]
+        for cycles in (3, 5)
+        for count in (6, 20, 60)
+    ]
+    head = ("cycles a side", *(f"correlation {rho:.1f}" for rho in correlations))
+    return markdown("Runs that find their cycles correlated", head, rows)
+
+
 def stopping_rule(studies: int) -> str:
     rows = []
     for noise in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04):
@@ -286,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gates = options.studies * 5
     print(unequal_sides(gates))
     print(correlated_cycles(gates))
+    print(recognition(max(1, options.studies // 10)))
     print(stopping_rule(gates))
     if options.json:
         options.json.write_text(json.dumps({name: vars(found) for name, found in shapes.items()}, indent=2) + "\n")
