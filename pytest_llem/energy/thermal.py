@@ -136,7 +136,7 @@ def thermal_reading(
     begin_ns, end_ns = spans[0].start_ns, spans[-1].end_ns
     since_ns = measured[0].start_ns if measured else end_ns
     load_s = (end_ns - begin_ns) / 1e9
-    powers = [(group.mid_ns, group.power_w) for group in groups if group.power_w is not None]
+    powers = [(group.mid_ns, group.power_w) for group in groups if group.power_w]
     to_come_rel = None
     if powers and (to_come_w := to_come(powers, begin_ns, since_ns)) is not None:
         to_come_rel = to_come_w / _late(powers, since_ns)

@@ -75,6 +75,12 @@ def test_without_temperatures_the_state_is_unknown_and_the_bound_wide(settled: L
     assert (nothing.state, nothing.uncertainty_rel) == ("unknown", UNSETTLED_REL)
 
 
+def test_a_counter_that_stands_still_bounds_nothing(settled: Load) -> None:
+    still = [sample._replace(counter_mj=1.0) for sample in settled.die.samples]
+    reading = thermal_reading(still, (), [GPU], settled.warmup, settled.measured)
+    assert (reading.state, reading.uncertainty_rel) == ("unsettled", UNSETTLED_REL)
+
+
 def test_a_clock_held_down_by_heat_is_no_settled_state(settled: Load) -> None:
     begin_ns, end_ns = settled.warmup[0].start_ns, settled.measured[-1].end_ns
     counts = {begin_ns: 0, end_ns - 20_000_000_000: 0, end_ns - 1: 5_000_000_000}
