@@ -51,7 +51,8 @@ def test_asserts_of_ones_own_pass_and_can_be_evaluated(
     done.assert_outcomes(passed=7)
 
     exec(compile(code("paper-sweep.md", "evaluate"), "paper-sweep.md", "exec"), {})
-    assert re.search(r"^my-own-assert batch_size:4: \S+ J/token", capsys.readouterr().out, re.MULTILINE)
+    printed = capsys.readouterr().out
+    assert re.search(r"^my-own-assert batch_size:4: \S+ ± \S+ J/token \(95 %, 2 cycles\)$", printed, re.MULTILINE)
 
 
 def test_the_gate_of_ones_own_fails_on_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
