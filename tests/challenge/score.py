@@ -30,6 +30,8 @@ from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Window
 
 DATA = Path(__file__).parent / "data"
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- score: begin -->", "<!-- score: end -->"
 DRIVER = "challenge"
 Lines = list[dict[str, Any]]
 
@@ -166,13 +168,18 @@ def main(say: Callable[[str], object] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="a folder that tests.challenge.generate made")
     parser.add_argument("--answers", type=Path, help="another tool's answers, JSON lines")
+    parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     if options.answers is None:
         answers = own_answers(read("calibrations", options.data), read("traces", options.data))
     else:
         stated = [json.loads(line) for line in options.answers.read_text(encoding="utf-8").splitlines()]
         answers = {line["trace"]: Answer(line["energy_j"], line["uncertainty_j"]) for line in stated}
-    say(table(score(answers, read("truth", options.data))))
+    scored = table(score(answers, read("truth", options.data)))
+    say(scored)
+    if options.write_readme:
+        head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+        README.write_text(f"{head}{BEGIN}\n{scored}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
