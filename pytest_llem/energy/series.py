@@ -9,6 +9,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import gcd
 from statistics import median
 
 from pytest_llem.energy.readings import Sample
@@ -42,6 +44,11 @@ class TickSeries:
         """The median interval between two steps; `None` with fewer than two."""
         gaps = [b - a for a, b in zip(self.mid_ns, self.mid_ns[1:], strict=False)]
         return float(median(gaps)) if gaps else None
+
+    @cached_property
+    def resolution_j(self) -> float:
+        """The step in which the counter states energy, which all its differences are multiples of."""
+        return gcd(*(round(1e3 * (b - a)) for a, b in pairwise(self.energy_j))) / 1e3
 
     def half_width_ns(self, index: int) -> float:
         """Half of a step's bracket."""

@@ -129,7 +129,8 @@ def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge:
     least_w, most_w = max(0.0, above_w - (1 - share) * room_w), min(above_w, share * room_w)
     swing_w = max(share * above_w - least_w, most_w - share * above_w)
     energy_j = ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before])
-    terms = {"tick_time": 2 / sqrt(3) * power_w * timing_ns / 1e9, "shape": swing_w * interval_ns / 1e9}
+    timing_j = 2 / sqrt(3) * hypot(power_w * timing_ns / 1e9, ticks.resolution_j / 2)
+    terms = {"tick_time": timing_j, "shape": swing_w * interval_ns / 1e9}
     return Edge(energy_j, terms, min(near), max(near))
 
 
@@ -210,8 +211,8 @@ MIN_CURVED = 5
 def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     """Weighted least squares of energy = a + b t + c t^2, with t from the edge. Needs three steps.
 
-    The drift c is fitted with five steps or more, or if four lie on no straight line. Each step weighs by its bracket:
-    a uniform distribution of that width, times the power.
+    The drift c is fitted with five steps or more, or if four lie on no straight line. Each step weighs by its bracket,
+    a uniform distribution of that width times the power, and by the step in which the counter states energy.
     """
     mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / (
         (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
@@ -219,7 +220,8 @@ def fit(ticks: TickSeries, indices: Sequence[int], edge_ns: int) -> QuietFit:
     origin_j = ticks.energy_j[indices[0]]
     times = [(ticks.mid_ns[i] - edge_ns) / 1e9 for i in indices]
     values = [ticks.energy_j[i] - origin_j for i in indices]
-    sigmas = [FLOOR_J + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
+    floor_j = FLOOR_J + ticks.resolution_j / sqrt(12)
+    sigmas = [floor_j + mean_w * ticks.half_width_ns(i) / 1e9 / sqrt(3) for i in indices]
     straight, curved = _solve(times, values, sigmas, 2), _solve(times, values, sigmas, 3)
     apart_j = abs(curved.coefficients[0] - straight.coefficients[0])
     drifts = len(indices) == MIN_CURVED - 1 and straight.scatter > SCATTER_LIMIT
@@ -241,7 +243,7 @@ def steady_power(ticks: TickSeries, indices: Sequence[int]) -> Measured | None:
     span_s = (ticks.mid_ns[indices[-1]] - ticks.mid_ns[indices[0]]) / 1e9
     mean_w = (ticks.energy_j[indices[-1]] - ticks.energy_j[indices[0]]) / span_s
     edges_s = hypot(*(ticks.half_width_ns(i) / 1e9 for i in (indices[0], indices[-1]))) / sqrt(3)
-    return Measured(mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J) / span_s)
+    return Measured(mean_w, 2 * hypot(mean_w * edges_s, sqrt(2) * FLOOR_J, ticks.resolution_j / sqrt(6)) / span_s)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_quiet_sides_are_exact_within_the_brackets() -> None:
     assert found is not None
     assert found.estimator == "counter_outer_edge"
     assert found.energy_j == pytest.approx(150.0, abs=found.uncertainty_j)
-    assert found.uncertainty_j < 0.01 * 150.0
+    assert found.uncertainty_j < 0.015 * 150.0, "these steps happen to be whole joules"
 
 
 def test_the_bound_covers_nineteen_in_twenty_random_phases() -> None:
@@ -171,6 +171,23 @@ def test_the_scatter_of_few_steps_is_expanded_by_students_t(intervals: int) -> N
     table = {1: 13.97, 2: 4.53, 3: 3.31, 4: 2.87, 5: 2.65, 6: 2.52, 7: 2.43}
 
     assert expanded_scatter(intervals) == pytest.approx(table[intervals - 1] / 2, abs=0.005)
+
+
+def test_a_counter_in_whole_joules_is_known_no_better_than_that() -> None:
+    """It was taken for one in millijoules: the bound held in 12 of 13."""
+    rng = random.Random(3)
+    hits, bounds = 0, []
+    for run in range(60):
+        start = 1.0 + rng.random() * 0.1
+        truth = block(start, start + 1.0)
+        ticks = steps(lambda t, truth=truth: float(int(truth(t))), seed=run)  # type: ignore[misc]
+        found = from_counter(ticks, window(start, start + 1.0, 0.5), KNOWN)
+        assert found is not None
+        hits += abs(found.energy_j - 500.0) <= found.uncertainty_j
+        bounds.append(found.uncertainty_j)
+
+    assert hits >= 57
+    assert max(bounds) < 0.03 * 500.0
 
 
 def test_a_window_within_one_step_says_how_little_is_known() -> None:

@@ -12,8 +12,8 @@ from pytest_llem.energy.registry import meter_class
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
-from pytest_llem.worker.windows import choose_padding
+from pytest_llem.job.measurement import Completion, Measurement, Window, WindowEnergy
+from pytest_llem.worker.windows import Metering, choose_padding, idle_padding_s, with_step
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import BUSY_W, IDLE_W, calibrate, quicken, uuids
@@ -169,3 +169,17 @@ def test_idle_padding_is_chosen_only_where_it_pays(seconds: float, synchronise: 
 @pytest.mark.parametrize(("meter", "steps"), [("nvml", True), ("amdsmi", False), ("rapl", False), ("estimate", False)])
 def test_only_a_meter_that_finds_counter_steps_asks_for_padding(meter: str, steps: bool) -> None:
     assert meter_class(meter, DeviceSet("cuda")).steps_visibly is steps
+
+
+def test_idle_padding_begins_when_the_counter_shows_idle_power() -> None:
+    assert idle_padding_s(0.1, 0.1) == pytest.approx(0.6)
+    assert Metering(None, Path("samples.jsonl")).settle_s() == pytest.approx(0.15), "a sensor of which nothing is known"
+
+
+def test_windows_of_the_load_state_the_engines_step() -> None:
+    """Energy needs it where a counter may keep in step with the engine."""
+    windows = [Window("idle", 0, 1), Window("measure", 1, 2, repeats=3)]
+    done = [Completion(0, 4, (1, 2, 3, 4), 0, 9, "length", (10_000_000, 30_000_000, 30_000_000, 51_000_000))]
+
+    assert [window.step_s for window in with_step(windows, done)] == [None, pytest.approx(0.0205)]
+    assert with_step(windows, [dataclasses.replace(done[0], token_times_ns=None)]) == windows
