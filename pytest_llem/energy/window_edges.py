@@ -39,9 +39,6 @@ MIN_QUIET_STEPS = 3
 MAX_UNSETTLED_STEPS = 2
 """Chosen: 200 ms at 100 ms, in which power may still fall although calibration saw it at rest."""
 
-LEVEL_REL = 0.1
-"""Chosen: how far the levels of a power step may lie beyond the interval means that show them (10 % of the swing)."""
-
 HIGHER = 2.0
 """Chosen: how far above the low power may have been, by the highest interval: a prefill is shorter than one."""
 
@@ -118,14 +115,14 @@ def interpolated(ticks: TickSeries, t_ns: int, *, seen: bool) -> Edge:
     power_w = ticks.power_w(before)
     timing_ns = hypot((1 - share) * ticks.half_width_ns(before), share * ticks.half_width_ns(after))
     near = powers = [ticks.power_w(i) for i in range(before - 2, after + 2) if 0 <= i < len(ticks) - 1]
-    level = 1.0
-    if max(powers) - min(powers) > UNSTEADY_REL * max(powers):
-        level += LEVEL_REL
+    steps = max(powers) - min(powers) > UNSTEADY_REL * max(powers)
+    if steps:
         # Near a power step intervals mix both levels; the levels themselves appear elsewhere in the series.
         powers = [ticks.power_w(i) for i in range(len(ticks) - 1)]
     low_w = min(powers) if len(powers) >= 3 else 0.0
     above_w = power_w - low_w
-    room_w = HIGHER * level * (max(powers) - low_w) if seen else inf
+    # A burst within steady power may be shorter than an interval by any factor.
+    room_w = HIGHER * (max(powers) - low_w) if seen and steps else inf
     least_w, most_w = max(0.0, above_w - (1 - share) * room_w), min(above_w, share * room_w)
     swing_w = max(share * above_w - least_w, most_w - share * above_w)
     energy_j = ticks.energy_j[before] + share * (ticks.energy_j[after] - ticks.energy_j[before])

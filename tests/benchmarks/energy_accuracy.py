@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -34,24 +34,26 @@ from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Window
 from tests.benchmarks import energy_accuracy_peers
-from tests.benchmarks.energy_accuracy_cases import CASES, Case, apply, calibration_of, run_load, side_s
+from tests.benchmarks.energy_accuracy_cases import CASES, LOADS, SENSORS, Case, apply, calibration_of, run_load, side_s
 from tests.benchmarks.energy_accuracy_report import (
     OURS,
     Row,
     as_json,
+    matrix_table,
     own_table,
     peers_table,
     row,
     show,
     write_docs,
 )
-from tests.benchmarks.energy_accuracy_virtual import run_virtually
+from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually
 from tests.simulated_nvml.simulation import Gpu, Simulation, build_library, preload
 
 VIRTUAL = {0.1: 400, 0.3: 400, 1.0: 400, 3.0: 100, 10.0: 40}
 FULL = {0.1: 40, 0.3: 40, 1.0: 40, 3.0: 12, 10.0: 4}
 HARD = {0.3: 15, 1.0: 15}
 QUICK = {0.3: 8, 1.0: 8}
+MATRIX = {0.3: 60, 1.0: 60, 10.0: 10}
 DECODE_STEPS = 2_000
 
 
@@ -207,9 +209,23 @@ def virtual_rows(case: Case, plan: Mapping[float, int], library: Path, directory
     for length in plan:
         known = [run for run in found if run.seconds == length]
         errors = [run.error for run in known if run.error is not None]
-        rows.append(row(case.name, OURS, length, errors, [run.bound for run in known if run.bound is not None]))
+        bounds = [run.bound for run in known if run.bound is not None]
+        rows.append(row(case.name, OURS, length, errors, bounds, refused=any(run.refused for run in known)))
     show(rows)
     return rows
+
+
+def matrix(library: Path, directory: Path, plan: Mapping[float, int]) -> str:
+    """Sensor by load by length, on a virtual clock, as Markdown."""
+    found: dict[tuple[str, str, float], list[Run]] = {}
+    for sensor in SENSORS:
+        for name, load in LOADS.items():
+            case = replace(sensor, **load)
+            simulation = Simulation(directory / "matrix", library, case.gpus)
+            os.environ.update(simulation.environment())
+            for run in run_virtually(case, plan, simulation):
+                found.setdefault((sensor.name, name, run.seconds), []).append(run)
+    return "\n\n".join(matrix_table(found, length) for length in plan)
 
 
 def slowdown(library: Path, directory: Path, pairs: int) -> tuple[float, float]:
@@ -292,6 +308,8 @@ def main() -> int:
             directory = Path(name) / case.name
             directory.mkdir()
             virtual += virtual_rows(case, QUICK if options.quick else VIRTUAL, library, directory)
+        table = "" if options.case else matrix(library, Path(name), QUICK if options.quick else MATRIX)
+        print(f"\n{table}")
         if not options.virtual_only:
             shares: list[float] = []
             for case in (case for case in cases if case.peers or options.case):
@@ -327,6 +345,7 @@ def main() -> int:
         )
     if options.write_docs:
         write_docs("accuracy", own_table(virtual))
+        write_docs("accuracy matrix", table)
         if real:
             write_docs("accuracy beside others", f"{peers_table(real)}\n\n{costs}")
     return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from pytest_llem.job.config import Thresholds
-from tests.benchmarks.energy_accuracy_cases import IN_WORDS
+from tests.benchmarks.energy_accuracy_cases import IN_WORDS, LOADS, SENSORS
+from tests.benchmarks.energy_accuracy_virtual import Run
 
 OURS = "pytest-llem"
 DOCS = Path(__file__).parents[2] / "docs" / "energy.md"
@@ -34,14 +35,22 @@ class Row:
     covered: int | None = None
 
 
-def row(case: str, meter: str, window_s: float, errors: Sequence[float], bounds: Sequence[float] | None) -> Row:
-    """Sum up one meter's windows of one length."""
+def row(
+    case: str,
+    meter: str,
+    window_s: float,
+    errors: Sequence[float],
+    bounds: Sequence[float] | None,
+    *,
+    refused: bool = False,
+) -> Row:
+    """Sum up one meter's windows of one length; none is valid where its sensor was `refused`."""
     sizes = [abs(error) for error in errors]
     known = (case, meter, window_s, len(errors), fmean(sizes), max(sizes), fmean(errors))
     if not bounds:
         return Row(*known)
     limit = Thresholds().uncertainty_rel
-    valid = [(size, bound) for size, bound in zip(sizes, bounds, strict=True) if bound <= limit]
+    valid = [(size, bound) for size, bound in zip(sizes, bounds, strict=True) if bound <= limit and not refused]
     return Row(*known, median(bounds), len(valid), sum(size <= bound for size, bound in valid))
 
 
@@ -77,6 +86,24 @@ def own_table(rows: Sequence[Row]) -> str:
             f"| {IN_WORDS[one.case]} | {one.window_s:g} s | {_percent(one.mean_error)} | {_percent(one.worst_error)} | "
             f"{_percent(one.median_bound)} | {valid} of {one.runs} | {share} |"
         )
+    return "\n".join(lines)
+
+
+def matrix_table(found: Mapping[tuple[str, str, float], Sequence[Run]], length: float) -> str:
+    """Markdown: sensors by loads, for windows of one length: the median bound, and in how many valid ones it holds."""
+    lines = [f"| {length:g} s | {' | '.join(LOADS)} |", "|" + "---|" * (1 + len(LOADS))]
+    for sensor in SENSORS:
+        cells = []
+        for load in LOADS:
+            runs = found[sensor.name, load, length]
+            valid = [run for run in runs if run.valid]
+            if not valid:
+                cells.append("invalid")
+                continue
+            bound, held = median(run.bound or 0.0 for run in valid), fmean(run.covered for run in valid)
+            few = "" if len(valid) == len(runs) else f", {len(valid) / len(runs):.0%} valid"
+            cells.append(f"{_percent(bound)} ({held:.0%}{few})")
+        lines.append(f"| {IN_WORDS[sensor.name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
