@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.commands:compare_runs")
 
     verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--cycles", type=int, metavar="N", default=5, help="of each side (default: 5, at least 3)")
     verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
     verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")
-    verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
+    verb.add_argument("--alpha", type=float, help="error rate of each one-sided bound (default: the study's)")
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--out", metavar="DIR", type=Path, default=Path("llem-results"), help="where the runs go")
     verb.add_argument("--format", choices=("text", "json"), default="text")

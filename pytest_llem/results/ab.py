@@ -26,6 +26,7 @@ from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import SIDES, judge_in_turn
 from pytest_llem.results.layout import run_directories
 from pytest_llem.results.reading import Results, load
+from pytest_llem.study.experiments import Study
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.loader import load_study
 
@@ -82,10 +83,7 @@ def ab(options: argparse.Namespace) -> int:
     for side, study in zip((a, b), studies, strict=True):
         if study.execution.target_ci is not None:
             raise SettingsError(f"{side.study}: target_ci adds cycles to one side only", fix="remove it for llem ab")
-    compared = next((e.compare for study in reversed(studies) for e in study.experiments if e.compare), None)
-    limits = tuple(fail_if(text) for text in options.fail_if) or (compared.fail_if if compared else ())
-    headline = studies[1].execution.headline
-    comparison = Comparison(limits or (parse_fail_if(headline, "5%"),), options.alpha, tuple(options.allow))
+    comparison = comparison_of(studies, options)
 
     for cycle in range(1, options.cycles + 1):
         # A, B, B, A: what drifts evenly falls on both alike.
@@ -98,6 +96,17 @@ def ab(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write("\n".join([*lines(found), f"kept in {out / 'ab.json'}"]) + "\n")
     return int(any(report.failed for report in found.reports))
+
+
+def comparison_of(studies: Sequence[Study], options: argparse.Namespace) -> Comparison:
+    """What the options state, else the second side's study or the first's; without limits, 5 % of the headline."""
+    stated = next((e.compare for study in reversed(studies) for e in study.experiments if e.compare), Comparison())
+    headline = parse_fail_if(studies[-1].execution.headline, "5%")
+    return Comparison(
+        tuple(fail_if(text) for text in options.fail_if) or stated.fail_if or (headline,),
+        stated.alpha if options.alpha is None else options.alpha,
+        (*stated.allow, *options.allow),
+    )
 
 
 def judged(a: Side, b: Side, cycles: int, comparison: Comparison, *, strict: bool) -> InTurn:

@@ -127,13 +127,20 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
     if files or path.exists():
         saved = Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
         opened = saved if files else baseline_of(reference, required_cycles(path, load_rows(path)))
-        measured = {study: read_repeatability(study, directory) for study in opened.studies}
-        return replace(opened, repeatability={study: entry for study, entry in measured.items() if entry is not None})
+        return with_repeatability(opened, directory)
     raise StoreError(
         f"no baseline {reference!r}: neither {named} nor the path exists",
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
         details={"baseline": reference},
     )
+
+
+def with_repeatability(baseline: Baseline, directory: Path | None) -> Baseline:
+    """The baseline with what `directory` knows of how much equal runs of its studies differ."""
+    if directory is None:
+        return baseline
+    measured = {study: read_repeatability(study, directory) for study in baseline.studies}
+    return replace(baseline, repeatability={study: entry for study, entry in measured.items() if entry is not None})
 
 
 def required_cycles(path: Path, results: Results) -> Results:

@@ -58,6 +58,7 @@ def compare_runs(options: argparse.Namespace) -> int:
         alpha=options.alpha,
         allow=options.allow,
         match=options.match,
+        baseline_dir=options.baseline_dir,
     )
     if options.format == "json":
         text = json.dumps(encode(rows), indent=2, allow_nan=False)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from pytest_llem.results.baselines import BaselineFile, baseline_of
+from pytest_llem.results.baselines import BaselineFile, baseline_of, with_repeatability
 from pytest_llem.results.comparability import (
     CORRELATED,
     common_conditions,
@@ -23,6 +24,7 @@ from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import centre, judge_comparison
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, shared_measurements
+from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.terminal import markdown_table, table
@@ -68,10 +70,12 @@ def compare(
     alpha: float = 0.05,
     allow: Collection[str] = (),
     match: Match = "config",
+    baseline_dir: Path | None = None,
 ) -> list[ComparedMetric]:
     """Each experiment of the other runs against the baseline's with the same study and configuration, or else id.
 
-    `metrics` defaults to the headline ones; those of the limits are added. Raises `SettingsError` for unknown names.
+    `baseline_dir` may know what equal runs differ by (`llem aa`), which the bounds then include. `metrics` defaults to
+    the headline ones; those of the limits are added. Raises `SettingsError` for unknown names.
     """
     by_limit = {limit.metric: limit for limit in limits}
     names = dict.fromkeys([*(metrics or HEADLINES), *by_limit])
@@ -82,7 +86,7 @@ def compare(
     for result in baseline:
         by_hash.setdefault((result.study, result.experiment.config_hash), []).append(result)
     by_id = baseline.by_experiment()
-    known = baseline_of("the baseline", baseline)
+    known = with_repeatability(baseline_of("the baseline", baseline), baseline_dir)
     for run, results in others:
         absent = {study: BaselineFile(study) for study, _ in results.by_experiment()}
         known = replace(known, studies={**absent, **known.studies})
@@ -94,7 +98,8 @@ def compare(
             of = study, experiment_id, group[0].experiment.config_hash
             judged = {row.metric: row for row in judge_comparison(known, of, group.valid.items, lost, comparison)}
             for measure in chosen:
-                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, alpha, allow)
+                measured = known.repeatability.get(study)
+                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, alpha, allow, measured)
                 gate = judged.get(measure.name)
                 if gate is not None:
                     rows.append(_gated(row, gate, by_limit[measure.name]))
@@ -146,6 +151,7 @@ def _compare(
     now: Results,
     alpha: float,
     allow: Collection[str],
+    repeatability: Repeatability | None,
 ) -> ComparedMetric:
     old: dict[str, list[float]] = {}
     for result in before:
@@ -184,7 +190,8 @@ def _compare(
     runs = [values for values in old.values() if len(values) >= MIN_CYCLES]
     if not runs or len(new) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
-    interval = ratio_interval(runs, new, alpha, correlated=now[0].runner.isolation in CORRELATED)
+    spread = repeatability.of(measure.name, conditions[1]) if repeatability is not None else None
+    interval = ratio_interval(runs, new, alpha, correlated=now[0].runner.isolation in CORRELATED, spread=spread)
     row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
     if interval.low <= 1 <= interval.high:
         return replace(row, verdict="same")

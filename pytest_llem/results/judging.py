@@ -117,16 +117,11 @@ def _budget_row(
     if missing or not values or systematic is None:
         missing = missing or (NO_CYCLE if not values else "the meter does not state its sensor's uncertainty")
         return _row(budget.metric, "budget", limit, unjudged(missing), lost)
-    verdict = judge_budget(
-        values,
-        budget.limit,
-        upper=budget.op.startswith("<"),
-        alpha=alpha,
-        systematic=systematic,
-        correlated=valid[0].runner.isolation in CORRELATED,
-    )
+    correlated = valid[0].runner.isolation in CORRELATED
+    upper = budget.op.startswith("<")
+    verdict = judge_budget(values, budget.limit, upper=upper, alpha=alpha, systematic=systematic, correlated=correlated)
     row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
-    return replace(row, limit_ratio=1.0, autocorrelation=_autocorrelation([values]))
+    return replace(row, limit_ratio=1.0, autocorrelation=None if correlated else _autocorrelation([values]))
 
 
 def _ratio_row(
@@ -201,6 +196,9 @@ def judge_in_turn(
         if not pairs:
             absent = why_absent(measure.name, now[0]) if cycles else "no pair of cycles is valid"
             rows.append(_row(limit.metric, "comparison", limit_text(limit), unjudged(absent), lost))
+            continue
+        if refused := _estimated(measure, [*before, *now], comparison.allow):
+            rows.append(_row(limit.metric, "comparison", limit_text(limit), unjudged(refused), lost))
             continue
         firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
         conditions = common_conditions(before), common_conditions(now)

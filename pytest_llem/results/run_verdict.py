@@ -44,7 +44,9 @@ def run_findings(reports: Iterable[GateReport]) -> list[RunFinding]:
     """What six experiments or more share, by study and metric."""
     groups: dict[tuple[str, str], list[GateRow]] = {}
     for report in reports:
-        for row in report.rows:
+        # An experiment counts once in a metric that has a budget and a limit: by the one that judged more.
+        by_metric = {row.metric: row for row in sorted(report.rows, key=lambda row: row.autocorrelation is not None)}
+        for row in by_metric.values():
             groups.setdefault((report.study, row.metric), []).append(row)
     found = [find(*group, rows) for group, rows in groups.items() for find in (_shift, _correlation)]
     return [finding for finding in found if finding is not None]

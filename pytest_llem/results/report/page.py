@@ -76,7 +76,8 @@ def write_report(
         before = load(baseline)
         runs = dict.fromkeys(result.run_id for result in content.rows)
         in_baseline = {result.run_id for result in before}
-        compared = compare(before, [(run, content.rows.of_run(run)) for run in runs if run not in in_baseline])
+        others = [(run, content.rows.of_run(run)) for run in runs if run not in in_baseline]
+        compared = compare(before, others, baseline_dir=baseline_dir)
     named = [*(row.study for row in content.experiments), *(item.study for item in content.problems)]
     studies = ", ".join(dict.fromkeys(named))
     page = _render(content, charts(content), compared, title or f"Energy of {studies}", _bundle())

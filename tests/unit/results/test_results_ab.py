@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.cli import main
+from pytest_llem.cli import main, parser
 from pytest_llem.errors import SettingsError
+from pytest_llem.results.ab import comparison_of
 from pytest_llem.results.gates import judge_pairs, judge_ratio
 from pytest_llem.results.judging import judge_in_turn
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
 from pytest_llem.study.limits import Comparison, parse_fail_if
+from pytest_llem.study.loader import load_study
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench
@@ -91,3 +93,25 @@ def test_two_equal_sides_and_too_few_cycles_are_refused(tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert "both sides are the same" in said
     assert "--cycles 2: 3 are needed at least" in said
+
+
+def test_an_estimate_of_energy_is_judged_only_where_the_study_says_so(bench: Bench, key: CycleKey) -> None:
+    report = replace(bench.energy(), meter="estimate", measured=False)
+    estimate = replace(bench.measurement(), energy=report)
+    estimates = [bench.result(estimate, replace(key, cycle=cycle)) for cycle in (1, 2, 3)]
+    (row, _) = judge_in_turn(estimates, estimates, COMPARISON).rows
+    assert row.status == "inconclusive"
+    assert "estimated by the meter estimate, not measured" in row.reason
+    assert judge_in_turn(estimates, estimates, replace(COMPARISON, allow=("estimated_energy",))).status == "pass"
+
+
+def test_the_study_says_how_it_is_judged_where_no_option_does(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "model: builtin:tiny-llama\ncompare: {fail_if: {ttft_p50_s: 10%}, alpha: 0.01, allow: [estimated_energy]}\n"
+    )
+    stated = comparison_of([load_study(study)] * 2, parser().parse_args(["ab", str(study)]))
+    assert stated == Comparison((parse_fail_if("ttft_p50_s", "10%"),), 0.01, ("estimated_energy",))
+    options = ["--alpha", "0.1", "--allow", "dtype", "--fail-if", "mfu:-5%"]
+    asked = comparison_of([load_study(study)] * 2, parser().parse_args(["ab", str(study), *options]))
+    assert asked == Comparison((parse_fail_if("mfu", "-5%"),), 0.1, ("estimated_energy", "dtype"))

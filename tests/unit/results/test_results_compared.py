@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pytest_llem.job.files import write_json
 from pytest_llem.job.measurement import Measurement
-from pytest_llem.results.baselines import baseline_of
+from pytest_llem.job.wire import encode
+from pytest_llem.results.baselines import baseline_of, with_repeatability
+from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.compare import ComparedMetric, compare, failed, lines
 from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import Results
+from pytest_llem.results.repeatability import Repeatability, Spread, machine, path_of
 from pytest_llem.study.limits import Comparison, FailIf
 from tests.unit.results.conftest import Bench
 
@@ -107,3 +112,26 @@ def test_an_experiment_that_the_baseline_lacks_is_not_comparable_in_both(run: Ru
     rows = both(run("before"), Results(elsewhere))
     assert verdicts(rows) == ["not_comparable"] * 2
     assert "does not have this experiment" in rows[0].reason
+
+
+def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs, tmp_path: Path) -> None:
+    """Runs that were measured to differ by 4 % (`llem aa`): +8 % is no regression beyond 5 %, in gates and command."""
+    before, now = run("before"), run("now", 10.8 * 1.02)
+    assert statuses(compare(before, [("now", now)], limits=LIMITS[:1])) == ["fail"]
+    measured = Spread(within_run=0.02, common=0.04, between_runs=0.0, degrees=9)
+    metrics = dict.fromkeys(("joules_per_output_token", "output_tokens_per_s"), measured)
+    kept = Repeatability("study", "", (), machine(common_conditions(now)), metrics)
+    write_json(path_of("study", tmp_path), encode(kept))
+    rows = compare(before, [("now", now)], limits=LIMITS[:1], baseline_dir=tmp_path)
+    assert statuses(rows) == ["inconclusive"]
+    of = (now[0].study, now[0].experiment.id, now[0].experiment.config_hash)
+    baseline = with_repeatability(baseline_of("the baseline", before), tmp_path)
+    (gate,) = judge_comparison(baseline, of, now.items, (), Comparison(LIMITS[:1]))
+    (row,) = (row for row in rows if row.limit_text is not None)
+    assert (row.verdict, row.ci_low, row.ci_high, row.reason) == (gate.status, gate.ci_low, gate.ci_high, gate.reason)
+    free = {row.metric: row for row in compare(before, [("now", now)], baseline_dir=tmp_path)}
+    assert free["joules_per_output_token"].ci_low == pytest.approx(gate.ci_low, rel=1e-5)
+
+
+def statuses(rows: list[ComparedMetric]) -> list[str | None]:
+    return [row.verdict for row in rows if row.limit_text is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -132,3 +133,14 @@ def test_an_older_gate_file_loads() -> None:
     old = decode(GateReport, {"study": "s", "experiment_id": "e", "rows": [row], "strict": False})
     assert old.rows[0].common is None
     assert not explained(old)
+
+
+def test_a_budget_beside_a_comparison_is_no_second_experiment() -> None:
+    """Three experiments with a budget and a limit on one metric: six rows, and too few experiments to find anything."""
+    reports = study(3, 1.0, 0.05, rho=0.9)
+    reports = [replace(each, rows=(replace(each.rows[0], kind="budget"), *each.rows)) for each in reports]
+    assert run_findings(reports) == []
+    twelve = study(12, 1.0, 0.05, rho=0.9)
+    doubled = [replace(each, rows=(replace(each.rows[0], kind="budget"), *each.rows)) for each in twelve]
+    assert run_findings(doubled) == run_findings(twelve)
+    assert [finding.experiments for finding in run_findings(twelve) if finding.code == "cycles_correlated"] == [12]
