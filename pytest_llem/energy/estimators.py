@@ -54,6 +54,9 @@ RIPPLE_REL = 0.35
 ASSUMED_STEP_S = 0.025
 """Chosen: an engine's step where it is not known; decoding takes 10 to 40 ms for a token."""
 
+POSSIBLE_STEPS_S = (0.01, 0.04)
+"""Chosen: the same, where the worst of them counts."""
+
 STUDENT = (13.97, 4.53, 3.31, 2.87, 2.65, 2.52, 2.43, 2.37, 2.32, 2.28, 2.25)
 """Student's t at 95.45 % for 1, 2, ... degrees of freedom (JCGM 100:2008, table G.2); the last one for all more."""
 
@@ -186,8 +189,9 @@ def _counter_terms(
         inside_w = [ticks.power_w(i) for i in range(first, last)]
         step_w = max((abs(a - b) for a in inside_w for b in (*outside, max(everywhere))), default=0.0)
         terms["counter_type"] = step_w * period_s * (1 - duty) if inside_w else abs(energy_j)
-        terms["aliasing"] = _aliased_w(ticks.mid_ns[first : last + 1], window, duty * period_s, inside_w, everywhere)
-        terms["aliasing"] *= window.duration_s
+        terms["aliasing"] = window.duration_s * _aliased_w(
+            ticks.mid_ns[first : last + 1], window, period_s, duty * period_s, inside_w, everywhere
+        )
     return terms
 
 
@@ -197,28 +201,43 @@ def expanded_scatter(intervals: int) -> float:
 
 
 def _aliased_w(
-    steps_ns: Sequence[int], window: Window, sampled_s: float, inside_w: Sequence[float], everywhere_w: Sequence[float]
+    steps_ns: Sequence[int],
+    window: Window,
+    period_s: float,
+    sampled_s: float,
+    inside_w: Sequence[float],
+    everywhere_w: Sequence[float],
 ) -> float:
     """How far the mean over `sampled_s` before each step may lie from the mean power of a load that repeats itself.
 
     It is the share of each of the load's harmonics that the steps, by how they fall on its period, do not average out,
     times the harmonic's amplitude: a square wave of the highest power seen for repeats, a sine of `RIPPLE_REL` for the
-    engine's steps; each smoothed by the sampled time.
+    engine's steps; each smoothed by the sampled time. Steps that an engine does not tell may divide the counter's
+    period, where they show least.
     """
-    repeats = window.repeats or 1
-    loads = [(window.duration_s / repeats, 2 / pi * max(everywhere_w))] if repeats > 1 else []
-    if window.step_s is not None and inside_w:
-        # The mean inside may itself be low by as much.
-        loads.append((window.step_s, RIPPLE_REL / (1 - RIPPLE_REL) * fmean(inside_w)))
-    total = 0.0
-    for period_s, amplitude_w in loads:
+    told = [window.step_s] if window.step_s is not None else []
+    if window.repeats and not told:
+        told = [
+            step_s
+            for order in range(1, 100)
+            if POSSIBLE_STEPS_S[0] <= (step_s := period_s / order) <= POSSIBLE_STEPS_S[1]
+        ]
+
+    def missed(load_s: float) -> float:
+        total = 0.0
         for order in (1, 2, 3):
-            turn = 2 * pi * order / period_s
+            turn = 2 * pi * order / load_s
             phases = [turn * (t - window.start_ns) / 1e9 for t in steps_ns]
             uneven = hypot(fmean(map(cos, phases)), fmean(map(sin, phases))) if phases else 1.0
             half = turn * sampled_s / 2
-            total = hypot(total, amplitude_w / order * uneven * abs(sin(half) / half))
-    return total
+            total = hypot(total, uneven / order * abs(sin(half) / half))
+        return total
+
+    repeats = window.repeats or 1
+    of_repeats_w = 2 / pi * max(everywhere_w) * missed(window.duration_s / repeats) if repeats > 1 else 0.0
+    # The mean inside may itself be low by as much.
+    amplitude_w = RIPPLE_REL / (1 - RIPPLE_REL) * fmean(inside_w) if inside_w else 0.0
+    return hypot(of_repeats_w, amplitude_w * max(map(missed, told), default=0.0))
 
 
 def _surround(ticks: TickSeries, window: Window) -> bool:

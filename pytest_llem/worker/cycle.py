@@ -193,7 +193,6 @@ def _measure(
     passes = runner.finish_reading(passes)
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
-    recorder.windows = with_step(recorder.windows, observed.completions)
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
         answers = [done.completions for done in passes]
@@ -210,6 +209,7 @@ def _measure(
             min_duration_s=settings.min_duration_s,
             outputs_hash=observed.repeats[0].outputs_hash,
         )
+    recorder.windows = with_step(recorder.windows, observed.completions)
 
     stopwatch.seconds["settle_s"] = stopwatch.seconds.get("settle_s")
     stopwatch.seconds["warmup_s"] = warmup.duration_s

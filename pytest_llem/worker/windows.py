@@ -57,6 +57,12 @@ class Padding:
 
 NO_PADDING = Padding("none", 0.0)
 
+DECODING = ("measure", "decode", "steady_state")
+"""The windows whose power rises and falls with the engine's steps."""
+
+SINGLE_REL = 0.6
+"""Chosen: most bring one; some tokens have no text of their own, and a busy client may read two at once."""
+
 
 def choose_padding(
     window_s: float, period_s: float, *, can_synchronise: bool = True, repeat_s: float | None = None
@@ -79,17 +85,20 @@ def idle_padding_s(period_s: float, settle_s: float = 0.0) -> float:
 
 
 def with_step(windows: Sequence[Window], completions: Iterable[Completion]) -> list[Window]:
-    """The windows of the measured load, with the median time between two tokens of a request where that is known."""
-    gaps = [
-        later - earlier
-        for completion in completions
-        for earlier, later in pairwise(completion.token_times_ns or ())
-        if later > earlier
-    ]
-    if not gaps:
+    """The windows in which tokens are decoded, with the engine's step: the median time between arrivals of one token.
+
+    It is not known where arrivals bring several: one step may have made them, or as many steps.
+    """
+    gaps: list[int] = []
+    tokens = 0
+    for completion in completions:
+        times = completion.token_times_ns or completion.chunk_times_ns or ()
+        gaps += [later - earlier for earlier, later in pairwise(times) if later > earlier]
+        tokens += max(0, completion.generated - 1)
+    if not gaps or len(gaps) < SINGLE_REL * tokens:
         return list(windows)
     step_s = median(gaps) / 1e9
-    return [replace(window, step_s=step_s) if window.repeats else window for window in windows]
+    return [replace(window, step_s=step_s) if window.name in DECODING else window for window in windows]
 
 
 class Metering:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from statistics import fmean, median
+from typing import Any
 
 import pytest
 
 from pytest_llem.energy.estimators import from_steady_counter
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.job.measurement import Window
-from tests.benchmarks.energy_accuracy_cases import CASES, DECODE_W, IDLE_W, LOADS, SENSORS, Case, calibration_of
+from tests.benchmarks.energy_accuracy_cases import (
+    CASES,
+    DECODE_W,
+    IDLE_W,
+    LOADS,
+    SENSORS,
+    Case,
+    calibration_of,
+    plan_load,
+)
 from tests.benchmarks.energy_accuracy_virtual import Run, run_virtually
 from tests.simulated_nvml.simulation import Simulation
 from tests.simulated_nvml.virtual import virtual_sampler
@@ -51,6 +61,24 @@ def test_a_burst_far_shorter_than_an_interval_is_bounded(simulation: Simulation)
     case = replace(next(case for case in CASES if case.name == "slow_counter"), **LOADS["busy, two GPUs, burst"])
 
     assert fmean(run.covered for run in runs(case, simulation, 3.0)) >= 0.95
+
+
+@pytest.mark.parametrize("step_s", [0.02, 1 / 30])
+def test_an_engine_that_tells_no_steps_may_keep_in_step_with_a_part_time_counter(
+    step_s: float, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten per cent off, with a bound of three: decoding takes 10 to 40 ms for a token, also where nobody says so."""
+
+    def untold(*load: Any) -> tuple[Window, int]:
+        window, over_ns = plan_load(*load)
+        return replace(window, step_s=None, repeats=1), over_ns
+
+    monkeypatch.setattr("tests.benchmarks.energy_accuracy_virtual.plan_load", untold)
+    case = next(case for case in CASES if case.name == "part_time_counter")
+    found = runs(replace(case, step_s=step_s), simulation, 3.0)
+
+    assert all(run.valid for run in found)
+    assert sum(run.covered for run in found) >= 0.95 * len(found)
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,11 @@ def test_windows_of_the_load_state_the_engines_step() -> None:
 
     assert [window.step_s for window in with_step(windows, done)] == [None, pytest.approx(0.0205)]
     assert with_step(windows, [dataclasses.replace(done[0], token_times_ns=None)]) == windows
+
+
+@pytest.mark.parametrize(("tokens", "step_s"), [(4, 31e-9), (40, None)])
+def test_arrivals_tell_the_engines_steps_where_each_brings_a_token(tokens: int, step_s: float | None) -> None:
+    windows = [Window("idle", 0, 1), Window("measure", 1, 2, repeats=1), Window("decode", 2, 3)]
+    answer = Completion(0, 4, (), 0, 90, "stop", output_tokens=tokens, chunk_times_ns=(10, 40, 71, 103))
+
+    assert [window.step_s for window in with_step(windows, [answer])] == [None, step_s, step_s]

@@ -101,7 +101,9 @@ class ServingEngine(ScriptedEngine):
         self.steps += 1
         spans = ((10, 50), (12, 60), (55, 90), (65, 110))
         return [
-            Completion(r.index, len(r.token_ids), (7,) * 3, now, now + b, "length", (now + a, now + a, now + b))
+            Completion(
+                r.index, len(r.token_ids), (7,) * 3, now, now + b, "length", (now + a, now + (a + b) // 2, now + b)
+            )
             for r, (a, b) in zip(requests, spans, strict=True)
         ]
 
@@ -134,6 +136,8 @@ def test_a_cycle_meters_the_steady_state_of_every_repeat_and_keeps_what_the_engi
     steady = [window for window in measurement.windows if window.name == "steady_state"]
     assert [window.index for window in steady] == [repeat.index for repeat in measurement.repeats]
     assert {window.end_ns - window.start_ns for window in steady} == {90 - 12}
+    told = {window.name: window.step_s for window in measurement.windows}
+    assert told["measure"] == told["steady_state"] == pytest.approx(21e-9), "the counter may keep in step with it"
     assert meter.stops == [measurement.windows]
     assert measurement.engine.statistics == {"steps": len(measurement.repeats)}
     assert measurement.timing["compile_s"] == 0.25
