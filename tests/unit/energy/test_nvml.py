@@ -92,9 +92,10 @@ def test_busy_sides_are_interpolated_and_the_bound_grows_with_the_power_step(
 ) -> None:
     cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
     cycle.quiet()
-    stepped = cycle.load(machine.gpus, 0.2, quiet=False)
+    stepped = cycle.load(machine.gpus, 0.32, quiet=False)
     cycle.quiet()
-    inside = Window("prefill", stepped.start_ns + 60_000_000, stepped.end_ns - 60_000_000)
+    # Five periods from the load's edges, so that no interval near its own holds a step.
+    inside = Window("prefill", stepped.start_ns + 100_000_000, stepped.end_ns - 100_000_000)
     cycle.windows.append(inside)
 
     outer, inner = cycle.stop().windows
