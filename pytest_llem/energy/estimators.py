@@ -26,6 +26,9 @@ AVERAGING_S = {"instant": 0.025, "average": 1.0}
 """What one NVML power reading is a mean over: 25 ms on A100 and H100 (arXiv 2312.02741), and 1 s for
 `nvmlDeviceGetPowerUsage` on Ampere and newer except GA100 (NVML documentation)."""
 
+UPDATE_NS = 100_000_000
+"""Period at which A100 and H100 update their power (arXiv 2312.02741); what is read between is the same reading."""
+
 SEEN_INTERVALS = 3
 """Chosen: with so many whole intervals inside a window, at least one shows its highest power unmixed with the
 edges'."""
@@ -114,9 +117,9 @@ def from_steady_counter(ticks: TickSeries, window: Window) -> EnergyEstimate | N
 def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) -> EnergyEstimate | None:
     """The window's energy as the time integral of power readings, each a mean over the `averaging_s` before it.
 
-    `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings, and
-    `resolution` the rounding that steady readings share (uniform, half a step, k=2). `None` if the readings do not
-    surround the window.
+    `averaging` bounds what the mean hides at the two edges, `sampling` what may happen between two readings, by how
+    they scatter, `aliasing` what happens in step with them, and `resolution` the rounding that steady readings share
+    (uniform, half a step, k=2). `None` if the readings do not surround the window.
     """
     series = [(sample.t_ns, sample.power_w) for sample in samples if sample.power_w is not None]
     first = max((i for i, (t, _) in enumerate(series) if t <= window.start_ns), default=None)
@@ -130,13 +133,17 @@ def from_power(samples: Sequence[Sample], window: Window, averaging_s: float) ->
         if high > low:
             slope = (p1 - p0) / (t1 - t0)
             energy += (high - low) / 1e9 * (p0 + slope * ((low + high) / 2 - t0))
-            steps.append(abs(p1 - p0) * (t1 - t0) / 1e9)
+            steps.append(abs(p1 - p0) * max(UPDATE_NS, t1 - t0) / 1e9)
     powers = [power for _, power in series[max(0, first - 1) : last + 2]]
+    inside_w = [power for _, power in series[first + 1 : last]]
+    updates_ns = range(window.start_ns, window.end_ns, UPDATE_NS)
     swing_w = max(powers) - min(powers)
     interval_s = max((b[0] - a[0]) / 1e9 for a, b in zip(series[first:last], series[first + 1 : last + 1], strict=True))
     terms = {
         "averaging": sqrt(2) * swing_w * averaging_s,
-        "sampling": hypot(*steps) / 2 + sqrt(2) * swing_w * interval_s / 2,
+        # The difference of two has twice the variance of one.
+        "sampling": 2 / sqrt(2) * hypot(*steps) + sqrt(2) * swing_w * interval_s / 2,
+        "aliasing": window.duration_s * _aliased_w(updates_ns, window, UPDATE_NS / 1e9, averaging_s, inside_w, powers),
         "resolution": _resolution_w([power for _, power in series]) / sqrt(3) * window.duration_s,
     }
     return EnergyEstimate(energy, hypot(*terms.values()), "power_integral", last - first + 1, terms)
