@@ -25,7 +25,7 @@ from pytest_llem.results.comparability import CORRELATED, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import judge_change
 from pytest_llem.results.layout import run_directories
-from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
 from pytest_llem.results.reading import load_all, measurement_id
 from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine, path_of
 from pytest_llem.results.schema import Result
@@ -117,6 +117,11 @@ def values_of(measure: Metric, results: Sequence[Result]) -> list[Runs]:
     return [runs for runs in kept if runs]
 
 
+def measured_by_all(experiments: Sequence[Runs]) -> bool:
+    """Whether three runs or more have three values or more of each experiment."""
+    return bool(experiments) and len(set.intersection(*(set(runs) for runs in experiments))) >= MIN_RUNS
+
+
 def measure_runs(study: Path, count: int, out: Path, arguments: Sequence[str]) -> list[Path]:
     """Run a study so many times in a pytest of its own; the new runs' directories.
 
@@ -150,12 +155,13 @@ def aa(options: argparse.Namespace) -> int:
     } or {study.execution.headline: (parse_fail_if(study.execution.headline, options.limit), options.alpha)}
     correlated = results[0].runner.isolation in CORRELATED
 
-    spreads: dict[str, Spread] = {}
-    wrong: list[Rates] = []
-    for name, (limit, alpha) in limits.items():
-        experiments = values_of(metric(name), results)
-        spreads[name] = estimate(experiments)
-        wrong.append(rates(metric(name), limit, experiments, spreads[name], alpha, correlated=correlated))
+    values = {name: values_of(measure, results) for name, measure in METRICS.items()}
+    # What has no limit is kept too, where all runs measured it: for `llem compare` and printed uncertainties.
+    spreads = {name: estimate(found) for name, found in values.items() if name in limits or measured_by_all(found)}
+    wrong = [
+        rates(metric(name), limit, values[name], spreads[name], alpha, correlated=correlated)
+        for name, (limit, alpha) in limits.items()
+    ]
     kept = Repeatability(
         study=study.name,
         made_at=now(),
@@ -170,7 +176,10 @@ def aa(options: argparse.Namespace) -> int:
         facts = {"file": str(path), "repeatability": kept, "rates": wrong}
         sys.stdout.write(json.dumps(encode(facts), indent=2) + "\n")
     else:
-        sys.stdout.write("\n".join([*lines(kept, wrong), f"kept in {path}: gates on this machine use it"]) + "\n")
+        notes = [f"kept in {path}: gates on this machine use it"]
+        if any(is_energy(name) for name in limits) and not all(result.energy.measured for result in results):
+            notes.append("energy is estimated, not measured: gates do not judge it, unless `compare` allows that")
+        sys.stdout.write("\n".join([*lines(kept, wrong), *notes]) + "\n")
     return 0
 
 

@@ -60,11 +60,12 @@ def judge_runs(
     resolution: float | None = None,
     correlated: bool = False,
     spread: RunSpread | None = None,
+    inverse: bool = False,
 ) -> Verdict:
     """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
     `correlated` says that the cycles of a run shared one loaded engine; `spread` is what equal runs differ by, where
-    that was measured.
+    that was measured. `inverse`: the values are those of a metric's inverse, and the reason speaks of the metric.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -76,7 +77,7 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin)
+    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin, inverse)
 
 
 def judge_pairs(
@@ -86,6 +87,7 @@ def judge_pairs(
     *,
     alpha: float = 0.05,
     resolution: float | None = None,
+    inverse: bool = False,
 ) -> Verdict:
     """`judge_ratio` for cycles measured in turn: the first of one side beside the first of the other, and so on.
 
@@ -100,7 +102,7 @@ def judge_pairs(
         problem = f"there are {len(current)} pairs of valid cycles, a verdict needs {MIN_CYCLES}"
     if problem:
         return unjudged(problem)
-    return _judged(paired_interval(baseline, current, alpha), limit, margin)
+    return _judged(paired_interval(baseline, current, alpha), limit, margin, inverse)
 
 
 def judge_budget(
@@ -148,17 +150,22 @@ def inverted(limit: float) -> float:
     return 1 / (1 + limit) - 1
 
 
-def _judged(interval: LogInterval, limit: float, margin: float) -> Verdict:
+def _judged(interval: LogInterval, limit: float, margin: float, inverse: bool) -> Verdict:
+    def change(ratio: float) -> str:
+        return f"{(1 / ratio if inverse else ratio) - 1:+.1%}"
+
+    least, most, stated, excluded = map(change, (interval.low, interval.high, 1 + limit, 1 + limit + margin))
     if interval.low > 1 + limit:
-        return _verdict("fail", interval, 1.0, f"worse by at least {interval.low - 1:+.1%}, the limit is {limit:+.1%}")
+        return _verdict("fail", interval, 1.0, f"worse by at least {least}, the limit is {stated}")
     if interval.high < 1 + limit + margin:
-        return _verdict("pass", interval, 1.0, f"worse by at most {interval.high - 1:+.1%}, the limit is {limit:+.1%}")
+        beyond = f": {excluded} is excluded" if interval.high > 1 + limit else ""
+        return _verdict("pass", interval, 1.0, f"worse by at most {most}, the limit is {stated}{beyond}")
     return _verdict(
         "inconclusive",
         interval,
         1.0,
-        f"a change between {interval.low - 1:+.1%} and {interval.high - 1:+.1%} is too wide to tell: "
-        f"to pass it must end below {limit + margin:+.1%}; measure more cycles",
+        f"a change between {least} and {most} is too wide to tell: to pass, {excluded} must be excluded; "
+        "measure more cycles",
     )
 
 

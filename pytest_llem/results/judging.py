@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from statistics import geometric_mean
+from typing import Any
 
 from pytest_llem.job.metric_names import ESTIMATED_ENERGY
 from pytest_llem.results.baselines import Baseline, BaselineRun
@@ -249,17 +250,18 @@ def judge_change(
     `paired`: `judge_pairs` of the only run.
     """
 
-    def judge(before: Sequence[Sequence[float]], now: Sequence[float], change: float) -> Verdict:
-        if paired:
-            return judge_pairs(before[0], now, change, alpha=alpha, resolution=limit.resolution)
-        return judge_runs(
-            before, now, change, alpha=alpha, resolution=limit.resolution, correlated=correlated, spread=spread
-        )
+    inverse = measure.higher_is_better and all(value > 0 for run in (*runs, values) for value in run)
 
-    if not measure.higher_is_better or any(value <= 0 for run in (*runs, values) for value in run):
+    def judge(before: Sequence[Sequence[float]], now: Sequence[float], change: float) -> Verdict:
+        stated: Any = {"alpha": alpha, "resolution": limit.resolution, "inverse": inverse}
+        if paired:
+            return judge_pairs(before[0], now, change, **stated)
+        return judge_runs(before, now, change, correlated=correlated, spread=spread, **stated)
+
+    if not inverse:
         return judge(runs, values, limit.limit)
-    inverse = [[1 / value for value in run] for run in runs]
-    verdict = judge(inverse, [1 / value for value in values], inverted(limit.limit))
+    inverses = [[1 / value for value in run] for run in runs]
+    verdict = judge(inverses, [1 / value for value in values], inverted(limit.limit))
     if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
         return verdict
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
@@ -270,7 +272,7 @@ def _estimated(measure: Metric, valid: Sequence[Result], allow: Collection[str])
     estimates = [result.energy.meter for result in valid if not result.energy.measured]
     if not estimates or not is_energy(measure.name) or ESTIMATED_ENERGY in allow:
         return ""
-    why = f"its energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
+    why = f"energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
     return f"{why}, or compare: {{allow: [{ESTIMATED_ENERGY}]}}"
 
 

@@ -45,7 +45,7 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
         of_study = [row for row in rows if row.study == study]
         cells = [row_cells(row) for row in of_study]
         lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
-    lines += meter_notes(rows)
+    lines += [*_invalid_notes(rows), *meter_notes(rows)]
     lines.append(f"artifacts: {short_path(run_dir)}")
     return lines
 
@@ -102,6 +102,14 @@ def _middle_cut(text: str, width: int) -> str:
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
+def _invalid_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
+    """How many cycles are not valid, and the codes of why: pytest itself names no reasons of skips without `-rs`."""
+    count = sum(row.states.get("invalid", 0) for row in rows)
+    codes = dict.fromkeys(reason.partition(":")[0] for row in rows for reason in row.reasons)
+    named = ", ".join(code for code in codes if code.isidentifier())
+    return [f"not valid: {count} cycle{'s' * (count != 1)} ({named}): `pytest -rs` says more"] if count else []
+
+
 def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     """Notes on how to read the numbers."""
     notes = []
@@ -147,7 +155,7 @@ def summary_markdown(
     for study in dict.fromkeys(row.study for row in rows):
         of_study = [row_cells(row) for row in rows if row.study == study]
         lines += [f"### {study}", "", *markdown_table(HEADER, of_study), ""]
-    lines += [f"_{note}_  " for note in meter_notes(rows)]
+    lines += [f"_{note}_  " for note in (*_invalid_notes(rows), *meter_notes(rows))]
     verdicts = [
         (
             gate.experiment_id,

@@ -109,17 +109,24 @@ def test_what_equal_runs_differ_by_is_kept_and_used_by_gates(
     spread = kept.metrics["joules_per_output_token"]
     assert spread.common == pytest.approx(0.04, rel=0.5)
     assert spread.within_run == pytest.approx(0.005, rel=0.4)
+    # Metrics without a limit as well: an uncertainty beside another in one table must not rest on another assumption.
+    assert kept.metrics["energy_j"].common == pytest.approx(spread.common)
 
     now = common_conditions(load(runs).valid[:3])
     baseline = open_baseline(str(runs), baselines)
     assert baseline.repeatability["study"].of("joules_per_output_token", now) == spread.of_runs
-    assert baseline.repeatability["study"].of("ttft_p50_s", now) is None
+    assert baseline.repeatability["study"].of("mfu", now) is None
     assert baseline.repeatability["study"].of("joules_per_output_token", {**now, "cpu_model": "another"}) is None
 
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "study: 6 equal runs" in said
     assert "kept in" in said
+    assert "estimated" not in said
+    for file in runs.rglob("result.json"):
+        file.write_text(file.read_text().replace('"measured": true', '"measured": false'))
+    assert main(arguments) == 0
+    assert "energy is estimated, not measured: gates do not judge it" in capsys.readouterr().out
 
 
 def test_too_few_runs_and_another_study_are_refused(

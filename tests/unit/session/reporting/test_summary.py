@@ -68,7 +68,8 @@ def row(identity: str, **more: object) -> ExperimentSummary:
         "output_tokens_per_s": known(512.0, 7.3, None),
         "energy_j": known(12.3, 0.41, 0.2),
     }
-    values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": metrics, **more}
+    values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": metrics}
+    values |= {"states": {"valid": 3}, "reasons": (), **more}
     return ExperimentSummary(
         study="s",
         experiment_id=identity,
@@ -77,8 +78,6 @@ def row(identity: str, **more: object) -> ExperimentSummary:
         model="m",
         cycles_valid=3,
         cycles_total=3,
-        states={"valid": 3},
-        reasons=(),
         warnings=(),
         **values,  # type: ignore[arg-type]
     )
@@ -122,3 +121,11 @@ def test_an_estimate_is_never_shown_as_if_it_were_measured() -> None:
 def test_what_was_not_measured_is_a_dash() -> None:
     lines = summary_lines([row("a", meter="none", measured=False, metrics={})], Path("r"), 100)
     assert lines[2].split() == ["a", "3/3", "-", "-", "-", "-"]
+
+
+def test_why_cycles_are_not_valid_is_said_without_an_option() -> None:
+    """On a busy machine the table had 0/3 in each row, pytest `12 skipped`, and nothing said why."""
+    invalid = {"states": {"invalid": 3}, "reasons": ("cpu_contended: the processes waited", "the worker was killed")}
+    lines = summary_lines([row("a", **invalid), row("b", states={"valid": 2, "invalid": 1})], Path("r"), 120)
+    assert "not valid: 4 cycles (cpu_contended): `pytest -rs` says more" in lines
+    assert not any("not valid" in line for line in summary_lines([row("a")], Path("r"), 120))
