@@ -134,7 +134,7 @@ class Demand:
 
 
 def named_gpus(config: ExperimentConfig) -> tuple[str, ...]:
-    """The GPUs that the study names, by UUID; `DeviceError` for one that is not there."""
+    """The GPUs that the study names, by UUID; `DeviceError` for one that is not there, or might be another."""
     gpus = gpu_uuids() if config.device.gpus else ()
     named: dict[str, None] = {}
     for name in map(str, config.device.gpus):
@@ -142,7 +142,7 @@ def named_gpus(config: ExperimentConfig) -> tuple[str, ...]:
             named[gpus[int(name)]] = None
         elif name.startswith("MIG-"):
             named[name] = None
-        elif matches := [uuid for uuid in gpus if uuid.startswith(name)]:
+        elif len(matches := [uuid for uuid in gpus if uuid.startswith(name)]) == 1:
             named[matches[0]] = None
         else:
             raise _no_such_gpu(f"device.gpus: {name}", name, gpus)
@@ -151,7 +151,8 @@ def named_gpus(config: ExperimentConfig) -> tuple[str, ...]:
 
 def _no_such_gpu(where: str, name: str, gpus: Sequence[str]) -> DeviceError:
     there = ", ".join(f"{index} ({uuid})" for index, uuid in enumerate(gpus)) or "none"
-    return DeviceError(f"{where}: there is no GPU {name!r}", fix=f"name some of: {there}")
+    one = "one " if any(uuid.startswith(name) for uuid in gpus) else ""
+    return DeviceError(f"{where}: there is no {one}GPU {name!r}", fix=f"name some of: {there}")
 
 
 def serves_already(config: ExperimentConfig) -> bool:

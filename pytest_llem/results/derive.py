@@ -292,7 +292,7 @@ def _invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tupl
     elif not measurement.repeats:
         reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
     reasons += _repeats_differ(job, measurement)
-    starved, _ = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
+    starved, _ = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
     reasons += [] if starved is None else [starved]
     return tuple(dict.fromkeys(reasons))
 
@@ -349,7 +349,7 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     if failures is not None:
         yield failures
     yield from work_remarks(job.config.workload, measurement)
-    _, busy = contended(measurement.cpu, job.devices.kind, thresholds(job.meter.thresholds))
+    _, busy = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
     if busy is not None:
         yield busy
     yield from _of_server(job)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from pytest_llem.job.config import DeviceKind, Thresholds
-from pytest_llem.job.measurement import CpuTime
+from pytest_llem.job.measurement import CpuTime, Measurement
 from pytest_llem.job.report import Note
 from pytest_llem.results.schema import CpuSection
+from pytest_llem.results.sections.energy import MEASURE
 
 CONTENDED = "cpu_contended"
 
@@ -36,17 +37,18 @@ def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
     )
 
 
-def contended(cpu: CpuTime | None, kind: DeviceKind, limits: Thresholds) -> tuple[Note | None, Note | None]:
+def contended(measurement: Measurement, kind: DeviceKind, limits: Thresholds) -> tuple[Note | None, Note | None]:
     """`cpu_contended` as a reason against the result, where it ran on the CPU, and as a warning.
 
     The share of the demand must be beyond a limit, and so must that of the window: what hardly runs, as the client of a
-    server elsewhere, loses no more time than it waits.
+    server elsewhere, loses no more time than it waits. Rest on the window's sides is no part of it.
     """
-    section = derive_cpu(cpu)
+    cpu, section = measurement.cpu, derive_cpu(measurement.cpu)
     if cpu is None or section is None or section.contended_rel is None or not cpu.duration_s:
         return None, None
     lost_s = section.waited_s + (section.stolen_s or 0.0)
-    share = min(section.contended_rel, lost_s / cpu.duration_s)
+    window_s = sum(window.duration_s for window in measurement.windows if window.name == MEASURE)
+    share = min(section.contended_rel, lost_s / min(cpu.duration_s, window_s or cpu.duration_s))
     note = Note(CONTENDED, _text(section, lost_s))
     invalid = kind == "cpu" and share > limits.cpu_contended_rel
     return note if invalid else None, note if share > limits.cpu_contended_warn_rel and not invalid else None

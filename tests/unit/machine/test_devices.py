@@ -128,3 +128,8 @@ def test_a_named_gpu_that_is_not_there_is_an_error(four: tuple[str, ...]) -> Non
         devices.demanded_devices(replace(config(), device=DeviceSettings((4,))))
 
     assert f"3 ({four[3]})" in (caught.value.fix or "")
+
+
+def test_a_beginning_that_several_gpus_share_names_none(four: tuple[str, ...]) -> None:
+    with pytest.raises(DeviceError, match=r"device\.gpus: GPU-: there is no one GPU"):
+        devices.demanded_devices(replace(config(), device=DeviceSettings(("GPU-",))))

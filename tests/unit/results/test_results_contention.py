@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import CpuTime
+from pytest_llem.job.measurement import CpuTime, Window
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
@@ -87,6 +87,14 @@ def test_what_hardly_runs_loses_no_more_than_it_waits(bench: Bench) -> None:
     assert codes(result) == ([], [])
     assert result.cpu is not None
     assert result.cpu.contended_rel == pytest.approx(0.5)
+
+
+def test_rest_beside_a_short_window_hides_no_waiting(bench: Bench) -> None:
+    """A GPU's window of 0.3 s has 0.65 s of rest on each side: of 0.36 s that were asked for 17 % were waiting."""
+    short = replace(bench.measurement(), windows=(Window("measure", 0, 300_000_000),), cpu=CpuTime(1.6, 0.3, 0.06, 16))
+    job = replace(bench.job(KEY), devices=GPU)
+    result = derive_result(job, short, REPORT, study=KEY.study, environment={})
+    assert "cpu_contended" in codes(result)[1]
 
 
 def test_unknown_is_null(bench: Bench) -> None:
