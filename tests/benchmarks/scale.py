@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -111,6 +112,15 @@ def sizes(run_dir: Path) -> dict[str, float]:
     return found
 
 
+def another(run_dir: Path) -> Path:
+    """A copy under another run's id: a run is not compared with its own measurements."""
+    copy = run_dir.with_name(f"{run_dir.name}-b")
+    shutil.copytree(run_dir, copy)
+    for path in [copy / "run.json", *copy.rglob("result.json")]:
+        path.write_text(path.read_text().replace(run_dir.name, copy.name))
+    return copy
+
+
 def afterwards(run_dir: Path, directory: Path) -> dict[str, float]:
     """Seconds and sizes of what is done with a run: list, report, export, compare."""
     found: dict[str, float] = {}
@@ -118,7 +128,7 @@ def afterwards(run_dir: Path, directory: Path) -> dict[str, float]:
         "list": (str(run_dir),),
         "report": (str(run_dir), "-o", "report.html"),
         "export": (str(run_dir), "--format=csv", "-o", "results.csv"),
-        "compare": (str(run_dir), str(run_dir)),
+        "compare": (str(run_dir), str(another(run_dir))),
     }.items():
         cpu_s, peak = measure([sys.executable, "-m", "pytest_llem.cli", verb, *arguments], directory)
         found[f"llem {verb} CPU s"], found[f"llem {verb} MiB"] = cpu_s, peak

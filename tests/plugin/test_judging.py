@@ -302,3 +302,14 @@ def test_a_shift_of_the_whole_run_is_told_once(
     gates = [json.loads(path.read_text()) for path in newest.parent.glob("*/*/gate.json")]
     assert all(gate["rows"][0]["common"] == told["value"] for gate in gates)
     assert "1 baseline run: " in gates[0]["rows"][0]["basis"]
+
+
+def test_what_llem_aa_kept_and_cannot_be_read_stops_the_run_at_once(pytester: pytest.Pytester, write: Write) -> None:
+    """It once failed every item after its measurement."""
+    write(cycles=1)
+    (pytester.path / "llem-baselines").mkdir()
+    (pytester.path / "llem-baselines/gates.aa.json").write_text("{broken")
+    result = run(pytester)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*gates.yaml:1:1: *gates.aa.json: not JSON*", "*fix: measure it again*"])
+    assert measured(pytester) == 0
