@@ -133,13 +133,22 @@ class RunResults:
         return report
 
     def figures(self, experiment: ExperimentCycle) -> Mapping[str, MetricSummary]:
-        """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty."""
-        keys = [cycle.key for cycle in experiment.cycles()]
+        """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty.
+
+        With `target_ci` that is the cycle after which it stops.
+        """
+        execution = experiment.study.execution
+        last = execution.cycles if execution.target_ci is None else max(execution.cycles, execution.max_cycles)
+        keys = [replace(experiment, cycle=number).key for number in range(1, last + 1)]
         states = [read_state(self.store.directory(key)) for key in keys]
-        if not all(state is not None and state.state in TERMINAL for state in states):
+        ended = [key for key, state in zip(keys, states, strict=True) if state is not None and state.state in TERMINAL]
+        if not {cycle.key for cycle in experiment.cycles()} <= {*ended}:
             return {}  # states are small: results are read once, after the last cycle
-        outcomes = [self.store.outcome(key) for key in keys]
-        valid = [o.result for o in outcomes if o is not None and o.valid and o.result is not None]
+        outcomes = [outcome for key in ended if (outcome := self.store.outcome(key)) is not None]
+        further = execution.target_ci is not None and len(ended) < last and not precise_after(outcomes, execution)
+        if further and experiment.cycle is not None:
+            return {}
+        valid = [outcome.result for outcome in outcomes if outcome.valid and outcome.result is not None]
         return summarise_metrics(valid, self._options.baseline_dir)
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:

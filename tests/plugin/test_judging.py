@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 
@@ -143,6 +144,11 @@ def test_optional_cycles_are_measured_until_the_headline_is_precise(pytester: py
     result.assert_outcomes(passed=5, skipped=2)
     assert measured(pytester) == 5
     result.stdout.fnmatch_lines(["*precise enough: output_tokens_per_s ±99.00% (95 %, scatter alone) after 5 cycles*"])
+    # The experiment's value stands in JUnit with the cycle after which it stopped, and is that of all five.
+    (directory,) = pytester.path.glob("llem-results/*/")
+    (row,) = json.loads((directory / "summary.json").read_text())["experiments"]
+    stated = re.findall(r'llem_experiment_output_tokens_per_s" value="([^"]+)', (directory / "junit.xml").read_text())
+    assert [float(value) for value in stated] == [row["metrics"]["output_tokens_per_s"]["value"]]
     write(execution=", target_ci: 0.000001, max_cycles: 5, headline: output_tokens_per_s")
     run(pytester).assert_outcomes(passed=5)
 
