@@ -261,4 +261,8 @@ def _too_short(accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[No
         return []
     seconds = sum(w.end_ns - w.start_ns for w in chosen) / 1e9
     message = f"{seconds:.2f} s give an uncertainty of {relative:.0%}, more than {limits.uncertainty_rel:.0%}: "
-    return [Note("window_too_short", message + "measure longer, or calibrate the sensor")]
+    remedy = "measure longer, or calibrate the sensor"
+    if all(window.terms and max(window.terms.values()) == window.terms.get("aliasing") for window in chosen):
+        # Longer is no better.
+        remedy = "the load may keep in step with the sensor; calibrate it, or let repeats or steps take another time"
+    return [Note("window_too_short", message + remedy)]

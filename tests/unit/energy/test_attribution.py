@@ -18,7 +18,7 @@ from pytest_llem.energy.series import ticks_from
 from pytest_llem.energy.validity import DeviceEvidence, Evidence, check, counter_ratio
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import EnergyReport, Window
+from pytest_llem.job.measurement import EnergyReport, Window, WindowEnergy
 from tests.simulated_nvml.plugin import MakeSimulation
 from tests.simulated_nvml.simulation import Gpu, Simulation
 from tests.simulated_nvml.virtual import virtual_sampler
@@ -258,3 +258,16 @@ def sampled(
     samples = sampler.readings.samples
     device = DeviceEvidence("GPU", ticks_from(samples, gpu.uuid.decode()), tuple(samples), (), None)
     return device, Window("idle", idle_ns, idle_ns + 2_000_000_000), Window("measure", start_ns, end_ns)
+
+
+@pytest.mark.parametrize(
+    ("terms", "remedy"), [({"aliasing": 40.0, "ripple": 9.0}, "another time"), ({"shape": 40.0}, "longer")]
+)
+def test_what_keeps_in_step_with_a_sensor_is_not_cured_by_measuring_longer(
+    terms: dict[str, float], remedy: str
+) -> None:
+    window = WindowEnergy("measure", 0, 0, 10**9, 100.0, 40.0, "counter_interpolated", 9, terms)
+    [reason] = check(Evidence((), (), (), "worker"), [window], Thresholds())
+
+    assert reason.code == "window_too_short"
+    assert remedy in reason.message
