@@ -97,8 +97,11 @@ class DomainSeries:
         away_ns = abs(self.times_ns[nearest] - t_ns)
         if away_ns <= rapl_source.UPDATE_NS:
             half_ns = self.halves_ns[nearest] if self.halves_ns else 0
-            late_ns = away_ns + half_ns + rapl_source.UPDATE_NS
-            return Measured(self.energies_j[nearest], self._power_w(nearest) * late_ns / 1e9)
+            before_w, after_w = (self._power_w(nearest, step) for step in (-1, 1))
+            # A value is as old as the counter's update, and was read before or after the edge.
+            old_w = before_w if nearest > 0 else after_w
+            bound_j = (old_w * rapl_source.UPDATE_NS + max(before_w, after_w) * (away_ns + half_ns)) / 1e9
+            return Measured(self.energies_j[nearest], bound_j)
         if len(near) < 2:
             return None
         gap_ns = self.times_ns[index] - self.times_ns[index - 1]
@@ -108,12 +111,22 @@ class DomainSeries:
         bound = step_j * (min(share, 1 - share) + late_ns / gap_ns)
         return Measured(self.energies_j[index - 1] + share * step_j, bound)
 
-    def _power_w(self, index: int) -> float:
-        """Mean power up to a reading (after it, where it is the first), over some updates of the counter if it can."""
-        other = bisect_left(self.times_ns, self.times_ns[index] - NEAR_NS) - 1
-        other = max(0, other) if index > 0 else min(1, len(self.times_ns) - 1)
-        gap_ns = abs(self.times_ns[index] - self.times_ns[other])
-        return abs(self.energies_j[index] - self.energies_j[other]) / gap_ns * 1e9 if gap_ns else 0.0
+    def _power_w(self, index: int, step: int) -> float:
+        """Mean power before a reading (`step` -1) or after it (1), over some updates of the counter if it can.
+
+        The other reading is so far away that the power between them is known although both have times of their own.
+        """
+        other = index + step
+        while 0 <= other + step < len(self.times_ns) and self._apart_ns(index, other) < NEAR_NS:
+            other += step
+        if not 0 <= other < len(self.times_ns) or (gap_ns := self._apart_ns(index, other)) <= 0:
+            return 0.0
+        return abs(self.energies_j[index] - self.energies_j[other]) / gap_ns * 1e9
+
+    def _apart_ns(self, one: int, other: int) -> int:
+        """The shortest time that may have passed between two readings."""
+        halves_ns = self.halves_ns[one] + self.halves_ns[other] if self.halves_ns else 0
+        return abs(self.times_ns[one] - self.times_ns[other]) - halves_ns
 
 
 class RaplEdges:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from itertools import pairwise
+from math import cos
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,31 @@ def test_a_wrap_is_told_from_a_late_reading_a_reset_and_a_jump(
         energies_j = [262_140, 5 + PACKAGE_UJ / 1e6, 8 + PACKAGE_UJ / 1e6]
     assert [one.value_uj / 1e6 for one in course] == pytest.approx(energies_j)
     assert [fault.code for fault in faults] == codes
+
+
+def test_the_bound_holds_where_readings_are_kept_from_running() -> None:
+    """By 3 or 40 ms, before or after the look at the counter: power between two such readings was told too low."""
+    rng = random.Random(2)
+
+    def drawn_j(t_ns: float) -> float:
+        return 150 * t_ns / 1e9 + 25 * (1 - cos(t_ns / 3e8))
+
+    def read(t_ns: int) -> rapl_source.RaplReading:
+        looks_ns = t_ns + rng.choice((2_000, 2_000, 2_000, 3_000_000, 40_000_000))
+        ends_ns = looks_ns + rng.choice((2_000, 2_000, 2_000, 3_000_000, 40_000_000))
+        value_j = drawn_j(looks_ns // rapl_source.UPDATE_NS * rapl_source.UPDATE_NS)
+        return rapl_source.RaplReading((t_ns + ends_ns) // 2, (ends_ns - t_ns) // 2, round(value_j * 1e6))
+
+    held = 0
+    for _ in range(200):
+        start, end = read(rng.randrange(300_000_000, 500_000_000)), read(rng.randrange(1_000_000_000, 1_700_000_000))
+        readings = [read(ms * 1_000_000) for ms in range(0, 2_000, 100)]
+        domain = rapl_source.Domain("package-0", "cpu", "unused", PACKAGE_UJ)
+        found = DomainSeries.of(domain, [*readings, start, end]).between(start.t_ns, end.t_ns)
+        assert found is not None
+        held += abs(found.energy_j - drawn_j(end.t_ns) + drawn_j(start.t_ns)) <= found.uncertainty_j
+
+    assert held >= 0.95 * 200
 
 
 @pytest.mark.parametrize(
