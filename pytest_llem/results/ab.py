@@ -21,7 +21,7 @@ from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
 from pytest_llem.results.commands import fail_if
 from pytest_llem.results.comparability import common_conditions, flat_settings, settings_differences
-from pytest_llem.results.gate_report import GateReport
+from pytest_llem.results.gate_report import GateReport, gates_line
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import SIDES, judge_in_turn
 from pytest_llem.results.layout import run_directories
@@ -124,11 +124,13 @@ def judged(a: Side, b: Side, cycles: int, comparison: Comparison, *, strict: boo
 
 
 def _differs(before: Results, now: Results) -> list[str]:
-    settings = []
-    if before[0].experiment.config_hash != now[0].experiment.config_hash:
-        settings = settings_differences(flat_settings(before[0]), flat_settings(now[0]))
     old, new = common_conditions(before.items), common_conditions(now.items)
-    return [*settings, *(f"{name} {old[name]} -> {new[name]}" for name in SIDES if old[name] != new[name])]
+    ran = [f"{name} {old[name]} -> {new[name]}" for name in SIDES if old[name] != new[name]]
+    if before[0].experiment.config_hash == now[0].experiment.config_hash:
+        return ran
+    settings = settings_differences(flat_settings(before[0]), flat_settings(now[0]))
+    said = {text.partition(" ")[0] for text in ran}  # what ran says more than what was asked: `unset -> bfloat16`
+    return [*(text for text in settings if text.partition(" ")[0] not in said), *ran]
 
 
 def lines(found: InTurn) -> Iterator[str]:
@@ -140,3 +142,5 @@ def lines(found: InTurn) -> Iterator[str]:
         yield from (f"differs: {text}" for text in found.differs[report.experiment_id])
     if found.missing:
         yield f"valid on one side only: {', '.join(found.missing)}"
+    yield ""
+    yield gates_line(found.reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,16 +13,18 @@ import pytest
 
 from pytest_llem.cli import main, parser
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.ab import comparison_of
+from pytest_llem.results.ab import Side, comparison_of, judged, lines
+from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.gates import judge_pairs, judge_ratio
 from pytest_llem.results.judging import judge_in_turn
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
+from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.loader import load_study
 
 if TYPE_CHECKING:
-    from tests.unit.results.conftest import Bench
+    from tests.unit.results.conftest import Bench, Worker
 
 
 def in_turn(rng: random.Random, cycles: int, change: float, drift: float) -> tuple[list[float], list[float]]:
@@ -115,3 +118,23 @@ def test_the_study_says_how_it_is_judged_where_no_option_does(tmp_path: Path) ->
     options = ["--alpha", "0.1", "--allow", "dtype", "--fail-if", "mfu:-5%"]
     asked = comparison_of([load_study(study)] * 2, parser().parse_args(["ab", str(study), *options]))
     assert asked == Comparison((parse_fail_if("mfu", "-5%"),), 0.1, ("estimated_energy", "dtype"))
+
+
+def test_both_sides_end_with_a_line_of_gates_and_what_differs_is_said_once(
+    tmp_path: Path, bench: Bench, key: CycleKey, worker: Callable[..., Worker]
+) -> None:
+    sides = []
+    for name, dtype in (("a", "float32"), ("b", "bfloat16")):
+        store = RunStore.create(tmp_path / name, "run-1", environment={})
+        for cycle in (1, 2, 3):
+            each, measurement = replace(key, cycle=cycle, config_hash=dtype), bench.measurement()
+            engine = replace(measurement.engine, effective={"dtype": dtype})
+            get_or_measure(store, each, worker(each, replace(measurement, engine=engine)))
+            file = store.directory(each) / "result.json"
+            result = json.loads(file.read_text())
+            result["experiment"]["config"]["dtype"] = None if name == "a" else dtype
+            file.write_text(json.dumps(result))
+        sides.append(Side(name.upper(), "study.yaml", (), "python", str(tmp_path / name)))
+    said = [*lines(judged(sides[0], sides[1], 3, COMPARISON, strict=False))]
+    assert said[-1] == "gates: 2 passed"
+    assert [line for line in said if "dtype" in line] == ["differs: dtype float32 -> bfloat16"]
