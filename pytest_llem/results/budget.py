@@ -99,8 +99,8 @@ def lines(entry: NamedBudget) -> list[str]:
             "not known" if part.value is None else _amount(part.value, part.unit),
             f"{part.sensitivity:.4g}",
             "-" if part.value is None else _amount(part.contribution, budget.unit),
-            "infinite" if part.degrees is None else f"{part.degrees:.3g}",
-            "-" if part.share is None else f"{part.share:.1%}",
+            "-" if part.value is None else "infinite" if part.degrees is None else f"{part.degrees:.3g}",
+            "-" if part.value is None or part.share is None else f"{part.share:.1%}",
         )
         for part in budget.components
     ]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pytest_llem.results.gate_report import GateReport
     from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 
-HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", "spread")
+SPREAD = "spread"
+HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", SPREAD)
 GAP = "  "
 LEAST_COLUMNS = 3
 """Columns that stay on the narrowest terminal. Chosen: id, valid cycles and the headline metric."""
@@ -45,7 +46,8 @@ def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) 
         of_study = [row for row in rows if row.study == study]
         cells = [row_cells(row) for row in of_study]
         lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
-    lines += [*_invalid_notes(rows), *meter_notes(rows)]
+    fits = any(SPREAD in line.split() for line in lines)
+    lines += [*_invalid_notes(rows), *meter_notes(rows, spread=fits)]
     lines.append(f"artifacts: {short_path(run_dir)}")
     return lines
 
@@ -110,12 +112,12 @@ def _invalid_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
     return [f"not valid: {count} cycle{'s' * (count != 1)} ({named}): `pytest -rs` says more"] if count else []
 
 
-def meter_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
-    """Notes on how to read the numbers."""
+def meter_notes(rows: Sequence[ExperimentSummary], *, spread: bool = True) -> list[str]:
+    """Notes on how to read the numbers; `spread` says whether its column is there."""
     notes = []
     if any(row.metrics for row in rows):
         notes.append(f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %): `llem budget` lists its parts")
-        notes.append("spread: interquartile range of J/output token")
+        notes += [f"{SPREAD}: interquartile range of J/output token"] if spread else []
     if any(f"{UNCERTAIN}?" in cell for row in rows for cell in row_cells(row)):
         notes.append(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why")
     gains = dict.fromkeys(row.gain_uncertainty_rel for row in rows if row.gain_uncertainty_rel is not None)

@@ -89,6 +89,7 @@ def test_a_narrow_terminal_loses_columns_before_ids_lose_what_distinguishes_them
     narrow = summary_lines(rows, Path("r"), 70)
     assert "energy" in wide[1]
     assert "energy" not in narrow[1]
+    assert not any("spread" in line for line in narrow)
     assert all(len(line) <= 70 for line in narrow[1:4])
     assert "batch_size:1-dtype:float32" in narrow[2]
 
