@@ -86,7 +86,7 @@ def judge_comparison(
     if reference is None:
         problem = problem or f"{baseline.source} does not have this experiment"
     elif reference.config_hash != of[2]:
-        changed = settings_differences(reference.settings, flat_settings(valid[0]) if valid else {})
+        changed = settings_differences(reference.settings, flat_settings(valid[0])) if valid else []
         if comparison.match == "id":
             comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
         else:

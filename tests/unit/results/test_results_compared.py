@@ -135,3 +135,11 @@ def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs,
 
 def statuses(rows: list[ComparedMetric]) -> list[str | None]:
     return [row.verdict for row in rows if row.limit_text is not None]
+
+
+def test_without_a_valid_cycle_no_setting_is_said_to_differ(run: Runs) -> None:
+    """All settings were named as unset, and what was wrong, that no cycle is valid, was not said."""
+    before = run("before")
+    of = (before[0].study, before[0].experiment.id, "f" * 16)
+    (row,) = judge_comparison(baseline_of("the baseline", before), of, (), ["c1 invalid"], Comparison(LIMITS[:1]))
+    assert (row.status, row.reason) == ("inconclusive", "no cycle is valid (not used: c1 invalid)")
