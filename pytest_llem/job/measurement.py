@@ -356,8 +356,9 @@ class CpuTime:
     """CPU time in the measure window, in seconds; what the kernel does not tell is `None`.
 
     `ran_s` and `waited_s` are sums over the threads of the worker, its local server and their children. On the `cpus`
-    that the worker may use, `busy_s` was worked and `stolen_s` given to other machines by a hypervisor. `pressure_s` is
-    the time in which some task of the whole machine waited, `throttled_s` that in which CPU quotas held tasks back.
+    that the worker may use, `busy_s` was worked and `stolen_s` given to other machines by a hypervisor; all CPUs of the
+    machine worked `machine_busy_s`. `pressure_s` is the time in which some task of the whole machine waited,
+    `throttled_s` that in which CPU quotas held tasks back.
     """
 
     duration_s: float
@@ -368,6 +369,7 @@ class CpuTime:
     stolen_s: float | None = None
     pressure_s: float | None = None
     throttled_s: float | None = None
+    machine_busy_s: float | None = None
 
 
 @dataclass(frozen=True)

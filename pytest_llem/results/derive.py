@@ -40,7 +40,7 @@ from pytest_llem.results.schema import (
     ValiditySection,
 )
 from pytest_llem.results.sections.compute import derive_compute
-from pytest_llem.results.sections.cpu import contended, derive_cpu
+from pytest_llem.results.sections.cpu import contended, derive_cpu, shared
 from pytest_llem.results.sections.energy import (
     DECODE,
     MEASURE,
@@ -350,8 +350,7 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
         yield failures
     yield from work_remarks(job.config.workload, measurement)
     _, busy = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
-    if busy is not None:
-        yield busy
+    yield from (note for note in (busy, shared(measurement)) if note is not None)
     yield from _of_server(job)
     steady = derive_steady_state(measurement, job.config.measurement.steady_state)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":

@@ -367,6 +367,10 @@ class CpuSection:
     )
     throttled_s: float | None = field(metadata=_about("Time in which CPU quotas of control groups held them back."))
     cpus: Count = field(metadata=_about("CPUs that the worker may use."))
+    others_rel: float | None = field(
+        default=None,
+        metadata=_about("Share of the work of all the machine's CPUs that was not that of these processes."),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class CpuReading:
     stolen_s: float | None
     pressure_s: float | None
     throttled_s: float | None
+    machine_busy_s: float | None = None
 
 
 class CpuWatch:
@@ -71,6 +72,7 @@ class CpuWatch:
             *machine_times(stat, self._cpus),
             pressure_s(_text(self._proc / "pressure" / "cpu")),
             throttled_s(self._roots, self._proc, self._cgroups),
+            machine_times(stat)[0],
         )
 
 
@@ -92,6 +94,7 @@ def between(before: CpuReading, after: CpuReading, cpus: int) -> CpuTime | None:
         stolen_s=_growth(before.stolen_s, after.stolen_s),
         pressure_s=_growth(before.pressure_s, after.pressure_s),
         throttled_s=_growth(before.throttled_s, after.throttled_s),
+        machine_busy_s=_growth(before.machine_busy_s, after.machine_busy_s),
     )
 
 
@@ -135,12 +138,13 @@ def _counters(path: str) -> list[bytes]:
         os.close(descriptor)
 
 
-def machine_times(stat: str, cpus: Iterable[int]) -> tuple[float | None, float | None]:
-    """Seconds that some CPUs worked, and that a hypervisor gave to other machines, by `/proc/stat` (proc(5)).
+def machine_times(stat: str, cpus: Iterable[int] | None = None) -> tuple[float | None, float | None]:
+    """Seconds that some CPUs worked (all, without a choice), and that a hypervisor gave to other machines.
 
-    Its fields are user, nice, system, idle, iowait, irq, softirq and steal; a guest's time is in user and nice already.
+    By `/proc/stat` (proc(5)), whose fields are user, nice, system, idle, iowait, irq, softirq and steal; a guest's time
+    is in user and nice already.
     """
-    wanted = {f"cpu{cpu}" for cpu in cpus}
+    wanted = {"cpu"} if cpus is None else {f"cpu{cpu}" for cpu in cpus}
     rows = [[int(field) for field in line.split()[1:9]] for line in stat.splitlines() if line.split(" ")[0] in wanted]
     rows = [row for row in rows if len(row) == 8]
     if not rows:

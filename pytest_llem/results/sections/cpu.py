@@ -13,6 +13,9 @@ from pytest_llem.results.sections.energy import MEASURE
 
 CONTENDED = "cpu_contended"
 
+OTHERS_REL = 0.1
+"""Chosen: about as much of the energy above idle is then that of other work; a quiet machine stays below."""
+
 MIN_PRESSURE_S = 10.0
 """Chosen: Linux renews the total every 2 s (kernel/sched/psi.c, PSI_FREQ), and five of those are within 20 %."""
 
@@ -34,7 +37,18 @@ def derive_cpu(cpu: CpuTime | None) -> CpuSection | None:
         pressure_rel=min(1.0, (cpu.pressure_s or 0.0) / cpu.duration_s) if pressure_known else None,
         throttled_s=cpu.throttled_s,
         cpus=cpu.cpus,
+        others_rel=max(0.0, 1 - cpu.ran_s / cpu.machine_busy_s) if cpu.machine_busy_s else None,
     )
+
+
+def shared(measurement: Measurement) -> Note | None:
+    """`cpu_shared` where other work drew a part of the energy that is stated: CPU meters count the whole machine."""
+    energy, section = measurement.energy, derive_cpu(measurement.cpu)
+    share = section.others_rel if section is not None else None
+    if energy is None or not energy.scope.startswith("cpu_package") or share is None or share <= OTHERS_REL:
+        return None
+    text = f"{share:.0%} of the work of the machine's CPUs was not that of the measured processes"
+    return Note("cpu_shared", f"{text}, and {energy.meter} counts its energy as well: end other work on the machine")
 
 
 def contended(measurement: Measurement, kind: DeviceKind, limits: Thresholds) -> tuple[Note | None, Note | None]:

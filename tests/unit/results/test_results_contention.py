@@ -89,6 +89,18 @@ def test_what_hardly_runs_loses_no_more_than_it_waits(bench: Bench) -> None:
     assert result.cpu.contended_rel == pytest.approx(0.5)
 
 
+def test_work_of_others_on_cpus_that_were_free_is_in_the_energy_of_rapl(bench: Bench) -> None:
+    """Three quarters of the work, and nobody waited: joules per token of a machine that eight processes shared."""
+    cpu = CpuTime(2.0, 4.0, 0.0, 16, machine_busy_s=16.0)
+    result = of(bench, cpu)
+    assert codes(result) == ([], ["cpu_shared"])
+    assert result.cpu is not None
+    assert result.cpu.others_rel == pytest.approx(0.75)
+    assert codes(of(bench, replace(cpu, machine_busy_s=4.2))) == ([], [])
+    gpu = replace(bench.measurement(), cpu=cpu, energy=replace(bench.energy(), scope="gpu_board"))
+    assert codes(derive_result(bench.job(KEY), gpu, REPORT, study=KEY.study, environment={}))[1] == []
+
+
 def test_rest_beside_a_short_window_hides_no_waiting(bench: Bench) -> None:
     """A GPU's window of 0.3 s has 0.65 s of rest on each side: of 0.36 s that were asked for 17 % were waiting."""
     short = replace(bench.measurement(), windows=(Window("measure", 0, 300_000_000),), cpu=CpuTime(1.6, 0.3, 0.06, 16))

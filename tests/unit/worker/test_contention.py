@@ -39,8 +39,8 @@ class Kernel:
 
     def machine(self, busy_s: float, stolen_s: float) -> None:
         fields = [busy_s, 0, 0, 500, 9, 0, 0, stolen_s, busy_s, 0]
-        row = " ".join(f"{seconds / TICK_S:.0f}" for seconds in fields)
-        self._write("stat", f"cpu  {row}\ncpu{CPU} {row}\ncpu9999 {row}\nintr 1\n")
+        row, whole = (" ".join(f"{cpus * seconds / TICK_S:.0f}" for seconds in fields) for cpus in (1, 2))
+        self._write("stat", f"cpu  {whole}\ncpu{CPU} {row}\ncpu9999 {row}\nintr 1\n")
 
     def pressure(self, seconds: float) -> None:
         averages = "avg10=9.99 avg60=9.99 avg300=9.99"
@@ -106,6 +106,7 @@ def test_steal_of_the_allowed_cpus_pressure_and_quotas_are_read(
     assert seen is not None
     found = [seen.busy_s, seen.stolen_s, seen.pressure_s, seen.throttled_s]
     assert found == pytest.approx([8.0, 2.0, 1.5, 0.25])
+    assert seen.machine_busy_s == pytest.approx(16.0)
 
 
 def test_what_the_kernel_does_not_tell_is_unknown(kernel: Kernel) -> None:
