@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--baseline-runs", type=int, metavar="N", default=1, help="runs in the baseline (default: 1)")
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.gate_power:gate_power")
 
     verb = verbs.add_parser("budget", help="print what the uncertainty of a figure is made of")

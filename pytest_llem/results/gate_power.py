@@ -15,13 +15,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import Any
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.reading import Results, load_all, measurement_id
-from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, within_runs
+from pytest_llem.results.repeatability import spreads
+from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, RunSpread, within_runs
 from pytest_llem.results.terminal import counted, table
 
 CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
@@ -31,7 +33,10 @@ TRIALS = 4000
 
 @dataclass(frozen=True)
 class GateSetting:
-    """The regression that a gate should detect and the noise it meets, as fractions; `alpha` is an error rate."""
+    """The regression that a gate should detect and the noise it meets, as fractions; `alpha` is an error rate.
+
+    `known` is what gates on this machine know of equal runs (`llem aa`).
+    """
 
     noise: float
     limit: float
@@ -39,6 +44,7 @@ class GateSetting:
     between_runs: float = 0.0
     baseline_runs: int = 1
     alpha: float = 0.05
+    known: RunSpread | None = None
 
     def __post_init__(self) -> None:
         """Raises `SettingsError` for values outside their range, or a regression within the limit."""
@@ -83,10 +89,11 @@ def power(setting: GateSetting, cycles: int, *, trials: int = TRIALS, seed: int 
     for _ in range(trials):
         baselines = [_run(rng, setting, cycles) for _ in range(setting.baseline_runs)]
         current = _run(rng, setting, cycles)
-        equal = judge_runs(baselines, current, setting.limit, alpha=setting.alpha)
+        stated: Any = {"alpha": setting.alpha, "spread": setting.known}
+        equal = judge_runs(baselines, current, setting.limit, **stated)
         undecided += equal.status == "inconclusive"
         alarms += equal.status == "fail"
-        regressed = judge_runs(baselines, [value * worse for value in current], setting.limit, alpha=setting.alpha)
+        regressed = judge_runs(baselines, [value * worse for value in current], setting.limit, **stated)
         found += regressed.status == "fail"
     return Power(cycles, found / trials, undecided / trials, alarms / trials)
 
@@ -159,9 +166,11 @@ def lines(
         for noise in (*noises, *([pooled(noises)] if len(noises) > 1 else []))
     ]
     measured = [f"noise of {name}", *table(head, body), ""] if body else []
-    spreads = f"noise {_percent(setting.noise)} in a run and {_percent(setting.between_runs)} between runs"
+    noisy = f"noise {_percent(setting.noise)} in a run and {_percent(setting.between_runs)} between runs"
     runs = f"{setting.baseline_runs} baseline run{'s' * (setting.baseline_runs != 1)}"
-    question = f"limit {_percent(setting.limit)}, {spreads}, {runs}"
+    question = f"limit {_percent(setting.limit)}, {noisy}, {runs}"
+    if setting.known is not None:
+        question += f"; gates know of {_percent(math.sqrt(setting.known.variance))} between runs (llem aa)"
     shares = [
         (str(entry.cycles), f"{entry.found:.1%}", f"{entry.undecided:.1%}", f"{entry.false_alarms:.1%}")
         for entry in powers
@@ -186,17 +195,23 @@ def gate_power(options: argparse.Namespace) -> int:
     """Print the measured noise, what gates detect at each number of cycles, and how many suffice."""
     chosen = metric(options.metric)
     noises: list[Noise] = []
+    known = None
     if options.noise is None:
         if not options.paths:
             raise SettingsError("no noise to go by", fix="name a run, or state it: --noise 2%")
-        noises = list(measured_noise(load_all(options.paths, counted), chosen))
+        results = load_all(options.paths, counted)
+        noises = list(measured_noise(results, chosen))
+        first = next(iter(results.valid.by_experiment().values()), ())
+        known = spreads(first, options.baseline_dir)(chosen.name)
         if not noises:
             raise SettingsError(
                 f"{chosen.name}: no experiment has {MIN_CYCLES} valid cycles that measured it",
                 fix="name a run with more cycles, another --metric, or state it: --noise 2%",
             )
     of_all = pooled(noises) if noises else None
-    between_runs = (of_all.between_runs if of_all else None) or 0.0
+    between_runs = of_all.between_runs if of_all else None
+    if between_runs is None:
+        between_runs = 0.0 if known is None else math.sqrt(known.variance)
     setting = GateSetting(
         noise=of_all.within_run if of_all else share(options.noise),
         limit=share(options.limit),
@@ -204,6 +219,7 @@ def gate_power(options: argparse.Namespace) -> int:
         between_runs=between_runs if options.between_runs is None else share(options.between_runs),
         baseline_runs=options.baseline_runs,
         alpha=options.alpha,
+        known=known,
     )
     powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     wanted = share(options.power)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,3 +74,13 @@ def test_the_noise_of_runs_is_measured_within_and_between_them(
     assert answer["needed"] is not None
     assert main(arguments) == 0
     assert "cycles a side find a regression of 40 % in at least 95 % of gates" in capsys.readouterr().out
+
+    study = tmp_path / "study.yaml"
+    study.write_text("name: study\nmodel: builtin:tiny-llama\n")
+    kept = ["--baseline-dir", str(tmp_path / "kept")]
+    assert main(["aa", str(study), "--from", str(tmp_path / "out"), *kept]) == 0
+    (one,) = tmp_path.glob("out/run-0")
+    assert main(["gate-power", str(one), *arguments[2:], *kept]) == 0
+    said = capsys.readouterr().out
+    # Of one run alone, gates know what equal runs differ by, and so does this: not 0 % between runs.
+    assert re.search(r"noise [12]\.\d+ % in a run and [3-7]\.\d+ % between runs, .*gates know of [3-7]\.\d+ %", said)
