@@ -1,4 +1,4 @@
-"""Whether GPUs have the temperature that their load keeps, and how far their power may still move.
+"""Whether GPUs have the temperature that their load keeps, and how far their energy may still move.
 
 The warm-up asks `SettlingWatch` while it goes on, and `results` calls `thermal_reading` on the whole cycle. Both must
 judge by the same rule, which docs/energy.md states and simulated dies test.
@@ -92,11 +92,14 @@ class ThermalReading:
 
 @dataclass(frozen=True)
 class Group:
-    """Repeats that last `GROUP_S` or more: mean power over all devices in watts, and each one's mean temperature."""
+    """Repeats that last `GROUP_S` or more: energy of one over all devices, and each one's mean temperature.
+
+    It is energy and not power that may still change: a board at its power limit only slows down as it warms.
+    """
 
     start_ns: int
     end_ns: int
-    power_w: float | None
+    repeat_j: float | None
     temperatures_c: tuple[float, ...] | None
 
     @property
@@ -121,8 +124,8 @@ def thermal_reading(
     """The thermal state of GPUs over the repeats of a load, which began with the warm-up.
 
     Settled: from `HOLD_S` before the measured repeats (or before now) to their end every device's temperature, averaged
-    over whole repeats, lay within `RANGE_C` over any `RANGE_S`; heat held no clock down; and power is within
-    `limit_rel` of where it goes.
+    over whole repeats, lay within `RANGE_C` over any `RANGE_S`; heat held no clock down; and the energy
+    of a repeat is within `limit_rel` of where it goes.
     """
     by_device: dict[str, list[Sample]] = {device: [] for device in sorted(devices)}
     for sample in samples:
@@ -136,10 +139,10 @@ def thermal_reading(
     begin_ns, end_ns = spans[0].start_ns, spans[-1].end_ns
     since_ns = measured[0].start_ns if measured else end_ns
     load_s = (end_ns - begin_ns) / 1e9
-    powers = [(group.mid_ns, group.power_w) for group in groups if group.power_w]
+    energies = [(group.mid_ns, group.repeat_j) for group in groups if group.repeat_j]
     to_come_rel = None
-    if powers and (to_come_w := to_come(powers, begin_ns, since_ns)) is not None:
-        to_come_rel = to_come_w / _late(powers, since_ns)
+    if energies and (to_come_j := to_come(energies, begin_ns, since_ns)) is not None:
+        to_come_rel = to_come_j / _late(energies, since_ns)
     temperatures = [
         [(group.mid_ns, group.temperatures_c[i]) for group in groups if group.temperatures_c]
         for i in range(len(series))
@@ -270,24 +273,24 @@ class SettlingWatch:
                 self._samples.append(Sample(**line))
 
 
-def _joined(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Successive repeats as intervals of `GROUP_S` or more; what remains is left out, unless it is all there is."""
-    joined: list[tuple[int, int]] = []
-    start_ns: int | None = None
-    for span in spans:
-        start_ns = span.start_ns if start_ns is None else start_ns
-        if span.end_ns - start_ns >= GROUP_S * 1e9:
-            joined.append((start_ns, span.end_ns))
-            start_ns = None
-    return joined or [(span.start_ns, spans[-1].end_ns) for span in spans[:1]]
+def _joined(spans: Sequence[Span]) -> list[Sequence[Span]]:
+    """Successive repeats that take `GROUP_S` or more; what remains is left out, unless it is all there is."""
+    joined: list[Sequence[Span]] = []
+    first = 0
+    for index, span in enumerate(spans):
+        if span.end_ns - spans[first].start_ns >= GROUP_S * 1e9:
+            joined.append(spans[first : index + 1])
+            first = index + 1
+    return joined or ([spans] if spans else [])
 
 
-def _group(span: tuple[int, int], series: Sequence[DeviceSeries]) -> Group:
+def _group(repeats: Sequence[Span], series: Sequence[DeviceSeries]) -> Group:
+    span = (repeats[0].start_ns, repeats[-1].end_ns)
     powers = [power_w for device in series if (power_w := device.power_w(*span)) is not None]
     temperatures = [celsius for device in series if (celsius := device.temperature_c(*span)) is not None]
     return Group(
         *span,
-        sum(powers) if len(powers) == len(series) else None,
+        sum(powers) * (span[1] - span[0]) / 1e9 / len(repeats) if len(powers) == len(series) else None,
         tuple(temperatures) if len(temperatures) == len(series) else None,
     )
 
@@ -324,18 +327,18 @@ def _throttled(events: Iterable[Mapping[str, Any]], devices: Collection[str], st
 
 
 def _leakage(groups: Sequence[Group]) -> tuple[float, float] | None:
-    """Slope of power over mean temperature and its uncertainty (k=2), as shares of mean power per degree."""
+    """Slope of energy over mean temperature and its uncertainty (k=2), as shares of mean energy per degree."""
     points = [
-        (fmean(group.temperatures_c), group.power_w) for group in groups if group.temperatures_c and group.power_w
+        (fmean(group.temperatures_c), group.repeat_j) for group in groups if group.temperatures_c and group.repeat_j
     ]
-    celsius, watts = [point[0] for point in points], [point[1] for point in points]
+    celsius, joules = [point[0] for point in points], [point[1] for point in points]
     freedom = len(points) - 2
     if freedom < 2 or max(celsius) - min(celsius) < MIN_SPAN_C:
         return None
-    slope, intercept = linear_regression(celsius, watts)
-    squares = sum((w - slope * c - intercept) ** 2 for c, w in points)
+    slope, intercept = linear_regression(celsius, joules)
+    squares = sum((j - slope * c - intercept) ** 2 for c, j in points)
     error = _coverage(freedom) * sqrt(squares / freedom / sum((c - fmean(celsius)) ** 2 for c in celsius))
-    return slope / fmean(watts), error / fmean(watts)
+    return slope / fmean(joules), error / fmean(joules)
 
 
 def _coverage(freedom: int) -> float:

@@ -234,7 +234,7 @@ class ThermalSection:
         default=None, metadata=_about("Most that this may lie from the settled temperature; null where unknown.")
     )
     leakage_rel_per_c: float | None = field(
-        default=None, metadata=_about("Change of power per degree at this load, as a share; null where unknown.")
+        default=None, metadata=_about("Change of a repeat's energy per degree, as a share; null where unknown.")
     )
     uncertainty_rel: float | None = field(
         default=None,

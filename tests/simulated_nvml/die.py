@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -40,6 +41,8 @@ class Die:
     ambient_c: float = 30.0
     burst: float = 0.0
     """Share by which the first fifth of a repeat draws more."""
+    limit_w: float = inf
+    """What the board's control allows: what leaks is then taken off the clocks, and work takes longer."""
 
     now_ns: int = 0
     energy_j: float = 0.0
@@ -60,6 +63,13 @@ class Die:
         return self._settled_w(self.load_w)
 
     @property
+    def limited_j(self) -> float:
+        """What a second's work costs at the limit, when the load has lasted for ever."""
+        celsius = self.ambient_c + (self.fast_c_per_w + self.slow_c_per_w) * self.limit_w
+        leakage_w = self.leakage_rel_per_c * self.load_w * (celsius - REFERENCE_C)
+        return self.load_w * self.limit_w / (self.limit_w - leakage_w)
+
+    @property
     def sustained_c(self) -> float:
         """The temperature that the load keeps."""
         return self.ambient_c + (self.fast_c_per_w + self.slow_c_per_w) * self.sustained_w
@@ -71,6 +81,15 @@ class Die:
     def repeat(self, seconds: float) -> float:
         """One repeat of the load; returns its true energy in joules."""
         before_j = self.energy_j
+        if self.limit_w < inf:
+            done_s = 0.0
+            while seconds - done_s > 1e-9:
+                leakage_w = self.leakage_rel_per_c * self.load_w * (self.temperature_c - REFERENCE_C)
+                speed = min(1.0, (self.limit_w - leakage_w) / self.load_w)
+                step_s = min(STEP_NS / 1e9, (seconds - done_s) / speed)
+                self._step(speed * self.load_w + leakage_w, step_s)
+                done_s += speed * step_s
+            return self.energy_j - before_j
         high_w, low_w = self.load_w * (1 + self.burst), self.load_w * (1 - self.burst / 4)
         self._advance(seconds, lambda passed_s: high_w if passed_s < 0.2 * seconds - 1e-9 else low_w)
         return self.energy_j - before_j
@@ -84,14 +103,18 @@ class Die:
         step_s = STEP_NS / 1e9
         for step in range(round(seconds / step_s)):
             leakage_w = self.leakage_rel_per_c * self.load_w * (self.temperature_c - REFERENCE_C)
-            watts = load_w(step * step_s) + leakage_w
-            self.energy_j += watts * step_s
-            self._fast_c += step_s / self.fast_s * (self.fast_c_per_w * watts - self._fast_c)
-            self._slow_c += step_s / self.slow_s * (self.slow_c_per_w * watts - self._slow_c)
-            self.now_ns += STEP_NS
-            celsius = float(round(self.temperature_c)) if self.now_ns % (5 * STEP_NS) == 0 else None
-            counter_mj = float(int(self.energy_j * 1e3))
-            self.samples.append(Sample(self.now_ns, GPU, watts, counter_mj, celsius, bracket_ns=1_000_000))
+            self._step(load_w(step * step_s) + leakage_w, step_s)
+
+    def _step(self, watts: float, step_s: float) -> None:
+        before_ns = self.now_ns
+        self.energy_j += watts * step_s
+        self._fast_c += step_s / self.fast_s * (self.fast_c_per_w * watts - self._fast_c)
+        self._slow_c += step_s / self.slow_s * (self.slow_c_per_w * watts - self._slow_c)
+        self.now_ns += round(step_s * 1e9)
+        read = before_ns // (5 * STEP_NS) < self.now_ns // (5 * STEP_NS)
+        celsius = float(round(self.temperature_c)) if read else None
+        counter_mj = float(int(self.energy_j * 1e3))
+        self.samples.append(Sample(self.now_ns, GPU, watts, counter_mj, celsius, bracket_ns=1_000_000))
 
 
 @dataclass

@@ -52,6 +52,20 @@ def test_an_unsettled_figure_says_how_far_off_it_may_be(warm_up_s: float) -> Non
     assert held >= 0.95 * len(DIES)
 
 
+@pytest.mark.parametrize("warm_up_s", [12.0, 60.0, 150.0, 400.0])
+def test_a_board_at_its_power_limit_still_changes_what_work_costs(warm_up_s: float) -> None:
+    """Power stands still while clocks give way to leakage: 10 % of the energy, with a bound of nothing."""
+    for (fast_s, slow_s), leakage in product(((3.0, 40.0), (10.0, 90.0), (5.0, 200.0)), (0.001, 0.004)):
+        load = Load(Die(fast_s, slow_s, leakage, fast_c_per_w=0.05, limit_w=400.0), 5.0)
+        load.warm_up(warm_up_s)
+        reading = load.measure()
+        seconds = sum(repeat.end_ns - repeat.start_ns for repeat in load.measured) / 1e9
+        error_rel = load.die.limited_j * 5.0 * len(load.measured) / (load.power_w * seconds) - 1
+        assert reading.uncertainty_rel is not None
+        assert abs(error_rel) <= reading.uncertainty_rel, load.die
+        assert reading.state != "settled" or abs(error_rel) <= 0.01
+
+
 @pytest.fixture(scope="module")
 def settled() -> Load:
     """A die that has had its load for 400 s."""
