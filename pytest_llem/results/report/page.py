@@ -168,6 +168,8 @@ def _experiments(content: Content) -> str:
     body = "".join(_experiment(row, names, metrics, content.axes) for row in content.experiments)
     count = len(content.experiments)
     selects = "".join(_select(axis, content.experiments) for axis in content.axes[:6])
+    estimates = {result.energy.meter for result in content.results if not result.energy.measured} - {"none"}
+    estimated = f"<strong>Energy is NOT measured by {escape(', '.join(sorted(estimates)))}</strong>: it is estimated."
     return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
 {selects}<output id="shown" aria-live="polite">{count} of {count} experiments</output></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Experiments"><table id="experiments">
@@ -178,7 +180,7 @@ def _experiments(content: Content) -> str:
 covers scatter over cycles, the sensor, the thermal state where that is known, and what runs differ by
 ({BETWEEN_RUNS:.0%} assumed where <code>llem aa</code> has not measured it). ±? is not known, as after a single cycle.
 The board's gain error is apart: <a href="#method">How it was measured</a>. Spread is the interquartile range of the
-cycles.</p>"""
+cycles. {estimated if estimates else ""}</p>"""
 
 
 def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:

@@ -177,6 +177,16 @@ def test_the_page_says_what_failed_and_how_it_was_measured(out: Path, tmp_path: 
     assert "http://" not in text.split('id="llem-data"')[0]
 
 
+def test_the_table_of_figures_says_that_energy_was_estimated(out: Path, tmp_path: Path) -> None:
+    page, said = tmp_path / "report.html", "<strong>Energy is NOT measured by rapl</strong>"
+    write_report([out], page)
+    assert said not in page.read_text()
+    for file in out.rglob("result.json"):
+        file.write_text(file.read_text().replace('"measured": true', '"measured": false'))
+    write_report([out], page)
+    assert said in page.read_text()
+
+
 def test_figures_are_vector_and_bitmap(out: Path, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="figures need the extra `report`")
     files = write_figures([out / "now"], tmp_path / "figures")
