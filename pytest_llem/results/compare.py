@@ -41,7 +41,8 @@ class ComparedMetric:
 
     `limit_text` is the limit as it was stated, `limit` the same as a fraction of the baseline. `verdict` is a gate's
     where a limit was given, with its `reason`, else `better`, `worse` or `same` (no change beyond noise).
-    `differs` names the conditions that differ: then numbers without a limit are shown all the same.
+    `differs` names the conditions that differ, and that energy was estimated: numbers without a limit are shown all the
+    same.
     """
 
     run: str
@@ -182,6 +183,9 @@ def _compare(
     gains = (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel)
     conditions = common_conditions(before.items), common_conditions(now.items)
     differs += differences(*conditions, is_energy(measure.name), 0.0, gains, allow)
+    estimates = {result.energy.meter for result in (*before, *now) if not result.energy.measured}
+    if estimates and is_energy(measure.name):
+        differs.append(f"energy is estimated, not measured, by {', '.join(sorted(estimates))}")
     shared = shared_measurements(before, now)
     differs = [*([shared] if shared else []), *differs]
     row = replace(row, ratio=row.current / row.baseline, differs=tuple(differs))

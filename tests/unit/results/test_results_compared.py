@@ -143,3 +143,17 @@ def test_without_a_valid_cycle_no_setting_is_said_to_differ(run: Runs) -> None:
     of = (before[0].study, before[0].experiment.id, "f" * 16)
     (row,) = judge_comparison(baseline_of("the baseline", before), of, (), ["c1 invalid"], Comparison(LIMITS[:1]))
     assert (row.status, row.reason) == ("inconclusive", "no cycle is valid (not used: c1 invalid)")
+
+
+def test_estimated_energy_is_marked_where_no_limit_judges_it(run: Runs) -> None:
+    """A gate refuses estimates; the same figures stood in the table as if they had been measured."""
+
+    def estimate(measurement: Measurement) -> Measurement:
+        assert measurement.energy is not None
+        return replace(measurement, energy=replace(measurement.energy, meter="estimate", measured=False))
+
+    rows = compare(run("before", change=estimate), [("now", run("now", change=estimate))])
+    differs = {row.metric: row.differs for row in rows}
+    assert differs["joules_per_output_token"] == ("energy is estimated, not measured, by estimate",)
+    assert differs["output_tokens_per_s"] == ()
+    assert "  * energy is estimated, not measured, by estimate" in lines(rows)
