@@ -105,6 +105,10 @@ def _texts(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
             raise WorkloadError(text, fix="one JSON object a line")
         if column is None:
             column = next((name for name in DEFAULT_COLUMNS if _is_text(row.get(name))), None)
+            there = [row[name] for name in DEFAULT_COLUMNS if name in row]
+            if column is None and there and all(value is None or isinstance(value, str) for value in there):
+                yield None
+                continue
         value = row.get(column) if column is not None else 0
         if not isinstance(value, str) and (value is not None or column not in row):
             raise WorkloadError(

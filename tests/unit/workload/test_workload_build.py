@@ -213,6 +213,13 @@ def test_rows_without_text_are_passed_over_and_counted(tmp_path: Path) -> None:
         build(dataset=str(path), prompts=3, input_tokens=None)
 
 
+def test_the_first_row_may_be_one_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows: list[dict[str, str | None]] = [{"id": "1", "text": None}, {"id": "2", "text": " "}, {"id": "3", "text": "a"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert build(dataset=str(path), prompts=1, input_tokens=None).rows_skipped == 2
+
+
 def test_one_column_is_read_whatever_the_others_hold(tmp_path: Path) -> None:
     """Alpaca's `input` is empty in most rows: a column chosen row by row mixed it with `instruction`."""
     path = tmp_path / "p.jsonl"
