@@ -26,7 +26,7 @@ from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import judge_change
 from pytest_llem.results.layout import run_directories
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
-from pytest_llem.results.reading import load_all, measurement_id
+from pytest_llem.results.reading import Results, load_all, measurement_id
 from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine, path_of
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
@@ -176,7 +176,10 @@ def aa(options: argparse.Namespace) -> int:
         facts = {"file": str(path), "repeatability": kept, "rates": wrong}
         sys.stdout.write(json.dumps(encode(facts), indent=2) + "\n")
     else:
-        notes = [f"kept in {path}: gates on this machine use it"]
+        groups = Results(tuple(results)).by_experiment().values()
+        used = all(machine(common_conditions(group)) == kept.conditions for group in groups)
+        who = "gates on this machine use it" if used else "no gate uses it, because the experiments' devices differ"
+        notes = [f"kept in {path}: {who}"]
         if any(is_energy(name) for name in limits) and not all(result.energy.measured for result in results):
             notes.append("energy is estimated, not measured: gates do not judge it, unless `compare` allows that")
         sys.stdout.write("\n".join([*lines(kept, wrong), *notes]) + "\n")

@@ -121,12 +121,18 @@ def test_what_equal_runs_differ_by_is_kept_and_used_by_gates(
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "study: 6 equal runs" in said
-    assert "kept in" in said
+    assert "gates on this machine use it" in said
     assert "estimated" not in said
     for file in runs.rglob("result.json"):
         file.write_text(file.read_text().replace('"measured": true', '"measured": false'))
     assert main(arguments) == 0
     assert "energy is estimated, not measured: gates do not judge it" in capsys.readouterr().out
+    for file in runs.rglob("b-*/*/result.json"):
+        result = json.loads(file.read_text())
+        result["runner"]["device_ids"] = ["0", "1"]
+        file.write_text(json.dumps(result))
+    assert main(arguments) == 0
+    assert "no gate uses it, because the experiments' devices differ" in capsys.readouterr().out
 
 
 def test_too_few_runs_and_another_study_are_refused(
