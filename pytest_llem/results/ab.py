@@ -95,7 +95,7 @@ def ab(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(encode(found), indent=2) + "\n")
     else:
         sys.stdout.write("\n".join([*lines(found), f"kept in {out / 'ab.json'}"]) + "\n")
-    return int(any(report.failed for report in found.reports))
+    return int(failed(found, strict=options.strict))
 
 
 def comparison_of(studies: Sequence[Study], options: argparse.Namespace) -> Comparison:
@@ -107,6 +107,11 @@ def comparison_of(studies: Sequence[Study], options: argparse.Namespace) -> Comp
         stated.alpha if options.alpha is None else options.alpha,
         (*stated.allow, *options.allow),
     )
+
+
+def failed(found: InTurn, *, strict: bool) -> bool:
+    """Whether B is worse by more than a limit or, when strict, something could not be judged: one side alone, too."""
+    return any(report.failed for report in found.reports) or (strict and bool(found.missing))
 
 
 def judged(a: Side, b: Side, cycles: int, comparison: Comparison, *, strict: bool) -> InTurn:

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llem.cli import main, parser
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.ab import Side, comparison_of, judged, lines
+from pytest_llem.results.ab import Side, comparison_of, failed, judged, lines
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.gates import judge_pairs, judge_ratio
 from pytest_llem.results.judging import judge_in_turn
@@ -135,6 +135,11 @@ def test_both_sides_end_with_a_line_of_gates_and_what_differs_is_said_once(
             result["experiment"]["config"]["dtype"] = None if name == "a" else dtype
             file.write_text(json.dumps(result))
         sides.append(Side(name.upper(), "study.yaml", (), "python", str(tmp_path / name)))
-    said = [*lines(judged(sides[0], sides[1], 3, COMPARISON, strict=False))]
+    found = judged(sides[0], sides[1], 3, COMPARISON, strict=False)
+    said = [*lines(found)]
     assert said[-1] == "gates: 2 passed"
     assert [line for line in said if "dtype" in line] == ["differs: dtype float32 -> bfloat16"]
+    assert not failed(found, strict=True)
+    gone = replace(found, missing=["batch_size:2"])
+    assert failed(gone, strict=True), "its cycles all failed on one side, and nobody judged it"
+    assert not failed(gone, strict=False)
