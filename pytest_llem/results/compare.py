@@ -5,7 +5,7 @@ The command and the report's page call `compare`. It must judge with the same ga
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from pytest_llem.results.comparability import (
 )
 from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
-from pytest_llem.results.judging import centre, judge_comparison
+from pytest_llem.results.judging import centre, judge_comparison, limit_text
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, shared_measurements
 from pytest_llem.results.repeatability import Repeatability
@@ -106,7 +106,25 @@ def compare(
                     rows.append(_gated(row, gate, by_limit[measure.name]))
                 elif row.verdict != "absent" or row.baseline is not None or row.current is not None:
                     rows.append(row)
+        rows += _gone(run, baseline, results, chosen, by_limit)
     return rows
+
+
+def _gone(
+    run: str, baseline: Results, results: Results, chosen: Sequence[Metric], limits: Mapping[str, FailIf]
+) -> Iterator[ComparedMetric]:
+    """What the baseline measured and the run, of the same study, has no result of at all: none of its cycles ended."""
+    studies = {result.study for result in results}
+    present = {
+        (result.study, name) for result in results for name in (result.experiment.id, result.experiment.config_hash)
+    }
+    for (study, experiment_id), group in baseline.by_experiment().items():
+        if study in studies and not present & {(study, experiment_id), (study, group[0].experiment.config_hash)}:
+            for measure in chosen:
+                row = _compare(run, study, experiment_id, measure, group.valid, Results(()), 0.05, (), None)
+                text = limit_text(limits[measure.name]) if measure.name in limits else None
+                if row.baseline is not None:
+                    yield replace(row, limit_text=text, reason="this run has no result of it")
 
 
 def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:

@@ -55,6 +55,7 @@ def both(before: Results, now: Results, **options: object) -> list[ComparedMetri
     lost = [f"c{result.cycle} invalid" for result in now if not result.validity.valid]
     comparison = Comparison(LIMITS, **options)  # type: ignore[arg-type]
     gates = judge_comparison(baseline_of("the baseline", before), of, now.valid.items, lost, comparison)
+    rows = [row for row in rows if row.experiment_id == first.experiment.id]
     judged = {row.metric: row for row in rows}
     for gate in gates:
         row = judged[gate.metric]
@@ -157,3 +158,16 @@ def test_estimated_energy_is_marked_where_no_limit_judges_it(run: Runs) -> None:
     assert differs["joules_per_output_token"] == ("energy is estimated, not measured, by estimate",)
     assert differs["output_tokens_per_s"] == ()
     assert "  * energy is estimated, not measured, by estimate" in lines(rows)
+
+
+def test_an_experiment_that_the_run_lost_is_absent_and_not_unsaid(run: Runs) -> None:
+    """All its cycles crashed, so that it has no result: it was left out, and a strict comparison exited with 0."""
+    kept = run("before")
+    other = [r.model_copy(update={"experiment": replace(r.experiment, id="b", config_hash="b" * 16)}) for r in kept]
+    rows = compare(Results((*kept, *other)), [("now", run("now"))], limits=LIMITS[:1])
+    lost = [row for row in rows if row.experiment_id == "b"]
+    assert {row.verdict for row in lost} == {"absent"}
+    assert [row.limit_text for row in lost if row.metric == "joules_per_output_token"] == ["+5 %"]
+    assert failed(rows, strict=True)
+    assert not failed(rows)
+    assert "  b: joules_per_output_token: this run has no result of it" in lines(rows)
