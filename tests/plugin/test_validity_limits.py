@@ -48,7 +48,8 @@ def one_busy_cpu() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_busy_cpu")
-def test_a_cycle_that_got_a_third_of_its_cpu_is_invalid(pytester: pytest.Pytester, faults: Callable[..., Path]) -> None:
+def test_a_cycle_that_shares_its_cpu_is_invalid(pytester: pytest.Pytester, faults: Callable[..., Path]) -> None:
+    """It gets a third of the CPU, or half where the kernel shares it between sessions first (autogroups)."""
     study = faults("busy")
     limits = "{validity: {cpu_contended_rel: 0.2}, min_duration_s: 1.0"
     study.write_text(study.read_text().replace("{min_duration_s: 0.05", limits))
@@ -60,4 +61,4 @@ def test_a_cycle_that_got_a_third_of_its_cpu_is_invalid(pytester: pytest.Pyteste
     (path,) = pytester.path.glob("llem-results/*/faults/*/c1/result.json")
     result = json.loads(path.read_text())
     assert (result["status"], result["cpu"]["cpus"]) == ("invalid", 1)
-    assert result["cpu"]["contended_rel"] > 0.5
+    assert result["cpu"]["contended_rel"] > 0.4
