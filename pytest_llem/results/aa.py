@@ -24,10 +24,10 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import CORRELATED, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import judge_change
-from pytest_llem.results.layout import run_directories
+from pytest_llem.results.layout import repeatability_file, run_directories
 from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
 from pytest_llem.results.reading import Results, load_all, measurement_id
-from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine, path_of
+from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
 from pytest_llem.results.terminal import silent, table
@@ -169,7 +169,7 @@ def aa(options: argparse.Namespace) -> int:
         conditions=machine(common_conditions(results)),
         metrics=spreads,
     )
-    path = path_of(study.name, options.baseline_dir)
+    path = repeatability_file(study.name, options.baseline_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, encode(kept))
     if options.format == "json":

@@ -50,3 +50,8 @@ def cycle_directories(run_dir: Path) -> Iterator[Path]:
 def run_directories(out: Path) -> list[Path]:
     """The runs of a results folder, newest first: an id begins with the time."""
     return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)
+
+
+def repeatability_file(study: str, directory: Path) -> Path:
+    """Where a study's repeatability lies among the baselines."""
+    return directory / f"{slug(study)}.aa.json"

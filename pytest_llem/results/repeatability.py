@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.job.files import read_versioned, slug
+from pytest_llem.job.files import read_versioned
 from pytest_llem.results.comparability import MACHINE, Conditions, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
+from pytest_llem.results.layout import repeatability_file
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import RunSpread, within_runs
 
@@ -71,14 +72,9 @@ def machine(conditions: Conditions) -> dict[str, JsonValue]:
     return {name: conditions.get(name) for name in (*MACHINE, "runner", "isolation")}
 
 
-def path_of(study: str, directory: Path) -> Path:
-    """Where a study's repeatability lies among the baselines."""
-    return directory / f"{slug(study)}.aa.json"
-
-
 def read_repeatability(study: str, directory: Path) -> Repeatability | None:
     """What was measured for a study; `None` if nothing was. `StoreError` when the file is broken or newer."""
-    path = path_of(study, directory)
+    path = repeatability_file(study, directory)
     return read_versioned(Repeatability, path, REPEATABILITY_VERSION, "repeatability") if path.exists() else None
 
 

@@ -17,7 +17,7 @@ import pytest
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import LlemError, SettingsError, StoreError, StudyError
-from pytest_llem.job.files import slug
+from pytest_llem.results.layout import repeatability_file
 from pytest_llem.runners.resolution import parse_runner_options
 from pytest_llem.servers.plan import require_possible_servers
 from pytest_llem.session.run import RunOptions
@@ -158,7 +158,7 @@ def load_for_run(
 
     _require_possible(study, runner_of, distributed=distributed)
     require_possible_servers(study, runner_of)
-    if (options.baseline_dir / f"{slug(study.name)}.aa.json").exists():
+    if repeatability_file(study.name, options.baseline_dir).exists():
         from pytest_llem.results.repeatability import read_repeatability  # costs more than all of collection
 
         try:

@@ -105,7 +105,7 @@ def on_gpu(gpu_uuid: str, rehearsal: Simulation | None) -> bool:
 
 @pytest.fixture(scope="session")
 def section(gpu_uuid: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """RESULTS.md with a new section for this session."""
+    """RESULTS.md with a new section for this run of pytest."""
     pynvml.nvmlInit()
     (gpu,) = nvml_devices.find([gpu_uuid], None)
     pynvml.nvmlShutdown()

@@ -15,9 +15,9 @@ from pytest_llem.results.baselines import baseline_of, with_repeatability
 from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.compare import ComparedMetric, compare, failed, lines
 from pytest_llem.results.judging import judge_comparison
-from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.layout import CycleKey, repeatability_file
 from pytest_llem.results.reading import Results
-from pytest_llem.results.repeatability import Repeatability, Spread, machine, path_of
+from pytest_llem.results.repeatability import Repeatability, Spread, machine
 from pytest_llem.study.limits import Comparison, FailIf
 from tests.unit.results.conftest import Bench
 
@@ -122,7 +122,7 @@ def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs,
     measured = Spread(within_run=0.02, common=0.04, between_runs=0.0, degrees=9)
     metrics = dict.fromkeys(("joules_per_output_token", "output_tokens_per_s"), measured)
     kept = Repeatability("study", "", (), machine(common_conditions(now)), metrics)
-    write_json(path_of("study", tmp_path), encode(kept))
+    write_json(repeatability_file("study", tmp_path), encode(kept))
     rows = compare(before, [("now", now)], limits=LIMITS[:1], baseline_dir=tmp_path)
     assert statuses(rows) == ["inconclusive"]
     of = (now[0].study, now[0].experiment.id, now[0].experiment.config_hash)

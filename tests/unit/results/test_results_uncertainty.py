@@ -13,9 +13,9 @@ import pytest
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import common_conditions
-from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.layout import CycleKey, repeatability_file
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.repeatability import Repeatability, Spread, machine, path_of, spreads
+from pytest_llem.results.repeatability import Repeatability, Spread, machine, spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import RunSpread
 from pytest_llem.results.summary import summarise_metrics
@@ -107,7 +107,7 @@ def test_what_equal_runs_were_measured_to_differ_by_replaces_the_assumed(bench: 
     name = "joules_per_output_token"
     found = {name: Spread(0.002, 0.03, 0.04, 4)}
     kept = Repeatability("study", "now", ("r",), machine(common_conditions(results)), found)
-    write_json(path_of("study", tmp_path), encode(kept))
+    write_json(repeatability_file("study", tmp_path), encode(kept))
     assumed, measured = summarise_metrics(results), summarise_metrics(results, tmp_path)
     (part,) = (p for p in budget(results, spread=spreads(results, tmp_path)(name)).components if "measured" in p.name)
     assert (part.type, part.degrees) == ("A", 4)
