@@ -23,6 +23,7 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity, input_facts
 from pytest_llem.results.comparability import output_lengths_determined
+from pytest_llem.results.energy_schema import ThermalSection
 from pytest_llem.results.notes import invalid_reasons, reset_and_work_s, warnings
 from pytest_llem.results.schema import (
     RESULT_VERSION,
@@ -33,7 +34,6 @@ from pytest_llem.results.schema import (
     MemorySection,
     Result,
     RunnerSection,
-    ThermalSection,
     Throughput,
     Tokens,
     ValiditySection,

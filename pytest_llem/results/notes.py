@@ -14,9 +14,7 @@ from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import output_lengths_determined
-from pytest_llem.results.schema import (
-    Energy,
-)
+from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.sections.cpu import contended, shared
 from pytest_llem.results.sections.energy import (
     MEASURE,

@@ -17,6 +17,7 @@ from pydantic_core.core_schema import DataclassSchema
 
 from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, TruncatedPrompts, WarmupOutcome
 from pytest_llem.job.report import Note
+from pytest_llem.results.energy_schema import SENSOR_ALONE, Energy, ThermalSection, about
 
 RESULT_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -24,22 +25,14 @@ RESULT_VERSION = 1
 Count = Annotated[int, Field(ge=0)]
 
 
-def _about(description: str) -> dict[str, str]:
-    return {"description": description}
-
-
-SENSOR_ALONE = _about("k=2, of the sensor alone, without the board's gain error; null where that is unknown.")
-"""On the uncertainty of one cycle's figure: scatter and state of the machine show only between cycles and runs."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ValiditySection:
     """Whether the measurement may be used."""
 
     valid: bool
-    reasons: tuple[Note, ...] = field(metadata=_about("Why not; empty when valid."))
+    reasons: tuple[Note, ...] = field(metadata=about("Why not; empty when valid."))
     thresholds: dict[str, float] = field(
-        default_factory=dict, metadata=_about("Limits that the study set; all others had their defaults.")
+        default_factory=dict, metadata=about("Limits that the study set; all others had their defaults.")
     )
 
 
@@ -47,9 +40,9 @@ class ValiditySection:
 class ExperimentSection:
     """What was measured."""
 
-    id: str = field(metadata=_about("The experiment's id within its study."))
-    config_hash: str = field(metadata=_about("Hash over every setting that changes the measurement."))
-    config: dict[str, JsonValue] = field(metadata=_about("The resolved configuration, defaults spelled out."))
+    id: str = field(metadata=about("The experiment's id within its study."))
+    config_hash: str = field(metadata=about("Hash over every setting that changes the measurement."))
+    config: dict[str, JsonValue] = field(metadata=about("The resolved configuration, defaults spelled out."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +52,17 @@ class EngineSection:
     name: str
     version: str
     effective: dict[str, JsonValue] = field(
-        metadata=_about("What the engine really ran with: model_path, dtype, device, ...")
+        metadata=about("What the engine really ran with: model_path, dtype, device, ...")
     )
-    cache_reset: str | None = field(metadata=_about("State of the prefix cache before every repeat."))
+    cache_reset: str | None = field(metadata=about("State of the prefix cache before every repeat."))
     statistics: dict[str, JsonValue] = field(
         default_factory=dict,
-        metadata=_about(
+        metadata=about(
             "What the engine's scheduler counted in the measure window: preemptions, cache use, speculation."
         ),
     )
-    token_times: bool = field(metadata=_about("Whether the engine reports the time of each token."))
-    separable_phases: bool = field(metadata=_about("Whether decode energy by difference means something."))
+    token_times: bool = field(metadata=about("Whether the engine reports the time of each token."))
+    separable_phases: bool = field(metadata=about("Whether decode energy by difference means something."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +70,13 @@ class RunnerSection:
     """Where the cycle ran."""
 
     name: str
-    source: str = field(metadata=_about("Who chose the runner: command line, environment, study, ..."))
+    source: str = field(metadata=about("Who chose the runner: command line, environment, study, ..."))
     isolation: str
-    start_method: str = field(metadata=_about("How the worker process was started."))
+    start_method: str = field(metadata=about("How the worker process was started."))
     image: str | None
     image_digest: str | None
     device_kind: str
-    device_ids: tuple[str, ...] = field(metadata=_about("UUIDs of the leased accelerators, as the engine saw them."))
+    device_ids: tuple[str, ...] = field(metadata=about("UUIDs of the leased accelerators, as the engine saw them."))
     facts: dict[str, JsonValue]
 
 
@@ -92,158 +85,29 @@ class WorkloadSection:
     """The identity of the work: that of one repeat, however many repeats fitted."""
 
     prompts_hash: str
-    outputs_hash: str | None = field(metadata=_about("Hash of the first repeat's output token ids, or texts."))
-    load_shape: str = field(metadata=_about("offline, or the arrival process of a serving load."))
+    outputs_hash: str | None = field(metadata=about("Hash of the first repeat's output token ids, or texts."))
+    load_shape: str = field(metadata=about("offline, or the arrival process of a serving load."))
     repeats: Count
-    requests: Count = field(metadata=_about("Requests of one repeat."))
-    input_tokens: Count = field(metadata=_about("Input tokens of one repeat."))
-    output_tokens: Count = field(metadata=_about("Output tokens of one repeat."))
-    failed_requests: Count = field(metadata=_about("Requests that failed, over all repeats."))
+    requests: Count = field(metadata=about("Requests of one repeat."))
+    input_tokens: Count = field(metadata=about("Input tokens of one repeat."))
+    output_tokens: Count = field(metadata=about("Output tokens of one repeat."))
+    failed_requests: Count = field(metadata=about("Requests that failed, over all repeats."))
     failures: dict[str, Count] = field(
-        default_factory=dict, metadata=_about("The same by class: timeout, stalled, dropped, http_429, http_5xx, ...")
+        default_factory=dict, metadata=about("The same by class: timeout, stalled, dropped, http_429, http_5xx, ...")
     )
     finish_reasons: dict[str, Count] = field(
         default_factory=dict,
-        metadata=_about(
+        metadata=about(
             "Answers of all repeats by why they ended: length (output_tokens reached), stop (end of sequence), error."
         ),
     )
     prompts_truncated: TruncatedPrompts | None = field(
-        default=None, metadata=_about("Prompts of one repeat that were cut; null in results of older versions.")
+        default=None, metadata=about("Prompts of one repeat that were cut; null in results of older versions.")
     )
     rows_skipped: Count | None = field(
         default=None,
-        metadata=_about("Rows of the data set that held no text and were passed over; null as above."),
+        metadata=about("Rows of the data set that held no text and were passed over; null as above."),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnergyDevice:
-    """Energy of one metered device over the measure windows."""
-
-    id: str
-    name: str | None
-    kind: str
-    energy_j: float | None
-    uncertainty_j: float | None = field(metadata=_about("k=2, without the board's gain error."))
-    temperature_c: float | None = field(
-        default=None, metadata=_about("Mean over the measure windows, in degrees Celsius.")
-    )
-    leased: bool = field(
-        default=True, metadata=_about("False for a device that was read beside the cycle's own: it enters no sum.")
-    )
-    counter_power_ratio: float | None = field(
-        default=None, metadata=_about("Energy by the counter over that by the same sensor's power readings.")
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationSection:
-    """The calibration of one device's sensor that the bounds rest on."""
-
-    device: str = field(metadata=_about("The metered device's id."))
-    id: str
-    hash: str = field(metadata=_about("SHA-256 over all that calibration found."))
-    made_at: str | None = field(metadata=_about("ISO 8601 in UTC."))
-    valid_until: str | None = field(metadata=_about("ISO 8601 in UTC."))
-    expired: bool = field(metadata=_about("Whether it was past that when it was used."))
-    conditions: dict[str, JsonValue] = field(metadata=_about("Under which it was made: board, clocks, load, ..."))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseEnergy:
-    """Energy of one phase of a repeat; `method` says how it was told apart."""
-
-    name: str
-    energy_per_repeat_j: float | None
-    uncertainty_j: float | None
-    method: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Energy:
-    """Energy of the measure windows, summed over the leased devices."""
-
-    meter: str = field(metadata=_about("The source of the readings; `none` when no energy was measured."))
-    placement: Literal["host", "worker"] | None
-    scope: str | None = field(metadata=_about("What a joule covers: gpu_board, module, cpu_package+dram, ..."))
-    measured: bool = field(metadata=_about("False when a model of the hardware stands in for a sensor."))
-    source: str | None = field(metadata=_about("Where that model is published."))
-    energy_j: float | None = field(metadata=_about("Of the measure windows, less reset_energy_j."))
-    uncertainty_j: float | None = field(metadata=_about("k=2; leaves out the board's gain error."))
-    gain_uncertainty_rel: float | None = field(metadata=_about("Relative gain error of the board's sensor, per board."))
-    energy_above_idle_j: float | None = field(metadata=_about("energy_j minus idle power times its time."))
-    energy_above_idle_uncertainty_j: float | None = field(metadata=_about("k=2."))
-    idle_power_w: float | None = field(metadata=_about("Mean power of the idle window, model loaded."))
-    idle_power_uncertainty_w: float | None = field(metadata=_about("k=2."))
-    idle_power_age_s: float | None = field(
-        default=None,
-        metadata=_about("Seconds from its end to the measure window, or to the cycle's end where it was reused."),
-    )
-    idle_power_reused_from: str | None = field(
-        default=None, metadata=_about("The cycle that measured it, where another one did.")
-    )
-    avg_power_w: float | None = field(metadata=_about("energy_j over throughput.duration_s."))
-    avg_power_w_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    reset_energy_j: float | None = field(
-        default=None,
-        metadata=_about(
-            "Taken off the measure windows: idle power times timing.reset_s, in which caches were emptied between "
-            "repeats. Null where nothing is known to take off: what resets drew is then in energy_j, within its bound."
-        ),
-    )
-    reset_energy_uncertainty_j: float | None = field(
-        default=None, metadata=_about("k=2, part of uncertainty_j: resets may draw as much as the load.")
-    )
-    joules_per_output_token: float | None
-    joules_per_output_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    joules_per_total_token: float | None = field(metadata=_about("Per input and output token together."))
-    joules_per_total_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    joules_per_request: float | None
-    joules_per_request_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    wh_per_1000_queries: float | None = field(
-        metadata=_about("Watt-hours per 1000 requests, as AI Energy Score counts.")
-    )
-    wh_per_1000_queries_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    tokens_per_joule: float | None = field(metadata=_about("Output tokens per joule."))
-    tokens_per_joule_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
-    devices: tuple[EnergyDevice, ...]
-    host: CpuEnergy | None
-    windows: tuple[AccountedWindow, ...]
-    phases: tuple[PhaseEnergy, ...]
-    calibrations: tuple[CalibrationSection, ...] = field(
-        default=(), metadata=_about("Of the metered devices; a device that is not calibrated has none.")
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThermalSection:
-    """How far the leased GPUs were from the temperature that the load keeps, which leakage and so energy depend on."""
-
-    mode: Literal["settled", "repeatable"] = field(default="repeatable", metadata=_about("What the study asked for."))
-    state: Literal["settled", "unsettled", "unknown"] = field(
-        default="unknown", metadata=_about("What the readings show; unknown without temperatures.")
-    )
-    load_s: float | None = field(
-        default=None, metadata=_about("Seconds from the warm-up's begin to the measure window's end.")
-    )
-    temperature_c: float | None = field(
-        default=None, metadata=_about("Mean over the measure windows, of the hottest leased GPU.")
-    )
-    distance_c: float | None = field(
-        default=None, metadata=_about("Most that this may lie from the settled temperature; null where unknown.")
-    )
-    leakage_rel_per_c: float | None = field(
-        default=None, metadata=_about("Change of a repeat's energy per degree, as a share; null where unknown.")
-    )
-    uncertainty_rel: float | None = field(
-        default=None,
-        metadata=_about("k=2: how far the energy may lie from that of a settled die, as a share of it."),
-    )
-    hot_idle_power_w: float | None = field(
-        default=None, metadata=_about("Idle power right after the load, while the die is still hot.")
-    )
-    hot_idle_power_uncertainty_w: float | None = field(default=None, metadata=_about("k=2."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +115,8 @@ class Tokens:
     """Totals of the measure windows, over requests that succeeded."""
 
     input: Count
-    output: Count = field(metadata=_about("Tokens generated, without padding after the end of sequence."))
-    cached_input: Count | None = field(metadata=_about("Input tokens served from a prefix cache."))
+    output: Count = field(metadata=about("Tokens generated, without padding after the end of sequence."))
+    cached_input: Count | None = field(metadata=about("Input tokens served from a prefix cache."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +127,7 @@ class Throughput:
     total_tokens_per_s: float | None
     requests_per_s: float | None
     duration_s: float | None = field(
-        default=None, metadata=_about("The measure windows' time without resets of caches between repeats.")
+        default=None, metadata=about("The measure windows' time without resets of caches between repeats.")
     )
 
 
@@ -276,20 +140,20 @@ class SteadyState:
     """
 
     method: str = field(
-        metadata=_about(
+        metadata=about(
             "concurrency_limit: opens when B requests run (first to last token), closes when that many do for the "
             "last time. first_answer_or_full_to_last_arrival: for requests that arrive at a rate: opens with the first "
             "answer or B running, closes with the last arrival or, if later, as before. ml_energy: opens with the B-th "
             "first token, closes when N - B - 1 requests have ended."
         )
     )
-    valid: bool = field(metadata=_about("Whether it lasted at least 30 s."))
-    reason: str | None = field(metadata=_about("Why it is not valid."))
+    valid: bool = field(metadata=about("Whether it lasted at least 30 s."))
+    reason: str | None = field(metadata=about("Why it is not valid."))
     duration_s: float
-    output_tokens: Count = field(metadata=_about("Output tokens generated within."))
+    output_tokens: Count = field(metadata=about("Output tokens generated within."))
     output_tokens_per_s: float | None
     energy_j: float | None
-    uncertainty_j: float | None = field(metadata=_about("k=2, without the board's gain error."))
+    uncertainty_j: float | None = field(metadata=about("k=2, without the board's gain error."))
     avg_power_w: float | None
     avg_power_w_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_output_token: float | None
@@ -300,33 +164,33 @@ class SteadyState:
 class Distribution:
     """Seconds over the successful requests; percentiles by linear interpolation between order statistics."""
 
-    n: Count | None = field(default=None, metadata=_about("How many values it is over; null in older results."))
+    n: Count | None = field(default=None, metadata=about("How many values it is over; null in older results."))
     mean: float
     std: float | None = field(
-        default=None, metadata=_about("Standard deviation of these values (divided by n); null in older results.")
+        default=None, metadata=about("Standard deviation of these values (divided by n); null in older results.")
     )
     p50: float
-    p90: float | None = field(metadata=_about("Null below 10 values: none of them would be expected beyond it."))
-    p99: float | None = field(metadata=_about("Null below 100 values, for the same reason."))
+    p90: float | None = field(metadata=about("Null below 10 values: none of them would be expected beyond it."))
+    p99: float | None = field(metadata=about("Null below 100 values, for the same reason."))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """Request latencies; `null` where the engine does not report the times that a definition needs."""
 
-    ttft_s: Distribution | None = field(metadata=_about("Time to first token."))
-    tpot_s: Distribution | None = field(metadata=_about("Time per output token after the first, per request."))
+    ttft_s: Distribution | None = field(metadata=about("Time to first token."))
+    tpot_s: Distribution | None = field(metadata=about("Time per output token after the first, per request."))
     itl_s: Distribution | None = field(
-        metadata=_about("Times between successive tokens, over all requests; 0 between tokens that arrive together.")
+        metadata=about("Times between successive tokens, over all requests; 0 between tokens that arrive together.")
     )
     itl_chunk_s: Distribution | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Times between successive arrivals, however many tokens each brought, over all requests: the itl of "
             "`vllm bench serve`, and so that of exports in its format."
         ),
     )
-    e2el_s: Distribution | None = field(metadata=_about("End-to-end latency of a request."))
+    e2el_s: Distribution | None = field(metadata=about("End-to-end latency of a request."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +198,7 @@ class DeviceMemorySection(DeviceMemory):
     """Memory of one device."""
 
     device_peak_bytes: Count | None = field(
-        metadata=_about(
+        metadata=about(
             "Peak in use over the whole device and all processes, by NVML's readings in the measure windows."
         )
     )
@@ -353,23 +217,23 @@ class CpuSection:
     """How far the measured processes (worker, local server, children) got the CPU time that they asked for."""
 
     contended_rel: float | None = field(
-        metadata=_about("(waited_s + stolen_s) over (ran_s + waited_s + stolen_s); null where nothing ran.")
+        metadata=about("(waited_s + stolen_s) over (ran_s + waited_s + stolen_s); null where nothing ran.")
     )
-    ran_s: float = field(metadata=_about("CPU time of all threads in the measure window."))
-    waited_s: float = field(metadata=_about("Time that they were ready to run and waited for a CPU (run-queue delay)."))
-    stolen_s: float | None = field(metadata=_about("Their part of what a hypervisor gave to other machines (steal)."))
-    steal_rel: float | None = field(metadata=_about("Steal as a share of the demand on the CPUs that they may use."))
+    ran_s: float = field(metadata=about("CPU time of all threads in the measure window."))
+    waited_s: float = field(metadata=about("Time that they were ready to run and waited for a CPU (run-queue delay)."))
+    stolen_s: float | None = field(metadata=about("Their part of what a hypervisor gave to other machines (steal)."))
+    steal_rel: float | None = field(metadata=about("Steal as a share of the demand on the CPUs that they may use."))
     pressure_rel: float | None = field(
-        metadata=_about(
+        metadata=about(
             "Share of the window in which some task of the machine waited for a CPU (PSI); null under 10 s, since the "
             "kernel renews it every 2 s."
         )
     )
-    throttled_s: float | None = field(metadata=_about("Time in which CPU quotas of control groups held them back."))
-    cpus: Count = field(metadata=_about("CPUs that the worker may use."))
+    throttled_s: float | None = field(metadata=about("Time in which CPU quotas of control groups held them back."))
+    cpus: Count = field(metadata=about("CPUs that the worker may use."))
     others_rel: float | None = field(
         default=None,
-        metadata=_about("Share of the work of all the machine's CPUs that was not that of these processes."),
+        metadata=about("Share of the work of all the machine's CPUs that was not that of these processes."),
     )
 
 
@@ -379,26 +243,26 @@ class Compute:
 
     parameters: Count | None
     flops: float | None = field(
-        metadata=_about("Useful operations of all repeats: no tokens from a prefix cache, no pairs beyond a window.")
+        metadata=about("Useful operations of all repeats: no tokens from a prefix cache, no pairs beyond a window.")
     )
     flops_per_output_token: float | None
     achieved_flops_per_s: float | None
-    peak_flops_per_s: float | None = field(metadata=_about("The devices' published dense peak for `peak_dtype`."))
+    peak_flops_per_s: float | None = field(metadata=about("The devices' published dense peak for `peak_dtype`."))
     peak_dtype: str | None = field(
         default=None,
-        metadata=_about("What matrices are multiplied in, which quantised weights alone do not change."),
+        metadata=about("What matrices are multiplied in, which quantised weights alone do not change."),
     )
-    mfu: float | None = field(metadata=_about("achieved_flops_per_s / peak_flops_per_s; null above 1."))
+    mfu: float | None = field(metadata=about("achieved_flops_per_s / peak_flops_per_s; null above 1."))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """Where and with what it was measured."""
 
-    fingerprint: str = field(metadata=_about("Hash over `comparable`."))
-    comparable: dict[str, JsonValue] = field(metadata=_about("The facts that must be equal for energies to compare."))
-    host: dict[str, JsonValue] = field(metadata=_about("The machine and packages of the pytest process."))
-    worker: dict[str, JsonValue] = field(metadata=_about("The worker's own process, node and packages."))
+    fingerprint: str = field(metadata=about("Hash over `comparable`."))
+    comparable: dict[str, JsonValue] = field(metadata=about("The facts that must be equal for energies to compare."))
+    host: dict[str, JsonValue] = field(metadata=about("The machine and packages of the pytest process."))
+    worker: dict[str, JsonValue] = field(metadata=about("The worker's own process, node and packages."))
 
 
 class Result(BaseModel):

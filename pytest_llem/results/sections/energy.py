@@ -25,7 +25,8 @@ from pytest_llem.job.measurement import (
     Window,
     WindowEnergy,
 )
-from pytest_llem.results.schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy, SteadyState
+from pytest_llem.results.energy_schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy
+from pytest_llem.results.schema import SteadyState
 from pytest_llem.worker.steady import RATED, STEADY_STATE
 
 MEASURE = "measure"

@@ -16,7 +16,7 @@ from pytest_llem.energy.thermal import ThermalReading, thermal_reading
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import EnergyReport, Measurement
 from pytest_llem.job.report import Note
-from pytest_llem.results.schema import ThermalSection
+from pytest_llem.results.energy_schema import ThermalSection
 from pytest_llem.results.sections.energy import total
 
 

@@ -13,7 +13,7 @@ from pytest_llem.energy.protocol import Conditions
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir, MeterSettings
 from pytest_llem.job.measurement import Measurement, write_measurement
-from pytest_llem.results.schema import Energy
+from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.sections.energy import Work, derive_energy
 from pytest_llem.runners import measure_here
 from tests.simulated_nvml.simulation import Simulation

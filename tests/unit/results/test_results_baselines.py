@@ -26,11 +26,12 @@ from pytest_llem.results.baselines import (
     save_baseline,
 )
 from pytest_llem.results.comparability import common_conditions, conditions, differences
+from pytest_llem.results.energy_schema import CalibrationSection, ThermalSection
 from pytest_llem.results.gate_report import GateReport, gates_line
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
-from pytest_llem.results.schema import CalibrationSection, Result, ThermalSection
+from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_fail_if

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llem.job.measurement import TruncatedPrompts
+from pytest_llem.results.energy_schema import EnergyDevice
 from pytest_llem.results.exports import aienergyscore, export, mlperf, otel, vllm_bench
 from pytest_llem.results.reading import Results
-from pytest_llem.results.schema import EnergyDevice, Result
+from pytest_llem.results.schema import Result
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.engines.protocol import Completion, Progress, Request
-from pytest_llem.results.schema import PhaseEnergy, Result
+from pytest_llem.results.energy_schema import PhaseEnergy
+from pytest_llem.results.schema import Result
 from tests.unit.worker.powered import LOAD_W, PoweredEngine, measured
 
 PREFILL_S, DECODE_S = 0.02, 0.04
