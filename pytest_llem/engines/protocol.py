@@ -14,8 +14,9 @@ from typing import ClassVar, Literal
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.job.measurement import Capabilities, Completion, DeviceMemory, ModelShape, Request
+from pytest_llem.job.measurement import Capabilities, DeviceMemory, ModelShape
 from pytest_llem.job.report import Note
+from pytest_llem.job.request import Completion, Request
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
 __all__ = [

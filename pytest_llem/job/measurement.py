@@ -21,56 +21,6 @@ Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "proce
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`).
-
-    `text` is the prompt of a data set that is sent whole; there may be no token ids beside it (see `TextOnly`).
-    """
-
-    index: int
-    token_ids: tuple[int, ...]
-    max_new_tokens: int
-    ignore_eos: bool = True
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What became of one request. Times are CLOCK_MONOTONIC nanoseconds.
-
-    `output_ids` ends at the end-of-sequence token and holds no padding. `token_times_ns` has one entry per output
-    token, or is `None` where the engine cannot say. A failed request has an `error` and counts nowhere else.
-
-    `finish_reason` is `stop` (end of sequence), `length` (as many tokens as asked for), `error`, or a server's word.
-
-    A server that answers with text has no ids: then `output_tokens` is the number it stated, and `text` the answer.
-    `first_token_ns` is for those who know when the answer began, but not the time of each token. `chunk_times_ns` has
-    one entry per arrival; `None` where those are the distinct `token_times_ns`, or not known. `failure` is the class of
-    an `error` (`timeout`, `http_429`, ...).
-    """
-
-    index: int
-    input_tokens: int
-    output_ids: tuple[int, ...]
-    start_ns: int
-    end_ns: int
-    finish_reason: str
-    token_times_ns: tuple[int, ...] | None = None
-    cached_tokens: int | None = None
-    error: str | None = None
-    output_tokens: int | None = None
-    text: str | None = None
-    first_token_ns: int | None = None
-    failure: str | None = None
-    chunk_times_ns: tuple[int, ...] | None = None
-
-    @property
-    def generated(self) -> int:
-        """How many tokens were generated."""
-        return len(self.output_ids) if self.output_tokens is None else self.output_tokens
-
-
-@dataclass(frozen=True)
 class Window:
     """A measured interval on CLOCK_MONOTONIC, in nanoseconds.
 

@@ -16,7 +16,8 @@ from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Lengths, WorkloadSettings
-from pytest_llem.job.measurement import Request, TruncatedPrompts
+from pytest_llem.job.measurement import TruncatedPrompts
+from pytest_llem.job.request import Request
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 

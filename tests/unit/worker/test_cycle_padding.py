@@ -12,7 +12,8 @@ from pytest_llem.energy.registry import meter_class
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import Completion, Measurement, Window, WindowEnergy
+from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
+from pytest_llem.job.request import Completion
 from pytest_llem.worker.windows import Metering, choose_padding, idle_padding_s, with_step
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
