@@ -132,6 +132,11 @@ class RunResults:
         write_gate(outcomes[0].directory.parent, report)
         return report
 
+    def none_valid(self, cycles: Iterable[ExperimentCycle]) -> bool:
+        """Whether all of these cycles have ended, and none of them is valid."""
+        states = [read_state(self.store.directory(cycle.key)) for cycle in cycles]
+        return all(state is not None and state.state in TERMINAL and state.state != "valid" for state in states)
+
     def figures(self, experiment: ExperimentCycle) -> Mapping[str, MetricSummary]:
         """The experiment's metrics over its valid cycles, once all that its study asks for have ended; else empty.
 

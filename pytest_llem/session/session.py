@@ -19,7 +19,7 @@ import pytest
 from pytest_llem.errors import DeviceError, LlemError
 from pytest_llem.machine.devices import experiments_beyond
 from pytest_llem.runners import RUNNERS
-from pytest_llem.session.experiment_cycle import experiment_cycle_of
+from pytest_llem.session.experiment_cycle import ExperimentCycle, experiment_cycle_of
 from pytest_llem.session.run import RunIdentity, RunOptions, run_identity, study_files
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.xdist.workers import worker_limit
@@ -42,6 +42,7 @@ class LlemSession:
         self.runner_plans = RunnerPlans(options)
         self._studies: dict[Path, Study] = {}
         self._beyond: dict[Path, Mapping[str, str]] = {}
+        self._selected: dict[tuple[str, str], dict[int, ExperimentCycle]] = {}
 
     @classmethod
     def from_handover(cls, config: pytest.Config, handover: bytes) -> LlemSession:
@@ -126,12 +127,20 @@ class LlemSession:
     def collected(self, items: Iterable[pytest.Item]) -> None:
         """Write down what will run, from the process that reports or from the first worker that has collected."""
         cycles = [cycle for item in items if (cycle := experiment_cycle_of(item)) is not None]
+        for cycle in cycles:
+            if cycle.cycle is not None:
+                self._selected.setdefault((cycle.study.name, cycle.experiment.id), {})[cycle.cycle] = cycle
         if cycles and self.run.worker is not None:
             self.results.queue_in_order(cycles)
         if cycles and not self.options.collect_only:
             shard = self.options.shard
             facts = shard.facts(self.studies) if shard is not None else None
             self.results.write_plan(cycles, facts)
+
+    def none_valid(self, cycle: ExperimentCycle) -> bool:
+        """Whether all selected cycles of an experiment have ended, and none of them is valid."""
+        selected = self._selected.get((cycle.study.name, cycle.experiment.id), {})
+        return bool(selected) and self.results.none_valid(selected.values())
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
         """Start what the items need of a runner that measures several cycles at a time; nothing in a dry run."""

@@ -107,7 +107,7 @@ class StudyPlugin:
     def results_for(self, item: pytest.Item, cycles: Sequence[ExperimentCycle]) -> list[Result]:
         """The results of cycles for a user's test; skips or fails it as `study_tests.usable` says."""
         outcomes = [outcome_for(item, self.session, cycle) for cycle in cycles]
-        return [usable(outcome, item) for outcome in outcomes]
+        return [usable(outcome, item, self.session, cycle) for outcome, cycle in zip(outcomes, cycles, strict=True)]
 
     def finish(self, session: pytest.Session) -> None:
         """Release the runners; in the controller, write the run's manifest and summaries."""

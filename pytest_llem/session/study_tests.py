@@ -38,7 +38,7 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
     outcome = outcome_for(request.node, llem_session, llem_cycle)
     _set_properties(request.node, experiment_properties(llem_session.results.figures(llem_cycle)))
     if outcome.state == "invalid" and not llem_session.options.strict:
-        pytest.skip(f"invalid: {'; '.join(outcome.reasons())}")
+        unless_none_is_valid(llem_session, llem_cycle, f"invalid: {'; '.join(outcome.reasons())}")
     if outcome.state != "valid":
         pytest.fail(message(outcome), pytrace=False)
 
@@ -73,12 +73,19 @@ def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle)
     return outcome
 
 
-def usable(outcome: Outcome, item: pytest.Item) -> Result:
-    """The result for a user's test: skipped when invalid, an error when the cycle failed."""
+def unless_none_is_valid(session: LlemSession, cycle: ExperimentCycle, reason: str) -> None:
+    """Skip an invalid cycle, but fail the last one of an experiment that has no valid cycle."""
+    if session.none_valid(cycle):
+        pytest.fail(f"no cycle of this experiment is valid; {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def usable(outcome: Outcome, item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Result:
+    """The result for a user's test: skipped when invalid, an error when the cycle or all of them failed."""
     marker = item.get_closest_marker("llem_study")
     allow_invalid = bool(marker and marker.kwargs.get("allow_invalid"))
     if outcome.state == "invalid" and not allow_invalid:
-        pytest.skip(f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
+        unless_none_is_valid(session, cycle, f"{outcome.key}: invalid: {'; '.join(outcome.reasons())}")
     if outcome.result is None:
         pytest.fail(message(outcome), pytrace=False)
     return outcome.result

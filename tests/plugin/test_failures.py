@@ -6,6 +6,7 @@ Every failure is produced for real, by an engine that breaks its own worker proc
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -172,3 +173,23 @@ def test_last_failed_runs_only_what_failed(pytester: pytest.Pytester, faults: Fa
     again = pytester.runpytest("--llem-study=faults.yaml", "--lf")
     again.assert_outcomes(failed=1)
     assert "1 deselected" in again.stdout.str() or again.parseoutcomes().get("passed", 0) == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n2", "--dist=load", "--maxschedchunk=1")])
+def test_a_run_without_a_valid_cycle_is_red(
+    pytester: pytest.Pytester, faults: Callable[..., Path], arguments: tuple[str, ...]
+) -> None:
+    """It once was skipped cycle by cycle, and exited 0; a single cycle that is invalid among valid ones still is."""
+    study = faults("lies", "none")
+    study.write_text(study.read_text().replace("cycles: 1", "cycles: 2") + "dtype: float16\n")
+
+    result = pytester.runpytest_subprocess(
+        f"--llem-study={study.name}", "-p", "no:cacheprovider", "--junitxml=j.xml", *arguments
+    )
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    junit = (pytester.path / "j.xml").read_text()
+    assert re.search('failures="[12]"', junit)
+    assert "no cycle of this experiment is valid; invalid: effective_differs" in junit
+    only = pytester.runpytest_subprocess(f"--llem-study={study.name}", "-k", "none")
+    assert only.ret == pytest.ExitCode.OK

@@ -135,8 +135,8 @@ def test_budget(llem_result):
 """
 
 
-def test_an_invalid_cycle_skips_the_test_unless_it_is_allowed(pytester: pytest.Pytester) -> None:
-    """The engine runs another dtype than the study asks for."""
+def test_an_experiment_without_a_valid_cycle_fails_the_test_unless_that_is_allowed(pytester: pytest.Pytester) -> None:
+    """The engine runs another dtype than the study asks for: skipped alone, a run without any number was green."""
     study = write(pytester.path / "study.yaml", models="lies")
     study.write_text(study.read_text() + "dtype: float16\n")
     pytester.makepyfile(
@@ -146,8 +146,8 @@ def test_an_invalid_cycle_skips_the_test_unless_it_is_allowed(pytester: pytest.P
 
     result = pytester.runpytest("-rs")
 
-    result.assert_outcomes(passed=1, skipped=1)
-    result.stdout.fnmatch_lines(["*SKIPPED*invalid: effective_differs*"])
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*no cycle of this experiment is valid; *invalid: effective_differs*"])
 
 
 @pytest.mark.parametrize(
