@@ -69,7 +69,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         explicit=settings["run"] == "explicit",
         breaker=not option("llem_no_breaker"),
         skip_preflight=bool(option("llem_skip_preflight")),
-        collect_only=bool(config.option.collectonly),
+        collect_only=bool(config.option.collectonly or option("setupplan")),
         shard=_shard(config),
     )
 

@@ -155,12 +155,15 @@ def _report(config: pytest.Config, plugin: StudyPlugin) -> None:
     from pytest_llem.session.reporting import Reporting
 
     session, register = plugin.session, config.pluginmanager.register
-    if not session.options.collect_only and not config.option.xmlpath:
+    has_junit = config.pluginmanager.has_plugin("junitxml")  # not with `-p no:junitxml`
+    if has_junit and not session.options.collect_only and not config.option.xmlpath:
         config.option.xmlpath = str(session.run_dir / "junit.xml")
     choose_scheduling(config)
-    plugin.reporting, plugin.item_count = Reporting(config, session), ItemCount()
+    plugin.reporting = Reporting(config, session)
     register(plugin.reporting, "llem-reporting")
-    register(plugin.item_count, "llem-item-count")
+    if not config.getoption("setuponly", False):  # then no item is run, and none reported
+        plugin.item_count = ItemCount()
+        register(plugin.item_count, "llem-item-count")
     if is_distributed(config):
         register(Crashes(config, session), "llem-crashes")
 

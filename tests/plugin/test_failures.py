@@ -193,3 +193,21 @@ def test_a_run_without_a_valid_cycle_is_red(
     assert "no cycle of this experiment is valid; invalid: effective_differs" in junit
     only = pytester.runpytest_subprocess(f"--llem-study={study.name}", "-k", "none")
     assert only.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize("arguments", [("-p", "no:terminal"), ("-p", "no:junitxml"), ("-p", "no:terminal", "-n1")])
+def test_a_run_without_some_of_pytests_own_plugins_measures(
+    pytester: pytest.Pytester, faults: Callable[..., Path], arguments: tuple[str, ...]
+) -> None:
+    study = faults("none")
+    result = pytester.runpytest_subprocess(f"--llem-study={study.name}", "-p", "no:cacheprovider", *arguments)
+    assert result.ret == pytest.ExitCode.OK
+    assert "INTERNALERROR" not in result.stderr.str() + result.stdout.str()
+    (path,) = pytester.path.glob("llem-results/*/summary.json")
+    assert json.loads(path.read_text())["experiments"][0]["cycles_valid"] == 1
+
+
+def test_a_setup_plan_measures_nothing(pytester: pytest.Pytester, faults: Callable[..., Path]) -> None:
+    result = pytester.runpytest_subprocess(f"--llem-study={faults('none').name}", "--setup-plan")
+    assert result.ret == pytest.ExitCode.OK
+    assert not list(pytester.path.glob("llem-results/*/*/*/*/measurement.json"))

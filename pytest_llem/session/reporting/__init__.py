@@ -105,7 +105,8 @@ class Reporting:
 
     def start_live(self) -> None:
         """Show live status from now on; xdist's controller may learn of the first study when its loop runs already."""
-        if self._stream is not None and self._live is None:
+        shown = self._config.pluginmanager.has_plugin("terminalreporter")  # not with `-p no:terminal`
+        if self._stream is not None and self._live is None and shown:
             isatty = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
             width = self._config.get_terminal_writer().fullwidth
             self._live = LiveStatus(self._session.run_dir, self._stream, terminal=isatty, width=width)
@@ -157,8 +158,9 @@ class Reporting:
             title, lines = "llem plan", plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
         gates = self._conclusion.gates if self._conclusion else ()
         findings = self._conclusion.findings if self._conclusion else ()
-        if self._config.option.xmlpath:
-            note_in_junit(Path(self._config.option.xmlpath), gates, findings)
+        junit = getattr(self._config.option, "xmlpath", None)
+        if junit:
+            note_in_junit(Path(junit), gates, findings)
         if os.environ.get(ACTIONS_VARIABLE):
             for line in workflow_commands(self._of_studies, gates, findings):
                 terminal.write_line(line)
