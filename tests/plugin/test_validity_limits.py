@@ -56,7 +56,7 @@ def test_a_cycle_that_shares_its_cpu_is_invalid(pytester: pytest.Pytester, fault
 
     ran = pytester.runpytest_inprocess(f"--llem-study={study.name}", "-rs")
 
-    ran.assert_outcomes(skipped=1)
+    ran.assert_outcomes(failed=1)
     ran.stdout.fnmatch_lines(["*cpu_contended: the measured processes ran *waited *OMP_NUM_THREADS*"])
     (path,) = pytester.path.glob("llem-results/*/faults/*/c1/result.json")
     result = json.loads(path.read_text())
