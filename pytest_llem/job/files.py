@@ -5,12 +5,14 @@ Both sides use it for what must never be seen half written. Standard library onl
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.wire import decode
@@ -18,6 +20,13 @@ from pytest_llem.job.wire import decode
 T = TypeVar("T")
 SLUG_LENGTH = 80
 """Chosen: three such names and a file's stay far below the 255 bytes that Linux file systems allow each."""
+
+MAX_JSON_DEPTH = 100
+"""Chosen: more than the files of this project have (a study's 64 levels and those around them), and so few that code
+that calls itself for every level stays far from Python's recursion limit (1,000)."""
+
+MAX_JSON_BYTES = 1 << 30
+"""Chosen: ten times the largest run's manifest, and what still fits in memory."""
 
 LOG_TAIL_BYTES = 65536
 """Chosen: far more than the last lines of a traceback need, and read within a millisecond."""
@@ -73,15 +82,70 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 def read_json(path: Path) -> dict[str, JsonValue]:
     """Read a JSON object; `StoreError` names the file if it is absent or broken."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise StoreError(f"{path}: {problem.strerror or problem}") from None
-    except ValueError as problem:
-        raise StoreError(f"{path}: not JSON: {problem}") from None
+    data = read_json_value(path)
     if not isinstance(data, dict):
         raise StoreError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def read_json_value(path: Path) -> JsonValue:
+    """Read a JSON file; `StoreError` names it if it is absent or broken."""
+    try:
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_JSON_BYTES:
+                raise StoreError(f"{path}: larger than {MAX_JSON_BYTES >> 30} GiB")
+            return parse_json(stream.read(), path)
+    except OSError as problem:
+        raise StoreError(f"{path}: {problem.strerror or problem}") from None
+    except ValueError as problem:
+        raise StoreError(str(problem)) from None
+
+
+def parse_json(text: str | bytes, where: object) -> JsonValue:
+    """JSON from outside. Where it is broken, too deep or no text, one `ValueError` that begins with `where`."""
+    try:
+        # json itself would take bytes for UTF-16 or UTF-32 as well, and let surrogates pass.
+        content = text if isinstance(text, str) else text.decode("utf-8-sig")
+        data: JsonValue = json.loads(content)
+        if content.count("[") + content.count("{") > MAX_JSON_DEPTH and _is_deep(data):
+            raise RecursionError
+        if "\\u" in content:
+            json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON: nested deeper than {MAX_JSON_DEPTH} levels") from None
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{where}: not UTF-8: byte {problem.object[problem.start]:#04x} at {problem.start}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: not JSON: half of a character, a lone surrogate") from None
+    except ValueError as problem:
+        raise ValueError(f"{where}: not JSON: {problem}") from None
+    return data
+
+
+def _is_deep(data: JsonValue) -> bool:
+    """Whether a value has more than `MAX_JSON_DEPTH` levels, found without recursion."""
+    level: list[JsonValue] = [data]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it. `OSError` also where it is none: a FIFO may block for ever, and a device never end."""
+    try:
+        mode = path.stat().st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, "not a path", str(path)) from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def log_tail(path: Path, lines: int = 15) -> list[str]:

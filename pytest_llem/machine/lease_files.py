@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.errors import DeviceError, JsonValue
+from pytest_llem.errors import DeviceError, JsonValue, StoreError
+from pytest_llem.job.files import read_json
 
 LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
 NO_LEASES = "none"
@@ -158,10 +159,9 @@ def holder(device: str) -> LeaseFacts:
 def read_object(path: Path) -> dict[str, JsonValue]:
     """A file of the lease directory as a JSON object; empty when it is none. Any user of the machine may write them."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except StoreError:
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _printable(text: str) -> str:

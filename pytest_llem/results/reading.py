@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pydantic import ValidationError
 
@@ -120,12 +120,12 @@ def cycle_seconds(path: Path) -> tuple[str, float] | None:
 def _timed(path: Path) -> tuple[MeasurementId, float] | None:
     """Not through `Result`: a plan reads thousands. A file that does not say which measurement it is, is its own."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         timing, full = result["timing"], str(result["experiment"]["config_hash"])
         run = str(result.get("source_run") or result.get("run_id") or path)
         cycle, attempt = int(result.get("cycle") or 1), int(result.get("attempt") or 1)
         seconds = float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (StoreError, ValueError, KeyError, TypeError):
         return None
     return MeasurementId(run, (str(result.get("study")), full), cycle, attempt), seconds
 

@@ -6,7 +6,6 @@ model's shape; activations, CUDA graphs and what an engine reserves come on top.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from pytest_llem.engines.builtin import PREFIX, cache_root, is_builtin, known_bu
 from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
 from pytest_llem.engines.protocol import ModelShape
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import open_regular, parse_json, read_json
 from pytest_llem.machine.devices import PARALLEL_SIZES
 from pytest_llem.study.canonical import Get
 from pytest_llem.workload.hub import cached_commit, cached_repository
@@ -264,14 +264,11 @@ def model_directory(model: str, directory: Path, revision: str | None) -> Path:
     raise UnknownModelError("it is not in this machine's hub cache")
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path) -> dict[str, JsonValue]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UnknownModelError(f"{path} cannot be read") from None
-    if not isinstance(data, dict):
-        raise UnknownModelError(f"{path} holds no mapping")
-    return data
+        return read_json(path)
+    except StoreError as problem:
+        raise UnknownModelError(problem.message) from None
 
 
 def _tensors(directory: Path) -> list[Tensor]:
@@ -294,9 +291,9 @@ def _tensors(directory: Path) -> list[Tensor]:
 def _header(path: Path) -> dict[str, object] | None:
     """The JSON header of a safetensors file, which eight bytes of little-endian length precede."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            data = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
+            data = parse_json(stream.read(length), path) if length <= MAX_HEADER_BYTES else None
     except (OSError, ValueError, struct.error):
         return None
     return data if isinstance(data, dict) else None

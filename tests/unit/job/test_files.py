@@ -1,0 +1,78 @@
+"""JSON from outside is read or refused by name: a broken, deep or endless file is never a traceback."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.errors import StoreError
+from pytest_llem.job.files import MAX_JSON_DEPTH, open_regular, parse_json, read_json
+
+
+@pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 900, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_deep_json_is_refused_by_name(depth: int, opening: str, closing: str) -> None:
+    """It was a RecursionError, in the parser or in whatever walked the value afterwards."""
+    with pytest.raises(ValueError, match=r"answer\.json: not JSON: nested deeper than 100 levels"):
+        parse_json(opening * depth + "1" + closing * depth, "answer.json")
+
+
+def test_json_as_deep_as_allowed_is_read() -> None:
+    assert parse_json("[" * MAX_JSON_DEPTH + "]" * MAX_JSON_DEPTH, "x")
+    assert parse_json('{"a": [' + ", ".join(["[1]"] * 1000) + "]}", "x") == {"a": [[1]] * 1000}
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"a": {"\udfff": 1}}', r'["\uD83D", "\ude00"]'])
+def test_a_lone_surrogate_is_no_text(text: str) -> None:
+    """It was a UnicodeEncodeError where the text was written or shown."""
+    with pytest.raises(ValueError, match=r"x: not JSON: .*surrogate"):
+        parse_json(text, "x")
+
+
+def test_pairs_of_surrogates_are_text() -> None:
+    assert parse_json(r'"\ud83d\ude00 \\ud800"', "x") == "\U0001f600 \\ud800"
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"9" * 5000, "not JSON"),
+        (b"", "not JSON"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_broken_json_is_refused_by_name(raw: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^x: {why}"):
+        parse_json(raw, "x")
+
+
+def test_a_byte_order_mark_is_no_content() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A FIFO blocked for ever, and /dev/zero filled the memory."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+        with pytest.raises(StoreError, match=f"{path}: not a regular file"):
+            read_json(path)
+
+
+@pytest.mark.parametrize("name", ["", "absent", "a\0b", "x" * 5000])
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError):
+        read_json(tmp_path / name)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(StoreError, match="larger than 1 GiB"):
+        read_json(path)
