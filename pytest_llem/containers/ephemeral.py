@@ -144,7 +144,7 @@ def run_ephemeral(
             attachment = Attachment(container.attach_socket(params=streams))
         try:
             with job_dir.events.open("a", encoding="utf-8") as live:
-                pump = OutputPump(attachment.frames(), job_dir.log, request.secrets.values(), live)
+                pump = OutputPump(attachment.frames(), job_dir.log, live)
                 pump.start()
                 with docker_errors(request.image.name):
                     container.start()

@@ -193,7 +193,7 @@ def _exec_cycle(kept: KeptContainer, job_dir: JobDir, on_event: OnEvent, watch: 
     started = time.monotonic()
     try:
         with job_dir.events.open("a", encoding="utf-8") as live:
-            pump = OutputPump(stream.frames(), job_dir.log, kept.request.secrets.values(), live)
+            pump = OutputPump(stream.frames(), job_dir.log, live)
             pump.start()
             overdue = follow(pump, watch, pass_on)
             ended = time.monotonic()

@@ -19,7 +19,7 @@ from docker.utils.socket import SocketError, frames_iter
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.events import EVENT_PREFIX
-from pytest_llem.job.redaction import redact
+from pytest_llem.job.redaction import hidden, redact
 
 Event = dict[str, JsonValue]
 _KEPT_BYTES = 65536
@@ -58,12 +58,11 @@ class OutputPump:
         self,
         frames: Iterable[tuple[int, bytes]],
         log: Path,
-        secrets: Iterable[str] = (),
         events_file: IO[str] | None = None,
     ) -> None:
         self._frames = frames
         self._log_path = log
-        self._secrets = tuple(secrets)
+        self._secrets = hidden()
         self._events_file = events_file
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._kept = ""

@@ -7,7 +7,6 @@ it must need the standard library alone, because a worker runs inside any image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.files import read_versioned, write_json
-from pytest_llem.job.redaction import redacted, secrets_of
+from pytest_llem.job.redaction import name_secrets, redacted
 from pytest_llem.job.wire import encode
 
 SCHEMA_VERSION = 1
@@ -132,10 +131,11 @@ class JobDir:
 
     def write_error(self, error: LlemError, **more: JsonValue) -> None:
         """Write `error.json` from an error and further facts (`phase`, `traceback`, `log_tail`, `origin`), redacted."""
-        secrets = secrets_of(os.environ).values()
-        write_json(self.error, redacted({"schema_version": SCHEMA_VERSION, **error.to_dict(), **more}, secrets))
+        write_json(self.error, redacted({"schema_version": SCHEMA_VERSION, **error.to_dict(), **more}))
 
 
 def load_job(path: Path) -> Job:
     """Read a job file; `StoreError` when it is absent, broken, or of a newer version."""
-    return read_versioned(Job, path, SCHEMA_VERSION, "job")
+    job = read_versioned(Job, path, SCHEMA_VERSION, "job")
+    name_secrets(job.config.settings)
+    return job

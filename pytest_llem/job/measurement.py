@@ -14,6 +14,7 @@ from typing import Literal
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import read_versioned, write_json
 from pytest_llem.job.job import SCHEMA_VERSION
+from pytest_llem.job.redaction import redacted
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import decode, encode
 
@@ -350,8 +351,8 @@ class Measurement:
 
 
 def write_measurement(path: Path, measurement: Measurement) -> None:
-    """Write `measurement.json` atomically."""
-    write_json(path, encode(measurement))
+    """Write `measurement.json` atomically, redacted."""
+    write_json(path, redacted(encode(measurement)))
 
 
 def read_measurement(path: Path) -> Measurement:

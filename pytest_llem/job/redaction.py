@@ -1,4 +1,4 @@
-"""Keeps secrets out of everything that is written: known variables by value, credentials by their form.
+"""Keeps secrets out of everything that is written: known values in all their spellings, credentials by their form.
 
 `job.job`, runners, containers, servers and the session call it before they write errors and logs. A pattern may be
 added; none may be removed. Standard library only.
@@ -6,11 +6,18 @@ added; none may be removed. Standard library only.
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import IO
+from urllib.parse import quote, unquote
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.files import write_text
 
 SECRET_VARIABLES = (
     "HF_TOKEN",
@@ -27,19 +34,46 @@ SECRET_VARIABLES = (
 
 REDACTED = "***"
 
-_PATTERNS = (
+_NAMED: set[str] = set(SECRET_VARIABLES)
+
+_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIALS?|PAT|KEY(?:_ID)?)$")
+_USER_INFO = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
+_CREDENTIALS = (
     re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
     re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),
     re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
+    re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
+    re.compile(r"\bglpat-[A-Za-z0-9_-]{16,}"),
+    re.compile(r"\bnvapi-[A-Za-z0-9_-]{16,}"),
+    re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,}"),
+    re.compile(r"\bA(?:KIA|SIA)[0-9A-Z]{16}\b"),
+    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
+)
+"""Forms that nothing but a credential has: those of the Hugging Face hub, OpenAI, GitHub, GitLab, NVIDIA, Slack and
+AWS, JSON web tokens (RFC 7519), private keys (RFC 7468), and the user information of a URL (RFC 3986)."""
+
+_PATTERNS = (
+    *_CREDENTIALS,
     re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"(?i)(?<=\bbasic )[A-Za-z0-9+/=]{12,}"),
-    re.compile(
-        r"(?i)(?<![A-Za-z0-9])(?:[A-Z0-9]+_)*(?:TOKEN|PASSWORD|SECRET|API_KEY)[\"']?\s*[=:]\s*[\"']?(?=[^\s\"',;&]*[A-Za-z])([^\s\"',;&]{6,})"
-    ),
 )
+_WORDS = r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API[_-]?KEY|ACCESS_KEY)"
+_ASSIGNED = re.compile(rf"(?i)(?<![A-Za-z0-9]){_WORDS}([\"']?\s*[=:]\s*[\"']?)([^\s\"',;&]{{6,}})")
+_KEY_OF_ONE = re.compile(rf"(?i)(?:^|[^A-Za-z0-9]){_WORDS}$")
+_LIKE_A_TOKEN = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=-]{8,}")
+"""What RFC 6750 calls a b64token, with letters and digits: `<|im_start|>` and words are tokens of another kind."""
+
+_QUANTITY = re.compile(r"[0-9.,]+(?:e[+-]?[0-9]+)?[A-Za-z/]*")
 _SHORTEST = 6
 """Chosen: replacing shorter values would tear up ordinary text, and no real credential is that short."""
+
+_SHORTEST_UNNAMED = 8
+"""Chosen: of a variable that only sounds secret, shorter values, plain words and numbers are not hidden."""
+
+_CHUNK_BYTES = 1 << 20
+"""Chosen: a log is read in parts of a megabyte, so that one of gigabytes fits in memory."""
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
@@ -47,51 +81,113 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in SECRET_VARIABLES if environment.get(name)}
 
 
-def redact(text: str, values: Iterable[str] = ()) -> str:
-    """The text without the given secret values and without anything that is recognisably a credential.
+def holds_secret(variable: str) -> bool:
+    """Whether a variable of this name is expected to hold a secret."""
+    return variable in _NAMED or _SECRET_NAME.search(variable) is not None
 
-    Values shorter than six characters are left, since replacing them would tear up ordinary text.
-    """
-    for value in sorted(set(values), key=len, reverse=True):
+
+def name_secrets(settings: Mapping[str, object]) -> None:
+    """Hide in this process, from now on, the values of variables in which an engine's settings say that a key is."""
+    _NAMED.update(name for key, name in settings.items() if key.endswith("_key_env") and isinstance(name, str))
+
+
+def has_credential(text: str) -> bool:
+    """Whether a text holds what by its form can only be a credential."""
+    return any(pattern.search(text) for pattern in _CREDENTIALS)
+
+
+def hidden(environment: Mapping[str, str] | None = None) -> Sequence[str]:
+    """Every text to hide that follows from the environment, by default this process's; the longest first."""
+    found = set()
+    for name, value in (os.environ if environment is None else environment).items():
+        sounds_secret = "://" not in value and _SECRET_NAME.search(name) is not None and _is_no_word(value)
+        if name in _NAMED or sounds_secret:
+            found.add(value)
+        for user, password in _USER_INFO.findall(value) if "://" in value else ():
+            found |= {password, unquote(password), f"{user}:{password}", unquote(f"{user}:{password}")}
+    return _spellings(frozenset(value.strip() for value in found if len(value.strip()) >= _SHORTEST))
+
+
+def redact(text: str, values: Iterable[str] | None = None) -> str:
+    """The text without the values to hide, `hidden()` by default, and without all that is recognisably a credential."""
+    for value in hidden() if values is None else values:
         if len(value) >= _SHORTEST:
             text = text.replace(value, REDACTED)
     for pattern in _PATTERNS:
-        text = pattern.sub(_hide, text)
-    return text
+        text = pattern.sub(REDACTED, text)
+    return _ASSIGNED.sub(_hide, text)
 
 
-def redacted(value: JsonValue, values: Iterable[str] = ()) -> JsonValue:
-    """A JSON value with every text in it redacted; keys stay."""
+def redacted(value: JsonValue, values: Iterable[str] | None = None) -> JsonValue:
+    """A JSON value with every text in it redacted, also for what its key says that it is; keys stay."""
+    kept = hidden() if values is None else tuple(values)
     if isinstance(value, str):
-        return redact(value, values)
+        return redact(value, kept)
     if isinstance(value, Mapping):
-        return {key: redacted(item, values) for key, item in value.items()}
+        return {key: REDACTED if _is_secret_entry(key, item) else redacted(item, kept) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted(item, values) for item in value]
+        return [redacted(item, kept) for item in value]
     return value
 
 
-def redact_file(path: Path, values: Iterable[str] = ()) -> None:
+def redact_file(path: Path) -> None:
     """Redact a log in place, if it holds anything to redact; a missing file is ignored."""
-    kept = tuple(values)
+    values = hidden()
     try:
         with path.open("rb") as stream:
-            clean = all(redact(text, kept) == text for text in map(_text, stream))
-        if clean:
-            return
+            if all(redact(text, values) == text for text in _parts(stream)):
+                return
         with path.open("rb") as stream:
-            lines = [redact(text, kept) for text in map(_text, stream)]
-        path.write_text("".join(lines), encoding="utf-8")
+            kept = [redact(text, values) for text in _parts(stream)]
     except FileNotFoundError:
         return
+    write_text(path, "".join(kept), durable=False)
 
 
-def _text(line: bytes) -> str:
-    return line.decode("utf-8", "replace")
+def _parts(stream: IO[bytes]) -> Iterator[str]:
+    """Whole lines of a log, about a megabyte at a time."""
+    while lines := stream.readlines(_CHUNK_BYTES):
+        yield b"".join(lines).decode("utf-8", "replace")
 
 
 def _hide(match: re.Match[str]) -> str:
-    if not match.re.groups:
-        return REDACTED
-    start = match.start(1) - match.start()
-    return match.group()[:start] + REDACTED
+    word, between, value = match.groups()
+    return f"{word}{between}{REDACTED}" if _tells_secret(word, value) else match.group()
+
+
+def _tells_secret(word: str, value: str) -> bool:
+    """Whether the value beside a word is one to hide; beside `token`, only what looks like one."""
+    if word.lower() != "token":
+        return value != REDACTED
+    return _LIKE_A_TOKEN.fullmatch(value) is not None and _QUANTITY.fullmatch(value) is None
+
+
+def _is_secret_entry(key: str, value: JsonValue) -> bool:
+    word = _KEY_OF_ONE.search(key)
+    return word is not None and isinstance(value, str) and len(value) >= _SHORTEST and _tells_secret(word[1], value)
+
+
+def _is_no_word(value: str) -> bool:
+    """Whether a value is long and odd enough that hiding it cannot tear up ordinary text."""
+    return len(value) >= _SHORTEST_UNNAMED and not value.isdigit() and not (value.isalpha() and value.islower())
+
+
+@lru_cache(maxsize=16)
+def _spellings(values: frozenset[str]) -> tuple[str, ...]:
+    """Values as they are, percent-encoded, in JSON, and in Base64 (RFC 4648, both alphabets) at any place in a text."""
+    found = set()
+    for value in values:
+        lines = [line for line in value.splitlines() if len(line) > _SHORTEST and not line.startswith("-----")]
+        for text in {value, *lines}:
+            encoded = quote(text, safe="")
+            lower = re.sub("%..", lambda match: match[0].lower(), encoded)
+            found |= {text, encoded, quote(text), lower, json.dumps(text)[1:-1], *_in_base64(text.encode())}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _in_base64(value: bytes) -> Iterator[str]:
+    """What a value contributes to the Base64 of any text that holds it: three alignments, without the shared ends."""
+    for before in range(3):
+        first, end = -(-8 * before // 6), 8 * (before + len(value)) // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(bytes(before) + value).decode()[first:end]

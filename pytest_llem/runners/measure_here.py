@@ -19,7 +19,7 @@ from pytest_llem.errors import JsonValue, LlemError, NotReleasedError, from_dict
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir
 from pytest_llem.job.measurement import read_measurement
-from pytest_llem.job.redaction import redact_file, secrets_of
+from pytest_llem.job.redaction import redact_file
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.machine.cooldown import Setting as Cooldown
@@ -86,7 +86,7 @@ def measure_here(
             concurrent = concurrent_runs.count()
         store_idle_power(job, job_dir, request.run_dir, where)
     finally:
-        redact_file(job_dir.log, secrets_of(os.environ).values())
+        redact_file(job_dir.log)
     notes = tuple(note for note in (note, cooled.note) if note is not None)
     facts: dict[str, JsonValue] = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
     return job, replace(report, notes=(*report.notes, *notes), facts=facts)

@@ -159,7 +159,7 @@ class ContainerServer:
             with docker_errors(request.image.name):
                 streams = {"stdout": 1, "stderr": 1, "stream": 1}
                 self._attachment = Attachment(self._container.attach_socket(params=streams))
-                self._pump = OutputPump(self._attachment.frames(), log, request.secrets.values())
+                self._pump = OutputPump(self._attachment.frames(), log)
                 self._pump.start()
                 self._container.start()
                 self._container.reload()
@@ -182,7 +182,7 @@ class ContainerServer:
             "image_digest": image.digest or image.id,
             "container": self._request.name,
             "network": self._request.network,
-            "command": [redact(word, self._request.secrets.values()) for word in self._launch.words],
+            "command": [redact(word) for word in self._launch.words],
         }
 
     def ended(self) -> Ended | None:

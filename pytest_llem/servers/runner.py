@@ -152,7 +152,7 @@ class ServingRunner(Runner):
 
 
 def _died(ready: ReadyServer, how: Ended) -> ServerDiedError:
-    tail = redacted_tail(ready.server.log, ready.readiness.api_key_env)
+    tail = redacted_tail(ready.server.log)
     return ServerDiedError(
         f"the server {ready.spec.name} died while the cycle ran: {how}",
         fix=f"read its log, {ready.server.log}; the next cycle gets a new server",

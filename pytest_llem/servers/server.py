@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import psutil
 
 from pytest_llem.errors import JsonValue, ServerStartError
-from pytest_llem.job.redaction import redact, secrets_of
+from pytest_llem.job.redaction import redact
 from pytest_llem.servers.spec import LOOPBACK, Launch
 from pytest_llem.worker import lifeline
 
@@ -185,7 +185,7 @@ class CommandServer:
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs, log.open("ab") as stream:
-            shown = redact(shlex.join(self._words), secrets_of(os.environ).values())
+            shown = redact(shlex.join(self._words))
             stream.write(f"$ {shown}\n".encode())
             stream.flush()
             inherited = ",".join(str(number) for number in descriptors)
@@ -220,7 +220,7 @@ class CommandServer:
     @property
     def facts(self) -> Mapping[str, JsonValue]:
         """The command, with everything filled in."""
-        return {"command": [redact(word, secrets_of(os.environ).values()) for word in self._words]}
+        return {"command": [redact(word) for word in self._words]}
 
     def ended(self) -> Ended | None:
         """See `Server.ended`."""

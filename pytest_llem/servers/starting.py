@@ -17,7 +17,7 @@ from pytest_llem.engines.openai.settings import OpenAISettings
 from pytest_llem.errors import JsonValue, ServerNotReadyError, ServerStartError
 from pytest_llem.job.files import log_tail, slug
 from pytest_llem.job.job import Job, ServerProcess
-from pytest_llem.job.redaction import redact, redact_file, secrets_of
+from pytest_llem.job.redaction import redact, redact_file
 from pytest_llem.machine.leases import Lease
 from pytest_llem.runners.process import visible
 from pytest_llem.servers.server import Begin, CommandServer, Ended, Readiness, Server, Tell, free_port
@@ -82,7 +82,7 @@ class ReadyServer:
         try:
             self.server.stop(grace_s)
         finally:
-            redact_file(self.server.log, secret_values(self.readiness.api_key_env))
+            redact_file(self.server.log)
 
 
 def begin_server(spec: ServerSpec, job: Job, docker: Mapping[str, JsonValue], lease: Lease | None, tell: Tell) -> Begin:
@@ -121,17 +121,17 @@ def start_server(
             problem = _wait(server, readiness, settings.ready_timeout_s, spec, tell)
         except BaseException:
             server.stop(0.0)
-            redact_file(log, secret_values(settings.api_key_env))
+            redact_file(log)
             raise
         if problem is None:
             ready_s = (time.monotonic_ns() - started_ns) / 1e9
             process = ServerProcess(server.pid, server.started_as, str(log), started_ns, ready_s)
             return ReadyServer(log.stem, spec, server, readiness, process)
         server.stop(0.0)
-        redact_file(log, secret_values(settings.api_key_env))
+        redact_file(log)
         port_taken = any(_PORT_TAKEN.search(line) for line in log_tail(log, 50))
         if attempt == PORTS_TRIED or not port_taken:
-            raise _died_early(spec, problem, log, settings.api_key_env)
+            raise _died_early(spec, problem, log)
         tell(f"port {port} was taken meanwhile: starting {spec.name} at another")
     raise AssertionError("the last attempt returned or raised")
 
@@ -167,20 +167,13 @@ def new_log(directory: Path, name: str) -> Path:
             return path
 
 
-def secret_values(api_key_env: str | None) -> list[str]:
-    """Values to remove from a server's log: the secrets of this process's environment, and the server's own key."""
-    key = os.environ.get(api_key_env) if api_key_env else None
-    return [*secrets_of(os.environ).values(), *([key] if key else [])]
-
-
-def redacted_tail(log: Path, api_key_env: str | None) -> list[JsonValue]:
+def redacted_tail(log: Path) -> list[JsonValue]:
     """The last lines of a server's log, redacted, for an error."""
-    values = secret_values(api_key_env)
-    return [redact(line, values) for line in log_tail(log)]
+    return [redact(line) for line in log_tail(log)]
 
 
-def _died_early(spec: ServerSpec, how: Ended, log: Path, api_key_env: str | None) -> ServerStartError:
-    tail = redacted_tail(log, api_key_env)
+def _died_early(spec: ServerSpec, how: Ended, log: Path) -> ServerStartError:
+    tail = redacted_tail(log)
     last = f": {tail[-1]}" if len(tail) > 1 else ""
     return ServerStartError(
         f"the server {spec.name} ended before it was ready: {how}{last}",
@@ -194,5 +187,5 @@ def _not_ready(spec: ServerSpec, log: Path, timeout_s: float, readiness: Readine
         f"the server {spec.name} was not ready within {timeout_s:g} s (openai.ready_timeout_s) and was killed: "
         f"{readiness.last}",
         fix=f"read its log, {log}; raise openai.ready_timeout_s, or name what it answers in openai.ready_path",
-        details={"log": str(log), "log_tail": redacted_tail(log, readiness.api_key_env), "ready_timeout_s": timeout_s},
+        details={"log": str(log), "log_tail": redacted_tail(log), "ready_timeout_s": timeout_s},
     )

@@ -7,7 +7,6 @@ measured on a machine belongs in `runners.measure_here`; nothing here may touch 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from pytest_llem.errors import JsonValue, LlemError, SettingsError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
-from pytest_llem.job.redaction import redact_file, secrets_of
+from pytest_llem.job.redaction import name_secrets, redact_file
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
@@ -155,7 +154,7 @@ class Measurer:
         finally:
             if not job_dir.job.exists():
                 runner.hand_over(job, job_dir)
-            redact_file(job_dir.log, secrets_of(os.environ).values())
+            redact_file(job_dir.log)
         return load_job(job_dir.job), self._completed(report, preflight, note)
 
     def _completed(self, report: RunReport, preflight: str, note: Note | None = None) -> RunReport:
@@ -189,6 +188,7 @@ class Measurer:
     def _job(self, cycle: ExperimentCycle, attempt: int, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices."""
         experiment, study = cycle.experiment, cycle.study
+        name_secrets(experiment.config.settings)
         return Job(
             run_id=self._run_id,
             study=study.name,

@@ -81,22 +81,24 @@ def test_a_cut_off_archive_leaves_nothing_half(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_is_told_apart_line_by_line(tmp_path: Path) -> None:
+def test_output_is_told_apart_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "s3cret-value")
+
     def frames() -> Iterator[tuple[int, bytes]]:
         yield 1, b'LLEM-EVENT {"event": "phase", "na'
-        yield 2, b"loading hf_abcdefghijkl\n"
+        yield 2, b"loading hf_abcdefghijkl s3cret-value\n"
         yield 1, b'me": "load"}\nplain\nLLEM-EVENT not json\n'
         yield 1, b"without end"
 
     live = io.StringIO()
-    pump = OutputPump(frames(), tmp_path / "worker.log", ["s3cret-value"], live)
+    pump = OutputPump(frames(), tmp_path / "worker.log", live)
     pump.start()
 
     events = list(pump.rest(5.0))
 
     assert events == [{"event": "phase", "name": "load"}]
     assert [json.loads(line) for line in live.getvalue().splitlines()] == events
-    assert (tmp_path / "worker.log").read_text() == "loading ***\nplain\nLLEM-EVENT not json\nwithout end\n"
+    assert (tmp_path / "worker.log").read_text() == "loading *** ***\nplain\nLLEM-EVENT not json\nwithout end\n"
     assert pump.ended
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from pytest_llem.errors import EngineError
+from pytest_llem.errors import EngineError, JsonValue
 from pytest_llem.job.job import JobDir
-from pytest_llem.job.redaction import redact, redact_file
+from pytest_llem.job.redaction import hidden, name_secrets, redact, redact_file, redacted
 
 
 def test_an_error_loses_known_values_and_whatever_looks_like_a_credential(
@@ -42,3 +44,66 @@ def test_a_log_is_rewritten_only_where_it_holds_something(tmp_path: Path) -> Non
 
 def test_counts_of_tokens_are_no_secrets() -> None:
     assert redact("max_token: 123456, output_tokens=64") == "max_token: 123456, output_tokens=64"
+
+
+SECRET = "p4ss/wörd+with=odd&marks"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_known_secret_is_found_in_base64_wherever_it_stands(before: str, encode: type) -> None:
+    values = hidden({"HF_TOKEN": SECRET})
+    whole = encode(f"{before}{SECRET} and more".encode()).decode()
+    kept = redact(f"Authorization: {whole}", values).partition("***")
+    assert kept[1] == "***"
+    assert len(kept[0].removeprefix("Authorization: ")) <= len(before) * 4 / 3 + 1
+
+
+def test_a_known_secret_is_found_percent_encoded_and_in_json() -> None:
+    values = hidden({"HF_TOKEN": SECRET})
+    for text in (quote(SECRET, safe=""), quote(SECRET), json.dumps(SECRET), quote(SECRET, safe="").lower()):
+        assert "rd" not in redact(text, values)
+
+
+def test_variables_that_sound_secret_are_hidden_but_no_plain_words() -> None:
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG",
+        "DATABASE_URL": "postgres://app:hunter22%2B@db/llm",
+        "SOME_SECRET": "production",
+        "MAX_TOKEN": "12345678",
+        "TOKENIZERS_PARALLELISM": "hunter2-hunter2",
+    }
+    text = "wJalrXUtnFEMI/K7MDENG hunter22+ production 12345678 hunter2-hunter2"
+    assert redact(text, hidden(environment)) == "*** *** production 12345678 hunter2-hunter2"
+
+
+def test_a_key_of_several_lines_is_hidden_line_by_line() -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\nBG5vbmUAAAAEbm9uZQ==\n-----END"
+    assert redact("x BG5vbmUAAAAEbm9uZQ== y", hidden({"DEPLOY_KEY": key})) == "x *** y"
+    assert redact(f"before\n{key} OPENSSH PRIVATE KEY-----\nafter", ()) == "before\n***\nafter"
+
+
+def test_a_variable_that_a_setting_names_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORP_LLM", "quite-ordinary")
+    assert redact("quite-ordinary") == "quite-ordinary"
+    name_secrets({"api_key_env": "CORP_LLM", "served_model": "HOME"})
+    assert redact("quite-ordinary") == "***"
+
+
+def test_what_is_a_token_of_another_kind_stays() -> None:
+    for text in (
+        "one token: not JSON",
+        "special token: <|im_start|>",
+        "pad_token=<|endoftext|>",
+        "joules per output token: 0.012345J",
+        "time per token: 12.34ms/token",
+        "eos_token: </s>",
+    ):
+        assert redact(text, ()) == text
+    special: JsonValue = {"pad_token": "<|endoftext|>", "unk_token": "[UNK]", "max_token": 12345678}
+    assert redacted(special, ()) == special
+
+
+def test_a_secret_is_known_by_its_key_in_json() -> None:
+    found = redacted({"headers": {"X-Api-Key": "correct horse", "accept": "text/plain"}, "hub_token": "a1b2c3d4e5"}, ())
+    assert found == {"headers": {"X-Api-Key": "***", "accept": "text/plain"}, "hub_token": "***"}
