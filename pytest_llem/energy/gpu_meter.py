@@ -67,7 +67,10 @@ class SampledGpuMeter(Meter):
         return self._sampler.pid if self._sampler is not None else None
 
     def start(self) -> None:
-        """Start the sampler process; raises `MeterError` when a device cannot be opened."""
+        """Start the sampler process and wait, bounded, for its first reading: a window has an edge from then on.
+
+        Raises `MeterError` when a device cannot be opened.
+        """
         settings, devices, server = self._request.settings, self._request.devices, self._request.server
         on_gpu, named = devices.kind == "cuda", settings.uuids if self.leasable else ()
         self._sampler = SamplerProcess(
@@ -79,6 +82,7 @@ class SampledGpuMeter(Meter):
             server_pid=server.pid if server is not None else None,
             follow_server=server is not None and on_gpu and not settings.named_gpus,
         )
+        self._sampler.wait_until_known(time.monotonic_ns())
         self._cpu.mark()
 
     def include_container(self, identity: str) -> None:
