@@ -1,7 +1,7 @@
 """Patterns that map messages of Docker, NVIDIA's container tools and inference engines to error categories.
 
-`errors.translate_docker_error` reads them. The first match of a table wins, so the specific stands before the general;
-a new pattern comes with an example in tests/unit/containers/test_errors.py.
+`errors.translate_docker_error` reads them. The first match of a table wins (of a daemon's message that of its last
+telling line), so the specific stands before the general; a new pattern needs an example in test_errors.py.
 """
 
 from __future__ import annotations
@@ -147,6 +147,11 @@ def first_match(table: tuple[Pattern, ...], lines: list[str]) -> tuple[str, str]
             if pattern.search(line):
                 return category, line.strip()
     return None
+
+
+def last_match(table: tuple[Pattern, ...], lines: list[str]) -> tuple[str, str] | None:
+    """Category and text of the last line that any pattern matches: what a client said before is history."""
+    return next((match for line in reversed(lines) if (match := first_match(table, [line]))), None)
 
 
 def telling_lines(stderr: str) -> list[str]:

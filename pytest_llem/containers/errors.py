@@ -332,7 +332,7 @@ def translate_docker_error(
 
 def _from_daemon(returncode: int | None, text: str) -> tuple[str, str | None]:
     lines = [line for line in text.splitlines() if line.strip()]
-    match = patterns.first_match(patterns.CLIENT, lines) or patterns.first_match(patterns.DAEMON, lines)
+    match = patterns.first_match(patterns.CLIENT, lines) or patterns.last_match(patterns.DAEMON, lines)
     return match or (_DAEMON_EXITS[returncode or 125], lines[-1] if lines else None)
 
 
@@ -342,7 +342,7 @@ def _from_program(returncode: int, text: str, oom_killed: bool) -> tuple[str, st
     if returncode == 1:
         # `docker pull` and `docker exec` exit 1 for the daemon's refusals, in the client's own words
         lines = [line for line in text.splitlines() if _CLIENT_LINE.match(line)]
-        match = patterns.first_match(patterns.CLIENT, lines) or patterns.first_match(patterns.DAEMON, lines)
+        match = patterns.first_match(patterns.CLIENT, lines) or patterns.last_match(patterns.DAEMON, lines)
         if match:
             return match
     telling = patterns.telling_lines(text)

@@ -35,6 +35,22 @@ DAEMON_SAYS = [
         "Error response from daemon: toomanyrequests: You have reached your pull rate limit. See https://docs",
     ),
     ("network", "Error response from daemon: Get https://r/v2/: dial tcp: lookup r on 10.0.0.2:53: no such host"),
+    (
+        "network",
+        "Unable to find image 'x:v1' locally\ndocker: Error response from daemon: failed to resolve reference "
+        '"docker.io/library/x:v1": dial tcp: lookup registry-1.docker.io: no such host.\n'
+        "See 'docker run --help'.",
+    ),
+    (
+        "disk_full",
+        "Unable to find image 'x:v1' locally\nv1: Pulling from library/x\n2d429b9e73a6: Pulling fs layer\n"
+        "docker: failed to register layer: write /opt/big: no space left on device",
+    ),
+    (
+        "registry_auth",
+        "dial tcp: i/o timeout, trying again\nUnable to find image 'r.example/x:v1' locally\n"
+        'docker: Error response from daemon: Head "https://r.example/v2/x/manifests/v1": no basic auth credentials',
+    ),
     ("network", "Error response from daemon: Get https://r/v2/: net/http: TLS handshake timeout"),
     ("disk_full", "failed to register layer: write /usr/lib/libcudnn.so: no space left on device"),
     ("arch_mismatch", "no matching manifest for linux/arm64/v8 in the manifest list entries"),
