@@ -8,20 +8,14 @@ event carried it (vLLM: `token_ids`; llama.cpp: `timings.predicted_n`) or if the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_llem.engines.openai.events import BOM, Events, RequestFailedError, parsed
 from pytest_llem.engines.openai.settings import Api
 from pytest_llem.engines.protocol import Completion, Request
-
-LONGEST_BYTES = 64 << 20
-"""More than this is no answer."""
-
-LAST_EVENTS = 4
-"""Among so many events at the end of a stream are its reason to end and its usage."""
 
 FINISHED = {
     "length": ("length", "max_tokens", "model_length"),
@@ -32,16 +26,8 @@ FINISHED = {
 LONGEST_REASON = 40
 """Chosen: the known words have at most 14 letters, and results hold a count by each."""
 
-DONE = b"[DONE]"
-_DONE_LINE = len(b"data: [DONE]") + 3
-
-
-class RequestFailedError(Exception):
-    """One request that got no usable answer; `kind` is its class, and the text says what was seen."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+GIVEN_UP = ("abort", "aborted", "error", "cancelled", "canceled", "timeout")
+"""The reasons to end with which servers say that they did not finish an answer."""
 
 
 class Answer:
@@ -49,13 +35,8 @@ class Answer:
 
     def __init__(self, api: Api, *, timed: bool = False) -> None:
         self.first_ns: int | None = None
-        self.done = False
-        self.size_bytes = 0
         self._pieces = Pieces(chat=api == "chat", timed=timed)
-        self._rest = b""
-        self._events: list[bytes] = []
-        self._times_ns: list[int] = []
-        self._looked = 0
+        self._events = Events()
         self._end = Pieces(chat=api == "chat", timed=False)
         self._last_ns = 0
 
@@ -64,52 +45,59 @@ class Answer:
         """The server's own times of this request, as far as it tells."""
         return self._end.timings
 
+    @property
+    def done(self) -> bool:
+        """Whether the stream has said that it is."""
+        return self._events.done
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of a stream came."""
+        return self._events.size_bytes
+
     def feed(self, data: bytes, now_ns: int) -> None:
         """Bytes of an event stream, however they are cut, and when they came."""
-        self.size_bytes += len(data)
-        if self.size_bytes > LONGEST_BYTES:
-            raise RequestFailedError("malformed", f"an answer of more than {LONGEST_BYTES} bytes")
-        lines = (self._rest + data if self._rest else data).split(b"\n")
-        self._rest = lines.pop()
-        for line in lines:
-            if line[:5] == b"data:":
-                if len(line) < _DONE_LINE and line[5:].strip() == DONE:
-                    self.done = True
-                else:
-                    self._events.append(line)
-                    self._times_ns.append(now_ns)
+        self._events.feed(data, now_ns)
         if self.first_ns is None:
             self._look_for_the_first(now_ns)
 
     def close(self, now_ns: int) -> None:
         """The stream has ended."""
-        if self._rest[:5] == b"data:":
-            rest, self._rest = self._rest, b""
-            self.feed(rest + b"\n", now_ns)
-        for event in reversed(self._events[-LAST_EVENTS:]):
-            self._end.take(_parsed(event[5:]), 0)
-            if self._end.reason is not None and self._end.usage:
-                break
-        if not self.done and self._end.reason is None:
-            raise RequestFailedError("dropped", f"the stream ended after {len(self._events)} events, without an end")
-        self._last_ns = self._last_part_ns(now_ns)
+        self._events.close(now_ns)
+        if self.first_ns is None:
+            self._look_for_the_first(now_ns)
+        for event, event_ns in self._events.last():
+            self._end.take(event, event_ns)
+        count, last_ns = len(self._events), self._events.last_ns(now_ns)
+        if self._end.reason is None and not self.done:
+            self._read_events()
+            self._end = self._pieces
+        if self._end.reason is None and not self.done:
+            if not count and self._events.stray is not None:
+                raise RequestFailedError("malformed", f"no event stream: {self._events.stray!r}")
+            raise RequestFailedError("dropped", f"the stream ended after {count} events, without an end")
+        self._last_ns = (self._end.arrivals_ns or (last_ns,))[-1]
 
     def whole(self, body: bytes, now_ns: int) -> None:
         """An answer that was not streamed: when its first token was there, nobody knows."""
-        self._end.take(_parsed(body), now_ns)
+        self._end.take(parsed(body.removeprefix(BOM)), now_ns)
+        self._require_choices(self._end)
         self._pieces = self._end
         self._last_ns = now_ns
 
     def completion(self, request: Request, start_ns: int, *, sent_tokens: int | None) -> Completion:
         """What is known of the request before `read`; `sent_tokens` counts its prompt where the server does not."""
-        usage = self._end.usage
-        count = count_of(usage, "completion_tokens")
-        if count is None:
+        if self._end.usage.get("completion_tokens") is None:
+            # Events without it may have come behind.
             self._read_events()
-            count = self._pieces.tokens or None
+            self._end = self._pieces
+        count = count_of(self._end.usage, "completion_tokens")
+        count = count if count is not None else self._pieces.tokens or None
         if count is None:
             raise RequestFailedError("no_usage", "the answer does not say how many tokens it has")
-        given = count_of(usage, "prompt_tokens")
+        if self._end.reason in GIVEN_UP:
+            raise RequestFailedError("server_error", f"the server did not finish the answer: {self._end.reason}")
+        given = count_of(self._end.usage, "prompt_tokens")
         given = given if given is not None else sent_tokens
         if given is None:
             raise RequestFailedError("no_usage", "the answer does not say how many tokens the prompt has")
@@ -128,6 +116,7 @@ class Answer:
     def read(self, completion: Completion) -> Completion:
         """The completion with its text, and with ids and times of its tokens where the server tells them."""
         self._read_events()
+        self._require_choices(self._pieces)
         pieces, count, text = self._pieces, completion.generated, "".join(self._pieces.texts)
         if len(pieces.times_ns) > count or (text and not count):
             said = f"{count} tokens are said to be in {max(len(pieces.times_ns), 1)} pieces of text"
@@ -147,30 +136,21 @@ class Answer:
         )
 
     def _read_events(self) -> None:
-        events, times_ns = self._events, self._times_ns
-        self._events, self._times_ns = [], []
-        for event, now_ns in zip(events, times_ns, strict=True):
-            self._pieces.take(_parsed(event[5:]), now_ns)
+        for event, now_ns in self._events.taken():
+            self._pieces.take(event, now_ns)
+
+    def _require_choices(self, pieces: Pieces) -> None:
+        if not pieces.choices:
+            raise RequestFailedError("malformed", "the answer has no choices")
 
     def _look_for_the_first(self, now_ns: int) -> None:
         """Parse events until one of them holds a part of the answer: a stream may begin with others."""
-        for event in self._events[self._looked :]:
-            self._looked += 1
+        for event in self._events.fresh():
             seen = Pieces(chat=self._pieces.chat, timed=self._pieces.timed)
-            seen.take(_parsed(event[5:]), now_ns)
+            seen.take(event, now_ns)
             if seen.arrivals_ns:
                 self.first_ns = now_ns
                 return
-
-    def _last_part_ns(self, now_ns: int) -> int:
-        """When the last event came that held a part of the answer; as far as is known before `read`."""
-        latest = list(zip(self._events, self._times_ns, strict=True))[-LAST_EVENTS:]
-        for event, event_ns in reversed(latest):
-            seen = Pieces(chat=self._pieces.chat, timed=False)
-            seen.take(_parsed(event[5:]), event_ns)
-            if seen.arrivals_ns:
-                return event_ns
-        return latest[-1][1] if latest else now_ns
 
     def _finish(self, count: int, request: Request) -> str:
         reason = self._end.reason
@@ -179,15 +159,14 @@ class Answer:
         return next((known for known, words in FINISHED.items() if reason in words), reason[:LONGEST_REASON])
 
 
-def _parsed(payload: bytes) -> Any:
-    try:
-        return json.loads(payload)
-    except ValueError:
-        raise RequestFailedError("malformed", f"not JSON: {payload[:80]!r}") from None
+MOST_TOKENS = 1 << 24
+"""More tokens than these are in no request. Chosen: above the longest context of any model, 10 million tokens."""
 
-
-MOST_TOKENS = 1 << 16
+MOST_IN_PIECE = 1 << 16
 """More tokens than these are in no piece."""
+
+LARGEST_ID = 1 << 31
+"""Chosen: ids are 32-bit integers in every tokenizer."""
 
 
 @dataclass
@@ -207,6 +186,7 @@ class Pieces:
     usage: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] | None = None
     reason: str | None = None
+    choices: int = 0
 
     @property
     def tokens(self) -> int:
@@ -229,28 +209,31 @@ class Pieces:
             raise RequestFailedError("malformed", f"no answer of this API ({problem!r}): {said}") from None
 
     def _take(self, event: Any, now_ns: int) -> None:
-        if event.get("error"):
-            raise RequestFailedError("server_error", str(event["error"])[:300])
+        if event.get("error") or "error" in (event.get("type"), event.get("object")):
+            raise RequestFailedError("server_error", str(event.get("error") or event)[:300])
         timings = event.get("timings")
         if isinstance(timings, Mapping):
             self.timings = timings
         if event.get("usage"):
             self.usage = _mapping(event["usage"])
-        choices = event["choices"]
-        if not choices:
+        if not event.get("choices"):
+            # A ping, or usage alone.
             return
-        choice = choices[0]
+        choice = event["choices"][0]
+        self.choices += 1
         text, told = self._text(choice), len(self.told_ns)
         if text:
             self.texts.append(text)
             self.times_ns.append(now_ns)
         ids = choice.get("token_ids")
         if ids:
-            self.ids += [int(value) for value in ids]
+            if not all(type(value) is int and 0 <= value < LARGEST_ID for value in ids):
+                raise TypeError("token_ids are no ids")
+            self.ids += ids
             self.told_ns += [now_ns] * len(ids)
         elif self.timed and timings is not None:
             fresh = (count_of(timings, "predicted_n") or 0) - len(self.told_ns)
-            self.told_ns += [now_ns] * min(fresh, MOST_TOKENS)
+            self.told_ns += [now_ns] * min(fresh, MOST_IN_PIECE)
         if text or len(self.told_ns) > told:
             self.arrivals_ns.append(now_ns)
         if choice.get("finish_reason"):
@@ -258,10 +241,19 @@ class Pieces:
 
     def _text(self, choice: Any) -> str:
         if not self.chat:
-            return str(choice.get("text") or "")
+            return plain_text(choice.get("text"))
         message = choice.get("delta") or choice.get("message") or {}
-        thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
-        return str(thoughts) + str(message.get("content") or "")
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        return plain_text(thoughts) + plain_text(message.get("content"))
+
+
+def plain_text(value: Any) -> str:
+    """The text of a field that is text, a list of parts with texts, or null. `TypeError` for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list):
+        raise TypeError("its text is no text")
+    return "".join(plain_text(part.get("text") or part.get("thinking")) for part in value)
 
 
 def count_of(values: Mapping[str, Any], name: str) -> int | None:
@@ -269,8 +261,8 @@ def count_of(values: Mapping[str, Any], name: str) -> int | None:
     value = values.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise RequestFailedError("wrong_usage", f"{name} is {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOKENS:
+        raise RequestFailedError("wrong_usage", f"{name} is {value!r:.40}")
     return value
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llem.engines.openai.answers import LONGEST_BYTES, Answer, Backlog, RequestFailedError, of_status
+from pytest_llem.engines.openai.answers import Answer, Backlog, of_status
+from pytest_llem.engines.openai.events import BOM, LONGEST_BYTES, RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Completion, Progress, Request
+from pytest_llem.job.files import parse_json
 from pytest_llem.workload.arrivals import Schedule
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ class Client:
                 way.answered = True
                 text = (await rest_of(response)).decode("utf-8", "replace")
                 try:
-                    parsed = json.loads(text)
+                    parsed = parse_json(text, url)
                 except ValueError:
                     parsed = None
                 return Reply(response.status, self._settings.without_key(text), dict(response.headers), parsed)
@@ -315,7 +317,7 @@ async def take_in(response: aiohttp.ClientResponse, answer: Answer) -> None:
         raise of_status(response.status, (await rest_of(response)).decode("utf-8", "replace"))
     feed, readany, clock = answer.feed, response.content.readany, time.monotonic_ns
     data = await readany()
-    if data.lstrip()[:1] == b"{":
+    if data.removeprefix(BOM).lstrip()[:1] == b"{":
         body = data + await rest_of(response)
         answer.whole(body, clock())
         return

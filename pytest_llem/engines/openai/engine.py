@@ -14,9 +14,10 @@ from typing import ClassVar
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.openai import INFO, probe
-from pytest_llem.engines.openai.answers import RequestFailedError, counted
+from pytest_llem.engines.openai.answers import counted
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, SentRequest
+from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer

@@ -11,8 +11,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from pytest_llem.engines.openai.answers import RequestFailedError
 from pytest_llem.engines.openai.client import Client
+from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.probe import server_apis
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Completion, Request

@@ -14,9 +14,9 @@ from typing import Any
 
 from pytest_llem.engines import engines
 from pytest_llem.engines.info import ServerApi
-from pytest_llem.engines.openai.answers import RequestFailedError
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, Reply, SentRequest
+from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings, unreachable
 from pytest_llem.engines.openai.tokenizers import Found
 from pytest_llem.engines.protocol import Request

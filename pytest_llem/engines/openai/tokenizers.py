@@ -12,8 +12,8 @@ from typing import Any
 
 from pytest_llem.engines.hub_models import HubTokenizer, shape_of
 from pytest_llem.engines.model_files import find_model, on_hub
-from pytest_llem.engines.openai.answers import RequestFailedError
 from pytest_llem.engines.openai.client import Client, Reply
+from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.protocol import ModelShape, TextOnly, Tokenizer
 from pytest_llem.errors import EngineSettingError, LlemError
 from pytest_llem.job.config import ExperimentConfig

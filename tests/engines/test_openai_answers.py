@@ -1,0 +1,174 @@
+"""What the client of OpenAI-compatible servers makes of an answer's bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines.openai.answers import Answer
+from pytest_llem.engines.openai.events import RequestFailedError
+from pytest_llem.engines.protocol import Completion, Request
+
+REQUEST = Request(0, (1, 2, 3), 8)
+USAGE = {"prompt_tokens": 3, "completion_tokens": 8}
+
+
+def event(text: str = "w", **fields: Any) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, "text": text}], **fields}).encode()
+
+
+END = b'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}'
+COUNTS = b"data: " + json.dumps({"choices": [], "usage": USAGE}).encode()
+DONE = b"data: [DONE]"
+
+
+def streamed(*events: bytes, end: bytes = b"\n\n") -> Completion:
+    return completed(b"".join(line + end for line in events))
+
+
+def completed(*parts: bytes) -> Completion:
+    answer = Answer("completions")
+    for number, part in enumerate(parts, start=1):
+        answer.feed(part, number)
+    answer.close(len(parts) + 1)
+    return answer.read(answer.completion(REQUEST, 0, sent_tokens=3))
+
+
+def failure(*events: bytes) -> str:
+    with pytest.raises(RequestFailedError) as caught:
+        streamed(*events)
+    str(caught.value).encode()
+    return caught.value.kind
+
+
+WORDS = [event()] * 8
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n"])
+def test_every_end_of_line_of_the_standard_ends_a_line(end: bytes) -> None:
+    """And a server that leaves out the blank line between events is understood as well."""
+    done = streamed(*WORDS, END, COUNTS, DONE, end=end)
+    assert (done.text, done.generated, done.finish_reason) == ("w" * 8, 8, "length")
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_event() -> None:
+    done = streamed(b"\xef\xbb\xbf" + event("first"), *WORDS[1:], END, COUNTS, DONE)
+    assert done.text == "first" + "w" * 7
+    answer = Answer("completions")
+    answer.whole(b"\xef\xbb\xbf" + json.dumps({"choices": [{"text": "w"}], "usage": USAGE}).encode(), 1)
+    assert answer.read(answer.completion(REQUEST, 0, sent_tokens=3)).text == "w"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [b"data:", b"data: ", b"data", b": ping", b"event: ping\nid: 4\nretry: 10", b'data: {"type": "ping"}', b"data: {}"],
+)
+def test_what_is_no_part_of_the_answer_is_passed_over(between: bytes) -> None:
+    """Servers and proxies keep a connection alive with such."""
+    done = streamed(between, *[part for word in WORDS for part in (word, between)], END, COUNTS, DONE)
+    assert (done.text, done.generated) == ("w" * 8, 8)
+
+
+def test_usage_is_found_however_many_events_without_it_come_behind() -> None:
+    assert streamed(*WORDS, END, COUNTS, *[b'data: {"type": "ping"}'] * 9, DONE).generated == 8
+
+
+def test_usage_may_come_in_an_event_without_choices() -> None:
+    assert streamed(*WORDS, END, b"data: " + json.dumps({"usage": USAGE}).encode(), DONE).generated == 8
+
+
+def test_the_lines_of_one_event_are_joined_whenever_they_come() -> None:
+    lines = b"".join(
+        b"data: " + line + b"\n" for line in json.dumps(json.loads(event()[6:]), indent=1).encode().split(b"\n")
+    )
+    whole = (lines + b"\n") * 8 + END + b"\n\n" + COUNTS + b"\n\n" + DONE + b"\n\n"
+    assert completed(whole).text == "w" * 8
+    done = completed(*[whole[at : at + 7] for at in range(0, len(whole), 7)])
+    assert done.text == "w" * 8
+    # A piece is there with the last of its lines.
+    assert done.first_token_ns == -(-(len(lines) - 1) // 7)
+
+
+def test_the_last_usage_counts() -> None:
+    """Some servers state it in every event: an earlier one made 7 tokens of 8, or a contradiction of a good answer."""
+    so_far = [event(usage={"prompt_tokens": 3, "completion_tokens": n}) for n in range(1, 9)]
+    assert streamed(*so_far, END, DONE).generated == 8
+    end = END[:-1] + b', "usage": {"prompt_tokens": 3, "completion_tokens": 7}}'
+    assert streamed(*so_far[:7], event(), end, COUNTS, DONE).generated == 8
+
+
+@pytest.mark.parametrize("name", ["completion_tokens", "prompt_tokens"])
+@pytest.mark.parametrize("count", [10**30, 1e30, 8.0, -1, True, "8", [8], float("nan")])
+def test_a_count_that_cannot_be_is_wrong_usage(name: str, count: Any) -> None:
+    usage = b"data: " + json.dumps({"choices": [], "usage": {**USAGE, name: count}}).encode()
+    assert failure(*WORDS, END, usage, DONE) == "wrong_usage"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"data: " + b'{"choices": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'data: {"choices": [{"text": "\\ud800"}]}',
+        b'data: {"choices": [{"text": "\xed\xa0\x80"}]}',
+        b'data: {"choices": [{"text": "\xff"}]}',
+        b"data: null",
+        b"data: [1]",
+        b'data: {"choices": 1}',
+        b'data: {"choices": [{"text": {"a": 1}}]}',
+        b'data: {"choices": [{"text": "w", "token_ids": ["x"]}]}',
+        b'data: {"choices": [{"text": "w", "token_ids": [1e400]}]}',
+        b'data: {"choices": [], "usage": [8]}',
+        b'data: {"choices": [{"text": ' + b"1" * 5000 + b"}]}",
+        b"data: {",
+    ],
+    ids=[
+        "deep",
+        "surrogate",
+        "raw-surrogate",
+        "latin-1",
+        "null",
+        "list",
+        "number",
+        "object",
+        "ids",
+        "infinite",
+        "usage",
+        "digits",
+        "torn",
+    ],
+)
+def test_an_event_that_is_none_of_this_api_is_malformed(odd: bytes) -> None:
+    assert failure(odd, *WORDS, END, COUNTS, DONE) == "malformed"
+    assert failure(*WORDS, odd, END, COUNTS, DONE) == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("events", "kind"),
+    [
+        ((*WORDS, b'data: {"choices": [{"text": "", "finish_reason": "abort"}]}', COUNTS, DONE), "server_error"),
+        ((*WORDS, b'event: error\ndata: {"message": "out of memory"}', END, COUNTS, DONE), "server_error"),
+        ((*WORDS, b'data: {"type": "error", "message": "out of memory"}', END, COUNTS, DONE), "server_error"),
+        ((b"<html>please log in</html>",), "malformed"),
+        ((COUNTS, DONE), "malformed"),
+        ((*WORDS, END, DONE), "no_usage"),
+    ],
+)
+def test_an_answer_that_is_none_says_why(events: tuple[bytes, ...], kind: str) -> None:
+    assert failure(*events) == kind
+
+
+def test_an_answer_of_one_endless_event_is_read_in_one_go() -> None:
+    """Each of its pieces was once held against all before it: minutes for a few megabytes."""
+    parts = [b"data: {" + b"x" * 50 + b"\n"] * 20_000
+    with pytest.raises(RequestFailedError):
+        completed(*parts, b"\n")
+
+
+def test_a_connection_that_is_closed_within_an_event_was_dropped() -> None:
+    with pytest.raises(RequestFailedError) as caught:
+        completed(b"\n\n".join(WORDS), b'data: {"choices": [{"te')
+    assert caught.value.kind == "dropped"
+    # A last line that lacks only its end is an event.
+    assert completed(b"\n\n".join([*WORDS, END, COUNTS])).generated == 8
