@@ -109,6 +109,10 @@ class Job:
     idle_reference: IdleReference | None = None
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Whoever has the job hides the keys that it names."""
+        name_secrets(self.config.settings)
+
 
 class JobDir:
     """The files of one job, by name; not all of them exist."""
@@ -136,6 +140,4 @@ class JobDir:
 
 def load_job(path: Path) -> Job:
     """Read a job file; `StoreError` when it is absent, broken, or of a newer version."""
-    job = read_versioned(Job, path, SCHEMA_VERSION, "job")
-    name_secrets(job.config.settings)
-    return job
+    return read_versioned(Job, path, SCHEMA_VERSION, "job")

@@ -10,11 +10,11 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text
@@ -96,16 +96,24 @@ def has_credential(text: str) -> bool:
     return any(pattern.search(text) for pattern in _CREDENTIALS)
 
 
-def hidden(environment: Mapping[str, str] | None = None) -> Sequence[str]:
+def hidden(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Every text to hide that follows from the environment, by default this process's; the longest first."""
+    variables = os.environ if environment is None else environment
+    return _hidden(frozenset(variables.items()), frozenset(_NAMED))
+
+
+@lru_cache(maxsize=4)
+def _hidden(variables: frozenset[tuple[str, str]], named: frozenset[str]) -> tuple[str, ...]:
     found = set()
-    for name, value in (os.environ if environment is None else environment).items():
+    for name, value in variables:
         sounds_secret = "://" not in value and _SECRET_NAME.search(name) is not None and _is_no_word(value)
-        if name in _NAMED or sounds_secret:
+        if name in named or sounds_secret:
             found.add(value)
+        for pattern in _CREDENTIALS:
+            found.update(pattern.findall(value))
         for user, password in _USER_INFO.findall(value) if "://" in value else ():
             found |= {password, unquote(password), f"{user}:{password}", unquote(f"{user}:{password}")}
-    return _spellings(frozenset(value.strip() for value in found if len(value.strip()) >= _SHORTEST))
+    return _spellings(value.strip() for value in found if len(value.strip()) >= _SHORTEST)
 
 
 def redact(text: str, values: Iterable[str] | None = None) -> str:
@@ -172,16 +180,15 @@ def _is_no_word(value: str) -> bool:
     return len(value) >= _SHORTEST_UNNAMED and not value.isdigit() and not (value.isalpha() and value.islower())
 
 
-@lru_cache(maxsize=16)
-def _spellings(values: frozenset[str]) -> tuple[str, ...]:
+def _spellings(values: Iterable[str]) -> tuple[str, ...]:
     """Values as they are, percent-encoded, in JSON, and in Base64 (RFC 4648, both alphabets) at any place in a text."""
     found = set()
     for value in values:
         lines = [line for line in value.splitlines() if len(line) > _SHORTEST and not line.startswith("-----")]
         for text in {value, *lines}:
-            encoded = quote(text, safe="")
-            lower = re.sub("%..", lambda match: match[0].lower(), encoded)
-            found |= {text, encoded, quote(text), lower, json.dumps(text)[1:-1], *_in_base64(text.encode())}
+            encoded = {quote(text, safe=""), quote(text), quote_plus(text)}
+            found |= encoded | {re.sub("%..", lambda match: match[0].lower(), one) for one in encoded}
+            found |= {text, json.dumps(text)[1:-1], *_in_base64(text.encode())}
     return tuple(sorted(found, key=len, reverse=True))
 
 

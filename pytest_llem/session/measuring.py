@@ -21,7 +21,7 @@ from pytest_llem.errors import JsonValue, LlemError, SettingsError, from_dict
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, slug, write_json
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
-from pytest_llem.job.redaction import name_secrets, redact_file
+from pytest_llem.job.redaction import redact_file
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.devices import Demand, demanded_devices, gpu_uuids, visible_devices, visible_gpus
@@ -188,7 +188,6 @@ class Measurer:
     def _job(self, cycle: ExperimentCycle, attempt: int, devices: DeviceSet) -> Job:
         """The job of one attempt on these devices."""
         experiment, study = cycle.experiment, cycle.study
-        name_secrets(experiment.config.settings)
         return Job(
             run_id=self._run_id,
             study=study.name,
