@@ -72,6 +72,9 @@ _SHORTEST = 6
 _SHORTEST_UNNAMED = 8
 """Chosen: of a variable that only sounds secret, shorter values, plain words and numbers are not hidden."""
 
+_SHORTEST_CREDENTIAL = 11
+"""The shortest form of `_CREDENTIALS`, a token of the hub; a study has thousands of shorter texts."""
+
 _CHUNK_BYTES = 1 << 20
 """Chosen: a log is read in parts of a megabyte, so that one of gigabytes fits in memory."""
 
@@ -93,7 +96,7 @@ def name_secrets(settings: Mapping[str, object]) -> None:
 
 def has_credential(text: str) -> bool:
     """Whether a text holds what by its form can only be a credential."""
-    return any(pattern.search(text) for pattern in _CREDENTIALS)
+    return len(text) >= _SHORTEST_CREDENTIAL and any(pattern.search(text) for pattern in _CREDENTIALS)
 
 
 def hidden(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Protocol
 import yaml
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.redaction import has_credential, holds_secret
 from pytest_llem.study.problems import Location, Problem
 
 Key = str | int
@@ -28,6 +29,7 @@ MAX_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 64
 # Chosen: what a file of MAX_BYTES can hold without aliases, within a factor of ten.
 MAX_VALUES = 2_000_000
+_NAME_IT = "name its variable: openai.api_key_env for a server's key; workers and servers inherit all others"
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -308,6 +310,9 @@ class _Reader:
                 quoted.plain = self._plain(node, filled)
                 return quoted
             text = filled
+        if has_credential(text):
+            self.problem(node, "this is a credential, and a study's values stand in every result", _NAME_IT)
+            return None
         if tag == "tag:yaml.org,2002:str" or tag == "!":
             # An empty resolver table gives plain and quoted scalars one tag; the style tells them apart.
             return text if node.style or tag == "!" else self._plain(node, text)
@@ -340,12 +345,16 @@ class _Reader:
 
     def _fill(self, node: yaml.Node, text: str) -> str | None:
         missing: list[str] = []
+        secret: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
             name, default = match.group(1), match.group(2)
             if name is None:
                 return "${"
             value = self.env.get(name)
+            if holds_secret(name):
+                secret.append(name)
+                return ""
             if default is not None and not value:
                 return str(default)
             if value is None:
@@ -354,12 +363,12 @@ class _Reader:
             return value
 
         filled = _PLACEHOLDER.sub(replace, text)
-        if missing:
-            for name in missing:
-                fix = f"set it, or give a default: ${{{name}:-value}}"
-                self.problem(node, f"the environment variable {name} is not set", fix)
-            return None
-        return filled
+        for name in missing:
+            fix = f"set it, or give a default: ${{{name}:-value}}"
+            self.problem(node, f"the environment variable {name} is not set", fix)
+        for name in secret:
+            self.problem(node, f"{name} sounds secret, and a study's values stand in every result", _NAME_IT)
+        return None if missing or secret else filled
 
 
 def kind(value: object) -> str:
