@@ -57,16 +57,22 @@ def write_json(path: Path, data: JsonValue, *, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file in UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode(), durable=durable)
+    """Write a text file in UTF-8, as `write_bytes` does.
+
+    What no UTF-8 can hold, as a file name in another encoding, becomes `?`.
+    """
+    write_bytes(path, text.encode(errors="replace"), durable=durable)
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file atomically: a temporary file in the same directory, fsync, rename. Thread-safe.
 
-    Without `durable` the fsync, which takes longest, is left out: for files that only the present run reads.
+    Without `durable` the fsync, which takes longest, is left out: for files that only the present run reads. `OSError`
+    where `path` is a device, a pipe or a directory: the rename would replace it.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "not a regular file", str(path))
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".llem-")  # not the name, which may be as long as allowed
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -78,6 +84,35 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def require_writable(directory: Path) -> None:
+    """Raise `StoreError` unless files can be written in a directory, which need not exist yet; nothing stays behind.
+
+    It tries: permissions alone do not tell of read-only mounts, special file systems, quotas, and names too long.
+    """
+    above, missing = directory.absolute(), []
+    try:
+        while not _present(above):
+            missing.append(above.name)
+            above = above.parent
+        with tempfile.TemporaryDirectory(dir=above, prefix=".llem-") as trial:
+            Path(trial, *reversed(missing), "x").mkdir(parents=True)
+    except (OSError, ValueError) as problem:
+        raise StoreError(f"{directory}: {reason(problem)}", fix="choose a directory that can be written") from None
+
+
+def _present(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def reason(problem: Exception) -> str:
+    """Why a file could not be read or written, without its name."""
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 def read_json(path: Path) -> dict[str, JsonValue]:

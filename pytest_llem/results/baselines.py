@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
-from pytest_llem.job.files import read_json, read_versioned, slug, write_text
+from pytest_llem.job.files import read_json, read_versioned, require_writable, slug, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import common_conditions, flat_settings
 from pytest_llem.results.layout import MANIFEST, run_directories
@@ -205,6 +205,18 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
     )
 
 
+def require_saveable(name: str, directory: Path) -> None:
+    """Raise `LlemError` where `save_baseline` could not add to the baseline `name`, before anything is measured for it.
+
+    A name has letters, digits and `._-`; the directory can be written; what the baseline holds already can be read.
+    """
+    if slug(name) != name:
+        raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
+    require_writable(directory / name)
+    for path in _baseline_files(directory / name):
+        read_baseline(path)
+
+
 def save_baseline(
     name: str,
     results: Iterable[Result],
@@ -220,10 +232,9 @@ def save_baseline(
     failed cycle or gate), or if it lacks cycles of the run's `plans`. Invalid cycles are never kept, nor are those
     beyond a plan's `required_cycles`: they were measured because the others scattered, and would bias a bound. Of runs
     that share measurements, because one reused those of the other, the one with most is kept, the newer if equal.
-    Raises `SettingsError` for a name with other characters than letters, digits and `._-`.
+    Raises `LlemError` where `require_saveable` does.
     """
-    if slug(name) != name:
-        raise SettingsError(f"{name!r} is no name for a baseline", fix=f"use letters, digits, . _ -: {slug(name)}")
+    require_saveable(name, directory)
     refused: dict[tuple[str, str], str] = {}
     touched: dict[str, BaselineFile] = {}
     saved: list[tuple[str, str]] = []

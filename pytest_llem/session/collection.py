@@ -19,6 +19,7 @@ import pytest
 from pytest_llem.errors import LlemError
 from pytest_llem.session import study_tests
 from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
+from pytest_llem.session.run import absolute, named
 from pytest_llem.session.session import LlemSession
 from pytest_llem.study import Experiment, Study
 
@@ -76,8 +77,7 @@ def take_in_studies(config: pytest.Config) -> None:
         return
     _warn_of_moved_rootdir(config, studies)
     given = list(config.args) if config.args_source is pytest.Config.ArgsSource.ARGS else []
-    invocation = config.invocation_params.dir
-    selected = {(invocation / argument.partition("::")[0]).resolve() for argument in given}
+    selected = {absolute(config, argument.partition("::")[0]) for argument in given}
     config.args = given + [str(study) for study in dict.fromkeys(studies) if study not in selected]
     config.args_source = pytest.Config.ArgsSource.ARGS
 
@@ -102,11 +102,14 @@ def _warn_of_moved_rootdir(config: pytest.Config, studies: Iterable[Path]) -> No
 
 
 def _existing(config: pytest.Config, name: str) -> Path:
-    path = (config.invocation_params.dir / name).resolve()
-    if path.is_file():
-        return path
+    with named(f"--llem-study={name}", "check the path; it is relative to the current directory"):
+        path = absolute(config, name)
+        if path.is_file():
+            return path
     if path.is_dir():
         raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
+    if path.exists():
+        raise pytest.UsageError(f"--llem-study={name}: not a regular file\nfix: name a study file")
     siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     close = get_close_matches(path.name, siblings, n=1)
     fix = "check the path; it is relative to the current directory"

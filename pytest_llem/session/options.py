@@ -6,6 +6,7 @@ the run's settings from `RunOptions`: xdist's workers may get that, and loaded s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,24 +17,25 @@ import pytest
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
-from pytest_llem.errors import LlemError, SettingsError, StoreError, StudyError
+from pytest_llem.errors import SettingsError, StoreError, StudyError
+from pytest_llem.job.files import require_writable
 from pytest_llem.results.layout import repeatability_file
-from pytest_llem.runners.resolution import parse_runner_options
+from pytest_llem.runners.resolution import parse_runner_options, parse_runner_value
 from pytest_llem.servers.plan import require_possible_servers
-from pytest_llem.session.run import RunOptions
+from pytest_llem.session.run import RunOptions, absolute, named, names_studies
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.sharding import Shard, parse_shard
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
-from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, load_settings
+from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
 
 def run_options(config: pytest.Config) -> RunOptions:
-    """Read the settings of this run. Raises `pytest.UsageError` for a wrong one."""
+    """Read the settings of this run. Raises `pytest.UsageError` for a wrong one, before anything is collected."""
     option = config.getoption
-    runner = tuple(option("llem_runner") or config.getini("llem_runner"))
+    dry = bool(config.option.collectonly or option("setupplan"))
     try:
         settings = load_settings(
             command_line={
@@ -43,13 +45,13 @@ def run_options(config: pytest.Config) -> RunOptions:
             ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
         )
         _require_meter(settings.values["meter"])
-        parse_runner_options(runner, engine_names())
         overrides = settings.overrides(_fail_if(option("llem_fail_if")))
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
+    directories = _directories(config, settings, dry=dry)
     return RunOptions(
-        out=(config.invocation_params.dir / str(settings["out"])).resolve(),
-        runner=runner,
+        **directories,
+        runner=_runners(config, settings),
         user_runners={
             engine: str(setting.value)
             for engine, setting in settings.runners.items()
@@ -62,16 +64,56 @@ def run_options(config: pytest.Config) -> RunOptions:
         validity=settings.validity,
         resume=bool(option("llem_resume")),
         baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
-        baseline_dir=(config.rootpath / str(settings["baseline_dir"])).resolve(),
-        save_baseline=option("llem_save_baseline"),
-        html=_html(config),
+        save_baseline=_save_baseline(config, directories["baseline_dir"], dry=dry),
+        html=_html(config, dry=dry),
         strict=bool(settings["strict"]),
         explicit=settings["run"] == "explicit",
         breaker=not option("llem_no_breaker"),
         skip_preflight=bool(option("llem_skip_preflight")),
-        collect_only=bool(config.option.collectonly or option("setupplan")),
+        collect_only=dry,
         shard=_shard(config),
     )
+
+
+def _directories(config: pytest.Config, settings: Settings, *, dry: bool) -> dict[str, Path]:
+    """Where results go and baselines lie. A dry run needs no place for results, nor does one that may not measure."""
+    below = {"out": config.invocation_params.dir, "baseline_dir": config.rootpath}
+    found: dict[str, Path] = {}
+    for name, root in below.items():
+        setting = settings.values[name]
+        where = setting.where or f"--llem-{name} (default)"
+        with named(f"{where}={setting.value}", "choose a directory that can be written"):
+            found[name] = directory = Path(os.path.realpath(root / str(setting.value)))
+            if directory.exists() and not directory.is_dir():
+                raise SettingsError("not a directory")
+            if name == "out" and not dry and (setting.source != "default" or names_studies(config)):
+                require_writable(directory)
+    return found
+
+
+def _runners(config: pytest.Config, settings: Settings) -> tuple[str, ...]:
+    """The runners of the command line, or those of the ini file; all that any source names are known runners."""
+    fix = "use one of: local, docker, docker:IMAGE, ray, ray:ADDRESS"
+    given = config.getoption("llem_runner")
+    where, values = ("--llem-runner", given) if given else ("llem_runner", config.getini("llem_runner"))
+    for value in values:
+        with named(f"{where}={value}", fix):
+            parse_runner_options([value], engine_names())
+    for setting in settings.runners.values():
+        with named(f"{setting.where}={setting.value}", fix):
+            parse_runner_value(str(setting.value))
+    return tuple(values)
+
+
+def _save_baseline(config: pytest.Config, directory: Path, *, dry: bool) -> str | None:
+    name: str | None = config.getoption("llem_save_baseline")
+    if name is None or dry:
+        return name
+    from pytest_llem.results.baselines import require_saveable  # imports pydantic
+
+    with named(f"--llem-save-baseline={name}", "mend or remove the file, or give the baseline another name"):
+        require_saveable(name, directory)
+    return name
 
 
 def _shard(config: pytest.Config) -> Shard | None:
@@ -80,27 +122,26 @@ def _shard(config: pytest.Config) -> Shard | None:
         if times is not None:
             raise pytest.UsageError("--llem-shard-times without --llem-shard\nfix: give both, or neither")
         return None
-    try:
+    with named(f"--llem-shard={text}", "write K/N, e.g. 1/4"):
         shard = parse_shard(text)
-    except SettingsError as error:
-        raise pytest.UsageError(f"--llem-shard={text}: {error}") from None
     if times is None:
         return shard
     from pytest_llem.results.reading import recorded_durations
 
-    try:
-        return replace(shard, recorded=recorded_durations((config.invocation_params.dir / times).resolve()))
-    except LlemError as error:
-        raise pytest.UsageError(f"--llem-shard-times: {error}") from None
+    with named(f"--llem-shard-times={times}", "name a run's directory, a results folder or a result.json"):
+        return replace(shard, recorded=recorded_durations(absolute(config, times)))
 
 
-def _html(config: pytest.Config) -> Path | None:
+def _html(config: pytest.Config, *, dry: bool) -> Path | None:
     name = config.getoption("llem_html")
     if name is None:
         return None
-    path: Path = (config.invocation_params.dir / name).resolve()
-    if not name or path.is_dir():
-        raise pytest.UsageError(f"--llem-html={name}: not a file\nfix: name the file to write, e.g. report.html")
+    with named(f"--llem-html={name}", "name the file to write, e.g. report.html"):
+        path = absolute(config, name)
+        if not name.strip() or (path.exists() and not path.is_file()):
+            raise SettingsError("not a file")
+        if not dry:
+            require_writable(path.parent)
     return path
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import tempfile
 import time
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_llem.errors import LlemError
 
 if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
@@ -92,6 +96,23 @@ def run_identity(config: pytest.Config) -> RunIdentity:
     return config.stash[_RUN]
 
 
+@contextlib.contextmanager
+def named(given: str, fix: str) -> Iterator[None]:
+    """Make whatever is wrong with a setting a usage error that begins with how it was `given`."""
+    try:
+        yield
+    except LlemError as error:
+        raise pytest.UsageError(f"{given}: {error.message}\nfix: {error.fix or fix}") from None
+    except (OSError, ValueError) as problem:
+        text = getattr(problem, "strerror", None) or str(problem)
+        raise pytest.UsageError(f"{given}: {text}\nfix: {fix}") from None
+
+
+def absolute(config: pytest.Config, name: str) -> Path:
+    """A path of the command line, resolved; of a loop of symlinks, a path that cannot be opened."""
+    return Path(os.path.realpath(config.invocation_params.dir / name))
+
+
 def names_study(argument: str) -> bool:
     """Whether a command-line argument is a study file, or a node id inside one."""
     return argument.partition("::")[0].endswith((".yaml", ".yml"))
@@ -105,6 +126,6 @@ def names_studies(config: pytest.Config) -> bool:
 def study_files(config: pytest.Config, arguments: Iterable[str]) -> Iterator[Path]:
     """The study files that arguments of the command line name, those that exist."""
     for argument in filter(names_study, arguments):
-        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-        if path.is_file():
+        path = absolute(config, argument.partition("::")[0])
+        if os.path.isfile(path):  # noqa: PTH113 (the method of Path raises for names that are too long)
             yield path

@@ -26,7 +26,7 @@ from pytest_llem.session.collection import (
     take_in_studies,
     without_garbage_collection,
 )
-from pytest_llem.session.run import STUDY_PLUGIN, run_identity, study_files
+from pytest_llem.session.run import STUDY_PLUGIN, named, run_identity, study_files
 from pytest_llem.session.session import LlemSession
 from pytest_llem.session.study_tests import outcome_for, usable
 from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
@@ -174,10 +174,9 @@ def validated_session(config: pytest.Config) -> LlemSession:
         from pytest_llem.session.options import run_options
 
         session = LlemSession(config, run_identity(config), run_options(config))
-        try:
+        where = "--llem-baseline" if config.getoption("llem_baseline") else "llem_baseline"
+        with named(f"{where}={session.options.baseline}", "name a saved baseline, a run's directory or a results file"):
             _ = session.baseline
-        except LlemError as error:
-            raise pytest.UsageError(f"--llem-baseline={session.options.baseline}: {error}") from None
         config.stash[SESSION] = session
     return config.stash[SESSION]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,43 @@ def test_a_wrong_option_is_a_usage_error_also_without_a_study_on_the_command_lin
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert option in result.stderr.str()
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "variables"),
+    [
+        pytest.param("--llem-out=plain", ["--llem-out=plain"], {}, id="out is a file"),
+        pytest.param("LLEM_OUT=plain/below", [], {"LLEM_OUT": "plain/below"}, id="out is below a file"),
+        pytest.param("LLEM_OUT=/proc/llem", [], {"LLEM_OUT": "/proc/llem"}, id="out cannot be written"),
+        pytest.param("--llem-out=loop", ["--llem-out=loop"], {}, id="out is a loop of symlinks"),
+        pytest.param(f"--llem-out={'n' * 300}", [f"--llem-out={'n' * 300}"], {}, id="a name too long"),
+        pytest.param("LLEM_RUNNER_FAULTY=no", [], {"LLEM_RUNNER_FAULTY": "no"}, id="runner of an engine"),
+        pytest.param("--llem-runner=no", ["--llem-runner=no"], {}, id="runner"),
+        pytest.param("--llem-save-baseline=a/b", ["--llem-save-baseline=a/b"], {}, id="name of a baseline"),
+        pytest.param("--llem-save-baseline=main", ["--llem-save-baseline=main"], {}, id="a broken file to add to"),
+        pytest.param("--llem-baseline=main", ["--llem-baseline=main"], {}, id="a broken file to compare with"),
+        pytest.param("--llem-html=pipe", ["--llem-html=pipe"], {}, id="report is a pipe"),
+        pytest.param("--llem-html=/proc/x.html", ["--llem-html=/proc/x.html"], {}, id="report cannot be written"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_measured(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    arguments: list[str],
+    variables: dict[str, str],
+) -> None:
+    pytester.makefile(".yaml", study="model: none\nengine: faulty\n")
+    (pytester.path / "plain").touch()
+    (pytester.path / "loop").symlink_to("loop")
+    os.mkfifo(pytester.path / "pipe")
+    broken = pytester.mkdir("llem-baselines") / "main"
+    broken.mkdir()
+    (broken / "study.json").write_text("{")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = pytester.runpytest("study.yaml", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {given}: *", "fix: *"])
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    assert not (pytester.path / "llem-results").exists()

@@ -1,4 +1,4 @@
-"""JSON from outside is read or refused by name: a broken, deep or endless file is never a traceback."""
+"""Files are read or refused by name, never with a traceback, and written whole or not at all, where files belong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import StoreError
-from pytest_llem.job.files import MAX_JSON_DEPTH, open_regular, parse_json, read_json
+from pytest_llem.job.files import (
+    MAX_JSON_DEPTH,
+    open_regular,
+    parse_json,
+    read_json,
+    require_writable,
+    write_json,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 900, 100_000])
@@ -76,3 +84,43 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         stream.truncate(1 << 40)
     with pytest.raises(StoreError, match="larger than 1 GiB"):
         read_json(path)
+
+
+def test_a_place_that_can_be_written_stays_as_it_was(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "loop", "dangling", "n" * 300, f"a/{'n' * 300}", "a\0b"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(StoreError, match=str(tmp_path)) as caught:
+        require_writable(tmp_path / name)
+    assert caught.value.fix is not None
+
+
+def test_special_file_systems_are_found_by_trying() -> None:
+    with pytest.raises(StoreError, match="/proc/llem"):
+        require_writable(Path("/proc/llem"))
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """A report for /dev/stdout, written by root, replaced the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
+
+
+def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    write_text(path, "text")
+    assert path.read_text() == "text"
+
+
+def test_a_file_name_that_is_not_utf8_breaks_no_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"path": os.fsdecode(b"results-\xff")})
+    assert read_json(tmp_path / "x.json") == {"path": "results-?"}
