@@ -150,7 +150,7 @@ def main() -> None:
 
         def ours() -> None:
             client.backlog.clear()
-            answered.append(client.serve(going, plan, lambda _done, _total: None))
+            answered.append(client.serve(going, f"{url}/v1/completions", plan, lambda _done, _total: None))
 
         def theirs() -> None:
             assert bare.run([body] * options.requests, options.concurrency) == options.requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
@@ -81,6 +82,36 @@ def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> Non
     assert engine.statistics()["server_counters"] == {"generated_tokens": 17}
     assert codes(engine)[0] == ["foreign_requests"]
     assert engine.quiesce() == "unknown"
+
+
+def test_a_first_piece_of_several_tokens_is_said_of_tpot(bench: Bench) -> None:
+    """3 of 8 tokens in the first piece are too few for bunches, and made tpot 29 % too short in silence."""
+    engine = bench.engine(bench.server("three_first", piece_s=0.01))
+    (done,) = run(engine, texts(1))
+    assert done.token_times_ns is not None
+    assert len(set(done.token_times_ns)) == 6
+    warnings = {note.code: note.message for note in engine.remarks()[1]}
+    assert "29% too low" in warnings["tokens_bunched"]
+    engine = bench.engine(bench.server("paired", piece_s=0.01))
+    run(engine, texts(1))
+    warnings = {note.code: note.message for note in engine.remarks()[1]}
+    # 4 of 8 tokens came in pieces with others; at worst with the first.
+    assert "tpot is up to 57% too low" in warnings["token_times_unknown"]
+
+
+def test_what_a_server_says_of_itself_is_a_count_or_nothing(bench: Bench) -> None:
+    """1e400 milliseconds, and counters beyond what a float counts, made results that could not be written."""
+    metrics = "vllm:generation_tokens_total {0}\nvllm:num_requests_running {0}\nvllm:prefix_cache_hits_total 1e308\n"
+    models = {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": -5}]}
+    timings = {"prompt_ms": float("inf"), "predicted_ms": float("nan"), "cache_n": 0}
+    server = bench.server(models=models, timings=timings, metrics=metrics.format("1e300") * 2)
+    engine = bench.engine(server)
+    run(engine, texts(2))
+    told = {**engine.statistics(), **engine.effective()}
+    json.dumps(told, allow_nan=False)
+    assert "server_prompt_s" not in told
+    assert told["max_model_len"] is None
+    assert engine.quiesce() == "drained"
 
 
 def test_requests_arrive_as_the_workload_says(bench: Bench) -> None:

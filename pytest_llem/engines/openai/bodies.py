@@ -18,6 +18,8 @@ from pytest_llem.job.config import ExperimentConfig
 
 Decode = Callable[[Sequence[int]], str]
 IGNORE_EOS = "ignore_eos"
+LIMIT, OTHER_LIMIT = "max_tokens", "max_completion_tokens"
+"""Names of the longest answer's tokens: the API's, and the one that some servers of chats take alone."""
 
 
 class Bodies:
@@ -30,6 +32,7 @@ class Bodies:
     def __init__(self, config: ExperimentConfig, settings: ClientSettings, model: str, server: str) -> None:
         self.refused: list[str] = []
         self.sends_ids = settings.api == "completions"
+        self._limit = LIMIT
         self._settings = settings
         self._workload = config.workload
         self._common: dict[str, Any] = {"model": model, "stream": settings.stream, **decoding_fields(config, server)}
@@ -64,6 +67,8 @@ class Bodies:
         self._made.clear()
         words = set(re.findall(r"\w+", complaint))
         named_settings = sorted(words & {*self._asked, *self._settings.extra})
+        if OTHER_LIMIT in words and self.limit_otherwise():
+            return True
         named = [name for name in (*self._optional, IGNORE_EOS) if name in words and self.sends(name)]
         if named:
             self._drop(named)
@@ -74,6 +79,8 @@ class Bodies:
                 f"{where}.{name}: the server refuses it: {complaint[:200]}",
                 fix=f"leave {where}.{name} out, or measure a server that has it",
             )
+        elif LIMIT in words and self.limit_otherwise():
+            pass
         elif self.sends_ids and words & {"prompt", "string", "str"}:
             self.sends_ids = False
         elif left := [name for name in (*self._optional, IGNORE_EOS) if self.sends(name)]:
@@ -84,13 +91,23 @@ class Bodies:
             return False
         return True
 
+    def limit_otherwise(self, *, back: bool = False) -> bool:
+        """State the limit of chats' answers by its other name; false where that is no way."""
+        before, after = (OTHER_LIMIT, LIMIT) if back else (LIMIT, OTHER_LIMIT)
+        if self._settings.api != "chat" or self._limit != before:
+            return False
+        self._made.clear()
+        self._limit = after
+        self.refused = [name for name in self.refused if name != LIMIT] + ([] if back else [LIMIT])
+        return True
+
     def _drop(self, names: Sequence[str]) -> None:
         for name in names:
             self._optional.pop(name, None)
             self.refused.append(name)
 
     def _fields(self, request: Request, decode: Decode) -> dict[str, Any]:
-        fields = {**self._common, **self._optional, "max_tokens": request.max_new_tokens}
+        fields = {**self._common, **self._optional, self._limit: request.max_new_tokens}
         if request.ignore_eos and self.sends(IGNORE_EOS):
             fields[IGNORE_EOS] = True
         fields.update(self._prompt(request, decode))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import ssl
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llem.engines.openai.answers import Answer, Backlog, of_status
 from pytest_llem.engines.openai.events import BOM, LONGEST_BYTES, RequestFailedError
-from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.openai.settings import ClientSettings, tls_context
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.job.files import parse_json
 from pytest_llem.workload.arrivals import Schedule
@@ -64,6 +65,7 @@ class Client:
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
+        self._tls = tls_context(settings)
         self._loop = asyncio.new_event_loop()
         self._headers = {"Content-Type": "application/json"}
         if settings.api_key is not None:
@@ -91,10 +93,10 @@ class Client:
         """One request of the workload, alone. Raises `RequestFailedError` when it fails."""
         return self.run(self._answer(sent, url, time.monotonic_ns()))
 
-    def serve(self, requests: Sequence[SentRequest], plan: Schedule, progress: Progress) -> list[Completion]:
+    def serve(self, requests: Sequence[SentRequest], url: str, plan: Schedule, progress: Progress) -> list[Completion]:
         """All requests, sent as planned; a failed one is a completion with an `error`."""
         with quiet_collector():
-            return self.run(self._serve(requests, plan, progress))
+            return self.run(self._serve(requests, url, plan, progress))
 
     def close(self) -> None:
         """Cancel what is open and close every connection."""
@@ -120,7 +122,7 @@ class Client:
             import aiohttp
 
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
                 timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -145,7 +147,7 @@ class Client:
                     parsed = parse_json(text, url)
                 except ValueError:
                     parsed = None
-                return Reply(response.status, self._settings.without_key(text), dict(response.headers), parsed)
+                return Reply(response.status, self._settings.without_key(text), response.headers, parsed)
 
         while True:
             way = RequestTrace()
@@ -155,10 +157,12 @@ class Client:
                 if not way.was_stale(problem):
                     raise self._failure(problem, timeout_s, began=False) from None
 
-    async def _serve(self, requests: Sequence[SentRequest], plan: Schedule, progress: Progress) -> list[Completion]:
+    async def _serve(
+        self, requests: Sequence[SentRequest], url: str, plan: Schedule, progress: Progress
+    ) -> list[Completion]:
         await self._connected()
         gate = asyncio.Semaphore(plan.in_flight or max(1, len(requests)))
-        url, total = self._settings.answers_at, len(requests)
+        total = len(requests)
         found: list[Completion] = []
         self.latest_timings = []
         self.lateness_s = 0.0
@@ -243,9 +247,9 @@ def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> C
 def classify(problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
     """The class of whatever went wrong with a request; `began` is whether a part of its answer had come.
 
-    `refused`: no connection. `timeout`: no answer in time. `stalled`: the answer began and was not whole in time.
-    `dropped`: the connection was closed before the end. `malformed`: not what the API prescribes. `wrong_usage`: token
-    counts that contradict the answer. `no_usage`: no token counts. `server_error`: an error inside of the answer.
+    `refused`: no connection. `tls`: no safe one. `timeout`: no answer in time. `stalled`: the answer began and was not
+    whole in time. `dropped`: the connection was closed before the end. `malformed`: not what the API prescribes.
+    `wrong_usage`: token counts that contradict the answer. `no_usage`: none. `server_error`: an error in the answer.
     `http_429`, `http_4xx`, `http_5xx`: the status.
     """
     import aiohttp
@@ -257,6 +261,8 @@ def classify(problem: Exception, timeout_s: float, *, began: bool) -> RequestFai
             return RequestFailedError("stalled", f"the answer began, and was not whole after {timeout_s:g} s")
         return RequestFailedError("timeout", f"no answer within {timeout_s:g} s")
     text = " ".join(str(problem).split())[:300] or type(problem).__name__
+    if isinstance(problem, (aiohttp.ClientSSLError, ssl.SSLError)):
+        return RequestFailedError("tls", text)
     if isinstance(problem, (aiohttp.ClientConnectorError, aiohttp.InvalidURL)):
         return RequestFailedError("refused", text)
     if isinstance(problem, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError)):

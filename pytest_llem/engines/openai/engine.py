@@ -84,6 +84,7 @@ class OpenAIEngine(Engine):
         self.capabilities = Capabilities(token_times=settings.stream, prefix_cache=True, serves=True)
         self._client = client = Client(settings)
         probe.wait_until_ready(client, settings)
+        self._settings = settings = probe.with_api_root(client, settings)
         self._server = probe.examine(client, settings, _name_of(config.model))
         if loaded:
             self.load()
@@ -104,7 +105,7 @@ class OpenAIEngine(Engine):
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         """See `Engine.generate`. Raises `EngineError` when every request fails."""
-        server = self._ready()
+        server, (_, settings) = self._ready(), self._prepared()
         check_lengths(requests, None, server.facts.longest)
         decode = server.tokenizer.text_of
         timed = server.bodies.sends("timings_per_token")
@@ -112,9 +113,8 @@ class OpenAIEngine(Engine):
             SentRequest(request, server.bodies.body(request, decode), len(request.token_ids) or None, timed)
             for request in requests
         ]
-        done = server.client.serve(going, self._plan(len(requests)), progress)
+        done = server.client.serve(going, settings.answers_at, self._plan(len(requests)), progress)
         if done and all(completion.error is not None for completion in done):
-            _, settings = self._prepared()
             raise EngineError(
                 f"every request failed at {settings.answers_at}: {counted(done)}; first: {done[0].error}",
                 fix="look into the server's log; lower openai.concurrency, or raise openai.request_timeout_s",

@@ -23,6 +23,12 @@ from pytest_llem.job.report import Note
 BUNCHED_REL = 0.5
 """From this share on, what the client saw of the times between tokens is how they were sent or read, not made."""
 
+FIRST_REL = 0.05
+"""From this share on, tpot is worth a word. Chosen: repeats differ by about as much."""
+
+LARGEST = 2**53
+"""Above it a float tells no two counts apart (IEEE 754): such a value is none."""
+
 LATE_S = 0.05
 """From this on, a request that was sent after its time is worth a word."""
 
@@ -46,6 +52,7 @@ class Observations:
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
         self._timed_tokens = self._bunched_tokens = self._cached_tokens = 0
+        self._first_tokens = self._untimed_tokens = self._hidden_tokens = 0
         self._lateness_s = 0.0
         self._resent = 0
 
@@ -74,11 +81,16 @@ class Observations:
         """What the answers of a pass hold, once they were read."""
         for completion in done:
             if completion.error is None:
-                times = completion.token_times_ns
-                self._untimed += times is None
+                times, after_first = completion.token_times_ns, max(0, completion.generated - 1)
                 self._cached_tokens += completion.cached_tokens or 0
-                self._timed_tokens += max(0, len(times or ()) - 1)
-                self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times or ()))
+                if times is None:
+                    self._untimed += 1
+                    self._untimed_tokens += after_first
+                    self._hidden_tokens += max(0, completion.generated - len(completion.chunk_times_ns or ()))
+                elif times:
+                    self._timed_tokens += after_first
+                    self._bunched_tokens += sum(later == earlier for earlier, later in pairwise(times))
+                    self._first_tokens += times.count(times[0]) - 1
 
     def running(self) -> int | None:
         """Requests that the server runs or holds now, of whoever; `None` where it does not tell."""
@@ -110,7 +122,8 @@ class Observations:
             statistics["server_counters"] = dict(self._grown)
             statistics["running_at_begin"] = gauge(self._before, "running") or 0
         for name, field in (("server_prompt_s", "prompt_ms"), ("server_predicted_s", "predicted_ms")):
-            values = [value for timings in self._timings if isinstance(value := timings.get(field), (int, float))]
+            stated = [timings.get(field) for timings in self._timings]
+            values = [value for value in stated if isinstance(value, (int, float)) and 0 <= value < LARGEST]
             if values:
                 statistics[name] = fmean(values) / 1e3
         if self._timings and self._latencies_s:
@@ -142,11 +155,11 @@ class Observations:
             # Where the answers tell of them, they are counted there.
             invalid.append(Note("prefix_cache_hit", f"{hits} prompt tokens came from the server's prefix cache"))
         if self._untimed:
-            why = (
-                "came in other pieces than tokens, and the server does not tell which token came when"
-                if config.settings.get("stream", True)
-                else "were not streamed"
-            )
+            why = "were not streamed"
+            if config.settings.get("stream", True):
+                why = "came in other pieces than tokens, and the server does not tell which token came when"
+                hidden = self._hidden_tokens / max(1, self._untimed_tokens)
+                why += f"; tpot is up to {hidden:.0%} too low, if the first piece held all that were not alone"
             warnings.append(Note("token_times_unknown", f"itl is null: {self._untimed} answers {why}"))
         bunched = self._bunched_tokens / self._timed_tokens if self._timed_tokens else 0.0
         if bunched > BUNCHED_REL:
@@ -155,6 +168,15 @@ class Observations:
                     "tokens_bunched",
                     f"{bunched:.0%} of the tokens came together with the one before: itl and tpot are those of their "
                     "arrival in bunches",
+                )
+            )
+        first = self._first_tokens / self._timed_tokens if self._timed_tokens else 0.0
+        if first > FIRST_REL and bunched <= BUNCHED_REL:
+            warnings.append(
+                Note(
+                    "tokens_bunched",
+                    f"first pieces held several tokens, so that tpot, the time after the first token over the tokens "
+                    f"after it, is {first:.0%} too low",
                 )
             )
         if self._given_differs:
@@ -187,9 +209,8 @@ def parse_metrics(text: str) -> dict[str, float]:
             value = float(match.group(3))
         except ValueError:
             continue
-        if value == value and abs(value) != float("inf"):
-            found[match.group(1)] = found.get(match.group(1), 0.0) + value
-    return found
+        found[match.group(1)] = found.get(match.group(1), 0.0) + value
+    return {name: value for name, value in found.items() if abs(value) < LARGEST}
 
 
 def prefix_cache_is_off(text: str) -> bool:

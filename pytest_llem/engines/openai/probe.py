@@ -6,16 +6,19 @@ beyond the API must stay in its folder; llama.cpp, which is no engine here, has 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from pytest_llem.engines import engines
 from pytest_llem.engines.info import ServerApi
+from pytest_llem.engines.openai.answers import MOST_TOKENS
 from pytest_llem.engines.openai.bodies import Bodies
-from pytest_llem.engines.openai.client import Client, Reply, SentRequest
+from pytest_llem.engines.openai.client import ASIDE_TIMEOUT_S, Client, Reply, SentRequest
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings, unreachable
 from pytest_llem.engines.openai.tokenizers import Found
@@ -25,6 +28,9 @@ from pytest_llem.errors import EngineError, EngineSettingError, LlemError, Serve
 LOADING = 503
 """HTTP status of a server that is not ready (RFC 9110): vLLM, llama.cpp and others answer so while they load."""
 REFUSING = (400, 422)
+ABSENT = (404, 405, 501)
+"""HTTP status codes of a path that a server does not have."""
+MODELS = "/models"
 POLL_S = 0.2
 """Chosen: short beside the seconds that a server takes to load."""
 TRIES = 12
@@ -72,26 +78,52 @@ def server_apis() -> Mapping[str, ServerApi]:
 
 def wait_until_ready(client: Client, settings: ClientSettings) -> None:
     """Return when the server has loaded. Raises `ServerUnreachableError` when nothing answers, or not in time."""
+    try:
+        health = _loaded(client, settings, settings.root + "/health")
+    except RequestFailedError as problem:
+        raise unreachable(settings.base_url, str(problem), problem.kind) from None
+    if health.status in ABSENT:
+        with suppress(RequestFailedError):
+            _loaded(client, settings, settings.base_url + MODELS)
+
+
+def with_api_root(client: Client, settings: ClientSettings) -> ClientSettings:
+    """The settings with the address at which the API answers: that of some servers has no version."""
+    if settings.bare_url is None or _has_api(client, settings):
+        return settings
+    bare = replace(settings, base_url=settings.bare_url, bare_url=None)
+    return bare if _has_api(client, bare) else settings
+
+
+def _has_api(client: Client, settings: ClientSettings) -> bool:
+    asked = (_asked(client, settings.base_url + MODELS), _asked(client, settings.answers_at, {}))
+    return any(reply is not None and reply.status not in ABSENT for reply in asked)
+
+
+def _loaded(
+    client: Client, settings: ClientSettings, url: str, body: bytes | None = None, *, timeout_s: float = ASIDE_TIMEOUT_S
+) -> Reply:
+    """The first answer that does not say that the server loads; raises `ServerUnreachableError` if there is none."""
     deadline = time.monotonic() + settings.ready_timeout_s
     while True:
-        try:
-            if client.ask(settings.root + "/health").status != LOADING:
-                return
-        except RequestFailedError as problem:
-            raise unreachable(settings.base_url, str(problem)) from None
-        if time.monotonic() > deadline:
+        reply = client.ask(url, body, timeout_s=timeout_s)
+        if reply.status != LOADING:
+            return reply
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
             raise ServerUnreachableError(
                 f"the server at {settings.base_url} was not ready after {settings.ready_timeout_s:g} s",
                 fix="raise openai.ready_timeout_s, or look into the server's log",
             )
-        time.sleep(POLL_S)
+        # RFC 9110, 10.2.3: seconds, or a date, which nobody sends here.
+        after = reply.headers.get("Retry-After", "")
+        time.sleep(min(left_s, max(POLL_S, float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)))
 
 
 def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts:
     """What the server is, and which model it serves: the one named, else its first, else the study's."""
-    listed = _asked(client, settings.base_url + "/models")
-    if listed is not None and listed.status in (401, 403):
-        raise _key_refused(settings, listed.status)
+    # Some servers want another key for this than for the rest, so that a refusal says nothing yet.
+    listed = _asked(client, settings.base_url + MODELS)
     models = _models(listed)
     first = models[0] if models else {}
     served = settings.served_model or str(first.get("id") or model)
@@ -122,12 +154,17 @@ def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found
     try:
         for _ in range(TRIES):
             body = bodies.body(request, found.text_of)
-            reply = client.ask(settings.answers_at, body, timeout_s=settings.request_timeout_s)
+            reply = _loaded(client, settings, settings.answers_at, body, timeout_s=settings.request_timeout_s)
             if reply.status == 200:
                 break
             if reply.status not in REFUSING or not bodies.leave_out(reply.text):
                 raise _refused(settings, reply)
-        client.one(SentRequest(request, body, len(tokens) or None, timed=False), settings.answers_at)
+        sent = SentRequest(request, body, len(tokens) or None, timed=False)
+        if client.one(sent, settings.answers_at).generated > 1 and bodies.limit_otherwise():
+            # It passed the limit over: does it know the other name?
+            sent = replace(sent, body=bodies.body(request, found.text_of))
+            if client.one(sent, settings.answers_at).generated > 1:
+                bodies.limit_otherwise(back=True)
     except RequestFailedError as problem:
         if problem.kind == "no_usage":
             fix = "set openai.stream: false" if settings.stream else "measure a server that reports usage"
@@ -148,7 +185,7 @@ def _refused(settings: ClientSettings, reply: Reply) -> LlemError:
     if reply.status == 404:
         return EngineSettingError(
             f"{settings.answers_at} answers HTTP 404: {said}",
-            fix="correct openai.base_url (it ends with /v1), openai.api or openai.served_model",
+            fix="correct openai.base_url (it mostly ends with /v1), openai.api or openai.served_model",
         )
     return EngineError(
         f"the server at {settings.base_url} refuses a request for one token: HTTP {reply.status}: {said}",
@@ -169,9 +206,9 @@ def _key_refused(settings: ClientSettings, status: int) -> EngineSettingError:
     )
 
 
-def _asked(client: Client, url: str) -> Reply | None:
+def _asked(client: Client, url: str, body: Mapping[str, Any] | None = None) -> Reply | None:
     try:
-        return client.ask(url)
+        return client.ask(url, body)
     except RequestFailedError:
         return None
 
@@ -186,7 +223,7 @@ def _object(reply: Reply | None) -> Mapping[str, Any]:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and 0 < value <= MOST_TOKENS else None
 
 
 def _text(value: Any) -> str | None:

@@ -7,17 +7,22 @@ Standard library only; settings may be added, but names and defaults must stay: 
 from __future__ import annotations
 
 import difflib
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pytest_llem.errors import EngineSettingError, ServerUnreachableError
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import open_regular
 from pytest_llem.job.setting import Extra, Name, PositiveFloat, PositiveInt, section, setting
 from pytest_llem.job.wire import decode
 
 Api = Literal["completions", "chat"]
+LONGEST_CA_BYTES = 16 << 20
+"""Chosen: the bundle of all public authorities has a quarter of a megabyte."""
 PATHS: Mapping[Api, str] = {"completions": "/completions", "chat": "/chat/completions"}
 
 
@@ -55,6 +60,12 @@ class OpenAISettings:
     api_key_env: Name | None = setting(
         None, "Environment variable that holds the key; the key itself is never written down."
     )
+    ca_file: Name | None = setting(
+        None,
+        "PEM file of the authority that signed the server's certificate, or of a self-signed one; relative to where "
+        "pytest starts. It is trusted beside those of the system.",
+        ["~/certificates/server.pem"],
+    )
     concurrency: PositiveInt | None = setting(None, "Requests in flight; null is all prompts at once.")
     stream: bool = setting(True, "Stream answers, so that token times are known.")
     request_timeout_s: PositiveFloat = setting(600.0, "Longest time of one request.")
@@ -79,10 +90,11 @@ class OpenAISettings:
 class ClientSettings(OpenAISettings):
     """The settings with the server's address and the key. `base_url` ends with the API's version and no slash.
 
-    The key is in no representation of this.
+    `bare_url` is the address as the study has it, where that has no version. The key is in no representation of this.
     """
 
     base_url: str = ""
+    bare_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
 
     @property
@@ -122,7 +134,8 @@ def read_settings(config: ExperimentConfig, environment: Mapping[str, str]) -> C
     if api not in PATHS:
         raise EngineSettingError(f"openai.api: unknown API {api!r}", fix=f"use one of: {', '.join(PATHS)}")
     try:
-        settings = decode(ClientSettings, {**given, "base_url": api_url(url)}, "openai")
+        bare, versioned = api_urls(url)
+        settings = decode(ClientSettings, {**given, "base_url": versioned, "bare_url": bare}, "openai")
     except ValueError as problem:
         raise EngineSettingError(str(problem), fix="correct the setting's value") from None
     if settings.api_key_env is None:
@@ -132,29 +145,66 @@ def read_settings(config: ExperimentConfig, environment: Mapping[str, str]) -> C
 
 def api_url(url: str) -> str:
     """A base URL with version and no trailing slash; `EngineSettingError` for none, or one that holds credentials."""
-    parts = urlsplit(url)
+    return api_urls(url)[1]
+
+
+def api_urls(url: str) -> tuple[str | None, str]:
+    """A base URL as it is, where it has no version, and with one; both without a trailing slash."""
+    fix = "write it as http://HOST:PORT/v1"
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as problem:
+        raise EngineSettingError(f"openai.base_url {url!r} is not the URL of a server: {problem}", fix=fix) from None
     if "@" in url or parts.query:
         raise EngineSettingError(
             "openai.base_url holds a user name, a password or a query, which would stand in every result",
             fix="end it at the path, and name an environment variable that holds the key in openai.api_key_env",
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EngineSettingError(
-            f"openai.base_url {url!r} is not the URL of a server", fix="write it as http://HOST:PORT/v1"
+    if not is_url:
+        raise EngineSettingError(f"openai.base_url {url!r} is not the URL of a server", fix=fix)
+    bare = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    return (None, bare) if bare.rpartition("/")[2].startswith("v") and parts.path else (bare, f"{bare}/v1")
+
+
+_TLS_FIXES = {
+    "WRONG_VERSION_NUMBER": "write openai.base_url with http://, or start the server with TLS",
+    "mismatch": "write the host in openai.base_url as its certificate names it",
+    "expired": "renew the server's certificate",
+    "not yet valid": "set the clocks of both machines",
+    "": "name the PEM file of the authority that signed its certificate, or of the self-signed one, in openai.ca_file",
+}
+"""Words of OpenSSL for what it refuses, and what helps."""
+
+
+def unreachable(url: str, text: str, kind: str = "refused") -> ServerUnreachableError:
+    """Nothing answers at a URL, or nothing that could be used: `kind` is the class of the failed request."""
+    said = f"nothing answers at {url}"
+    fix = "start the server, correct openai.base_url (port, http or https://), or set openai.command to have it started"
+    if kind == "tls":
+        said, fix = f"no safe connection to {url}", next(fix for word, fix in _TLS_FIXES.items() if word in text)
+    elif kind == "malformed":
+        said, fix = (
+            f"what answers at {url} is no HTTP server",
+            "correct openai.base_url; a server with TLS wants https://",
         )
-    path = parts.path.rstrip("/")
-    if not path.rpartition("/")[2].startswith("v"):
-        path += "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
+    return ServerUnreachableError(f"{said}: {text}", fix=fix, details={"base_url": url})
 
 
-def unreachable(url: str, text: str) -> ServerUnreachableError:
-    """Nothing answers at a URL."""
-    return ServerUnreachableError(
-        f"nothing answers at {url}: {text}",
-        fix="start the server, correct openai.base_url, or set openai.command to have it started",
-        details={"base_url": url},
-    )
+def tls_context(settings: ClientSettings) -> ssl.SSLContext | Literal[True]:
+    """What a server's certificate is held against. Raises `EngineSettingError` for a `ca_file` that holds none."""
+    if settings.ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        with open_regular(Path(settings.ca_file).expanduser()) as stream:
+            context.load_verify_locations(cadata=stream.read(LONGEST_CA_BYTES).decode("ascii", "replace"))
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise EngineSettingError(
+            f"openai.ca_file {settings.ca_file}: {problem}",
+            fix="name a readable file with certificates in PEM form (BEGIN CERTIFICATE)",
+        ) from None
+    return context
 
 
 def _key(name: str, environment: Mapping[str, str]) -> str:
@@ -163,5 +213,10 @@ def _key(name: str, environment: Mapping[str, str]) -> str:
         raise EngineSettingError(
             f"openai.api_key_env: the environment variable {name} is not set where the client runs",
             fix=f"export {name}=... before starting pytest",
+        )
+    if not key.isprintable():
+        raise EngineSettingError(
+            f"openai.api_key_env: the environment variable {name} holds more than a line of text, which is no key",
+            fix=f"export the key alone as {name}",
         )
     return key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STANDARD = {
-    "model", "prompt", "messages", "max_tokens", "stream", "stream_options", "temperature", "top_p", "seed",
+    "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options",
+    "temperature", "top_p", "seed",
 }  # fmt: skip
 
 
@@ -22,7 +24,7 @@ class Script:
     `ok`, `drop` (closes mid-stream), `drop_at_once`, `drop_later` (after 0.4 s of work), `stall` (begins and goes on
     never), `hang` (never begins), `429`, `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`,
     `paired` (two tokens a piece), `torn` (a byte at a time), `short` (ends after two tokens), `whole` (not streamed),
-    `not_http`.
+    `not_http`, `three_first` (three tokens in the first piece, each with its id).
     """
 
     answers: tuple[str, ...] = ("ok",)
@@ -35,11 +37,24 @@ class Script:
     cached: int | None = None
     prompt_tokens: int | None = None
     key: str | None = None
+    root: str = "/v1"
+    """Where the API is."""
+    limits: tuple[str, ...] = ("max_tokens", "max_completion_tokens")
+    """The names that it knows for the longest answer's tokens."""
+    refuses_limits: bool = True
+    """Whether it refuses another name (HTTP 400), or ignores it and answers with five tokens."""
+    busy: int = 0
+    """So many of the first requests are HTTP 503, to be sent again in a second."""
+    models_status: int = 200
+    raw_models: str | None = None
+    tls: ssl.SSLContext | None = None
     models: Any = field(default_factory=lambda: {"data": [{"id": "scripted", "owned_by": "nobody"}]})
     health: tuple[int, ...] = (200,)
     metrics: str | None = None
     resets: tuple[int, ...] = ()
     """What a request to empty the prefix cache is answered with, in turn; the last goes on."""
+    timings: Any = None
+    """What it says of its own times, with the usage."""
     piece_s: float = 0.0
     usage_s: float = 0.0
     """How long after the last token the usage comes."""
@@ -59,7 +74,7 @@ class ScriptedServer:
         self._healths = self.resets = 0
         self._paths: dict[str, Callable[[], tuple[int, str]]] = {
             "/health": self._health,
-            "/v1/models": lambda: (200, json.dumps(script.models)) if script.models is not None else (500, "no"),
+            script.root + "/models": self._models,
             "/reset_prefix_cache": self._reset,
             "/flush_cache": self._reset,
             "/metrics": lambda: (200, script.metrics) if script.metrics is not None else (404, "{}"),
@@ -73,7 +88,7 @@ class ScriptedServer:
                 method, path, headers = _parsed(head)
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 self.headers.append(headers)
-                if method == "POST" and path.startswith("/v1/"):
+                if method == "POST" and path.removeprefix(self.script.root) in ("/completions", "/chat/completions"):
                     self.open += 1
                     self.most_open = max(self.most_open, self.open)
                     try:
@@ -87,6 +102,12 @@ class ScriptedServer:
             pass
         finally:
             writer.close()
+
+    def _models(self) -> tuple[int, str]:
+        script = self.script
+        if script.raw_models is not None:
+            return 200, script.raw_models
+        return (script.models_status, json.dumps(script.models)) if script.models is not None else (500, "no")
 
     def _health(self) -> tuple[int, str]:
         status = self.script.health[min(self._healths, len(self.script.health) - 1)]
@@ -111,6 +132,14 @@ class ScriptedServer:
         if script.key is not None and headers.get("authorization") != f"Bearer {script.key}":
             await _send(writer, 401, json.dumps({"error": f"wrong key: {headers.get('authorization')}"}))
             return
+        if len(self.bodies) <= script.busy:
+            await _send(writer, 503, '{"error": "loading"}', "Retry-After: 1\r\n")
+            return
+        wrong = sorted(body.keys() & {"max_tokens", "max_completion_tokens"} - set(script.limits))
+        if wrong and script.refuses_limits:
+            text = f"Unsupported parameter: '{wrong[0]}'. Use '{script.limits[0]}' instead."
+            await _send(writer, 400, json.dumps({"error": {"message": text}}))
+            return
         beyond = sorted(set(body) - STANDARD)
         if script.refuses is not None and beyond:
             named = f"Unexpected fields in the request: {beyond}" if script.refuses == "named" else "invalid request"
@@ -120,10 +149,11 @@ class ScriptedServer:
             await _send(writer, 400, '{"detail": "prompt must be a string."}')
             return
         kind = "ok"
-        if body["max_tokens"] > 1:
+        count = next((body[name] for name in script.limits if name in body), 5)
+        if count > 1 and not wrong:
             kind = script.answers[len(self.measured) % len(script.answers)]
             self.measured.append(body)
-        await _Answer(self, path, body, headers, reader, writer).give(kind)
+        await _Answer(self, path, {**body, "count": count}, headers, reader, writer).give(kind)
 
 
 class _Answer:
@@ -142,7 +172,7 @@ class _Answer:
 
     async def give(self, kind: str) -> None:
         """Do what the script says."""
-        count = self._body["max_tokens"]
+        count = self._body["count"]
         if kind in ("429", "500"):
             text = f"no; you sent {self._headers.get('authorization')}"
             await _send(self._writer, int(kind), json.dumps({"error": text}))
@@ -170,8 +200,14 @@ class _Answer:
         head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         self._writer.write(head.encode())
         width = 2 if kind == "paired" else 1
-        for sent in range(0, count, width):
-            await self._event_out(self._event("w" * min(width, count - sent)), torn=kind == "torn")
+        sizes = [width] * (count // width) + [count % width] * (count % width > 0)
+        if kind == "three_first":
+            sizes = [min(3, count)] + [1] * max(0, count - 3)
+        for size in sizes:
+            piece = self._event("w" * size)
+            if kind == "three_first":
+                piece["choices"][0]["token_ids"] = [7] * size
+            await self._event_out(piece, torn=kind == "torn")
             await asyncio.sleep(self._script.piece_s)
             if kind == "drop":
                 self._writer.close()
@@ -197,6 +233,7 @@ class _Answer:
             prompt = self._body.get("prompt", "")
             given = len(prompt) if isinstance(prompt, list) else len(str(prompt).split())
             event["usage"] = {"completion_tokens": usage, "prompt_tokens": self._script.prompt_tokens or given}
+            event["timings"] = self._script.timings
             if self._script.cached is not None:
                 event["usage"]["prompt_tokens_details"] = {"cached_tokens": self._script.cached}
         return event
@@ -218,8 +255,9 @@ def scripted(script: Script | None = None) -> Iterator[ScriptedServer]:
     ready, loop = threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
-        listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
-        server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        listening = await asyncio.start_server(server.connected, "127.0.0.1", 0, ssl=server.script.tls)
+        scheme = "http" if server.script.tls is None else "https"
+        server.url = f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         ready.set()
 
     def run() -> None:
@@ -248,8 +286,8 @@ def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:
     return method, path, {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines) if k}
 
 
-async def _send(writer: asyncio.StreamWriter, status: int, text: str) -> None:
+async def _send(writer: asyncio.StreamWriter, status: int, text: str, headers: str = "") -> None:
     body = text.encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     writer.write(head.encode() + body)
     await writer.drain()
