@@ -17,6 +17,7 @@ from typing import Protocol
 import yaml
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.files import open_regular
 from pytest_llem.job.redaction import has_credential, holds_secret
 from pytest_llem.study.problems import Location, Problem
 
@@ -27,9 +28,11 @@ KeyPath = tuple[Key, ...]
 MAX_BYTES = 32 * 1024 * 1024
 # Chosen: far deeper than any setting, far from the recursion limit of the C composer.
 MAX_DEPTH = 64
-# Chosen: what a file of MAX_BYTES can hold without aliases, within a factor of ten.
-MAX_VALUES = 2_000_000
 _NAME_IT = "name its variable: openai.api_key_env for a server's key; workers and servers inherit all others"
+# Chosen: 100,000 explicit experiments of a setting or two; reading so many takes some seconds.
+MAX_VALUES = 500_000
+# Chosen: far longer than any name, path or template, and short enough to look for placeholders in it.
+MAX_TEXT = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -125,13 +128,11 @@ def _child(node: yaml.Node, part: Key) -> tuple[yaml.Node | None, yaml.Node] | N
 def read_document(path: Path, env: Mapping[str, str]) -> Document:
     """Read a study file. Raises `UnreadableError` with located problems, and nothing else."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as problem:
         reason = problem.strerror or type(problem).__name__
         raise _unreadable(Location(str(path)), f"cannot be read: {reason}", "check the path") from None
-    except ValueError:
-        raise _unreadable(Location(str(path)), "not a path", "check the path") from None
     if len(raw) > MAX_BYTES:
         raise _unreadable(Location(str(path)), f"larger than {MAX_BYTES >> 20} MiB", "split the study")
     return _parse(raw, path, env)
@@ -165,7 +166,7 @@ def _parse(raw: bytes, path: Path, env: Mapping[str, str]) -> Document:
 def _compose(text: str, name: str) -> yaml.Node | None:
     loader = None
     try:
-        _check_depth(text, name)
+        _check_bounds(text, name)
         loader = _PlainLoader(text)
         node: yaml.Node | None = loader.get_single_node()
     except yaml.MarkedYAMLError as problem:
@@ -186,12 +187,20 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     return node
 
 
-def _check_depth(text: str, name: str) -> None:
-    """Refuse nesting that would overflow the stack of the C composer, which recurses without a limit."""
-    if text.count("[") + text.count("{") < 200 and all(len(line) < 200 for line in text.splitlines()):
+def _check_bounds(text: str, name: str) -> None:
+    """Refuse what takes minutes to compose, and nesting that overflows the stack of the C composer, which recurses."""
+    shallow = text.count("[") + text.count("{") < 200 and all(len(line) < 200 for line in text.splitlines())
+    if shallow and len(text) <= MAX_TEXT:
         return
-    depth = 0
+    depth = values = 0
     for event in yaml.parse(text, Loader=_PlainLoader):
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_VALUES:
+            where = _at(name, event.start_mark)
+            raise _unreadable(where, f"more than {MAX_VALUES:,} values", "use a sweep, or split the study")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_TEXT:
+            what = f"a text of {len(event.value):,} characters, more than {MAX_TEXT:,}"
+            raise _unreadable(_at(name, event.start_mark), what, "shorten it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

@@ -32,7 +32,7 @@ from pytest_llem.study.fields import (
 from pytest_llem.study.limits import Comparison, overriding
 from pytest_llem.study.model import Gates, Notice, OmittedPoint, Overrides
 from pytest_llem.study.naming import shorten, slug, text_of
-from pytest_llem.study.points import Points, Sweep, TooManyPointsError, make_slice
+from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsError, make_slice
 from pytest_llem.study.problems import Location, Problem, study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
@@ -62,9 +62,9 @@ def load_study(
     """
     try:
         sources = read_sources(Path(path), os.environ if env is None else env)
+        return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}, validity or {}).load()
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
-    return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}, validity or {}).load()
 
 
 @dataclass
@@ -207,6 +207,10 @@ class _StudyLoader:
             what = "an empty list" if entries == [] else kind(entries)
             hint = "write - {id: eager, transformers: {...}}, or take experiments out"
             self.sources.report(("experiments",), f"experiments: expected a list of mappings, got {what}", hint)
+            return []
+        if len(entries) > MAX_POINTS:
+            text = f"{len(entries):,} experiments, more than {MAX_POINTS:,}"
+            self.sources.report(("experiments",), text, "split the study", True)
             return []
         return [self._entry(entry, ("experiments", index), data, shared) for index, entry in enumerate(entries)]
 

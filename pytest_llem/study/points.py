@@ -26,6 +26,9 @@ from pytest_llem.study.sweep import Alternative, Axis, Exclusion
 # Chosen: ten times the ten thousand points of tests/benchmarks/collection.py; above it a study is a mistake.
 MAX_POINTS = 100_000
 
+MAX_CHECKS = 10_000_000
+"""Points times exclusions. Chosen: about three seconds."""
+
 PINNED = -1
 """The index of an axis that has no effect for a point's engine."""
 
@@ -38,7 +41,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class TooManyPointsError(Exception):
-    """The sweep has more than `MAX_POINTS` points."""
+    """The sweep has more than `MAX_POINTS` points, or too many exclusions for them."""
 
 
 @dataclass
@@ -196,6 +199,8 @@ class Sweep:
         if count > MAX_POINTS:
             shape = " x ".join(f"{len(axis.alternatives):,} {axis.name}" for axis in self.axes)
             raise TooManyPointsError(f"the sweep has {count:,} points: {shape}")
+        if count * len(self.exclusions) > MAX_CHECKS:
+            raise TooManyPointsError(f"the sweep has {count:,} points with {len(self.exclusions):,} exclusions")
 
     def chosen(self, axes: Sequence[int], choices: Choices) -> Iterator[tuple[int, Alternative]]:
         """The alternatives of a combination of some axes, without those that are pinned."""

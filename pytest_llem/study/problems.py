@@ -14,6 +14,8 @@ from pytest_llem.errors import JsonValue, StudyError
 
 # Chosen: more than a terminal page of problems is read from the top after a fix anyway.
 MAX_SHOWN = 20
+# Chosen: five times what is shown; to place each and find the nearest name takes milliseconds.
+MAX_PROBLEMS = 100
 
 
 @dataclass(frozen=True, order=True)

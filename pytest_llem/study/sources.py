@@ -17,7 +17,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, deep_merge, kind, read_document
 from pytest_llem.study.llenergymeasure import ENGINES, HARMLESS, MARKS, PREFIXES, REFUSED, RENAMES
-from pytest_llem.study.problems import Location, Problem
+from pytest_llem.study.problems import MAX_PROBLEMS, Location, Problem
 
 # Chosen: far beyond any chain of shared settings that a reader could follow.
 MAX_BASES = 32
@@ -52,8 +52,10 @@ class Sources:
         return self.documents[0].locate(())
 
     def report(self, path: KeyPath, text: str, fix: str | None = None, at_key: bool = False) -> None:
-        """Note a problem with what stands at `path`."""
+        """Note a problem with what stands at `path`. Raises `UnreadableError` when there are `MAX_PROBLEMS`."""
         self.problems.append(Problem(self.locate(path, key=at_key), text, fix))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise UnreadableError(self.problems)
 
 
 def read_sources(path: Path, env: Mapping[str, str]) -> Sources:

@@ -44,6 +44,9 @@ def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath =
     axes: list[Axis] = []
     for key, value in data.items():
         axes.extend(_axes(key, value, report, (*origin, key)))
+        if sum(len(axis.alternatives) for axis in axes) > MAX_NUMBERS:
+            report((*origin, key), f"sweep: more than {MAX_NUMBERS:,} values in all", "sweep fewer", True)
+            return []
     _check_overlap(axes, report)
     return axes
 
@@ -113,7 +116,14 @@ def _values(item: Field, value: JsonValue, report: Report, key_path: KeyPath) ->
             return []
         if item.takes_list and not any(isinstance(entry, list) or entry is None for entry in value):
             return [(key_path, value)]
-        return [each for index, entry in enumerate(value) for each in _expanded(entry, report, (*key_path, index))]
+        kept: list[tuple[KeyPath, JsonValue]] = []
+        for index, entry in enumerate(value):
+            kept += _expanded(entry, report, (*key_path, index))
+            if len(kept) > MAX_NUMBERS:
+                path = ".".join(map(str, key_path[1:]))
+                report(key_path, f"sweep: {path} has more than {MAX_NUMBERS:,} values", "sweep fewer", False)
+                return []
+        return kept
     return _expanded(value, report, key_path)
 
 
@@ -128,15 +138,22 @@ def _expanded(entry: JsonValue, report: Report, key_path: KeyPath) -> list[tuple
 
 
 def _group(name: str, value: list[JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
-    return [
-        alternative
-        for index, entry in enumerate(value)
-        if isinstance(entry, Mapping)
-        for alternative in _group_entry(name, entry, report, (*key_path, index))
-    ]
+    alternatives: list[Alternative] = []
+    for index, entry in enumerate(value):
+        if isinstance(entry, Mapping):
+            added = _group_entry(name, entry, report, (*key_path, index))
+            if added is None or len(alternatives) + len(added) > MAX_NUMBERS:
+                text = f"sweep: group {name}: more than {MAX_NUMBERS:,} alternatives"
+                report((*key_path, index), text, "sweep fewer values", False)
+                return []
+            alternatives += added
+    return alternatives
 
 
-def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath) -> list[Alternative]:
+def _group_entry(
+    name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath
+) -> list[Alternative] | None:
+    """The alternatives of one entry of a group; `None` when there are more than `MAX_NUMBERS`."""
     choices: list[list[tuple[list[WrittenSetting], str]]] = []
     for path, value, where in _spread(entry, key_path, ""):
         item = fields.find(path)
@@ -150,10 +167,8 @@ def _group_entry(name: str, entry: Mapping[str, JsonValue], report: Report, key_
                 options.append((settings, _label(item, path, settings)))
         if options:
             choices.append(options)
-    count = math.prod(len(options) for options in choices)
-    if count > MAX_NUMBERS:
-        report(key_path, f"sweep: group {name}: {count:,} alternatives", f"keep them under {MAX_NUMBERS:,}", False)
-        return []
+    if math.prod(len(options) for options in choices) > MAX_NUMBERS:
+        return None
     return [
         Alternative(
             tuple(setting for settings, _ in combination for setting in settings),
@@ -212,6 +227,7 @@ def parse_exclude(data: JsonValue, report: Report, origin: KeyPath = ("exclude",
         report(origin, f"exclude: expected a list of mappings, got {kind(data)}", "write - {dtype: float32}", False)
         return []
     exclusions: list[Exclusion] = []
+    count = 0
     for index, entry in enumerate(data):
         key_path = (*origin, index)
         if not isinstance(entry, Mapping) or not entry:
@@ -219,6 +235,10 @@ def parse_exclude(data: JsonValue, report: Report, origin: KeyPath = ("exclude",
             report(key_path, text, "write {dtype: float32}", False)
             continue
         exclusions.append(Exclusion(tuple(_conditions(entry, report, key_path)), key_path))
+        count += sum(len(values) for _, values in exclusions[-1].conditions)
+        if count > MAX_NUMBERS:
+            report(key_path, f"exclude: more than {MAX_NUMBERS:,} values in all", "exclude fewer", False)
+            return []
     return exclusions
 
 
