@@ -9,7 +9,6 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pytest_llem.containers.archive import ROOT
@@ -17,6 +16,7 @@ from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import found
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 from pytest_llem.workload.hub import cached_repository
 
@@ -74,9 +74,9 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
 
 def found_here(kind: str, name: str) -> Mounted | None:
     """What to mount for one of the hub's `models` or `datasets`: a path (the same inside) or its cache; or `None`."""
-    path = Path(name).expanduser()
+    path = found(name)
     cached = cached_repository(kind, name)
-    if path.exists():
+    if path is not None:
         return Mounted(str(path.absolute()), str(path.absolute()))
     if any((cached / "snapshots").glob("*")):
         return Mounted(str(cached), f"{HUB}/{cached.name}")
@@ -95,8 +95,8 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name
+    path = found(name)
+    return name if path is None else str(path.absolute())
 
 
 ENDPOINT = "https://huggingface.co"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.errors import EngineError, JsonValue, LlemError, ModelNotFoundError
+from pytest_llem.job.files import found
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
@@ -53,8 +54,8 @@ def find_adapter(adapter: str) -> str:
 
 def _local_path(kind: str, name: str) -> Path | None:
     """The path that `name` is, or `None` for what can only be a hub id."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = found(name)
+    if path is not None:
         return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         fix = "correct the path; a hub id has the form OWNER/NAME"
@@ -64,7 +65,7 @@ def _local_path(kind: str, name: str) -> Path | None:
 
 def on_hub(model: str) -> bool:
     """Whether a study's `model` is a hub id rather than something on this machine."""
-    return not is_builtin(model) and not Path(model).expanduser().exists()
+    return not is_builtin(model) and found(model) is None
 
 
 def unreachable(model: str, problem: Exception, offline: str | None = None) -> LlemError:

@@ -183,6 +183,25 @@ def open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def expanded(name: str) -> Path:
+    """A path with the user's directory for its `~`; as it is where that is unknown."""
+    path = Path(name)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def found(name: str) -> Path | None:
+    """The path, expanded, if something lies there that can be looked at."""
+    path = expanded(name)
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return None
+    return path
+
+
 def log_tail(path: Path, lines: int = 15) -> list[str]:
     """The last lines of a log, at most its last 64 KiB; empty when there is no log."""
     try:

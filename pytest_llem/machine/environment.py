@@ -27,6 +27,7 @@ from pytest_llem.engines import engine_info, engines, model_files, starts_server
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import found
 from pytest_llem.workload.build import SYNTHETIC, resolve_alias
 from pytest_llem.workload.hub import cached_commit
 
@@ -235,8 +236,8 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """
     facts: dict[str, JsonValue] = {}
     for kind, hub_kind, name, revision in _named(config):
-        path = Path(name).expanduser()
-        if path.exists():
+        path = found(name)
+        if path is not None:
             facts[f"{kind}_files"] = content_digest(path)
             if kind == "lora":
                 # No engine states it as it does the model's, and a gate compares across checkouts of large files.

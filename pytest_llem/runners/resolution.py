@@ -13,27 +13,19 @@ from importlib.util import find_spec
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import RunnerError, SettingsError
 from pytest_llem.job.report import Note, RunnerSource, RunnerSpec
+from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS, runner_problem
 
-ACCEPTED = "local, docker, docker:IMAGE, ray, ray:ADDRESS"
 ENVIRONMENT_PREFIX = "LLEM_RUNNER_"
 EXPLICIT_SOURCES: tuple[RunnerSource, ...] = ("command line", "environment", "study", "user settings")
 
 
 def parse_runner_value(value: str, source: RunnerSource = "command line") -> RunnerSpec:
     """`local`, `docker`, `docker:IMAGE`, `ray` or `ray:ADDRESS` as a spec; `SettingsError` for anything else."""
-    name, colon, rest = value.strip().partition(":")
-    rest = rest.strip()
-    problem = None
-    if name not in ("local", "docker", "ray"):
-        problem = f"unknown runner {value!r}"
-    elif colon and name == "local":
-        problem = f"runner {value!r}: local takes nothing after it"
-    elif colon and not rest:
-        problem = f"runner {value!r}: nothing after the colon"
-    elif any(letter.isspace() for letter in rest):
-        problem = f"runner {value!r}: blanks in what follows the colon"
+    problem = runner_problem(value)
     if problem:
-        raise SettingsError(f"{problem} ({source})", fix=f"use one of: {ACCEPTED}", details={"value": value})
+        raise SettingsError(f"{problem} ({source})", fix=f"use one of: {ACCEPTED_RUNNERS}", details={"value": value})
+    name, _, rest = value.strip().partition(":")
+    rest = rest.strip()
     if name == "docker":
         return RunnerSpec("docker", source, image=rest or None)
     if name == "ray":

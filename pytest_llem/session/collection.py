@@ -159,7 +159,7 @@ def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
             f"{definition.nodeid}: no such study: {path}\nfix: the path is relative to the test file"
         )
     try:
-        return session.study(path.resolve())
+        return session.study(path)
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None
 

@@ -83,7 +83,11 @@ class LlemSession:
         return list(self._studies.values())
 
     def study(self, path: Path) -> Study:
-        """Load a study, once. Raises `StudyError` when it is wrong, or when another study of the run has its name."""
+        """Load a study, once. Raises `StudyError` when it is wrong, or when another study of the run has its name.
+
+        A link is the file that it leads to, however it was named.
+        """
+        path = path.resolve()
         if path not in self._studies:
             from pytest_llem.session.options import load_for_run
 

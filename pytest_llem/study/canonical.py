@@ -14,6 +14,7 @@ from pathlib import Path
 from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import expanded
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
 from pytest_llem.workload.build import SYNTHETIC
@@ -215,6 +216,6 @@ def _local(value: JsonValue, directory: Path, *, files: bool) -> JsonValue:
     if not isinstance(value, str):
         return value
     if value.startswith(_LOCAL) or (files and value.endswith(_FILES) and "://" not in value):
-        path = Path(value).expanduser()
+        path = expanded(value)
         return str(path if path.is_absolute() else (directory / path).resolve())
     return value

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.wire import is_json, type_hints
-from pytest_llem.study.document import kind
+from pytest_llem.study.document import OldBoolean, kind, old_boolean
 from pytest_llem.study.problems import suggest
 
 PUBLISHED_NAMES = {
@@ -171,6 +171,9 @@ def check(declaration: type, name: str, value: JsonValue) -> JsonValue:
         nested = next((option for option in options(key.hint) if is_section(option)), None)
         if isinstance(nested, type):
             return _check_mapping(nested, value)
+        problem = old_boolean(value) if any(_holds_anything(option) for option in options(key.hint)) else None
+        if problem is not None:
+            raise BadValueError(problem, OldBoolean.REMEDY)
     try:
         if _is_model(declaration):
             changed = declaration.__pydantic_validator__.validate_assignment(_blank(declaration), name, value)
@@ -181,6 +184,10 @@ def check(declaration: type, name: str, value: JsonValue) -> JsonValue:
         skipped = 1 if _is_model(declaration) else 0
         raise _bad_value(error, key, value, skipped) from None
     return checked
+
+
+def _holds_anything(hint: object) -> bool:
+    return get_origin(hint) in (Mapping, dict) and is_json(get_args(hint)[1])
 
 
 @cache
@@ -224,7 +231,9 @@ def _bad_value(error: ValidationError, key: Key, value: JsonValue, skipped: int)
     names = tuple(value) if isinstance(value, dict) else ()
     inner = tuple(part for part in detail[0]["loc"][skipped:] if isinstance(part, int) or part in names)
     expected = [_EXPECTED.get(str(entry["type"]), _plain_message(str(entry["msg"]))) for entry in detail]
-    return BadValueError(f"{' or '.join(dict.fromkeys(expected))}, got {kind(_at(value, inner))}", None, inner)
+    given = _at(value, inner)
+    fix = "quote it" if "expected a text" in expected and isinstance(given, (bool, int, float)) else None
+    return BadValueError(f"{' or '.join(dict.fromkeys(expected))}, got {kind(given)}", fix, inner)
 
 
 def _at(value: JsonValue, inner: tuple[str | int, ...]) -> JsonValue:

@@ -36,6 +36,7 @@ MAX_TEXT = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+_OLD_BOOL = re.compile(r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)\Z")
 _INT = re.compile(r"[-+]?[0-9][0-9_]*\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
@@ -48,6 +49,21 @@ class PlaceholderText(str):
 
     __slots__ = ("plain",)
     plain: JsonValue
+
+
+class OldBoolean(str):
+    """An unquoted `yes`, `no`, `on` or `off`: a boolean in YAML 1.1, and a text here, which engines take for true."""
+
+    __slots__ = ()
+    REMEDY = "write true or false, or quote it"
+
+
+def old_boolean(value: JsonValue) -> str | None:
+    """What is wrong with the first such word in a value that may be anything."""
+    if isinstance(value, OldBoolean):
+        return f"{value} is no boolean here, but a text that engines take for true"
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next((problem for item in inside if (problem := old_boolean(item)) is not None), None)
 
 
 class _PlainLoader(yaml.CSafeLoader):
@@ -340,6 +356,8 @@ class _Reader:
             return None
         if _BOOL.match(text):
             return text[0] in "tT"
+        if _OLD_BOOL.match(text):
+            return OldBoolean(text)
         number = text.replace("_", "")
         if _INT.match(text):
             if len(number) > _MAX_DIGITS:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from pytest_llem.engines import engine_info, engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study.declared import BadValueError, Key, check, is_section, keys_of
-from pytest_llem.study.document import KeyPath, PlaceholderText, kind
+from pytest_llem.study.document import KeyPath, OldBoolean, PlaceholderText, kind, old_boolean
 from pytest_llem.study.model import FlatSettings as FlatSettings
 from pytest_llem.study.problems import nearest
 from pytest_llem.study.schema import ExperimentSettings
@@ -250,6 +250,9 @@ def _map_settings(item: Field, path: str, value: JsonValue, report: Report, key_
         report(key_path, f"{path}: expected a mapping, got {kind(value)}", f"write {path}: {{name: value}}", False)
         return []
     if not isinstance(value, Mapping) or (not value and path != item.path):
+        problem = old_boolean(value)
+        if problem is not None:
+            report(key_path, f"{path}: {problem}", OldBoolean.REMEDY, False)
         return [WrittenSetting(path, str(value) if isinstance(value, str) else value, key_path)]
     settings: list[WrittenSetting] = []
     for key, inner in value.items():

@@ -15,14 +15,15 @@ from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.config import Thresholds
+from pytest_llem.job.files import expanded, found
 from pytest_llem.job.metric_names import check_condition, metric_name
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import Report
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_budget, parse_fail_if
 from pytest_llem.study.model import Execution, Gates, Overrides
-from pytest_llem.study.problems import suggest_or_list
-from pytest_llem.study.runner_settings import DockerSettings, RaySettings
+from pytest_llem.study.problems import suggest, suggest_or_list
+from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS, DockerSettings, RaySettings, runner_problem
 from pytest_llem.study.schema import Compare
 
 T = TypeVar("T")
@@ -116,14 +117,15 @@ def _comparisons(limits: Compare, report: Report) -> Iterator[FailIf]:
 
 def check_runners(runners: JsonValue, report: Report) -> None:
     """Report engines and runners that there are not in a mapping from one to the other."""
-    engines, names = engine_names(), ("local", "docker", "ray")
+    engines = engine_names()
     for engine, spec in runners.items() if isinstance(runners, Mapping) else ():
         if engine not in engines:
             report(("runners", engine), f"runners: unknown engine {engine!r}", suggest_or_list(engine, engines), True)
-        name = str(spec).partition(":")[0]
-        if name not in names:
-            text = f"runners: {engine}: unknown runner {spec!r}"
-            report(("runners", engine), text, suggest_or_list(name, names), False)
+        problem = runner_problem(str(spec))
+        if problem is not None:
+            near = suggest(str(spec), ("local", "docker", "ray")) if problem.startswith("unknown") else None
+            fix = near or f"use one of: {ACCEPTED_RUNNERS}"
+            report(("runners", engine), f"runners: {engine}: {problem}", fix, False)
 
 
 def _given(declaration: type, data: JsonValue, report: Report, name: str) -> dict[str, JsonValue]:
@@ -136,7 +138,7 @@ def docker(data: JsonValue, directory: Path, report: Report) -> dict[str, JsonVa
     given = _given(DockerSettings, data, report, "docker")
     mounts = given.get("mounts")
     if isinstance(mounts, list):
-        given["mounts"] = [str((directory / Path(str(mount)).expanduser()).resolve()) for mount in mounts]
+        given["mounts"] = [str((directory / expanded(str(mount))).resolve()) for mount in mounts]
     return given
 
 
@@ -170,8 +172,8 @@ def _absolute(value: JsonValue, directory: Path) -> JsonValue:
         return [_absolute(item, directory) for item in value]
     if not isinstance(value, str):
         return value
-    path = directory / Path(value).expanduser()
-    return str(path.resolve()) if path.exists() else value
+    path = found(str(directory / expanded(value)))
+    return str(path.resolve()) if path is not None else value
 
 
 def validity(data: Mapping[str, JsonValue], report: Report) -> tuple[Mapping[str, JsonValue], dict[str, float]]:

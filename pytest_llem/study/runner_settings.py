@@ -84,6 +84,23 @@ class DockerSettings:
             raise SettingsError(str(problem), fix="correct the section docker of the study") from None
 
 
+ACCEPTED_RUNNERS = "local, docker, docker:IMAGE, ray, ray:ADDRESS"
+
+
+def runner_problem(value: str) -> str | None:
+    """What is wrong with a runner as a study, an option or a variable names it."""
+    name, colon, rest = value.strip().partition(":")
+    if name not in ("local", "docker", "ray"):
+        return f"unknown runner {value!r}"
+    if colon and name == "local":
+        return f"runner {value!r}: local takes nothing after it"
+    if colon and not rest.strip():
+        return f"runner {value!r}: nothing after the colon"
+    if any(letter.isspace() or not letter.isprintable() for letter in rest.strip()):
+        return f"runner {value!r}: blanks or control characters in what follows the colon"
+    return None
+
+
 def parse_size(value: int | str, where: str) -> int:
     """Bytes from `16g`, `512m`, `1.5g` or a plain number; units are powers of 1024. Raises `SettingsError`."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:

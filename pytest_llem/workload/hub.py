@@ -11,6 +11,8 @@ import os
 import threading
 from pathlib import Path
 
+from pytest_llem.job.files import expanded
+
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DEADLINE_S = 5.0
 """Chosen: a hub that can be used answers within a second, and the library would try for half a minute."""
@@ -72,11 +74,11 @@ def _ask(endpoint: str, timeout_s: float) -> str | None:
 def hub_cache() -> Path:
     """Where this machine keeps what it downloaded from the hub, as `huggingface_hub` finds it."""
     if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+        return expanded(os.environ["HF_HUB_CACHE"])
     home = os.environ.get("HF_HOME")
     if home:
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
+        return expanded(home) / "hub"
+    return expanded(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface" / "hub"
 
 
 def cached_repository(kind: str, name: str) -> Path:

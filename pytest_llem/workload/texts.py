@@ -19,6 +19,7 @@ from typing import Any
 
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.files import expanded
 from pytest_llem.workload.hub import hub_obstacle
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
@@ -34,7 +35,7 @@ def read_texts(settings: WorkloadSettings) -> tuple[list[str], int]:
 
     Raises `WorkloadError` when the data set is absent, has too few texts, or no such column.
     """
-    path = Path(settings.dataset).expanduser()
+    path = expanded(settings.dataset)
     suffix = path.suffix.lower()
     rows: Iterator[Row]
     if suffix in TEXT_SUFFIXES:

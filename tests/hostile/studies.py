@@ -47,10 +47,10 @@ VALUES: list[Any] = [
     *("${", "${HOME}", "${NOWHERE}", "${X:-}", "<= 1", "5%", "-5%", "%s %d {0}", "docker:", "nonsense:x", "../../x"),
     *([], {}, [[]], [{}], {"": 1}, {"a.b": 1}, {".": 1}, {"a..b": {}}, [None], [1, "a", None, {}], {1: 2}),
     *({"range": [1, 10**9]}, {"range": [1]}, {"range": "x"}, {"linspace": [0, 1, 10**12]}, {"range": [0, 1, 0]}),
-    *({"range": [1, 64], "scale": "log2"}, {"linspace": [0, float("nan"), 3]}, list(range(1000)), {"low": 1, "high": 0}),
+    *({"range": [1, 64], "scale": "log2"}, {"linspace": [0, float("nan"), 3]}, list(range(1000)), {"low": 1}),
 ]  # fmt: skip
 LINES = [
-    *("- a", "a: b: c", "\t- x", "? a", "<<: *nowhere", "&a *a", "!!python/object:os.system x", "---", "...", "%YAML 9"),
+    *("- a", "a: b: c", "\t- x", "? a", "<<: *nowhere", "&a *a", "!!python/object:os.system x", "---", "...", "%YAML"),
     *("a: [", "a: {", "}", "]", "'", '"', "a: |", "a: !!binary x", "a: !!timestamp x", "1: 2", "[a]: b", "{a: b}: c"),
     *("base: study.yaml", "base: .", "base: /dev/zero", "base: [absent.yaml, 7]", "runners: {transformers: nonsense}"),
     *('a: "\\ud800"', 'title: "\\x00"', "base: ~", "model: *m", "sweep: {seed: {range: [0, 99999999]}}", "tags: a"),
@@ -133,7 +133,7 @@ def _places(data: Any) -> Iterator[tuple[Any, Any]]:
 
 def _data(change: Callable[[Any, Any, random.Random], None]) -> Callable[[str, random.Random], str]:
     def mutate(text: str, rng: random.Random) -> str:
-        data = yaml.load(text, yaml.CSafeLoader)  # noqa: S506  (a subclass of the safe loader)
+        data = yaml.load(text, yaml.CSafeLoader)
         for _ in range(rng.randint(1, 2)):
             change(*rng.choice(list(_places(data))), rng)
         return yaml.dump(data, sort_keys=False, allow_unicode=rng.random() < 0.5)
@@ -197,7 +197,7 @@ def places(directory: Path) -> dict[str, Path]:
     made: dict[str, Path] = {}
 
     def study(name: str, text: str | bytes = "") -> Path:
-        made[name] = directory / f"{re.sub('[^a-z0-9]+', '-', name)}.yaml"
+        made[name] = directory / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.yaml"
         if text:
             made[name].write_bytes(text if isinstance(text, bytes) else text.encode())
         return made[name]
@@ -254,7 +254,9 @@ def places(directory: Path) -> dict[str, Path]:
     ))  # fmt: skip
     study("ranges without end", "model: m\nsweep: {seed: [" + "{range: [0, 99999]}, " * 200 + "]}\n")
     study("a group without end", "model: m\nsweep:\n  g: [" + "{seed: {range: [0, 99999]}}, " * 200 + "]\n")
-    study("exclusions without end", "model: m\nsweep: {seed: {range: [0, 9999]}}\nexclude:\n" + "- {seed: 1}\n" * 10_000)
+    study(
+        "exclusions without end", "model: m\nsweep: {seed: {range: [0, 9999]}}\nexclude:\n" + "- {seed: 1}\n" * 10_000
+    )
     for index in range(40):
         (directory / f"base{index}.yaml").write_text(f"base: [{', '.join([f'base{index + 1}.yaml'] * 9)}]\n")
     study("bases that grow", "model: m\nbase: base0.yaml\n")
@@ -305,7 +307,7 @@ def attempt(path: Path) -> Attempt:
     try:
         with time_limit(LIMIT_S):
             outcome: Study | LlemError | BaseException = _loaded(path)
-    except (Exception, TooLongError) as problem:  # whatever it is, is the finding
+    except (Exception, TooLongError) as problem:  # noqa: BLE001  (whatever it is, is the finding)
         outcome = problem
     return Attempt(outcome, time.perf_counter() - begun)
 
@@ -380,7 +382,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         tallies = try_all(options.tries, directory, lambda line: sys.stdout.write(line + "\n"))
-        mutated = sorted(directory.glob("m*.yaml"))
+        mutated = sorted(directory.glob("m[0-9]*.yaml"))
         broken = [bad for at in range(0, len(mutated), BATCH) for bad in collect(mutated[at : at + BATCH], directory)]
         for path in broken:
             sys.stdout.write(f"pytest gives a traceback: {path.read_bytes()[:2000]!r}\n")

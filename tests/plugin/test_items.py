@@ -114,3 +114,28 @@ def test_a_module_whose_module_is_not_its_file_is_still_possible(pytester: pytes
     """`Module._getobj` is the one private touch: were it renamed, pytest would try to import the YAML file."""
     items, _ = pytester.inline_genitems("--llem-study=small.yaml")
     assert {item.obj.__module__ for item in items} == {"pytest_llem.session.study_tests"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("link.yaml",),
+        ("--llem-study=link.yaml",),
+        ("link.yaml", "--llem-study=link.yaml"),
+        ("linked/study.yaml",),
+        ("--llem-study=linked/study.yaml", "linked/study.yaml"),
+        ("--llem-study=here/study.yaml", "link.yaml"),
+        ("link.yaml::test_experiment",),
+    ],
+)
+def test_a_study_behind_a_link_is_the_file_it_leads_to(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
+    """A link as an argument looked for bases beside itself, and one in a linked folder was a second study."""
+    folder = pytester.mkdir("here")
+    (folder / "common.yaml").write_text("model: builtin:tiny-llama\n")
+    (folder / "study.yaml").write_text("base: common.yaml\nexecution: {cycles: 2}\n")
+    (pytester.path / "link.yaml").symlink_to("here/study.yaml")
+    (pytester.path / "linked").symlink_to("here")
+
+    result = pytester.runpytest("--collect-only", "-q", *arguments)
+
+    result.stdout.fnmatch_lines(["*.yaml::test_experiment[[]study-c1]", "2 tests collected*"])

@@ -19,7 +19,7 @@ from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
 from pytest_llem.engines.protocol import ModelShape
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job.files import open_regular, parse_json, read_json
+from pytest_llem.job.files import found, open_regular, parse_json, read_json
 from pytest_llem.machine.devices import PARALLEL_SIZES
 from pytest_llem.study.canonical import Get
 from pytest_llem.workload.hub import cached_commit, cached_repository
@@ -254,8 +254,9 @@ def model_directory(model: str, directory: Path, revision: str | None) -> Path:
         if not builtin.is_dir():
             raise UnknownModelError("it is made when it is first used")
         return builtin
-    for path in (Path(model).expanduser(), directory / model):
-        if path.is_dir():
+    for name in (model, str(directory / model)):
+        path = found(name)
+        if path is not None and path.is_dir():
             return path
     commit = cached_commit("models", model, revision) or revision
     snapshot = cached_repository("models", model) / "snapshots" / (commit or "")

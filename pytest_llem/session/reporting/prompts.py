@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_llem.errors import EngineSettingError, WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.files import found
 from pytest_llem.session.reporting.footprint import UnknownModelError, model_directory
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
@@ -40,8 +41,8 @@ def prompt_lines(study: Study) -> Iterator[str]:
 
 def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
     settings, name = experiment.config.workload, str(getter(experiment.flat_settings)("workload.dataset"))
-    path = Path(settings.dataset).expanduser()
-    here = path.is_file() and path.stat().st_size <= MAX_BYTES
+    path = found(settings.dataset)
+    here = path is not None and path.is_file() and path.stat().st_size <= MAX_BYTES
     try:
         if here and settings.input_tokens is not None:
             tokenizer = _tokenizer(study, experiment)

@@ -10,6 +10,8 @@ import pytest
 from pytest_llem.errors import StoreError
 from pytest_llem.job.files import (
     MAX_JSON_DEPTH,
+    expanded,
+    found,
     open_regular,
     parse_json,
     read_json,
@@ -124,3 +126,17 @@ def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> 
 def test_a_file_name_that_is_not_utf8_breaks_no_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"path": os.fsdecode(b"results-\xff")})
     assert read_json(tmp_path / "x.json") == {"path": "results-?"}
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/x", "x" * 5000, "a\0b", "absent"])
+def test_a_name_that_leads_nowhere_is_not_found(name: str) -> None:
+    """`~nobody-here` was a RuntimeError, and a name of 5,000 letters an OSError."""
+    assert expanded(name) == Path(name)
+    assert found(name) is None
+
+
+def test_a_path_in_the_users_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").touch()
+
+    assert found("~/x") == tmp_path / "x"

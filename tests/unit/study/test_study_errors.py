@@ -58,6 +58,51 @@ WRONG = {
         "thermal settled cannot be combined",
         "leave max_repeats out",
     ),
+    "text that YAML reads as a number": ("model: m\nrevision: 12e45\n", "2:11", "expected a text, got", "(quote it)"),
+    "text that YAML reads as a boolean": (
+        "model: m\nworkload: {split: true}\n",
+        "2:19",
+        "got the boolean",
+        "(quote it)",
+    ),
+    "no where anything goes": (
+        "model: m\nengine: vllm\nvllm: {extra: {enable_lora: no}}\n",
+        "3:29",
+        "vllm.extra.enable_lora: no is no boolean here, but a text that engines take for true",
+        "write true or false, or quote it",
+    ),
+    "off in a list where anything goes": (
+        "model: m\ntransformers: {extra: {a: {b: [1, {c: Off}]}}}\n",
+        "2:31",
+        "transformers.extra.a.b: Off is no boolean here",
+        "quote it",
+    ),
+    "yes on an axis": (
+        "model: m\nengine: vllm\nsweep: {vllm.extra.x: [yes, 1]}\n",
+        "3:24",
+        "vllm.extra.x: yes",
+        "quote",
+    ),
+    "on for Ray": (
+        "model: m\nray: {runtime_env: {config: {eager_install: on}}}\n",
+        "2:29",
+        "on is no boolean",
+        "quote",
+    ),
+    "a runner like no other": (
+        "model: m\nrunners: {vllm: nonsense}\n",
+        "2:17",
+        "unknown runner 'nonsense'",
+        "local, docker",
+    ),
+    "runner without image": (
+        "model: m\nrunners: {vllm: 'docker:'}\n",
+        "2:17",
+        "nothing after the colon",
+        "docker:IMAGE",
+    ),
+    "runner with too much": ("model: m\nrunners: {vllm: local:x}\n", "2:17", "local takes nothing", "docker:IMAGE"),
+    "image with a blank": ("model: m\nrunners: {vllm: 'docker:a b'}\n", "2:17", "blanks or", "docker:IMAGE"),
     "unknown meter": ("model: m\nmeter: nvlm\n", "2:8", "unknown meter 'nvlm'", "did you mean 'nvml'?"),
     "typo in docker": ("model: m\ndocker: {lifecyle: session}\n", "2:10", "docker.lifecyle", "'lifecycle'"),
     "no size": ("model: m\ndocker:\n  memory: much\n", "3:11", "a size like 512m or 16g", "'much'"),
@@ -191,3 +236,17 @@ def test_absurd_product_is_refused_with_its_count(load: Load) -> None:
 def test_wrong_command_line_is_a_settings_error(load: Load, overrides: Overrides) -> None:
     with pytest.raises(SettingsError):
         load("model: m\n", overrides=overrides)
+
+
+def test_quoted_words_and_words_where_a_text_is_wanted_are_texts(load: Load) -> None:
+    study = load("model: 'no'\ntitle: yes\ntags: [on]\ntransformers: {extra: {a: 'no', b: nothing, c: false}}\n")
+
+    assert study.title == "yes"
+    assert study.experiments[0].config.settings["extra"] == {"a": "no", "b": "nothing", "c": False}
+
+
+def test_a_user_there_is_not_is_no_traceback(load: Load) -> None:
+    """`~nobody-here` was a RuntimeError."""
+    study = load("model: ~nobody-here/x\nworkload: {dataset: ~nobody-here/y.txt}\ndocker: {mounts: [~nobody-here]}\n")
+
+    assert "~nobody-here" in study.experiments[0].config.model
