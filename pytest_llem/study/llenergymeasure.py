@@ -1,14 +1,17 @@
 """The names of LLenergyMeasure's settings, and the settings that `sources` makes of them.
 
 `sources` translates by them, `published` lists them. They may only be added to, from the tool's public documentation:
-the older names (`backend: pytorch`, `n`, `decoder`) and the newer (`engine: transformers`, `task`, `study_execution`).
+its names of 2024 and 2025 are in `first_generation`, the older ones (`backend: pytorch`, `n`, `decoder`) and the newer
+(`engine: transformers`, `task`, `study_execution`) here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.study import first_generation
 
 Convert = Callable[[JsonValue], JsonValue]
 
@@ -31,12 +34,15 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("tensorrt_llm.scheduler.", "tensorrt_llm.scheduler_config."),
     ("study_execution.", "execution."),
     ("measurement.baseline.", "baseline."),
+    ("harness.", ""),
+    *first_generation.PREFIXES,
 )
 """Sections that have another name or another parent here, each applied once, in this order."""
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
 ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}
-_ORDERS = {"shuffle": "shuffled", "interleave": "interleaved", "cyclic": "interleaved"}
+_ORDERS = {"shuffle": "shuffled", "interleave": "interleaved", "cyclic": "interleaved", "grouped": "sequential"}
+RUNNERS = {"process": "local", "container": "docker"}
 _BACKENDS = {"trt": "tensorrt"}
 
 
@@ -55,12 +61,20 @@ def _meter(value: JsonValue) -> JsonValue:
     return "none" if value is None else value
 
 
+def _name(value: JsonValue) -> JsonValue:
+    """A name of any form as one that a study may have."""
+    return (re.sub(r"[^A-Za-z0-9_.-]+", "-", value).strip("-.")[:80] or value) if isinstance(value, str) else value
+
+
 def _same(value: JsonValue) -> JsonValue:
     return value
 
 
+_KINDS: Mapping[str, Convert] = {"dtype": _dtype, "name": _name}
+
+
 RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
-    "study_name": (("name", _same),),
+    "study_name": (("name", _name),),
     "backend": (("engine", _words(ENGINES)),),
     "engine": (("engine", _words(ENGINES)),),
     "n": (("workload.prompts", _same),),
@@ -98,6 +112,10 @@ RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
     "execution.experiment_gap_seconds": (("execution.cooldown", _same),),
     "execution.config_gap_seconds": (("execution.cooldown", _same),),
     "execution.cycle_gap_seconds": (("execution.cooldown", _same),),
+    "execution.structure": (("execution.order", _words(_ORDERS)),),
+    "execution.warmup_prompts": (("measurement.warmup.max_repeats", _same),),
+    "execution.warmup_timeout_seconds": (("measurement.warmup.max_s", _same),),
+    "execution.gpu_indices": (("device.gpus", _same),),
     "lora.adapter_id": (("lora", _same),),
     "transformers.dtype": (("transformers.dtype", _dtype),),
     "transformers.trust_remote_code": (("trust_remote_code", _same),),
@@ -132,6 +150,10 @@ RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
         f"vllm.{name}": ((f"vllm.extra.{name}", _same),)
         for name in ("offload_group_size", "offload_num_in_group", "offload_prefetch_step", "offload_params")
     },
+    **{
+        word: tuple((path, _KINDS.get(path) or _words(words)) for path in paths)
+        for word, (paths, words) in first_generation.RENAMES.items()
+    },
 }
 """A word that means the same as another word here, with the conversion of its value."""
 
@@ -142,55 +164,101 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "warmup.n_warmup": (),
     "warmup.n_prompts": (),
     "baseline.enabled": (True,),
+    "random_seed": (None,),
+    "execution.experiment_gap_seconds": (None,),
+    "execution.config_gap_seconds": (None,),
+    "execution.cycle_gap_seconds": (None,),
+    "execution.gpu_indices": (None,),
     "execution.shuffle_seed": (None,),
     "execution.skip_preflight": (False,),
     "execution.wall_clock_timeout_hours": (None,),
+    "execution.deduplicate_equivalent": (True,),
     "lora.merge_weights": (False,),
     "transformers.tp_plan": (None, "auto"),
     "transformers.torch_compile": (False, None),
+    "transformers.autocast_enabled": (False, None),
+    "transformers.autocast_dtype": (None,),
+    "transformers.allow_tf32": (None,),
+    "vllm.beam_search": (None,),
     "vllm.beam_search.early_stopping": (None, False),
     "decoder.min_new_tokens": (None,),
     "output_dir": (None,),
+    "tensorrt_llm.engine_path": (None,),
+    "tensorrt_llm.calib": (None,),
+    "tensorrt_llm.sampling.min_tokens": (None, 0),
+    "tensorrt_llm.sampling.n": (None, 1),
+    "tensorrt_llm.sampling.return_perf_metrics": (None, False),
+    **first_generation.HARMLESS,
 }
-"""Values that say what is the case here anyway; they may stand."""
+"""Values that say what is the case here anyway; they may stand. An empty tuple stands for every value."""
+
+_IDLE = "idle power is measured in every cycle"
+_BREAKER = "the breaker is always on, unless --llem-no-breaker switches it off"
+DROPPED: Mapping[str, str] = {
+    "output": "results go to --llem-out",
+    "output_dir": "results go to --llem-out",
+    "gpu_telemetry": "power and clocks are always recorded",
+    "measurement.gpu_telemetry": "power and clocks are always recorded",
+    "baseline.strategy": _IDLE,
+    "baseline.cache_ttl_seconds": _IDLE,
+    "baseline.validation_interval": _IDLE,
+    "baseline.drift_threshold": _IDLE,
+    "execution.shuffle_seed": "the order follows from the study's hash",
+    "execution.skip_preflight": "--llem-skip-preflight does it",
+    "execution.max_consecutive_failures": _BREAKER,
+    "execution.circuit_breaker_cooldown_seconds": _BREAKER,
+    "execution.wall_clock_timeout_hours": "execution.timeout_s limits each cycle",
+    "execution.stdout_silence_timeout_seconds": "execution.timeout_s limits each cycle",
+    "transformers.low_cpu_mem_usage": "transformers always loads this way now",
+    "vllm.swap_space": "vLLM has removed it",
+    "vllm.beam_search.early_stopping": "vLLM's beam search has no such setting",
+    "tensorrt_llm.build_cache": "it caches what is built before anything is measured; tensorrt_llm.extra."
+    "enable_build_cache switches it on",
+    "tensorrt_llm.sampling.return_perf_metrics": "requests are timed here",
+    **first_generation.DROPPED,
+}
+"""Words without a counterpart that change no measurement, and why: they may stand, and a notice lists them."""
+
+_CACHE = "transformers takes it for a static cache"
+REPLACED: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "transformers.cache_implementation": {
+        **dict.fromkeys(("sliding_window", "hybrid", "hybrid_chunked"), ("static", _CACHE)),
+        **dict.fromkeys(("offloaded_hybrid", "offloaded_hybrid_chunked"), ("offloaded_static", _CACHE)),
+    },
+    **dict.fromkeys(
+        ("execution.experiment_order", "execution.cycle_order"),
+        dict.fromkeys(("latin_square", "reverse"), ("shuffled", "another order that favours no experiment")),
+    ),
+}
+"""Values without a counterpart, by word: what is taken instead to the same effect, and why; the notice lists them.
+
+The names of caches are those that transformers 5 takes for static ones (`generation/configuration_utils.py`).
+"""
 
 REFUSED: Mapping[str, str] = {
     "serving_mode": "write engine: openai, and workload.arrival for the traffic",
     "server": "write engine: openai, and workload.arrival for the traffic",
-    "output": "results go to --llem-out=DIR (or the ini option llem_out)",
-    "output_dir": "results go to --llem-out=DIR (or the ini option llem_out)",
     "energy": "write meter: NAME",
     "warmup.enabled": "write measurement: {warmup: {max_repeats: 0}}",
     "baseline.enabled": "write measurement: {idle: {duration_s: 0}}",
-    "baseline.strategy": "leave it out: idle power is measured in every cycle",
-    "baseline.cache_ttl_seconds": "leave it out: idle power is measured in every cycle",
-    "baseline.validation_interval": "leave it out: idle power is measured in every cycle",
-    "baseline.drift_threshold": "leave it out: idle power is measured in every cycle",
-    "execution.shuffle_seed": "leave it out: the order is seeded by the study's hash",
-    "execution.skip_preflight": "write --llem-skip-preflight on the command line",
-    "execution.max_consecutive_failures": "leave it out: the breaker is always on (--llem-no-breaker switches it off)",
-    "execution.circuit_breaker_cooldown_seconds": "leave it out (--llem-no-breaker switches the breaker off)",
-    "execution.wall_clock_timeout_hours": "limit each cycle instead: execution: {timeout_s: ...}",
+    "execution.deduplicate_equivalent": "leave it out: equal experiments run once, execution.cycles repeats them",
     "lora.merge_weights": "merge the adapter beforehand and name the merged model",
     "lora.revision": "download the adapter at that revision and name its path",
     "transformers.tp_plan": "write transformers: {tensor_parallel_size: N}",
-    "transformers.low_cpu_mem_usage": "leave it out: transformers always loads this way now",
     "transformers.allow_tf32": "set the environment variable NVIDIA_TF32_OVERRIDE",
     "transformers.autocast_enabled": "write dtype: bfloat16",
     "transformers.autocast_dtype": "write dtype: bfloat16",
-    "vllm.swap_space": "leave it out: vLLM has removed it",
-    "vllm.beam_search.early_stopping": "leave it out: vLLM's beam search has no such setting",
     "decoder.min_new_tokens": "write workload: {ignore_eos: true}: exactly output_tokens are generated",
     "tensorrt_llm.engine_path": "name the engine's directory as model",
     "tensorrt_llm.sampling.min_tokens": "write workload: {ignore_eos: true}",
     "tensorrt_llm.sampling.n": "leave it out: one sequence per prompt",
-    "tensorrt_llm.sampling.return_perf_metrics": "leave it out",
     "tensorrt_llm.calib": "quantise beforehand and name the quantised model",
-    "tensorrt_llm.build_cache": "write tensorrt_llm: {extra: {enable_build_cache: true}}",
+    **first_generation.REFUSED,
 }
-"""Words without a counterpart, and what to write instead."""
+"""Words without a counterpart that would change what is measured, and what to write instead."""
 
 MARKS = frozenset({"task", "offline", "pytorch", "tensorrt", "decoder", "warmup", "baseline", "energy", "serving_mode"})
-MARKS |= {"study_execution", "passthrough_kwargs", "server", "output", "output_dir"}
+MARKS |= {"study_execution", "passthrough_kwargs", "harness"}
+MARKS |= first_generation.MARKS
 MARKS |= {word.partition(".")[0] for word in RENAMES if "." not in word and word not in ("engine", "dtype")}
 """Top-level words that only those files have."""

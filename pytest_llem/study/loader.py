@@ -112,6 +112,8 @@ class _StudyLoader:
         self._stop_if_wrong()
         if self.sources.is_older:
             text = "read as a file of LLenergyMeasure; what it leaves out has this project's defaults"
+            if self.sources.without_effect:
+                text += f"; to no effect: {', '.join(dict.fromkeys(self.sources.without_effect))}"
             self.notices.append(Notice("older_words", text, self.sources.locate(())))
         experiments: list[Experiment] = []
         if axes or not entries:
@@ -314,6 +316,10 @@ class _StudyLoader:
         for (label, why), (origin, section) in self.points.inactive.items():
             if section not in engines or not why.startswith("with engine"):
                 self.notices.append(Notice("dormant", f"{label} does nothing {why}", self.sources.locate(origin)))
+        if self.points.invalid and self.sources.is_older:
+            first, *rest = self.points.invalid
+            more = f", and {len(rest)} more" if rest else ""
+            self.notices.append(Notice("invalid", f"left out: {first.id}: {first.reason}{more}", first.location))
         if self.points.duplicates:
             first, *rest = self.points.duplicates
             more = f", and {len(rest)} more" if rest else ""

@@ -14,7 +14,7 @@ from pytest_llem.engines import shipped_engines
 from pytest_llem.job.config import Arrival, Lengths, Thresholds
 from pytest_llem.study.canonical import INACTIVITY_RULES, PRESETS
 from pytest_llem.study.declared import Key, is_section, keys_of, model_of, options, published_name, summary
-from pytest_llem.study.llenergymeasure import REFUSED, RENAMES
+from pytest_llem.study.llenergymeasure import DROPPED, REFUSED, RENAMES, REPLACED
 from pytest_llem.study.model import Execution
 from pytest_llem.study.runner_settings import DockerSettings, RaySettings
 from pytest_llem.study.schema import Compare, ExperimentSettings, StudyDocument, UserFile
@@ -69,13 +69,20 @@ def _lines() -> Iterator[str]:
     yield from _table(UserFile)
     yield "\nEach plain one also has a variable (`LLEM_OUT`, ...), and each engine `LLEM_RUNNER_<ENGINE>`. Precedence:"
     yield "command line, environment, ini file, study, user settings, default. `llem config` shows what holds.\n"
-    yield "## Words of LLenergyMeasure\n\nIts files load unchanged; its words and what they are here:\n"
+    yield "## Words of LLenergyMeasure\n\nIts files, of every generation, are studies. Points that an engine cannot"
+    yield "run are left out, as there. Its words and what they are here:\n"
     yield "| there | here |\n|---|---|"
     for word, targets in RENAMES.items():
         paths = [path for path, _ in targets if path != word]
         if paths:
             yield f"| `{word}` | {', '.join(f'`{path}`' for path in paths)} |"
-    yield "\nWithout a counterpart:\n"
+    yield "\nWithout a counterpart, and no measurement depends on them; a notice lists those that a file has:\n"
+    for word, why in DROPPED.items():
+        yield f"- `{word}`: {why}"
+    for word, values in REPLACED.items():
+        for value, (new, why) in values.items():
+            yield f"- `{word}: {value}` is `{new}`: {why}"
+    yield "\nWithout a counterpart and an error, because they would change it:\n"
     for word, hint in REFUSED.items():
         yield f"- `{word}`: {hint}"
 

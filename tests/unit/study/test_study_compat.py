@@ -143,11 +143,13 @@ def test_newest_sections_of_engine_and_sampling_params(load: Load) -> None:
 @pytest.mark.parametrize(
     ("text", "position", "remedy"),
     [
-        ("output: {results_dir: x}", "3:1", "--llem-out"),
         ("pytorch: {allow_tf32: true}", "3:11", "NVIDIA_TF32_OVERRIDE"),
-        ("vllm: {engine: {swap_space: 8}}", "3:17", "vLLM has removed it"),
         ("serving_mode: server", "3:1", "engine: openai"),
-        ("execution: {shuffle_seed: 3}", "3:13", "study's hash"),
+        ("tensorrt: {calib: {calib_batches: 512}}", "3:12", "quantised model"),
+        ("tensorrt: {sampling: {min_tokens: 10}}", "3:23", "ignore_eos"),
+        ("pytorch: {batching_strategy: sorted_dynamic}", "3:11", "continuous_batching"),
+        ("traffic_simulation: {enabled: true, target_qps: 2}", "3:1", "workload.arrival"),
+        ("parallelism: {strategy: expert, degree: 2}", "3:25", "tensor_parallel"),
         ("tensorrt: {engine_path: /e}", "3:12", "as model"),
     ],
 )
@@ -160,6 +162,88 @@ def test_word_without_counterpart_says_what_to_write(load: Load, text: str, posi
     assert remedy in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        ("output: {results_dir: x, save_timeseries: true}", "output (results go to --llem-out)"),
+        ("vllm: {engine: {swap_space: 8}}", "vllm.engine.swap_space (vLLM has removed it)"),
+        ("execution: {shuffle_seed: 3}", "execution.shuffle_seed (the order"),
+        ("execution: {cycle_gap_seconds: 9, config_gap_seconds: 3}", "execution.cycle_gap_seconds (the gap"),
+        ("tensorrt: {build_cache: {max_records: 5}}", "tensorrt.build_cache (it caches"),
+        ("measurement: {gpu_telemetry: {enabled: true}}", "measurement.gpu_telemetry (power and clocks"),
+        ("pytorch: {cache_implementation: sliding_window}", "pytorch.cache_implementation (sliding_window is static"),
+        ("timeseries: {enabled: true, sample_interval_ms: 50}", "timeseries (power and clocks"),
+        ("study_execution: {experiment_order: latin_square}", "experiment_order (latin_square is shuffled"),
+    ],
+)
+def test_what_changes_no_measurement_is_listed_in_one_notice(load: Load, text: str, listed: str) -> None:
+    study = load(f"model: gpt2\nbackend: pytorch\n{text}\n")
+
+    notice = next(notice for notice in study.notices if notice.code == "older_words")
+    assert listed in notice.message
+    assert sum("to no effect" in other.message for other in study.notices) == 1
+
+
+@pytest.mark.parametrize("text", ["output: {results_dir: x}", "vllm: {swap_space: 8}", "gpu_telemetry: true"])
+def test_in_a_study_of_this_project_such_a_word_stays_an_error(load: Load, text: str) -> None:
+    with pytest.raises(StudyError, match=r"study\.yaml:2:\d+: .*has no counterpart here"):
+        load(f"model: gpt2\n{text}\n")
+
+
+def test_gap_between_experiments_is_the_cooldown_and_one_between_cycles_where_there_is_no_other(load: Load) -> None:
+    both = load("model: gpt2\nbackend: pytorch\nexecution: {experiment_gap_seconds: 5.0, cycle_gap_seconds: 15.0}\n")
+    one = load("model: gpt2\nbackend: pytorch\nexecution: {experiment_gap_seconds: null, cycle_gap_seconds: 15.0}\n")
+    assert (both.execution.cooldown, one.execution.cooldown) == (5.0, 15.0)
+
+
+def test_points_that_an_engine_cannot_run_are_left_out_as_there(load: Load) -> None:
+    study = load(
+        """\
+        model: gpt2
+        backend: pytorch
+        sweep: {precision: [fp32, bf16], pytorch.attn_implementation: [sdpa, flash_attention_2]}
+        """
+    )
+    assert (len(study.experiments), len(study.invalid)) == (3, 1)
+    assert "flash_attention_2 cannot be combined" in next(n.message for n in study.notices if n.code == "invalid")
+
+
+def test_caches_that_transformers_dropped_are_swept_once(load: Load) -> None:
+    study = load(
+        """\
+        model: gpt2
+        backend: pytorch
+        sweep:
+          caching:
+            - pytorch.use_cache: true
+              pytorch.cache_implementation: [static, offloaded_static, sliding_window]
+        """
+    )
+    caches = [experiment.config.settings["cache_implementation"] for experiment in study.experiments]
+    assert caches == ["static", "offloaded_static"]
+
+
+def test_newest_runners_images_and_orchestration(load: Load) -> None:
+    study = load(
+        """\
+        task: {model: org/m, dataset: {n_prompts: 2}}
+        serving_mode: offline
+        runners: {transformers: process, vllm: container}
+        images: {vllm: "vllm/vllm-openai:v0.9.2"}
+        harness: {transformers: {batch_size: 4, torch_compile: true, torch_compile_mode: reduce-overhead}}
+        measurement: {baseline: {enabled: false}, warmup: {enabled: false}}
+        study_execution: {gpu_indices: [1], deduplicate_equivalent: true, experiment_gap_seconds: null}
+        """
+    )
+    config = study.experiments[0].config
+    assert study.runners == {"transformers": "local", "vllm": "docker:vllm/vllm-openai:v0.9.2"}
+    assert config.settings["batch_size"] == 4
+    assert isinstance(config.settings["compile"], dict)
+    assert config.settings["compile"]["mode"] == "reduce-overhead"
+    assert (config.measurement.idle.duration_s, config.measurement.warmup.max_repeats) == (0, 0)
+    assert config.device.gpus == (1,)
+
+
 def test_problem_with_a_renamed_word_is_placed_where_it_was_written(load: Load) -> None:
     with pytest.raises(StudyError, match=r"study\.yaml:3:4: workload\.prompts: expected an integer"):
         load("model: gpt2\nbackend: pytorch\nn: many\nsweep: {pytorch.batch_size: [1]}\n")
@@ -170,3 +254,101 @@ def test_word_set_twice_in_old_and_new_is_refused(load: Load) -> None:
         StudyError, match=r"2:1: n sets workload\.prompts, which is set already|n sets workload\.prompts"
     ):
         load("workload: {prompts: 3}\nn: 4\nmodel: gpt2\n")
+
+
+def test_first_generation_of_the_transformers_engine(load: Load) -> None:
+    study = load(
+        """\
+        config_name: every section off
+        model_name: org/m
+        dataset: {name: ai_energy_score, sample_size: 10, split: train}
+        max_input_tokens: 512
+        max_output_tokens: 128
+        min_output_tokens: 0
+        gpus: [0, 1]
+        fp_precision: float16
+        is_encoder_decoder: false
+        task_type: text_generation
+        batching: {batch_size: 4, strategy: static, max_tokens_per_batch: null}
+        parallelism: {strategy: none, degree: 1}
+        decoder: {temperature: 0.7, min_p: 0.05, no_repeat_ngram_size: 0, beam_search: {enabled: false, num_beams: 1}}
+        traffic_simulation: {enabled: false, target_qps: 1.0}
+        quantization: {quantization: true, load_in_8bit: true, load_in_4bit: false}
+        schedule: {enabled: false, total_duration: 24h}
+        streaming: true
+        io: {results_dir: null}
+        num_cycles: 4
+        query_rate: 1.0
+        random_seed: null
+        save_outputs: false
+        baseline: {enabled: true, required: false, duration_sec: 20.0}
+        timeseries: {enabled: true, save: true, sample_interval_ms: 100}
+        pytorch: {use_bettertransformer: false, torch_compile: reduce-overhead, assisted_generation: null, extra: {}}
+        extra_metadata: {}
+        """
+    )
+    config = study.experiments[0].config
+    assert (study.name, study.execution.cycles, config.model) == ("every-section-off", 4, "org/m")
+    assert (config.workload.dataset, config.workload.prompts, config.workload.split) == ("aienergyscore", 10, "train")
+    assert (config.dtype, config.device.gpus, config.measurement.idle.duration_s) == ("float16", (0, 1), 20.0)
+    assert (config.decoding.do_sample, config.decoding.temperature, config.decoding.min_p) == (True, 0.7, 0.05)
+    assert config.settings["batch_size"] == 4
+    assert isinstance(config.settings["quantization"], dict)
+    assert config.settings["quantization"]["load_in_8bit"] is True
+    assert isinstance(config.settings["compile"], dict)
+    assert config.settings["compile"]["mode"] == "reduce-overhead"
+    [notice] = [notice.message for notice in study.notices if notice.code == "older_words"]
+    for word in ("streaming", "io", "query_rate", "save_outputs", "baseline.required", "timeseries"):
+        assert f" {word} (" in notice
+    assert "schedule" not in notice
+
+
+def test_first_generation_of_vllm_and_tensorrt(load: Load) -> None:
+    vllm = load(
+        """\
+        config_name: v
+        model_name: org/m
+        backend: vllm
+        num_input_prompts: 5
+        parallelism: {strategy: tensor_parallel, degree: 2}
+        vllm:
+          swap_space: 8.0
+          distributed_backend: mp
+          attention: {backend: FLASH_ATTN, flash_version: null}
+          speculative: {method: ngram, num_tokens: 5, prompt_lookup_max: 2}
+          lora: {enabled: false, max_loras: 1}
+          load_format: safetensors
+        """
+    )
+    settings = vllm.experiments[0].config.settings
+    assert (settings["tensor_parallel_size"], settings["distributed_executor_backend"]) == (2, "mp")
+    assert isinstance(settings["speculative"], dict)
+    assert (settings["attention_backend"], settings["speculative"]["num_speculative_tokens"]) == ("FLASH_ATTN", 5)
+    assert settings["extra"] == {"load_format": "safetensors"}
+
+    tensorrt = load(
+        """\
+        config_name: t
+        model_name: org/m
+        backend: tensorrt
+        tensorrt: {tp_size: 2, pp_size: 1, quantization: {method: int4_awq}, kv_cache_type: paged, engine_path: null,
+          enable_kv_cache_reuse: true, gpu_memory_utilization: 0.85, force_rebuild: false, draft_model: null}
+        """
+    )
+    settings = tensorrt.experiments[0].config.settings
+    assert settings["tensor_parallel_size"] == 2
+    assert settings["quant_config"] == {"quant_algo": "W4A16_AWQ"}
+    assert settings["kv_cache_config"] == {"free_gpu_memory_fraction": 0.85, "enable_block_reuse": True}
+
+
+def test_files_before_the_first_release(load: Load) -> None:
+    study = load(
+        '{"config_name": "c1", "model_name": "org/m", "is_encoder_decoder": false,'
+        ' "inference_type": "purely_generative", "num_input_prompts": 16, "gpu_list": [0], "num_processes": 1,'
+        ' "batching_options": {"batch_size": 16}, "sharding_config": {"strategy": "none", "num_shards": 1},'
+        ' "latency_simulation": {"enabled": false}, "decoder_temperature": 0.5, "fp_precision": "float32",'
+        ' "quantization": false, "backend": "pytorch"}'
+    )
+    config = study.experiments[0].config
+    assert (config.workload.prompts, config.settings["batch_size"], config.dtype) == (16, 16, "float32")
+    assert (config.device.gpus, config.decoding.temperature) == ((0,), 0.5)
