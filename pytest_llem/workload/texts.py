@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
+import io
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job.config import WorkloadSettings
-from pytest_llem.job.files import expanded
+from pytest_llem.job.files import expanded, open_regular, parse_json
 from pytest_llem.workload.hub import hub_obstacle
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
@@ -101,9 +102,12 @@ def _texts(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
         if isinstance(row, str) and column is None:
             yield row if row.strip() else None
             continue
+        if row is None:
+            yield None
+            continue
         if not isinstance(row, dict):
-            text = f"{where}: expected a JSON object, got {type(row).__name__}"
-            raise WorkloadError(text, fix="one JSON object a line")
+            text = f"{where}: expected an object{'' if column else ' or a text'}, got {type(row).__name__}"
+            raise WorkloadError(text, fix=f"write an object with the text in column {column or DEFAULT_COLUMNS[0]}")
         if column is None:
             column = next((name for name in DEFAULT_COLUMNS if _is_text(row.get(name))), None)
             there = [row[name] for name in DEFAULT_COLUMNS if name in row]
@@ -125,29 +129,27 @@ def _is_text(value: Any) -> bool:
 
 
 def _text_lines(path: Path) -> Iterator[Row]:
-    with _opened(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if text := line.strip():
-                yield f"{path}:{number}", text
+    for number, line in enumerate(_lines(path), start=1):
+        if text := line.strip():
+            yield f"{path}:{number}", text
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with _opened(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
             try:
-                yield f"{path}:{number}", json.loads(line)
+                yield where, parse_json(line, where)
             except ValueError as problem:
-                raise WorkloadError(f"{path}:{number}: not JSON: {problem}", fix="one JSON object a line") from None
+                raise WorkloadError(str(problem), fix="one JSON object a line") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
         try:
-            rows = json.load(stream)
+            rows = parse_json(stream.read(), path)
         except ValueError as problem:
-            raise WorkloadError(f"{path}: not JSON: {problem}", fix="a JSON list of objects or strings") from None
+            raise WorkloadError(str(problem), fix="a JSON list of objects or strings") from None
     if not isinstance(rows, list):
         raise WorkloadError(f"{path}: expected a JSON list", fix="a JSON list of objects or strings")
     for number, row in enumerate(rows):
@@ -155,14 +157,35 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    with _opened(path) as stream:
-        for number, row in enumerate(csv.DictReader(stream), start=2):
-            yield f"{path}:{number}", row
-
-
-def _opened(path: Path) -> Any:
+    reader = csv.DictReader(_lines(path), strict=True)
     try:
-        return path.open(encoding="utf-8")
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise WorkloadError(f"{path}:1: two columns {twice[0]!r}", fix="rename one")
+        for row in reader:
+            if None in row:
+                text = f"{path}:{reader.line_num}: more fields than the header has"
+                raise WorkloadError(text, fix="quote texts that hold commas")
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as problem:
+        fix = "quote texts as CSV does, or write the longest ones as JSON lines (.jsonl)"
+        raise WorkloadError(f"{path}:{reader.reader.line_num}: {problem}", fix=fix) from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, however they end. `WorkloadError` names the first one that is not UTF-8."""
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", errors="surrogateescape") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                raise WorkloadError(f"{path}:{number}: not UTF-8", fix="save the file as UTF-8") from None
+            yield line
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
     except OSError as problem:
         raise WorkloadError(
             f"workload.dataset {str(path)!r}: {problem.strerror or problem}",

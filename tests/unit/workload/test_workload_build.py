@@ -242,7 +242,7 @@ def test_one_column_is_read_whatever_the_others_hold(tmp_path: Path) -> None:
         ("p.jsonl", "{oops\n", {}, "p.jsonl:1: not JSON"),
         ("p.jsonl", '{"a": "x"}\n', {"column": "b"}, "no text in column b"),
         ("p.jsonl", '{"a": "x"}\n', {}, "no text in column text or prompt"),
-        ("p.jsonl", "[1]\n", {}, "expected a JSON object, got list"),
+        ("p.jsonl", "[1]\n", {}, "expected an object or a text, got list"),
         ("p.jsonl", '{"text": "x"}\n{"text": 3}\n', {"prompts": 2}, "p.jsonl:2: no text in column text"),
         ("p.jsonl", '{"text": "x"}\n{"q": "y"}\n', {"prompts": 2}, "p.jsonl:2: no text in column text"),
         ("p.json", "{}", {}, "expected a JSON list"),
