@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import Timeout
+from pydantic import ValidationError
 
 from pytest_llem.energy.readings import UNITS, Sample, read_samples
 from pytest_llem.errors import InterruptedCycleError, LlemError, StoreError, WorkerCrashedError
@@ -21,6 +22,7 @@ from pytest_llem.job.measurement import read_measurement
 from pytest_llem.job.report import RunReport
 from pytest_llem.results.derive import compare_work, derive_result, device_peaks, with_temperature_drift
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.reading import refused
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
@@ -120,15 +122,18 @@ def _conclude(
     environment = store.environment
     if report.environment is not None:  # another machine ran the cycle; the commit is that of the study, on this one
         environment = {**report.environment, "git": store.environment.get("git")}
-    result = derive_result(
-        job,
-        measurement,
-        report,
-        study=key.study,
-        environment=environment,
-        device_peak_bytes=device_peaks(job_dir.samples, measured),
-        thermal=derive_thermal(job, measurement, job_dir.samples),
-    )
+    try:
+        result = derive_result(
+            job,
+            measurement,
+            report,
+            study=key.study,
+            environment=environment,
+            device_peak_bytes=device_peaks(job_dir.samples, measured),
+            thermal=derive_thermal(job, measurement, job_dir.samples),
+        )
+    except ValidationError as problem:  # an engine that counts below zero, for one
+        raise refused(job_dir.measurement, problem) from None
     siblings = store.valid_siblings(key)
     result = with_temperature_drift(compare_work(result, siblings), siblings)
     write_power(job_dir.samples, job_dir.power)

@@ -86,9 +86,14 @@ def read_result(path: Path) -> Result:
     try:
         return Result.model_validate_json(json.dumps(data) if older else path.read_bytes())
     except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path}: {where}: {first['msg']} ({problem.error_count()} problems in all)") from None
+        raise refused(path, problem) from None
+
+
+def refused(path: Path, problem: ValidationError) -> StoreError:
+    """The error of a file that makes no valid result: the first place, and what is wrong there."""
+    first = problem.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return StoreError(f"{path}: {where}: {first['msg']} ({problem.error_count()} problems in all)")
 
 
 def result_files(path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Worker processes of this machine: forked from a preloaded server where that is safe, else new interpreters.
+"""Worker processes of this machine: forked from a preloaded server where that is safe, else new interpreters below one.
 
 The local runners start and end them; `settings_check`, `watch` and `servers.starting` use parts. Both kinds must lead a
 session of their own, be killed with all that they started, see just their job's devices, and inherit its lease.
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pytest_llem.job.report import Note
 from pytest_llem.machine.leases import Lease
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.forkserver import kill_group
+from pytest_llem.worker.lifeline import kill_marked
 
 CHECK_MODULE = "pytest_llem.engines.signatures"
 """The program that compares settings with an engine's signatures."""
@@ -49,21 +51,10 @@ class WorkerProcess(Protocol):
 
 
 class SpawnedProcess:
-    """`python -m MODULE ARGUMENTS`, with standard output and error in `log`; it inherits `descriptors`."""
+    """`python -m MODULE ARGUMENTS`, with standard output and error in `log`."""
 
-    def __init__(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str], descriptors: Sequence[int] = ()
-    ) -> None:
-        with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                pass_fds=tuple(descriptors),
-                start_new_session=True,
-            )
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._process = _start(command, log)
         self.pid = self._process.pid
 
     def wait(self, timeout_s: float) -> int | None:
@@ -77,18 +68,14 @@ class SpawnedProcess:
 class ForkServer:
     """The client of `worker.forkserver`: starts it on first use and forks one worker at a time."""
 
-    def __init__(self, engine: str, log: Path) -> None:
+    def __init__(self, engine: str, log: Path, *, preload: bool) -> None:
         """Start the server. Raises `WorkerError` with the reason when it cannot serve."""
+        self._mark = f"LLEM_FORK_SERVER={uuid.uuid4().hex}"
         self._channel, theirs = socket.socketpair()
-        with theirs, log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), engine],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+        with theirs:
+            command = ("pytest_llem.worker.forkserver", str(theirs.fileno()), *((engine,) if preload else ()))
+            self._process = _start(command, log, self._mark, (theirs.fileno(),))
+        self._preload = preload
         self._child: ForkedProcess | None = None
         self._channel.settimeout(START_DEADLINE_S)
         try:
@@ -112,13 +99,25 @@ class ForkServer:
 
     def fork(self, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()) -> ForkedProcess:
         """Fork a worker: see `worker.forkserver` for requests and the descriptors that follow the log's."""
+        environment = request["environment"] if self._preload else {**os.environ, **request["environment"]}
         with log.open("ab") as stream:
-            send(self._channel, dict(request), (stream.fileno(), *descriptors))
+            send(self._channel, {**request, "environment": environment}, (stream.fileno(), *descriptors))
         answer, _ = receive(self._channel)
         if answer is None:
             raise WorkerError("the fork server died")
-        self._child = ForkedProcess(int(answer["pid"]), self._channel)
+        self._child = ForkedProcess(int(answer["pid"]), self)
         return self._child
+
+    def status(self, timeout_s: float) -> int | None:
+        """How its child ended, as `waitpid` returns it, once that is known; nothing of the child is left then."""
+        if not select.select([self._channel], [], [], timeout_s)[0]:
+            return None
+        answer, _ = receive(self._channel)
+        if answer is not None:
+            return int(answer["status"])
+        # The server was killed, and the kernel kills its child: whoever else lives bears the mark.
+        kill_marked(self._mark)
+        return signal.SIGKILL
 
     def close(self) -> None:
         """Let the server end: it does when its socket closes."""
@@ -128,26 +127,39 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            kill_marked(self._mark)
 
 
 class ForkedProcess:
-    """A worker that the fork server forked; its end is reported over the server's socket."""
+    """A worker that a fork server started, which reports its end."""
 
-    def __init__(self, pid: int, channel: socket.socket) -> None:
+    def __init__(self, pid: int, server: ForkServer) -> None:
         self.pid = pid
-        self._channel = channel
+        self._server = server
         self._code: int | None = None
 
     def wait(self, timeout_s: float) -> int | None:
         """See `WorkerProcess.wait`."""
         if self._code is None:
-            readable, _, _ = select.select([self._channel], [], [], timeout_s)
-            if readable:
-                answer, _ = receive(self._channel)
-                if answer is None:  # the server died, and its child may live on
-                    kill_group(self.pid)
-                self._code = os.waitstatus_to_exitcode(answer["status"]) if answer else -signal.SIGKILL
+            status = self._server.status(timeout_s)
+            self._code = os.waitstatus_to_exitcode(status) if status is not None else None
         return self._code
+
+
+def _start(
+    command: Sequence[str], log: Path, mark: str | None = None, descriptors: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """`python -m COMMAND` in a session of its own, with its output in `log`."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env={**os.environ, **(dict([mark.split("=", 1)]) if mark else {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            pass_fds=tuple(descriptors),
+            start_new_session=True,
+        )
 
 
 def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:
@@ -190,7 +202,7 @@ class WorkerStarter:
     def start(self, job: Job, job_dir: JobDir, lease: Lease | None) -> Started:
         """A worker for one job, which inherits the lease."""
         request = {"job_dir": str(job_dir.path.resolve()), "isolation": "process"}
-        return self._start(job, job_dir.log, request, (str(job_dir.path),), None, lease)
+        return self._start(job, job_dir.log, request, None, lease)
 
     def start_resident(self, job: Job, log: Path, lease: Lease | None, isolation: str) -> tuple[Started, socket.socket]:
         """A worker for several jobs, of which `job` is the first, and the socket to talk to it."""
@@ -198,18 +210,16 @@ class WorkerStarter:
             ours, theirs = socket.socketpair()
             cleanup.callback(ours.close)
             with theirs:
-                arguments = (f"--isolation={isolation}", f"--resident={theirs.fileno()}")
-                request = {"resident": True, "isolation": isolation}
-                started = self._start(job, log, request, arguments, theirs, lease)
+                started = self._start(job, log, {"resident": True, "isolation": isolation}, theirs, lease)
             cleanup.pop_all()
         return started, ours
 
     def start_check(self, engine: str, arguments: tuple[str, str], log: Path) -> WorkerProcess:
         """A `settings_check.StartCheck`, forked where cycles are: importing the engine takes most of its time."""
         server = self._servers.get(engine)
-        busy = server is not None and server.busy
-        forked = None if busy else self._fork(engine, {"check": arguments, "environment": {}}, log)
-        return forked or SpawnedProcess((CHECK_MODULE, *arguments), log, {})
+        if server is not None and server.busy:
+            return SpawnedProcess((CHECK_MODULE, *arguments), log)
+        return self._fork(engine, {"check": arguments, "environment": {}}, log).process
 
     def close(self) -> None:
         """End the fork servers."""
@@ -218,39 +228,37 @@ class WorkerStarter:
         self._servers.clear()
 
     def _start(
-        self,
-        job: Job,
-        log: Path,
-        request: Mapping[str, Any],
-        arguments: tuple[str, ...],
-        control: socket.socket | None,
-        lease: Lease | None,
+        self, job: Job, log: Path, request: Mapping[str, Any], control: socket.socket | None, lease: Lease | None
     ) -> Started:
         environment = {**job.environment, **visible(job)}
         descriptors = (*((control.fileno(),) if control else ()), *(lease.descriptors if lease is not None else ()))
-        engine = job.config.engine
-        forked = self._fork(engine, {**request, "environment": environment}, log, descriptors)
-        if forked is not None:
-            return Started(forked, "forkserver")
-        reason = self._unsafe.get(engine)
-        command = ("pytest_llem.worker", "--start-method=spawn", *arguments)
-        notes = (Note("start_method", f"started with spawn: {reason}"),) if reason is not None else ()
-        return Started(SpawnedProcess(command, log, environment, descriptors), "spawn", notes)
+        return self._fork(job.config.engine, {**request, "environment": environment}, log, descriptors)
 
-    def _fork(
-        self, engine: str, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()
-    ) -> ForkedProcess | None:
-        """A child of the engine's fork server; `None` where it has none, or has failed once (`_unsafe`)."""
-        if not engine_info(engine).preload or engine in self._unsafe:
-            return None
-        try:
-            server = self._servers.get(engine)
-            if server is None or not server.alive:
-                server = self._servers[engine] = ForkServer(engine, self._log_dir / f"forkserver-{engine}.log")
-            return server.fork(request, log, descriptors)
-        except (WorkerError, OSError) as error:
-            self._unsafe[engine] = str(error)
-            return None
+    def _fork(self, engine: str, request: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()) -> Started:
+        """A worker of the engine's server; that preloads the engine, unless it is not known to, or once could not."""
+        if engine_info(engine).preload and engine not in self._unsafe:
+            try:
+                return Started(self._server(engine, preload=True).fork(request, log, descriptors), "forkserver")
+            except (WorkerError, OSError) as error:
+                self._unsafe[engine] = str(error)
+                self._end_server(engine)
+        worker = self._server(engine, preload=False).fork(request, log, descriptors)
+        reason = self._unsafe.get(engine)
+        notes = (Note("start_method", f"started with spawn: {reason}"),) if reason is not None else ()
+        return Started(worker, "spawn", notes)
+
+    def _server(self, engine: str, *, preload: bool) -> ForkServer:
+        server = self._servers.get(engine)
+        if server is None or not server.alive:
+            self._end_server(engine)
+            log = self._log_dir / f"forkserver-{engine}.log"
+            server = self._servers[engine] = ForkServer(engine, log, preload=preload)
+        return server
+
+    def _end_server(self, engine: str) -> None:
+        server = self._servers.pop(engine, None)
+        if server is not None:
+            server.close()
 
 
 def visible(job: Job) -> dict[str, str]:

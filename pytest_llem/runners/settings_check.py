@@ -63,7 +63,7 @@ def check_here(
     source, target, log = (directory / name for name in ("configs.json", "report.json", "check.log"))
     write_json(source, encode(configs))
     arguments = str(source), str(target)
-    process = start(arguments, log) if start is not None else SpawnedProcess((CHECK_MODULE, *arguments), log, {})
+    process = start(arguments, log) if start is not None else SpawnedProcess((CHECK_MODULE, *arguments), log)
     try:
         code = process.wait(DEADLINE_S)
     finally:

@@ -27,6 +27,10 @@ from pytest_llem.runners.protocol import OnEvent
 POLL_S = 0.2
 """Chosen: events reach the terminal soon enough, and five wake-ups a second do not disturb a measurement."""
 
+ENDED = ("done", "failed")
+EXIT_S = 10.0
+"""Chosen: the exit handlers of engines with many processes take seconds."""
+
 HUNG_GRACE_S = 1.0
 """Chosen: a worker that has been silent for minutes will not answer SIGTERM either."""
 
@@ -53,6 +57,9 @@ class WorkerWatch:
             self._read()
             if code is not None:
                 return code, None
+            if self._deadlines.phase in ENDED and self._deadlines.phase_age_s > EXIT_S:
+                # Its outcome is written: what a thread or an exit handler of the engine waits for changes nothing.
+                return end(process), None
             overdue = self._deadlines.overdue()
             if overdue:
                 code = end(process, HUNG_GRACE_S if self._deadlines.silent else KILL_GRACE_S)
@@ -136,6 +143,11 @@ class DeadlineWatch:
             self._phase_since = self._heard
 
     @property
+    def phase_age_s(self) -> float:
+        """How long the last phase has lasted."""
+        return self._clock() - self._phase_since
+
+    @property
     def silent(self) -> bool:
         """Whether there was no sign of life for too long."""
         return self._clock() - self._heard > self._limits.silence_s
@@ -145,7 +157,7 @@ class DeadlineWatch:
         limits, now = self._limits, self._clock()
         if now - self._started > limits.timeout_s:
             return f"it ran for more than {limits.timeout_s:g} s (execution.timeout_s)"
-        if limits.load_timeout_s and self.phase == "load" and now - self._phase_since > limits.load_timeout_s:
+        if limits.load_timeout_s and self.phase == "load" and self.phase_age_s > limits.load_timeout_s:
             return f"loading took more than {limits.load_timeout_s:g} s (execution.load_timeout_s)"
         if self.silent:
             return f"no sign of life for {limits.silence_s:g} s"

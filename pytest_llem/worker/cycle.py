@@ -247,6 +247,9 @@ def _invalid(
     asked = bool(job.config.settings.get("enable_prefix_caching"))
     served = engine_info(job.config.engine).serves_over_http
     notes += work_notes(runner.requests, observed.completions, caching_asked=asked, counts_prompts=not served)
+    if observed.wrong_times:
+        message = f"the times of {observed.wrong_times} answers are out of order, of another clock or not one per token"
+        notes.append(Note("wrong_times", message))
     reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
     return tuple(notes + ([reset] if reset is not None else []))
 

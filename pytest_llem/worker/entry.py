@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
@@ -21,6 +22,9 @@ from pytest_llem.job.measurement import write_measurement
 from pytest_llem.job.wire import decode
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.engine_slot import EngineSlot
+
+MESSAGE_LENGTH = 4000
+"""Characters. Chosen: a terminal page; the log has all of it."""
 
 
 def run_job(
@@ -58,9 +62,9 @@ def run_job(
     except MemoryError:
         _fail(target, events, OutOfMemoryError("the host ran out of memory", fix="use a smaller model, batch or dtype"))
         return 1
-    except Exception as error:  # noqa: BLE001  whatever an engine raises becomes error.json
+    except BaseException as error:  # noqa: BLE001  whatever an engine raises, SystemExit too, becomes error.json
         details: Mapping[str, JsonValue] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
-        message = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        message = f"{type(error).__name__}: {_words(error)}".strip().rstrip(":")
         again = f"python -m pytest_llem.worker {target.path} --out DIR"
         fix = f"read the traceback in {target.error}; repeat it with: {again}"
         _fail(target, events, LlemError(message, fix=fix, details=details))
@@ -111,8 +115,22 @@ def _mirror_event(line: str) -> None:
     sys.stdout.flush()
 
 
+def _words(error: BaseException) -> str:
+    try:
+        text = _encodable(str(error))
+    except Exception:  # noqa: BLE001  an error that cannot be shown is still one
+        return "(its text cannot be shown)"
+    return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]} ... ({len(text):,} characters)"
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _fail(target: JobDir, events: EventLog, error: LlemError) -> None:
-    text = traceback.format_exc()
-    sys.stderr.write(text)
+    text = _encodable(traceback.format_exc())
+    # An engine may have closed or removed the stream.
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(text)
     target.write_error(error, phase=events.phase, traceback=text, origin="worker")
     events.emit("phase", "failed")

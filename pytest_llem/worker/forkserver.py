@@ -1,4 +1,4 @@
-"""A process that has the engine imported and forks a fresh worker for each cycle.
+"""The parent of every worker: forks one with the engine imported, or, without an engine, starts a new interpreter.
 
 `runners.process` and `container_forkserver` start it, from the same version: messages may change on both sides. Written
 by hand, because `multiprocessing`'s fork server swallows errors of its preloads (python/cpython#141860), imports the
@@ -9,13 +9,16 @@ caller's main module into every child, and gives no session per child. One cycle
             {"resident": true, ...}                     for many jobs, with a socket to ask for them before the lease
             {"check": [SOURCE, TARGET], ...}            to compare settings with the engine: see `engines.signatures`
     server: {"pid": N}
-    server: {"status": S}                               as returned by waitpid
+    server: {"status": S}                               as returned by waitpid, when nothing of the child is left
 
-When the caller is gone (its end of the socket closes), the server kills the child's process group and ends.
+All that a worker started ends with it, also what left its session: orphans become children of this process. When the
+caller is gone (its end of the socket closes), the server and all below it end at once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import os
 import re
@@ -23,6 +26,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,26 +37,30 @@ from pytest_llem.engines.signatures import main as check_settings
 from pytest_llem.job.job import JobDir
 from pytest_llem.worker.channel import receive, send
 from pytest_llem.worker.entry import run_job, serve
+from pytest_llem.worker.lifeline import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, end_descendants, prctl
+
+REST_S = 1.0
+"""How long what a worker leaves behind may take to end by itself. Chosen: enough for `multiprocessing`'s resource
+tracker, which removes shared memory when its processes are gone."""
+
+KILLED_S = 10.0
+"""Chosen: SIGKILL takes milliseconds; what still is there hangs in a driver, and must not stop the run."""
 
 
-def main(descriptor: int, engine: str) -> None:
+def main(descriptor: int, engine: str | None = None) -> None:
     """Import the engine, then serve cycles from the socket at `descriptor` until the caller is gone."""
     # A forked child must not take a Ctrl-C meant for pytest; pytest ends its worker itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=descriptor)
-    try:
-        preload(engine)
-        problem = unsafe_to_fork()
-    except ImportError as error:
-        problem = f"{type(error).__name__}: {error}"
-    if problem is not None:
-        send(channel, {"problem": problem})
+    if engine is not None and not _import(engine, channel):
         return
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     send(channel, {"ready": True})
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    server = os.getpid()
     while True:
         request, descriptors = receive(channel)
         if request is None:
@@ -63,12 +71,33 @@ def main(descriptor: int, engine: str) -> None:
             channel.close()
             os.close(wake_read)
             os.close(wake_write)
-            _child(request, descriptors)
+            _child(request, descriptors, server, new_interpreter=engine is None)
         for inherited in descriptors:
             os.close(inherited)
         send(channel, {"pid": pid})
         if not _wait(pid, channel, wake_read):
             return
+
+
+def _import(engine: str, channel: socket.socket) -> bool:
+    """Preload the engine; false, with the problem said, where that fails. Its end is the caller's, at any moment."""
+    # SIGIO, which ends the process, when the other end closes: imports that take seconds listen to nothing else.
+    flags = fcntl.fcntl(channel, fcntl.F_GETFL)
+    fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC)
+    with contextlib.suppress(BlockingIOError):
+        if not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return False
+    try:
+        preload(engine)
+        problem = unsafe_to_fork()
+    except Exception as error:  # noqa: BLE001  a broken package raises anything; the log has the rest
+        traceback.print_exc()
+        problem = f"{type(error).__name__}: {error}"
+    fcntl.fcntl(channel, fcntl.F_SETFL, flags)
+    if problem is not None:
+        send(channel, {"problem": problem})
+    return problem is None
 
 
 def preload(engine: str) -> None:
@@ -99,19 +128,41 @@ def unsafe_to_fork() -> str | None:
 
 
 def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
-    """Wait for the child and report its status; false when the caller went away, and the child was killed."""
+    """Wait for the child and report its status; false when the caller went away, and all was killed."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            send(channel, {"status": status})
-            return True
+            break
         readable, _, _ = select.select([channel.fileno(), wake_read], [], [], 5.0)
         if wake_read in readable:
             os.read(wake_read, 4096)
-        if channel.fileno() in readable and not channel.recv(1, socket.MSG_PEEK):
-            kill_group(pid)
-            os.waitpid(pid, 0)
+        if channel.fileno() in readable and _is_closed(channel):
+            end_descendants(KILLED_S)
             return False
+    rest_s = time.monotonic() + REST_S
+    while _has_children() and time.monotonic() < rest_s and not _is_closed(channel):
+        time.sleep(0.01)
+    end_descendants(KILLED_S)
+    with contextlib.suppress(OSError):
+        send(channel, {"status": status})
+    return True
+
+
+def _is_closed(channel: socket.socket) -> bool:
+    try:
+        return not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+
+
+def _has_children() -> bool:
+    """Whether a child is left; those that have ended are reaped."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
@@ -122,10 +173,13 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
         return
 
 
-def _child(request: dict[str, Any], descriptors: list[int]) -> None:
+def _child(request: dict[str, Any], descriptors: list[int], server: int, *, new_interpreter: bool) -> None:
     code = 70
     try:
         os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:
+            return
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log, *others = descriptors
@@ -136,6 +190,11 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
         for inherited in others:
             os.set_inheritable(inherited, True)
         os.environ.update(request["environment"])
+        if new_interpreter:
+            # Python ignores these two, and a program inherits that.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            os.execv(sys.executable, [sys.executable, "-m", *_program(request, others)])
         if "check" in request:
             code = _check(request["check"])
             return
@@ -154,6 +213,14 @@ def _child(request: dict[str, Any], descriptors: list[int]) -> None:
         os._exit(code)
 
 
+def _program(request: dict[str, Any], descriptors: list[int]) -> list[str]:
+    """The module that serves a request in an interpreter of its own, and its arguments."""
+    if "check" in request:
+        return [check_settings.__module__, *request["check"]]
+    work = f"--resident={descriptors[0]}" if request.get("resident") else request["job_dir"]
+    return ["pytest_llem.worker", "--start-method=spawn", f"--isolation={request['isolation']}", work]
+
+
 def _check(arguments: list[str]) -> int:
     try:
         return check_settings(arguments)
@@ -166,4 +233,6 @@ def _check(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:3])
+    # Taking torch down takes a second, and nothing is left to do.
+    os._exit(0)

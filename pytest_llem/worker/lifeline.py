@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import shutil
@@ -73,16 +74,13 @@ def serve(descriptor: int, inherited: Sequence[int], program: Sequence[str]) -> 
     and one for the end (`{"code": 0}`, negative for a signal); from it come the seconds of grace to end the server.
     Descendants that left the process group or lost their parents are found too: orphans become this process's children.
     """
-    import ctypes  # only here: an image's Python may lack it
-
     # Handlers, not SIG_IGN, which the server would inherit.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def die_with_parent() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     try:
         server = subprocess.Popen(
@@ -105,13 +103,7 @@ def sweep(mark: str, directory: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wait_for_end(0)
-    for _ in range(SWEEPS):
-        marked = processes_with(mark)
-        for pid in marked:
-            _kill(pid)
-        if not marked:
-            break
-        time.sleep(PERIOD_S)
+    kill_marked(mark)
     shutil.rmtree(directory, ignore_errors=True)
     return 0
 
@@ -120,6 +112,38 @@ def wait_for_end(descriptor: int) -> None:
     """Read and ignore everything until the other end is closed."""
     while os.read(descriptor, 4096):
         pass
+
+
+def prctl(option: int, value: int) -> None:
+    """Change how the kernel treats this process (prctl(2)), where Python has ctypes: an image's may lack it."""
+    with contextlib.suppress(ImportError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def kill_marked(mark: str) -> None:
+    """SIGKILL to all processes with `mark` in their environment, and to those that they start meanwhile."""
+    for _ in range(SWEEPS):
+        marked = processes_with(mark)
+        for pid in marked:
+            _kill(pid)
+        if not marked:
+            break
+        time.sleep(PERIOD_S)
+
+
+def end_descendants(limit_s: float = math.inf) -> None:
+    """SIGKILL to every process below this one until none is left, at most for `limit_s`.
+
+    Those that lost their parents count only below a subreaper, or below the first process of a container.
+    """
+    end_s = time.monotonic() + limit_s
+    while _kill_descendants() and time.monotonic() < end_s:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
 
 
 def processes_with(mark: str) -> list[int]:
@@ -143,11 +167,7 @@ def _wait_for(child: int, owner: int, *, obeys: bool) -> int:
         ended, status = os.waitpid(-1, 0)
         if ended == child:
             break
-    while _kill_descendants():
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.01)
+    end_descendants()
     return LOST_OWNER_EXIT if lost.is_set() else os.waitstatus_to_exitcode(status)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
+from pytest_llem.errors import EngineError
 from pytest_llem.job.config import WarmupSettings
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.measurement import Interval, Repeat, RequestRecord, WarmupOutcome
@@ -25,6 +26,13 @@ from pytest_llem.workload import token_hash
 PREFILL, DECODE = "prefill", "decode"
 
 
+CLOCK_SLACK_NS = 10_000_000
+"""Chosen: far above the rounding of a clock that is read in seconds, and far below a request."""
+
+CERTAIN = frozenset(("cleared", "disabled", "none"))
+"""What `Engine.reset` may say of its caches; anything else is as good as `unknown`."""
+
+
 @dataclass(frozen=True)
 class Observed:
     """What the engine did in the measure window; `completions` are those of all repeats, in order."""
@@ -33,6 +41,8 @@ class Observed:
     records: tuple[RequestRecord, ...]
     completions: tuple[Completion, ...]
     cache_state: CacheState
+    wrong_times: int = 0
+    """Answers whose times cannot be: out of order, outside of their pass, or not one per token."""
 
     @property
     def mean_repeat_s(self) -> float:
@@ -135,12 +145,24 @@ class RepeatRunner:
         return [replace(done, completions=self._engine.read(done.completions)) for done in passes]
 
     def observed(self, passes: Sequence[Pass]) -> Observed:
-        """Records and hashes of measured passes; call it when no window is open, because that takes time."""
+        """Records and hashes of measured passes; call it when no window is open, because that takes time.
+
+        Raises `EngineError` where there is not exactly one answer to each request.
+        """
+        wanted = sorted(request.index for request in self.requests)
+        for done in passes:
+            if sorted(completion.index for completion in done.completions) != wanted:
+                raise EngineError(
+                    f"the engine {self._engine.name} gave {len(done.completions)} answers to {len(wanted)} requests, "
+                    "or several to one",
+                    fix="its `generate` must return one completion per request, with the request's index",
+                )
         return Observed(
             repeats=tuple(_repeat(index, done) for index, done in enumerate(passes)),
             records=tuple(_record(index, c) for index, done in enumerate(passes) for c in done.completions),
             completions=tuple(c for done in passes for c in done.completions),
-            cache_state="unknown" if "unknown" in self._cache_states else next(iter(self._cache_states)),
+            cache_state=next(iter(self._cache_states)) if self._cache_states <= CERTAIN else "unknown",
+            wrong_times=sum(not _has_possible_times(c, done) for done in passes for c in done.completions),
         )
 
     def _run(self, progress: ProgressReporter) -> Pass:
@@ -241,6 +263,17 @@ def _power_cv(powers: Sequence[float], window: int) -> float | None:
         return None
     cv = coefficient_of_variation(powers[-window:]) if len(powers) >= window else None
     return inf if cv is None else cv
+
+
+def _has_possible_times(completion: Completion, done: Pass) -> bool:
+    times = completion.token_times_ns
+    known = [completion.start_ns, *(times or ()), completion.end_ns]
+    return completion.error is not None or (
+        (times is None or len(times) == completion.generated)
+        and known == sorted(known)
+        and done.start_ns - CLOCK_SLACK_NS <= known[0]
+        and known[-1] <= done.end_ns + CLOCK_SLACK_NS
+    )
 
 
 def _repeat(index: int, done: Pass) -> Repeat:

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.hostile.engines import processes_of
+
 Faults = Callable[..., Path]
 
 
@@ -106,19 +108,36 @@ def test_an_interruption_leaves_no_process_and_keeps_what_is_finished(
     assert error_of(pytester.path, "hang")["category"] == "interrupted"
 
 
-def test_the_worker_of_a_killed_pytest_is_ended_by_the_next_run_which_goes_on(
-    pytester: pytest.Pytester, faults: Faults
-) -> None:
-    """A spawned worker outlives a pytest killed by SIGKILL, and so does its lease."""
+def test_a_killed_pytest_takes_its_worker_with_it(pytester: pytest.Pytester, faults: Faults) -> None:
+    """The worker ignores SIGTERM. It once lived on, with the lease, until the next run ended it."""
     faults("hang")
     process = start(pytester)
     process.kill()
     process.communicate()
-    assert len(workers(pytester.path)) == 1
+    assert all_end(pytester.path, 2.0)
     faults("none")
-    result = pytester.runpytest("--llem-study=faults.yaml")
-    result.assert_outcomes(passed=1)
-    assert workers(pytester.path) == []
+    pytester.runpytest("--llem-study=faults.yaml").assert_outcomes(passed=1)
+
+
+def test_a_killed_pytest_takes_a_fork_server_with_it_that_still_imports(pytester: pytest.Pytester, sweep: Path) -> None:
+    """Its imports take seconds, in which it once noticed nothing."""
+    command = [sys.executable, "-m", "pytest", f"--llem-study={sweep.name}"]
+    process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any("transformers" in one.cmdline() for one in processes_of(pytester.path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert all_end(pytester.path, 1.0)
+
+
+def all_end(directory: Path, limit_s: float) -> bool:
+    """Whether all processes of a test's run end by themselves in time."""
+    deadline = time.monotonic() + limit_s
+    while processes_of(directory) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return processes_of(directory) == []
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(pytester: pytest.Pytester, faults: Faults) -> None:

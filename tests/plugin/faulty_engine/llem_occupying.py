@@ -1,6 +1,7 @@
 """An engine that takes memory of a simulated GPU, and gives it back as its model says.
 
-`tidy`: when it shuts down; `slow`: a second later; `leak`: never; `leave`: never, and a process stays behind.
+`tidy`: when it shuts down; `leak`: never; `leave`: it dies with a process that it leaves behind, which the simulation
+has to notice; `other`: never, and a process has it that is not the engine's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from tests.plugin.faulty_engine.llem_faulty import FaultyEngine
 from tests.simulated_nvml.simulation import PATH_VARIABLE, Gpu, Machine
 
 BYTES = 2 * 10**9
-GIVE_BACK_LATER = "import time, llem_occupying; time.sleep(1.0); llem_occupying.change(-llem_occupying.BYTES)"
 
 
 class OccupyingEngine(FaultyEngine):
@@ -31,11 +31,12 @@ class OccupyingEngine(FaultyEngine):
         """Give it back, or not."""
         if self.fault == "tidy":
             change(-BYTES)
-        if self.fault in ("slow", "leave"):
-            code = GIVE_BACK_LATER if self.fault == "slow" else "import time; time.sleep(60)"
+        if self.fault == "leave":
+            code = "import time; time.sleep(60)"
             left = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-            if self.fault == "leave":
-                change(0, left.pid)
+            change(0, left.pid)
+        if self.fault == "other":
+            change(0, os.getppid())
 
 
 def change(size: int, *pids: int) -> None:
