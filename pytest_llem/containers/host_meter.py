@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pytest_llem.containers.daemon import DaemonFacts
+from pytest_llem.energy import checked
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.registry import meter_class, open_meter
 from pytest_llem.errors import JsonValue, MeterError
@@ -57,7 +58,7 @@ class HostMeter:
         elif kind == CONTAINER_EVENT:
             self.meter.include_container(str(event["id"]))
         elif kind in ("window_begin", "window_end") and self.running:
-            self.meter.mark()
+            checked.edge(self.meter)
 
     def finish(self, job_dir: JobDir) -> None:
         """Stop, and write the windows' energy into `measurement.json`: `null` and invalid without a common clock."""
@@ -66,7 +67,7 @@ class HostMeter:
             return
         measurement = read_measurement(job_dir.measurement)
         self.running = False
-        report = self.meter.stop(measurement.windows)
+        report = checked.account(self.meter, measurement.windows)
         difference = self.clock_differs if self.clock_seen else "the worker's clock event never arrived"
         if difference is None:
             measurement = replace(measurement, energy=report)
@@ -79,8 +80,7 @@ class HostMeter:
         """Stop without a use for the readings."""
         if self.running:
             self.running = False
-            with contextlib.suppress(MeterError):
-                self.meter.stop(())
+            checked.account(self.meter, ())
 
 
 def start_host_meter(job: Job, job_dir: JobDir, daemon: DaemonFacts) -> tuple[Job, HostMeter | None]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar
 
@@ -39,6 +38,7 @@ class CodeCarbonMeter(Meter):
         self._on_gpu = request.devices.kind == "cuda"
         self._edges: list[int] = []
         self._stretches: list[float] = []
+        self.plausible_w = self.plausible_w * max(1, len(request.devices.uuids))
 
     @staticmethod
     def obstacle() -> MeterError | None:
@@ -92,7 +92,8 @@ class CodeCarbonMeter(Meter):
 
     def _end(self) -> None:
         data = self._tracker.stop_task(f"stretch-{len(self._stretches)}")
-        kwh = data.gpu_energy if self._on_gpu else data.cpu_energy + data.ram_energy
+        # Its memory is a constant, which hides that nothing was read.
+        kwh = data.gpu_energy if self._on_gpu else data.cpu_energy + data.ram_energy * (data.cpu_energy > 0)
         self._stretches.append(float(kwh) * JOULES_PER_KWH)
         total_mj = sum(self._stretches) * 1e3
         self._writer.sample(Sample(time.monotonic_ns(), "codecarbon", counter_mj=total_mj))
@@ -100,8 +101,6 @@ class CodeCarbonMeter(Meter):
     def _account(self, window: Window) -> WindowEnergy:
         if window.start_ns not in self._edges or window.end_ns not in self._edges:
             return window_energy(window, {"codecarbon": None})
-        stretches = zip(pairwise([*self._edges, window.end_ns + 1]), self._stretches, strict=False)
-        energy_j = sum(
-            joules for (begin, end), joules in stretches if window.start_ns <= begin and end <= window.end_ns
-        )
+        inside = slice(self._edges.index(window.start_ns), self._edges.index(window.end_ns))
+        energy_j = sum(self._stretches[inside])
         return window_energy(window, {"codecarbon": EnergyEstimate(energy_j, inf, "codecarbon_task", 2)})

@@ -23,6 +23,8 @@ from pytest_llem.job.report import Note
 DEVICE_ID = "process-tree"
 NOT_COUNTED = "the server's process is not known here, so its CPU time cannot be counted: no energy is stated"
 
+LOST = Note("sensor_gap", f"{DEVICE_ID}: a process left the tree, and its CPU time is lost (window measure)")
+
 _CPU_CLOCK_STEP_NS = 10_000_000
 """The scheduler's tick on Linux with HZ=100 (time(7)), the resolution of CPU times of children in `/proc/PID/stat`."""
 
@@ -36,11 +38,13 @@ class EstimateMeter(Meter):
     """
 
     name: ClassVar[str] = "estimate"
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self, request: MeterRequest) -> None:
         super().__init__(request)
         self._power = thread_power()
         self._marks: dict[int, int] = {}
+        self._lost: dict[int, int] = {}
         self._latest: tuple[int, int] | None = None
         server_pid = request.server.pid if request.server is not None else None
         self._beside = (DEVICE_ID,) if request.devices.kind == "cuda" else ()
@@ -57,6 +61,7 @@ class EstimateMeter(Meter):
         """Read the CPU time of the process tree at an edge."""
         t_ns, used_ns = self._read()
         self._marks[t_ns] = used_ns
+        self._lost[t_ns] = self._clock.lost_ns
         return t_ns
 
     def power_w(self) -> float | None:
@@ -90,6 +95,7 @@ class EstimateMeter(Meter):
             windows=tuple(self._account(window) for window in windows),
             source=self._power.source,
             notes=tuple(notes),
+            invalid=(LOST,) if any(w.name == "measure" and self._loses(w) for w in windows) else (),
             facts={"watts_per_thread": watts, "generation": generation},
         )
 
@@ -108,12 +114,15 @@ class EstimateMeter(Meter):
 
     def _account(self, window: Window) -> WindowEnergy:
         first, last = self._marks.get(window.start_ns), self._marks.get(window.end_ns)
-        if first is None or last is None or self._server_unknown:
+        if first is None or last is None or self._server_unknown or self._loses(window):
             return window_energy(window, {DEVICE_ID: None})
         seconds = (last - first) / 1e9
         bound = seconds * max(self._power.watts - self._power.low, self._power.high - self._power.watts)
         energy = EnergyEstimate(seconds * self._power.watts, bound, self.name, 2, {"watts_per_thread": bound})
         return window_energy(window, {DEVICE_ID: energy}, self._beside)
+
+    def _loses(self, window: Window) -> bool:
+        return self._lost.get(window.start_ns) != self._lost.get(window.end_ns)
 
 
 _SCHED_CLOCK = 2
@@ -127,15 +136,28 @@ class ProcessTreeClock:
 
     A living process is read through its own CPU clock (`clock_getcpuclockid(3)`: nanoseconds, finished threads
     included); the time of reaped children comes from fields 16 and 17 of `/proc/PID/stat` (proc(5)), in ticks.
-    The clock never goes back when a child vanishes unreaped.
+    The clock never goes back: what it held when a process left the tree unreaped is in `lost_ns` from then on.
     """
+
+    LOST_NS = 250_000_000
+    """Chosen: times of reaped children are cut to two ticks in each process, and a dozen have them."""
 
     def __init__(self, *roots: int) -> None:
         self._roots = roots
         self._highest_ns = 0
+        self.lost_ns = 0
 
     def read_ns(self) -> int:
         """CPU time used by the tree so far."""
+        total_ns = self.lost_ns + self._sum_ns()
+        if total_ns < self._highest_ns - self.LOST_NS:
+            # Or was a child reaped between the two looks at it?
+            total_ns = self.lost_ns + self._sum_ns()
+            self.lost_ns += max(0, self._highest_ns - total_ns)
+        self._highest_ns = max(self._highest_ns, total_ns)
+        return self._highest_ns
+
+    def _sum_ns(self) -> int:
         children: dict[int, list[int]] = {}
         reaped_ns: dict[int, int] = {}
         for entry in os.scandir("/proc"):
@@ -155,8 +177,7 @@ class ProcessTreeClock:
             new = set(children.get(pid, ())) - tree
             tree |= new
             todo.extend(new)
-        self._highest_ns = max(self._highest_ns, total_ns)
-        return self._highest_ns
+        return total_ns
 
 
 SOURCE = (

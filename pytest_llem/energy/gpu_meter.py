@@ -45,6 +45,8 @@ class SampledGpuMeter(Meter):
     gain_uncertainty_rel: ClassVar[float | None] = None
     """Relative gain error of the board's sensor, reported beside the energy and never part of its uncertainty."""
 
+    sees_standstill: ClassVar[bool] = True
+
     can_calibrate: ClassVar[bool] = False
     """Whether `llem doctor --calibrate` works for these GPUs."""
 
@@ -117,7 +119,7 @@ class SampledGpuMeter(Meter):
             raise MeterError("the meter was stopped before it was started")
         sampler, self._sampler = self._sampler, None
         sampler.wait_until_known(max((window.end_ns for window in windows), default=0))
-        self._cpu.mark()
+        self._cpu.finish()
         cpu_s = sampler.cpu_time_s()
         problem = sampler.stop()
         events = tuple(read_sample_events(self._request.samples_path))

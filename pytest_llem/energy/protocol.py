@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from pytest_llem.energy.calibration import Calibration
+from pytest_llem.energy.series import PLAUSIBLE_W
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, Window, WindowEnergy
@@ -66,6 +67,18 @@ class Meter(ABC):
 
     steps_visibly: ClassVar[bool] = False
     """Whether it finds the single steps of an energy counter, so that padding around a window narrows the bounds."""
+
+    plausible_w: float = PLAUSIBLE_W
+    """The most that one of its devices can draw, in watts: more than that is `implausible_power`."""
+
+    sees_standstill: ClassVar[bool] = False
+    """Whether it finds a sensor that stands still; else `checked` looks whether it moves after the last window."""
+
+    update_s: float = 0.1
+    """The longest time between two updates of its sensor, in seconds."""
+
+    failed_edge: str | None = None
+    """Why an edge could not be read, once one could not (`checked`)."""
 
     def __init__(self, request: MeterRequest) -> None:
         """Prepare, without reading yet."""

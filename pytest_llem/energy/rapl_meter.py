@@ -25,7 +25,7 @@ from pytest_llem.job.measurement import CpuEnergy, EnergyReport, Measured, Meter
 from pytest_llem.job.report import Note
 
 STILL_NS = 500_000_000
-"""Chosen: five readings of the sampler. A package's counter advances every millisecond, so that one stands still."""
+"""Chosen: five readings of the sampler. A counter advances every millisecond, so that one stands still."""
 
 NEAR_NS = 10_000_000
 """Chosen: over ten updates of the counter, power is known to a tenth, whatever their phase."""
@@ -48,10 +48,8 @@ class DomainSeries:
     def of(cls, domain: rapl_source.Domain, readings: Sequence[rapl_source.RaplReading]) -> DomainSeries:
         """The series of a domain's readings, in any order."""
         course, faults = rapl_source.followed(sorted(readings), domain.range_uj)
-        moved_ns = course[0].t_ns if course and domain.kind == "cpu" else None
+        moved_ns = course[0].t_ns if course else 0
         for before, now in pairwise(course):
-            if moved_ns is None:
-                break
             if now.value_uj == before.value_uj and now.t_ns - moved_ns > STILL_NS:
                 faults.append(rapl_source.Fault(moved_ns, now.t_ns, "sensor_gap", "it stood still"))
             if now.value_uj != before.value_uj:
@@ -66,8 +64,18 @@ class DomainSeries:
 
     def faults_in(self, window: Window) -> list[Note]:
         """Why the counter's energy in a window is not believed."""
-        within = [fault for fault in self.faults if fault.start_ns < window.end_ns and fault.end_ns > window.start_ns]
+        # The reading at an edge is not of the same moment as the edge, nor is what it shows.
+        last_ns = window.end_ns - min(rapl_source.UPDATE_NS, (window.end_ns - window.start_ns) // 2)
+        within = [fault for fault in self.faults if fault.start_ns < last_ns and fault.end_ns > window.start_ns]
+        if not within and self.between(window.start_ns, window.end_ns) is None:
+            return [Note("sensor_gap", f"{self.domain.id}: no readings on both sides of {window.name}")]
         return [Note(fault.code, f"{self.domain.id}: {fault.message} in {window.name}") for fault in within[:1]]
+
+    @property
+    def absent(self) -> bool:
+        """Whether it is a DRAM counter that a processor shows and does not keep: it never moves."""
+        moved = len(set(self.energies_j)) > 1 or not self.times_ns
+        return self.domain.kind == "dram" and not moved and self.times_ns[-1] - self.times_ns[0] > STILL_NS
 
     def energy(self, window: Window) -> EnergyEstimate | None:
         """The window's energy; `None` outside the series, and where the counter is not believed."""
@@ -147,14 +155,24 @@ class RaplEdges:
                 self._readings[domain.id].append(rapl_source.read_timed(domain))
         return (begin + time.monotonic_ns()) // 2
 
+    def finish(self) -> None:
+        """Read until every counter has moved since the last edge, for as long as one may take to stand still."""
+        last = {name: readings[-1].value_uj for name, readings in self._readings.items() if readings}
+        until_ns = time.monotonic_ns() + STILL_NS + NEAR_NS
+        self.mark()
+        while time.monotonic_ns() < until_ns and any(self._readings[n][-1].value_uj == last[n] for n in last):
+            time.sleep(NEAR_NS / 1e9)
+            self.mark()
+
     def series(self, samples_path: Path) -> tuple[DomainSeries, ...]:
-        """The edges' readings merged with what the sampler process wrote, wraps undone."""
+        """The edges' readings merged with what the sampler process wrote, wraps undone; without absent counters."""
         merged = {name: list(readings) for name, readings in self._readings.items()}
         for sample in read_samples(samples_path):
             if sample.device in merged and sample.counter_mj is not None:
                 value_uj = round(sample.counter_mj * 1e3)
                 merged[sample.device].append(rapl_source.RaplReading(sample.t_ns, sample.bracket_ns or 0, value_uj))
-        return tuple(DomainSeries.of(domain, merged[domain.id]) for domain in self.domains)
+        found = [DomainSeries.of(domain, merged[domain.id]) for domain in self.domains]
+        return tuple(series for series in found if not series.absent)
 
 
 class RaplMeter(Meter):
@@ -162,6 +180,7 @@ class RaplMeter(Meter):
 
     name: ClassVar[str] = "rapl"
     reads_machine: ClassVar[bool] = True
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self, request: MeterRequest) -> None:
         super().__init__(request)
@@ -191,18 +210,22 @@ class RaplMeter(Meter):
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         """End sampling and account every window."""
-        self._edges.mark()
+        self._edges.finish()
         problem = self._sampler.stop() if self._sampler is not None else "the meter was never started"
         self._sampler = None
         series = self._edges.series(self._request.samples_path)
         notes = [Note("whole_machine", "RAPL counts everything that ran on these processors, not this process alone")]
-        beside = [d.id for d in self._edges.domains] if self._request.devices.kind == "cuda" else []
+        read = [one.domain for one in series]
+        for domain in self._edges.domains:
+            if domain not in read:
+                notes.append(Note("dram_not_counted", f"{domain.id}: its counter never moves, and is left out"))
+        beside = [d.id for d in read] if self._request.devices.kind == "cuda" else []
         return EnergyReport(
             meter=self.name,
             measured=True,
-            scope="cpu_package+dram" if any(d.kind == "dram" for d in self._edges.domains) else "cpu_package",
+            scope="cpu_package+dram" if any(d.kind == "dram" for d in read) else "cpu_package",
             placement=self._request.settings.placement,
-            devices=tuple(MeteredDevice(d.id, d.id, d.kind, d.id not in beside) for d in self._edges.domains),
+            devices=tuple(MeteredDevice(d.id, d.id, d.kind, d.id not in beside) for d in read),
             windows=tuple(window_energy(w, {s.domain.id: s.energy(w) for s in series}, beside) for w in windows),
             host=cpu_energy(windows, series),
             notes=tuple(notes),

@@ -19,12 +19,12 @@ WRAP_MJ = 2**32
 """Where a counter kept in 32 bits wraps; NVML states millijoules in 64 bits and does not say how the board counts."""
 
 PLAUSIBLE_W = 5000.0
-"""Chosen: above any board or module (a GB200 module is rated at 2.7 kW): a larger step is a reset and no wrap."""
+"""Chosen: above any board or module (a GB200 module is rated at 2.7 kW): a larger step is a jump and no energy."""
 
 
 @dataclass(frozen=True)
 class TickSeries:
-    """Counter steps in joules, each taken between `low_ns` and `high_ns`; in `resets_ns` the counter jumped back."""
+    """Counter steps in joules, each taken between `low_ns` and `high_ns`; in `resets_ns` the counter jumped."""
 
     low_ns: tuple[int, ...]
     high_ns: tuple[int, ...]
@@ -86,12 +86,12 @@ class TickSeries:
         return bisect_left(self.mid_ns, t_ns)
 
     def reset_within(self, start_ns: int, end_ns: int) -> bool:
-        """Whether the counter jumped back between the steps that surround an interval."""
+        """Whether the counter jumped between the steps that surround an interval."""
         return any(low < end_ns and high > start_ns for low, high in self.resets_ns)
 
 
 def ticks_from(samples: Iterable[Sample], device: str) -> TickSeries:
-    """The steps of one device's counter, with wraps of 32 bits undone and resets marked."""
+    """The steps of one device's counter, with wraps of 32 bits undone, and jumps taken out and marked."""
     low: list[int] = []
     high: list[int] = []
     energy: list[float] = []
@@ -101,14 +101,18 @@ def ticks_from(samples: Iterable[Sample], device: str) -> TickSeries:
     for sample in samples:
         if sample.device != device or sample.counter_mj is None or sample.bracket_ns is None:
             continue
-        if previous is not None and previous.counter_mj is not None and sample.counter_mj < previous.counter_mj:
-            step_mj = sample.counter_mj + WRAP_MJ - previous.counter_mj
-            seconds = (sample.t_ns - previous.t_ns) / 1e9
-            if 0 < step_mj / 1e3 < PLAUSIBLE_W * seconds:
+        if previous is not None and previous.counter_mj is not None:
+            step_mj = sample.counter_mj - previous.counter_mj
+            if step_mj == 0:
+                # Read again before it stepped, by a source that reads at a fixed distance
+                continue
+            apart_ns = sample.t_ns + sample.bracket_ns - previous.t_ns + (previous.bracket_ns or 0)
+            most_mj = PLAUSIBLE_W * apart_ns / 1e6
+            if step_mj < 0 and 0 < step_mj + WRAP_MJ < most_mj:
                 offset_mj += WRAP_MJ
-            else:
+            elif not 0 < step_mj < most_mj:
                 resets.append((previous.t_ns, sample.t_ns))
-                offset_mj += previous.counter_mj - sample.counter_mj
+                offset_mj -= step_mj
         previous = sample
         low.append(sample.t_ns - sample.bracket_ns)
         high.append(sample.t_ns + sample.bracket_ns)

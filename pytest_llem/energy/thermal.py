@@ -202,7 +202,7 @@ class DeviceSeries:
         ticks = ticks_from(samples, device)
         self._times: Sequence[int] = ticks.mid_ns
         self._energy_j: Sequence[float] = ticks.energy_j
-        if len(ticks) < 2:
+        if not len(ticks):
             powers = [(s.t_ns, s.power_w) for s in samples if s.power_w is not None]
             steps = [(a[1] + b[1]) / 2 * (b[0] - a[0]) / 1e9 for a, b in pairwise(powers)]
             self._times = [t_ns for t_ns, _ in powers]

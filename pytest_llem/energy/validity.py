@@ -106,7 +106,7 @@ def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Threshold
     errors = [event for event in device.events if event["event"] == "error"]
     errors = [event for event in errors if any(w.start_ns <= event["t_ns"] <= w.end_ns for w in windows)]
     for event in errors[:1]:
-        notes.append(Note("sensor_gap", f"{device.uuid}: NVML failed while measured: {event['message']}"))
+        notes.append(Note("sensor_gap", f"{device.uuid}: its driver failed while measured: {event['message']}"))
     if device.ticks is None:
         times = [sample.t_ns for sample in device.samples if sample.power_w is not None]
         allowed_s = limits.gap_s
@@ -115,7 +115,7 @@ def _sensor(device: DeviceEvidence, windows: Sequence[Window], limits: Threshold
         allowed_s = max(limits.gap_periods * (device.ticks.period_ns or 0.0) / 1e9, 0.05)
     for window in windows:
         if device.ticks is not None and device.ticks.reset_within(window.start_ns, window.end_ns):
-            notes.append(Note("counter_reset", f"{device.uuid}: the energy counter jumped back in {window.name}"))
+            notes.append(Note("counter_reset", f"{device.uuid}: the energy counter jumped in {window.name}"))
         gap_s = _largest_gap_s(times, window)
         if gap_s is None:
             notes.append(Note("sensor_gap", f"{device.uuid}: no readings on both sides of window {window.name}"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.energy import checked
 from pytest_llem.energy.registry import open_meter
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Window
@@ -61,14 +62,14 @@ def measure_code(meter_name: str) -> Iterator[CodeMeter]:
         meter = open_meter(settings, devices, Path(directory))
         if meter is not None:
             meter.start()
-        start_ns = meter.mark() if meter is not None else time.monotonic_ns()
+        start_ns = checked.edge(meter) if meter is not None else time.monotonic_ns()
         end_ns: int | None = None
         try:
             yield result
-            end_ns = meter.mark() if meter is not None else time.monotonic_ns()
+            end_ns = checked.edge(meter) if meter is not None else time.monotonic_ns()
         finally:
             window = Window("measure", start_ns, end_ns or time.monotonic_ns())
-            report = meter.stop([window]) if meter is not None else None
+            report = checked.account(meter, [window]) if meter is not None else None
             if end_ns is not None:
                 result.duration_s = window.duration_s
             if end_ns is not None and report is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from pytest_llem.energy import checked
 from pytest_llem.energy.protocol import Meter
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.window_edges import UNCALIBRATED_SETTLE_NS, lag_of
@@ -138,7 +139,7 @@ class Metering:
         if self.meter is None or not self._running:
             return None
         self._running = False
-        return self.meter.stop(recorder.windows)
+        return checked.account(self.meter, recorder.windows)
 
     def watch(self, uuids: Sequence[str], samples: Path) -> None:
         """Read GPUs here as well until `end_watch`, as their meter is elsewhere; nothing where that cannot be done."""
@@ -157,8 +158,7 @@ class Metering:
         self.end_watch()
         if self.meter is not None and self._running:
             self._running = False
-            with suppress(MeterError):
-                self.meter.stop(())
+            checked.account(self.meter, ())
 
     def power_w(self) -> float | None:
         """The latest power in watts."""
@@ -219,4 +219,4 @@ class WindowRecorder:
         return (time.monotonic_ns() - since_ns) / 1e9
 
     def _mark(self) -> int:
-        return self._meter.mark() if self._meter is not None else time.monotonic_ns()
+        return checked.edge(self._meter) if self._meter is not None else time.monotonic_ns()

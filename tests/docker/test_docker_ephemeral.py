@@ -35,6 +35,7 @@ class CountingMeter(Meter):
     """Stands in for RAPL, which this machine may not have: says when it was read, and for what."""
 
     name: ClassVar[str] = "rapl"
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.marks: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +29,7 @@ from pytest_llem.job.measurement import (
 
 class CountingMeter(Meter):
     name: ClassVar[str] = "rapl"
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.marks = 0
@@ -38,7 +40,7 @@ class CountingMeter(Meter):
 
     def mark(self) -> int:
         self.marks += 1
-        return 0
+        return time.monotonic_ns()
 
     def stop(self, windows: Sequence[Window]) -> EnergyReport:
         assert self.windows is None, "stopped twice"

@@ -13,6 +13,11 @@ from typing import Any
 import pytest
 
 from pytest_llem.energy.gpu_meter import AmdSmiMeter
+from pytest_llem.energy.readings import Sample
+from pytest_llem.energy.series import ticks_from
+from pytest_llem.energy.validity import DeviceEvidence, Evidence, check
+from pytest_llem.job.config import Thresholds
+from pytest_llem.job.measurement import Window
 from tests.simulated_nvml import amd
 
 needs_amdsmi = pytest.mark.skipif(find_spec("amdsmi") is None, reason="amdsmi is not installed")
@@ -79,6 +84,25 @@ def test_energy_is_the_accumulator_times_its_resolution(tmp_path: Path) -> None:
     assert "not_verified" in found["notes"]
     assert found["notes"]["uncalibrated"].endswith("GPUs of its kind cannot be")
     assert found["temperature_c"] == [51.0]
+
+
+def test_an_accumulator_that_stands_still_or_jumps_is_a_reason_against_its_energy() -> None:
+    """It is read at a fixed distance: without power readings, a board that stood still had drawn nothing."""
+
+    def reasons(*millijoules: float) -> set[str]:
+        readings = tuple(
+            Sample(i * 20_000_000, amd.UUID, None, mj, bracket_ns=500_000) for i, mj in enumerate(millijoules)
+        )
+        board = DeviceEvidence(amd.UUID, ticks_from(readings, amd.UUID), readings, (), None)
+        window = Window("measure", 200_000_000, 1_200_000_000)
+        return {note.code for note in check(Evidence((window,), (board,), (), "worker"), (), Thresholds())}
+
+    steady = [6000.0 * i for i in range(100)]
+
+    assert not reasons(*steady)
+    assert reasons(*steady[:30], *[steady[30]] * 70) == {"sensor_gap"}
+    assert reasons(*steady[:30], *[mj - 180_000 for mj in steady[30:]]) == {"counter_reset"}
+    assert reasons(*steady[:30], *[mj + 1e9 for mj in steady[30:]]) == {"counter_reset"}
 
 
 def test_without_the_package_or_its_library_the_remedy_is_named() -> None:

@@ -68,6 +68,35 @@ def test_children_count_while_they_live_and_after_they_were_reaped(tmp_path: Pat
         assert window.energy_j >= 0.99 * least_j
 
 
+def test_cpu_time_that_leaves_the_tree_is_missed(tmp_path: Path) -> None:
+    """The clock stood still until the rest of the tree had used as much again."""
+    burning = "import os, sys, time\nwhile time.process_time() < 0.6: pass\nprint(flush=True); sys.stdin.read()"
+    code = (
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-S', '-c', {burning!r}], start_new_session=True)\n"
+    )
+    leaving = subprocess.Popen(
+        [sys.executable, "-S", "-c", code + "import time; time.sleep(1000)"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert leaving.stdout is not None
+    meter = opened(tmp_path)
+    leaving.stdout.readline()
+    start = meter.mark()
+    leaving.kill()
+    leaving.wait()
+    lost = meter.mark()
+    burn(0.05)
+    end = meter.mark()
+    leaving.communicate()
+
+    report = meter.stop([Window("measure", start, lost), Window("later", lost, end)])
+
+    assert [note.code for note in report.invalid] == ["sensor_gap"]
+    assert report.windows[0].energy_j is None
+    assert report.windows[1].energy_j == pytest.approx(0.05 * thread_power().watts, rel=0.3)
+
+
 def test_a_server_that_is_no_child_counts_with_its_own_children(tmp_path: Path) -> None:
     """The server's parent is pytest, not the worker that measures."""
     burning = "end = time.process_time() + 0.06\nwhile time.process_time() < end: pass\n"

@@ -75,6 +75,8 @@ def test_wraps_between_the_edges_are_seen_by_the_sampler_process(tree: PowercapT
             time.sleep(0.01)
             seen = (tmp_path / "samples.jsonl").read_text()
     end = meter.mark()
+    # A counter that works moves on
+    tree.set_uj(300_000, 0)
 
     report = meter.stop([Window("measure", start, end)])
 
@@ -197,6 +199,26 @@ def test_a_counter_that_jumps_or_stands_still_gives_no_energy(
 
     assert report.windows[0].energy_j is None
     assert code in {note.code for note in report.invalid}
+
+
+def test_a_dram_counter_that_never_moves_is_none(tree: PowercapTree, tmp_path: Path) -> None:
+    """Some processors show one and do not keep it: 0 J of memory passed for measured."""
+    meter = opened(tmp_path)
+    start = meter.mark()
+    for value in range(100_000, 700_001, 100_000):
+        time.sleep(0.1)
+        tree.set_uj(value, 0)
+    end = meter.mark()
+    tree.set_uj(800_000, 0)
+
+    report = meter.stop([Window("measure", start, end)])
+
+    assert report.windows[0].energy_j == pytest.approx(0.7)
+    assert not report.invalid
+    assert "dram_not_counted" in {note.code for note in report.notes}
+    assert (report.scope, [device.id for device in report.devices]) == ("cpu_package", ["package-0"])
+    assert report.host is not None
+    assert report.host.dram_j is None
 
 
 def test_a_package_under_two_control_types_counts_once(tree: PowercapTree, tmp_path: Path) -> None:

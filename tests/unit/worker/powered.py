@@ -52,6 +52,7 @@ class TrueMeter(Meter):
     """Knows the power at every moment: that of the engine's work, and idle power else. Its readings are exact."""
 
     name: ClassVar[str] = "true"
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self, engine: PoweredEngine) -> None:
         self._engine = engine

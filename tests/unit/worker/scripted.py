@@ -126,6 +126,7 @@ class ScriptedEngine(Engine):
 
 class RecordingMeter(Meter):
     name: ClassVar[str] = "recording"
+    sees_standstill: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.marks: list[int] = []
