@@ -41,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("config", help="print every setting, its effective value and where it came from")
     verb.set_defaults(run="pytest_llem.study.settings:print_settings")
 
+    verb = verbs.add_parser("convert", help="write a file of LLenergyMeasure, of any generation, as a study")
+    verb.add_argument("file", metavar="FILE", type=Path, help="its study, experiment or campaign file")
+    verb.add_argument("-o", "--out", type=Path, metavar="FILE", help="the study (default: standard output)")
+    verb.set_defaults(run="pytest_llem.study.conversion:convert")
+
     verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
     verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
     verb.add_argument("--json", action="store_true", help="as JSON")

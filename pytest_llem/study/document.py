@@ -19,6 +19,7 @@ import yaml
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import open_regular
 from pytest_llem.job.redaction import has_credential, holds_secret
+from pytest_llem.study.other_tools import tool_of
 from pytest_llem.study.problems import Location, Problem
 
 Key = str | int
@@ -173,6 +174,13 @@ def _parse(raw: bytes, path: Path, env: Mapping[str, str]) -> Document:
     data = reader.value(root, 0)
     if reader.problems:
         raise UnreadableError(reader.problems)
+    tool = tool_of(data)
+    if tool is not None:
+        what, hint = (
+            f"this is a file of {tool}, not a study",
+            "docs/studies.md, 'Files of other tools', says how to write it",
+        )
+        raise _unreadable(_at(name, root.start_mark), what, hint)
     if not isinstance(data, dict):
         what = f"expected a mapping of settings, got {kind(data)}"
         raise _unreadable(_at(name, root.start_mark), what, "write `key: value` lines")

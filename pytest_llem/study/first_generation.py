@@ -171,7 +171,7 @@ DROPPED: Mapping[str, str] = {
 
 _BUILD = "leave it out: TensorRT-LLM's LLM class has no such setting, and other kernels are chosen"
 REFUSED: Mapping[str, str] = {
-    "configs": "convert each of them with `llem convert`, and list them under experiments",
+    "configs": "`llem convert FILE` makes one study of them",
     "min_output_tokens": "write workload: {ignore_eos: true}: exactly output_tokens are generated",
     "prompts.shuffle": "shuffle the prompts beforehand, and name the file as workload.dataset",
     "prompts.subset": "download that subset, and name the file as workload.dataset",

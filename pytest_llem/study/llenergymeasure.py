@@ -7,11 +7,11 @@ its names of 2024 and 2025 are in `first_generation`, the older ones (`backend: 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import first_generation
+from pytest_llem.study.naming import slug
 
 Convert = Callable[[JsonValue], JsonValue]
 
@@ -63,7 +63,7 @@ def _meter(value: JsonValue) -> JsonValue:
 
 def _name(value: JsonValue) -> JsonValue:
     """A name of any form as one that a study may have."""
-    return (re.sub(r"[^A-Za-z0-9_.-]+", "-", value).strip("-.")[:80] or value) if isinstance(value, str) else value
+    return slug(value) if isinstance(value, str) else value
 
 
 def _same(value: JsonValue) -> JsonValue:

@@ -70,7 +70,8 @@ def _lines() -> Iterator[str]:
     yield "\nEach plain one also has a variable (`LLEM_OUT`, ...), and each engine `LLEM_RUNNER_<ENGINE>`. Precedence:"
     yield "command line, environment, ini file, study, user settings, default. `llem config` shows what holds.\n"
     yield "## Words of LLenergyMeasure\n\nIts files, of every generation, are studies. Points that an engine cannot"
-    yield "run are left out, as there. Its words and what they are here:\n"
+    yield "run are left out, as there; `llem convert FILE` writes one in the words of this page. Its words, and what"
+    yield "they are here:\n"
     yield "| there | here |\n|---|---|"
     for word, targets in RENAMES.items():
         paths = [path for path, _ in targets if path != word]
