@@ -35,6 +35,8 @@ LOADING = 503
 WITHOUT_HEALTH = (404, 405, 501)
 """HTTP status codes of servers that have no `/health`."""
 
+WANTS_KEY = (401, 403)
+"""HTTP status codes of a server that is there, and refuses the key or its absence (RFC 9110, 15.5.2 and 15.5.4)."""
 
 START_S = 30.0
 """How long the lifeline may take to start. Chosen: a bare interpreter starts within a second on a busy machine."""
@@ -97,7 +99,7 @@ class Readiness:
 
     With a `path` the server is ready when that is answered with 2xx. Without one it is ready when `/health` is good and
     `/v1/models` is answered, whatever the status (some servers fail there) except 503, which says that it is loading.
-    Where there is no `/health`, `/v1/models` must be good. The key in the variable `api_key_env` is sent along.
+    Where there is no `/health`, `/v1/models` must be good, or want another key. That in `api_key_env` is sent along.
     """
 
     port: int
@@ -113,7 +115,9 @@ class Readiness:
         if health is None or not (self._good(health) or health in WITHOUT_HEALTH):
             return False
         models = self._status("/v1/models")
-        return self._good(models) if health in WITHOUT_HEALTH else models is not None and models != LOADING
+        if health in WITHOUT_HEALTH:
+            return self._good(models) or models in WANTS_KEY
+        return models is not None and models != LOADING
 
     def _good(self, status: int | None) -> bool:
         return status is not None and 200 <= status < 300
@@ -124,7 +128,8 @@ class Readiness:
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
             answer = connection.getresponse()
-            answer.read()
+            # No more than the server has sent at once: its answer may have no end.
+            answer.read1()
         except TimeoutError:
             self.last = f"{path} was not answered within {ANSWER_S:g} s"
         except ConnectionRefusedError:

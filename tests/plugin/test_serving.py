@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -195,7 +195,7 @@ def test_a_taken_port_is_left_for_another_even_if_its_owner_answers(
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    foreign = HTTPServer(("127.0.0.1", 0), Foreign)
+    foreign = ThreadingHTTPServer(("127.0.0.1", 0), Foreign)
     threading.Thread(target=foreign.serve_forever, daemon=True).start()
     ports = iter([foreign.server_port])
     free = servers.free_port
@@ -245,7 +245,8 @@ def test_secrets_are_taken_out_of_the_log(bench: Bench, monkeypatch: pytest.Monk
         ({"/health": 200, "/v1/models": 503}, None, False),
         ({"/health": 503, "/v1/models": 200}, None, False),
         ({"/health": 404, "/v1/models": 200}, None, True),
-        ({"/health": 404, "/v1/models": 401}, None, False),
+        ({"/health": 404, "/v1/models": 401}, None, True),
+        ({"/health": 404, "/v1/models": 404}, None, False),
         ({"/health": 503, "/ready": 204}, "/ready", True),
         ({"/health": 200, "/ready": 500}, "/ready", False),
     ],
@@ -253,19 +254,26 @@ def test_secrets_are_taken_out_of_the_log(bench: Bench, monkeypatch: pytest.Monk
 def test_a_server_is_ready_when_it_is_in_good_health_and_knows_its_models(
     statuses: dict[str, int], path: str | None, ready: bool
 ) -> None:
-    """As of a server that fails at /v1/models, one that loads, one without /health, one that wants a key."""
+    """As of a server that fails at /v1/models, one that loads, one without /health, one that wants a key.
+
+    None of them ends its answer, for which a start would have waited for ever.
+    """
+    asked = threading.Event()
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(statuses.get(self.path, 404))
             self.end_headers()
+            self.wfile.write(b"{")
+            asked.wait(20)
 
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = HTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     assert Readiness(server.server_port, path).asked() is ready
+    asked.set()
     server.shutdown()
     server.server_close()
     assert not Readiness(server.server_port, path).asked()
