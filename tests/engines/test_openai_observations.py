@@ -33,6 +33,17 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
     assert done[1].end_ns - done[1].start_ns > 350_000_000
 
 
+def test_an_answer_that_came_unasked_answers_no_later_request(bench: Bench) -> None:
+    """It waited in the connection, and the next request had its first token after 0.1 ms."""
+    server = bench.server("twice", "ok", piece_s=0.05)
+    engine = bench.engine(server)
+    assert [c.error for c in run(engine, texts(1))] == [None]
+    time.sleep(0.3)
+    (done,) = run(engine, texts(1))
+    assert (done.error, len(server.measured)) == (None, 2)
+    assert done.end_ns - done.start_ns > 300_000_000
+
+
 def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Bench) -> None:
     server = bench.server("ok", "drop_later", "ok")
     engine = bench.engine(server, concurrency=1)

@@ -122,7 +122,7 @@ class Client:
             import aiohttp
 
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
+                connector=connector(self._tls),
                 timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -295,6 +295,25 @@ class RequestTrace:
         if not lost or self.answered or self.reused_ns is None:
             return False
         return time.monotonic_ns() - self.reused_ns < STALE_S * 1e9
+
+
+def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
+    """Connections without a limit to their number, none of which holds an answer that nobody had asked for yet."""
+    import aiohttp
+    from aiohttp.tracing import Trace
+
+    class Connector(aiohttp.TCPConnector):
+        async def connect(
+            self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+        ) -> aiohttp.connector.Connection:
+            # aiohttp looks at this when a connection is given back only: what came since would answer this request.
+            connection = await super().connect(req, traces, timeout)
+            while connection.protocol is not None and connection.protocol.should_close:
+                connection.close()
+                connection = await super().connect(req, traces, timeout)
+            return connection
+
+    return Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
 
 
 def noting_reuse() -> aiohttp.TraceConfig:

@@ -31,6 +31,8 @@ REFUSING = (400, 422)
 ABSENT = (404, 405, 501)
 """HTTP status codes of a path that a server does not have."""
 MODELS = "/models"
+LONGEST_TEXT = 4096
+"""The longest path of Linux (PATH_MAX); what is longer names nothing, and would stand in every result."""
 POLL_S = 0.2
 """Chosen: short beside the seconds that a server takes to load."""
 TRIES = 12
@@ -126,7 +128,7 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     listed = _asked(client, settings.base_url + MODELS)
     models = _models(listed)
     first = models[0] if models else {}
-    served = settings.served_model or str(first.get("id") or model)
+    served = settings.served_model or _text(first.get("id")) or model
     owner = str(first.get("owned_by", ""))
     entry = next((listed for listed in models if listed.get("id") == served), {})
     longest = _count(entry.get("max_model_len"))
@@ -227,4 +229,4 @@ def _count(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT else None

@@ -24,7 +24,8 @@ class Script:
     `ok`, `drop` (closes mid-stream), `drop_at_once`, `drop_later` (after 0.4 s of work), `stall` (begins and goes on
     never), `hang` (never begins), `429`, `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`,
     `paired` (two tokens a piece), `torn` (a byte at a time), `short` (ends after two tokens), `whole` (not streamed),
-    `not_http`, `three_first` (three tokens in the first piece, each with its id).
+    `not_http`, `three_first` (three tokens in the first piece, each with its id),
+    `twice` (not streamed, and once more after 0.1 s).
     """
 
     answers: tuple[str, ...] = ("ok",)
@@ -184,6 +185,11 @@ class _Answer:
         elif kind == "not_http":
             self._writer.write(b"\x00\x01\x02 this is no answer\r\n\r\n")
             self._writer.close()
+        elif kind == "twice":
+            for _ in range(2):
+                whole = self._event("w" * count, reason=self._script.reason, usage=count)
+                await _send(self._writer, 200, json.dumps(whole))
+                await asyncio.sleep(0.1)
         elif kind == "whole" or not self._body.get("stream"):
             whole = self._event("w" * count, reason=self._script.reason, usage=None if kind == "no_usage" else count)
             await _send(self._writer, 200, json.dumps(whole))
