@@ -116,6 +116,10 @@ class StoreError(LlemError, category="store"):
     """A result file cannot be read or written."""
 
 
+class WriteError(StoreError, category="write"):
+    """A file cannot be written: no space is left, or its directory is gone."""
+
+
 class DeviceError(LlemError, category="device"):
     """A device could not be leased, or was not released."""
 

@@ -7,7 +7,8 @@ are public. Everything else is in `session/start.py`, imported once a study is n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ MEASURED = "llem_measured"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the group `llem` and their ini twins."""
+    if sys.stdout is None:  # closed: pytest fails with it, and the next file that is opened would get the output
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     group = parser.getgroup("llem", "LLM-inference energy experiments")
     add = group.addoption
     add("--llem-study", action="append", default=[], metavar="FILE", help="study to collect (repeatable)")
@@ -166,10 +169,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         plugin.select(items)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Conclude the run; a worker tells its controller that there is one."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Conclude the run after others' reports, also if one cannot be written; a worker tells its controller of it."""
     plugin, run = registered(session.config), run_identity(session.config)
+    try:
+        yield
+    except OSError as problem:
+        if plugin is None or plugin.reporting is None:
+            raise
+        plugin.reporting.lost(problem)
     if plugin is not None:
         plugin.finish(session)
         if run.worker is not None:

@@ -5,16 +5,18 @@ Both sides use it for what must never be seen half written. Standard library onl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.errors import JsonValue, LlemError, StoreError, WriteError
 from pytest_llem.job.wire import decode
 
 T = TypeVar("T")
@@ -67,11 +69,39 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file atomically: a temporary file in the same directory, fsync, rename. Thread-safe.
 
-    Without `durable` the fsync, which takes longest, is left out: for files that only the present run reads. `OSError`
-    where `path` is a device, a pipe or a directory: the rename would replace it.
+    Without `durable` the fsync, which takes longest, is left out: for files that only the present run reads. Raises
+    `WriteError`, also where `path` is a device, a pipe or a directory: the rename would replace it.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "not a regular file", str(path))
+    with writing(path):
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "not a regular file")
+        _replace(path, data, durable)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make an `OSError` a `WriteError` that names the file."""
+    try:
+        yield
+    except OSError as problem:
+        raise WriteError(
+            f"{path}: cannot be written: {reason(problem)}",
+            fix="make room or restore the directory; --llem-resume reuses what was measured",
+        ) from None
+
+
+@contextlib.contextmanager
+def noted(problems: list[str], what: str = "") -> Iterator[None]:
+    """Note a failure to write instead of raising it: what else the end of a run does must not be lost with it."""
+    try:
+        yield
+    except LlemError as error:
+        problems.append(f"{what}{error}")
+    except OSError as problem:
+        problems.append(f"{what}{problem.filename or ''}: {reason(problem)}")
+
+
+def _replace(path: Path, data: bytes, durable: bool) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".llem-")  # not the name, which may be as long as allowed
     try:
         with os.fdopen(handle, "wb") as stream:

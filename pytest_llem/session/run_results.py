@@ -7,6 +7,7 @@ needs. The lock order must stay: the store's lock of a result, then the device l
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from filelock import FileLock
 
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
+from pytest_llem.job.files import noted, writing
 from pytest_llem.machine.leases import end_orphaned_workers
 from pytest_llem.machine.orphaned_workers import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
@@ -54,12 +56,16 @@ CRASH_FIX = (
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A finished run: a row per experiment, the gates' verdicts and what they share, and the baseline saved, if any."""
+    """A finished run: a row per experiment, the gates' verdicts and what they share, and the baseline saved, if any.
+
+    `problems` says what of it could not be written; the run must not pass then.
+    """
 
     rows: tuple[ExperimentSummary, ...]
     gates: tuple[GateReport, ...]
     findings: tuple[RunFinding, ...]
     saved: Saved | None
+    problems: tuple[str, ...]
 
 
 class RunResults:
@@ -79,7 +85,7 @@ class RunResults:
     @cached_property
     def store(self) -> RunStore:
         """The run's store; the first process that needs it creates its directory."""
-        with FileLock(self._run.lock):
+        with writing(self._run.lock), FileLock(self._run.lock):
             exists = (self._run_dir / MANIFEST).exists()
             store = RunStore.open(self._run_dir) if exists else RunStore.create(self._options.out, self._run.id)
         if self._run.in_controller:
@@ -93,13 +99,26 @@ class RunResults:
         return self._from_store(cycle, retried=retried)
 
     def _from_store(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
-        return get_or_measure(
-            self.store,
-            cycle.key,
-            lambda attempt, job_dir: self._measurer.measure(cycle, attempt, job_dir),
-            retries=cycle.study.execution.retries if retried else 0,
-            reuse=(lambda: self._reusable(cycle)) if self._options.resume else None,
-        )
+        with self._storing():
+            return get_or_measure(
+                self.store,
+                cycle.key,
+                lambda attempt, job_dir: self._measurer.measure(cycle, attempt, job_dir),
+                retries=cycle.study.execution.retries if retried else 0,
+                reuse=(lambda: self._reusable(cycle)) if self._options.resume else None,
+            )
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Make an `OSError` of the file system that holds the run a `WriteError`; others are no business of it."""
+        try:
+            yield
+        except OSError as problem:
+            inside = problem.filename is not None and Path(str(problem.filename)).is_relative_to(self._run_dir)
+            if not inside and problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+                raise
+            with writing(Path(str(problem.filename)) if inside else self._run_dir):
+                raise
 
     def _reusable(self, cycle: ExperimentCycle) -> Reuse:
         try:
@@ -175,7 +194,10 @@ class RunResults:
 
     def conclude(self) -> Conclusion:
         """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
-        manifest = rebuild_manifest(self._run_dir, finished=True)
+        problems: list[str] = []
+        manifest = read_manifest(self._run_dir / MANIFEST)
+        with noted(problems):
+            manifest = rebuild_manifest(self._run_dir, finished=True)
         keys = [item.key for item in manifest.items]
         try:
             rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir))
@@ -183,27 +205,30 @@ class RunResults:
             rows = tuple(summarise(keys, self.store.outcome))
         judged = gate_files(self._run_dir)
         findings = tuple(run_findings(judged.values()))
-        write_summary(self._run_dir, list(rows), findings)
         gates = []
+        with noted(problems):
+            write_summary(self._run_dir, list(rows), findings)
         for directory, report in judged.items():
             gates.append(with_common(report, findings))
             if gates[-1] != report:
-                write_gate(directory, gates[-1])
+                with noted(problems):
+                    write_gate(directory, gates[-1])
         saved = None
         if self._options.save_baseline:
             outcomes = [outcome for key in keys if (outcome := self.store.outcome(key)) is not None]
             absent = [outcome.key for outcome in outcomes if outcome.result is None]
-            saved = save_baseline(
-                self._options.save_baseline,
-                [outcome.result for outcome in outcomes if outcome.result is not None],
-                self._options.baseline_dir,
-                failing={
-                    *((key.study, key.experiment_id) for key in absent),
-                    *((gate.study, gate.experiment_id) for gate in gates if gate.status == "fail"),
-                },
-                plans=manifest.studies,
-            )
-        return Conclusion(rows, tuple(gates), findings, saved)
+            with noted(problems, "the baseline is not saved: "):
+                saved = save_baseline(
+                    self._options.save_baseline,
+                    [outcome.result for outcome in outcomes if outcome.result is not None],
+                    self._options.baseline_dir,
+                    failing={
+                        *((key.study, key.experiment_id) for key in absent),
+                        *((gate.study, gate.experiment_id) for gate in gates if gate.status == "fail"),
+                    },
+                    plans=manifest.studies,
+                )
+        return Conclusion(rows, tuple(gates), findings, saved, tuple(dict.fromkeys(problems)))
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
         """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""

@@ -91,7 +91,8 @@ class StudyPlugin:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what will run."""
-        self.session.collected(session.items)
+        with named(f"--llem-out={self.session.options.out}", "choose a directory that can be written"):
+            self.session.collected(session.items)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import StoreError
+from pytest_llem.errors import LlemError, StoreError, WriteError
 
 if TYPE_CHECKING:
     from pytest_llem.results.schema import Result
@@ -48,7 +48,8 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
     try:
         report = llem_session.results.judge(llem_experiment, llem_session.baseline)
     except StoreError as error:
-        pytest.fail(str(error), pytrace=False)
+        _end_if_unwritable(request.node, error)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     verdicts: list[Property] = [
         ("llem_study", str(report.study)),
         ("llem_experiment", str(report.experiment_id)),
@@ -68,9 +69,20 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
 
 def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle) -> Outcome:
     """The outcome of a cycle, measured if it has not been yet, which becomes the item's properties."""
-    outcome = session.results.get_or_measure(cycle, retried=True)
+    try:
+        outcome = session.results.get_or_measure(cycle, retried=True)
+    except WriteError as error:
+        _end_if_unwritable(item, error)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    _end_if_unwritable(item, outcome.error)
     _set_properties(item, properties(outcome, item.config.rootpath))
     return outcome
+
+
+def _end_if_unwritable(item: pytest.Item, error: LlemError | None) -> None:
+    """End the run where results cannot be kept any more: what would be measured from here on would be lost."""
+    if isinstance(error, WriteError):
+        item.session.shouldfail = f"llem: {error.message}"
 
 
 def unless_none_is_valid(session: LlemSession, cycle: ExperimentCycle, reason: str) -> None:

@@ -78,10 +78,10 @@ def test_a_report_that_cannot_be_written_costs_the_exit_code_and_nothing_else(
 ) -> None:
     """The last thing a run does must not lose what it measured."""
     write()
-    (pytester.path / "in-the-way").write_text("")
+    pytester.makeconftest('def pytest_collection_finish(): open("in-the-way", "w").close()')
     result = run(pytester, "--llem-html=in-the-way/report.html")
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["--llem-html: *in-the-way/report.html: the report cannot be written: *", "fix: *"])
+    result.stdout.fnmatch_lines(["--llem-html: *in-the-way/report.html: cannot be written: *", "fix: *"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     (manifest,) = pytester.path.glob("llem-results/*/run.json")
     assert json.loads(manifest.read_text())["finished_at"] is not None

@@ -15,8 +15,8 @@ from statistics import median
 from string import Template
 
 from pytest_llem import __version__
-from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.job.files import write_text
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells, compare
 from pytest_llem.results.gate_report import VERDICT_HEAD
 from pytest_llem.results.gates import Status
@@ -68,7 +68,7 @@ def write_report(
     With `baseline`, a run or results file, every run is compared with it; `baseline_dir` may hold what `llem aa` found.
     Charts need the extra `report`; without it
     the report has tables alone and says so. `progress` sees each file as it is read. Raises `StoreError` when there is
-    nothing to report, `SettingsError` when `out` cannot be written.
+    nothing to report, `WriteError` when `out` cannot be written.
     """
     content = gather_content(paths, baseline_dir=baseline_dir, progress=progress)
     compared = []
@@ -81,14 +81,9 @@ def write_report(
     named = [*(row.study for row in content.experiments), *(item.study for item in content.problems)]
     studies = ", ".join(dict.fromkeys(named))
     page = _render(content, charts(content), compared, title or f"Energy of {studies}", _bundle())
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, page)
-    except OSError as problem:
-        raise SettingsError(
-            f"{out}: the report cannot be written: {problem.strerror or problem}",
-            fix="name another file; `llem report RUN -o FILE` writes it from the run's directory",
-        ) from None
+    write_text(out, page)
 
 
 def _render(

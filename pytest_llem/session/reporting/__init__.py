@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from pytest_llem.errors import DeviceError, LlemError, StoreError
+from pytest_llem.job.files import noted, reason
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
@@ -26,7 +28,7 @@ from pytest_llem.session.reporting.summary import (
     summary_lines,
     write_step_summary,
 )
-from pytest_llem.session.reporting.verdicts import note_in_junit, shorten, verdict_lines, workflow_commands
+from pytest_llem.session.reporting.verdicts import is_whole, note_in_junit, shorten, verdict_lines, workflow_commands
 from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
 from pytest_llem.session.xdist.workers import worker_limit
 
@@ -48,6 +50,8 @@ class Reporting:
         self._shards_printed: set[str] = set()
         self._conclusion: Conclusion | None = None
         self._html_line: str | None = None
+        self._measured = False
+        self._problems: list[str] = []
         # pytest captures file descriptor 1 while tests run: the live status needs the terminal itself.
         self._stream: IO[str] | None = None
         if sys.stdout is not None and not session.options.collect_only:
@@ -125,27 +129,61 @@ class Reporting:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Clear the status line before pytest reports an item; keep what a study's items did not pass."""
         self._clear()
-        if not report.passed and any(name == "llem_study" for name, _ in report.user_properties):
-            self._of_studies.append(report)
+        if any(name == "llem_study" for name, _ in report.user_properties):
+            self._measured = True
+            if not report.passed:
+                self._of_studies.append(report)
 
     def _clear(self) -> None:
         if self._live is not None:
             self._live.clear()
 
+    def lost(self, problem: OSError) -> None:
+        """Take note that another report could not be written; a broken JUnit file is worse than none."""
+        name = problem.filename
+        junit = getattr(self._config.option, "xmlpath", None)
+        if junit and Path(junit).is_file() and not is_whole(Path(junit)):
+            name = junit
+            Path(junit).unlink(missing_ok=True)
+        self._problems.append(f"{name or 'a report of another plugin'}: cannot be written: {reason(problem)}")
+
     def finish(self) -> bool:
-        """Write the run's manifest, summaries and HTML report. `False` where that report could not be written."""
+        """Write the run's manifest, summaries and HTML report. `False` where any of these could not be written."""
         run_dir, options = self._session.run_dir, self._session.options
-        if (run_dir / MANIFEST).exists():
-            ended = self._conclusion = self._session.results.conclude()
-            self._verdicts = verdict_lines(ended.gates, ended.findings, self._session.studies)
-            write_step_summary(ended.rows, ended.gates, self._verdicts, run_dir)
-            shorten(self._of_studies, ended.gates)
-            for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
-                announcement.unlink(missing_ok=True)
+        with noted(self._problems):
+            self._conclude(run_dir)
         written = True
         if options.html is not None and not options.collect_only:
             written, self._html_line = _write_html(run_dir, options.html, options)
-        return written
+        return written and not self._problems
+
+    def _conclude(self, run_dir: Path) -> None:
+        if not (run_dir / MANIFEST).exists():
+            if self._measured:
+                self._problems.append(f"{run_dir}: gone, and with it what this run measured")
+            return
+        ended = self._conclusion = self._session.results.conclude()
+        self._problems += ended.problems
+        self._verdicts = verdict_lines(ended.gates, ended.findings, self._session.studies)
+        shorten(self._of_studies, ended.gates)
+        for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
+            announcement.unlink(missing_ok=True)
+        write_step_summary(ended.rows, ended.gates, self._verdicts, run_dir)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Say in one line that nothing can be printed any more, where pytest would add its traceback to that."""
+        if isinstance(excinfo.value, OSError) and not _can_print():
+            capture = self._config.pluginmanager.get_plugin("capturemanager")
+            if capture is not None:
+                with contextlib.suppress(OSError):
+                    capture.stop_global_capturing()  # it would bring the old output back
+            # As pytest does for a broken pipe: what is still in the buffer must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stderr.write(
+                f"llem: standard output cannot be written: {excinfo.value.strerror}; the run ends here, and what it "
+                f"measured is in {self._session.run_dir}\nfix: make room, or write the output somewhere else\n"
+            )
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self) -> None:
@@ -160,7 +198,8 @@ class Reporting:
         findings = self._conclusion.findings if self._conclusion else ()
         junit = getattr(self._config.option, "xmlpath", None)
         if junit:
-            note_in_junit(Path(junit), gates, findings)
+            with noted(self._problems):
+                note_in_junit(Path(junit), gates, findings)
         if os.environ.get(ACTIONS_VARIABLE):
             for line in workflow_commands(self._of_studies, gates, findings):
                 terminal.write_line(line)
@@ -178,7 +217,18 @@ class Reporting:
                 lines += saved_lines(self._conclusion.saved)
         if self._html_line is not None:
             lines.append(self._html_line)
-        return lines
+        problems = [problem.partition("\nfix: ") for problem in dict.fromkeys(self._problems)]
+        fixes = dict.fromkeys(fix for _, _, fix in problems if fix)
+        return [*lines, *(f"llem: {message}" for message, _, _ in problems), *(f"fix: {fix}" for fix in fixes)]
+
+
+def _can_print() -> bool:
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _write_html(run_dir: Path, out: Path, options: RunOptions) -> tuple[bool, str]:

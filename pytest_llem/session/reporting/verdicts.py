@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from pytest_llem.job.files import write_bytes
 from pytest_llem.results.gate_report import GateReport, gates_line
 from pytest_llem.results.run_verdict import RunFinding, explained, percent
 from pytest_llem.session.reporting.summary import annotation
@@ -79,7 +80,16 @@ def note_in_junit(path: Path, gates: Sequence[GateReport], findings: Iterable[Ru
         suite.insert(0, properties)
     for name, value in [("llem_gates", gates_line(gates)), *((f"llem_{each.code}", each.message) for each in findings)]:
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
-    tree.write(path, encoding="utf-8", xml_declaration=True)
+    write_bytes(path, ElementTree.tostring(tree.getroot(), encoding="utf-8", xml_declaration=True))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a JUnit file is there and was written to its end."""
+    try:
+        ElementTree.parse(path)
+    except (OSError, ElementTree.ParseError):
+        return False
+    return True
 
 
 def _explained(gates: Iterable[GateReport]) -> dict[tuple[object, object], GateReport]:

@@ -112,7 +112,7 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     """A report for /dev/stdout, written by root, replaced the device."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(StoreError, match="pipe: cannot be written: not a regular file"):
         write_text(pipe, "text")
     assert pipe.is_fifo()
 
