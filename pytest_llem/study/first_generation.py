@@ -40,6 +40,7 @@ RENAMES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     "campaign_name": (("name",), {}),
     "model_name": (("model",), {}),
     "adapter": (("lora",), {}),
+    "lora.adapter_path": (("lora",), {}),
     "num_input_prompts": (("workload.prompts",), {}),
     "num_samples": (("workload.prompts",), {}),
     "dataset": (("workload.dataset",), _ENERGY_SCORE),
@@ -124,7 +125,7 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "transformers.min_p": (0, None),
     "transformers.no_repeat_ngram_size": (0,),
     "vllm.attention": (None,),
-    "vllm.attention.backend": ("auto",),
+    "vllm.attention.backend": (None, "auto"),
     "vllm.attention.flash_version": (None,),
     "vllm.attention.disable_sliding_window": (False, None),
     "vllm.lora": (None,),
@@ -202,7 +203,7 @@ REFUSED: Mapping[str, str] = {
 }
 
 SWITCHED = ("traffic_simulation", "schedule", "vllm.lora", "decoder.beam_search", "transformers.beam_search")
-"""Sections that `enabled: false` switches off with all that they hold."""
+"""Sections that `enabled: false` switches off with all that they hold; but for `schedule` it is their default."""
 
 PARALLEL: Mapping[str, str] = {
     "tensor_parallel": "tensor_parallel_size",

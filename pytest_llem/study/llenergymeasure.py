@@ -44,6 +44,11 @@ ENGINES = {"pytorch": "transformers", "tensorrt": "tensorrt_llm"}
 _ORDERS = {"shuffle": "shuffled", "interleave": "interleaved", "cyclic": "interleaved", "grouped": "sequential"}
 RUNNERS = {"process": "local", "container": "docker"}
 _BACKENDS = {"trt": "tensorrt"}
+_ATTENTION = (
+    *("flash_attn_version", "flash_attn_max_num_splits_for_cuda_graph", "use_prefill_decode_attention"),
+    *("use_prefill_query_quantization", "use_cudnn_prefill", "disable_flashinfer_prefill", "use_trtllm_attention"),
+    *("disable_flashinfer_q_quantization", "use_trtllm_ragged_deepseek_prefill"),
+)
 
 
 BNB_4BIT = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
@@ -142,6 +147,7 @@ RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
         for section in ("decoder", "vllm.sampling", "tensorrt_llm.sampling")
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "preset")
     },
+    **{f"vllm.attention.{name}": ((f"vllm.extra.attention_config.{name}", _same),) for name in _ATTENTION},
     **{
         f"transformers.{name}": ((f"transformers.quantization.{name}", _same),)
         for name in ("load_in_4bit", "load_in_8bit", *BNB_4BIT)
@@ -180,6 +186,7 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "transformers.autocast_dtype": (None,),
     "transformers.allow_tf32": (None,),
     "vllm.beam_search": (None,),
+    **{f"vllm.attention.{name}": (None,) for name in _ATTENTION},
     "vllm.beam_search.early_stopping": (None, False),
     "decoder.min_new_tokens": (None,),
     "output_dir": (None,),

@@ -55,9 +55,10 @@ class Points:
     inactive: dict[tuple[str, str], tuple[KeyPath, str | None]] = field(default_factory=dict)
     """What does nothing and why, with where it was written first and the engine whose section it is in, if any."""
 
-    def note_inactive(self, path: str, why: str, origin: KeyPath, label: str | None = None) -> None:
-        """Note that a setting does nothing; `label` stands for it in messages."""
-        self.inactive.setdefault((label or path, why), (origin, section_of(path)))
+    def note_inactive(self, path: str, why: str, origin: KeyPath, axis: Axis | None = None) -> None:
+        """Note that a setting does nothing, or the sweep of an axis, which is one engine's."""
+        section = section_of(path) if axis is None else section_axis(axis)
+        self.inactive.setdefault((f"the sweep of {axis.name}" if axis else path, why), (origin, section))
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Cluster:
 
 
 def section_axis(axis: Axis) -> str | None:
-    """The engine whose section holds everything that this axis sets, or `None`."""
+    """The engine that alone has this axis: by its name, or because its section holds all that the axis sets."""
+    if axis.engine is not None:
+        return axis.engine
     sections = {section_of(path) for path in axis.paths}
     return sections.pop() if len(sections) == 1 else None
 
@@ -255,7 +258,7 @@ class _Block:
         sweep = self.sweep
         for axis in self.pinned:
             path, why = next(iter(axis.paths)), f"with engine {self.engine}"
-            sweep.points.note_inactive(path, why, axis.origin, f"the sweep of {axis.name}")
+            sweep.points.note_inactive(path, why, axis.origin, axis)
         static, inactive = make_slice(sweep.static, self.engine)
         for path, why in inactive.items():
             sweep.points.note_inactive(path, why, sweep.origins.get(path, ("sweep",)))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.declared import BadValueError
@@ -31,12 +32,16 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a sweep. `paths` are all settings that some alternative sets or clears."""
+    """One dimension of a sweep. `paths` are all settings that some alternative sets or clears.
+
+    With `engine` the axis is a group of that name, `ENGINE.NAME`: only points of this engine have it.
+    """
 
     name: str
     alternatives: tuple[Alternative, ...]
     origin: KeyPath
     paths: frozenset[str]
+    engine: str | None = None
 
 
 def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath = ("sweep",)) -> list[Axis]:
@@ -54,7 +59,9 @@ def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath =
 def _axes(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[Axis]:
     item = fields.find(path)
     if isinstance(value, list) and _is_group(path, item, value):
-        return _single_axis(_group(path, value, report, key_path), path, key_path)
+        head, dot, _ = path.partition(".")
+        engine = head if dot and head in engine_names() else None
+        return _single_axis(_group(path, value, report, key_path), path, key_path, engine)
     if item is None:
         hint = fields.suggest_path(path)
         if isinstance(value, list) and value and all(isinstance(entry, Mapping) or entry is None for entry in value):
@@ -70,11 +77,13 @@ def _axes(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> lis
     return _single_axis(_plain(item, path, value, report, key_path), path, key_path)
 
 
-def _single_axis(alternatives: Sequence[Alternative], name: str, key_path: KeyPath) -> list[Axis]:
+def _single_axis(
+    alternatives: Sequence[Alternative], name: str, key_path: KeyPath, engine: str | None = None
+) -> list[Axis]:
     if not alternatives:
         return []
     paths = frozenset(setting.path for alternative in alternatives for setting in alternative.settings)
-    return [Axis(name, tuple(alternatives), key_path, paths)]
+    return [Axis(name, tuple(alternatives), key_path, paths, engine)]
 
 
 def _is_group(path: str, item: Field | None, value: list[JsonValue]) -> bool:
@@ -192,15 +201,16 @@ def _spread(entry: Mapping[str, JsonValue], key_path: KeyPath, above: str) -> It
 
 
 def _check_overlap(axes: Sequence[Axis], report: Report) -> None:
-    owner: dict[str, Axis] = {}
-    for axis in axes:
-        for path in sorted(axis.paths):
-            other = _holder(path, owner)
-            if other is not None and other is not axis:
-                text = f"sweep: {path} is set by two axes, {other.name!r} and {axis.name!r}"
-                report(axis.origin, text, "set it in one of them, or make a group of both", True)
-                return
-        owner.update(dict.fromkeys(axis.paths, axis))
+    for engine in {axis.engine: None for axis in axes if axis.engine} or [None]:
+        owner: dict[str, Axis] = {}
+        for axis in (axis for axis in axes if axis.engine in (None, engine)):
+            for path in sorted(axis.paths):
+                other = _holder(path, owner)
+                if other is not None and other is not axis:
+                    text = f"sweep: {path} is set by two axes, {other.name!r} and {axis.name!r}"
+                    report(axis.origin, text, "set it in one of them, or make a group of both", True)
+                    return
+            owner.update(dict.fromkeys(axis.paths, axis))
 
 
 def _holder(path: str, owner: Mapping[str, Axis]) -> Axis | None:

@@ -81,6 +81,8 @@ class _Translator:
     moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     runners: dict[str, JsonValue] = field(default_factory=dict)
+    scoped: list[tuple[str, KeyPath]] = field(default_factory=list)
+    """Shared settings of an engine's section that hold for every engine here: the engine, and where they stand."""
 
     def study(self, data: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """The whole document in this project's words."""
@@ -101,7 +103,8 @@ class _Translator:
         decoding = out.get("decoding")
         if self.samples and not (isinstance(decoding, Mapping) and {"do_sample", "preset"} & decoding.keys()):
             out["decoding"] = {**(decoding if isinstance(decoding, Mapping) else {}), "do_sample": True}
-        self._name_engines(data, out)
+        self._name_engines(out)
+        self._check_scopes(out)
         if self.is_older and data.keys() & {"sweep", "experiments"}:
             out.setdefault("on_invalid", "skip")
         return out
@@ -160,7 +163,7 @@ class _Translator:
             elif isinstance(value, Mapping) and _is_old_warmup(word, value):
                 for path, inner, part in _warmup(value):
                     self._emit(path, inner, out, new, (*key_path, part))
-            elif word in SWITCHED and isinstance(value, Mapping) and not value.get("enabled", True):
+            elif word in SWITCHED and isinstance(value, Mapping) and not value.get("enabled", word == "schedule"):
                 self.changed = True
             elif isinstance(value, Mapping) and word not in _CONTAINERS and (word in REFUSED or word in DROPPED):
                 self._take(word, value, data, key_path)
@@ -245,6 +248,9 @@ class _Translator:
     def _emit(self, path: str, value: JsonValue, out: dict[str, JsonValue], new: KeyPath, key_path: KeyPath) -> None:
         level, last = fields.innermost(out, path)
         target = (*new, *path.split("."))
+        engine = _scope(_dotted(key_path))
+        if engine is not None and not new and _scope(path) is None and path != "trust_remote_code":
+            self.scoped.append((engine, key_path))
         if target != key_path:
             self.changed = True
             if last in level and level[last] != value:
@@ -285,6 +291,11 @@ class _Translator:
             values = value if isinstance(value, list) else [value]
             out[word] = [{path: convert(item) for path, convert in targets} for item in values]
             self.changed = True
+        elif self.is_older and (engine := _scope(_dotted(key_path[1:]))) and _scope(targets[0][0]) is None:
+            path, convert = targets[0]
+            values = value if isinstance(value, list) else [value]
+            out[f"{engine}.{path.rpartition('.')[2]}"] = [{path: convert(item)} for item in values]
+            self.changed = True
         else:
             path, convert = targets[0]
             out[path] = [convert(item) for item in value] if isinstance(value, list) else convert(value)
@@ -314,8 +325,21 @@ class _Translator:
                     self.moved[target] = (*key_path, key)
         return out
 
-    def _name_engines(self, data: Mapping[str, JsonValue], out: dict[str, JsonValue]) -> None:
-        """Give an older study without an engine those whose sections it sweeps; several become an axis."""
+    def _check_scopes(self, out: Mapping[str, JsonValue]) -> None:
+        """Report shared settings of one engine's section that would reach other engines as well."""
+        sweep = out.get("sweep")
+        swept = sweep.get("engine") if isinstance(sweep, Mapping) else None
+        entries = out.get("experiments")
+        engines = [*(swept if isinstance(swept, list) else [swept or out.get("engine", "transformers")])]
+        engines += [each.get("engine") for each in entries or () if isinstance(each, Mapping)]  # type: ignore[union-attr]
+        for engine, key_path in self.scoped:
+            if any(other not in (None, engine) for other in engines):
+                text = f"{_dotted(key_path)} is for {engine} alone there, and would be for every engine here"
+                where = self.document.locate(key_path, key=True)
+                self.problems.append(Problem(where, text, "write it in each of the experiments of that engine"))
+
+    def _name_engines(self, out: dict[str, JsonValue]) -> None:
+        """Give an older study the engines whose sections it sweeps, beside its own; several become an axis."""
         sweep = out.get("sweep")
         engine = out.get("engine")
         if isinstance(engine, list):
@@ -323,13 +347,20 @@ class _Translator:
             self.moved["sweep", "engine"] = self.moved.get(("engine",), ("engine",))
             del out["engine"]
             self.changed = True
-        elif engine is None and isinstance(sweep, Mapping) and "engine" not in sweep and MARKS & data.keys():
-            heads = (key.partition(".")[0] for key in sweep)
-            named = [head for head in dict.fromkeys(heads) if head in shipped_engines()]
+        elif self.is_older and isinstance(sweep, Mapping) and "engine" not in sweep:
+            scopes = (_scope(key) for key in sweep)
+            named = list(dict.fromkeys(name for name in (engine, *scopes) if isinstance(name, str)))
             if len(named) == 1:
                 out["engine"] = named[0]
             elif named:
                 out["sweep"] = {"engine": list(named), **sweep}
+
+
+def _scope(path: str) -> str | None:
+    """The engine whose name a dotted path begins with."""
+    head, dot, _ = path.partition(".")
+    engine = ENGINES.get(head, head)
+    return engine if dot and engine in shipped_engines() else None
 
 
 def _word(path: str) -> str:

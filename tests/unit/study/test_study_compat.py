@@ -352,3 +352,43 @@ def test_files_before_the_first_release(load: Load) -> None:
     config = study.experiments[0].config
     assert (config.workload.prompts, config.settings["batch_size"], config.dtype) == (16, 16, "float32")
     assert (config.device.gpus, config.decoding.temperature) == ((0,), 0.5)
+
+
+def test_groups_and_sampling_of_an_engine_stay_with_it(load: Load) -> None:
+    study = load(
+        """\
+        task: {model: org/m}
+        sweep:
+          transformers.sampling.temperature: [0.5]
+          vllm.sampling.temperature: [0.7, 0.9]
+          vllm.decoding:
+            - {}
+            - vllm.sampling.top_k: 20
+              vllm.sampling.presence_penalty: 0.6
+        """
+    )
+    decoding = [
+        (each.engine, each.config.decoding.temperature, each.config.decoding.top_k) for each in study.experiments
+    ]
+    assert decoding == [
+        ("transformers", 0.5, None),
+        *(("vllm", 0.7, None), ("vllm", 0.7, 20), ("vllm", 0.9, None), ("vllm", 0.9, 20)),
+    ]
+    assert [notice.code for notice in study.notices] == ["older_words"]
+
+
+def test_an_engine_of_its_own_is_run_beside_those_of_the_sweep(load: Load) -> None:
+    study = load("backend: pytorch\nmodel: org/m\nsweep: {vllm.engine.enforce_eager: [true, false]}\n")
+    assert [experiment.engine for experiment in study.experiments] == ["transformers", "vllm", "vllm"]
+
+
+def test_shared_sampling_of_one_engine_among_several_is_an_error(load: Load) -> None:
+    with pytest.raises(StudyError, match=r"2:19: vllm\.sampling\.temperature is for vllm alone there"):
+        load(
+            """\
+            task: {model: org/m}
+            vllm: {sampling: {temperature: 0.7}}
+            sweep: {transformers.batch_size: [1], vllm.engine.enforce_eager: [true]}
+            """
+        )
+    assert load("engine: vllm\ntask: {model: org/m}\nvllm: {sampling: {temperature: 0.7}}\n").experiments

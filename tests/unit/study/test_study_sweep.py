@@ -327,3 +327,18 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
 
     assert ids(study) == ["down:1", "down:2"]
     assert study.experiments[1].config.settings == {"speed": {"up": 3, "down": 2}}
+
+
+def test_group_named_after_an_engine_is_that_engines_alone(load: Load) -> None:
+    study = load(
+        """\
+        model: m
+        sweep:
+          engine: [transformers, vllm]
+          vllm.load: [{}, {workload.prompts: 4}]
+          transformers.load: [{workload.prompts: 2}]
+        """
+    )
+    points = [(experiment.engine, experiment.config.workload.prompts) for experiment in study.experiments]
+    assert points == [("transformers", 2), ("vllm", 32), ("vllm", 4)]
+    assert not study.notices
