@@ -54,12 +54,12 @@ def serve(engine: str) -> None:
             caller, _ = listener.accept()
             with caller:
                 request, descriptors = receive(caller)
-                if channel is None:
+                if request is not None:
                     _answer(caller, {"problem": problem})
-                elif request is not None and not _relay(caller, channel, request, descriptors):
-                    # The server ends when a worker is killed under it: the next cycle gets a new one
-                    channel.close()
-                    channel, problem = _fork_server(engine)
+                    if not _relay(caller, channel, request, descriptors):
+                        # The server ends when a worker is killed under it: the next cycle gets a new one
+                        channel.close()
+                        channel, problem = _fork_server(engine)
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -72,12 +72,11 @@ def cycle(job_dir: str) -> int:
         request = {"job_dir": job_dir, "environment": {}, "isolation": "process"}
         send(channel, request, (sys.stdout.fileno(),))
         answer, _ = receive(channel)
-        if answer is not None and "problem" in answer:
+        if answer is not None and answer["problem"] is not None:
             sys.stderr.write(f"no fork server: {answer['problem']}\n")
-            code = _spawn(job_dir)
-        else:
-            ended, _ = receive(channel)
-            code = os.waitstatus_to_exitcode(ended["status"]) if ended is not None else -9
+        receive(channel)
+        ended, _ = receive(channel)
+        code = os.waitstatus_to_exitcode(ended["status"]) if ended is not None else -9
     after = oom_kills()
     if code != 0 and before is not None and after is not None and after > before:
         sys.stdout.write(f"LLEM-EVENT {json.dumps({'event': OOM_KILL_EVENT, 'name': None})}\n")
@@ -119,18 +118,25 @@ def _connect(channel: socket.socket) -> None:
         time.sleep(0.02)
 
 
-def _fork_server(engine: str) -> tuple[socket.socket | None, str]:
+def _fork_server(engine: str) -> tuple[socket.socket, str | None]:
+    """A server that forks workers; why it starts new interpreters instead, where it does."""
     if not engine_info(engine).preload:
-        return None, f"the imports of {engine} are not known to be safe to fork"
+        problem = f"the imports of {engine} are not known to be safe to fork"
+    else:
+        channel, first = _start(engine)
+        if first is not None and "problem" not in first:
+            return channel, None
+        channel.close()
+        problem = str(first["problem"]) if first else "it died during its imports"
+    return _start()[0], problem
+
+
+def _start(*engine: str) -> tuple[socket.socket, dict[str, Any] | None]:
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), engine]
+        command = [sys.executable, "-m", "pytest_llem.worker.forkserver", str(theirs.fileno()), *engine]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True)
-    first, _ = receive(ours)
-    if first is None or "problem" in first:
-        ours.close()
-        return None, str(first["problem"]) if first else "it died during its imports"
-    return ours, ""
+    return ours, receive(ours)[0]
 
 
 def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> bool:
@@ -153,12 +159,6 @@ def _relay(caller: socket.socket, channel: socket.socket, request: dict[str, Any
 def _answer(caller: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         send(caller, message)
-
-
-def _spawn(job_dir: str) -> int:
-    environment = {**os.environ, "LLEM_CONFIG_PATH": f"{job_dir}/job.json"}
-    command = [sys.executable, "-m", "pytest_llem.worker", "--isolation", "process"]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
