@@ -6,6 +6,7 @@ a meter that fails while something is measured end the cycle, because all other 
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections import Counter
@@ -18,6 +19,7 @@ from pytest_llem.energy.protocol import Meter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.measurement import EnergyReport, Window, WindowEnergy
 from pytest_llem.job.report import Note
+from pytest_llem.job.wire import decode, encode
 
 Why = tuple[str, str]
 """A reason's code, and what is wrong."""
@@ -43,16 +45,32 @@ def edge(meter: Meter) -> int:
     return t_ns
 
 
+def power_w(meter: Meter) -> float | None:
+    """The meter's latest power; `None` where it fails or states none."""
+    try:
+        power = meter.power_w()
+    except Exception:  # noqa: BLE001 (a meter may be anybody's)
+        return None
+    return power if _is_number(power) else None
+
+
 def account(meter: Meter, windows: Sequence[Window]) -> EnergyReport:
     """Stop the meter; its report, with `null` and a reason in place of each energy that cannot be true."""
     try:
         after = [] if meter.sees_standstill or not windows else [_after(meter, max(w.end_ns for w in windows))]
-        return _checked(meter.stop([*windows, *after] if after else windows), windows, after, meter)
+        return _written(_checked(meter.stop([*windows, *after] if after else windows), windows, after, meter))
     except Exception as problem:  # noqa: BLE001 (a meter may be anybody's)
         traceback.print_exc()
         note = Note("sensor_gap", f"{meter.name}: accounting its readings failed: {_text(problem)}")
     nothing = tuple(_null(window) for window in windows)
     return EnergyReport(meter.name, False, "process_estimate", "worker", (), nothing, invalid=(note,))
+
+
+def _written(report: EnergyReport) -> EnergyReport:
+    """The report as it is read again; `ValueError` for one that cannot be written, or not be read."""
+    again = decode(EnergyReport, json.loads(json.dumps(encode(report), allow_nan=False)), "its report")
+    _ = again.idle
+    return again
 
 
 def _after(meter: Meter, last_ns: int) -> Window:

@@ -113,7 +113,12 @@ class SampleWriter:
 def read_samples(path: Path) -> Iterator[Sample]:
     """The readings in the order in which they were written; none if the file does not exist."""
     for line in _lines(path):
-        if "event" not in line:
+        if (
+            "event" not in line
+            and line.keys() <= UNITS.keys()
+            and isinstance(line.get("t_ns"), int)
+            and "device" in line
+        ):
             yield Sample(**line)
 
 
@@ -125,10 +130,15 @@ def read_sample_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines; one that a full disk or another's meter has spoilt is a gap in the readings like any other."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+        try:
+            found = json.loads(line) if line.endswith("\n") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found

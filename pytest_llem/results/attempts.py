@@ -186,15 +186,16 @@ POWER_SCHEMA = pa.schema(
 
 def write_power(samples: Path, power: Path) -> None:
     """Write any readings of `samples.jsonl` to `power.parquet`: a row each, as `Sample`; null where not read."""
-    try:
-        rows = list(read_samples(samples))
-    except (ValueError, TypeError) as problem:
-        raise StoreError(f"{samples}: {problem}") from None
+    rows = list(read_samples(samples))
     if not rows:
         return
-    columns = [
-        pa.array(list(values), field.type) for values, field in zip(zip(*rows, strict=True), POWER_SCHEMA, strict=True)
-    ]
+    try:
+        columns = [
+            pa.array(list(values), field.type)
+            for values, field in zip(zip(*rows, strict=True), POWER_SCHEMA, strict=True)
+        ]
+    except (ValueError, TypeError) as problem:
+        raise StoreError(f"{samples}: {problem}") from None
     partial = power.with_name(f".{power.name}.partial")
     pq.write_table(pa.Table.from_arrays(columns, schema=POWER_SCHEMA), partial)
     partial.replace(power)

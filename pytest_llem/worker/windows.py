@@ -162,8 +162,9 @@ class Metering:
 
     def power_w(self) -> float | None:
         """The latest power in watts."""
-        reader = self.meter or self._watch
-        return reader.power_w() if reader is not None else None
+        if self.meter is not None:
+            return checked.power_w(self.meter)
+        return self._watch.power_w() if self._watch is not None else None
 
 
 @dataclass

@@ -21,7 +21,7 @@ from pytest_llem.energy.protocol import EnergyEstimate, Meter, MeterRequest, win
 from pytest_llem.energy.zeus_meter import ZeusMeter
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.job.measurement import DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
+from pytest_llem.job.measurement import CpuEnergy, DeviceEnergy, EnergyReport, MeteredDevice, Window, WindowEnergy
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import codes, quicken, uuids
 from tests.unit.energy.powercap_tree import PowercapTree
@@ -366,6 +366,45 @@ def test_a_report_that_is_none_is_null_and_says_why(
     assert codes(report) == {"sensor_gap"}
     assert [window.energy_j for window in report.windows] == [None]
     assert all(note.message for note in report.invalid)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scope": "wall"},
+        {"meter": None},
+        {"gain_uncertainty_rel": nan},
+        {"facts": {"loss": inf}},
+        {"facts": {"idle": {"power_w": "low"}}},
+        {"notes": ("all is well",)},
+        {"host": CpuEnergy(nan, None, shared=False)},
+    ],
+    ids=str,
+)
+def test_a_report_that_cannot_be_written_costs_the_energy_alone(change: dict[str, Any]) -> None:
+    """`measurement.json` was refused with all that it held."""
+    meter = StatingMeter(12.0)
+    stop = meter.stop
+    meter.stop = lambda windows: replace(stop(windows), **change)  # type: ignore[method-assign]
+
+    report = checked.account(meter, SECOND)
+
+    assert codes(report) == {"sensor_gap"}
+    assert report.windows[0].energy_j is None
+
+
+@pytest.mark.parametrize("answer", [nan, inf, "much", OSError("gone")], ids=str)
+def test_a_power_that_is_none_is_not_waited_for(answer: object) -> None:
+    meter = StatingMeter(12.0)
+
+    def power_w() -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    meter.power_w = power_w  # type: ignore[method-assign]
+
+    assert checked.power_w(meter) is None
 
 
 @pytest.mark.parametrize("t_ns", [0, None, 1.5, 10**30])

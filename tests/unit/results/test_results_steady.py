@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
 from pytest_llem.energy.readings import Sample, SampleWriter
 from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
+from pytest_llem.results.attempts import write_power
 from pytest_llem.results.derive import derive_result, device_peaks
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import SteadyState
@@ -111,3 +113,27 @@ def test_device_memory_is_the_highest_reading_within_the_windows(tmp_path: Path)
     writer.close()
     assert device_peaks(path, [Window("measure", 2 * S, 4 * S)]) == {"a": 500}
     assert device_peaks(tmp_path / "absent", [Window("measure", 0, S)]) == {}
+
+
+SPOILT = (
+    "",
+    "{",
+    "null",
+    "[1]",
+    '{"t_ns": "now", "device": "a"}',
+    '{"device": "a"}',
+    "{" * 5000,
+    '{"t_ns": 1, "volts": 2}',
+)
+
+
+def test_a_spoilt_line_of_readings_is_a_gap_and_no_end(tmp_path: Path) -> None:
+    """Whoever read the file raised, and with that the whole cycle was lost."""
+    path = tmp_path / "samples.jsonl"
+    good = f'{{"t_ns": {3 * S}, "device": "a", "memory_bytes": 500}}'
+    path.write_text("\n".join([*SPOILT, good, *SPOILT, good]) + "\n", encoding="utf-8")
+
+    assert device_peaks(path, [Window("measure", 2 * S, 4 * S)]) == {"a": 500}
+    write_power(path, tmp_path / "power.parquet")
+
+    assert pq.read_table(tmp_path / "power.parquet").num_rows == 2
