@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
 
 CounterType = Literal["accumulating", "part_time", "lossy", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
@@ -114,9 +114,16 @@ def foreign(uuid: str, driver: str, directory: Path | None = None) -> Calibratio
 
 
 def _stored(path: Path) -> Calibration | None:
+    # Not at the top, because they import dataclasses.
+    from pytest_llem.job.files import read_json
+    from pytest_llem.job.wire import decode_value, type_hints
+
     try:
-        stored = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        hints = type_hints(Calibration)
+        data = {name: decode_value(hints[name], value, name) for name, value in read_json(path).items()}
+        stored = Calibration(**data)  # type: ignore[arg-type]  # checked above
+        _ = stored.expired
+    except (StoreError, ValueError, TypeError, KeyError, OverflowError):
         return None
     return stored if stored.version == VERSION else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -166,12 +167,15 @@ def read_json_value(path: Path) -> JsonValue:
         raise StoreError(str(problem)) from None
 
 
-def parse_json(text: str | bytes, where: object) -> JsonValue:
-    """JSON from outside. Where it is broken, too deep or no text, one `ValueError` that begins with `where`."""
+def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> JsonValue:
+    """JSON from outside. Where it is broken, too deep or no text, one `ValueError` that begins with `where`.
+
+    With `finite`, the same for NaN and infinity, which Python's reader takes and gates cannot be judged by.
+    """
     try:
         # json itself would take bytes for UTF-16 or UTF-32 as well, and let surrogates pass.
         content = text if isinstance(text, str) else text.decode("utf-8-sig")
-        data: JsonValue = json.loads(content)
+        data: JsonValue = _FINITE.decode(content) if finite else json.loads(content)
         if content.count("[") + content.count("{") > MAX_JSON_DEPTH and _is_deep(data):
             raise RecursionError
         if "\\u" in content:
@@ -185,6 +189,16 @@ def parse_json(text: str | bytes, where: object) -> JsonValue:
     except ValueError as problem:
         raise ValueError(f"{where}: not JSON: {problem}") from None
     return data
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+_FINITE = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _is_deep(data: JsonValue) -> bool:
@@ -235,7 +249,7 @@ def found(name: str) -> Path | None:
 def log_tail(path: Path, lines: int = 15) -> list[str]:
     """The last lines of a log, at most its last 64 KiB; empty when there is no log."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
             return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
     except OSError:

@@ -35,7 +35,7 @@ def decode(cls: type[T], data: object, path: str = "") -> T:
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
         if name in data:
-            values[name] = _value(hints[name], data[name], where)
+            values[name] = decode_value(hints[name], data[name], where)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: missing")
     return cls(**values)
@@ -66,7 +66,8 @@ def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls)}
 
 
-def _value(hint: Any, value: object, where: str) -> object:
+def decode_value(hint: Any, value: object, where: str) -> object:
+    """A JSON value as the type `hint`; `where` locates it in the `ValueError` for a wrong one."""
     if type(value) is hint:
         # Most values are scalars of exactly their type, and inspecting a hint takes longer than all the rest.
         return value
@@ -85,12 +86,12 @@ def _value(hint: Any, value: object, where: str) -> object:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError(f"{where}: expected a list, got {type(value).__name__}")
         item = get_args(hint)[0]
-        return tuple(_value(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+        return tuple(decode_value(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: expected a mapping, got {type(value).__name__}")
         item = get_args(hint)[1]
-        return {str(key): _value(item, entry, f"{where}.{key}") for key, entry in value.items()}
+        return {str(key): decode_value(item, entry, f"{where}.{key}") for key, entry in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if hint is type(None):
@@ -115,7 +116,7 @@ def _union(options: tuple[Any, ...], value: object, where: str) -> object:
     problems: list[str] = []
     for option in options:
         try:
-            return _value(option, value, where)
+            return decode_value(option, value, where)
         except ValueError as problem:
             problems.append(str(problem))
     raise ValueError(problems[0] if len(problems) == 1 else " or ".join(dict.fromkeys(problems)))

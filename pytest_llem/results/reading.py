@@ -130,7 +130,7 @@ def _timed(path: Path) -> tuple[MeasurementId, float] | None:
         run = str(result.get("source_run") or result.get("run_id") or path)
         cycle, attempt = int(result.get("cycle") or 1), int(result.get("attempt") or 1)
         seconds = float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
-    except (StoreError, ValueError, KeyError, TypeError):
+    except (StoreError, ValueError, KeyError, TypeError, OverflowError):
         return None
     return MeasurementId(run, (str(result.get("study")), full), cycle, attempt), seconds
 

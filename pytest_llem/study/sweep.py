@@ -150,8 +150,8 @@ def _group(name: str, value: list[JsonValue], report: Report, key_path: KeyPath)
     alternatives: list[Alternative] = []
     for index, entry in enumerate(value):
         if isinstance(entry, Mapping):
-            added = _group_entry(name, entry, report, (*key_path, index))
-            if added is None or len(alternatives) + len(added) > MAX_NUMBERS:
+            added = _group_entry(name, entry, report, (*key_path, index), MAX_NUMBERS - len(alternatives))
+            if added is None:
                 text = f"sweep: group {name}: more than {MAX_NUMBERS:,} alternatives"
                 report((*key_path, index), text, "sweep fewer values", False)
                 return []
@@ -160,9 +160,10 @@ def _group(name: str, value: list[JsonValue], report: Report, key_path: KeyPath)
 
 
 def _group_entry(
-    name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath
+    name: str, entry: Mapping[str, JsonValue], report: Report, key_path: KeyPath, room: int
 ) -> list[Alternative] | None:
-    """The alternatives of one entry of a group; `None` when there are more than `MAX_NUMBERS`."""
+    """The alternatives of one entry of a group; `None` when there are more than `room`."""
+    count = 1
     choices: list[list[tuple[list[WrittenSetting], str]]] = []
     for path, value, where in _spread(entry, key_path, ""):
         item = fields.find(path)
@@ -170,14 +171,16 @@ def _group_entry(
             report(where, f"sweep: group {name}: unknown setting {path!r}", fields.suggest_path(path), True)
             continue
         options: list[tuple[list[WrittenSetting], str]] = []
-        for at, single in _values(item, value, report, where):
+        values = _values(item, value, report, where)
+        count *= len(values) or 1
+        if count > room:
+            return None
+        for at, single in values:
             settings = settings_at(item, path, single, report, at)
             if settings:
                 options.append((settings, _label(item, path, settings)))
         if options:
             choices.append(options)
-    if math.prod(len(options) for options in choices) > MAX_NUMBERS:
-        return None
     return [
         Alternative(
             tuple(setting for settings, _ in combination for setting in settings),

@@ -139,7 +139,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                yield where, parse_json(line, where)
+                yield where, parse_json(line, where, finite=False)
             except ValueError as problem:
                 raise WorkloadError(str(problem), fix="one JSON object a line") from None
 
@@ -147,7 +147,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as stream:
         try:
-            rows = parse_json(stream.read(), path)
+            rows = parse_json(stream.read(), path, finite=False)
         except ValueError as problem:
             raise WorkloadError(str(problem), fix="a JSON list of objects or strings") from None
     if not isinstance(rows, list):

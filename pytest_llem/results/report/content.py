@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import fmean
 
 import pyarrow.parquet as pq
+from pyarrow import ArrowException
 
 from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import open_regular
 from pytest_llem.job.job import JobDir
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
@@ -226,7 +228,11 @@ def power_trace(path: Path, result: Result) -> PowerTrace | None:
     Where the sensor gives no power, the counter's differences are used. Each point is the mean of the readings of
     its interval, so that thinning keeps the energy.
     """
-    table = pq.read_table(path, columns=["t_ns", "device", "power_w", "counter_mj"]).to_pylist()
+    try:
+        with open_regular(path) as stream:
+            table = pq.read_table(stream, columns=["t_ns", "device", "power_w", "counter_mj"]).to_pylist()
+    except (OSError, ArrowException) as problem:
+        raise StoreError(f"{path}: not the readings of a cycle: {problem}", fix="remove the file") from None
     by_device: dict[str, list[tuple[int, float]]] = {}
     counters: dict[str, list[tuple[int, float]]] = {}
     for row in table:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +99,38 @@ def test_a_calibration_of_another_driver_is_not_used(machine: Simulation) -> Non
     save(calibration.Calibration(uuids(machine)[0], "old", 100_000_000, 0, 0, 500_000))
 
     assert calibration.load(uuids(machine)[0], "new") is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("period_ns", "fast"),
+        ("period_ns", None),
+        ("duty", []),
+        ("made_at", "yesterday"),
+        ("made_at", "2026-11-29"),
+        ("made_at", "9999-12-31T00:00:00+00:00"),
+        ("conditions", 1),
+        ("counter_type", "sundial"),
+        ("unknown", 1),
+    ],
+)
+def test_a_broken_calibration_is_none(tmp_path: Path, field: str, value: object) -> None:
+    """A wrong type was a traceback in the middle of a measurement."""
+    whole = calibration.Calibration("g", "d", 1, 1, 1, 1, made_at="2026-11-29T00:00:00+00:00")
+    path = calibration.path_of("g", "d", tmp_path)
+    path.write_text(json.dumps(whole._asdict()))
+    assert calibration.load("g", "d", tmp_path) == whole
+
+    path.write_text(json.dumps({**whole._asdict(), field: value}))
+
+    assert calibration.load("g", "d", tmp_path) is None
+    assert calibration.foreign("g", "d", tmp_path) is None
+
+
+def test_a_calibration_that_is_no_file_is_none(tmp_path: Path) -> None:
+    os.mkfifo(calibration.path_of("g", "d", tmp_path))
+    assert calibration.load("g", "d", tmp_path) is None
+
+    calibration.path_of("g", "e", tmp_path).write_text("[" * 100_000)
+    assert calibration.load("g", "e", tmp_path) is None

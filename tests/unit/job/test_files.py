@@ -60,6 +60,14 @@ def test_broken_json_is_refused_by_name(raw: bytes, why: str) -> None:
         parse_json(raw, "x")
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_is_not_a_finite_number_is_refused(number: str) -> None:
+    """No limit is ever exceeded by NaN: a gate would pass."""
+    with pytest.raises(ValueError, match=f"x: not JSON: {number} is not a finite number"):
+        parse_json(f"[{number}]", "x")
+    assert parse_json(f"[{number}]", "x", finite=False)
+
+
 def test_a_byte_order_mark_is_no_content() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
 

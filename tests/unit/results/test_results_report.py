@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_llem.errors import EngineError
+from pytest_llem.errors import EngineError, StoreError
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
@@ -194,3 +194,13 @@ def test_figures_are_vector_and_bitmap(out: Path, tmp_path: Path) -> None:
     assert all(file.read_text().lstrip().startswith("<svg") for file in files if file.suffix == ".svg")
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
     assert all(file.read_bytes().startswith(b"%PDF") for file in files if file.suffix == ".pdf")
+
+
+@pytest.mark.parametrize("raw", [b"PAR1 not parquet", b""])
+def test_readings_that_cannot_be_read_are_named(out: Path, tmp_path: Path, raw: bytes) -> None:
+    """They were a traceback of the reader's library."""
+    readings = next(out.rglob("power.parquet"))
+    readings.write_bytes(raw)
+
+    with pytest.raises(StoreError, match=f"{readings}: not the readings of a cycle"):
+        write_report([out], tmp_path / "report.html")

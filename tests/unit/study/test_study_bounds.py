@@ -22,7 +22,7 @@ TOO_LARGE = {
     "a long key": ("x" * 500_000 + ": 1", "a text of 500,000 characters"),
     "placeholders": ("model: m\ntitle: " + "${X:-" * 2_000_000, "a text of 10,000,000 characters"),
     "problems": (
-        "model: m\n" + "".join(f"unknown{index}: 1\n" for index in range(50_000)),
+        "model: m\n" + "".join(f"unknown{index}: 1\n" for index in range(20_000)),
         "2:1: unknown setting 'unknown0'",
     ),
     "ranges": (SWEEP + "[" + "{range: [0, 99999]}, " * 200 + "]", "seed has more than 100,000 values"),
