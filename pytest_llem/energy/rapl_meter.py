@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
@@ -267,7 +268,26 @@ def obstacle(domains: Sequence[rapl_source.Domain]) -> MeterError | None:
             )
         except (OSError, ValueError) as problem:
             return MeterError(f"RAPL counter cannot be read: {domain.path}: {problem}", details={"path": domain.path})
+    for domain in domains:
+        if domain.kind == "cpu" and not moves(domain):
+            return MeterError(
+                f"RAPL counter never moves: {domain.path} (as in some virtual machines)",
+                fix="run on the bare machine, or use --llem-meter=estimate",
+                details={"path": domain.path},
+            )
     return None
+
+
+@cache
+def moves(domain: rapl_source.Domain) -> bool:
+    """Whether a counter that was just readable moves, which takes a millisecond; asked once in a process."""
+    with suppress(OSError, ValueError):
+        first, until_ns = rapl_source.read_uj(domain), time.monotonic_ns() + STILL_NS
+        while time.monotonic_ns() < until_ns:
+            if rapl_source.read_uj(domain) != first:
+                return True
+            time.sleep(rapl_source.UPDATE_NS / 1e9)
+    return False
 
 
 def _total(windows: Sequence[Window], series: Sequence[DomainSeries], kind: str) -> float | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from pytest_llem.energy import rapl_meter, rapl_source
+
 
 class PowercapTree:
     """One package with its DRAM, each wrapping at `range_uj`."""
@@ -17,6 +21,13 @@ class PowercapTree:
             (zone / "name").write_text(f"{name}\n")
             (zone / "energy_uj").write_text("0\n")
             (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
+
+    @classmethod
+    def shown(cls, root: Path, monkeypatch: pytest.MonkeyPatch, **more: int) -> PowercapTree:
+        """A tree that meters find, and do not wait to see move: it does only when a test says so."""
+        monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(root))
+        monkeypatch.setattr(rapl_meter, "moves", lambda domain: True)
+        return cls(root, **more)
 
     def set_uj(self, package: int, dram: int) -> None:
         for zone, value in ((self.package, package), (self.dram, dram)):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.energy import doctor, rapl_source
+from pytest_llem.energy import doctor
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import calibrate, uuids
 from tests.unit.energy.powercap_tree import PowercapTree
@@ -42,8 +42,7 @@ def test_a_lost_gpu_is_a_problem_and_not_a_crash(simulation: Simulation) -> None
 
 
 def test_readable_rapl_counters_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    PowercapTree(tmp_path)
-    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path))
+    PowercapTree.shown(tmp_path, monkeypatch)
 
     assert about("rapl") == [doctor.Finding("ok", "rapl", "readable: package-0, dram-0")]
 

@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from pytest_llem.energy import calibration, rapl_source, registry
+from pytest_llem.energy import calibration, registry
 from pytest_llem.energy.calibrate import save
 from pytest_llem.energy.readings import read_samples
 from pytest_llem.errors import MeterError
@@ -427,8 +427,7 @@ def test_host_energy_is_kept_beside_the_gpus_and_never_added(
 ) -> None:
     from tests.unit.energy.powercap_tree import PowercapTree
 
-    tree = PowercapTree(tmp_path / "powercap")
-    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    tree = PowercapTree.shown(tmp_path / "powercap", monkeypatch)
     cycle = Cycle(tmp_path, DeviceSet("cuda", uuids(machine)))
     cycle.quiet()
     start = cycle.meter.mark()

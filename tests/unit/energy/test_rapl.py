@@ -22,8 +22,7 @@ from tests.unit.energy.powercap_tree import PowercapTree
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PowercapTree:
-    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
-    return PowercapTree(tmp_path / "powercap", range_uj=1_000_000)
+    return PowercapTree.shown(tmp_path / "powercap", monkeypatch, range_uj=1_000_000)
 
 
 def opened(tmp_path: Path, name: str = "rapl") -> Meter:
@@ -186,8 +185,7 @@ def test_the_bound_holds_where_readings_are_kept_from_running() -> None:
 def test_a_counter_that_jumps_or_stands_still_gives_no_energy(
     values_j: tuple[float, float], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
-    tree = PowercapTree(tmp_path / "powercap", range_uj=PACKAGE_UJ)
+    tree = PowercapTree.shown(tmp_path / "powercap", monkeypatch)
     first, then = (round(value * 1e6) for value in values_j)
     tree.set_uj(first, 0)
     meter = opened(tmp_path)
@@ -259,6 +257,19 @@ def test_auto_falls_back_to_the_estimate_without_counters(tmp_path: Path, monkey
 
     meter = registry.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
 
+    assert meter is not None
+    assert meter.name == "estimate"
+
+
+def test_a_package_that_never_moves_is_no_meter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual machine: a whole study was measured before its results said so."""
+    monkeypatch.setenv(rapl_source.ROOT_VARIABLE, str(tmp_path / "powercap"))
+    PowercapTree(tmp_path / "powercap")
+
+    with pytest.raises(MeterError, match=r"RAPL counter never moves: .*intel-rapl:0/energy_uj"):
+        registry.open_meter(MeterSettings("rapl"), DeviceSet("cpu"), tmp_path)
+
+    meter = registry.open_meter(MeterSettings("auto"), DeviceSet("cpu"), tmp_path)
     assert meter is not None
     assert meter.name == "estimate"
 
