@@ -52,6 +52,11 @@ def lifeline_archive() -> bytes:
     return _archive({LIFELINE: Path(lifeline.__file__).read_bytes()})
 
 
+def files_archive(files: Mapping[str, str]) -> bytes:
+    """Texts by absolute path, to be unpacked at `/`."""
+    return _archive({path: text.encode() for path, text in files.items()})
+
+
 def job_archive(job_json: bytes, name: str) -> bytes:
     """A job directory with its `job.json` alone, to be unpacked at `/`."""
     return _archive({f"{JOBS}/{name}/job.json": job_json}, (f"{JOBS}/{name}",))

@@ -6,6 +6,7 @@ A new option belongs in `ContainerRequest` and, where it can change a measuremen
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,11 +14,13 @@ import docker
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from pytest_llem.containers.archive import JOBS, LIFELINE, ROOT, SITE
+from pytest_llem.containers.archive import JOBS, LIFELINE, ROOT, SITE, files_archive
 from pytest_llem.containers.inputs import HUB, Mounted
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.redaction import HUB_TOKENS, without_user_info
 from pytest_llem.study.runner_settings import DockerSettings
+from pytest_llem.worker.lifeline import SECRETS
 
 LOOPBACK = "127.0.0.1"
 
@@ -30,6 +33,7 @@ def with_lifeline(*arguments: str) -> tuple[str, ...]:
 WORKER_COMMAND = with_lifeline("-m", "pytest_llem.worker", "--isolation", "container")
 JOB_NAME = "job"
 CACHE = f"{ROOT}/cache"
+HUB_TOKEN = f"{ROOT}/hub-token"
 
 ENVIRONMENT = {
     "HOME": f"{ROOT}/home",
@@ -125,10 +129,17 @@ def capabilities(request: ContainerRequest) -> list[str]:
 
 
 def container_environment(request: ContainerRequest) -> dict[str, str]:
-    """The environment inside: caches, loopback, exactly the leased devices, and the secrets."""
+    """The environment inside: caches, loopback, exactly the leased devices; no secrets, as `docker inspect` shows it.
+
+    A server's image is told where the hub's token lies, and the proxies without their users and passwords.
+    """
     site = request.image.environment.get("PYTHONPATH")
     worker = {**ENVIRONMENT, "PYTHONPATH": f"{SITE}:{site}" if site else SITE}
-    environment = {**(worker if request.entrypoint is None else {}), **request.environment, **request.secrets}
+    environment = {**(worker if request.entrypoint is None else {}), **request.environment}
+    if request.entrypoint is not None:
+        proxies = {name: value for name, value in request.secrets.items() if name.lower().endswith("_proxy")}
+        environment |= {name: without_user_info(value) for name, value in proxies.items()}
+        environment |= {"HF_TOKEN_PATH": HUB_TOKEN} if HUB_TOKEN in secret_files(request) else {}
     if request.network == "none":
         environment["HF_HUB_OFFLINE"] = "1"
     if request.devices.kind != "cuda":
@@ -137,13 +148,21 @@ def container_environment(request: ContainerRequest) -> dict[str, str]:
     return environment
 
 
+def secret_files(request: ContainerRequest) -> dict[str, str]:
+    """The files by which a container gets its secrets: a worker all of them, a server the hub's token."""
+    if request.entrypoint is None:
+        return {SECRETS: json.dumps(dict(request.secrets))} if request.secrets else {}
+    tokens = [request.secrets[name] for name in HUB_TOKENS if name in request.secrets]
+    return {HUB_TOKEN: tokens[0]} if tokens else {}
+
+
 def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
     """Create the container. A limit on memory is one on swap too; the image's health check is switched off, because it
     would run beside the measurement. Raises what the SDK raises."""
     settings = request.settings
     gpus = DeviceRequest(device_ids=list(request.devices.uuids), capabilities=[["gpu"]])
     worker = request.entrypoint is None
-    return client.containers.create(
+    container = client.containers.create(
         request.image.id,
         list(request.command) or None,
         name=request.name,
@@ -166,6 +185,14 @@ def create(client: docker.DockerClient, request: ContainerRequest) -> Container:
         memswap_limit=settings.memory_bytes,
         device_requests=[gpus] if request.devices.kind == "cuda" else None,
     )
+    files = secret_files(request)
+    if files:
+        try:
+            container.put_archive("/", files_archive(files))
+        except BaseException:
+            container.remove(force=True)
+            raise
+    return container
 
 
 def recorded_options(request: ContainerRequest) -> dict[str, JsonValue]:

@@ -19,9 +19,9 @@ from urllib.parse import quote, quote_plus, unquote
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text
 
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SECRET_VARIABLES = (
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
+    *HUB_TOKENS,
     "OPENAI_API_KEY",
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -92,6 +92,11 @@ def holds_secret(variable: str) -> bool:
 def name_secrets(settings: Mapping[str, object]) -> None:
     """Hide in this process, from now on, the values of variables in which an engine's settings say that a key is."""
     _NAMED.update(name for key, name in settings.items() if key.endswith("_key_env") and isinstance(name, str))
+
+
+def without_user_info(url: str) -> str:
+    """A URL without user and password."""
+    return _USER_INFO.sub("", url).replace("://@", "://")
 
 
 def has_credential(text: str) -> bool:

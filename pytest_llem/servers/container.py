@@ -75,7 +75,7 @@ def begin_container(
             network=network,
             mounts=(*((mounted,) if mounted is not None else ()), *(Mounted(path, path) for path in settings.mounts)),
             labels=SessionIdentity().labels(job.run_id),
-            secrets=secrets_of(os.environ),
+            secrets={} if mounted is not None else secrets_of(os.environ),
             environment={
                 "PYTHONUNBUFFERED": "1",
                 **hub,

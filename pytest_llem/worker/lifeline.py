@@ -43,6 +43,9 @@ PERIOD_S = 0.05
 SWEEPS = 100
 """Chosen: 5 s in all for processes that keep starting others while they are killed."""
 
+SECRETS = "/llem/secrets.json"
+"""Variables for a container's program that its environment, which `docker inspect` shows, must not hold."""
+
 SHELL_NOT_FOUND = 127
 """Exit code of a POSIX shell for a command that is not found."""
 
@@ -62,7 +65,9 @@ def run(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         wait_for_end(0)
         return LOST_OWNER_EXIT
-    child = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, *arguments], stdin=subprocess.DEVNULL, env=with_secrets(), start_new_session=True
+    )
     signal.signal(signal.SIGTERM, lambda *_: _kill(-child.pid, signal.SIGTERM))
     return _exit_code(_wait_for(child.pid, owner=0, obeys=False))
 
@@ -106,6 +111,13 @@ def sweep(mark: str, directory: str) -> int:
     kill_marked(mark)
     shutil.rmtree(directory, ignore_errors=True)
     return 0
+
+
+def with_secrets() -> dict[str, str]:
+    """This process's environment, and the variables of the file `SECRETS` where there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        return {**os.environ, **json.loads(Path(SECRETS).read_text(encoding="utf-8"))}
+    return dict(os.environ)
 
 
 def wait_for_end(descriptor: int) -> None:
