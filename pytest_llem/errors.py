@@ -6,6 +6,7 @@ side. A worker runs in any image: standard library only. A `category` is part of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, TypeAlias, Union
 
@@ -13,15 +14,30 @@ JsonValue: TypeAlias = Union[
     None, bool, int, float, str, "list[JsonValue]", "tuple[JsonValue, ...]", "Mapping[str, JsonValue]"
 ]
 
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\N{ARABIC LETTER MARK}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}"
+    "\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters (Unicode's Cc but for tab and newline), separators of lines, bidirectional marks, surrogates."""
+
+_COMMAND = re.compile(r"(?m)^(\s*)(?=::)")
+"""How commands to the runner of GitHub Actions begin: `::` at a line's start, `##[` anywhere (actions/runner)."""
+
 _BY_CATEGORY: dict[str, type[LlemError]] = {}
+
+
+def visible(text: str) -> str:
+    """A text of others for people: escapes where something unseen could act on a terminal, no commands to GitHub."""
+    plain = _UNSEEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+    return _COMMAND.sub(r"\1\\", plain).replace("##[", r"#\u0023[")  # which in JSON is the same text
 
 
 class LlemError(Exception):
     """The base of every error that pytest-llem reports to its user.
 
-    `message` says what happened and where, `fix` what the user can do about it (`None` when no remedy is known), and
-    `details` holds facts for machines. A subclass with a `category` of its own, as a keyword of the class statement or
-    as an attribute, is registered, so that `from_dict` rebuilds it.
+    `message` says what happened and where, `fix` what the user can do about it (`None` when no remedy is known), both
+    made `visible`; `details` holds facts for machines. A subclass with a `category` of its own, as a keyword of the
+    class statement or as an attribute, is registered, so that `from_dict` rebuilds it.
     """
 
     category: ClassVar[str] = "error"
@@ -36,8 +52,8 @@ class LlemError(Exception):
 
     def __init__(self, message: str, *, fix: str | None = None, details: Mapping[str, JsonValue] | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.fix = fix
+        self.message = visible(message)
+        self.fix = fix if fix is None else visible(fix)
         self.details: dict[str, JsonValue] = dict(details or {})
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, visible
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Note:
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        """Both may come from an engine, a server or another package."""
+        object.__setattr__(self, "code", visible(self.code))
+        object.__setattr__(self, "message", visible(self.message))
 
 
 RunnerName = Literal["local", "docker", "ray"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.errors import DeviceError, JsonValue, StoreError
+from pytest_llem.errors import DeviceError, JsonValue, StoreError, visible
 from pytest_llem.job.files import read_json
 
 LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
@@ -165,7 +165,7 @@ def read_object(path: Path) -> dict[str, JsonValue]:
 
 
 def _printable(text: str) -> str:
-    return "".join(letter for letter in text if letter.isprintable())[:LONGEST_TITLE]
+    return visible(text[:LONGEST_TITLE]).replace("\n", " ")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pytest_llem.results.reading import Results, load_all, measurement_id
 from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
-from pytest_llem.results.terminal import silent, table
+from pytest_llem.results.terminal import show, silent, table
 from pytest_llem.study.limits import FailIf, parse_fail_if
 from pytest_llem.study.loader import load_study
 
@@ -174,7 +174,7 @@ def aa(options: argparse.Namespace) -> int:
     write_json(path, encode(kept))
     if options.format == "json":
         facts = {"file": str(path), "repeatability": kept, "rates": wrong}
-        sys.stdout.write(json.dumps(encode(facts), indent=2) + "\n")
+        show(json.dumps(encode(facts), indent=2))
     else:
         groups = Results(tuple(results)).by_experiment().values()
         used = all(machine(common_conditions(group)) == kept.conditions for group in groups)
@@ -182,7 +182,7 @@ def aa(options: argparse.Namespace) -> int:
         notes = [f"kept in {path}: {who}"]
         if any(is_energy(name) for name in limits) and not all(result.energy.measured for result in results):
             notes.append("energy is estimated, not measured: gates do not judge it, unless `compare` allows that")
-        sys.stdout.write("\n".join([*lines(kept, wrong), *notes]) + "\n")
+        show("\n".join([*lines(kept, wrong), *notes]))
     return 0
 
 

@@ -26,6 +26,7 @@ from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import SIDES, judge_in_turn
 from pytest_llem.results.layout import run_directories
 from pytest_llem.results.reading import Results, load
+from pytest_llem.results.terminal import show
 from pytest_llem.study.experiments import Study
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.loader import load_study
@@ -92,9 +93,9 @@ def ab(options: argparse.Namespace) -> int:
     found = judged(a, b, options.cycles, comparison, strict=options.strict)
     write_json(out / "ab.json", encode(found))
     if options.format == "json":
-        sys.stdout.write(json.dumps(encode(found), indent=2) + "\n")
+        show(json.dumps(encode(found), indent=2))
     else:
-        sys.stdout.write("\n".join([*lines(found), f"kept in {out / 'ab.json'}"]) + "\n")
+        show("\n".join([*lines(found), f"kept in {out / 'ab.json'}"]))
     return int(failed(found, strict=options.strict))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
-from pytest_llem.results.terminal import plus_minus, quantity, table
+from pytest_llem.results.terminal import plus_minus, quantity, show, table
 from pytest_llem.results.uncertainty import K, UncertaintyBudget, budget_of_experiment, budget_of_result
 
 HEAD = ("component", "type", "distribution", "value", "sensitivity", "contribution", "degrees of freedom", "share")
@@ -57,7 +56,7 @@ def print_budget(options: argparse.Namespace) -> int:
         text = json.dumps([_encoded(entry) for entry in found], indent=2, allow_nan=False)
     else:
         text = "\n\n".join("\n".join(lines(entry)) for entry in found)
-    sys.stdout.write(text + "\n")
+    show(text)
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from pytest_llem.results.reading import (
 )
 from pytest_llem.results.report.charts import write_figures
 from pytest_llem.results.report.page import write_report
-from pytest_llem.results.terminal import counted, table
+from pytest_llem.results.terminal import counted, show, table
 from pytest_llem.study.limits import FailIf, parse_fail_if
 
 
@@ -64,7 +63,7 @@ def compare_runs(options: argparse.Namespace) -> int:
         text = json.dumps(encode(rows), indent=2, allow_nan=False)
     else:
         text = "\n".join(compare.lines(rows, markdown=options.format == "markdown"))
-    sys.stdout.write(text + "\n")
+    show(text)
     return int(compare.failed(rows, strict=options.strict))
 
 
@@ -85,10 +84,10 @@ def independent(results: Results, baseline: Results) -> bool:
 def report(options: argparse.Namespace) -> int:
     """`llem report`: write the page and, with `--figures`, the figures."""
     write_report(options.paths, options.out, baseline=options.baseline, title=options.title, progress=counted)
-    sys.stdout.write(f"{options.out}\n")
+    show(f"{options.out}")
     if options.figures is not None:
         for file in write_figures(options.paths, options.figures, progress=counted):
-            sys.stdout.write(f"{file}\n")
+            show(f"{file}")
     return 0
 
 
@@ -99,14 +98,14 @@ def list_all(options: argparse.Namespace) -> int:
         raise StoreError(f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to")
     rows = [_row(run) for run in runs]
     text = json.dumps(encode(rows), indent=2) if options.json else "\n".join(_lines(rows))
-    sys.stdout.write(text + "\n")
+    show(text)
     return 0
 
 
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
     export(load_all(options.paths, counted), options.format, options.out)
-    sys.stdout.write(f"{options.out}\n")
+    show(f"{options.out}")
     return 0
 
 

@@ -27,7 +27,7 @@ from pytest_llem.results.reading import Results, shared_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.terminal import markdown_table, table
+from pytest_llem.results.terminal import as_markdown, markdown_table, table
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
@@ -154,10 +154,10 @@ def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str
         several = len({row.study for row in of_run}) > 1
         body = [cells(row, several) for row in of_run]
         if markdown:
-            shown += [f"### {run}", "", *markdown_table(HEAD, body, left=2), ""]
+            shown += [f"### {as_markdown(run)}", "", *markdown_table(HEAD, body, left=2), ""]
         else:
             shown += [run, *(f"  {line}" for line in table(HEAD, body, left=2)), ""]
-        shown += [f"{'- ' if markdown else '  '}{note}" for note in _notes(of_run)]
+        shown += [f"- {as_markdown(note)}" if markdown else f"  {note}" for note in _notes(of_run)]
     return shown
 
 

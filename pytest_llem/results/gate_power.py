@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
@@ -24,7 +23,7 @@ from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.reading import Results, load_all, measurement_id
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, RunSpread, within_runs
-from pytest_llem.results.terminal import counted, table
+from pytest_llem.results.terminal import counted, show, table
 
 CYCLES = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 TRIALS = 4000
@@ -225,9 +224,9 @@ def gate_power(options: argparse.Namespace) -> int:
     wanted = share(options.power)
     if options.format == "json":
         facts = {"setting": setting, "noise": noises, "power": powers, "needed": needed(powers, wanted)}
-        sys.stdout.write(json.dumps(encode(facts), indent=2) + "\n")
+        show(json.dumps(encode(facts), indent=2))
     else:
-        sys.stdout.write("\n".join(lines(chosen.name, setting, noises, powers, wanted)) + "\n")
+        show("\n".join(lines(chosen.name, setting, noises, powers, wanted)))
     return 0
 
 

@@ -23,6 +23,7 @@ from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
 from pytest_llem.results.state import Outcome
+from pytest_llem.results.terminal import spreadsheet
 from pytest_llem.results.uncertainty import budget_of_experiment
 
 SUMMARY_VERSION = 1
@@ -177,7 +178,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         ]
     )
     for row in rows:
-        cells: list[object] = [getattr(row, name) for name in IDENTITY]
+        cells: list[object] = [spreadsheet(getattr(row, name)) for name in IDENTITY]
         for name in METRICS:
             summary = row.metrics.get(name)
             cells += [summary.median, summary.half_iqr] if summary else [None, None]

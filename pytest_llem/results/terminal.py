@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from pytest_llem.errors import visible
+
 T = TypeVar("T")
 Row = Sequence[str]
+FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
 SHOW_AFTER_S = 0.5
 """Chosen: a command that ends sooner needs no count."""
 INTERVAL_S = 0.1
@@ -33,10 +37,25 @@ def table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:
 
 
 def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:
-    """The same as GitHub-flavoured Markdown, with pipes escaped."""
+    """The same as GitHub-flavoured Markdown."""
     marks = [":---" if column < left else "---:" for column in range(len(head))]
-    rows = [head, marks, *body]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    rows = [[as_markdown(cell) for cell in row] for row in (head, *body)]
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], marks, *rows[1:])]
+
+
+def as_markdown(text: str) -> str:
+    """A text in one line that GitHub shows as it is: no HTML, link, image, code, emphasis or end of a table's cell."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", visible(text).replace("\n", " ").replace("&", "&amp;"))
+
+
+def spreadsheet(cell: T) -> T | str:
+    """A cell in which no spreadsheet sees a formula: an apostrophe stands before its mark (OWASP, CSV injection)."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_MARKS) else cell
+
+
+def show(text: str) -> None:
+    """Print a text and end its line; it may hold what others wrote."""
+    sys.stdout.write(visible(text) + "\n")
 
 
 PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}

@@ -35,6 +35,8 @@ MAX_VALUES = 500_000
 # Chosen: far longer than any name, path or template, and short enough to look for placeholders in it.
 MAX_TEXT = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+# Unicode's category Cc, apart from tab, newline and carriage return, which a prompt may hold.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _OLD_BOOL = re.compile(r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)\Z")
@@ -331,8 +333,9 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode) -> JsonValue:
         text: str = node.value
         tag = node.tag
-        if "\0" in text:
-            self.problem(node, "a NUL character", "take it out")
+        control = _CONTROL.search(text)
+        if control is not None:
+            self.problem(node, f"the control character U+{ord(control.group()):04X}", "take it out")
             return None
         if "${" in text:
             filled = self._fill(node, text)

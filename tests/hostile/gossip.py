@@ -64,8 +64,8 @@ class GossipEngine(FaultyEngine):
     def load(self) -> None:
         """Talk on every channel, and then fail with it where that is asked."""
         for text in sayings():
-            sys.stdout.write(f"out {text}\n")
-            sys.stderr.write(f"err {text}\n")
+            sys.stdout.buffer.write(f"out {text}\n".encode(errors="replace"))
+            sys.stderr.buffer.write(f"err {text}\n".encode(errors="replace"))
             logging.getLogger("gossip").error("log %s", text)
             warnings.warn(f"warn {text}", stacklevel=1)
         sys.stdout.flush()

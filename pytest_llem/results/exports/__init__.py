@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.results.reading import Results
+from pytest_llem.results.terminal import spreadsheet
 
 Export = Callable[[Results, Path], None]
 
@@ -35,10 +36,16 @@ def export(results: Results, name: str, out: Path) -> None:
 
 
 def export_csv(results: Results, out: Path) -> None:
-    """`results.to_table()` as CSV; an empty cell was not measured."""
+    """`results.to_table()` as CSV; an empty cell was not measured, and no text is a formula."""
+    import pyarrow as pa
     import pyarrow.csv as pa_csv
 
-    pa_csv.write_csv(results.to_table(), out)
+    table = results.to_table()
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts = [spreadsheet(text) for text in table.column(index).to_pylist()]
+            table = table.set_column(index, field, pa.array(texts, field.type))
+    pa_csv.write_csv(table.rename_columns([spreadsheet(name) for name in table.column_names]), out)
 
 
 def export_parquet(results: Results, out: Path) -> None:

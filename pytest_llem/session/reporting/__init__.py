@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import DeviceError, LlemError, StoreError
+from pytest_llem.errors import DeviceError, LlemError, StoreError, visible
 from pytest_llem.job.files import noted, reason
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
@@ -68,7 +68,7 @@ class Reporting:
             starts = server_notice(study)
             runners = [note.message for note in self._session.runner_plans.plan(study).notices]
             lines += [f"llem: {text}" for text in (*study.notices, *runners, *([] if starts is None else [starts]))]
-        return [*self._shards(), *lines]
+        return [*self._shards(), *map(visible, lines)]
 
     def _shards(self) -> list[str]:
         """A line for each study whose shard was not printed yet; the plan of a dry run has it too."""
@@ -206,7 +206,7 @@ class Reporting:
         if lines:
             terminal.section(title)
             for line in lines:
-                terminal.write_line(line)
+                terminal.write_line(visible(line))
 
     def _results(self) -> list[str]:
         lines: list[str] = []

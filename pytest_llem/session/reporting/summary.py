@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.results.terminal import UNCERTAIN, markdown_table, plus_minus, quantity
+from pytest_llem.results.terminal import UNCERTAIN, as_markdown, markdown_table, plus_minus, quantity
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
@@ -156,8 +156,8 @@ def summary_markdown(
     lines = ["## LLM inference energy", ""]
     for study in dict.fromkeys(row.study for row in rows):
         of_study = [row_cells(row) for row in rows if row.study == study]
-        lines += [f"### {study}", "", *markdown_table(HEADER, of_study), ""]
-    lines += [f"_{note}_  " for note in (*_invalid_notes(rows), *meter_notes(rows))]
+        lines += [f"### {as_markdown(study)}", "", *markdown_table(HEADER, of_study), ""]
+    lines += [f"_{as_markdown(note)}_  " for note in (*_invalid_notes(rows), *meter_notes(rows))]
     verdicts = [
         (
             gate.experiment_id,
@@ -165,13 +165,13 @@ def summary_markdown(
             VERDICTS[row.status],
             "-" if row.ratio is None else f"{row.ratio:.4g}",
             row.limit,
-            row.reason.replace("\n", " "),
+            row.reason,
         )
         for gate in gates
         for row in gate.rows
     ]
     if verdicts or notes:
-        lines += ["", "### Gates", "", *(f"{note}  " for note in notes), ""]
+        lines += ["", "### Gates", "", *(f"{as_markdown(note)}  " for note in notes), ""]
     if verdicts:
         lines += markdown_table(("experiment", "metric", "verdict", "ratio", "limit", "reason"), verdicts, left=3)
     return [*lines, "", f"Run `{run_id}`"]

@@ -94,7 +94,7 @@ def test_those_who_wait_are_told_for_whom_and_nothing_that_a_terminal_would_obey
         lease.occupied_by(pid=4711)
         with pytest.raises(DeviceError, match="no lease for GPU-a and GPU-b in time"):
             take_lease(demand, timeout_s=0, on_wait=told.append)
-    assert told == ["waiting for GPU-a and GPU-b: in use by process 4711 (study [2Jone c1)"]
+    assert told == ["waiting for GPU-a and GPU-b: in use by process 4711 (study \\x1b[2Jone c1)"]
 
 
 RANDOM_DEMANDS = """
