@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.errors import JsonValue
+from pytest_llem.engines.openai.settings import api_url
+from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.study.canonical import Get, section_of
 from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
@@ -167,13 +168,13 @@ def _arrival(get: Get) -> str | None:
 
 
 def _address(get: Get) -> str | None:
-    """Refuses credentials, which every result would hold; the client checks the rest of the URL."""
-    url = str(get("openai.base_url") or "")
-    if "@" in url or "?" in url:
-        return _refused(
-            "openai.base_url holds a user name, a password or a query, which would stand in every result",
-            "end it at the path, and name an environment variable that holds the key in openai.api_key_env",
-        )
+    """Refuses what is no address, and credentials, which every result would hold."""
+    url = get("openai.base_url")
+    try:
+        if url is not None:
+            api_url(str(url))
+    except EngineSettingError as problem:
+        return _refused(problem.message, str(problem.fix))
     return None
 
 

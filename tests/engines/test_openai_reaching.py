@@ -92,9 +92,10 @@ def test_a_file_without_certificates_is_named(bench: Bench, tmp_path: Path, text
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 @pytest.mark.parametrize("models", [200, 404])
-def test_an_address_without_a_version_may_be_that_of_the_api(bench: Bench, api: str, models: int) -> None:
-    server = bench.server(root="/openai", models_status=models)
-    engine = bench.engine(f"{server.url}/openai", base_url=f"{server.url}/openai/", api=api)
+@pytest.mark.parametrize("root", ["/openai", "/vllm", "/vllm/v1", ""])
+def test_an_address_without_a_version_may_be_that_of_the_api(bench: Bench, api: str, models: int, root: str) -> None:
+    server = bench.server(root=root, models_status=models)
+    engine = bench.engine(server, base_url=f"{server.url}{root.removesuffix('/v1')}/", api=api)
     assert [done.error for done in run(engine, texts(2))] == [None, None]
 
 

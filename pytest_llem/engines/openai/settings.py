@@ -7,11 +7,11 @@ Standard library only; settings may be added, but names and defaults must stay: 
 from __future__ import annotations
 
 import difflib
-import ssl
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pytest_llem.errors import EngineSettingError, ServerUnreachableError
@@ -19,6 +19,9 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import open_regular
 from pytest_llem.job.setting import Extra, Name, PositiveFloat, PositiveInt, section, setting
 from pytest_llem.job.wire import decode
+
+if TYPE_CHECKING:
+    import ssl
 
 Api = Literal["completions", "chat"]
 LONGEST_CA_BYTES = 16 << 20
@@ -150,21 +153,22 @@ def api_url(url: str) -> str:
 
 def api_urls(url: str) -> tuple[str | None, str]:
     """A base URL as it is, where it has no version, and with one; both without a trailing slash."""
-    fix = "write it as http://HOST:PORT/v1"
-    try:
-        parts = urlsplit(url)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as problem:
-        raise EngineSettingError(f"openai.base_url {url!r} is not the URL of a server: {problem}", fix=fix) from None
-    if "@" in url or parts.query:
+    if "@" in url or "?" in url:
         raise EngineSettingError(
             "openai.base_url holds a user name, a password or a query, which would stand in every result",
             fix="end it at the path, and name an environment variable that holds the key in openai.api_key_env",
         )
-    if not is_url:
-        raise EngineSettingError(f"openai.base_url {url!r} is not the URL of a server", fix=fix)
+    try:
+        parts = urlsplit(url)
+        why = "" if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 else "no http://HOST:PORT"
+    except ValueError as problem:
+        why = str(problem)
+    if why:
+        raise EngineSettingError(
+            f"openai.base_url {url!r:.300} is not the URL of a server: {why}", fix="write it as http://HOST:PORT/v1"
+        )
     bare = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-    return (None, bare) if bare.rpartition("/")[2].startswith("v") and parts.path else (bare, f"{bare}/v1")
+    return (None, bare) if re.search(r"/v\d\w*$", parts.path.rstrip("/")) else (bare, f"{bare}/v1")
 
 
 _TLS_FIXES = {
@@ -195,6 +199,8 @@ def tls_context(settings: ClientSettings) -> ssl.SSLContext | Literal[True]:
     """What a server's certificate is held against. Raises `EngineSettingError` for a `ca_file` that holds none."""
     if settings.ca_file is None:
         return True
+    import ssl
+
     context = ssl.create_default_context()
     try:
         with open_regular(Path(settings.ca_file).expanduser()) as stream:
@@ -202,7 +208,7 @@ def tls_context(settings: ClientSettings) -> ssl.SSLContext | Literal[True]:
     except (OSError, ValueError, RuntimeError) as problem:
         raise EngineSettingError(
             f"openai.ca_file {settings.ca_file}: {problem}",
-            fix="name a readable file with certificates in PEM form (BEGIN CERTIFICATE)",
+            fix="name a file with certificates in PEM form (BEGIN CERTIFICATE) that can be read where the client runs",
         ) from None
     return context
 

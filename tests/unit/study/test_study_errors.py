@@ -146,6 +146,12 @@ WRONG = {
         "openai.base_url holds a user name, a password or a query",
         "openai.api_key_env",
     ),
+    "address that is none": (
+        "model: m\nengine: openai\nopenai: {base_url: 'http://h:99999/v1'}\n",
+        "3:20",
+        "openai.base_url 'http://h:99999/v1' is not the URL of a server: Port out of range",
+        "http://HOST:PORT/v1",
+    ),
     "duplicate key": ("model: m\nseed: 1\nseed: 2\n", "3:1", "'seed' appears twice", "keep one"),
     "syntax": ("model: [m\n", "2:1", "YAML syntax error", ""),
     "tab": ("model: m\n\tseed: 1\n", "2:1", "YAML syntax error", "spaces"),
