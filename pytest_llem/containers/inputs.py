@@ -67,6 +67,9 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
             mounts.append(mounted)
         else:
             downloads.append(name)
+    trusted = found(str(config.settings["ca_file"])) if served and config.settings.get("ca_file") else None
+    if trusted is not None:
+        mounts.append(Mounted(str(trusted.absolute()), str(trusted.absolute())))
     base_url = config.settings.get("base_url") if served else None
     server = str(base_url) if base_url else None
     return Inputs(tuple(dict.fromkeys(mounts)), tuple(downloads), server)
@@ -86,9 +89,14 @@ def found_here(kind: str, name: str) -> Mounted | None:
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     """The same experiment with absolute paths of local files: a container has another working directory."""
     dataset = _absolute(config.workload.dataset)
+    served = engine_info(config.engine).serves_over_http
+    settings = dict(config.settings)
+    if served and settings.get("ca_file"):
+        settings["ca_file"] = _absolute(str(settings["ca_file"]))
     return replace(
         config,
-        model=config.model if engine_info(config.engine).serves_over_http else _absolute(config.model),
+        settings=settings,
+        model=config.model if served else _absolute(config.model),
         lora=_absolute(config.lora) if config.lora else config.lora,
         workload=replace(config.workload, dataset=dataset),
     )

@@ -10,13 +10,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pytest_llem.errors import EngineSettingError, ServerUnreachableError
 from pytest_llem.job.config import ExperimentConfig
-from pytest_llem.job.files import open_regular
+from pytest_llem.job.files import expanded, open_regular
 from pytest_llem.job.setting import Extra, Name, PositiveFloat, PositiveInt, section, setting
 from pytest_llem.job.wire import decode
 
@@ -203,7 +202,7 @@ def tls_context(settings: ClientSettings) -> ssl.SSLContext | Literal[True]:
 
     context = ssl.create_default_context()
     try:
-        with open_regular(Path(settings.ca_file).expanduser()) as stream:
+        with open_regular(expanded(settings.ca_file)) as stream:
             context.load_verify_locations(cadata=stream.read(LONGEST_CA_BYTES).decode("ascii", "replace"))
     except (OSError, ValueError, RuntimeError) as problem:
         raise EngineSettingError(

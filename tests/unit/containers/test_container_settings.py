@@ -76,6 +76,17 @@ def test_a_local_model_keeps_its_path(config: ExperimentConfig, hub: Path, tmp_p
     assert inputs.network("auto") == "none"
 
 
+def test_the_authority_that_a_server_is_trusted_by_comes_along(
+    config: ExperimentConfig, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ca.pem").touch()
+    url = {"base_url": "https://h/v1", "ca_file": "ca.pem"}
+    resolved = with_absolute_paths(replace(config, engine="openai", settings=url))
+    assert resolved.settings["ca_file"] == str(tmp_path / "ca.pem")
+    assert inputs_of(resolved).mounts == (Mounted(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem")),)
+
+
 def test_a_relative_path_means_the_same_inside(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
