@@ -44,11 +44,7 @@ def convert(options: argparse.Namespace) -> int:
     if out is None:
         sys.stdout.write(text)
     else:
-        try:
-            write_text(out, text)
-        except OSError as problem:
-            reason = problem.strerror or type(problem).__name__
-            raise StudyError(f"{out} cannot be written: {reason}", fix="name another file with --out") from None
+        write_text(out, text)
     return 0
 
 
@@ -57,7 +53,8 @@ def _convert(path: Path) -> tuple[Mapping[str, JsonValue], list[str]]:
     sources = read_sources(path, os.environ)
     if not sources.is_older:
         raise StudyError(f"{path}: nothing to convert", fix="it is a study of this project already")
-    return sources.documents[0].data, [notice.message for notice in study.notices if notice.code == "older_words"]
+    data = {"name": study.name, **sources.documents[0].data}
+    return data, [notice.message for notice in study.notices if notice.code == "older_words"]
 
 
 def _convert_campaign(path: Path) -> tuple[Mapping[str, JsonValue], list[str]]:

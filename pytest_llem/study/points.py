@@ -257,8 +257,7 @@ class _Block:
         """The points that pass all filters, with their index, id and slices."""
         sweep = self.sweep
         for axis in self.pinned:
-            path, why = next(iter(axis.paths)), f"with engine {self.engine}"
-            sweep.points.note_inactive(path, why, axis.origin, axis)
+            sweep.points.note_inactive(axis.name, f"with engine {self.engine}", axis.origin, axis)
         static, inactive = make_slice(sweep.static, self.engine)
         for path, why in inactive.items():
             sweep.points.note_inactive(path, why, sweep.origins.get(path, ("sweep",)))

@@ -330,8 +330,9 @@ class _Translator:
         sweep = out.get("sweep")
         swept = sweep.get("engine") if isinstance(sweep, Mapping) else None
         entries = out.get("experiments")
-        engines = [*(swept if isinstance(swept, list) else [swept or out.get("engine", "transformers")])]
-        engines += [each.get("engine") for each in entries or () if isinstance(each, Mapping)]  # type: ignore[union-attr]
+        engines = list(swept) if isinstance(swept, list) else [swept or out.get("engine", "transformers")]
+        if isinstance(entries, list):
+            engines += [entry.get("engine") for entry in entries if isinstance(entry, Mapping)]
         for engine, key_path in self.scoped:
             if any(other not in (None, engine) for other in engines):
                 text = f"{_dotted(key_path)} is for {engine} alone there, and would be for every engine here"

@@ -77,7 +77,7 @@ def test_nothing_is_overwritten_and_a_missing_directory_is_named(
     assert main(["convert", str(tmp_path / "file.yaml"), "-o", str(tmp_path / "file.yaml")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "file.yaml"), "-o", str(tmp_path / "no" / "where.yaml")]) == 2
-    assert "where.yaml cannot be written: No such file or directory" in capsys.readouterr().err
+    assert "where.yaml: cannot be written: No such file or directory" in capsys.readouterr().err
 
 
 AIPERF = {"benchmark": {"model": "m", "endpoint": {"url": "http://h:1"}, "phases": {"type": "concurrency"}}}

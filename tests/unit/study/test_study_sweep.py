@@ -337,6 +337,7 @@ def test_group_named_after_an_engine_is_that_engines_alone(load: Load) -> None:
           engine: [transformers, vllm]
           vllm.load: [{}, {workload.prompts: 4}]
           transformers.load: [{workload.prompts: 2}]
+          transformers.nothing: [{}]
         """
     )
     points = [(experiment.engine, experiment.config.workload.prompts) for experiment in study.experiments]
