@@ -15,6 +15,8 @@ from pytest_llem.job.files import found
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+"""How a file begins that git-lfs has not fetched (git-lfs, docs/spec.md)."""
 HEAD_BYTES = 1 << 20
 """Chosen: holds the header of a safetensors file, with names and shapes of all tensors."""
 
@@ -28,12 +30,16 @@ class ModelSource:
     offline: str | None = None
 
 
-def find_model(model: str) -> ModelSource:
-    """Resolve `builtin:NAME`, a path or a hub id; `ModelNotFoundError` for an unknown name or a missing path."""
+def find_model(model: str, *, weights: bool = True) -> ModelSource:
+    """Resolve `builtin:NAME`, a path or a hub id; `ModelNotFoundError` for an unknown name or a missing path.
+
+    Files that git-lfs has not fetched are missing as well; those of `weights` only where these are wanted.
+    """
     if is_builtin(model):
         return ModelSource(str(builtin_path(model)), local=True)
     path = _local_path("model", model)
     if path is not None:
+        _require_fetched("model", path, weights=weights)
         return ModelSource(str(path), local=True)
     return ModelSource(model, local=False, offline=hub_obstacle())
 
@@ -49,7 +55,30 @@ def find_adapter(adapter: str) -> str:
             fix="name the directory that peft's save_pretrained wrote",
             details={"adapter": adapter},
         )
+    _require_fetched("adapter", path)
     return str(path)
+
+
+def _require_fetched(kind: str, path: Path, *, weights: bool = True) -> None:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    pointers = [file for file in files if (weights or file.suffix not in WEIGHT_SUFFIXES) and _is_pointer(file)]
+    if pointers:
+        more = f" (and {len(pointers) - 1} more)" if len(pointers) > 1 else ""
+        raise ModelNotFoundError(
+            f"{kind} {path}: {pointers[0].name}{more} is a git-lfs pointer instead of the file itself",
+            fix=f"fetch what it points to: git -C {path} lfs pull",
+            details={kind: str(path), "pointers": [file.name for file in pointers]},
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return stream.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
 
 
 def _local_path(kind: str, name: str) -> Path | None:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
+import sysconfig
 from collections.abc import Collection, Iterable
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pytest_llem.engines.info import EngineInfo
@@ -35,7 +39,22 @@ def after(step: Literal["prepare", "load"], value: T | None) -> T:
 def not_installed(info: EngineInfo, problem: ImportError, fix: str | None = None) -> EngineNotInstalledError:
     """The error for an engine whose packages cannot be imported here; the fix is to install it if none is given."""
     message = f"the engine {info.name} is not installed here: {problem}"
-    return EngineNotInstalledError(message, fix=fix or info.install, details={"engine": info.name})
+    return EngineNotInstalledError(message, fix=hidden_module() or fix or info.install, details={"engine": info.name})
+
+
+def hidden_module() -> str | None:
+    """What to do about a module of the user's (PYTHONPATH) that took the place of an installed one."""
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if "." in name or not file:
+            continue
+        place = str(Path(file).parents[1 if Path(file).stem == "__init__" else 0])
+        if place in sys.path and place not in installed:
+            other = PathFinder.find_spec(name, sys.path[sys.path.index(place) + 1 :])
+            if other is not None and other.origin not in (None, file):
+                return f"rename {file}: it hides the module {name} in {other.origin}"
+    return None
 
 
 def one_line(problem: BaseException) -> str:

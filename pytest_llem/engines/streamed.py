@@ -139,7 +139,7 @@ class StreamedEngine(HubEngine):
     def load(self) -> None:
         """See `Engine.load`. What its processes print when they cannot start is in worker.log."""
         config = self._prepared()
-        self._source = find_model(config.model)
+        self._source = find_model(config.model, weights=config.weights != "dummy")
         location, self._tokenizer_name = tokenizer_of(config, self._source)
         self._text_config = load_config(config, self._source).get_text_config()
         self._tokenizer = load_tokenizer(location, config, self._source)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from pytest_llem.engines import engine_info
 from pytest_llem.errors import WorkerError
+from pytest_llem.job.files import log_tail
 from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.report import Note
 from pytest_llem.machine.leases import Lease
@@ -31,6 +32,9 @@ from pytest_llem.worker.lifeline import kill_marked
 
 CHECK_MODULE = "pytest_llem.engines.signatures"
 """The program that compares settings with an engine's signatures."""
+
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
+"""Keeps modules out of Python's path that only happen to lie in the current directory."""
 
 KILL_GRACE_S = 5.0
 """Chosen: an engine that handles SIGTERM closes within seconds."""
@@ -84,8 +88,9 @@ class ForkServer:
             first = {"problem": f"the imports took more than {START_DEADLINE_S:.0f} s"}
         if first is None or "problem" in first:
             self.close()
-            reason = first["problem"] if first else "the server died during its imports"
-            raise WorkerError(f"no fork server for {engine}: {reason}", details={"engine": engine})
+            reason = first["problem"] if first else f"it died: {' '.join(log_tail(log, 1))}"
+            fix = f"read {log}; a module in {Path.cwd()} that has the name of one of Python's would do this"
+            raise WorkerError(f"no fork server for {engine}: {reason}", fix=fix, details={"engine": engine})
 
     @property
     def alive(self) -> bool:
@@ -152,7 +157,7 @@ def _start(
     """`python -m COMMAND` in a session of its own, with its output in `log`."""
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, *SAFE_PATH, "-m", *command],
             env={**os.environ, **(dict([mark.split("=", 1)]) if mark else {})},
             stdin=subprocess.DEVNULL,
             stdout=stream,

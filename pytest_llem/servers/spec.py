@@ -69,7 +69,7 @@ class ServerSpec:
 
     def model_location(self) -> str:
         """Absolute directory of a built-in or local model, else its id on the hub. Raises `ModelNotFoundError`."""
-        source = find_model(self.model)
+        source = find_model(self.model, weights=self.weights != "dummy")
         return str(Path(source.location).absolute()) if source.local else source.location
 
     def filled(self, model: str, host: str, port: int) -> Launch:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llem.engines.refusals import hidden_module
 from pytest_llem.errors import InterruptedCycleError, JsonValue, LlemError, OutOfMemoryError
 from pytest_llem.job.events import EVENT_PREFIX, EventLog
 from pytest_llem.job.job import Job, JobDir, load_job
@@ -66,7 +67,8 @@ def run_job(
         details: Mapping[str, JsonValue] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
         message = f"{type(error).__name__}: {_words(error)}".strip().rstrip(":")
         again = f"python -m pytest_llem.worker {target.path} --out DIR"
-        fix = f"read the traceback in {target.error}; repeat it with: {again}"
+        hidden = hidden_module() if isinstance(error, (ImportError, AttributeError)) else None
+        fix = hidden or f"read the traceback in {target.error}; repeat it with: {again}"
         _fail(target, events, LlemError(message, fix=fix, details=details))
         return 1
     finally:

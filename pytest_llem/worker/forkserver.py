@@ -194,7 +194,8 @@ def _child(request: dict[str, Any], descriptors: list[int], server: int, *, new_
             # Python ignores these two, and a program inherits that.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            os.execv(sys.executable, [sys.executable, "-m", *_program(request, others)])
+            flags = ["-P"] if getattr(sys.flags, "safe_path", False) else []
+            os.execv(sys.executable, [sys.executable, *flags, "-m", *_program(request, others)])
         if "check" in request:
             code = _check(request["check"])
             return

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import psutil
 
+from pytest_llem.runners.process import SAFE_PATH
 from tests.hostile.report import table, write_docs
 from tests.plugin.faulty_engine.llem_odd import ACTS, ANSWERS, FACTS
 
@@ -127,7 +128,16 @@ def end_all(directory: Path) -> list[psutil.Process]:
 def measure(directory: Path, names: Sequence[str], timeout_s: float = TIMEOUT_S) -> Run:
     """One run of pytest over the kinds, in `directory`."""
     (directory / "odd.yaml").write_text(STUDY.format(kinds=", ".join(names), timeout_s=timeout_s))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-study=odd.yaml", "--junitxml=j.xml"]
+    command = [
+        sys.executable,
+        *SAFE_PATH,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--llem-study=odd.yaml",
+        "--junitxml=j.xml",
+    ]
     run = subprocess.run(
         command,
         cwd=directory,

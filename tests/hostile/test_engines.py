@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.hostile.engines import kinds, measure
 
@@ -39,6 +43,25 @@ def test_an_exit_that_waits_for_ever_is_cut_short_and_its_number_counts(tmp_path
     (tmp_path / "conftest.py").write_text("import pytest_llem.runners.watch as watch\nwatch.EXIT_S = 0.5\n")
     run = measure(tmp_path, ["thread-stays.load"], timeout_s=60.0)
     assert [(one.status, one.time_s < 10.0) for one in run.outcomes] == [("valid", True)], run.output
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons cannot leave the current directory out")
+def test_modules_that_only_lie_beside_the_study_hide_nothing(tmp_path: Path) -> None:
+    for name in ("random", "colorsys"):
+        (tmp_path / f"{name}.py").touch()
+    run = measure(tmp_path, ["imports.load"], timeout_s=30.0)
+    assert [one.status for one in run.outcomes] == ["valid"], run.output
+
+
+def test_a_module_of_the_users_path_that_hides_another_is_named(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path_factory.mktemp("own") / "colorsys.py"
+    own.touch()
+    monkeypatch.setenv("PYTHONPATH", str(own.parent), prepend=os.pathsep)
+    [outcome] = measure(tmp_path, ["imports.load"], timeout_s=30.0).outcomes
+    assert "AttributeError: module 'colorsys' has no attribute 'rgb_to_hls'" in outcome.message
+    assert f"fix: rename {own}: it hides the module colorsys in " in outcome.message
 
 
 def test_there_are_many_kinds() -> None:

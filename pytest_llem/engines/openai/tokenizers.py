@@ -119,7 +119,7 @@ def _of_model(config: ExperimentConfig) -> tuple[HubTokenizer | None, ModelShape
     if on_hub(config.model):
         switch_off_when_absent()
     try:
-        location = find_model(config.model).location
+        location = find_model(config.model, weights=False).location
         from transformers import AutoConfig, AutoTokenizer
 
         trust = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}

@@ -101,7 +101,7 @@ class Loaded:
 def load(config: ExperimentConfig, settings: TransformersSettings, device: str) -> Loaded:
     """Load the tokenizer and the model. Raises `ModelNotFoundError`, `OutOfMemoryError` or `EngineError`."""
     transformers_logging.disable_progress_bar()
-    source = find_model(config.model)
+    source = find_model(config.model, weights=config.weights != "dummy")
     hub = hub_keywords(config, source, settings.revision)
     model_config = load_config(config, source, settings.revision)
     tokenizer, tokenizer_name = _load_tokenizer(config, source, hub)

@@ -101,7 +101,7 @@ class VLLMEngine(HubEngine):
         import vllm
 
         config = self._prepared()
-        self._source = find_model(config.model)
+        self._source = find_model(config.model, weights=config.weights != "dummy")
         location = self._source.location
         tokenizer, self._tokenizer_name = tokenizer_of(config, self._source)
         arguments: dict[str, Any] = {

@@ -6,6 +6,7 @@ An act happens in the stage behind its name (`fork.load`, `fork.generate`, `fork
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import resource
@@ -200,6 +201,7 @@ ACTS: Mapping[str, Callable[[], object]] = {
     "reaps": lambda: signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, os.WNOHANG)),
     "low-recursion": lambda: sys.setrecursionlimit(60),
     "no-modules": sys.modules.clear,
+    "imports": lambda: importlib.import_module("colorsys").rgb_to_hls(0, 0, 0),
     "clock": lambda: setattr(time, "monotonic_ns", lambda: 0),
 }
 """What happens to the process."""
