@@ -144,7 +144,7 @@ class Client:
                 way.answered = True
                 text = (await rest_of(response)).decode("utf-8", "replace")
                 try:
-                    parsed = parse_json(text, url)
+                    parsed = parse_json(text, url, finite=False)
                 except ValueError:
                     parsed = None
                 return Reply(response.status, self._settings.without_key(text), response.headers, parsed)

@@ -149,6 +149,6 @@ class Events:
 def parsed(payload: bytes) -> Any:
     """The JSON of an answer or event. Raises `RequestFailedError`."""
     try:
-        return parse_json(payload, "the answer")
+        return parse_json(payload, "the answer", finite=False)
     except ValueError as problem:
         raise RequestFailedError("malformed", f"{problem}: {payload[:80]!r}") from None
