@@ -117,26 +117,32 @@ def result_files(path: Path) -> list[Path]:
 
 
 def cycle_seconds(path: Path) -> tuple[str, float] | None:
-    """The `config_hash` of a result and the seconds of its cycle, startup included; `None` if it has no times."""
-    timed = _timed(path)
+    """The `config_hash` of a result and the seconds of its cycle, startup included; `None` if it does not say."""
+    try:
+        timed = _timed(path)
+    except StoreError:
+        return None
     return None if timed is None else (timed[0].configuration[1], timed[1])
 
 
 def _timed(path: Path) -> tuple[MeasurementId, float] | None:
-    """Not through `Result`: a plan reads thousands. A file that does not say which measurement it is, is its own."""
+    """Not through `Result`: a plan reads thousands. A file that does not say which measurement it is, is its own.
+
+    Raises `StoreError` for a broken file: shards that read the same files must not differ in what they leave out.
+    """
+    result: dict[str, Any] = read_json(path)
     try:
-        result: dict[str, Any] = read_json(path)
         timing, full = result["timing"], str(result["experiment"]["config_hash"])
         run = str(result.get("source_run") or result.get("run_id") or path)
         cycle, attempt = int(result.get("cycle") or 1), int(result.get("attempt") or 1)
         seconds = float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
-    except (StoreError, ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return MeasurementId(run, (str(result.get("study")), full), cycle, attempt), seconds
 
 
 def recorded_durations(path: Path) -> dict[str, float]:
-    """Mean seconds of a cycle by `config_hash`, over any `path`. Raises `StoreError` when no result has times."""
+    """Mean seconds of a cycle by `config_hash`, over any `path`. `StoreError` when none has times, or one is broken."""
     durations: dict[str, list[float]] = {}
     measured = dict(timed for file in result_files(path) if (timed := _timed(file)) is not None)
     for measurement, seconds in measured.items():

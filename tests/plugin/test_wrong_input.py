@@ -156,3 +156,34 @@ def test_a_setting_that_cannot_work_is_refused_before_anything_is_measured(
     result.stderr.fnmatch_lines([f"ERROR: {given}: *", "fix: *"])
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
     assert not (pytester.path / "llem-results").exists()
+
+
+@pytest.mark.parametrize("option", ["--llem-baseline", "--llem-shard-times"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 5000, "not JSON: nested deeper than 100 levels"),
+        ('{"schema_version": 1, "a": "\\ud800"}', "not JSON: half of a character"),
+        ('{"schema_version": 1, "a": NaN}', "not JSON: NaN is not a finite number"),
+        ("\0", "not JSON"),
+    ],
+)
+def test_a_broken_file_of_results_is_a_usage_error(pytester: pytest.Pytester, option: str, text: str, why: str) -> None:
+    """Deep JSON was a RecursionError, as a traceback."""
+    (pytester.path / "sweep.yaml").write_text(VALID)
+    (pytester.path / "result.json").write_text(text)
+
+    result = pytester.runpytest("--llem-study=sweep.yaml", f"{option}=result.json", "--llem-shard=1/2")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"result.json: {why}" in result.stderr.str()
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+def test_a_pipe_is_no_study(pytester: pytest.Pytester) -> None:
+    os.mkfifo(pytester.path / "pipe.yaml")
+
+    result = pytester.runpytest("--llem-study=pipe.yaml")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--llem-study=pipe.yaml: " in result.stderr.str()
