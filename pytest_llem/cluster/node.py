@@ -8,7 +8,6 @@ process must be made fit to measure from: nothing it starts outlives it, and Ray
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import secrets
@@ -27,7 +26,7 @@ import ray
 from pytest_llem import __version__
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import DeviceError, JsonValue, LlemError, RunnerError, from_dict
-from pytest_llem.job.files import write_bytes
+from pytest_llem.job.files import parse_object, write_bytes
 from pytest_llem.job.job import DeviceSet, Job, JobDir
 from pytest_llem.job.report import Note, RunnerSource, RunnerSpec, RunReport
 from pytest_llem.job.wire import decode
@@ -200,7 +199,10 @@ def failure_of(result: NodeResult) -> LlemError | None:
     """Why the cycle failed, whether the result says so itself or its `error.json`; `None` where it did not."""
     error = result.error
     if error is None and ERROR_FILE in result.files:
-        error = json.loads(result.files[ERROR_FILE])
+        try:
+            error = parse_object(result.files[ERROR_FILE], ERROR_FILE)
+        except ValueError as problem:
+            return RunnerError(f"a node sent an error that cannot be read: {problem}")
     return from_dict(error) if error is not None else None
 
 

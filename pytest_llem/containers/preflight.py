@@ -29,6 +29,7 @@ from pytest_llem.containers.orphaned_containers import SessionIdentity, removed_
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.signatures import REPORT_MARK, SignatureReport
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.files import parse_object
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import decode, encode
@@ -141,8 +142,11 @@ def _check_image(
         if foreign is None:
             raise
         raise docker_error("arch_mismatch", subject.image, message=foreign) from None
-    answer: dict[str, Any] = json.loads(answers[-1].removeprefix(PROBE_MARK))
-    skew = abs(float(answer["realtime_s"]) - time.time())
+    try:
+        answer: dict[str, Any] = parse_object(answers[-1].removeprefix(PROBE_MARK), "its answer")
+        skew = abs(float(answer["realtime_s"]) - time.time())
+    except (ValueError, KeyError, TypeError) as problem:
+        raise translate_docker_error(1, f"{output}\n{problem}", image.name) from None
     notices = [Note("clock_skew", f"the daemon's machine has another time of day, by {skew:.1f} s")]
     return PreflightReport(
         tuple(_judge(answer, image, subject)),
@@ -266,7 +270,9 @@ def check_settings_in_image(
     code, output = _run(client, request, archives, SETTINGS_TIMEOUT_S)
     for line in reversed(output.splitlines()):
         if line.startswith(REPORT_MARK):
-            report: Mapping[str, object] = json.loads(line.removeprefix(REPORT_MARK))
-            return decode(SignatureReport, report)
+            try:
+                return decode(SignatureReport, parse_object(line.removeprefix(REPORT_MARK), "its report"))
+            except ValueError as problem:
+                return SignatureReport(unchecked=f"{image.name}: {problem}")
     last = output.strip().rpartition("\n")[2][:200]
     return SignatureReport(unchecked=f"{image.name}: the comparison of settings ended with exit code {code}: {last}")

@@ -7,11 +7,10 @@ to the log before it is redacted.
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +18,7 @@ from docker.utils.socket import SocketError, frames_iter
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.events import EVENT_PREFIX
+from pytest_llem.job.files import parse_object
 from pytest_llem.job.redaction import hidden, redact
 
 Event = dict[str, JsonValue]
@@ -131,7 +131,6 @@ class OutputPump:
 
 def _parse(text: str) -> Event | None:
     try:
-        event = json.loads(text)
+        return parse_object(text, "an event")
     except ValueError:
         return None
-    return dict(event) if isinstance(event, Mapping) else None

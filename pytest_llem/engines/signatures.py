@@ -24,7 +24,7 @@ from pytest_llem.engines import engine_info
 from pytest_llem.engines.info import Layout, Target
 from pytest_llem.errors import EngineNotInstalledError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
-from pytest_llem.job.files import write_json
+from pytest_llem.job.files import read_json_value, write_json
 from pytest_llem.job.job import load_job
 from pytest_llem.job.wire import decode, encode
 
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m pytest_llem.engines.signatures SOURCE [TARGET]\n")
         return 2
     source = Path(arguments[0])
-    data = json.loads(source.read_text(encoding="utf-8"))
+    data = read_json_value(source)
     configs = [decode(ExperimentConfig, item) for item in data] if isinstance(data, list) else [load_job(source).config]
     try:
         report = SignatureReport(tuple(check_all(configs)))

@@ -167,6 +167,14 @@ def read_json_value(path: Path) -> JsonValue:
         raise StoreError(str(problem)) from None
 
 
+def parse_object(text: str | bytes, where: object) -> dict[str, JsonValue]:
+    """A JSON object from outside: a `ValueError` as `parse_json` raises, also for any other value."""
+    data = parse_json(text, where)
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
 def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> JsonValue:
     """JSON from outside. Where it is broken, too deep or no text, one `ValueError` that begins with `where`.
 

@@ -6,7 +6,7 @@ The local runners wait with `WorkerWatch`; those of containers and servers use i
 
 from __future__ import annotations
 
-import json
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from pytest_llem.errors import (
     WorkerSilentError,
     WorkerTimeoutError,
 )
-from pytest_llem.job.files import log_tail
+from pytest_llem.job.files import log_tail, parse_object
 from pytest_llem.job.job import Deadlines, Job, JobDir
 from pytest_llem.runners.process import KILL_GRACE_S, WorkerProcess, end
 from pytest_llem.runners.protocol import OnEvent
@@ -54,7 +54,12 @@ class WorkerWatch:
         """Wait until the job is done; the exit code and, where the worker had to be killed, the reason."""
         while True:
             code = process.wait(POLL_S)
-            self._read()
+            try:
+                self._read()
+            except ValueError as problem:
+                fix = "find what in the engine writes to the files of the cycle"
+                broken = WorkerCrashedError(f"what the worker reports cannot be read: {problem}", fix=fix)
+                return (end(process) if code is None else code), broken
             if code is not None:
                 return code, None
             if self._deadlines.phase in ENDED and self._deadlines.phase_age_s > EXIT_S:
@@ -63,7 +68,8 @@ class WorkerWatch:
             overdue = self._deadlines.overdue()
             if overdue:
                 code = end(process, HUNG_GRACE_S if self._deadlines.silent else KILL_GRACE_S)
-                self._read()
+                with contextlib.suppress(ValueError):
+                    self._read()
                 return code, WorkerTimeoutError(
                     f"the worker was killed in phase {self.phase or 'start'!r}: {overdue}",
                     fix="give it more time in the study's `execution` section, or make the workload smaller",
@@ -71,7 +77,7 @@ class WorkerWatch:
                 )
 
     def _read(self) -> None:
-        """Pass on the events that are new and whole."""
+        """Pass on the events that are new and whole. Raises `ValueError` for one that cannot be read."""
         try:
             with self._job_dir.events.open("rb") as stream:
                 stream.seek(self._offset)
@@ -81,7 +87,7 @@ class WorkerWatch:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            event: dict[str, JsonValue] = json.loads(line)
+            event = parse_object(line, self._job_dir.events)
             self._deadlines.heard(event)
             self._on_event(event)
 

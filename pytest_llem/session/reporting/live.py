@@ -7,15 +7,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pytest_llem.errors import StoreError
-from pytest_llem.job.files import read_json
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import parse_object, read_json
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 
 TERMINAL_PERIOD_S = 0.25
@@ -56,15 +55,15 @@ class Cycle:
 
     def follow(self) -> None:
         """Read the events that are new."""
-        with contextlib.suppress(OSError), self.events.open("rb") as stream:
+        with contextlib.suppress(OSError, ValueError), self.events.open("rb") as stream:
             stream.seek(self._offset)
             data = stream.read()
             complete = data[: data.rfind(b"\n") + 1]
             self._offset += len(complete)
             for text in complete.splitlines():
-                self._take(json.loads(text))
+                self._take(parse_object(text, self.events))
 
-    def _take(self, event: dict[str, object]) -> None:
+    def _take(self, event: dict[str, JsonValue]) -> None:
         kind, name = event.get("event"), event.get("name")
         if kind == "phase":
             self.phase, self.progress = str(name), ""

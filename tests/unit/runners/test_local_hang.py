@@ -78,3 +78,30 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
     assert stopped
     assert time.monotonic() - started < 50.0
     assert not psutil.pid_exists(stopped[0]) or psutil.Process(stopped[0]).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("isolation", ["process", "experiment"])
+@pytest.mark.parametrize("line", ["[" * 5000, "7", "\udcff"])
+def test_a_worker_whose_events_cannot_be_read_is_ended(job: Job, tmp_path: Path, isolation: str, line: str) -> None:
+    """It was a traceback of the JSON reader, and the worker lived on."""
+    spec, job_dir = RunnerSpec("local", "default"), JobDir(tmp_path / "job")
+    runner = LocalRunner(spec, tmp_path) if isolation == "process" else ResidentRunner(spec, tmp_path, "experiment")
+    pids: list[int | None] = []
+
+    def spoil_when_idle(event: object) -> None:
+        assert isinstance(event, dict)
+        if (event["event"], event.get("name")) == ("phase", "idle"):
+            pids.append(holder("cpu").pid)
+            with job_dir.events.open("ab") as stream:
+                stream.write(line.encode(errors="surrogateescape") + b"\n")
+
+    job_dir.write_job(job)
+    with take_lease(job.devices, timeout_s=0) as lease:
+        runner.run(job, job_dir, spoil_when_idle, lease)
+        runner.close()
+
+    error = read_json(job_dir.error)
+    assert error["category"] == "worker_crashed"
+    assert f"what the worker reports cannot be read: {job_dir.events}: " in str(error["message"])
+    assert pids[0] is not None
+    assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
