@@ -1,4 +1,4 @@
-"""Wrong studies: mutations of the valid ones in studies/ and docs/, and the worst a study can be made of.
+"""Wrong studies: mutations of valid ones (studies/, docs/, LLenergyMeasure's files), and the worst that one can be.
 
 Every study gives a plan, or one message with file, line and column: no traceback, and no wait. The long form also
 collects each with pytest itself.
@@ -31,15 +31,30 @@ from pytest_llem.job.wire import encode
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import table as settings_table
+from pytest_llem.study.llenergymeasure import DROPPED, REFUSED, RENAMES
 from pytest_llem.study.schema import StudyDocument
 from tests.hostile.report import SEED, table, write_docs
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("studies", "tests/unit/study/llenergymeasure")
 LIMIT_S = 30.0
 """Chosen: what takes longer hangs, for a user; on an idle machine nothing here takes five seconds."""
 BATCH = 50
 
-WORDS = sorted({*settings_table(), *keys_of(StudyDocument), "range", "linspace", "scale", "id", "validity"})
+WORDS = sorted(
+    {
+        *settings_table(),
+        *keys_of(StudyDocument),
+        *RENAMES,
+        *DROPPED,
+        *REFUSED,
+        "range",
+        "linspace",
+        "scale",
+        "id",
+        "validity",
+    }
+)
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 10**18, 10**400, -0.0, 1e308, float("inf"), float("nan"), 0.1),
     *("", " ", "no", "off", "~", "~nobody/x", "..", "/", "/dev/zero", "/dev/null", "a" * 300, "x" * 100_000),
@@ -59,7 +74,8 @@ LINES = [
 
 def seeds() -> list[str]:
     """The valid studies of this project, without the names that would make two of one run clash."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "studies").glob("*.yaml"))]
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.yaml"))]
+    texts = [path.read_text(encoding="utf-8") for path in files if not path.stem.startswith("study-full")]
     for page in sorted((ROOT / "docs").glob("*.md")):
         texts += re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     with tempfile.TemporaryDirectory() as directory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pytest_llem.cli import main
 from pytest_llem.errors import StudyError
 from pytest_llem.study import load_study
+from tests.hostile.report import SEED
+from tests.hostile.studies import KINDS
 
 FILES = sorted((Path(__file__).parent / "llenergymeasure").iterdir())
 """Small files with the words of LLenergyMeasure's own examples, from its first generation on."""
@@ -32,6 +35,23 @@ def test_file_loads_and_converts_to_the_same_experiments(
     assert not [notice for notice in converted.notices if notice.code == "older_words"]
     older = next(notice.message for notice in study.notices if notice.code == "older_words")
     assert older in capsys.readouterr().err
+
+
+def test_whatever_loads_converts_to_the_same_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(SEED)
+    texts = [file.read_text() for file in FILES if not file.stem.startswith("study-full")]
+    file, compared = tmp_path / "file.yaml", 0
+    for mutate in [*KINDS.values()] * 15:
+        changed = mutate(rng.choice(texts), rng)
+        file.write_bytes(changed if isinstance(changed, bytes) else changed.encode("utf-8", "surrogatepass"))
+        code, text = main(["convert", str(file)]), capsys.readouterr().out
+        if code == 0 and "configs:" not in file.read_text():
+            (tmp_path / "converted.yaml").write_text(text)
+            studies = load_study(file), load_study(tmp_path / "converted.yaml")
+            first, second = ([(each.id, each.config_hash) for each in study.experiments] for study in studies)
+            assert first == second, file.read_text()
+            compared += 1
+    assert compared > 20
 
 
 def test_campaign_converts_to_a_study_of_all_its_files(tmp_path: Path) -> None:
