@@ -6,6 +6,8 @@ stand in studies and must stay; a new meter is an entry in `SHIPPED` or an entry
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
@@ -45,12 +47,14 @@ def open_meter(
     if settings.name == "none":
         return None
     meter = meter_class(settings.name, devices)
-    obstacle = meter.obstacle()
-    if obstacle is not None:
-        raise obstacle
     from pytest_llem.energy.protocol import MeterRequest
 
-    return meter(MeterRequest(settings, devices, out_dir, server))
+    with _named(settings.name):
+        obstacle = meter.obstacle()
+        opened = meter(MeterRequest(settings, devices, out_dir, server)) if obstacle is None else None
+    if obstacle is not None:
+        raise obstacle
+    return opened
 
 
 def meter_class(name: str, devices: DeviceSet) -> type[Meter]:
@@ -65,7 +69,30 @@ def meter_class(name: str, devices: DeviceSet) -> type[Meter]:
 
 def obstacles() -> dict[str, MeterError | None]:
     """Why each known meter cannot be used on this machine; `None` for those that can."""
-    return {name: _load(name).obstacle() for name in known_meters()}
+    return {name: _obstacle(name) for name in known_meters()}
+
+
+def _obstacle(name: str) -> MeterError | None:
+    try:
+        with _named(name):
+            return _load(name).obstacle()
+    except MeterError as problem:
+        return problem
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever a package's meter raises, as one error that names it."""
+    try:
+        yield
+    except MeterError:
+        raise
+    except Exception as problem:
+        raise MeterError(
+            f"the meter {name!r} cannot be used: {type(problem).__name__}: {problem}",
+            fix="mend or remove the package that registers it, or name another with --llem-meter",
+            details={"meter": name},
+        ) from problem
 
 
 def _load(name: str) -> type[Meter]:
@@ -75,9 +102,10 @@ def _load(name: str) -> type[Meter]:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         from pytest_llem.energy.protocol import Meter
 
-        meter: type = point.load()
-        # A class that does not derive from `Meter` gets its default answers.
-        return meter if issubclass(meter, Meter) else type(meter.__name__, (meter, Meter), {})
+        with _named(name):
+            meter: type = point.load()
+            # A class that does not derive from `Meter` gets its default answers.
+            return meter if issubclass(meter, Meter) else type(meter.__name__, (meter, Meter), {})
     raise MeterError(
         f"unknown meter {name!r}",
         fix=f"use one of: auto, none, {', '.join(known_meters())}",

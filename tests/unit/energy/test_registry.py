@@ -32,6 +32,48 @@ def test_every_known_meter_says_whether_it_works_here() -> None:
     assert all(obstacle is None or obstacle.message for obstacle in obstacles.values())
 
 
+BROKEN = """
+from pytest_llem import Meter
+
+def function(request): ...
+
+class Unfinished(Meter): ...
+
+class Raising(Meter):
+    def start(self): ...
+    def mark(self): ...
+    def stop(self, windows): ...
+
+    @staticmethod
+    def obstacle():
+        raise RuntimeError("no bus")
+"""
+
+
+@pytest.mark.parametrize(
+    "value", ["absent:Meter", "broken:Absent", "broken:function", "broken:Unfinished", "broken:Raising"]
+)
+def test_a_packages_broken_meter_is_named_and_is_no_traceback(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them ended `llem doctor` for all."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[pytest_llem.meters]\nbad = {value}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(MeterError, match="the meter 'bad' cannot be used") as caught:
+        registry.open_meter(MeterSettings("bad"), DeviceSet("cpu"), tmp_path)
+
+    assert caught.value.fix is not None
+    found = registry.obstacles()
+    assert found["estimate"] is None
+    if not value.endswith("Unfinished"):  # which says so when it is opened
+        assert found["bad"] is not None
+
+
 def test_importing_the_package_loads_no_meter_and_no_nvml() -> None:
     code = (
         "import sys, pytest_llem.energy; "
