@@ -81,11 +81,18 @@ def amd(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format, the floors, and the figures of the layout."""
+    """Style, format, the floors, the figures of the layout, and the workflows' security."""
     session.run(str(BIN / "ruff"), "check", ".")
     session.run(str(BIN / "ruff"), "format", "--check", ".")
     session.run(str(BIN / "lint-imports"))
     session.run(sys.executable, ".ci/house.py")
+    session.run(str(BIN / "zizmor"), "--offline", "--no-progress", "--persona=pedantic", ".github")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known weaknesses of what is installed here; it asks PyPI, so the network must reach it."""
+    session.run(str(BIN / "pip-audit"), "--local", "--skip-editable", *session.posargs)
 
 
 @nox.session
