@@ -7,24 +7,31 @@ versions and of other users must stay readable: every fact in them may be missin
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import pwd
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.errors import DeviceError, JsonValue, StoreError, visible
-from pytest_llem.job.files import read_json
+from pytest_llem.errors import DeviceError, JsonValue, visible
+from pytest_llem.job.files import parse_json
 
 LEASE_DIR_VARIABLE = "LLEM_LEASE_DIR"
 NO_LEASES = "none"
 LONGEST_TITLE = 100
 """Chosen: about as much of a title as fits on a terminal's line."""
 DECISION = "deciding.turn"
+SHARED = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+MOST_FACTS_BYTES = 65536
+"""Chosen: 64 times what a lease file holds; a larger one is none."""
+
 DECIDE_POLL_S = 0.005
 """Chosen: the lock is held for about a millisecond."""
 
@@ -61,26 +68,70 @@ def lease_file(device: str) -> Path:
 def open_shared(path: Path, purpose: str) -> int:
     """Open a file for all users to read and write, made if missing. `DeviceError`, naming the `purpose`, on failure."""
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.parent.chmod(0o1777)
+        _make_shared(path.parent, purpose)
         # In a sticky directory the kernel may refuse O_CREAT on another user's file: open what is there first.
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, SHARED)
         except FileNotFoundError:
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+                descriptor = os.open(path, SHARED | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:  # another run has just made it
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with contextlib.suppress(PermissionError):
-                os.fchmod(descriptor, 0o666)
-            return descriptor
+                descriptor = os.open(path, SHARED)
+            else:
+                with contextlib.suppress(PermissionError):
+                    os.fchmod(descriptor, 0o666)
     except OSError as problem:
-        raise DeviceError(
-            f"{purpose}: {path}: {problem.strerror}",
-            fix=f"make the directory writable, name another one in {LEASE_DIR_VARIABLE}, or set {LEASE_DIR_VARIABLE}="
-            f"{NO_LEASES} to measure without leases, which every result then says",
-        ) from None
+        what = "a symbolic link" if problem.errno == errno.ELOOP else str(problem.strerror)
+        raise _in_the_way(path if os.path.lexists(path) else path.parent, what, purpose) from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        what = "a file with another name elsewhere" if stat.S_ISREG(found.st_mode) else "not a regular file"
+        raise _in_the_way(path, what, purpose)
+    return descriptor
+
+
+def _make_shared(directory: Path, purpose: str) -> None:
+    """Make a directory for all users, where it is not there; `DeviceError` where another user has linked it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if directory.is_symlink() and directory.lstat().st_uid not in (0, os.getuid()):
+            raise _in_the_way(directory, "a symbolic link", purpose) from None
+        return
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    os.fchmod(opened, 0o1777)
+    os.close(opened)
+
+
+def _in_the_way(path: Path, what: str, purpose: str) -> DeviceError:
+    with contextlib.suppress(OSError):
+        what = f"{what}; it is of the user {_user(path.lstat().st_uid)}"
+    return DeviceError(
+        f"{purpose}: {path}: {what}",
+        fix=f"have it removed or made writable, name another directory in {LEASE_DIR_VARIABLE}, or set "
+        f"{LEASE_DIR_VARIABLE}={NO_LEASES} to measure without leases, which every result then says",
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def who_locks(path: Path) -> tuple[int, str] | None:
+    """The process that has locked a file, and in words with its user, by /proc/locks (proc(5)); `None` if unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        inode = str(path.lstat().st_ino)
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+                pid = int(words[4])
+                return pid, f"process {pid} of the user {_user(Path(f'/proc/{pid}').stat().st_uid)}"
+    return None
 
 
 def open_device(device: str) -> int:
@@ -159,9 +210,13 @@ def holder(device: str) -> LeaseFacts:
 def read_object(path: Path) -> dict[str, JsonValue]:
     """A file of the lease directory as a JSON object; empty when it is none. Any user of the machine may write them."""
     try:
-        return read_json(path)
-    except StoreError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as stream:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            data = parse_json(stream.read(MOST_FACTS_BYTES), path) if regular else None
+    except (OSError, ValueError):
         return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _printable(text: str) -> str:
@@ -211,9 +266,10 @@ def deciding() -> Iterator[None]:
         deadline = time.monotonic() + DECIDE_LIMIT_S
         while not try_lock(descriptor):
             if time.monotonic() >= deadline:
+                who = who_locks(lease_dir() / DECISION) or (0, "another process")
                 raise DeviceError(
-                    f"no lease: another process has kept {lease_dir() / DECISION} locked for {DECIDE_LIMIT_S:g} s",
-                    fix=f"find it with `fuser {lease_dir() / DECISION}`: it may be suspended",
+                    f"no lease: {who[1]} has kept {lease_dir() / DECISION} locked for {DECIDE_LIMIT_S:g} s",
+                    fix=f"it may be suspended: continue or end it, or name another directory in {LEASE_DIR_VARIABLE}",
                 )
             time.sleep(DECIDE_POLL_S)
         yield
@@ -268,7 +324,7 @@ def _tickets(own: Path | None) -> list[Ticket]:
 def _ticket(path: Path) -> Ticket | None:
     """A ticket whose process waits; files of dead processes are removed where that is allowed."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, SHARED)
     except OSError:
         return None
     try:
@@ -283,7 +339,7 @@ def _ticket(path: Path) -> Ticket | None:
     facts = read_object(path)
     number, candidates, count = path.name.split("-")[1], facts.get("candidates"), facts.get("count")
     run, queue_position = facts.get("run"), facts.get("place")
-    if not number.isdigit() or not isinstance(candidates, list) or not isinstance(count, int):
+    if not number.isdecimal() or not isinstance(candidates, list) or not isinstance(count, int):
         return None
     return Ticket(
         int(number),

@@ -19,6 +19,7 @@ from pytest_llem.errors import DeviceError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.lease_files import (
+    LEASE_DIR_VARIABLE,
     LeaseFacts,
     Waiting,
     deciding,
@@ -31,6 +32,7 @@ from pytest_llem.machine.lease_files import (
     open_device,
     try_lock,
     turns,
+    who_locks,
 )
 from pytest_llem.machine.orphaned_workers import end_orphaned_worker, owner_is_gone, process_facts
 
@@ -190,7 +192,8 @@ def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: flo
         if time.monotonic() >= deadline:
             raise DeviceError(
                 f"no lease for {_wanted(names, count)} in time: {reason}",
-                fix="wait for the other run, or end the process that holds the device",
+                fix="wait for the other run, end the process that holds the device, or where it is a stranger's, name "
+                f"another directory in {LEASE_DIR_VARIABLE}",
                 details={"devices": list(names), "holders": {name: facts.stated for name, facts in busy.items()}},
             )
         time.sleep(POLL_S)
@@ -244,11 +247,17 @@ def _wanted(names: Sequence[str], count: int) -> str:
 
 def _reason(busy: Mapping[str, LeaseFacts], ahead: int) -> str:
     """Why a process waits: who uses the devices, and how many are before it in line."""
-    holders = list(dict.fromkeys(str(facts) for facts in busy.values()))
+    holders = list(dict.fromkeys(_holder(name, facts) for name, facts in busy.items()))
     more = f" and {len(holders) - SHOWN_HOLDERS} more" if len(holders) > SHOWN_HOLDERS else ""
     used = [f"in use by {', '.join(holders[:SHOWN_HOLDERS])}{more}"] if holders else []
     line = [f"{ahead} before it in line"] if ahead else []
     return "; ".join((*used, *line)) or "in use by another process"
+
+
+def _holder(name: str, facts: LeaseFacts) -> str:
+    """Who uses a device, by its lease file; by the kernel where the file names another process than holds the lock."""
+    who = who_locks(lease_file(name))
+    return str(facts) if who is None or who[0] in (facts.pid, facts.owner) else who[1]
 
 
 class ConcurrentRuns:
