@@ -61,7 +61,8 @@ collected. A run that lost an item, or that cannot write a report that was asked
 ## llem
 
 What one does before and after a run. `llem VERB --help` says the same. Exit code 0 means done, 1 a limit that is
-exceeded or a problem that was found, 2 a wrong argument or a file that cannot be read.
+exceeded or a problem that was found, 2 a wrong argument, a file that cannot be read or written, or nothing
+that could be compared.
 """
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +17,27 @@ from pytest_llem.errors import LlemError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the console script. An `LlemError` is printed, and the exit code is 2."""
+    """Entry point of the console script. An `LlemError`, or a file that cannot be written, is printed: exit code 2."""
+    if sys.stdout is None:  # closed
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     options = parser().parse_args(arguments)
     try:
         run: Callable[[argparse.Namespace], int] = resolve_name(options.run)
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()
+        return code
     except LlemError as error:
         sys.stderr.write(f"llem: {error}\n")
         return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as problem:
+        sys.stderr.write(f"llem: {problem.filename or 'standard output'}: {problem.strerror or problem}\n")
+        sys.stderr.write("fix: name a place that can be read, or written and has room\n")
+        if problem.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ from pytest_llem.study.limits import FailIf, parse_fail_if
 
 
 def compare_runs(options: argparse.Namespace) -> int:
-    """`llem compare`: print the table; 1 when a limit is exceeded (or, strict, not judged)."""
+    """`llem compare`: print the table; 1 when a limit is exceeded (or, strict, not judged), 2 if none was looked at."""
     others: list[tuple[str, Results]] = []
     for path in options.others:
         others += by_whole_run(path, required_cycles(path, load_rows(path)))
@@ -64,6 +64,7 @@ def compare_runs(options: argparse.Namespace) -> int:
     else:
         text = "\n".join(compare.lines(rows, markdown=options.format == "markdown"))
     show(text)
+    compare.require_compared(rows, baseline, Results(tuple(result for _, results in others for result in results)))
     return int(compare.failed(rows, strict=options.strict))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pytest_llem.errors import SettingsError
 from pytest_llem.results.baselines import BaselineFile, baseline_of, with_repeatability
 from pytest_llem.results.comparability import (
     CORRELATED,
@@ -106,15 +107,22 @@ def compare(
                     rows.append(_gated(row, gate, by_limit[measure.name]))
                 elif row.verdict != "absent" or row.baseline is not None or row.current is not None:
                     rows.append(row)
-        rows += _gone(run, baseline, results, chosen, by_limit)
+        rows += _gone(run, baseline, results, {result.study for result in results}, chosen, by_limit)
+    nowhere = {result.study for result in baseline} - {result.study for _, results in others for result in results}
+    for run, _ in others[-1:]:  # each of several runs may be of another study: the last stands for all
+        rows += _gone(run, baseline, Results(()), nowhere, chosen, by_limit)
     return rows
 
 
 def _gone(
-    run: str, baseline: Results, results: Results, chosen: Sequence[Metric], limits: Mapping[str, FailIf]
+    run: str,
+    baseline: Results,
+    results: Results,
+    studies: Collection[str],
+    chosen: Sequence[Metric],
+    limits: Mapping[str, FailIf],
 ) -> Iterator[ComparedMetric]:
-    """What the baseline measured and the run, of the same study, has no result of at all: none of its cycles ended."""
-    studies = {result.study for result in results}
+    """What the baseline measured of `studies` and the run has no result of at all: none of its cycles ended."""
     present = {
         (result.study, name) for result in results for name in (result.experiment.id, result.experiment.config_hash)
     }
@@ -137,6 +145,23 @@ def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
         limit_text=gate.limit,
         verdict=gate.status,
         reason=gate.reason,
+    )
+
+
+def require_compared(rows: Sequence[ComparedMetric], baseline: Results, others: Results) -> None:
+    """Raise `SettingsError`, with a list of both, where no limit (without any, no metric) has values on both sides."""
+    limited = [row for row in rows if row.limit_text is not None] or rows
+    if any(row.baseline is not None and row.current is not None for row in limited):
+        return
+    metrics = ", ".join(dict.fromkeys(row.metric for row in limited))
+    listed = [
+        ", ".join(f"{study}[{name}]" for study, name in side.valid.by_experiment()) or "none"
+        for side in (baseline, others)
+    ]
+    raise SettingsError(
+        f"nothing was compared: no experiment has valid cycles with {metrics or 'a metric'} on both sides\n"
+        f"valid in the baseline: {listed[0]}\nvalid in the others: {listed[1]}",
+        fix="compare runs of the same study; --match=id compares by id, where settings have changed",
     )
 
 

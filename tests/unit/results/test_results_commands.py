@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +146,35 @@ def test_unknown_formats_and_empty_folders_exit_2(out: Path, capsys: pytest.Capt
     assert main(["export", "now", "--format", "xml", "-o", "x"]) == 2
     assert main(["list", str(out / "now" / "study")]) == 2
     assert capsys.readouterr().err.count("fix: ") == 2
+
+
+@pytest.mark.parametrize("limits", [[], ["--fail-if", "joules_per_output_token:5%"]])
+def test_runs_with_nothing_in_common_are_no_pass(
+    out: Path, limits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A CI job that compared a run with one of another study was green."""
+    for path in Path("now").rglob("result.json"):
+        path.write_text(path.read_text().replace('"study": "', '"study": "other '))
+    assert main(["compare", "before", "now", *limits]) == 2
+    printed = capsys.readouterr()
+    assert "nothing was compared: no experiment has valid cycles" in printed.err
+    assert "[batch_size:1], " in printed.err
+    assert "valid in the others: other " in printed.err
+
+
+def test_what_the_second_run_lacks_is_listed(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path("now").glob("*/batch_size-2-*"):
+        shutil.rmtree(path)
+    limit = ["--fail-if", "joules_per_output_token:5%"]
+    assert main(["compare", "now", "before", *limit]) == 0
+    assert main(["compare", "before", "now", *limit]) == 1
+    assert "batch_size:2: joules_per_output_token: this run has no result of it" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (["export", "now", "--format=csv", "-o"], ["report", "now", "-o"]):
+        assert main([*arguments, str(tmp_path / "file" / "below")]) == 2
+        assert f"llem: {tmp_path / 'file'}" in capsys.readouterr().err
