@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import expanded
 
 CounterType = Literal["accumulating", "part_time", "lossy", "unknown"]
 DIRECTORY_VARIABLE = "LLEM_CALIBRATION_DIR"
@@ -96,9 +97,8 @@ def default_directory() -> Path:
     if given:
         return Path(given)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "llem" / "calibration"
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "llem" / "calibration"
+        return expanded("~/Library/Application Support/llem/calibration")
+    return expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "llem" / "calibration"
 
 
 def load(uuid: str, driver: str, directory: Path | None = None) -> Calibration | None:

@@ -6,6 +6,7 @@ there are. Raise `RECIPE` with every change of what is generated: seeded weights
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError
+from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError, StoreError
+from pytest_llem.job.files import expanded
 from pytest_llem.workload.texts import corpus_text
 
 PREFIX = "builtin:"
@@ -49,7 +51,8 @@ def builtin_path(model: str) -> Path:
     """The directory of `builtin:NAME`, made on first use in the user's cache directory.
 
     Safe when several processes ask at once: each makes it in a directory of its own, and one rename wins. Raises
-    `ModelNotFoundError` for an unknown name, and `EngineNotInstalledError` where `tokenizers` is missing.
+    `ModelNotFoundError` for an unknown name, `StoreError` without a place to make it in, and
+    `EngineNotInstalledError` where `tokenizers` is missing.
     """
     name = model.removeprefix(PREFIX)
     if name not in _RECIPES:
@@ -61,8 +64,16 @@ def builtin_path(model: str) -> Path:
     target = cache_root() / f"{name}-{recipe_digest()}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+    try:
+        if not target.is_absolute():
+            raise OSError(errno.ENOENT, f"user {os.getuid()} has no home directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+    except OSError as problem:
+        raise StoreError(
+            f"no place for built-in models at {target.parent}: {problem.strerror}",
+            fix="set HOME or XDG_CACHE_HOME to a directory that can be written",
+        ) from None
     try:
         make_builtin(name, made)
         made.chmod(0o755)
@@ -78,8 +89,8 @@ def builtin_path(model: str) -> Path:
 
 def cache_root() -> Path:
     """Where built-in models are kept: `$XDG_CACHE_HOME/llem/models`, by default below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "llem" / "models"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return expanded(base if Path(base).is_absolute() else "~/.cache") / "llem" / "models"
 
 
 @lru_cache(maxsize=1)

@@ -80,10 +80,13 @@ class Settings:
 
 
 def user_file() -> Path:
-    """Where the per-user file is looked for."""
+    """Where the per-user file is looked for; for a user without a home directory a path where none is."""
     from platformdirs import user_config_path
 
-    return user_config_path("llem") / "config.yaml"
+    try:
+        return user_config_path("llem") / "config.yaml"
+    except RuntimeError:
+        return Path("~/.config/llem/config.yaml")
 
 
 def load_settings(
