@@ -59,7 +59,13 @@ _PATTERNS = (
     re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"(?i)(?<=\bbasic )[A-Za-z0-9+/=]{12,}"),
 )
-_WORDS = r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API[_-]?KEY|ACCESS_KEY)"
+_SPECIAL = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
+_WORDS = (
+    rf"({_SPECIAL}TOKEN|(?:HF|HUB|ACCESS|AUTH|API|REFRESH|SESSION|JOB)[_-]TOKEN"
+    r"|PASSWORD|PASSWD|PASSPHRASE|SECRET|API[_-]?KEY|ACCESS_KEY)"
+)
+"""Beside these a value is hidden; beside `token`, which a language model has as well, only what looks like a secret."""
+
 _ASSIGNED = re.compile(rf"(?i)(?<![A-Za-z0-9]){_WORDS}([\"']?\s*[=:]\s*[\"']?)([^\s\"',;&]{{6,}})")
 _KEY_OF_ONE = re.compile(rf"(?i)(?:^|[^A-Za-z0-9]){_WORDS}$")
 _LIKE_A_TOKEN = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=-]{8,}")

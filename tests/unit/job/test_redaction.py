@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -98,12 +99,33 @@ def test_what_is_a_token_of_another_kind_stays() -> None:
         "joules per output token: 0.012345J",
         "time per token: 12.34ms/token",
         "eos_token: </s>",
+        "mask_token: extra_id_99",
+        "first token: \u2581Berlin1",
     ):
         assert redact(text, ()) == text
-    special: JsonValue = {"pad_token": "<|endoftext|>", "unk_token": "[UNK]", "max_token": 12345678}
+    special: JsonValue = {
+        "pad_token": "<|endoftext|>",
+        "mask_token": "extra_id_99",
+        "unk_token": "[UNK]",
+        "max_token": 12345678,
+    }
     assert redacted(special, ()) == special
 
 
 def test_a_secret_is_known_by_its_key_in_json() -> None:
     found = redacted({"headers": {"X-Api-Key": "correct horse", "accept": "text/plain"}, "hub_token": "a1b2c3d4e5"}, ())
     assert found == {"headers": {"X-Api-Key": "***", "accept": "text/plain"}, "hub_token": "***"}
+
+
+@pytest.mark.parametrize(
+    "text", ["HF_TOKEN=correcthorse", "CI_JOB_TOKEN: pa$$word", "{'access_token': 'correcthorse'}"]
+)
+def test_a_token_that_is_named_as_a_credential_is_hidden_whatever_it_looks_like(text: str) -> None:
+    assert redact(text, ()).rstrip("'}").endswith("***")
+
+
+@pytest.mark.parametrize("unit", ["-", "a-", "_", "token-", "token=", "password=1", "token:     ", "eyJaaaaaaaa.", "a"])
+def test_a_long_line_takes_no_time(unit: str) -> None:
+    started = time.process_time()
+    redact(unit * (100_000 // len(unit)), ())
+    assert time.process_time() - started < 5
