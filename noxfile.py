@@ -1,7 +1,7 @@
 """Sessions for developers and CI: `nox` runs lint and types, `nox -s NAME` another, `nox --list` shows all.
 
 They use the environment that nox itself is installed in (the README's `.venv`) and build none of their own.
-`.ci/run` calls `lint`, `types`, `docs` and `amd`; arguments after `--` go to pytest.
+`.ci/run` calls `lint`, `types`, `docs`, `amd` and `plugins`; arguments after `--` go to pytest.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def vllm(session: nox.Session) -> None:
 def amd(session: nox.Session) -> None:
     """The meter for AMD GPUs, on a simulated library."""
     session.run(".ci/amd-tests.sh")
+
+
+@nox.session
+def plugins(session: nox.Session) -> None:
+    """Studies under the plugins of others that are used most."""
+    session.run(".ci/plugins-tests.sh", *session.posargs)
 
 
 @nox.session

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.session.run import STUDY_PLUGIN, names_studies, run_identity
+from pytest_llem.session.run import STUDY_PLUGIN, names_studies, run_identity, without_garbage_collection
 
 if TYPE_CHECKING:
     from pytest_llem.session.session import LlemSession
@@ -93,9 +93,10 @@ def started(config: pytest.Config) -> StudyPlugin:
     """The plugin object of this process, set up by the first call."""
     plugin = registered(config)
     if plugin is None:
-        from pytest_llem.session.start import start
+        with without_garbage_collection():
+            from pytest_llem.session.start import start
 
-        plugin = start(config)
+            plugin = start(config)
     return plugin
 
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
@@ -45,19 +43,6 @@ class StudyFile(pytest.Module):
         for node in super().collect():
             if gated or getattr(node, "originalname", None) != "test_gate":
                 yield node
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Switch off garbage collection, a fifth of the time among thousands of items; `gc.freeze` exempts them later."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 def collect_study(file_path: Path, parent: pytest.Collector, session: LlemSession) -> StudyFile:
@@ -187,6 +172,19 @@ def add_words(items: Iterable[pytest.Item]) -> None:
         value = experiment_cycle_of(item)
         if value is not None:
             item.extra_keyword_matches.update(value.words)
+
+
+def let_reach_network(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Exempt items that measure from plugins that keep tests from sockets: servers and daemons are reached by them."""
+    marks: list[pytest.MarkDecorator] = []
+    if config.getoption("disable_socket", False) or config.getoption("allow_hosts", None):  # pytest-socket
+        marks.append(pytest.mark.enable_socket)
+    if config.getoption("block_network", False):  # pytest-recording
+        marks.append(pytest.mark.block_network(allowed_hosts=[".*"]))
+    for item in items if marks else ():
+        if experiment_cycle_of(item) is not None:
+            for mark in marks:
+                item.add_marker(mark)
 
 
 def restore_order(items: list[pytest.Item], collected: Sequence[pytest.Item]) -> None:

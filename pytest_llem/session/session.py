@@ -142,9 +142,14 @@ class LlemSession:
             self.results.write_plan(cycles, facts)
 
     def none_valid(self, cycle: ExperimentCycle) -> bool:
-        """Whether all selected cycles of an experiment have ended, and none of them is valid."""
+        """Whether an experiment's selected cycles have all ended, and none is valid: then the last of them fails.
+
+        Where none is selected, whatever measured them fails: a gate that runs alone, or a test of all results.
+        """
         selected = self._selected.get((cycle.study.name, cycle.experiment.id), {})
-        return bool(selected) and self.results.none_valid(selected.values())
+        if selected and cycle.cycle is None:
+            return False
+        return self.results.none_valid(selected.values() or cycle.cycles())
 
     def prefetch(self, items: Sequence[pytest.Item], tell: Callable[[str], None]) -> None:
         """Start what the items need of a runner that measures several cycles at a time; nothing in a dry run."""

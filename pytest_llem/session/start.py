@@ -21,12 +21,12 @@ from pytest_llem.session.collection import (
     add_words,
     collect_study,
     deselect,
+    let_reach_network,
     parametrize,
     restore_order,
     take_in_studies,
-    without_garbage_collection,
 )
-from pytest_llem.session.run import STUDY_PLUGIN, named, run_identity, study_files
+from pytest_llem.session.run import STUDY_PLUGIN, named, run_identity, study_files, without_garbage_collection
 from pytest_llem.session.session import LlemSession
 from pytest_llem.session.study_tests import outcome_for, usable
 from pytest_llem.session.xdist.reports import Crashes, ItemCount, ReportSerialisation
@@ -74,6 +74,7 @@ class StudyPlugin:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
         """See the items before any other plugin changes them."""
         add_words(items)
+        let_reach_network(self._config, items)
         self._collected = tuple(items)
         return (yield)
 

@@ -230,3 +230,22 @@ def test_a_setup_plan_measures_nothing(pytester: pytest.Pytester, faults: Callab
     result = pytester.runpytest_subprocess(f"--llem-study={faults('none').name}", "--setup-plan")
     assert result.ret == pytest.ExitCode.OK
     assert not list(pytester.path.glob("llem-results/*/*/*/*/measurement.json"))
+
+
+def test_nothing_valid_is_red_without_the_cycles_own_items_too(
+    pytester: pytest.Pytester, faults: Callable[..., Path]
+) -> None:
+    """Gates and tests of all results, selected alone, as plugins that split runs do, skipped where all had failed."""
+    study = faults("lies", "exception", "none")
+    study.write_text(
+        study.read_text().replace("cycles: 1", "cycles: 2")
+        + 'dtype: float16\nmeasurement.validity: {cpu_contended_rel: 1}\nexpect: {output_tokens_per_s: ">= 1"}\n'
+    )
+    mark = '@pytest.mark.llem_study("faults.yaml")'
+    pytester.makepyfile(test_own=f"import pytest\n{mark}\ndef test_own(llem_results): assert llem_results\n")
+
+    gates = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-k", "test_gate")
+    own = pytester.runpytest_subprocess("test_own.py")
+
+    gates.assert_outcomes(failed=2, skipped=1)
+    own.assert_outcomes(errors=2, passed=1)

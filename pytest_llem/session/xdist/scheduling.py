@@ -1,4 +1,4 @@
-"""Which of xdist's ways to spread tests can be used with a study, and which are refused.
+"""Which ways to spread tests, xdist's and those of other plugins, can be used with a study, and which are refused.
 
 `plugin.py` calls it in every controller, so it must import little; `start` and `reporting` call it too. A mode may be
 allowed only where ids and the studies' order survive it.
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
-from pytest_llem.session.run import run_identity
+from pytest_llem.session.run import names_studies, run_identity
 
 REFUSED_MODES = {
     "loadgroup": (
@@ -23,6 +23,9 @@ REFUSED_MODES = {
     "worksteal": "it gives each worker a block of the study at first, so a device's cycles leave the study's order",
     "each": "it runs every item once per worker, and a cycle is measured once per run",
 }
+
+REFUSED_OPTIONS = {"forked": "pytest-forked", "isolate": "pytest-isolate"}
+"""Options that run each item in a process that is thrown away, with what it started and knew of the run."""
 
 
 def is_distributed(config: pytest.Config) -> bool:
@@ -38,6 +41,12 @@ def worker_count(config: pytest.Config) -> int:
 
 def scheduling_problem(config: pytest.Config) -> str | None:
     """Why the items of a study cannot be spread as the command line asks; `None` where they can."""
+    for option, plugin in REFUSED_OPTIONS.items():
+        if config.getoption(option, False):
+            return (
+                f"--{option} of {plugin} cannot be used with a study: an item's process ends with all that it knows\n"
+                f"fix: leave --{option} out: every cycle is measured in a process of its own anyway"
+            )
     if not is_distributed(config):
         return None
     mode = config.getoption("dist")
@@ -65,10 +74,10 @@ def _is_local(spec: str) -> bool:
 
 
 def choose_scheduling(config: pytest.Config) -> None:
-    """Hand items out one by one, unless the user chose otherwise. Raises `pytest.UsageError` for what is refused."""
+    """Hand items out one by one, unless the user chose otherwise. Raises for what is refused."""
     reason = scheduling_problem(config)
     if reason is not None:
-        raise pytest.UsageError(reason)
+        raise pytest.UsageError(reason) if names_studies(config) else pytest.Collector.CollectError(reason)
     if is_distributed(config) and config.option.maxschedchunk is None:
         config.option.maxschedchunk = 1
         scheduler: Any = getattr(config.pluginmanager.get_plugin("dsession"), "sched", None)
