@@ -74,7 +74,8 @@ def main(descriptor: int, engine: str | None = None) -> None:
             _child(request, descriptors, server, new_interpreter=engine is None)
         for inherited in descriptors:
             os.close(inherited)
-        send(channel, {"pid": pid})
+        with contextlib.suppress(ConnectionError):  # `_wait` sees that the caller is gone
+            send(channel, {"pid": pid})
         if not _wait(pid, channel, wake_read):
             return
 
@@ -143,7 +144,7 @@ def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
     while _has_children() and time.monotonic() < rest_s and not _is_closed(channel):
         time.sleep(0.01)
     end_descendants(KILLED_S)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ConnectionError):
         send(channel, {"status": status})
     return True
 
@@ -153,6 +154,8 @@ def _is_closed(channel: socket.socket) -> bool:
         return not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
+    except ConnectionError:  # closed before it had read all
+        return True
 
 
 def _has_children() -> bool:
@@ -234,6 +237,7 @@ def _check(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:3])
+    with contextlib.suppress(ConnectionError):
+        main(int(sys.argv[1]), *sys.argv[2:3])
     # Taking torch down takes a second, and nothing is left to do.
     os._exit(0)

@@ -11,11 +11,18 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 
+import psutil
+
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from tests.plugin.faulty_engine.llem_faulty import FaultyEngine
+
+
+def pytest_pid() -> int:
+    """The process that measures: the parent of the worker's fork server."""
+    return psutil.Process(os.getppid()).ppid()
 
 
 class ParallelEngine(FaultyEngine):
@@ -32,7 +39,7 @@ class ParallelEngine(FaultyEngine):
     def load(self) -> None:
         """Kill the pytest process that started this one, if asked, and stay."""
         if self.fault == "crash":
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(pytest_pid(), signal.SIGKILL)
             time.sleep(3600)
 
     def generate(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
@@ -55,4 +62,4 @@ class ParallelEngine(FaultyEngine):
 
     def effective(self) -> Mapping[str, JsonValue]:
         """The devices that the process was shown."""
-        return {**super().effective(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "pytest": os.getppid()}
+        return {**super().effective(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "pytest": pytest_pid()}
