@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,10 @@ def experiment_directory(experiment_id: str, config_hash: str) -> str:
     return f"{slug(experiment_id)}-{config_hash[:HASH_LENGTH]}"
 
 
-def cycle_directories(run_dir: Path) -> Iterator[Path]:
-    """The directory of each cycle that was started, sorted by name and cycle."""
-    directories = [path.parent for path in run_dir.glob(f"*/*/c*/{STATE}")]
+def cycle_directories(run_dir: Path, having: Sequence[str] = (STATE,)) -> Iterator[Path]:
+    """The directory of each cycle that was started, or that has one of other files, sorted by name and cycle."""
+    found = {path.parent for name in having for path in run_dir.glob(f"*/*/c*/{name}")}
+    directories = [path for path in found if path.name[1:].isdecimal()]  # not a user's copy
     yield from sorted(directories, key=lambda path: (path.parent, int(path.name[1:])))
 
 

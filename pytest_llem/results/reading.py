@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.comparability import flat_settings
-from pytest_llem.results.layout import MANIFEST, RESULT, cycle_directories, run_directories
+from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, run_directories
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
@@ -103,17 +103,23 @@ def result_files(path: Path) -> list[Path]:
     root = path.parent if path.is_file() else path
     runs = [root] if (root / MANIFEST).exists() else run_directories(root)
     if runs:
-        files = [
-            directory / RESULT
-            for run in runs
-            for directory in cycle_directories(run)
-            if (state := read_state(directory)) is not None and state.state in ("valid", "invalid")
-        ]
+        files = [directory / RESULT for run in runs for directory in _ended(run)]
     else:
         files = sorted({*root.rglob(RESULT)} - {*root.rglob(f"attempt-*/{RESULT}")})
     if not files:
         raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
     return files
+
+
+def _ended(run: Path) -> Iterator[Path]:
+    """The directories of a run's cycles that have a result. `StoreError` for a result whose state is missing."""
+    for directory in cycle_directories(run, (STATE, RESULT)):
+        state = read_state(directory)
+        if state is None and (directory / RESULT).exists():
+            fix = "restore it, or name the result.json that is meant"
+            raise StoreError(f"{directory / STATE}: missing beside a result", fix=fix)
+        if state is not None and state.state in ("valid", "invalid"):
+            yield directory
 
 
 def cycle_seconds(path: Path) -> tuple[str, float] | None:

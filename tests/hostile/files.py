@@ -311,7 +311,7 @@ def try_all(made: World, count: int, tell: Callable[[str], object] = lambda line
                 if fault:
                     tally.faults.append(f"{name}, {path.relative_to(made.root)}: {fault}")
                     tell(f"{index} {kind}: {tally.faults[-1]}")
-            if path.name != "state.json" and path.is_relative_to(made.runs[0]):
+            if path.is_relative_to(made.runs[0]):
                 with contextlib.suppress(LlemError):
                     if len(load(made.runs[0])) < whole:
                         tally.lost.append(str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pytest_llem.results import attempts as attempts_module
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import PlannedCycle, StudyPlan, read_manifest, rebuild_manifest
-from pytest_llem.results.reading import read_result
+from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.store import RunStore, set_attempt_aside
 
 if TYPE_CHECKING:
@@ -275,3 +276,22 @@ def test_a_window_without_a_required_field_is_refused(
     path.write_text(json.dumps(data))
     with pytest.raises(StoreError, match=rf"energy\.windows\.0\.{field}"):
         read_result(path)
+
+
+@pytest.mark.parametrize("how", ["gone", "leads nowhere", "leads to itself"])
+def test_a_result_whose_state_is_missing_is_not_left_out_in_silence(
+    store: RunStore, worker: MakeWorker, key: CycleKey, how: str
+) -> None:
+    """Its cycle counted as never begun, and comparisons went on without it."""
+    for cycle in (1, 2):
+        each = replace(key, cycle=cycle)
+        get_or_measure(store, each, worker(each))
+    state = store.directory(key) / "state.json"
+    shutil.copytree(state.parent, state.parent.with_name("c1 copy"))
+    assert len(load(store.run_dir)) == 2
+    state.unlink()
+    if how != "gone":
+        state.symlink_to("state.json" if how == "leads to itself" else "nowhere")
+
+    with pytest.raises(StoreError, match=f"{state}: missing beside a result"):
+        load(store.run_dir)
