@@ -65,7 +65,8 @@ class ServerSpec:
             return self.image
         program = Path(self.command[0]).name
         words = [word for word in self.command[1:] if not word.startswith("-")]
-        return Path(words[0]).name if program.startswith("python") and words else program
+        is_python = program.startswith("python") and words and "-c" not in self.command
+        return Path(words[0]).name if is_python else program
 
     def model_location(self) -> str:
         """Absolute directory of a built-in or local model, else its id on the hub. Raises `ModelNotFoundError`."""

@@ -184,3 +184,17 @@ def test_every_setting_is_the_clients_or_the_servers() -> None:
     config = replace(job_of().config, settings={**written_out, "base_url": "http://127.0.0.1:1/v1"})
     settings = read_settings(config, {})
     assert settings == ClientSettings(base_url="http://127.0.0.1:1/v1")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/usr/bin/python3", "-c", "import os\nprint(1)"], "python3"),
+        (["python", "-m", "a.module", "--port", "1"], "a.module"),
+        (["python", "serve.py"], "serve.py"),
+        (["/opt/bin/vllm", "serve"], "vllm"),
+    ],
+)
+def test_a_server_is_called_by_what_it_runs(command: list[JsonValue], name: str) -> None:
+    """Not by a program that was given as text: that stood in every message, line by line."""
+    assert ServerSpec.of(job_of(command=command).config, DeviceSet("cpu")).name == name
