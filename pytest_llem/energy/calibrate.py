@@ -44,6 +44,11 @@ LATENCY_READS = 100
 IDLE_PERIODS = 30
 """Chosen: gives the period to 0.1 % at 0.5 ms of jitter, in three seconds."""
 
+NO_COUNTER = "run `nvidia-smi -q -d POWER`; without a working counter use --llem-meter=rapl or estimate"
+
+STILL_PERIODS = 10
+"""Chosen: a loaded machine makes the sampler miss some steps, and a counter that works makes up for them."""
+
 SLOPE_PERIODS = 20
 """Chosen: two seconds give a slope to well below `HARMLESS_REL`."""
 
@@ -214,14 +219,17 @@ def _sample(uuid: str, activity: Callable[[float], None], provisional: Calibrati
         sampler = SamplerProcess(path, [uuid], calibration_dir=directory)
         try:
             activity(provisional.period_ns / 1e9 if provisional else 0.1)
+            ended_ns = time.monotonic_ns()
         finally:
             problem = sampler.stop()
         ticks = ticks_from(read_samples(path), uuid)
     if problem is not None or len(ticks) < 10:
         raise MeterError(
             f"{uuid}: the energy counter does not advance ({len(ticks)} steps seen){f': {problem}' if problem else ''}",
-            fix="run `nvidia-smi -q -d POWER`; without a working counter use --llem-meter=rapl or estimate",
+            fix=NO_COUNTER,
         )
+    if ticks.resets_ns or ended_ns - ticks.mid_ns[-1] > STILL_PERIODS * (ticks.period_ns or 0.0):
+        raise MeterError(f"{uuid}: the energy counter stopped or jumped while it was calibrated", fix=NO_COUNTER)
     return ticks
 
 
@@ -252,7 +260,10 @@ def slope_w(handle: object, period_ns: int, step_ns: int) -> float:
         previous = (before, value)
         time.sleep(step_ns / 1e9)
         before = time.monotonic_ns()
-    return linear_regression(*zip(*steps, strict=True)).slope * 1e6
+    slope = linear_regression(*zip(*steps, strict=True)).slope * 1e6 if len(steps) > 1 else 0.0
+    if slope <= 0:
+        raise MeterError("the energy counter stopped or jumped back while it was calibrated", fix=NO_COUNTER)
+    return slope
 
 
 def _with_bursts(known: Calibration, load: Load, counts: tuple[int, int]) -> Calibration:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +53,32 @@ def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
     assert found.conditions["sm_clock_mhz"] == 1980
     assert not found.expired
     assert calibration.load(found.uuid, found.driver) == found
+
+
+@pytest.mark.parametrize(("fault", "burst"), [("frozen", 1), ("frozen", 8), ("reset", 8)])
+def test_a_counter_that_stops_or_jumps_meanwhile_is_not_calibrated(fault: str, burst: int, machine: Simulation) -> None:
+    """It ended in a traceback of `statistics`, or in a calibration that said nothing of it."""
+    gpu = machine.gpus[0]
+
+    class Breaking(SteadyLoad):
+        bursts = 0
+
+        def burst(self, seconds: float) -> tuple[int, int]:
+            self.bursts += 1
+            done = super().burst(seconds)
+            if self.bursts == burst:
+                # Within the reads that follow
+                threading.Timer(0.1, self.happen).start()
+            return done
+
+        def happen(self) -> None:
+            if fault == "frozen":
+                gpu.frozen_at_ns = time.monotonic_ns()
+            else:
+                gpu.counter_offset_mj -= 10**6
+
+    with pytest.raises(MeterError, match="the energy counter"):
+        calibrate(uuids(machine)[0], lambda: Breaking(gpu), short_bursts=8, long_bursts=4)
 
 
 def test_a_part_time_counter_is_recognised(machine: Simulation) -> None:
