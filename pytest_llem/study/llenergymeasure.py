@@ -204,8 +204,10 @@ _BREAKER = "the breaker is always on, unless --llem-no-breaker switches it off"
 DROPPED: Mapping[str, str] = {
     "output": "results go to --llem-out",
     "output_dir": "results go to --llem-out",
-    "gpu_telemetry": "power and clocks are always recorded",
-    "measurement.gpu_telemetry": "power and clocks are always recorded",
+    **dict.fromkeys(
+        ("gpu_telemetry", *(f"{part}.gpu_telemetry" for part in ("measurement", "execution", "baseline", "energy"))),
+        "power and clocks are always recorded",
+    ),
     "baseline.strategy": _IDLE,
     "baseline.cache_ttl_seconds": _IDLE,
     "baseline.validation_interval": _IDLE,

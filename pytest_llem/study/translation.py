@@ -7,7 +7,7 @@ would change a measurement is a problem, and everything else without one is list
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pytest_llem.engines import shipped_engines
@@ -30,6 +30,7 @@ from pytest_llem.study.problems import Problem
 
 _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execution"})
 _APART = ("sweep", "experiments", "exclude", "runners", "images")
+_WHOLE = frozenset({*ENGINES, *ENGINES.values(), "vllm", "decoder"})
 _GAPS = ("experiment_gap_seconds", "config_gap_seconds")
 _BASELINE = ("baseline", "measurement.baseline")
 _CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
@@ -81,6 +82,7 @@ class _Translator:
     moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     runners: dict[str, JsonValue] = field(default_factory=dict)
+    shared: dict[str, list[str]] = field(default_factory=dict)
     scoped: list[tuple[str, KeyPath]] = field(default_factory=list)
     """Shared settings of an engine's section that hold for every engine here: the engine, and where they stand."""
 
@@ -100,9 +102,7 @@ class _Translator:
                 out[key] = self._part(key, data[key])
         if self.runners:
             out["runners"] = dict(self.runners)
-        decoding = out.get("decoding")
-        if self.samples and not (isinstance(decoding, Mapping) and {"do_sample", "preset"} & decoding.keys()):
-            out["decoding"] = {**(decoding if isinstance(decoding, Mapping) else {}), "do_sample": True}
+        self._sample(out)
         self._name_engines(out)
         self._check_scopes(out)
         if self.is_older and data.keys() & {"sweep", "experiments"}:
@@ -125,7 +125,27 @@ class _Translator:
         if isinstance(runners, Mapping):
             self.changed = True
             self._add_runners(runners, (*key_path, "runners"))
-        return self.settings({key: value for key, value in entry.items() if key != "runners"}, key_path, key_path)
+        shared, self.samples = self.samples, False
+        out = self.settings({key: value for key, value in entry.items() if key != "runners"}, key_path, key_path)
+        self._sample(out)
+        self.samples = shared
+        for key in entry.keys() & _WHOLE if self.is_older else ():
+            self._reset(self.shared.get(key, ()), out)
+        return out
+
+    def _sample(self, out: dict[str, JsonValue]) -> None:
+        """Sample, where settings of sampling stand without `do_sample`."""
+        decoding = out.get("decoding")
+        if self.samples and not (isinstance(decoding, Mapping) and {"do_sample", "preset"} & decoding.keys()):
+            out["decoding"] = {**(decoding if isinstance(decoding, Mapping) else {}), "do_sample": True}
+
+    def _reset(self, paths: Iterable[str], out: dict[str, JsonValue]) -> None:
+        """Give shared settings their defaults that an entry's section of the same name leaves out: it stands alone."""
+        for path in paths:
+            item = fields.find(path)
+            if item is not None and (_scope(path) or path.startswith("decoding.")):
+                level, last = fields.innermost(out, item.path)
+                level.setdefault(last, item.default)
 
     def _add_runners(self, runners: Mapping[str, JsonValue], key_path: KeyPath) -> None:
         for engine, spec in runners.items():
@@ -173,6 +193,9 @@ class _Translator:
                 and value.get("enabled") is False
             ):
                 self._emit("measurement.idle.duration_s", 0, out, new, (*key_path, "enabled"))
+            elif word == "dataset" and isinstance(value, Mapping) and "input_len" in value:
+                self._emit("workload.dataset", "synthetic", out, new, key_path)
+                self._walk(value, word, out, new, key_path)
             elif isinstance(value, Mapping) and value and (word in _CONTAINERS or _goes_deeper(word)):
                 self._walk(value, word, out, new, key_path)
             else:
@@ -249,6 +272,8 @@ class _Translator:
         level, last = fields.innermost(out, path)
         target = (*new, *path.split("."))
         engine = _scope(_dotted(key_path))
+        if not new:
+            self.shared.setdefault(str(key_path[0]), []).append(path)
         if engine is not None and not new and _scope(path) is None and path != "trust_remote_code":
             self.scoped.append((engine, key_path))
         if target != key_path:

@@ -171,6 +171,8 @@ def test_word_without_counterpart_says_what_to_write(load: Load, text: str, posi
         ("execution: {cycle_gap_seconds: 9, config_gap_seconds: 3}", "execution.cycle_gap_seconds (the gap"),
         ("tensorrt: {build_cache: {max_records: 5}}", "tensorrt.build_cache (it caches"),
         ("measurement: {gpu_telemetry: {enabled: true}}", "measurement.gpu_telemetry (power and clocks"),
+        ("execution: {gpu_telemetry: true}", "execution.gpu_telemetry (power and clocks"),
+        ("energy: {backend: nvml, gpu_telemetry: [power]}", "energy.gpu_telemetry (power and clocks"),
         ("pytorch: {cache_implementation: sliding_window}", "pytorch.cache_implementation (sliding_window is static"),
         ("timeseries: {enabled: true, sample_interval_ms: 50}", "timeseries (power and clocks"),
         ("study_execution: {experiment_order: latin_square}", "experiment_order (latin_square is shuffled"),
@@ -392,3 +394,27 @@ def test_shared_sampling_of_one_engine_among_several_is_an_error(load: Load) -> 
             """
         )
     assert load("engine: vllm\ntask: {model: org/m}\nvllm: {sampling: {temperature: 0.7}}\n").experiments
+
+
+def test_section_of_an_entry_stands_alone_and_sampling_is_its_own(load: Load) -> None:
+    study = load(
+        """\
+        model: gpt2
+        backend: pytorch
+        dataset: aienergyscore
+        decoder: {preset: deterministic}
+        pytorch: {batch_size: 8, attn_implementation: eager}
+        passthrough_kwargs: {low_memory: true}
+        experiments:
+          - {pytorch: {num_beams: 4}, decoder: {do_sample: false}}
+          - {decoder: {temperature: 0.7}}
+          - {dataset: {n: 50, input_len: 256, output_len: 64, seed: 42}}
+        """
+    )
+    beams, sampled, synthetic = (experiment.config for experiment in study.experiments)
+    assert (beams.settings["batch_size"], beams.settings["num_beams"]) == (1, 4)
+    assert beams.settings["extra"] == {"low_memory": True}
+    assert (sampled.settings["batch_size"], sampled.decoding.do_sample, sampled.decoding.temperature) == (8, True, 0.7)
+    assert (synthetic.decoding.do_sample, synthetic.settings["batch_size"]) == (False, 8)
+    assert (synthetic.workload.dataset, synthetic.workload.input_tokens) == ("synthetic", 256)
+    assert (sampled.workload.dataset, beams.workload.dataset) == ("aienergyscore", "aienergyscore")
