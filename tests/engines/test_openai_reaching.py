@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.errors import EngineSettingError, ServerUnreachableError
+from pytest_llem.errors import EngineError, EngineSettingError, ServerUnreachableError
 from tests.engines.servers.bench import Bench, bench, codes, run, texts
 
 __all__ = ["bench"]
@@ -109,6 +109,12 @@ def test_a_server_that_loads_with_its_first_request_is_waited_for(bench: Bench) 
     assert [done.error for done in run(engine, texts(1))] == [None]
     with pytest.raises(ServerUnreachableError, match="not ready after 0"):
         bench.engine(bench.server(busy=99), ready_timeout_s=0.5)
+
+
+def test_a_server_that_refuses_work_for_ever_is_not_waited_for(bench: Bench) -> None:
+    with pytest.raises(EngineError, match="refuses a request for one token: HTTP 503"):
+        bench.engine(bench.server(busy=99, retry_after=None))
+    assert bench.engine(bench.server(busy=1, retry_after="soon"))
 
 
 @pytest.mark.parametrize("refuses", [True, False])

@@ -109,7 +109,9 @@ def _loaded(
     deadline = time.monotonic() + settings.ready_timeout_s
     while True:
         reply = client.ask(url, body, timeout_s=timeout_s)
-        if reply.status != LOADING:
+        after = reply.headers.get("Retry-After")
+        # A request that is refused without that may be refused for ever.
+        if reply.status != LOADING or (body is not None and after is None):
             return reply
         left_s = deadline - time.monotonic()
         if left_s <= 0:
@@ -118,8 +120,8 @@ def _loaded(
                 fix="raise openai.ready_timeout_s, or look into the server's log",
             )
         # RFC 9110, 10.2.3: seconds, or a date, which nobody sends here.
-        after = reply.headers.get("Retry-After", "")
-        time.sleep(min(left_s, max(POLL_S, float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)))
+        wait_s = float(after) if after is not None and re.fullmatch(r"[0-9]{1,9}", after) else 0.0
+        time.sleep(min(left_s, max(POLL_S, wait_s)))
 
 
 def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts:

@@ -45,7 +45,8 @@ class Script:
     refuses_limits: bool = True
     """Whether it refuses another name (HTTP 400), or ignores it and answers with five tokens."""
     busy: int = 0
-    """So many of the first requests are HTTP 503, to be sent again in a second."""
+    """So many of the first requests are HTTP 503, to be sent again after `retry_after`."""
+    retry_after: str | None = "1"
     models_status: int = 200
     raw_models: str | None = None
     tls: ssl.SSLContext | None = None
@@ -134,7 +135,8 @@ class ScriptedServer:
             await _send(writer, 401, json.dumps({"error": f"wrong key: {headers.get('authorization')}"}))
             return
         if len(self.bodies) <= script.busy:
-            await _send(writer, 503, '{"error": "loading"}', "Retry-After: 1\r\n")
+            after = f"Retry-After: {script.retry_after}\r\n" if script.retry_after is not None else ""
+            await _send(writer, 503, '{"error": "loading"}', after)
             return
         wrong = sorted(body.keys() & {"max_tokens", "max_completion_tokens"} - set(script.limits))
         if wrong and script.refuses_limits:
