@@ -120,9 +120,18 @@ def pytest_configure(config: pytest.Config) -> None:
     run_identity(config)
     if names_studies(config):
         started(config)
-    elif any(value for name, value in vars(config.option).items() if name.startswith("llem_")):
-        # A wrong option is a usage error here; later, in the middle of collection, it would be a traceback.
+    elif _settings_given(config):
+        # A wrong setting is a usage error here; what only a study finds wrong is an error of collection.
         _validated_session(config)
+
+
+def _settings_given(config: pytest.Config) -> bool:
+    names = (*INI_TWINS, "llem_runner")
+    return (
+        any(value for name, value in vars(config.option).items() if name.startswith("llem_"))
+        or any(config.getini(name) or os.environ.get(name.upper()) for name in names)
+        or any(name.startswith("LLEM_RUNNER_") for name in os.environ)
+    )
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
@@ -159,7 +168,11 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise whatever asks for an experiment or for one of its cycles."""
     if "llem_experiment" in metafunc.fixturenames:
-        started(metafunc.config).parametrize(metafunc)
+        try:
+            plugin = started(metafunc.config)
+        except pytest.UsageError as error:
+            raise pytest.Collector.CollectError(str(error)) from None
+        plugin.parametrize(metafunc)
 
 
 @pytest.hookimpl(tryfirst=True)

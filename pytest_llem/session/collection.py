@@ -14,10 +14,10 @@ from types import ModuleType
 
 import pytest
 
-from pytest_llem.errors import LlemError
+from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.session import study_tests
 from pytest_llem.session.experiment_cycle import EXPERIMENT, ExperimentCycle, experiment_cycle_of
-from pytest_llem.session.run import absolute, named
+from pytest_llem.session.run import absolute, named, names_study
 from pytest_llem.session.session import LlemSession
 from pytest_llem.study import Experiment, Study
 
@@ -90,6 +90,8 @@ def _existing(config: pytest.Config, name: str) -> Path:
     with named(f"--llem-study={name}", "check the path; it is relative to the current directory"):
         path = absolute(config, name)
         if path.is_file():
+            if not names_study(path.name):
+                raise SettingsError("a study's name ends in .yaml or .yml")
             return path
     if path.is_dir():
         raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")

@@ -297,7 +297,7 @@ def _problem(case: Case, code: int | None, output: str, measured: bool) -> str |
             return "refused when everything was measured"
         if not any(name in output for name in case.names):
             return f"not named: {output[-300:]!r}"
-        if not re.search("fix: |use one of|did you mean|expected|should have|error: argument", output):
+        if not re.search("fix: |use one of|save the file|did you mean|expected|should have|error: argument", output):
             return f"no remedy: {output[-300:]!r}"
         return None
     if code != pytest.ExitCode.OK:

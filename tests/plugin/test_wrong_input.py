@@ -107,6 +107,30 @@ def test_a_marker_that_names_no_file_says_where_it_looked(pytester: pytest.Pytes
     )
 
 
+def test_wrong_settings_are_named_also_where_only_a_marker_names_a_study(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makefile(".yaml", study="model: none\nengine: faulty\n")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.llem_study("study.yaml")
+        def test_budget(llem_result): pass
+        """
+    )
+    monkeypatch.setenv("LLEM_OUT", "/dev/null")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: LLEM_OUT=/dev/null: not a directory", "fix: *"])
+    monkeypatch.delenv("LLEM_OUT")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(pytester.path))
+    (pytester.mkdir("llem") / "config.yaml").write_text("meter: nvlm\n")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*config.yaml:1:8=nvlm: unknown meter", "fix: *"])
+    assert "Traceback" not in result.stdout.str()
+
+
 @pytest.mark.parametrize("option", ["--llem-meter=nvlm", "--llem-baseline=missing", "--llem-fail-if=nonsense:5%"])
 def test_a_wrong_option_is_a_usage_error_also_without_a_study_on_the_command_line(
     pytester: pytest.Pytester, option: str
