@@ -131,7 +131,7 @@ def plain_json(value: Any) -> Any:
 def _number(config: Any, *names: str) -> int | None:
     for name in names:
         value = getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53:  # else no size of anything
             return value
     return None
 

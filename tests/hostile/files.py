@@ -26,6 +26,7 @@ from typing import Any
 from pytest_llem import cli, load
 from pytest_llem.energy import calibration
 from pytest_llem.errors import LlemError, StoreError
+from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
 from pytest_llem.results.baselines import open_baseline, read_baseline
@@ -37,6 +38,7 @@ from pytest_llem.results.resume import EarlierRuns
 from pytest_llem.results.state import read_state
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.settings import load_settings
+from pytest_llem.workload.texts import read_texts
 from tests.hostile.report import SEED, table, write_docs
 from tests.hostile.studies import VALUES, TooLongError, time_limit
 
@@ -54,7 +56,7 @@ execution: {cycles: 3, cooldown: 0}
 compare: {fail_if: {output_tokens_per_s: -90%}}
 """
 LIMIT = "output_tokens_per_s:-90%"
-NAMED = ("run.json", "result.json", "state.json", "main", "aa.json", "calibration", "config.yaml")
+NAMED = ("run.json", "result.json", "state.json", "main", "aa.json", "calibration", "config.yaml", "data.")
 
 
 @dataclass
@@ -103,6 +105,14 @@ def world(root: Path) -> World:
     made.calibrations.mkdir()
     stored = calibration.Calibration("GPU-1", "550", 1, 1, 1, 1, made_at="2026-11-29T00:00:00Z", conditions={"a": 1})
     write_json(calibration.path_of("GPU-1", "550", made.calibrations), stored._asdict())
+    texts = [{"text": f"text {index}", "n": index} for index in range(9)]
+    for name, content in {
+        "jsonl": "".join(json.dumps(row) + "\n" for row in texts),
+        "json": json.dumps(texts),
+        "csv": "text,n\n" + "".join(f'"{row["text"]}, a",{row["n"]}\n' for row in texts),
+        "txt": "".join(f"{row['text']}\n" for row in texts),
+    }.items():
+        (root / f"data.{name}").write_text(content, encoding="utf-8")
     made.settings.write_text("out: results\nexecution: {cycles: 2}\nvalidity: {residual_memory_bytes: 5}\n")
     return made
 
@@ -145,6 +155,14 @@ def _resume(made: World) -> None:
                 EarlierRuns(made.runs[0].parent, "none").find(state.key, {})
 
 
+def _texts(made: World) -> None:
+    for name in ("jsonl", "json", "csv", "txt"):
+        found, _ = read_texts(WorkloadSettings(dataset=str(made.root / f"data.{name}"), prompts=2))
+        if len(found) != 2 or any("\ufeff" in text for text in found):
+            raise AssertionError(f"texts that are none: {found}")
+        "".join(found).encode()
+
+
 READERS: dict[str, Callable[[World], None]] = {
     "llem list": _verb("list", "RUNS"),
     "llem list --json": _verb("list", "RUNS", "--json"),
@@ -164,6 +182,7 @@ READERS: dict[str, Callable[[World], None]] = {
     "--llem-shard-times": lambda made: void(recorded_durations(made.runs[0])),
     "--llem-resume": _resume,
     "calibrations": _calibration,
+    "data sets": _texts,
     "user settings": lambda made: void(load_settings(path=made.settings, env={})),
 }
 SLOW = {"llem gate-power"}
@@ -174,6 +193,7 @@ OF_FILE = {
     "aa.json": ("llem compare", "llem budget", "llem gate-power", "--llem-baseline=NAME"),
     "calibration": ("calibrations",),
     "config.yaml": ("user settings",),
+    "data.": ("data sets",),
 }
 
 

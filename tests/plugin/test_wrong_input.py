@@ -35,6 +35,9 @@ def run(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResu
             id="sweep key",
         ),
         pytest.param("model: m\nengine: transfomers\n", "*wrong.yaml:2:9: *transfomers*transformers*", id="engine"),
+        pytest.param(
+            VALID + "runners: {transformers: x}\n", "*wrong.yaml:3:25: *unknown runner 'x'*local*", id="runner"
+        ),
         pytest.param(VALID + "sweep: {}\n", "*wrong.yaml:3:*sweep*empty*", id="empty sweep"),
         pytest.param(VALID + "sweep:\n  dtype: []\n", "*wrong.yaml:4:10: *dtype has no values*", id="empty axis"),
         pytest.param("", "*wrong.yaml:1:1: *empty*", id="empty file"),

@@ -281,7 +281,9 @@ def _tensors(directory: Path) -> list[Tensor]:
             return []
         for name, entry in header.items():
             if name != "__metadata__" and isinstance(entry, dict):
-                kind, shape = str(entry.get("dtype")), entry.get("shape") or []
+                kind, shape = str(entry.get("dtype")), entry.get("shape")
+                if not (isinstance(shape, list) and all(isinstance(size, int) for size in shape)):
+                    return []
                 inside = not any(word in name for word in _OUTSIDE_LAYERS)
                 is_matrix = len(shape) >= 2 and inside
                 floating = kind in ("F64", "F32", "F16", "BF16")

@@ -181,3 +181,29 @@ def test_a_broken_header_leaves_the_estimate_to_the_shape(
     (model(LLAMA_3_8B) / "model.safetensors").write_bytes(b"\xff" * 64)
 
     assert estimate(tmp_path, "engine: transformers").weights_bytes == pytest.approx(16.06e9, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [7, ["a"], [None], {"a": 1}, None])
+def test_a_header_without_sizes_leaves_the_estimate_to_the_shape(
+    model: Callable[[Mapping[str, JsonValue]], Path], tmp_path: Path, shape: JsonValue
+) -> None:
+    """It was a TypeError in the plan."""
+    header = json.dumps({"a.weight": {"dtype": "BF16", "shape": shape}}).encode()
+    (model(LLAMA_3_8B) / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    assert estimate(tmp_path, "engine: transformers").weights_bytes == pytest.approx(16.06e9, rel=0.01)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**400, "x", [], True, {}])
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_hostile_configuration_gives_a_number_or_none(
+    model: Callable[[Mapping[str, JsonValue]], Path], tmp_path: Path, engine: str, value: JsonValue
+) -> None:
+    directory = model(LLAMA_3_8B)
+    for name in (*LLAMA_3_8B, "head_dim", "num_local_experts", "n_routed_experts", "kv_lora_rank", "sliding_window"):
+        (directory / "config.json").write_text(json.dumps({**LLAMA_3_8B, name: value}))
+        model_facts.cache_clear()
+
+        weights = estimate(tmp_path, f"engine: {engine}").weights_bytes
+
+        assert weights is None or 0 <= weights < float("inf"), name
