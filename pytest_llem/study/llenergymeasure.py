@@ -157,8 +157,8 @@ RENAMES: Mapping[str, tuple[tuple[str, Convert], ...]] = {
         for name in ("offload_group_size", "offload_num_in_group", "offload_prefetch_step", "offload_params")
     },
     **{
-        word: tuple((path, _KINDS.get(path) or _words(words)) for path in paths)
-        for word, (paths, words) in first_generation.RENAMES.items()
+        word: ((path, _KINDS.get(path) or _words(first_generation.VALUES.get(word, {}))),)
+        for word, path in first_generation.RENAMES.items()
     },
 }
 """A word that means the same as another word here, with the conversion of its value."""
