@@ -29,6 +29,9 @@ WORKER_MODULES = ("__init__.py", "errors.py", "py.typed")
 WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload")
 """The three lowest floors of the package, carried whole (docs/architecture.md)."""
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
+MOST_BYTES = 16 * 2**30
+"""Chosen: readings of eight GPUs over a day; a sparse file in a container may state any size."""
+
 COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
 """Copied out in this order: the outcome last, so that it never exists without what it rests on."""
 
@@ -72,6 +75,8 @@ def take_results(chunks: Iterable[bytes], job_dir: JobDir, image: str) -> list[s
                 name = Path(entry.name).name
                 if not entry.isreg() or name not in COMES_BACK or len(Path(entry.name).parts) > 2:
                     continue
+                if entry.size > MOST_BYTES:
+                    raise tarfile.TarError(f"{name} holds {entry.size / 2**30:.0f} GiB")
                 content = archive.extractfile(entry)
                 assert content is not None
                 descriptor, temporary = tempfile.mkstemp(dir=job_dir.path, prefix=f".{name}.")

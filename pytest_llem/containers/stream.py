@@ -22,6 +22,9 @@ from pytest_llem.job.files import parse_object
 from pytest_llem.job.redaction import hidden, redact
 
 Event = dict[str, JsonValue]
+_LONGEST_LINE_BYTES = 1 << 20
+"""Chosen: output without an end of line is taken in parts of a megabyte, so that it cannot fill the memory."""
+
 _KEPT_BYTES = 65536
 """Chosen: holds the tracebacks of all processes of a parallel engine."""
 
@@ -106,6 +109,8 @@ class OutputPump:
         with self._log_path.open("a", encoding="utf-8", errors="replace") as log:
             for stream, data in self._frames:
                 *lines, rests[stream] = (rests.get(stream, b"") + data).split(b"\n")
+                if len(rests[stream]) > _LONGEST_LINE_BYTES:
+                    lines.append(rests.pop(stream))
                 for line in lines:
                     self._take(line, log)
             for rest in rests.values():

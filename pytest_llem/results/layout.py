@@ -38,7 +38,7 @@ class CycleKey:
 
 def experiment_directory(experiment_id: str, config_hash: str) -> str:
     """An experiment's directory name: a slug of its id and 8 hex digits of its hash."""
-    return f"{slug(experiment_id)}-{config_hash[:HASH_LENGTH]}"
+    return f"{slug(experiment_id)}-{slug(config_hash[:HASH_LENGTH])}"
 
 
 def cycle_directories(run_dir: Path, having: Sequence[str] = (STATE,)) -> Iterator[Path]:

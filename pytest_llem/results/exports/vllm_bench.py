@@ -27,7 +27,7 @@ def export(results: Results, out: Path) -> None:
     for result in results.valid:
         # By the run that measured: a folder that is written again has one file of what another run reused.
         name = slug(f"{measurement_id(result).run}-{result.study}-{result.experiment.id}")
-        write_json(out / f"{name}-{result.experiment.config_hash[:8]}-c{result.cycle}.json", bench_result(result))
+        write_json(out / f"{name}-{slug(result.experiment.config_hash[:8])}-c{result.cycle}.json", bench_result(result))
 
 
 def bench_result(result: Result) -> dict[str, JsonValue]:

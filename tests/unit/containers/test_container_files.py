@@ -81,6 +81,32 @@ def test_a_cut_off_archive_leaves_nothing_half(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_states_an_absurd_size_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("job/measurement.json")
+    info.size = 2**50
+
+    with pytest.raises(DockerError, match="1048576 GiB"):
+        take_results([info.tobuf()], JobDir(tmp_path), "image")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_without_an_end_of_line_does_not_pile_up(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def frames() -> Iterator[tuple[int, bytes]]:
+        for _ in range(64):
+            yield 1, b"y" * 2**17
+            sizes.append((tmp_path / "worker.log").stat().st_size)
+
+    pump = OutputPump(frames(), tmp_path / "worker.log")
+    pump.start()
+    list(pump.rest(30.0))
+
+    assert sizes[-1] > 2**22
+    assert (tmp_path / "worker.log").stat().st_size >= 64 * 2**17
+
+
 def test_output_is_told_apart_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cret-value")
 
