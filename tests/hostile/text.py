@@ -79,7 +79,8 @@ NUMBER = re.compile(r"^[-+]?[0-9.]+(?:e[-+]?[0-9]+)?$")
 STUDY = """\
 engine: gossip
 workload: {prompts: 2, input_tokens: 8, output_tokens: 4}
-measurement: {min_duration_s: 0.05, idle: {duration_s: 0.05}, warmup: {max_repeats: 1}}
+measurement:
+  {min_duration_s: 0.05, idle: {duration_s: 0.05}, warmup: {max_repeats: 1}, validity: {cpu_contended_rel: 1}}
 execution: {cycles: 1, retries: 0, timeout_s: 60}
 sweep: {model: [tells, fails, refuses]}
 """
@@ -108,7 +109,7 @@ VERBS = (
     ("compare", "{run}", "{other}"),
     ("compare", "{run}", "{other}", "--format=json"),
     ("compare", "{run}", "{other}", "--format=markdown"),
-    ("budget", "{run}"),
+    ("budget", "{run}", "--metric=output_tokens_per_s"),
     ("report", "{run}", "-o", "{made}.html"),
     ("export", "--format=csv", "{run}", "-o", "{made}.csv"),
 )
@@ -135,7 +136,9 @@ class Elements(HTMLParser):
         """Elements and attributes that this project's pages never have."""
         if tag in ("img", "iframe", "object", "embed", "base", "pwned"):
             self.dangerous.append(f"<{tag}>")
-        self.dangerous += [name for name, value in attrs if name.startswith("on") or "script:" in (value or "")]
+        links = [value for name, value in attrs if value and name in ("href", "src", "action", "formaction")]
+        self.dangerous += [name for name, _ in attrs if name.startswith("on")]
+        self.dangerous += [value for value in links if "pwned" in value]
         self._script = (dict(attrs).get("type") or "js") if tag == "script" else None
 
     def handle_endtag(self, tag: str) -> None:
@@ -294,7 +297,8 @@ def from_results(directory: Path, texts: Sequence[str], rng: random.Random, coun
     env = environment(directory) | {gossip.SAYS: ""}
     env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1] / "plugin" / "faulty_engine")
     for _ in range(2):
-        pytest_run(directory, env, "--llem-study=results.yaml", "--llem-out=out")
+        # Estimated energy may be invalid on a busy machine, and then there would be nothing to compare.
+        pytest_run(directory, env, "--llem-study=results.yaml", "--llem-out=out", "--llem-meter=none")
     runs = [path.parent for path in directory.glob("out/*/run.json")]
     original = {path: path.read_text(encoding="utf-8") for run in runs for path in run.rglob("*.json")}
     unharmed = {verb: _do(verb, runs, directory)[0] for verb in VERBS}
@@ -306,23 +310,27 @@ def from_results(directory: Path, texts: Sequence[str], rng: random.Random, coun
         for path, whole in original.items():
             path.write_text(json.dumps(_with_texts(json.loads(whole), texts, rng)), encoding="utf-8")
         for verb in VERBS:
-            code, printed = _do(verb, runs, directory)
+            for made in (*directory.glob("printed.*"), *directory.glob("made.*")):
+                made.unlink()
+            code, printed, errors = _do(verb, runs, directory)
             read += code == 0
             shown += "pwned" in printed
             name = f"printed.{'md' if verb[-1].endswith('markdown') else 'txt'}"
             (directory / name).write_text(printed, "utf-8", "replace")
-            found += [Unsafe(" ".join(verb[:1]), unsafe.place, unsafe.what) for unsafe in judge("", directory, {})]
+            with (directory / "printed.txt").open("a", encoding="utf-8", errors="replace") as stream:
+                stream.write(errors)
+            found += [Unsafe(verb[0], unsafe.place, unsafe.what) for unsafe in judge("", directory, {})]
     if not shown or read < count:
         raise AssertionError(f"only {read} of {count * len(VERBS)} could be read, {shown} showed a text: too little")
     return list(dict.fromkeys(found))
 
 
-def _do(verb: Sequence[str], runs: Sequence[Path], directory: Path) -> tuple[int, str]:
-    """Run a verb of `llem` here; its exit code and what it printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+def _do(verb: Sequence[str], runs: Sequence[Path], directory: Path) -> tuple[int, str, str]:
+    """Run a verb of `llem` here; its exit code, and what it printed as output and as errors."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         code = cli.main([word.format(run=runs[0], other=runs[1], made=directory / "made") for word in verb])
-    return code, printed.getvalue()
+    return code, printed.getvalue(), errors.getvalue()
 
 
 def _with_texts(value: Any, texts: Sequence[str], rng: random.Random) -> Any:
