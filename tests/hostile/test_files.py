@@ -16,7 +16,7 @@ def test_broken_files_are_refused_by_name_and_no_result_is_lost(measured: World)
     tallies = try_all(measured, 2 * len(KINDS))
 
     assert [fault for tally in tallies.values() for fault in tally.faults + tally.lost] == []
-    assert sum(tally.refused for tally in tallies.values()) > len(KINDS)
+    assert sum(tally.refused for tally in tallies.values()) > 5
 
 
 def test_a_fault_would_be_found(measured: World, monkeypatch: pytest.MonkeyPatch) -> None:
