@@ -166,7 +166,7 @@ def test_recorded_times_move_the_split_and_are_named(pytester: pytest.Pytester, 
         (("--llem-shard=5/4",), "*--llem-shard=5/4: there is no shard 5 of 4*"),
         (("--llem-shard=1/0",), "*there is no shard 1 of 0*"),
         (("--llem-shard-times=times",), "*--llem-shard-times without --llem-shard*"),
-        (("--llem-shard=1/2", "--llem-shard-times=nowhere"), "*--llem-shard-times: *nowhere*"),
+        (("--llem-shard=1/2", "--llem-shard-times=nowhere"), "*--llem-shard-times=nowhere: *nowhere*"),
     ],
 )
 def test_a_wrong_shard_is_a_usage_error(

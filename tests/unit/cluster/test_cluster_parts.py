@@ -16,6 +16,7 @@ from pytest_llem.errors import (
     OutOfMemoryError,
     RunnerError,
     StudyError,
+    WriteError,
 )
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import RunnerSpec
@@ -226,7 +227,7 @@ def test_a_directory_of_runs_that_is_none_of_this_user_is_refused(
 def test_a_file_that_cannot_be_written_down_leaves_nothing_half_written(tmp_path: Path) -> None:
     (tmp_path / "measurement.json").mkdir()
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(WriteError, match=r"measurement\.json: cannot be written"):
         write_files({"measurement.json": b"{}", "log.txt": b"said"}, JobDir(tmp_path))
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "measurement.json"]
