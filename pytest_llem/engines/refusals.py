@@ -51,7 +51,8 @@ def hidden_module() -> str | None:
             continue
         place = str(Path(file).parents[1 if Path(file).stem == "__init__" else 0])
         if place in sys.path and place not in installed:
-            other = PathFinder.find_spec(name, sys.path[sys.path.index(place) + 1 :])
+            behind = [later for later in sys.path[sys.path.index(place) + 1 :] if later in installed]
+            other = PathFinder.find_spec(name, behind)
             if other is not None and other.origin not in (None, file):
                 return f"rename {file}: it hides the module {name} in {other.origin}"
     return None

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from pytest_llem.engines.openai.answers import Answer, Backlog, of_status
 from pytest_llem.engines.openai.events import BOM, LONGEST_BYTES, RequestFailedError
@@ -302,16 +303,23 @@ def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
     import aiohttp
     from aiohttp.tracing import Trace
 
+    used: WeakSet[aiohttp.client_proto.ResponseHandler] = WeakSet()
+
     class Connector(aiohttp.TCPConnector):
         async def connect(
             self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
         ) -> aiohttp.connector.Connection:
             # aiohttp looks at this when a connection is given back only: what came since would answer this request.
-            connection = await super().connect(req, traces, timeout)
-            while connection.protocol is not None and connection.protocol.should_close:
-                connection.close()
+            while True:
                 connection = await super().connect(req, traces, timeout)
-            return connection
+                protocol = connection.protocol
+                if protocol is None or not protocol.should_close:
+                    if protocol is not None:
+                        used.add(protocol)
+                    return connection
+                connection.close()
+                if protocol not in used:
+                    raise RequestFailedError("malformed", "an answer came before it was asked for")
 
     return Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
 
