@@ -38,24 +38,24 @@ _NAMED: set[str] = set(SECRET_VARIABLES)
 
 _SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIALS?|PAT|KEY(?:_ID)?)$")
 _USER_INFO = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
-_CREDENTIALS = (
-    re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
-    re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),
-    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
-    re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
-    re.compile(r"\bglpat-[A-Za-z0-9_-]{16,}"),
-    re.compile(r"\bnvapi-[A-Za-z0-9_-]{16,}"),
-    re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,}"),
-    re.compile(r"\bA(?:KIA|SIA)[0-9A-Z]{16}\b"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
-    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
-)
+_CREDENTIALS = {
+    "hf_": re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
+    "sk-": re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),
+    "gh": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
+    "github_pat_": re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
+    "glpat-": re.compile(r"\bglpat-[A-Za-z0-9_-]{16,}"),
+    "nvapi-": re.compile(r"\bnvapi-[A-Za-z0-9_-]{16,}"),
+    "xox": re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,}"),
+    "IA": re.compile(r"\bA(?:KIA|SIA)[0-9A-Z]{16}\b"),
+    "eyJ": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+    "-----BEGIN": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    "://": re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
+}
 """Forms that nothing but a credential has: those of the Hugging Face hub, OpenAI, GitHub, GitLab, NVIDIA, Slack and
-AWS, JSON web tokens (RFC 7519), private keys (RFC 7468), and the user information of a URL (RFC 3986)."""
+AWS, JSON web tokens (RFC 7519), private keys (RFC 7468), and the user information of a URL (RFC 3986); each by what
+must stand in a text before it is worth looking closer."""
 
-_PATTERNS = (
-    *_CREDENTIALS,
+_AUTHORIZATION = (
     re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"(?i)(?<=\bbasic )[A-Za-z0-9+/=]{12,}"),
 )
@@ -107,7 +107,9 @@ def without_user_info(url: str) -> str:
 
 def has_credential(text: str) -> bool:
     """Whether a text holds what by its form can only be a credential."""
-    return len(text) >= _SHORTEST_CREDENTIAL and any(pattern.search(text) for pattern in _CREDENTIALS)
+    return len(text) >= _SHORTEST_CREDENTIAL and any(
+        mark in text and pattern.search(text) for mark, pattern in _CREDENTIALS.items()
+    )
 
 
 def hidden(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ def _hidden(variables: frozenset[tuple[str, str]], named: frozenset[str]) -> tup
         sounds_secret = "://" not in value and _SECRET_NAME.search(name) is not None and _is_no_word(value)
         if name in named or sounds_secret:
             found.add(value)
-        for pattern in _CREDENTIALS:
+        for pattern in _CREDENTIALS.values():
             found.update(pattern.findall(value))
         for user, password in _USER_INFO.findall(value) if "://" in value else ():
             found |= {password, unquote(password), f"{user}:{password}", unquote(f"{user}:{password}")}
@@ -135,7 +137,10 @@ def redact(text: str, values: Iterable[str] | None = None) -> str:
     for value in hidden() if values is None else values:
         if len(value) >= _SHORTEST:
             text = text.replace(value, REDACTED)
-    for pattern in _PATTERNS:
+    for mark, credential in _CREDENTIALS.items():
+        if mark in text:
+            text = credential.sub(REDACTED, text)
+    for pattern in _AUTHORIZATION:
         text = pattern.sub(REDACTED, text)
     return _ASSIGNED.sub(_hide, text)
 
