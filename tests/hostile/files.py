@@ -386,7 +386,14 @@ def main() -> None:
         for kind, each in tallies.items()
     ]
     rows.append(["all", *[sum(int(str(row[column])) for row in rows) for column in range(1, 6)]])
-    heads = ["what was changed", "read", "taken", "refused by name", "traceback, hang or no number", "results lost"]
+    heads = [
+        "what was changed",
+        "read",
+        "taken, or not looked at",
+        "refused by name",
+        "traceback, hang or no number",
+        "results lost",
+    ]
     sys.stdout.write(table(heads, rows) + "\n")
     if options.write_docs:
         write_docs("files", table(heads, rows))

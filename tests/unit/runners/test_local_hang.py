@@ -81,7 +81,7 @@ def test_a_stopped_worker_is_ended_as_hung(job: Job, tmp_path: Path, isolation: 
 
 
 @pytest.mark.parametrize("isolation", ["process", "experiment"])
-@pytest.mark.parametrize("line", ["[" * 5000, "7", "\udcff"])
+@pytest.mark.parametrize("line", ["[" * 5000, "7"])
 def test_a_worker_whose_events_cannot_be_read_is_ended(job: Job, tmp_path: Path, isolation: str, line: str) -> None:
     """It was a traceback of the JSON reader, and the worker lived on."""
     spec, job_dir = RunnerSpec("local", "default"), JobDir(tmp_path / "job")
