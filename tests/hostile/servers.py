@@ -153,7 +153,7 @@ def tried(name: str, case: Case, server: Server) -> Outcome:
 
     begun = time.monotonic()
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    left_s, _ = signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
     server.early, server.begun_ns = case.early, []
     engine = OpenAIEngine()
     try:
@@ -167,8 +167,9 @@ def tried(name: str, case: Case, server: Server) -> Outcome:
     except Exception as problem:  # noqa: BLE001, any of them is a finding
         end, said = "traceback", repr(problem)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        # pytest-timeout has the same timer.
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left_s)
         engine.shutdown()
     wrong = end in ("traceback", "hang") or (case.true is not None and (end == "measured") != case.true)
     return Outcome(name, end, said, time.monotonic() - begun, wrong)
