@@ -182,6 +182,7 @@ def cases() -> list[Case]:
         Case(setting, source, value)
         for setting, sources in SOURCES.items()
         for source, value in itertools.product(sources, dict.fromkeys(VALUES[setting]))
+        if source != "ini" or value.isprintable()  # pytest itself fails with other ini files
     ]
     random.Random(SEED).shuffle(made)
     return made
