@@ -284,6 +284,9 @@ def _wait(pid: int, deadline: float) -> int | None:
     return None
 
 
+REMEDY = "fix: |use one of|save the file|syntax error|did you mean|expected|should have|error: argument"
+
+
 def _problem(case: Case, code: int | None, output: str, measured: bool) -> str | None:
     """What is wrong with how pytest answered; `None` if nothing is."""
     if code is None:
@@ -298,7 +301,7 @@ def _problem(case: Case, code: int | None, output: str, measured: bool) -> str |
             return "refused when everything was measured"
         if not any(name in output for name in case.names):
             return f"not named: {output[-300:]!r}"
-        if not re.search("fix: |use one of|save the file|did you mean|expected|should have|error: argument", output):
+        if not re.search(REMEDY, output):
             return f"no remedy: {output[-300:]!r}"
         return None
     if code != pytest.ExitCode.OK:
