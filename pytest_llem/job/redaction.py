@@ -39,7 +39,7 @@ _NAMED: set[str] = set(SECRET_VARIABLES)
 _SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIALS?|PAT|KEY(?:_ID)?)$")
 _USER_INFO = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
 _CREDENTIALS = {
-    "hf_": re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
+    "hf_": re.compile(r"\bhf_(?:(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,}|[A-Za-z]{12,})"),
     "sk-": re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),
     "gh": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
     "github_pat_": re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
@@ -78,8 +78,8 @@ _SHORTEST = 6
 _SHORTEST_UNNAMED = 8
 """Chosen: of a variable that only sounds secret, shorter values, plain words and numbers are not hidden."""
 
-_SHORTEST_CREDENTIAL = 11
-"""The shortest form of `_CREDENTIALS`, a token of the hub; a study has thousands of shorter texts."""
+_SHORTEST_CREDENTIAL = 20
+"""Chosen: far below the 37 characters of a hub's token, and longer than a name like hf_int8model in a study."""
 
 _CHUNK_BYTES = 1 << 20
 """Chosen: a log is read in parts of a megabyte, so that one of gigabytes fits in memory."""
@@ -107,9 +107,10 @@ def without_user_info(url: str) -> str:
 
 def has_credential(text: str) -> bool:
     """Whether a text holds what by its form can only be a credential."""
-    return len(text) >= _SHORTEST_CREDENTIAL and any(
-        mark in text and pattern.search(text) for mark, pattern in _CREDENTIALS.items()
-    )
+    if len(text) < _SHORTEST_CREDENTIAL:
+        return False
+    found = [match for mark, pattern in _CREDENTIALS.items() if mark in text for match in pattern.finditer(text)]
+    return any(len(match[0]) >= _SHORTEST_CREDENTIAL or match.re is _CREDENTIALS["://"] for match in found)
 
 
 def hidden(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem.errors import EngineError, JsonValue
 from pytest_llem.job.job import JobDir
-from pytest_llem.job.redaction import hidden, name_secrets, redact, redact_file, redacted
+from pytest_llem.job.redaction import has_credential, hidden, name_secrets, redact, redact_file, redacted
 
 
 def test_an_error_loses_known_values_and_whatever_looks_like_a_credential(
@@ -99,6 +99,7 @@ def test_what_is_a_token_of_another_kind_stays() -> None:
         "joules per output token: 0.012345J",
         "time per token: 12.34ms/token",
         "eos_token: </s>",
+        "pip install hf_transfer",
         "mask_token: extra_id_99",
         "first token: \u2581Berlin1",
     ):
@@ -110,6 +111,13 @@ def test_what_is_a_token_of_another_kind_stays() -> None:
         "max_token": 12345678,
     }
     assert redacted(special, ()) == special
+
+
+def test_only_what_is_surely_a_credential_is_refused_in_a_study() -> None:
+    for name in ("org/hf_quantized8bit-of-something-long", "sk-learn", "s3://bucket/of/a/data-set/that/is/long.jsonl"):
+        assert not has_credential(name)
+    for credential in ("postgres://me:pw12@database/of/results", "x hf_abcdefghijklmnopqrstuvwxyz12345678"):
+        assert has_credential(credential)
 
 
 def test_a_secret_is_known_by_its_key_in_json() -> None:

@@ -160,7 +160,7 @@ WRONG = {
     "tag": ("model: !!python/object:os.system x\n", "1:8", "tag", "plain values"),
     "unset variable": ("model: ${NO_SUCH}\n", "1:8", "NO_SUCH is not set", "${NO_SUCH:-value}"),
     "secret variable": ("model: m\nname: ${MY_API_KEY}\n", "2:7", "MY_API_KEY sounds secret", "api_key_env"),
-    "credential": ("model: m\ntags: [hf_abcdefgh1234567]\n", "2:8", "a credential", "api_key_env"),
+    "credential": ("model: m\ntags: [hf_abcdefghijklmnopqrstuvwxyz12345678]\n", "2:8", "a credential", "api_key_env"),
     "missing base": ("base: nope.yaml\nmodel: m\n", "1:7", "nope.yaml", "relative to this file"),
     "own base": ("base: study.yaml\nmodel: m\n", "1:7", "a base of itself", "circle"),
     "recursive alias": ("model: &a [*a]\n", "1:8", "contains itself", "write"),
