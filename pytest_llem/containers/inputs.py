@@ -15,9 +15,9 @@ from pytest_llem.containers.archive import ROOT
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import is_builtin
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
-from pytest_llem.workload.build import SYNTHETIC, resolve_alias
+from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_repository
 
 HUB = f"{ROOT}/hub"

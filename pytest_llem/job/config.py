@@ -29,6 +29,8 @@ Weights = Literal["real", "dummy"]
 DeviceKind = Literal["cpu", "cuda"]
 Phase = Literal["prefill", "decode"]
 SteadyRule = Literal["full", "ml_energy"]
+SYNTHETIC = "synthetic"
+"""The data set that is made of a seed."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class WorkloadSettings:
     """What the engine is fed in one repeat."""
 
     dataset: Name = setting(
-        "synthetic",
+        SYNTHETIC,
         "`synthetic`, a file (.jsonl, .json, .csv, .txt), or a data set's name.",
-        ["synthetic", "prompts.jsonl"],
+        [SYNTHETIC, "prompts.jsonl"],
     )
     prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])
     input_tokens: PositiveInt | Lengths | None = setting(

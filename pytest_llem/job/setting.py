@@ -6,6 +6,7 @@ types, and `study.sections.section` passes them on to other packages: add to the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,6 +28,18 @@ class Limits:
     max_length: int | None = None
     pattern: str | None = None
     message: str | None = None
+
+    def plainly_hold(self, value: object) -> bool:
+        """Whether a number or a text is within the limits, without asking pydantic."""
+        text = value if isinstance(value, str) else None
+        size = len(text) if text is not None else value
+        if not isinstance(size, (int, float)) or (
+            self.pattern is not None and not re.fullmatch(self.pattern, text or "")
+        ):
+            return False
+        low, high = (self.ge, self.le) if text is None else (self.min_length, self.max_length)
+        strict = (self.gt is None or size > self.gt) and (self.lt is None or size < self.lt)
+        return (low is None or size >= low) and (high is None or size <= high) and strict
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """The limits for pydantic, whose schemas are mappings with the same names. pydantic calls this itself."""

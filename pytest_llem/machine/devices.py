@@ -16,7 +16,6 @@ from pytest_llem.engines import engine_info
 from pytest_llem.errors import DeviceError, JsonValue
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.worker.servers import running_server
 
 if TYPE_CHECKING:
     from pytest_llem.study import Experiment, Study
@@ -162,6 +161,8 @@ def serves_already(config: ExperimentConfig) -> bool:
 
 def _gpus_of_server(config: ExperimentConfig) -> tuple[str, ...]:
     """The GPUs, visible or not, on which the driver shows a process of the server that runs already."""
+    from pytest_llem.worker.servers import running_server  # needs what only measuring needs
+
     tree = running_server(str(config.settings["base_url"])).tree
     if tree is None or tree.pid is None or not gpu_uuids():
         return ()

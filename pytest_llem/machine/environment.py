@@ -26,9 +26,9 @@ from pytest_llem import __version__
 from pytest_llem.engines import engine_info, engines, model_files, starts_server
 from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
-from pytest_llem.workload.build import SYNTHETIC, resolve_alias
+from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_commit
 
 PACKAGES = (

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import expanded
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
-from pytest_llem.workload.build import SYNTHETIC
 
 Get = Callable[[str], JsonValue]
 

@@ -1,25 +1,29 @@
 """Reads what a section of a study may hold off its declaration: a frozen dataclass, or an engine's pydantic model.
 
 The loading modules and `settings` check values with it, key by key, so that every problem has its position; `schema`
-and `published` write from `model_of`, and engines subclass `Section`. What it checks and what it publishes must agree.
+and `published` write from `model_of`. What it checks and what it publishes must agree; pydantic is imported only for a
+value that is not plainly right.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
-
-import pydantic
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.setting import Limits
 from pytest_llem.job.wire import is_json, type_hints
 from pytest_llem.study.document import OldBoolean, kind, old_boolean
 from pytest_llem.study.problems import suggest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, TypeAdapter, ValidationError
+    from pydantic.fields import FieldInfo
 
 PUBLISHED_NAMES = {
     "Lengths": "LengthDistribution",
@@ -30,13 +34,8 @@ PUBLISHED_NAMES = {
 """Names of declarations in the published JSON Schema, where they are not the class's name without `Settings`."""
 
 
-class Section(BaseModel):
-    """A mapping of a study file: unknown keys are errors, and values are never converted between types.
-
-    Validators are built when they are first used: a study needs those of a few sections, and all of them cost time.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+MAX_INT = 2**53
+"""Up to here every integer is a floating-point number as well (IEEE 754, double precision)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Key:
 
 def is_section(hint: object) -> bool:
     """Whether a type declares a section: a dataclass or a pydantic model."""
-    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, BaseModel))
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or _is_model(hint))
 
 
 def options(hint: object) -> tuple[object, ...]:
@@ -73,7 +72,8 @@ def options(hint: object) -> tuple[object, ...]:
 
 
 def _is_model(declaration: type) -> TypeGuard[type[BaseModel]]:
-    return issubclass(declaration, BaseModel)
+    pydantic = sys.modules.get("pydantic")  # without it there are no models
+    return pydantic is not None and issubclass(declaration, pydantic.BaseModel)
 
 
 @cache
@@ -91,7 +91,7 @@ def keys_of(declaration: type) -> dict[str, Key]:
     }
 
 
-def _model_default(info: pydantic.fields.FieldInfo) -> JsonValue:
+def _model_default(info: FieldInfo) -> JsonValue:
     return None if info.is_required() or is_section(info.annotation) else info.get_default(call_default_factory=True)
 
 
@@ -109,6 +109,8 @@ def _default(item: dataclasses.Field[Any]) -> JsonValue:
 
 def readable(hint: Any) -> Any:
     """A declared type as pydantic reads YAML: lists for tuples, dictionaries for mappings, models for sections."""
+    import pydantic
+
     origin, arguments = get_origin(hint), get_args(hint)
     if is_json(hint):
         return pydantic.JsonValue
@@ -128,6 +130,10 @@ def model_of(declaration: type) -> type[BaseModel]:
     """The pydantic model of a section, under its published name."""
     if _is_model(declaration):
         return declaration
+    import pydantic
+
+    from pytest_llem.study.strict_model import Section
+
     fields: dict[str, Any] = {}
     for item in dataclasses.fields(declaration):
         hint = readable(keys_of(declaration)[item.name].hint)
@@ -140,7 +146,7 @@ def model_of(declaration: type) -> type[BaseModel]:
             fields[item.name] = (hint, pydantic.Field(**help_))
         else:
             fields[item.name] = (hint, pydantic.Field(item.default, **help_))
-    return create_model(published_name(declaration), __base__=Section, __doc__=summary(declaration), **fields)
+    return pydantic.create_model(published_name(declaration), __base__=Section, __doc__=summary(declaration), **fields)
 
 
 def published_name(declaration: type) -> str:
@@ -174,6 +180,11 @@ def check(declaration: type, name: str, value: JsonValue) -> JsonValue:
         problem = old_boolean(value) if any(_holds_anything(option) for option in options(key.hint)) else None
         if problem is not None:
             raise BadValueError(problem, OldBoolean.REMEDY)
+    plain = _as_declared(key.hint, value)
+    if not _is_model(declaration) and _is_plainly(key.hint, plain):
+        return plain
+    from pydantic import ValidationError
+
     try:
         if _is_model(declaration):
             changed = declaration.__pydantic_validator__.validate_assignment(_blank(declaration), name, value)
@@ -190,8 +201,34 @@ def _holds_anything(hint: object) -> bool:
     return get_origin(hint) in (Mapping, dict) and is_json(get_args(hint)[1])
 
 
+def _as_declared(hint: object, value: JsonValue) -> JsonValue:
+    """An integer as the number with a fraction that is declared; any other value as it is."""
+    if type(value) is not int or abs(value) > MAX_INT or float not in options(hint) or int in options(hint):
+        return value
+    return float(value)
+
+
+def _is_plainly(hint: object, value: JsonValue) -> bool:
+    """Whether a value is of the declared type and within its limits, so that there is nothing to ask pydantic.
+
+    False where that takes more than a look, as for lists.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_plainly(option, value) for option in arguments)
+    if origin is Annotated:
+        return _is_plainly(arguments[0], value) and all(
+            isinstance(limits, Limits) and limits.plainly_hold(value) for limits in arguments[1:]
+        )
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    return type(value) is hint and hint in (str, int, float, bool, type(None))
+
+
 @cache
 def _adapter(declaration: type, name: str) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
     hint = readable(keys_of(declaration)[name].hint)
     return TypeAdapter(hint, config=None if is_section(hint) else ConfigDict(strict=True))
 

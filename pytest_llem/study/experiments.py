@@ -61,6 +61,9 @@ class Experiment:
             merged.update(part.keywords)
         return merged
 
+    def _keyword(self, name: str) -> Keyword:
+        return next(part.keywords[name] for part in reversed(self._parts) if name in part.keywords)
+
     @property
     def config_hash(self) -> str:
         """SHA-256 (hex) over the settings that change the measurement, independent of their order."""
@@ -80,12 +83,12 @@ class Experiment:
     @property
     def engine(self) -> str:
         """The engine's name."""
-        return str(self.keywords["engine"])
+        return str(self._keyword("engine"))
 
     @property
     def model(self) -> str:
         """The model as the study writes it."""
-        return str(self.keywords["model"])
+        return str(self._keyword("model"))
 
     @property
     def expect(self) -> tuple[Budget, ...]:

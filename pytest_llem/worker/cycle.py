@@ -36,7 +36,7 @@ from pytest_llem.worker.repeats import Observed, RepeatRunner, measure_phases
 from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s, with_step
-from pytest_llem.workload import build_workload
+from pytest_llem.workload.build import build_workload
 
 HOT_REST_S = 0.5
 """Chosen: power falls within some tenths of a second after work, and the die cools by little."""

@@ -21,7 +21,7 @@ from pytest_llem.job.report import Note
 from pytest_llem.worker.convergence import coefficient_of_variation, latency_cv, warmup_end
 from pytest_llem.worker.heartbeat import Heartbeat, ProgressReporter
 from pytest_llem.worker.windows import OpenWindow, WindowRecorder
-from pytest_llem.workload import token_hash
+from pytest_llem.workload.build import token_hash
 
 PREFILL, DECODE = "prefill", "decode"
 

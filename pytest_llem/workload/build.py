@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job.config import Lengths, WorkloadSettings
+from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Request
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
-
-SYNTHETIC = "synthetic"
 
 ALIASES = {"aienergyscore": {"dataset": "EnergyStarAI/text_generation", "column": "text", "split": "train"}}
 """Data sets by the name of the method that fixes them. AI Energy Score documents 1,000 prompts at batch size 1; its

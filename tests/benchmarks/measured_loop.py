@@ -25,7 +25,7 @@ from pytest_llem.job.job import DeviceSet
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.repeats import RepeatRunner
 from pytest_llem.worker.windows import OpenWindow
-from pytest_llem.workload import build_workload
+from pytest_llem.workload.build import build_workload
 
 BATCH, PROMPTS, INPUT, OUTPUT = 4, 8, 64, 32
 

@@ -15,7 +15,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, ModelNotFoundError, OutOfMemoryError, WorkloadError
 from pytest_llem.job.job import DeviceSet
-from pytest_llem.workload import token_hash
+from pytest_llem.workload.build import token_hash
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine

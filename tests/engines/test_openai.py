@@ -18,7 +18,7 @@ from pytest_llem.engines.openai.tokenizers import ServerTokenizer
 from pytest_llem.engines.protocol import TextOnly
 from pytest_llem.errors import EngineError, EngineSettingError, ServerUnreachableError, WorkloadError
 from pytest_llem.job.config import Decoding
-from pytest_llem.workload import build_workload
+from pytest_llem.workload.build import build_workload
 from tests.engines.engine_cases import requests_of
 from tests.engines.servers.bench import WORKLOAD, Bench, bench, codes, run, texts
 

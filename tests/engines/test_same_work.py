@@ -19,7 +19,7 @@ from pytest_llem.engines.hub_models import HubTokenizer
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.measurement import TruncatedPrompts
-from pytest_llem.workload import build_workload
+from pytest_llem.workload.build import build_workload
 from tests.engines.engine_cases import generate
 from tests.engines.servers.starting import llama_cpp
 

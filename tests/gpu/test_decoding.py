@@ -22,7 +22,7 @@ from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.engines import open_engine
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet, MeterSettings
-from pytest_llem.workload import build_workload
+from pytest_llem.workload.build import build_workload
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],

@@ -20,7 +20,6 @@ from pytest_llem.results.layout import MANIFEST
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.live import LiveStatus
-from pytest_llem.session.reporting.plan import plan_lines
 from pytest_llem.session.reporting.summary import (
     ACTIONS_VARIABLE,
     saved_lines,
@@ -193,7 +192,11 @@ class Reporting:
             return
         title, lines = "llem results", self._results()
         if self._session.options.collect_only:
-            title, lines = "llem plan", plan_lines(self._session) if self._config.get_verbosity() >= 0 else []
+            title, lines = "llem plan", []
+            if self._config.get_verbosity() >= 0:
+                from pytest_llem.session.reporting.plan import plan_lines  # needs what `-q` does not
+
+                lines = list(plan_lines(self._session))
         gates = self._conclusion.gates if self._conclusion else ()
         findings = self._conclusion.findings if self._conclusion else ()
         junit = getattr(self._config.option, "xmlpath", None)

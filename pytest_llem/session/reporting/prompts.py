@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.errors import EngineSettingError, WorkloadError
-from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.files import found
 from pytest_llem.session.reporting.footprint import UnknownModelError, model_directory
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
-from pytest_llem.workload.build import SYNTHETIC, build_workload
+from pytest_llem.workload.build import build_workload
 from pytest_llem.workload.texts import read_texts
 from pytest_llem.workload.tokenizer import TextOnly
 

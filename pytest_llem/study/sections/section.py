@@ -21,7 +21,7 @@ from pytest_llem.job.setting import (
     section,
     setting,
 )
-from pytest_llem.study.declared import Section
+from pytest_llem.study.strict_model import Section
 
 __all__ = [
     "Attention",
