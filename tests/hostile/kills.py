@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.hostile.engines import end_all, environment, processes_of
+from tests.hostile.engines import end_all, environment, processes_of, words_of
 from tests.hostile.report import SEED, table, write_docs
 
 IMPORTING = "pytest, while its fork server imports"
@@ -84,7 +84,7 @@ def kill_one(directory: Path, victim: str, results: int, after_s: float) -> Try:
     (directory / "kills.yaml").write_text(PRELOADED if victim == IMPORTING else STUDY)
     with (directory / "output.txt").open("wb") as output:
         pytest = subprocess.Popen(command(), cwd=directory, env=environment(directory), stdout=output, stderr=output)
-    while victim == IMPORTING and not any("transformers" in one.cmdline() for one in processes_of(directory)):
+    while victim == IMPORTING and not any("transformers" in words_of(one) for one in processes_of(directory)):
         time.sleep(0.02)
     while victim != IMPORTING and len(valid(directory)) < results and pytest.poll() is None:
         time.sleep(0.02)
@@ -111,8 +111,8 @@ def kill_one(directory: Path, victim: str, results: int, after_s: float) -> Try:
 def _kill(victim: str, pytest: int, directory: Path) -> bool:
     module = {"worker": "pytest_llem.worker", "fork server": "pytest_llem.worker.forkserver"}.get(victim)
     for process in processes_of(directory):
-        with contextlib.suppress(psutil.Error):
-            if process.pid == pytest if module is None else module in process.cmdline():
+        if process.pid == pytest if module is None else module in words_of(process):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
                 return True
     return False
@@ -151,6 +151,7 @@ def kills(tries: int, seed: int = SEED) -> list[Try]:
         with tempfile.TemporaryDirectory() as directory:
             results, after_s = chance.randrange(CYCLES), chance.uniform(0, LATEST_S)
             found.append(kill_one(Path(directory), VICTIMS[number % len(VICTIMS)], results, after_s))
+            print(found[-1], flush=True)
     return found
 
 
@@ -179,8 +180,6 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="put the figures into docs/reliability.md")
     options = parser.parse_args()
     found = kills(options.tries, options.seed)
-    for one in found:
-        print(one)
     print(figures(found))
     if options.write_docs:
         write_docs("kills", figures(found))

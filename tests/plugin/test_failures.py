@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.hostile.engines import processes_of
+from tests.hostile.engines import processes_of, words_of
 
 Faults = Callable[..., Path]
 
@@ -124,7 +124,7 @@ def test_a_killed_pytest_takes_a_fork_server_with_it_that_still_imports(pytester
     command = [sys.executable, "-m", "pytest", f"--llem-study={sweep.name}"]
     process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not any("transformers" in one.cmdline() for one in processes_of(pytester.path)):
+    while not any("transformers" in words_of(one) for one in processes_of(pytester.path)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()

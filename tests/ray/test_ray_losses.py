@@ -55,7 +55,7 @@ def test_a_cycle_that_kills_its_node_again_and_again_is_given_up(
     process = start(study)
     for _ in range(2):
         (worker,) = until(lambda: measured("n4"), "the cycle runs")
-        worker.parent().kill()
+        worker.parents()[1].kill()  # the parent of its fork server
         until(lambda worker=worker: not worker.is_running(), "the measured process ended with Ray's")
     output, _ = process.communicate(timeout=300)
 
