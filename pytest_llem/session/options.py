@@ -81,7 +81,7 @@ def _directories(config: pytest.Config, settings: Settings, *, dry: bool) -> dic
     found: dict[str, Path] = {}
     for name, root in below.items():
         setting = settings.values[name]
-        where = setting.where or f"--llem-{name} (default)"
+        where = setting.where or ("--llem-out" if name == "out" else f"llem_{name}")
         with named(f"{where}={setting.value}", "choose a directory that can be written"):
             found[name] = directory = Path(os.path.realpath(root / str(setting.value)))
             if directory.exists() and not directory.is_dir():

@@ -190,6 +190,12 @@ class Reporting:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
+        gates = self._conclusion.gates if self._conclusion else ()
+        findings = self._conclusion.findings if self._conclusion else ()
+        junit = getattr(self._config.option, "xmlpath", None)
+        if junit:
+            with noted(self._problems):
+                note_in_junit(Path(junit), gates, findings)
         title, lines = "llem results", self._results()
         if self._session.options.collect_only:
             title, lines = "llem plan", []
@@ -197,12 +203,6 @@ class Reporting:
                 from pytest_llem.session.reporting.plan import plan_lines  # needs what `-q` does not
 
                 lines = list(plan_lines(self._session))
-        gates = self._conclusion.gates if self._conclusion else ()
-        findings = self._conclusion.findings if self._conclusion else ()
-        junit = getattr(self._config.option, "xmlpath", None)
-        if junit:
-            with noted(self._problems):
-                note_in_junit(Path(junit), gates, findings)
         if os.environ.get(ACTIONS_VARIABLE):
             for line in workflow_commands(self._of_studies, gates, findings):
                 terminal.write_line(line)
