@@ -267,7 +267,7 @@ class _StudyLoader:
             engine = str(flat["engine"])
             part, inactive = make_slice(flat, engine)
             own = {setting.path: setting.origin for setting in entry.settings}
-            for path, why in inactive.items():
+            for path, why in ((p, why) for p, why in inactive.items() if flat.get(p, why) is not None):
                 self.points.note_inactive(path, why, own.get(path) or self.origins.get(path, entry.key_path))
             name = entry.id or _entry_name(entry) or study_name
             get = getter(effective(flat, engine))

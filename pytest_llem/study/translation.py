@@ -7,12 +7,13 @@ would change a measurement is a problem, and everything else without one is list
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
+from pytest_llem.study.canonical import PRESETS
 from pytest_llem.study.document import Document, KeyPath
 from pytest_llem.study.first_generation import PARALLEL, SWITCHED
 from pytest_llem.study.llenergymeasure import (
@@ -30,7 +31,6 @@ from pytest_llem.study.problems import Problem
 
 _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execution"})
 _APART = ("sweep", "experiments", "exclude", "runners", "images")
-_WHOLE = frozenset({*ENGINES, *ENGINES.values(), "vllm", "decoder"})
 _GAPS = ("experiment_gap_seconds", "config_gap_seconds")
 _BASELINE = ("baseline", "measurement.baseline")
 _CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
@@ -77,8 +77,11 @@ class _Translator:
     is_older: bool
     changed: bool = False
     engine: str = "transformers"
+    engines: list[str] = field(default_factory=list)
     without_effect: list[str] = field(default_factory=list)
     samples: bool = False
+    decides: bool = False
+    sampling: dict[str, bool] = field(default_factory=dict)
     moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     runners: dict[str, JsonValue] = field(default_factory=dict)
@@ -88,9 +91,14 @@ class _Translator:
 
     def study(self, data: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """The whole document in this project's words."""
-        self.engine = _engine(data)
+        self.engine, self.engines = _engine(data), _engines(data)
         own = {key: value for key, value in data.items() if key not in _APART}
         out = self.settings(own, (), ())
+        self.decides = not {"do_sample", "preset"}.isdisjoint(_section(out, "decoding"))
+        samples = self.samples
+        if samples and not self.decides:
+            for paths in self.shared.values():
+                paths.extend(["decoding.do_sample"] if any(map(_is_decoding, paths)) else [])
         runners = data.get("runners")
         if isinstance(runners, Mapping):
             self._add_runners(runners, ("runners",))
@@ -103,24 +111,36 @@ class _Translator:
         if self.runners:
             out["runners"] = dict(self.runners)
         self._sample(out)
+        entries = out.get("experiments")
+        if isinstance(entries, list) and self.samples and not samples and not self.decides:
+            for entry in entries:
+                self._fill(entry, "decoding.do_sample")
         self._name_engines(out)
-        self._check_scopes(out)
+        self._check_scopes()
         if self.is_older and data.keys() & {"sweep", "experiments"}:
             out.setdefault("on_invalid", "skip")
         return out
 
     def _part(self, key: str, value: JsonValue) -> JsonValue:
         if key == "sweep":
-            return self._sweep(value, ("sweep",)) if isinstance(value, Mapping) else value
+            if not isinstance(value, Mapping):
+                return value
+            self.sampling = self._find_sampling(value)
+            return self._sweep(value, ("sweep",))
         if not isinstance(value, list):
             return value
         if key == "exclude":
-            return [self._flat(e, ("exclude", i)) if isinstance(e, Mapping) else e for i, e in enumerate(value)]
+            samples = self.samples
+            found: list[JsonValue] = [
+                self._flat(e, ("exclude", i)) if isinstance(e, Mapping) else e for i, e in enumerate(value)
+            ]
+            self.samples = samples
+            return found
         return [self._entry(entry, index) if isinstance(entry, Mapping) else entry for index, entry in enumerate(value)]
 
     def _entry(self, entry: Mapping[str, JsonValue], index: int) -> dict[str, JsonValue]:
         key_path: KeyPath = ("experiments", index)
-        self.engine = _engine(entry)
+        self.engine = _engine(entry if {"engine", "backend"} & entry.keys() else self.document.data)
         runners = entry.get("runners")
         if isinstance(runners, Mapping):
             self.changed = True
@@ -129,23 +149,34 @@ class _Translator:
         out = self.settings({key: value for key, value in entry.items() if key != "runners"}, key_path, key_path)
         self._sample(out)
         self.samples = shared
-        for key in entry.keys() & _WHOLE if self.is_older else ():
-            self._reset(self.shared.get(key, ()), out)
-        return out
+        return self._alone(entry, out) if self.is_older else out
 
     def _sample(self, out: dict[str, JsonValue]) -> None:
         """Sample, where settings of sampling stand without `do_sample`."""
-        decoding = out.get("decoding")
-        if self.samples and not (isinstance(decoding, Mapping) and {"do_sample", "preset"} & decoding.keys()):
-            out["decoding"] = {**(decoding if isinstance(decoding, Mapping) else {}), "do_sample": True}
+        decoding = _section(out, "decoding")
+        if self.samples and {"do_sample", "preset"}.isdisjoint(decoding):
+            out["decoding"] = {**decoding, "do_sample": True}
 
-    def _reset(self, paths: Iterable[str], out: dict[str, JsonValue]) -> None:
-        """Give shared settings their defaults that an entry's section of the same name leaves out: it stands alone."""
+    def _alone(self, entry: Mapping[str, JsonValue], out: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Give what shared keys that an entry has too set, and the entry does not, its default: an entry's replaces."""
+        kept = {path for key, paths in self.shared.items() if key not in entry for path in paths}
+        paths = [path for key, paths in self.shared.items() if key in entry for path in paths if path not in kept]
+        cleared: dict[str, JsonValue] = {}
         for path in paths:
             item = fields.find(path)
-            if item is not None and (_scope(path) or path.startswith("decoding.")):
-                level, last = fields.innermost(out, item.path)
-                level.setdefault(last, item.default)
+            if item is not None and item.kind == "map":
+                cleared[item.path] = None
+            elif item is not None and item.kind == "leaf" and path not in ("model", "engine"):
+                self._fill(out, path)
+        return {**cleared, **out}
+
+    def _fill(self, out: JsonValue, path: str) -> None:
+        """Give a setting that an entry leaves out its default, or what the entry's preset says."""
+        item = fields.find(path)
+        if isinstance(out, dict) and item is not None:
+            level, last = fields.innermost(out, path)
+            preset = PRESETS.get(str(level.get("preset")), {}) if _is_decoding(path) else {}
+            level.setdefault(last, preset.get(last, item.default))
 
     def _add_runners(self, runners: Mapping[str, JsonValue], key_path: KeyPath) -> None:
         for engine, spec in runners.items():
@@ -179,7 +210,8 @@ class _Translator:
             if not above and key in _RAW:
                 out[key] = value
             elif word == "passthrough_kwargs" and isinstance(value, Mapping):
-                self._emit(f"{_engine(data)}.extra", value, out, new, key_path)
+                for engine in [self.engine] if new else self.engines:
+                    self._emit(f"{engine}.extra", value, out, new, key_path)
             elif isinstance(value, Mapping) and _is_old_warmup(word, value):
                 for path, inner, part in _warmup(value):
                     self._emit(path, inner, out, new, (*key_path, part))
@@ -289,13 +321,39 @@ class _Translator:
         for key, value in data.items():
             word, at = _word(f"{above}{key}"), (*key_path, key)
             if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
-                out[word] = [self._flat(entry, (*at, i)) for i, entry in enumerate(value) if isinstance(entry, Mapping)]
+                out[word] = [self._alternative(e, (*at, i)) for i, e in enumerate(value) if isinstance(e, Mapping)]
                 self._note(word, at)
             elif isinstance(value, Mapping) and _goes_deeper(word) and not _is_shorthand(value):
                 out.update(self._sweep(value, at, f"{word}."))
             else:
                 self._axis(word, _range(value), out, at)
         return out
+
+    def _alternative(self, entry: Mapping[str, JsonValue], key_path: KeyPath) -> dict[str, JsonValue]:
+        """An alternative of a group, which samples for itself."""
+        shared, self.samples = self.samples, False
+        out = self._flat(entry, key_path)
+        samples = self.samples and {"decoding.do_sample", "decoding.preset"}.isdisjoint(out)
+        self.samples = shared
+        return {**out, **(self._sampling(str(key_path[1])) if samples else {})}
+
+    def _sampling(self, key: str) -> dict[str, JsonValue]:
+        """What makes the points of one group or engine's axis sample; where several decide it, all points sample."""
+        rivals = [other for other in self.sampling if _scope(other) in (None, _scope(key)) or _scope(key) is None]
+        if self.decides or key not in rivals or any(self.sampling[other] for other in rivals if other != key):
+            self.samples = True
+            return {}
+        return {"decoding.do_sample": True} if rivals[0] == key else {}
+
+    def _find_sampling(self, sweep: Mapping[str, JsonValue]) -> dict[str, bool]:
+        """The entries of a sweep that set how tokens are chosen, and whether their settings are not one engine's."""
+        found: dict[str, bool] = {}
+        for key, value in sweep.items():
+            parts = [part for part in value if isinstance(part, Mapping)] if isinstance(value, list) else []
+            words = [_word(word) for word in (key, *(word for part in parts for word in part))]
+            if any(_is_decoding(path) for word in words for path, _ in RENAMES.get(word, ())):
+                found[key] = bool(parts) or _scope(key) is None
+        return found
 
     def _axis(self, word: str, value: JsonValue, out: dict[str, JsonValue], key_path: KeyPath) -> None:
         if word in DROPPED and self.is_older:
@@ -309,7 +367,7 @@ class _Translator:
                 {repr(item): item for item in (self._replaced(word, each, key_path) for each in value)}.values()
             )
         targets = RENAMES.get(word, ((word, lambda same: same),))
-        self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING and word in RENAMES
+        samples = word in RENAMES and word.rpartition(".")[2] in _IMPLY_SAMPLING
         if word == "transformers.torch_compile":
             targets = (("transformers.compile.mode", lambda item: "default" if item is True else None),)
         if len(targets) > 1:
@@ -319,9 +377,11 @@ class _Translator:
         elif self.is_older and (engine := _scope(_dotted(key_path[1:]))) and _scope(targets[0][0]) is None:
             path, convert = targets[0]
             values = value if isinstance(value, list) else [value]
-            out[f"{engine}.{path.rpartition('.')[2]}"] = [{path: convert(item)} for item in values]
+            also = self._sampling(str(key_path[1])) if samples else {}
+            out[f"{engine}.{path.rpartition('.')[2]}"] = [{path: convert(item), **also} for item in values]
             self.changed = True
         else:
+            self.samples |= samples
             path, convert = targets[0]
             out[path] = [convert(item) for item in value] if isinstance(value, list) else convert(value)
             self._note(path, key_path)
@@ -339,6 +399,7 @@ class _Translator:
             if isinstance(value, list) and word in REPLACED:
                 pairs = [(word, self._each_replaced(word, value, (*key_path, key)))]
             elif isinstance(value, list) and word in RENAMES:
+                self.samples |= word.rpartition(".")[2] in _IMPLY_SAMPLING
                 pairs = [(path, [convert(item) for item in value]) for path, convert in RENAMES[word]]
             else:
                 pairs = list(self._take(word, value, entry, (*key_path, key)))  # type: ignore[arg-type]
@@ -350,16 +411,10 @@ class _Translator:
                     self.moved[target] = (*key_path, key)
         return out
 
-    def _check_scopes(self, out: Mapping[str, JsonValue]) -> None:
+    def _check_scopes(self) -> None:
         """Report shared settings of one engine's section that would reach other engines as well."""
-        sweep = out.get("sweep")
-        swept = sweep.get("engine") if isinstance(sweep, Mapping) else None
-        entries = out.get("experiments")
-        engines = list(swept) if isinstance(swept, list) else [swept or out.get("engine", "transformers")]
-        if isinstance(entries, list):
-            engines += [entry.get("engine") for entry in entries if isinstance(entry, Mapping)]
         for engine, key_path in self.scoped:
-            if any(other not in (None, engine) for other in engines):
+            if any(other != engine for other in self.engines):
                 text = f"{_dotted(key_path)} is for {engine} alone there, and would be for every engine here"
                 where = self.document.locate(key_path, key=True)
                 self.problems.append(Problem(where, text, "write it in each of the experiments of that engine"))
@@ -369,7 +424,8 @@ class _Translator:
         sweep = out.get("sweep")
         engine = out.get("engine")
         if isinstance(engine, list):
-            out["sweep"] = {"engine": engine, **(sweep if isinstance(sweep, Mapping) else {})}
+            names = [ENGINES.get(name, name) if isinstance(name, str) else name for name in engine]
+            out["sweep"] = {"engine": names, **(sweep if isinstance(sweep, Mapping) else {})}
             self.moved["sweep", "engine"] = self.moved.get(("engine",), ("engine",))
             del out["engine"]
             self.changed = True
@@ -408,6 +464,33 @@ def _goes_deeper(word: str) -> bool:
 def _engine(data: Mapping[str, JsonValue]) -> str:
     named = data.get("engine", data.get("backend", "transformers"))
     return ENGINES.get(str(named), str(named))
+
+
+def _engines(data: Mapping[str, JsonValue]) -> list[str]:
+    """Every engine that a study's experiments have."""
+    sweep, entries = data.get("sweep"), data.get("experiments")
+    shared = [data, *([sweep] if isinstance(sweep, Mapping) else [])]
+    names = [name for part in shared for name in _named_engines(part)]
+    names += [scope for key in shared[-1] if len(shared) > 1 and (scope := _scope(key))]
+    default = names[:1] or ["transformers"]
+    for entry in entries if isinstance(entries, list) else ():
+        names += (_named_engines(entry) if isinstance(entry, Mapping) else []) or default
+    return list(dict.fromkeys(names)) or ["transformers"]
+
+
+def _named_engines(data: Mapping[str, JsonValue]) -> list[str]:
+    values = (data.get(key) for key in ("engine", "backend"))
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [ENGINES.get(name, name) for name in names if isinstance(name, str)]
+
+
+def _section(data: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
+    section = data.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _is_decoding(path: str) -> bool:
+    return path.startswith("decoding.")
 
 
 def _is_old_warmup(word: str, value: Mapping[str, JsonValue]) -> bool:

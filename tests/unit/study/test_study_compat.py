@@ -418,3 +418,63 @@ def test_section_of_an_entry_stands_alone_and_sampling_is_its_own(load: Load) ->
     assert (synthetic.decoding.do_sample, synthetic.settings["batch_size"]) == (False, 8)
     assert (synthetic.workload.dataset, synthetic.workload.input_tokens) == ("synthetic", 256)
     assert (sampled.workload.dataset, beams.workload.dataset) == ("aienergyscore", "aienergyscore")
+
+
+def test_every_section_of_an_entry_takes_the_place_of_the_shared_one(load: Load) -> None:
+    study = load(
+        """\
+        engine: vllm
+        task: {model: org/a, random_seed: 3, dataset: {source: aienergyscore, n_prompts: 50}, max_output_tokens: 16}
+        measurement: {warmup: {n_prompts: 7}, baseline: {duration_seconds: 12}}
+        vllm: {engine_params: {max_num_seqs: 8}, sampling_params: {temperature: 0.7, max_tokens: 16}}
+        passthrough_kwargs: {a: 1, c: {d: 1}}
+        experiments:
+          - {vllm: {engine_params: {enforce_eager: true}}, measurement: {baseline: {duration_seconds: 3}}}
+          - {task: {model: org/b, dataset: {n_prompts: 9}}, passthrough_kwargs: {b: 1, c: {e: 2}}}
+        """
+    )
+    first, second = (experiment.config for experiment in study.experiments)
+    assert (first.settings.get("max_num_seqs"), first.settings["extra"]) == (None, {"a": 1, "c": {"d": 1}})
+    assert (first.decoding.do_sample, first.decoding.temperature, first.workload.output_tokens) == (False, None, 16)
+    assert (first.measurement.idle.duration_s, first.measurement.warmup.max_repeats) == (3, 10)
+    assert (second.workload.dataset, second.workload.prompts, second.seed) == ("synthetic", 9, 0)
+    assert (second.model, second.measurement.warmup.max_repeats) == ("org/b", 7)
+    assert second.settings["extra"] == {"b": 1, "c": {"e": 2}}
+    assert [notice.code for notice in study.notices] == ["older_words"]
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        "backend: [pytorch, vllm]",
+        "sweep: {backend: [pytorch, vllm]}",
+        "sweep: {vllm.engine.enforce_eager: [true]}",
+        "experiments: [{backend: vllm}, {n: 3}]",
+        "backend: vllm\nexperiments: [{passthrough_kwargs: {a: 1}}]",
+    ],
+)
+def test_passed_on_arguments_reach_every_engine(load: Load, engines: str) -> None:
+    study = load(f"model: gpt2\npassthrough_kwargs: {{a: 1}}\n{engines}\n")
+    assert {each.engine: each.config.settings["extra"] for each in study.experiments}["vllm"] == {"a": 1}
+    assert all(each.config.settings["extra"] == {"a": 1} for each in study.experiments)
+    assert [notice.code for notice in study.notices] == ["older_words"]
+
+
+def test_what_samples_in_a_sweep_or_an_entry_does_so_alone(load: Load) -> None:
+    def temperatures(text: str) -> list[float | None]:
+        decoding = [each.config.decoding for each in load(f"task: {{model: gpt2}}\n{text}").experiments]
+        return [(each.temperature or 1.0) if each.do_sample else None for each in decoding]
+
+    beams = (
+        "{transformers.sampling.do_sample: false, transformers.sampling.temperature: 0.0, transformers.num_beams: 4}"
+    )
+    sampled = "{transformers.sampling.temperature: [0.5, 0.9]}"
+    assert temperatures(f"sweep: {{transformers.decoding: [{{}}, {beams}]}}") == [None, None]
+    assert temperatures(f"sweep: {{transformers.decoding: [{{}}, {beams}, {sampled}]}}") == [None, None, 0.5, 0.9]
+    axes = "vllm.sampling.temperature: [0.5], vllm.sampling.top_p: [0.8, 0.9]"
+    assert temperatures(f"sweep: {{transformers.batch_size: [2], {axes}}}") == [None, 0.5, 0.5]
+    assert temperatures(f"sweep: {{vllm.g: [{{vllm.sampling.do_sample: false}}], {axes}}}") == [None]
+    greedy = "{engine: vllm}, {decoder: {preset: deterministic}}"
+    assert temperatures(f"sweep: {{decoder.temperature: [0.5]}}\nexperiments: [{greedy}]") == [0.5, None, None]
+    shared = "decoder: {do_sample: false}\nexperiments: [{decoder: {preset: standard}}, {decoder: {top_k: 4}}]"
+    assert temperatures(shared) == [1.0, 1.0]
