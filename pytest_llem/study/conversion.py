@@ -53,31 +53,33 @@ def _convert(path: Path) -> tuple[Mapping[str, JsonValue], list[str]]:
     sources = read_sources(path, os.environ)
     if not sources.is_older:
         raise StudyError(f"{path}: nothing to convert", fix="it is a study of this project already")
-    data = {"name": study.name, **sources.documents[0].data}
-    return data, [notice.message for notice in study.notices if notice.code == "older_words"]
+    return {"name": study.name, **sources.data}, [
+        notice.message for notice in study.notices if notice.code == "older_words"
+    ]
 
 
 def _convert_campaign(path: Path) -> tuple[Mapping[str, JsonValue], list[str]]:
     """A campaign of the first generation: each of its files becomes an experiment, under the campaign's settings."""
     document = read_document(path, os.environ)
     names = document.data.pop("configs")
-    parts = [document]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         where = document.locate(("configs",))
         raise UnreadableError([Problem(where, "configs: expected a list of files", "write configs: [a.yaml, b.yaml]")])
-    parts += [read_document(path.parent / str(name), os.environ) for name in names]
-    translations = [translate(part) for part in parts]
-    problems = [problem for translation in translations for problem in translation.problems]
+    campaign = translate(document)
+    parts = {str(name): read_sources(path.parent / str(name), os.environ) for name in names}
+    problems = [*campaign.problems, *(problem for part in parts.values() for problem in part.problems)]
     if problems:
         raise UnreadableError(problems)
     shared = {key: value for key, value in document.data.items() if key in table()}
     study: dict[str, JsonValue] = {key: value for key, value in document.data.items() if key not in table()}
-    study["experiments"] = [
-        {
-            "id": part.data.get("name", slug(part.path.stem)),
-            **deep_merge({key: value for key, value in part.data.items() if key in table()}, shared),
-        }
-        for part in parts[1:]
-    ]
-    lost = dict.fromkeys(word for translation in translations for word in translation.without_effect)
-    return study, [f"to no effect: {', '.join(lost)}"] if lost else []
+    lost = [*campaign.without_effect, *(word for part in parts.values() for word in part.without_effect)]
+    experiments: dict[str, JsonValue] = {}
+    for file, part in parts.items():
+        settings = {key: value for key, value in part.data.items() if key in table()}
+        apart = (key for key in part.data if key not in table() and key != "name")
+        lost += [f"{key} of {file} (the campaign's is for all)" for key in apart]
+        id = str(part.data.get("name", slug(Path(file).stem)))
+        id = id if id not in experiments else f"{id}.{len(experiments) + 1}"
+        experiments[id] = {"id": id, **deep_merge(settings, shared)}
+    study["experiments"] = list(experiments.values())
+    return study, [f"to no effect: {', '.join(dict.fromkeys(lost))}"] if lost else []

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, deep_merge, kind, read_document
+from pytest_llem.study.fields import innermost
 from pytest_llem.study.problems import MAX_PROBLEMS, Location, Problem
-from pytest_llem.study.translation import translate
+from pytest_llem.study.translation import replaced, translate
 
 # Chosen: far beyond any chain of shared settings that a reader could follow.
 MAX_BASES = 32
@@ -59,7 +60,7 @@ class Sources:
 def read_sources(path: Path, env: Mapping[str, str]) -> Sources:
     """Read a study and its bases. Raises `UnreadableError` when the study itself cannot be read."""
     sources = Sources({}, [])
-    sources.data = _read(path, env, sources, ())
+    sources.data, _ = _read(path, env, sources, ())
     return sources
 
 
@@ -71,7 +72,9 @@ def locate_setting(path: Path, setting: str) -> Location:
         return Location(str(path))
 
 
-def _read(path: Path, env: Mapping[str, str], sources: Sources, chain: tuple[Path, ...]) -> dict[str, JsonValue]:
+def _read(
+    path: Path, env: Mapping[str, str], sources: Sources, chain: tuple[Path, ...]
+) -> tuple[dict[str, JsonValue], Mapping[str, list[str]]]:
     document = read_document(path, env)
     documents, problems = sources.documents, sources.problems
     documents.append(document)
@@ -99,7 +102,7 @@ def _read(path: Path, env: Mapping[str, str], sources: Sources, chain: tuple[Pat
             problems.append(Problem(where, f"base: more than {MAX_BASES} files", "use fewer"))
             continue
         try:
-            below = _read(target, env, sources, chain)
+            below, keys = _read(target, env, sources, chain)
         except UnreadableError as unreadable:
             if unreadable.problems[0].location == Location(str(target)):
                 first = unreadable.problems[0]
@@ -107,8 +110,12 @@ def _read(path: Path, env: Mapping[str, str], sources: Sources, chain: tuple[Pat
             else:
                 problems.extend(unreadable.problems)
             continue
+        if translation.is_older and "_extends" not in translation.keys:
+            for setting in replaced(keys, translation.keys):
+                level, last = innermost(below, setting)
+                level.pop(last, None)
         merged = deep_merge(merged, below)
-    return deep_merge(merged, data)
+    return deep_merge(merged, data), translation.keys
 
 
 def _resolved(path: Path) -> Path:

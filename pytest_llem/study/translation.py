@@ -7,7 +7,7 @@ would change a measurement is a problem, and everything else without one is list
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from pytest_llem.engines import shipped_engines
@@ -47,21 +47,32 @@ _OLD_WARMUP = ("enabled", "n_warmup", "n_prompts", "thermal_floor_seconds", "con
 
 @dataclass(frozen=True)
 class Translation:
-    """What came of one document: whether it is an older file, its problems, and what it says to no effect."""
+    """What came of one document: whether it is an older file, its problems, and what it says to no effect.
+
+    `keys` are its top-level keys with the settings that each makes.
+    """
 
     is_older: bool
     problems: list[Problem]
     without_effect: list[str]
+    keys: Mapping[str, list[str]]
 
 
 def translate(document: Document) -> Translation:
     """Rewrite older words in `document.data`, noted in `document.moved`."""
     work = _Translator(document, _is_older(document.data))
     data = work.study(document.data)
+    keys = {key: work.shared.get(key, []) for key in document.data}
     if work.changed:
         document.data = data
         document.moved.update(work.moved)
-    return Translation(work.is_older, work.problems, work.without_effect)
+    return Translation(work.is_older, work.problems, work.without_effect, keys)
+
+
+def replaced(keys: Mapping[str, list[str]], by: Container[str]) -> list[str]:
+    """The settings of those of a file's `keys` that other keys replace as a whole, as LLenergyMeasure merges them."""
+    kept = {path for key, paths in keys.items() if key not in by for path in paths}
+    return [path for key, paths in keys.items() if key in by for path in paths if path not in kept]
 
 
 def _is_older(data: Mapping[str, JsonValue]) -> bool:
@@ -159,10 +170,8 @@ class _Translator:
 
     def _alone(self, entry: Mapping[str, JsonValue], out: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """Give what shared keys that an entry has too set, and the entry does not, its default: an entry's replaces."""
-        kept = {path for key, paths in self.shared.items() if key not in entry for path in paths}
-        paths = [path for key, paths in self.shared.items() if key in entry for path in paths if path not in kept]
         cleared: dict[str, JsonValue] = {}
-        for path in paths:
+        for path in replaced(self.shared, entry):
             item = fields.find(path)
             if item is not None and item.kind == "map":
                 cleared[item.path] = None

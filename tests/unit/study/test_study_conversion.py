@@ -68,6 +68,29 @@ def test_campaign_converts_to_a_study_of_all_its_files(tmp_path: Path) -> None:
     assert (study.execution.cycles, study.execution.order, study.execution.cooldown) == (5, "shuffled", 60.0)
 
 
+def test_bases_are_part_of_what_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "model_name: org/m\nmax_output_tokens: 16\nnum_cycles: 7\nbaseline: {duration_sec: 9}\ndecoder: {top_k: 5}\n"
+    )
+    (tmp_path / "a.yaml").write_text("_extends: base.yaml\nconfig_name: same\ndecoder: {temperature: 0.7}\n")
+    (tmp_path / "b.yaml").write_text("config_name: same\nmodel_name: org/k\nenergy: {backend: zeus}\n")
+    (tmp_path / "c.yaml").write_text("base: base.yaml\nbaseline: {enabled: true}\ndecoder: {temperature: 0.7}\n")
+    (tmp_path / "campaign.yaml").write_text("campaign_name: c\nconfigs: [a.yaml, b.yaml]\n")
+    (tmp_path / "out").mkdir()
+    for name in ("a", "c", "campaign"):
+        assert main(["convert", str(tmp_path / f"{name}.yaml"), "-o", str(tmp_path / "out" / f"{name}.yaml")]) == 0
+
+    for name, top_k, idle_s in (("a", 5, 9.0), ("c", None, 2.0)):
+        for folder in (tmp_path, tmp_path / "out"):
+            [config] = [each.config for each in load_study(folder / f"{name}.yaml").experiments]
+            assert (config.model, config.workload.output_tokens, config.decoding.temperature) == ("org/m", 16, 0.7)
+            assert (config.decoding.top_k, config.measurement.idle.duration_s) == (top_k, idle_s)
+    experiments = load_study(tmp_path / "out" / "campaign.yaml").experiments
+    assert [(each.id, each.config.model) for each in experiments] == [("same", "org/m"), ("same.2", "org/k")]
+    notices = capsys.readouterr().err
+    assert "execution of a.yaml (the campaign's is for all), meter of b.yaml (the campaign's is for all)" in notices
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
