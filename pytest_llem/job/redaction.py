@@ -78,6 +78,9 @@ _SHORTEST = 6
 _SHORTEST_UNNAMED = 8
 """Chosen: of a variable that only sounds secret, shorter values, plain words and numbers are not hidden."""
 
+_ORDINARY = re.compile(r"sk-(?:[a-z0-9]{1,15}[_-])*[a-z0-9]{1,15}")
+"""A name of words, such as sk-learn-experiments-v2; a log loses it all the same."""
+
 _SHORTEST_CREDENTIAL = 20
 """Chosen: far below the 37 characters of a hub's token, and longer than a name like hf_int8model in a study."""
 
@@ -110,7 +113,8 @@ def has_credential(text: str) -> bool:
     if len(text) < _SHORTEST_CREDENTIAL:
         return False
     found = [match for mark, pattern in _CREDENTIALS.items() if mark in text for match in pattern.finditer(text)]
-    return any(len(match[0]) >= _SHORTEST_CREDENTIAL or match.re is _CREDENTIALS["://"] for match in found)
+    long = (match for match in found if len(match[0]) >= _SHORTEST_CREDENTIAL or match.re is _CREDENTIALS["://"])
+    return any(not _ORDINARY.fullmatch(match[0]) for match in long)
 
 
 def hidden(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -137,3 +137,21 @@ def test_a_long_line_takes_no_time(unit: str) -> None:
     started = time.process_time()
     redact(unit * (100_000 // len(unit)), ())
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("/models/hf_checkpoints/llama", False),
+        ("hf_transformers_backend", False),
+        ("org/sk-learn-experiments-v2", False),
+        ("https://user@host/path", False),
+        ("hf_aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH", True),
+        ("sk-0123456789abcdef01", True),
+        ("sk-proj-Ab1-Cd2-Ef3-Gh4-Ij5", True),
+        ("hf_transfer of hf_abcdefgh123456789", True),
+        ("https://user:word@host/path", True),
+    ],
+)
+def test_a_study_may_say_what_only_begins_like_a_credential(text: str, is_one: bool) -> None:
+    assert has_credential(text) == is_one
