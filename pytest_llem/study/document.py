@@ -30,8 +30,8 @@ MAX_BYTES = 32 * 1024 * 1024
 # Chosen: far deeper than any setting, far from the recursion limit of the C composer.
 MAX_DEPTH = 64
 _NAME_IT = "name its variable: openai.api_key_env for a server's key; workers and servers inherit all others"
-# Chosen: 100,000 explicit experiments of a setting or two; reading so many takes some seconds.
-MAX_VALUES = 500_000
+# Chosen: 10,000 explicit experiments of thirty settings each; reading so many takes some seconds.
+MAX_VALUES = 750_000
 # Chosen: far longer than any name, path or template, and short enough to look for placeholders in it.
 MAX_TEXT = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")

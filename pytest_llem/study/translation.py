@@ -14,7 +14,7 @@ from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.canonical import PRESETS
-from pytest_llem.study.document import Document, KeyPath
+from pytest_llem.study.document import Document, KeyPath, OldBoolean
 from pytest_llem.study.first_generation import PARALLEL, SWITCHED
 from pytest_llem.study.llenergymeasure import (
     DROPPED,
@@ -61,6 +61,8 @@ class Translation:
 def translate(document: Document) -> Translation:
     """Rewrite older words in `document.data`, noted in `document.moved`."""
     work = _Translator(document, _is_older(document.data))
+    if work.is_older:
+        document.data = {key: _booleans(value) for key, value in document.data.items()}
     data = work.study(document.data)
     keys = {key: work.shared.get(key, []) for key in document.data}
     if work.changed:
@@ -73,6 +75,15 @@ def replaced(keys: Mapping[str, list[str]], by: Container[str]) -> list[str]:
     """The settings of those of a file's `keys` that other keys replace as a whole, as LLenergyMeasure merges them."""
     kept = {path for key, paths in keys.items() if key not in by for path in paths}
     return [path for key, paths in keys.items() if key in by for path in paths if path not in kept]
+
+
+def _booleans(value: JsonValue) -> JsonValue:
+    """The value with `yes`, `no`, `on` and `off` as the booleans that they are there."""
+    if isinstance(value, Mapping):
+        return {key: _booleans(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_booleans(item) for item in value]
+    return value.lower() in ("yes", "on") if isinstance(value, OldBoolean) else value
 
 
 def _is_older(data: Mapping[str, JsonValue]) -> bool:

@@ -11,13 +11,14 @@ import pytest
 
 from pytest_llem.errors import StudyError
 from pytest_llem.study import Study, load_study
+from pytest_llem.study.document import read_document
 
 Load = Callable[..., Study]
 
 SWEEP = "model: m\nsweep:\n  seed: "
 TOO_LARGE = {
-    "values in a list": ("model: m\ntags: [" + "a, " * 3_300_000 + "]", "more than 500,000 values"),
-    "keys": ("model: m\n" + "".join(f"k{index}: 1\n" for index in range(900_000)), "more than 500,000 values"),
+    "values in a list": ("model: m\ntags: [" + "a, " * 3_300_000 + "]", "more than 750,000 values"),
+    "keys": ("model: m\n" + "".join(f"k{index}: 1\n" for index in range(900_000)), "more than 750,000 values"),
     "a long text": ("model: m\ntitle: " + "x" * 10_000_000, "2:8: a text of 10,000,000 characters"),
     "a long key": ("x" * 500_000 + ": 1", "a text of 500,000 characters"),
     "placeholders": ("model: m\ntitle: " + "${X:-" * 2_000_000, "a text of 10,000,000 characters"),
@@ -63,3 +64,9 @@ def test_only_regular_files_are_studies_and_bases(tmp_path: Path) -> None:
         study.write_text(f"model: m\nbase: {base}\n")
         with pytest.raises(StudyError, match=rf"study\.yaml:2:7: base: \S*{base}: cannot be read: not a regular file"):
             load_study(study)
+
+
+def test_ten_thousand_experiments_of_thirty_settings_are_not_too_large(tmp_path: Path) -> None:
+    entry = "{" + ", ".join(f"setting_{index}: {index}" for index in range(30)) + "}"
+    (tmp_path / "study.yaml").write_text("experiments:\n" + f"- {entry}\n" * 10_000)
+    assert len(read_document(tmp_path / "study.yaml", {}).data["experiments"]) == 10_000  # type: ignore[arg-type]

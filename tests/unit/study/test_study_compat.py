@@ -478,3 +478,20 @@ def test_what_samples_in_a_sweep_or_an_entry_does_so_alone(load: Load) -> None:
     assert temperatures(f"sweep: {{decoder.temperature: [0.5]}}\nexperiments: [{greedy}]") == [0.5, None, None]
     shared = "decoder: {do_sample: false}\nexperiments: [{decoder: {preset: standard}}, {decoder: {top_k: 4}}]"
     assert temperatures(shared) == [1.0, 1.0]
+
+
+def test_yes_and_no_are_the_booleans_there_that_they_are_in_yaml_1_1(load: Load) -> None:
+    study = load(
+        """\
+        model: gpt2
+        backend: vllm
+        warmup: {enabled: no}
+        decoder: {do_sample: yes}
+        passthrough_kwargs: {enable_lora: off, name: "no"}
+        experiments: [{vllm: {enforce_eager: on}}]
+        """
+    )
+    [config] = [experiment.config for experiment in study.experiments]
+    assert (config.measurement.warmup.max_repeats, config.decoding.do_sample) == (0, True)
+    assert config.settings["extra"] == {"enable_lora": False, "name": "no"}
+    assert config.settings["enforce_eager"] is True
