@@ -175,29 +175,21 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "execution.config_gap_seconds": (None,),
     "execution.cycle_gap_seconds": (None,),
     "execution.gpu_indices": (None,),
-    "execution.shuffle_seed": (None,),
     "execution.skip_preflight": (False,),
-    "execution.wall_clock_timeout_hours": (None,),
     "execution.deduplicate_equivalent": (True,),
     "lora.merge_weights": (False,),
     "transformers.tp_plan": (None, "auto"),
     "transformers.torch_compile": (False, None),
     "transformers.autocast_enabled": (False, None),
-    "transformers.autocast_dtype": (None,),
-    "transformers.allow_tf32": (None,),
     "vllm.beam_search": (None,),
     **{f"vllm.attention.{name}": (None,) for name in _ATTENTION},
     "vllm.beam_search.early_stopping": (None, False),
-    "decoder.min_new_tokens": (None,),
-    "output_dir": (None,),
-    "tensorrt_llm.engine_path": (None,),
-    "tensorrt_llm.calib": (None,),
     "tensorrt_llm.sampling.min_tokens": (None, 0),
     "tensorrt_llm.sampling.n": (None, 1),
     "tensorrt_llm.sampling.return_perf_metrics": (None, False),
     **first_generation.HARMLESS,
 }
-"""Values that say what is the case here anyway; they may stand. An empty tuple stands for every value."""
+"""Values that say what is the case here anyway, as null does for `DROPPED` and `REFUSED`; () stands for every value."""
 
 _IDLE = "idle power is measured in every cycle"
 _BREAKER = "the breaker is always on, unless --llem-no-breaker switches it off"

@@ -266,7 +266,8 @@ class _Translator:
         if word == "execution.cycle_gap_seconds" and any(siblings.get(gap) is not None for gap in _GAPS):
             self._drop(key_path, "the gap between experiments is kept before every cycle")
             return []
-        if is_foreign and word in HARMLESS and (not HARMLESS[word] or value in HARMLESS[word]):
+        is_unset = value is None and (word in REFUSED or word in DROPPED)
+        if is_foreign and (is_unset or (word in HARMLESS and (not HARMLESS[word] or value in HARMLESS[word]))):
             self.changed = True
             return []
         if word in ("parallelism.strategy", "sharding.strategy", "num_processes"):
@@ -308,8 +309,8 @@ class _Translator:
         return new
 
     def _each_replaced(self, word: str, values: list[JsonValue], key_path: KeyPath) -> list[JsonValue]:
-        new = [self._replaced(word, value, key_path) for value in values]
-        return list({repr(value): value for value in new}.values()) if new != values else values
+        new = (self._replaced(word, value, key_path) for value in values)
+        return list({repr(value): value for value in new}.values())
 
     def _drop(self, key_path: KeyPath, why: str) -> None:
         self.changed = True
@@ -383,9 +384,7 @@ class _Translator:
             self._refuse(word, key_path)
             return
         if isinstance(value, list):
-            value = list(
-                {repr(item): item for item in (self._replaced(word, each, key_path) for each in value)}.values()
-            )
+            value = self._each_replaced(word, value, key_path)
         targets = RENAMES.get(word, ((word, lambda same: same),))
         samples = word in RENAMES and word.rpartition(".")[2] in _IMPLY_SAMPLING
         if word == "transformers.torch_compile":
@@ -441,15 +440,14 @@ class _Translator:
 
     def _name_engines(self, out: dict[str, JsonValue]) -> None:
         """Give an older study the engines whose sections it sweeps, beside its own; several become an axis."""
-        sweep = out.get("sweep")
-        engine = out.get("engine")
+        sweep, engine = _section(out, "sweep"), out.get("engine")
         if isinstance(engine, list):
             names = [ENGINES.get(name, name) if isinstance(name, str) else name for name in engine]
-            out["sweep"] = {"engine": names, **(sweep if isinstance(sweep, Mapping) else {})}
+            out["sweep"] = {"engine": names, **sweep}
             self.moved["sweep", "engine"] = self.moved.get(("engine",), ("engine",))
             del out["engine"]
             self.changed = True
-        elif self.is_older and isinstance(sweep, Mapping) and "engine" not in sweep:
+        elif self.is_older and "engine" not in sweep:
             scopes = (_scope(key) for key in sweep)
             named = list(dict.fromkeys(name for name in (engine, *scopes) if isinstance(name, str)))
             if len(named) == 1:
@@ -488,10 +486,8 @@ def _engine(data: Mapping[str, JsonValue]) -> str:
 
 def _engines(data: Mapping[str, JsonValue]) -> list[str]:
     """Every engine that a study's experiments have."""
-    sweep, entries = data.get("sweep"), data.get("experiments")
-    shared = [data, *([sweep] if isinstance(sweep, Mapping) else [])]
-    names = [name for part in shared for name in _named_engines(part)]
-    names += [scope for key in shared[-1] if len(shared) > 1 and (scope := _scope(key))]
+    sweep, entries = _section(data, "sweep"), data.get("experiments")
+    names = [*_named_engines(data), *_named_engines(sweep), *(scope for key in sweep if (scope := _scope(key)))]
     default = names[:1] or ["transformers"]
     for entry in entries if isinstance(entries, list) else ():
         names += (_named_engines(entry) if isinstance(entry, Mapping) else []) or default
