@@ -93,7 +93,8 @@ def _checked(report: EnergyReport, windows: Sequence[Window], after: Sequence[Wi
         faults = dict.fromkeys(twice, ("sensor_gap", "it is listed twice")) | _faults(found, window, meter)
         if after:
             later = {id for other, ids in moving if other.start_ns >= window.end_ns for id in ids}
-            still = ("sensor_gap", f"it stood still for {after[0].duration_s:.2g} s afterwards")
+            seconds, slower = f"{after[0].duration_s:.2g} s", f"slower than every {meter.update_s:g} s"
+            still = ("sensor_gap", f"it stood still for {seconds} afterwards; a sensor {slower} states `update_s`")
             faults = dict.fromkeys(_moving(found, meter) - later, still) | faults
         against = {id: why for id, why in faults.items() if id not in beside}
         missed = found.energy_j is None and window.name == "measure" and not (report.invalid or against)

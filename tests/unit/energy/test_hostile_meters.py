@@ -287,6 +287,22 @@ class StatingMeter(Meter):
         return tuple(map(of, windows))
 
 
+@pytest.mark.parametrize("update_s", [0.02, 0.3])
+def test_a_slow_sensor_that_says_so_does_not_stand_still(counter: Counter, update_s: float) -> None:
+    began = time.monotonic()
+    counter.energy_j = lambda: 30.0 * int((time.monotonic() - began) / 0.3)  # type: ignore[method-assign]
+    meter = OwnMeter(counter)
+    meter.update_s = update_s
+    meter.start()
+    start_ns = checked.edge(meter)
+    time.sleep(0.35)
+
+    report = checked.account(meter, [Window("measure", start_ns, checked.edge(meter))])
+
+    assert (report.windows[0].energy_j is None) == (update_s == 0.02)
+    assert all("a sensor slower than every 0.02 s states `update_s`" in note.message for note in report.invalid)
+
+
 SECOND = [Window("measure", 0, 10**9)]
 
 
