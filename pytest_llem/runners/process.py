@@ -33,6 +33,9 @@ from pytest_llem.worker.lifeline import kill_marked
 CHECK_MODULE = "pytest_llem.engines.signatures"
 """The program that compares settings with an engine's signatures."""
 
+MARK = "LLEM_FORK_SERVER"
+"""The variable by which all below a fork server are found, should it be killed."""
+
 SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 """Keeps modules out of Python's path that only happen to lie in the current directory."""
 
@@ -74,7 +77,7 @@ class ForkServer:
 
     def __init__(self, engine: str, log: Path, *, preload: bool) -> None:
         """Start the server. Raises `WorkerError` with the reason when it cannot serve."""
-        self._mark = f"LLEM_FORK_SERVER={uuid.uuid4().hex}"
+        self._mark = uuid.uuid4().hex
         self._channel, theirs = socket.socketpair()
         with theirs:
             command = ("pytest_llem.worker.forkserver", str(theirs.fileno()), *((engine,) if preload else ()))
@@ -121,7 +124,7 @@ class ForkServer:
         if answer is not None:
             return int(answer["status"])
         # The server was killed, and the kernel kills its child: whoever else lives bears the mark.
-        kill_marked(self._mark)
+        kill_marked(f"{MARK}={self._mark}")
         return signal.SIGKILL
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            kill_marked(self._mark)
+            kill_marked(f"{MARK}={self._mark}")
 
 
 class ForkedProcess:
@@ -158,7 +161,7 @@ def _start(
     with log.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, *SAFE_PATH, "-m", *command],
-            env={**os.environ, **(dict([mark.split("=", 1)]) if mark else {})},
+            env={**os.environ, **({MARK: mark} if mark else {})},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -168,14 +171,14 @@ def _start(
 
 
 def end(process: WorkerProcess, grace_s: float = KILL_GRACE_S) -> int | None:
-    """End a worker and everything in its process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
+    """End a worker and all below it: SIGTERM, then SIGKILL after `grace_s` seconds, and wait until nothing is left."""
     kill_group(process.pid, signal.SIGTERM)
     try:
         code = process.wait(grace_s)
     finally:
         # Also when a second Ctrl-C cuts the wait short.
         kill_group(process.pid, signal.SIGKILL)
-    return code if code is not None else process.wait(grace_s)
+    return code if code is not None else process.wait(KILL_GRACE_S)
 
 
 def oom_kills() -> int | None:
@@ -254,7 +257,7 @@ class WorkerStarter:
 
     def _server(self, engine: str, *, preload: bool) -> ForkServer:
         server = self._servers.get(engine)
-        if server is None or not server.alive:
+        if server is None or not server.alive or server.busy:
             self._end_server(engine)
             log = self._log_dir / f"forkserver-{engine}.log"
             server = self._servers[engine] = ForkServer(engine, log, preload=preload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -105,3 +106,28 @@ def test_a_worker_whose_events_cannot_be_read_is_ended(job: Job, tmp_path: Path,
     assert f"what the worker reports cannot be read: {job_dir.events}: " in str(error["message"])
     assert pids[0] is not None
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_hung_worker_that_leaves_something_is_gone_before_the_next_starts(job: Job, tmp_path: Path) -> None:
+    """Its end was told after the wait for it, and then taken for the answer to the next start: `KeyError: 'pid'`."""
+    short = dataclasses.replace(job.config.measurement, idle=IdleSettings(0.05))
+    job = dataclasses.replace(
+        job, config=dataclasses.replace(job.config, engine="odd", model="fork-twice.load", measurement=short)
+    )
+    runner = LocalRunner(RunnerSpec("local", "default"), tmp_path)
+
+    def stop_when_loaded(event: object) -> None:
+        assert isinstance(event, dict)
+        pid = holder("cpu").pid
+        if (event["event"], event.get("name")) == ("phase", "warmup") and pid is not None:
+            os.kill(pid, signal.SIGSTOP)
+
+    codes = []
+    for cycle in (1, 2):
+        job_dir = JobDir(tmp_path / f"job-{cycle}")
+        with take_lease(job.devices, timeout_s=0) as lease:
+            runner.run(job, job_dir, stop_when_loaded, lease)
+        codes.append(read_json(job_dir.error)["exit_code"])
+    runner.close()
+
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
