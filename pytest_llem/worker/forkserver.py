@@ -12,7 +12,7 @@ caller's main module into every child, and gives no session per child. One cycle
     server: {"status": S}                               as returned by waitpid, when nothing of the child is left
 
 All that a worker started ends with it, also what left its session: orphans become children of this process. When the
-caller is gone (its end of the socket closes), the server and all below it end at once.
+caller is gone (it has ended, or its end of the socket closes), the server and all below it end at once.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main(descriptor: int, engine: str | None = None) -> None:
     # A forked child must not take a Ctrl-C meant for pytest; pytest ends its worker itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=descriptor)
+    parent = _end_of_parent()
     if engine is not None and not _import(engine, channel):
         return
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -62,21 +63,22 @@ def main(descriptor: int, engine: str | None = None) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     server = os.getpid()
     while True:
-        request, descriptors = receive(channel)
+        select.select([channel.fileno(), *parent], [], [])
+        request, descriptors = (None, []) if _is_closed(channel, parent) else receive(channel)
         if request is None:
             return
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             channel.close()
-            os.close(wake_read)
-            os.close(wake_write)
+            for own in (wake_read, wake_write, *parent):
+                os.close(own)
             _child(request, descriptors, server, new_interpreter=engine is None)
         for inherited in descriptors:
             os.close(inherited)
         with contextlib.suppress(ConnectionError):  # `_wait` sees that the caller is gone
             send(channel, {"pid": pid})
-        if not _wait(pid, channel, wake_read):
+        if not _wait(pid, channel, parent, wake_read):
             return
 
 
@@ -128,20 +130,27 @@ def unsafe_to_fork() -> str | None:
     return None
 
 
-def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
+def _end_of_parent() -> list[int]:
+    """A descriptor that is readable once the parent has ended: its other children may hold the socket, too."""
+    with contextlib.suppress(AttributeError, OSError):  # before Linux 5.3
+        return [os.pidfd_open(os.getppid())]
+    return []
+
+
+def _wait(pid: int, channel: socket.socket, parent: list[int], wake_read: int) -> bool:
     """Wait for the child and report its status; false when the caller went away, and all was killed."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             break
-        readable, _, _ = select.select([channel.fileno(), wake_read], [], [], 5.0)
+        readable, _, _ = select.select([channel.fileno(), wake_read, *parent], [], [], 5.0)
         if wake_read in readable:
             os.read(wake_read, 4096)
-        if channel.fileno() in readable and _is_closed(channel):
+        if _is_closed(channel, parent):
             end_descendants(KILLED_S)
             return False
     rest_s = time.monotonic() + REST_S
-    while _has_children() and time.monotonic() < rest_s and not _is_closed(channel):
+    while _has_children() and time.monotonic() < rest_s and not _is_closed(channel, parent):
         time.sleep(0.01)
     end_descendants(KILLED_S)
     with contextlib.suppress(ConnectionError):
@@ -149,7 +158,9 @@ def _wait(pid: int, channel: socket.socket, wake_read: int) -> bool:
     return True
 
 
-def _is_closed(channel: socket.socket) -> bool:
+def _is_closed(channel: socket.socket, parent: list[int]) -> bool:
+    if select.select(parent, [], [], 0)[0]:
+        return True
     try:
         return not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
