@@ -20,7 +20,7 @@ from docker.models.containers import Container
 
 from pytest_llem.containers.daemon import NO_IMAGE, connect, docker_errors
 from pytest_llem.errors import LlemError
-from pytest_llem.machine.orphaned_workers import pid_scope, start_ticks
+from pytest_llem.machine.processes import pid_scope, start_ticks
 
 SESSION_LABEL = "llem.session"
 RUN_LABEL = "llem.run"

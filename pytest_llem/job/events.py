@@ -1,6 +1,6 @@
 """Writes `events.jsonl`, a worker's log of its cycle, and identifies the clock of its timestamps.
 
-Workers write it, runners follow it while the cycle runs; `containers.host_meter` and `machine.orphaned_workers` ask for
+Workers write it, runners follow it while the cycle runs; `containers.host_meter` and `machine.processes` ask for
 the clock. Names and fields are part of the job directory's format (docs/protocol.md): add to them, never change them.
 """
 

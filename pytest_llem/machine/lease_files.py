@@ -1,6 +1,6 @@
 """The directory of device leases, which all users of the machine share: locks, the facts in them, and the queue.
 
-`leases` and `orphaned_workers` use it; `llem doctor` and `xdist.scheduling` ask for its settings. Files of older
+`leases` and `processes` use it; `llem doctor` and `xdist.scheduling` ask for its settings. Files of older
 versions and of other users must stay readable: every fact in them may be missing.
 """
 

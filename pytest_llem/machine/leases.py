@@ -1,8 +1,8 @@
 """Device leases: the exclusive right of one cycle to its devices, as file locks that die with their holder.
 
-`runners.measure_here` and `llem doctor` take them, which ends workers of dead pytest processes; so does `run_results`
-after a crash. Runners pass the locked descriptors on to the measured process: a lease must last until *it* is dead,
-even when pytest is killed. Several devices are taken together or not at all, in turn: see `lease_files`.
+`runners.measure_here` and `llem doctor` take them; `run_results` has containers removed after a crash. Runners pass the
+locked descriptors on to the measured process: a lease must last until *it* is dead, even when pytest is killed. Several
+devices are taken together or not at all, in turn: see `lease_files`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,13 +34,13 @@ from pytest_llem.machine.lease_files import (
     turns,
     who_locks,
 )
-from pytest_llem.machine.orphaned_workers import end_orphaned_worker, owner_is_gone, process_facts
+from pytest_llem.machine.processes import owner_is_gone, process_facts
 
 POLL_S = 0.1
 """Chosen: short beside a cycle, and a look at the lock files takes about a millisecond."""
 
 ENDING_S = 10.0
-"""Chosen: how long a killed worker may take to release its lease, its GPU memory included."""
+"""Chosen: how long the worker of a dead pytest may take to end and to release its lease, its GPU memory included."""
 
 SHOWN_HOLDERS = 3
 """Chosen: a message stays on one line of a terminal."""
@@ -128,7 +128,7 @@ def take_lease(
     request: LeaseRequest | None = None,
     remove_containers: RemoveContainers | None = None,
 ) -> Lease:
-    """Take these devices, or so many of those; end what a dead pytest left there (containers: `remove_containers`).
+    """Take these devices, or so many of those; `remove_containers` is called where a dead pytest left one there.
 
     Waits its turn while others hold them, telling `on_wait` for whom whenever that changes; `DeviceError` after
     `timeout_s` seconds, or when the lock files cannot be made.
@@ -141,8 +141,8 @@ def take_lease(
     with Waiting(names, demand.count, request.run, request.queue_position) as waiting:
         lease = _wait(waiting, demand, request, time.monotonic() + timeout_s, on_wait)
     try:
-        for name, facts in lease.previous.items():
-            _clean_up(facts, lease_file(name), remove_containers)
+        if remove_containers is not None:
+            _clean_up(lease.previous.values(), remove_containers)
     except BaseException:
         lease.release()
         raise
@@ -160,33 +160,29 @@ def _in_order_of_choice(demand: Demand, request: LeaseRequest) -> list[str]:
     return sorted(demand.in_order_of_preference(), key=drawbacks)
 
 
-def end_orphaned_workers(remove_containers: RemoveContainers | None = None) -> list[int]:
-    """End dead pytests' workers on all devices, containers by `remove_containers`; the process ids of those ended."""
-    pids = [_clean_up(LeaseFacts.read(path), path, remove_containers) for path in lease_dir().glob("*.lock")]
-    return [pid for pid in pids if pid is not None]
+def remove_orphans(remove_containers: RemoveContainers) -> None:
+    """Remove containers of dead pytests, by `remove_containers`, where the lease of any device names one."""
+    _clean_up(map(LeaseFacts.read, lease_dir().glob("*.lock")), remove_containers)
 
 
-def _clean_up(facts: LeaseFacts, path: Path, remove_containers: RemoveContainers | None) -> int | None:
-    pid = end_orphaned_worker(facts, path)
-    if remove_containers is not None and facts.container and owner_is_gone(facts):
+def _clean_up(left: Iterable[LeaseFacts], remove_containers: RemoveContainers) -> None:
+    if any(facts.container and owner_is_gone(facts) for facts in left):
         remove_containers()
-    return pid
 
 
 def _wait(waiting: Waiting, demand: Demand, request: LeaseRequest, deadline: float, on_wait: OnWait | None) -> Lease:
     last_reason: str | None = None
-    ended = False
+    ending = False
     while True:
         lease, busy, ahead = _look(waiting, demand, request)
         if lease is not None:
             return lease
         waiting.alive()
         names, count = waiting.ticket.candidates, demand.count
-        gone = [name for name, facts in busy.items() if end_orphaned_worker(facts, lease_file(name)) is not None]
         reason = _reason(busy, ahead)
-        if gone and not ended:
-            ended, deadline = True, max(deadline, time.monotonic() + ENDING_S)
-        elif not gone and (busy or ahead) and reason != last_reason and on_wait is not None:
+        if not ending and any(map(owner_is_gone, busy.values())):
+            ending, deadline = True, max(deadline, time.monotonic() + ENDING_S)
+        if (busy or ahead) and reason != last_reason and on_wait is not None:
             on_wait(f"waiting for {_wanted(names, count)}: {reason}")
             last_reason = reason
         if time.monotonic() >= deadline:

@@ -33,7 +33,7 @@ from pytest_llem.containers.stream import Attachment, OutputPump
 from pytest_llem.errors import JsonValue, LlemError, RunnerError
 from pytest_llem.job.job import Job
 from pytest_llem.job.redaction import redact, secrets_of
-from pytest_llem.machine.orphaned_workers import start_ticks
+from pytest_llem.machine.processes import start_ticks
 from pytest_llem.servers.server import Begin, Ended, Server, Tell, listens_below
 from pytest_llem.servers.spec import LOOPBACK, Launch, ServerSpec
 from pytest_llem.study.runner_settings import DockerSettings

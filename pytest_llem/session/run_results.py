@@ -21,8 +21,8 @@ from filelock import FileLock
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
-from pytest_llem.machine.leases import end_orphaned_workers
-from pytest_llem.machine.orphaned_workers import start_ticks
+from pytest_llem.machine.leases import remove_orphans
+from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
@@ -241,7 +241,7 @@ class RunResults:
                 state = read_state(announcement.events.parent)
                 keys |= {state.key: None} if state is not None else {}
                 announcement.path.unlink(missing_ok=True)
-        end_orphaned_workers(remove_orphaned_containers)
+        remove_orphans(remove_orphaned_containers)
         manifest = read_manifest(self._run_dir / MANIFEST)
         keys |= dict.fromkeys(_own_cycle(nodeid, manifest.studies, rootpath))
         outcomes = []

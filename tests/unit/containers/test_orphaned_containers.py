@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from pytest_llem.containers.orphaned_containers import SessionIdentity, owner_is_dead
-from pytest_llem.machine.orphaned_workers import start_ticks
+from pytest_llem.machine.processes import start_ticks
 
 
 def test_a_live_owner_is_alive() -> None:

@@ -1,14 +1,12 @@
-"""Ends the workers of dead pytest processes, only where there is no doubt whose they are.
+"""Processes by id and start time, and whether the pytest that one works for has ended.
 
-`leases` calls it; containers, servers and `run_results` use its process facts. Any user may write a lease file, so it
-must never be proof alone.
+`leases` calls it; containers, servers and `run_results` use its process facts. Any user may write a lease file, so that
+nothing may be ended for what it says.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from pathlib import Path
 
 from pytest_llem.job.events import clock_facts
@@ -35,36 +33,6 @@ def process_facts(pid: int) -> LeaseFacts:
         boot_id=boot_id,
         pid_namespace=namespace,
     )
-
-
-def end_orphaned_worker(facts: LeaseFacts, lease_file: Path) -> int | None:
-    """End the worker that a lease file names when its pytest is dead; its pid, or `None` when nothing was ended.
-
-    Only a process whose id and start time both match, that leads its own process group and that holds the lease file
-    open is ended, with that group, and only when its pytest is known to be gone: same boot, same pid namespace. The
-    worker of a living pytest is never touched.
-    """
-    worker = facts.pid
-    if worker is None or worker == facts.owner or facts.start_ticks is None or not owner_is_gone(facts):
-        return None
-    try:
-        if start_ticks(worker) != facts.start_ticks or os.getpgid(worker) != worker or not _holds(worker, lease_file):
-            return None
-        os.killpg(worker, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return None
-    return worker
-
-
-def _holds(pid: int, lease_file: Path) -> bool:
-    with contextlib.suppress(OSError):
-        wanted = lease_file.stat()
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                opened = descriptor.stat()
-                if (opened.st_dev, opened.st_ino) == (wanted.st_dev, wanted.st_ino):
-                    return True
-    return False
 
 
 def owner_is_gone(facts: LeaseFacts) -> bool:
