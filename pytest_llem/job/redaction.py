@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote, quote_plus, unquote
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.files import write_text
+from pytest_llem.job.files import write_bytes
 
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SECRET_VARIABLES = (
@@ -41,24 +40,27 @@ _USER_INFO = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
 _CREDENTIALS = {
     "hf_": re.compile(r"\bhf_(?:(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,}|[A-Za-z]{12,})"),
     "sk-": re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),
-    "gh": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
+    **{f"gh{kind}_": re.compile(rf"\bgh{kind}_[A-Za-z0-9]{{16,}}") for kind in "pousr"},
     "github_pat_": re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
     "glpat-": re.compile(r"\bglpat-[A-Za-z0-9_-]{16,}"),
     "nvapi-": re.compile(r"\bnvapi-[A-Za-z0-9_-]{16,}"),
     "xox": re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,}"),
     "IA": re.compile(r"\bA(?:KIA|SIA)[0-9A-Z]{16}\b"),
-    "eyJ": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+    "eyJ": re.compile(r"\beyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
     "-----BEGIN": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
     "://": re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
 }
 """Forms that nothing but a credential has: those of the Hugging Face hub, OpenAI, GitHub, GitLab, NVIDIA, Slack and
 AWS, JSON web tokens (RFC 7519), private keys (RFC 7468), and the user information of a URL (RFC 3986); each by what
-must stand in a text before it is worth looking closer."""
+must stand in a text before it is worth looking closer. The first part of a JSON web token is bounded (chosen: above any
+header), since without a bound a line of `eyJ-eyJ-` takes minutes."""
 
-_AUTHORIZATION = (
-    re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
-    re.compile(r"(?i)(?<=\bbasic )[A-Za-z0-9+/=]{12,}"),
-)
+_AUTHORIZATION = {
+    "bearer ": re.compile(r"(?<=\b(?i:bearer) )(?=[a-z]*[^a-z\s])[A-Za-z0-9._~+/=-]{8,}"),
+    "basic ": re.compile(r"(?<=\b(?i:basic) )(?=[a-z]*[A-Z0-9+/=])[A-Za-z0-9+/=]{12,}"),
+}
+"""Words of small letters alone are none: a "basic configuration"."""
+
 _SPECIAL = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
 _WORDS = (
     rf"({_SPECIAL}TOKEN|(?:HF|HUB|ACCESS|AUTH|API|REFRESH|SESSION|JOB)[_-]TOKEN"
@@ -75,6 +77,9 @@ _QUANTITY = re.compile(r"[0-9.,]+(?:e[+-]?[0-9]+)?[A-Za-z/]*")
 _SHORTEST = 6
 """Chosen: replacing shorter values would tear up ordinary text, and no real credential is that short."""
 
+_PLACEHOLDERS = ("ollama", "lm-studio", "sk-no-key-required", "not-needed", "no-key", "unused", "placeholder")
+"""What clients are told to set where a server wants no key (Ollama, LM Studio, llama.cpp), its name among them."""
+
 _SHORTEST_UNNAMED = 8
 """Chosen: of a variable that only sounds secret, shorter values, plain words and numbers are not hidden."""
 
@@ -85,7 +90,7 @@ _SHORTEST_CREDENTIAL = 20
 """Chosen: far below the 37 characters of a hub's token, and longer than a name like hf_int8model in a study."""
 
 _CHUNK_BYTES = 1 << 20
-"""Chosen: a log is read in parts of a megabyte, so that one of gigabytes fits in memory."""
+"""Chosen: of a log whose lines end, no more than this is searched at a time."""
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
@@ -128,7 +133,7 @@ def _hidden(variables: frozenset[tuple[str, str]], named: frozenset[str]) -> tup
     found = set()
     for name, value in variables:
         sounds_secret = "://" not in value and _SECRET_NAME.search(name) is not None and _is_no_word(value)
-        if name in named or sounds_secret:
+        if (name in named and value not in _PLACEHOLDERS) or sounds_secret:
             found.add(value)
         for pattern in _CREDENTIALS.values():
             found.update(pattern.findall(value))
@@ -145,8 +150,10 @@ def redact(text: str, values: Iterable[str] | None = None) -> str:
     for mark, credential in _CREDENTIALS.items():
         if mark in text:
             text = credential.sub(REDACTED, text)
-    for pattern in _AUTHORIZATION:
-        text = pattern.sub(REDACTED, text)
+    small = text.lower()
+    for mark, pattern in _AUTHORIZATION.items():
+        if mark in small:
+            text = pattern.sub(REDACTED, text)
     return _ASSIGNED.sub(_hide, text)
 
 
@@ -164,22 +171,22 @@ def redacted(value: JsonValue, values: Iterable[str] | None = None) -> JsonValue
 
 def redact_file(path: Path) -> None:
     """Redact a log in place, if it holds anything to redact; a missing file is ignored."""
-    values = hidden()
+    values, clean_bytes = hidden(), 0
+    kept: list[bytes] = []
     try:
         with path.open("rb") as stream:
-            if all(redact(text, values) == text for text in _parts(stream)):
-                return
-        with path.open("rb") as stream:
-            kept = [redact(text, values) for text in _parts(stream)]
+            while part := b"".join(stream.readlines(_CHUNK_BYTES)):
+                text = part.decode("utf-8", "replace")
+                cleaned = redact(text, values)
+                if kept or cleaned != text:
+                    kept.append(cleaned.encode())
+                else:
+                    clean_bytes += len(part)
+            stream.seek(0)
+            if kept:
+                write_bytes(path, b"".join((stream.read(clean_bytes), *kept)), durable=False)
     except FileNotFoundError:
         return
-    write_text(path, "".join(kept), durable=False)
-
-
-def _parts(stream: IO[bytes]) -> Iterator[str]:
-    """Whole lines of a log, about a megabyte at a time."""
-    while lines := stream.readlines(_CHUNK_BYTES):
-        yield b"".join(lines).decode("utf-8", "replace")
 
 
 def _hide(match: re.Match[str]) -> str:
@@ -200,8 +207,13 @@ def _is_secret_entry(key: str, value: JsonValue) -> bool:
 
 
 def _is_no_word(value: str) -> bool:
-    """Whether a value is long and odd enough that hiding it cannot tear up ordinary text."""
-    return len(value) >= _SHORTEST_UNNAMED and not value.isdigit() and not (value.isalpha() and value.islower())
+    """Whether a value is long and odd enough that hiding it cannot tear up ordinary text, or the paths in it."""
+    plain = (
+        value.isdigit()
+        or (value.isalpha() and value.islower())
+        or (value.startswith("/") and os.access(value, os.F_OK))
+    )
+    return len(value) >= _SHORTEST_UNNAMED and not plain
 
 
 def _spellings(values: Iterable[str]) -> tuple[str, ...]:
