@@ -91,6 +91,12 @@ def test_the_lines_of_one_event_are_joined_whenever_they_come() -> None:
     assert done.first_token_ns == -(-(len(lines) - 1) // 7)
 
 
+def test_a_usage_before_the_last_text_counts_nothing() -> None:
+    early = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert failure(event("w", usage=early), event("w w w"), END, DONE) == "wrong_usage"
+    assert streamed(event("w", usage=early), event("w w w"), END, COUNTS, DONE).generated == 8
+
+
 def test_the_last_usage_counts() -> None:
     """Some servers state it in every event: an earlier one made 7 tokens of 8, or a contradiction of a good answer."""
     so_far = [event(usage={"prompt_tokens": 3, "completion_tokens": n}) for n in range(1, 9)]

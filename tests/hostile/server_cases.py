@@ -148,6 +148,7 @@ def _failing() -> dict[str, Case]:
         "says done at once": stream(DONE),
         "no usage": stream(*WORDS, END, DONE),
         "usage is a list": stream(*WORDS, END, data({"choices": [], "usage": [8]}), DONE),
+        "a usage, and text behind it": stream(*WORDS[:6], data(usage(7)), data(word("ww")), END, DONE),
         "a later usage takes it back": stream(*GOOD[:-1], data(usage(3)), DONE),
         "two choices": stream(*[data({"choices": [word()["choices"][0]] * 2})] * COUNT, END, data(usage(16)), DONE),
         "stops early": stream(*WORDS[:2], data(word("", finish_reason="stop")), data(usage(2)), DONE),

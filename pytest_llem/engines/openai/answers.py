@@ -121,6 +121,10 @@ class Answer:
         if len(pieces.times_ns) > count or (text and not count):
             said = f"{count} tokens are said to be in {max(len(pieces.times_ns), 1)} pieces of text"
             raise RequestFailedError("wrong_usage", said)
+        if pieces.uncounted and pieces.tokens != count:
+            raise RequestFailedError(
+                "wrong_usage", f"after a usage of {count} tokens came more text, and no other usage"
+            )
         times = chunks = None
         if self.first_ns is not None or not count:
             times = next((tuple(t) for t in (pieces.told_ns, pieces.times_ns) if len(t) == count), None)
@@ -173,6 +177,7 @@ LARGEST_ID = 1 << 31
 class Pieces:
     """Texts with their times, and token `ids` with theirs (`told_ns`); `timed` if events state the count so far.
 
+    `uncounted` is whether text came after the last usage, which then cannot be that of the whole answer.
     `arrivals_ns` are the times of the events that brought either.
     """
 
@@ -187,6 +192,7 @@ class Pieces:
     timings: Mapping[str, Any] | None = None
     reason: str | None = None
     choices: int = 0
+    uncounted: bool = False
 
     @property
     def tokens(self) -> int:
@@ -216,6 +222,7 @@ class Pieces:
             self.timings = timings
         if event.get("usage"):
             self.usage = _mapping(event["usage"])
+            self.uncounted = False
         if not event.get("choices"):
             # A ping, or usage alone.
             return
@@ -225,6 +232,7 @@ class Pieces:
         if text:
             self.texts.append(text)
             self.times_ns.append(now_ns)
+            self.uncounted = bool(self.usage) and not event.get("usage")
         ids = choice.get("token_ids")
         if ids:
             if not all(type(value) is int and 0 <= value < LARGEST_ID for value in ids):
