@@ -27,7 +27,7 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("tensorrt_llm.quantization.method", "tensorrt_llm.quantization"),
 )
 
-_ENERGY_SCORE = {"ai_energy_score": "aienergyscore", "ai-energy-score": "aienergyscore"}
+_DATASETS = {"ai_energy_score": "aienergyscore", "ai-energy-score": "aienergyscore", "alpaca": "tatsu-lab/alpaca"}
 _ALGORITHMS = {
     "fp8": "FP8",
     "int8_sq": "W8A8_SQ_PER_CHANNEL",
@@ -88,9 +88,9 @@ RENAMES: Mapping[str, str] = {
 """A word, and the setting that it is here."""
 
 VALUES: Mapping[str, Mapping[str, str]] = {
-    "dataset": _ENERGY_SCORE,
-    "dataset.name": _ENERGY_SCORE,
-    "prompts.dataset": _ENERGY_SCORE,
+    "dataset": _DATASETS,
+    "dataset.name": _DATASETS,
+    "prompts.dataset": _DATASETS,
     "tensorrt_llm.quantization": _ALGORITHMS,
 }
 """Values that have other words here; those of `fp_precision` are read as those of `precision`."""

@@ -83,7 +83,7 @@ def _single_axis(
     if not alternatives:
         return []
     paths = frozenset(setting.path for alternative in alternatives for setting in alternative.settings)
-    return [Axis(name, tuple(alternatives), key_path, paths, engine)]
+    return [Axis(name, tuple(alternatives), key_path, paths, None if "engine" in paths else engine)]
 
 
 def _is_group(path: str, item: Field | None, value: list[JsonValue]) -> bool:

@@ -480,6 +480,13 @@ def test_what_samples_in_a_sweep_or_an_entry_does_so_alone(load: Load) -> None:
     assert temperatures(shared) == [1.0, 1.0]
 
 
+def test_names_of_its_data_sets_are_those_of_the_hub(load: Load) -> None:
+    datasets = ("alpaca", "{name: alpaca}", "{name: ai-energy-score}")
+    [first, second, third] = [load(f"model_name: m\ndataset: {dataset}\n").experiments for dataset in datasets]
+    assert first[0].config.workload.dataset == second[0].config.workload.dataset == "tatsu-lab/alpaca"
+    assert third[0].config.workload.dataset == "aienergyscore"
+
+
 def test_yes_and_no_are_the_booleans_there_that_they_are_in_yaml_1_1(load: Load) -> None:
     study = load(
         """\

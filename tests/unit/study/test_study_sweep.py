@@ -343,3 +343,8 @@ def test_group_named_after_an_engine_is_that_engines_alone(load: Load) -> None:
     points = [(experiment.engine, experiment.config.workload.prompts) for experiment in study.experiments]
     assert points == [("transformers", 2), ("vllm", 32), ("vllm", 4)]
     assert not study.notices
+
+
+def test_group_that_sets_the_engine_is_no_engines_alone(load: Load) -> None:
+    study = load("model: m\nengine: vllm\nsweep: {vllm.modes: [{engine: vllm}, {engine: transformers}]}\n")
+    assert [experiment.engine for experiment in study.experiments] == ["vllm", "transformers"]
