@@ -53,7 +53,7 @@ def _convert(path: Path) -> tuple[Mapping[str, JsonValue], list[str]]:
     sources = read_sources(path, os.environ)
     if not sources.is_older:
         raise StudyError(f"{path}: nothing to convert", fix="it is a study of this project already")
-    return {"name": study.name, **sources.data}, [
+    return {"name": "", **sources.data} | {"name": study.name}, [
         notice.message for notice in study.notices if notice.code == "older_words"
     ]
 

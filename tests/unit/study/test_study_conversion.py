@@ -74,7 +74,9 @@ def test_bases_are_part_of_what_is_converted(tmp_path: Path, capsys: pytest.Capt
     )
     (tmp_path / "a.yaml").write_text("_extends: base.yaml\nconfig_name: same\ndecoder: {temperature: 0.7}\n")
     (tmp_path / "b.yaml").write_text("config_name: same\nmodel_name: org/k\nenergy: {backend: zeus}\n")
-    (tmp_path / "c.yaml").write_text("base: base.yaml\nbaseline: {enabled: true}\ndecoder: {temperature: 0.7}\n")
+    (tmp_path / "c.yaml").write_text(
+        "base: base.yaml\nname: null\nbaseline: {enabled: true}\ndecoder: {temperature: 0.7}\n"
+    )
     (tmp_path / "campaign.yaml").write_text("campaign_name: c\nconfigs: [a.yaml, b.yaml]\n")
     (tmp_path / "out").mkdir()
     for name in ("a", "c", "campaign"):
@@ -84,6 +86,7 @@ def test_bases_are_part_of_what_is_converted(tmp_path: Path, capsys: pytest.Capt
         for folder in (tmp_path, tmp_path / "out"):
             [config] = [each.config for each in load_study(folder / f"{name}.yaml").experiments]
             assert (config.model, config.workload.output_tokens, config.decoding.temperature) == ("org/m", 16, 0.7)
+            assert load_study(folder / f"{name}.yaml").name == {"a": "same", "c": "c"}[name]
             assert (config.decoding.top_k, config.measurement.idle.duration_s) == (top_k, idle_s)
     experiments = load_study(tmp_path / "out" / "campaign.yaml").experiments
     assert [(each.id, each.config.model) for each in experiments] == [("same", "org/m"), ("same.2", "org/k")]
