@@ -1,4 +1,4 @@
-"""Reads and writes whole files: atomic writes, and JSON files that state their version.
+"""Reads and writes whole files: atomic writes, and JSON from outside.
 
 Both sides use it for what must never be seen half written. Standard library only, for workers.
 """
@@ -12,15 +12,12 @@ import math
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WriteError
-from pytest_llem.job.wire import decode
 
-T = TypeVar("T")
 SLUG_LENGTH = 80
 """Chosen: three such names and a file's stay far below the 255 bytes that Linux file systems allow each."""
 
@@ -37,21 +34,6 @@ LOG_TAIL_BYTES = 65536
 # The umask can be read only by setting it, which is safe only once, before there are threads.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-
-
-def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
-    """Read a JSON file into a dataclass; `StoreError` if it is absent, broken, or newer than `newest`."""
-    data = read_json(path)
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > newest:
-        raise StoreError(
-            f"{path}: {what} format {version} is newer than {newest}, the newest this version reads",
-            fix="use the version of pytest-llem that wrote it, or a newer one",
-        )
-    try:
-        return decode(cls, data)
-    except ValueError as problem:
-        raise StoreError(f"{path}: {problem}") from None
 
 
 def write_json(path: Path, data: JsonValue, *, durable: bool = True) -> None:
@@ -103,6 +85,8 @@ def noted(problems: list[str], what: str = "") -> Iterator[None]:
 
 
 def _replace(path: Path, data: bytes, durable: bool) -> None:
+    import tempfile  # here: the sampler process, which only reads, starts in milliseconds
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".llem-")  # not the name, which may be as long as allowed
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -122,6 +106,8 @@ def require_writable(directory: Path) -> None:
 
     It tries: permissions alone do not tell of read-only mounts, special file systems, quotas, and names too long.
     """
+    import tempfile
+
     above, missing = directory.absolute(), []
     try:
         while not _present(above):

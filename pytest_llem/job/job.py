@@ -14,9 +14,9 @@ from typing import Literal
 
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
-from pytest_llem.job.files import read_versioned, write_json
+from pytest_llem.job.files import write_json
 from pytest_llem.job.redaction import name_secrets, redacted
-from pytest_llem.job.wire import encode
+from pytest_llem.job.wire import encode, read_versioned
 
 SCHEMA_VERSION = 1
 """Version of the files of a job directory; readers refuse a newer one."""

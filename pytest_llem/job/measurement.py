@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.files import read_versioned, write_json
+from pytest_llem.job.files import write_json
 from pytest_llem.job.job import SCHEMA_VERSION
 from pytest_llem.job.redaction import redacted
 from pytest_llem.job.report import Note
-from pytest_llem.job.wire import decode, encode
+from pytest_llem.job.wire import decode, encode, read_versioned
 
 Scope = Literal["gpu_board", "module", "cpu_package+dram", "cpu_package", "process_estimate"]
 

@@ -12,11 +12,28 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import read_json
 
 T = TypeVar("T")
+
+
+def read_versioned(cls: type[T], path: Path, newest: int, what: str) -> T:
+    """Read a JSON file into a dataclass; `StoreError` if it is absent, broken, or newer than `newest`."""
+    data = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > newest:
+        raise StoreError(
+            f"{path}: {what} format {version} is newer than {newest}, the newest this version reads",
+            fix="use the version of pytest-llem that wrote it, or a newer one",
+        )
+    try:
+        return decode(cls, data)
+    except ValueError as problem:
+        raise StoreError(f"{path}: {problem}") from None
 
 
 def decode(cls: type[T], data: object, path: str = "") -> T:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
-from pytest_llem.job.files import read_json, read_versioned, require_writable, slug, write_text
-from pytest_llem.job.wire import encode
+from pytest_llem.job.files import read_json, require_writable, slug, write_text
+from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.comparability import common_conditions, flat_settings
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import StudyPlan, read_manifest

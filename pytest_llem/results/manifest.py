@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.files import read_versioned, write_json
-from pytest_llem.job.wire import encode
+from pytest_llem.job.files import write_json
+from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import StateName, now, read_state
 

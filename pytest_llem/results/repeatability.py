@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 
 from pytest_llem.errors import JsonValue, SettingsError
-from pytest_llem.job.files import read_versioned
+from pytest_llem.job.wire import read_versioned
 from pytest_llem.results.comparability import MACHINE, Conditions, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.layout import repeatability_file
