@@ -17,7 +17,7 @@ from pytest_llem.errors import visible
 
 T = TypeVar("T")
 Row = Sequence[str]
-FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_MARKS = tuple("=+-@\t\r\n＝＋－＠")
 SHOW_AFTER_S = 0.5
 """Chosen: a command that ends sooner needs no count."""
 INTERVAL_S = 0.1

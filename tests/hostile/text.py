@@ -41,7 +41,7 @@ TEXTS = (
     "$pwned ${pwned} {{pwned}} {pwned} %(pwned)s",
     '=HYPERLINK("http://pwned")',
     "+cmd|' /C pwned'!A0",
-    "-2+pwned",
+    "－2+pwned",
     "@SUM(pwned)",
     "\tpwned",
     "\r=pwned",
@@ -74,7 +74,7 @@ TEXTS = (
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 COMMAND = re.compile(r"^\s*::(?!(?:error|warning) title=)|##\[")
-FORMULA = re.compile(r"^[=+@\t\r-]")
+FORMULA = re.compile(r"^[=+@\t\r\n＝＋－＠-]")
 NUMBER = re.compile(r"^[-+]?[0-9.]+(?:e[-+]?[0-9]+)?$")
 STUDY = """\
 engine: gossip

@@ -16,6 +16,7 @@ from pytest_llem.results.energy_schema import EnergyDevice
 from pytest_llem.results.exports import aienergyscore, export, mlperf, otel, vllm_bench
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
+from pytest_llem.results.terminal import spreadsheet
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench
@@ -263,3 +264,8 @@ def test_otel_counts_leased_devices_alone_and_knows_their_types(make: Make) -> N
     several = result.model_copy(update={"energy": replace(result.energy, devices=(device, memory, beside))})
     points = metrics(several)["hw.energy"]["sum"]["dataPoints"]
     assert [attributes(point["attributes"])["hw.type"] for point in points] == ["cpu", "memory"]
+
+
+@pytest.mark.parametrize("text", ["=1", "-1+cmd", "\n=1", "＝1", "＠SUM(1)"])
+def test_no_spreadsheet_sees_a_formula(text: str) -> None:
+    assert spreadsheet(text) == f"'{text}"
