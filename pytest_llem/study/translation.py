@@ -487,7 +487,8 @@ def _engine(data: Mapping[str, JsonValue]) -> str:
 def _engines(data: Mapping[str, JsonValue]) -> list[str]:
     """Every engine that a study's experiments have."""
     sweep, entries = _section(data, "sweep"), data.get("experiments")
-    names = [*_named_engines(data), *_named_engines(sweep), *(scope for key in sweep if (scope := _scope(key)))]
+    scopes = (_scope(f"{_word(key)}.") for key in sweep)
+    names = [*_named_engines(data), *_named_engines(sweep), *(scope for scope in scopes if scope)]
     default = names[:1] or ["transformers"]
     for entry in entries if isinstance(entries, list) else ():
         names += (_named_engines(entry) if isinstance(entry, Mapping) else []) or default

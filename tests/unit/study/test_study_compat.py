@@ -449,6 +449,7 @@ def test_every_section_of_an_entry_takes_the_place_of_the_shared_one(load: Load)
         "backend: [pytorch, vllm]",
         "sweep: {backend: [pytorch, vllm]}",
         "sweep: {vllm.engine.enforce_eager: [true]}",
+        "sweep: {vllm: {engine: {enforce_eager: [true]}}, harness.transformers.batch_size: [2]}",
         "experiments: [{backend: vllm}, {n: 3}]",
         "backend: vllm\nexperiments: [{passthrough_kwargs: {a: 1}}]",
     ],
