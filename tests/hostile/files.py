@@ -39,6 +39,7 @@ from pytest_llem.results.state import read_state
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.settings import load_settings
 from pytest_llem.workload.texts import read_texts
+from tests.hostile.engines import environment
 from tests.hostile.report import SEED, table, write_docs
 from tests.hostile.studies import VALUES, TooLongError, time_limit
 
@@ -46,12 +47,11 @@ LIMIT_S = 60.0
 """Chosen: thirty times what the slowest verb takes for a run of this size on an idle machine."""
 
 STUDY = """\
-model: builtin:tiny-llama
-dtype: float32
+engine: odd
+model: quiet
 workload: {prompts: 2, input_tokens: 8, output_tokens: 4}
 measurement:
   {min_duration_s: 0.05, idle: {duration_s: 0.1}, warmup: {max_repeats: 1}, validity: {cpu_contended_rel: 1}}
-transformers: {threads: 1}
 execution: {cycles: 3, cooldown: 0}
 compare: {fail_if: {output_tokens_per_s: -90%}}
 """
@@ -88,7 +88,7 @@ class World:
 def world(root: Path) -> World:
     """Measure it."""
     (root / "study.yaml").write_text(STUDY, encoding="utf-8")
-    env = {**os.environ, "PYTEST_ADDOPTS": "", "LLEM_LEASE_DIR": "none", "OMP_NUM_THREADS": "1"}
+    env = {**environment(root), "PYTEST_ADDOPTS": "", "LLEM_LEASE_DIR": "none"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "--llem-study=study.yaml"]
     for more in (["--llem-save-baseline=main"], ["--llem-baseline=main"]):
         done = subprocess.run([*command, *more], cwd=root, env=env, capture_output=True, text=True, check=False)
