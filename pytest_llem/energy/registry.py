@@ -108,6 +108,6 @@ def _load(name: str) -> type[Meter]:
             return meter if issubclass(meter, Meter) else type(meter.__name__, (meter, Meter), {})
     raise MeterError(
         f"unknown meter {name!r}",
-        fix=f"use one of: auto, none, {', '.join(known_meters())}",
+        fix=f"use one of: auto, none, {', '.join(known_meters())}; workers find what is installed or on PYTHONPATH",
         details={"meter": name},
     )

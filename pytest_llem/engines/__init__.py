@@ -62,9 +62,8 @@ def open_engine(name: str) -> Engine:
 
     target = engine_info(name).engine
     if not target:
-        raise EngineError(
-            f"unknown engine {name!r}", fix=f"use one of: {', '.join(engine_names())}", details={"engine": name}
-        )
+        fix = f"use one of: {', '.join(engine_names())}; workers find what is installed or on PYTHONPATH"
+        raise EngineError(f"unknown engine {name!r}", fix=fix, details={"engine": name})
     engine = resolve_name(target)
     if isinstance(engine, type) and not issubclass(engine, Engine):
         engine = type(engine.__name__, (engine, Engine), {})

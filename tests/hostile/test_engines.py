@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.hostile.engines import kinds, measure
+from tests.hostile.engines import FAULTY, STUDY, environment, kinds, measure
 
 LEAVE_SOMETHING = (
     "fork-twice-ignores.load",
@@ -51,6 +53,18 @@ def test_modules_that_only_lie_beside_the_study_hide_nothing(tmp_path: Path) -> 
         (tmp_path / f"{name}.py").touch()
     run = measure(tmp_path, ["imports.load"], timeout_s=30.0)
     assert [one.status for one in run.outcomes] == ["valid"], run.output
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons cannot leave the current directory out")
+def test_an_engine_that_only_lies_beside_the_study_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """`python -m pytest` finds it there, and its workers do not."""
+    shutil.copytree(FAULTY, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "odd.yaml").write_text(STUDY.format(kinds="quiet", timeout_s=30.0))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--llem-study=odd.yaml"]
+    env = environment(tmp_path) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert "unknown engine 'odd'" in run.stdout
+    assert "; workers find what is installed or on PYTHONPATH" in run.stdout
 
 
 def test_a_module_of_the_users_path_that_hides_another_is_named(
