@@ -19,7 +19,7 @@ from pytest_llem.results import compare
 from pytest_llem.results.baselines import required_cycles
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
-from pytest_llem.results.manifest import Manifest, read_manifest
+from pytest_llem.results.manifest import Manifest, current_manifest, read_manifest
 from pytest_llem.results.reading import (
     MeasurementId,
     Results,
@@ -157,7 +157,7 @@ def _lines(rows: Sequence[RunRow]) -> list[str]:
 
 
 def _row(run: Path) -> RunRow:
-    manifest = read_manifest(run / MANIFEST)
+    manifest = current_manifest(run)
     hostname = manifest.environment.get("hostname")
     shard = shard_of(manifest)
     return RunRow(

@@ -84,7 +84,7 @@ def judge_comparison(
     problem = "; ".join(mixture(valid, comparison.allow))
     changed: list[str] = []
     if reference is None:
-        problem = problem or f"{baseline.source} does not have this experiment"
+        problem = problem or f"{baseline.source} has no valid cycle of this experiment"
     elif reference.config_hash != of[2]:
         changed = settings_differences(reference.settings, flat_settings(valid[0])) if valid else []
         if comparison.match == "id":

@@ -103,6 +103,12 @@ def read_manifest(path: Path) -> Manifest:
     return read_versioned(Manifest, path, MANIFEST_VERSION, "manifest")
 
 
+def current_manifest(run_dir: Path) -> Manifest:
+    """A run's manifest; of one that has not come to its end, with the cycles as their state files tell of them."""
+    manifest = read_manifest(run_dir / MANIFEST)
+    return manifest if manifest.finished_at else replace(manifest, items=_items(run_dir, manifest.studies))
+
+
 def rebuild_manifest(
     run_dir: Path,
     *,

@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.files import writing
 from pytest_llem.results.reading import Results
 from pytest_llem.results.terminal import spreadsheet
 
@@ -31,8 +32,9 @@ def export(results: Results, name: str, out: Path) -> None:
     if name not in FORMATS:
         raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join(FORMATS)}")
     write: Export = resolve_name(FORMATS[name])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(results, out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(results, out)
 
 
 def export_csv(results: Results, out: Path) -> None:

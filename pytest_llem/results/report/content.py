@@ -20,7 +20,7 @@ from pytest_llem.job.files import open_regular
 from pytest_llem.job.job import JobDir
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
-from pytest_llem.results.manifest import ManifestItem, read_manifest
+from pytest_llem.results.manifest import ManifestItem, current_manifest
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.schema import Result
@@ -99,7 +99,7 @@ def gather_content(
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = _traces(results, runs)
-    manifests = {name: read_manifest(run / MANIFEST) for name, run in runs.items()}
+    manifests = {name: current_manifest(run) for name, run in runs.items()}
     requested = {path.resolve() for path in paths}
     whole = [name for name, run in runs.items() if requested & {run.resolve(), run.parent.resolve()}]
     planned = Counter(
@@ -128,7 +128,7 @@ def _result_files(path: Path) -> list[Path]:
     try:
         return result_files(path)
     except StoreError:
-        if (path / MANIFEST).exists() and read_manifest(path / MANIFEST).items:
+        if (path / MANIFEST).exists() and current_manifest(path).items:
             return []
         raise
 

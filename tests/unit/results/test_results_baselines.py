@@ -136,7 +136,7 @@ def test_a_measurement_is_never_its_own_baseline(run: Runs) -> None:
 def test_an_unknown_experiment_is_not_comparable_and_an_unknown_study_an_error(run: Runs, key: CycleKey) -> None:
     before = stored(run("before"))
     other = run("other", of=replace(key, experiment_id="batch_size:2", config_hash="f" * 16))
-    assert "does not have this experiment" in against(other, before).skip_reason()
+    assert "has no valid cycle of this experiment" in against(other, before).skip_reason()
     changed = run("changed", of=replace(key, config_hash="e" * 16))
     assert "another configuration" in against(changed, before).skip_reason()
     with pytest.raises(StoreError, match="no baseline of study 'new'"):

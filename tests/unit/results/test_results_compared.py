@@ -112,7 +112,7 @@ def test_an_experiment_that_the_baseline_lacks_is_not_comparable_in_both(run: Ru
     )
     rows = both(run("before"), Results(elsewhere))
     assert verdicts(rows) == ["not_comparable"] * 2
-    assert "does not have this experiment" in rows[0].reason
+    assert "has no valid cycle of this experiment" in rows[0].reason
 
 
 def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs, tmp_path: Path) -> None:
