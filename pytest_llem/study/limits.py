@@ -101,7 +101,9 @@ def parse_change(metric: str, text: object) -> tuple[float, bool]:
         return float(match.group(1)) / 100, False
     if match is not None and unit and match.group(2).removeprefix("1") == unit:
         return float(match.group(1)), True
-    number = (_n(text) if not isinstance(text, str) else match.group(1) if match else text.strip() or "5").rstrip("%")
+    number = (_n(text) if not isinstance(text, str) else match.group(1) if match else text).strip().rstrip("%")
+    if not (usable := _CHANGE.match(f"{number}%")) or not -100 < float(usable.group(1)) < 100_000:
+        number = "5"
     absolute = f", or the change in its unit: {metric}: {number} {unit}" if unit else ""
     raise SettingsError(f"{metric}: {text!r} is not a change", fix=f"write percent: {metric}: {number}%{absolute}")
 

@@ -37,6 +37,8 @@ def test_a_limit_is_percent_or_in_the_metrics_unit(
         ("mfu", "0.05", "mfu: 0.05%"),
         ("output_tokens_per_s", "20/s", "turn the sign"),
         ("ttft_p99_s", "-0.1 s", "resolution: {ttft_p99_s: 0.01 s}"),
+        ("joules_per_output_token", "nan%", "write percent: joules_per_output_token: 5%"),
+        ("joules_per_output_token", "-150%", "write percent: joules_per_output_token: 5%"),
     ],
 )
 def test_what_could_be_misread_is_refused_with_both_spellings(metric: str, text: object, fix: str) -> None:
