@@ -24,7 +24,7 @@ BLOCKING = {
 
 
 def require(*names: str) -> None:
-    """Skip what is not installed; CI runs this file once with all of `MOST_USED`."""
+    """Skip what is not installed; `.ci/plugins-tests.sh` runs what the other tests' environment lacks."""
     missing = [name for name in names if PLUGINS[name].version is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
@@ -58,10 +58,11 @@ def test_a_plugin_does_no_harm(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "coverage.json").exists()
 
 
-def test_processes_that_end_with_their_item_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pytest-forked"])
+def test_processes_that_end_with_their_item_are_refused_before_anything_is_measured(name: str, tmp_path: Path) -> None:
     """All was measured, and every item failed."""
-    require("pytest-forked")
-    ran = run(tmp_path, "pytest-forked")
+    require(name)
+    ran = run(tmp_path, name)
     assert ran.refusal is not None
     assert ran.refusal.startswith("--forked of pytest-forked cannot be used with a study: ")
     assert not list(tmp_path.rglob("worker.log"))
