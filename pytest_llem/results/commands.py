@@ -60,10 +60,9 @@ def compare_runs(options: argparse.Namespace) -> int:
         baseline_dir=options.baseline_dir,
     )
     if options.format == "json":
-        text = json.dumps(encode(rows), indent=2, allow_nan=False)
+        show(json.dumps(encode(rows), indent=2, allow_nan=False))
     else:
-        text = "\n".join(compare.lines(rows, markdown=options.format == "markdown"))
-    show(text)
+        show("\n".join(compare.lines(rows, markdown=options.format == "markdown")))
     compare.require_compared(rows, baseline, Results(tuple(result for _, results in others for result in results)))
     return int(compare.failed(rows, strict=options.strict))
 
@@ -98,8 +97,7 @@ def list_all(options: argparse.Namespace) -> int:
     if not runs:
         raise StoreError(f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to")
     rows = [_row(run) for run in runs]
-    text = json.dumps(encode(rows), indent=2) if options.json else "\n".join(_lines(rows))
-    show(text)
+    show(json.dumps(encode(rows), indent=2) if options.json else "\n".join(_lines(rows)))
     return 0
 
 
@@ -158,8 +156,6 @@ def _lines(rows: Sequence[RunRow]) -> list[str]:
 
 def _row(run: Path) -> RunRow:
     manifest = current_manifest(run)
-    hostname = manifest.environment.get("hostname")
-    shard = shard_of(manifest)
     return RunRow(
         run_id=manifest.run_id,
         directory=str(run),
@@ -167,9 +163,9 @@ def _row(run: Path) -> RunRow:
         studies=tuple(dict.fromkeys([*(study.name for study in manifest.studies), *(i.study for i in manifest.items)])),
         states=dict(Counter(item.state for item in manifest.items)),
         reused=sum(item.source_run is not None for item in manifest.items),
-        hostname=hostname if isinstance(hostname, str) else None,
+        hostname=str(manifest.environment.get("hostname") or "") or None,
         finished=manifest.finished_at is not None,
-        shard=None if shard is None else str(shard),
+        shard=str(shard_of(manifest) or "") or None,
     )
 
 

@@ -87,19 +87,18 @@ def _warn_of_moved_rootdir(config: pytest.Config, studies: Iterable[Path]) -> No
 
 
 def _existing(config: pytest.Config, name: str) -> Path:
-    with named(f"--llem-study={name}", "check the path; it is relative to the current directory"):
+    fix = "check the path; it is relative to the current directory"
+    with named(f"--llem-study={name}", fix):
         path = absolute(config, name)
         if path.is_file():
             if not names_study(path.name):
                 raise SettingsError("a study's name ends in .yaml or .yml")
             return path
-    if path.is_dir():
-        raise pytest.UsageError(f"--llem-study={name}: this is a directory\nfix: name a study file in it")
     if path.exists():
-        raise pytest.UsageError(f"--llem-study={name}: not a regular file\nfix: name a study file")
+        what = "this is a directory" if path.is_dir() else "not a regular file"
+        raise pytest.UsageError(f"--llem-study={name}: {what}\nfix: name a study file")
     siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     close = get_close_matches(path.name, siblings, n=1)
-    fix = "check the path; it is relative to the current directory"
     if close:
         fix = f"did you mean {path.with_name(close[0])}?"
     raise pytest.UsageError(f"--llem-study={name}: no such file\nfix: {fix}")

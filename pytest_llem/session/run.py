@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llem.errors import LlemError
+from pytest_llem.job.files import reason
 
 if TYPE_CHECKING:
     from pytest_llem.errors import JsonValue
@@ -105,8 +106,7 @@ def named(given: str, fix: str) -> Iterator[None]:
     except LlemError as error:
         raise pytest.UsageError(f"{given}: {error.message}\nfix: {error.fix or fix}") from None
     except (OSError, ValueError) as problem:
-        text = getattr(problem, "strerror", None) or str(problem)
-        raise pytest.UsageError(f"{given}: {text}\nfix: {fix}") from None
+        raise pytest.UsageError(f"{given}: {reason(problem)}\nfix: {fix}") from None
 
 
 def absolute(config: pytest.Config, name: str) -> Path:
