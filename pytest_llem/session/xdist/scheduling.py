@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, leases_are_off
-from pytest_llem.session.run import names_studies, run_identity
+from pytest_llem.session.run import run_identity
 
 REFUSED_MODES = {
     "loadgroup": (
@@ -74,10 +74,10 @@ def _is_local(spec: str) -> bool:
 
 
 def choose_scheduling(config: pytest.Config) -> None:
-    """Hand items out one by one, unless the user chose otherwise. Raises for what is refused."""
+    """Hand items out one by one, unless the user chose otherwise. Raises `pytest.UsageError` for what is refused."""
     reason = scheduling_problem(config)
     if reason is not None:
-        raise pytest.UsageError(reason) if names_studies(config) else pytest.Collector.CollectError(reason)
+        raise pytest.UsageError(reason)
     if is_distributed(config) and config.option.maxschedchunk is None:
         config.option.maxschedchunk = 1
         scheduler: Any = getattr(config.pluginmanager.get_plugin("dsession"), "sched", None)
