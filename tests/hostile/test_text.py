@@ -18,7 +18,7 @@ def test_what_studies_hold_is_harmless(tmp_path: Path) -> None:
 
 
 def test_results_of_strangers_are_harmless(tmp_path: Path) -> None:
-    assert text.from_results(tmp_path, text.TEXTS, random.Random(SEED), 1) == []
+    assert text.from_results(tmp_path, text.TEXTS, random.Random(SEED), 3) == []
 
 
 def test_the_checks_see_what_is_wrong() -> None:

@@ -300,7 +300,7 @@ def from_results(directory: Path, texts: Sequence[str], rng: random.Random, coun
         # Estimated energy may be invalid on a busy machine, and then there would be nothing to compare.
         pytest_run(directory, env, "--llem-study=results.yaml", "--llem-out=out", "--llem-meter=none")
     runs = [path.parent for path in directory.glob("out/*/run.json")]
-    original = {path: path.read_text(encoding="utf-8") for run in runs for path in run.rglob("*.json")}
+    original = {path: path.read_text(encoding="utf-8") for run in sorted(runs) for path in sorted(run.rglob("*.json"))}
     unharmed = {verb: _do(verb, runs, directory)[0] for verb in VERBS}
     if any(unharmed.values()):
         raise AssertionError(unharmed)

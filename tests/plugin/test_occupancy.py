@@ -150,7 +150,9 @@ def test_a_process_that_an_engine_leaves_ends_with_its_cycle_and_frees_the_devic
     with driver(simulation.gpus[0]):
         done = run(tmp_path, "leave", "tidy")
     assert outcomes(done) == {"passed": 2}, done.stdout
-    assert not [one for one in psutil.process_iter(["cmdline"]) if "import time; time.sleep(60)" in one.info["cmdline"]]
+    assert not [
+        one for one in psutil.process_iter(["cmdline"]) if "import time; time.sleep(60)" in (one.info["cmdline"] or ())
+    ]
 
 
 def test_a_process_that_holds_memory_afterwards_is_named(tmp_path: Path, simulation: Simulation) -> None:
