@@ -50,7 +50,8 @@ def hidden_module() -> str | None:
         if "." in name or not file:
             continue
         place = str(Path(file).parents[1 if Path(file).stem == "__init__" else 0])
-        if place in sys.path and place not in installed:
+        # A package may bring others' modules in directories of its own, and put these in front, as Ray does.
+        if place in sys.path and not any(Path(place).is_relative_to(part) for part in installed):
             behind = [later for later in sys.path[sys.path.index(place) + 1 :] if later in installed]
             other = PathFinder.find_spec(name, behind)
             if other is not None and other.origin not in (None, file):

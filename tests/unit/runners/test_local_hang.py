@@ -110,9 +110,9 @@ def test_a_worker_whose_events_cannot_be_read_is_ended(job: Job, tmp_path: Path,
 
 def test_a_hung_worker_that_leaves_something_is_gone_before_the_next_starts(job: Job, tmp_path: Path) -> None:
     """Its end was told after the wait for it, and then taken for the answer to the next start: `KeyError: 'pid'`."""
-    short = dataclasses.replace(job.config.measurement, idle=IdleSettings(0.05))
+    measurement = dataclasses.replace(job.config.measurement, idle=IdleSettings(0.05), min_duration_s=60.0)
     job = dataclasses.replace(
-        job, config=dataclasses.replace(job.config, engine="odd", model="fork-twice.load", measurement=short)
+        job, config=dataclasses.replace(job.config, engine="odd", model="fork-twice.load", measurement=measurement)
     )
     runner = LocalRunner(RunnerSpec("local", "default"), tmp_path)
 
