@@ -27,6 +27,7 @@ from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.sharding import Shard, parse_shard
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
+from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
@@ -93,7 +94,7 @@ def _directories(config: pytest.Config, settings: Settings, *, dry: bool) -> dic
 
 def _runners(config: pytest.Config, settings: Settings) -> tuple[str, ...]:
     """The runners of the command line, or those of the ini file; all that any source names are known runners."""
-    fix = "use one of: local, docker, docker:IMAGE, ray, ray:ADDRESS"
+    fix = f"use one of: {ACCEPTED_RUNNERS}"
     given = config.getoption("llem_runner")
     where, values = ("--llem-runner", given) if given else ("llem_runner", config.getini("llem_runner"))
     for value in values:

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettin
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.wire import encode
 from pytest_llem.worker.cycle import work_notes
+from tests.engines.servers.scripted import listening
 
 from .report import SEED, table, write_docs
 from .server_cases import COUNT, FAILING, HANG, RESET, SLOW, TRUE, Case, Step, models, whole
@@ -102,31 +102,9 @@ class Server:
 @contextmanager
 def serving(cases: Sequence[Case]) -> Iterator[Server]:
     """A server of these cases; its thread ends with the `with`."""
-    server, ready, loop = Server(cases), threading.Event(), asyncio.new_event_loop()
-
-    async def serve() -> None:
-        listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
-        server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        ready.set()
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.create_task(serve())
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    ready.wait(30)
-    try:
+    server = Server(cases)
+    with listening(server.connected) as server.url:
         yield server
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,9 @@ STANDARD = {
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options",
     "temperature", "top_p", "seed",
 }  # fmt: skip
+
+
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
@@ -260,29 +263,35 @@ class _Answer:
 def scripted(script: Script | None = None) -> Iterator[ScriptedServer]:
     """A server for the body of a `with`; its thread ends with it."""
     server = ScriptedServer(script or Script())
-    ready, loop = threading.Event(), asyncio.new_event_loop()
+    with listening(server.connected, server.script.tls) as server.url:
+        yield server
+
+
+@contextmanager
+def listening(connected: Connected, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The URL at which a thread of this process answers connections, for the body of a `with`."""
+    ready, loop, urls = threading.Event(), asyncio.new_event_loop(), list[str]()
 
     async def serve() -> None:
-        listening = await asyncio.start_server(server.connected, "127.0.0.1", 0, ssl=server.script.tls)
-        scheme = "http" if server.script.tls is None else "https"
-        server.url = f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+        urls.append(f"{'http' if tls is None else 'https'}://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         ready.set()
 
     def run() -> None:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(serve())
+        serving = loop.create_task(serve())
         loop.run_forever()
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(asyncio.gather(serving, *tasks, return_exceptions=True))
         loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     ready.wait(30)
     try:
-        yield server
+        yield urls[0]
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
