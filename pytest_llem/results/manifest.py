@@ -14,8 +14,10 @@ from typing import Literal
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
+from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import StateName, now, read_state
+from pytest_llem.study.model import SweptAxis
 
 MANIFEST_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -43,6 +45,7 @@ class StudyPlan:
     """A study of the run: its file, its content's hash, its order and its items.
 
     `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`).
+    `points` holds, by the id of an experiment, its value on each of the `axes` of the sweep, `None` where it has none.
     """
 
     name: str
@@ -52,10 +55,16 @@ class StudyPlan:
     cycles: tuple[PlannedCycle, ...] = ()
     left_out: tuple[SkippedPoint, ...] = ()
     required_cycles: int | None = None
+    axes: tuple[SweptAxis, ...] = ()
+    points: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""
         return [CycleKey(self.name, **vars(item)) for item in self.cycles]
+
+    def study_axes(self) -> StudyAxes:
+        """The axes of the sweep, with the points on them."""
+        return StudyAxes(self.axes, self.points)
 
 
 @dataclass(frozen=True)

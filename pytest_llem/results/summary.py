@@ -9,13 +9,15 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.wire import encode
+from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.repeatability import spreads
@@ -86,14 +88,20 @@ class ExperimentSummary:
     """The gain error of the sensor's board, which no uncertainty here includes."""
     cycles_reused: int = 0
     """Those that an earlier run measured, and counts as well."""
+    point: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Its value on each axis of the sweep, by the axis' name; `None` where the axis has no effect on it."""
 
 
 def summarise(
-    keys: Iterable[CycleKey], outcome_of: Callable[[CycleKey], Outcome | None], baseline_dir: Path | None = None
+    keys: Iterable[CycleKey],
+    outcome_of: Callable[[CycleKey], Outcome | None],
+    baseline_dir: Path | None = None,
+    axes: Mapping[str, StudyAxes] = MappingProxyType({}),
 ) -> Iterator[ExperimentSummary]:
     """Rows in the order in which experiments first appear; one without any outcome has no row.
 
-    `keys` are the planned cycles and those that were measured; `baseline_dir` may know what equal runs differ by.
+    `keys` are the planned cycles and those that were measured; `baseline_dir` may know what equal runs differ by;
+    `axes` are those of each study's sweep.
     Outcomes are read experiment by experiment and not kept: those of a large study would fill the memory.
     """
     groups: dict[tuple[str, str, str], dict[CycleKey, None]] = {}
@@ -102,7 +110,8 @@ def summarise(
     for experiment, cycles in groups.items():
         outcomes = [outcome for key in cycles if (outcome := outcome_of(key)) is not None]
         if outcomes:
-            yield _summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir)
+            point = axes.get(experiment[0], StudyAxes()).point(experiment[1])
+            yield replace(_summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir), point=point)
 
 
 def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = None) -> dict[str, MetricSummary]:
@@ -187,11 +196,17 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     return stream.getvalue()
 
 
-def write_summary(run_dir: Path, rows: Sequence[ExperimentSummary], findings: Sequence[RunFinding] = ()) -> None:
+def write_summary(
+    run_dir: Path,
+    rows: Sequence[ExperimentSummary],
+    findings: Sequence[RunFinding] = (),
+    axes: Mapping[str, StudyAxes] = MappingProxyType({}),
+) -> None:
     """Write `summary.json` and `summary.csv` into a run's directory."""
     units: JsonValue = {name: metric.unit for name, metric in METRICS.items()}
     experiments: JsonValue = [encode(row) for row in rows]
     content: dict[str, JsonValue] = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
     content["findings"] = [encode(finding) for finding in findings]
+    content["axes"] = {study: [encode(axis) for axis in of_study.axes] for study, of_study in axes.items()}
     write_json(run_dir / "summary.json", content)
     write_text(run_dir / "summary.csv", summary_csv(rows))

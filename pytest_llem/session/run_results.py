@@ -199,15 +199,16 @@ class RunResults:
         with noted(problems):
             manifest = rebuild_manifest(self._run_dir, finished=True)
         keys = [item.key for item in manifest.items]
+        axes = {plan.name: plan.study_axes() for plan in manifest.studies}
         try:
-            rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir))
+            rows = tuple(summarise(keys, self.store.outcome, self._options.baseline_dir, axes))
         except StoreError:  # a file of `llem aa` that cannot be read must not cost the run its summary
-            rows = tuple(summarise(keys, self.store.outcome))
+            rows = tuple(summarise(keys, self.store.outcome, axes=axes))
         judged = gate_files(self._run_dir)
         findings = tuple(run_findings(judged.values()))
         gates = []
         with noted(problems):
-            write_summary(self._run_dir, list(rows), findings)
+            write_summary(self._run_dir, list(rows), findings, axes)
         for directory, report in judged.items():
             gates.append(with_common(report, findings))
             if gates[-1] != report:
@@ -273,9 +274,14 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
     """The plan for the run's manifest: the selected cycles in order, and the points that the studies left out."""
     studies: dict[str, Study] = {}
     planned: dict[str, dict[PlannedCycle, None]] = {}
+    points: dict[str, dict[str, tuple[JsonValue, ...]]] = {}
     for item in cycles:
         studies[item.study.name] = item.study
         of_study = planned.setdefault(item.study.name, {})
+        if item.study.axes:
+            of_points = points.setdefault(item.study.name, {})
+            if item.experiment.id not in of_points:
+                of_points[item.experiment.id] = item.study.point(item.experiment)
         for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
             of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
     return tuple(
@@ -289,6 +295,8 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
             left_out=tuple(
                 SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
             ),
+            axes=tuple(study.axes),
+            points=points.get(name, {}),
         )
         for name, study in studies.items()
     )

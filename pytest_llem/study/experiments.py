@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.limits import Budget, Comparison
-from pytest_llem.study.model import Execution, FlatSettings, Gates, Keyword, Notice, OmittedPoint, Order, SettingsSlice
+from pytest_llem.study.model import (
+    Execution,
+    FlatSettings,
+    Gates,
+    Keyword,
+    Notice,
+    OmittedPoint,
+    Order,
+    SettingsSlice,
+    SweptAxis,
+)
 from pytest_llem.study.problems import Location
 
 if TYPE_CHECKING:
@@ -47,6 +57,11 @@ class Experiment:
         for part in self._parts:
             merged.update(part.kept)
         return merged
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The label of the chosen alternative by the index of its axis; none where the axis has no effect."""
+        return {axis: label for part in self._parts for axis, label in part.labels}
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -131,8 +146,17 @@ class Study:
     skips_invalid: bool = False
     """Whether points that cannot run are left out (`on_invalid: skip`) instead of being an error."""
     notices: Sequence[Notice] = ()
+    axes: Sequence[SweptAxis] = ()
     locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
     """Where a setting (dotted path) of this study was written, or the study's beginning."""
+
+    def point(self, experiment: Experiment) -> tuple[JsonValue, ...]:
+        """The value of an experiment on each of the `axes`; `None` where it has none."""
+        labels = experiment.labels
+        return tuple(
+            axis.values[axis.labels.index(labels[number])] if number in labels else None
+            for number, axis in enumerate(self.axes)
+        )
 
     @cached_property
     def study_hash(self) -> str:

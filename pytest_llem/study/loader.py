@@ -13,6 +13,7 @@ from pathlib import Path
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import parts
+from pytest_llem.study.axes import swept_axes
 from pytest_llem.study.canonical import effective, getter
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, kind
@@ -140,6 +141,7 @@ class _StudyLoader:
             duplicates=self.points.duplicates,
             skips_invalid=skips_invalid,
             notices=self.notices,
+            axes=swept_axes(axes),
             locate=self.sources.locate_setting,
         )
 

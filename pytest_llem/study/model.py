@@ -82,6 +82,24 @@ class Gates:
     tags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SweptAxis:
+    """A dimension of a sweep: its `name` as written, a short `title`, and the value behind each label of its points.
+
+    A value is the number, boolean or text as written; of a group whose alternatives set different things, a text.
+    """
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    values: tuple[JsonValue, ...]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the values are numbers, so that a line may join them."""
+        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+
+
 class SettingsSlice(NamedTuple):
     """The canonical settings of one combination: a part of every experiment that has it, shared between them.
 

@@ -1,0 +1,49 @@
+"""The axes of a study's sweep as its results know them: tables have a column per axis, charts and comparisons use one.
+
+The manifest keeps them. The summary, the report, exports and the commands read them; results that came without their
+run have the settings in which they differ instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.study.model import SweptAxis
+from pytest_llem.study.naming import text_of
+
+
+@dataclass(frozen=True)
+class StudyAxes:
+    """The axes of a study, and by the id of an experiment its value on each, `None` where the axis has no effect."""
+
+    axes: tuple[SweptAxis, ...] = ()
+    points: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+
+    def point(self, experiment_id: str) -> dict[str, JsonValue]:
+        """The values of an experiment by the name of the axis; empty for one that no sweep made."""
+        values = self.points.get(experiment_id, ())
+        if all(value is None for value in values):
+            return {}
+        return {axis.name: value for axis, value in zip(self.axes, values, strict=True)}
+
+    def tells_apart(self, experiment_ids: Iterable[str]) -> bool:
+        """Whether the values on the axes alone name these experiments: if not, a table needs their ids as well."""
+        points = [tuple(self.point(experiment_id).items()) for experiment_id in experiment_ids]
+        return all(points) and len({str(point) for point in points}) == len(points)
+
+
+def differing(settings: Mapping[str, Mapping[str, JsonValue]]) -> StudyAxes:
+    """The settings in which experiments differ, as axes. `settings` holds flat ones by the id of an experiment."""
+    names = dict.fromkeys(name for each in settings.values() for name in each)
+    varied = [name for name in names if len({repr(each.get(name)) for each in settings.values()}) > 1]
+    tails = Counter(name.rpartition(".")[2] for name in varied)
+    axes = []
+    for name in varied:
+        tail = name.rpartition(".")[2]
+        values = {repr(value): value for each in settings.values() if (value := each.get(name)) is not None}
+        title = tail if tails[tail] == 1 else name
+        axes.append(SweptAxis(name, title, tuple(map(text_of, values.values())), tuple(values.values())))
+    return StudyAxes(tuple(axes), {id: tuple(each.get(name) for name in varied) for id, each in settings.items()})
