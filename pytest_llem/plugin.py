@@ -147,7 +147,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to, and why it must refuse studies, if it must."""
     from pytest_llem.session.xdist.scheduling import scheduling_problem
 
-    node.workerinput["llem_run"] = run_identity(node.config).id
+    node.workerinput["llem_run"] = run_identity(node.config).for_workers()
     node.workerinput["llem_refusal"] = scheduling_problem(node.config)
 
 

@@ -16,8 +16,8 @@ from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
-from pytest_llem.results.state import StateName, now, read_state
-from pytest_llem.study.model import SweptAxis
+from pytest_llem.results.state import Holder, StateName, now, read_state
+from pytest_llem.study.model import SourceText, SweptAxis
 
 MANIFEST_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -46,6 +46,8 @@ class StudyPlan:
 
     `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`).
     `points` holds, by the id of an experiment, its value on each of the `axes` of the sweep, `None` where it has none.
+    `text` is the file as it was read, `None` if it was too large to keep, and `bases` are the files below it. Secrets
+    are redacted, so that `file_sha256`, that of the file itself, may be another than that of the text.
     """
 
     name: str
@@ -57,6 +59,11 @@ class StudyPlan:
     required_cycles: int | None = None
     axes: tuple[SweptAxis, ...] = ()
     points: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+    title: str | None = None
+    headline: str | None = None
+    text: str | None = None
+    file_sha256: str | None = None
+    bases: tuple[SourceText, ...] = ()
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""
@@ -89,8 +96,21 @@ class ManifestItem:
 
 
 @dataclass(frozen=True)
+class Invocation:
+    """How pytest was called: the command line with secrets redacted, where, the root directory, and the process."""
+
+    command: tuple[str, ...]
+    directory: str
+    rootdir: str
+    holder: Holder
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """`run.json`. `finished_at` is `None` while the run goes on, or if it was killed."""
+    """`run.json`. `finished_at` is `None` while the run goes on, or if it was killed; `interrupted` as well.
+
+    `interrupted` is whether Ctrl-C or the like ended the run; one that stops at a failure (`-x`) is not.
+    """
 
     run_id: str
     started_at: str
@@ -99,6 +119,8 @@ class Manifest:
     items: tuple[ManifestItem, ...] = ()
     finished_at: str | None = None
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    invocation: Invocation | None = None
+    interrupted: bool | None = None
     schema_version: int = MANIFEST_VERSION
 
 
@@ -123,6 +145,8 @@ def rebuild_manifest(
     *,
     studies: tuple[StudyPlan, ...] | None = None,
     finished: bool = False,
+    interrupted: bool | None = None,
+    invocation: Invocation | None = None,
     facts: Mapping[str, JsonValue] | None = None,
 ) -> Manifest:
     """Bring `run.json` up to date with the state files, and return it.
@@ -138,6 +162,8 @@ def rebuild_manifest(
         items=_items(run_dir, studies),
         facts={**manifest.facts, **(facts or {})},
         finished_at=now() if finished else manifest.finished_at,
+        interrupted=manifest.interrupted if interrupted is None else interrupted,
+        invocation=invocation or manifest.invocation,
     )
     write_manifest(run_dir, manifest)
     return manifest

@@ -37,9 +37,14 @@ class Holder:
     hostname: str
 
     @staticmethod
+    def of(pid: int) -> Holder:
+        """A process of this host that lives."""
+        return Holder(pid, psutil.Process(pid).create_time(), platform.node())
+
+    @staticmethod
     def me() -> Holder:
         """This process."""
-        return Holder(os.getpid(), psutil.Process().create_time(), platform.node())
+        return Holder.of(os.getpid())
 
     def lives(self) -> bool:
         """Whether that process exists on this host; a living holder elsewhere would have the lock that callers hold."""

@@ -32,10 +32,21 @@ STUDY_PLUGIN = "llem-session"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The run's id, made once in the controller and passed to the workers of xdist, and the name of this worker."""
+    """The run's id and how pytest was called for it, made once in the controller and passed to the workers of xdist.
+
+    `worker` is the name of this worker, and `pid` the controller's.
+    """
 
     id: str
     worker: str | None
+    command: tuple[str, ...]
+    directory: str
+    rootdir: str
+    pid: int
+
+    def for_workers(self) -> dict[str, Any]:
+        """What a worker of xdist makes its own identity of, in types that execnet sends."""
+        return {name: value for name, value in vars(self).items() if name != "worker"}
 
     @property
     def in_controller(self) -> bool:
@@ -90,10 +101,18 @@ def run_identity(config: pytest.Config) -> RunIdentity:
     if _RUN not in config.stash:
         worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker_input is not None:
-            identity = RunIdentity(worker_input["llem_run"], worker_input["workerid"])
+            identity = RunIdentity(worker=worker_input["workerid"], **worker_input["llem_run"])
         else:
             started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            identity = RunIdentity(f"{started}-{secrets.token_hex(4)}", None)
+            called = config.invocation_params
+            identity = RunIdentity(
+                id=f"{started}-{secrets.token_hex(4)}",
+                worker=None,
+                command=("pytest", *map(str, called.args)),
+                directory=str(called.dir),
+                rootdir=str(config.rootpath),
+                pid=os.getpid(),
+            )
         config.stash[_RUN] = identity
     return config.stash[_RUN]
 

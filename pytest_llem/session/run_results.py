@@ -21,6 +21,7 @@ from filelock import FileLock
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
+from pytest_llem.job.redaction import redact
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
@@ -28,10 +29,17 @@ from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
 from pytest_llem.results.layout import MANIFEST, CycleKey
-from pytest_llem.results.manifest import PlannedCycle, SkippedPoint, StudyPlan, read_manifest, rebuild_manifest
+from pytest_llem.results.manifest import (
+    Invocation,
+    PlannedCycle,
+    SkippedPoint,
+    StudyPlan,
+    read_manifest,
+    rebuild_manifest,
+)
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
-from pytest_llem.results.state import TERMINAL, Outcome, read_state
+from pytest_llem.results.state import TERMINAL, Holder, Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.runners.announcement import announced
@@ -190,14 +198,21 @@ class RunResults:
             (self.store.run_dir / LOCKS / "planned").touch(exist_ok=False)
         except FileExistsError:
             return
-        rebuild_manifest(self.store.run_dir, studies=study_plans(cycles), facts=facts)
+        invocation = Invocation(
+            tuple(redact(argument) for argument in self._run.command),
+            self._run.directory,
+            self._run.rootdir,
+            Holder.of(self._run.pid),
+        )
+        plans = study_plans(cycles)
+        rebuild_manifest(self.store.run_dir, studies=plans, invocation=invocation, facts=facts)
 
-    def conclude(self) -> Conclusion:
+    def conclude(self, *, interrupted: bool) -> Conclusion:
         """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
         problems: list[str] = []
         manifest = read_manifest(self._run_dir / MANIFEST)
         with noted(problems):
-            manifest = rebuild_manifest(self._run_dir, finished=True)
+            manifest = rebuild_manifest(self._run_dir, finished=True, interrupted=interrupted)
         keys = [item.key for item in manifest.items]
         axes = {plan.name: plan.study_axes() for plan in manifest.studies}
         try:
@@ -284,21 +299,28 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
                 of_points[item.experiment.id] = item.study.point(item.experiment)
         for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
             of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
-    return tuple(
-        StudyPlan(
-            name=name,
-            path=str(study.path),
-            sha256=study.study_hash,
-            order=study.execution.order,
-            cycles=tuple(planned[name]),
-            required_cycles=study.execution.cycles,
-            left_out=tuple(
-                SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
-            ),
-            axes=tuple(study.axes),
-            points=points.get(name, {}),
-        )
-        for name, study in studies.items()
+    return tuple(_plan(study, tuple(planned[name]), points.get(name, {})) for name, study in studies.items())
+
+
+def _plan(study: Study, cycles: tuple[PlannedCycle, ...], points: Mapping[str, tuple[JsonValue, ...]]) -> StudyPlan:
+    own, *bases = [replace(file, text=file.text and redact(file.text)) for file in study.files]
+    return StudyPlan(
+        name=study.name,
+        path=str(study.path),
+        sha256=study.study_hash,
+        order=study.execution.order,
+        cycles=cycles,
+        required_cycles=study.execution.cycles,
+        title=study.title,
+        headline=study.execution.headline,
+        text=own.text,
+        file_sha256=own.sha256,
+        bases=tuple(bases),
+        axes=tuple(study.axes),
+        points=points,
+        left_out=tuple(
+            SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
+        ),
     )
 
 

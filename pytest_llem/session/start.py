@@ -118,7 +118,9 @@ class StudyPlugin:
         nothing = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
         if nothing and shard is not None and shard.is_empty(self.session.studies):
             session.exitstatus = pytest.ExitCode.OK  # the other shards have it all: an empty one has done its part
-        if self.reporting is not None and not self.reporting.finish() and session.exitstatus == pytest.ExitCode.OK:
+        interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
+        written = self.reporting is None or self.reporting.finish(interrupted=interrupted)
+        if not written and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def started_late(self, ids: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ explode, endless nesting, tags, duplicate keys) must be refused at its position.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import yaml
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import open_regular
 from pytest_llem.job.redaction import has_credential, holds_secret
+from pytest_llem.study.model import SourceText
 from pytest_llem.study.other_tools import tool_of
 from pytest_llem.study.problems import Location, Problem
 
@@ -27,6 +29,8 @@ KeyPath = tuple[Key, ...]
 
 # Chosen: a study of 100,000 explicit experiments fits; a larger file is no study.
 MAX_BYTES = 32 * 1024 * 1024
+# Chosen: far above what a person writes; a program's file of that size adds less to a manifest than its plan does.
+MAX_KEPT_BYTES = 1024 * 1024
 # Chosen: far deeper than any setting, far from the recursion limit of the C composer.
 MAX_DEPTH = 64
 _NAME_IT = "name its variable: openai.api_key_env for a server's key; workers and servers inherit all others"
@@ -94,7 +98,13 @@ class Document:
     path: Path
     data: dict[str, JsonValue]
     root: yaml.Node
+    raw: bytes
     moved: dict[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def as_read(self) -> SourceText:
+        """The file as it was read, for the run's manifest."""
+        text = self.raw.decode("utf-8-sig") if len(self.raw) <= MAX_KEPT_BYTES else None
+        return SourceText(str(self.path.resolve()), text, hashlib.sha256(self.raw).hexdigest())
 
     def written(self, path: KeyPath) -> KeyPath:
         """Where the user wrote what is now at `path`: older words of a study are renamed after reading."""
@@ -186,7 +196,7 @@ def _parse(raw: bytes, path: Path, env: Mapping[str, str]) -> Document:
     if not isinstance(data, dict):
         what = f"expected a mapping of settings, got {kind(data)}"
         raise _unreadable(_at(name, root.start_mark), what, "write `key: value` lines")
-    return Document(path, data, root)
+    return Document(path, data, root, raw)
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:

@@ -26,6 +26,7 @@ from pytest_llem.study.model import (
     OmittedPoint,
     Order,
     SettingsSlice,
+    SourceText,
     SweptAxis,
 )
 from pytest_llem.study.problems import Location
@@ -147,6 +148,8 @@ class Study:
     """Whether points that cannot run are left out (`on_invalid: skip`) instead of being an error."""
     notices: Sequence[Notice] = ()
     axes: Sequence[SweptAxis] = ()
+    files: Sequence[SourceText] = ()
+    """The file itself, then its bases."""
     locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
     """Where a setting (dotted path) of this study was written, or the study's beginning."""
 

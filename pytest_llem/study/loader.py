@@ -142,6 +142,7 @@ class _StudyLoader:
             skips_invalid=skips_invalid,
             notices=self.notices,
             axes=swept_axes(axes),
+            files=[document.as_read() for document in self.sources.documents],
             locate=self.sources.locate_setting,
         )
 

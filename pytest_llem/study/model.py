@@ -62,6 +62,15 @@ class OmittedPoint:
 
 
 @dataclass(frozen=True)
+class SourceText:
+    """A file of a study as it was read, with its placeholders; the text is `None` where it is too large to keep."""
+
+    path: str
+    text: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Notice:
     """A note for the reader of a study; `code` is stable."""
 

@@ -103,8 +103,9 @@ def test_an_interruption_leaves_no_process_and_keeps_what_is_finished(
     output, _ = process.communicate(timeout=30)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert workers(pytester.path) == []
-    items = json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]
-    assert [item["state"] for item in items] == ["valid", "interrupted"]
+    manifest = json.loads((artifacts(pytester.path) / "run.json").read_text())
+    assert [item["state"] for item in manifest["items"]] == ["valid", "interrupted"]
+    assert manifest["interrupted"]
     assert error_of(pytester.path, "hang")["category"] == "interrupted"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -16,10 +17,15 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
+SECRET = "hf_" + "a1" * 17
+BASE = f"""\
+model: builtin:tiny-llama  # mirrored with {SECRET}
+engine: transformers
+"""
 STUDY = """\
 name: small
-model: builtin:tiny-llama
-engine: transformers
+title: A small study
+base: common.yaml
 workload: {prompts: 2, input_tokens: 8, output_tokens: 4}
 measurement: {min_duration_s: 0.1, idle: {duration_s: 0.1}, warmup: {max_repeats: 1}}
 sweep:
@@ -54,6 +60,7 @@ def pytest_run(directory: Path, *arguments: str) -> Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp("measured")
     (directory / "small.yaml").write_text(STUDY)
+    (directory / "common.yaml").write_text(BASE)
     return pytest_run(directory)
 
 
@@ -141,6 +148,21 @@ def test_manifest_and_summaries_name_every_cycle(run: Run) -> None:
     assert float(rows[0]["joules_per_output_token"]) > 0
 
 
+def test_the_manifest_keeps_what_was_asked_for_without_secrets(run: Run) -> None:
+    """A study that is edited after its run once left nobody able to tell what had been measured."""
+    manifest = json.loads((run.directory / "run.json").read_text())
+    directory = run.directory.parent.parent
+    called = manifest["invocation"]
+    assert called["command"] == ["pytest", "-p", "no:cacheprovider", "--llem-study=small.yaml"]
+    assert (called["directory"], called["rootdir"], manifest["interrupted"]) == (str(directory), str(directory), False)
+    [study] = manifest["studies"]
+    [base] = study["bases"]
+    assert (study["title"], study["headline"]) == ("A small study", "joules_per_output_token")
+    assert (study["text"], base["path"]) == (STUDY, str(directory / "common.yaml"))
+    assert base["text"] == BASE.replace(SECRET, "***")
+    assert base["sha256"] == hashlib.sha256(BASE.encode()).hexdigest()
+
+
 def test_a_cycle_can_be_repeated_by_hand_and_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest_llem.worker", str(run.cycles[0])]
     refused = subprocess.run(command, capture_output=True, text=True)
@@ -162,6 +184,8 @@ def test_xdist_workers_share_one_run(run: Run) -> None:
     assert "4 passed" in spread.output
     assert spread.directory != run.directory
     assert len(spread.cycles) == 4
+    manifest = json.loads((spread.directory / "run.json").read_text())
+    assert manifest["invocation"]["command"][-2:] == ["2", "--llem-meter=none"]  # written by a worker
     assert re.search(r"^batch_size:1 +2/2 +- +", spread.output, re.MULTILINE), spread.output
     energy = json.loads((spread.cycles[0] / "result.json").read_text())["energy"]
     assert (energy["meter"], energy["energy_j"], energy["joules_per_output_token"]) == ("none", None, None)

@@ -146,22 +146,22 @@ class Reporting:
             Path(junit).unlink(missing_ok=True)
         self._problems.append(f"{name or 'a report of another plugin'}: cannot be written: {reason(problem)}")
 
-    def finish(self) -> bool:
+    def finish(self, *, interrupted: bool) -> bool:
         """Write the run's manifest, summaries and HTML report. `False` where any of these could not be written."""
         run_dir, options = self._session.run_dir, self._session.options
         with noted(self._problems):
-            self._conclude(run_dir)
+            self._conclude(run_dir, interrupted=interrupted)
         written = True
         if options.html is not None and not options.collect_only:
             written, self._html_line = _write_html(run_dir, options.html, options)
         return written and not self._problems
 
-    def _conclude(self, run_dir: Path) -> None:
+    def _conclude(self, run_dir: Path, *, interrupted: bool) -> None:
         if not (run_dir / MANIFEST).exists():
             if self._measured:
                 self._problems.append(f"{run_dir}: gone, and with it what this run measured")
             return
-        ended = self._conclusion = self._session.results.conclude()
+        ended = self._conclusion = self._session.results.conclude(interrupted=interrupted)
         self._problems += ended.problems
         self._verdicts = verdict_lines(ended.gates, ended.findings, self._session.studies)
         shorten(self._of_studies, ended.gates)
