@@ -16,7 +16,8 @@ from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json, require_writable, slug, write_text
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.comparability import common_conditions, flat_settings
-from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
+from pytest_llem.results.layout import MANIFEST, run_directories, started_at
 from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
@@ -58,6 +59,18 @@ class BaselineRun:
         if not self.measurements:
             return [each for each in others if each.run == self.run_id]
         return [each for each in others if str(each) in self.measurements]
+
+    def named(self) -> RunOfBaseline:
+        """Which run this is; of one whose id does not tell when it began, when this experiment was measured."""
+        git = self.provenance.get("git")
+        facts = git if isinstance(git, Mapping) else {}
+        commit, dirty, measured = facts.get("commit"), facts.get("dirty"), self.provenance.get("measured_at")
+        return RunOfBaseline(
+            self.run_id,
+            started_at(self.run_id) or (measured if isinstance(measured, str) else None),
+            commit if isinstance(commit, str) else None,
+            dirty if isinstance(dirty, bool) else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,11 @@ class Baseline:
         same = next((each for each in experiments.values() if each.config_hash == config_hash), None)
         named = experiments.get(experiment_id)
         return (named or same) if by_id else (same or named)
+
+    def named(self, study: str, experiment_id: str, config_hash: str, *, by_id: bool = False) -> BaselineNamed:
+        """This baseline and its runs of the experiment, for `gate.json`. Raises `StoreError` as `find` does."""
+        found = self.find(study, experiment_id, config_hash, by_id=by_id)
+        return BaselineNamed(self.source, tuple(run.named() for run in found.runs) if found is not None else ())
 
 
 @dataclass(frozen=True)

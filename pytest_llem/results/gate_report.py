@@ -76,13 +76,35 @@ class GateRow:
 
 
 @dataclass(frozen=True)
+class RunOfBaseline:
+    """A run that an experiment was compared with: its id, when it began, and the commit that it measured.
+
+    `dirty`: the working tree had changes on top of that commit. What is not known is `None`.
+    """
+
+    run_id: str
+    started_at: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class BaselineNamed:
+    """The baseline as it was given, and its runs of the experiment, oldest first; none where it lacks that."""
+
+    name: str
+    runs: tuple[RunOfBaseline, ...] = ()
+
+
+@dataclass(frozen=True)
 class GateReport:
-    """All verdicts on one experiment."""
+    """All verdicts on one experiment; `baseline` is what it was compared with, `None` for budgets alone."""
 
     study: str
     experiment_id: str
     rows: tuple[GateRow, ...]
     strict: bool
+    baseline: BaselineNamed | None = None
 
     @property
     def failed(self) -> bool:

@@ -22,7 +22,7 @@ from pytest_llem.results.comparability import (
     mixture,
     settings_differences,
 )
-from pytest_llem.results.gate_report import GateReport, GateRow
+from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
@@ -66,10 +66,13 @@ def judge_experiment(
     allowed = {*allow, *(compare.allow if compare else ())}
     mixed = "; ".join(mixture(valid, allowed))
     rows = [_budget_row(budget, valid, lost, alpha, mixed, allowed) for budget in expect]
+    named: BaselineNamed | None = None
     if compare is not None and baseline is not None and compare.fail_if:
         comparison = replace(compare, allow=(*compare.allow, *allow))
-        rows += judge_comparison(baseline, (key.study, key.experiment_id, key.config_hash), valid, lost, comparison)
-    return GateReport(key.study, key.experiment_id, tuple(rows), strict)
+        of = key.study, key.experiment_id, key.config_hash
+        rows += judge_comparison(baseline, of, valid, lost, comparison)
+        named = baseline.named(*of, by_id=compare.match == "id")
+    return GateReport(key.study, key.experiment_id, tuple(rows), strict, named)
 
 
 def judge_comparison(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from pytest_llem.job.files import slug
@@ -51,6 +52,15 @@ def cycle_directories(run_dir: Path, having: Sequence[str] = (STATE,)) -> Iterat
 def run_directories(out: Path) -> list[Path]:
     """The runs of a results folder, newest first: an id begins with the time."""
     return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)
+
+
+def started_at(run_id: str) -> str | None:
+    """When a run began, ISO 8601, by the time that its id begins with; `None` for an id of another form."""
+    try:
+        moment = datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=timezone.utc).isoformat()
 
 
 def repeatability_file(study: str, directory: Path) -> Path:

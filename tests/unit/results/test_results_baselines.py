@@ -27,7 +27,7 @@ from pytest_llem.results.baselines import (
 )
 from pytest_llem.results.comparability import common_conditions, conditions, differences
 from pytest_llem.results.energy_schema import CalibrationSection, ThermalSection
-from pytest_llem.results.gate_report import GateReport, gates_line
+from pytest_llem.results.gate_report import GATE, GateReport, gates_line, write_gate
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import load
@@ -90,6 +90,25 @@ def test_a_regression_beyond_the_limit_fails_with_a_table(run: Runs) -> None:
 def test_equal_runs_pass(run: Runs) -> None:
     report = against(run("now"), stored(run("before")))
     assert (report.status, report.failed, report.skip_reason()) == ("pass", False, "")
+
+
+def test_a_report_names_its_baseline_with_run_date_and_commit(run: Runs, tmp_path: Path) -> None:
+    """`gate.json` told numbers of a baseline, and a reader had to find out which runs, of when, they were."""
+    first, second = "20261101T080000Z-aaaaaaaa", "nightly"
+    git: dict[str, str | bool] = {"commit": "4f2a", "dirty": False}
+    for name, known in ((first, git), (second, None)):
+        results = [outcome.result for outcome in run(name) if outcome.result is not None]
+        for result in results:
+            result.environment.host["git"] = {**known} if known else None
+        save_baseline("main", results, tmp_path / "baselines")
+    report = against(run("now"), open_baseline("main", tmp_path / "baselines"))
+    write_gate(tmp_path, report)
+    baseline = json.loads((tmp_path / GATE).read_text())["baseline"]
+    assert baseline["name"] == "main"
+    assert baseline["runs"][0] == {"run_id": first, "started_at": "2026-11-01T08:00:00+00:00", **git}
+    assert (baseline["runs"][1]["run_id"], baseline["runs"][1]["commit"]) == (second, None)
+    assert baseline["runs"][1]["started_at"] == results[0].measured_from
+    assert judge_experiment(run("budget"), (Budget("joules_per_output_token", "<=", 1.0),)).baseline is None
 
 
 def test_where_higher_is_better_the_ratio_still_reads_as_the_metric(run: Runs) -> None:
