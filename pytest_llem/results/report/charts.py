@@ -101,13 +101,15 @@ def pareto(experiments: Sequence[ExperimentRow]) -> Chart:
 
 
 def axes(content: Content) -> list[Chart]:
-    """One chart per swept setting: energy per token by the setting's value."""
+    """One chart per axis of a study's sweep: energy per token by the value on it."""
     made: list[Chart] = []
-    for number, axis in enumerate(content.axes[:MAX_AXES]):
-        short = axis.removeprefix("config.").removeprefix("settings.")
+    of_studies = [(study, axis) for study, of_study in content.axes.items() for axis in of_study.axes]
+    for number, (study, axis) in enumerate(of_studies[:MAX_AXES]):
+        short = axis.title
         rows: Rows = [
-            {**identity(row), "value": _axis_value(row.settings.get(axis)), "joules": energy.value}
+            {**identity(row), "value": _axis_value(value), "joules": energy.value}
             for row in content.experiments
+            if row.study == study and (value := row.point.get(axis.name)) is not None
             if (energy := row.metrics.get("joules_per_output_token"))
         ]
         numeric = all(isinstance(entry["value"], (int, float)) for entry in rows)

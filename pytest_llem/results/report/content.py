@@ -6,31 +6,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
+from typing import Literal
 
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.job.files import open_regular
-from pytest_llem.job.job import JobDir
+from pytest_llem.results.axes import StudyAxes, differing
 from pytest_llem.results.gate_report import GateReport, read_gates
-from pytest_llem.results.layout import MANIFEST, CycleKey, run_directories
-from pytest_llem.results.manifest import ManifestItem, current_manifest
+from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.manifest import Manifest, ManifestItem, current_manifest
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
+from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
+from pytest_llem.study.model import SweptAxis
 
-MAX_TRACES = 120
-"""Chosen: with `POINTS` each, they add about a megabyte to the page."""
-POINTS = 240
-"""Points of a device's trace. Chosen: enough to show the edges of windows."""
+RunStatus = Literal["complete", "stopped", "interrupted", "running"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class ExperimentRow:
     """One experiment of one run, with `metrics` as in its summary.
 
     `label` names it in charts, with its run where there are several. `total` counts the cycles that the run planned;
-    where only some of its results are shown, those.
+    where only some of its results are shown, those. `point` is its value on each axis, `None` where that has no effect.
     """
 
     key: str
@@ -56,29 +51,39 @@ class ExperimentRow:
     net_j: float | None
     settings: Mapping[str, Cell]
     notes: tuple[str, ...]
+    point: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class PowerTrace:
-    """Seconds from the first window's start, watts and device per point, and the windows as name, start, end."""
+class RunState:
+    """How far a run came: `ended` of its `planned` cycles, `valid` of those, and how it ended.
 
-    points: tuple[tuple[float, float, str], ...]
-    windows: tuple[tuple[str, float, float], ...]
+    `stopped` ended by itself before its last cycle (`-x`); `interrupted` was ended by Ctrl-C, or killed.
+    """
+
+    planned: int
+    ended: int
+    valid: int
+    status: RunStatus
 
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a report: `results` holds each measurement once, `rows` in every run that has it."""
+    """The content of a report: `results` holds each measurement once, `rows` in every run that has it.
+
+    `axes` has those of each study, with the points of all its runs; `manifests` and `states` are by run.
+    """
 
     results: Results
     rows: Results
     experiments: tuple[ExperimentRow, ...]
-    axes: tuple[str, ...]
+    axes: Mapping[str, StudyAxes]
     traces: Mapping[str, PowerTrace]
     left_out_traces: int
     problems: tuple[ManifestItem, ...]
     gates: Mapping[str, tuple[GateReport, ...]] = field(default_factory=dict)
-    environments: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    states: Mapping[str, RunState] = field(default_factory=dict)
 
 
 def gather_content(
@@ -98,7 +103,7 @@ def gather_content(
     several = len({key[1:] for key in groups}) < len(groups)
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
     runs = {run.name: run for path in paths for run in _runs(path)}
-    traces, left_out = _traces(results, runs)
+    traces, left_out = power_traces(results, runs)
     manifests = {name: current_manifest(run) for name, run in runs.items()}
     requested = {path.resolve() for path in paths}
     whole = [name for name, run in runs.items() if requested & {run.resolve(), run.parent.resolve()}]
@@ -109,18 +114,21 @@ def gather_content(
         _experiment(key, group, settings[id(group[0])], several, max(planned[key], len(group)), baseline_dir)
         for key, group in groups.items()
     )
+    studies = dict.fromkeys(row.study for row in rows)
+    placed = [_placed([row for row in rows if row.study == study], manifests.values()) for study in studies]
     return Content(
         results=results,
         rows=every,
-        experiments=rows,
-        axes=_axes(rows),
+        experiments=tuple(row for of_study, _ in placed for row in of_study),
+        axes={study: axes for study, (_, axes) in zip(studies, placed, strict=True)},
         traces=traces,
         left_out_traces=left_out,
         problems=tuple(
             item for manifest in manifests.values() for item in manifest.items if item.state not in ("valid", "pending")
         ),
         gates={name: reports for name, run in runs.items() if (reports := tuple(read_gates(run)))},
-        environments={name: manifest.environment for name, manifest in manifests.items()},
+        manifests=manifests,
+        states={name: _state(manifest) for name, manifest in manifests.items()},
     )
 
 
@@ -196,66 +204,55 @@ def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
     return (fmean(idle), fmean(net)) if idle else (None, None)
 
 
-def _axes(rows: Sequence[ExperimentRow]) -> tuple[str, ...]:
-    """Settings that differ between experiments and are few enough to compare by."""
-    names = dict.fromkeys(name for row in rows for name in row.settings)
-    return tuple(name for name in names if 1 < len({str(row.settings.get(name)) for row in rows}) <= 40)
+def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tuple[list[ExperimentRow], StudyAxes]:
+    """The rows of one study with their points, and its axes: those of its sweep, else the settings that differ."""
+    swept = {
+        manifest.run_id: plan.study_axes()
+        for manifest in manifests
+        for plan in manifest.studies
+        if plan.name == rows[0].study and plan.axes
+    }
+    if all(row.run in swept for row in rows):
+        axes = _joined(swept[run].axes for run in dict.fromkeys(row.run for row in rows))
+        placed = [replace(row, point=swept[row.run].point(row.experiment)) for row in rows]
+    else:
+        settings = {
+            row.key: {name.removeprefix("config."): cell for name, cell in row.settings.items()} for row in rows
+        }
+        differ = differing(settings)
+        axes = differ.axes
+        placed = [replace(row, point=differ.point(row.key)) for row in rows]
+    points: dict[str, set[tuple[JsonValue, ...]]] = {}
+    for row in placed:
+        points.setdefault(row.experiment, set()).add(tuple(row.point.get(axis.name) for axis in axes))
+    # An id that means different settings in different runs has no one point.
+    return placed, StudyAxes(axes, {name: one for name, (one, *others) in points.items() if not others})
 
 
-def _traces(results: Results, runs: Mapping[str, Path]) -> tuple[dict[str, PowerTrace], int]:
-    traces: dict[str, PowerTrace] = {}
-    left_out = 0
-    for result in results:
-        run = runs.get(result.source_run or result.run_id)
-        if run is None:
-            continue
-        key = CycleKey(result.study, result.experiment.id, result.experiment.config_hash, result.cycle)
-        power = JobDir(run / key.directory).power
-        if not power.exists():
-            continue
-        if len(traces) >= MAX_TRACES:
-            left_out += 1
-            continue
-        trace = power_trace(power, result)
-        if trace is not None:
-            traces[f"{result.run_id}/{result.study}/{result.experiment.id}/c{result.cycle}"] = trace
-    return traces, left_out
+def _unprefixed(settings: Mapping[str, Cell]) -> dict[str, JsonValue]:
+    return {name.removeprefix("config."): cell for name, cell in settings.items()}
 
 
-def power_trace(path: Path, result: Result) -> PowerTrace | None:
-    """The readings of `power.parquet` as mean power per interval; `None` when there are none.
+def _joined(of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]:
+    """The axes of runs of one study, whose sweep may have grown between them."""
+    joined: dict[str, SweptAxis] = {}
+    for axis in (axis for axes in of_runs for axis in axes):
+        known = joined.setdefault(axis.name, axis)
+        values = dict(zip([*known.labels, *axis.labels], [*known.values, *axis.values], strict=True))
+        joined[axis.name] = replace(known, labels=tuple(values), values=tuple(values.values()))
+    return tuple(joined.values())
 
-    Where the sensor gives no power, the counter's differences are used. Each point is the mean of the readings of
-    its interval, so that thinning keeps the energy.
-    """
-    try:
-        with open_regular(path) as stream:
-            table = pq.read_table(stream, columns=["t_ns", "device", "power_w", "counter_mj"]).to_pylist()
-    except (OSError, ArrowException) as problem:
-        raise StoreError(f"{path}: not the readings of a cycle: {problem}", fix="remove the file") from None
-    by_device: dict[str, list[tuple[int, float]]] = {}
-    counters: dict[str, list[tuple[int, float]]] = {}
-    for row in table:
-        if row["power_w"] is not None:
-            by_device.setdefault(row["device"], []).append((row["t_ns"], row["power_w"]))
-        if row["counter_mj"] is not None:
-            counters.setdefault(row["device"], []).append((row["t_ns"], row["counter_mj"]))
-    for device, readings in counters.items():
-        if device not in by_device:
-            by_device[device] = [
-                (later, (after - before) / 1e3 / ((later - earlier) / 1e9))
-                for (earlier, before), (later, after) in pairwise(readings)
-                if later > earlier and after >= before
-            ]
-    times = [time for readings in by_device.values() for time, _ in readings]
-    if not times:
-        return None
-    origin = min([window.start_ns for window in result.energy.windows] or times)
-    points: list[tuple[float, float, str]] = []
-    for device, readings in by_device.items():
-        size = -(-len(readings) // POINTS) or 1
-        for start in range(0, len(readings), size):
-            moments, watts = zip(*readings[start : start + size], strict=True)
-            points.append(((sum(moments) / len(moments) - origin) / 1e9, sum(watts) / len(watts), device))
-    windows = [(w.name, (w.start_ns - origin) / 1e9, (w.end_ns - origin) / 1e9) for w in result.energy.windows]
-    return PowerTrace(tuple(points), tuple(windows))
+
+def _state(manifest: Manifest) -> RunState:
+    states = Counter(item.state for item in manifest.items)
+    open_cycles = states["pending"] + states["running"]
+    called = manifest.invocation
+    status: RunStatus = "complete"
+    if manifest.finished_at is None:
+        lives = called is not None and called.holder.lives()
+        status = "running" if lives or states["running"] else "interrupted"
+    elif manifest.interrupted:
+        status = "interrupted"
+    elif open_cycles:
+        status = "stopped"
+    return RunState(len(manifest.items), len(manifest.items) - open_cycles, states["valid"], status)

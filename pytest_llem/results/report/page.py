@@ -20,6 +20,7 @@ from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells, compare
 from pytest_llem.results.gate_report import VERDICT_HEAD
 from pytest_llem.results.gates import Status
+from pytest_llem.results.manifest import Manifest
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.repeatability import BASELINES
@@ -30,6 +31,7 @@ from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import UNCERTAIN, ShowProgress, plus_minus, silent
+from pytest_llem.study.model import SweptAxis
 
 VERDICT_WORDS: Mapping[Status, str] = {
     "fail": "failed",
@@ -99,7 +101,11 @@ def _render(
         ("Power over time", "power", _power(content) if power else ""),
         ("Validity and warnings", "validity", _validity(content)),
         ("How it was measured", "method", _methods(content.results)),
-        ("Environment", "environment", _environments(content.environments)),
+        (
+            "Environment",
+            "environment",
+            _environments(content.manifests),
+        ),
     ]
     present = [entry for entry in sections if entry[2]]
     valid = len(content.results.valid)
@@ -108,7 +114,7 @@ def _render(
     subtitle = f"{len(content.experiments)} experiments, {cycles}, {runs} run{'s' * (runs != 1)}"
     data: JsonValue = {
         "experiments": [
-            {**identity(row), "axes": {axis: _text(row.settings.get(axis)) for axis in content.axes}}
+            {**identity(row), "axes": {axis: _text(value) for axis, value in row.point.items()}}
             for row in content.experiments
         ],
         "charts": [
@@ -160,9 +166,10 @@ def _experiments(content: Content) -> str:
     for name in metrics:
         heads.append(_head(f"{name} ({METRICS[name].unit})", number=True))
         heads += [_head(SPREAD, number=True)] if name == HEADLINE else []
-    body = "".join(_experiment(row, names, metrics, content.axes) for row in content.experiments)
+    body = "".join(_experiment(row, names, metrics) for row in content.experiments)
     count = len(content.experiments)
-    selects = "".join(_select(axis, content.experiments) for axis in content.axes[:6])
+    axes = [axis for of_study in content.axes.values() for axis in of_study.axes]
+    selects = "".join(_select(axis, content.experiments) for axis in axes[:6])
     estimates = {result.energy.meter for result in content.results if not result.energy.measured} - {"none"}
     estimated = f"<strong>Energy is NOT measured by {escape(', '.join(sorted(estimates)))}</strong>: it is estimated."
     return f"""<div class="controls"><label>Filter by words<input id="filter" type="search" autocomplete="off"></label>
@@ -178,7 +185,7 @@ The board's gain error is apart: <a href="#method">How it was measured</a>. Spre
 cycles. {estimated if estimates else ""}</p>"""
 
 
-def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str], axes: Sequence[str]) -> str:
+def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]) -> str:
     texts: dict[str, str] = {name: getattr(row, name) for name in ("experiment", "run", "study", "model", "engine")}
     texts["valid"] = f"{row.valid}/{row.total}"
     done = "good" if row.valid == row.total else "bad"
@@ -192,7 +199,7 @@ def _experiment(row: ExperimentRow, names: Sequence[str], metrics: Sequence[str]
         if name == HEADLINE:
             spread = estimate.spread if estimate else None
             cells.append(_number(spread, "" if spread is None else f"{spread:.2g}"))
-    words = " ".join([*texts.values(), *row.notes, *(f"{axis}={row.settings.get(axis)}" for axis in axes)]).lower()
+    words = " ".join([*texts.values(), *row.notes, *(f"{axis}={value}" for axis, value in row.point.items())]).lower()
     return f'<tr data-key="{escape(row.key)}" data-text="{escape(words)}">{"".join(cells)}</tr>'
 
 
@@ -208,12 +215,11 @@ def _stated(estimate: MetricSummary) -> str:
     return f"{estimate.value:.4g}{f' {UNCERTAIN}?' if estimate.uncertainty is None else ''}"
 
 
-def _select(axis: str, rows: Sequence[ExperimentRow]) -> str:
-    values = dict.fromkeys(_text(row.settings.get(axis)) for row in rows)
-    short = axis.removeprefix("config.").removeprefix("settings.")
+def _select(axis: SweptAxis, rows: Sequence[ExperimentRow]) -> str:
+    values = dict.fromkeys(_text(row.point.get(axis.name)) for row in rows)
     options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
-    select = f'<select data-axis="{escape(axis)}"><option value="">any</option>{options}</select>'
-    return f"<label>{escape(short)}{select}</label>"
+    select = f'<select data-axis="{escape(axis.name)}"><option value="">any</option>{options}</select>'
+    return f"<label>{escape(axis.title)}{select}</label>"
 
 
 def _charts(charts: Sequence[Chart]) -> str:
@@ -336,8 +342,9 @@ def _methods(results: Results) -> str:
     return _table(head, rows, "Meters, estimators and the sensor's uncertainty (k=2)", wrap=True)
 
 
-def _environments(environments: Mapping[str, Mapping[str, JsonValue]]) -> str:
+def _environments(manifests: Mapping[str, Manifest]) -> str:
     """A row per fact, a column per run."""
+    environments = {name: manifest.environment for name, manifest in manifests.items()}
     shown = [(fact, *(_shown(environment.get(fact)) for environment in environments.values())) for fact in FACTS]
     rows = [row for row in shown if any(row[1:])]
     return _table(("fact", *environments), rows, "Machine and software of each run", wrap=True) if rows else ""
