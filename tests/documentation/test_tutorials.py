@@ -1,4 +1,4 @@
-"""The studies of docs/examples are collected, and their code runs, as the pages have them."""
+"""The studies of docs/tutorials are collected, and their code runs, as the pages have them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 
 
 def files(page: str) -> dict[str, str]:
     """The files that a page shows, by name."""
-    text = (EXAMPLES / page).read_text(encoding="utf-8")
+    text = (TUTORIALS / page).read_text(encoding="utf-8")
     return dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL))
 
 
 def code(page: str, name: str) -> str:
     """A piece of code of a page, by the name in the comment above it."""
-    text = (EXAMPLES / page).read_text(encoding="utf-8")
+    text = (TUTORIALS / page).read_text(encoding="utf-8")
     (block,) = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
     return str(block)
 
@@ -29,7 +29,8 @@ def write(pytester: pytest.Pytester, page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "study", "items"), [("paper-sweep.md", "paper-sweep.yaml", 120), ("ci-gate.md", "ci-gate.yaml", 6)]
+    ("page", "study", "items"),
+    [("paper.md", "paper.yaml", 30), ("paper.md", "paper-gpu.yaml", 60), ("gate.md", "gate.yaml", 6)],
 )
 def test_a_study_is_collected(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, page: str, study: str, items: int
@@ -45,16 +46,18 @@ def test_a_study_is_collected(
 def test_asserts_of_ones_own_pass_and_can_be_evaluated(
     pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(pytester, "my-own-assert.md")
+    write(pytester, "asserts.md")
     done = pytester.runpytest_subprocess("-q", "--llem-cycles=2", "--llem-meter=estimate")
     assert done.ret == 0, done.stdout.str()
     done.assert_outcomes(passed=7)
 
-    exec(compile(code("paper-sweep.md", "evaluate"), "paper-sweep.md", "exec"), {})
+    exec(compile(code("paper.md", "evaluate"), "paper.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert re.search(r"^my-own-assert batch_size:4: \S+ ± \S+ J/token \(95 %, 2 cycles\)$", printed, re.MULTILINE)
+    assert re.search(
+        r"^my-own-assert \{'transformers.batch_size': 4\}: \S+ ± \S+ J/token \(95 %, 2 cycles\)$", printed, re.MULTILINE
+    )
 
 
 def test_the_gate_of_ones_own_fails_on_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(code("ci-gate.md", "gate"), "ci-gate.md", "exec"), {})
+    exec(compile(code("gate.md", "gate"), "gate.md", "exec"), {})
     assert capsys.readouterr().out.startswith("fail 1.09")
