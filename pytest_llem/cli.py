@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
     verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
     verb.add_argument("--json", action="store_true", help="as JSON")
-    verb.set_defaults(run="pytest_llem.results.commands:list_all")
+    verb.set_defaults(run="pytest_llem.results.run_list:list_all")
 
     verb = verbs.add_parser("compare", help="compare runs: the first is the baseline; exit code 1 beyond a limit")
     verb.add_argument("baseline", metavar="A", type=Path, help="run directory, results folder or result.json")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.errors import SettingsError, StoreError
@@ -19,7 +17,7 @@ from pytest_llem.results import compare
 from pytest_llem.results.baselines import required_cycles
 from pytest_llem.results.exports import export
 from pytest_llem.results.layout import MANIFEST, run_directories
-from pytest_llem.results.manifest import Manifest, current_manifest, read_manifest
+from pytest_llem.results.manifest import Manifest, read_manifest, shard_of
 from pytest_llem.results.reading import (
     MeasurementId,
     Results,
@@ -31,7 +29,7 @@ from pytest_llem.results.reading import (
 )
 from pytest_llem.results.report.charts import write_figures
 from pytest_llem.results.report.page import write_report
-from pytest_llem.results.terminal import counted, show, table
+from pytest_llem.results.terminal import counted, show
 from pytest_llem.study.limits import FailIf, parse_fail_if
 
 
@@ -91,16 +89,6 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
-def list_all(options: argparse.Namespace) -> int:
-    """`llem list`: print the runs of a folder, or the run that it is; `StoreError` when there are none."""
-    runs = [options.out] if (options.out / MANIFEST).exists() else run_directories(options.out)
-    if not runs:
-        raise StoreError(f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to")
-    rows = [_row(run) for run in runs]
-    show(json.dumps(encode(rows), indent=2) if options.json else "\n".join(_lines(rows)))
-    return 0
-
-
 def export_results(options: argparse.Namespace) -> int:
     """`llem export`: write results in another tool's format."""
     export(load_all(options.paths, counted), options.format, options.out)
@@ -115,81 +103,6 @@ def fail_if(text: str) -> FailIf:
     if not rest:
         raise SettingsError(f"{text!r} is no limit", fix="write METRIC:LIMIT, e.g. joules_per_output_token:5%")
     return parse_fail_if(name, limit, resolution or None)
-
-
-HEAD = ("run", "started", "studies", "cycles", "valid", "reused", "other", "host", "state")
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One run: `states` counts its cycles by state, `finished` says whether pytest came to its end."""
-
-    run_id: str
-    directory: str
-    started_at: str
-    studies: tuple[str, ...]
-    states: dict[str, int]
-    reused: int
-    hostname: str | None
-    finished: bool
-    shard: str | None = None
-
-
-def _lines(rows: Sequence[RunRow]) -> list[str]:
-    """The runs as a table."""
-    body = [
-        (
-            row.run_id,
-            row.started_at.replace("+00:00", "Z"),
-            (", ".join(row.studies) or "-") + (f" (shard {row.shard})" if row.shard else ""),
-            str(sum(row.states.values())),
-            str(row.states.get("valid", 0)),
-            str(row.reused),
-            ", ".join(f"{count} {state}" for state, count in sorted(row.states.items()) if state != "valid") or "-",
-            row.hostname or "-",
-            "finished" if row.finished else "unfinished",
-        )
-        for row in rows
-    ]
-    return table(HEAD, body, left=3)
-
-
-def _row(run: Path) -> RunRow:
-    manifest = current_manifest(run)
-    return RunRow(
-        run_id=manifest.run_id,
-        directory=str(run),
-        started_at=manifest.started_at,
-        studies=tuple(dict.fromkeys([*(study.name for study in manifest.studies), *(i.study for i in manifest.items)])),
-        states=dict(Counter(item.state for item in manifest.items)),
-        reused=sum(item.source_run is not None for item in manifest.items),
-        hostname=str(manifest.environment.get("hostname") or "") or None,
-        finished=manifest.finished_at is not None,
-        shard=str(shard_of(manifest) or "") or None,
-    )
-
-
-@dataclass(frozen=True)
-class ShardOf:
-    """A shard's number, the number of shards, and each study's split (`session.sharding.Split.digest`)."""
-
-    index: int
-    count: int
-    splits: Mapping[str, str]
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-
-def shard_of(manifest: Manifest) -> ShardOf | None:
-    """The shard that a run is, `None` for a whole one; `StoreError` when its manifest states it in another format."""
-    shard = manifest.facts.get("shard")
-    if shard is None:
-        return None
-    match shard:
-        case {"index": int(index), "count": int(count), "splits": dict(splits)}:
-            return ShardOf(index, count, {study: str(digest) for study, digest in splits.items()})
-    raise StoreError(f"run {manifest.run_id}: run.json does not say which shard it is: {shard!r}")
 
 
 def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:

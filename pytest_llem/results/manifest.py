@@ -6,12 +6,13 @@ commands and the report read it. The format is published: fields are added, neve
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.axes import StudyAxes
@@ -19,6 +20,9 @@ from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import Holder, StateName, now, read_state
 from pytest_llem.study.model import SourceText, SweptAxis
 
+RunState = Literal["running", "interrupted", "incomplete", "failed", "complete", "unfinished"]
+"""`incomplete` came to its end with planned cycles that were not begun (`-x`, skipped by another plugin); `failed` has
+cycles that failed. `unfinished` goes on, or was killed, on another host."""
 MANIFEST_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
 
@@ -138,6 +142,44 @@ def current_manifest(run_dir: Path) -> Manifest:
     """A run's manifest; of one that has not come to its end, with the cycles as their state files tell of them."""
     manifest = read_manifest(run_dir / MANIFEST)
     return manifest if manifest.finished_at else replace(manifest, items=_items(run_dir, manifest.studies))
+
+
+def run_state(manifest: Manifest) -> RunState:
+    """What became of a run, by its current manifest. Whether it goes on is known on the host that runs it alone."""
+    if manifest.finished_at is None:
+        holder = manifest.invocation.holder if manifest.invocation else None
+        if any(item.state == "running" for item in manifest.items) or (holder is not None and holder.lives()):
+            return "running"
+        return "unfinished" if holder is not None and holder.hostname != platform.node() else "interrupted"
+    states = {item.state for item in manifest.items}
+    if manifest.interrupted:
+        return "interrupted"
+    if "pending" in states:
+        return "incomplete"
+    return "failed" if states & {"failed", "crashed", "interrupted"} else "complete"
+
+
+@dataclass(frozen=True)
+class ShardOf:
+    """A shard's number, the number of shards, and each study's split (`session.sharding.Split.digest`)."""
+
+    index: int
+    count: int
+    splits: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def shard_of(manifest: Manifest) -> ShardOf | None:
+    """The shard that a run is, `None` for a whole one; `StoreError` when its manifest states it in another format."""
+    shard = manifest.facts.get("shard")
+    if shard is None:
+        return None
+    match shard:
+        case {"index": int(index), "count": int(count), "splits": dict(splits)}:
+            return ShardOf(index, count, {study: str(digest) for study, digest in splits.items()})
+    raise StoreError(f"run {manifest.run_id}: run.json does not say which shard it is: {shard!r}")
 
 
 def rebuild_manifest(

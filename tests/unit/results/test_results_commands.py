@@ -1,4 +1,4 @@
-"""`llem list`, `compare`, `export` and `report` on stored runs, as a user calls them."""
+"""`llem compare`, `export` and `report` on stored runs, as a user calls them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pytest_llem.cli import main
 from pytest_llem.errors import EngineError
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.layout import MANIFEST, CycleKey
-from pytest_llem.results.manifest import read_manifest, rebuild_manifest, write_manifest
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.store import RunStore
 
 if TYPE_CHECKING:
@@ -49,24 +49,6 @@ def out(tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker, monkeyp
         rebuild_manifest(store.run_dir, finished=run == "before")
     monkeypatch.chdir(tmp_path / "out")
     return tmp_path / "out"
-
-
-def test_list_shows_runs_newest_first(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", str(out)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["run", "now", "before"]
-    assert "1 failed, 1 invalid" in lines[1]
-    assert lines[1].endswith("unfinished")
-    assert lines[2].endswith(" finished")
-
-
-def test_list_counts_what_ended_after_the_manifest_was_written(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that was killed, or had no room left for its manifest, was listed as one that had measured nothing."""
-    manifest = read_manifest(out / "now" / MANIFEST)
-    write_manifest(out / "now", replace(manifest, items=tuple(replace(i, state="pending") for i in manifest.items)))
-    main(["list", str(out)])
-    now, before = (line.split()[3:] for line in capsys.readouterr().out.splitlines()[1:])
-    assert now[:-1] == before[:-1]
 
 
 @pytest.mark.parametrize("place", ["/dev/full", "before/run.json/x.csv"])

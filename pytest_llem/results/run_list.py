@@ -1,0 +1,231 @@
+"""`llem list`: the runs of a results folder, what became of each, its gates and its headline.
+
+`cli` calls `list_all` by name. Keys of the JSON stay; the table is for people and fits their terminal. Results are not
+read: a headline is that of `summary.csv`, which a run writes at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import csv
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pytest_llem.errors import StoreError
+from pytest_llem.job.files import open_regular
+from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.wire import encode
+from pytest_llem.results.gate_report import read_gates
+from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.manifest import Manifest, RunState, current_manifest, run_state, shard_of
+from pytest_llem.results.state import TERMINAL
+from pytest_llem.results.terminal import counted, plus_minus, quantity, show, significant, table
+
+HEADLINE = "joules_per_output_token"
+"""Of a run whose manifest does not say: the default of `execution.headline`."""
+PREFIXED = ("J", "W", "Wh", "s", "B")
+"""Units that are shown with a prefix of SI; a rate is not: 1.2 k1/s helps nobody."""
+UNLIMITED = 10_000
+"""Columns where nothing says how wide the reader's screen is. Chosen: no table is wider."""
+LEAST_STUDIES = 10
+"""Characters that stay of studies' names. Chosen: both ends of a name are still recognised."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The headline of a study: the best and the worst of its experiments, `uncertainty` where there is one alone."""
+
+    study: str
+    metric: str
+    unit: str
+    experiments: int
+    best: float
+    worst: float
+    uncertainty: float | None
+
+    def __str__(self) -> str:
+        if self.experiments == 1:
+            if self.unit in PREFIXED:
+                return quantity(self.best, self.unit, self.uncertainty)
+            return plus_minus(self.best, self.uncertainty)
+        if self.unit in PREFIXED:
+            first, second = (quantity(value, self.unit).split(" ") for value in (self.best, self.worst))
+            return f"{first[0]}{f' {first[1]}' if first[1] != second[1] else ''} .. {' '.join(second)}"
+        return f"{significant(self.best)} .. {significant(self.worst)}"
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run. `states` counts its cycles, `gates` its verdicts; `finished_at` is `None` where pytest had no end."""
+
+    run_id: str
+    directory: str
+    state: RunState
+    started_at: str
+    finished_at: str | None
+    studies: tuple[str, ...]
+    shard: str | None
+    planned: int
+    ended: int
+    valid: int
+    reused: int
+    states: Mapping[str, int]
+    gates: Mapping[str, int]
+    headlines: tuple[Headline, ...]
+    hostname: str | None
+    command: tuple[str, ...]
+
+
+def list_all(options: argparse.Namespace) -> int:
+    """`llem list`: print the runs of a folder, or the run that it is; `StoreError` when there are none."""
+    directories = [options.out] if (options.out / MANIFEST).exists() else run_directories(options.out)
+    if not directories:
+        raise StoreError(
+            f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to, or measure a study first"
+        )
+    runs = [listed(directory) for directory in counted(directories, "reading runs")]
+    if options.json:
+        show(json.dumps(encode(runs), indent=2))
+    else:
+        show("\n".join(lines(runs, shutil.get_terminal_size((UNLIMITED, 24)).columns)))
+    return 0
+
+
+def listed(run_dir: Path) -> ListedRun:
+    """What a run's directory says. Raises `StoreError` for a file in it that is broken."""
+    manifest = current_manifest(run_dir)
+    states = Counter[str](item.state for item in manifest.items)
+    return ListedRun(
+        run_id=manifest.run_id,
+        directory=str(run_dir),
+        state=run_state(manifest),
+        started_at=manifest.started_at,
+        finished_at=manifest.finished_at,
+        studies=tuple(dict.fromkeys([*(study.name for study in manifest.studies), *(i.study for i in manifest.items)])),
+        shard=str(shard_of(manifest) or "") or None,
+        planned=len(manifest.items),
+        ended=sum(states[state] for state in TERMINAL),
+        valid=states["valid"],
+        reused=sum(item.source_run is not None for item in manifest.items),
+        states=states,
+        gates=Counter(row.status for report in read_gates(run_dir) for row in report.rows),
+        headlines=tuple(_headlines(run_dir / "summary.csv", manifest)),
+        hostname=str(manifest.environment.get("hostname") or "") or None,
+        command=manifest.invocation.command if manifest.invocation else (),
+    )
+
+
+def _headlines(path: Path, manifest: Manifest) -> Iterator[Headline]:
+    try:
+        if path.exists():
+            with open_regular(path) as stream:
+                yield from _of_summary(csv.DictReader(codecs.getreader("utf-8")(stream)), manifest)
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as problem:
+        raise StoreError(
+            f"{path}: no summary of a run: {problem}", fix="remove it, and the list goes without"
+        ) from None
+
+
+def _of_summary(summary: Iterable[Mapping[str, str]], manifest: Manifest) -> Iterator[Headline]:
+    rows = list(summary)
+    metrics = {study.name: study.headline or HEADLINE for study in manifest.studies}
+    for study in dict.fromkeys(row["study"] for row in rows):
+        metric = METRIC_NAMES.get(metrics.get(study, HEADLINE))
+        if metric is None:  # of a package that is not installed here
+            continue
+        measured = [row for row in rows if row["study"] == study and row.get(f"{metric.name}_value")]
+        values = sorted((float(row[f"{metric.name}_value"]) for row in measured), reverse=metric.higher_is_better)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{metric.name} is not finite")
+        if values:
+            uncertainty = measured[0][f"{metric.name}_uncertainty"] if len(values) == 1 else ""
+            yield Headline(
+                study=study,
+                metric=metric.name,
+                unit=metric.unit,
+                experiments=len(values),
+                best=values[0],
+                worst=values[-1],
+                uncertainty=float(uncertainty) if uncertainty else None,
+            )
+
+
+def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
+    """The runs as a table that fits; a last line names the columns that do not."""
+    metrics = {headline.metric for run in runs for headline in run.headlines}
+    headline = _heading(metrics.pop()) if len(metrics) == 1 else "headline"
+    columns = {
+        "run": [run.run_id for run in runs],
+        "state": [_state(run) for run in runs],
+        "studies": [", ".join(run.studies) + (f" (shard {run.shard})" if run.shard else "") or "-" for run in runs],
+        "valid": [f"{run.valid}/{run.planned}" for run in runs],
+        "gates": [_gates(run.gates) for run in runs],
+        headline: [", ".join(map(str, run.headlines)) or "-" for run in runs],
+        "when": [datetime.fromisoformat(run.started_at).astimezone().strftime("%Y-%m-%d %H:%M") for run in runs],
+    }
+    left_out: list[str] = []
+    for name in ("when", "valid", "studies", "gates", headline):
+        excess = _width(columns) - width
+        if excess <= 0:
+            break
+        longest = max(map(len, columns[name]))
+        if name == "gates":
+            columns[name] = [_worst(run.gates) for run in runs]
+        elif name == headline:
+            columns[name] = [
+                ", ".join([*map(str, run.headlines[:1]), *("…" for _ in run.headlines[1:2])]) or "-" for run in runs
+            ]
+        elif name == "studies" and longest - excess >= LEAST_STUDIES:
+            columns[name] = [_cut(cell, longest - excess) for cell in columns[name]]
+        else:
+            left_out.append(name)
+            del columns[name]
+    shown = table(list(columns), list(zip(*columns.values(), strict=True)), left=len(columns))
+    note = f"no room for: {', '.join(left_out)} (a wider terminal has it, and --json)"
+    return [*shown, note] if left_out else shown
+
+
+def _heading(metric: str) -> str:
+    """`joules_per_output_token` as `J/output token`, without the unit that the values have."""
+    words = metric.replace("joules_per_", "J/").replace("_per_s", "/s").replace("_", " ")
+    return words.removesuffix(" j").removesuffix(" w").removesuffix(" s")
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    return sum(max(len(name), *map(len, cells)) for name, cells in columns.items()) + 2 * (len(columns) - 1)
+
+
+def _cut(text: str, width: int) -> str:
+    head = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def _state(run: ListedRun) -> str:
+    if run.state == "complete":
+        return run.state
+    count = run.states.get("failed", 0) + run.states.get("crashed", 0) if run.state == "failed" else run.ended
+    return f"{run.state} {count}/{run.planned}"
+
+
+def _gates(gates: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in _verdicts(gates).items()) or "-"
+
+
+def _worst(gates: Mapping[str, int]) -> str:
+    counts = _verdicts(gates)
+    worst = next(iter(counts), None)
+    return "-" if worst is None else f"{counts[worst]} of {sum(counts.values())} {worst}"
+
+
+def _verdicts(gates: Mapping[str, int]) -> dict[str, int]:
+    """Verdicts as pytest counts their items, the worst first: what cannot be judged is a skip."""
+    skipped = gates.get("inconclusive", 0) + gates.get("not_comparable", 0)
+    counts = {"fail": gates.get("fail", 0), "skip": skipped, "pass": gates.get("pass", 0)}
+    return {verdict: count for verdict, count in counts.items() if count}
