@@ -1,6 +1,7 @@
 """The statistics behind gates: one-sided bounds for the ratio of two small samples, and for one sample.
 
-`gates`, `judging`, `gate_power`, `compare` and the report call it. A change of method moves verdicts: see the end.
+`gates`, `judging`, `gate_power`, `compare`, `effects` and the report call it. A change of method moves verdicts: see
+the end.
 
 Method
     Energy per token and throughput are positive, their noise is multiplicative and skewed to the right, and a gate's
@@ -138,7 +139,7 @@ def ratio_interval(
     if len(baselines) >= RUNS_FOR_ESTIMATE:
         centre = means[-1] - fmean(means[:-1])
         parts = _between_runs(means[:-1], counts, before, now, spread)
-        return LogInterval(centre, _half_width(parts, alpha), scatter.autocorrelation)
+        return LogInterval(centre, half_width(parts, alpha), scatter.autocorrelation)
     total = sum(counts[:-1])
     centre = means[-1] - sum(mean * count for mean, count in zip(means[:-1], counts[:-1], strict=True)) / total
     if sum(map(len, runs[:-1])) == len(runs[-1]):
@@ -148,9 +149,27 @@ def ratio_interval(
         parts = [(before[0] / total, before[1]), (now[0] / counts[-1], now[1])]
     if spread is not None:
         parts.append((spread.variance * (1 + 1 / len(baselines)), spread.degrees))
-        return LogInterval(centre, _half_width(parts, alpha), scatter.autocorrelation)
+        return LogInterval(centre, half_width(parts, alpha), scatter.autocorrelation)
     least = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS
-    return LogInterval(centre, max(_half_width(parts, alpha), least), scatter.autocorrelation)
+    return LogInterval(centre, max(half_width(parts, alpha), least), scatter.autocorrelation)
+
+
+def log_ratio(before: Sequence[float], now: Sequence[float], *, correlated: bool = False) -> tuple[float, float, float]:
+    """The logarithm of the ratio of two geometric means of one run, its variance and its degrees of freedom.
+
+    What a whole run shares cancels, and nothing is assumed for it. One side has two cycles or more; where the other has
+    one, it is taken to scatter alike. `correlated` is as in `ratio_interval`.
+    """
+    runs = [[math.log(value) for value in side] for side in (before, now)]
+    counts = [1 if correlated else len(side) for side in runs]
+    scatter = _Scatter.of(runs, correlated=correlated)
+    centre = fmean(runs[1]) - fmean(runs[0])
+    if len(before) == len(now) or min(len(before), len(now)) == 1:
+        variance, degrees = scatter.variance(slice(None))
+        return centre, variance * sum(1 / count for count in counts), degrees
+    each = (scatter.variance(slice(1)), scatter.variance(slice(1, None)))
+    parts = [(variance / count, degrees) for (variance, degrees), count in zip(each, counts, strict=True)]
+    return centre, *summed(parts)
 
 
 def paired_interval(baseline: Sequence[float], current: Sequence[float], alpha: float) -> LogInterval:
@@ -161,7 +180,7 @@ def paired_interval(baseline: Sequence[float], current: Sequence[float], alpha: 
     logs = [math.log(now / before) for before, now in zip(baseline, current, strict=True)]
     scatter = _Scatter.of([logs], trend=False)
     variance, degrees = scatter.variance(slice(None))
-    return LogInterval(fmean(logs), _half_width([(variance / len(logs), degrees)], alpha), scatter.autocorrelation)
+    return LogInterval(fmean(logs), half_width([(variance / len(logs), degrees)], alpha), scatter.autocorrelation)
 
 
 def _between_runs(
@@ -192,9 +211,9 @@ def mean_interval(
     logs = [math.log(value) for value in values]
     scatter = _Scatter.of([logs], trend=False, correlated=correlated)
     variance, degrees = scatter.variance(slice(None))
-    half_width = _half_width([(variance / (1 if correlated else len(logs)), degrees)], alpha)
+    bound = half_width([(variance / (1 if correlated else len(logs)), degrees)], alpha)
     least = NormalDist().inv_cdf(1 - alpha) * BETWEEN_RUNS / math.sqrt(2)
-    return LogInterval(fmean(logs), max(half_width, least) + math.log1p(systematic), scatter.autocorrelation)
+    return LogInterval(fmean(logs), max(bound, least) + math.log1p(systematic), scatter.autocorrelation)
 
 
 def variance_of_mean(values: Sequence[float], *, correlated: bool = False) -> tuple[float, float]:
@@ -281,13 +300,19 @@ def _variance(values: Sequence[float]) -> float:
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
-def _half_width(parts: Sequence[tuple[float, float]], alpha: float) -> float:
-    """Half width for a sum of variances with their degrees of freedom; the sum has Satterthwaite's."""
+def summed(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """A sum of independent variances, and its degrees of freedom (Satterthwaite), at least those of one part."""
     total = sum(variance for variance, _ in parts)
+    least = min(degrees for _, degrees in parts)
+    squares = sum(variance * variance / degrees for variance, degrees in parts)
+    return total, max(total * total / squares, least) if squares > 0 else least
+
+
+def half_width(parts: Sequence[tuple[float, float]], alpha: float) -> float:
+    """Distance of a one-sided bound at level `alpha`, for a sum of variances with their degrees of freedom."""
+    total, freedom = summed(parts)
     if total <= 0:
         return 0.0
-    freedom = total * total / sum(variance * variance / degrees for variance, degrees in parts)
-    freedom = max(freedom, min(degrees for _, degrees in parts))
     # Rounded down to a tenth, so that simulations find most quantiles in the cache.
     return student_quantile(1 - alpha, math.floor(10 * freedom + 1e-9) / 10) * math.sqrt(total)
 

@@ -99,10 +99,11 @@ def budget_of_experiment(
     return _budget(measure, measured, components)
 
 
-def systematic_rel(measure: Metric, results: Sequence[Result]) -> float | None:
+def systematic_rel(measure: Metric, results: Sequence[Result], *, one_board: bool = False) -> float | None:
     """The relative bound, k=2, of what no number of cycles averages out: sensor, thermal state and the board's gain.
 
-    0 for what no meter measures, and `None` where the sensor's part is not known.
+    `one_board` leaves out the gain, which cancels in a ratio. 0 for what no meter measures, and `None` where the
+    sensor's part is not known.
     """
     budget = budget_of_experiment(measure, results) if is_energy(measure.name) else None
     if budget is None or not budget.value:
@@ -111,7 +112,7 @@ def systematic_rel(measure: Metric, results: Sequence[Result]) -> float | None:
     if any(part.value is None for part in parts if part.name == SENSOR):
         return None
     gain = UNKNOWN_GAIN if budget.gain_uncertainty_rel is None else budget.gain_uncertainty_rel
-    return math.hypot(gain, expanded(parts) / abs(budget.value))
+    return math.hypot(0.0 if one_board else gain, expanded(parts) / abs(budget.value))
 
 
 def scatter(values: Sequence[float], unit: str = "1", *, correlated: bool = False) -> Component:
