@@ -59,6 +59,12 @@ class ServerApi:
     gauges: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, str] = field(default_factory=dict)
     prefix_cache_off: str | None = None
+    model_paths: tuple[str, ...] = ()
+    """Where it tells how it loaded its model; the first that answers counts."""
+    model_facts: Mapping[str, str] = field(default_factory=dict)
+    """`dtype`, `quantization` and `kv_cache_dtype` by the dotted place in that answer."""
+    model_facts_resolved: bool = False
+    """Whether these are the values in use, so that a null means none, rather than what was asked for."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pytest_llem.engines.hub_models import (
@@ -25,7 +26,7 @@ from pytest_llem.engines.hub_models import (
     tokenizer_of,
 )
 from pytest_llem.engines.info import EngineInfo
-from pytest_llem.engines.model_files import find_model, on_hub
+from pytest_llem.engines.model_files import find_model, fingerprint, on_hub
 from pytest_llem.engines.protocol import Capabilities, Completion, ModelShape, Progress, Quiesced, Request
 from pytest_llem.engines.refusals import not_installed, one_line, unknown_setting
 from pytest_llem.engines.signatures import parameters
@@ -90,6 +91,7 @@ class StreamedEngine(HubEngine):
         self.capabilities = Capabilities(token_times=True, prefix_cache=True)
         self._tokenizer: Any = None
         self._text_config: Any = None
+        self._commit: str | None = None
 
     @abstractmethod
     def _arguments(self, config: ExperimentConfig, devices: DeviceSet, model: str, tokenizer: str) -> dict[str, Any]:
@@ -141,7 +143,9 @@ class StreamedEngine(HubEngine):
         config = self._prepared()
         self._source = find_model(config.model, weights=config.weights != "dummy")
         location, self._tokenizer_name = tokenizer_of(config, self._source)
-        self._text_config = load_config(config, self._source).get_text_config()
+        model_config = load_config(config, self._source)
+        self._text_config = model_config.get_text_config()
+        self._commit = getattr(model_config, "_commit_hash", None)
         self._tokenizer = load_tokenizer(location, config, self._source)
         arguments = self._arguments(config, self._devices, self._source.location, location)
         try:
@@ -191,6 +195,8 @@ class StreamedEngine(HubEngine):
         return {
             **self._settings_in_use(config),
             "model_path": self._source.location,
+            "model_revision": self._commit,
+            "model_fingerprint": fingerprint(Path(self._source.location)) if self._source.local else None,
             "tokenizer": self._tokenizer_name,
             "weights": config.weights,
             "do_sample": config.decoding.do_sample,

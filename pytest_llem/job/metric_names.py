@@ -56,6 +56,7 @@ CONDITIONS = (
     "engine",
     "engine_version",
     "dtype",
+    "quantization",
     "model_revision",
     "model_fingerprint",
     "lora_fingerprint",

@@ -24,7 +24,7 @@ UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
 THERMAL_STATE = "thermal_state"
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR, THERMAL_STATE})
-SETTLED_BY_SETTINGS = ("dtype", "load_shape")
+SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
 """Settings that a sentence names. Chosen: more than differ in most changes, and it stays readable."""
@@ -43,6 +43,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "engine": result.engine.name,
         "engine_version": result.engine.version,
         "dtype": _text(effective.get("dtype")),
+        "quantization": _quantization(effective),
         "model_revision": _text(effective.get("model_revision")),
         "model_fingerprint": _text(effective.get("model_fingerprint")),
         "lora_fingerprint": _text(compared.get("lora_fingerprint") or compared.get("lora_commit")),
@@ -69,6 +70,8 @@ def conditions(result: Result) -> dict[str, JsonValue]:
     }
 
 
+MODEL = ("dtype", "quantization", "model_revision", "model_fingerprint")
+"""Conditions that are read from the loaded model. Earlier versions read fewer of them, and so did their baselines."""
 MACHINE = ("device_kind", "device_count", "device_models", "power_limit_w", "driver_major", "cpu_model")
 """Conditions that differ between the cycles of one run only where several machines measured them."""
 
@@ -94,14 +97,16 @@ def common_conditions(results: Sequence[Result]) -> dict[str, JsonValue]:
 def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]:
     """Why the cycles of one experiment in one run do not repeat one measurement, a sentence each.
 
-    Nodes of a cluster may have different device models. Boards of one model may differ.
+    Nodes of a cluster may have different device models, and a server may get another model between two cycles. Boards
+    of one model may differ.
     """
     mixed: dict[str, str] = {}
     first = conditions(results[0]) if results else {}
     for result in results[1:]:
         now = conditions(result)
-        for name in MACHINE:
-            if name not in allow and now[name] != first[name]:
+        for name in (*MODEL, *MACHINE):
+            unread = name in MODEL and None in (now[name], first[name])
+            if name not in allow and now[name] != first[name] and not unread:
                 text = f"c{results[0].cycle} {_shown(first[name])}, c{result.cycle} {_shown(now[name])}"
                 mixed.setdefault(name, f"the cycles differ in {name}: {text}")
     return list(mixed.values())
@@ -125,6 +130,8 @@ def differences(
         before, now = baseline.get(name), current.get(name)
         if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
             continue
+        if name in MODEL and before is None:
+            continue  # not read for the baseline: no difference is known
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
@@ -183,6 +190,13 @@ def _estimator(result: Result) -> str | None:
     if not any(device.kind == "gpu" for device in result.energy.devices):
         return None
     return " and ".join(sorted({str(w.estimator) for w in result.energy.windows if w.name == "measure"}))
+
+
+def _quantization(effective: Mapping[str, object]) -> str | None:
+    """How the model's weights are quantised, `none`, or `None` where the engine does not say."""
+    stated = effective.get("quantization_config")
+    method = effective.get("quantization") or (stated.get("quant_method") if isinstance(stated, Mapping) else None)
+    return str(method) if method else ("none" if effective.get("quantized") is False else None)
 
 
 def _text(value: object) -> str | None:

@@ -15,6 +15,7 @@ from pytest_llem.job.metric_names import ESTIMATED_ENERGY
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
     CORRELATED,
+    MODEL,
     SETTLED_BY_SETTINGS,
     common_conditions,
     differences,
@@ -181,7 +182,7 @@ def _ratio_row(
     )
 
 
-SIDES = ("engine", "engine_version", "dtype", "model_revision", "model_fingerprint", "lora_fingerprint", "runner")
+SIDES = ("engine", "engine_version", *MODEL, "lora_fingerprint", "runner")
 """Conditions that the two sides of `llem ab` may be there to compare."""
 
 

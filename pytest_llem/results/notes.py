@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
 from pytest_llem.energy.validity import thresholds
+from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome
 from pytest_llem.job.report import Note, RunReport
@@ -105,7 +106,7 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     yield from work_remarks(job.config.workload, measurement)
     _, busy = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
     yield from (note for note in (busy, shared(measurement)) if note is not None)
-    yield from _of_server(job)
+    yield from _of_server(job, measurement.engine.effective)
     steady = derive_steady_state(measurement, job.config.measurement.steady_state)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
         yield Note("steady_state_short", steady.reason)
@@ -145,12 +146,17 @@ def _of_warmup(job: Job, warmup: WarmupOutcome) -> Iterator[Note]:
     yield Note("warmup_not_converged", f"{ended}: {detail}")
 
 
-def _of_server(job: Job) -> Iterator[Note]:
+def _of_server(job: Job, effective: Mapping[str, JsonValue]) -> Iterator[Note]:
     """What the study sets and an external server, which was started by others, does not report."""
     config = job.config
     if config.settings.get("base_url") is None or job.server is not None:
         return
-    stated = {"dtype": config.dtype, "revision": config.revision, "lora": config.lora}
+    told = {"dtype": effective.get("dtype"), "revision": effective.get("model_revision")}
+    stated = {
+        "dtype": config.dtype if told["dtype"] is None else None,
+        "revision": config.revision if told["revision"] != config.revision else None,
+        "lora": config.lora,
+    }
     stated["weights"] = "dummy" if config.weights == "dummy" else None
     unverified = [f"{name} {value}" for name, value in stated.items() if value is not None]
     if unverified:

@@ -52,7 +52,7 @@ class EngineSection:
     name: str
     version: str
     effective: dict[str, JsonValue] = field(
-        metadata=about("What the engine really ran with: model_path, dtype, device, ...")
+        metadata=about("What it really ran with: model_path, model_fingerprint, dtype, quantization, device, ...")
     )
     cache_reset: str | None = field(metadata=about("State of the prefix cache before every repeat."))
     statistics: dict[str, JsonValue] = field(

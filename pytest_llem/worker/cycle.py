@@ -261,7 +261,8 @@ RESOLVED = ("device_map", "revision")
 def settings_differ(config: ExperimentConfig, effective: Mapping[str, JsonValue]) -> list[Note]:
     """`effective_differs` for each requested setting that the engine reports with another value."""
     asked: dict[str, JsonValue] = {key: value for key, value in config.settings.items() if key not in RESOLVED}
-    if not effective.get("quantized"):
+    # A dtype of `None` is not known: a server may not tell.
+    if not effective.get("quantized") and effective.get("dtype") is not None:
         asked["dtype"] = config.dtype
     notes = []
     for key, value in asked.items():

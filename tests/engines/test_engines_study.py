@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 SHORTENED = """\
 base: {study}
+dtype: float32
 workload: {{prompts: 4, input_tokens: 16, output_tokens: 8}}
 measurement: {{min_duration_s: 0.1, idle: {{duration_s: 0.1}}, warmup: {{max_repeats: 1}}}}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -92,7 +93,10 @@ def test_the_server_says_what_it_is(start: Start) -> None:
     effective = start().effective()
     assert (effective["server"], effective["max_num_seqs"], effective["max_model_len"]) == ("llama.cpp", 4, 2048)
     assert (effective["prompts_as"], effective["tokenizer"]) == ("token ids", "model")
-    assert str(effective["model_path"]).endswith("tiny.gguf")
+    path = Path(str(effective["model_path"]))
+    assert path.name == "tiny.gguf"
+    assert (effective["dtype"], effective["quantized"], effective["model_parameters"]) == ("float32", False, 360_768)
+    assert effective["model_fingerprint"] == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def test_texts_are_those_of_transformers(start: Start) -> None:

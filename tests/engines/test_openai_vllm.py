@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.engines.builtin import builtin_path
+from pytest_llem.engines.model_files import fingerprint
 from pytest_llem.engines.protocol import Request
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 from tests.engines.servers.configs import config_maker
@@ -79,6 +80,8 @@ def test_what_the_server_counts_is_what_the_client_got(start: Start) -> None:
     assert (counters["prompt_tokens"], counters["generated_tokens"], counters["preemptions"]) == (50, 32, 0)
     effective = engine.effective()
     assert (effective["server"], effective["prompts_as"], effective["refused_fields"]) == ("vllm", "token ids", ())
+    assert (effective["dtype"], effective["quantized"], effective["kv_cache_dtype"]) == ("float32", False, "auto")
+    assert effective["model_fingerprint"] == fingerprint(builtin_path("builtin:tiny-llama"))
 
 
 def test_chat_and_answers_at_once_hold_their_ids_too(start: Start) -> None:

@@ -19,6 +19,7 @@ from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
+from pytest_llem.engines.openai.served import ServedModel, with_files
 from pytest_llem.engines.openai.settings import ClientSettings, read_settings
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer
 from pytest_llem.engines.protocol import (
@@ -51,6 +52,7 @@ class LoadedServer:
 
     client: Client
     facts: probe.ServerFacts
+    model: ServedModel
     bodies: Bodies
     tokenizer: Found
     observations: Observations
@@ -96,7 +98,9 @@ class OpenAIEngine(Engine):
         client, server = after("prepare", self._client), after("prepare", self._server)
         found = find_tokenizer(config, client, settings.root, server.model)
         bodies = Bodies(config, settings, server.model, server.kind)
-        self._loaded = LoadedServer(client, server, bodies, found, Observations(client, settings))
+        self._loaded = LoadedServer(
+            client, server, with_files(server.loaded, config, settings), bodies, found, Observations(client, settings)
+        )
         probe.agree(client, settings, bodies, found)
 
     def tokenizer(self) -> Tokenizer:
@@ -158,12 +162,21 @@ class OpenAIEngine(Engine):
     def effective(self) -> Mapping[str, JsonValue]:
         """See `Engine.effective`; keys that are settings have the setting's name."""
         server, (config, settings) = self._ready(), self._prepared()
+        model = server.model
         return {
             "base_url": config.settings.get("base_url"),
             "server": server.facts.kind,
             "server_version": server.facts.version,
             "served_model": server.facts.model,
-            "model_path": server.facts.model_path,
+            "model_path": model.path,
+            "model_revision": model.revision,
+            "model_fingerprint": model.fingerprint,
+            "model_parameters": model.parameters,
+            "model_bytes": model.size_bytes,
+            "dtype": model.dtype,
+            "quantized": model.quantized,
+            "quantization": model.quantization,
+            "kv_cache_dtype": model.kv_cache_dtype,
             "api": settings.api,
             "stream": settings.stream,
             "concurrency": settings.concurrency,
@@ -179,7 +192,10 @@ class OpenAIEngine(Engine):
     def environment(self) -> Mapping[str, JsonValue]:
         """The server that was measured: two versions of it are not the same engine."""
         server = self._server
-        return {} if server is None else {"server": server.kind, "server_version": server.version}
+        if server is None:
+            return {}
+        # What its products of float32 are computed in is not told, and so no share of a peak for them is known.
+        return {"server": server.kind, "server_version": server.version, "float32_matmul_precision": None}
 
     def shape(self) -> ModelShape | None:
         """See `Engine.shape`: that of the study's model, where its tokenizer is that of the server."""

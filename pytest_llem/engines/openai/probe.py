@@ -20,6 +20,7 @@ from pytest_llem.engines.openai.answers import MOST_TOKENS
 from pytest_llem.engines.openai.bodies import Bodies
 from pytest_llem.engines.openai.client import ASIDE_TIMEOUT_S, Client, Reply, SentRequest
 from pytest_llem.engines.openai.events import RequestFailedError
+from pytest_llem.engines.openai.served import ServedModel, from_engine, from_llama_cpp, from_others
 from pytest_llem.engines.openai.settings import ClientSettings, unreachable
 from pytest_llem.engines.openai.tokenizers import Found
 from pytest_llem.engines.protocol import Request
@@ -59,13 +60,13 @@ class ServerFacts:
     """What a server says of itself: `kind` is `llama.cpp`, the `owner` of an engine's `ServerApi`, or `unknown`.
 
     `places` is how many requests it runs at once, `longest` the tokens of its longest request, `reset_path` where it
-    empties its prefix cache; `None` is unknown.
+    empties its prefix cache; `None` is unknown. `model` is the name to ask for, `loaded` what it tells of the model.
     """
 
     kind: str
     version: str | None
     model: str
-    model_path: str | None = None
+    loaded: ServedModel
     places: int | None = None
     longest: int | None = None
     reset_path: str | None = None
@@ -134,19 +135,25 @@ def examine(client: Client, settings: ClientSettings, model: str) -> ServerFacts
     owner = str(first.get("owned_by", ""))
     entry = next((listed for listed in models if listed.get("id") == served), {})
     longest = _count(entry.get("max_model_len"))
-    props = _object(_asked(client, settings.root + LLAMA_CPP.version_path))
+
+    def ask(path: str, timeout_s: float = ASIDE_TIMEOUT_S) -> Mapping[str, Any]:
+        return _object(_asked(client, settings.root + path, timeout_s=timeout_s))
+
+    props = ask(LLAMA_CPP.version_path)
     if "total_slots" in props or owner == LLAMA_CPP.owner:
         defaults = props.get("default_generation_settings")
         context = _count(defaults.get("n_ctx")) if isinstance(defaults, Mapping) else None
-        version, path = _text(props.get("build_info")), _text(props.get("model_path"))
-        return ServerFacts(LLAMA_CPP_KIND, version, served, path, _count(props.get("total_slots")), context)
+        loaded = replace(from_llama_cpp(props, entry), path=_text(props.get("model_path")))
+        return ServerFacts(
+            LLAMA_CPP_KIND, _text(props.get("build_info")), served, loaded, _count(props.get("total_slots")), context
+        )
     api = server_apis().get(owner)
-    facts = _object(_asked(client, settings.root + (VERSION_PATH if api is None else api.version_path)))
+    facts = ask(VERSION_PATH if api is None else api.version_path)
     version = _text(facts.get("version"))
     if api is None:
-        return ServerFacts("unknown", version, served, None, None, longest)
-    path = _text(facts.get("model_path", entry.get("root")))
-    return ServerFacts(owner, version, served, path, None, longest, api.reset_path)
+        return ServerFacts("unknown", version, served, from_others(owner, served, ask), None, longest)
+    loaded = replace(from_engine(api, ask), path=_text(facts.get("model_path", entry.get("root"))))
+    return ServerFacts(owner, version, served, loaded, None, longest, api.reset_path)
 
 
 def agree(client: Client, settings: ClientSettings, bodies: Bodies, found: Found) -> None:
@@ -210,9 +217,11 @@ def _key_refused(settings: ClientSettings, status: int) -> EngineSettingError:
     )
 
 
-def _asked(client: Client, url: str, body: Mapping[str, Any] | None = None) -> Reply | None:
+def _asked(
+    client: Client, url: str, body: Mapping[str, Any] | None = None, timeout_s: float = ASIDE_TIMEOUT_S
+) -> Reply | None:
     try:
-        return client.ask(url, body)
+        return client.ask(url, body, timeout_s=timeout_s)
     except RequestFailedError:
         return None
 

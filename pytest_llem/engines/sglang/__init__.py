@@ -45,6 +45,9 @@ INFO = EngineInfo(
         owner="sglang",
         version_path="/get_server_info",
         reset_path="/flush_cache",
+        # Its arguments: a checkpoint's own quantisation, and an `auto` dtype, are not among them.
+        model_paths=("/server_info", "/get_server_info"),
+        model_facts={"dtype": "dtype", "quantization": "quantization", "kv_cache_dtype": "kv_cache_dtype"},
         gauges={"running": "sglang:num_running_reqs", "waiting": "sglang:num_queue_reqs"},
         counters={
             "preemptions": "sglang:num_retracted_reqs_total",

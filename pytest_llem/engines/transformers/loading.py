@@ -53,7 +53,8 @@ class Loaded:
     def effective(self, config: ExperimentConfig, settings: TransformersSettings) -> dict[str, JsonValue]:
         """Settings as the model has them; `dtype` is that of the largest share of the parameters."""
         model = self.model
-        quantization_config = getattr(model.config, "quantization_config", None)
+        stated = plain_json(getattr(model.config, "quantization_config", None))
+        method = stated.get("quant_method") if isinstance(stated, dict) else None
         return {
             "model_path": self.source.location,
             "model_revision": getattr(model.config, "_commit_hash", None),
@@ -65,8 +66,9 @@ class Loaded:
             "experts_implementation": getattr(model.config, "_experts_implementation", None),
             "device": str(model.device),
             "device_map": plain_json(getattr(model, "hf_device_map", None)),
-            "quantized": (getattr(model, "quantization_method", None) or quantization_config) is not None,
-            "quantization_config": plain_json(quantization_config),
+            "quantized": (getattr(model, "quantization_method", None) or stated) is not None,
+            "quantization": method,
+            "quantization_config": stated,
             "batch_size": settings.batch_size,
             "use_cache": settings.use_cache,
             "cache_implementation": settings.cache_implementation,

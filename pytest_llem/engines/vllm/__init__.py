@@ -64,6 +64,14 @@ INFO = EngineInfo(
             "draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
             "accepted_draft_tokens": "vllm:spec_decode_num_accepted_tokens_total",
         },
+        # Only in its development mode (VLLM_SERVER_DEV_MODE=1).
+        model_paths=("/server_info?config_format=json",),
+        model_facts={
+            "dtype": "vllm_config.model_config.dtype",
+            "quantization": "vllm_config.model_config.quantization",
+            "kv_cache_dtype": "vllm_config.cache_config.cache_dtype",
+        },
+        model_facts_resolved=True,
         prefix_cache_off=r"^vllm:cache_config_info\{[^}]*enable_prefix_caching=\"False\"",
     ),
 )

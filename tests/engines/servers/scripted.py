@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 STANDARD = {
@@ -56,6 +57,8 @@ class Script:
     models: Any = field(default_factory=lambda: {"data": [{"id": "scripted", "owned_by": "nobody"}]})
     health: tuple[int, ...] = (200,)
     metrics: str | None = None
+    aside: dict[str, Any] = field(default_factory=dict)
+    """What it answers at paths of its own."""
     resets: tuple[int, ...] = ()
     """What a request to empty the prefix cache is answered with, in turn; the last goes on."""
     timings: Any = None
@@ -83,6 +86,7 @@ class ScriptedServer:
             "/reset_prefix_cache": self._reset,
             "/flush_cache": self._reset,
             "/metrics": lambda: (200, script.metrics) if script.metrics is not None else (404, "{}"),
+            **{path: partial(_said, answer) for path, answer in script.aside.items()},
         }
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -295,6 +299,10 @@ def listening(connected: Connected, tls: ssl.SSLContext | None = None) -> Iterat
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
+
+
+def _said(answer: Any) -> tuple[int, str]:
+    return 200, json.dumps(answer)
 
 
 def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:

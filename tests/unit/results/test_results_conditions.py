@@ -1,4 +1,5 @@
-"""What else happened while a cycle was measured: other cycles on the host, and other temperatures in other cycles."""
+"""What else happened while a cycle was measured: other cycles on the host, other temperatures in other cycles, and
+another model in the server."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import MeterSettings
 from pytest_llem.job.measurement import CpuEnergy
 from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.comparability import conditions, differences, mixture
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
@@ -81,3 +84,49 @@ def test_an_unknown_temperature_is_no_drift(measure: Callable[..., Result]) -> N
     measure(1, None)
 
     assert not drift(measure(2, 90.0))
+
+
+Q4: dict[str, JsonValue] = {"dtype": None, "quantization": "Q4_K_M", "quantized": True, "model_fingerprint": "sha256:4"}
+
+
+def of_model(bench: Bench, effective: dict[str, JsonValue], cycle: int = 1) -> Result:
+    measurement = bench.measurement()
+    key = CycleKey("study", "a:1", "0123456789abcdef", cycle)
+    return bench.result(replace(measurement, engine=replace(measurement.engine, effective=effective)), key)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({}, []),
+        ({"model_fingerprint": "sha256:5"}, ["model_fingerprint: sha256:4 -> sha256:5"]),
+        ({"quantization": "Q8_0"}, ["quantization: Q4_K_M -> Q8_0"]),
+        ({"quantization": None, "quantized": False, "dtype": "float16"}, ["quantization: Q4_K_M -> none"]),
+        ({"model_fingerprint": None}, ["model_fingerprint: sha256:4 -> unknown"]),
+    ],
+)
+def test_runs_of_two_models_under_one_configuration_are_not_compared(
+    bench: Bench, now: dict[str, JsonValue], expected: list[str]
+) -> None:
+    """A server that runs already may have another file by now: its study, and so the hash, is the same."""
+    before, after = conditions(of_model(bench, Q4)), conditions(of_model(bench, {**Q4, **now}))
+    assert differences(before, after, True, 0.05) == expected
+
+
+@pytest.mark.parametrize("before", [{}, {"quantized": None}, {"quantized": False, "dtype": "float16"}])
+def test_a_baseline_from_before_the_model_was_read_is_still_one(bench: Bench, before: dict[str, JsonValue]) -> None:
+    old = {name: value for name, value in conditions(of_model(bench, before)).items() if name != "quantization"}
+    assert differences(old, conditions(of_model(bench, {**Q4, "dtype": before.get("dtype")})), True, 0.05) == []
+
+
+def test_a_quantised_checkpoint_of_transformers_is_known_from_its_configuration(bench: Bench) -> None:
+    stated: JsonValue = {"quant_method": "awq", "bits": 4}
+    assert conditions(of_model(bench, {"quantized": True, "quantization_config": stated}))["quantization"] == "awq"
+
+
+def test_cycles_between_which_the_server_got_another_model_are_no_repetitions(bench: Bench) -> None:
+    """Judged together they would be the noise of one model. A result of an earlier version says nothing of it."""
+    cycles = [of_model(bench, Q4), of_model(bench, {}, 2), of_model(bench, {**Q4, "quantization": "Q8_0"}, 3)]
+    assert mixture(cycles[:2]) == []
+    assert mixture(cycles) == ["the cycles differ in quantization: c1 Q4_K_M, c3 Q8_0"]
+    assert mixture(cycles, allow=("quantization",)) == []

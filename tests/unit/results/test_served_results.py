@@ -79,9 +79,14 @@ def test_a_study_may_allow_a_share_of_failures(bench: Bench, allowed: float, sta
 def test_what_a_running_server_decides_itself_is_not_taken_for_granted(bench: Bench) -> None:
     job = bench.job(KEY)
     config = replace(job.config, engine="openai", dtype="bfloat16", settings={"base_url": "http://127.0.0.1:8000"})
-    result = derived(replace(job, config=config), bench.measurement())
+    measurement = bench.measurement()
+    engine = replace(measurement.engine, effective={"dtype": None})
+    result = derived(replace(job, config=config), replace(measurement, engine=engine))
     said = {warning.code: warning.message for warning in result.warnings}
     assert "dtype bfloat16" in said["settings_not_verified"]
+    told = replace(measurement, engine=replace(engine, effective={"dtype": "bfloat16"}))
+    result = derived(replace(job, config=config), told)
+    assert "settings_not_verified" not in [warning.code for warning in result.warnings]
 
 
 def test_texts_stand_in_for_tokens_in_the_hash_of_the_outputs() -> None:
