@@ -154,7 +154,8 @@ class RunResults:
     def judge(self, experiment: ExperimentCycle, baseline: Baseline | None) -> GateReport:
         """Judge an experiment into `gate.json`, measuring absent cycles. `StoreError` if the baseline lacks it."""
         outcomes = [self.get_or_measure(cycle, retried=False) for cycle in experiment.cycles()]
-        expect, compare = experiment.experiment.expect, experiment.experiment.compare
+        # What `compare` allows, and its alpha, are those of budgets too, for which no limit has to stand beside them.
+        expect, compare = experiment.experiment.expect, experiment.experiment.gates.compare
         report = judge_experiment(outcomes, expect, compare, baseline, strict=self._options.strict)
         write_gate(outcomes[0].directory.parent, report)
         return report
