@@ -121,6 +121,7 @@ def pages(session: nox.Session) -> None:
         "docs/configuration.md": ("-m", "pytest_llem.study.published"),
         "docs/command-line.md": (".ci/command_line_page.py",),
         "docs/errors.md": (".ci/errors_page.py",),
+        "docs/metrics.md": (".ci/metrics_page.py",),
         "pytest_llem/study/study.schema.json": ("-m", "pytest_llem.cli", "schema", "study"),
     }
     for page, command in written.items():

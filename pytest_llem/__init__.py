@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "results": ("Result", "Results", "load"),
+    "results.metrics": ("Metric",),
     "results.gates": ("Verdict", "judge_budget", "judge_ratio", "judge_runs"),
     "session.code_meter": ("CodeMeter",),
     "errors": (
@@ -35,6 +36,7 @@ _HOMES = {
     "containers.errors": ("DockerError", "translate_docker_error"),
     "engines.protocol": ("Capabilities", "Completion", "Engine", "Request", "Tokenizer"),
     "energy.protocol": ("Meter", "MeterRequest"),
+    "job.config": ("WorkloadSettings",),
     "job.measurement": ("EnergyReport", "Window", "WindowEnergy"),
 }
 """The public names by the module that defines them, or that promises to keep them."""

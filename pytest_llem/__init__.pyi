@@ -27,6 +27,7 @@ from pytest_llem.errors import StoreError as StoreError
 from pytest_llem.errors import StudyError as StudyError
 from pytest_llem.errors import WorkerError as WorkerError
 from pytest_llem.errors import WorkloadError as WorkloadError
+from pytest_llem.job.config import WorkloadSettings as WorkloadSettings
 from pytest_llem.job.measurement import EnergyReport as EnergyReport
 from pytest_llem.job.measurement import Window as Window
 from pytest_llem.job.measurement import WindowEnergy as WindowEnergy
@@ -37,6 +38,7 @@ from pytest_llem.results.gates import Verdict as Verdict
 from pytest_llem.results.gates import judge_budget as judge_budget
 from pytest_llem.results.gates import judge_ratio as judge_ratio
 from pytest_llem.results.gates import judge_runs as judge_runs
+from pytest_llem.results.metrics import Metric as Metric
 from pytest_llem.session.code_meter import CodeMeter as CodeMeter
 
 __version__: str
@@ -56,6 +58,7 @@ __all__ = [
     "Meter",
     "MeterError",
     "MeterRequest",
+    "Metric",
     "ModelNotFoundError",
     "OutOfMemoryError",
     "Request",
@@ -72,6 +75,7 @@ __all__ = [
     "WindowEnergy",
     "WorkerError",
     "WorkloadError",
+    "WorkloadSettings",
     "__version__",
     "judge_budget",
     "judge_ratio",

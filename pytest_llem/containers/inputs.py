@@ -19,6 +19,7 @@ from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
 from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_repository
+from pytest_llem.workload.registered import data_sets
 
 HUB = f"{ROOT}/hub"
 
@@ -57,7 +58,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     if config.lora:
         named.append(("models", config.lora))
     workload = resolve_alias(config.workload)
-    if workload.dataset != SYNTHETIC:
+    if workload.dataset != SYNTHETIC and workload.dataset not in data_sets():
         named.append(("datasets", workload.dataset))
     for kind, name in named:
         if is_builtin(name):
@@ -88,7 +89,8 @@ def found_here(kind: str, name: str) -> Mounted | None:
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     """The same experiment with absolute paths of local files: a container has another working directory."""
-    dataset = _absolute(config.workload.dataset)
+    named = config.workload.dataset
+    dataset = named if named in data_sets() else _absolute(named)
     served = engine_info(config.engine).serves_over_http
     settings = dict(config.settings)
     if served and settings.get("ca_file"):

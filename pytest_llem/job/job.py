@@ -16,6 +16,7 @@ from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.files import write_json
 from pytest_llem.job.redaction import name_secrets, redacted
+from pytest_llem.job.request import Texts
 from pytest_llem.job.wire import encode, read_versioned
 
 SCHEMA_VERSION = 1
@@ -92,7 +93,10 @@ class IdleReference:
 
 @dataclass(frozen=True)
 class Job:
-    """`job.json`: everything that a worker needs to run one cycle, and nothing secret."""
+    """`job.json`: everything that a worker needs to run one cycle, and nothing secret.
+
+    `texts` are those of a data set that another package adds: the worker need not have the package.
+    """
 
     run_id: str
     study: str
@@ -107,6 +111,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     server: ServerProcess | None = None
     idle_reference: IdleReference | None = None
+    texts: Texts | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -1,53 +1,221 @@
 """The names that a study may give limits for: metrics with their units, and conditions of a comparison.
 
 `study` checks budgets and gates against them, and `results.commands` a command line's conditions; `results.metrics` and
-`results.comparability` say how each is read. A published name stays, because studies and baselines hold it.
+`results.comparability` say how each is read. A published name stays, because studies and baselines hold it. What is
+said of a metric is printed as docs/metrics.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.registered import load, registered, unusable
+
+UNIT = r"1?/?[A-Za-z](?:[\w/*]*[A-Za-z])?"
+"""A unit as a limit may have it: `J`, `1/s`, `/s`, `J*s`, `gCO2e/km`."""
 
 
 @dataclass(frozen=True)
 class MetricName:
-    """One number of a result: its unit, and which direction is better."""
+    """One number of a result: what it is, its unit, and which direction is better.
+
+    `energy` says that it comes from a meter: a comparison then needs the same sensors on both sides. `formula` is how
+    it follows from a result, `source` the tool or paper that defines it, `absent` when it is `None`, all in Markdown.
+    """
 
     name: str
     unit: str
     higher_is_better: bool
     description: str
+    energy: bool
+    formula: str | None = None
+    source: str | None = None
+    absent: str | None = None
 
 
-_NAMES = (
-    MetricName("joules_per_output_token", "J", False, "Energy per output token"),
-    MetricName("output_tokens_per_s", "1/s", True, "Output token throughput"),
-    MetricName("energy_j", "J", False, "Energy of the measure windows"),
-    MetricName("avg_power_w", "W", False, "Mean power of the measure windows"),
-    MetricName("energy_above_idle_j", "J", False, "Energy above idle"),
-    MetricName("idle_power_w", "W", False, "Idle power, model loaded"),
-    MetricName("joules_per_total_token", "J", False, "Energy per token"),
-    MetricName("joules_per_request", "J", False, "Energy per request"),
-    MetricName("wh_per_1000_queries", "Wh", False, "Energy per 1000 requests"),
-    MetricName("tokens_per_joule", "1/J", True, "Output tokens per joule"),
-    MetricName("total_tokens_per_s", "1/s", True, "Token throughput"),
-    MetricName("requests_per_s", "1/s", True, "Request throughput"),
-    MetricName("peak_memory_bytes", "B", False, "Peak allocated memory, summed over devices"),
-    MetricName("mfu", "1", True, "Model FLOPs utilisation"),
-    MetricName("load_s", "s", False, "Time to load the engine"),
-    *(
-        MetricName(f"{short}_{statistic}_s", "s", False, f"{short}, {statistic}")
-        for short in ("ttft", "tpot", "itl", "e2el")
-        for statistic in ("mean", "p50", "p90", "p99")
+_HERE = "pytest-llem, [energy and its uncertainty](energy.md)"
+_VLLM = "[vllm bench serve](https://docs.vllm.ai/en/stable/api/vllm/benchmarks/serve/), `{}`"
+_INFERENCEX = "[InferenceX](https://github.com/SemiAnalysisAI/InferenceX), `{}`"
+_AI_ENERGY_SCORE = (
+    "[AI Energy Score](https://huggingface.github.io/AIEnergyScore), GPU energy. Data set, batch and board are part of "
+    "its number: [the export](results.md#export-formats) lists what differs"
+)
+_PEAK = "https://docs.pytorch.org/docs/stable/generated/torch.cuda.max_memory_allocated.html"
+_NO_METER = "no meter read the whole of each measure window"
+_NO_TOKENS = f"{_NO_METER}, or no token was generated"
+_NO_REQUESTS = f"{_NO_METER}, or no request succeeded"
+_NO_IDLE = "no meter read an idle window (`measurement.idle`), or all that it tells is a process's share"
+_NEVER = "never in a valid result"
+_NO_TIMES = "the engine does not tell when {} came"
+
+_LATENCIES = {
+    "ttft": (
+        "Time to first token",
+        "first token - start of the request",
+        _NO_TIMES.format("the first token of one of the answers"),
     ),
+    "tpot": (
+        "Time per output token after the first",
+        "(last token - first token) / (output tokens - 1)",
+        _NO_TIMES.format("the first token of one of the answers") + ", or none has two tokens",
+    ),
+    "itl": (
+        "Inter-token latency",
+        "token - the token before it, over all tokens of all answers",
+        _NO_TIMES.format("each single token"),
+    ),
+    "e2el": ("End-to-end latency", "end of the answer - start of the request", "no request succeeded"),
+}
+_STATISTICS = {
+    "mean": ("mean", "mean", ""),
+    "p50": ("median", "median", ""),
+    "p90": ("90th percentile", "90th percentile, by linear interpolation", "; fewer than 10 values"),
+    "p99": ("99th percentile", "99th percentile, by linear interpolation", "; fewer than 100 values"),
+}
+_CHUNKS = "; over arrivals there, one of which may bring several tokens (here `latency.itl_chunk_s`)"
+
+
+def _latency(short: str, statistic: str) -> MetricName:
+    (what, formula, absent), (which, computed, too_few) = _LATENCIES[short], _STATISTICS[statistic]
+    source = _VLLM.format(f"{'median' if statistic == 'p50' else statistic}_{short}_ms") + _CHUNKS * (short == "itl")
+    name, description = f"{short}_{statistic}_s", f"{what}, {which}"
+    return MetricName(name, "s", False, description, False, f"{computed} of {formula}", source, absent + too_few)
+
+
+# name, unit, higher is better, description, energy; formula, source, absent
+_NAMES = (
+    MetricName(
+        *("joules_per_output_token", "J", False, "Energy per output token", True),
+        "`energy_j` / output tokens of the measure windows",
+        _INFERENCEX.format("joules_per_output_token"),
+        _NO_TOKENS,
+    ),
+    MetricName(
+        *("output_tokens_per_s", "1/s", True, "Output token throughput", False),
+        "output tokens / time of the measure windows, without that in which caches were emptied",
+        _VLLM.format("output_throughput"),
+        _NEVER,
+    ),
+    MetricName(
+        *("energy_j", "J", False, "Energy of the measure windows", True),
+        "sum over measure windows and leased devices, less idle power while caches were emptied",
+        _HERE,
+        _NO_METER,
+    ),
+    MetricName(
+        *("avg_power_w", "W", False, "Mean power of the measure windows", True),
+        "`energy_j` / time of the measure windows: of all leased devices together",
+        f"{_INFERENCEX.format('avg_total_gpu_power_w')} (its `avg_power_w` is that of a single GPU)",
+        _NO_METER,
+    ),
+    MetricName(
+        *("energy_above_idle_j", "J", False, "Energy above idle", True),
+        "`energy_j` - `idle_power_w` × time of the measure windows; may be below 0 where the load is close to idle",
+        _HERE,
+        "either of the two is",
+    ),
+    MetricName(
+        *("idle_power_w", "W", False, "Idle power, model loaded", True),
+        "energy / time of the idle window after the load, or that of an earlier cycle under the same conditions",
+        _HERE,
+        _NO_IDLE,
+    ),
+    MetricName(
+        *("joules_per_total_token", "J", False, "Energy per token", True),
+        "`energy_j` / (input + output tokens of the measure windows)",
+        _INFERENCEX.format("joules_per_total_token"),
+        _NO_METER,
+    ),
+    MetricName(
+        *("joules_per_request", "J", False, "Energy per request", True),
+        "`energy_j` / successful requests of the measure windows",
+        _INFERENCEX.format("joules_per_successful_query"),
+        _NO_REQUESTS,
+    ),
+    MetricName(
+        *("wh_per_1000_queries", "Wh", False, "Energy per 1000 requests", True),
+        "`joules_per_request` × 1000 / 3600",
+        _AI_ENERGY_SCORE,
+        _NO_REQUESTS,
+    ),
+    MetricName(
+        *("tokens_per_joule", "1/J", True, "Output tokens per joule", True),
+        "1 / `joules_per_output_token`",
+        "pytest-llem, for where higher has to be better",
+        _NO_TOKENS,
+    ),
+    MetricName(
+        *("total_tokens_per_s", "1/s", True, "Token throughput", False),
+        "(input + output tokens) / the time of `output_tokens_per_s`",
+        _VLLM.format("total_token_throughput"),
+        _NEVER,
+    ),
+    MetricName(
+        *("requests_per_s", "1/s", True, "Request throughput", False),
+        "successful requests / the time of `output_tokens_per_s`",
+        _VLLM.format("request_throughput"),
+        _NEVER,
+    ),
+    MetricName(
+        *("peak_memory_bytes", "B", False, "Peak allocated memory, summed over devices", False),
+        "sum over devices of the most that the engine's allocator held during the measure windows",
+        f"PyTorch, [`max_memory_allocated`]({_PEAK})",
+        "on the CPU, or where the engine does not tell of one of its devices",
+    ),
+    MetricName(
+        *("mfu", "1", True, "Model FLOPs utilisation", False),
+        "FLOPs of the successful requests / time / published peak of the boards for the dtype of the products",
+        "PaLM, [arXiv 2204.02311](https://arxiv.org/abs/2204.02311), there of training",
+        "on the CPU, or where architecture, board or way of quantising are not known here",
+    ),
+    MetricName(
+        *("load_s", "s", False, "Time to load the engine", False),
+        "from the start of the load until nothing runs on the devices any more",
+        "pytest-llem, [the measurement protocol](protocol.md)",
+        "the engine was loaded already (`isolation: load`)",
+    ),
+    *(_latency(short, statistic) for short in _LATENCIES for statistic in _STATISTICS),
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}
-"""Every metric by name, in the order of tables."""
+"""Every metric of this package by name, in the order of tables."""
+
+METRICS_GROUP = "pytest_llem.metrics"
+COLUMNS = (
+    "run_id", "source_run", "study", "experiment", "config_hash", "cycle", "attempt", "created_at", "valid", "reasons",
+    "warnings", "model", "engine", "engine_version", "dtype", "runner", "device_kind", "device_count", "meter",
+    "measured", "scope", "uncertainty_j", "input_tokens", "output_tokens", "repeats", "measure_s",
+)  # fmt: skip
+"""Columns of every table beside the metrics, whose names no metric may have."""
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_UNIT = re.compile(rf"1|{UNIT}")
+
+
+@cache
+def registered_metrics() -> Mapping[str, MetricName]:
+    """The metrics that other packages add, by name. Raises `SettingsError` for one that is broken, or has a taken name.
+
+    All are imported at once: a run sums up every metric, and a broken one must be found before anything is measured.
+    """
+    points = registered(METRICS_GROUP, "metric", {*METRIC_NAMES, *COLUMNS})
+    return {name: _checked(point, load(point, "metric")) for name, point in points.items()}
+
+
+def _checked(point: EntryPoint, found: object) -> MetricName:
+    if not isinstance(found, MetricName) or not callable(getattr(found, "of", None)):
+        raise unusable(point, "metric", f"it is a {type(found).__name__}, not a pytest_llem.Metric")
+    if found.name != point.name or not _NAME.fullmatch(found.name):
+        raise unusable(point, "metric", f"its name is {found.name!r}: use the entry point's, of a-z, 0-9 and _")
+    if not _UNIT.fullmatch(found.unit):
+        raise unusable(point, "metric", f"its unit is {found.unit!r}: write one such as J*s or 1/km, and 1 for none")
+    return found
+
 
 ESTIMATED_ENERGY = "estimated_energy"
 """In `compare.allow`: energy that no sensor measured is judged all the same."""
@@ -86,8 +254,11 @@ CONDITIONS = (
 
 def metric_name(name: str) -> MetricName:
     """The metric called `name`; `SettingsError` with a suggestion for any other name."""
-    _require_listed("metric", name, tuple(METRIC_NAMES))
-    return METRIC_NAMES[name]
+    if name in METRIC_NAMES:
+        return METRIC_NAMES[name]
+    others = registered_metrics()
+    _require_listed("metric", name, (*METRIC_NAMES, *others))
+    return others[name]
 
 
 def check_condition(name: str) -> None:

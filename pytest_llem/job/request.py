@@ -1,4 +1,4 @@
-"""What an engine is given and gives back: one request, and what became of it.
+"""What an engine is given and gives back: one request, and what became of it; and the texts that requests are made of.
 
 Workloads make requests, engines complete them, and the worker records both. Fields may be added with a default.
 """
@@ -20,6 +20,14 @@ class Request:
     max_new_tokens: int
     ignore_eos: bool = True
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a data set in the order of the prompts, and how many rows without text were passed over."""
+
+    texts: tuple[str, ...]
+    skipped: int
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
-from pytest_llem.workload.build import resolve_alias
+from pytest_llem.workload.build import resolve_alias, texts_of_package
 from pytest_llem.workload.hub import cached_commit
+from pytest_llem.workload.registered import data_sets
 
 PACKAGES = (
     "accelerate",
@@ -229,7 +230,8 @@ def _ask(question: Callable[..., object], *arguments: object) -> JsonValue:
 
 def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
-    content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for.
+    content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for;
+    `dataset_texts` of another package's data set, a digest over the texts that are used.
 
     `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
     served models, and for what the cache does not hold.
@@ -244,6 +246,9 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
                 facts["lora_fingerprint"] = model_files.fingerprint(path)
         elif (commit := cached_commit(hub_kind, name, revision)) is not None:
             facts[f"{kind}_commit"] = commit
+    texts = texts_of_package(config.workload)
+    if texts is not None:
+        facts["dataset_texts"] = hashlib.sha256(json.dumps(texts.texts).encode()).hexdigest()[:DIGITS]
     return facts
 
 
@@ -268,7 +273,7 @@ def _named(config: ExperimentConfig) -> Iterator[tuple[str, str, str, str | None
     if config.lora:
         yield "lora", "models", config.lora, None
     workload = resolve_alias(config.workload)
-    if workload.dataset != SYNTHETIC:
+    if workload.dataset != SYNTHETIC and workload.dataset not in data_sets():
         yield "dataset", "datasets", workload.dataset, workload.revision
 
 

@@ -25,7 +25,7 @@ from pytest_llem.results.comparability import (
 )
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
-from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric, why_absent
+from pytest_llem.results.metrics import NOT_MEASURED, SHIPPED, Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import measurement_id, same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
@@ -120,7 +120,8 @@ def _budget_row(
     values, missing, lost = _values(measure, valid, lost)
     missing, systematic = missing or _estimated(measure, valid, allow), systematic_rel(measure, valid)
     if missing or not values or systematic is None:
-        missing = missing or (NO_CYCLE if not values else "the meter does not state its sensor's uncertainty")
+        unstated = "the meter" if measure.name in SHIPPED or measure.uncertainty else "the package of this metric"
+        missing = missing or (NO_CYCLE if not values else f"{unstated} does not state its sensor's uncertainty")
         return _row(budget.metric, "budget", limit, unjudged(missing), lost)
     correlated = valid[0].runner.isolation in CORRELATED
     upper = budget.op.startswith("<")

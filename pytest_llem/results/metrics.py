@@ -1,14 +1,19 @@
-"""The metrics of a result by name: where each of `job.metric_names` lies in it.
+"""The metrics of a result by name: where each of `job.metric_names` lies in it, and those of other packages.
 
 Gates, baselines, summaries, tables and the report find metrics here. What a name means must stay: baselines hold it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import cast
 
-from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name
+from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name, registered_metrics
 from pytest_llem.results.schema import Distribution, Result
 from pytest_llem.results.sections.performance import LEAST_VALUES
 
@@ -17,19 +22,24 @@ Getter = Callable[[Result], "float | None"]
 
 @dataclass(frozen=True)
 class Metric(MetricName):
-    """A metric, and where it lies in a result."""
+    """A metric: `of` gives its value in a result, `None` where it was not measured; it must depend on that alone.
 
-    of: Getter
+    Of a metric of energy that another package adds, `uncertainty` is that of its sensor (k=2, in the metric's unit).
+    Without it the figure's uncertainty is `None`, and no budget can be judged; comparisons can.
+    """
+
+    of: Getter = field(kw_only=True)
+    uncertainty: Getter | None = field(default=None, kw_only=True)
 
 
 def metric(name: str) -> Metric:
     """The metric called `name`; `SettingsError` with a suggestion for any other name."""
-    return METRICS[metric_name(name).name]
+    return SHIPPED.get(name) or METRICS[metric_name(name).name]
 
 
 def is_energy(name: str) -> bool:
     """Whether a metric comes from a meter, whose conditions must then match for a comparison."""
-    return name.endswith("_w") or name.startswith(("energy", "joules", "wh_per")) or name == "tokens_per_joule"
+    return metric(name).energy
 
 
 def _peak_memory(result: Result) -> float | None:
@@ -68,7 +78,60 @@ def _getter(name: str) -> Getter:
     return _GETTERS.get(name, latency)
 
 
-METRICS = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
+SHIPPED = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
+"""The metrics of this package, which every table has as columns."""
+
+
+class Metrics(Mapping[str, Metric]):
+    """The metrics by name: those of this package, then those of other packages, found when one is first asked for."""
+
+    def __getitem__(self, name: str) -> Metric:
+        return SHIPPED[name] if name in SHIPPED else _guarded(registered_metrics()[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*SHIPPED, *registered_metrics()))
+
+    def __len__(self) -> int:
+        return len(SHIPPED) + len(registered_metrics())
+
+
+METRICS = Metrics()
+
+
+def _guarded(entry: MetricName) -> Metric:
+    """A package's metric that is `None` where its function fails: what else a result says must not be lost by it."""
+    given = cast("Metric", entry)  # `registered_metrics` saw that it is one
+
+    def guarded(of: Getter, what: str) -> Getter:
+        def value(result: Result) -> float | None:
+            found, why = _evaluated(of, result)
+            if why != NOT_MEASURED:
+                _warn(f"the {what} {entry.name!r} of another package is left out: {why}")
+            return found
+
+        return value
+
+    stated = given.uncertainty and guarded(given.uncertainty, "uncertainty of the metric")
+    return replace(given, of=guarded(given.of, "metric"), uncertainty=stated)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say it once; where warnings are errors, it is a result that counts, and not this."""
+    with suppress(UserWarning):
+        warnings.warn(text, stacklevel=4)
+
+
+def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:
+    """The value of a package's function, or why there is none."""
+    try:
+        value = of(result)
+        number = None if value is None else float(value)
+    except Exception as problem:  # noqa: BLE001  (it may be anybody's)
+        return None, f"it raised {type(problem).__name__}: {problem}"
+    if number is not None and not math.isfinite(number):
+        return None, f"it is {number}"
+    return number, NOT_MEASURED
 
 
 NOT_MEASURED = "this run did not measure it"
@@ -76,6 +139,8 @@ NOT_MEASURED = "this run did not measure it"
 
 def why_absent(name: str, result: Result) -> str:
     """Why a valid result has no such metric, in words for a user."""
+    if name not in SHIPPED:
+        return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
     section, _, statistic = name.removesuffix("_s").partition("_")
     found: Distribution | None = getattr(result.latency, f"{section}_s", None)
     if found is None or found.n is None or statistic not in LEAST_VALUES:

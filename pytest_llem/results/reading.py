@@ -19,7 +19,7 @@ from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.comparability import flat_settings
 from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, run_directories
-from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
 from pytest_llem.results.terminal import ShowProgress
@@ -227,18 +227,19 @@ class Results(Sequence[Result]):
         return {key: Results(tuple(group)) for key, group in groups.items()}
 
     def rows(self) -> list[dict[str, Cell]]:
-        """A flat row per result: the columns of `COLUMNS`, then every swept or set setting as `config.PATH`."""
-        cells = [{name: of(result) for name, (_, of) in _COLUMNS.items()} for result in self.items]
-        return [{**row, **_settings(result)} for row, result in zip(cells, self.items, strict=True)]
+        """A flat row per result: `COLUMNS`, other packages' metrics, every swept or set setting as `config.PATH`."""
+        columns = {name: of for name, (_, of) in {**_COLUMNS, **_registered()}.items()}
+        return [{**{name: of(result) for name, of in columns.items()}, **_settings(result)} for result in self.items]
 
     def to_table(self) -> pa.Table:
         """A pyarrow table with one row per result; the `COLUMNS` come first and are always there."""
         import pyarrow as pa
 
         rows = self.rows()
-        settings = sorted({name for row in rows for name in row} - set(COLUMNS))
-        columns = {name: [row.get(name) for row in rows] for name in (*COLUMNS, *settings)}
-        kinds = {**COLUMNS, **{name: _kind(columns[name]) for name in settings}}
+        kinds = {**COLUMNS, **{name: kind for name, (kind, _) in _registered().items()}}
+        settings = sorted({name for row in rows for name in row} - set(kinds))
+        columns = {name: [row.get(name) for row in rows] for name in (*kinds, *settings)}
+        kinds |= {name: _kind(columns[name]) for name in settings}
         for name in settings:
             if kinds[name] == "string":
                 columns[name] = [None if cell is None else str(cell) for cell in columns[name]]
@@ -305,12 +306,17 @@ _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     "output_tokens": ("int64", lambda r: r.tokens.output),
     "repeats": ("int64", lambda r: r.workload.repeats),
     "measure_s": ("double", lambda r: r.timing.get("measure_s")),
-    **{name: ("double", metric.of) for name, metric in METRICS.items()},
+    **{name: ("double", metric.of) for name, metric in SHIPPED.items()},
     **{name: ("double", partial(_stated, name)) for name in UNCERTAINTIES},
 }
 COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,
 never renamed. pyarrow itself is imported when a table is made: it is large, and collection does not need it."""
+
+
+def _registered() -> dict[str, tuple[str, Callable[[Result], Cell]]]:
+    """The columns of other packages' metrics."""
+    return {name: ("double", metric.of) for name, metric in METRICS.items() if name not in SHIPPED}
 
 
 def _kind(cells: Sequence[Cell]) -> str:

@@ -19,7 +19,7 @@ from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
@@ -174,25 +174,29 @@ def _summary(
 def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured.
 
-    A metric's own column is its median; its mean with uncertainty, spread and count follow after all medians.
+    A metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Other
+    packages' metrics come last.
     """
+    registered = [name for name in METRICS if name not in SHIPPED]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         [
             *(name.removesuffix("_id") for name in IDENTITY),
-            *(column for name in METRICS for column in (name, f"{name}_half_iqr")),
-            *(f"{name}_{column}" for name in METRICS for column in STATED),
+            *(column for name in SHIPPED for column in (name, f"{name}_half_iqr")),
+            *(f"{name}_{column}" for name in SHIPPED for column in STATED),
             "cycles_reused",
+            *(f"{name}{column}" for name in registered for column in ("", "_half_iqr", *(f"_{s}" for s in STATED))),
         ]
     )
     for row in rows:
         cells: list[object] = [spreadsheet(getattr(row, name)) for name in IDENTITY]
-        for name in METRICS:
-            summary = row.metrics.get(name)
-            cells += [summary.median, summary.half_iqr] if summary else [None, None]
-        cells += [getattr(row.metrics.get(name), column, None) for name in METRICS for column in STATED]
-        writer.writerow([*cells, row.cycles_reused])
+        cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in ("median", "half_iqr")]
+        cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in STATED]
+        cells.append(row.cycles_reused)
+        whole = ("median", "half_iqr", *STATED)
+        cells += [getattr(row.metrics.get(name), column, None) for name in registered for column in whole]
+        writer.writerow(cells)
     return stream.getvalue()
 
 

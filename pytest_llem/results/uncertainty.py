@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
-from pytest_llem.results.metrics import Metric, is_energy
+from pytest_llem.results.metrics import SHIPPED, Metric, is_energy
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
 
@@ -197,6 +197,9 @@ def _values(measure: Metric, results: Sequence[Result]) -> list[float]:
 
 def _sensor(measure: Metric, results: Sequence[Result]) -> Component:
     """The sensor's component: of the metric itself where that is stated, else through `energy_j`."""
+    if measure.name not in SHIPPED:  # how another package's figure follows from the energy, only that can say
+        of = measure.uncertainty
+        return sensor([of and of(result) for result in results], [1.0] * len(results), measure.unit)
     field = STATED_APART.get(measure.name, "uncertainty_j")
     stated: list[float | None] = [getattr(result.energy, field) for result in results]
     if measure.name in STATED_APART:

@@ -39,6 +39,7 @@ from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.study import Study
+from pytest_llem.workload.build import texts_of_package
 
 
 class Measurer:
@@ -199,6 +200,7 @@ class Measurer:
             devices=devices,
             meter=_meter_settings(self._options.meter_of(study), study, experiment.config),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
+            texts=texts_of_package(experiment.config.workload),
         )
 
     def _runner(self, engine: str, study: Study) -> Runner:

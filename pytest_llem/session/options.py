@@ -17,8 +17,10 @@ import pytest
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
-from pytest_llem.errors import SettingsError, StoreError, StudyError
+from pytest_llem.errors import LlemError, SettingsError, StoreError, StudyError
+from pytest_llem.job.config import SYNTHETIC
 from pytest_llem.job.files import require_writable
+from pytest_llem.job.metric_names import registered_metrics
 from pytest_llem.results.layout import repeatability_file
 from pytest_llem.runners.resolution import parse_runner_options, parse_runner_value
 from pytest_llem.servers.plan import require_possible_servers
@@ -29,6 +31,7 @@ from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings
+from pytest_llem.workload.build import texts_of_package
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
@@ -183,6 +186,7 @@ def load_for_run(
     path: Path, options: RunOptions, others: Iterable[Study], runner_plans: RunnerPlans, *, distributed: bool
 ) -> Study:
     """Load a study beside the `others` of the run. Raises `StudyError` when it is wrong, or has the name of another."""
+    registered_metrics()  # the summary needs them all: one that is broken is found before anything is measured
     load = partial(load_study, path, execution=options.execution, validity=options.validity)
     study = load(overrides=options.overrides)
     if options.baseline and not any(experiment.compare for experiment in study.experiments):
@@ -199,6 +203,7 @@ def load_for_run(
         return runner_plans.spec(engine, study).name
 
     _require_possible(study, runner_of, distributed=distributed)
+    _require_data_sets(study)
     require_possible_servers(study, runner_of)
     if repeatability_file(study.name, options.baseline_dir).exists():
         from pytest_llem.results.repeatability import read_repeatability  # costs more than all of collection
@@ -208,6 +213,21 @@ def load_for_run(
         except StoreError as error:
             raise StudyError(f"{path}:1:1: {error}", fix="measure it again with `llem aa`, or remove it") from None
     return study
+
+
+def _require_data_sets(study: Study) -> None:
+    """Raise `StudyError` where a data set of another package cannot be read: before anything is loaded or waits."""
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for experiment in study.experiments:
+        flat = experiment.flat_settings
+        own = tuple((path, repr(value)) for path, value in flat.items() if path.startswith("workload."))
+        if flat.get("workload.dataset", SYNTHETIC) == SYNTHETIC or own in seen:
+            continue
+        seen.add(own)
+        try:
+            texts_of_package(experiment.config.workload)
+        except LlemError as error:
+            raise StudyError(f"{study.locate('workload.dataset')}: {error.message}", fix=error.fix) from None
 
 
 class IsolationError(StudyError):

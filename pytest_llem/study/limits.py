@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.metric_names import METRIC_NAMES, metric_name
+from pytest_llem.job.metric_names import UNIT, metric_name
 
 Operator = Literal["<=", "<", ">=", ">"]
 Match = Literal["config", "id"]
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
-_CHANGE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|1?/?[A-Za-z]+)\s*\Z")
+_CHANGE = re.compile(rf"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|{UNIT})\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def parse_change(metric: str, text: object) -> tuple[float, bool]:
 
 def _unit(metric: str) -> str:
     """A metric's unit without a leading 1: `s`, `J`, `/s`; empty where it has none."""
-    return METRIC_NAMES[metric].unit.removeprefix("1")
+    return metric_name(metric).unit.removeprefix("1")
 
 
 def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailIf:
@@ -118,7 +118,7 @@ def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailI
     metric_name(metric)
     limit, absolute = parse_change(metric, text)
     smallest = None if resolution is None else _resolution(metric, resolution, absolute)
-    higher_is_better = METRIC_NAMES[metric].higher_is_better
+    higher_is_better = metric_name(metric).higher_is_better
     if smallest is None and not (limit < 0 if higher_is_better else limit > 0):
         example = f"0.01 {_unit(metric)}" if absolute else "1%"
         raise SettingsError(

@@ -135,7 +135,7 @@ def _measure(
         stopwatch.seconds.update(engine.load_times())
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
-        workload = build_workload(config.workload, engine.tokenizer())
+        workload = build_workload(config.workload, engine.tokenizer(), job.texts)
 
     reused: IdleReference | None = None
     warnings = list(metering.notes)

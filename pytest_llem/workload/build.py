@@ -12,18 +12,16 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
-from pytest_llem.job.request import Request
+from pytest_llem.job.request import Request, Texts
+from pytest_llem.workload.registered import ALIASES, data_sets
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
-
-ALIASES = {"aienergyscore": {"dataset": "EnergyStarAI/text_generation", "column": "text", "split": "train"}}
-"""Data sets by the name of the method that fixes them. AI Energy Score documents 1,000 prompts at batch size 1; its
-energy is that of the accelerators over preprocessing, prefill and decode, per 1,000 prompts."""
 
 OUTPUT_STREAM = 1
 """Added to the seed for output lengths, so that they do not follow the input lengths."""
@@ -52,8 +50,11 @@ class _Prompt:
     whole: int
 
 
-def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload:
-    """Make the requests of one repeat. Raises `WorkloadError` when the data set cannot give them."""
+def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Texts | None = None) -> Workload:
+    """Make the requests of one repeat, of `texts` where they were read already.
+
+    Raises `WorkloadError` when the data set cannot give them.
+    """
     if settings.prompts < 1:
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
@@ -61,11 +62,11 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload
     if settings.dataset == SYNTHETIC:
         prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
     else:
-        texts, skipped = read_texts(settings)
+        found, skipped = read_texts(settings) if texts is None else (texts.texts, texts.skipped)
         if isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
-            prompts = [_Prompt((), text, 0) for text in texts]
+            prompts = [_Prompt((), text, 0) for text in found]
         else:
-            prompts = _of_texts(texts, settings, tokenizer)
+            prompts = _of_texts(found, settings, tokenizer)
     outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
     requests = tuple(
         Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
@@ -76,6 +77,15 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer) -> Workload
     cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
     before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
     return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), skipped)
+
+
+@lru_cache(maxsize=4)
+def texts_of_package(settings: WorkloadSettings) -> Texts | None:
+    """The texts of a data set that another package adds, for workers without it; `None` for any other data set."""
+    if settings.dataset == SYNTHETIC or settings.dataset not in data_sets():
+        return None
+    texts, skipped = read_texts(settings)
+    return Texts(tuple(texts), skipped)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:

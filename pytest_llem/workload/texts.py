@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.job.files import expanded, open_regular, parse_json
+from pytest_llem.workload import registered
 from pytest_llem.workload.hub import hub_obstacle
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
@@ -51,7 +52,7 @@ def read_texts(settings: WorkloadSettings) -> tuple[list[str], int]:
         text = f"workload.dataset {settings.dataset!r}: parquet files are not read"
         raise WorkloadError(text, fix="convert it to JSON lines (.jsonl)")
     else:
-        rows = _hub_rows(settings)
+        rows = registered.rows(settings) if settings.dataset in registered.data_sets() else _hub_rows(settings)
     taken: list[str] = []
     skipped = 0
     for found in _texts(rows, settings.column):

@@ -18,7 +18,11 @@ from pytest_llem.study.model import Execution
 from pytest_llem.study.schema import Compare
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = {"docs/command-line.md": ".ci/command_line_page.py", "docs/errors.md": ".ci/errors_page.py"}
+GENERATED = {
+    "docs/command-line.md": ".ci/command_line_page.py",
+    "docs/errors.md": ".ci/errors_page.py",
+    "docs/metrics.md": ".ci/metrics_page.py",
+}
 GUIDES = ("docs/architecture.md", "CONTRIBUTING.md", "README.md")
 
 

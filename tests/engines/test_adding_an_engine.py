@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,25 @@ from pytest_llem.engines.protocol import Engine
 from pytest_llem.errors import SettingsError
 from pytest_llem.runners.resolution import missing_modules
 from pytest_llem.study.fields import settings_model
+from tests.installed import DOCS, files, install
 
-PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "engines.md").read_text(encoding="utf-8")
 ARGUMENTS = ("--llem-study=parrot.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` makes of the example's files; it once refused them for their layout."""
+    target = tmp_path_factory.mktemp("site")
+    install("engines.md", tmp_path_factory.mktemp("llem-parrot"), target)
+    return target
+
+
 @pytest.fixture
-def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The example's files, installed as `pip install .` would."""
-    files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
-    for name, text in files.items():
-        (pytester.path / name).write_text(text, encoding="utf-8")
-    project = files["pyproject.toml"]
-    installed = pytester.path / "llem_parrot-1.0.dist-info"
-    installed.mkdir()
-    groups = re.findall(r"\[project\.entry-points\.\"(.*)\"\]\n(\w+) = \"(.*)\"", project)
-    points = "\n".join(f"[{group}]\n{name} = {value}" for group, name, value in groups)
-    (installed / "entry_points.txt").write_text(points, encoding="utf-8")
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llem-parrot\nVersion: 1.0\n", encoding="utf-8")
-    (pytester.path / "pyproject.toml").unlink()
+def example(pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example as it was installed, on the path, with its study."""
+    shutil.copytree(installed, pytester.path, dirs_exist_ok=True)
+    (pytester.path / "parrot.yaml").write_text(files("engines.md")["parrot.yaml"], encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(pytester.path), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("LLEM_LEASE_DIR", str(pytester.path / "leases"))
@@ -59,13 +59,14 @@ def test_the_worked_example_is_measured(pytester: pytest.Pytester, example: Path
 
 
 def test_an_info_in_place_of_the_class_says_more(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example / "llem_parrot_info.py").write_text(
+    (example / "llem_parrot" / "info.py").write_text(
         "from pytest_llem.engines.info import EngineInfo\n"
-        "INFO = EngineInfo('parrot', engine='llem_parrot:Parrot', settings='llem_parrot_settings:ParrotSettings',\n"
+        "INFO = EngineInfo('parrot', engine='llem_parrot.engine:Parrot',\n"
+        "                  settings='llem_parrot.settings:ParrotSettings',\n"
         "                  modules=('parrot_food',), install='pip install parrot-food')\n"
     )
     points = example / "llem_parrot-1.0.dist-info" / "entry_points.txt"
-    points.write_text("[pytest_llem.engines]\nparrot = llem_parrot_info:INFO\n")
+    points.write_text("[pytest_llem.engines]\nparrot = llem_parrot.info:INFO\n")
     monkeypatch.syspath_prepend(example)
     engines.cache_clear()
     settings_model.cache_clear()
@@ -94,13 +95,13 @@ def test_its_settings_are_checked_where_the_study_has_them(pytester: pytest.Pyte
 
 
 def test_settings_that_are_no_model_are_refused(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example / "llem_parrot_settings.py").write_text("ParrotSettings = 3\n", encoding="utf-8")
+    (example / "llem_parrot" / "settings.py").write_text("ParrotSettings = 3\n", encoding="utf-8")
     monkeypatch.syspath_prepend(example)
     settings_model.cache_clear()
     with pytest.raises(SettingsError, match=r"'parrot'.*no pydantic model"):
         settings_model("parrot")
-    (example / "llem_parrot_settings.py").unlink()
-    monkeypatch.delitem(sys.modules, "llem_parrot_settings")
+    (example / "llem_parrot" / "settings.py").unlink()
+    monkeypatch.delitem(sys.modules, "llem_parrot.settings")
     with pytest.raises(SettingsError, match="cannot be imported"):
         settings_model("parrot")
     settings_model.cache_clear()

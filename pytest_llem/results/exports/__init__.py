@@ -1,4 +1,4 @@
-"""Results in other tools' formats: `llem export --format NAME`. One file per format.
+"""Results in other tools' formats: `llem export --format NAME`. One file per format; other packages add theirs.
 
 `results.commands` calls `export`. Each exporter's docstring documents its mapping, which must follow the other tool's
 format: what that cannot hold is left out, and what was not measured is `null` or absent, as it prescribes.
@@ -7,11 +7,14 @@ format: what that cannot hold is left out, and what was not measured is `null` o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import cast
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import writing
+from pytest_llem.job.registered import blamed, load, registered
 from pytest_llem.results.reading import Results
 from pytest_llem.results.terminal import spreadsheet
 
@@ -27,12 +30,19 @@ FORMATS = {
 }
 
 
+GROUP = "pytest_llem.exports"
+
+
 def export(results: Results, name: str, out: Path) -> None:
     """Write results as `name` to `out`, a file, or a folder for a file per result. `SettingsError` if unknown."""
-    if name not in FORMATS:
-        raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join(FORMATS)}")
-    write: Export = resolve_name(FORMATS[name])
-    with writing(out):
+    others = registered(GROUP, "export format", FORMATS)
+    if name in others:
+        write = cast("Export", load(others[name], "export format"))
+    elif name in FORMATS:
+        write = resolve_name(FORMATS[name])
+    else:
+        raise SettingsError(f"unknown export format {name!r}", fix=f"use one of: {', '.join([*FORMATS, *others])}")
+    with blamed(others[name], "export format") if name in others else nullcontext(), writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write(results, out)
 
