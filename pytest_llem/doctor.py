@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,9 +28,15 @@ from pytest_llem.energy.gpu_meter import NvmlMeter
 from pytest_llem.engines import ENTRY_POINT_GROUP, engines
 from pytest_llem.errors import LlemError, SettingsError
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.job.metric_names import METRICS_GROUP, registered_metrics
+from pytest_llem.job.registered import load, package
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease_dir
 from pytest_llem.machine.leases import take_lease
+from pytest_llem.results.exports import GROUP as EXPORTS_GROUP
+from pytest_llem.results.exports import registered_formats
 from pytest_llem.workload.hub import hub_cache
+from pytest_llem.workload.registered import GROUP as DATA_SETS_GROUP
+from pytest_llem.workload.registered import data_sets
 
 IMPORT_TIMEOUT_S = 180.0
 """Chosen: a first import of torch and an engine from a slow network disk may take minutes."""
@@ -67,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
 
 def examine() -> list[ReportSection]:
     """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds."""
-    energy = tuple(sensors.describe())
-    found = tuple(_engines())
+    energy = tuple(_whole("meters", sensors.describe()))
+    found = tuple(_whole("engines", _engines()))
+    added = tuple(_added())
     daemon = _docker(gpus=bool(sensors.gpu_uuids()))
     if not any(finding.level == "ok" for finding in (*found, daemon)):
         fix = "pip install 'pytest-llem[transformers]'"
@@ -76,6 +83,7 @@ def examine() -> list[ReportSection]:
     return [
         ReportSection("energy", energy),
         ReportSection("engines", found),
+        *([ReportSection("added by packages", added)] if added else []),
         ReportSection("docker", (daemon,)),
         ReportSection("directories", tuple(_directories())),
     ]
@@ -139,6 +147,28 @@ def _engines() -> Iterator[Finding]:
             else:
                 text = f"{versions} cannot be imported: {failure}"
                 yield Finding("problem", info.name, text, f"reinstall {info.modules[-1]}")
+
+
+def _whole(subject: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The findings; where a package stands against all of one kind, that instead of the rest."""
+    try:
+        yield from findings
+    except LlemError as error:
+        yield Finding("problem", subject, error.message, error.fix)
+
+
+def _added() -> Iterator[Finding]:
+    """The metrics, data sets and export formats of other packages, each imported."""
+    yield from _whole("metrics", _of_group(METRICS_GROUP, "metric", registered_metrics))
+    yield from _whole("data sets", _of_group(DATA_SETS_GROUP, "data set", data_sets))
+    yield from _whole("export formats", _of_group(EXPORTS_GROUP, "export format", registered_formats))
+
+
+def _of_group(group: str, kind: str, registered: Callable[[], Collection[str]]) -> Iterator[Finding]:
+    if registered():
+        for point in entry_points(group=group):
+            load(point, kind)
+            yield Finding("ok", point.name, f"{kind} of {package(point)}")
 
 
 def _registered_by(name: str) -> str:

@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def files(page: str) -> dict[str, str]:
     """The files that a page shows, by name."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    return dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL))
+    return dict(re.findall(r'^```\w+ title="(\S+)"\n(.*?)^```', text, re.DOTALL | re.MULTILINE))
 
 
 def install(page: str, folder: Path, target: Path) -> None:

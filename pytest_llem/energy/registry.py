@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast
 
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from pytest_llem.job.registered import registered
 
 if TYPE_CHECKING:
     from pytest_llem.energy.protocol import Meter, ServerTree
@@ -31,9 +32,11 @@ ENTRY_POINT_GROUP = "pytest_llem.meters"
 
 
 def known_meters() -> tuple[str, ...]:
-    """Names of all meters, shipped then registered, whether they work here or not (without `auto` and `none`)."""
-    registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return tuple(SHIPPED) + tuple(sorted(registered - set(SHIPPED)))
+    """Names of all meters, shipped then registered, whether they work here or not (without `auto` and `none`).
+
+    Raises `SettingsError` for a package's meter whose name is taken.
+    """
+    return (*SHIPPED, *_registered())
 
 
 def open_meter(
@@ -95,11 +98,16 @@ def _named(name: str) -> Iterator[None]:
         ) from problem
 
 
+def _registered() -> dict[str, EntryPoint]:
+    return registered(ENTRY_POINT_GROUP, "meter", ("auto", "none", *SHIPPED))
+
+
 def _load(name: str) -> type[Meter]:
     target = SHIPPED.get(name)
     if target is not None:
         return cast("type[Meter]", resolve_name(target))
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    point = _registered().get(name)
+    if point is not None:
         from pytest_llem.energy.protocol import Meter
 
         with _named(name):

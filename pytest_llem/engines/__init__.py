@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.errors import EngineError
 from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.registered import registered
 
 if TYPE_CHECKING:
     from pytest_llem.engines.protocol import Engine
@@ -35,10 +36,10 @@ def shipped_engines() -> Mapping[str, EngineInfo]:
 
 @cache
 def engines() -> Mapping[str, EngineInfo]:
-    """The engines of this package, then those that other packages register, by name."""
+    """The engines of this package, then those of other packages, by name; `SettingsError` where one is taken."""
     shipped = shipped_engines()
-    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in shipped}
-    return {**shipped, **{name: _registered(points[name]) for name in sorted(points)}}
+    points = registered(ENTRY_POINT_GROUP, "engine", shipped)
+    return {**shipped, **{name: _registered(point) for name, point in points.items()}}
 
 
 def engine_names() -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What other packages add under entry points: found by name, imported when used, with one error for what is broken.
 
-Metrics, data sets and exports are found here. A shipped name keeps its meaning: a package cannot take it.
+Engines, meters, metrics, data sets and exports are found here. Shipped names keep their meaning: no package takes one.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from typing import Any
 import pytest
 
 import pytest_llem
+from tests.installed import files
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = Path(pytest_llem.__file__).parent
 
 INFO = """
@@ -97,10 +96,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     folder = copy / "engines" / "parrot"
     folder.mkdir()
-    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-    example = re.search(r"<!-- file: llem_parrot.py -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert example is not None
-    for name, text in {"__init__": INFO, "settings": SETTINGS, "engine": example[1]}.items():
+    example = files("engines.md")["llem_parrot/engine.py"]
+    for name, text in {"__init__": INFO, "settings": SETTINGS, "engine": example}.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(copy.parent))
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))

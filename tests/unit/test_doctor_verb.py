@@ -17,6 +17,7 @@ from pytest_llem.engines.info import EngineInfo
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, lease_file
 from pytest_llem.machine.leases import take_lease
+from tests.installed import Site
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
 from tests.unit.energy.cycle import quicken, uuids
@@ -54,6 +55,20 @@ def test_a_machine_that_measures_exits_with_0_though_docker_is_down(capsys: pyte
     assert found["docker/daemon"]["level"] == "warn"
     assert "DOCKER_HOST" in found["docker/daemon"]["fix"]
     assert found["directories/device leases"]["level"] == "ok"
+
+
+def test_what_packages_add_is_listed_and_what_is_broken_is_a_problem(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    source = "def rows(settings): ...\n"
+    site.add("llem-rows", source, datasets="rows = llem_rows:rows", exports="gone = llem_rows:gone")
+
+    assert main(["doctor", "--json"]) == 1
+
+    found = findings(capsys)
+    assert found["added by packages/rows"]["message"] == "data set of llem-rows 1.0"
+    assert "'gone' of llem-rows 1.0 cannot be used" in found["added by packages/export formats"]["message"]
+    assert found["engines/transformers"]["level"] == "ok"
 
 
 def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(

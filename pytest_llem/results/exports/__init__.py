@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import cast
@@ -33,9 +34,14 @@ FORMATS = {
 GROUP = "pytest_llem.exports"
 
 
+def registered_formats() -> dict[str, EntryPoint]:
+    """The formats that other packages add, by name. `SettingsError` for a name that is taken."""
+    return registered(GROUP, "export format", FORMATS)
+
+
 def export(results: Results, name: str, out: Path) -> None:
     """Write results as `name` to `out`, a file, or a folder for a file per result. `SettingsError` if unknown."""
-    others = registered(GROUP, "export format", FORMATS)
+    others = registered_formats()
     if name in others:
         write = cast("Export", load(others[name], "export format"))
     elif name in FORMATS:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.energy import registry
-from pytest_llem.errors import MeterError
+from pytest_llem.errors import MeterError, SettingsError
 from pytest_llem.job.job import DeviceSet, MeterSettings
+from tests.installed import Site
 
 
 def test_none_measures_nothing(tmp_path: Path) -> None:
@@ -72,6 +73,15 @@ def test_a_packages_broken_meter_is_named_and_is_no_traceback(
     assert found["estimate"] is None
     if not value.endswith("Unfinished"):  # which says so when it is opened
         assert found["bad"] is not None
+
+
+@pytest.mark.parametrize("name", ["nvml", "auto"])
+def test_a_package_cannot_take_a_name_that_is_there(name: str, site: Site) -> None:
+    """It was passed over without a word, and its users thought that it measured."""
+    site.add("llem-meter", "", meters=f"{name} = llem_meter:Meter")
+
+    with pytest.raises(SettingsError, match=f"llem-meter 1.0 registers the meter '{name}', which pytest-llem itself"):
+        registry.known_meters()
 
 
 def test_importing_the_package_loads_no_meter_and_no_nvml() -> None:

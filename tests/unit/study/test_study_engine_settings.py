@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import engines
-from pytest_llem.errors import StudyError
+from pytest_llem.errors import SettingsError, StudyError
 from pytest_llem.study import Study, canonical, fields
+from tests.installed import Site
 
 Load = Callable[..., Study]
 
@@ -54,6 +55,16 @@ def theirs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     yield
     for function in cached:
         function.cache_clear()
+
+
+def test_an_engine_cannot_take_the_name_of_a_shipped_one(site: Site) -> None:
+    site.add("llem-vllm", "", engines="vllm = llem_vllm:Engine")
+    engines.engines.cache_clear()
+    try:
+        with pytest.raises(SettingsError, match=r"llem-vllm 1.0 registers the engine 'vllm', which pytest-llem itself"):
+            engines.engine_names()
+    finally:
+        engines.engines.cache_clear()
 
 
 @pytest.mark.usefixtures("theirs")

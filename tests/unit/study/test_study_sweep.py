@@ -315,8 +315,8 @@ def test_engine_of_another_package_has_a_section_that_may_hold_anything(
         fields.keyword,
         fields.defaults,
     )
-    points = [EntryPoint("theirs", "theirs:Engine", engines.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(engines, "entry_points", lambda group: points)
+    points = {"theirs": EntryPoint("theirs", "theirs:Engine", engines.ENTRY_POINT_GROUP)}
+    monkeypatch.setattr(engines, "registered", lambda *_: points)
     for cached in caches:
         cached.cache_clear()
     try:
