@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 
+from pytest_llem import __version__
 from pytest_llem.errors import LlemError
 
 
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     options = parser().parse_args(arguments)
+    if "run" not in options:
+        parser().print_help()
+        return 0  # as pip: nothing was asked for, and nothing failed
     try:
         run: Callable[[argparse.Namespace], int] = resolve_name(options.run)
         code = run(options)
@@ -42,15 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `llem`, with every verb and the function that runs it."""
-    top = argparse.ArgumentParser(prog="llem", description="LLM-inference energy experiments: before and after a run.")
-    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    top = argparse.ArgumentParser(
+        prog="llem",
+        description="LLM-inference energy experiments: before and after a run.",
+        epilog="A study is measured by pytest: pytest --llem-study=FILE",
+    )
+    top.add_argument("--version", action="version", version=f"pytest-llem {__version__}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB")
+
+    verb = verbs.add_parser("init", help="write a commented study that runs as it is, and say what comes next")
+    verb.add_argument("file", metavar="FILE", type=Path, nargs="?", default=Path("study.yaml"), help="the study")
+    verb.add_argument("--engine", metavar="NAME", help="the engine (default: the first that is installed)")
+    verb.add_argument("--model", metavar="MODEL", help="hub id or path (default: a tiny model that is made here)")
+    verb.set_defaults(run="pytest_llem.study.first_study:init")
 
     verb = verbs.add_parser("schema", help="print a JSON Schema, for editors and validators")
     verb.add_argument("which", choices=("study", "result", "config"), help="of a study file, a result or the user file")
     verb.set_defaults(run="pytest_llem.cli:print_schema")
 
     verb = verbs.add_parser("config", help="print every setting, its effective value and where it came from")
-    verb.set_defaults(run="pytest_llem.study.settings:print_settings")
+    verb.set_defaults(run="pytest_llem.session.options:print_settings")
 
     verb = verbs.add_parser("convert", help="write a file of LLenergyMeasure, of any generation, as a study")
     verb.add_argument("file", metavar="FILE", type=Path, help="its study, experiment or campaign file")

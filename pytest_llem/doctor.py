@@ -34,6 +34,7 @@ from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, NO_LEASES, lease
 from pytest_llem.machine.leases import take_lease
 from pytest_llem.results.exports import GROUP as EXPORTS_GROUP
 from pytest_llem.results.exports import registered_formats
+from pytest_llem.results.terminal import CLEAR
 from pytest_llem.workload.hub import hub_cache
 from pytest_llem.workload.registered import GROUP as DATA_SETS_GROUP
 from pytest_llem.workload.registered import data_sets
@@ -61,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     """The verb: print what was found; 1 when there is a problem, else 0. With `calibrate`, calibrate first."""
     if options.calibrate:
         calibrate_gpus(options.gpu, with_load=not options.without_load)
-    sections = examine()
+    sections = examine(_doing)
+    _doing("")
     problems = any(finding.level == "problem" for section in sections for finding in section.findings)
     if options.json:
         found = [{"section": section.name, **asdict(finding)} for section in sections for finding in section.findings]
@@ -71,11 +73,16 @@ def run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def examine() -> list[ReportSection]:
-    """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds."""
+def examine(doing: Callable[[str], None]) -> list[ReportSection]:
+    """Look at sensors, engines, Docker and directories. Each engine is imported in a process of its own: seconds.
+
+    `doing` hears of each step before it begins.
+    """
+    doing("reading sensors")
     energy = tuple(_whole("meters", sensors.describe()))
-    found = tuple(_whole("engines", _engines()))
+    found = tuple(_whole("engines", _engines(doing)))
     added = tuple(_added())
+    doing("asking the Docker daemon")
     daemon = _docker(gpus=bool(sensors.gpu_uuids()))
     if not any(finding.level == "ok" for finding in (*found, daemon)):
         fix = "pip install 'pytest-llem[transformers]'"
@@ -129,7 +136,14 @@ def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _engines() -> Iterator[Finding]:
+def _doing(step: str) -> None:
+    """Show on a terminal what takes its time, in place of the step before."""
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        sys.stderr.write(f"{CLEAR}{step}{' ...' if step else ''}")
+        sys.stderr.flush()
+
+
+def _engines(doing: Callable[[str], None]) -> Iterator[Finding]:
     for info in engines().values():
         remark = "" if info.verified else ", not yet verified on hardware"
         missing = [module for module in info.modules if find_spec(module) is None]
@@ -140,6 +154,7 @@ def _engines() -> Iterator[Finding]:
             fix = ", or ".join(way for way in (info.install, container) if way)
             yield Finding("absent", info.name, f"not installed here ({', '.join(missing)}){remark}", fix)
         else:
+            doing(f"importing {' and '.join(info.modules)}")
             versions = ", ".join(f"{module} {_version(module)}" for module in info.modules)
             failure = _import_failure(info.modules)
             if failure is None:

@@ -6,7 +6,9 @@ the run's settings from `RunOptions`: xdist's workers may get that, and loaded s
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -30,7 +32,7 @@ from pytest_llem.session.sharding import Shard, parse_shard
 from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS
-from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings
+from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings, report_lines
 from pytest_llem.workload.build import texts_of_package
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
@@ -41,13 +43,7 @@ def run_options(config: pytest.Config) -> RunOptions:
     option = config.getoption
     dry = bool(config.option.collectonly or option("setupplan"))
     try:
-        settings = load_settings(
-            command_line={
-                **{name: option(f"llem_{name}") for name in ("out", "meter", "cycles", "order")},
-                "strict": option("llem_strict") or None,
-            },
-            ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
-        )
+        settings = settings_of(config)
         _require_meter(settings.values["meter"])
         overrides = settings.overrides(_fail_if(option("llem_fail_if")))
     except SettingsError as error:
@@ -77,6 +73,48 @@ def run_options(config: pytest.Config) -> RunOptions:
         collect_only=dry,
         shard=_shard(config),
     )
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """The settings of all sources. Raises `SettingsError` for a wrong one."""
+    option = config.getoption
+    return load_settings(
+        command_line={
+            **{name: option(f"llem_{name}") for name in ("out", "meter", "cycles", "order")},
+            "strict": option("llem_strict") or None,
+        },
+        ini={name: config.getini(f"llem_{name}") for name in INI_NAMES},
+    )
+
+
+class _ConfigOfPytest:
+    """A plugin that takes pytest's configuration, as pytest finds it, before anything runs, and ends pytest there."""
+
+    found: pytest.Config | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int:
+        self.found = config
+        return 0
+
+
+def print_settings(_: argparse.Namespace) -> int:
+    """`llem config`: print the settings of a run that pytest would begin in this directory."""
+    asked = _ConfigOfPytest()
+    pytest.main([], plugins=[asked])
+    config = asked.found
+    if config is None:
+        return 2  # pytest has said why
+    try:
+        settings = settings_of(config)
+    except ValueError:
+        fix = "look for `-p no:llem` in addopts, and for PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+        raise SettingsError("pytest does not load this plugin here", fix=fix) from None
+    baseline = config.getini("llem_baseline") or None
+    more = [EffectiveSetting("baseline", baseline, "ini" if baseline else "default", baseline and "llem_baseline")]
+    more += [EffectiveSetting("runner", value, "ini", "llem_runner") for value in config.getini("llem_runner")]
+    sys.stdout.write("\n".join(report_lines(settings, more, config.inipath)) + "\n")
+    return 0
 
 
 def _directories(config: pytest.Config, settings: Settings, *, dry: bool) -> dict[str, Path]:

@@ -68,7 +68,7 @@ def _lines() -> Iterator[str]:
     yield "\n## Settings of a user\n\n`llem/config.yaml` in the platform's config directory (on Linux `~/.config`).\n"
     yield from _table(UserFile)
     yield "\nEach plain one also has a variable (`LLEM_OUT`, ...), and each engine `LLEM_RUNNER_<ENGINE>`. Precedence:"
-    yield "command line, environment, ini file, study, user settings, default. `llem config` shows what holds.\n"
+    yield "command line, environment, ini file, study, user settings, default. `llem config` shows what holds here.\n"
     yield "## Words of LLenergyMeasure\n\nIts files, of every generation, are studies. Points that an engine cannot"
     yield "run are left out, as there; `llem convert FILE` writes one in the words of this page. Its words, and what"
     yield "they are here:\n"

@@ -6,10 +6,8 @@ file; it is published and must stay, as must the user's file, `llem/config.yaml`
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -212,17 +210,29 @@ def _unknown(env: Mapping[str, str]) -> Iterator[str]:
             yield f"{variable} is not a setting: {suggest_or_list(variable, sorted(names))}"
 
 
-def print_settings(_: argparse.Namespace) -> int:
-    """`llem config`: print the effective settings of the user."""
-    sys.stdout.write("\n".join(report_lines(load_settings())) + "\n")
-    return 0
-
-
-def report_lines(settings: Settings) -> list[str]:
-    """What `llem config` prints: each setting, its effective value, and where it came from."""
-    rows = [(s.name, shown(s.value), f"{s.source}{f' ({s.where})' if s.where else ''}") for s in settings]
+def report_lines(settings: Settings, more: Iterable[EffectiveSetting] = (), ini_file: Path | None = None) -> list[str]:
+    """What `llem config` prints: each setting, its effective value, and where it came from, then the files."""
+    of_studies = {"execution": settings.execution, "validity": settings.validity}
+    defaults = [
+        EffectiveSetting(f"{section}.{name}", value, "user settings")
+        for section, values in of_studies.items()
+        for name, value in values.items()
+        if name not in _EXECUTION
+    ]
+    every = [*settings, *more, *defaults]
+    rows = [(setting.name, shown(setting.value), _origin(setting, ini_file)) for setting in every]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
+    lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows]
     file = settings.user_file
-    lines += ["", f"user settings: {file}" if file else f"user settings: none at {user_file()}"]
+    lines += ["", f"ini file: {ini_file or f'none above {Path.cwd()}'}"]
+    lines += [f"user settings: {file}" if file else f"user settings: none at {user_file()}"]
+    lines += ["a study stands above user settings and defaults"]
     return lines + [f"warning: {text}" for text in settings.unknown]
+
+
+def _origin(setting: EffectiveSetting, ini_file: Path | None) -> str:
+    if setting.source == "ini" and ini_file is not None:
+        return f"{ini_file.name} ({setting.where})"
+    if setting.source == "command line":  # the command llem has none of these options
+        return f"addopts ({setting.where})"
+    return f"{setting.source}{f' ({setting.where})' if setting.where else ''}"

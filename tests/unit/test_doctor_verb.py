@@ -17,6 +17,7 @@ from pytest_llem.engines.info import EngineInfo
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.machine.lease_files import LEASE_DIR_VARIABLE, lease_file
 from pytest_llem.machine.leases import take_lease
+from pytest_llem.results.terminal import CLEAR
 from tests.installed import Site
 from tests.simulated_nvml.plugin import make_simulation, simulated_nvml_library, simulation
 from tests.simulated_nvml.simulation import Simulation
@@ -69,6 +70,19 @@ def test_what_packages_add_is_listed_and_what_is_broken_is_a_problem(
     assert found["added by packages/rows"]["message"] == "data set of llem-rows 1.0"
     assert "'gone' of llem-rows 1.0 cannot be used" in found["added by packages/export formats"]["message"]
     assert found["engines/transformers"]["level"] == "ok"
+
+
+def test_on_a_terminal_it_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent for as long as an engine takes to import; a file or a pipe must stay free of it."""
+    main(["doctor"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["doctor"])
+    steps = capsys.readouterr().err.split(CLEAR)
+    assert steps == ["", "reading sensors ...", "importing json ...", "asking the Docker daemon ...", ""]
 
 
 def test_an_engine_that_is_there_and_breaks_is_a_problem_with_its_own_words(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.cli import main
 from pytest_llem.errors import SettingsError
 from pytest_llem.study.settings import load_settings, report_lines
 
@@ -84,14 +86,28 @@ def test_report_shows_value_source_and_misspelt_variables(tmp_path: Path) -> Non
     assert "warning: LLEM_METRE is not a setting: did you mean 'LLEM_METER'?" in text
 
 
-def test_llem_config_prints_and_a_wrong_setting_exits_with_its_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("LLEM_ORDER", "shuffled")
-    assert main(["config"]) == 0
-    assert "environment (LLEM_ORDER)" in capsys.readouterr().out
+def test_llem_config_finds_what_pytest_finds(tmp_path: Path) -> None:
+    """It read no ini file, and so told a CI engineer of another meter and folder than the run had."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nllem_out = kept\nllem_cycles = 7\naddopts = --llem-meter=none\n")
+    (tmp_path / "tests").mkdir()
+    settings = user_file(tmp_path, "execution: {timeout_s: 60}\nmeter: nvml\n")
+    (tmp_path / "llem").mkdir()
+    settings.rename(tmp_path / "llem" / "config.yaml")
 
-    monkeypatch.setenv("LLEM_ORDER", "shufled")
-    assert main(["config"]) == 2
-    assert "did you mean 'shuffled'?" in capsys.readouterr().err
+    def config(**variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), **variables}
+        command = [sys.executable, "-m", "pytest_llem.cli", "config"]
+        return subprocess.run(command, cwd=tmp_path / "tests", env=environment, capture_output=True, text=True)
+
+    done = config(LLEM_CYCLES="5")
+    assert done.returncode == 0, done.stderr
+    found = {words[0]: words[1:] for line in done.stdout.splitlines() if (words := line.split(maxsplit=2))}
+    assert found["out"] == ["kept", "pytest.ini (llem_out)"]
+    assert found["meter"] == ["none", "addopts (--llem-meter)"]
+    assert found["cycles"] == ["5", "environment (LLEM_CYCLES)"]
+    assert found["execution.timeout_s"] == ["60.0", "user settings"]
+    assert f"ini file: {tmp_path / 'pytest.ini'}" in done.stdout
+
+    wrong = config(LLEM_ORDER="shufled")
+    assert wrong.returncode == 2
+    assert "did you mean 'shuffled'?" in wrong.stderr
