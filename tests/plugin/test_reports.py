@@ -57,7 +57,11 @@ def test_the_report_holds_the_runs_numbers_and_verdicts(
     page = (pytester.path / "made" / "report.html").read_text()
     for part in (
         "model:none",
-        "1 failed, 1 inconclusive",
+        "1 gate failed",
+        "1 gate inconclusive",
+        "3 of 6 cycles valid",
+        "--llem-study=reports.yaml",
+        "sweep:\n  model: [none, exception]",
         "1e+06",
         "the faulty engine raised this",
         "Energy of reports",

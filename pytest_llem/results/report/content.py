@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.results.axes import StudyAxes, differing
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, run_directories
-from pytest_llem.results.manifest import Manifest, ManifestItem, current_manifest
+from pytest_llem.results.manifest import Manifest, ManifestItem, RunState, current_manifest, run_state
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.traces import PowerTrace, power_traces
@@ -24,8 +23,6 @@ from pytest_llem.results.schema import Result
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
 from pytest_llem.study.model import SweptAxis
-
-RunStatus = Literal["complete", "stopped", "interrupted", "running"]
 
 
 @dataclass(frozen=True)
@@ -55,23 +52,21 @@ class ExperimentRow:
 
 
 @dataclass(frozen=True)
-class RunState:
-    """How far a run came: `ended` of its `planned` cycles, `valid` of those, and how it ended.
-
-    `stopped` ended by itself before its last cycle (`-x`); `interrupted` was ended by Ctrl-C, or killed.
-    """
+class RunProgress:
+    """How far a run came: `ended` of its `planned` cycles, `valid` of those, and what became of it."""
 
     planned: int
     ended: int
     valid: int
-    status: RunStatus
+    state: RunState
 
 
 @dataclass(frozen=True)
 class Content:
     """The content of a report: `results` holds each measurement once, `rows` in every run that has it.
 
-    `axes` has those of each study, with the points of all its runs; `manifests` and `states` are by run.
+    `axes` has those of each study, with the points of all its runs. `manifests` are by run, and so are `states`, of
+    those that are shown whole.
     """
 
     results: Results
@@ -83,7 +78,7 @@ class Content:
     problems: tuple[ManifestItem, ...]
     gates: Mapping[str, tuple[GateReport, ...]] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
-    states: Mapping[str, RunState] = field(default_factory=dict)
+    states: Mapping[str, RunProgress] = field(default_factory=dict)
 
 
 def gather_content(
@@ -128,7 +123,7 @@ def gather_content(
         ),
         gates={name: reports for name, run in runs.items() if (reports := tuple(read_gates(run)))},
         manifests=manifests,
-        states={name: _state(manifest) for name, manifest in manifests.items()},
+        states={name: _progress(manifests[name]) for name in whole},
     )
 
 
@@ -205,7 +200,7 @@ def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
 
 
 def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tuple[list[ExperimentRow], StudyAxes]:
-    """The rows of one study with their points, and its axes: those of its sweep, else the settings that differ."""
+    """The rows of one study in the order of its axes, and these: those of its sweep, else the settings that differ."""
     swept = {
         manifest.run_id: plan.study_axes()
         for manifest in manifests
@@ -225,6 +220,8 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tup
     points: dict[str, set[tuple[JsonValue, ...]]] = {}
     for row in placed:
         points.setdefault(row.experiment, set()).add(tuple(row.point.get(axis.name) for axis in axes))
+    places = {axis.name: {repr(value): place for place, value in enumerate(axis.values)} for axis in axes}
+    placed.sort(key=lambda row: [places[axis.name].get(repr(row.point.get(axis.name)), -1) for axis in axes])
     # An id that means different settings in different runs has no one point.
     return placed, StudyAxes(axes, {name: one for name, (one, *others) in points.items() if not others})
 
@@ -243,16 +240,7 @@ def _joined(of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]:
     return tuple(joined.values())
 
 
-def _state(manifest: Manifest) -> RunState:
+def _progress(manifest: Manifest) -> RunProgress:
     states = Counter(item.state for item in manifest.items)
-    open_cycles = states["pending"] + states["running"]
-    called = manifest.invocation
-    status: RunStatus = "complete"
-    if manifest.finished_at is None:
-        lives = called is not None and called.holder.lives()
-        status = "running" if lives or states["running"] else "interrupted"
-    elif manifest.interrupted:
-        status = "interrupted"
-    elif open_cycles:
-        status = "stopped"
-    return RunState(len(manifest.items), len(manifest.items) - open_cycles, states["valid"], status)
+    ended = len(manifest.items) - states["pending"] - states["running"]
+    return RunProgress(len(manifest.items), ended, states["valid"], run_state(manifest))

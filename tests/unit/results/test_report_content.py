@@ -110,7 +110,7 @@ def test_an_id_that_means_two_things_has_no_point_of_its_own(measured: Measured)
     ("ended", "finished", "interrupted", "alive", "status"),
     [
         (99, True, False, False, "complete"),
-        (3, True, False, False, "stopped"),
+        (3, True, False, False, "incomplete"),
         (3, True, True, False, "interrupted"),
         (3, False, None, False, "interrupted"),
         (3, False, None, True, "running"),
@@ -125,4 +125,4 @@ def test_a_run_says_how_far_it_came(
     called = Invocation(("pytest",), "", "", holder)
     rebuild_manifest(run, finished=finished, interrupted=interrupted, invocation=called)
     (state,) = gather_content([run]).states.values()
-    assert (state.status, state.ended, state.planned) == (status, min(ended, 6), 6)
+    assert (state.state, state.ended, state.planned) == (status, min(ended, 6), 6)

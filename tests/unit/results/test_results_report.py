@@ -81,8 +81,8 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture
-def browse() -> Iterator[Callable[..., Opened]]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     try:
         sync_api = import_module("playwright.sync_api")
     except ImportError:
@@ -91,17 +91,21 @@ def browse() -> Iterator[Callable[..., Opened]]:
         skip_or_fail("there is no Chromium (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-        def open_page(file: Path, **options: Any) -> Opened:
-            opened = Opened(browser.new_page(**options))
-            opened.page.on("console", lambda line: opened.complaints.append(f"{line.type}: {line.text}"))
-            opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-            opened.page.on("request", lambda request: opened.requests.append(request.url))
-            opened.page.goto(file.as_uri())
-            return opened
-
-        yield open_page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def browse(browser: Any) -> Callable[..., Opened]:
+    def open_page(file: Path, **options: Any) -> Opened:
+        opened = Opened(browser.new_page(**options))
+        opened.page.on("console", lambda line: opened.complaints.append(f"{line.type}: {line.text}"))
+        opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        opened.page.goto(file.as_uri())
+        return opened
+
+    return open_page
 
 
 def test_the_page_draws_its_charts_and_asks_for_nothing(
@@ -131,8 +135,9 @@ def test_a_cell_states_the_expanded_uncertainty_and_bars_span_it(out: Path, tmp_
     assert energy.spread is not None
     write_report([out / "now"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert f">{plus_minus(energy.value, energy.uncertainty)}<" in page
-    assert f">{energy.spread:.2g}<" in page
+    assert ">mJ/token<" in page
+    assert f">{plus_minus(energy.value * 1000, energy.uncertainty * 1000)}<" in page
+    assert f">{energy.spread * 1000:.2g}<" in page
     assert (alone.n, alone.spread) == (2, None)
     (drawn,) = (chart for chart in charts(content) if chart.id == "cycles")
     ends = [(entry["low"], entry["high"]) for entry in drawn.rows if entry["key"] == row.key]
@@ -151,12 +156,40 @@ def test_filter_and_sort_work_by_keyboard(out: Path, tmp_path: Path, browse: Cal
     page.locator("select[data-axis]").first.select_option("2")
     assert visible.count() == 1
     page.locator("select[data-axis]").first.select_option("")
-    head = page.locator("#experiments th button", has_text="joules_per_output_token")
+    head = page.locator("#experiments th button", has_text="mJ/token")
+    first = page.locator("#experiments tbody tr th").first
     head.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#experiments tbody tr").first.get_attribute("data-key") == "now/study/batch_size:4"
+    assert first.text_content() == "4"
     page.keyboard.press("Enter")
-    assert page.locator("#experiments tbody tr").first.get_attribute("data-key") == "now/study/batch_size:1"
+    assert first.text_content() == "1"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_headline_is_in_view_without_scripts_and_nothing_is_there_that_needs_them(
+    out: Path, tmp_path: Path, browse: Callable[..., Opened], width: int
+) -> None:
+    """Joules per token were cut off in a table 2,173 pixels wide, and filters stood there that did nothing."""
+    file = tmp_path / "report.html"
+    write_report([out], file)
+    page = browse(file, viewport={"width": width, "height": 800}, java_script_enabled=False).page
+    assert [head.text_content() for head in page.locator("#experiments thead th:visible").all()] == [
+        "batch_size",
+        "run",
+        "mJ/token",
+        "J/request",
+        "tokens/s",
+        "valid cycles",
+    ]
+    assert page.get_by_role("cell", name="2 of 3").count() == 2
+    cells = page.locator("#experiments tbody tr > :visible").all()
+    assert len(cells) == 8 * 6
+    for cell in cells:
+        box = cell.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+    assert page.locator("button, select, input[type=search]").count() == 0
+    page.get_by_label("All columns").check()
+    assert page.get_by_text("avg_power (W)").is_visible()
 
 
 def test_the_page_says_what_failed_and_how_it_was_measured(out: Path, tmp_path: Path) -> None:

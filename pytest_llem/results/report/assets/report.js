@@ -1,67 +1,89 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("llem-data").textContent);
-  const table = document.getElementById("experiments");
-  const body = table.tBodies[0];
-  const rows = [...body.rows];
-  const shown = document.getElementById("shown");
-  const search = document.getElementById("filter");
-  const selects = [...document.querySelectorAll("select[data-axis]")];
+  const column = (cells) => Array.isArray(cells) ? cells : cells.texts.map((place) => data.texts[place]);
+  const make = (name, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(name), properties);
+    element.append(...children);
+    return element;
+  };
   const LIMIT = 40;
-  const more = document.getElementById("more");
   const PAGE = 200;
-  let visible = new Set(rows.map((row) => row.dataset.key));
-  let order = rows;
-  let page = PAGE;
-  const paint = () => {
-    const fitting = order.filter((row) => visible.has(row.dataset.key));
-    body.replaceChildren(...fitting.slice(0, page));
-    more.hidden = fitting.length <= page;
-    more.textContent = `Show all ${fitting.length} rows`;
-  };
-  more.addEventListener("click", () => { page = Infinity; paint(); });
-  const live = new Map();
 
-  const cell = (row, column) => {
-    const value = row.cells[column].dataset.v;
-    return value === undefined || value === "" ? null : isNaN(value) ? value : Number(value);
-  };
-  const compare = (a, b) =>
-    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
-
-  table.tHead.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (!button) return;
-    const head = button.parentElement;
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const column = head.cellIndex;
-    const keyed = rows.map((row) => [cell(row, column), row]);
-    keyed.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : down ? compare(b, a) : compare(a, b)));
-    order = keyed.map(([, row]) => row);
-    paint();
+  const keys = column(data.keys);
+  const tables = [...document.querySelectorAll("table.results")].map((table) => {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const more = make("button", { type: "button", id: "more", hidden: true });
+    const entry = { table, body, rows, order: rows, page: PAGE, more };
+    more.addEventListener("click", () => { entry.page = Infinity; paint(entry); });
+    table.parentElement.after(more);
+    return entry;
   });
+  const rows = tables.flatMap((entry) => entry.rows);
+  const keyOf = new Map(rows.map((row, place) => [row, keys[place]]));
+  let fitting = new Set(rows);
+  let visible = new Set(keys);
 
-  const settings = new Map(data.experiments.map((entry) => [entry.key, entry.axes]));
-  for (const chart of data.charts) {
-    chart.rows = chart.rows.map(([place, row]) => {
-      const { axes, ...identity } = data.experiments[place];
-      return { ...identity, ...row };
-    });
+  const paint = (entry) => {
+    const found = entry.order.filter((row) => fitting.has(row));
+    entry.body.replaceChildren(...found.slice(0, entry.page));
+    entry.more.hidden = found.length <= entry.page;
+    entry.more.textContent = `Show all ${found.length} rows`;
+  };
+
+  const sortable = (entry) => {
+    const heads = [...entry.table.tHead.rows[0].cells];
+    for (const head of heads) {
+      head.replaceChildren(make("button", { type: "button" }, ...head.childNodes));
+      head.firstChild.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => {
+          const text = row.cells[head.cellIndex].textContent.trim();
+          const number = head.classList.contains("n") ? parseFloat(text) : Number(text);
+          return text === "\u2013" ? null : isNaN(number) ? text : number;
+        };
+        const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
+          : String(a).localeCompare(String(b), undefined, { numeric: true });
+        const keyed = entry.rows.map((row) => [value(row), row]);
+        keyed.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : down ? compare(b, a) : compare(a, b)));
+        entry.order = keyed.map(([, row]) => row);
+        paint(entry);
+      });
+    }
+  };
+
+  const search = make("input", { id: "filter", type: "search", autocomplete: "off" });
+  const shown = make("output", { id: "shown" });
+  shown.setAttribute("aria-live", "polite");
+  const cellOf = new Map();  // by title of the axis: the row's text on it
+  const selects = [];
+  for (const title of new Set(data.selects)) {
+    const texts = new Map();
+    for (const entry of tables) {
+      const place = [...entry.table.tHead.rows[0].cells].findIndex((head) => head.textContent === title);
+      if (place >= 0) for (const row of entry.rows) texts.set(row, row.cells[place].textContent);
+    }
+    const values = [...new Set(texts.values())];
+    if (values.length < 2 || values.length > 40 || selects.length >= 6) continue;
+    const select = make("select", {}, new Option("any", ""), ...values.map((value) => new Option(value, value)));
+    select.dataset.axis = title;
+    cellOf.set(select, texts);
+    selects.push(select);
   }
+
   const apply = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    visible = new Set();
-    for (const row of rows) {
-      const text = row.dataset.text;
-      const axes = settings.get(row.dataset.key);
-      const fits = words.every((word) => text.includes(word)) &&
-        selects.every((select) => !select.value || String(axes[select.dataset.axis]) === select.value);
-      if (fits) visible.add(row.dataset.key);
-    }
-    paint();
-    shown.textContent = `${visible.size} of ${rows.length} experiments`;
+    fitting = new Set(rows.filter((row) => {
+      if (!selects.every((select) => !select.value || cellOf.get(select).get(row) === select.value)) return false;
+      const text = words.length ? `${row.textContent} ${keyOf.get(row)}`.toLowerCase() : "";
+      return words.every((word) => text.includes(word));
+    }));
+    visible = new Set([...fitting].map((row) => keyOf.get(row)));
+    tables.forEach(paint);
+    shown.textContent = `${fitting.size} of ${rows.length} experiments`;
     for (const [chart, view] of live) {
       const table = narrowed(chart);
       view.data("table", table).height(tall(chart, table)).runAsync();
@@ -69,16 +91,25 @@
     fillCycles();
   };
   let waiting = 0;
-  const later = () => { clearTimeout(waiting); waiting = setTimeout(apply, 120); };
-  search.addEventListener("input", later);
+  search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 120); });
   for (const select of selects) select.addEventListener("change", apply);
 
+  const live = new Map();
+  const rowsOf = (chart) => {
+    if (!chart.rows) {
+      const columns = Object.entries(chart.columns).map(([name, cells]) => [name, column(cells)]);
+      const count = columns.length ? columns[0][1].length : 0;
+      chart.rows = Array.from({ length: count }, (_, place) =>
+        Object.fromEntries(columns.map(([name, cells]) => [name, cells[place]])));
+    }
+    return chart.rows;
+  };
   const narrowed = (chart) => {
-    const found = chart.rows.filter((row) => visible.has(row.key));
+    const found = rowsOf(chart).filter((row) => visible.has(row.key));
     if (!chart.banded) return found;
-    const keys = new Set();
-    for (const row of found) if (keys.size < LIMIT) keys.add(row.key);
-    return found.filter((row) => keys.has(row.key));
+    const first = new Set();
+    for (const row of found) if (first.size < LIMIT) first.add(row.key);
+    return found.filter((row) => first.has(row.key));
   };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const config = () => ({
@@ -87,7 +118,7 @@
       domainColor: colour("--line"), tickColor: colour("--line") },
     legend: { labelColor: colour("--text"), titleColor: colour("--text"), orient: "top",
       symbolBaseFillColor: colour("--muted"), symbolBaseStrokeColor: colour("--muted") },
-    font: "system-ui, sans-serif", mark: { color: colour("--accent") },
+    text: { color: colour("--text") }, font: "system-ui, sans-serif", mark: { color: colour("--accent") },
   });
   const tall = (chart, rows) => chart.banded
     ? Math.max(1, new Set(rows.map((row) => row.label)).size) * chart.spec.height.step : chart.spec.height;
@@ -105,8 +136,8 @@
     for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target); }
   }, { rootMargin: "300px" });
 
-  const cycles = document.getElementById("cycle");
   const power = document.getElementById("power-chart");
+  const cycles = make("select", { id: "cycle" });
   const drawPower = () => {
     const trace = data.traces[cycles.value];
     if (!trace) { power.replaceChildren(); return; }
@@ -115,22 +146,30 @@
     embed(power, data.power, { table, windows }, `Power over time of ${cycles.value}`);
   };
   function fillCycles() {
-    if (!cycles) return;
+    if (!power || !window.vegaEmbed) return;
     const keep = cycles.value;
     const names = Object.keys(data.traces).filter((name) => visible.has(name.slice(0, name.lastIndexOf("/"))));
     cycles.replaceChildren(...names.map((name) => new Option(name, name)));
     if (names.includes(keep)) cycles.value = keep;
-    if (cycles.value !== keep || !power.hasChildNodes()) if (window.vegaEmbed) drawPower();
+    if (cycles.value !== keep) drawPower();
   }
-  if (cycles) cycles.addEventListener("change", drawPower);
+  cycles.addEventListener("change", drawPower);
 
+  if (rows.length > 1) {
+    const labelled = selects.map((select) => make("label", {}, select.dataset.axis, select));
+    const controls = make("div", { className: "controls" }, make("label", {}, "Words", search), ...labelled);
+    const filter = make("details", { open: innerWidth > 720 }, make("summary", {}, "Filter: ", shown), controls);
+    document.querySelector("#experiments h2").after(filter);
+    shown.textContent = `${rows.length} of ${rows.length} experiments`;
+    tables.forEach(sortable);
+  }
+  tables.forEach(paint);
   const charts = [...document.querySelectorAll(".chart[data-chart]")];
-  const redraw = () => { for (const chart of charts) seen.observe(chart); if (cycles && power.hasChildNodes()) drawPower(); };
+  const redraw = () => { for (const chart of charts) seen.observe(chart); if (power && cycles.value) drawPower(); };
   if (window.vegaEmbed) {
+    if (power) power.closest("figure").before(make("div", { className: "controls" }, make("label", {}, "Cycle", cycles)));
+    fillCycles();
     redraw();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-    addEventListener("beforeprint", () => charts.forEach(draw));
   }
-  paint();
-  fillCycles();
 })();

@@ -1,0 +1,214 @@
+"""The table of a study's experiments: its axes as the user wrote them, the headline with uncertainties, then the rest.
+
+`page` shows one per study. What is the same for all experiments stands once above. `assets/report.css` gives narrow
+screens two lines per experiment, so that its first columns must be those that name it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import median
+
+from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.report.content import Content, ExperimentRow
+from pytest_llem.results.report.markup import NOT_KNOWN, count, scroll, text
+from pytest_llem.results.statistics import BETWEEN_RUNS
+from pytest_llem.results.summary import MetricSummary
+from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, plus_minus, significant
+from pytest_llem.study.model import SweptAxis
+
+JOULES = "joules_per_output_token"
+HEADLINES = (JOULES, "joules_per_request", "output_tokens_per_s")
+"""Metrics that every table shows, after the study's own headline."""
+FURTHER = (
+    "energy_j",
+    "avg_power_w",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "e2el_p50_s",
+    "requests_per_s",
+    "peak_memory_bytes",
+    "mfu",
+    "load_s",
+)
+"""Metrics that a table shows on demand."""
+UNITS: Mapping[str, str] = {
+    JOULES: "J/token",
+    "joules_per_total_token": "J/token in or out",
+    "joules_per_request": "J/request",
+    "wh_per_1000_queries": "Wh/1000 requests",
+    "tokens_per_joule": "tokens/J",
+    "output_tokens_per_s": "tokens/s",
+    "total_tokens_per_s": "tokens/s in and out",
+    "requests_per_s": "requests/s",
+}
+"""Metrics whose unit says all."""
+MAX_COLUMNS = 8
+"""Axes with a column of their own. Chosen: more do not fit beside the headline on a screen 1,280 pixels wide."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its short head, what it means, and its cell of each row, as markup."""
+
+    head: str
+    meaning: str
+    cell: Callable[[ExperimentRow], str]
+    number: bool = False
+
+
+def experiments(content: Content) -> str:
+    """A table for each study, with what its experiments have in common above."""
+    parts = []
+    for number, (study, axes) in enumerate(content.axes.items()):
+        rows = [row for row in content.experiments if row.study == study]
+        plans = [plan for each in content.manifests.values() for plan in each.studies if plan.name == study]
+        headline = next((plan.headline for plan in plans if plan.headline), None)
+        title = f"<h3>{text(plans[0].title or study if plans else study)}</h3>" if len(content.axes) > 1 else ""
+        parts.append(title + _study(f"t{number}", rows, axes, headline or JOULES))
+    return "".join(parts) + NOTE
+
+
+NOTE = f"""<p class="muted">Value ± uncertainty holds the true value in 95 % of studies (k=2, or more where cycles are
+few). It covers scatter over cycles, the sensor, the thermal state where that is known, and what runs differ by
+({BETWEEN_RUNS:.0%} assumed where <code>llem aa</code> has not measured it). ±? is not known, as after a single cycle.
+The board's gain error is apart: <a href="#method">How it was measured</a>.</p>"""
+
+
+def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: str) -> str:
+    naming, others, same = _naming(rows, axes)
+    measured = {metric for row in rows for metric in row.metrics}
+    first = [metric for metric in dict.fromkeys([headline, *HEADLINES]) if metric in measured]
+    shown = [*naming, *(_metric(metric, rows) for metric in first)]
+    cycles = {row.valid if row.valid == row.total else None for row in rows}
+    if cycles.isdisjoint({None}) and len(cycles) == 1:
+        same.append((CYCLES.head, CYCLES.cell(rows[0])))
+    else:
+        shown.append(CYCLES)
+    more = [*(_spread(metric, rows) for metric in first[:1])]
+    more += [_metric(metric, rows) for metric in FURTHER if metric in measured and metric not in first]
+    columns = [*shown, *more, *others]
+    heads = "".join(
+        f'<th scope="col"{_class(column)} title="{escape(column.meaning)}">{escape(column.head)}</th>'
+        for column in columns
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(column, row, names=place < len(naming)) for place, column in enumerate(columns))}</tr>"
+        for row in rows
+    )
+    caption = f"{count(len(rows), 'experiment')}: mean over valid cycles ± expanded uncertainty"
+    table = (
+        f'<table class="results" id="{name}"><caption>{caption}</caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    )
+    facts = " · ".join(f"{escape(term)} <b>{value}</b>" for term, value in same)
+    toggle = f'<input type="checkbox" class="all" id="{name}-all"><label for="{name}-all">All columns</label>'
+    styles = f"<style>{_styles(name, len(naming), len(shown))}</style>"
+    return f'{styles}<p class="same">{facts}</p><div>{toggle}{scroll(table, "Experiments")}</div>'
+
+
+def _styles(name: str, naming: int, shown: int) -> str:
+    """Which columns are shown on demand, and which name the row: said once, not in each of ten thousand rows."""
+    names = f"#{name} tr>:nth-child(-n+{naming})"
+    return (
+        f"#{name}-all:not(:checked)~.scroll>#{name} tr>:nth-child(n+{shown + 1}){{display:none}}"
+        f"@media(max-width:45rem){{{names}{{order:0;flex:0 0 auto}}"
+        f'{names}:not(:first-child)::before{{content:"· "}}}}'
+    )
+
+
+def _cell(column: Column, row: ExperimentRow, *, names: bool) -> str:
+    tag = 'th scope="row"' if names else "td"
+    return f"<{tag}{_class(column)}>{column.cell(row)}</{tag[:2]}>"
+
+
+def _class(column: Column) -> str:
+    return ' class="n"' if column.number else ""
+
+
+def _naming(rows: Sequence[ExperimentRow], axes: StudyAxes) -> tuple[list[Column], list[Column], list[tuple[str, str]]]:
+    """The columns that name an experiment, further ones that tell of it, and what is the same for all."""
+    naming = [_axis(axis) for axis in axes.axes]
+    named = {column.head for column in naming}
+    naming += [column for column in FACTS if column.head not in named]
+    values = {column.head: {column.cell(row) for row in rows} for column in naming}
+    same = [(head, next(iter(cells))) for head, cells in values.items() if len(cells) == 1 and head != RUN.head]
+    naming = [column for column in naming if len(values[column.head]) > 1]
+    told = {tuple(column.cell(row) for column in naming) for row in rows}
+    others = [NOTES] if len({row.notes for row in rows}) > 1 else []
+    if len(naming) > MAX_COLUMNS:
+        return [ID], [*naming, *others], same
+    return ([*naming], [ID, *others], same) if naming and len(told) == len(rows) else ([ID, *naming], others, same)
+
+
+def _axis(axis: SweptAxis) -> Column:
+    def cell(row: ExperimentRow) -> str:
+        value = row.point.get(axis.name)
+        return '<span aria-label="no effect">–</span>' if value is None else text(value)
+
+    return Column(axis.title, axis.name, cell)
+
+
+def _cycles(row: ExperimentRow) -> str:
+    if row.valid == row.total:
+        return str(row.valid)
+    return f'<span class="bad">{row.valid} of {row.total}</span>'
+
+
+ID = Column("id", "Id of the experiment, for -k", lambda row: text(row.experiment))
+NOTES = Column("notes", "Codes of reasons and warnings", lambda row: text(" ".join(row.notes)))
+CYCLES = Column("valid cycles", "Valid cycles, of those planned", _cycles)
+RUN = Column("run", "The run that measured it", lambda row: text(row.run))
+FACTS = (
+    RUN,
+    Column("model", "The model", lambda row: text(row.model)),
+    Column("engine", "Inference engine and its version", lambda row: text(row.engine)),
+)
+"""What names an experiment beside its axes, where it is not the same for all."""
+
+
+def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
+    """A metric with the SI prefix that suits most of its values, so that all cells of the column have one unit."""
+    metric = METRICS[name]
+    exponent = _exponent([row.metrics[name].value for row in rows if name in row.metrics], metric.unit)
+    scale, prefix = 1000.0**exponent, PREFIXES[exponent]
+    unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
+    head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
+    return Column(
+        head, f"{metric.description} ({name})", lambda row: _stated(row.metrics.get(name), scale), number=True
+    )
+
+
+def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
+    exponent = _exponent([row.metrics[name].value for row in rows if name in row.metrics], METRICS[name].unit)
+
+    def cell(row: ExperimentRow) -> str:
+        spread = row.metrics[name].spread if name in row.metrics else None
+        return NOT_KNOWN if spread is None else f"{spread / 1000.0**exponent:.2g}"
+
+    return Column("spread", f"Interquartile range of the cycles' {name}", cell, number=True)
+
+
+def _exponent(values: Sequence[float], unit: str) -> int:
+    middle = median([abs(value) for value in values if value and math.isfinite(value)] or [1.0])
+    return min(max(math.floor(math.log10(middle) / 3), -3), 3) if unit in ("J", "W", "s", "B") else 0
+
+
+def _short(name: str) -> str:
+    """A metric's name without its unit."""
+    for suffix in ("_bytes", "_s", "_j", "_w"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _stated(estimate: MetricSummary | None, scale: float) -> str:
+    if estimate is None:
+        return NOT_KNOWN
+    if estimate.uncertainty:
+        return plus_minus(estimate.value / scale, estimate.uncertainty / scale)
+    return significant(estimate.value / scale) + (f" {UNCERTAIN}?" if estimate.uncertainty is None else "")

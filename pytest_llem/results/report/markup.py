@@ -1,0 +1,57 @@
+"""Pieces of HTML that the report's sections are made of: tables, lists of terms, and what folds away.
+
+The sections call it. Everything that it is given as text is escaped; what a user named must never become markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Literal
+
+Tone = Literal["good", "bad", "open"]
+"""`good` and `bad` verdicts, and those that leave something open."""
+MARKS: Mapping[Tone, str] = {"good": "✓", "bad": "✗", "open": "!"}
+NOT_KNOWN = '<span aria-label="not known">–</span>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table in a box that scrolls by itself. Cells may hold markup: use `text` for what is none."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    inner = f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+    return scroll(f'<table class="wrap">{inner}</table>', caption)
+
+
+def scroll(content: str, label: str) -> str:
+    """A box that scrolls by itself, also by keyboard."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>'
+
+
+def terms(entries: Iterable[tuple[str, str]]) -> str:
+    """Terms with what they mean, which may hold markup."""
+    return f"<dl>{''.join(f'<div><dt>{escape(term)}</dt><dd>{meaning}</dd></div>' for term, meaning in entries)}</dl>"
+
+
+def fold(summary: str, content: str) -> str:
+    """Content that opens on demand, also without scripts."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def said(tone: Tone, words: str) -> str:
+    """A verdict by mark, colour and words: nothing is said by colour alone."""
+    return f'<span class="{tone}"><span aria-hidden="true">{MARKS[tone]} </span>{escape(words)}</span>'
+
+
+def text(value: object) -> str:
+    """A value as a user would write it, escaped."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return escape(str(value))
+
+
+def count(number: int, noun: str) -> str:
+    """`1 cycle`, `2 cycles`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,81 @@
+"""The verdicts of a report: each gate with what it is held against, and the comparison with a baseline run.
+
+`page` shows them; `gate_report` and `compare` have their texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_llem.results.compare import HEAD, ComparedMetric, cells
+from pytest_llem.results.gate_report import VERDICT_HEAD, BaselineNamed, GateReport
+from pytest_llem.results.report.asked import moment
+from pytest_llem.results.report.content import Content
+from pytest_llem.results.report.markup import Tone, fold, said, table, text
+from pytest_llem.results.report.overview import VERDICTS
+
+TONES: dict[str, Tone] = {
+    **{status: tone for status, (tone, _) in VERDICTS.items()},
+    "better": "good",
+    "worse": "bad",
+}
+"""By verdict; one that is not here says nothing good or bad."""
+
+
+def gates(content: Content) -> str:
+    """Each gate's verdict, the ones that failed first, why, and the baseline's runs; empty where nothing was judged."""
+    order = [*VERDICTS]
+    judged = [(run, report, row) for run, reports in content.gates.items() for report in reports for row in report.rows]
+    if not judged:
+        return ""
+    judged.sort(key=lambda entry: order.index(entry[2].status))
+    several = len({run for run, _, _ in judged}) > 1
+    studies = len({report.study for _, report, _ in judged}) > 1
+    gate, verdict, *numbers = VERDICT_HEAD
+    head = [verdict, *(["run"] if several else []), "experiment", gate, *numbers]
+    body = []
+    why = []
+    for run, report, row in judged:
+        name = f"{report.study}[{report.experiment_id}]" if studies else report.experiment_id
+        tone, word = VERDICTS[row.status]
+        shown = row.cells()
+        body.append([said(tone, word), *([text(run)] if several else []), *map(text, (name, shown[0], *shown[2:]))])
+        if row.reason:
+            why.append(f"<li>{text(f'{name} {row.metric}: {row.reason}')}</li>")
+    against = _baselines([report for _, report, _ in judged])
+    caption = "Verdicts on budgets and against the baseline"
+    return table(head, body, caption) + fold("Why", f"<ul>{''.join(why)}</ul>") + against
+
+
+def _baselines(reports: Sequence[GateReport]) -> str:
+    """Each baseline with its runs, when they began, and the commits that they measured."""
+    named: dict[str, dict[str, tuple[str, str]]] = {}
+    for report in reports:
+        baseline: BaselineNamed | None = report.baseline
+        if baseline is not None:
+            for run in baseline.runs:
+                commit = "–" if run.commit is None else run.commit[:10] + (" with changes" if run.dirty else "")
+                named.setdefault(baseline.name, {})[run.run_id] = (moment(run.started_at) or "–", commit)
+            named.setdefault(baseline.name, {})
+    rows = [
+        (text(name), text(run), *map(text, facts))
+        for name, runs in named.items()
+        for run, facts in (runs or {"no run of these experiments": ("–", "–")}).items()
+    ]
+    return table(("baseline", "run", "measured", "commit"), rows, "What the gates compare with") if rows else ""
+
+
+def comparison(compared: Sequence[ComparedMetric]) -> str:
+    """Every run against the baseline run, and what else differs between them."""
+    if not compared:
+        return ""
+    body = []
+    for row in compared:
+        *shown, verdict = cells(row, several_studies=True)
+        tone = TONES.get(row.verdict or "")
+        body.append([text(row.run), *map(text, shown), said(tone, verdict) if tone else text(verdict)])
+    differs = dict.fromkeys(difference for row in compared for difference in row.differs)
+    notes = "".join(f"<li>{text(difference)}</li>" for difference in differs)
+    return table(("run", *HEAD), body, "Against the baseline run") + (
+        f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
+    )
