@@ -15,8 +15,8 @@ from pytest_llem.containers.archive import ROOT
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.builtin import is_builtin
-from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
-from pytest_llem.job.files import found
+from pytest_llem.job.config import PARQUET, SYNTHETIC, ExperimentConfig
+from pytest_llem.job.files import found, is_path
 from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_repository
 from pytest_llem.workload.registered import data_sets
@@ -58,7 +58,8 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
     if config.lora:
         named.append(("models", config.lora))
     workload = resolve_alias(config.workload)
-    if workload.dataset != SYNTHETIC and workload.dataset not in data_sets():
+    handed_over = workload.dataset in data_sets() or workload.dataset.lower().endswith(PARQUET)
+    if workload.dataset != SYNTHETIC and not handed_over:
         named.append(("datasets", workload.dataset))
     for kind, name in named:
         if is_builtin(name):
@@ -66,7 +67,7 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
         mounted = found_here(kind, name)
         if mounted is not None:
             mounts.append(mounted)
-        else:
+        elif not is_path(name):  # else it is a path within the image
             downloads.append(name)
     trusted = found(str(config.settings["ca_file"])) if served and config.settings.get("ca_file") else None
     if trusted is not None:

@@ -47,13 +47,8 @@ def known_builtins() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
-def builtin_path(model: str) -> Path:
-    """The directory of `builtin:NAME`, made on first use in the user's cache directory.
-
-    Safe when several processes ask at once: each makes it in a directory of its own, and one rename wins. Raises
-    `ModelNotFoundError` for an unknown name, `StoreError` without a place to make it in, and
-    `EngineNotInstalledError` where `tokenizers` is missing.
-    """
+def require_known(model: str) -> None:
+    """Raise `ModelNotFoundError` for a `builtin:NAME` that there is not."""
     name = model.removeprefix(PREFIX)
     if name not in _RECIPES:
         raise ModelNotFoundError(
@@ -61,6 +56,17 @@ def builtin_path(model: str) -> Path:
             fix=f"use one of: {', '.join(PREFIX + known for known in _RECIPES)}",
             details={"model": model},
         )
+
+
+def builtin_path(model: str) -> Path:
+    """The directory of `builtin:NAME`, made on first use in the user's cache directory.
+
+    Safe when several processes ask at once: each makes it in a directory of its own, and one rename wins. Raises
+    `ModelNotFoundError` for an unknown name, `StoreError` without a place to make it in, and
+    `EngineNotInstalledError` where `tokenizers` is missing.
+    """
+    require_known(model)
+    name = model.removeprefix(PREFIX)
     target = cache_root() / f"{name}-{recipe_digest()}"
     if target.is_dir():
         return target

@@ -109,6 +109,8 @@ class EngineInfo:
     """The setting of its static batches. An engine without one schedules requests itself."""
     expands_latent_attention: bool = False
     """Keeps the keys and values of multi-head latent attention expanded, not compressed."""
+    loads_gguf: bool = False
+    """Loads a model that is a single GGUF file."""
     context_length: str | None = None
     """The setting that limits prompt and answer together."""
     inactive: tuple[Inactive, ...] = ()

@@ -1,20 +1,27 @@
 """Resolves a study's `model` and `lora` to a built-in model, a local directory, or an id on the hub.
 
-Engines and servers call it; `machine` takes `fingerprint`, which results record: how it is made must not change.
+Engines and servers call it, and the session before anything runs (`require_checkpoint`); `machine` takes `fingerprint`,
+which results record: how it is made must not change.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.errors import EngineError, JsonValue, LlemError, ModelNotFoundError
-from pytest_llem.job.files import found
+from pytest_llem.job.files import found, is_path, parse_object
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
+GGUF = ".gguf"
+ARCHITECTURES = ("config.json", "params.json")
+"""Files that say what a checkpoint's shape is: those of transformers, and of Mistral's own format."""
+BESIDE_WEIGHTS = (".json", ".jinja", ".md", ".model", ".py", ".txt", ".gitattributes", "")
+"""Endings of files that hold no weights."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 """How a file begins that git-lfs has not fetched (git-lfs, docs/spec.md)."""
 HEAD_BYTES = 1 << 20
@@ -59,6 +66,65 @@ def find_adapter(adapter: str) -> str:
     return str(path)
 
 
+def require_checkpoint(model: str, *, weights: bool = True, gguf: bool = True) -> None:
+    """Raise `ModelNotFoundError` for a local model that cannot be one, by its files' names, without loading it.
+
+    `gguf` says whether the engine loads GGUF files.
+    """
+    path = _local_path("model", model)
+    if path is None:
+        return
+    _require_fetched("model", path, weights=weights)
+    problem = _not_a_directory(path, gguf) if not path.is_dir() else _incomplete(path, weights)
+    if problem is not None:
+        raise ModelNotFoundError(f"model {model!r} {problem[0]}", fix=problem[1], details={"model": model})
+
+
+def _not_a_directory(path: Path, gguf: bool) -> tuple[str, str] | None:
+    """What is wrong with a model that is a file, and what to do; GGUF begins with its name (ggml, docs/gguf.md)."""
+    if path.suffix.lower() != GGUF:
+        return "is a file and no model", "name the directory that holds its config.json"
+    if not gguf:
+        return "is a GGUF file, which this engine does not load", "use the engine vllm, or a server of llama.cpp"
+    try:
+        with path.open("rb") as stream:
+            whole = stream.read(4) == b"GGUF"
+    except OSError as problem:
+        return f"cannot be read: {problem.strerror}", "make it readable"
+    return None if whole else ("has the ending of a GGUF file, and is none", "download or convert it again")
+
+
+def _incomplete(path: Path, weights: bool) -> tuple[str, str] | None:
+    try:
+        names = {file.name: file.is_dir() for file in path.iterdir()}
+    except OSError as problem:
+        return f"cannot be read: {problem.strerror}", "make it readable"
+    if not any(name in names for name in ARCHITECTURES) and not any(name.endswith(GGUF) for name in names):
+        inside = sorted(path.glob("*/config.json")) or sorted(path.glob("snapshots/*/config.json"))
+        near = f"did you mean {str(inside[-1].parent)!r}?" if inside else "name the directory that holds config.json"
+        return "has no config.json", near
+    try:
+        if "config.json" in names:
+            parse_object((path / "config.json").read_bytes(), "config.json")
+        missing = sorted({name for name in _indexed(path) if name not in names}) if weights else []
+    except (OSError, ValueError) as problem:
+        return f"cannot be read: {problem}", "download it again"
+    if missing:
+        return f"lacks {len(missing)} files of its weights ({missing[0]}, ...)", "finish its download"
+    if weights and not any(
+        is_directory or Path(name).suffix not in BESIDE_WEIGHTS for name, is_directory in names.items()
+    ):
+        return "has no weights", "finish its download, or set weights: dummy for random ones of its shape"
+    return None
+
+
+def _indexed(path: Path) -> Iterator[str]:
+    """The files that a checkpoint's indices name."""
+    for index in path.glob("*.safetensors.index.json"):
+        files = parse_object(index.read_bytes(), index.name).get("weight_map")
+        yield from map(str, files.values() if isinstance(files, dict) else ())
+
+
 def _require_fetched(kind: str, path: Path, *, weights: bool = True) -> None:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     pointers = [file for file in files if (weights or file.suffix not in WEIGHT_SUFFIXES) and _is_pointer(file)]
@@ -86,7 +152,7 @@ def _local_path(kind: str, name: str) -> Path | None:
     path = found(name)
     if path is not None:
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_path(name) or name.count("/") > 1:
         fix = "correct the path; a hub id has the form OWNER/NAME"
         raise ModelNotFoundError(f"{kind} {name!r}: no such directory", fix=fix, details={kind: name})
     return None

@@ -32,6 +32,12 @@ SteadyRule = Literal["full", "ml_energy"]
 SYNTHETIC = "synthetic"
 """The data set that is made of a seed."""
 
+TEXT_LINES = (".txt", ".text", ".md")
+JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
+DATA_FILES = (*JSON_LINES, ".json", ".csv", PARQUET, *TEXT_LINES)
+"""Endings that make a `workload.dataset` a file's name, relative to the study, rather than that of a data set."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -68,7 +74,7 @@ class WorkloadSettings:
 
     dataset: Name = setting(
         SYNTHETIC,
-        "`synthetic`, a file (.jsonl, .json, .csv, .txt), or a data set's name.",
+        "`synthetic`, a file (.jsonl, .ndjson, .json, .csv, .parquet, .txt, .text, .md), or a data set's name.",
         [SYNTHETIC, "prompts.jsonl"],
     )
     prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])

@@ -230,6 +230,11 @@ def expanded(name: str) -> Path:
         return path
 
 
+def is_path(name: str) -> bool:
+    """Whether a model's or data set's name can only be a path: no id on the hub begins so."""
+    return name.startswith((".", "/", "~"))
+
+
 def found(name: str) -> Path | None:
     """The path, expanded, if something lies there that can be looked at."""
     path = expanded(name)

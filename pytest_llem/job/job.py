@@ -95,7 +95,7 @@ class IdleReference:
 class Job:
     """`job.json`: everything that a worker needs to run one cycle, and nothing secret.
 
-    `texts` are those of a data set that another package adds: the worker need not have the package.
+    `texts` are those of a data set that the worker cannot read: in a Parquet file, or of another package.
     """
 
     run_id: str

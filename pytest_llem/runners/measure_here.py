@@ -27,6 +27,7 @@ from pytest_llem.machine.cooldown import cool_down
 from pytest_llem.machine.devices import Demand
 from pytest_llem.machine.leases import ConcurrentRuns, LeaseRequest, OnWait, RemoveContainers, take_lease
 from pytest_llem.machine.occupancy import released, require_free
+from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners.protocol import Runner
 
 LEASE_TIMEOUT_S = 24 * 3600.0
@@ -77,6 +78,7 @@ def measure_here(
             say(None)
             try:
                 note = request.before_run(job.devices)
+                job = replace(job, texts=job.texts or parquet_texts(job.config.workload))
                 job = load_idle_power(job, request.run_dir, where)
                 report = runner.run(job, job_dir, lambda event: None, hold.lease)
             finally:

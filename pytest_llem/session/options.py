@@ -23,9 +23,11 @@ from pytest_llem.errors import LlemError, SettingsError, StoreError, StudyError
 from pytest_llem.job.config import SYNTHETIC
 from pytest_llem.job.files import require_writable
 from pytest_llem.job.metric_names import registered_metrics
+from pytest_llem.job.report import RunnerName
 from pytest_llem.results.layout import repeatability_file
 from pytest_llem.runners.resolution import parse_runner_options, parse_runner_value
 from pytest_llem.servers.plan import require_possible_servers
+from pytest_llem.session.named_files import require_named_files
 from pytest_llem.session.run import RunOptions, absolute, named, names_studies
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.sharding import Shard, parse_shard
@@ -237,11 +239,13 @@ def load_for_run(
                 fix="give one of them another `name:`",
             )
 
-    def runner_of(engine: str) -> str:
+    def runner_of(engine: str) -> RunnerName:
         return runner_plans.spec(engine, study).name
 
     _require_possible(study, runner_of, distributed=distributed)
     _require_data_sets(study)
+    if not options.skip_preflight:
+        require_named_files(study, runner_of)
     require_possible_servers(study, runner_of)
     if repeatability_file(study.name, options.baseline_dir).exists():
         from pytest_llem.results.repeatability import read_repeatability  # costs more than all of collection

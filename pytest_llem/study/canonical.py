@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
+from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import expanded
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
@@ -165,7 +165,6 @@ def same(one: JsonValue, other: JsonValue) -> bool:
 
 
 _LOCAL = ("./", "../", "~/")
-_FILES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 
 
 @cache
@@ -214,7 +213,7 @@ def _is_in_use(path: str, kept: FlatSettings) -> bool:
 def _local(value: JsonValue, directory: Path, *, files: bool) -> JsonValue:
     if not isinstance(value, str):
         return value
-    if value.startswith(_LOCAL) or (files and value.endswith(_FILES) and "://" not in value):
+    if value.startswith(_LOCAL) or (files and value.lower().endswith(DATA_FILES) and "://" not in value):
         path = expanded(value)
         return str(path if path.is_absolute() else (directory / path).resolve())
     return value

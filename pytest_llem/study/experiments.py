@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from pytest_llem.study.model import (
     SourceText,
     SweptAxis,
 )
-from pytest_llem.study.problems import Location
+from pytest_llem.study.problems import Locate, Location
 
 if TYPE_CHECKING:
     from pytest_llem.job.config import ExperimentConfig
@@ -150,8 +150,7 @@ class Study:
     axes: Sequence[SweptAxis] = ()
     files: Sequence[SourceText] = ()
     """The file itself, then its bases."""
-    locate: Callable[[str], Location] = field(default=lambda path: Location(path), repr=False, compare=False)
-    """Where a setting (dotted path) of this study was written, or the study's beginning."""
+    locate: Locate = field(default=lambda path, value=None: Location(path), repr=False, compare=False)
 
     def point(self, experiment: Experiment) -> tuple[JsonValue, ...]:
         """The value of an experiment on each of the `axes`; `None` where it has none."""
@@ -173,6 +172,19 @@ class Study:
                 digest.update(known[part])
             digest.update(b"\n")
         return digest.hexdigest()
+
+    def distinct(self, *settings: str) -> list[Experiment]:
+        """One experiment for each combination of values of these settings (dotted paths), the first that has it."""
+        values: dict[int, tuple[str, ...]] = {}  # of ten thousand points few parts hold them, which all share
+        first: dict[tuple[str, ...], Experiment] = {}
+        for experiment in self.experiments:
+            key: tuple[str, ...] = ()
+            for part in experiment._parts:
+                if id(part) not in values:
+                    values[id(part)] = tuple(f"{name} {part.kept[name]!r}" for name in settings if name in part.kept)
+                key += values[id(part)]
+            first.setdefault(key, experiment)
+        return list(first.values())
 
     def schedule(self, cycles: int | None = None, order: Order | None = None) -> list[tuple[Experiment, int]]:
         """Every experiment with every cycle (from 1), in the order to run.
@@ -201,8 +213,8 @@ class Relocator:
 
     path: Path
 
-    def __call__(self, setting: str) -> Location:
-        """Where a setting (dotted path) was written, or the study's beginning if it or the file is not there."""
+    def __call__(self, setting: str, value: JsonValue = None, /) -> Location:
+        """See `Locate`; the study's beginning also where the file is not there."""
         from pytest_llem.study.sources import locate_setting
 
-        return locate_setting(self.path, setting)
+        return locate_setting(self.path, setting, value)

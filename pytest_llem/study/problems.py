@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pytest_llem.errors import JsonValue, StudyError
 
@@ -28,6 +29,13 @@ class Location:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
+
+
+class Locate(Protocol):
+    """Finds where a study writes a setting (dotted path), with that value where one is given, else the beginning."""
+
+    def __call__(self, setting: str, value: JsonValue = None, /) -> Location:
+        """The position of the value where one is given, else that of the key."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Files of LLenergyMeasure are translated while they are read (`translation`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,23 +38,40 @@ class Sources:
                 return document.locate(path, key=key)
         return self.documents[0].locate(path, key=key)
 
-    def locate_setting(self, path: str) -> Location:
-        """Where the setting with a dotted path was written: shared, swept or in an experiment; else the beginning."""
-        nested: KeyPath = tuple(path.split("."))
-        candidates: list[KeyPath] = [nested, (path,), ("sweep", path)]
-        experiments = self.data.get("experiments")
-        count = len(experiments) if isinstance(experiments, list) else 0
-        candidates += [("experiments", index, *rest) for index in range(count) for rest in (nested, (path,))]
-        for key_path in candidates:
-            if any(document.holds(key_path) for document in self.documents):
-                return self.locate(key_path, key=True)
-        return self.documents[0].locate(())
+    def locate_setting(self, path: str, value: JsonValue = None, /) -> Location:
+        """See `Locate`: a setting is shared, swept, part of a sweep's group, or in an experiment."""
+        places = [place for place in self._places(path) if any(document.holds(place[0]) for document in self.documents)]
+        for key_path, written in places if value is not None else ():
+            if isinstance(written, list) and value in written:
+                return self.locate((*key_path, written.index(value)))
+            if written == value:
+                return self.locate(key_path)
+        return self.locate(places[0][0], key=True) if places else self.documents[0].locate(())
+
+    def _places(self, path: str) -> Iterator[tuple[KeyPath, JsonValue]]:
+        yield from _written(self.data, path, ())
+        sweep, experiments = self.data.get("sweep"), self.data.get("experiments")
+        yield from _written(sweep, path, ("sweep",))
+        for name, group in sweep.items() if isinstance(sweep, Mapping) else ():
+            for index, alternative in enumerate(group if isinstance(group, list) else ()):
+                yield from _written(alternative, path, ("sweep", name, index))
+        for index, entry in enumerate(experiments if isinstance(experiments, list) else ()):
+            yield from _written(entry, path, ("experiments", index))
 
     def report(self, path: KeyPath, text: str, fix: str | None = None, at_key: bool = False) -> None:
         """Note a problem with what stands at `path`. Raises `UnreadableError` when there are `MAX_PROBLEMS`."""
         self.problems.append(Problem(self.locate(path, key=at_key), text, fix))
         if len(self.problems) >= MAX_PROBLEMS:
             raise UnreadableError(self.problems)
+
+
+def _written(data: JsonValue, path: str, above: KeyPath) -> Iterator[tuple[KeyPath, JsonValue]]:
+    """Where a mapping writes the setting, nested or dotted, and what."""
+    for key, value in data.items() if isinstance(data, Mapping) else ():
+        if key == path:
+            yield (*above, key), value
+        elif path.startswith(f"{key}."):
+            yield from _written(value, path.removeprefix(f"{key}."), (*above, key))
 
 
 def read_sources(path: Path, env: Mapping[str, str]) -> Sources:
@@ -64,10 +81,10 @@ def read_sources(path: Path, env: Mapping[str, str]) -> Sources:
     return sources
 
 
-def locate_setting(path: Path, setting: str) -> Location:
-    """Where a setting (dotted path) of a study was written, or the study's beginning if it or the file is not there."""
+def locate_setting(path: Path, setting: str, value: JsonValue = None) -> Location:
+    """See `Locate`; the study's beginning also where the file is not there."""
     try:
-        return read_sources(path, os.environ).locate_setting(setting)
+        return read_sources(path, os.environ).locate_setting(setting, value)
     except UnreadableError:
         return Location(str(path))
 

@@ -36,7 +36,7 @@ from pytest_llem.worker.repeats import Observed, RepeatRunner, measure_phases
 from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s, with_step
-from pytest_llem.workload.build import build_workload
+from pytest_llem.workload.build import build_workload, read_dataset
 
 HOT_REST_S = 0.5
 """Chosen: power falls within some tenths of a second after work, and the die cools by little."""
@@ -127,6 +127,8 @@ def _measure(
                 f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
                 fix="leave it out: all requests are then there at once",
             )
+        # Before the model is loaded, which takes a minute where a wrong column takes none.
+        texts = job.texts or read_dataset(config.workload)
     if not loaded:
         events.emit("phase", "load")
         with stopwatch.measure("load_s"), recorder.window("load"):
@@ -135,7 +137,7 @@ def _measure(
         stopwatch.seconds.update(engine.load_times())
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
-        workload = build_workload(config.workload, engine.tokenizer(), job.texts)
+        workload = build_workload(config.workload, engine.tokenizer(), texts)
 
     reused: IdleReference | None = None
     warnings = list(metering.notes)

@@ -1,7 +1,7 @@
 """Builds the requests of one repeat from the workload's settings: prompts, and how long prompts and answers are.
 
-The worker calls `build_workload` once the model is loaded; `containers` and `machine` resolve aliases. Equal settings
-and tokenizer must give equal requests on every machine and in every version: results compare `prompts_hash`.
+The worker calls `read_dataset` before and `build_workload` after it loads the model; others resolve aliases. Equal
+settings and tokenizer must give equal requests on every machine and in every version: results compare `prompts_hash`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class _Prompt:
     whole: int
 
 
+def read_dataset(settings: WorkloadSettings) -> Texts | None:
+    """The texts of a data set, `None` for synthetic prompts. Raises `WorkloadError` when it cannot give them."""
+    settings = resolve_alias(settings)
+    if settings.dataset == SYNTHETIC:
+        return None
+    texts, skipped = read_texts(settings)
+    return Texts(tuple(texts), skipped)
+
+
 def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Texts | None = None) -> Workload:
     """Make the requests of one repeat, of `texts` where they were read already.
 
@@ -58,15 +67,13 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Text
     if settings.prompts < 1:
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
-    skipped = 0
+    texts = texts or read_dataset(settings) or Texts((), 0)
     if settings.dataset == SYNTHETIC:
         prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
+    elif isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
+        prompts = [_Prompt((), text, 0) for text in texts.texts]
     else:
-        found, skipped = read_texts(settings) if texts is None else (texts.texts, texts.skipped)
-        if isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
-            prompts = [_Prompt((), text, 0) for text in found]
-        else:
-            prompts = _of_texts(found, settings, tokenizer)
+        prompts = _of_texts(texts.texts, settings, tokenizer)
     outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
     requests = tuple(
         Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
@@ -76,7 +83,7 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Text
     prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
     cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
     before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
-    return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), skipped)
+    return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), texts.skipped)
 
 
 @lru_cache(maxsize=4)
@@ -84,8 +91,7 @@ def texts_of_package(settings: WorkloadSettings) -> Texts | None:
     """The texts of a data set that another package adds, for workers without it; `None` for any other data set."""
     if settings.dataset == SYNTHETIC or settings.dataset not in data_sets():
         return None
-    texts, skipped = read_texts(settings)
-    return Texts(tuple(texts), skipped)
+    return read_dataset(settings)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:

@@ -12,50 +12,35 @@ import io
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
-from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.config import DATA_FILES, JSON_LINES, PARQUET, TEXT_LINES, WorkloadSettings
 from pytest_llem.job.files import expanded, open_regular, parse_json
 from pytest_llem.workload import registered
 from pytest_llem.workload.hub import hub_obstacle
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+WHERE = "correct the path; a relative one starts at the study, and the file must be where the cycle runs"
 
 Row = tuple[str, Any]
 """Where a row stands, and what it holds."""
 
 
-def read_texts(settings: WorkloadSettings) -> tuple[list[str], int]:
+def read_texts(settings: WorkloadSettings, texts: Iterable[str | None] | None = None) -> tuple[list[str], int]:
     """The data set's texts, as many as `prompts`, in the order asked for, and how many rows without text were skipped.
 
-    Raises `WorkloadError` when the data set is absent, has too few texts, or no such column.
+    `texts` are those of its rows where somebody else has read it. Raises `WorkloadError` when the data set is absent,
+    has too few texts, or no such column.
     """
-    path = expanded(settings.dataset)
-    suffix = path.suffix.lower()
-    rows: Iterator[Row]
-    if suffix in TEXT_SUFFIXES:
-        rows = _text_lines(path)
-    elif suffix in JSONL_SUFFIXES:
-        rows = _jsonl_rows(path)
-    elif suffix == ".json":
-        rows = _json_rows(path)
-    elif suffix == ".csv":
-        rows = _csv_rows(path)
-    elif suffix == ".parquet":
-        text = f"workload.dataset {settings.dataset!r}: parquet files are not read"
-        raise WorkloadError(text, fix="convert it to JSON lines (.jsonl)")
-    else:
-        rows = registered.rows(settings) if settings.dataset in registered.data_sets() else _hub_rows(settings)
     taken: list[str] = []
     skipped = 0
-    for found in _texts(rows, settings.column):
+    for found in texts_of(_rows(settings), settings.column) if texts is None else texts:
         if found is None:
             skipped += 1
             continue
@@ -72,6 +57,30 @@ def read_texts(settings: WorkloadSettings) -> tuple[list[str], int]:
             details={"available": len(taken), "wanted": settings.prompts},
         )
     return ordered(taken, settings), skipped
+
+
+def _rows(settings: WorkloadSettings) -> Iterator[Row]:
+    path = expanded(settings.dataset)
+    suffix = path.suffix.lower()
+    if suffix in TEXT_LINES:
+        return _text_lines(path)
+    if suffix in JSON_LINES:
+        return _jsonl_rows(path)
+    if suffix == ".json":
+        return _json_rows(path)
+    if suffix == ".csv":
+        return _csv_rows(path)
+    if suffix == PARQUET:
+        raise WorkloadError(
+            f"workload.dataset {settings.dataset!r}: a Parquet file is read where pytest runs, and it is not there",
+            fix="put it under the same path there, or convert it to JSON lines (.jsonl)",
+        )
+    if path.is_file():
+        raise WorkloadError(
+            f"workload.dataset {settings.dataset!r}: its ending {suffix or '(none)'} is none of a data set's",
+            fix=f"use one of: {', '.join(DATA_FILES)}",
+        )
+    return registered.rows(settings) if settings.dataset in registered.data_sets() else _hub_rows(settings)
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
@@ -94,7 +103,7 @@ def corpus_text() -> str:
     return (files("pytest_llem.workload") / "corpus.txt").read_text(encoding="ascii")
 
 
-def _texts(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
+def texts_of(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
     """Each row's text, `None` where that is null or blank, from one column: the first that has a text in the first row.
 
     A row of plain text has no columns.
@@ -117,12 +126,22 @@ def _texts(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
                 continue
         value = row.get(column) if column is not None else 0
         if not isinstance(value, str) and (value is not None or column not in row):
-            raise WorkloadError(
-                f"{where}: no text in column {column or ' or '.join(DEFAULT_COLUMNS)}",
-                fix=f"set workload.column to one of: {', '.join(sorted(map(str, row)))}",
-                details={"columns": ", ".join(sorted(map(str, row)))},
-            )
+            with_text = [name for name, value in row.items() if _is_text(value)]
+            raise no_text(where, column, with_text or row)
         yield value if isinstance(value, str) and value.strip() else None
+
+
+def no_text(where: str, column: str | None, columns: Iterable[object]) -> WorkloadError:
+    """The error for a row without the column, with the nearest one that there is."""
+    names = sorted({str(name) for name in columns} - {column})
+    near = get_close_matches(column or "", names, n=1)
+    return WorkloadError(
+        f"{where}: no text in column {column or ' or '.join(DEFAULT_COLUMNS)}",
+        fix=f"did you mean {near[0]!r}?"
+        if near
+        else f"set workload.column to one of: {', '.join(names) or 'none here'}",
+        details={"columns": ", ".join(names)},
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -188,10 +207,7 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as problem:
-        raise WorkloadError(
-            f"workload.dataset {str(path)!r}: {problem.strerror or problem}",
-            fix="correct the path; it is relative to the directory in which the worker runs",
-        ) from None
+        raise WorkloadError(f"workload.dataset {str(path)!r}: {problem.strerror or problem}", fix=WHERE) from None
 
 
 def _hub_rows(settings: WorkloadSettings) -> Iterator[Row]:

@@ -23,6 +23,7 @@ INFO = EngineInfo(
         main=(Target(("sglang.srt.server_args:ServerArgs",)),),
         decoding=Target(("sglang.srt.sampling.sampling_params:SamplingParams",)),
     ),
+    loads_gguf=True,
     context_length="context_length",
     inactive=(
         Inactive(

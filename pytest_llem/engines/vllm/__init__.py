@@ -29,6 +29,7 @@ INFO = EngineInfo(
             "speculative": Target(("vllm.config:SpeculativeConfig", "vllm.config.speculative:SpeculativeConfig")),
         },
     ),
+    loads_gguf=True,
     context_length="max_model_len",
     inactive=(
         Inactive(

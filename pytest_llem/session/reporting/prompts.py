@@ -14,11 +14,11 @@ from typing import Any
 from pytest_llem.errors import EngineSettingError, WorkloadError
 from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.files import found
+from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.session.reporting.footprint import UnknownModelError, model_directory
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
-from pytest_llem.workload.build import build_workload
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.build import build_workload, read_dataset
 from pytest_llem.workload.tokenizer import TextOnly
 
 MAX_BYTES = 32 << 20
@@ -49,7 +49,8 @@ def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
             if tokenizer is not None:
                 yield from _counted(name, settings, tokenizer)
                 return
-        skipped = read_texts(settings)[1] if here else 0
+        texts = (parquet_texts(settings) or read_dataset(settings)) if here else None
+        skipped = texts.skipped if texts is not None else 0
     except (WorkloadError, EngineSettingError) as problem:
         yield str(problem)
         return
@@ -61,7 +62,7 @@ def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
 
 
 def _counted(name: str, settings: WorkloadSettings, tokenizer: FileTokenizer) -> Iterator[str]:
-    workload = build_workload(replace(settings, chat_template=False), tokenizer)
+    workload = build_workload(replace(settings, chat_template=False), tokenizer, parquet_texts(settings))
     cut = workload.truncated
     if workload.rows_skipped:
         yield _skipped(name, workload.rows_skipped)

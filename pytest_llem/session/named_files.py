@@ -1,0 +1,179 @@
+"""Looks at the models, adapters and data sets that a study names on this machine, before anything runs.
+
+`options.load_for_run` calls it, also in a dry run. What is looked at must be cheap, and only what cycles will read from
+here: files within an image, on a cluster's nodes or of a running server are theirs to look at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from pytest_llem.engines import engine_info, shipped_engines, starts_server
+from pytest_llem.engines.builtin import is_builtin, require_known
+from pytest_llem.engines.model_files import GGUF, find_adapter, find_model, require_checkpoint
+from pytest_llem.errors import (
+    EngineNotInstalledError,
+    JsonValue,
+    LlemError,
+    ModelNotFoundError,
+    StudyError,
+    WorkloadError,
+)
+from pytest_llem.job.config import SYNTHETIC, ExperimentConfig, WorkloadSettings
+from pytest_llem.job.files import expanded, found, is_path
+from pytest_llem.job.report import RunnerName
+from pytest_llem.machine.parquet import parquet_texts
+from pytest_llem.runners import RUNNERS
+from pytest_llem.study import Experiment, Study
+from pytest_llem.study.canonical import getter
+from pytest_llem.workload.hub import cached_repository
+from pytest_llem.workload.registered import data_sets
+from pytest_llem.workload.texts import read_texts
+
+MAX_WHOLE_BYTES = 64 << 20
+"""A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""
+
+_MODEL = ("model", "lora", "weights", *(f"{info.name}.base_url" for info in shipped_engines().values()))
+_DATA_SET = ("workload.dataset", "workload.column", "workload.prompts")
+
+Wrong = tuple[str, JsonValue, LlemError]
+"""A setting, its value in the study, and what is wrong with it."""
+
+
+def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) -> None:
+    """Raise `LlemError` for the local paths that cannot be what the study takes them for, each where it is written."""
+    wrong: dict[str, LlemError] = {}
+    for check, settings in ((_models, _MODEL), (_data_set, _DATA_SET)):
+        for experiment in study.distinct("engine", *settings):
+            runner = runner_of(experiment.engine)
+            if RUNNERS[runner].distributed:
+                continue
+            for setting, value, error in check(study, experiment, runner != "local"):
+                where = study.locate(setting, value)
+                wrong.setdefault(f"{where}: {error.message}", error)
+    if len(wrong) == 1:
+        ((message, error),) = wrong.items()
+        raise error.restated(message)
+    if wrong:
+        raise StudyError("\n".join(str(error.restated(message)) for message, error in wrong.items()))
+
+
+@dataclass(frozen=True)
+class Named:
+    """A path, or a name on the hub: as the study writes it, and as the worker gets it.
+
+    `elsewhere`: cycles run where an absolute path may be another file, in an image or at a server that runs already.
+    """
+
+    study: Study
+    setting: str
+    written: str
+    resolved: str
+    elsewhere: bool
+
+    def is_here(self) -> bool:
+        """Whether something lies there that can be looked at. Raises `LlemError` where it has to."""
+        if found(self.resolved) is not None:
+            return True
+        is_name = self.resolved == self.written and not is_path(self.written)
+        if is_name and (self.elsewhere or not self._means_a_path()):
+            return False
+        if self.elsewhere and not self._relative:
+            return False
+        kind = WorkloadError if self.setting == "workload.dataset" else ModelNotFoundError
+        looked = "" if self.resolved == self.written else f": {expanded(self.resolved)}"
+        raise kind(f"{self.setting} {self.written!r}: no such file or directory{looked}", fix=self._advice())
+
+    @property
+    def _relative(self) -> bool:
+        return not self.written.startswith(("/", "~"))
+
+    def _means_a_path(self) -> bool:
+        """Whether what could be a name on the hub is a path that lacks its `./`, or has none of the hub's forms."""
+        beside = self.study.path.parent / self.written
+        if self.setting == "workload.dataset":
+            return beside.is_file()
+        if self.written.count("/") > 1 or self.written.lower().endswith(GGUF):
+            return True
+        cached = cached_repository("models", self.written).exists()
+        return "/" in self.written and not cached and any(beside.glob("*config.json"))
+
+    def _advice(self) -> str:
+        study = self.study.path.parent
+        written_in = Path(self.study.locate(self.setting, self.written).file).parent
+        for base in (study, Path.cwd(), written_in) if self._relative else ():
+            if (base / self.written).exists():
+                path = os.path.relpath(base / self.written, study)
+                return f"write {path if path.startswith('..') else f'./{path}'}: a relative path starts at the study"
+        target = expanded(self.resolved)
+        siblings = [path.name for path in target.parent.iterdir()] if target.parent.is_dir() else []
+        close = get_close_matches(target.name, sorted(siblings), n=1)
+        if close:
+            return f"did you mean {str(Path(self.written).with_name(close[0]))!r}?"
+        return "correct the path" + ("; a relative one starts at the study" if self._relative else "")
+
+
+def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    info, config = engine_info(experiment.engine), experiment.config
+    elsewhere = in_image or (info.serves_over_http and not config.settings.get("command"))
+    get = getter(experiment.flat_settings)
+    for setting, resolved, check in (("model", config.model, _check_model), ("lora", config.lora, _check_adapter)):
+        written = str(get(setting))
+        try:
+            if resolved is not None and Named(study, setting, written, resolved, elsewhere).is_here():
+                check(config)
+            elif is_builtin(written):
+                require_known(written)
+        except LlemError as problem:
+            yield setting, written, problem
+
+
+def _check_model(config: ExperimentConfig) -> None:
+    info, weights = engine_info(config.engine), config.weights != "dummy"
+    if info.serves_over_http and starts_server(config):
+        find_model(config.model, weights=weights)
+    elif info.name in shipped_engines() and not info.serves_over_http:
+        require_checkpoint(config.model, weights=weights, gguf=info.loads_gguf)
+
+
+def _check_adapter(config: ExperimentConfig) -> None:
+    find_adapter(str(config.lora))
+
+
+def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    settings = experiment.config.workload
+    if settings.dataset == SYNTHETIC or settings.dataset in data_sets():
+        return
+    written = str(getter(experiment.flat_settings)("workload.dataset"))
+    try:
+        here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
+        if here and not expanded(settings.dataset).is_dir():
+            _read(settings)
+        elif not in_image and find_spec("datasets") is None:
+            what = "is a directory" if here else "is a data set of the hub"
+            raise EngineNotInstalledError(
+                f"workload.dataset {written!r} {what}, and the package 'datasets' is not installed",
+                fix="pip install datasets, or name a file, or use workload.dataset: synthetic",
+            )
+    except LlemError as problem:
+        if "available" in problem.details:
+            yield "workload.prompts", settings.prompts, problem
+        elif "columns" in problem.details and settings.column is not None:
+            yield "workload.column", settings.column, problem
+        else:
+            yield "workload.dataset", written, problem
+
+
+def _read(settings: WorkloadSettings) -> None:
+    """Read as many rows of a local data set as the workload needs, in the order of the file."""
+    path = expanded(settings.dataset)
+    if path.suffix.lower() == ".json" and path.stat().st_size > MAX_WHOLE_BYTES:
+        return
+    in_order = replace(settings, order="interleaved")
+    if parquet_texts(in_order) is None:
+        read_texts(in_order)

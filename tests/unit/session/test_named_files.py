@@ -1,0 +1,218 @@
+"""Before anything runs, a study hears of each local path that cannot be what it takes it for, and what to write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pytest_llem.errors import LlemError
+from pytest_llem.job.report import RunnerName
+from pytest_llem.session.named_files import require_named_files
+from pytest_llem.study import load_study
+
+BUILTIN = "model: builtin:tiny-llama\n"
+PROMPTS = BUILTIN + "workload: {{dataset: {}, prompts: {}}}\n"
+OPENAI = "engine: openai\nopenai: {{{}}}\nmodel: {}\n"
+SERVER = "command: [serve, '{model}', '{port}']"
+
+Refused = Callable[..., "str | None"]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """What is said about a study beside some data and models, from its position on; `None` where nothing is."""
+    rows = [{"id": n, "text": f"prompt {n}", "prompts": ["no text"]} for n in range(3)]
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    texts = "".join(f"{row['text']}\n" for row in rows)
+    for name, content in {
+        **dict.fromkeys(("p.jsonl", "p.ndjson", "P.JSONL"), lines),
+        **dict.fromkeys(("p.txt", "p.text", "p.md", "p.tsv"), texts),
+        "p.json": json.dumps(rows),
+        "p.csv": "text\n" + texts,
+        "broken.jsonl": lines + "{oops\n",
+        "broken.parquet": "no Parquet",
+    }.items():
+        (data / name).write_text(content)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / "p.parquet")
+    for name, files in {
+        "whole": {"config.json": "{}", "model.safetensors": "x"},
+        "bare": {"config.json": "{}", "tokenizer.json": "{}"},
+        "torn": {"config.json": "{", "model.safetensors": "x"},
+        "partial": {
+            "config.json": "{}",
+            "a-1.safetensors": "x",
+            "model.safetensors.index.json": '{"weight_map": {"w": "a-1.safetensors", "v": "a-2.safetensors"}}',
+        },
+        "above/inner": {"config.json": "{}", "model.safetensors": "x"},
+        "adapter": {"adapter_config.json": "{}"},
+    }.items():
+        (tmp_path / "models" / name).mkdir(parents=True)
+        for file, content in files.items():
+            (tmp_path / "models" / name / file).write_text(content)
+    (tmp_path / "models" / "m.gguf").write_bytes(b"GGUF....")
+    (tmp_path / "models" / "bad.gguf").write_bytes(b"<html>")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def check(text: str, runner: RunnerName = "local") -> str | None:
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        try:
+            require_named_files(load_study(path, env={}), lambda engine: runner)
+        except LlemError as error:
+            return str(error).replace(f"{tmp_path}{os.sep}", "")
+        return None
+
+    return check
+
+
+def at(text: str, part: str) -> str:
+    """The position of a part of the study."""
+    before = text[: text.index(part)]
+    return f"study.yaml:{before.count(chr(10)) + 1}:{len(before.rpartition(chr(10))[2]) + 1}: "
+
+
+FORMATS = ["p.jsonl", "p.ndjson", "P.JSONL", "p.json", "p.csv", "p.txt", "p.text", "p.md", "p.parquet"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_found_beside_the_study_and_counted(refused: Refused, name: str) -> None:
+    """`.ndjson`, `.text` and `.md` were taken for names on the hub, and Parquet was not read at all."""
+    assert refused(PROMPTS.format(f"data/{name}", 3)) is None
+    text = PROMPTS.format(f"data/{name}", 44)
+    said = refused(text)
+    assert said == (
+        f"{at(text, '44')}workload.dataset 'data/{name}' has 3 prompts, and 44 were asked for\n"
+        "fix: set workload.prompts to at most 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "part", "said"),
+    [
+        ("data/q.jsonl", "data/q", "no such file or directory: data/q.jsonl\nfix: did you mean 'data/p.jsonl'?"),
+        ("./data/none", "./data", "no such file or directory: data/none\nfix: correct the path; a relative one starts"),
+        ("/nowhere/q.csv", "/nowhere", "no such file or directory\nfix: correct the path"),
+        ("~nobody/q.csv", "~nobody", "no such file or directory: /nonexistent/q.csv\nfix: correct the path"),
+        ("data/p.tsv", "data/", "fix: write ./data/p.tsv: a relative path starts at the study"),
+        ("./data/p.tsv", "./data", "its ending .tsv is none of a data set's\nfix: use one of: .jsonl, "),
+        ("data/broken.parquet", "data/", "Parquet magic bytes not found"),
+        ("./data", "./data", "is a directory, and the package 'datasets' is not installed\nfix: pip install"),
+        ("data/broken.jsonl, prompts: 4", "data/", "broken.jsonl:4: not JSON"),
+        ("data/p.jsonl, column: txet", "txet", "no text in column txet\nfix: did you mean 'text'?"),
+        ("data/p.parquet, column: txet", "txet", "no text in column txet\nfix: did you mean 'text'?"),
+        ("data/p.jsonl, column: prompts", "prompts", "fix: set workload.column to one of: text"),
+        ("data/p.parquet, column: prompts", "prompts", "fix: set workload.column to one of: text"),
+    ],
+)
+def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
+    refused: Refused, dataset: str, part: str, said: str
+) -> None:
+    text = BUILTIN + f"workload: {{dataset: {dataset}{'' if 'prompts:' in dataset else ', prompts: 2'}}}\n"
+    answer = refused(text)
+    assert answer is not None
+    assert answer.startswith(at(text, part))
+    assert said in answer
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("./models/non", "no such file or directory: models/non\nfix: correct the path; a relative one starts"),
+        ("./models/hole", "no such file or directory: models/hole\nfix: did you mean 'models/whole'?"),
+        ("/nowhere/model", "no such file or directory\nfix: correct the path"),
+        ("a/b/c", "no such file or directory\nfix: correct the path"),
+        ("models/whole", "fix: write ./models/whole: a relative path starts at the study"),
+        ("./data", "has no config.json\nfix: name the directory that holds config.json"),
+        ("./models/above", "has no config.json\nfix: did you mean 'models/above/inner'?"),
+        ("./models/bare", "has no weights\nfix: finish its download, or set weights: dummy"),
+        ("./models/partial", "lacks 1 files of its weights (a-2.safetensors, ...)\nfix: finish its download"),
+        ("./models/torn", "cannot be read: config.json: not JSON"),
+        ("./data/p.txt", "is a file and no model"),
+        ("./models/m.gguf", "is a GGUF file, which this engine does not load\nfix: use the engine vllm"),
+        ("builtin:tiny-lama", "no built-in model 'tiny-lama'\nfix: use one of: builtin:tiny-llama"),
+        ("builtin:tiny-llama\nlora: ./models/whole", "has no adapter_config.json"),
+        ("builtin:tiny-llama\nlora: ./models/adaptr", "fix: did you mean 'models/adapter'?"),
+    ],
+)
+def test_a_model_that_cannot_be_one_is_refused_before_an_engine_is_imported(
+    refused: Refused, model: str, said: str
+) -> None:
+    text = f"engine: transformers\nmodel: {model}\n"
+    answer = refused(text)
+    assert answer is not None
+    assert answer.startswith(at(text, model.rpartition(": ")[2]))
+    assert said in answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: ./models/whole\n",
+        "model: owner/name\n",
+        "model: ./models/bare\nweights: dummy\n",
+        "model: builtin:tiny-llama\nlora: ./models/adapter\n",
+        "model: ./models/m.gguf\nengine: vllm\n",
+        OPENAI.format(SERVER, "./models/m.gguf"),
+        OPENAI.format("base_url: 'http://h/v1'", "/models/of/the/server"),
+        OPENAI.format("base_url: 'http://h/v1'", "llama-3.gguf"),
+        OPENAI.format("image: i, server_args: ['{model}', '{port}']", "/models/in/the/image"),
+    ],
+)
+def test_what_may_be_right_is_not_refused(refused: Refused, text: str) -> None:
+    """A path of a running server, or within an image, is none of this machine's."""
+    assert refused(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", [OPENAI.format(SERVER, "./m.gguf"), OPENAI.format("base_url: 'http://h/v1'", "./tokenizer")]
+)
+def test_relative_paths_are_this_machines_also_for_servers(refused: Refused, text: str) -> None:
+    assert "no such file" in str(refused(text))
+
+
+@pytest.mark.parametrize(
+    ("runner", "path", "is_refused"),
+    [
+        ("docker", "/data/x", False),
+        ("docker", "./x", True),
+        ("ray", "/data/x", False),
+        ("ray", "./x", False),
+        ("local", "/data/x", True),
+    ],
+)
+def test_paths_in_images_and_on_nodes_are_not_refused(
+    refused: Refused, runner: RunnerName, path: str, is_refused: bool
+) -> None:
+    """Nodes have their files under the same paths, and an image may bring a model of its own."""
+    for text in (f"model: {path}\n", PROMPTS.format(f"{path}.jsonl", 1)):
+        assert (refused(text, runner) is not None) == is_refused
+
+
+def test_every_problem_is_said_at_once_each_at_its_own_value(refused: Refused, tmp_path: Path) -> None:
+    """A swept value, one of a group, of an experiment and of a base: the key alone would not tell which it is."""
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "common.yaml").write_text("workload:\n  dataset: p.jsonl\n")
+    (tmp_path / "bases" / "p.jsonl").write_text('"x"\n')
+    text = (
+        "base: bases/common.yaml\n"
+        "sweep:\n"
+        "  model: [builtin:tiny-llama, ./models/none]\n"
+        "  group: [{workload.prompts: 1}, {workload: {dataset: data/zz.csv}}]\n"
+        "experiments: [{model: builtin:tiny-llama, workload: {dataset: data/p.json, prompts: 77}}]\n"
+    )
+    said = str(refused(text))
+    assert f"{at(text, './models/none')}model './models/none'" in said
+    assert f"{at(text, 'data/zz.csv')}workload.dataset" in said
+    assert f"{at(text, '77')}workload.dataset" in said
+    assert "bases/common.yaml:2:12: workload.dataset 'p.jsonl'" in said
+    assert "fix: write ./bases/p.jsonl: a relative path starts at the study" in said
+    assert said.count("fix: ") == 4
