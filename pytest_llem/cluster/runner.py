@@ -41,6 +41,7 @@ from pytest_llem.runners.announcement import progress_of
 from pytest_llem.runners.breaker import LASTING
 from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget, Runner, RunnerSettings
 from pytest_llem.study.runner_settings import RaySettings
+from pytest_llem.workload.build import texts_of_package
 
 POLL_S = 0.5
 """Chosen: how soon an interruption is noticed."""
@@ -85,7 +86,7 @@ class RayRunner(Runner):
         self._ended = threading.Event()
         self._given_up: set[str] = set()
         self._asking = threading.Lock()
-        self._reuse_targets: dict[tuple[str | None, ...], list[ReuseTarget]] = {}
+        self._reuse_targets: dict[tuple[object, ...], list[ReuseTarget]] = {}
 
     @property
     def cluster(self) -> RayCluster:
@@ -136,7 +137,7 @@ class RayRunner(Runner):
         """The nodes that may run this experiment, each with what must be equal for an earlier result to be reused."""
         request = self._feasible(devices_needed(config))
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
-        key = (str(request), *inputs)
+        key = (str(request), *inputs, texts_of_package(config.workload))
         with self._asking:
             if key not in self._reuse_targets:
                 nodes = self.cluster.able(request)

@@ -257,7 +257,7 @@ def metric_name(name: str) -> MetricName:
     if name in METRIC_NAMES:
         return METRIC_NAMES[name]
     others = registered_metrics()
-    _require_listed("metric", name, (*METRIC_NAMES, *others))
+    _require_listed("metric", name, (*METRIC_NAMES, *others), f", or install the package that adds {name!r}")
     return others[name]
 
 
@@ -266,8 +266,8 @@ def check_condition(name: str) -> None:
     _require_listed("condition", name, (*CONDITIONS, ESTIMATED_ENERGY))
 
 
-def _require_listed(kind: str, name: str, names: Sequence[str]) -> None:
+def _require_listed(kind: str, name: str, names: Sequence[str], more: str = "") -> None:
     if name not in names:
         close = get_close_matches(name, names, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(names)}"
-        raise SettingsError(f"unknown {kind} {name!r}", fix=fix, details={kind: name})
+        raise SettingsError(f"unknown {kind} {name!r}", fix=fix + more, details={kind: name})

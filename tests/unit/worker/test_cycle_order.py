@@ -12,10 +12,11 @@ import pytest
 
 from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError
-from pytest_llem.job.config import Arrival, IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.config import Arrival, IdleSettings, MeasurementSettings, WarmupSettings, WorkloadSettings
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.job import Deadlines, DeviceSet, JobDir, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Measurement, Window
+from pytest_llem.job.request import Texts
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, read_events, run
@@ -285,3 +286,14 @@ def test_a_server_on_another_machine_is_measured_without_energy(
     assert [note.code for note in measurement.warnings] == ["server_elsewhere"]
     assert measurement.invalid == ()
     assert measurement.requests
+
+
+def test_the_texts_of_a_package_come_with_the_job(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """A container has not the package that made them, and would look for its data set on the hub."""
+    workload = WorkloadSettings("nobody_has_it", prompts=2, input_tokens=None, output_tokens=3)
+    job = dataclasses.replace(make_job(workload=workload), texts=Texts(("one", "three"), 4))
+    measurement = run(job, tmp_path)
+    assert [request.input_tokens for request in measurement.requests[:2]] == [3, 5]
+    assert measurement.rows_skipped == 4
