@@ -111,13 +111,10 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
         "Prompts",
         f"{said('workload.prompts')} per repeat, data set {said('workload.dataset')}{of}, seed {said('workload.seed')}",
     )
-    eos = (
-        "fewer at an end of sequence" if not settings.set("workload.ignore_eos") else "none fewer at an end of sequence"
-    )
-    yield (
-        "Lengths",
-        f"{_length(settings, 'input_tokens')} input tokens, {_length(settings, 'output_tokens')} output tokens, {eos}",
-    )
+    fixed = settings.set("workload.ignore_eos")
+    output = f"{'' if fixed else 'up to '}{_length(settings, 'output_tokens')} output tokens"
+    past = " (an end of sequence does not stop them)" if fixed else ""
+    yield "Lengths", f"{_length(settings, 'input_tokens')} input tokens, {output}{past}"
     yield "Chat template", "the model's" if settings.set("workload.chat_template") else "none"
     if arrival := settings.listed("workload.arrival"):
         yield "Arrival", arrival
@@ -175,7 +172,9 @@ def _distinct(plans: Sequence[StudyPlan]) -> list[StudyPlan]:
 
 def _sources(plan: StudyPlan) -> str:
     files = [(plan.path or plan.name, plan.text), *((base.path, base.text) for base in plan.bases)]
-    return "".join(fold(path, f"<pre>{escape(content)}</pre>") for path, content in files if content is not None)
+    return "".join(
+        fold(f"As it was read: {path}", f"<pre>{escape(content)}</pre>") for path, content in files if content
+    )
 
 
 def _runs(manifests: Mapping[str, Manifest]) -> str:

@@ -53,7 +53,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run came: `ended` of its `planned` cycles, `valid` of those, and what became of it."""
+    """How far a run came: `ended` of its `planned` cycles by themselves, `valid` of those, and what became of it."""
 
     planned: int
     ended: int
@@ -242,5 +242,5 @@ def _joined(of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]:
 
 def _progress(manifest: Manifest) -> RunProgress:
     states = Counter(item.state for item in manifest.items)
-    ended = len(manifest.items) - states["pending"] - states["running"]
+    ended = len(manifest.items) - states["pending"] - states["running"] - states["interrupted"]
     return RunProgress(len(manifest.items), ended, states["valid"], run_state(manifest))

@@ -83,25 +83,31 @@ def validity(content: Content) -> str:
 
 
 def methods(results: Results) -> str:
-    """A row per way in which energy was measured, with its typical relative uncertainty."""
+    """A column per way in which energy was measured, with its typical relative uncertainty."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         energy = result.energy
         estimators = sorted({window.estimator or "none" for window in energy.windows if window.name == MEASURE})
         kind = "measured" if energy.measured else "estimated" if energy.source else "not measured"
+        calibrated = [f"{each.id} of {(each.made_at or '?')[:10]}" for each in energy.calibrations]
         key = (
             energy.meter,
             kind + (f": {energy.source}" if energy.source else ""),
             energy.scope or "–",
             energy.placement or "–",
             ", ".join(estimators) or "–",
-            "–" if energy.gain_uncertainty_rel is None else f"{energy.gain_uncertainty_rel:.1%}",
+            ", ".join(calibrated) or "none",
+            "not stated" if energy.gain_uncertainty_rel is None else f"{energy.gain_uncertainty_rel:.1%}",
         )
         groups.setdefault(key, []).append(result)
-    way = ("meter", "kind", "scope", "sampler", "estimator", "gain error, apart")
-    head = (*way, "median uncertainty of a cycle", "median samples", "cycles")
-    rows = [(*map(text, key), _uncertainty(group), _samples(group), str(len(group))) for key, group in groups.items()]
-    return table(head, rows, "Meters, estimators and the sensor's uncertainty (k=2)")
+    names = ("meter", "kind", "scope", "sampler", "estimator", "calibration", "gain error, apart")
+    facts = [*zip(names, *groups, strict=True)]
+    facts.append(("median uncertainty of a cycle (k=2)", *map(_uncertainty, groups.values())))
+    facts.append(("median readings of a cycle", *map(_samples, groups.values())))
+    facts.append(("cycles", *(str(len(group)) for group in groups.values())))
+    head, *rows = facts
+    cells = [tuple(map(text, row)) for row in rows]
+    return table(head, cells, "Meters, estimators and the sensor's uncertainty") if groups else ""
 
 
 def environments(manifests: Mapping[str, Manifest]) -> str:

@@ -13,7 +13,7 @@ from html import escape
 from statistics import median
 
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, scroll, text
 from pytest_llem.results.statistics import BETWEEN_RUNS
@@ -82,16 +82,17 @@ The board's gain error is apart: <a href="#method">How it was measured</a>.</p>"
 
 def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: str) -> str:
     naming, others, same = _naming(rows, axes)
+    alike = len({row.valid for row in rows}) == 1 and all(row.valid == row.total for row in rows)
+    cycles = [] if alike else [CYCLES]
+    if alike:
+        same.append((CYCLES.head, CYCLES.cell(rows[0])))
     measured = {metric for row in rows for metric in row.metrics}
     first = [metric for metric in dict.fromkeys([headline, *HEADLINES]) if metric in measured]
-    shown = [*naming, *(_metric(metric, rows) for metric in first)]
-    cycles = {row.valid if row.valid == row.total else None for row in rows}
-    if cycles.isdisjoint({None}) and len(cycles) == 1:
-        same.append((CYCLES.head, CYCLES.cell(rows[0])))
-    else:
-        shown.append(CYCLES)
+    shown = [*naming, *(_metric(metric, rows) for metric in first), *cycles]
     more = [*(_spread(metric, rows) for metric in first[:1])]
-    more += [_metric(metric, rows) for metric in FURTHER if metric in measured and metric not in first]
+    of_packages = [metric for metric in METRICS if metric not in SHIPPED]
+    further = [metric for metric in (*FURTHER, *of_packages) if metric in measured and metric not in first]
+    more += [_metric(metric, rows) for metric in further]
     columns = [*shown, *more, *others]
     heads = "".join(
         f'<th scope="col"{_class(column)} title="{escape(column.meaning)}">{escape(column.head)}</th>'
@@ -107,17 +108,19 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     )
     facts = " · ".join(f"{escape(term)} <b>{value}</b>" for term, value in same)
-    toggle = f'<input type="checkbox" class="all" id="{name}-all"><label for="{name}-all">All columns</label>'
-    styles = f"<style>{_styles(name, len(naming), len(shown))}</style>"
+    toggle = f'<input type="checkbox" class="all" id="{name}-all"><label for="{name}-all">More columns</label>'
+    styles = f"<style>{_styles(name, len(naming), len(shown), cycles=bool(cycles))}</style>"
     return f'{styles}<p class="same">{facts}</p><div>{toggle}{scroll(table, "Experiments")}</div>'
 
 
-def _styles(name: str, naming: int, shown: int) -> str:
+def _styles(name: str, naming: int, shown: int, *, cycles: bool) -> str:
     """Which columns are shown on demand, and which name the row: said once, not in each of ten thousand rows."""
-    names = f"#{name} tr>:nth-child(-n+{naming})"
+    row = f"#{name} tr"
+    names, last = f"{row}>:nth-child(-n+{naming})", f"{row}>:nth-child({shown})"
+    beside = f"{last}{{order:0;flex:0 0 auto;margin-left:auto}}" if cycles else ""
     return (
-        f"#{name}-all:not(:checked)~.scroll>#{name} tr>:nth-child(n+{shown + 1}){{display:none}}"
-        f"@media(max-width:45rem){{{names}{{order:0;flex:0 0 auto}}"
+        f"#{name}-all:not(:checked)~.scroll>{row}>:nth-child(n+{shown + 1}){{display:none}}"
+        f"@media(max-width:45rem){{{names}{{order:0;flex:0 0 auto}}{beside}"
         f'{names}:not(:first-child)::before{{content:"· "}}}}'
     )
 

@@ -49,7 +49,7 @@ def text(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return escape(str(value))
+    return escape(str(value).removesuffix(".0") if isinstance(value, float) else str(value))
 
 
 def count(number: int, noun: str) -> str:

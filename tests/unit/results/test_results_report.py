@@ -188,7 +188,7 @@ def test_the_headline_is_in_view_without_scripts_and_nothing_is_there_that_needs
         box = cell.bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= width
     assert page.locator("button, select, input[type=search]").count() == 0
-    page.get_by_label("All columns").check()
+    page.get_by_label("More columns").check()
     assert page.get_by_text("avg_power (W)").is_visible()
 
 

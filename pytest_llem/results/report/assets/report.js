@@ -138,6 +138,8 @@
 
   const power = document.getElementById("power-chart");
   const cycles = make("select", { id: "cycle" });
+  const runs = new Set(Object.keys(data.traces).map((name) => name.split("/", 2).join("/")));
+  const called = (name) => runs.size > 1 ? name : name.split("/").slice(2).join("/");
   const drawPower = () => {
     const trace = data.traces[cycles.value];
     if (!trace) { power.replaceChildren(); return; }
@@ -149,7 +151,7 @@
     if (!power || !window.vegaEmbed) return;
     const keep = cycles.value;
     const names = Object.keys(data.traces).filter((name) => visible.has(name.slice(0, name.lastIndexOf("/"))));
-    cycles.replaceChildren(...names.map((name) => new Option(name, name)));
+    cycles.replaceChildren(...names.map((name) => new Option(called(name), name)));
     if (names.includes(keep)) cycles.value = keep;
     if (cycles.value !== keep) drawPower();
   }
