@@ -7,21 +7,21 @@ needs them. Ids and classes must match the assets; the rest is free.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from pytest_llem import __version__
-from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import ComparedMetric, compare
 from pytest_llem.results.reading import load
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
-from pytest_llem.results.report.charts import Chart, charts, power_spec
+from pytest_llem.results.report.charts import Chart, charts
 from pytest_llem.results.report.content import Content, gather_content
+from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.evidence import environments, methods, validity
 from pytest_llem.results.report.experiments import experiments
 from pytest_llem.results.report.overview import overview, title_of
@@ -30,8 +30,6 @@ from pytest_llem.results.terminal import ShowProgress, silent
 
 NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
-DIGITS = 6
-"""Significant digits of a chart's numbers. Chosen: far more than a screen has pixels, and a page of half the size."""
 
 
 def write_report(
@@ -89,59 +87,10 @@ def _render(
             f'<section id="{a}" aria-labelledby="{a}-h"><h2 id="{a}-h">{n}</h2>{h}</section>' for n, a, h in present
         ),
         version=__version__,
-        data=json.dumps(_data(content, drawn), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        data=json.dumps(page_data(content, drawn), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         bundle="<script>{}</script>".format(bundle.replace("</script", "<\\/script")) if bundle else "",
         js=_asset("report.js"),
     )
-
-
-def _data(content: Content, charts: Sequence[Chart]) -> JsonValue:
-    """What the script needs. Texts stand once, in `texts`; charts have columns, so that no row repeats their names."""
-    texts: dict[str, int] = {}
-    keys = _column([row.key for row in content.experiments], texts)
-    selects: JsonValue = [axis.title for of_study in content.axes.values() for axis in of_study.axes]
-    drawn: JsonValue = [
-        {
-            "id": chart.id,
-            "description": chart.description,
-            "spec": chart.spec,
-            "columns": _columns(chart.rows, texts),
-            "banded": "step" in str(chart.spec.get("height")),
-        }
-        for chart in charts
-    ]
-    traces: JsonValue = {
-        name: {
-            "points": [[*map(_rounded, point)] for point in trace.points],
-            "windows": [[*map(_rounded, window)] for window in trace.windows],
-        }
-        for name, trace in (content.traces.items() if charts else ())
-    }
-    return {
-        "keys": keys,
-        "selects": selects,
-        "charts": drawn,
-        "power": power_spec(),
-        "traces": traces,
-        "texts": [*texts],
-    }
-
-
-def _columns(rows: Sequence[Mapping[str, JsonValue]], texts: dict[str, int]) -> JsonValue:
-    return {
-        name: _column([row.get(name) for row in rows], texts) for name in dict.fromkeys(n for row in rows for n in row)
-    }
-
-
-def _column(cells: Sequence[JsonValue], texts: dict[str, int]) -> JsonValue:
-    """A column of numbers as it is; one of texts as their places among `texts`."""
-    if all(isinstance(cell, str) for cell in cells):
-        return {"texts": [texts.setdefault(str(cell), len(texts)) for cell in cells]}
-    return [_rounded(cell) for cell in cells]
-
-
-def _rounded(cell: JsonValue) -> JsonValue:
-    return float(f"{cell:.{DIGITS}g}") if isinstance(cell, float) else cell
 
 
 def _charts(charts: Iterable[Chart]) -> str:

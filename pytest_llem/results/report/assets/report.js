@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("llem-data").textContent);
-  const column = (cells) => Array.isArray(cells) ? cells : cells.texts.map((place) => data.texts[place]);
+  const column = (cells) => Array.isArray(cells) ? cells : cells.texts.map((place) => place < 0 ? null : data.texts[place]);
   const make = (name, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(name), properties);
     element.append(...children);
@@ -60,7 +60,7 @@
   shown.setAttribute("aria-live", "polite");
   const cellOf = new Map();  // by title of the axis: the row's text on it
   const selects = [];
-  for (const title of new Set(data.selects)) {
+  for (const title of new Set(data.axes)) {
     const texts = new Map();
     for (const entry of tables) {
       const place = [...entry.table.tHead.rows[0].cells].findIndex((head) => head.textContent === title);
@@ -95,12 +95,15 @@
   for (const select of selects) select.addEventListener("change", apply);
 
   const live = new Map();
+  const shared = Object.fromEntries(Object.entries(data.shared).map(([name, cells]) => [name, column(cells)]));
   const rowsOf = (chart) => {
     if (!chart.rows) {
       const columns = Object.entries(chart.columns).map(([name, cells]) => [name, column(cells)]);
-      const count = columns.length ? columns[0][1].length : 0;
-      chart.rows = Array.from({ length: count }, (_, place) =>
-        Object.fromEntries(columns.map(([name, cells]) => [name, cells[place]])));
+      chart.rows = chart.keys.map((which, place) => ({
+        key: keys[which],
+        ...Object.fromEntries(chart.shared.map((name) => [name, shared[name][which]])),
+        ...Object.fromEntries(columns.map(([name, cells]) => [name, cells[place]])),
+      }));
     }
     return chart.rows;
   };
