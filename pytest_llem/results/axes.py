@@ -17,10 +17,14 @@ from pytest_llem.study.naming import text_of
 
 @dataclass(frozen=True)
 class StudyAxes:
-    """The axes of a study, and by the id of an experiment its value on each, `None` where the axis has no effect."""
+    """The axes of a study, and by the id of an experiment its value on each, `None` where the axis has no effect.
+
+    `settings` are the names of others in which experiments differ: those that a group sets, or an explicit experiment.
+    """
 
     axes: tuple[SweptAxis, ...] = ()
     points: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
 
     def point(self, experiment_id: str) -> dict[str, JsonValue]:
         """The values of an experiment by the name of the axis; empty for one that no sweep made."""

@@ -159,6 +159,15 @@ def flat_settings(result: Result) -> dict[str, JsonValue]:
     return flat
 
 
+def written_settings(result: Result) -> dict[str, JsonValue]:
+    """The same by the names that a study uses: `transformers.batch_size`."""
+    section = result.experiment.config.get("engine")
+    return {
+        f"{section}.{path.removeprefix('settings.')}" if path.startswith("settings.") else path: value
+        for path, value in flat_settings(result).items()
+    }
+
+
 def settings_differences(before: Conditions, now: Conditions) -> list[str]:
     """What differs between flat settings, `batch_size 4 -> 1`; names are their last part where that is unambiguous."""
     if not before:

@@ -20,8 +20,8 @@ from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
 from pytest_llem.results.state import Holder, StateName, now, read_state
 from pytest_llem.study.model import SourceText, SweptAxis
 
-RunState = Literal["running", "interrupted", "incomplete", "failed", "complete", "unfinished"]
-"""`incomplete` came to its end with planned cycles that were not begun (`-x`, skipped by another plugin); `failed` has
+RunState = Literal["running", "interrupted", "stopped", "failed", "complete", "unfinished"]
+"""`stopped` came to its end with planned cycles that were not begun (`-x`, skipped by another plugin); `failed` has
 cycles that failed. `unfinished` goes on, or was killed, on another host."""
 MANIFEST_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -49,7 +49,8 @@ class StudyPlan:
     """A study of the run: its file, its content's hash, its order and its items.
 
     `required_cycles` is how many cycles the study asks for per experiment; those beyond are optional (`target_ci`).
-    `points` holds, by the id of an experiment, its value on each of the `axes` of the sweep, `None` where it has none.
+    `points` holds, by the id of an experiment, its value on each of the `axes` of the sweep, `None` where it has none;
+    `settings` names what else experiments differ in.
     `text` is the file as it was read, `None` if it was too large to keep, and `bases` are the files below it. Secrets
     are redacted, so that `file_sha256`, that of the file itself, may be another than that of the text.
     """
@@ -68,6 +69,7 @@ class StudyPlan:
     text: str | None = None
     file_sha256: str | None = None
     bases: tuple[SourceText, ...] = ()
+    settings: tuple[str, ...] = ()
 
     def cycle_keys(self) -> list[CycleKey]:
         """The planned cycles as keys."""
@@ -75,7 +77,7 @@ class StudyPlan:
 
     def study_axes(self) -> StudyAxes:
         """The axes of the sweep, with the points on them."""
-        return StudyAxes(self.axes, self.points)
+        return StudyAxes(self.axes, self.points, self.settings)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def run_state(manifest: Manifest) -> RunState:
     if manifest.interrupted:
         return "interrupted"
     if "pending" in states:
-        return "incomplete"
+        return "stopped"
     return "failed" if states & {"failed", "crashed", "interrupted"} else "complete"
 
 

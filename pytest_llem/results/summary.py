@@ -1,12 +1,13 @@
 """Summarises a run: a row per experiment with each metric's value over its valid cycles, its uncertainty and counts.
 
-The session writes `summary.json` and `.csv` at its end; the report summarises too. Columns are only added, at the end.
+The session writes `summary.json` and `.csv` at its end; the report summarises too. Names of columns stay.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json, write_text
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.repeatability import spreads
@@ -90,6 +92,8 @@ class ExperimentSummary:
     """Those that an earlier run measured, and counts as well."""
     point: Mapping[str, JsonValue] = field(default_factory=dict)
     """Its value on each axis of the sweep, by the axis' name; `None` where the axis has no effect on it."""
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What else experiments of the study differ in, by the setting's name; empty where nothing was measured."""
 
 
 def summarise(
@@ -110,8 +114,10 @@ def summarise(
     for experiment, cycles in groups.items():
         outcomes = [outcome for key in cycles if (outcome := outcome_of(key)) is not None]
         if outcomes:
-            point = axes.get(experiment[0], StudyAxes()).point(experiment[1])
-            yield replace(_summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir), point=point)
+            of_study = axes.get(experiment[0], StudyAxes())
+            row = _summary(*experiment, outcomes, len(cycles) - len(outcomes), baseline_dir)
+            settings = _settings(outcomes, of_study.settings)
+            yield replace(row, point=of_study.point(experiment[1]), settings=settings)
 
 
 def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = None) -> dict[str, MetricSummary]:
@@ -171,18 +177,29 @@ def _summary(
     )
 
 
-def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
-    """The content of `summary.csv`: flat columns, the same in every run; an empty cell was not measured.
+def _settings(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[str, JsonValue]:
+    result = next((outcome.result for outcome in outcomes if outcome.result is not None), None)
+    if result is None or not names:
+        return {}
+    written = written_settings(result)
+    return {name: written.get(name) for name in names}
 
-    A metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Other
+
+def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
+    """The content of `summary.csv`: flat columns; an empty cell was not measured, or has no effect.
+
+    Which experiment a row is comes first, the axes and settings in which they differ next, as the study writes them. A
+    metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Other
     packages' metrics come last.
     """
     registered = [name for name in METRICS if name not in SHIPPED]
+    differ = _differing(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         [
             *(name.removesuffix("_id") for name in IDENTITY),
+            *(spreadsheet(f"sweep.{name}" if name in (*IDENTITY, *METRICS) else name) for name in differ),
             *(column for name in SHIPPED for column in (name, f"{name}_half_iqr")),
             *(f"{name}_{column}" for name in SHIPPED for column in STATED),
             "cycles_reused",
@@ -191,6 +208,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     )
     for row in rows:
         cells: list[object] = [spreadsheet(getattr(row, name)) for name in IDENTITY]
+        cells += [_cell(row, name) for name in differ]
         cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in ("median", "half_iqr")]
         cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in STATED]
         cells.append(row.cycles_reused)
@@ -198,6 +216,18 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         cells += [getattr(row.metrics.get(name), column, None) for name in registered for column in whole]
         writer.writerow(cells)
     return stream.getvalue()
+
+
+def _differing(rows: Sequence[ExperimentSummary]) -> list[str]:
+    """The axes and settings in which experiments differ, but for engine and model, which have columns anyway."""
+    names = dict.fromkeys(name for row in rows for name in (*row.point, *row.settings))
+    stated = {"engine": [row.engine for row in rows], "model": [row.model for row in rows]}
+    return [name for name in names if [_cell(row, name) for row in rows] != stated.get(name)]
+
+
+def _cell(row: ExperimentSummary, name: str) -> str | None:
+    value = row.point.get(name, row.settings.get(name))
+    return value if value is None else spreadsheet(value if isinstance(value, str) else json.dumps(value))
 
 
 def write_summary(

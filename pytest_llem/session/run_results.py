@@ -25,6 +25,7 @@ from pytest_llem.job.redaction import redact
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
+from pytest_llem.results.axes import differing
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
@@ -48,7 +49,7 @@ from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
 from pytest_llem.session.run import RunIdentity, RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
-from pytest_llem.study import Study
+from pytest_llem.study import Experiment, Study
 
 DYING_S = 5.0
 """Longest wait for a worker's process to disappear. Chosen: its channel closes milliseconds before."""
@@ -290,20 +291,19 @@ def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
     """The plan for the run's manifest: the selected cycles in order, and the points that the studies left out."""
     studies: dict[str, Study] = {}
     planned: dict[str, dict[PlannedCycle, None]] = {}
-    points: dict[str, dict[str, tuple[JsonValue, ...]]] = {}
+    experiments: dict[str, dict[str, Experiment]] = {}
     for item in cycles:
         studies[item.study.name] = item.study
         of_study = planned.setdefault(item.study.name, {})
-        if item.study.axes:
-            of_points = points.setdefault(item.study.name, {})
-            if item.experiment.id not in of_points:
-                of_points[item.experiment.id] = item.study.point(item.experiment)
+        experiments.setdefault(item.study.name, {})[item.experiment.id] = item.experiment
         for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
             of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
-    return tuple(_plan(study, tuple(planned[name]), points.get(name, {})) for name, study in studies.items())
+    return tuple(_plan(study, tuple(planned[name]), experiments[name]) for name, study in studies.items())
 
 
-def _plan(study: Study, cycles: tuple[PlannedCycle, ...], points: Mapping[str, tuple[JsonValue, ...]]) -> StudyPlan:
+def _plan(study: Study, cycles: tuple[PlannedCycle, ...], experiments: Mapping[str, Experiment]) -> StudyPlan:
+    swept = {axis.name for axis in study.axes}
+    differ = differing({id: experiment.flat_settings for id, experiment in experiments.items()})
     own, *bases = [replace(file, text=file.text and redact(file.text)) for file in study.files]
     return StudyPlan(
         name=study.name,
@@ -318,7 +318,8 @@ def _plan(study: Study, cycles: tuple[PlannedCycle, ...], points: Mapping[str, t
         file_sha256=own.sha256,
         bases=tuple(bases),
         axes=tuple(study.axes),
-        points=points,
+        points={id: study.point(experiment) for id, experiment in experiments.items()} if swept else {},
+        settings=tuple(axis.name for axis in differ.axes if axis.name not in swept),
         left_out=tuple(
             SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
         ),

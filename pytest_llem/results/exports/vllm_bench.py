@@ -2,9 +2,10 @@
 
 `exports` loads it by name. Keys and units are those of vLLM's `vllm/benchmarks/serve.py` and must stay: latencies in
 ms (tpot without the first token, itl per chunk, std divided by n), `date` in UTC, of the window's end, counts over
-all repeats. `request_rate` is `inf` where a client sends all at once, and `null` offline, where none sends. Added are
-`arrival_process`, `repeats`, and the energy with meter, `energy_measured` (false for an estimate) and k=2
-uncertainties. What was not measured is `null`.
+all repeats. `request_rate` is `inf` where a client sends all at once, and `null` offline, where none sends. `label` is
+the experiment; what `--metadata` adds there as keys of its own are here run, study, cycle and the settings that are
+set, by their names in a study. Added are `arrival_process`, `repeats`, and the energy with meter, `energy_measured`
+(false for an estimate) and k=2 uncertainties. What was not measured is `null`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import slug, write_json
+from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
@@ -25,9 +27,10 @@ def export(results: Results, out: Path) -> None:
     """A file per valid result in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for result in results.valid:
+        name = slug(f"{result.study}-{result.experiment.id}")
         # By the run that measured: a folder that is written again has one file of what another run reused.
-        name = slug(f"{measurement_id(result).run}-{result.study}-{result.experiment.id}")
-        write_json(out / f"{name}-{slug(result.experiment.config_hash[:8])}-c{result.cycle}.json", bench_result(result))
+        source = f"{slug(result.experiment.config_hash[:8])}-{slug(measurement_id(result).run)}"
+        write_json(out / f"{name}-c{result.cycle}-{source}.json", bench_result(result))
 
 
 def bench_result(result: Result) -> dict[str, JsonValue]:
@@ -39,10 +42,14 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "date": datetime.fromisoformat(result.measured_to or result.created_at).strftime("%Y%m%d-%H%M%S"),
         "endpoint_type": result.engine.name,
         "backend": result.engine.name,
-        "label": None,
+        "label": result.experiment.id,
         "model_id": model if isinstance(model, str) else None,
         "tokenizer_id": model if isinstance(model, str) else None,
         "num_prompts": requests,
+        "run": measurement_id(result).run,
+        "study": result.study,
+        "cycle": result.cycle,
+        **{name: value for name, value in written_settings(result).items() if value not in (None, (), [])},
         "request_rate": _request_rate(load),
         "burstiness": 1.0 if load.process in ("poisson", "all_at_once", "concurrency") else None,
         "max_concurrency": load.max_concurrency,

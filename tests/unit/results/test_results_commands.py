@@ -102,7 +102,10 @@ def test_export_vllm_bench_has_milliseconds_and_valid_results_only(out: Path, tm
     main(["export", "now", "--format", "vllm-bench", "-o", str(tmp_path / "bench")])
     files = sorted((tmp_path / "bench").glob("*.json"))
     assert len(files) == 10
+    assert files[0].name.startswith("study-batch_size-1-c1-")
     result = json.loads(files[0].read_text())
+    assert (result["label"], result["study"], result["run"], result["cycle"]) == ("batch_size:1", "study", "now", 1)
+    assert (result["transformers.batch_size"], result["dtype"], result["workload.prompts"]) == (1, "float32", 3)
     assert result["median_ttft_ms"] == pytest.approx(100.0)
     assert result["mean_tpot_ms"] == pytest.approx(10.0)
     assert (result["completed"], result["num_prompts"], result["request_rate"]) == (6, 6, None)

@@ -89,7 +89,7 @@ def test_a_runs_state_says_how_far_it_came(
         "1-whole": "complete",
         "2-failed": "failed 3/8",
         "3-ctrl-c": "interrupted 5/8",
-        "4-first-failure": "incomplete 5/8",
+        "4-first-failure": "stopped 5/8",
         "5-killed": "interrupted 2/8",
         "6-goes-on": "running 2/8",
         "7-elsewhere": "unfinished 2/8",

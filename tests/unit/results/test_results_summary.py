@@ -14,11 +14,13 @@ import pytest
 from pytest_llem.errors import EngineError, SettingsError
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import METRICS, metric
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
-from pytest_llem.results.summary import ExperimentSummary, summarise, summary_csv, write_summary
+from pytest_llem.results.summary import IDENTITY, ExperimentSummary, summarise, summary_csv, write_summary
+from pytest_llem.study.model import SweptAxis
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -61,8 +63,36 @@ def test_csv_is_flat_and_leaves_the_unmeasured_empty(outcomes: list[Outcome], tm
     assert (float(row["avg_power_w_value"]), row["avg_power_w_n"]) == (14.0, "3")
     assert float(row["avg_power_w_uncertainty"]) > float(row["avg_power_w_spread"]) == 5.0
     assert (row["mfu"], row["mfu_value"], row["mfu_n"]) == ("", "", "")
-    assert list(row)[-2:] == ["e2el_p99_s_n", "cycles_reused"], "columns are only added at the end"
+    assert list(row)[-2:] == ["e2el_p99_s_n", "cycles_reused"]
     assert [column for column in row if column in METRICS] == list(METRICS)
+
+
+def test_csv_has_a_column_per_axis_and_setting_in_which_experiments_differ(outcomes: list[Outcome]) -> None:
+    """Whoever read it had to take the settings out of the ids."""
+    axes = StudyAxes(
+        (
+            SweptAxis("transformers.batch_size", "batch_size", ("1",), (1,)),
+            SweptAxis("quantization", "quantization", ("none",), ("none",)),
+            SweptAxis("energy_j", "energy_j", ("-1",), ("-1",)),
+            SweptAxis("model", "model", ("m",), ("m",)),
+        ),
+        {outcomes[0].key.experiment_id: (1, "none", "-1", "builtin:tiny-llama")},
+        ("transformers.batch_size", "workload.prompts", "transformers.gone"),
+    )
+    known = {outcome.key: outcome for outcome in outcomes}
+    table = summary_csv(list(summarise(known, known.get, axes={outcomes[0].key.study: axes})))
+    (row,) = csv.DictReader(io.StringIO(table))
+    settings = outcomes[0].result.experiment.config if outcomes[0].result else {}
+    prompts = settings["workload"]["prompts"]  # type: ignore[index, call-overload]
+    columns = list(row)[len(IDENTITY) : list(row).index(next(iter(METRICS)))]
+    expected = {
+        "transformers.batch_size": "1",
+        "quantization": "none",
+        "sweep.energy_j": "'-1",
+        "workload.prompts": str(prompts),
+        "transformers.gone": "",
+    }
+    assert {name: row[name] for name in columns} == expected
 
 
 def test_an_experiment_without_valid_cycles_has_no_numbers(outcomes: list[Outcome]) -> None:
