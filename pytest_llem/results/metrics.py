@@ -24,8 +24,13 @@ Getter = Callable[[Result], "float | None"]
 class Metric(MetricName):
     """A metric: `of` gives its value in a result, `None` where it was not measured; it must depend on that alone.
 
+    `name` is that of its entry point, `unit` such as `J`, `1/s` or `J*s`, and `1` for none. `energy` says that a meter
+    has a part in it: a comparison then needs the same sensors on both sides, and estimates are not judged.
+
     Of a metric of energy that another package adds, `uncertainty` is that of its sensor (k=2, in the metric's unit).
     Without it the figure's uncertainty is `None`, and no budget can be judged; comparisons can.
+
+    `formula`, `source` (the tool or paper that defines it) and `absent` (when it is `None`) are for readers.
     """
 
     of: Getter = field(kw_only=True)
