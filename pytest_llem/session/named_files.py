@@ -31,8 +31,8 @@ from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
+from pytest_llem.workload.build import texts_of_package
 from pytest_llem.workload.hub import cached_repository
-from pytest_llem.workload.registered import data_sets
 from pytest_llem.workload.texts import read_texts
 
 MAX_WHOLE_BYTES = 64 << 20
@@ -147,10 +147,12 @@ def _check_adapter(config: ExperimentConfig) -> None:
 
 def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
     settings = experiment.config.workload
-    if settings.dataset == SYNTHETIC or settings.dataset in data_sets():
+    if settings.dataset == SYNTHETIC:
         return
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
+        if texts_of_package(settings) is not None:
+            return
         here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
         if here and not expanded(settings.dataset).is_dir():
             _read(settings)

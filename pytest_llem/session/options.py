@@ -19,8 +19,7 @@ import pytest
 
 from pytest_llem.energy.registry import known_meters
 from pytest_llem.engines import engine_names
-from pytest_llem.errors import LlemError, SettingsError, StoreError, StudyError
-from pytest_llem.job.config import SYNTHETIC
+from pytest_llem.errors import SettingsError, StoreError, StudyError
 from pytest_llem.job.files import require_writable
 from pytest_llem.job.metric_names import registered_metrics
 from pytest_llem.job.report import RunnerName
@@ -35,7 +34,6 @@ from pytest_llem.study import Study, load_study
 from pytest_llem.study.limits import parse_fail_if
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS
 from pytest_llem.study.settings import ABOVE_STUDY, EffectiveSetting, Settings, load_settings, report_lines
-from pytest_llem.workload.build import texts_of_package
 
 INI_NAMES = ("out", "meter", "cycles", "order", "strict", "run", "baseline_dir")
 
@@ -243,7 +241,6 @@ def load_for_run(
         return runner_plans.spec(engine, study).name
 
     _require_possible(study, runner_of, distributed=distributed)
-    _require_data_sets(study)
     if not options.skip_preflight:
         require_named_files(study, runner_of)
     require_possible_servers(study, runner_of)
@@ -255,21 +252,6 @@ def load_for_run(
         except StoreError as error:
             raise StudyError(f"{path}:1:1: {error}", fix="measure it again with `llem aa`, or remove it") from None
     return study
-
-
-def _require_data_sets(study: Study) -> None:
-    """Raise `StudyError` where a data set of another package cannot be read: before anything is loaded or waits."""
-    seen: set[tuple[tuple[str, str], ...]] = set()
-    for experiment in study.experiments:
-        flat = experiment.flat_settings
-        own = tuple((path, repr(value)) for path, value in flat.items() if path.startswith("workload."))
-        if flat.get("workload.dataset", SYNTHETIC) == SYNTHETIC or own in seen:
-            continue
-        seen.add(own)
-        try:
-            texts_of_package(experiment.config.workload)
-        except LlemError as error:
-            raise StudyError(f"{study.locate('workload.dataset')}: {error.message}", fix=error.fix) from None
 
 
 class IsolationError(StudyError):

@@ -60,6 +60,8 @@ def read_texts(settings: WorkloadSettings, texts: Iterable[str | None] | None = 
 
 
 def _rows(settings: WorkloadSettings) -> Iterator[Row]:
+    if settings.dataset in registered.data_sets():
+        return registered.rows(settings)
     path = expanded(settings.dataset)
     suffix = path.suffix.lower()
     if suffix in TEXT_LINES:
@@ -80,7 +82,7 @@ def _rows(settings: WorkloadSettings) -> Iterator[Row]:
             f"workload.dataset {settings.dataset!r}: its ending {suffix or '(none)'} is none of a data set's",
             fix=f"use one of: {', '.join(DATA_FILES)}",
         )
-    return registered.rows(settings) if settings.dataset in registered.data_sets() else _hub_rows(settings)
+    return _hub_rows(settings)
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:

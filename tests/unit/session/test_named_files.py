@@ -15,6 +15,7 @@ from pytest_llem.errors import LlemError
 from pytest_llem.job.report import RunnerName
 from pytest_llem.session.named_files import require_named_files
 from pytest_llem.study import load_study
+from tests.installed import Site
 
 BUILTIN = "model: builtin:tiny-llama\n"
 PROMPTS = BUILTIN + "workload: {{dataset: {}, prompts: {}}}\n"
@@ -216,3 +217,12 @@ def test_every_problem_is_said_at_once_each_at_its_own_value(refused: Refused, t
     assert "bases/common.yaml:2:12: workload.dataset 'p.jsonl'" in said
     assert "fix: write ./bases/p.jsonl: a relative path starts at the study" in said
     assert said.count("fix: ") == 4
+
+
+def test_a_data_set_of_a_package_is_read_before_anything_runs(refused: Refused, site: Site) -> None:
+    source = "def few(settings):\n    yield 'one'\n\ndef broken(settings):\n    raise KeyError('colour')\n"
+    site.add("llem-few", source, datasets="few = llem_few:few\nbroken = llem_few:broken")
+    assert refused(PROMPTS.format("few", 1)) is None
+    assert "2:35: workload.dataset 'few' has 1 prompts, and 2 were" in str(refused(PROMPTS.format("few", 2)))
+    told = str(refused(PROMPTS.format("broken", 1)))
+    assert told.startswith("study.yaml:2:21: the data set 'broken' of llem-few 1.0 cannot be used: KeyError: 'colour'")

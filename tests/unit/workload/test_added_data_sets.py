@@ -10,6 +10,7 @@ from pytest_llem.containers.inputs import inputs_of, with_absolute_paths
 from pytest_llem.errors import LlemError, SettingsError, WorkloadError
 from pytest_llem.job.config import ExperimentConfig, WorkloadSettings
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
+from pytest_llem.job.request import Texts
 from pytest_llem.machine.environment import input_facts
 from pytest_llem.workload.build import build_workload, texts_of_package
 from pytest_llem.workload.tokenizer import TextOnly
@@ -78,10 +79,11 @@ def test_a_worker_without_the_package_gets_the_same_prompts(sums: Site, tmp_path
     assert build_workload(job.config.workload, TOKENIZER, job.texts) == here
 
 
-def test_it_is_neither_mounted_nor_downloaded(sums: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where a folder has its name."""
+def test_a_file_of_its_name_is_not_taken_for_it(sums: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither read, nor mounted into a container; and nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums").write_text("not this")
+    assert texts_of_package(settings()) == Texts(("0 and 1", "1 and 2"), 0)
     found = inputs_of(config(settings()))
     assert (found.mounts, found.downloads) == ((), ())
     assert with_absolute_paths(config(settings())).workload.dataset == "sums"
