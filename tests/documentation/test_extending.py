@@ -15,15 +15,18 @@ import pytest
 from tests.installed import files, install
 
 
-@pytest.fixture
-def folder(
-    tmp_path_factory: pytest.TempPathFactory, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The study alone, with the package installed elsewhere."""
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("site")
     install("extending.md", tmp_path_factory.mktemp("llem-extras"), target)
+    return target
+
+
+@pytest.fixture
+def folder(installed: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The study alone, with the package installed elsewhere."""
     (pytester.path / "extras.yaml").write_text(files("extending.md")["extras.yaml"], encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("LLEM_LEASE_DIR", str(pytester.path / "leases"))
     return pytester.path
 
