@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +54,11 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
         ("llem_experiment", str(report.experiment_id)),
         ("llem_verdict", str(report.status)),
     ]
-    for name in dict.fromkeys(row.metric for row in report.rows):
-        # The worse of a metric's budget and its comparison: a property has one value.
-        of_metric = replace(report, rows=tuple(row for row in report.rows if row.metric == name))
-        verdicts.append((f"llem_gate_{name}", str(of_metric.status)))
+    if report.baseline is not None:
+        verdicts.append(("llem_baseline", str(report.baseline.name)))
+    for row in report.rows:
+        kind = "budget" if row.kind == "budget" else "compare"
+        verdicts.append((f"llem_{kind}_{row.metric}", str(row.status)))
     of_experiment = experiment_properties(llem_session.results.figures(llem_experiment))
     _set_properties(request.node, [*verdicts, *of_experiment])
     if report.failed:

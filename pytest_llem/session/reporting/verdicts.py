@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 from pytest_llem.job.files import write_bytes
 from pytest_llem.results.gate_report import GateReport, gates_line
-from pytest_llem.results.run_verdict import RunFinding, explained, percent
+from pytest_llem.results.run_verdict import RunFinding, explained
+from pytest_llem.results.verdict_text import percent
 from pytest_llem.session.reporting.summary import annotation
 
 if TYPE_CHECKING:
