@@ -45,7 +45,7 @@ def test_a_limit_in_the_metrics_unit_is_answered_in_it() -> None:
         "rose by 0.1 s (90 % interval +0.09631 s to +0.1038 s), the limit is +0.05 s"
     )
     assert found("output_tokens_per_s", "-20/s", 0.5) == (
-        "fell by 50/s (90 % interval -50.93/s to -49.05/s), the limit is -20/s"
+        "fell by 50/s (90 % interval -50.92/s to -49.06/s), the limit is -20/s"
     )
 
 
