@@ -44,7 +44,7 @@ ESTIMATED = "*"
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column: its head, a cell per experiment, and `before` and `after` of a cell that stands without its head."""
 
     head: str
@@ -68,12 +68,12 @@ class Table:
     """A study's experiments: what all share, what tells them apart, the figures, and more where there is room."""
 
     shared: tuple[str, ...]
-    names: tuple[Column, ...]
-    figures: tuple[Column, ...]
-    further: tuple[Column, ...]
+    names: tuple[TableColumn, ...]
+    figures: tuple[TableColumn, ...]
+    further: tuple[TableColumn, ...]
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[TableColumn, ...]:
         """All of them."""
         return (*self.names, *self.figures, *self.further)
 
@@ -113,11 +113,11 @@ def _wrapped(parts: Sequence[str], width: int, indent: str) -> Iterator[str]:
         yield line
 
 
-def _width(columns: Sequence[Column]) -> int:
+def _width(columns: Sequence[TableColumn]) -> int:
     return sum(column.width for column in columns) + len(GAP) * max(0, len(columns) - 1)
 
 
-def _fitted(columns: Sequence[Column], width: int) -> list[Column] | None:
+def _fitted(columns: Sequence[TableColumn], width: int) -> list[TableColumn] | None:
     """The columns cut to a width, the widest first; `None` where values would not stay distinct."""
     fitted = list(columns)
     while fitted and _width(fitted) > width:
@@ -155,19 +155,19 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     )
 
 
-def _names(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> tuple[list[str], list[Column]]:
+def _names(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> tuple[list[str], list[TableColumn]]:
     """What all experiments share, and the columns that tell them apart: the axes, or the ids where these do not."""
     kinds = {row.model for row in rows} - {None}, {row.engine for row in rows} - {None}
     shared = [str(*kind) for kind in kinds if len(kind) == 1]
-    names: list[Column] = []
+    names: list[TableColumn] = []
     axes = plan.study_axes()
     if not axes.tells_apart(row.experiment_id for row in rows):
-        return shared, [Column("experiment", tuple(row.experiment_id for row in rows), left=True)]
+        return shared, [TableColumn("experiment", tuple(row.experiment_id for row in rows), left=True)]
     for axis in axes.axes:
         values = [axes.point(row.experiment_id).get(axis.name) for row in rows]
         cells = tuple("-" if value is None else _text(value) for value in values)
         if len(set(cells)) > 1:
-            names.append(Column(axis.title, cells, before=axis.title, left=not axis.ordered))
+            names.append(TableColumn(axis.title, cells, before=axis.title, left=not axis.ordered))
         elif cells[0] not in ("-", *shared):
             shared.append(f"{axis.title} {cells[0]}")
     return shared, names
@@ -177,7 +177,7 @@ def _text(value: JsonValue) -> str:
     return value if isinstance(value, str) else text_of(value)
 
 
-def _figure(name: str, rows: Sequence[ExperimentSummary]) -> Column:
+def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     """A metric's column: one SI prefix for all its cells, and a mark where the energy is an estimate."""
     before, unit, after = _words(name)
     found = [row.metrics.get(name) for row in rows]
@@ -193,7 +193,7 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> Column:
     estimated = is_energy(name) and any(row.measured is False and row.metrics for row in rows)
     whole = f"{PREFIXES[exponent] if unit else ''}{unit}{after}"
     head = (f"{before} ({whole})" if before and whole else before or whole) + ESTIMATED * estimated
-    return Column(head, cells, before, whole + ESTIMATED * estimated)
+    return TableColumn(head, cells, before, whole + ESTIMATED * estimated)
 
 
 def _words(name: str) -> tuple[str, str, str]:
@@ -204,11 +204,11 @@ def _words(name: str) -> tuple[str, str, str]:
     return name.removesuffix(f"_{unit.lower()}") if unit in PREFIXED else name, unit, ""
 
 
-def _valid(rows: Sequence[ExperimentSummary]) -> Column:
-    return Column("valid", tuple(f"{row.cycles_valid}/{row.cycles_total}" for row in rows), after="valid")
+def _valid(rows: Sequence[ExperimentSummary]) -> TableColumn:
+    return TableColumn("valid", tuple(f"{row.cycles_valid}/{row.cycles_total}" for row in rows), after="valid")
 
 
-def _spread(headline: str, rows: Sequence[ExperimentSummary]) -> Iterator[Column]:
+def _spread(headline: str, rows: Sequence[ExperimentSummary]) -> Iterator[TableColumn]:
     """The interquartile range of the headline over the cycles, relative to it; none where no row has one."""
     found = [row.metrics.get(headline) for row in rows]
     cells = tuple(
@@ -216,4 +216,4 @@ def _spread(headline: str, rows: Sequence[ExperimentSummary]) -> Iterator[Column
         for each in found
     )
     if set(cells) != {"-"}:
-        yield Column(SPREAD, cells, SPREAD)
+        yield TableColumn(SPREAD, cells, SPREAD)
