@@ -145,7 +145,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
     verb.add_argument("--baseline", type=Path, help="a run to compare with")
     verb.add_argument("--title", help="the page's title")
-    verb.add_argument("--figures", type=Path, metavar="DIR", help="also write the charts as svg, png and pdf")
+    verb.add_argument(
+        "--figures", type=Path, metavar="DIR", help="also write the charts as svg, pdf and png, with captions.md"
+    )
     verb.set_defaults(run="pytest_llem.results.commands:report")
 
     verb = verbs.add_parser("export", help="write results in another tool's format")

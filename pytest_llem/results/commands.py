@@ -27,7 +27,7 @@ from pytest_llem.results.reading import (
     measurement_id,
     shared_measurements,
 )
-from pytest_llem.results.report.charts import write_figures
+from pytest_llem.results.report.charts.figures import write_figures
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.terminal import counted, show
 from pytest_llem.study.limits import FailIf, parse_fail_if

@@ -31,6 +31,7 @@ from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
+from pytest_llem.workload.build import texts_of_package
 from pytest_llem.workload.hub import cached_repository
 from pytest_llem.workload.texts import read_texts
 
@@ -148,8 +149,6 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
     settings = experiment.config.workload
     if settings.dataset == SYNTHETIC:
         return
-    from pytest_llem.workload.build import texts_of_package  # imports what only measuring needs
-
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
         if texts_of_package(settings) is not None:

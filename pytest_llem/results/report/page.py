@@ -19,7 +19,7 @@ from pytest_llem.results.compare import ComparedMetric, compare
 from pytest_llem.results.reading import load
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
-from pytest_llem.results.report.charts import Chart, charts
+from pytest_llem.results.report.charts import Chart, charts, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.evidence import environments, methods, validity
@@ -30,6 +30,7 @@ from pytest_llem.results.terminal import ShowProgress, silent
 
 NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
+TOO_LARGE = '<p class="muted">This chart has too many points to be drawn without JavaScript.</p>'
 
 
 def write_report(
@@ -95,8 +96,8 @@ def _render(
 
 def _charts(charts: Iterable[Chart]) -> str:
     figures = [
-        f'<figure><h3>{escape(chart.title)}</h3><div class="chart" data-chart="{chart.id}"></div>'
-        f"<figcaption>{escape(chart.description)}</figcaption></figure>"
+        f'<figure><h3>{escape(chart.title)}</h3><div class="chart" data-chart="{chart.id}">{svg_of(chart) or TOO_LARGE}'
+        f"</div><figcaption>{escape(chart.description)}</figcaption></figure>"
         for chart in charts
     ]
     return f'<div class="grid">{"".join(figures)}</div>'

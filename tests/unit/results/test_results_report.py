@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,12 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import rebuild_manifest
-from pytest_llem.results.report.charts import charts, write_figures
+from pytest_llem.results.report.charts import charts
+from pytest_llem.results.report.charts.figures import write_figures
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
-from pytest_llem.results.terminal import plus_minus, significant
+from pytest_llem.results.terminal import plus_minus
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -137,7 +139,7 @@ def test_a_cell_states_the_expanded_uncertainty_and_bars_span_it(out: Path, tmp_
     page = (tmp_path / "report.html").read_text()
     assert ">mJ/token<" in page
     assert f">{plus_minus(energy.value * 1000, energy.uncertainty * 1000)}<" in page
-    assert f">{significant(energy.spread * 1000, 2)}<" in page
+    assert f">{energy.spread * 1000:.2g}<" in page
     assert (alone.n, alone.spread) == (2, None)
     (drawn,) = (chart for chart in charts(content) if chart.id == "cycles")
     ends = [(entry["low"], entry["high"]) for entry in drawn.rows if entry["key"] == row.key]
@@ -220,13 +222,17 @@ def test_the_table_of_figures_says_that_energy_was_estimated(out: Path, tmp_path
     assert said in page.read_text()
 
 
-def test_figures_are_vector_and_bitmap(out: Path, tmp_path: Path) -> None:
+def test_figures_are_vector_and_bitmap_with_captions(out: Path, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="figures need the extra `report`")
     files = write_figures([out / "now"], tmp_path / "figures")
-    assert {file.suffix for file in files} == {".svg", ".png", ".pdf"}
-    assert all(file.read_text().lstrip().startswith("<svg") for file in files if file.suffix == ".svg")
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
-    assert all(file.read_bytes().startswith(b"%PDF") for file in files if file.suffix == ".pdf")
+    by_suffix = {suffix: [file for file in files if file.suffix == suffix] for suffix in (".svg", ".png", ".pdf")}
+    assert {len(figures) for figures in by_suffix.values()} == {6}
+    for file in by_suffix[".svg"]:
+        assert re.match(r'<svg [^>]*width="(241|504)pt"', file.read_text())
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in by_suffix[".png"])
+    assert all(file.read_bytes().startswith(b"%PDF") for file in by_suffix[".pdf"])
+    captions = (tmp_path / "figures" / "captions.md").read_text()
+    assert re.findall(r"^\*\*(.+?)\*\*", captions, re.MULTILINE) == [file.stem for file in by_suffix[".svg"]]
 
 
 @pytest.mark.parametrize("raw", [b"PAR1 not parquet", b""])

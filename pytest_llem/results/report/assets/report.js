@@ -120,6 +120,7 @@
     axis: { labelColor: colour("--text"), titleColor: colour("--text"), gridColor: colour("--line"),
       domainColor: colour("--line"), tickColor: colour("--line") },
     legend: { labelColor: colour("--text"), titleColor: colour("--text"), orient: "top",
+      layout: { top: { anchor: "start", direction: "vertical" } },
       symbolBaseFillColor: colour("--muted"), symbolBaseStrokeColor: colour("--muted") },
     text: { color: colour("--text") }, font: "system-ui, sans-serif", mark: { color: colour("--accent") },
   });

@@ -1,0 +1,26 @@
+"""The charts of a report as Vega-Lite specifications: which there are, and in which order.
+
+`page` shows them, and `figures` writes them for a paper. A chart is a function of the experiments and of the size that
+it is made for; one without rows is left out.
+"""
+
+from __future__ import annotations
+
+from pytest_llem.results.report.charts.bands import cycles, latency, split
+from pytest_llem.results.report.charts.by_value import value_charts
+from pytest_llem.results.report.charts.chart import PAGE, Chart, Size
+from pytest_llem.results.report.charts.drawing import svg_of
+from pytest_llem.results.report.charts.effect import effect_charts
+from pytest_llem.results.report.charts.pareto import pareto
+from pytest_llem.results.report.charts.points import Experiments
+from pytest_llem.results.report.charts.power import power_spec
+from pytest_llem.results.report.content import Content
+
+__all__ = ["Chart", "Size", "charts", "power_spec", "svg_of"]
+
+
+def charts(content: Content, size: Size = PAGE) -> list[Chart]:
+    """The charts for which there is data."""
+    of = Experiments(content, size)
+    first = [*value_charts(of, size), *effect_charts(of, size), pareto(of, size)]
+    return [chart for chart in (*first, cycles(of, size), split(of, size), latency(of, size)) if chart.rows]

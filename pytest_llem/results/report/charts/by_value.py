@@ -1,0 +1,76 @@
+"""The chart of a study's headline along its most varied axis of numbers, with a line for each point on the other axes.
+
+`charts` makes it. It shows the values that the ratios of `effect` are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.report.charts.chart import Chart, Rows, Size, Spec, interval, tooltip
+from pytest_llem.results.report.charts.points import Experiments, identity
+from pytest_llem.results.report.charts.scales import continuous, swept, unit_of
+from pytest_llem.results.report.content import ExperimentRow
+from pytest_llem.study.model import SweptAxis
+
+ASPECT = 0.55
+"""Height over width. Chosen: about the golden section."""
+
+
+def value_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
+    """One for each study that varies a number."""
+    for study in experiments.studies:
+        metric = experiments.headline([study])
+        rows = [row for row in experiments.rows if row.study == study and metric in row.metrics]
+        numeric = [axis for axis in experiments.axes(study) if axis.ordered]
+        counted = [(len({row.point.get(axis.name) for row in rows} - {None}), axis) for axis in numeric]
+        count, axis = max(counted, key=lambda entry: entry[0], default=(0, None))
+        if axis is not None and count > 1:
+            shown = [row for row in rows if row.point.get(axis.name) is not None]
+            yield _chart(experiments, study, shown, axis, metric, size)
+
+
+def _chart(
+    experiments: Experiments, study: str, shown: Sequence[ExperimentRow], axis: SweptAxis, metric: str, size: Size
+) -> Chart:
+    marks = experiments.marks([row.key for row in shown], apart=[axis.name])
+    unit = unit_of(metric, [row.metrics[metric].value for row in shown])
+    rows: Rows = []
+    for row in shown:
+        low, high = map(unit.of, interval(row.metrics[metric]))
+        others = sorted((name, str(value)) for name, value in row.point.items() if name != axis.name)
+        point: Spec = {
+            "x": row.point[axis.name],
+            "y": row.metrics[metric].value * unit.factor,
+            "low": low,
+            "high": high,
+        }
+        line: Spec = {"line": f"{row.run} {others}", "label": experiments.labels[row.key]}
+        rows.append({**identity(row), **point, **line, **marks.fields(row.key)})
+    x = swept("x", axis, [row.point[axis.name] for row in shown])
+    y = continuous("y", unit.title, [row.metrics[metric].value * unit.factor for row in shown])
+    joined: Spec = {"x": x, "detail": {"field": "line"}}
+    if "color" in marks.encoding:
+        joined["color"] = marks.encoding["color"]
+    titles = tooltip(label="experiment", run="run", y=unit.title, low="low", high="high")
+    bar: Spec = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    points: Spec = {"type": "point", "filled": True, "opacity": 1, "size": 3.5 * size.font}
+    layers: list[JsonValue] = [
+        {"mark": {"type": "line", "strokeWidth": 1.2}, "encoding": {**joined, "y": y}},
+        {"mark": {"type": "rule", "opacity": 0.6}, "encoding": {**joined, **bar}},
+        {"mark": points, "encoding": {"x": x, "y": y, **marks.encoding, "tooltip": titles}},
+    ]
+    text = (
+        f"{unit.name} by {axis.title}: the mean over each experiment's valid cycles with its expanded uncertainty "
+        f"(95 %). {marks.words}{experiments.without(metric, [study])}"
+    )
+    return Chart(
+        f"by-{experiments.within(study, axis.name)}",
+        f"{unit.name} by {experiments.within(study, axis.title)}",
+        text.strip(),
+        {"height": round(size.width * ASPECT), "layer": layers},
+        rows,
+        (metric,),
+        (study,),
+    )

@@ -1,0 +1,90 @@
+"""Draws a chart as SVG for the page, and completes its specification for any drawing.
+
+The page shows the SVG where there is no JavaScript; `figures` draws through `document`. vl-convert, of the extra
+`report`, is the only renderer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.report.charts.bands import MAX_BANDS
+from pytest_llem.results.report.charts.chart import GREY, PAGE, PALETTE, Chart, Rows, Size, Spec
+
+MAX_ROWS = 2000
+"""Of a drawing. Chosen: more points are a cloud, and take a second to draw."""
+MAX_BYTES = 400_000
+"""Of a drawing. Chosen: a page of ten of them loads in a second; larger ones hold more points than can be seen."""
+INK = "#010203"
+"""Stands for the colour of the text around the drawing, which a page's theme decides."""
+FONT = "Helvetica, Arial, sans-serif"
+
+
+def svg_of(chart: Chart) -> str | None:
+    """The chart as SVG to put into HTML, in the colour of the text around it, as wide as its box at most.
+
+    `None` without the extra `report`, and for a chart of more points than a drawing should hold.
+    """
+    try:
+        import vl_convert
+    except ImportError:
+        return None
+    rows = shown(chart)
+    if len(rows) > MAX_ROWS:
+        return None
+    svg = str(vl_convert.vegalite_to_svg(json.dumps(document(chart, PAGE, ink=INK, rows=rows))))
+    svg = svg.replace(INK, "currentColor")
+    name = re.sub(r"\W", "-", chart.id)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # within HTML it has its name space
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = svg.replace("<svg ", '<svg role="img" style="width:100%;max-width:40rem;height:auto" ', 1)
+    return svg if len(svg) <= MAX_BYTES else None
+
+
+def experiments_of(chart: Chart) -> list[str]:
+    """The keys of the experiments that the rows belong to."""
+    return list(dict.fromkeys(str(row["key"]) for row in chart.rows))
+
+
+def shown(chart: Chart) -> Rows:
+    """The rows that are drawn: of a chart with a row per experiment, those of the first `MAX_BANDS`."""
+    if chart.step is None:
+        return chart.rows
+    keys = set(experiments_of(chart)[:MAX_BANDS])
+    return [row for row in chart.rows if row["key"] in keys]
+
+
+def document(
+    chart: Chart, size: Size, *, ink: str = "black", background: str | None = None, rows: Rows | None = None
+) -> Spec:
+    """The chart as a complete Vega-Lite document with its data."""
+    text: Spec = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    fonts: Spec = {"labelFontSize": size.font - 0.5, "titleFontSize": size.font}
+    axis: Spec = {"gridColor": GREY, "gridOpacity": 0.25, "gridWidth": 0.5, "domainColor": GREY, "tickColor": GREY}
+    layout: Spec = {"top": {"anchor": "start", "direction": "vertical", "margin": 1}}
+    symbols: Spec = {"symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY, "symbolSize": 4 * size.font}
+    key: Spec = {"orient": "top", "offset": 4, "rowPadding": 1, "columnPadding": 6, "layout": layout, **symbols}
+    config: Spec = {
+        "font": FONT,
+        "aria": False,
+        "view": {"stroke": None},
+        "axis": {**axis, **text, **fonts, "labelLimit": 0},
+        "legend": {**key, **text, **fonts, "labelLimit": 0},
+        "text": {"color": ink},
+        "mark": {"color": PALETTE[0]},
+    }
+    values: list[JsonValue] = [dict(row) for row in (shown(chart) if rows is None else rows)]
+    return {
+        **chart.spec,
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "width": size.width,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "padding": {"left": 2, "top": 2, "right": 10, "bottom": 2},
+        "background": background,
+        "description": chart.description,
+        "data": {"name": "table", "values": values},
+        "config": config,
+    }
