@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.job.metric_names import registered_metrics
-from pytest_llem.workload.build import texts_of_package
 from pytest_llem.workload.registered import data_sets
+from pytest_llem.workload.texts import texts_of_package
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

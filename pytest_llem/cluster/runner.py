@@ -41,7 +41,7 @@ from pytest_llem.runners.announcement import progress_of
 from pytest_llem.runners.breaker import LASTING
 from pytest_llem.runners.protocol import OnEvent, ParallelCycles, PreflightReport, ReuseTarget, Runner, RunnerSettings
 from pytest_llem.study.runner_settings import RaySettings
-from pytest_llem.workload.build import texts_of_package
+from pytest_llem.workload.texts import texts_of_package
 
 POLL_S = 0.5
 """Chosen: how soon an interruption is noticed."""

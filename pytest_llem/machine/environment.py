@@ -28,9 +28,10 @@ from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
-from pytest_llem.workload.build import resolve_alias, texts_of_package
+from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_commit
 from pytest_llem.workload.registered import data_sets
+from pytest_llem.workload.texts import texts_of_package
 
 PACKAGES = (
     "accelerate",

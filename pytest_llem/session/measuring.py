@@ -39,7 +39,7 @@ from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.run import RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.study import Study
-from pytest_llem.workload.build import texts_of_package
+from pytest_llem.workload.texts import texts_of_package
 
 
 class Measurer:

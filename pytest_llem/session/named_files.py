@@ -31,9 +31,8 @@ from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
-from pytest_llem.workload.build import texts_of_package
 from pytest_llem.workload.hub import cached_repository
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.texts import read_texts, texts_of_package
 
 MAX_WHOLE_BYTES = 64 << 20
 """A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""

@@ -12,14 +12,13 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Request, Texts
-from pytest_llem.workload.registered import ALIASES, data_sets
+from pytest_llem.workload.registered import ALIASES
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
@@ -84,14 +83,6 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Text
     cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
     before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
     return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), texts.skipped)
-
-
-@lru_cache(maxsize=4)
-def texts_of_package(settings: WorkloadSettings) -> Texts | None:
-    """The texts of a data set that another package adds, for workers without it; `None` for any other data set."""
-    if settings.dataset == SYNTHETIC or settings.dataset not in data_sets():
-        return None
-    return read_dataset(settings)
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
-from pytest_llem.job.config import DATA_FILES, JSON_LINES, PARQUET, TEXT_LINES, WorkloadSettings
+from pytest_llem.job.config import DATA_FILES, JSON_LINES, PARQUET, SYNTHETIC, TEXT_LINES, WorkloadSettings
 from pytest_llem.job.files import expanded, open_regular, parse_json
+from pytest_llem.job.request import Texts
 from pytest_llem.workload import registered
 from pytest_llem.workload.hub import hub_obstacle
 
@@ -83,6 +84,15 @@ def _rows(settings: WorkloadSettings) -> Iterator[Row]:
             fix=f"use one of: {', '.join(DATA_FILES)}",
         )
     return _hub_rows(settings)
+
+
+@lru_cache(maxsize=4)
+def texts_of_package(settings: WorkloadSettings) -> Texts | None:
+    """The texts of a data set that another package adds, for workers without it; `None` for any other data set."""
+    if settings.dataset == SYNTHETIC or settings.dataset not in registered.data_sets():
+        return None
+    texts, skipped = read_texts(settings)
+    return Texts(tuple(texts), skipped)
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:

@@ -12,7 +12,8 @@ from pytest_llem.job.config import ExperimentConfig, WorkloadSettings
 from pytest_llem.job.job import Deadlines, DeviceSet, Job, JobDir, MeterSettings, load_job
 from pytest_llem.job.request import Texts
 from pytest_llem.machine.environment import input_facts
-from pytest_llem.workload.build import build_workload, texts_of_package
+from pytest_llem.workload.build import build_workload
+from pytest_llem.workload.texts import texts_of_package
 from pytest_llem.workload.tokenizer import TextOnly
 from tests.installed import Site
 
