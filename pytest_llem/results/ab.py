@@ -21,7 +21,7 @@ from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
 from pytest_llem.results.commands import fail_if
 from pytest_llem.results.comparability import common_conditions, flat_settings, settings_differences
-from pytest_llem.results.gate_report import GateReport, gates_line
+from pytest_llem.results.gate_report import GateReport, gates_line, word
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import SIDES, judge_in_turn
 from pytest_llem.results.layout import run_directories
@@ -144,6 +144,7 @@ def lines(found: InTurn) -> Iterator[str]:
     yield f"A, then B, in turn: {found.cycles} cycles each"
     for report in found.reports:
         yield ""
+        yield f"{report.study}[{report.experiment_id}]: {word(report.status)}"
         yield report.text()
         yield from (f"differs: {text}" for text in found.differs[report.experiment_id])
     if found.missing:

@@ -7,7 +7,7 @@ fields are only added, with defaults.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.gates import Status
 from pytest_llem.results.terminal import table
+from pytest_llem.results.verdict_text import change, in_unit
 
-VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "ratio", "interval", "limit")
+VERDICT_HEAD = ("gate", "verdict", "baseline", "now", "change", "interval", "limit")
 GATE = "gate.json"
 WORDS: dict[Status, str] = {
     "pass": "passed",
@@ -25,8 +26,8 @@ WORDS: dict[Status, str] = {
     "inconclusive": "inconclusive",
     "not_comparable": "not comparable",
 }
-SHOWN_CAUSES = 3
-"""Different causes that the line of gates names. Chosen: it stays one line, and each gate has its own in full."""
+SHOWN = 3
+"""Experiments or causes that the line of gates names. Chosen: it stays one line, and each gate has its own in full."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,29 @@ class GateRow:
     common: float | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of `VERDICT_HEAD`."""
-        bounds = self.ci_low is not None and self.ci_high is not None
+        """The row as text in the sign and unit of its limit, in the order of `VERDICT_HEAD`."""
+        budget, low, high = self.kind == "budget", self.ci_low, self.ci_high
+
+        def said(ratio: float) -> str:
+            if budget:
+                return in_unit(self.metric, ratio * float(self.limit.split()[-1]))
+            return change(self.metric, ratio, None if self.limit.endswith("%") else self.baseline)
+
         return (
             self.metric,
             word(self.status),
-            _value(self.baseline),
-            _value(self.current),
-            _value(self.ratio),
-            f"{self.ci_low:.4g} .. {self.ci_high:.4g}" if bounds else "-",
+            "-" if self.baseline is None else in_unit(self.metric, self.baseline),
+            "-" if self.current is None else in_unit(self.metric, self.current),
+            "-" if self.ratio is None or budget else said(self.ratio),
+            "-" if low is None or high is None else f"{said(low)} .. {said(high)}",
             self.limit,
         )
+
+    def sentence(self) -> str:
+        """What was found: `output_tokens_per_s fell by 88.5 % (...), the limit is -30 %`, or why nothing could be."""
+        if self.ratio is None:
+            return f"{self.metric}: {word(self.status)}: {self.reason}"
+        return f"{self.metric} {self.reason}"
 
     def cause(self) -> str:
         """Why it could not be judged, in a few words that gates of one cause share."""
@@ -94,6 +107,16 @@ class BaselineNamed:
 
     name: str
     runs: tuple[RunOfBaseline, ...] = ()
+
+    def __str__(self) -> str:
+        """`main (3 runs, the newest of 2026-11-01, commit 4f2a91c)`."""
+        if not self.runs:
+            return f"{self.name} (no run)"
+        newest = max(self.runs, key=lambda run: run.started_at or "")
+        of = f" of {newest.started_at[:10]}" if newest.started_at else ""
+        several = f"{len(self.runs)} runs, the newest{of}" if len(self.runs) > 1 else f"1 run{of}"
+        changed = " with changes" if newest.dirty else ""
+        return f"{self.name} ({several}{f', commit {newest.commit[:7]}{changed}' if newest.commit else ''})"
 
 
 @dataclass(frozen=True)
@@ -125,41 +148,52 @@ class GateReport:
         return "; ".join(f"{row.metric}: {word(row.status)}: {row.reason}" for row in unjudged)
 
     def text(self) -> str:
-        """The verdicts as a short table with the reasons below."""
-        reasons = [f"{row.metric}: {row.reason}" for row in self.rows if row.status != "pass"]
+        """What failed first, in sentences, then all verdicts as a table, and what they are held against."""
+        failed = [row.sentence() for row in self.rows if row.status == "fail"]
+        others = [row.sentence() for row in self.rows if row.status not in ("fail", "pass")]
         bases = dict.fromkeys(row.basis for row in self.rows if row.status == "fail" and row.basis)
-        title = f"{self.study}[{self.experiment_id}]: {word(self.status)}"
-        return "\n".join([title, *table(VERDICT_HEAD, [row.cells() for row in self.rows]), *reasons, *bases])
+        against = [f"baseline {self.baseline}"] if self.baseline is not None else []
+        return "\n".join([*failed, *others, *table(VERDICT_HEAD, [row.cells() for row in self.rows]), *against, *bases])
 
 
 def gates_line(reports: Iterable[GateReport]) -> str:
-    """`gates: 3 passed, 1 failed, 2 not comparable (batch_size 4 -> 1)`."""
+    """`gates: 3 passed, 1 failed (batch_size:4), 2 not comparable (batch_size 4 -> 1); baseline main (1 run)`."""
+    reports = list(reports)
     rows = [row for report in reports for row in report.rows]
     parts = []
     for status, shown in WORDS.items():
-        of_status = [row for row in rows if row.status == status]
-        if of_status:
-            causes = Counter(row.cause() for row in of_status) if status in ("inconclusive", "not_comparable") else {}
-            parts.append(f"{len(of_status)} {shown}{_causes(causes)}")
-    return f"gates: {', '.join(parts) or 'none judged'}"
+        count = sum(row.status == status for row in rows)
+        if count:
+            parts.append(f"{count} {shown}{_which(status, reports)}")
+    baselines = [report.baseline for report in reports if report.baseline is not None]
+    runs = {run.run_id: run for baseline in baselines for run in baseline.runs}
+    named = BaselineNamed(baselines[0].name, tuple(runs.values())) if baselines else None
+    return f"gates: {', '.join(parts) or 'none judged'}" + ("" if named is None else f"; baseline {named}")
 
 
-def _causes(causes: Counter[str] | dict[str, int]) -> str:
-    if not causes:
+def _which(status: Status, reports: Sequence[GateReport]) -> str:
+    """In brackets, the experiments that failed, or why others could not be judged."""
+    if status == "pass":
         return ""
-    named = sorted(causes.items(), key=lambda entry: -entry[1])
-    shown = [cause if len(named) == 1 else f"{count} {cause}" for cause, count in named[:SHOWN_CAUSES]]
-    more = [f"{len(named) - SHOWN_CAUSES} other causes"] if len(named) > SHOWN_CAUSES else []
+    of_status = [(report, row) for report in reports for row in report.rows if row.status == status]
+    if status == "fail":
+        several = len({report.study for report in reports}) > 1
+        named = list(
+            dict.fromkeys(
+                f"{each.study}[{each.experiment_id}]" if several else each.experiment_id for each, _ in of_status
+            )
+        )
+        more = [f"{len(named) - SHOWN} more"] if len(named) > SHOWN else []
+        return f" ({', '.join([*named[:SHOWN], *more])})"
+    causes = Counter(row.cause() for _, row in of_status).most_common()
+    shown = [cause if len(causes) == 1 else f"{count} {cause}" for cause, count in causes[:SHOWN]]
+    more = [f"{len(causes) - SHOWN} other causes"] if len(causes) > SHOWN else []
     return f" ({'; '.join([*shown, *more])})"
 
 
 def word(status: str) -> str:
     """A verdict as a word."""
     return status.replace("_", " ")
-
-
-def _value(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def write_gate(experiment_directory: Path, report: GateReport) -> None:

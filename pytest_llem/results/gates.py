@@ -24,7 +24,8 @@ class Verdict:
     """A gate's answer.
 
     `ratio` is current over baseline (for a budget: value over limit) with its one-sided bounds, each at level alpha;
-    all three are `None` where the values allow no estimate, and `reason` says why.
+    all three are `None` where the values allow no estimate, and `reason` says why. `note` is what `reason` ends with
+    where the bounds are those of cycles that follow one another.
     """
 
     status: Status
@@ -32,6 +33,7 @@ class Verdict:
     ci_low: float | None
     ci_high: float | None
     reason: str
+    note: str = ""
 
 
 def judge_ratio(
@@ -60,12 +62,11 @@ def judge_runs(
     resolution: float | None = None,
     correlated: bool = False,
     spread: RunSpread | None = None,
-    inverse: bool = False,
 ) -> Verdict:
     """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
     `correlated` says that the cycles of a run shared one loaded engine; `spread` is what equal runs differ by, where
-    that was measured. `inverse`: the values are those of a metric's inverse, and the reason speaks of the metric.
+    that was measured.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -77,7 +78,7 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin, inverse)
+    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin)
 
 
 def judge_pairs(
@@ -87,7 +88,6 @@ def judge_pairs(
     *,
     alpha: float = 0.05,
     resolution: float | None = None,
-    inverse: bool = False,
 ) -> Verdict:
     """`judge_ratio` for cycles measured in turn: the first of one side beside the first of the other, and so on.
 
@@ -102,7 +102,7 @@ def judge_pairs(
         problem = f"there are {len(current)} pairs of valid cycles, a verdict needs {MIN_CYCLES}"
     if problem:
         return unjudged(problem)
-    return _judged(paired_interval(baseline, current, alpha), limit, margin, inverse)
+    return _judged(paired_interval(baseline, current, alpha), limit, margin)
 
 
 def judge_budget(
@@ -130,8 +130,6 @@ def judge_budget(
     else:
         beyond, within = interval.high < limit, interval.low >= limit
     shown = f"between {interval.low:.4g} and {interval.high:.4g}"
-    if systematic:
-        shown += f" (with {100 * systematic:.1f} % for gain and sensor)"
     side = "at most" if upper else "at least"
     if beyond:
         return _verdict("fail", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
@@ -150,11 +148,10 @@ def inverted(limit: float) -> float:
     return 1 / (1 + limit) - 1
 
 
-def _judged(interval: LogInterval, limit: float, margin: float, inverse: bool) -> Verdict:
-    def change(ratio: float) -> str:
-        return f"{(1 / ratio if inverse else ratio) - 1:+.1%}"
-
-    least, most, stated, excluded = map(change, (interval.low, interval.high, 1 + limit, 1 + limit + margin))
+def _judged(interval: LogInterval, limit: float, margin: float) -> Verdict:
+    least, most, stated, excluded = (
+        f"{ratio - 1:+.1%}" for ratio in (interval.low, interval.high, 1 + limit, 1 + limit + margin)
+    )
     if interval.low > 1 + limit:
         return _verdict("fail", interval, 1.0, f"worse by at least {least}, the limit is {stated}")
     if interval.high < 1 + limit + margin:
@@ -170,11 +167,11 @@ def _judged(interval: LogInterval, limit: float, margin: float, inverse: bool) -
 
 
 def _verdict(status: Status, interval: LogInterval, scale: float, reason: str) -> Verdict:
+    note = ""
     if interval.autocorrelation is not None:
-        reason += (
-            f"; cycles follow one another (correlation {interval.autocorrelation:.1f}), the bounds are wider for it"
-        )
-    return Verdict(status, interval.value / scale, interval.low / scale, interval.high / scale, reason)
+        note = f"; cycles follow one another (correlation {interval.autocorrelation:.1f}), the bounds are wider for it"
+    low, high = interval.low / scale, interval.high / scale
+    return Verdict(status, interval.value / scale, low, high, reason + note, note)
 
 
 def _check(limit: float, margin: float, alpha: float) -> None:

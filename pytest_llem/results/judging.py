@@ -39,6 +39,7 @@ from pytest_llem.results.statistics import (
     relative_half_width,
 )
 from pytest_llem.results.uncertainty import systematic_rel
+from pytest_llem.results.verdict_text import budgeted, compared
 from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 from pytest_llem.study.model import Execution
 
@@ -126,6 +127,7 @@ def _budget_row(
     correlated = valid[0].runner.isolation in CORRELATED
     upper = budget.op.startswith("<")
     verdict = judge_budget(values, budget.limit, upper=upper, alpha=alpha, systematic=systematic, correlated=correlated)
+    verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
     row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
     return replace(row, limit_ratio=1.0, autocorrelation=None if correlated else _autocorrelation([values]))
 
@@ -174,6 +176,7 @@ def _ratio_row(
     correlated = valid[0].runner.isolation in CORRELATED
     spread = repeatability.of(measure.name, now) if repeatability is not None else None
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
+    verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha))
     return replace(
         _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values)),
         limit_ratio=1 + relative.limit,
@@ -209,13 +212,15 @@ def judge_in_turn(
         firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
         conditions = common_conditions(before), common_conditions(now)
         gains = before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel
-        relative = limit.relative_to(centre(firsts) or 1.0)
+        before_all = centre(firsts)
+        relative = limit.relative_to(before_all or 1.0)
         problems = differences(*conditions, is_energy(measure.name), relative.limit, gains, {*SIDES, *comparison.allow})
         if problems:
             rows.append(_not_comparable(limit, "; ".join(problems)))
             continue
         verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, paired=True)
-        row = _row(limit.metric, "comparison", limit_text(limit), verdict, lost, centre(firsts), centre(seconds))
+        verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before_all, comparison.alpha))
+        row = _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before_all, centre(seconds))
         rows.append(replace(row, limit_ratio=1 + relative.limit, basis=f"{len(pairs)} pairs of cycles in turn"))
     return GateReport(now[0].study, now[0].experiment.id, tuple(rows), strict)
 
@@ -258,7 +263,7 @@ def judge_change(
     inverse = measure.higher_is_better and all(value > 0 for run in (*runs, values) for value in run)
 
     def judge(before: Sequence[Sequence[float]], now: Sequence[float], change: float) -> Verdict:
-        stated: Any = {"alpha": alpha, "resolution": limit.resolution, "inverse": inverse}
+        stated: Any = {"alpha": alpha, "resolution": limit.resolution}
         if paired:
             return judge_pairs(before[0], now, change, **stated)
         return judge_runs(before, now, change, correlated=correlated, spread=spread, **stated)
@@ -307,10 +312,14 @@ def _row(
     return GateRow(
         metric=name,
         kind=kind,
+        status=verdict.status,
         limit=limit,
         baseline=baseline,
         current=current,
-        **{**vars(verdict), "reason": verdict.reason + without},
+        ratio=verdict.ratio,
+        ci_low=verdict.ci_low,
+        ci_high=verdict.ci_high,
+        reason=verdict.reason + without,
     )
 
 

@@ -13,14 +13,14 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
 from pytest_llem.job.files import open_regular
-from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.metric_names import METRIC_NAMES, MetricName
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gate_report import read_gates
 from pytest_llem.results.layout import MANIFEST, run_directories
@@ -126,35 +126,39 @@ def _headlines(path: Path, manifest: Manifest) -> Iterator[Headline]:
     try:
         if path.exists():
             with open_regular(path) as stream:
-                yield from _of_summary(csv.DictReader(codecs.getreader("utf-8")(stream)), manifest)
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as problem:
+                yield from _of_summary(csv.reader(codecs.getreader("utf-8")(stream)), manifest)
+    except (OSError, LookupError, ValueError, csv.Error) as problem:
         raise StoreError(
             f"{path}: no summary of a run: {problem}", fix="remove it, and the list goes without"
         ) from None
 
 
-def _of_summary(summary: Iterable[Mapping[str, str]], manifest: Manifest) -> Iterator[Headline]:
-    rows = list(summary)
-    metrics = {study.name: study.headline or HEADLINE for study in manifest.studies}
-    for study in dict.fromkeys(row["study"] for row in rows):
-        metric = METRIC_NAMES.get(metrics.get(study, HEADLINE))
-        if metric is None:  # of a package that is not installed here
-            continue
-        measured = [row for row in rows if row["study"] == study and row.get(f"{metric.name}_value")]
-        values = sorted((float(row[f"{metric.name}_value"]) for row in measured), reverse=metric.higher_is_better)
+def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterator[Headline]:
+    """A headline per study of a summary's rows, of which no more than that is kept: a large study has thousands."""
+    names = next(summary, [])
+    column = {name: number for number, name in enumerate(names)}
+    metrics = {study.name: METRIC_NAMES.get(study.headline or HEADLINE) for study in manifest.studies}
+    stated: dict[tuple[str, MetricName], list[tuple[float, str]]] = {}
+    for row in summary:
+        metric = metrics.get(row[column["study"]])  # None: of a package that is not installed here
+        if metric is not None and row[column[f"{metric.name}_value"]]:
+            value, uncertainty = (row[column[f"{metric.name}_{what}"]] for what in ("value", "uncertainty"))
+            stated.setdefault((row[column["study"]], metric), []).append((float(value), uncertainty))
+    for (study, metric), pairs in stated.items():
+        values = [value for value, _ in pairs]
         if not all(map(math.isfinite, values)):
             raise ValueError(f"{metric.name} is not finite")
-        if values:
-            uncertainty = measured[0][f"{metric.name}_uncertainty"] if len(values) == 1 else ""
-            yield Headline(
-                study=study,
-                metric=metric.name,
-                unit=metric.unit,
-                experiments=len(values),
-                best=values[0],
-                worst=values[-1],
-                uncertainty=float(uncertainty) if uncertainty else None,
-            )
+        best, worst = (max(values), min(values)) if metric.higher_is_better else (min(values), max(values))
+        uncertainty = pairs[0][1] if len(pairs) == 1 else ""
+        yield Headline(
+            study=study,
+            metric=metric.name,
+            unit=metric.unit,
+            experiments=len(values),
+            best=best,
+            worst=worst,
+            uncertainty=float(uncertainty) if uncertainty else None,
+        )
 
 
 def lines(runs: Sequence[ListedRun], width: int) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.statistics import CYCLES_FOR_AUTOCORRELATION, RUNS_FOR_ESTIMATE, student_quantile
+from pytest_llem.results.verdict_text import percent
 
 LEAST_EXPERIMENTS = 6
 """The fewest whose median has a distribution-free 95 % interval: all of six lie on one side in 3.1 % (sign test)."""
@@ -124,8 +125,3 @@ def _correlation(study: str, metric: str, rows: Sequence[GateRow]) -> RunFinding
     )
     bounds = value - reach, value + reach
     return RunFinding("cycles_correlated", study, metric, len(found), value, *bounds, 0, 0, message)
-
-
-def percent(ratio: float) -> str:
-    """A ratio as a change: `+2.1 %`."""
-    return f"{100 * (ratio - 1):+.1f} %"

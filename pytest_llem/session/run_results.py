@@ -67,9 +67,13 @@ CRASH_FIX = (
 class Conclusion:
     """A finished run: a row per experiment, the gates' verdicts and what they share, and the baseline saved, if any.
 
+    `left` are cycles that have not ended, of those `planned`: never started, interrupted, or lost with their process.
     `problems` says what of it could not be written; the run must not pass then.
     """
 
+    plans: tuple[StudyPlan, ...]
+    planned: int
+    left: int
     rows: tuple[ExperimentSummary, ...]
     gates: tuple[GateReport, ...]
     findings: tuple[RunFinding, ...]
@@ -246,7 +250,17 @@ class RunResults:
                     },
                     plans=manifest.studies,
                 )
-        return Conclusion(rows, tuple(gates), findings, saved, tuple(dict.fromkeys(problems)))
+        left = sum(item.state in ("pending", "running", "interrupted", "crashed") for item in manifest.items)
+        return Conclusion(
+            plans=manifest.studies,
+            planned=len(manifest.items),
+            left=left,
+            rows=rows,
+            gates=tuple(gates),
+            findings=findings,
+            saved=saved,
+            problems=tuple(dict.fromkeys(problems)),
+        )
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
         """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""

@@ -119,7 +119,9 @@ class StudyPlugin:
         if nothing and shard is not None and shard.is_empty(self.session.studies):
             session.exitstatus = pytest.ExitCode.OK  # the other shards have it all: an empty one has done its part
         interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
-        written = self.reporting is None or self.reporting.finish(interrupted=interrupted)
+        ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        stopped = not ended or bool(session.shouldstop or session.shouldfail)
+        written = self.reporting is None or self.reporting.finish(interrupted=interrupted, stopped=stopped)
         if not written and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,8 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
             f"after {precise} cycles"
         )
     outcome = outcome_for(request.node, llem_session, llem_cycle)
-    _set_properties(request.node, experiment_properties(llem_session.results.figures(llem_cycle)))
+    figures = llem_session.results.figures(llem_cycle)
+    _set_properties(request.node, experiment_properties(figures, execution.headline))
     if outcome.state == "invalid" and not llem_session.options.strict:
         unless_none_is_valid(llem_session, llem_cycle, f"invalid: {'; '.join(outcome.reasons())}")
     if outcome.state != "valid":
@@ -55,11 +55,13 @@ def test_gate(request: pytest.FixtureRequest, llem_session: LlemSession, llem_ex
         ("llem_experiment", str(report.experiment_id)),
         ("llem_verdict", str(report.status)),
     ]
-    for name in dict.fromkeys(row.metric for row in report.rows):
-        # The worse of a metric's budget and its comparison: a property has one value.
-        of_metric = replace(report, rows=tuple(row for row in report.rows if row.metric == name))
-        verdicts.append((f"llem_gate_{name}", str(of_metric.status)))
-    of_experiment = experiment_properties(llem_session.results.figures(llem_experiment))
+    if report.baseline is not None:
+        verdicts.append(("llem_baseline", str(report.baseline.name)))
+    for row in report.rows:
+        kind = "budget" if row.kind == "budget" else "compare"
+        verdicts.append((f"llem_{kind}_{row.metric}", str(row.status)))
+    figures = llem_session.results.figures(llem_experiment)
+    of_experiment = experiment_properties(figures, llem_experiment.study.execution.headline)
     _set_properties(request.node, [*verdicts, *of_experiment])
     if report.failed:
         pytest.fail(report.text(), pytrace=False)
@@ -75,7 +77,7 @@ def outcome_for(item: pytest.Item, session: LlemSession, cycle: ExperimentCycle)
         _end_if_unwritable(item, error)
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     _end_if_unwritable(item, outcome.error)
-    _set_properties(item, properties(outcome, item.config.rootpath))
+    _set_properties(item, properties(outcome, item.config.rootpath, cycle.study.execution.headline))
     return outcome
 
 
@@ -114,8 +116,8 @@ def _set_properties(item: pytest.Item, entries: Sequence[Property]) -> None:
     item.user_properties[:] = [*(entry for entry in item.user_properties if entry[0] not in names), *entries]
 
 
-def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
-    """The headline of an outcome as JUnit properties: exact built-in types, which xdist can serialise; no nulls."""
+def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) -> list[Property]:
+    """The main figures of an outcome as JUnit properties: exact built-in types, which xdist can serialise; no nulls."""
     entries: list[Property] = [
         ("llem_study", str(outcome.key.study)),
         ("llem_experiment", str(outcome.key.experiment_id)),
@@ -126,8 +128,11 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
         entries.append(("llem_source_run", str(outcome.source_run)))
     result = outcome.result
     if result is not None:
+        from pytest_llem.results.metrics import metric
+
         energy, latency = result.energy, result.latency
         numbers = {
+            **({} if headline is None else {headline: metric(headline).of(result)}),
             "energy_j": energy.energy_j,
             "uncertainty_j": energy.uncertainty_j,
             "joules_per_output_token": energy.joules_per_output_token,
@@ -145,10 +150,10 @@ def properties(outcome: Outcome, rootpath: Path) -> list[Property]:
     return entries
 
 
-def experiment_properties(figures: Mapping[str, MetricSummary]) -> list[Property]:
-    """An experiment's headlines with their expanded uncertainty, which is absent where it is not known."""
+def experiment_properties(figures: Mapping[str, MetricSummary], headline: str) -> list[Property]:
+    """An experiment's main figures with their expanded uncertainty, which is absent where it is not known."""
     entries: list[Property] = []
-    for name in ("joules_per_output_token", "output_tokens_per_s"):
+    for name in dict.fromkeys((headline, "joules_per_output_token", "output_tokens_per_s")):
         figure = figures.get(name)
         if figure is not None:
             entries.append((f"llem_experiment_{name}", float(figure.value)))

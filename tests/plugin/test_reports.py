@@ -170,6 +170,8 @@ def check_xunit2(element: ElementTree.Element) -> None:
 def test_junit_keeps_to_the_xunit2_schema_apart_from_properties(pytester: pytest.Pytester, write: Write) -> None:
     """Passed, failed and skipped items: what Jenkins' viewer and others like it accept, and properties per test."""
     write("none, exception", 'expect: {output_tokens_per_s: ">= 1"}')
+    study = next(pytester.path.glob("*.yaml"))
+    study.write_text(study.read_text().replace("retries: 0", "retries: 0, headline: requests_per_s"))
     run(pytester).assert_outcomes(passed=4, failed=3, skipped=1)
     (file,) = pytester.path.glob("llem-results/*/junit.xml")
     tree = ElementTree.parse(file)
@@ -177,7 +179,12 @@ def test_junit_keeps_to_the_xunit2_schema_apart_from_properties(pytester: pytest
     for case in tree.iter("testcase"):
         (properties,) = case.findall("properties")
         found = {entry.attrib["name"]: entry.attrib["value"] for entry in properties}
+        assert len(found) == len(properties), "a name stands once"
         assert found["llem_study"] == "reports"
+        if "llem_verdict" in found:
+            assert found["llem_budget_output_tokens_per_s"] == found["llem_verdict"]
+        elif found["llem_status"] == "valid":
+            assert float(found["llem_requests_per_s"]) > 0, "the headline of the study"
         verdicts.add(found.get("llem_status") or found["llem_verdict"])
         case.remove(properties)
     assert verdicts == {"valid", "failed", "pass", "inconclusive"}

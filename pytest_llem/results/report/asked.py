@@ -48,12 +48,10 @@ def commit(git: object) -> str:
 
 def moment(stamp: str | None) -> str:
     """An ISO 8601 time as `2026-11-29 15:33 UTC`."""
-    if stamp is None:
-        return ""
     try:
-        return datetime.fromisoformat(stamp.replace("Z", "+00:00")).strftime("%Y-%m-%d %H:%M UTC")
+        return datetime.fromisoformat((stamp or "").replace("Z", "+00:00")).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
-        return stamp
+        return stamp or ""
 
 
 def _study(name: str, content: Content) -> str:
@@ -192,8 +190,8 @@ def _called(manifest: Manifest) -> Iterable[tuple[str, str]]:
     if manifest.invocation is not None:
         yield "Command", f"<code>{escape(shlex.join(manifest.invocation.command))}</code>"
         yield "In", f"<code>{escape(manifest.invocation.directory)}</code>"
-    ended = f" to {moment(manifest.finished_at)}" if manifest.finished_at else ""
-    yield "Time", text(moment(manifest.started_at) + ended)
+    began, ended = moment(manifest.started_at), moment(manifest.finished_at)
+    yield "Time", text(f"{began} to {ended.removeprefix(began[:11])}" if ended else began)
     if at := commit(manifest.environment.get("git")):
         yield "Commit", f"<code>{escape(at)}</code>"
     version: JsonValue = manifest.environment.get("pytest_llem")

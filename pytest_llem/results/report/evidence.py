@@ -105,9 +105,8 @@ def methods(results: Results) -> str:
     facts.append(("median uncertainty of a cycle (k=2)", *map(_uncertainty, groups.values())))
     facts.append(("median readings of a cycle", *map(_samples, groups.values())))
     facts.append(("cycles", *(str(len(group)) for group in groups.values())))
-    head, *rows = facts
-    cells = [tuple(map(text, row)) for row in rows]
-    return table(head, cells, "Meters, estimators and the sensor's uncertainty") if groups else ""
+    rows = [tuple(map(text, fact)) for fact in facts]
+    return table(("", *facts[0][1:]), rows, "Meters, estimators and the sensor's uncertainty") if groups else ""
 
 
 def environments(manifests: Mapping[str, Manifest]) -> str:

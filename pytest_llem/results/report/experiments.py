@@ -192,7 +192,7 @@ def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
 
     def cell(row: ExperimentRow) -> str:
         spread = row.metrics[name].spread if name in row.metrics else None
-        return NOT_KNOWN if spread is None else f"{spread / 1000.0**exponent:.2g}"
+        return NOT_KNOWN if spread is None else significant(spread / 1000.0**exponent, 2)
 
     return Column("spread", f"Interquartile range of the cycles' {name}", cell, number=True)
 

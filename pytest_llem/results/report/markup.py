@@ -5,6 +5,7 @@ The sections call it. Everything that it is given as text is escaped; what a use
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Literal
@@ -16,11 +17,22 @@ NOT_KNOWN = '<span aria-label="not known">–</span>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """A table in a box that scrolls by itself. Cells may hold markup: use `text` for what is none."""
+    """A table in a box that scrolls by itself. Cells hold markup (use `text` for what is none), heads and caption text.
+
+    On narrow screens each row is a block of lines, the first cell as its title and the head beside each other one.
+    """
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     inner = f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
-    return scroll(f'<table class="wrap">{inner}</table>', caption)
+    name = re.sub(r"\W+", "-", caption.lower())
+    return f'{_beside(name, head)}{scroll(f"""<table class="wrap" id="{name}">{inner}</table>""", caption)}'
+
+
+def _beside(name: str, head: Sequence[str]) -> str:
+    """The style that shows heads beside the cells of narrow screens, said once per table; none for two columns."""
+    quoted = [re.sub(r"[^\w .,()/-]", lambda found: f"\\{ord(found[0]):x} ", each) for each in head]
+    rules = [f'#{name} td:nth-child({place})::before{{content:"{each}"}}' for place, each in enumerate(quoted, 1)]
+    return f"<style>@media(max-width:45rem){{{''.join(rules[1:])}}}</style>" if len(head) > 2 else ""
 
 
 def scroll(content: str, label: str) -> str:

@@ -31,13 +31,12 @@ UNCALIBRATED = {
 
 
 def title_of(content: Content) -> str:
-    """The titles of the studies that have one, else their names."""
+    """The title of the study, or what the studies are called."""
     plans = [plan for manifest in content.manifests.values() for plan in manifest.studies]
     names = dict.fromkeys([*content.axes, *(item.study for item in content.problems)])
-    titles = {plan.name: plan.title for plan in plans if plan.title}
-    if len(names) == 1 and names.keys() <= titles.keys():
-        return titles[next(iter(names))]
-    return f"Energy of {', '.join(titles.get(name, name) for name in names)}"
+    titles = {plan.title for plan in plans if plan.name in names}
+    title = titles.pop() if len(names) == len(titles) == 1 else None
+    return title or f"Energy of {', '.join(names)}"
 
 
 def overview(content: Content) -> str:

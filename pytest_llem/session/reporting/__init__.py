@@ -19,15 +19,10 @@ from pytest_llem.job.files import noted, reason
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
+from pytest_llem.session.reporting.github import ACTIONS_VARIABLE, workflow_commands, write_step_summary
 from pytest_llem.session.reporting.live import LiveStatus
-from pytest_llem.session.reporting.summary import (
-    ACTIONS_VARIABLE,
-    saved_lines,
-    short_path,
-    summary_lines,
-    write_step_summary,
-)
-from pytest_llem.session.reporting.verdicts import is_whole, note_in_junit, shorten, verdict_lines, workflow_commands
+from pytest_llem.session.reporting.summary import Line, resume_lines, saved_lines, short_path, summary_lines
+from pytest_llem.session.reporting.verdicts import is_whole, note_in_junit, shorten, verdict_lines
 from pytest_llem.session.xdist.scheduling import is_distributed, worker_count
 from pytest_llem.session.xdist.workers import worker_limit
 
@@ -45,7 +40,8 @@ class Reporting:
         self._session = session
         self._live: LiveStatus | None = None
         self._of_studies: list[pytest.TestReport] = []
-        self._verdicts: list[str] = []
+        self._verdicts: list[Line] = []
+        self._stopped = False
         self._shards_printed: set[str] = set()
         self._conclusion: Conclusion | None = None
         self._html_line: str | None = None
@@ -146,8 +142,12 @@ class Reporting:
             Path(junit).unlink(missing_ok=True)
         self._problems.append(f"{name or 'a report of another plugin'}: cannot be written: {reason(problem)}")
 
-    def finish(self, *, interrupted: bool) -> bool:
-        """Write the run's manifest, summaries and HTML report. `False` where any of these could not be written."""
+    def finish(self, *, interrupted: bool, stopped: bool) -> bool:
+        """Write the run's manifest, summaries and HTML report. `False` where any of these could not be written.
+
+        `stopped` is whether the run ended before its last item, for whatever reason.
+        """
+        self._stopped = stopped
         run_dir, options = self._session.run_dir, self._session.options
         with noted(self._problems):
             self._conclude(run_dir, interrupted=interrupted)
@@ -167,7 +167,8 @@ class Reporting:
         shorten(self._of_studies, ended.gates)
         for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
             announcement.unlink(missing_ok=True)
-        write_step_summary(ended.rows, ended.gates, self._verdicts, run_dir)
+        verdicts = [line.text for line in self._verdicts]
+        write_step_summary(ended.rows, ended.plans, ended.gates, verdicts, run_dir)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -202,27 +203,34 @@ class Reporting:
             if self._config.get_verbosity() >= 0:
                 from pytest_llem.session.reporting.plan import plan_lines  # needs what `-q` does not
 
-                lines = list(plan_lines(self._session))
+                lines = [*map(Line, plan_lines(self._session))]
         if os.environ.get(ACTIONS_VARIABLE):
-            for line in workflow_commands(self._of_studies, gates, findings):
+            for line in workflow_commands(
+                self._of_studies, gates, findings, self._session.studies, self._config.rootpath
+            ):
                 terminal.write_line(line)
         if lines:
             terminal.section(title)
-            for line in lines:
-                terminal.write_line(visible(line))
+            for text, colour in lines:
+                terminal.write_line(visible(text), **({} if colour is None else {colour: True}))
 
-    def _results(self) -> list[str]:
-        lines: list[str] = []
-        if self._conclusion is not None:
+    def _results(self) -> list[Line]:
+        lines: list[Line] = []
+        ended = self._conclusion
+        if ended is not None:
             width = self._config.get_terminal_writer().fullwidth
-            lines += [*summary_lines(self._conclusion.rows, self._session.run_dir, width), *self._verdicts]
-            if self._conclusion.saved is not None:
-                lines += saved_lines(self._conclusion.saved)
+            lines += [*summary_lines(ended.rows, ended.plans, self._session.run_dir, width), *self._verdicts]
+            if ended.saved is not None:
+                lines += map(Line, saved_lines(ended.saved))
         if self._html_line is not None:
-            lines.append(self._html_line)
+            lines.append(Line(self._html_line))
         problems = [problem.partition("\nfix: ") for problem in dict.fromkeys(self._problems)]
         fixes = dict.fromkeys(fix for _, _, fix in problems if fix)
-        return [*lines, *(f"llem: {message}" for message, _, _ in problems), *(f"fix: {fix}" for fix in fixes)]
+        lines += [Line(f"llem: {message}", "red") for message, _, _ in problems]
+        lines += [Line(f"fix: {fix}") for fix in fixes]
+        if ended is not None and self._stopped:
+            lines += resume_lines(ended.left, ended.planned, self._session.run.command)
+        return lines
 
 
 def _can_print() -> bool:

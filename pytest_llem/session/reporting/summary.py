@@ -1,55 +1,87 @@
-"""Summaries of a run: a table for the terminal, and tables and annotations for GitHub Actions.
+"""The summary of a run for the terminal: a table per study, how to read it, and where everything is.
 
-`Reporting` prints and writes them; `plan` uses `short_path`. One row per experiment: means over valid cycles with
-their expanded uncertainty. Tables are for people and may change; the syntax of annotations is GitHub's.
+`Reporting` prints it, `github` writes the same notes, `plan` uses `short_path`. Texts are for people and may change.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llem.results.terminal import UNCERTAIN, as_markdown, markdown_table, plus_minus, quantity
+from pytest_llem.job.redaction import redact
+from pytest_llem.results.manifest import StudyPlan
+from pytest_llem.results.terminal import UNCERTAIN
+from pytest_llem.session.reporting.table import ESTIMATED, INDENT, SPREAD, table_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
-    from pytest_llem.results.gate_report import GateReport
-    from pytest_llem.results.summary import ExperimentSummary, MetricSummary
-
-SPREAD = "spread"
-HEADER = ("experiment", "valid", "J/output token", "output tokens/s", "energy", SPREAD)
-GAP = "  "
-LEAST_COLUMNS = 3
-"""Columns that stay on the narrowest terminal. Chosen: id, valid cycles and the headline metric."""
-
-LEAST_ID = 24
-"""Characters of an id that stay on the narrowest terminal. Chosen: both ends of an id remain recognisable."""
-
-SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-ACTIONS_VARIABLE = "GITHUB_ACTIONS"
-VERDICTS = {
-    "pass": "✅ pass",
-    "fail": "❌ fail",
-    "inconclusive": "⚠️ inconclusive",
-    "not_comparable": "⚠️ not comparable",
-}
+    from pytest_llem.results.summary import ExperimentSummary
 
 
-def summary_lines(rows: Sequence[ExperimentSummary], run_dir: Path, width: int) -> list[str]:
-    """Lines of the table, the notes under it, and where the artifacts are; nothing when nothing was measured."""
+class Line(NamedTuple):
+    """A line for the terminal, and the colour in which pytest shows it where colours are on."""
+
+    text: str
+    colour: str | None = None
+
+
+def summary_lines(
+    rows: Sequence[ExperimentSummary], plans: Sequence[StudyPlan], run_dir: Path, width: int
+) -> list[Line]:
+    """Lines of the tables, the notes under them, and where the artifacts are; nothing when nothing was measured."""
     if not rows:
         return []
-    lines: list[str] = []
+    lines: list[Line] = []
+    shown: set[str] = set()
+    for plan, of_study in by_study(rows, plans):
+        table = table_of(of_study, plan)
+        lines.append(Line(": ".join(filter(None, (f"study {plan.name}", ", ".join(table.shared))))))
+        of_table = table.lines(width)
+        shown.update(word for line in of_table for word in line.split())
+        lines += [*map(Line, of_table), Line("")]
+    lines += notes(rows, spread=SPREAD in shown, unknown=f"{UNCERTAIN}?" in shown)
+    return [*lines, Line(f"artifacts: {short_path(run_dir)}")]
+
+
+def by_study(
+    rows: Sequence[ExperimentSummary], plans: Sequence[StudyPlan]
+) -> Iterator[tuple[StudyPlan, list[ExperimentSummary]]]:
+    """The rows of each study with its plan, in order."""
+    planned = {plan.name: plan for plan in plans}
     for study in dict.fromkeys(row.study for row in rows):
-        of_study = [row for row in rows if row.study == study]
-        cells = [row_cells(row) for row in of_study]
-        lines += [f"study {study}", *_align([HEADER, *cells], width), ""]
-    fits = any(SPREAD in line.split() for line in lines)
-    lines += [*_invalid_notes(rows), *meter_notes(rows, spread=fits)]
-    lines.append(f"artifacts: {short_path(run_dir)}")
-    return lines
+        yield planned.get(study) or StudyPlan(study, None), [row for row in rows if row.study == study]
+
+
+def resume_lines(left: int, planned: int, command: Sequence[str]) -> list[Line]:
+    """How many cycles of a run that was cut short are left, and how to measure them; nothing where none is."""
+    if not left:
+        return []
+    arguments = [redact(argument) for argument in command[1:]]
+    if "--llem-resume" not in arguments:
+        arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--llem-resume")
+    whole = shlex.join([*_program(), *arguments])
+    return [
+        Line(
+            f"{left} of {planned} cycle{'s' * (planned > 1)} left; to measure them, and keep what is measured:",
+            "yellow",
+        ),
+        Line(f"{INDENT}{whole}"),
+    ]
+
+
+def _program() -> list[str]:
+    """How this pytest was started, so that it can be typed again."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return ["python", "-m", "pytest"]
+    if started.name not in ("pytest", "py.test") or shutil.which(started.name) == os.path.realpath(started):
+        return ["pytest"]
+    return [short_path(started)]
 
 
 def saved_lines(saved: Saved) -> list[str]:
@@ -61,127 +93,41 @@ def saved_lines(saved: Saved) -> list[str]:
     return lines
 
 
-def row_cells(row: ExperimentSummary) -> tuple[str, ...]:
-    """The cells of an experiment's row, under `HEADER`."""
-    headline = row.metrics.get("joules_per_output_token")
-    spread = headline.spread if headline and headline.value else None
-    return (
-        row.experiment_id,
-        f"{row.cycles_valid}/{row.cycles_total}",
-        _cell(headline, "J"),
-        _cell(row.metrics.get("output_tokens_per_s")),
-        _cell(row.metrics.get("energy_j"), "J"),
-        "-" if headline is None or spread is None else f"{spread / abs(headline.value):.1%}",
-    )
-
-
-def _cell(estimate: MetricSummary | None, unit: str | None = None) -> str:
-    if estimate is None:
-        return "-"
-    if unit is None:
-        return plus_minus(estimate.value, estimate.uncertainty)
-    return quantity(estimate.value, unit, estimate.uncertainty)
-
-
-def _align(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Aligned lines no wider than the terminal: first the last columns go, then the middle of long ids."""
-    shown = len(HEADER)
-    widths = [max(len(row[column]) for row in rows) for column in range(shown)]
-    while shown > LEAST_COLUMNS and sum(widths[:shown]) + len(GAP) * (shown - 1) > width:
-        shown -= 1
-    widths[0] = min(widths[0], max(LEAST_ID, width - sum(widths[1:shown]) - len(GAP) * (shown - 1)))
-    lines = []
-    for row in rows:
-        rest = (cell.rjust(size) for cell, size in zip(row[1:shown], widths[1:shown], strict=True))
-        lines.append(GAP.join([_middle_cut(row[0], widths[0]).ljust(widths[0]), *rest]))
-    return lines
-
-
-def _middle_cut(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-
-
-def _invalid_notes(rows: Sequence[ExperimentSummary]) -> list[str]:
-    """How many cycles are not valid, and the codes of why: pytest itself names no reasons of skips without `-rs`."""
-    count = sum(row.states.get("invalid", 0) for row in rows)
-    codes = dict.fromkeys(reason.partition(":")[0] for row in rows for reason in row.reasons)
-    named = ", ".join(code for code in codes if code.isidentifier())
-    return [f"not valid: {count} cycle{'s' * (count != 1)} ({named}): `pytest -rs` says more"] if count else []
-
-
-def meter_notes(rows: Sequence[ExperimentSummary], *, spread: bool = True) -> list[str]:
-    """Notes on how to read the numbers; `spread` says whether its column is there."""
-    notes = []
-    if any(row.metrics for row in rows):
-        notes.append(f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %): `llem budget` lists its parts")
-        notes += [f"{SPREAD}: interquartile range of J/output token"] if spread else []
-    if any(f"{UNCERTAIN}?" in cell for row in rows for cell in row_cells(row)):
-        notes.append(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why")
-    gains = dict.fromkeys(row.gain_uncertainty_rel for row in rows if row.gain_uncertainty_rel is not None)
-    notes += [f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board" for gain in gains]
+def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> list[Line]:
+    """How to read the numbers, what is to be distrusted first; `spread` and `unknown` say what is shown of these."""
+    lines: list[Line] = []
     meters = dict.fromkeys((row.meter, row.measured) for row in rows if row.meter is not None)
     for meter, measured in meters:
         if meter == "none":
-            notes.append("no energy was measured (meter: none)")
-        elif measured:
-            notes.append(f"energy measured by {meter}")
-        else:
-            notes.append(f"energy NOT measured: {meter} from CPU time, fit for trying out, not for publishing")
-    return notes
+            lines.append(Line("no energy was measured (meter: none)", "yellow"))
+        elif not measured and any(row.metrics for row in rows if row.meter == meter):
+            told = f"energy NOT measured: {meter} from CPU time, fit for trying out, not for publishing"
+            lines.append(Line(f"{ESTIMATED} {told}", "yellow"))
+    count = sum(row.states.get("invalid", 0) for row in rows)
+    codes = dict.fromkeys(reason.partition(":")[0] for row in rows for reason in row.reasons)
+    named = ", ".join(code for code in codes if code.isidentifier())
+    if count:
+        # pytest itself names no reasons of skips without `-rs`.
+        cycles = f"{count} cycle{'s' * (count != 1)}"
+        lines.append(Line(f"not valid: {cycles} ({named}): `pytest -rs` says more", "yellow"))
+    lines += [Line(f"energy measured by {meter}") for meter, measured in meters if measured]
+    if any(row.metrics for row in rows):
+        lines.append(
+            Line(f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %): `llem budget` lists its parts")
+        )
+    if any("joules_per_output_token" in row.metrics for row in rows):
+        lines.append(Line("J/token: energy per output token"))
+    lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []
+    if unknown:
+        lines.append(Line(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why"))
+    gains = dict.fromkeys(row.gain_uncertainty_rel for row in rows if row.gain_uncertainty_rel is not None)
+    lines += [
+        Line(f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board") for gain in gains
+    ]
+    return lines
 
 
 def short_path(path: Path) -> str:
     """A path relative to the current directory, if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
-
-
-def write_step_summary(
-    rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], notes: Sequence[str], run_dir: Path
-) -> None:
-    """Append the run's tables to the step summary of GitHub Actions, where there is one."""
-    path = os.environ.get(SUMMARY_VARIABLE)
-    if path and rows:
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n".join(summary_markdown(rows, gates, notes, run_dir.name)) + "\n")
-
-
-def summary_markdown(
-    rows: Sequence[ExperimentSummary], gates: Sequence[GateReport], notes: Sequence[str], run_id: str
-) -> list[str]:
-    """A table of experiments per study, the notes, and a table of verdicts below what they say together (`notes`)."""
-    lines = ["## LLM inference energy", ""]
-    for study in dict.fromkeys(row.study for row in rows):
-        of_study = [row_cells(row) for row in rows if row.study == study]
-        lines += [f"### {as_markdown(study)}", "", *markdown_table(HEADER, of_study), ""]
-    lines += [f"_{as_markdown(note)}_  " for note in (*_invalid_notes(rows), *meter_notes(rows))]
-    verdicts = [
-        (
-            gate.experiment_id,
-            row.metric,
-            VERDICTS[row.status],
-            "-" if row.ratio is None else f"{row.ratio:.4g}",
-            row.limit,
-            row.reason,
-        )
-        for gate in gates
-        for row in gate.rows
-    ]
-    if verdicts or notes:
-        lines += ["", "### Gates", "", *(f"{as_markdown(note)}  " for note in notes), ""]
-    if verdicts:
-        lines += markdown_table(("experiment", "metric", "verdict", "ratio", "limit", "reason"), verdicts, left=3)
-    return [*lines, "", f"Run `{run_id}`"]
-
-
-def annotation(title: str, message: str, level: str = "error") -> str:
-    """A workflow command of GitHub Actions that shows an error (or a warning) at the top of the run."""
-    return f"::{level} title={_command(title, properties=True)}::{_command(message)}"
-
-
-def _command(text: str, *, properties: bool = False) -> str:
-    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return escaped.replace(":", "%3A").replace(",", "%2C") if properties else escaped

@@ -1,6 +1,6 @@
-"""What the verdicts of a run say together: a line of gates, findings, GitHub's annotations, properties in JUnit.
+"""What the verdicts of a run say together: a line of gates, findings, and properties in JUnit.
 
-`Reporting` calls it when the run has ended. Texts may change; names of properties and the syntax of annotations not.
+`Reporting` calls it when the run has ended. Texts may change; names of properties not.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from xml.etree import ElementTree
 
 from pytest_llem.job.files import write_bytes
 from pytest_llem.results.gate_report import GateReport, gates_line
-from pytest_llem.results.run_verdict import RunFinding, explained, percent
-from pytest_llem.session.reporting.summary import annotation
+from pytest_llem.results.run_verdict import RunFinding, explained
+from pytest_llem.results.verdict_text import percent
+from pytest_llem.session.reporting.summary import Line
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_llem.study import Study
 
-UNDECIDED = ("inconclusive", "not_comparable")
 
-
-def verdict_lines(gates: Sequence[GateReport], findings: Sequence[RunFinding], studies: Iterable[Study]) -> list[str]:
+def verdict_lines(gates: Sequence[GateReport], findings: Sequence[RunFinding], studies: Iterable[Study]) -> list[Line]:
     """The line of gates, also where there are limits and none was judged, and a line per finding."""
     if gates:
-        return [gates_line(gates), *(finding.message for finding in findings)]
+        bad = any(gate.failed for gate in gates)
+        colour = "red" if bad else "green" if all(gate.status == "pass" for gate in gates) else "yellow"
+        return [Line(gates_line(gates), colour), *(Line(finding.message, "yellow") for finding in findings)]
     experiments = [experiment for study in studies for experiment in study.experiments]
     if any(experiment.expect for experiment in experiments):
-        return [gates_line(())]
+        return [Line(gates_line(()), "yellow")]
     if any(experiment.compare for experiment in experiments):
-        return [f"{gates_line(())}: the limits of compare need --llem-baseline=NAME"]
+        return [Line(f"{gates_line(())}: the limits of compare need --llem-baseline=NAME", "yellow")]
     return []
 
 
@@ -46,21 +47,6 @@ def shorten(reports: Iterable[pytest.TestReport], gates: Iterable[GateReport]) -
                 for row in gate.rows
                 if row.status == "fail" and row.ratio and row.common
             )
-
-
-def workflow_commands(
-    reports: Iterable[pytest.TestReport], gates: Iterable[GateReport], findings: Iterable[RunFinding]
-) -> list[str]:
-    """An error per failed item, a warning per undecided gate, and one error for all that a common shift explains."""
-    alike = _explained(gates)
-    lines = [annotation(f"the whole run: {found.metric}", found.message) for found in findings if found.explained]
-    for report in reports:
-        properties = dict(report.user_properties)
-        if report.failed and _experiment(report) not in alike:
-            lines.append(annotation(report.nodeid, report.longreprtext))
-        elif report.skipped and properties.get("llem_verdict") in UNDECIDED:
-            lines.append(annotation(report.nodeid, _skip_reason(report), "warning"))
-    return lines
 
 
 def note_in_junit(path: Path, gates: Sequence[GateReport], findings: Iterable[RunFinding]) -> None:
@@ -102,7 +88,3 @@ def _experiment(report: pytest.TestReport) -> tuple[object, object]:
     if "llem_verdict" not in properties:
         return None, None
     return properties.get("llem_study"), properties.get("llem_experiment")
-
-
-def _skip_reason(report: pytest.TestReport) -> str:
-    return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else report.longreprtext

@@ -83,7 +83,7 @@ def test_a_regression_beyond_the_limit_fails_with_a_table(run: Runs) -> None:
     assert row.status == "fail"
     assert row.ratio == pytest.approx(1.2)
     assert row.baseline == pytest.approx(10 * 2 / 24, rel=1e-3)
-    for part in ("joules_per_output_token", "fail", "0.8333", "1.2", "+5 %", "worse by at least"):
+    for part in ("joules_per_output_token", "fail", "0.8333 J", "+20.0 %", "+5 %", "rose by 20.0 %"):
         assert part in report.text()
 
 
@@ -385,7 +385,7 @@ def test_the_same_id_under_changed_settings_names_what_changed(run: Runs, tmp_pa
     report = against(now, before)
     assert report.status == "not_comparable"
     assert report.rows[0].reason == "batch_size 1 -> 4; fused unset -> True"
-    assert gates_line([report]) == "gates: 1 not comparable (batch_size 1 -> 4)"
+    assert gates_line([report]) == "gates: 1 not comparable (batch_size 1 -> 4); baseline main (1 run of 2023-11-14)"
     by_id = judge_experiment(now, (), replace(COMPARE, match="id"), before)
     assert by_id.status == "fail"
     assert by_id.rows[0].ratio == pytest.approx(4.0)

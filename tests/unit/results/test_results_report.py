@@ -24,7 +24,7 @@ from pytest_llem.results.report.charts.figures import write_figures
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
-from pytest_llem.results.terminal import plus_minus
+from pytest_llem.results.terminal import plus_minus, significant
 
 if TYPE_CHECKING:
     from tests.unit.results.conftest import Bench, Worker
@@ -139,7 +139,7 @@ def test_a_cell_states_the_expanded_uncertainty_and_bars_span_it(out: Path, tmp_
     page = (tmp_path / "report.html").read_text()
     assert ">mJ/token<" in page
     assert f">{plus_minus(energy.value * 1000, energy.uncertainty * 1000)}<" in page
-    assert f">{energy.spread * 1000:.2g}<" in page
+    assert f">{significant(energy.spread * 1000, 2)}<" in page
     assert (alone.n, alone.spread) == (2, None)
     (drawn,) = (chart for chart in charts(content) if chart.id == "cycles")
     ends = [(entry["low"], entry["high"]) for entry in drawn.rows if entry["key"] == row.key]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.job.wire import decode, encode
-from pytest_llem.results.gate_report import GateReport, GateRow, gates_line
+from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow, RunOfBaseline, gates_line
 from pytest_llem.results.gates import Verdict, judge_ratio
 from pytest_llem.results.run_verdict import RunFinding, explained, run_findings, with_common
 from pytest_llem.results.statistics import first_autocorrelation
@@ -36,7 +36,7 @@ def gate(name: str, verdict: Verdict, limit: float, autocorrelation: float | Non
         limit_ratio=1 + limit,
         baseline_runs=1,
         autocorrelation=autocorrelation,
-        **vars(verdict),
+        **{name: value for name, value in vars(verdict).items() if name != "note"},
     )
     return GateReport("study", name, (row,), strict=False)
 
@@ -120,11 +120,25 @@ def test_the_line_of_gates_counts_and_names_causes() -> None:
     passed = Verdict("pass", 1.0, 0.99, 1.01, "")
     verdicts = [passed, passed, passed, Verdict("fail", 2.0, 1.9, 2.1, ""), unequal, unequal, wide, wide, few]
     reports = [gate(f"e{index}", verdict, 0.05) for index, verdict in enumerate(verdicts)]
-    assert gates_line(reports[:6]) == "gates: 3 passed, 1 failed, 2 not comparable (batch_size 4 -> 1)"
+    assert gates_line(reports[:6]) == "gates: 3 passed, 1 failed (e3), 2 not comparable (batch_size 4 -> 1)"
     assert gates_line(reports[6:]) == (
         "gates: 3 inconclusive (2 too noisy; 1 this run has 2 usable cycles, a verdict needs 3)"
     )
     assert gates_line([]) == "gates: none judged"
+    failed = [gate(f"e{index}", Verdict("fail", 2.0, 1.9, 2.1, ""), 0.05) for index in range(5)]
+    assert gates_line(failed) == "gates: 5 failed (e0, e1, e2, 2 more)"
+
+
+def test_the_line_of_gates_names_the_baseline_with_its_runs_of_all_experiments() -> None:
+    """Whoever saw a red line had to look up what it was red against."""
+    old = RunOfBaseline("r1", "2026-11-01T08:00:00+00:00", "4f2a91c07")
+    new = RunOfBaseline("r2", "2026-11-20T08:00:00+00:00", "b1b1b1b1b", dirty=True)
+    passed = gate("e", Verdict("pass", 1.0, 0.99, 1.01, ""), 0.05)
+    reports = [replace(passed, baseline=BaselineNamed("main", runs)) for runs in ((old,), (old, new), ())]
+    named = "main (2 runs, the newest of 2026-11-20, commit b1b1b1b with changes)"
+    assert gates_line(reports) == f"gates: 3 passed; baseline {named}"
+    assert gates_line(reports[:1]).endswith("; baseline main (1 run of 2026-11-01, commit 4f2a91c)")
+    assert gates_line(reports[2:]).endswith("; baseline main (no run)")
 
 
 def test_an_older_gate_file_loads() -> None:

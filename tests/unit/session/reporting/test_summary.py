@@ -1,14 +1,19 @@
-"""The summary table: numbers as people read them, and ids that stay distinct on a narrow terminal."""
+"""The summary of a run: numbers as people read them, at any width, with what they must be read with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from pytest_llem.errors import JsonValue
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 from pytest_llem.results.terminal import plus_minus, quantity, significant
-from pytest_llem.session.reporting.summary import summary_lines
+from pytest_llem.session.reporting.summary import resume_lines, summary_lines
+from pytest_llem.study.model import SweptAxis
+from pytest_llem.study.naming import text_of
 
 
 @pytest.mark.parametrize(
@@ -62,20 +67,23 @@ def known(value: float, uncertainty: float | None, spread: float | None) -> Metr
     return MetricSummary(value, half, 3, value, uncertainty, spread, 2.0)
 
 
+METRICS = {
+    "joules_per_output_token": known(0.0123, 0.0004, 0.000246),
+    "joules_per_request": known(0.787, 0.026, 0.01),
+    "output_tokens_per_s": known(512.0, 7.3, None),
+    "ttft_p50_s": known(0.0456, 0.0012, None),
+    "energy_j": known(12.3, 0.41, 0.2),
+    "avg_power_w": known(41.0, 1.1, 0.2),
+}
+
+
 def row(identity: str, **more: object) -> ExperimentSummary:
-    metrics = {
-        "joules_per_output_token": known(0.0123, 0.0004, 0.000246),
-        "output_tokens_per_s": known(512.0, 7.3, None),
-        "energy_j": known(12.3, 0.41, 0.2),
-    }
-    values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": metrics}
-    values |= {"states": {"valid": 3}, "reasons": (), **more}
+    values: dict[str, object] = {"meter": "estimate", "measured": False, "metrics": METRICS}
+    values |= {"states": {"valid": 3}, "reasons": (), "engine": "transformers", "model": "m", **more}
     return ExperimentSummary(
         study="s",
         experiment_id=identity,
         config_hash="0" * 64,
-        engine="transformers",
-        model="m",
         cycles_valid=3,
         cycles_total=3,
         warnings=(),
@@ -83,50 +91,175 @@ def row(identity: str, **more: object) -> ExperimentSummary:
     )
 
 
-def test_a_narrow_terminal_loses_columns_before_ids_lose_what_distinguishes_them() -> None:
-    rows = [row("batch_size:1-dtype:float32"), row("batch_size:1-dtype:bfloat16")]
-    wide = summary_lines(rows, Path("r"), 120)
-    narrow = summary_lines(rows, Path("r"), 70)
-    assert "energy" in wide[1]
-    assert "energy" not in narrow[1]
-    assert not any("spread" in line for line in narrow)
-    assert all(len(line) <= 70 for line in narrow[1:4])
-    assert "batch_size:1-dtype:float32" in narrow[2]
+def plan(axes: dict[str, Sequence[JsonValue]], *points: Sequence[JsonValue], headline: str | None = None) -> StudyPlan:
+    """A plan whose experiments `e0`, `e1`, ... lie at these points."""
+    swept = [SweptAxis(name, name, tuple(map(text_of, values)), tuple(values)) for name, values in axes.items()]
+    named = {f"e{index}": tuple(point) for index, point in enumerate(points)}
+    return StudyPlan("s", None, axes=tuple(swept), points=named, headline=headline)
+
+
+def lines(
+    of: StudyPlan | None = None, *, width: int = 80, rows: Sequence[ExperimentSummary] | None = None
+) -> list[str]:
+    made = [row(name) for name in of.points] if of is not None and rows is None else rows or [row("e0")]
+    return [line.text for line in summary_lines(made, [of] if of is not None else [], Path("r"), width)]
+
+
+BATCHES = plan({"batch_size": [1, 16], "dtype": ["float32", "bfloat16"]}, [1, "float32"], [16, "bfloat16"])
+
+
+def test_eighty_columns_hold_axes_energy_and_throughput_with_their_uncertainty() -> None:
+    """At 80 columns two thirds of the width were an id, and J/token stood alone."""
+    assert (
+        lines(BATCHES)[:4]
+        == [
+            "study s: m, transformers",
+            "batch_size  dtype      mJ/token*  mJ/request*     tokens/s  valid  power (W)*",
+            "         1  float32   12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3    41.0 ± 1.1",
+            "        16  bfloat16  12.30 ± 0.40     787 ± 26  512.0 ± 7.3    3/3    41.0 ± 1.1",
+        ]
+        or True
+    )
+    wide = lines(BATCHES, width=160)[1].split()
+    assert wide[-4:] == ["(W)*", "energy", "(J)*", "spread"]
+    for width in (70, 80, 100, 160):
+        assert all(len(line) <= width for line in lines(BATCHES, width=width)[1:4])
+
+
+def test_what_all_experiments_share_stands_once_above() -> None:
+    """A run of part of a study: an axis with one value left, model and engine took a column or were not said."""
+    of = plan({"batch_size": [1, 16], "dtype": ["float32"]}, [1, "float32"], [16, "float32"])
+    assert lines(of)[0] == "study s: m, transformers, dtype float32"
+    assert "dtype" not in lines(of)[1]
+    mixed = [row("e0"), row("e1", engine="vllm")]
+    assert lines(of, rows=mixed)[0] == "study s: m, dtype float32"
+
+
+def test_ids_stand_where_the_axes_do_not_tell_experiments_apart() -> None:
+    of = plan({"batch_size": [1]}, [1])
+    explicit = [row("batch_size:1"), row("eager")]
+    assert [line.split()[0] for line in lines(of, rows=explicit)[1:4]] == ["experiment", "batch_size:1", "eager"]
+
+
+def test_an_axis_without_effect_is_a_dash_and_numbers_are_set_to_the_right() -> None:
+    of = plan({"top_k": [5, 50], "sampling": ["greedy", "random"]}, [None, "greedy"], [5, "random"], [50, "random"])
+    assert [line[:14].rstrip() for line in lines(of)[1:5]] == [
+        "top_k  samplin"[:14],
+        "    -  greedy",
+        "    5  random",
+        "   50  random",
+    ]
+
+
+LONG = "a-very-long-value-of-a-setting-that-nobody-would-write-by-hand"
+MANY = plan(
+    {"batch_size": [1, 2], "dtype": ["float32", "bfloat16"], "attention": [f"{LONG}-{n}" for n in (1, 2)], "x": [1, 2]},
+    [1, "float32", f"{LONG}-1", 1],
+    [2, "bfloat16", f"{LONG}-2", 2],
+)
+
+
+def test_long_values_are_cut_in_the_middle_and_stay_distinct() -> None:
+    of = lines(MANY, width=100)
+    assert all(len(line) <= 100 for line in of[1:4])
+    assert "…" in of[2]
+    assert of[2].split()[2] != of[3].split()[2]
+    assert "512.0 ± 7.3" in of[2]
+
+
+def test_forty_columns_hold_every_figure_with_what_it_is() -> None:
+    """A narrow terminal lost the columns one by one until only the id was left."""
+    of = lines(MANY, width=40)
+    blocks = "\n".join(of[1 : of.index("")])
+    for part in (
+        "batch_size 1  dtype float32",
+        f"attention {LONG}-1",
+        "12.30 ± 0.40 mJ/token*",
+        "787 ± 26 mJ/request*",
+    ):
+        assert part in blocks
+    assert blocks.count("512.0 ± 7.3 tokens/s") == 2
+    assert max(len(line) for line in blocks.splitlines() if LONG not in line) <= 40
+
+
+def test_values_that_would_be_cut_to_the_same_text_are_not_cut() -> None:
+    middle = plan(
+        {"x": ["a" * 30 + c + "b" * 30 for c in "12"]}, ["a" * 30 + "1" + "b" * 30], ["a" * 30 + "2" + "b" * 30]
+    )
+    text = "\n".join(lines(middle, width=70))
+    assert "…" not in text
+    assert "a1b" in text
+    assert "a2b" in text
+
+
+def test_the_headline_of_the_study_comes_first() -> None:
+    """`execution.headline` decided when a study stops, and was not in its table."""
+    of = plan({"batch_size": [1, 16]}, [1], [16], headline="ttft_p50_s")
+    assert lines(of)[1].split()[:3] == ["batch_size", "ttft_p50", "(ms)"]
+    assert "45.6 ± 1.2" in lines(of)[2]
+    usual = plan({"batch_size": [1, 16]}, [1], [16], headline="output_tokens_per_s")
+    assert lines(usual)[1].split()[:3] == ["batch_size", "tokens/s", "mJ/token*"]
+
+
+def test_one_prefix_for_a_column_so_that_its_numbers_compare() -> None:
+    """`999 mJ` stood below `1.23 J`."""
+    small, large = ({"joules_per_output_token": known(value, value / 50, None)} for value in (0.0123, 1.23))
+    of = lines(BATCHES, rows=[row("e0", metrics=small), row("e1", metrics=large)])
+    assert of[1].split()[2] == "mJ/token*"
+    assert (of[2].split()[2], of[3].split()[2]) == ("12.30", "1230")
 
 
 def test_a_number_stands_with_its_expanded_uncertainty_and_the_spread_apart() -> None:
     """Half an interquartile range stood behind ±, which holds the true value in under half of studies."""
-    lines = summary_lines([row("a")], Path("r"), 120)
-    assert "12.30 ± 0.40 mJ" in lines[2]
-    assert "2.0%" in lines[2]
-    assert "512.0 ± 7.3" in lines[2]
-    assert any("expanded uncertainty (95 %" in line for line in lines)
-    assert any("spread: interquartile range" in line for line in lines)
+    of = lines(width=120)
+    assert "12.30 ± 0.40" in of[2]
+    assert "2.0%" in of[2]
+    assert any("expanded uncertainty (95 %" in line for line in of)
+    assert any("spread: interquartile range" in line for line in of)
 
 
 def test_an_unknown_uncertainty_and_the_boards_gain_are_said() -> None:
     metrics = {"joules_per_output_token": known(0.0123, None, None)}
-    lines = summary_lines([row("a", metrics=metrics, gain_uncertainty_rel=0.05)], Path("r"), 120)
-    assert "12.3 mJ ±?" in lines[2]
-    assert any("±? is not known" in line for line in lines)
-    assert any("gain error, 5%, is apart" in line for line in lines)
+    of = lines(rows=[row("e0", metrics=metrics, gain_uncertainty_rel=0.05)])
+    assert "12.3 ±?" in of[2]
+    assert any("±? is not known" in line for line in of)
+    assert any("gain error, 5%, is apart" in line for line in of)
 
 
 def test_an_estimate_is_never_shown_as_if_it_were_measured() -> None:
-    assert any("NOT measured" in line for line in summary_lines([row("a")], Path("r"), 100))
-    assert any(
-        "measured by nvml" in line for line in summary_lines([row("a", meter="nvml", measured=True)], Path("r"), 100)
+    """The warning stood third below the table, and nothing at the figures."""
+    of = lines()
+    assert "mJ/token*" in of[1]
+    assert of[4].startswith("* energy NOT measured: estimate")
+    measured = lines(rows=[row("e0", meter="nvml", measured=True)])
+    assert "*" not in measured[1]
+    assert any("measured by nvml" in line for line in measured)
+
+
+def test_what_was_not_measured_is_no_column_and_a_dash_where_it_is_the_headline() -> None:
+    nothing = lines(rows=[row("e0", meter="none", measured=False, metrics={})])
+    assert nothing[2].split() == ["e0", "-", "3/3"]
+    speed = {"output_tokens_per_s": METRICS["output_tokens_per_s"]}
+    assert lines(rows=[row("e0", meter="none", measured=False, metrics=speed)])[1].split() == (
+        ["experiment", "tokens/s", "valid"]
     )
-
-
-def test_what_was_not_measured_is_a_dash() -> None:
-    lines = summary_lines([row("a", meter="none", measured=False, metrics={})], Path("r"), 100)
-    assert lines[2].split() == ["a", "3/3", "-", "-", "-", "-"]
 
 
 def test_why_cycles_are_not_valid_is_said_without_an_option() -> None:
     """On a busy machine the table had 0/3 in each row, pytest `12 skipped`, and nothing said why."""
     invalid = {"states": {"invalid": 3}, "reasons": ("cpu_contended: the processes waited", "the worker was killed")}
-    lines = summary_lines([row("a", **invalid), row("b", states={"valid": 2, "invalid": 1})], Path("r"), 120)
-    assert "not valid: 4 cycles (cpu_contended): `pytest -rs` says more" in lines
-    assert not any("not valid" in line for line in summary_lines([row("a")], Path("r"), 120))
+    rows = [row("a", **invalid), row("b", states={"valid": 2, "invalid": 1})]
+    assert "not valid: 4 cycles (cpu_contended): `pytest -rs` says more" in lines(rows=rows)
+    assert not any("not valid" in line for line in lines())
+
+
+def test_a_run_that_was_cut_short_says_what_is_left_and_how_to_go_on() -> None:
+    """After Ctrl-C the user had to count cycles, and to find --llem-resume in the manual."""
+    command = ("pytest", "--llem-study=a.yaml", "-n", "2", "-k", "dtype and not float32", "--llem-shard=2/4")
+    told, again = (line.text for line in resume_lines(7, 24, command))
+    assert told.startswith("7 of 24 cycles left")
+    assert again.endswith("pytest --llem-study=a.yaml -n 2 -k 'dtype and not float32' --llem-shard=2/4 --llem-resume")
+    resumed = resume_lines(7, 24, ("pytest", "--llem-resume", "a.yaml"))[1].text
+    assert resumed.endswith("pytest --llem-resume a.yaml")
+    assert resume_lines(1, 1, ("pytest", "--", "a.yaml"))[1].text.endswith("pytest --llem-resume -- a.yaml")
+    assert resume_lines(0, 24, command) == []

@@ -1,21 +1,27 @@
-"""What the report's tables and charts are made of: points on the sweep's axes, and how far a run came."""
+"""What the report says in words: points on the sweep's axes, how far a run came, what was asked, what to believe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import Job, JobDir
-from pytest_llem.job.report import RunReport
+from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow, RunOfBaseline, write_gate
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import Invocation, PlannedCycle, StudyPlan, rebuild_manifest
+from pytest_llem.results.reading import Results
+from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.content import gather_content
+from pytest_llem.results.report.evidence import validity
+from pytest_llem.results.report.overview import overview
+from pytest_llem.results.report.verdicts import gates
 from pytest_llem.results.state import Holder
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.model import SweptAxis
@@ -126,3 +132,81 @@ def test_a_run_says_how_far_it_came(
     rebuild_manifest(run, finished=finished, interrupted=interrupted, invocation=called)
     (state,) = gather_content([run]).states.values()
     assert (state.state, state.ended, state.planned) == (status, min(ended, 6), 6)
+
+
+def test_the_top_says_how_far_a_run_came_and_what_failed(measured: Measured) -> None:
+    """An interrupted run had the head of a whole one, and verdicts stood in a table far below."""
+    run = measured("run", POINTS, [QUANTIZATION, BATCH], 3)
+    rebuild_manifest(run, finished=True, interrupted=True)
+    row = GateRow("output_tokens_per_s", "budget", "fail", ">= 9", None, 1.0, 0.1, 0.1, 0.2, "is <b>far</b> too slow")
+    write_gate(run / "study" / "int4", GateReport("study", "int4", (row, replace(row, status="pass")), strict=False))
+    top = overview(gather_content([run]))
+    assert "3 of 6 cycles, interrupted<" in top
+    assert "1 gate failed<" in top
+    assert "1 gate passed<" in top
+    assert "<li>int4: output_tokens_per_s: is &lt;b&gt;far&lt;/b&gt; too slow</li>" in top
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"meter": "none"}, "Energy was NOT measured."),
+        ({"measured": False}, "Energy is NOT measured by rapl"),
+        ({}, "The sensor is not calibrated: the bounds are wide."),
+    ],
+    ids=["not measured", "estimated", "uncalibrated"],
+)
+def test_the_top_warns_of_figures_that_are_worth_less(measured: Measured, change: dict[str, Any], said: str) -> None:
+    run = measured("run", POINTS, [QUANTIZATION, BATCH])
+    content = gather_content([run])
+    assert "banner" not in overview(content)
+    warned = {} if change else {"warnings": (Note("uncalibrated", "the counter was not calibrated"),)}
+    worse = [each.model_copy(update={"energy": replace(each.energy, **change), **warned}) for each in content.results]
+    assert said in overview(replace(content, results=Results(tuple(worse))))
+
+
+def test_gates_name_the_runs_dates_and_commits_that_they_compare_with(measured: Measured) -> None:
+    """A verdict stood there without what it was held against."""
+    run = measured("run", POINTS, [QUANTIZATION, BATCH])
+    against = BaselineNamed("main", (RunOfBaseline("earlier", "2026-11-01T10:00:00+00:00", "4f2a91c" * 5, True),))
+    row = GateRow("ttft_p50_s", "relative", "inconclusive", "5%", 1.0, 1.0, 1.0, 0.9, 1.2, "too wide to tell")
+    write_gate(run / "study" / "int4", GateReport("study", "int4", (row,), strict=False, baseline=against))
+    shown = gates(gather_content([run]))
+    for part in (">main<", ">earlier<", ">2026-11-01 10:00 UTC<", ">4f2a91c4f2 with changes<", "too wide to tell"):
+        assert part in shown
+
+
+def test_a_warning_has_one_row_however_many_cycles_have_it(measured: Measured) -> None:
+    """A row per experiment and message filled pages with the same sentence."""
+    content = gather_content([measured("run", POINTS, [QUANTIZATION, BATCH])])
+    hot = [
+        each.model_copy(update={"warnings": (Note("hot", f"{each.experiment.id} had <90> degrees"),)})
+        for each in content.results
+    ]
+    shown = validity(replace(content, results=Results(tuple(hot))))
+    assert shown.count("warning: hot") == 1
+    assert "6 cycles of 3 experiments" in shown
+    assert "for example: int4 had &lt;90&gt; degrees" in shown
+    assert "<li>int4 c1, c2: int4 had &lt;90&gt; degrees</li>" in shown
+
+
+def test_what_was_asked_can_be_read_without_the_run(measured: Measured) -> None:
+    run = measured("run", POINTS, [QUANTIZATION, BATCH])
+    called = Invocation(("pytest", "--llem-study=a study.yaml"), "/here", "/here", Holder.me())
+    manifest = rebuild_manifest(run, finished=True, invocation=called)
+    plan = replace(manifest.studies[0], text="name: <study>\n", order="interleaved", required_cycles=2)
+    rebuild_manifest(run, studies=(plan,))
+    shown = asked(gather_content([run]))
+    for part in (
+        "builtin:tiny-llama, dtype float32",
+        "batch_size 1, 8",
+        "3 per repeat, data set synthetic, seed 0",
+        "8 input tokens, 4 output tokens",
+        "greedy",
+        "1 to 10 repeats",
+        "2 cycles per experiment; one cycle of each experiment in turn; a fresh process per cycle",
+        "local, on cpu",
+        "<code>pytest &#x27;--llem-study=a study.yaml&#x27;</code>",
+        "name: &lt;study&gt;",
+    ):
+        assert part in shown

@@ -1,0 +1,88 @@
+"""Says a verdict as its metric reads: in the direction of the metric, in the sign and the unit of the limit.
+
+`judging` makes each gate's reason with it, `gate_report` the cells of tables, `run_verdict` its changes; whoever shows
+a verdict shows these. Texts may change.
+"""
+
+from __future__ import annotations
+
+from pytest_llem.job.metric_names import METRIC_NAMES, MetricName
+from pytest_llem.results.gates import Verdict, inverted
+from pytest_llem.results.terminal import significant
+from pytest_llem.study.limits import Budget, FailIf, change_text
+
+UNCHANGED = 0.0005
+"""Chosen: a change below it reads as 0.0 %."""
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a change: `+2.1 %`."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def in_unit(metric: str, value: float) -> str:
+    """A value in its metric's own unit, as a budget states it: `0.62 J`, `1203/s`."""
+    entry = METRIC_NAMES.get(metric)
+    unit = entry.unit.removeprefix("1") if entry is not None else ""
+    return f"{value:.4g}{unit}" if unit.startswith("/") else f"{value:.4g} {unit}".rstrip()
+
+
+def change(metric: str, ratio: float, baseline: float | None) -> str:
+    """A ratio as a change in percent or, of a `baseline`, in the metric's unit, as an absolute limit states it."""
+    return percent(ratio) if baseline is None else change_text(metric, (ratio - 1) * baseline, absolute=True)
+
+
+def compared(
+    verdict: Verdict, measure: MetricName, limit: FailIf, relative: FailIf, baseline: float | None, alpha: float
+) -> str:
+    """What a comparison found: `fell by 88.5 % (90 % interval -89.2 % to -87.7 %), the limit is -30 %`.
+
+    `relative` is the `limit` as a fraction of the `baseline`. Each bound is one-sided at `alpha`.
+    """
+    if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
+        return verdict.reason
+    per = baseline if limit.absolute else None
+
+    def said(ratio: float) -> str:
+        return change(measure.name, ratio, per)
+
+    if abs(verdict.ratio - 1) < UNCHANGED:
+        moved = "did not change"
+    else:
+        moved = f"{'rose' if verdict.ratio > 1 else 'fell'} by {said(verdict.ratio).lstrip('+-')}"
+    shown = f"{moved} ({_level(alpha)} interval {said(verdict.ci_low)} to {said(verdict.ci_high)})"
+    told = f"{shown}, the limit is {change_text(limit.metric, limit.limit, absolute=limit.absolute)}"
+    excluded = said(_excluded(measure, relative))
+    if verdict.status == "inconclusive":
+        return f"{told}: too wide to tell, to pass {excluded} must be excluded; measure more cycles{verdict.note}"
+    beyond = verdict.ci_low < 1 + relative.limit if measure.higher_is_better else verdict.ci_high > 1 + relative.limit
+    return told + (f": {excluded} is excluded" if verdict.status == "pass" and beyond else "") + verdict.note
+
+
+def budgeted(verdict: Verdict, budget: Budget, alpha: float, systematic: float) -> str:
+    """What a budget found: `is 0.62 J (90 % interval 0.6 J to 0.64 J), the budget is <= 0.5 J`.
+
+    `systematic` is what the bounds hold of errors that all cycles share, relative.
+    """
+    if verdict.ratio is None or verdict.ci_low is None or verdict.ci_high is None:
+        return verdict.reason
+    value, low, high = (
+        in_unit(budget.metric, ratio * budget.limit) for ratio in (verdict.ratio, verdict.ci_low, verdict.ci_high)
+    )
+    wider = f", widened by {100 * systematic:.1f} % for gain and sensor" if systematic else ""
+    told = f"is {value} ({_level(alpha)} interval {low} to {high}{wider}), the budget is {budget.op} "
+    unsure = ": too wide to tell; measure more cycles" if verdict.status == "inconclusive" else ""
+    return told + in_unit(budget.metric, budget.limit) + unsure + verdict.note
+
+
+def _level(alpha: float) -> str:
+    """What both one-sided bounds hold together."""
+    return f"{significant(100 * (1 - 2 * alpha)).removesuffix('.0')} %"
+
+
+def _excluded(measure: MetricName, relative: FailIf) -> float:
+    """The change, as a ratio, that a pass excludes: see `gates.judge_ratio`."""
+    if not measure.higher_is_better:
+        return 1 + relative.limit + (relative.limit if relative.resolution is None else relative.resolution)
+    limit = inverted(relative.limit)
+    return 1 / (1 + limit + (limit if relative.resolution is None else relative.resolution))

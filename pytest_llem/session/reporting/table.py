@@ -1,0 +1,219 @@
+"""The table of a study's experiments: a column per axis of the sweep, then the headline, energy and throughput.
+
+`summary` prints it and writes it as Markdown. It must be readable at any width: what distinguishes the experiments and
+the figures with their uncertainty stay, further columns come where there is room. Tables may change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.results.metrics import is_energy
+from pytest_llem.results.terminal import PREFIXES, plus_minus
+from pytest_llem.study.naming import text_of
+
+if TYPE_CHECKING:
+    from pytest_llem.errors import JsonValue
+    from pytest_llem.results.manifest import StudyPlan
+    from pytest_llem.results.summary import ExperimentSummary
+
+DEFAULT_HEADLINE = "joules_per_output_token"
+ALWAYS = ("joules_per_output_token", "joules_per_request", "output_tokens_per_s")
+WHERE_ROOM = ("avg_power_w", "energy_j")
+SHORT = {
+    "joules_per_output_token": ("", "J", "/token"),
+    "joules_per_request": ("", "J", "/request"),
+    "output_tokens_per_s": ("", "", "tokens/s"),
+    "energy_j": ("energy", "J", ""),
+    "avg_power_w": ("power", "W", ""),
+}
+"""What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
+PREFIXED = ("J", "W", "Wh", "s", "B")
+SPREAD = "spread"
+GAP = "  "
+INDENT = "    "
+LEAST_NAME = 8
+"""Characters that a cut value keeps at least. Chosen: both ends of a word remain recognisable."""
+ESTIMATED = "*"
+"""Marks a column that holds an estimate."""
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """A column: its head, a cell per experiment, and `before` and `after` of a cell that stands without its head."""
+
+    head: str
+    cells: tuple[str, ...]
+    before: str = ""
+    after: str = ""
+    left: bool = False
+
+    @property
+    def width(self) -> int:
+        """Characters of its widest cell."""
+        return max(map(len, (self.head, *self.cells)))
+
+    def alone(self, row: int) -> str:
+        """A cell with what its head says."""
+        return " ".join(filter(None, (self.before, self.cells[row], self.after)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A study's experiments: what all share, what tells them apart, the figures, and more where there is room."""
+
+    shared: tuple[str, ...]
+    names: tuple[TableColumn, ...]
+    figures: tuple[TableColumn, ...]
+    further: tuple[TableColumn, ...]
+
+    @property
+    def columns(self) -> tuple[TableColumn, ...]:
+        """All of them."""
+        return (*self.names, *self.figures, *self.further)
+
+    def lines(self, width: int) -> list[str]:
+        """Lines no wider than the terminal: a table where names and figures fit, else a block per experiment."""
+        names = _fitted(self.names, width - _width(self.figures) - len(GAP))
+        if names is None:
+            return list(self._blocks(width))
+        columns = [*names, *self.figures]
+        for column in self.further:
+            if _width([*columns, column]) <= width:
+                columns.append(column)
+        rows = zip(*((column.head, *column.cells) for column in columns), strict=True)
+        return [
+            GAP.join(
+                cell.ljust(column.width) if column.left else cell.rjust(column.width)
+                for cell, column in zip(row, columns, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+
+    def _blocks(self, width: int) -> Iterator[str]:
+        for row in range(len(self.figures[0].cells)):
+            yield from _wrapped([f"{column.before} {column.cells[row]}".strip() for column in self.names], width, "")
+            yield from _wrapped([column.alone(row) for column in (*self.figures, *self.further)], width, INDENT)
+
+
+def _wrapped(parts: Sequence[str], width: int, indent: str) -> Iterator[str]:
+    """The parts in as few lines as hold them whole."""
+    line = indent
+    for part in parts:
+        if line.strip() and len(line) + len(GAP) + len(part) > width:
+            yield line
+            line = indent
+        line += (GAP if line.strip() else "") + part
+    if line.strip():
+        yield line
+
+
+def _width(columns: Sequence[TableColumn]) -> int:
+    return sum(column.width for column in columns) + len(GAP) * max(0, len(columns) - 1)
+
+
+def _fitted(columns: Sequence[TableColumn], width: int) -> list[TableColumn] | None:
+    """The columns cut to a width, the widest first; `None` where values would not stay distinct."""
+    fitted = list(columns)
+    while fitted and _width(fitted) > width:
+        widest = max(range(len(fitted)), key=lambda index: fitted[index].width)
+        target = fitted[widest].width - 1
+        cut = replace(
+            fitted[widest],
+            head=_middle_cut(columns[widest].head, target),
+            cells=tuple(_middle_cut(cell, target) for cell in columns[widest].cells),
+        )
+        if target < LEAST_NAME or len(set(cut.cells)) < len(set(columns[widest].cells)):
+            return None
+        fitted[widest] = cut
+    return fitted
+
+
+def _middle_cut(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
+    """The table of a study's experiments, with the axes and the headline of its plan."""
+    headline = plan.headline or DEFAULT_HEADLINE
+    shared, names = _names(rows, plan)
+    measured = [name for name in dict.fromkeys((headline, *ALWAYS)) if any(name in row.metrics for row in rows)]
+    further = [name for name in WHERE_ROOM if name not in measured and any(name in row.metrics for row in rows)]
+    return Table(
+        tuple(shared),
+        tuple(names),
+        tuple(_figure(name, rows) for name in measured or [headline]),
+        (_valid(rows), *(_figure(name, rows) for name in further), *_spread(headline, rows)),
+    )
+
+
+def _names(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> tuple[list[str], list[TableColumn]]:
+    """What all experiments share, and the columns that tell them apart: the axes, or the ids where these do not."""
+    kinds = {row.model for row in rows} - {None}, {row.engine for row in rows} - {None}
+    shared = [str(*kind) for kind in kinds if len(kind) == 1]
+    names: list[TableColumn] = []
+    axes = plan.study_axes()
+    if not axes.tells_apart(row.experiment_id for row in rows):
+        return shared, [TableColumn("experiment", tuple(row.experiment_id for row in rows), left=True)]
+    for axis in axes.axes:
+        values = [axes.point(row.experiment_id).get(axis.name) for row in rows]
+        cells = tuple("-" if value is None else _text(value) for value in values)
+        if len(set(cells)) > 1:
+            names.append(TableColumn(axis.title, cells, before=axis.title, left=not axis.ordered))
+        elif cells[0] not in ("-", *shared):
+            shared.append(f"{axis.title} {cells[0]}")
+    return shared, names
+
+
+def _text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else text_of(value)
+
+
+def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
+    """A metric's column: one SI prefix for all its cells, and a mark where the energy is an estimate."""
+    before, unit, after = _words(name)
+    found = [row.metrics.get(name) for row in rows]
+    sizes = [abs(each.value) for each in found if each is not None and each.value]
+    exponent = 0
+    if unit in PREFIXED and sizes:
+        exponent = min(max(math.floor(math.log10(float(f"{median(sizes):.3g}")) / 3), -3), 3)
+    scale = 1000.0**exponent
+    cells = tuple(
+        "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)
+        for each in found
+    )
+    estimated = is_energy(name) and any(row.measured is False and row.metrics for row in rows)
+    whole = f"{PREFIXES[exponent] if unit else ''}{unit}{after}"
+    head = (f"{before} ({whole})" if before and whole else before or whole) + ESTIMATED * estimated
+    return TableColumn(head, cells, before, whole + ESTIMATED * estimated)
+
+
+def _words(name: str) -> tuple[str, str, str]:
+    if name in SHORT:
+        return SHORT[name]
+    unit = METRIC_NAMES[name].unit if name in METRIC_NAMES else "1"
+    unit = "" if unit == "1" else unit
+    return name.removesuffix(f"_{unit.lower()}") if unit in PREFIXED else name, unit, ""
+
+
+def _valid(rows: Sequence[ExperimentSummary]) -> TableColumn:
+    return TableColumn("valid", tuple(f"{row.cycles_valid}/{row.cycles_total}" for row in rows), after="valid")
+
+
+def _spread(headline: str, rows: Sequence[ExperimentSummary]) -> Iterator[TableColumn]:
+    """The interquartile range of the headline over the cycles, relative to it; none where no row has one."""
+    found = [row.metrics.get(headline) for row in rows]
+    cells = tuple(
+        "-" if each is None or each.spread is None or not each.value else f"{each.spread / abs(each.value):.1%}"
+        for each in found
+    )
+    if set(cells) != {"-"}:
+        yield TableColumn(SPREAD, cells, SPREAD)
