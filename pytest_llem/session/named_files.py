@@ -148,8 +148,6 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
     settings = experiment.config.workload
     if settings.dataset == SYNTHETIC:
         return
-    from pytest_llem.workload.build import texts_of_package  # imports what only measuring needs
-
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
         if texts_of_package(settings) is not None:
