@@ -119,6 +119,22 @@ def require_writable(directory: Path) -> None:
         raise StoreError(f"{directory}: {reason(problem)}", fix="choose a directory that can be written") from None
 
 
+def require_room(directory: Path, *, needed_bytes: int, needed_files: int) -> None:
+    """Raise `StoreError` where the file system of a directory, which need not exist yet, has less room than this."""
+    above = directory.absolute()
+    while not _present(above):
+        above = above.parent
+    system = os.statvfs(above)
+    free = system.f_bavail * system.f_frsize
+    if free < needed_bytes:
+        text = f"{free / 2**20:,.1f} MiB free, and the run needs about {needed_bytes / 2**20:,.1f} MiB"
+    elif system.f_files > 0 and system.f_favail < needed_files:  # some file systems count no files
+        text = f"{system.f_favail:,} files can be made, and the run needs about {needed_files:,}"
+    else:
+        return
+    raise StoreError(text, fix="make room, choose another directory with --llem-out, or select fewer cycles")
+
+
 def _present(path: Path) -> bool:
     try:
         path.lstat()

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llem.errors import LlemError
+from pytest_llem.job.files import require_room
 from pytest_llem.session.collection import (
     add_words,
     collect_study,
@@ -39,6 +41,16 @@ if TYPE_CHECKING:
 
 SESSION: pytest.StashKey[LlemSession] = pytest.StashKey()
 """The session is made before plugins are configured where `-n auto` asks for the number of workers."""
+
+
+CYCLE_BYTES = 64 << 10
+"""What a cycle's files and its share of the run's take on a disk, in blocks, without long series (docs/scale.md)."""
+
+RUN_BYTES = 1 << 20
+"""Chosen: the documents and locks of a run of few cycles take a tenth of it."""
+
+CYCLE_FILES = 12
+"""Files, locks and directories of a cycle (docs/scale.md)."""
 
 
 class StudyPlugin:
@@ -91,9 +103,29 @@ class StudyPlugin:
             deselect(config, items, lambda _: True)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Write down what will run."""
-        with named(f"--llem-out={self.session.options.out}", "choose a directory that can be written"):
+        """Write down what will run, if there is room for it."""
+        self._require_room([item.nodeid for item in session.items])
+        with self._named_out():
             self.session.collected(session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Look for room in the controller, where the workers' items are known."""
+        self._require_room(ids)
+
+    def _require_room(self, ids: Sequence[str]) -> None:
+        """Raise `pytest.UsageError` before anything is measured where the disk cannot hold the results of items."""
+        options = self.session.options
+        if self.reporting is None or options.collect_only or options.skip_preflight:
+            return
+        cycles = sum("::test_experiment[" in nodeid for nodeid in ids)
+        with self._named_out():
+            require_room(
+                options.out, needed_bytes=RUN_BYTES + cycles * CYCLE_BYTES, needed_files=(cycles + 1) * CYCLE_FILES
+            )
+
+    def _named_out(self) -> AbstractContextManager[None]:
+        return named(f"--llem-out={self.session.options.out}", "choose a directory that can be written")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def run(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResu
         pytest.param(VALID + "sweep: {}\n", "*wrong.yaml:3:*sweep*empty*", id="empty sweep"),
         pytest.param(VALID + "sweep:\n  dtype: []\n", "*wrong.yaml:4:10: *dtype has no values*", id="empty axis"),
         pytest.param("", "*wrong.yaml:1:1: *empty*", id="empty file"),
+        pytest.param(
+            "model: ./none\nworkload: {dataset: none.csv}\n",
+            "*wrong.yaml:1:8: model './none': no such file or directory: *none",
+            id="files",
+        ),
     ],
 )
 def test_a_wrong_study_is_one_located_message(pytester: pytest.Pytester, text: str, message: str) -> None:
@@ -183,6 +189,20 @@ def test_a_setting_that_cannot_work_is_refused_before_anything_is_measured(
     result.stderr.fnmatch_lines([f"ERROR: {given}: *", "fix: *"])
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
     assert not (pytester.path / "llem-results").exists()
+
+
+def test_a_disk_without_room_for_the_results_is_found_before_the_first_cycle(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found by the first cycle that it had no room for, after hours. Ten cycles need ten times as much as one."""
+    monkeypatch.setattr(importlib.import_module("pytest_llem.session.start"), "CYCLE_BYTES", 2**60)
+    pytester.makefile(".yaml", study=f"{VALID}execution: {{cycles: 10}}\n")
+    result = pytester.runpytest_inprocess("--llem-study=study.yaml", "--llem-out=out")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    needed = f"{(10 * 2**60 + 2**20) / 2**20:,.1f}"
+    result.stderr.fnmatch_lines([f"ERROR: --llem-out=*out: * MiB free, and the run needs about {needed} MiB", "fix: *"])
+    dry = pytester.runpytest_inprocess("--llem-study=study.yaml", "--llem-out=out", "--collect-only")
+    assert dry.ret == pytest.ExitCode.OK
 
 
 @pytest.mark.parametrize("option", ["--llem-baseline", "--llem-shard-times"])

@@ -15,6 +15,7 @@ from pytest_llem.job.files import (
     open_regular,
     parse_json,
     read_json,
+    require_room,
     require_writable,
     write_json,
     write_text,
@@ -148,3 +149,9 @@ def test_a_path_in_the_users_directory_is_found(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "x").touch()
 
     assert found("~/x") == tmp_path / "x"
+
+
+def test_a_disk_without_room_is_told_with_what_is_free_and_needed(tmp_path: Path) -> None:
+    require_room(tmp_path / "not" / "made", needed_bytes=1, needed_files=1)
+    with pytest.raises(StoreError, match=r"[\d,]+\.\d MiB free, and the run needs about 1,048,576,000,000\.0 MiB"):
+        require_room(tmp_path / "not" / "made", needed_bytes=10**6 << 40, needed_files=1)
