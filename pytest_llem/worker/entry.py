@@ -131,8 +131,10 @@ def _encodable(text: str) -> str:
 
 def _fail(target: JobDir, events: EventLog, error: LlemError) -> None:
     text = _encodable(traceback.format_exc())
+    known = error.fix is not None and type(error) is not LlemError
+    # The log's end is shown to the user, whom the way to a known error does not help: that is kept in `error.json`.
     # An engine may have closed or removed the stream.
     with suppress(AttributeError, OSError, ValueError):
-        sys.stderr.write(text)
+        sys.stderr.write("" if known else text)
     target.write_error(error, phase=events.phase, traceback=text, origin="worker")
     events.emit("phase", "failed")

@@ -194,7 +194,7 @@ def test_a_setting_that_cannot_work_is_refused_before_anything_is_measured(
 def test_a_disk_without_room_for_the_results_is_found_before_the_first_cycle(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was found by the first cycle that it had no room for, after hours. Ten cycles need ten times as much as one."""
+    """It was found by the first cycle that it had no room for, after hours. Ten need ten times as much."""
     monkeypatch.setattr(importlib.import_module("pytest_llem.session.start"), "CYCLE_BYTES", 2**60)
     pytester.makefile(".yaml", study=f"{VALID}execution: {{cycles: 10}}\n")
     result = pytester.runpytest_inprocess("--llem-study=study.yaml", "--llem-out=out")

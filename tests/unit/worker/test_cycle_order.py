@@ -14,11 +14,13 @@ from pytest_llem.engines.protocol import Quiesced
 from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError
 from pytest_llem.job.config import Arrival, IdleSettings, MeasurementSettings, WarmupSettings, WorkloadSettings
 from pytest_llem.job.events import EventLog
+from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, JobDir, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Measurement, Window
 from pytest_llem.job.request import Texts
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
+from pytest_llem.worker.entry import run_job
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, read_events, run
 
 __all__ = ["meter"]
@@ -297,3 +299,19 @@ def test_the_texts_of_a_package_come_with_the_job(
     measurement = run(job, tmp_path)
     assert [request.input_tokens for request in measurement.requests[:2]] == [3, 5]
     assert measurement.rows_skipped == 4
+
+
+def test_a_data_set_is_read_before_the_model_is_loaded_and_its_error_is_no_traceback(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong column was found after a minute of loading, and shown as the end of a log of this package's lines."""
+    job = make_job()
+    workload = dataclasses.replace(job.config.workload, dataset=str(tmp_path / "none.csv"))
+    job_dir = JobDir(tmp_path / "job")
+    job_dir.write_job(dataclasses.replace(job, config=dataclasses.replace(job.config, workload=workload)))
+    assert run_job(job_dir, job_dir, start_method="spawn", isolation="process") == 1
+    error = read_json(job_dir.error)
+    assert (error["category"], error["phase"]) == ("workload", "prepare")
+    assert "Traceback" in str(error["traceback"])
+    assert "load" not in engine.calls
+    assert "Traceback" not in capfd.readouterr().err
