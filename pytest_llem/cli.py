@@ -77,9 +77,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(run="pytest_llem.results.run_list:list_all")
 
-    verb = verbs.add_parser("compare", help="compare runs: the first is the baseline; exit code 1 beyond a limit")
+    verb = verbs.add_parser(
+        "compare", help="compare runs with a baseline (exit code 1 beyond a limit), or the settings inside a run"
+    )
     verb.add_argument("baseline", metavar="A", type=Path, help="run directory, results folder or result.json")
-    verb.add_argument("others", metavar="B", type=Path, nargs="+", help="what to hold against it")
+    verb.add_argument("others", metavar="B", type=Path, nargs="*", help="what to hold against it")
+    verb.add_argument("--by", metavar="AXIS", help="inside A: each value of this axis, paired over the other axes")
+    verb.add_argument("--reference", metavar="VALUE", help="hold the others against this value (default: the first)")
     verb.add_argument("--metric", action="append", default=[], help="show this metric instead of the headline ones")
     verb.add_argument("--fail-if", action="append", default=[], metavar="METRIC:LIMIT", help="as --llem-fail-if")
     verb.add_argument("--allow", action="append", default=[], metavar="NAME", help="a condition that may differ")
@@ -88,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
-    verb.set_defaults(run="pytest_llem.results.commands:compare_runs")
+    verb.set_defaults(run="pytest_llem.results.compare_command:compare_results")
 
     verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="*", help="runs whose noise counts; or state --noise")

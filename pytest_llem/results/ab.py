@@ -19,7 +19,6 @@ from pathlib import Path
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
-from pytest_llem.results.commands import fail_if
 from pytest_llem.results.comparability import common_conditions, flat_settings, settings_differences
 from pytest_llem.results.gate_report import GateReport, gates_line, word
 from pytest_llem.results.gates import MIN_CYCLES
@@ -28,7 +27,7 @@ from pytest_llem.results.layout import run_directories
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.terminal import show
 from pytest_llem.study.experiments import Study
-from pytest_llem.study.limits import Comparison, parse_fail_if
+from pytest_llem.study.limits import Comparison, parse_fail_if, parse_limit
 from pytest_llem.study.loader import load_study
 
 
@@ -104,7 +103,7 @@ def comparison_of(studies: Sequence[Study], options: argparse.Namespace) -> Comp
     stated = next((e.compare for study in reversed(studies) for e in study.experiments if e.compare), Comparison())
     headline = parse_fail_if(studies[-1].execution.headline, "5%")
     return Comparison(
-        tuple(fail_if(text) for text in options.fail_if) or stated.fail_if or (headline,),
+        tuple(parse_limit(text) for text in options.fail_if) or stated.fail_if or (headline,),
         stated.alpha if options.alpha is None else options.alpha,
         (*stated.allow, *options.allow),
     )

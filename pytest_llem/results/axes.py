@@ -7,8 +7,8 @@ run have the settings in which they differ instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.study.model import SweptAxis
@@ -51,3 +51,18 @@ def differing(settings: Mapping[str, Mapping[str, JsonValue]]) -> StudyAxes:
         title = tail if tails[tail] == 1 else name
         axes.append(SweptAxis(name, title, tuple(map(text_of, values.values())), tuple(values.values())))
     return StudyAxes(tuple(axes), {id: tuple(each.get(name) for name in varied) for id, each in settings.items()})
+
+
+def joined(axes_of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]:
+    """The axes of runs of one study, whose sweep may have grown between them."""
+    found: dict[str, SweptAxis] = {}
+    for axis in (axis for axes in axes_of_runs for axis in axes):
+        known = found.setdefault(axis.name, axis)
+        values = dict(zip([*known.labels, *axis.labels], [*known.values, *axis.values], strict=True))
+        found[axis.name] = replace(known, labels=tuple(values), values=tuple(values.values()))
+    return tuple(found.values())
+
+
+def written(value: JsonValue) -> str:
+    """A value as a cell of a table: `-` where an axis has no effect."""
+    return "-" if value is None else value if isinstance(value, str) else text_of(value)

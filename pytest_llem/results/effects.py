@@ -92,6 +92,7 @@ class Effect:
     pairs: int
     status: Direction
     metric: str
+    study: str = ""
     unpaired: int = 0
     each: tuple[Pair, ...] = ()
 
@@ -107,12 +108,14 @@ def effects(
     against = axis.values[0] if reference is None else reference
     points = _points(results.valid, axes, axis, measure)
     base = points.get(repr(against), {})
+    order = {experiment_id: place for place, experiment_id in enumerate(axes.points)}
     found = []
     for value in axis.values:
         if repr(value) == repr(against):
             continue
         other = points.get(repr(value), {})
-        both = [key for key in base if key in other]
+        shared = [key for key in base if key in other]
+        both = sorted(shared, key=lambda key: (key[0], order[base[key][0].experiment.id]))
         ratios = [log_of_pair(measure, base[key], other[key]) for key in both]
         each = [
             _pair(base[key][0].run_id, axes.point(base[key][0].experiment.id), axis, ratio)
@@ -130,6 +133,7 @@ def effects(
                 pairs=len(ratios),
                 status=direction(low, high),
                 metric=measure.name,
+                study=results[0].study if results else "",
                 unpaired=len({*base, *other}) - len(both),
                 each=tuple(each),
             )

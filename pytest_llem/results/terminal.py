@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,14 +27,28 @@ CLEAR = "\r\x1b[K"
 """Carriage return and erase to the end of the line (ECMA-48, EL)."""
 
 
-def table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:
-    """Aligned lines, head first; the first `left` columns are set to the left, the others to the right."""
+def table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0) -> list[str]:
+    """Aligned lines, head first; the first `left` and last `right` columns are set to the left, others to the right."""
     rows = [head, *body]
     aligned = []
     for number, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
-        aligned.append([cell.ljust(width) if number < left else cell.rjust(width) for cell in column])
+        words = number < left or number >= len(head) - right
+        aligned.append([cell.ljust(width) if words else cell.rjust(width) for cell in column])
     return ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+
+
+def fitted_table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0, room: int = 0) -> list[str]:
+    """The same no wider than the terminal, if need be with the first column of each row on a line of its own.
+
+    `room` is what the caller needs of each line.
+    """
+    whole = table(head, body, left=left, right=right)
+    if max(map(len, whole)) <= shutil.get_terminal_size().columns - room:
+        return whole
+    named = [row[0] for row in body]
+    rest = table(["", *head[1:]], [["", *row[1:]] for row in body], left=left, right=right)
+    return [rest[0], *(line for name, row in zip(named, rest[1:], strict=True) for line in (name, row))]
 
 
 def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:

@@ -128,6 +128,15 @@ def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailI
     return FailIf(metric, limit, smallest, absolute)
 
 
+def parse_limit(text: str) -> FailIf:
+    """`METRIC:LIMIT` or `METRIC:LIMIT:RESOLUTION`, as `llem compare` takes it. Raises `SettingsError`."""
+    name, _, rest = text.partition(":")
+    limit, _, resolution = rest.partition(":")
+    if not rest:
+        raise SettingsError(f"{text!r} is no limit", fix="write METRIC:LIMIT, e.g. joules_per_output_token:5%")
+    return parse_fail_if(name, limit, resolution or None)
+
+
 def overriding(before: FailIf | None, metric: str, text: object) -> FailIf:
     """A limit of the command line over a study's, whose resolution it keeps where both are of one kind."""
     if before is not None and before.resolution is not None and parse_change(metric, text)[1] == before.absolute:

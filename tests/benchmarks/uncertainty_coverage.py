@@ -1,9 +1,9 @@
-"""How often the printed interval of an experiment, value ± expanded uncertainty, holds the true value.
+"""How often printed intervals hold the true value: of an experiment, value ± expanded uncertainty, and of an effect.
 
-`python -m tests.benchmarks.uncertainty_coverage [--studies N] [--write-docs]` prints a Markdown table, which
-docs/uncertainty.md holds. Each simulated study draws every component from its distribution: scatter anew in each cycle;
-the sensor's error, the thermal state's and the run's own level once for all its cycles. It goes through the functions
-that make the printed interval.
+`python -m tests.benchmarks.uncertainty_coverage [--studies N] [--write-docs]` prints two Markdown tables, which
+docs/uncertainty.md holds. For the first, each simulated study draws every component from its distribution: scatter anew
+in each cycle; the sensor's error, the thermal state's and the run's own level once for all its cycles. Both go through
+the functions that make the printed interval.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from pytest_llem.results.effects import LogRatio, interval
 from pytest_llem.results.sections.performance import percentile
-from pytest_llem.results.statistics import student_quantile
+from pytest_llem.results.statistics import log_ratio, student_quantile
 from pytest_llem.results.uncertainty import (
     COVERAGE,
     ONE_RUN,
@@ -34,7 +35,10 @@ SENSOR_REL, THERMAL_REL = 0.005, 0.005
 NOISES = (0.002, 0.005, 0.01, 0.02, 0.05)
 CYCLES = (3, 5, 10)
 PAGE = Path(__file__).parents[2] / "docs" / "uncertainty.md"
-BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+PAIRS = (1, 2, 3, 6, 10)
+EFFECT_NOISE, DEPENDENCE = 0.01, 0.1
+"""Standard deviations of the cycles' logarithms, and of the effect between pairs."""
 
 Draw = Callable[[random.Random], float]
 LOG_SHAPE = 0.5
@@ -116,17 +120,44 @@ def markdown(studies: int) -> str:
     return "\n".join(lines)
 
 
+def effect_coverage(pairs: int, cycles: int, depends: float, *, studies: int, seed: int = 0) -> tuple[float, float]:
+    """The shares of studies whose interval of an effect holds its mean over the pairs, and that over all settings."""
+    rng = random.Random(f"{seed} {pairs} {cycles} {depends}")
+    here = everywhere = 0
+    for _ in range(studies):
+        true = [rng.gauss(0, depends) for _ in range(pairs)]
+        sides = [[[rng.lognormvariate(level, EFFECT_NOISE) for _ in range(cycles)] for level in (0, t)] for t in true]
+        low, high = interval([LogRatio(*log_ratio(before, now)) for before, now in sides])
+        assert low is not None
+        assert high is not None
+        here += math.log(low) <= fmean(true) <= math.log(high)
+        everywhere += low <= 1 <= high
+    return here / studies, everywhere / studies
+
+
+def effects_markdown(studies: int) -> str:
+    """The table of effects: a row per number of pairs."""
+    head = [*(f"{cycles} cycles" for cycles in (2, 3, 5)), "depends, 3 cycles", "for settings that were not measured"]
+    lines = ["| pairs | " + " | ".join(head) + " |", "|---:|" + "---:|" * len(head)]
+    for pairs in PAIRS:
+        alike = [effect_coverage(pairs, cycles, 0.0, studies=studies)[0] for cycles in (2, 3, 5)]
+        depends = effect_coverage(pairs, 3, DEPENDENCE, studies=studies)
+        lines.append(f"| {pairs} | " + " | ".join(f"{share:.1%}" for share in (*alike, *depends)) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=20000)
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.name}")
     options = parser.parse_args(arguments)
-    table = markdown(options.studies)
-    print(table)
-    if options.write_docs:
-        text = PAGE.read_text(encoding="utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    for name, table in (("coverage", markdown(options.studies)), ("effects", effects_markdown(options.studies))):
+        print(table)
+        if options.write_docs:
+            begin, end = BEGIN.format(name), END.format(name)
+            text = PAGE.read_text(encoding="utf-8")
+            before, after = text.split(begin)[0], text.split(end)[1]
+            PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

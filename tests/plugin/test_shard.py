@@ -10,8 +10,8 @@ import pytest
 
 from pytest_llem.cli import main
 from pytest_llem.errors import SettingsError, StoreError
-from pytest_llem.results.commands import whole_runs
 from pytest_llem.results.manifest import Manifest
+from pytest_llem.results.whole_runs import whole_runs
 from pytest_llem.session.sharding import estimate_s, parse_shard, split
 from pytest_llem.study import Study, load_study
 

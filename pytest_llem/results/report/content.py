@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pytest_llem.errors import JsonValue, StoreError
-from pytest_llem.results.axes import StudyAxes, differing
+from pytest_llem.results.axes import StudyAxes, differing, joined
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, ManifestItem, RunState, current_manifest, run_state
@@ -22,7 +22,6 @@ from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
-from pytest_llem.study.model import SweptAxis
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tup
         if plan.name == rows[0].study and plan.axes
     }
     if all(row.run in swept for row in rows):
-        axes = _joined(swept[run].axes for run in dict.fromkeys(row.run for row in rows))
+        axes = joined(swept[run].axes for run in dict.fromkeys(row.run for row in rows))
         placed = [replace(row, point=swept[row.run].point(row.experiment)) for row in rows]
     else:
         settings = {
@@ -228,16 +227,6 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tup
 
 def _unprefixed(settings: Mapping[str, Cell]) -> dict[str, JsonValue]:
     return {name.removeprefix("config."): cell for name, cell in settings.items()}
-
-
-def _joined(of_runs: Iterable[Sequence[SweptAxis]]) -> tuple[SweptAxis, ...]:
-    """The axes of runs of one study, whose sweep may have grown between them."""
-    joined: dict[str, SweptAxis] = {}
-    for axis in (axis for axes in of_runs for axis in axes):
-        known = joined.setdefault(axis.name, axis)
-        values = dict(zip([*known.labels, *axis.labels], [*known.values, *axis.values], strict=True))
-        joined[axis.name] = replace(known, labels=tuple(values), values=tuple(values.values()))
-    return tuple(joined.values())
 
 
 def _progress(manifest: Manifest) -> RunProgress:

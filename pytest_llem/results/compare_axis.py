@@ -1,0 +1,188 @@
+"""`llem compare RUN --by AXIS`: which setting matters, inside a run, paired over the other axes of its sweep.
+
+`compare_command` calls it. The numbers are those of `effects`, which the charts show too; texts may change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue, SettingsError
+from pytest_llem.results.axes import StudyAxes, differing, joined, written
+from pytest_llem.results.comparability import MACHINE, common_conditions, flat_settings
+from pytest_llem.results.compare import HEADLINES
+from pytest_llem.results.effects import Effect, effects
+from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.manifest import StudyPlan, read_manifest
+from pytest_llem.results.metrics import is_energy, metric
+from pytest_llem.results.reading import Results
+from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table, significant
+from pytest_llem.study.model import SweptAxis
+
+UNEXPECTED = (*MACHINE, "meter", "scope")
+"""Conditions that no setting is meant to change, and that change what a ratio says."""
+
+
+@dataclass(frozen=True)
+class StudyEffects:
+    """What one axis of one study does, and what to know of its results before believing it."""
+
+    study: str
+    axis: SweptAxis
+    effects: tuple[Effect, ...]
+    notes: tuple[str, ...]
+
+
+def by_axis(
+    path: Path, results: Results, name: str, *, metrics: Sequence[str] = (), reference: str | None = None
+) -> list[StudyEffects]:
+    """The effects of the axis called `name` (its title or its whole name) in each study that has it.
+
+    `metrics` defaults to the headline ones that were measured. Raises `SettingsError`, with a list of the axes, where
+    no study has it, and where no two experiments can be paired.
+    """
+    plans = _plans(path)
+    by_study = {
+        study: results.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
+        for study in dict.fromkeys(result.study for result in results)
+    }
+    placed = {study: _axes_of(of_study, plans) for study, of_study in by_study.items()}
+    found: list[StudyEffects] = []
+    for study, axes in placed.items():
+        called = name.casefold()
+        axis = next((each for each in axes.axes if called in (each.title.casefold(), each.name.casefold())), None)
+        if axis is None:
+            continue
+        valid = by_study[study].valid
+        against = None if reference is None else _value_called(reference, axis)
+        headline = next((plan.headline for _, plan in plans if plan.name == study and plan.headline), HEADLINES[0])
+        measured = [
+            each for each in (headline, *HEADLINES) if any(metric(each).of(result) is not None for result in valid)
+        ]
+        of_study = [
+            effect
+            for each in dict.fromkeys(metrics or measured)
+            for effect in effects(valid, axes, axis, each, reference=against)
+        ]
+        found.append(StudyEffects(study, axis, tuple(of_study), tuple(_notes(valid, axis, of_study))))
+    if not found:
+        raise SettingsError(f"{path}: no axis {name!r}", fix=_fix(placed))
+    if not any(effect.pairs for each in found for effect in each.effects):
+        raise SettingsError(
+            f"{path}: nothing to compare: no two experiments with valid cycles differ in {name} alone",
+            fix="see what is valid with llem list, or compare another axis, metric or --reference",
+        )
+    return found
+
+
+def lines(found: Sequence[StudyEffects], *, markdown: bool = False) -> list[str]:
+    """The effects as a table per study and metric, with what to know about them below."""
+    shown: list[str] = []
+    for each in found:
+        reference = each.effects[0].reference if each.effects else None
+        title = f"{each.study}: {each.axis.title} against {written(reference)}"
+        shown += [f"### {as_markdown(title)}" if markdown else title, ""]
+        for name in dict.fromkeys(effect.metric for effect in each.effects):
+            body = [_cells(effect) for effect in each.effects if effect.metric == name]
+            head = (each.axis.title, "ratio", "95 % interval", "pairs", "each of them", "")
+            heading = f"{name}, {'higher' if metric(name).higher_is_better else 'lower'} is better"
+            if markdown:
+                shown += [f"**{as_markdown(heading)}**", "", *markdown_table(head, body), ""]
+            else:
+                shown += [heading, *(f"  {line}" for line in fitted_table(head, body, right=1, room=2)), ""]
+        shown += [f"- {as_markdown(note)}" if markdown else note for note in each.notes]
+        shown.append("")
+    return shown[:-1]
+
+
+def _cells(effect: Effect) -> tuple[str, ...]:
+    ratios = [pair.ratio for pair in effect.each]
+    bounds = effect.ci_low is not None and effect.ci_high is not None
+    return (
+        written(effect.value),
+        "-" if effect.ratio is None else _ratio(effect.ratio),
+        f"{_ratio(effect.ci_low)} .. {_ratio(effect.ci_high)}" if bounds else "-",
+        str(effect.pairs),
+        f"{_ratio(min(ratios))} .. {_ratio(max(ratios))}" if len(ratios) > 1 else "-",
+        effect.status if effect.pairs else "",
+    )
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3f}" if 0.1 <= ratio < 10 else significant(ratio)
+
+
+def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect]) -> Iterator[str]:
+    """What the ratios are of, what was left out, and what makes them say less."""
+    yield f"pairs: experiments of one run that differ in {axis.title} alone; the interval holds for what was measured"
+    for effect in found:
+        said = Counter(pair.status for pair in effect.each)
+        if said["lower"] and said["higher"]:
+            yield (
+                f"{effect.metric}: {written(effect.value)} is lower in {said['lower']} and higher in {said['higher']} "
+                "of the pairs: it depends on the other axes (--format json has each pair)"
+            )
+    alone = {written(effect.value): effect.unpaired for effect in found if effect.unpaired}
+    for value, count in alone.items():
+        yield f"{value}: left out {count} point{'s' * (count > 1)} without a partner (not measured or not valid)"
+    if any(effect.pairs and effect.ci_low is None for effect in found):
+        yield "-: a single pair of single cycles has no interval: measure more cycles (execution.cycles)"
+    meters = sorted({result.energy.meter for result in valid if not result.energy.measured})
+    if meters and any(is_energy(effect.metric) for effect in found):
+        yield f"energy is estimated, not measured, by {', '.join(meters)}"
+    conditions = [common_conditions(group.items) for group in valid.by_experiment().values()]
+    for name in UNEXPECTED:
+        values = dict.fromkeys(_text(each.get(name)) for each in conditions)
+        if len(values) > 1 and name not in (axis.name, axis.title):
+            yield f"not all experiments have the same {name}: {'; '.join(values)}"
+
+
+def _text(value: JsonValue) -> str:
+    return (
+        ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "unknown" if value is None else str(value)
+    )
+
+
+def _plans(path: Path) -> list[tuple[str, StudyPlan]]:
+    """The plans of the runs at a path, each with its run's id, newest first."""
+    root = path.parent if path.name == MANIFEST else path
+    directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
+    manifests = sorted((read_manifest(each / MANIFEST) for each in directories), key=lambda each: each.run_id)
+    return [(manifest.run_id, plan) for manifest in reversed(manifests) for plan in manifest.studies]
+
+
+def _axes_of(results: Results, plans: Sequence[tuple[str, StudyPlan]]) -> StudyAxes:
+    """The axes of one study's sweep in the runs that measured it; the settings that differ, where it has none."""
+    runs = {result.run_id for result in results}
+    swept = [plan for run, plan in plans if run in runs and plan.name == results[0].study and plan.axes]
+    if swept:
+        points = {name: point for plan in reversed(swept) for name, point in plan.points.items()}
+        return StudyAxes(joined(plan.axes for plan in swept), points)
+    return differing({name: flat_settings(group[0]) for (_, name), group in results.by_experiment().items()})
+
+
+def _value_called(text: str, axis: SweptAxis) -> JsonValue:
+    for label, value in zip(axis.labels, axis.values, strict=True):
+        if text in (label, written(value)):
+            return value
+    raise SettingsError(
+        f"--reference {text!r} is no value of {axis.title}",
+        fix=f"name one of {', '.join(written(value) for value in axis.values)}",
+    )
+
+
+def _fix(placed: Mapping[str, StudyAxes]) -> str:
+    """The axes of each study, with their whole names where these are longer: `batch_size (transformers.batch_size)`."""
+    of_studies = {
+        study: ", ".join(a.title if a.title == a.name else f"{a.title} ({a.name})" for a in axes.axes)
+        for study, axes in placed.items()
+        if axes.axes
+    }
+    if not of_studies:
+        return "its experiments differ in no setting; compare it with another run: llem compare A B"
+    if len(of_studies) == 1:
+        return f"name one of {next(iter(of_studies.values()))}"
+    return f"name one of {'; '.join(f'{axes} in {study}' for study, axes in of_studies.items())}"

@@ -1,0 +1,127 @@
+"""`llem compare RUN --by AXIS` as a user calls it: which setting matters, inside one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.cli import main
+from pytest_llem.job.report import Note
+from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import StudyPlan, rebuild_manifest
+from pytest_llem.results.store import RunStore
+from pytest_llem.study.model import SweptAxis
+
+if TYPE_CHECKING:
+    from tests.unit.results.conftest import Bench, Worker
+
+    MakeWorker = Callable[..., Worker]
+
+NOISE = (1.0, 1.01, 0.99)
+AXES = (
+    SweptAxis("dtype", "dtype", ("dtype:float32", "dtype:float16"), ("float32", "float16")),
+    SweptAxis("transformers.batch_size", "batch_size", ("batch_size:1", "batch_size:8"), (1, 8)),
+)
+WATTS = {("float32", 1): 100.0, ("float16", 1): 60.0, ("float32", 8): 50.0, ("float16", 8): 35.0}
+"""Halved by the batch size; by the dtype multiplied with 0.6 and 0.7, which makes 0.648."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run of a sweep over dtype and batch size; each experiment's fourth cycle is disturbed, and invalid."""
+    points = {f"dtype:{dtype}-batch_size:{batch}": (dtype, batch) for dtype, batch in WATTS}
+    plan = StudyPlan("study", None, axes=AXES, points=points)
+    store = RunStore.create(tmp_path, "run", studies=(plan,), environment={"hostname": "here"})
+    for name, point in points.items():
+        key = CycleKey("study", name, name.ljust(16, "0"), 1)
+        spoilt = replace(bench.measurement(), invalid=(Note("throttled", "2 s"),))
+        for cycle, measured in enumerate([*(bench.measurement(WATTS[point] * each) for each in NOISE), spoilt], 1):
+            cell = replace(key, cycle=cycle)
+            inner = worker(cell, measured)
+            inner.run_id = "run"
+            get_or_measure(store, cell, inner)
+    rebuild_manifest(store.run_dir, finished=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return "run"
+
+
+def test_an_axis_is_compared_over_the_others(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The question of a sweep, which setting matters, took a spreadsheet: two runs could be compared, settings not."""
+    assert main(["compare", run, "--by", "dtype", "--metric", "joules_per_output_token"]) == 0
+    text = capsys.readouterr().out
+    assert "study: dtype against float32" in text
+    assert "joules_per_output_token, lower is better" in text
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("  float16"))
+    assert (row[1], row[5:]) == ("0.648", ["2", "0.600", "..", "0.700", "lower"])
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ["batch_size", "transformers.batch_size", "Batch_Size"])
+def test_an_axis_has_its_title_and_its_name(run: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who wrote `transformers.batch_size` into the study and reads `batch_size` in tables may type either."""
+    assert main(["compare", run, "--by", name, "--reference", "8", "--format", "json"]) == 0
+    (study,) = json.loads(capsys.readouterr().out)
+    energy = next(each for each in study["effects"] if each["metric"] == "joules_per_output_token")
+    assert (energy["value"], energy["reference"], energy["pairs"], energy["status"]) == (1, 8, 2, "higher")
+    assert energy["ratio"] == pytest.approx((2.0 * 60 / 35) ** 0.5)
+    assert [pair["others"] for pair in energy["each"]] == [{"dtype": "float32"}, {"dtype": "float16"}]
+
+
+def test_markdown_has_a_table_per_metric(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A comment on a pull request is where it is read."""
+    assert main(["compare", run, "--by", "dtype", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("### study: dtype against float32\n")
+    assert "| dtype | ratio | 95 % interval | pairs | each of them |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--by", "quantization"], "name one of dtype, batch_size (transformers.batch_size)"),
+        (["--by", "dtype", "--reference", "int8"], "name one of float32, float16"),
+        (["--by", "dtype", "--metric", "joules"], "joules_per_output_token"),
+        (["--by", "dtype", "--fail-if", "energy_j:5%"], "it takes no --fail-if"),
+        (["run", "--by", "dtype"], "it takes one run"),
+        (["run", "--reference", "8"], "add --by AXIS"),
+        ([], "llem compare A B; or compare the settings inside it: llem compare A --by AXIS"),
+    ],
+)
+def test_wrong_input_says_what_can_be_compared(
+    run: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run alone was a usage error of argparse, without a word of what else there is."""
+    assert main(["compare", run, *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_nothing_to_pair_is_no_success(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script must not read an empty table as "no difference"."""
+    for state in Path(run).glob("*/*batch_size-8*/c*/result.json"):
+        state.write_text(state.read_text().replace('"valid": true', '"valid": false'))
+    assert main(["compare", run, "--by", "batch_size"]) == 2
+    assert "no two experiments with valid cycles differ in batch_size alone" in capsys.readouterr().err
+    assert main(["compare", run, "--by", "dtype", "--metric", "energy_j"]) == 0
+
+
+def test_results_without_their_run_have_the_settings_that_differ(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of copied results nothing says what was swept, but their settings differ."""
+    for number, file in enumerate(sorted(Path(run).glob("*/*/c1/result.json"))[:2]):
+        result = json.loads(file.read_text())
+        result["experiment"]["config"]["dtype"] = ("bfloat16", "float32")[number]
+        target = tmp_path / "copied" / f"{number}" / "result.json"
+        target.parent.mkdir(parents=True)
+        target.write_text(json.dumps(result))
+    assert main(["compare", "copied", "--by", "dtype", "--metric", "energy_j"]) == 0
+    text = capsys.readouterr().out
+    assert "study: dtype against bfloat16" in text
+    assert "no interval" in text
