@@ -20,6 +20,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 GGUF = ".gguf"
 ARCHITECTURES = ("config.json", "params.json")
 """Files that say what a checkpoint's shape is: those of transformers, and of Mistral's own format."""
+TOKENIZER = ("token", "vocab", "tekken", "spiece", "sentencepiece")
+"""Of these one is part of the name of a file of any tokenizer that transformers or Mistral save."""
 BESIDE_WEIGHTS = (".json", ".jinja", ".md", ".model", ".py", ".txt", ".gitattributes", "")
 """Endings of files that hold no weights."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
@@ -115,6 +117,9 @@ def _incomplete(path: Path, weights: bool) -> tuple[str, str] | None:
         is_directory or Path(name).suffix not in BESIDE_WEIGHTS for name, is_directory in names.items()
     ):
         return "has no weights", "finish its download, or set weights: dummy for random ones of its shape"
+    holds_torch = any(name.endswith((".safetensors", ".bin")) for name in names)
+    if weights and holds_torch and not any(part in name.lower() for name in names for part in TOKENIZER):
+        return "has no tokenizer", "save it there as well: tokenizer.save_pretrained, or copy its files"
     return None
 
 

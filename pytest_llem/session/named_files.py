@@ -24,7 +24,7 @@ from pytest_llem.errors import (
     StudyError,
     WorkloadError,
 )
-from pytest_llem.job.config import SYNTHETIC, ExperimentConfig, WorkloadSettings
+from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, WorkloadSettings
 from pytest_llem.job.files import expanded, found, is_path
 from pytest_llem.job.report import RunnerName
 from pytest_llem.machine.parquet import parquet_texts
@@ -102,6 +102,10 @@ class Named:
         cached = cached_repository("models", self.written).exists()
         return "/" in self.written and not cached and any(beside.glob("*config.json"))
 
+    def _may_be(self, path: Path) -> bool:
+        suffix = path.suffix.lower()
+        return suffix in DATA_FILES if self.setting == "workload.dataset" else suffix == GGUF or path.is_dir()
+
     def _advice(self) -> str:
         study = self.study.path.parent
         written_in = Path(self.study.locate(self.setting, self.written).file).parent
@@ -110,8 +114,8 @@ class Named:
                 path = os.path.relpath(base / self.written, study)
                 return f"write {path if path.startswith('..') else f'./{path}'}: a relative path starts at the study"
         target = expanded(self.resolved)
-        siblings = [path.name for path in target.parent.iterdir()] if target.parent.is_dir() else []
-        close = get_close_matches(target.name, sorted(siblings), n=1)
+        beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
+        close = get_close_matches(target.name, [path.name for path in beside if self._may_be(path)], n=1)
         if close:
             return f"did you mean {str(Path(self.written).with_name(close[0]))!r}?"
         return "correct the path" + ("; a relative one starts at the study" if self._relative else "")

@@ -107,6 +107,22 @@ def test_a_model_in_the_hub_cache_is_mounted_and_needs_no_network(config: Experi
     assert inputs.network("auto") == "none"
 
 
+def test_an_absolute_path_that_is_not_here_is_the_images(config: ExperimentConfig, hub: Path) -> None:
+    """The hub was asked for a path, and its answer refused a model that the image brings."""
+    workload = replace(config.workload, dataset="/in/the/image.jsonl")
+
+    inputs = inputs_of(replace(config, model="/in/the/image", workload=workload))
+
+    assert (inputs.mounts, inputs.downloads, inputs.network("auto")) == ((), (), "none")
+
+
+def test_a_parquet_file_need_not_be_mounted(config: ExperimentConfig, hub: Path, tmp_path: Path) -> None:
+    """Its texts come with the job: so it can be used by a daemon on another machine as well."""
+    (tmp_path / "p.parquet").touch()
+    workload = replace(config.workload, dataset=str(tmp_path / "p.parquet"))
+    assert inputs_of(replace(config, workload=workload)).mounts == ()
+
+
 def test_what_is_not_here_comes_over_the_network(config: ExperimentConfig, hub: Path) -> None:
     workload = replace(config.workload, dataset="aienergyscore")
 

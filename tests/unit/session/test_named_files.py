@@ -44,7 +44,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
         (data / name).write_text(content)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / "p.parquet")
     for name, files in {
-        "whole": {"config.json": "{}", "model.safetensors": "x"},
+        "whole": {"config.json": "{}", "model.safetensors": "x", "vocab.json": "{}"},
+        "mute": {"config.json": "{}", "model.safetensors": "x"},
         "bare": {"config.json": "{}", "tokenizer.json": "{}"},
         "torn": {"config.json": "{", "model.safetensors": "x"},
         "partial": {
@@ -136,6 +137,7 @@ def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
         ("./models/above", "has no config.json\nfix: did you mean 'models/above/inner'?"),
         ("./models/bare", "has no weights\nfix: finish its download, or set weights: dummy"),
         ("./models/partial", "lacks 1 files of its weights (a-2.safetensors, ...)\nfix: finish its download"),
+        ("./models/mute", "has no tokenizer\nfix: save it there as well: tokenizer.save_pretrained"),
         ("./models/torn", "cannot be read: config.json: not JSON"),
         ("./data/p.txt", "is a file and no model"),
         ("./models/m.gguf", "is a GGUF file, which this engine does not load\nfix: use the engine vllm"),
