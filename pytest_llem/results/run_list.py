@@ -63,7 +63,10 @@ class Headline:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run. `states` counts its cycles, `gates` its verdicts; `finished_at` is `None` where pytest had no end."""
+    """One run. `states` counts its cycles, `gates` its verdicts; `finished_at` is `None` where pytest had no end.
+
+    `ended` counts the cycles that need not be measured again to complete the run: not an interrupted one.
+    """
 
     run_id: str
     directory: str
@@ -111,7 +114,7 @@ def listed(run_dir: Path) -> ListedRun:
         studies=tuple(dict.fromkeys([*(study.name for study in manifest.studies), *(i.study for i in manifest.items)])),
         shard=str(shard_of(manifest) or "") or None,
         planned=len(manifest.items),
-        ended=sum(states[state] for state in TERMINAL),
+        ended=sum(states[state] for state in TERMINAL if state != "interrupted"),
         valid=states["valid"],
         reused=sum(item.source_run is not None for item in manifest.items),
         states=states,
@@ -197,8 +200,8 @@ def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
 
 
 def _heading(metric: str) -> str:
-    """`joules_per_output_token` as `J/output token`, without the unit that the values have."""
-    words = metric.replace("joules_per_", "J/").replace("_per_s", "/s").replace("_", " ")
+    """`joules_per_output_token` as `J/token`, as other tables have it; without a unit that the values have."""
+    words = metric.replace("output_", "").replace("joules_per_", "J/").replace("_per_s", "/s").replace("_", " ")
     return words.removesuffix(" j").removesuffix(" w").removesuffix(" s")
 
 
