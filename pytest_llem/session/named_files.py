@@ -38,7 +38,6 @@ MAX_WHOLE_BYTES = 64 << 20
 """A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""
 
 _MODEL = ("model", "lora", "weights", *(f"{info.name}.base_url" for info in shipped_engines().values()))
-_DATA_SET = ("workload.dataset", "workload.column", "workload.prompts")
 
 Wrong = tuple[str, JsonValue, LlemError]
 """A setting, its value in the study, and what is wrong with it."""
@@ -47,8 +46,8 @@ Wrong = tuple[str, JsonValue, LlemError]
 def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) -> None:
     """Raise `LlemError` for the local paths that cannot be what the study takes them for, each where it is written."""
     wrong: dict[str, LlemError] = {}
-    for check, settings in ((_models, _MODEL), (_data_set, _DATA_SET)):
-        for experiment in study.distinct("engine", *settings):
+    for check, experiments in ((_models, study.distinct("engine", *_MODEL)), (_data_set, _largest(study))):
+        for experiment in experiments:
             runner = runner_of(experiment.engine)
             if RUNNERS[runner].distributed:
                 continue
@@ -60,6 +59,17 @@ def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) ->
         raise error.restated(message)
     if wrong:
         raise StudyError("\n".join(str(error.restated(message)) for message, error in wrong.items()))
+
+
+def _largest(study: Study) -> list[Experiment]:
+    """Of each data set and column the experiment with the most prompts: what is enough for it is enough for all."""
+    largest: dict[tuple[JsonValue, ...], tuple[int, Experiment]] = {}
+    for experiment in study.distinct("engine", "workload.dataset", "workload.column", "workload.prompts"):
+        get = getter(experiment.flat_settings)
+        key, prompts = (experiment.engine, get("workload.dataset"), get("workload.column")), get("workload.prompts")
+        if isinstance(prompts, int) and prompts > largest.get(key, (0, experiment))[0]:
+            largest[key] = prompts, experiment
+    return [experiment for _, experiment in largest.values()]
 
 
 @dataclass(frozen=True)

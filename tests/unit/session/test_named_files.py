@@ -228,3 +228,12 @@ def test_a_data_set_of_a_package_is_read_before_anything_runs(refused: Refused, 
     assert "2:35: workload.dataset 'few' has 1 prompts, and 2 were" in str(refused(PROMPTS.format("few", 2)))
     told = str(refused(PROMPTS.format("broken", 1)))
     assert told.startswith("study.yaml:2:21: the data set 'broken' of llem-few 1.0 cannot be used: KeyError: 'colour'")
+
+
+def test_a_file_is_read_once_for_the_most_prompts_that_are_asked_for(refused: Refused) -> None:
+    """A sweep of a thousand numbers would read it a thousand times."""
+    text = BUILTIN + "workload: {dataset: data/p.csv}\nsweep: {workload.prompts: [2, 55, 999, 77]}\n"
+    said = refused(text)
+    assert said is not None
+    assert said.startswith(at(text, "999"))
+    assert said.count("were asked for") == 1
