@@ -184,7 +184,7 @@ _NAMES = (
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}
-"""Every metric of this package by name, in the order of tables."""
+"""The metrics of this package alone by name, in the order of tables: `metric_name` and `known_metric` find others."""
 
 METRICS_GROUP = "pytest_llem.metrics"
 COLUMNS = (
@@ -257,8 +257,13 @@ def metric_name(name: str) -> MetricName:
     if name in METRIC_NAMES:
         return METRIC_NAMES[name]
     others = registered_metrics()
-    _require_listed("metric", name, (*METRIC_NAMES, *others), f", or install the package that adds {name!r}")
+    _require_listed("metric", name, (*METRIC_NAMES, *others), f" (or install the package that adds {name!r})")
     return others[name]
+
+
+def known_metric(name: str) -> MetricName | None:
+    """The metric called `name`, `None` for one of a package that is not installed: an earlier run may name it."""
+    return METRIC_NAMES.get(name) or registered_metrics().get(name)
 
 
 def check_condition(name: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pytest_llem.errors import StoreError
 from pytest_llem.job.files import open_regular
-from pytest_llem.job.metric_names import METRIC_NAMES, MetricName
+from pytest_llem.job.metric_names import MetricName, known_metric
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gate_report import read_gates
 from pytest_llem.results.layout import MANIFEST, run_directories
@@ -140,7 +140,7 @@ def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterato
     """A headline per study of a summary's rows, of which no more than that is kept: a large study has thousands."""
     names = next(summary, [])
     column = {name: number for number, name in enumerate(names)}
-    metrics = {study.name: METRIC_NAMES.get(study.headline or HEADLINE) for study in manifest.studies}
+    metrics = {study.name: known_metric(study.headline or HEADLINE) for study in manifest.studies}
     stated: dict[tuple[str, MetricName], list[tuple[float, str]]] = {}
     for row in summary:
         metric = metrics.get(row[column["study"]])  # None: of a package that is not installed here

@@ -6,7 +6,7 @@ a verdict shows these. Texts may change.
 
 from __future__ import annotations
 
-from pytest_llem.job.metric_names import METRIC_NAMES, MetricName
+from pytest_llem.job.metric_names import MetricName, known_metric
 from pytest_llem.results.gates import Verdict, inverted
 from pytest_llem.results.terminal import significant
 from pytest_llem.study.limits import Budget, FailIf, change_text
@@ -22,7 +22,7 @@ def percent(ratio: float) -> str:
 
 def in_unit(metric: str, value: float) -> str:
     """A value in its metric's own unit, as a budget states it: `0.62 J`, `1203/s`."""
-    entry = METRIC_NAMES.get(metric)
+    entry = known_metric(metric)
     unit = entry.unit.removeprefix("1") if entry is not None else ""
     return f"{value:.4g}{unit}" if unit.startswith("/") else f"{value:.4g} {unit}".rstrip()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.cli import main
 from tests.installed import files, install
 
 
@@ -33,8 +34,11 @@ def folder(installed: Path, pytester: pytest.Pytester, monkeypatch: pytest.Monke
 
 @pytest.mark.engine
 def test_what_a_package_adds_is_used_by_name(pytester: pytest.Pytester, folder: Path) -> None:
-    run = pytester.runpytest_subprocess("--llem-study=extras.yaml", "--llem-meter=estimate", "-p", "no:cacheprovider")
+    options = ("--llem-study=extras.yaml", "--llem-meter=estimate", "--llem-html=report.html")
+    run = pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider")
     run.assert_outcomes(passed=1, skipped=1)
+    run.stdout.fnmatch_lines(["*energy_delay (J[*]s)*"])
+    assert "Energy-delay product of a request" in (folder / "report.html").read_text()
     (result,) = (json.loads(path.read_text()) for path in folder.rglob("result.json"))
     (job,) = (json.loads(path.read_text()) for path in folder.rglob("job.json"))
     assert job["texts"]["texts"] == [f"What is {n} plus {n + 1}?" for n in range(4)]
@@ -48,6 +52,9 @@ def test_what_a_package_adds_is_used_by_name(pytester: pytest.Pytester, folder: 
     assert float(cells["energy_delay"]) == pytest.approx(delay)
     export = [sys.executable, "-m", "pytest_llem.cli", "export", "llem-results", "--format", "latex", "-o", "t.tex"]
     subprocess.run(export, cwd=folder, check=True, capture_output=True)
+    # This process has not the package: what it measured is read all the same.
+    assert main(["report", "llem-results", "-o", "without.html"]) == main(["list"]) == 0
+    assert "Energy-delay" not in (folder / "without.html").read_text()
     assert re.fullmatch(r"extras & [\d.e+-]+ & 1 \\\\\n", (folder / "t.tex").read_text())
 
 

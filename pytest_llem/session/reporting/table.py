@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.metric_names import known_metric
 from pytest_llem.results.metrics import is_energy
 from pytest_llem.results.terminal import PREFIXES, plus_minus
 from pytest_llem.study.naming import text_of
@@ -199,8 +199,8 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
 def _words(name: str) -> tuple[str, str, str]:
     if name in SHORT:
         return SHORT[name]
-    unit = METRIC_NAMES[name].unit if name in METRIC_NAMES else "1"
-    unit = "" if unit == "1" else unit
+    entry = known_metric(name)
+    unit = "" if entry is None or entry.unit == "1" else entry.unit
     return name.removesuffix(f"_{unit.lower()}") if unit in PREFIXED else name, unit, ""
 
 

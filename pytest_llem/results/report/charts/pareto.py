@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.metric_names import metric_name
 from pytest_llem.results.report.charts.chart import GREY, LETTER, LINE, Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.points import Experiments, identity
 from pytest_llem.results.report.charts.scales import Unit, is_log, log_axis, metric_words, quantity, unit_of
@@ -91,7 +91,7 @@ def pareto(experiments: Experiments, size: Size) -> Chart:
     ]
     if len(measured) < 2:
         return Chart("pareto", "", "", {}, [])
-    higher = METRIC_NAMES[metric].higher_is_better
+    higher = metric_name(metric).higher_is_better
     front = _front([(x.value, y.value if higher else -y.value) for _, x, y in measured])
     units = (unit_of(SPEED, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
     values = [(x.value * units[0].factor, y.value * units[1].factor) for _, x, y in measured]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import known_metric
 from pytest_llem.results.report.charts.chart import SHAPES, Size, Spec, colours, legend, wrapped
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.study.model import SweptAxis
@@ -110,6 +111,7 @@ class Experiments:
         of = set(studies or self.studies)
         plans = [plan for manifest in self.content.manifests.values() for plan in manifest.studies]
         asked = {plan.headline for plan in plans if plan.name in of and plan.headline}
+        asked = {name for name in asked if known_metric(name)}
         return asked.pop() if len(asked) == 1 else DEFAULT_HEADLINE
 
     def marks(self, keys: Iterable[str], *, apart: Sequence[str] = ()) -> Marks:

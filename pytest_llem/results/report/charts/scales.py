@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.metric_names import metric_name
 from pytest_llem.results.report.charts.chart import Spec
 from pytest_llem.study.model import SweptAxis
 
@@ -47,13 +47,13 @@ class Unit:
 
 def metric_words(name: str) -> str:
     """A metric in words, as within a sentence."""
-    words = METRIC_NAMES[name].description
+    words = metric_name(name).description
     return words if name.startswith(LATENCIES) else words[0].lower() + words[1:]
 
 
 def unit_of(name: str, values: Iterable[float | None]) -> Unit:
     """The unit in which to show these values of a metric: that with the prefix that suits the largest."""
-    entry = METRIC_NAMES[name]
+    entry = metric_name(name)
     largest = max((abs(value) for value in values if value is not None), default=1.0)
     words = metric_words(name)
     words = words if name.startswith(LATENCIES) else words[0].upper() + words[1:]
