@@ -87,17 +87,28 @@ class ListedRun:
 
 
 def list_all(options: argparse.Namespace) -> int:
-    """`llem list`: print the runs of a folder, or the run that it is; `StoreError` when there are none."""
+    """`llem list`: print the runs of a folder, or the run that it is; `StoreError` when there are none.
+
+    It is raised for runs with broken files as well, after the others are printed.
+    """
     directories = [options.out] if (options.out / MANIFEST).exists() else run_directories(options.out)
     if not directories:
         raise StoreError(
             f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to, or measure a study first"
         )
-    runs = [listed(directory) for directory in counted(directories, "reading runs")]
+    runs: list[ListedRun] = []
+    broken: list[str] = []
+    for directory in counted(directories, "reading runs"):
+        try:
+            runs.append(listed(directory))
+        except StoreError as error:
+            broken.append(error.message)
     if options.json:
         show(json.dumps(encode(runs), indent=2))
-    else:
+    elif runs:
         show("\n".join(lines(runs, shutil.get_terminal_size((UNLIMITED, 24)).columns)))
+    if broken:
+        raise StoreError("\n".join(broken), fix="remove the run, or the file where the run can do without it")
     return 0
 
 
@@ -131,9 +142,7 @@ def _headlines(path: Path, manifest: Manifest) -> Iterator[Headline]:
             with open_regular(path) as stream:
                 yield from _of_summary(csv.reader(codecs.getreader("utf-8")(stream)), manifest)
     except (OSError, LookupError, ValueError, csv.Error) as problem:
-        raise StoreError(
-            f"{path}: no summary of a run: {problem}", fix="remove it, and the list goes without"
-        ) from None
+        raise StoreError(f"{path}: no summary of a run: {problem}") from None
 
 
 def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterator[Headline]:

@@ -151,6 +151,9 @@ def test_a_broken_summary_is_named(
     tmp_path: Path, make_run: MakeRun, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("run", 8)
+    make_run("whole", 1)
     (run / "summary.csv").write_bytes(text.replace("\ns,", "\nstudy,").encode("latin-1"))
     assert main(["list", str(tmp_path / "out")]) == 2
-    assert str(run / "summary.csv") in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert str(run / "summary.csv") in printed.err
+    assert printed.out.splitlines()[1].startswith("whole"), "one broken run took the whole list with it"
