@@ -16,8 +16,8 @@ from pytest_llem.results.manifest import Manifest, ManifestItem, StudyPlan
 from pytest_llem.results.reading import Results
 from pytest_llem.results.report.charts import Chart, charts, svg_of
 from pytest_llem.results.report.charts.chart import Size
-from pytest_llem.results.report.charts.drawing import MAX_ROWS, document
-from pytest_llem.results.report.charts.figures import COLUMN, PAGE_WIDTH, caption
+from pytest_llem.results.report.charts.drawing import MAX_ROWS, bands, document, shown
+from pytest_llem.results.report.charts.figures import COLUMN, PAGE_WIDTH, TALLEST, caption
 from pytest_llem.results.report.charts.pareto import _front
 from pytest_llem.results.report.charts.scales import unit_of
 from pytest_llem.results.report.content import Content, ExperimentRow
@@ -227,6 +227,24 @@ def test_every_chart_compiles_and_is_drawn_in_the_ink_of_its_page(axes: tuple[Sw
         assert all(id.startswith(re.sub(r"\W", "-", chart.id)) for id in re.findall(r'\bid="([^"]+)"', svg))
 
 
+def test_the_ticks_of_an_axis_are_the_values_that_were_swept() -> None:
+    """Two ticks at 16 and 32 had the labels 20 and 30: a format without a precision gets one from their distance."""
+    pytest.importorskip("vl_convert", reason="charts need the extra `report`")
+    for values in ((16, 32), (0.85, 0.9), (1000, 131072), (0, 25)):
+        axis = SweptAxis("x", "x", tuple(map(str, values)), values)
+        for id in ("by-x", "effect-x"):
+            svg = svg_of(chart_of(content_of(axis), id)) or ""
+            assert {str(value) for value in values} <= set(re.findall(r">([^<>]+)</text>", svg))
+
+
+def test_nothing_is_drawn_outside_of_the_axes() -> None:
+    """Pairs far from their mean lay beside the chart, over its names."""
+    chart = chart_of(content_of(BATCH, QUANTIZATION), "effect-quantization")
+    spec: Any = chart.spec
+    low, high = spec["layer"][1]["encoding"]["x"]["scale"]["domain"]
+    assert all(low < float(str(row["ratio"])) < high for row in chart.rows)
+
+
 def test_a_chart_of_too_many_points_is_not_drawn() -> None:
     pytest.importorskip("vl_convert", reason="charts need the extra `report`")
     chart = chart_of(content_of(BATCH), "pareto")
@@ -240,8 +258,21 @@ def test_figures_fit_a_column_of_print() -> None:
     assert (COLUMN.width / 72, PAGE_WIDTH.width / 72) == pytest.approx((3.35, 7.0), abs=0.01)
     assert not made["by-transformers.batch_size"].wide
     assert made["cycles"].wide
-    config: Any = document(made["cycles"], PAGE_WIDTH)["config"]
+    config: Any = document(made["cycles"], [], PAGE_WIDTH)["config"]
     assert 7 <= config["axis"]["labelFontSize"] <= config["axis"]["titleFontSize"] <= 9
+
+
+def test_a_figure_fits_a_page_and_says_what_it_leaves_out() -> None:
+    """The rows of further experiments were left out of a figure without a word."""
+    sizes = SweptAxis("size", "size", tuple(map(str, range(60))), tuple(range(60)))
+    content = content_of(sizes)
+    (cycles,) = (chart for chart in charts(content, PAGE_WIDTH) if chart.id == "cycles")
+    most = bands(cycles, TALLEST)
+    assert most is not None
+    assert cycles.step is not None
+    assert most * cycles.step <= 600
+    assert len({row["key"] for row in shown(cycles, most)}) == most < 60
+    assert f"The first {most} of 60 experiments." in caption(cycles, content)
 
 
 def test_a_caption_says_what_a_reviewer_asks() -> None:

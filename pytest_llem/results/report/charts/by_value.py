@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.report.charts.chart import Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.points import Experiments, identity
-from pytest_llem.results.report.charts.scales import continuous, swept, unit_of
+from pytest_llem.results.report.charts.scales import continuous, swept, unit_of, upright
 from pytest_llem.results.report.content import ExperimentRow
 from pytest_llem.study.model import SweptAxis
 
@@ -49,7 +49,8 @@ def _chart(
         line: Spec = {"line": f"{row.run} {others}", "label": experiments.labels[row.key]}
         rows.append({**identity(row), **point, **line, **marks.fields(row.key)})
     x = swept("x", axis, [row.point[axis.name] for row in shown])
-    y = continuous("y", unit.title, [row.metrics[metric].value * unit.factor for row in shown])
+    height = round(size.width * ASPECT)
+    y = continuous("y", upright(unit.title, height, size), [row.metrics[metric].value * unit.factor for row in shown])
     joined: Spec = {"x": x, "detail": {"field": "line"}}
     if "color" in marks.encoding:
         joined["color"] = marks.encoding["color"]
@@ -69,7 +70,7 @@ def _chart(
         f"by-{experiments.within(study, axis.name)}",
         f"{unit.name} by {experiments.within(study, axis.title)}",
         text.strip(),
-        {"height": round(size.width * ASPECT), "layer": layers},
+        {"height": height, "layer": layers},
         rows,
         (metric,),
         (study,),

@@ -144,6 +144,10 @@ def legend(title: str, labels: Sequence[str], size: Size) -> Spec:
         if any("\n" in line for line in lines.values()):
             table = ", ".join(f"{quoted(label)}: {quoted(line)}" for label, line in lines.items())
             key["labelExpr"] = f"split({{{table}}}[datum.label], '\\n')"
+    # Room for a wider font than the one that it is laid out with.
+    wider = (WIDE_LETTER - LETTER) * 2 * size.font
+    key |= {"titlePadding": 4 + (wider * len(title) if beside else 0)}
+    key |= {"columnPadding": 6 + wider * max(map(len, labels), default=1)}
     return {**key, "columns": max(1, min(len(labels), int(room // column)))}
 
 

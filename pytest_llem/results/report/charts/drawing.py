@@ -31,10 +31,10 @@ def svg_of(chart: Chart) -> str | None:
         import vl_convert
     except ImportError:
         return None
-    rows = shown(chart)
+    rows = shown(chart, bands(chart))
     if len(rows) > MAX_ROWS:
         return None
-    svg = str(vl_convert.vegalite_to_svg(json.dumps(document(chart, PAGE, ink=INK, rows=rows))))
+    svg = str(vl_convert.vegalite_to_svg(json.dumps(document(chart, rows, PAGE, ink=INK))))
     svg = svg.replace(INK, "currentColor")
     name = re.sub(r"\W", "-", chart.id)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -49,18 +49,23 @@ def experiments_of(chart: Chart) -> list[str]:
     return list(dict.fromkeys(str(row["key"]) for row in chart.rows))
 
 
-def shown(chart: Chart) -> Rows:
-    """The rows that are drawn: of a chart with a row per experiment, those of the first `MAX_BANDS`."""
+def bands(chart: Chart, tallest: float | None = None) -> int | None:
+    """How many experiments a chart with a row for each may show, `tallest` pixels at most; `None` for other charts."""
     if chart.step is None:
+        return None
+    return MAX_BANDS if tallest is None else min(MAX_BANDS, int(tallest / chart.step))
+
+
+def shown(chart: Chart, most: int | None) -> Rows:
+    """The rows that are drawn: those of the first experiments, where a chart has a row for each."""
+    if most is None:
         return chart.rows
-    keys = set(experiments_of(chart)[:MAX_BANDS])
+    keys = set(experiments_of(chart)[:most])
     return [row for row in chart.rows if row["key"] in keys]
 
 
-def document(
-    chart: Chart, size: Size, *, ink: str = "black", background: str | None = None, rows: Rows | None = None
-) -> Spec:
-    """The chart as a complete Vega-Lite document with its data."""
+def document(chart: Chart, rows: Rows, size: Size, *, ink: str = "black", background: str | None = None) -> Spec:
+    """The chart with these of its rows as a complete Vega-Lite document."""
     text: Spec = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
     fonts: Spec = {"labelFontSize": size.font - 0.5, "titleFontSize": size.font}
     axis: Spec = {"gridColor": GREY, "gridOpacity": 0.25, "gridWidth": 0.5, "domainColor": GREY, "tickColor": GREY}
@@ -76,7 +81,7 @@ def document(
         "text": {"color": ink},
         "mark": {"color": PALETTE[0]},
     }
-    values: list[JsonValue] = [dict(row) for row in (shown(chart) if rows is None else rows)]
+    values: list[JsonValue] = [dict(row) for row in rows]
     return {
         **chart.spec,
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",

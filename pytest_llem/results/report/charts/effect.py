@@ -90,7 +90,7 @@ def _chart(
         text += " An arrow: the interval goes on."
     if several:
         text += f" Faint: each pair. {marks.words}"
-    ratio = _ratio(drawn, [f"{name},", f"ratio to {axis.title} {reference}"])
+    ratio = _ratio(drawn, [pair.ratio for _, pair, _ in pairs], [f"{name},", f"ratio to {axis.title} {reference}"])
     ratio = ratio if axis.ordered else beside_names(ratio)
     position, height = _along(axis, drawn, size) if axis.ordered else _beside(axis, drawn, size)
     return Chart(
@@ -188,13 +188,14 @@ def _offset(share: float) -> Spec:
     return {"yOffset": {"datum": share, "type": "quantitative", "scale": {"domain": [0, 1]}}}
 
 
-def _ratio(drawn: Sequence[Mapping[str, JsonValue]], title: list[JsonValue]) -> Spec:
+def _ratio(drawn: Sequence[Mapping[str, JsonValue]], ratios: Sequence[float], title: list[JsonValue]) -> Spec:
     """The scale of ratios: logarithmic, unless they are so close that there is no difference but in its ticks."""
     shown = [end for each in drawn for name in ("ratio", "low", "high") if isinstance(end := each[name], float)]
+    shown += ratios
     log = max(shown) / min(shown) > EVEN
     low, high = widened(min(shown), max(shown), log=log)
     scale: Spec = {"type": "log" if log else "linear", "domain": [low, high], "nice": False}
-    return quantity("ratio", title, scale, log_axis(low, high) if log else {"format": "~r"})
+    return quantity("ratio", title, scale, log_axis(low, high) if log else None)
 
 
 def _said(effect: Effect | Pair) -> str:

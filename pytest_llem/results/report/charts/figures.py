@@ -14,15 +14,16 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import slug, write_text, writing
 from pytest_llem.results.metrics import is_energy
 from pytest_llem.results.report.charts import charts
-from pytest_llem.results.report.charts.bands import MAX_BANDS
 from pytest_llem.results.report.charts.chart import Chart, Size
-from pytest_llem.results.report.charts.drawing import document, experiments_of
+from pytest_llem.results.report.charts.drawing import bands, document, experiments_of, shown
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.schema import Result
 from pytest_llem.results.terminal import ShowProgress, silent
 
 COLUMN, PAGE_WIDTH = Size(241, 8), Size(504, 8)
 """Points: 3.35 and 7 inches, a column and both of the two that most journals and conferences print (IEEE, ACM)."""
+TALLEST = 600
+"""Points of rows. Chosen: with axes and caption they fill a page."""
 PPI = 600
 """Dots an inch of the bitmap: what journals ask of line art at least."""
 CAPTIONS = "captions.md"
@@ -42,7 +43,8 @@ def write_figures(paths: Sequence[Path], directory: Path, *, progress: ShowProgr
     captions: list[str] = []
     for chart in progress(narrow, "drawing"):
         fitting, size = (wide[chart.id], PAGE_WIDTH) if chart.wide else (chart, COLUMN)
-        spec = json.dumps(document(fitting, size, background="white"))
+        rows = shown(fitting, bands(fitting, TALLEST))
+        spec = json.dumps(document(fitting, rows, size, background="white"))
         drawn: dict[str, str | bytes] = {
             "svg": _in_points(vl_convert.vegalite_to_svg(spec)),
             "png": vl_convert.vegalite_to_png(spec, ppi=PPI),
@@ -83,8 +85,8 @@ def caption(chart: Chart, content: Content) -> str:
 
 
 def _cut(chart: Chart) -> str:
-    total = len(experiments_of(chart))
-    return f"The first {MAX_BANDS} of {total} experiments" if chart.step is not None and total > MAX_BANDS else ""
+    most, total = bands(chart, TALLEST), len(experiments_of(chart))
+    return f"The first {most} of {total} experiments" if most is not None and total > most else ""
 
 
 def _counts(chart: Chart, results: Sequence[Result]) -> str:

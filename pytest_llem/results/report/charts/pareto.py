@@ -14,7 +14,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import metric_name
 from pytest_llem.results.report.charts.chart import GREY, LETTER, LINE, Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.points import Experiments, identity
-from pytest_llem.results.report.charts.scales import Unit, is_log, log_axis, metric_words, quantity, unit_of
+from pytest_llem.results.report.charts.scales import Unit, is_log, log_axis, metric_words, quantity, unit_of, upright
 
 SPEED, ENERGY = "output_tokens_per_s", "joules_per_output_token"
 ASPECT = 0.66
@@ -73,7 +73,7 @@ class Scale:
         place = self.low + pixel / self.pixels * (self.high - self.low)
         return math.exp(place) if self.log else place
 
-    def position(self, field: str, title: str) -> Spec:
+    def position(self, field: str, title: JsonValue) -> Spec:
         """A field on it, as Vega-Lite takes it."""
         low, high = (math.exp(end) if self.log else end for end in (self.low, self.high))
         scale: Spec = {"domain": [low, high], "nice": False, **({"type": "log"} if self.log else {"zero": False})}
@@ -139,7 +139,7 @@ def pareto(experiments: Experiments, size: Size) -> Chart:
 
 def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Size) -> list[JsonValue]:
     x = spans[0].position("x", units[0].title)
-    y = spans[1].position("y", units[1].title)
+    y = spans[1].position("y", upright(units[1].title, spans[1].pixels, size))
     colour = {"color": marks["color"]} if "color" in marks else {}
     line: Spec = {"type": "rule", "opacity": 0.55, "strokeWidth": 1, "clip": True}
     at_name: Spec = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}}

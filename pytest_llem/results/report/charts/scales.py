@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import metric_name
-from pytest_llem.results.report.charts.chart import Spec
+from pytest_llem.results.report.charts.chart import WIDE_LETTER, Size, Spec, quoted, wrapped
 from pytest_llem.study.model import SweptAxis
 
 PREFIXED = ("J", "s", "W", "Wh", "B")
@@ -22,12 +22,12 @@ LOG_FROM = 20.0
 """Ratio of largest to smallest from which on a scale is logarithmic. Chosen: below, a linear one shows all."""
 EVEN = 3.0
 """Ratio of largest to smallest from which on a sweep's axis and ratios are logarithmic. Chosen: powers of two are."""
-LARGE = 1e5
-"""Number from which on a tick has a prefix: 128k."""
 MARGIN = 0.07
 """Of the span, between the outermost point and the frame."""
 TICKS = ((1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 """Of a decade of a logarithmic scale: the first where enough of them are in view, else the second."""
+ROUND = ".3~r"
+"""Format of round numbers. Its precision is stated: Vega derives one from the ticks otherwise, which may be too low."""
 FEW_TICKS = 4
 """Chosen: fewer do not say that a scale is logarithmic."""
 
@@ -71,8 +71,11 @@ def swept(field: str, axis: SweptAxis, values: Iterable[JsonValue]) -> Spec:
     log = numbers[0] > 0 and numbers[-1] / numbers[0] > EVEN
     low, high = widened(numbers[0], numbers[-1], log=log)
     scale: Spec = {"type": "log" if log else "linear", "domain": [low, high], "nice": False}
-    written = "~r" if max(map(abs, numbers)) < LARGE else "~s"
-    ticks: Spec = {"values": [*numbers], "format": written, "labelOverlap": "greedy", "grid": False}
+    # As written: a format without a precision rounds 16 to 20 where the ticks are few.
+    texts = ", ".join(f"{quoted(repr(number).removesuffix('.0'))}" for number in numbers)
+    places = ", ".join(repr(number) for number in numbers)
+    exact = f"[{texts}][indexof([{places}], datum.value)]"
+    ticks: Spec = {"values": [*numbers], "labelExpr": exact, "labelOverlap": "greedy", "grid": False}
     return quantity(field, axis.title, scale, ticks)
 
 
@@ -89,6 +92,11 @@ def is_log(values: Iterable[float]) -> bool:
     """Whether positive values differ so much that only a logarithmic scale shows all of them."""
     known = list(values)
     return bool(known) and min(known) > 0 and max(known) / min(known) > LOG_FROM
+
+
+def upright(title: str, height: float, size: Size) -> list[JsonValue]:
+    """The title of a vertical axis, over several lines where it is longer than the axis."""
+    return [*wrapped(title, int(height / (WIDE_LETTER * size.font)))]
 
 
 def beside_names(position: Spec) -> Spec:
@@ -124,4 +132,4 @@ def log_axis(low: float, high: float) -> Spec:
     choices = [[float(f"{step}e{decade}") for decade in decades for step in steps] for steps in TICKS]
     inside = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]
     ticks = inside[0] if len(inside[0]) >= FEW_TICKS else inside[1]
-    return {"values": [*ticks], "format": "~r", "labelOverlap": "greedy", "labelSeparation": 3}
+    return {"values": [*ticks], "format": ROUND, "labelOverlap": "greedy", "labelSeparation": 3}
