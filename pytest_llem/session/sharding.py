@@ -64,7 +64,7 @@ def split(study: Study, count: int, recorded: Mapping[str, float] | None = None)
     of those that are. The longest experiment goes first, each to the part that has least so far, which is never more
     than a third above the best split (R. L. Graham, SIAM J. Appl. Math. 17, 1969).
     """
-    seconds = _seconds(study.experiments, recorded or {})
+    seconds = cycle_estimates(study.experiments, recorded or {})
     start = int(study.study_hash, 16) % count
     # Many studies of few experiments each would otherwise all begin with the first part.
     parts = [(0.0, position, (start + position) % count + 1) for position in range(count)]
@@ -78,7 +78,7 @@ def split(study: Study, count: int, recorded: Mapping[str, float] | None = None)
     return Split(shards, seconds, hashlib.sha256(text.encode("ascii")).hexdigest()[:8])
 
 
-def _seconds(experiments: Sequence[Experiment], recorded: Mapping[str, float]) -> dict[str, float]:
+def cycle_estimates(experiments: Sequence[Experiment], recorded: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a cycle of each experiment, rounded so that machines agree on what is equal."""
     estimated = {experiment.id: estimate_s(experiment) for experiment in experiments}
     measured: dict[str, float] = {}

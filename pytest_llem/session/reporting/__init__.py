@@ -17,8 +17,10 @@ import pytest
 from pytest_llem.errors import DeviceError, LlemError, StoreError, visible
 from pytest_llem.job.files import noted, reason
 from pytest_llem.results.layout import MANIFEST
+from pytest_llem.results.manifest import read_manifest
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
+from pytest_llem.session.reporting.forecast import Forecast, planned_cycles
 from pytest_llem.session.reporting.github import ACTIONS_VARIABLE, workflow_commands, write_step_summary
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.session.reporting.summary import Line, resume_lines, saved_lines, short_path, summary_lines
@@ -108,8 +110,17 @@ class Reporting:
         if self._stream is not None and self._live is None and shown:
             isatty = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
             width = self._config.get_terminal_writer().fullwidth
-            self._live = LiveStatus(self._session.run_dir, self._stream, terminal=isatty, width=width)
+            self._live = LiveStatus(
+                self._session.run_dir, self._stream, terminal=isatty, width=width, forecast=self._forecast
+            )
             self._live.start()
+
+    def _forecast(self) -> Forecast | None:
+        """How far the run is, once its plan is written."""
+        run_dir = self._session.run_dir
+        plans = read_manifest(run_dir / MANIFEST).studies if (run_dir / MANIFEST).exists() else ()
+        cycles, known = planned_cycles(plans, self._session.studies, run_dir)
+        return Forecast(cycles, known=known) if cycles else None
 
     def _stop_live(self) -> None:
         if self._live is not None:
@@ -124,8 +135,11 @@ class Reporting:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Clear the status line before pytest reports an item; keep what a study's items did not pass."""
         self._clear()
-        if any(name == "llem_study" for name, _ in report.user_properties):
+        properties = dict(report.user_properties)
+        if "llem_study" in properties:
             self._measured = True
+            if self._live is not None and "llem_artifact" in properties:
+                self._live.ended(self._config.rootpath / str(properties["llem_artifact"]))
             if not report.passed:
                 self._of_studies.append(report)
 

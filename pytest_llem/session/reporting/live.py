@@ -1,7 +1,7 @@
 """Live status: which cycles are being measured now, on the user's terminal.
 
-`Reporting` runs it in a thread. Its lines may change freely; what it reads belongs to others: announcements to
-`runners/announcement.py`, the `events.jsonl` of each announced cycle to `job/events.py`.
+`Reporting` runs it in a thread, and tells it which cycles have ended. Its lines may change freely; what it reads
+belongs to others: announcements to `runners/announcement.py`, the `events.jsonl` of each cycle to `job/events.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from typing import IO
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import parse_object, read_json
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
+from pytest_llem.session.reporting.forecast import Forecast
 
 TERMINAL_PERIOD_S = 0.25
 """Seconds between two updates on a terminal. Chosen: reads as live, and costs next to nothing beside a measurement."""
@@ -48,10 +50,10 @@ class Cycle:
     _offset: int = field(default=0, repr=False)
 
     def line(self) -> str:
-        """One line: who, what, phase, progress, elapsed time."""
+        """One line: who, phase, progress, elapsed time, and last what may be cut: which cycle."""
         who = f"[{self.worker}] " if self.worker else ""
         state = self.waiting or self.counts or f"{self.phase}{self.progress}"
-        return f"{who}{self.title}: {state}, {time.time() - self.since:.0f} s"
+        return f"{who}{state}, {time.time() - self.since:.0f} s: {self.title}"
 
     def follow(self) -> None:
         """Read the events that are new."""
@@ -77,8 +79,18 @@ class Cycle:
 class LiveStatus(threading.Thread):
     """Shows the announced cycles: a line each, kept up to date on a terminal; elsewhere a log line now and then."""
 
-    def __init__(self, run_dir: Path, stream: IO[str], *, terminal: bool, width: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        stream: IO[str],
+        *,
+        terminal: bool,
+        width: int,
+        forecast: Callable[[], Forecast | None] = lambda: None,
+    ) -> None:
         super().__init__(name="llem-live-status", daemon=True)
+        self._make_forecast = forecast
+        self._forecast = forecast()
         self._announcements = run_dir / ANNOUNCEMENTS
         self._stream = stream
         self._terminal = terminal
@@ -96,15 +108,19 @@ class LiveStatus(threading.Thread):
             if not self._terminal:
                 self._log()
                 continue
-            if len(lines) > MAX_LINES:
-                lines = [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more"]
             with self._lock:
-                self._draw(lines)
+                self._draw(self._with_forecast(lines))
 
     def clear(self) -> None:
         """Remove the lines before pytest writes one of its own."""
         with self._lock:
             self._draw([])
+
+    def ended(self, directory: Path) -> None:
+        """A cycle has ended, measured or reused."""
+        with self._lock:
+            if self._forecast is not None:
+                self._forecast.ended(directory, time.time())
 
     def stop(self) -> None:
         """End the thread and leave the terminal clean."""
@@ -118,7 +134,7 @@ class LiveStatus(threading.Thread):
             with contextlib.suppress(StoreError):
                 self._update(path)
         for path in set(self._cycles) - announced:
-            del self._cycles[path]
+            self.ended(self._cycles.pop(path).events.parent)
         cycles = sorted(self._cycles.values(), key=lambda cycle: (len(cycle.worker or ""), cycle.worker or ""))
         return [cycle.line() for cycle in cycles]  # of `gw2` before `gw10`
 
@@ -126,13 +142,28 @@ class LiveStatus(threading.Thread):
         data = read_json(path)
         title, since, waiting = str(data["title"]), data["since"], data["waiting"]
         cycle = self._cycles.get(path)
+        assert isinstance(since, float)
         if cycle is None or (cycle.title, cycle.since) != (title, since):
-            assert isinstance(since, float)
+            if cycle is not None:
+                self.ended(cycle.events.parent)
             worker = str(data["worker"]) if data.get("worker") else None
             cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since, worker)
         cycle.waiting = str(waiting) if waiting is not None else None
         cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()
+        with self._lock:
+            if self._forecast is None:
+                self._forecast = self._make_forecast()  # xdist's workers write the plan
+            if self._forecast is not None:
+                self._forecast.began(cycle.events.parent, since)
+
+    def _with_forecast(self, lines: list[str]) -> list[str]:
+        """The lines with how far the run is: before the only one, else above all."""
+        how_far = self._forecast.text(time.time()) if self._forecast is not None and lines else ""
+        if how_far and len(lines) == 1:
+            return [f"{how_far} {lines[0]}"]
+        lines = [how_far, *lines] if how_far else lines
+        return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more"]
 
     def _draw(self, lines: list[str]) -> None:
         """Replace the lines below the cursor, and restore the cursor."""
@@ -152,7 +183,8 @@ class LiveStatus(threading.Thread):
             if (last is None and waits) or now - max(last or 0.0, cycle.since) >= LOG_PERIOD_S:
                 self._logged[key] = now
                 with self._lock:
-                    self._write(f"\nllem: {cycle.line()}\n")
+                    how_far = f"{self._forecast.text(now)} " if self._forecast is not None else ""
+                    self._write(f"\nllem: {how_far}{cycle.line()}\n")
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_llem.engines import engine_info
 from pytest_llem.machine.devices import device_memory_bytes, gpus_needed, visible_gpus
-from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
+from pytest_llem.results.terminal import duration_text
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.footprint import (
     Footprint,
@@ -21,6 +20,7 @@ from pytest_llem.session.reporting.footprint import (
     model_facts,
     settings_that_matter,
 )
+from pytest_llem.session.reporting.forecast import estimate_time
 from pytest_llem.session.reporting.prompts import prompt_lines
 from pytest_llem.session.reporting.summary import short_path
 from pytest_llem.session.session import LlemSession
@@ -138,84 +138,3 @@ def _sizes(footprint: Footprint) -> str:
 
 def _size(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
-
-
-MAX_RUNS = 20
-"""Runs that are looked through at most. Chosen: the newest say most about the present machine and settings."""
-
-MAX_READ = 200
-"""Results that are read at most. Chosen: that takes about a second, and the estimate says what it covers."""
-
-
-@dataclass(frozen=True)
-class TimeEstimate:
-    """`seconds` for all cycles, experiments that are not `covered` by an earlier result counted as the others' mean.
-
-    Without any earlier result, `seconds` is `None`. `at_least_s` is what the windows alone take.
-    """
-
-    seconds: float | None
-    covered: int
-    experiments: int
-    at_least_s: float
-
-
-def estimate_time(study: Study, out: Path) -> TimeEstimate:
-    """The estimate from the newest results below `out` of the same experiments, by their `config_hash`."""
-    cycles = study.execution.cycles
-    durations = list(_durations(study, out))
-    mean = sum(durations) / len(durations) if durations else None
-    count = len(study.experiments)
-    return TimeEstimate(
-        None if mean is None else mean * count * cycles, len(durations), count, _windows_s(study) * cycles
-    )
-
-
-def _durations(study: Study, out: Path) -> Iterable[float]:
-    runs = run_directories(out)[:MAX_RUNS]
-    if not runs:
-        return
-    wanted = {experiment.config_hash for experiment in study.experiments}
-    shortened = {full[:HASH_LENGTH] for full in wanted}
-    read = 0
-    for run in runs:
-        for directory in run.glob("*/*"):
-            if read >= MAX_READ or not wanted:
-                return
-            if directory.name[-HASH_LENGTH:] not in shortened:
-                continue
-            read += 1
-            newest = _newest(directory)
-            if newest is not None and newest[0] in wanted:
-                wanted.discard(newest[0])
-                yield newest[1]
-
-
-def _newest(directory: Path) -> tuple[str, float] | None:
-    """Config hash and seconds of an experiment's last cycle, which does not include a first start."""
-    from pytest_llem.results.reading import cycle_seconds
-
-    newest_first = sorted(directory.glob(f"c*/{RESULT}"), reverse=True)
-    return next((seconds for path in newest_first if (seconds := cycle_seconds(path)) is not None), None)
-
-
-def _windows_s(study: Study) -> float:
-    """Seconds of the idle and measure windows of one cycle of every experiment."""
-    total = 0.0
-    for experiment in study.experiments:
-        get = getter(experiment.flat_settings)
-        for path in ("measurement.min_duration_s", "measurement.idle.duration_s"):
-            value = get(path)
-            total += value if isinstance(value, (int, float)) else 0.0
-    return total
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds in the unit that reads best: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"

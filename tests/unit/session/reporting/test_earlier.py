@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.results.layout import MANIFEST, experiment_directory
-from pytest_llem.session.reporting.plan import duration_text, estimate_time
+from pytest_llem.results.terminal import duration_text
+from pytest_llem.session.reporting.forecast import estimate_time
 from pytest_llem.study import Experiment, Study, load_study
 
 STUDY = """

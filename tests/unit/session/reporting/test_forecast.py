@@ -1,0 +1,74 @@
+"""How far a run is, and about how long the rest takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_llem.session.reporting.forecast import Forecast, Planned
+
+QUICK, SLOW = [Path(f"quick/c{number}") for number in range(4)], [Path(f"slow/c{number}") for number in range(4)]
+CYCLES = {**{path: Planned("quick", 10.0) for path in QUICK}, **{path: Planned("slow", 30.0) for path in SLOW}}
+
+
+def test_before_anything_has_ended_only_earlier_results_tell_how_long_it_takes() -> None:
+    """An estimate from settings alone, shown as minutes, was off by an order of magnitude."""
+    unknown, known = Forecast(CYCLES, known=False), Forecast(CYCLES, known=True)
+    for forecast in (unknown, known):
+        forecast.began(QUICK[0], 100.0)
+    assert unknown.text(105.0) == "[1/8]"
+    assert known.text(105.0) == "[1/8, about 3 min left]"  # 4 x 10 + 4 x 30 - 5
+    known.began(SLOW[0], 105.0)
+    assert known.text(110.0) == "[2/8, about 70 s left]", "two at a time"
+
+
+def test_what_was_seen_counts_and_others_in_proportion() -> None:
+    """Cycles take twice as long as earlier ones here: the rest of both experiments will."""
+    forecast = Forecast(CYCLES, known=True)
+    for number, path in enumerate(QUICK):
+        forecast.began(path, 20.0 * number)
+        forecast.ended(path, 20.0 * number + 20)
+    forecast.began(SLOW[0], 80.0)
+    assert forecast.text(80.0) == "[5/8, about 4 min left]"  # 4 x 60
+    assert forecast.text(200.0) == "[5/8, about 2 min left]"
+    forecast.ended(SLOW[0], 110.0)
+    assert forecast.text(111.0) == "[5/8, about 89 s left]", "3 x 30 s, as it was seen"
+
+
+def test_the_pace_knows_how_many_run_side_by_side() -> None:
+    forecast = Forecast(CYCLES, known=False)
+    for path in QUICK:
+        forecast.began(path, 0.0)
+    for path in QUICK:
+        forecast.ended(path, 10.0)
+    assert forecast.text(10.0) == "[4/8, about 30 s left]"  # 4 x 30 s, four at a time
+
+
+def test_a_reused_cycle_says_nothing_of_how_long_others_take() -> None:
+    forecast = Forecast(CYCLES, known=False)
+    for path in QUICK:
+        forecast.ended(path, 0.1)
+    forecast.began(SLOW[0], 0.2)
+    assert forecast.text(5.0) == "[5/8]"
+    forecast.ended(SLOW[0], 40.2)
+    forecast.ended(SLOW[0], 50.0)
+    assert forecast.text(40.2) == "[5/8, about 2 min left]"  # 3 x 40
+
+
+def test_an_attempt_that_was_not_valid_does_not_end_a_cycle() -> None:
+    forecast = Forecast(CYCLES, known=False)
+    forecast.began(QUICK[0], 0.0)
+    forecast.ended(QUICK[0], 10.0)
+    forecast.began(QUICK[0], 11.0)
+    assert forecast.text(11.0).startswith("[1/8")
+    forecast.ended(QUICK[0], 21.0)
+    forecast.began(QUICK[1], 21.0)
+    assert forecast.text(21.0) == "[2/8, about 5 min left]"  # 21 s a cycle: 3 x 21 + 4 x 63
+
+
+def test_a_cycle_beyond_the_plan_is_not_counted() -> None:
+    """Those that `target_ci` adds: 9 of 8 would be measured."""
+    forecast = Forecast(CYCLES, known=False)
+    for path in (*QUICK, *SLOW):
+        forecast.ended(path, 1.0)
+    forecast.began(Path("quick/c5"), 2.0)
+    assert forecast.text(3.0) == "[8/8]"
