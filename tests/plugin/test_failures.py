@@ -107,6 +107,8 @@ def test_an_interruption_leaves_no_process_and_keeps_what_is_finished(
     assert [item["state"] for item in manifest["items"]] == ["valid", "interrupted"]
     assert manifest["interrupted"]
     assert error_of(pytester.path, "hang")["category"] == "interrupted"
+    assert "1 of 2 cycles left" in output
+    assert re.search(r"^ +(python -m )?pytest --llem-study=faults.yaml .*--llem-resume$", output, re.MULTILINE)
 
 
 def test_a_killed_pytest_takes_its_worker_with_it(pytester: pytest.Pytester, faults: Faults) -> None:
@@ -173,6 +175,7 @@ def test_stopping_at_the_first_failure_under_xdist_leaves_no_process(
     faults("exception", "none", "memory")
     result = pytester.runpytest_subprocess("--llem-study=faults.yaml", "-n2", option)
     assert result.ret != pytest.ExitCode.OK
+    result.stdout.fnmatch_lines([f"    *pytest *--llem-study=faults.yaml -n2 {option} --llem-resume"])
     assert workers(pytester.path) == []
     states = [item["state"] for item in json.loads((artifacts(pytester.path) / "run.json").read_text())["items"]]
     assert states[0] == "failed"

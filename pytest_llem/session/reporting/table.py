@@ -65,7 +65,10 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Table:
-    """A study's experiments: what all share, what tells them apart, the figures, and more where there is room."""
+    """A study's experiments: what all share, what tells them apart, the figures, and more where there is room.
+
+    The first of `further` stays in a block as well.
+    """
 
     shared: tuple[str, ...]
     names: tuple[TableColumn, ...]
@@ -98,7 +101,7 @@ class Table:
     def _blocks(self, width: int) -> Iterator[str]:
         for row in range(len(self.figures[0].cells)):
             yield from _wrapped([f"{column.before} {column.cells[row]}".strip() for column in self.names], width, "")
-            yield from _wrapped([column.alone(row) for column in (*self.figures, *self.further)], width, INDENT)
+            yield from _wrapped([column.alone(row) for column in (*self.figures, *self.further[:1])], width, INDENT)
 
 
 def _wrapped(parts: Sequence[str], width: int, indent: str) -> Iterator[str]:
