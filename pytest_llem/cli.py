@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "compare", help="compare runs with a baseline (exit code 1 beyond a limit), or the settings inside a run"
     )
-    verb.add_argument("baseline", metavar="A", type=Path, help="run directory, results folder or result.json")
-    verb.add_argument("others", metavar="B", type=Path, nargs="*", help="what to hold against it")
+    verb.add_argument("baseline", metavar="A", help="run, results folder, result.json or saved baseline")
+    verb.add_argument("others", metavar="B", nargs="*", help="what to hold against it, run by run")
     verb.add_argument("--by", metavar="AXIS", help="inside A: each value of this axis, paired over the other axes")
     verb.add_argument("--reference", metavar="VALUE", help="hold the others against this value (default: the first)")
     verb.add_argument("--metric", action="append", default=[], help="show this metric instead of the headline ones")
@@ -91,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--alpha", type=float, default=0.05, help="error rate of each one-sided bound")
     verb.add_argument("--strict", action="store_true", help="fail on what cannot be judged, too")
     verb.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
+    verb.add_argument(
+        "--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="of saved baselines"
+    )
     verb.set_defaults(run="pytest_llem.results.compare_command:compare_results")
 
     verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")

@@ -138,19 +138,25 @@ def open_baseline(reference: str, directory: Path) -> Baseline:
 
     `directory` holds the named baselines. Raises `StoreError` when there is no such baseline.
     """
-    named, path = directory / reference, Path(reference)
-    files = _baseline_files(named) or _baseline_files(path)
-    if not files and path.is_file() and path.name != MANIFEST and "experiments" in read_json(path):
-        files = [path]
-    if files or path.exists():
-        saved = Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)})
-        opened = saved if files else baseline_of(reference, required_cycles(path, load_rows(path)))
-        return with_repeatability(opened, directory)
+    saved, path = saved_baseline(reference, directory), Path(reference)
+    if saved is None and path.exists():
+        saved = baseline_of(reference, required_cycles(path, load_rows(path)))
+    if saved is not None:
+        return with_repeatability(saved, directory)
     raise StoreError(
-        f"no baseline {reference!r}: neither {named} nor the path exists",
+        f"no baseline {reference!r}: neither {directory / reference} nor the path exists",
         fix=f"save one with --llem-save-baseline={slug(reference)}, or name a run's directory",
         details={"baseline": reference},
     )
+
+
+def saved_baseline(reference: str, directory: Path) -> Baseline | None:
+    """The baseline of this name in `directory`, or the file or folder of files at this path; `None` if it is none."""
+    path = Path(reference)
+    files = _baseline_files(directory / reference) or [each for each in _baseline_files(path) if _is_baseline(each)]
+    if not files and path.is_file() and path.name != MANIFEST and _is_baseline(path):
+        files = [path]
+    return Baseline(reference, {entry.study: entry for entry in map(read_baseline, files)}) if files else None
 
 
 def with_repeatability(baseline: Baseline, directory: Path | None) -> Baseline:
@@ -176,6 +182,11 @@ def required_cycles(path: Path, results: Results) -> Results:
 def _baseline_files(directory: Path) -> list[Path]:
     """The baseline files in a directory, which has none if it is a run's."""
     return [] if (directory / MANIFEST).exists() else sorted(directory.glob("*.json"))
+
+
+def _is_baseline(path: Path) -> bool:
+    """Whether a JSON file is a baseline's: results, and what `llem aa` found, may lie in the same folder."""
+    return isinstance(read_json(path).get("experiments"), dict)
 
 
 def read_baseline(path: Path) -> BaselineFile:

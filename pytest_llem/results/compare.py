@@ -11,29 +11,27 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.results.baselines import BaselineFile, baseline_of, with_repeatability
-from pytest_llem.results.comparability import (
-    CORRELATED,
-    common_conditions,
-    differences,
-    flat_settings,
-    mixture,
-    settings_differences,
-)
+from pytest_llem.results.axes import StudyAxes, written
+from pytest_llem.results.baselines import BaselineFile, with_repeatability
+from pytest_llem.results.comparability import differences, settings_differences
+from pytest_llem.results.compared_sides import ComparedSide
+from pytest_llem.results.effects import Direction, direction
 from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import centre, judge_comparison, limit_text
+from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric
-from pytest_llem.results.reading import Results, shared_measurements
+from pytest_llem.results.reading import MeasurementId, same_measurements
 from pytest_llem.results.repeatability import Repeatability
-from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.terminal import as_markdown, markdown_table, table
+from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table
+from pytest_llem.results.verdict_text import percent
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
 HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
-Verdict = Status | Literal["better", "worse", "same", "absent"]
+SIDES = ("lower", "higher")
+Verdict = Status | Direction | Literal["absent"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class ComparedMetric:
     """One metric of one experiment in two runs; values are geometric means over valid cycles, `None` if absent.
 
     `limit_text` is the limit as it was stated, `limit` the same as a fraction of the baseline. `verdict` is a gate's
-    where a limit was given, with its `reason`, else `better`, `worse` or `same` (no change beyond noise).
-    `differs` names the conditions that differ, and that energy was estimated: numbers without a limit are shown all the
-    same.
+    where a limit was given, with its `reason`; else it says on which side of 1 the whole interval lies, or that it does
+    not (`not told apart`, which is not *equal*). `differs` names the conditions that differ, and that energy was
+    estimated: numbers without a limit are shown all the same.
     """
 
     run: str
@@ -62,10 +60,15 @@ class ComparedMetric:
     limit_text: str | None = None
     reason: str = ""
 
+    @property
+    def better(self) -> bool | None:
+        """Whether a change that is no gate's is for the better; `None` where there is none."""
+        return (self.verdict == "higher") == metric(self.metric).higher_is_better if self.verdict in SIDES else None
+
 
 def compare(
-    baseline: Results,
-    others: Sequence[tuple[str, Results]],
+    baseline: ComparedSide,
+    others: Sequence[ComparedSide],
     *,
     metrics: Sequence[str] = (),
     limits: Sequence[FailIf] = (),
@@ -84,55 +87,50 @@ def compare(
     chosen = [metric(name) for name in names]
     comparison = Comparison(tuple(by_limit.values()), alpha, tuple(allow), match)
     rows: list[ComparedMetric] = []
-    by_hash: dict[tuple[str, str], list[Result]] = {}
-    for result in baseline:
-        by_hash.setdefault((result.study, result.experiment.config_hash), []).append(result)
-    by_id = baseline.by_experiment()
-    known = with_repeatability(baseline_of("the baseline", baseline), baseline_dir)
-    for run, results in others:
-        absent = {study: BaselineFile(study) for study, _ in results.by_experiment()}
+    known = with_repeatability(baseline.baseline, baseline_dir)
+    for side in others:
+        absent = {study: BaselineFile(study) for study, _ in side.experiments}
         known = replace(known, studies={**absent, **known.studies})
-        for (study, experiment_id), group in results.by_experiment().items():
-            same = Results(tuple(by_hash.get((study, group[0].experiment.config_hash), ())))
-            named = by_id.get((study, experiment_id), Results(()))
-            before = (named or same) if match == "id" else (same or named)
-            lost = [f"c{result.cycle} invalid" for result in group if not result.validity.valid]
-            of = study, experiment_id, group[0].experiment.config_hash
-            judged = {row.metric: row for row in judge_comparison(known, of, group.valid.items, lost, comparison)}
+        for (study, experiment_id), each in side.experiments.items():
+            before = baseline.find(study, experiment_id, each.config_hash, by_id=match == "id")
+            now = each.runs[-1] if each.runs else None
+            of = study, experiment_id, each.config_hash
+            judged = {row.metric: row for row in judge_comparison(known, of, now, each.lost, comparison)}
             for measure in chosen:
                 measured = known.repeatability.get(study)
-                row = _compare(run, study, experiment_id, measure, before.valid, group.valid, alpha, allow, measured)
+                runs = before.runs if before is not None else ()
+                row = _compare(side.name, study, experiment_id, measure, runs, now, alpha, allow, measured)
                 gate = judged.get(measure.name)
                 if gate is not None:
                     rows.append(_gated(row, gate, by_limit[measure.name]))
                 elif row.verdict != "absent" or row.baseline is not None or row.current is not None:
                     rows.append(row)
-        rows += _gone(run, baseline, results, {result.study for result in results}, chosen, by_limit)
-    nowhere = {result.study for result in baseline} - {result.study for _, results in others for result in results}
-    for run, _ in others[-1:]:  # each of several runs may be of another study: the last stands for all
-        rows += _gone(run, baseline, Results(()), nowhere, chosen, by_limit)
+        rows += _gone(side.name, baseline, side, {study for study, _ in side.experiments}, chosen, by_limit)
+    nowhere = {study for study, _ in baseline.experiments} - {study for side in others for study, _ in side.experiments}
+    for side in others[-1:]:  # each of several runs may be of another study: the last stands for all
+        rows += _gone(side.name, baseline, None, nowhere, chosen, by_limit)
     return rows
 
 
 def _gone(
     run: str,
-    baseline: Results,
-    results: Results,
+    baseline: ComparedSide,
+    side: ComparedSide | None,
     studies: Collection[str],
     chosen: Sequence[Metric],
     limits: Mapping[str, FailIf],
 ) -> Iterator[ComparedMetric]:
     """What the baseline measured of `studies` and the run has no result of at all: none of its cycles ended."""
-    present = {
-        (result.study, name) for result in results for name in (result.experiment.id, result.experiment.config_hash)
-    }
-    for (study, experiment_id), group in baseline.by_experiment().items():
-        if study in studies and not present & {(study, experiment_id), (study, group[0].experiment.config_hash)}:
-            for measure in chosen:
-                row = _compare(run, study, experiment_id, measure, group.valid, Results(()), 0.05, (), None)
-                text = limit_text(limits[measure.name]) if measure.name in limits else None
-                if row.baseline is not None:
-                    yield replace(row, limit_text=text, reason="this run has no result of it")
+    for (study, experiment_id), each in baseline.experiments.items():
+        if study not in studies:
+            continue
+        if side is not None and side.find(study, experiment_id, each.config_hash, by_id=False) is not None:
+            continue
+        for measure in chosen:
+            row = _compare(run, study, experiment_id, measure, each.runs, None, 0.05, (), None)
+            text = limit_text(limits[measure.name]) if measure.name in limits else None
+            if row.baseline is not None:
+                yield replace(row, limit_text=text, reason="this run has no result of it")
 
 
 def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
@@ -148,15 +146,16 @@ def _gated(row: ComparedMetric, gate: GateRow, limit: FailIf) -> ComparedMetric:
     )
 
 
-def require_compared(rows: Sequence[ComparedMetric], baseline: Results, others: Results) -> None:
+def require_compared(rows: Sequence[ComparedMetric], baseline: ComparedSide, others: Sequence[ComparedSide]) -> None:
     """Raise `SettingsError`, with a list of both, where no limit (without any, no metric) has values on both sides."""
     limited = [row for row in rows if row.limit_text is not None] or rows
     if any(row.baseline is not None and row.current is not None for row in limited):
         return
     metrics = ", ".join(dict.fromkeys(row.metric for row in limited))
     listed = [
-        ", ".join(f"{study}[{name}]" for study, name in side.valid.by_experiment()) or "none"
-        for side in (baseline, others)
+        ", ".join(f"{study}[{name}]" for side in sides for (study, name), each in side.experiments.items() if each.runs)
+        or "none"
+        for sides in ((baseline,), others)
     ]
     raise SettingsError(
         f"nothing was compared: no experiment has valid cycles with {metrics or 'a metric'} on both sides\n"
@@ -171,19 +170,53 @@ def failed(rows: Sequence[ComparedMetric], *, strict: bool = False) -> bool:
     return any(row.verdict in bad for row in rows if row.limit_text is not None)
 
 
-def lines(rows: Sequence[ComparedMetric], *, markdown: bool = False) -> list[str]:
-    """The comparison as a table for a terminal or as Markdown, one per run, with the differing conditions below."""
+def lines(
+    rows: Sequence[ComparedMetric],
+    axes: Mapping[str, StudyAxes] | None = None,
+    *,
+    against: str = "the baseline",
+    alpha: float = 0.05,
+    markdown: bool = False,
+) -> list[str]:
+    """The comparison for a terminal or as Markdown: a table per run, study and metric, with what differs below.
+
+    `against` names the baseline, and `alpha` is the error rate of each bound. Where `axes` tell the experiments of a
+    study apart, a column for each stands in place of their ids.
+    """
     shown: list[str] = []
     for run in dict.fromkeys(row.run for row in rows):
         of_run = [row for row in rows if row.run == run]
-        several = len({row.study for row in of_run}) > 1
-        body = [cells(row, several) for row in of_run]
-        if markdown:
-            shown += [f"### {as_markdown(run)}", "", *markdown_table(HEAD, body, left=2), ""]
-        else:
-            shown += [run, *(f"  {line}" for line in table(HEAD, body, left=2)), ""]
+        studies = dict.fromkeys(row.study for row in of_run)
+        both = f"{run} against {against}"
+        shown += [f"### {as_markdown(both)}", ""] if markdown else [both, ""]
+        for study, name in dict.fromkeys((row.study, row.metric) for row in of_run):
+            group = [row for row in of_run if (row.study, row.metric) == (study, name)]
+            better = "higher" if metric(name).higher_is_better else "lower"
+            title = f"{f'{study}: ' if len(studies) > 1 else ''}{named(group[0])}, {better} is better"
+            heads, names = _named(group, (axes or {}).get(study, StudyAxes()))
+            interval = f"{100 - 200 * alpha:.4g} % interval"
+            head = (*heads, "baseline", "now", "change", interval, "")
+            body = [(*name, *cells(row, several_studies=False)[2:]) for name, row in zip(names, group, strict=True)]
+            if markdown:
+                shown += [f"**{as_markdown(title)}**", "", *markdown_table(head, body, left=len(heads)), ""]
+            else:
+                shown += [
+                    title,
+                    *(f"  {each}" for each in fitted_table(head, body, left=len(heads), right=1, room=2)),
+                    "",
+                ]
         shown += [f"- {as_markdown(note)}" if markdown else f"  {note}" for note in _notes(of_run)]
     return shown
+
+
+def _named(rows: Sequence[ComparedMetric], axes: StudyAxes) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The heads and cells that name the rows' experiments: the axes on which these differ, or their ids."""
+    ids = [row.experiment_id for row in rows]
+    if not axes.tells_apart(ids):
+        return ("experiment",), [(name,) for name in ids]
+    points = [axes.point(name) for name in ids]
+    varied = [axis for axis in axes.axes if len({repr(point.get(axis.name)) for point in points}) > 1] or axes.axes
+    return tuple(axis.title for axis in varied), [tuple(written(point.get(a.name)) for a in varied) for point in points]
 
 
 def _compare(
@@ -191,24 +224,24 @@ def _compare(
     study: str,
     experiment_id: str,
     measure: Metric,
-    before: Results,
-    now: Results,
+    before: Sequence[MeasuredCycles],
+    now: MeasuredCycles | None,
     alpha: float,
     allow: Collection[str],
     repeatability: Repeatability | None,
 ) -> ComparedMetric:
-    old: dict[str, list[float]] = {}
-    for result in before:
-        if (value := measure.of(result)) is not None:
-            old.setdefault(result.run_id, []).append(value)
-    new = [value for result in now if (value := measure.of(result)) is not None]
+    new = now.values(measure) if now is not None else []
+    others = [each for each in before if now is None or each.measurements.isdisjoint(now.measurements)]
+    both = frozenset[MeasurementId]() if others or now is None else now.measurements
+    shared = same_measurements(each for side in before for each in side.measurements & both)
+    old = [values for each in others or before if (values := each.values(measure))]
     row = ComparedMetric(
         run=run,
         study=study,
         experiment_id=experiment_id,
         metric=measure.name,
         unit=measure.unit,
-        baseline=centre([value for values in old.values() for value in values]),
+        baseline=centre([value for values in old for value in values]),
         current=centre(new),
         ratio=None,
         ci_low=None,
@@ -217,48 +250,47 @@ def _compare(
         verdict="absent",
         differs=(),
     )
-    if row.baseline is None or row.current is None:
+    if row.baseline is None or row.current is None or now is None:
         return row
-    differs = [*mixture(now.items, allow)]
-    if before[0].experiment.config_hash != now[0].experiment.config_hash:
-        changed = settings_differences(flat_settings(before[0]), flat_settings(now[0]))
-        differs.insert(0, f"configuration: {'; '.join(changed)}")
-    gains = (before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel)
-    conditions = common_conditions(before.items), common_conditions(now.items)
-    differs += differences(*conditions, is_energy(measure.name), 0.0, gains, allow)
-    estimates = {result.energy.meter for result in (*before, *now) if not result.energy.measured}
+    differs = [shared] if shared else []
+    for each in others or before:
+        if each.config_hash != now.config_hash:
+            differs.append(f"configuration: {'; '.join(settings_differences(each.settings, now.settings))}")
+        gains = each.gain_uncertainty_rel, now.gain_uncertainty_rel
+        differs += differences(each.conditions, now.conditions, is_energy(measure.name), 0.0, gains, allow)
+    differs += now.mixed(allow)
+    estimates = sorted({each.estimated_by for each in (*before, now) if each.estimated_by is not None})
     if estimates and is_energy(measure.name):
-        differs.append(f"energy is estimated, not measured, by {', '.join(sorted(estimates))}")
-    shared = shared_measurements(before, now)
-    differs = [*([shared] if shared else []), *differs]
-    row = replace(row, ratio=row.current / row.baseline, differs=tuple(differs))
+        differs.append(f"energy is estimated, not measured, by {', '.join(estimates)}")
+    row = replace(row, ratio=row.current / row.baseline, differs=tuple(dict.fromkeys(differs)))
     if shared:
         return replace(row, verdict="not_comparable")
-    runs = [values for values in old.values() if len(values) >= MIN_CYCLES]
+    runs = [values for values in old if len(values) >= MIN_CYCLES]
     if not runs or len(new) < MIN_CYCLES:
         return replace(row, verdict="inconclusive")
-    spread = repeatability.of(measure.name, conditions[1]) if repeatability is not None else None
-    interval = ratio_interval(runs, new, alpha, correlated=now[0].runner.isolation in CORRELATED, spread=spread)
-    row = replace(row, ratio=interval.value, ci_low=interval.low, ci_high=interval.high)
-    if interval.low <= 1 <= interval.high:
-        return replace(row, verdict="same")
-    return replace(row, verdict="better" if (interval.low > 1) == measure.higher_is_better else "worse")
+    spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
+    interval = ratio_interval(runs, new, alpha, correlated=now.correlated, spread=spread)
+    low, high = interval.low, interval.high
+    return replace(row, ratio=interval.value, ci_low=low, ci_high=high, verdict=direction(low, high))
 
 
 def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     """The row as text, in the order of `HEAD`."""
-    name = f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id
-    interval = "-" if row.ci_low is None or row.ci_high is None else f"{row.ci_low - 1:+.1%} .. {row.ci_high - 1:+.1%}"
-    verdict = word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else "")
+    bounds = row.ci_low is not None and row.ci_high is not None
     return (
-        name,
-        f"{row.metric} ({row.unit})" if row.unit != "1" else row.metric,
+        f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id,
+        named(row),
         "-" if row.baseline is None else f"{row.baseline:.4g}",
         "-" if row.current is None else f"{row.current:.4g}",
-        "-" if row.ratio is None else f"{row.ratio - 1:+.1%}",
-        interval,
-        verdict,
+        "-" if row.ratio is None else percent(row.ratio),
+        f"{percent(row.ci_low or 0)} .. {percent(row.ci_high or 0)}" if bounds else "-",
+        word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else ""),
     )
+
+
+def named(row: ComparedMetric) -> str:
+    """The row's metric with its unit."""
+    return f"{row.metric} ({row.unit})" if row.unit != "1" else row.metric
 
 
 def _notes(rows: Sequence[ComparedMetric]) -> list[str]:

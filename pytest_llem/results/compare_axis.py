@@ -44,7 +44,7 @@ def by_axis(
     `metrics` defaults to the headline ones that were measured. Raises `SettingsError`, with a list of the axes, where
     no study has it, and where no two experiments can be paired.
     """
-    plans = _plans(path)
+    plans = plans_at(path)
     by_study = {
         study: results.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
         for study in dict.fromkeys(result.study for result in results)
@@ -146,8 +146,8 @@ def _text(value: JsonValue) -> str:
     )
 
 
-def _plans(path: Path) -> list[tuple[str, StudyPlan]]:
-    """The plans of the runs at a path, each with its run's id, newest first."""
+def plans_at(path: Path) -> list[tuple[str, StudyPlan]]:
+    """The plans of the runs at a path, each with its run's id, newest first; none where there is no run."""
     root = path.parent if path.name == MANIFEST else path
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     manifests = sorted((read_manifest(each / MANIFEST) for each in directories), key=lambda each: each.run_id)

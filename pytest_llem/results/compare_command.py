@@ -13,10 +13,11 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare, compare_axis
-from pytest_llem.results.baselines import required_cycles
-from pytest_llem.results.reading import MeasurementId, Results, load, load_rows, measurement_id, shared_measurements
+from pytest_llem.results.axes import StudyAxes
+from pytest_llem.results.baselines import required_cycles, saved_baseline
+from pytest_llem.results.compared_sides import open_runs, open_side
+from pytest_llem.results.reading import load, same_measurements
 from pytest_llem.results.terminal import show
-from pytest_llem.results.whole_runs import by_whole_run
 from pytest_llem.study.limits import parse_limit
 
 OF_BASELINES = {"fail_if": "--fail-if", "allow": "--allow", "strict": "--strict"}
@@ -34,22 +35,27 @@ def compare_results(options: argparse.Namespace) -> int:
         )
     if options.reference is not None:
         raise SettingsError("--reference is a value of the axis that --by names", fix="add --by AXIS, or leave it out")
-    others: list[tuple[str, Results]] = []
-    for path in options.others:
-        others += by_whole_run(path, required_cycles(path, load_rows(path)))
     limits = [parse_limit(text) for text in options.fail_if]
     for name in options.allow:
         check_condition(name)
-    baseline = required_cycles(options.baseline, load(options.baseline))
-    if all(not independent(results, baseline) for _, results in others):
+    baseline = open_side(options.baseline, options.baseline_dir)
+    others = [side for each in options.others for side in open_runs(each, options.baseline_dir)]
+    if all(not baseline.independent(side) for side in others):
+        held = {each for experiment in baseline.experiments.values() for each in experiment.measurements}
+        shared = {
+            each for side in others for experiment in side.experiments.values() for each in experiment.measurements
+        }
         raise SettingsError(
-            f"nothing to compare: {shared_measurements(baseline.valid, [r for _, rs in others for r in rs.valid])}",
-            fix="a run that reused results (--llem-resume) is no second measurement: measure again without it",
+            f"nothing to compare: {same_measurements(held & shared)}",
+            fix="a run that reused results (--llem-resume), or was saved as this baseline, is no second measurement: "
+            "measure again without it",
         )
+    plans = [plan for each in (options.baseline, *options.others) for plan in compare_axis.plans_at(Path(each))]
+    headlines = [plan.headline for _, plan in plans if plan.headline]
     rows = compare.compare(
         baseline,
         others,
-        metrics=options.metric,
+        metrics=options.metric or [*dict.fromkeys((*headlines, *compare.HEADLINES))],
         limits=limits,
         alpha=options.alpha,
         allow=options.allow,
@@ -59,23 +65,11 @@ def compare_results(options: argparse.Namespace) -> int:
     if options.format == "json":
         show(json.dumps(encode(rows), indent=2, allow_nan=False))
     else:
-        show("\n".join(compare.lines(rows, markdown=options.format == "markdown")))
-    compare.require_compared(rows, baseline, Results(tuple(result for _, results in others for result in results)))
+        axes = {plan.name: StudyAxes(plan.axes, plan.points) for _, plan in plans}
+        stated = {"against": options.baseline, "alpha": options.alpha, "markdown": options.format == "markdown"}
+        show("\n".join(compare.lines(rows, axes, **stated)))
+    compare.require_compared(rows, baseline, others)
     return int(compare.failed(rows, strict=options.strict))
-
-
-def independent(results: Results, baseline: Results) -> bool:
-    """Whether an experiment that both sides have shares no measurement between them, or there is none in both."""
-    held: dict[tuple[str, str], set[MeasurementId]] = {}
-    for result in baseline.valid:
-        for name in (result.experiment.config_hash, result.experiment.id):
-            held.setdefault((result.study, name), set()).add(measurement_id(result))
-    both = [
-        known.isdisjoint(map(measurement_id, group))
-        for (study, experiment_id), group in results.valid.by_experiment().items()
-        if (known := held.get((study, group[0].experiment.config_hash)) or held.get((study, experiment_id)))
-    ]
-    return any(both) or not both
 
 
 def _inside_a_run(options: argparse.Namespace) -> int:
@@ -88,6 +82,11 @@ def _inside_a_run(options: argparse.Namespace) -> int:
             fix="leave the rest out; or leave out --by, and the first run is the baseline of the others",
         )
     path = Path(options.baseline)
+    if not path.exists() or saved_baseline(options.baseline, options.baseline_dir) is not None:
+        raise SettingsError(
+            f"--by compares the settings inside a run, and {path} is none",
+            fix="name a run's directory or a results folder; of runs, a saved baseline keeps the values alone",
+        )
     results = required_cycles(path, load(path))
     found = compare_axis.by_axis(path, results, options.by, metrics=options.metric, reference=options.reference)
     if options.format == "json":

@@ -6,7 +6,7 @@ The session and `llem compare` use it. The verdicts must come from `gates` alone
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from statistics import geometric_mean
 from typing import Any
@@ -14,19 +14,18 @@ from typing import Any
 from pytest_llem.job.metric_names import ESTIMATED_ENERGY
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
-    CORRELATED,
     MODEL,
     SETTLED_BY_SETTINGS,
     common_conditions,
     differences,
-    flat_settings,
     mixture,
     settings_differences,
 )
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
+from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
 from pytest_llem.results.metrics import NOT_MEASURED, SHIPPED, Metric, is_energy, metric, why_absent
-from pytest_llem.results.reading import measurement_id, same_measurements
+from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
@@ -67,31 +66,36 @@ def judge_experiment(
     alpha = compare.alpha if compare else 0.05
     allowed = {*allow, *(compare.allow if compare else ())}
     mixed = "; ".join(mixture(valid, allowed))
-    rows = [_budget_row(budget, valid, lost, alpha, mixed, allowed) for budget in expect]
+    now = cycles_of(valid)
+    rows = [_budget_row(budget, now, valid, lost, alpha, mixed, allowed) for budget in expect]
     named: BaselineNamed | None = None
     if compare is not None and baseline is not None and compare.fail_if:
         comparison = replace(compare, allow=(*compare.allow, *allow))
         of = key.study, key.experiment_id, key.config_hash
-        rows += judge_comparison(baseline, of, valid, lost, comparison)
+        rows += judge_comparison(baseline, of, now, lost, comparison)
         named = baseline.named(*of, by_id=compare.match == "id")
     return GateReport(key.study, key.experiment_id, tuple(rows), strict, named)
 
 
 def judge_comparison(
-    baseline: Baseline, of: tuple[str, str, str], valid: Sequence[Result], lost: Sequence[str], comparison: Comparison
+    baseline: Baseline,
+    of: tuple[str, str, str],
+    now: MeasuredCycles | None,
+    lost: Sequence[str],
+    comparison: Comparison,
 ) -> list[GateRow]:
     """A row per limit: the one judgement of an experiment against a baseline, of gates and of `llem compare`.
 
-    `of` is its study, id and `config_hash`; `valid` are its valid cycles, and `lost` says what became of the others.
+    `of` is its study, id and `config_hash`; `now` are its valid cycles, and `lost` says what became of the others.
     Raises `StoreError` when the baseline does not have the study.
     """
     reference = baseline.find(*of, by_id=comparison.match == "id")
-    problem = "; ".join(mixture(valid, comparison.allow))
+    problem = "; ".join(now.mixed(comparison.allow)) if now is not None else ""
     changed: list[str] = []
     if reference is None:
         problem = problem or f"{baseline.source} has no valid cycle of this experiment"
     elif reference.config_hash != of[2]:
-        changed = settings_differences(reference.settings, flat_settings(valid[0])) if valid else []
+        changed = settings_differences(reference.settings, now.settings) if now is not None else []
         if comparison.match == "id":
             comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
         else:
@@ -101,13 +105,14 @@ def judge_comparison(
         if reference is None or problem:
             rows.append(_not_comparable(limit, problem))
         else:
-            row = _ratio_row(limit, reference.runs, valid, lost, comparison, baseline.repeatability.get(of[0]))
+            row = _ratio_row(limit, reference.runs, now, lost, comparison, baseline.repeatability.get(of[0]))
             rows.append(replace(row, reason="; ".join([row.reason, *changed])))
     return rows
 
 
 def _budget_row(
     budget: Budget,
+    now: MeasuredCycles | None,
     valid: Sequence[Result],
     lost: Sequence[str],
     alpha: float,
@@ -118,13 +123,13 @@ def _budget_row(
     if mixed:
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
-    values, missing, lost = _values(measure, valid, lost)
-    missing, systematic = missing or _estimated(measure, valid, allow), systematic_rel(measure, valid)
-    if missing or not values or systematic is None:
+    values, missing, lost = _values(measure, now, lost)
+    missing, systematic = missing or _estimated(measure, [now], allow), systematic_rel(measure, valid)
+    if now is None or missing or not values or systematic is None:
         unstated = "the meter" if measure.name in SHIPPED or measure.uncertainty else "the package of this metric"
         missing = missing or (NO_CYCLE if not values else f"{unstated} does not state its sensor's uncertainty")
         return _row(budget.metric, "budget", limit, unjudged(missing), lost)
-    correlated = valid[0].runner.isolation in CORRELATED
+    correlated = now.correlated
     upper = budget.op.startswith("<")
     verdict = judge_budget(values, budget.limit, upper=upper, alpha=alpha, systematic=systematic, correlated=correlated)
     verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
@@ -135,19 +140,18 @@ def _budget_row(
 def _ratio_row(
     limit: FailIf,
     runs: Sequence[BaselineRun],
-    valid: Sequence[Result],
+    now: MeasuredCycles | None,
     lost: Sequence[str],
     comparison: Comparison,
     repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
-    values, missing, lost = _values(measure, valid, lost)
-    if missing or not valid:
+    values, missing, lost = _values(measure, now, lost)
+    if missing or now is None:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
-    own = {*map(measurement_id, valid)}
-    others = [run for run in runs if not run.shares(own)]
+    others = [run for run in runs if not run.shares(now.measurements)]
     if not others:
-        return _not_comparable(limit, same_measurements(each for run in runs for each in run.shares(own)))
+        return _not_comparable(limit, same_measurements(each for run in runs for each in run.shares(now.measurements)))
     before = centre([value for run in others for value in run.values.get(measure.name, ())])
     if limit.absolute and before is None:
         return _not_comparable(limit, "the baseline did not measure it")
@@ -155,26 +159,25 @@ def _ratio_row(
     if relative.limit <= -1:
         whole = unjudged("the limit is as large as the baseline itself")
         return _row(limit.metric, "comparison", limit_text(limit), whole, lost, before, centre(values))
-    now, gain = common_conditions(valid), valid[0].energy.gain_uncertainty_rel
     usable: list[BaselineRun] = []
     for run in others:
-        gains = (run.gain_uncertainty_rel, gain)
+        gains = (run.gain_uncertainty_rel, now.gain_uncertainty_rel)
         problems = differences(
-            run.conditions, now, is_energy(measure.name), relative.limit, gains, set(comparison.allow)
+            run.conditions, now.conditions, is_energy(measure.name), relative.limit, gains, set(comparison.allow)
         )
         if not problems:
             usable.append(run)
     if not usable:
         return _not_comparable(limit, "; ".join(problems))
-    if refused := _estimated(measure, valid, comparison.allow):
+    if refused := _estimated(measure, [now], comparison.allow):
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(refused), lost)
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
         return _not_comparable(limit, "the baseline did not measure it")
     before = centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
-    correlated = valid[0].runner.isolation in CORRELATED
-    spread = repeatability.of(measure.name, now) if repeatability is not None else None
+    correlated = now.correlated
+    spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
     verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha))
     return replace(
@@ -206,7 +209,7 @@ def judge_in_turn(
             absent = why_absent(measure.name, now[0]) if cycles else "no pair of cycles is valid"
             rows.append(_row(limit.metric, "comparison", limit_text(limit), unjudged(absent), lost))
             continue
-        if refused := _estimated(measure, [*before, *now], comparison.allow):
+        if refused := _estimated(measure, map(cycles_of, (before, now)), comparison.allow):
             rows.append(_row(limit.metric, "comparison", limit_text(limit), unjudged(refused), lost))
             continue
         firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
@@ -277,23 +280,25 @@ def judge_change(
     return replace(verdict, ratio=1 / verdict.ratio, ci_low=1 / verdict.ci_high, ci_high=1 / verdict.ci_low)
 
 
-def _estimated(measure: Metric, valid: Sequence[Result], allow: Collection[str]) -> str:
+def _estimated(measure: Metric, sides: Iterable[MeasuredCycles | None], allow: Collection[str]) -> str:
     """Why energy that no sensor measured is not judged; empty where all was measured, or a study wants it judged."""
-    estimates = [result.energy.meter for result in valid if not result.energy.measured]
+    estimates = [side.estimated_by for side in sides if side is not None and side.estimated_by is not None]
     if not estimates or not is_energy(measure.name) or ESTIMATED_ENERGY in allow:
         return ""
     why = f"energy is estimated by the meter {estimates[0]}, not measured: a sensor decides it"
     return f"{why}, or compare: {{allow: [{ESTIMATED_ENERGY}]}}"
 
 
-def _values(measure: Metric, valid: Sequence[Result], lost: Sequence[str]) -> tuple[list[float], str, list[str]]:
+def _values(measure: Metric, now: MeasuredCycles | None, lost: Sequence[str]) -> tuple[list[float], str, list[str]]:
     """The metric's values, why there are none, and the cycles lost: those before, and those that lack the metric."""
-    values = [value for result in valid if (value := measure.of(result)) is not None]
-    if valid and not values:
-        return values, why_absent(measure.name, valid[0]), [*lost]
-    without = [result for result in valid if measure.of(result) is None]
-    lacking = [f"c{result.cycle} without {measure.name}" for result in without]
-    why = why_absent(measure.name, without[-1]) if without else NOT_MEASURED
+    if now is None:
+        return [], "", [*lost]
+    values = now.values(measure)
+    if not values:
+        return values, now.why(measure), [*lost]
+    without = [name for name, value in zip(now.names, now.read(measure), strict=False) if value is None]
+    lacking = [f"{name} without {measure.name}" for name in without]
+    why = now.why(measure) if without else NOT_MEASURED
     if why != NOT_MEASURED:
         lacking[-1] += f" ({why})"
     return values, "", [*lost, *lacking]

@@ -39,16 +39,16 @@ def table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0) -> l
 
 
 def fitted_table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0, room: int = 0) -> list[str]:
-    """The same no wider than the terminal, if need be with the first column of each row on a line of its own.
+    """The same no wider than the terminal, if need be with the `left` columns of each row on a line of their own.
 
     `room` is what the caller needs of each line.
     """
     whole = table(head, body, left=left, right=right)
     if max(map(len, whole)) <= shutil.get_terminal_size().columns - room:
         return whole
-    named = [row[0] for row in body]
-    rest = table(["", *head[1:]], [["", *row[1:]] for row in body], left=left, right=right)
-    return [rest[0], *(line for name, row in zip(named, rest[1:], strict=True) for line in (name, row))]
+    rest = table(["", *head[left:]], [["", *row[left:]] for row in body], right=right)
+    names = [", ".join(row[:left]) for row in (head, *body)]
+    return [line for name, row in zip(names, rest, strict=True) for line in (name, row)]
 
 
 def markdown_table(head: Row, body: Sequence[Row], *, left: int = 1) -> list[str]:

@@ -32,6 +32,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.baselines import open_baseline, read_baseline
 from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.layout import cycle_directories, repeatability_file
+from pytest_llem.results.measured_cycles import cycles_of
 from pytest_llem.results.reading import recorded_durations
 from pytest_llem.results.repeatability import REPEATABILITY_VERSION, Repeatability, Spread
 from pytest_llem.results.resume import EarlierRuns
@@ -137,7 +138,7 @@ def _baseline(made: World) -> None:
     first = results[0].experiment
     limits = tuple(parse_fail_if(*LIMIT.split(":")) for _ in range(1))
     comparison = Comparison(limits)
-    judge_comparison(opened, ("study", first.id, first.config_hash), list(results), [], comparison)
+    judge_comparison(opened, ("study", first.id, first.config_hash), cycles_of(list(results)), [], comparison)
 
 
 def _calibration(made: World) -> None:

@@ -16,6 +16,7 @@ from string import Template
 from pytest_llem import __version__
 from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import ComparedMetric, compare
+from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.reading import load
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
@@ -55,7 +56,8 @@ def write_report(
         runs = dict.fromkeys(result.run_id for result in content.rows)
         in_baseline = {result.run_id for result in before}
         others = [(run, content.rows.of_run(run)) for run in runs if run not in in_baseline]
-        compared = compare(before, others, baseline_dir=baseline_dir)
+        sides = [side_of(run, rows) for run, rows in others]
+        compared = compare(side_of("the baseline", before), sides, baseline_dir=baseline_dir)
     page = _render(content, charts(content), compared, title or title_of(content), _bundle())
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,7 @@ from pytest_llem.results.report.content import Content
 from pytest_llem.results.report.markup import Tone, fold, said, table, text
 from pytest_llem.results.report.overview import VERDICTS
 
-TONES: dict[str, Tone] = {
-    **{status: tone for status, (tone, _) in VERDICTS.items()},
-    "better": "good",
-    "worse": "bad",
-}
+TONES: dict[str, Tone] = {status: tone for status, (tone, _) in VERDICTS.items()}
 """By verdict; one that is not here says nothing good or bad."""
 
 
@@ -72,7 +68,7 @@ def comparison(compared: Sequence[ComparedMetric]) -> str:
     body = []
     for row in compared:
         *shown, verdict = cells(row, several_studies=True)
-        tone = TONES.get(row.verdict or "")
+        tone = TONES.get(row.verdict or "") if row.better is None else "good" if row.better else "bad"
         body.append([text(row.run), *map(text, shown), said(tone, verdict) if tone else text(verdict)])
     differs = dict.fromkeys(difference for row in compared for difference in row.differs)
     notes = "".join(f"<li>{text(difference)}</li>" for difference in differs)

@@ -63,8 +63,10 @@ def test_an_export_that_cannot_be_written_names_its_file(
 def test_compare_exits_1_beyond_a_limit_only(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "before", "now"]) == 0
     text = capsys.readouterr().out
-    assert "+20.0%" in text
-    assert "worse" in text
+    assert "now against before" in text
+    assert "+20.0 %" in text
+    assert "higher" in text
+    assert "not told apart" in text
     assert main(["compare", "before", "now", "--fail-if", "joules_per_output_token:5%"]) == 1
     assert main(["compare", "now", "before", "--fail-if", "joules_per_output_token:5%"]) == 0
     assert main(["compare", "before", "now", "--fail-if", "output_tokens_per_s:-5%"]) == 0
@@ -74,9 +76,9 @@ def test_compare_speaks_json_and_markdown(out: Path, capsys: pytest.CaptureFixtu
     main(["compare", "before", "now", "--format", "json", "--metric", "avg_power_w"])
     rows = json.loads(capsys.readouterr().out)
     verdicts = {row["experiment_id"]: (row["metric"], row["verdict"]) for row in rows}
-    assert verdicts == {"batch_size:1": ("avg_power_w", "worse"), "batch_size:2": ("avg_power_w", "same")}
+    assert verdicts == {"batch_size:1": ("avg_power_w", "higher"), "batch_size:2": ("avg_power_w", "not told apart")}
     main(["compare", "before", "now", "--format", "markdown"])
-    assert "| :--- | :--- | ---: |" in capsys.readouterr().out
+    assert "| experiment | baseline | now | change | 90 % interval |  |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("limit", ["joules_per_output_token", "joules:5%", "joules_per_output_token:five"])

@@ -14,8 +14,10 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.baselines import baseline_of, with_repeatability
 from pytest_llem.results.comparability import common_conditions
 from pytest_llem.results.compare import ComparedMetric, compare, failed, lines
+from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.layout import CycleKey, repeatability_file
+from pytest_llem.results.measured_cycles import cycles_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.repeatability import Repeatability, Spread, machine
 from pytest_llem.study.limits import Comparison, FailIf
@@ -49,12 +51,12 @@ def run(bench: Bench, key: CycleKey) -> Runs:
 
 def both(before: Results, now: Results, **options: object) -> list[ComparedMetric]:
     """The command's rows, after checking that they are the gates'."""
-    rows = compare(before, [("now", now)], limits=LIMITS, **options)  # type: ignore[arg-type]
+    rows = compare(side_of("before", before), [side_of("now", now)], limits=LIMITS, **options)  # type: ignore[arg-type]
     first = now[0]
     of = (first.study, first.experiment.id, first.experiment.config_hash)
     lost = [f"c{result.cycle} invalid" for result in now if not result.validity.valid]
     comparison = Comparison(LIMITS, **options)  # type: ignore[arg-type]
-    gates = judge_comparison(baseline_of("the baseline", before), of, now.valid.items, lost, comparison)
+    gates = judge_comparison(baseline_of("before", before), of, cycles_of(now.valid.items), lost, comparison)
     rows = [row for row in rows if row.experiment_id == first.experiment.id]
     judged = {row.metric: row for row in rows}
     for gate in gates:
@@ -118,19 +120,19 @@ def test_an_experiment_that_the_baseline_lacks_is_not_comparable_in_both(run: Ru
 def test_what_equal_runs_differ_by_here_is_in_the_commands_bounds_too(run: Runs, tmp_path: Path) -> None:
     """Runs that were measured to differ by 4 % (`llem aa`): +8 % is no regression beyond 5 %, in gates and command."""
     before, now = run("before"), run("now", 10.8 * 1.02)
-    assert statuses(compare(before, [("now", now)], limits=LIMITS[:1])) == ["fail"]
+    assert statuses(compare(side_of("before", before), [side_of("now", now)], limits=LIMITS[:1])) == ["fail"]
     measured = Spread(within_run=0.02, common=0.04, between_runs=0.0, degrees=9)
     metrics = dict.fromkeys(("joules_per_output_token", "output_tokens_per_s"), measured)
     kept = Repeatability("study", "", (), machine(common_conditions(now)), metrics)
     write_json(repeatability_file("study", tmp_path), encode(kept))
-    rows = compare(before, [("now", now)], limits=LIMITS[:1], baseline_dir=tmp_path)
+    rows = compare(side_of("before", before), [side_of("now", now)], limits=LIMITS[:1], baseline_dir=tmp_path)
     assert statuses(rows) == ["inconclusive"]
     of = (now[0].study, now[0].experiment.id, now[0].experiment.config_hash)
-    baseline = with_repeatability(baseline_of("the baseline", before), tmp_path)
-    (gate,) = judge_comparison(baseline, of, now.items, (), Comparison(LIMITS[:1]))
+    baseline = with_repeatability(baseline_of("before", before), tmp_path)
+    (gate,) = judge_comparison(baseline, of, cycles_of(now.items), (), Comparison(LIMITS[:1]))
     (row,) = (row for row in rows if row.limit_text is not None)
     assert (row.verdict, row.ci_low, row.ci_high, row.reason) == (gate.status, gate.ci_low, gate.ci_high, gate.reason)
-    free = {row.metric: row for row in compare(before, [("now", now)], baseline_dir=tmp_path)}
+    free = {row.metric: row for row in compare(side_of("before", before), [side_of("now", now)], baseline_dir=tmp_path)}
     assert free["joules_per_output_token"].ci_low == pytest.approx(gate.ci_low, rel=1e-5)
 
 
@@ -142,7 +144,7 @@ def test_without_a_valid_cycle_no_setting_is_said_to_differ(run: Runs) -> None:
     """All settings were named as unset, and what was wrong, that no cycle is valid, was not said."""
     before = run("before")
     of = (before[0].study, before[0].experiment.id, "f" * 16)
-    (row,) = judge_comparison(baseline_of("the baseline", before), of, (), ["c1 invalid"], Comparison(LIMITS[:1]))
+    (row,) = judge_comparison(baseline_of("before", before), of, None, ["c1 invalid"], Comparison(LIMITS[:1]))
     assert (row.status, row.reason) == ("inconclusive", "no cycle is valid (not used: c1 invalid)")
 
 
@@ -153,7 +155,7 @@ def test_estimated_energy_is_marked_where_no_limit_judges_it(run: Runs) -> None:
         assert measurement.energy is not None
         return replace(measurement, energy=replace(measurement.energy, meter="estimate", measured=False))
 
-    rows = compare(run("before", change=estimate), [("now", run("now", change=estimate))])
+    rows = compare(side_of("before", run("before", change=estimate)), [side_of("now", run("now", change=estimate))])
     differs = {row.metric: row.differs for row in rows}
     assert differs["joules_per_output_token"] == ("energy is estimated, not measured, by estimate",)
     assert differs["output_tokens_per_s"] == ()
@@ -164,7 +166,7 @@ def test_an_experiment_that_the_run_lost_is_absent_and_not_unsaid(run: Runs) -> 
     """All its cycles crashed, so that it has no result: it was left out, and a strict comparison exited with 0."""
     kept = run("before")
     other = [r.model_copy(update={"experiment": replace(r.experiment, id="b", config_hash="b" * 16)}) for r in kept]
-    rows = compare(Results((*kept, *other)), [("now", run("now"))], limits=LIMITS[:1])
+    rows = compare(side_of("before", Results((*kept, *other))), [side_of("now", run("now"))], limits=LIMITS[:1])
     lost = [row for row in rows if row.experiment_id == "b"]
     assert {row.verdict for row in lost} == {"absent"}
     assert [row.limit_text for row in lost if row.metric == "joules_per_output_token"] == ["+5 %"]

@@ -134,7 +134,7 @@ def test_a_report_compares_whole_runs(out: Path, tmp_path: Path, run: Run, key: 
     main(["report", str(out), "-o", str(tmp_path / "r.html"), "--baseline", str(out / "r0")])
     text = (tmp_path / "r.html").read_text()
     assert all(f"{run}" in text for run in ("r1", "r2", "r3"))
-    assert text.count("+25.0%") == 3 * 2
+    assert text.count("+25.0 %") == 3 * 2
 
 
 def test_durations_weigh_each_measurement_once(out: Path, second: CycleKey) -> None:
