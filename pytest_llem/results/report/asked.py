@@ -59,7 +59,7 @@ def _study(name: str, content: Content) -> str:
     results = [result for result in content.results if result.study == name]
     plans = [plan for manifest in content.manifests.values() for plan in manifest.studies if plan.name == name]
     plan = plans[-1] if plans else None
-    entries = [*(_of_settings(_Settings(rows)) if rows else ()), *_protocol(plan, results, rows)]
+    entries = [*(_of_settings(_Settings(rows)) if rows else ()), *_loaded(results), *_protocol(plan, results, rows)]
     several = len({*content.axes, *(p.name for m in content.manifests.values() for p in m.studies)}) > 1
     title = f"<h3>{text(name)}</h3>" if several else ""
     return title + terms(entries) + "".join(_sources(each) for each in _distinct(plans))
@@ -137,6 +137,25 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
 def _length(settings: _Settings, name: str) -> str:
     drawn = settings.listed(f"workload.{name}")
     return f"({drawn})" if drawn else settings.said(f"workload.{name}", unset="the data set's own")
+
+
+def _loaded(results: Sequence[Result]) -> Iterable[tuple[str, str]]:
+    """What the engines say they ran, which a model's name and `dtype: null` leave open."""
+    names = {
+        "dtype": "",
+        "quantization": "quantised by ",
+        "model_revision": "revision ",
+        "model_fingerprint": "fingerprint ",
+    }
+    parts = []
+    for name, before in names.items():
+        found = dict.fromkeys(
+            value for result in results if isinstance(value := result.engine.effective.get(name), str)
+        )
+        shown = [value[:12] if name == "model_fingerprint" else value for value in found][:MAX_VALUES]
+        parts += [before + ", ".join(shown)] if shown else []
+    if parts:
+        yield "Loaded", text("; ".join(parts))
 
 
 def _protocol(

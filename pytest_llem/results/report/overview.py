@@ -90,7 +90,7 @@ def _gates(content: Content) -> Iterable[str]:
 
 def _banners(content: Content) -> Iterable[str]:
     failed = [
-        f"{report.experiment_id}: {row.metric}: {row.reason}"
+        f"{report.experiment_id}: {row.sentence()}"
         for reports in content.gates.values()
         for report in reports
         for row in report.rows

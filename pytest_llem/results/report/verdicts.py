@@ -37,7 +37,7 @@ def gates(content: Content) -> str:
         shown = row.cells()
         body.append([said(tone, word), *([text(run)] if several else []), *map(text, (name, shown[0], *shown[2:]))])
         if row.reason:
-            why.append(f"<li>{text(f'{name} {row.metric}: {row.reason}')}</li>")
+            why.append(f"<li>{text(f'{name}: {row.sentence()}')}</li>")
     against = _baselines([report for _, report, _ in judged])
     caption = "Verdicts on budgets and against the baseline"
     return table(head, body, caption) + fold("Why", f"<ul>{''.join(why)}</ul>") + against

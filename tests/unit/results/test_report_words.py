@@ -116,7 +116,7 @@ def test_an_id_that_means_two_things_has_no_point_of_its_own(measured: Measured)
     ("ended", "finished", "interrupted", "alive", "status"),
     [
         (99, True, False, False, "complete"),
-        (3, True, False, False, "incomplete"),
+        (3, True, False, False, "stopped"),
         (3, True, True, False, "interrupted"),
         (3, False, None, False, "interrupted"),
         (3, False, None, True, "running"),
@@ -144,7 +144,7 @@ def test_the_top_says_how_far_a_run_came_and_what_failed(measured: Measured) -> 
     assert "3 of 6 cycles, interrupted<" in top
     assert "1 gate failed<" in top
     assert "1 gate passed<" in top
-    assert "<li>int4: output_tokens_per_s: is &lt;b&gt;far&lt;/b&gt; too slow</li>" in top
+    assert "<li>int4: output_tokens_per_s is &lt;b&gt;far&lt;/b&gt; too slow</li>" in top
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,7 @@ def test_what_was_asked_can_be_read_without_the_run(measured: Measured) -> None:
     shown = asked(gather_content([run]))
     for part in (
         "builtin:tiny-llama, dtype float32",
+        "<dt>Loaded</dt><dd>float32<",
         "batch_size 1, 8",
         "3 per repeat, data set synthetic, seed 0",
         "8 input tokens, 4 output tokens",
