@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.results.report.charts import Chart, power_spec
+from pytest_llem.results.report.charts import Chart, page_style, power_spec
 from pytest_llem.results.report.content import Content
 
 DIGITS = 6
@@ -24,7 +24,7 @@ def page_data(content: Content, charts: Sequence[Chart]) -> JsonValue:
             "id": chart.id,
             "description": chart.description,
             "spec": chart.spec,
-            "banded": "step" in str(chart.spec.get("height")),
+            "step": chart.step,
             **pack.rows(chart.rows),
         }
         for chart in charts
@@ -39,6 +39,7 @@ def page_data(content: Content, charts: Sequence[Chart]) -> JsonValue:
     return {
         "axes": [axis.title for of_study in content.axes.values() for axis in of_study.axes],
         "charts": drawn,
+        "style": page_style(),
         "power": power_spec(),
         "traces": traces,
         **pack.shared(),

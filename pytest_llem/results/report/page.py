@@ -20,7 +20,7 @@ from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.reading import load
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
-from pytest_llem.results.report.charts import Chart, charts, svg_of
+from pytest_llem.results.report.charts import Chart, charts, power_chart, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.evidence import environments, methods, validity
@@ -98,19 +98,26 @@ def _render(
 
 def _charts(charts: Iterable[Chart]) -> str:
     figures = [
-        f'<figure><h3>{escape(chart.title)}</h3><div class="chart" data-chart="{chart.id}">{svg_of(chart) or TOO_LARGE}'
-        f"</div><figcaption>{escape(chart.description)}</figcaption></figure>"
+        f"<figure><h3>{escape(chart.title)}</h3>{_box(chart)}<figcaption>{escape(chart.description)}</figcaption></figure>"
         for chart in charts
     ]
     return f'<div class="grid">{"".join(figures)}</div>'
 
 
+def _box(chart: Chart) -> str:
+    """The chart as it is without scripts; the script draws it anew there, with filters and tooltips."""
+    name, label, drawn = escape(chart.id), escape(chart.title), svg_of(chart)
+    return f'<div class="chart" data-chart="{name}" role="img" aria-label="{label}">{drawn or TOO_LARGE}</div>'
+
+
 def _power(content: Content) -> str:
     if not content.traces:
         return ""
+    cycle, trace = next(iter(content.traces.items()))
     more = f" {content.left_out_traces} further cycles are left out." if content.left_out_traces else ""
-    caption = f"Power by the meter; shaded are the windows: energy is accounted between their edges.{more}"
-    return f'<figure><div class="chart" id="power-chart"></div><figcaption>{caption}</figcaption></figure>'
+    which = f'Power by the meter in <span id="power-of">{escape(cycle)}</span>.'
+    caption = f"{which} Shaded are the windows: energy is accounted between their edges.{more}"
+    return f"<figure>{_box(power_chart(cycle, trace))}<figcaption>{caption}</figcaption></figure>"
 
 
 def _bundle() -> str | None:

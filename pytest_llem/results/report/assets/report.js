@@ -7,7 +7,6 @@
     element.append(...children);
     return element;
   };
-  const LIMIT = 40;
   const PAGE = 200;
 
   const keys = column(data.keys);
@@ -109,26 +108,18 @@
   };
   const narrowed = (chart) => {
     const found = rowsOf(chart).filter((row) => visible.has(row.key));
-    if (!chart.banded) return found;
+    if (!chart.step) return found;
     const first = new Set();
-    for (const row of found) if (first.size < LIMIT) first.add(row.key);
+    for (const row of found) if (first.size < data.style.bands) first.add(row.key);
     return found.filter((row) => first.has(row.key));
   };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const config = () => ({
-    background: "transparent", view: { stroke: colour("--line") },
-    axis: { labelColor: colour("--text"), titleColor: colour("--text"), gridColor: colour("--line"),
-      domainColor: colour("--line"), tickColor: colour("--line") },
-    legend: { labelColor: colour("--text"), titleColor: colour("--text"), orient: "top",
-      layout: { top: { anchor: "start", direction: "vertical" } },
-      symbolBaseFillColor: colour("--muted"), symbolBaseStrokeColor: colour("--muted") },
-    text: { color: colour("--text") }, font: "system-ui, sans-serif", mark: { color: colour("--accent") },
-  });
-  const tall = (chart, rows) => chart.banded
-    ? Math.max(1, new Set(rows.map((row) => row.label)).size) * chart.spec.height.step : chart.spec.height;
+  const config = () => JSON.parse(JSON.stringify(data.style.config).replaceAll(data.style.ink, colour("--text")));
+  const tall = (chart, rows) => chart.step
+    ? Math.max(1, new Set(rows.map((row) => row.label)).size) * chart.step : chart.spec.height;
   const embed = (element, spec, datasets, description) =>
     vegaEmbed(element, { ...spec, width: "container", description, autosize: { type: "fit-x", contains: "padding" },
-      config: config(), data: { name: "table" }, datasets },
+      config: config(), background: "transparent", data: { name: "table" }, datasets },
     { mode: "vega-lite", actions: false, renderer: "svg" }).then((result) => result.view);
 
   const draw = async (element) => {
@@ -140,7 +131,7 @@
     for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target); }
   }, { rootMargin: "300px" });
 
-  const power = document.getElementById("power-chart");
+  const power = document.querySelector("#power .chart");
   const cycles = make("select", { id: "cycle" });
   const runs = new Set(Object.keys(data.traces).map((name) => name.split("/", 2).join("/")));
   const called = (name) => runs.size > 1 ? name : name.split("/").slice(2).join("/");
@@ -149,6 +140,7 @@
     if (!trace) { power.replaceChildren(); return; }
     const table = trace.points.map(([t, w, device]) => ({ t, w, device }));
     const windows = trace.windows.map(([name, start, end]) => ({ name, start, end }));
+    document.getElementById("power-of").textContent = called(cycles.value);
     embed(power, data.power, { table, windows }, `Power over time of ${cycles.value}`);
   };
   function fillCycles() {
@@ -170,7 +162,7 @@
     tables.forEach(sortable);
   }
   tables.forEach(paint);
-  const charts = [...document.querySelectorAll(".chart[data-chart]")];
+  const charts = [...document.querySelectorAll("#charts .chart")];
   const redraw = () => { for (const chart of charts) seen.observe(chart); if (power && cycles.value) drawPower(); };
   if (window.vegaEmbed) {
     if (power) power.closest("figure").before(make("div", { className: "controls" }, make("label", {}, "Cycle", cycles)));

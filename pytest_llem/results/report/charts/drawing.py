@@ -44,6 +44,11 @@ def svg_of(chart: Chart) -> str | None:
     return svg if len(svg) <= MAX_BYTES else None
 
 
+def page_style() -> Spec:
+    """How drawings of the page look, for the script; `INK` stands for the colour of the text."""
+    return {"ink": INK, "config": _config(PAGE, INK), "bands": MAX_BANDS}
+
+
 def experiments_of(chart: Chart) -> list[str]:
     """The keys of the experiments that the rows belong to."""
     return list(dict.fromkeys(str(row["key"]) for row in chart.rows))
@@ -66,21 +71,6 @@ def shown(chart: Chart, most: int | None) -> Rows:
 
 def document(chart: Chart, rows: Rows, size: Size, *, ink: str = "black", background: str | None = None) -> Spec:
     """The chart with these of its rows as a complete Vega-Lite document."""
-    text: Spec = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
-    fonts: Spec = {"labelFontSize": size.font - 0.5, "titleFontSize": size.font}
-    axis: Spec = {"gridColor": GREY, "gridOpacity": 0.25, "gridWidth": 0.5, "domainColor": GREY, "tickColor": GREY}
-    layout: Spec = {"top": {"anchor": "start", "direction": "vertical", "margin": 1}}
-    symbols: Spec = {"symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY, "symbolSize": 4 * size.font}
-    key: Spec = {"orient": "top", "offset": 4, "rowPadding": 1, "columnPadding": 6, "layout": layout, **symbols}
-    config: Spec = {
-        "font": FONT,
-        "aria": False,
-        "view": {"stroke": None},
-        "axis": {**axis, **text, **fonts, "labelLimit": 0},
-        "legend": {**key, **text, **fonts, "labelLimit": 0},
-        "text": {"color": ink},
-        "mark": {"color": PALETTE[0]},
-    }
     values: list[JsonValue] = [dict(row) for row in rows]
     return {
         **chart.spec,
@@ -91,5 +81,24 @@ def document(chart: Chart, rows: Rows, size: Size, *, ink: str = "black", backgr
         "background": background,
         "description": chart.description,
         "data": {"name": "table", "values": values},
-        "config": config,
+        "config": _config(size, ink),
+    }
+
+
+def _config(size: Size, ink: str) -> Spec:
+    """How every drawing looks, with its text in a colour: the page's script draws with the same."""
+    text: Spec = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    fonts: Spec = {"labelFontSize": size.font - 0.5, "titleFontSize": size.font}
+    axis: Spec = {"gridColor": GREY, "gridOpacity": 0.25, "gridWidth": 0.5, "domainColor": GREY, "tickColor": GREY}
+    layout: Spec = {"top": {"anchor": "start", "direction": "vertical", "margin": 1}}
+    symbols: Spec = {"symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY, "symbolSize": 4 * size.font}
+    key: Spec = {"orient": "top", "offset": 4, "rowPadding": 1, "columnPadding": 6, "layout": layout, **symbols}
+    return {
+        "font": FONT,
+        "aria": False,
+        "view": {"stroke": None},
+        "axis": {**axis, **text, **fonts, "labelLimit": 0},
+        "legend": {**key, **text, **fonts, "labelLimit": 0},
+        "text": {"color": ink},
+        "mark": {"color": PALETTE[0]},
     }
