@@ -44,8 +44,10 @@ execution: {{cycles: 1, retries: 0, timeout_s: {timeout}}}
 
 
 @pytest.fixture(autouse=True)
-def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The faulty engine is installed, leases are this test's own, and nothing of the outer run leaks in."""
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # which forgets PYTEST_ADDOPTS when it begins
     path = os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(FAULTY)
@@ -53,8 +55,9 @@ def own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CI", raising=False)
-    # Installed for tests/plugin/test_other_plugins.py alone: elsewhere the order of an inner run is what a test says.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    # Plugins of others have tests/plugin/test_other_plugins.py: elsewhere they would cost each inner run half a second.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p llem -p xdist")
     for name in list(os.environ):
         if name.startswith("PYTEST_XDIST"):
             monkeypatch.delenv(name)

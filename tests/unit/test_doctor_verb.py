@@ -136,6 +136,7 @@ def test_calibrate_loads_an_idle_gpu_keeps_the_result_and_shows_it(
     simulation: Simulation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quicken(simulation)
+    monkeypatch.setattr(calibrate, "IDLE_PERIODS", 12)
     uuid = uuids(simulation)[0]
     made_while_idle: list[str] = []
 
@@ -160,6 +161,7 @@ def test_calibrate_removes_what_a_dead_pytest_left_on_the_gpu(
 ) -> None:
     """A container that goes on there would be taken for the GPU's idle power."""
     quicken(simulation)
+    monkeypatch.setattr(calibrate, "IDLE_PERIODS", 12)
     uuid = uuids(simulation)[0]
     with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=0) as lease:
         lease.occupied_by(pid=os.getpid(), container="llem-left")

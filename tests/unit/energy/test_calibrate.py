@@ -26,8 +26,10 @@ class SteadyLoad:
 
 
 @pytest.fixture
-def machine(simulation: Simulation) -> Simulation:
+def machine(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Simulation:
+    """Counters that step five times as often as the idle time is made for, so that less of it has as many steps."""
     quicken(simulation)
+    monkeypatch.setattr("pytest_llem.energy.calibrate.IDLE_PERIODS", 12)
     return simulation
 
 
@@ -55,7 +57,7 @@ def test_the_sensors_properties_are_found_and_kept(machine: Simulation) -> None:
     assert calibration.load(found.uuid, found.driver) == found
 
 
-@pytest.mark.parametrize(("fault", "burst"), [("frozen", 1), ("frozen", 8), ("reset", 8)])
+@pytest.mark.parametrize(("fault", "burst"), [("frozen", 1), ("frozen", 6), ("reset", 6)])
 def test_a_counter_that_stops_or_jumps_meanwhile_is_not_calibrated(fault: str, burst: int, machine: Simulation) -> None:
     """It ended in a traceback of `statistics`, or in a calibration that said nothing of it."""
     gpu = machine.gpus[0]
@@ -78,7 +80,7 @@ def test_a_counter_that_stops_or_jumps_meanwhile_is_not_calibrated(fault: str, b
                 gpu.counter_offset_mj -= 10**6
 
     with pytest.raises(MeterError, match="the energy counter"):
-        calibrate(uuids(machine)[0], lambda: Breaking(gpu), short_bursts=8, long_bursts=4)
+        calibrate(uuids(machine)[0], lambda: Breaking(gpu), short_bursts=2, long_bursts=1)
 
 
 def test_a_part_time_counter_is_recognised(machine: Simulation) -> None:
@@ -103,8 +105,9 @@ def test_a_counter_that_fast_polling_disturbs_is_polled_gently(machine: Simulati
 
 
 def test_without_a_load_the_ramp_stays_unknown_and_missed_steps_do_not_lengthen_the_period(
-    machine: Simulation,
+    machine: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pytest_llem.energy.calibrate.IDLE_PERIODS", 30)
     machine.gpus[0].late_ns = 45_000_000
     machine.gpus[0].late_every = 40
 
