@@ -45,9 +45,10 @@ def gpu_job(
     thermal: Literal["settled", "repeatable"] = "settled",
     placement: Literal["host", "worker"] = "worker",
     max_s: float = 20.0,
+    idle_s: float = 0.0,
 ) -> Job:
     warmup = WarmupSettings(1, 1, thermal=thermal, thermal_max_s=max_s)
-    settings = MeasurementSettings(0.3, warmup, IdleSettings(0.5, 5.0))
+    settings = MeasurementSettings(0.3, warmup, IdleSettings(idle_s, 5.0))
     return dataclasses.replace(
         make_job(measurement=settings),
         devices=DeviceSet("cuda", uuids(simulation)),
@@ -131,7 +132,7 @@ def test_idle_power_is_measured_while_the_die_is_hot(simulation: Simulation, eng
         engine.gpu.set_power(IDLE_W + 20.0)
 
     engine.on_generate = work_and_leak
-    job = gpu_job(simulation, "repeatable")
+    job = gpu_job(simulation, "repeatable", idle_s=0.5)
     result = result_of(job, run(job, tmp_path), tmp_path)
     assert result.thermal.hot_idle_power_w == pytest.approx(IDLE_W + 20.0, rel=0.02)
     assert result.energy.idle_power_w == pytest.approx(IDLE_W, rel=0.02)
