@@ -13,7 +13,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import known_metric
-from pytest_llem.results.metrics import is_energy
 from pytest_llem.results.terminal import PREFIXES, plus_minus
 from pytest_llem.study.naming import text_of
 
@@ -193,7 +192,9 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
         "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)
         for each in found
     )
-    estimated = is_energy(name) and any(row.measured is False and row.metrics for row in rows)
+    metric = known_metric(name)
+    of_energy = metric is not None and metric.energy
+    estimated = of_energy and any(row.measured is False and row.metrics for row in rows)
     whole = f"{PREFIXES[exponent] if unit else ''}{unit}{after}"
     head = (f"{before} ({whole})" if before and whole else before or whole) + ESTIMATED * estimated
     return TableColumn(head, cells, before, whole + ESTIMATED * estimated)
