@@ -104,4 +104,4 @@ def test_an_experiment_without_valid_cycles_has_no_numbers(outcomes: list[Outcom
 def test_unknown_metrics_get_a_suggestion() -> None:
     with pytest.raises(SettingsError) as caught:
         metric("joules_per_output_tokens")
-    assert caught.value.fix == "did you mean 'joules_per_output_token'?"
+    assert str(caught.value.fix).startswith("did you mean 'joules_per_output_token'?")
