@@ -20,7 +20,7 @@ from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.reading import load
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
-from pytest_llem.results.report.charts import Chart, charts, power_chart, svg_of
+from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.evidence import environments, methods, validity
@@ -98,7 +98,8 @@ def _render(
 
 def _charts(charts: Iterable[Chart]) -> str:
     figures = [
-        f"<figure><h3>{escape(chart.title)}</h3>{_box(chart)}<figcaption>{escape(chart.description)}</figcaption></figure>"
+        f"<figure><h3>{escape(chart.title)}</h3>{_box(chart)}"
+        f"<figcaption>{escape(f'{chart.description} {left_out(chart)}')}</figcaption></figure>"
         for chart in charts
     ]
     return f'<div class="grid">{"".join(figures)}</div>'

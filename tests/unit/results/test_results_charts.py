@@ -161,17 +161,28 @@ def test_the_id_names_what_the_axes_do_not_tell_apart() -> None:
     assert {row["label"] for row in chart.rows} == {"dtype:float32", "bfloat16", "eager"}
 
 
-def test_a_value_has_the_same_colour_in_every_chart() -> None:
-    content = content_of(BATCH, DTYPE)
+def test_a_value_has_the_same_colour_in_every_chart_and_numbers_are_in_order() -> None:
+    """A chart without the first value gave its colour to the second; of two studies, 8 came before 2."""
+    large = replace(BATCH, labels=("32", "2"), values=(32, 2))
+    content, other = content_of(BATCH, DTYPE), content_of(large, DTYPE, studies=("large",), runs=("r",))
+    both = replace(
+        content,
+        results=Results((*content.results, *other.results)),
+        experiments=(*content.experiments, *other.experiments),
+        axes={**content.axes, **other.axes},
+        manifests={**content.manifests, **other.manifests},
+    )
     seen: dict[str, set[str]] = {}
-    for chart in charts(content):
-        for field, domain, colours in re.findall(
-            r'"color": {"field": "(axis\d)".*?"domain": \[(.*?)\], "range": \[(.*?)\]', json.dumps(chart.spec)
-        ):
-            for value, colour in zip(domain.split(", "), colours.split(", "), strict=True):
-                seen.setdefault(f"{field} {value}", set()).add(colour)
-    assert len(seen) == 5
-    assert all(len(colours) == 1 for colours in seen.values())
+    for chart in charts(both):
+        spec: Any = chart.spec
+        for layer in spec.get("layer", ()):
+            colour = layer["encoding"].get("color", {})
+            if str(colour.get("field")).startswith("axis"):
+                for value, shade in zip(colour["scale"]["domain"], colour["scale"]["range"], strict=True):
+                    seen.setdefault(value, set()).add(shade)
+    assert all(len(shades) == 1 for shades in seen.values())
+    pareto: Any = chart_of(both, "pareto").spec
+    assert pareto["layer"][-2]["encoding"]["color"]["scale"]["domain"] == ["1", "2", "4", "16", "32"]
 
 
 @pytest.mark.parametrize("headline", ["ttft_p50_s", "output_tokens_per_s"])

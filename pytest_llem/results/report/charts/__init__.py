@@ -9,14 +9,14 @@ from __future__ import annotations
 from pytest_llem.results.report.charts.bands import cycles, latency, split
 from pytest_llem.results.report.charts.by_value import value_charts
 from pytest_llem.results.report.charts.chart import PAGE, Chart, Size
-from pytest_llem.results.report.charts.drawing import page_style, svg_of
+from pytest_llem.results.report.charts.drawing import left_out, page_style, svg_of
 from pytest_llem.results.report.charts.effect import effect_charts
 from pytest_llem.results.report.charts.pareto import pareto
 from pytest_llem.results.report.charts.points import Experiments
 from pytest_llem.results.report.charts.power import power_chart, power_spec
 from pytest_llem.results.report.content import Content
 
-__all__ = ["Chart", "Size", "charts", "page_style", "power_chart", "power_spec", "svg_of"]
+__all__ = ["Chart", "Size", "charts", "left_out", "page_style", "power_chart", "power_spec", "svg_of"]
 
 
 def charts(content: Content, size: Size = PAGE) -> list[Chart]:

@@ -18,8 +18,9 @@ Rows = list[Mapping[str, JsonValue]]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 """Okabe and Ito's colours, which people with colour-vision deficiency can tell apart; brown and grey in place of their
 yellow and black, which a white or a dark page swallows."""
-RAMP = ("#7201a8", "#9c179e", "#bd3786", "#d8576b", "#ed7953", "#fb9f3a")
-"""Of ordered values, from dark to light, so that grey print keeps the order: matplotlib's plasma without its ends."""
+RAMP = ("#8f0da4", "#b12a90", "#cc4778", "#e16462", "#f2844b", "#fca636")
+"""Of ordered values, from dark to light, so that grey print keeps the order: matplotlib's plasma without its ends,
+which a dark or a white page swallows."""
 GREY = "#7F7F7F"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 

@@ -61,6 +61,12 @@ def bands(chart: Chart, tallest: float | None = None) -> int | None:
     return MAX_BANDS if tallest is None else min(MAX_BANDS, int(tallest / chart.step))
 
 
+def left_out(chart: Chart, tallest: float | None = None) -> str:
+    """A sentence on the experiments that have no row; empty where all have."""
+    most, total = bands(chart, tallest), len(experiments_of(chart))
+    return f"The first {most} of {total} experiments." if most is not None and total > most else ""
+
+
 def shown(chart: Chart, most: int | None) -> Rows:
     """The rows that are drawn: those of the first experiments, where a chart has a row for each."""
     if most is None:

@@ -15,7 +15,7 @@ from pytest_llem.job.files import slug, write_text, writing
 from pytest_llem.results.metrics import is_energy
 from pytest_llem.results.report.charts import charts
 from pytest_llem.results.report.charts.chart import Chart, Size
-from pytest_llem.results.report.charts.drawing import bands, document, experiments_of, shown
+from pytest_llem.results.report.charts.drawing import bands, document, left_out, shown
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.schema import Result
 from pytest_llem.results.terminal import ShowProgress, silent
@@ -75,18 +75,13 @@ def caption(chart: Chart, content: Content) -> str:
     energy = _energy(results) if any(is_energy(name) for name in chart.metrics) else ()
     sentences = [
         chart.description,
-        _cut(chart),
+        left_out(chart, TALLEST),
         _counts(chart, results),
         *energy,
         _machine(results),
         _software(results),
     ]
     return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, _when(results)] if sentence)
-
-
-def _cut(chart: Chart) -> str:
-    most, total = bands(chart, TALLEST), len(experiments_of(chart))
-    return f"The first {most} of {total} experiments" if most is not None and total > most else ""
 
 
 def _counts(chart: Chart, results: Sequence[Result]) -> str:

@@ -124,7 +124,10 @@ def pareto(experiments: Experiments, size: Size) -> Chart:
         "points whose bars overlap need not differ, and a bar at the frame goes on. Dashed: the Pareto front "
         f"({len(front)} of {len(rows)}), than which none is better in both. {marks.words}{experiments.without(metric)}"
     )
-    spec: Spec = {"height": height, "layer": _layers(spans, units, marks.encoding, size)}
+    spec: Spec = {
+        "height": height,
+        "layer": _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES),
+    }
     return Chart(
         "pareto",
         title,
@@ -137,11 +140,11 @@ def pareto(experiments: Experiments, size: Size) -> Chart:
     )
 
 
-def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Size) -> list[JsonValue]:
+def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Size, *, many: bool) -> list[JsonValue]:
     x = spans[0].position("x", units[0].title)
     y = spans[1].position("y", upright(units[1].title, spans[1].pixels, size))
     colour = {"color": marks["color"]} if "color" in marks else {}
-    line: Spec = {"type": "rule", "opacity": 0.55, "strokeWidth": 1, "clip": True}
+    line: Spec = {"type": "rule", "opacity": 0.3 if many else 0.55, "strokeWidth": 1, "clip": True}
     at_name: Spec = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}}
     small: Spec = {"fontSize": size.font - 1, "lineHeight": LINE * (size.font - 1)}
     order: Spec = {"order": {"field": "x", "type": "quantitative"}}

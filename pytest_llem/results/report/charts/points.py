@@ -142,11 +142,14 @@ class Experiments:
         text: Callable[[ExperimentRow], str],
         axis: SweptAxis | None = None,
     ) -> Dimension:
-        known = [value_text(value) for value in axis.values] if axis else []
         every = {text(row) for row in self.rows}
-        labels = dict.fromkeys([*(label for label in known if label in every), *sorted(every - {*known})])
-        values = {row.key: text(row) for row in rows}
-        return Dimension(field, title, axis is not None and axis.ordered, values, tuple(labels))
+        same = [each for study in self.studies for each in self.axes(study) if axis and each.name == axis.name]
+        ordered = bool(same) and all(each.ordered for each in same)
+        known: list[JsonValue] = [value for each in same for value in each.values]
+        numbers = sorted(value for value in known if isinstance(value, (int, float))) if ordered else known
+        first = [label for label in map(value_text, numbers) if label in every]
+        labels = dict.fromkeys([*first, *sorted(every.difference(first))])
+        return Dimension(field, title, ordered, {row.key: text(row) for row in rows}, tuple(labels))
 
     def axes(self, study: str) -> tuple[SweptAxis, ...]:
         """The axes of a study on which its experiments here have more than one value."""
@@ -172,15 +175,11 @@ class Experiments:
         of = set(studies or self.studies)
         shown = {(row.study, row.experiment) for row in self.rows if metric in row.metrics}
         items = [item for manifest in self.content.manifests.values() for item in manifest.items]
-        planned = {(item.study, item.experiment_id) for item in items} | {
-            (row.study, row.experiment) for row in self.rows
-        }
+        planned = {(item.study, item.experiment_id) for item in items}
+        planned |= {(row.study, row.experiment) for row in self.rows}
         count = len({name for name in planned - shown if name[0] in of})
-        return (
-            f" Not shown: {count} experiment{'s' * (count != 1)} without a valid cycle that measured it."
-            if count
-            else ""
-        )
+        which = f"{count} experiment{'s' * (count != 1)} without a valid cycle that measured it"
+        return f" Not shown: {which}." if count else ""
 
     def _place(self, row: ExperimentRow) -> tuple[int | str, ...]:
         """Where an experiment stands in the order of its sweep; what no sweep made comes last, as it was found."""
