@@ -32,7 +32,7 @@ from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 from pytest_llem.workload.hub import cached_repository
-from pytest_llem.workload.texts import read_texts, texts_of_package
+from pytest_llem.workload.texts import read_texts, texts_of_package, unknown_ending
 
 MAX_WHOLE_BYTES = 64 << 20
 """A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""
@@ -94,6 +94,8 @@ class Named:
             return False
         if self.elsewhere and not self._relative:
             return False
+        if is_name and self.setting == "workload.dataset":
+            raise unknown_ending(self.written)
         kind = WorkloadError if self.setting == "workload.dataset" else ModelNotFoundError
         looked = "" if self.resolved == self.written else f": {expanded(self.resolved)}"
         raise kind(f"{self.setting} {self.written!r}: no such file or directory{looked}", fix=self._advice())

@@ -79,10 +79,7 @@ def _rows(settings: WorkloadSettings) -> Iterator[Row]:
             fix="put it under the same path there, or convert it to JSON lines (.jsonl)",
         )
     if path.is_file():
-        raise WorkloadError(
-            f"workload.dataset {settings.dataset!r}: its ending {suffix or '(none)'} is none of a data set's",
-            fix=f"use one of: {', '.join(DATA_FILES)}",
-        )
+        raise unknown_ending(settings.dataset)
     return _hub_rows(settings)
 
 
@@ -93,6 +90,14 @@ def texts_of_package(settings: WorkloadSettings) -> Texts | None:
         return None
     texts, skipped = read_texts(settings)
     return Texts(tuple(texts), skipped)
+
+
+def unknown_ending(dataset: str) -> WorkloadError:
+    """The error for a file in no format that is read."""
+    return WorkloadError(
+        f"workload.dataset {dataset!r}: its ending {Path(dataset).suffix or '(none)'} is none of a data set's",
+        fix=f"use one of: {', '.join(DATA_FILES)}",
+    )
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:

@@ -104,7 +104,7 @@ def test_every_format_is_found_beside_the_study_and_counted(refused: Refused, na
         ("./data/none", "./data", "no such file or directory: data/none\nfix: correct the path; a relative one starts"),
         ("/nowhere/q.csv", "/nowhere", "no such file or directory\nfix: correct the path"),
         ("~nobody/q.csv", "~nobody", "no such file or directory: /nonexistent/q.csv\nfix: correct the path"),
-        ("data/p.tsv", "data/", "fix: write ./data/p.tsv: a relative path starts at the study"),
+        ("data/p.tsv", "data/", "its ending .tsv is none of a data set's\nfix: use one of: .jsonl, "),
         ("./data/p.tsv", "./data", "its ending .tsv is none of a data set's\nfix: use one of: .jsonl, "),
         ("data/broken.parquet", "data/", "Parquet magic bytes not found"),
         ("./data", "./data", "is a directory, and the package 'datasets' is not installed\nfix: pip install"),
