@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(run="pytest_llem.results.compare_command:compare_results")
 
     verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
-    verb.add_argument("paths", metavar="DIR", type=Path, nargs="*", help="runs whose noise counts; or state --noise")
+    verb.add_argument("paths", metavar="RUN", nargs="*", help="runs or saved baselines, whose noise counts; or --noise")
     verb.add_argument("--metric", default="joules_per_output_token", help="whose noise (default: %(default)s)")
     verb.add_argument("--noise", metavar="PERCENT", help="standard deviation between the cycles of a run")
     verb.add_argument("--between-runs", metavar="PERCENT", help="the same between runs (default: measured, or 0%%)")

@@ -21,7 +21,7 @@ from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import centre, judge_comparison, limit_text
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric
-from pytest_llem.results.reading import MeasurementId, same_measurements
+from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.statistics import ratio_interval
 from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table
@@ -231,9 +231,9 @@ def _compare(
     repeatability: Repeatability | None,
 ) -> ComparedMetric:
     new = now.values(measure) if now is not None else []
-    others = [each for each in before if now is None or each.measurements.isdisjoint(now.measurements)]
-    both = frozenset[MeasurementId]() if others or now is None else now.measurements
-    shared = same_measurements(each for side in before for each in side.measurements & both)
+    own = now.measurements if now is not None else ()
+    others = [each for each in before if not each.shares(own)]
+    shared = "" if others else same_measurements(each for run in before for each in run.shares(own))
     old = [values for each in others or before if (values := each.values(measure))]
     row = ComparedMetric(
         run=run,

@@ -64,7 +64,7 @@ class ComparedSide:
         Also where they have none in common.
         """
         both = [
-            any(run.measurements.isdisjoint(each.measurements) for run in known.runs)
+            any(not run.shares(each.measurements) for run in known.runs)
             for (study, experiment_id), each in other.experiments.items()
             if each.runs and (known := self.find(study, experiment_id, each.config_hash, by_id=False)) and known.runs
         ]

@@ -11,17 +11,20 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.wire import encode
+from pytest_llem.results.compared_sides import ComparedExperiment, ComparedSide, open_runs
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
+from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.reading import Results, load_all, measurement_id
-from pytest_llem.results.repeatability import spreads
+from pytest_llem.results.reading import MeasurementId
+from pytest_llem.results.repeatability import read_repeatability
 from pytest_llem.results.statistics import RUNS_FOR_ESTIMATE, RunSpread, within_runs
 from pytest_llem.results.terminal import counted, show, table
 
@@ -102,22 +105,52 @@ def needed(powers: Sequence[Power], wanted: float) -> int | None:
     return next((entry.cycles for entry in powers if entry.found >= wanted), None)
 
 
-def measured_noise(results: Results, measure: Metric) -> Iterator[Noise]:
+def measured_noise(sides: Sequence[ComparedSide], measure: Metric) -> Iterator[Noise]:
     """The noise of each configuration with three valid cycles or more in one of its runs."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    groups: dict[tuple[str, str], dict[str, dict[MeasurementId, float]]] = {}
     names: dict[tuple[str, str], str] = {}
-    for result in results.valid:
-        value = measure.of(result)
-        if value is not None and value > 0:
-            key = (result.study, result.experiment.config_hash)
-            names[key] = result.experiment.id
-            groups.setdefault(key, {}).setdefault(measurement_id(result).run, []).append(math.log(value))
+    for (study, experiment_id), experiment, cycles in _cycles(sides):
+        key = (study, experiment.config_hash)
+        names[key] = experiment_id
+        for which, value in zip(cycles.measurements, cycles.read(measure), strict=False):
+            if value is not None and value > 0:
+                groups.setdefault(key, {}).setdefault(which.run, {})[which] = math.log(value)
     for key, by_run in groups.items():
-        runs = [run for run in by_run.values() if len(run) >= MIN_CYCLES]
+        runs = [[run[which] for which in sorted(run)] for run in by_run.values() if len(run) >= MIN_CYCLES]
         if runs:
             within, _ = within_runs(runs)
             between = _between(runs, within) if len(runs) >= RUNS_FOR_ESTIMATE else None
             yield Noise(key[0], names[key], len(runs), sum(map(len, runs)), math.sqrt(within), between)
+
+
+def not_used(sides: Sequence[ComparedSide], measure: Metric) -> dict[str, str]:
+    """By name, the runs of which nothing counts, or nothing towards the noise between runs, and why."""
+    configurations = [{(study, each.config_hash) for (study, _), each in side.experiments.items()} for side in sides]
+    runs_with = Counter(configuration for of_side in configurations for configuration in of_side)
+    found: dict[str, str] = {}
+    for side, of_side in zip(sides, configurations, strict=True):
+        cycles = [each for _, _, each in _cycles([side])]
+        most = max((sum(value > 0 for value in each.values(measure)) for each in cycles), default=0)
+        if not cycles:
+            found[side.name] = "no cycle is valid"
+        elif not most:
+            found[side.name] = f"{measure.name}: {cycles[0].why(measure)}"
+        elif most < MIN_CYCLES:
+            found[side.name] = (
+                f"{measure.name}: at most {most} of the {MIN_CYCLES} valid cycles that an experiment needs"
+            )
+        elif len(sides) > 1 and all(runs_with[configuration] == 1 for configuration in of_side):
+            found[side.name] = "none of its experiments is in another run: it tells nothing of the noise between runs"
+    return found
+
+
+def _cycles(
+    sides: Sequence[ComparedSide],
+) -> Iterator[tuple[tuple[str, str], ComparedExperiment, MeasuredCycles]]:
+    for side in sides:
+        for key, experiment in side.experiments.items():
+            for cycles in experiment.runs:
+                yield key, experiment, cycles
 
 
 def pooled(noises: Sequence[Noise]) -> Noise:
@@ -150,9 +183,14 @@ def _run(rng: random.Random, setting: GateSetting, cycles: int) -> list[float]:
 
 
 def lines(
-    name: str, setting: GateSetting, noises: Sequence[Noise], powers: Sequence[Power], wanted: float
+    name: str,
+    setting: GateSetting,
+    noises: Sequence[Noise],
+    unused: Mapping[str, str],
+    powers: Sequence[Power],
+    wanted: float,
 ) -> list[str]:
-    """The measured noise, the table of cycles, and the answer in words."""
+    """The measured noise, the runs that do not count, the table of cycles, and the answer in words."""
     head = ("experiment", "runs", "cycles", "noise in a run", "between runs")
     body = [
         (
@@ -164,8 +202,11 @@ def lines(
         )
         for noise in (*noises, *([pooled(noises)] if len(noises) > 1 else []))
     ]
-    measured = [f"noise of {name}", *table(head, body), ""] if body else []
+    measured = [f"noise of {name}", *table(head, body), *(f"{run}: {why}" for run, why in unused.items()), ""]
+    measured = measured if body else []
     noisy = f"noise {_percent(setting.noise)} in a run and {_percent(setting.between_runs)} between runs"
+    if noises and not setting.between_runs and all(noise.between_runs is None for noise in noises):
+        noisy += f" (not known: name {RUNS_FOR_ESTIMATE} runs or more)"
     runs = f"{setting.baseline_runs} baseline run{'s' * (setting.baseline_runs != 1)}"
     question = f"limit {_percent(setting.limit)}, {noisy}, {runs}"
     if setting.known is not None:
@@ -194,19 +235,23 @@ def gate_power(options: argparse.Namespace) -> int:
     """Print the measured noise, what gates detect at each number of cycles, and how many suffice."""
     chosen = metric(options.metric)
     noises: list[Noise] = []
+    unused: dict[str, str] = {}
     known = None
     if options.noise is None:
         if not options.paths:
             raise SettingsError("no noise to go by", fix="name a run, or state it: --noise 2%")
-        results = load_all(options.paths, counted)
-        noises = list(measured_noise(results, chosen))
-        first = next(iter(results.valid.by_experiment().values()), ())
-        known = spreads(first, options.baseline_dir)(chosen.name)
+        opened = [open_runs(each, options.baseline_dir) for each in counted(options.paths, "reading")]
+        sides = [side for each in opened for side in each]
+        noises, unused = list(measured_noise(sides, chosen)), not_used(sides, chosen)
         if not noises:
+            reasons = "\n".join(f"{run}: {why}" for run, why in unused.items())
             raise SettingsError(
-                f"{chosen.name}: no experiment has {MIN_CYCLES} valid cycles that measured it",
+                f"no noise of {chosen.name} can be measured\n{reasons}",
                 fix="name a run with more cycles, another --metric, or state it: --noise 2%",
             )
+        (study, _), _, first = next(_cycles(sides))
+        found = read_repeatability(study, options.baseline_dir)
+        known = None if found is None else found.of(chosen.name, first.conditions)
     of_all = pooled(noises) if noises else None
     between_runs = of_all.between_runs if of_all else None
     if between_runs is None:
@@ -223,10 +268,16 @@ def gate_power(options: argparse.Namespace) -> int:
     powers = [power(setting, cycles) for cycles in counted(CYCLES, "simulating cycles")]
     wanted = share(options.power)
     if options.format == "json":
-        facts = {"setting": setting, "noise": noises, "power": powers, "needed": needed(powers, wanted)}
+        facts = {
+            "setting": setting,
+            "noise": noises,
+            "not_used": unused,
+            "power": powers,
+            "needed": needed(powers, wanted),
+        }
         show(json.dumps(encode(facts), indent=2))
     else:
-        show("\n".join(lines(chosen.name, setting, noises, powers, wanted)))
+        show("\n".join(lines(chosen.name, setting, noises, unused, powers, wanted)))
     return 0
 
 

@@ -25,7 +25,7 @@ from pytest_llem.results.schema import Result
 
 @dataclass(frozen=True)
 class MeasuredCycles:
-    """One experiment's valid cycles in one run.
+    """One experiment's valid cycles in one run; `names` and `measurements` say which.
 
     `read` gives a metric's value in each cycle, `None` where that lacks it, and `why` the reason for the last such
     cycle. `mixed` says why the cycles do not repeat one measurement, unless what differs is allowed. `estimated_by` is
@@ -38,7 +38,7 @@ class MeasuredCycles:
     conditions: Conditions
     settings: Conditions
     gain_uncertainty_rel: float | None
-    measurements: frozenset[MeasurementId]
+    measurements: tuple[MeasurementId, ...]
     estimated_by: str | None
     read: Callable[[Metric], Sequence[float | None]]
     why: Callable[[Metric], str]
@@ -47,6 +47,10 @@ class MeasuredCycles:
     def values(self, measure: Metric) -> list[float]:
         """A metric in those cycles that have it."""
         return [value for value in self.read(measure) if value is not None]
+
+    def shares(self, others: Collection[MeasurementId]) -> list[MeasurementId]:
+        """Those of the measurements that it holds."""
+        return [each for each in self.measurements if each in others]
 
     @property
     def correlated(self) -> bool:
@@ -70,7 +74,7 @@ def cycles_of(results: Sequence[Result]) -> MeasuredCycles | None:
         conditions=common_conditions(results),
         settings=flat_settings(first),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
-        measurements=frozenset(map(measurement_id, results)),
+        measurements=tuple(map(measurement_id, results)),
         estimated_by=next((result.energy.meter for result in results if not result.energy.measured), None),
         read=lambda measure: [measure.of(result) for result in results],
         why=why,
@@ -92,7 +96,7 @@ def saved_cycles(study: str, experiment: BaselineExperiment, run: BaselineRun) -
         conditions=run.conditions,
         settings=experiment.settings,
         gain_uncertainty_rel=run.gain_uncertainty_rel,
-        measurements=frozenset(ids),
+        measurements=tuple(ids),
         estimated_by=str(meter) if run.conditions.get("energy_measured") is False else None,
         read=lambda measure: run.values.get(measure.name) or [None] * len(ids),
         why=lambda measure: NOT_MEASURED,

@@ -106,6 +106,12 @@ def result_files(path: Path) -> list[Path]:
         files = [directory / RESULT for run in runs for directory in _ended(run)]
     else:
         files = sorted({*root.rglob(RESULT)} - {*root.rglob(f"attempt-*/{RESULT}")})
+    if not files and runs:
+        which = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
+        raise StoreError(
+            f"{path}: no cycle of {which} has ended with a result",
+            fix="see llem list; pytest --llem-study=FILE --llem-resume measures what is missing",
+        )
     if not files:
         raise StoreError(f"{path}: no results here", fix="name a run's directory, a results folder or a result.json")
     return files

@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.cli import main
+from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.gate_power import GateSetting, needed, power
+from pytest_llem.results.baselines import save_baseline
+from pytest_llem.results.compared_sides import open_runs
+from pytest_llem.results.gate_power import GateSetting, measured_noise, needed, not_used, power
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.manifest import rebuild_manifest
+from pytest_llem.results.metrics import metric
+from pytest_llem.results.reading import load
 from pytest_llem.results.store import RunStore
 
 if TYPE_CHECKING:
@@ -91,3 +97,71 @@ def test_the_noise_of_runs_is_measured_within_and_between_them(
     said = capsys.readouterr().out
     # Of one run alone, gates know what equal runs differ by, and so does this: not 0 % between runs.
     assert re.search(r"noise [12]\.\d+ % in a run and [3-7]\.\d+ % between runs, .*gates know of [3-7]\.\d+ %", said)
+
+
+@pytest.fixture
+def runs(
+    tmp_path: Path, bench: Bench, key: CycleKey, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Writes a run's cycles: `runs("name", 5)`; of another study, with another configuration, or none of them valid."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(5)
+
+    def write(name: str, cycles: int, *, config_hash: str = key.config_hash, valid: bool = True) -> None:
+        store = RunStore.create(tmp_path / "out", name, environment={"hostname": "here"})
+        for cycle in range(1, cycles + 1):
+            cell = replace(key, config_hash=config_hash, cycle=cycle)
+            measured = bench.measurement(10 * rng.lognormvariate(0, 0.01))
+            spoilt = replace(measured, invalid=(Note("throttled", "2 s"),))
+            inner = worker(cell, measured if valid else spoilt)
+            inner.run_id = name
+            get_or_measure(store, cell, inner)
+        rebuild_manifest(store.run_dir, finished=True)
+
+    return write
+
+
+def test_the_run_that_does_not_fit_is_named(runs: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several runs one with too few cycles was left out without a word, or none was named where all were."""
+    runs("good", 4)
+    runs("short", 2)
+    runs("broken", 3, valid=False)
+    runs("other", 3, config_hash="f" * 16)
+    sides = [side for name in ("good", "short", "broken", "other") for side in open_runs(f"out/{name}", Path("none"))]
+    energy = metric("joules_per_output_token")
+    assert [noise.cycles for noise in measured_noise(sides, energy)] == [4, 3]
+    assert not_used(sides, energy) == {
+        "short": "joules_per_output_token: at most 2 of the 3 valid cycles that an experiment needs",
+        "broken": "no cycle is valid",
+        "other": "none of its experiments is in another run: it tells nothing of the noise between runs",
+    }
+    assert main(["gate-power", "out/short", "out/broken"]) == 2
+    said = capsys.readouterr().err
+    assert "short: joules_per_output_token: at most 2 of the 3" in said
+    assert "broken: no cycle is valid" in said
+    assert main(["gate-power", "out", "--metric", "mfu"]) == 2
+    assert "good: mfu: this run did not measure it" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_at_once_is_no_wrong_path(
+    runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told to name a run's directory, which it was."""
+    runs("empty", 0)
+    assert main(["gate-power", "out/empty"]) == 2
+    assert "out/empty: no cycle of this run has ended with a result" in capsys.readouterr().err
+
+
+def test_a_saved_baseline_has_noise_too(runs: Callable[..., None]) -> None:
+    """In CI the runs are gone, and the baseline in git has their values; a run beside its own baseline counts once."""
+    for name in ("r1", "r2", "r3"):
+        runs(name, 3)
+        save_baseline("main", load(Path("out") / name), Path("llem-baselines"))
+    found = []
+    for paths in (["out"], ["main"], ["main", "out"]):
+        sides = [side for each in paths for side in open_runs(each, Path("llem-baselines"))]
+        (noise,) = measured_noise(sides, metric("joules_per_output_token"))
+        assert noise.between_runs is not None
+        found.append((noise.runs, noise.cycles, round(noise.within_run, 5), round(noise.between_runs, 5)))
+    assert found[0][:2] == (3, 9)
+    assert found[0] == found[1] == found[2]

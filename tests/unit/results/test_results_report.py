@@ -209,7 +209,7 @@ def test_the_page_says_what_failed_and_how_it_was_measured(out: Path, tmp_path: 
         "throttled",
         "rapl_counter",
         "&lt;b&gt;here&lt;/b&gt;",
-        "+20.0%",
+        "+20.0 %",
     ):
         assert part in text
     for hostile in ("<b>here", "<memory>", "<thermal>", "1</script>"):
