@@ -161,6 +161,18 @@ def test_the_id_names_what_the_axes_do_not_tell_apart() -> None:
     assert {row["label"] for row in chart.rows} == {"dtype:float32", "bfloat16", "eager"}
 
 
+def test_listed_experiments_have_the_names_that_the_user_gave() -> None:
+    """Without a sweep, the settings that happen to differ stood for names."""
+    content = content_of(BATCH, DTYPE)
+    plan = StudyPlan("study", None)
+    listed = replace(content, manifests={RUN: replace(content.manifests[RUN], studies=(plan,))})
+    pareto: Any = chart_of(listed, "pareto")
+    assert {row["label"] for row in pareto.rows if row["experiment"] == "batch_size:4-dtype:bfloat16"} == {
+        "batch_size:4-dtype:bfloat16"
+    }
+    assert pareto.spec["layer"][-2]["encoding"]["color"]["title"] == "experiment"
+
+
 def test_a_value_has_the_same_colour_in_every_chart_and_numbers_are_in_order() -> None:
     """A chart without the first value gave its colour to the second; of two studies, 8 came before 2."""
     large = replace(BATCH, labels=("32", "2"), values=(32, 2))

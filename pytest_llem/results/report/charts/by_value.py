@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_llem.errors import JsonValue
@@ -28,7 +29,13 @@ def value_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
         count, axis = max(counted, key=lambda entry: entry[0], default=(0, None))
         if axis is not None and count > 1:
             shown = [row for row in rows if row.point.get(axis.name) is not None]
-            yield _chart(experiments, study, shown, axis, metric, size)
+            if max(Counter(_line(row, axis) for row in shown).values()) > 1:
+                yield _chart(experiments, study, shown, axis, metric, size)
+
+
+def _line(row: ExperimentRow, axis: SweptAxis) -> str:
+    """What is the same along the line of an experiment: its run, and its values on the other axes."""
+    return f"{row.run} {sorted((name, str(value)) for name, value in row.point.items() if name != axis.name)}"
 
 
 def _chart(
@@ -39,14 +46,13 @@ def _chart(
     rows: Rows = []
     for row in shown:
         low, high = map(unit.of, interval(row.metrics[metric]))
-        others = sorted((name, str(value)) for name, value in row.point.items() if name != axis.name)
         point: Spec = {
             "x": row.point[axis.name],
             "y": row.metrics[metric].value * unit.factor,
             "low": low,
             "high": high,
         }
-        line: Spec = {"line": f"{row.run} {others}", "label": experiments.labels[row.key]}
+        line: Spec = {"line": _line(row, axis), "label": experiments.labels[row.key]}
         rows.append({**identity(row), **point, **line, **marks.fields(row.key)})
     x = swept("x", axis, [row.point[axis.name] for row in shown])
     height = round(size.width * ASPECT)

@@ -128,6 +128,8 @@ class Experiments:
             for place, axis in enumerate(axes.values())
             if axis.name not in apart
         ]
+        if set(studies) <= self._listed:
+            made = [self._dimension("experiment", "experiment", rows, lambda row: row.experiment)]
         made.append(self._dimension("study", "study", rows, lambda row: row.study))
         if len({row.run for row in rows}) > len(studies):  # a run of its own per study: one of both is enough
             made.append(self._dimension("of_run", "run", rows, lambda row: self.runs[row.run]))
@@ -156,6 +158,12 @@ class Experiments:
         return self._axes.get(study, ())
 
     @cached_property
+    def _listed(self) -> set[str]:
+        """The studies that list their experiments and sweep nothing: what the user called one is its name."""
+        plans = [plan for manifest in self.content.manifests.values() for plan in manifest.studies]
+        return {plan.name for plan in plans} - {plan.name for plan in plans if plan.axes}
+
+    @cached_property
     def _axes(self) -> dict[str, tuple[SweptAxis, ...]]:
         seen: dict[tuple[str, str], set[str]] = {}
         for row in self.rows:
@@ -182,11 +190,17 @@ class Experiments:
         return f" Not shown: {which}." if count else ""
 
     def _place(self, row: ExperimentRow) -> tuple[int | str, ...]:
-        """Where an experiment stands in the order of its sweep; what no sweep made comes last, as it was found."""
+        """Where an experiment stands: by its values in the order of the sweep, else where the study lists it."""
         known = self.content.axes.get(row.study)
         study = list(self.content.axes).index(row.study) if known else -1
-        axes = known.axes if known else ()
-        return (study, *(_index(axis.values, row.point.get(axis.name)) for axis in axes), row.run)
+        axes = known.axes if known and row.study not in self._listed else ()
+        listed = self._planned.get((row.study, row.experiment), -1)
+        return (study, *(_index(axis.values, row.point.get(axis.name)) for axis in axes), listed, row.run)
+
+    @cached_property
+    def _planned(self) -> dict[tuple[str, str], int]:
+        items = [item for manifest in self.content.manifests.values() for item in manifest.items]
+        return {key: place for place, key in enumerate(dict.fromkeys((i.study, i.experiment_id) for i in items))}
 
     @cached_property
     def runs(self) -> dict[str, str]:
@@ -225,6 +239,8 @@ class Experiments:
         return max((len(line) for label in self.labels.values() for line in label.split("\n")), default=1)
 
     def _values(self, row: ExperimentRow) -> str:
+        if row.study in self._listed:
+            return row.experiment
         shown = [(axis, row.point[axis.name]) for axis in self.axes(row.study) if row.point.get(axis.name) is not None]
         texts = Counter(value_text(value) for _, value in shown)
         parts = [
