@@ -10,7 +10,7 @@ import platform
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -18,7 +18,10 @@ from pytest_llem.errors import LlemError, StoreError
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.layout import STATE, CycleKey
-from pytest_llem.results.schema import Result
+
+if TYPE_CHECKING:
+    # Reading it costs every collection half a second.
+    from pytest_llem.results.schema import Result
 
 StateName = Literal["running", "valid", "invalid", "failed", "crashed", "interrupted"]
 TERMINAL: tuple[StateName, ...] = ("valid", "invalid", "failed", "crashed", "interrupted")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llem.job.redaction import redact
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.terminal import UNCERTAIN
 from pytest_llem.session.reporting.table import ESTIMATED, INDENT, SPREAD, table_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
-    from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.results.summary import ExperimentSummary
 
 
@@ -52,9 +52,6 @@ def by_study(
     rows: Sequence[ExperimentSummary], plans: Sequence[StudyPlan]
 ) -> Iterator[tuple[StudyPlan, list[ExperimentSummary]]]:
     """The rows of each study with its plan, in order."""
-    # Reading it costs every collection half a second.
-    from pytest_llem.results.manifest import StudyPlan
-
     planned = {plan.name: plan for plan in plans}
     for study in dict.fromkeys(row.study for row in rows):
         yield planned.get(study) or StudyPlan(study, None), [row for row in rows if row.study == study]
