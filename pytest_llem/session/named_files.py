@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -76,7 +77,8 @@ def _largest(study: Study) -> list[Experiment]:
 class Named:
     """A path, or a name on the hub: as the study writes it, and as the worker gets it.
 
-    `elsewhere`: cycles run where an absolute path may be another file, in an image or at a server that runs already.
+    `elsewhere`: it may mean something where cycles run, in an image, to a server that runs already or to an engine of
+    another package; only relative paths are this machine's there.
     """
 
     study: Study
@@ -106,13 +108,13 @@ class Named:
 
     def _means_a_path(self) -> bool:
         """Whether what could be a name on the hub is a path that lacks its `./`, or has none of the hub's forms."""
-        beside = self.study.path.parent / self.written
+        beside = found(str(self.study.path.parent / self.written))
         if self.setting == "workload.dataset":
-            return beside.is_file()
+            return beside is not None and beside.is_file()
         if self.written.count("/") > 1 or self.written.lower().endswith(GGUF):
             return True
-        cached = cached_repository("models", self.written).exists()
-        return "/" in self.written and not cached and any(beside.glob("*config.json"))
+        cached = found(str(cached_repository("models", self.written)))
+        return "/" in self.written and cached is None and beside is not None and any(beside.glob("*config.json"))
 
     def _may_be(self, path: Path) -> bool:
         suffix = path.suffix.lower()
@@ -122,11 +124,13 @@ class Named:
         study = self.study.path.parent
         written_in = Path(self.study.locate(self.setting, self.written).file).parent
         for base in (study, Path.cwd(), written_in) if self._relative else ():
-            if (base / self.written).exists():
+            if found(str(base / self.written)) is not None:
                 path = os.path.relpath(base / self.written, study)
                 return f"write {path if path.startswith('..') else f'./{path}'}: a relative path starts at the study"
         target = expanded(self.resolved)
-        beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
+        beside: list[Path] = []
+        with suppress(OSError):  # there is no such directory, or it may not be read
+            beside = sorted(target.parent.iterdir())
         close = get_close_matches(target.name, [path.name for path in beside if self._may_be(path)], n=1)
         if close:
             return f"did you mean {str(Path(self.written).with_name(close[0]))!r}?"
@@ -135,7 +139,8 @@ class Named:
 
 def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
     info, config = engine_info(experiment.engine), experiment.config
-    elsewhere = in_image or (info.serves_over_http and not config.settings.get("command"))
+    unknown = info.name not in shipped_engines() or (info.serves_over_http and not config.settings.get("command"))
+    elsewhere = in_image or unknown
     get = getter(experiment.flat_settings)
     for setting, resolved, check in (("model", config.model, _check_model), ("lora", config.lora, _check_adapter)):
         written = str(get(setting))

@@ -6,6 +6,7 @@ its output, so it must stay: it covers only what differs from the defaults, so t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -215,5 +216,5 @@ def _local(value: JsonValue, directory: Path, *, files: bool) -> JsonValue:
         return value
     if value.startswith(_LOCAL) or (files and value.lower().endswith(DATA_FILES) and "://" not in value):
         path = expanded(value)
-        return str(path if path.is_absolute() else (directory / path).resolve())
+        return str(path) if path.is_absolute() else os.path.realpath(directory / path)  # of a loop of links as well
     return value

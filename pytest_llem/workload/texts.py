@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from pytest_llem.errors import EngineNotInstalledError, WorkloadError
 from pytest_llem.job.config import DATA_FILES, JSON_LINES, PARQUET, SYNTHETIC, TEXT_LINES, WorkloadSettings
-from pytest_llem.job.files import expanded, open_regular, parse_json
+from pytest_llem.job.files import expanded, found, open_regular, parse_json
 from pytest_llem.job.request import Texts
 from pytest_llem.workload import registered
 from pytest_llem.workload.hub import hub_obstacle
@@ -41,11 +41,11 @@ def read_texts(settings: WorkloadSettings, texts: Iterable[str | None] | None = 
     """
     taken: list[str] = []
     skipped = 0
-    for found in texts_of(_rows(settings), settings.column) if texts is None else texts:
-        if found is None:
+    for text in texts_of(_rows(settings), settings.column) if texts is None else texts:
+        if text is None:
             skipped += 1
             continue
-        taken.append(found)
+        taken.append(text)
         # A seeded choice needs all of them; else no more is read than is needed.
         if len(taken) == settings.prompts and settings.order != "shuffled":
             break
@@ -78,7 +78,7 @@ def _rows(settings: WorkloadSettings) -> Iterator[Row]:
             f"workload.dataset {settings.dataset!r}: a Parquet file is read where pytest runs, and it is not there",
             fix="put it under the same path there, or convert it to JSON lines (.jsonl)",
         )
-    if path.is_file():
+    if (here := found(settings.dataset)) is not None and here.is_file():
         raise unknown_ending(settings.dataset)
     return _hub_rows(settings)
 

@@ -167,6 +167,7 @@ def test_a_model_that_cannot_be_one_is_refused_before_an_engine_is_imported(
         OPENAI.format(SERVER, "./models/m.gguf"),
         OPENAI.format("base_url: 'http://h/v1'", "/models/of/the/server"),
         OPENAI.format("base_url: 'http://h/v1'", "llama-3.gguf"),
+        OPENAI.format("base_url: 'http://h/v1'", "a/b/c"),
         OPENAI.format("image: i, server_args: ['{model}', '{port}']", "/models/in/the/image"),
     ],
 )
@@ -198,6 +199,18 @@ def test_paths_in_images_and_on_nodes_are_not_refused(
     """Nodes have their files under the same paths, and an image may bring a model of its own."""
     for text in (f"model: {path}\n", PROMPTS.format(f"{path}.jsonl", 1)):
         assert (refused(text, runner) is not None) == is_refused
+
+
+@pytest.mark.parametrize("runner", ["local", "docker"])
+@pytest.mark.parametrize(
+    "name", ["./{}", "{}", "x/{}", "~{}/x", "/{}/x.gguf", "./study.yaml/x", "./loop", "..", "/", "~"]
+)
+def test_no_name_is_a_traceback(refused: Refused, tmp_path: Path, runner: RunnerName, name: str) -> None:
+    """What the system says of a name that is too long, a loop or a file as a directory is said as an error."""
+    (tmp_path / "loop").symlink_to("loop")
+    for text in (f"model: '{name}'\n", f"{BUILTIN}lora: '{name}'\n", PROMPTS.format(f"'{name}'", 1)):
+        refused(text.replace("{}", "n" * 300), runner)
+        refused(text.replace("{}", "n" * 5000), runner)
 
 
 def test_every_problem_is_said_at_once_each_at_its_own_value(refused: Refused, tmp_path: Path) -> None:
