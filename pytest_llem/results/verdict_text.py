@@ -17,7 +17,7 @@ UNCHANGED = 0.0005
 
 def percent(ratio: float) -> str:
     """A ratio as a change: `+2.1 %`."""
-    return f"{100 * (ratio - 1):+.1f} %"
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f} %"  # no `-0.0 %`
 
 
 def in_unit(metric: str, value: float) -> str:

@@ -6,9 +6,11 @@ beside a measurement, and never take a reused result for a measured one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, run_directories
@@ -87,6 +89,10 @@ def _windows_s(study: Study) -> float:
     return total
 
 
+TELLING = 2
+"""Cycles that tell more than earlier results do. Chosen: the first one also waits for what starts once in a run."""
+
+
 class Planned(NamedTuple):
     """A cycle of the plan: the `config_hash` of its experiment, and the seconds that it may take."""
 
@@ -162,21 +168,31 @@ class Forecast:
         if self._rest is None:  # sums over the whole plan: not at every look
             weights = self._weights()
             rest = sum(weight for directory, weight in weights.items() if directory not in self._done)
-            if self._last is None:
+            if self._last is None or (self._known and len(self._seen) < TELLING):
                 self._rest = rest / max(1, len(self._running))
             else:
-                pace = (self._last - self._first) / max(sum(weights[directory] for directory in self._seen), 1e-9)
-                self._rest = pace * rest
+                spent = self._last - self._first - self._first_start()
+                self._rest = rest * spent / max(sum(weights[directory] for directory in self._seen), 1e-9)
         return self._rest - (now - (self._last or self._first))
+
+    def _first_start(self) -> float:
+        """Seconds by which the cycle that ended first took longer than others: it waited for what starts once."""
+        first, *others = self._seen
+        pace = median([self._seen[each] / self._cycles[each].seconds for each in others]) if others else math.inf
+        return max(0.0, self._seen[first] - pace * self._cycles[first].seconds)
 
     def _weights(self) -> dict[Path, float]:
         """Seconds of each cycle alone: as its experiment was seen to take, else in the proportion of the estimates."""
+        if self._known and len(self._seen) < TELLING:
+            return {directory: planned.seconds for directory, planned in self._cycles.items()}
         seen: dict[str, list[float]] = {}
-        for directory, seconds in self._seen.items():
-            seen.setdefault(self._cycles[directory].config_hash, []).append(seconds)
+        start = self._first_start() if self._seen else 0.0
+        for number, (directory, seconds) in enumerate(self._seen.items()):
+            taken = seconds - start if number == 0 else seconds
+            seen.setdefault(self._cycles[directory].config_hash, []).append(taken)
         means = {config_hash: sum(times) / len(times) for config_hash, times in seen.items()}
         estimated = sum(self._cycles[directory].seconds for directory in self._seen)
-        scale = sum(self._seen.values()) / estimated if estimated else 1.0
+        scale = sum(map(sum, seen.values())) / estimated if estimated else 1.0
         return {
             directory: means.get(planned.config_hash, planned.seconds * scale)
             for directory, planned in self._cycles.items()

@@ -75,7 +75,7 @@ def summary_markdown(
     if judged or verdicts:
         lines += ["", "### Gates", "", *(f"{as_markdown(line)}  " for line in verdicts), ""]
     if judged:
-        lines += markdown_table(("experiment", "metric", "verdict", "change", "limit", "reason"), judged, left=3)
+        lines += markdown_table(("experiment", "metric", "verdict", "change", "limit", "reason"), judged, left=6)
     return [*lines, "", f"Run `{run_id}`"]
 
 

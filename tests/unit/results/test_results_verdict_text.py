@@ -10,7 +10,7 @@ from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.gates import Verdict, judge_budget
 from pytest_llem.results.judging import judge_change
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.verdict_text import budgeted, compared
+from pytest_llem.results.verdict_text import budgeted, compared, percent
 from pytest_llem.study.limits import parse_budget, parse_fail_if
 
 BEFORE = [100.0, 102.0, 98.0, 101.0, 99.0]
@@ -89,3 +89,8 @@ def test_the_note_on_cycles_that_follow_one_another_stays() -> None:
     verdict = Verdict("pass", 1.0, 0.99, 1.01, "worse", "; cycles follow one another")
     limit = parse_fail_if("energy_j", "5%")
     assert compared(verdict, metric("energy_j"), limit, limit, 1.0, 0.05).endswith("+5 %; cycles follow one another")
+
+
+def test_nothing_changes_by_minus_zero() -> None:
+    assert (percent(0.9999), percent(1.0), percent(1.0001)) == ("+0.0 %", "+0.0 %", "+0.0 %")
+    assert percent(0.998) == "-0.2 %"
