@@ -27,7 +27,7 @@ from typing import Literal
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.comparability import CORRELATED, DEVICE_IDS, UNKNOWN_GAIN, common_conditions
+from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
@@ -210,5 +210,5 @@ def _values(measure: Metric, results: Sequence[Result]) -> list[float]:
     return [value for result in results if (value := measure.of(result)) is not None]
 
 
-def _boards(results: Sequence[Result]) -> JsonValue:
-    return common_conditions(results)[DEVICE_IDS]
+def _boards(results: Sequence[Result]) -> set[str]:
+    return {board for result in results for board in result.runner.device_ids}

@@ -28,12 +28,11 @@ from pytest_llem.results.terminal import ShowProgress, silent
 class ExperimentRow:
     """One experiment of one run, with `metrics` as in its summary.
 
-    `label` names it in charts, with its run where there are several. `total` counts the cycles that the run planned;
-    where only some of its results are shown, those. `point` is its value on each axis, `None` where that has no effect.
+    `total` counts the cycles that the run planned; where only some of its results are shown, those. `point` is its
+    value on each axis, `None` where that has no effect.
     """
 
     key: str
-    label: str
     run: str
     study: str
     experiment: str
@@ -93,8 +92,6 @@ def gather_content(
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
-    # Shards of one run have no experiment in common, so that their labels need no run.
-    several = len({key[1:] for key in groups}) < len(groups)
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
     runs = {run.name: run for path in paths for run in _runs(path)}
     traces, left_out = power_traces(results, runs)
@@ -105,7 +102,7 @@ def gather_content(
         (manifests[name].run_id, item.study, item.experiment_id) for name in whole for item in manifests[name].items
     )
     rows = tuple(
-        _experiment(key, group, settings[id(group[0])], several, max(planned[key], len(group)), baseline_dir)
+        _experiment(key, group, settings[id(group[0])], max(planned[key], len(group)), baseline_dir)
         for key, group in groups.items()
     )
     studies = dict.fromkeys(row.study for row in rows)
@@ -146,7 +143,6 @@ def _experiment(
     key: tuple[str, str, str],
     results: Sequence[Result],
     row: Mapping[str, Cell],
-    several_runs: bool,
     total: int,
     baseline_dir: Path,
 ) -> ExperimentRow:
@@ -158,7 +154,6 @@ def _experiment(
     model = first.experiment.config.get("model")
     return ExperimentRow(
         key="/".join(key),
-        label=f"{key[2]} @{key[0]}" if several_runs else key[2],
         run=key[0],
         study=key[1],
         experiment=key[2],

@@ -79,7 +79,6 @@ def _cycle(result: Result, run: str, study: str, id: str, place: int, cycle: int
 def _row(run: str, study: str, id: str, group: Sequence[Result], point: dict[str, JsonValue]) -> ExperimentRow:
     return ExperimentRow(
         key=f"{run}/{study}/{id}",
-        label=id,
         run=run,
         study=study,
         experiment=id,
