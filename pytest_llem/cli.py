@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
-    verb.add_argument("--baseline", type=Path, help="a run to compare with")
+    verb.add_argument("--baseline", type=Path, help="a run or saved baseline to compare with")
     verb.add_argument("--title", help="the page's title")
     verb.add_argument(
         "--figures", type=Path, metavar="DIR", help="also write the charts as svg, pdf and png, with captions.md"

@@ -5,7 +5,8 @@ alone. An interval must hold, in 95 % of studies or more, the geometric mean of 
 
 Method
     Of each pair the logarithm of the ratio of geometric means is taken. What a whole run shares cancels in it, and so
-    does the gain of one board; the scatter of cycles, sensor and thermal state do not.
+    does the gain of one board; the scatter of cycles, sensor and thermal state do not. Of estimated energy the scatter
+    alone is known to matter, so that its ratios are those of what the estimate is made of.
 
     One pair has the interval of its cycles: Student's t, with Welch and Satterthwaite's degrees of freedom, and the
     stated bounds of sensor and thermal state in quadrature (`uncertainty.expanded` says why not through the degrees).
@@ -168,7 +169,9 @@ def direction(low: float | None, high: float | None) -> Direction:
 def log_of_pair(measure: Metric, before: Sequence[Result], now: Sequence[Result]) -> LogRatio:
     """The pair of two experiments' valid cycles, all with a positive value of the metric."""
     old, new = _values(measure, before), _values(measure, now)
-    systematic = [systematic_rel(measure, side, one_board=True) or 0.0 for side in (before, now)]
+    # What an estimate may err by is mostly one factor for a whole machine, which cancels: callers say that it is one.
+    sensed = [side for side in (before, now) if all(result.energy.measured for result in side)]
+    systematic = [systematic_rel(measure, side, one_board=True) or 0.0 for side in sensed]
     if is_energy(measure.name) and _boards(before) != _boards(now):
         gains = (side[0].energy.gain_uncertainty_rel for side in (before, now))
         systematic += [UNKNOWN_GAIN if gain is None else gain for gain in gains]

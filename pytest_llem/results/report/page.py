@@ -16,8 +16,8 @@ from string import Template
 from pytest_llem import __version__
 from pytest_llem.job.files import write_text, writing
 from pytest_llem.results.compare import ComparedMetric, compare
-from pytest_llem.results.compared_sides import side_of
-from pytest_llem.results.reading import load
+from pytest_llem.results.compared_sides import open_side, side_of
+from pytest_llem.results.reading import Results
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
@@ -45,19 +45,19 @@ def write_report(
 ) -> None:
     """Write the report of runs, folders of runs or results to `out`.
 
-    With `baseline`, a run or results file, every run is compared with it; `baseline_dir` may hold what `llem aa` found.
-    Charts need the extra `report`; without it the report has tables alone and says so. `progress` sees each file as it
-    is read. Raises `StoreError` when there is nothing to report, `WriteError` when `out` cannot be written.
+    With `baseline`, a run, a results file or a saved baseline, every other run is compared with it; `baseline_dir` has
+    the saved ones, and what `llem aa` found. Charts need the extra `report`; without it the report has tables alone and
+    says so. `progress` sees each file as it is read. Raises `StoreError` when there is nothing to report, `WriteError`
+    when `out` cannot be written.
     """
     content = gather_content(paths, baseline_dir=baseline_dir, progress=progress)
     compared = []
     if baseline is not None:
-        before = load(baseline)
-        runs = dict.fromkeys(result.run_id for result in content.rows)
-        in_baseline = {result.run_id for result in before}
-        others = [(run, content.rows.of_run(run)) for run in runs if run not in in_baseline]
-        sides = [side_of(run, rows) for run, rows in others]
-        compared = compare(side_of("the baseline", before), sides, baseline_dir=baseline_dir)
+        before = open_side(str(baseline), baseline_dir)
+        in_baseline = {result.run_id for result in before.source} if isinstance(before.source, Results) else set()
+        runs = dict.fromkeys(result.run_id for result in content.rows if result.run_id not in in_baseline)
+        sides = [side_of(run, content.rows.of_run(run)) for run in runs]
+        compared = compare(before, sides, baseline_dir=baseline_dir)
     page = _render(content, charts(content), compared, title or title_of(content), _bundle())
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
