@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
+from statistics import stdev
 
 import pytest
 
@@ -97,6 +98,16 @@ def test_an_effect_that_depends_on_another_axis_has_a_wider_interval(study: Make
     alike, differing = effect_at(1.5, 1.5, 1.5), effect_at(1.1, 1.5, 1.9)
     assert width(differing) > 20 * width(alike)
     assert differing.status == "higher"
+
+
+def test_pairs_that_agree_by_luck_are_no_surer_than_their_cycles(study: Make) -> None:
+    """Three equal ratios have no spread at all, though each is known to a percent only: t of 12 degrees."""
+    noise = [1.0, 1.01, 0.99]
+    points = {("float32", b): noise for b in (1, 8, 32)} | {
+        ("float16", b): [1.5 * n for n in noise] for b in (1, 8, 32)
+    }
+    half = 2.178813 * stdev(map(math.log, noise)) * math.sqrt(2 / 3 / 3)
+    assert width(of(study(points))[0]) == pytest.approx(2 * half, rel=1e-6)
 
 
 def test_two_pairs_reach_no_further_than_each_pair_by_itself(study: Make) -> None:
