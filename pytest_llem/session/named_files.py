@@ -26,7 +26,7 @@ from pytest_llem.errors import (
     WorkloadError,
 )
 from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, WorkloadSettings
-from pytest_llem.job.files import expanded, found, is_path
+from pytest_llem.job.files import expanded, found, is_path, reason
 from pytest_llem.job.report import RunnerName
 from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
@@ -37,6 +37,8 @@ from pytest_llem.workload.texts import read_texts, texts_of_package, unknown_end
 
 MAX_WHOLE_BYTES = 64 << 20
 """A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""
+
+UNREADABLE = "make it readable to this user, or name another"
 
 _MODEL = ("model", "lora", "weights", *(f"{info.name}.base_url" for info in shipped_engines().values()))
 
@@ -98,9 +100,18 @@ class Named:
             return False
         if is_name and self.setting == "workload.dataset":
             raise unknown_ending(self.written)
-        kind = WorkloadError if self.setting == "workload.dataset" else ModelNotFoundError
         looked = "" if self.resolved == self.written else f": {expanded(self.resolved)}"
-        raise kind(f"{self.setting} {self.written!r}: no such file or directory{looked}", fix=self._advice())
+        try:
+            expanded(self.resolved).stat()
+        except (OSError, ValueError) as problem:
+            raise self.error(problem, looked, self._advice()) from None
+        return True
+
+    def error(self, problem: Exception, looked: str = "", fix: str = UNREADABLE) -> LlemError:
+        """The error for what the system says of the path; `fix` is for one where nothing lies."""
+        kind = WorkloadError if self.setting == "workload.dataset" else ModelNotFoundError
+        text = f"{self.setting} {self.written!r}: {reason(problem).lower()}{looked}"
+        return kind(text, fix=UNREADABLE if isinstance(problem, PermissionError) else fix)
 
     @property
     def _relative(self) -> bool:
@@ -143,14 +154,18 @@ def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wr
     elsewhere = in_image or unknown
     get = getter(experiment.flat_settings)
     for setting, resolved, check in (("model", config.model, _check_model), ("lora", config.lora, _check_adapter)):
-        written = str(get(setting))
+        if resolved is None:
+            continue
+        name = Named(study, setting, str(get(setting)), resolved, elsewhere)
         try:
-            if resolved is not None and Named(study, setting, written, resolved, elsewhere).is_here():
+            if name.is_here():
                 check(config)
-            elif is_builtin(written):
-                require_known(written)
+            elif is_builtin(name.written):
+                require_known(name.written)
         except LlemError as problem:
-            yield setting, written, problem
+            yield setting, name.written, problem
+        except OSError as problem:
+            yield setting, name.written, name.error(problem)
 
 
 def _check_model(config: ExperimentConfig) -> None:

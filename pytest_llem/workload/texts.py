@@ -224,7 +224,8 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as problem:
-        raise WorkloadError(f"workload.dataset {str(path)!r}: {problem.strerror or problem}", fix=WHERE) from None
+        fix = "make it readable to this user" if isinstance(problem, PermissionError) else WHERE
+        raise WorkloadError(f"workload.dataset {str(path)!r}: {problem.strerror or problem}", fix=fix) from None
 
 
 def _hub_rows(settings: WorkloadSettings) -> Iterator[Row]:

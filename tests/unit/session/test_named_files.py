@@ -102,6 +102,7 @@ def test_every_format_is_found_beside_the_study_and_counted(refused: Refused, na
     [
         ("data/q.jsonl", "data/q", "no such file or directory: data/q.jsonl\nfix: did you mean 'data/p.jsonl'?"),
         ("./data/none", "./data", "no such file or directory: data/none\nfix: correct the path; a relative one starts"),
+        ("./data/p.txt/q.csv", "./data", "not a directory: data/p.txt/q.csv\nfix: correct the path; a relative one"),
         ("/nowhere/q.csv", "/nowhere", "no such file or directory\nfix: correct the path"),
         ("~nobody/q.csv", "~nobody", "no such file or directory: /nonexistent/q.csv\nfix: correct the path"),
         ("data/p.tsv", "data/", "its ending .tsv is none of a data set's\nfix: use one of: .jsonl, "),
@@ -199,6 +200,17 @@ def test_paths_in_images_and_on_nodes_are_not_refused(
     """Nodes have their files under the same paths, and an image may bring a model of its own."""
     for text in (f"model: {path}\n", PROMPTS.format(f"{path}.jsonl", 1)):
         assert (refused(text, runner) is not None) == is_refused
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_what_may_not_be_read_is_told_from_what_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    """A directory without permission ended pytest with an internal error."""
+    for path in (tmp_path / "data" / "p.csv", tmp_path / "models"):
+        path.chmod(0)
+    for text in (PROMPTS.format("data/p.csv", 1), "model: ./models\n", "model: ./models/whole\n"):
+        assert "ermission denied" in str(refused(text))
+        assert "fix: make it readable to this user" in str(refused(text))
+    (tmp_path / "models").chmod(0o700)
 
 
 @pytest.mark.parametrize("runner", ["local", "docker"])
