@@ -261,7 +261,8 @@ def test_the_ticks_of_an_axis_are_the_values_that_were_swept() -> None:
 
 def test_nothing_is_drawn_outside_of_the_axes() -> None:
     """Pairs far from their mean lay beside the chart, over its names."""
-    chart = chart_of(content_of(BATCH, QUANTIZATION), "effect-quantization")
+    sizes = SweptAxis("size", "size", tuple(map(str, range(12))), tuple(range(12)))
+    chart = chart_of(content_of(sizes, DTYPE), "effect-dtype")
     spec: Any = chart.spec
     low, high = spec["layer"][1]["encoding"]["x"]["scale"]["domain"]
     assert all(low < float(str(row["ratio"])) < high for row in chart.rows)
@@ -316,3 +317,25 @@ def test_a_caption_says_what_a_reviewer_asks() -> None:
     ]
     content = replace(content, results=Results(tuple(estimated)))
     assert "Energy is NOT measured but estimated" in caption(chart_of(content, "cycles"), content)
+
+
+def test_a_caption_names_the_boards_that_were_used() -> None:
+    """Of eight boards in a machine, two ran the model."""
+    content = content_of(BATCH)
+    boards: Any = [
+        {"name": "NVIDIA H100", "uuid": f"GPU-{n}", "driver": "570.1", "power_limit_w": 700.0} for n in range(8)
+    ]
+    used = [
+        result.model_copy(
+            update={
+                "runner": replace(result.runner, device_kind="cuda", device_ids=("GPU-1", "GPU-5")),
+                "environment": replace(result.environment, host={"gpus": boards, "cpu": {"model": "EPYC"}}),
+                "energy": replace(result.energy, gain_uncertainty_rel=0.05),
+            }
+        )
+        for result in content.results
+    ]
+    content = replace(content, results=Results(tuple(used)))
+    text = caption(chart_of(content, "cycles"), content)
+    assert "Machine: 2 × NVIDIA H100 (driver 570.1, power limit 700 W), EPYC." in text
+    assert "The sensor's gain error, ±5 % (k=2) and alike in all values of one board, is not in the intervals." in text

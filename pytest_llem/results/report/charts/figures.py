@@ -102,12 +102,14 @@ def _counts(chart: Chart, results: Sequence[Result]) -> str:
 
 def _energy(results: Sequence[Result]) -> Iterator[str]:
     """Which meter, what its joules cover, and what the uncertainty leaves out."""
-    for meter, scope, measured in dict.fromkeys((r.energy.meter, r.energy.scope, r.energy.measured) for r in results):
+    metered = [result.energy for result in results if result.energy.meter != "none"]
+    for meter, scope, measured in dict.fromkeys((energy.meter, energy.scope, energy.measured) for energy in metered):
         kind = "measured" if measured else "NOT measured but estimated"
         yield f"Energy is {kind} (meter {meter}{f', scope {scope}' if scope else ''})"
-    gains = sorted({gain for result in results if (gain := result.energy.gain_uncertainty_rel) is not None})
+    gains = sorted({gain for energy in metered if (gain := energy.gain_uncertainty_rel) is not None})
     if gains:
-        yield f"The sensor's gain error, ±{gains[-1]:.1%} (k=2) and alike in all values, is not in the intervals"
+        stated = f"±{gains[-1] * 100:.2g} %"
+        yield f"The sensor's gain error, {stated} (k=2) and alike in all values of one board, is not in the intervals"
 
 
 def _machine(results: Sequence[Result]) -> str:
@@ -119,7 +121,7 @@ def _machine(results: Sequence[Result]) -> str:
         named: dict[str, int] = {}
         for gpu in gpus:
             facts = [("driver", gpu.get("driver"), ""), ("power limit", gpu.get("power_limit_w"), " W")]
-            told = ", ".join(f"{fact} {value}{unit}" for fact, value, unit in facts if value is not None)
+            told = ", ".join(f"{fact} {_plain(value)}{unit}" for fact, value, unit in facts if value is not None)
             name = f"{gpu.get('name')} ({told})" if told else str(gpu.get("name"))
             named[name] = named.get(name, 0) + 1
         cpu = host.get("cpu")
@@ -137,13 +139,8 @@ def _software(results: Sequence[Result]) -> str:
     images = _each(str(result.runner.image_digest or result.runner.image or "") for result in results)
     torch = _each(_version(result, "torch") for result in results)
     own = _each(str(result.environment.host.get("pytest_llem") or "") for result in results)
-    named = (
-        (f"{engines}", engines),
-        (f"torch {torch}", torch),
-        (f"image {images}", images),
-        (f"pytest-llem {own}", own),
-    )
-    return ", ".join(text for text, known in named if known)
+    named = {"torch": torch, "image": images, "pytest-llem": own}
+    return ", ".join([engines, *(f"{what} {version}" for what, version in named.items() if version)])
 
 
 def _version(result: Result, package: str) -> str:
@@ -161,6 +158,10 @@ def _when(results: Sequence[Result]) -> str:
 def _each(texts: Iterator[str] | Sequence[str]) -> str:
     """Each text once."""
     return "; ".join(text for text in dict.fromkeys(texts) if text)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _list(value: object) -> Sequence[object]:
