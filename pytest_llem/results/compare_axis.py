@@ -20,6 +20,7 @@ from pytest_llem.results.manifest import StudyPlan, read_manifest
 from pytest_llem.results.metrics import is_energy, metric
 from pytest_llem.results.reading import Results
 from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table, significant
+from pytest_llem.results.whole_runs import by_whole_run
 from pytest_llem.study.model import SweptAxis
 
 UNEXPECTED = (*MACHINE, "meter", "scope")
@@ -50,13 +51,14 @@ def by_axis(
         for study in dict.fromkeys(result.study for result in results)
     }
     placed = {study: _axes_of(of_study, plans) for study, of_study in by_study.items()}
+    joined_shards = _with_shards_joined(path, results)
     found: list[StudyEffects] = []
     for study, axes in placed.items():
         called = name.casefold()
         axis = next((each for each in axes.axes if called in (each.title.casefold(), each.name.casefold())), None)
         if axis is None:
             continue
-        valid = by_study[study].valid
+        valid = joined_shards.valid.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
         against = None if reference is None else _value_called(reference, axis)
         headline = next((plan.headline for _, plan in plans if plan.name == study and plan.headline), HEADLINES[0])
         measured = [
@@ -152,6 +154,19 @@ def plans_at(path: Path) -> list[tuple[str, StudyPlan]]:
     directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     manifests = sorted((read_manifest(each / MANIFEST) for each in directories), key=lambda each: each.run_id)
     return [(manifest.run_id, plan) for manifest in reversed(manifests) for plan in manifest.studies]
+
+
+def _with_shards_joined(path: Path, results: Results) -> Results:
+    """The results with the shards of one run as that run, so that experiments of two shards can make a pair."""
+    whole = {result.run_id: rows[0].run_id for _, rows in by_whole_run(path, results) for result in rows}
+    return Results(
+        tuple(
+            result.model_copy(update={"run_id": run, "source_run": result.source_run or result.run_id})
+            if (run := whole[result.run_id]) != result.run_id
+            else result
+            for result in results
+        )
+    )
 
 
 def _axes_of(results: Results, plans: Sequence[tuple[str, StudyPlan]]) -> StudyAxes:

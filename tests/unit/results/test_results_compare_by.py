@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llem.cli import main
+from pytest_llem.errors import JsonValue
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
@@ -32,23 +33,40 @@ WATTS = {("float32", 1): 100.0, ("float16", 1): 60.0, ("float32", 8): 50.0, ("fl
 """Halved by the batch size; by the dtype multiplied with 0.6 and 0.7, which makes 0.648."""
 
 
+Measure = Callable[..., None]
+
+
 @pytest.fixture
-def run(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run of a sweep over dtype and batch size; each experiment's fourth cycle is disturbed, and invalid."""
-    points = {f"dtype:{dtype}-batch_size:{batch}": (dtype, batch) for dtype, batch in WATTS}
-    plan = StudyPlan("study", None, axes=AXES, points=points)
-    store = RunStore.create(tmp_path, "run", studies=(plan,), environment={"hostname": "here"})
-    for name, point in points.items():
-        key = CycleKey("study", name, name.ljust(16, "0"), 1)
-        spoilt = replace(bench.measurement(), invalid=(Note("throttled", "2 s"),))
-        for cycle, measured in enumerate([*(bench.measurement(WATTS[point] * each) for each in NOISE), spoilt], 1):
-            cell = replace(key, cycle=cycle)
-            inner = worker(cell, measured)
-            inner.run_id = "run"
-            get_or_measure(store, cell, inner)
-    rebuild_manifest(store.run_dir, finished=True)
+def measure(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Measures some points of a sweep over dtype and batch size; each one's fourth cycle is disturbed, and invalid."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+
+    def write(
+        run: str,
+        these: Iterable[tuple[str, int]] = WATTS,
+        facts: Mapping[str, JsonValue] | None = None,
+        out: Path = tmp_path,
+    ) -> None:
+        points = {f"dtype:{dtype}-batch_size:{batch}": (dtype, batch) for dtype, batch in these}
+        plan = StudyPlan("study", None, axes=AXES, points=points)
+        store = RunStore.create(out, run, studies=(plan,), environment={"hostname": "here"})
+        for name, point in points.items():
+            key = CycleKey("study", name, name.ljust(16, "0"), 1)
+            spoilt = replace(bench.measurement(), invalid=(Note("throttled", "2 s"),))
+            for cycle, measured in enumerate([*(bench.measurement(WATTS[point] * each) for each in NOISE), spoilt], 1):
+                cell = replace(key, cycle=cycle)
+                inner = worker(cell, measured)
+                inner.run_id = run
+                get_or_measure(store, cell, inner)
+        rebuild_manifest(store.run_dir, finished=True, facts=facts)
+
+    return write
+
+
+@pytest.fixture
+def run(measure: Measure) -> str:
+    measure("run")
     return "run"
 
 
@@ -125,3 +143,20 @@ def test_results_without_their_run_have_the_settings_that_differ(
     text = capsys.readouterr().out
     assert "study: dtype against bfloat16" in text
     assert "no interval" in text
+
+
+def test_experiments_of_two_shards_make_a_pair(
+    measure: Measure, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A matrix of jobs measures one dtype each: no pair was left. What jobs differ by is in the interval, 2 %."""
+    split: dict[str, JsonValue] = {"count": 2, "splits": {"study": "same"}}
+    for index, dtype in enumerate(("float32", "float16"), 1):
+        points = [point for point in WATTS if point[0] == dtype]
+        measure(f"shard-{index}", points, {"shard": {"index": index, **split}}, tmp_path / "shards")
+    widths = []
+    for path in (run, "shards"):
+        assert main(["compare", path, "--by", "dtype", "--metric", "output_tokens_per_s", "--format", "json"]) == 0
+        ((effect,), *_) = (study["effects"] for study in json.loads(capsys.readouterr().out))
+        assert effect["pairs"] == 2
+        widths.append(effect["ci_high"])
+    assert widths == pytest.approx([1.0, 1.02])
