@@ -62,6 +62,8 @@ class _Pack:
         shared: list[JsonValue] = []
         for name in names:
             cells = [row.get(name) for row in rows]
+            if all(cell is None for cell in cells):
+                continue
             if self._follows(name, keys, cells):
                 shared.append(name)
             else:

@@ -31,7 +31,7 @@ what was measured."""
 MAX_NARROW = 8
 """Chosen: so many names of one line find room in a column of print."""
 MAX_NAMES = 24
-"""Points off the front that are named at most. Chosen: more names hide the points."""
+"""Points on the front, and points off it, that are named at most. Chosen: more names hide the points."""
 ANGLES = (20, -20, 160, -160, 90, -90, 50, -50, 130, -130, 0, 180)
 DISTANCES = (6.0, 12.0, 20.0, 30.0, 42.0, 56.0)
 HIDDEN = 1000.0
@@ -211,7 +211,7 @@ def _place_names(
     taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
     others = [at for at in range(len(places)) if at not in front]
     placed: dict[int, tuple[Place, Place | None]] = {}
-    for at in [*sorted(front), *(others if len(others) <= MAX_NAMES else ())]:
+    for at in [*sorted(front)[:MAX_NAMES], *(others if len(others) <= MAX_NAMES else ())]:
         lines = names[at].split("\n")
         width = max(map(len, lines)) * LETTER * (font - 1) + 2
         height = len(lines) * font * LINE
