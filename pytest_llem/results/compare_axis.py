@@ -156,6 +156,14 @@ def plans_at(path: Path) -> list[tuple[str, StudyPlan]]:
     return [(manifest.run_id, plan) for manifest in reversed(manifests) for plan in manifest.studies]
 
 
+def axes_of_plans(plans: Sequence[StudyPlan]) -> StudyAxes:
+    """The axes of one study in several runs, newest first, with the points of all: a shard has its own alone."""
+    points = {name: point for plan in reversed(plans) for name, point in plan.points.items()}
+    axes = joined(plan.axes for plan in plans)
+    alike = all([axis.name for axis in plan.axes] == [axis.name for axis in axes] for plan in plans)
+    return StudyAxes(axes, points) if alike else StudyAxes(plans[0].axes, plans[0].points)
+
+
 def _with_shards_joined(path: Path, results: Results) -> Results:
     """The results with the shards of one run as that run, so that experiments of two shards can make a pair."""
     whole = {result.run_id: rows[0].run_id for _, rows in by_whole_run(path, results) for result in rows}
@@ -174,8 +182,7 @@ def _axes_of(results: Results, plans: Sequence[tuple[str, StudyPlan]]) -> StudyA
     runs = {result.run_id for result in results}
     swept = [plan for run, plan in plans if run in runs and plan.name == results[0].study and plan.axes]
     if swept:
-        points = {name: point for plan in reversed(swept) for name, point in plan.points.items()}
-        return StudyAxes(joined(plan.axes for plan in swept), points)
+        return axes_of_plans(swept)
     return differing({name: flat_settings(group[0]) for (_, name), group in results.by_experiment().items()})
 
 

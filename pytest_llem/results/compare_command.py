@@ -13,7 +13,6 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import check_condition
 from pytest_llem.job.wire import encode
 from pytest_llem.results import compare, compare_axis
-from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.baselines import required_cycles, saved_baseline
 from pytest_llem.results.compared_sides import open_runs, open_side
 from pytest_llem.results.reading import load, same_measurements
@@ -65,7 +64,11 @@ def compare_results(options: argparse.Namespace) -> int:
     if options.format == "json":
         show(json.dumps(encode(rows), indent=2, allow_nan=False))
     else:
-        axes = {plan.name: StudyAxes(plan.axes, plan.points) for _, plan in plans}
+        swept = [plan for _, plan in plans if plan.axes]
+        axes = {
+            study: compare_axis.axes_of_plans([plan for plan in swept if plan.name == study])
+            for study in dict.fromkeys(plan.name for plan in swept)
+        }
         stated = {"against": options.baseline, "alpha": options.alpha, "markdown": options.format == "markdown"}
         show("\n".join(compare.lines(rows, axes, **stated)))
     compare.require_compared(rows, baseline, others)

@@ -169,6 +169,7 @@ READERS: dict[str, Callable[[World], None]] = {
     "llem list --json": _verb("list", "RUNS", "--json"),
     "llem compare": _verb("compare", "A", "B", "--fail-if", LIMIT, "--allow", "estimated_energy"),
     "llem compare --format=json": _verb("compare", "B", "A", "--format", "json"),
+    "llem compare NAME": _verb("compare", "main", "B", "--fail-if", LIMIT, "--allow", "estimated_energy"),
     "llem report": _verb("report", "A", "B", "-o", "OUT", "--baseline", "A"),
     "llem budget": _verb("budget", "A"),
     "llem gate-power": _verb("gate-power", "A", "B", "--metric", "output_tokens_per_s"),
@@ -190,8 +191,8 @@ SLOW = {"llem gate-power"}
 """Those that simulate for seconds; asked about files that they alone read otherwise than the rest."""
 
 OF_FILE = {
-    "llem-baselines/main": ("--llem-baseline=NAME",),
-    "aa.json": ("llem compare", "llem budget", "llem gate-power", "--llem-baseline=NAME"),
+    "llem-baselines/main": ("--llem-baseline=NAME", "llem compare NAME"),
+    "aa.json": ("llem compare", "llem budget", "llem gate-power", "--llem-baseline=NAME", "llem compare NAME"),
     "calibration": ("calibrations",),
     "config.yaml": ("user settings",),
     "data.": ("data sets",),
