@@ -106,11 +106,13 @@ def kinds() -> list[str]:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """Variables of a run of its own: the odd engine is installed, and leases are in `directory`."""
+    """Variables of a run of its own: the odd engine is installed, leases are in `directory`, and no other plugins."""
     path = os.pathsep.join(filter(None, [str(FAULTY), os.environ.get("PYTHONPATH")]))
     unset = {"CI", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"}
     kept = {k: v for k, v in os.environ.items() if k not in unset and not k.startswith("PYTEST_XDIST")}
-    return {**kept, "PYTHONPATH": path, "LLEM_LEASE_DIR": str(directory / "leases"), "OMP_NUM_THREADS": "1"}
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_llem.plugin,xdist.plugin"}
+    own = {"PYTHONPATH": path, "LLEM_LEASE_DIR": str(directory / "leases"), "OMP_NUM_THREADS": "1"}
+    return {**kept, **alone, **own}
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
