@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "compare", help="compare runs with a baseline (exit code 1 beyond a limit), or the settings inside a run"
     )
     verb.add_argument("baseline", metavar="A", help="run, results folder, result.json or saved baseline")
-    verb.add_argument("others", metavar="B", nargs="*", help="what to hold against it, run by run")
+    verb.add_argument("others", metavar="B", nargs="*", default=[], help="what to hold against it, run by run")
     verb.add_argument("--by", metavar="AXIS", help="inside A: each value of this axis, paired over the other axes")
     verb.add_argument("--reference", metavar="VALUE", help="hold the others against this value (default: the first)")
     verb.add_argument("--metric", action="append", default=[], help="show this metric instead of the headline ones")

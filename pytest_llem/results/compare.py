@@ -276,14 +276,13 @@ def _compare(
 
 def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     """The row as text, in the order of `HEAD`."""
-    bounds = row.ci_low is not None and row.ci_high is not None
     return (
         f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id,
         named(row),
         "-" if row.baseline is None else f"{row.baseline:.4g}",
         "-" if row.current is None else f"{row.current:.4g}",
         "-" if row.ratio is None else percent(row.ratio),
-        f"{percent(row.ci_low or 0)} .. {percent(row.ci_high or 0)}" if bounds else "-",
+        "-" if row.ci_low is None or row.ci_high is None else f"{percent(row.ci_low)[:-2]} .. {percent(row.ci_high)}",
         word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else ""),
     )
 
@@ -298,5 +297,10 @@ def _notes(rows: Sequence[ComparedMetric]) -> list[str]:
     notes = [f"* {difference}" for difference in dict.fromkeys(entry for row in free for entry in row.differs)]
     if any(row.verdict == "inconclusive" and row.ci_low is None for row in free):
         notes.append(f"inconclusive: fewer than {MIN_CYCLES} valid cycles on one side")
-    gated = [row for row in rows if row.limit_text is not None and row.verdict != "pass"]
-    return [*notes, *(f"{row.experiment_id}: {row.metric}: {row.reason}" for row in gated)]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.limit_text is not None and row.verdict != "pass":
+            reasons.setdefault((row.metric, row.reason), []).append(row.experiment_id)
+    for (name, reason), ids in reasons.items():
+        notes.append(f"{ids[0] if len(ids) == 1 else f'{len(ids)} experiments'}: {name}: {reason}")
+    return notes
