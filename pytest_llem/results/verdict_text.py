@@ -24,7 +24,9 @@ def in_unit(metric: str, value: float) -> str:
     """A value in its metric's own unit, as a budget states it: `0.62 J`, `1203/s`."""
     entry = known_metric(metric)
     unit = entry.unit.removeprefix("1") if entry is not None else ""
-    return f"{value:.4g}{unit}" if unit.startswith("/") else f"{value:.4g} {unit}".rstrip()
+    text = f"{value:.4g}"
+    text = f"{float(text):.0f}" if "e+" in text else text
+    return f"{text}{unit}" if unit.startswith("/") else f"{text} {unit}".rstrip()
 
 
 def change(metric: str, ratio: float, baseline: float | None) -> str:

@@ -90,6 +90,8 @@ class RunResults:
         self._run_dir = options.out / run.id
         self._runner_plans = runner_plans
         self._prefetch: Prefetch | None = None
+        self.lost_worker = False
+        """Whether a worker of xdist died, and with it what it measured."""
 
     @cached_property
     def _measurer(self) -> Measurer:
@@ -264,6 +266,7 @@ class RunResults:
 
     def record_crash(self, nodeid: str, worker: str, rootpath: Path) -> list[Outcome]:
         """Record an item and what its dead xdist worker was measuring as crashed, so that none measures it again."""
+        self.lost_worker = True
         keys: dict[CycleKey, None] = {}
         pid = None
         for announcement in announced(self._run_dir):

@@ -71,7 +71,11 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_a_table(
     result = run(pytester)
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(
-        ["gates*none*: fail", "gate *verdict *now *limit*", "output_tokens_per_s *fail*>= 1e+06*"]
+        [
+            "output_tokens_per_s is */s (90 % interval */s to */s), the budget is >= 1000000/s",
+            "gate *verdict *now *limit*",
+            "output_tokens_per_s *fail*>= 1e+06*",
+        ]
     )
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 

@@ -243,6 +243,9 @@ def test_a_worker_that_dies_costs_its_item_and_nothing_else(tmp_path: Path, make
 
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
     assert re.search(r"2 failed, 3 passed", run.output), run.output
+    assert re.search(
+        r"^1 of 5 cycles left.*\n +\S.*pytest .*--tx='?2\*popen'? .*--llem-resume$", run.output, re.MULTILINE
+    )
     states = {item["experiment_id"]: item["state"] for item in run.manifest["items"]}
     assert states == {
         "model:none": "valid", "model:crash": "crashed", "model:special": "valid", "model:more": "valid",

@@ -242,7 +242,7 @@ class Reporting:
         fixes = dict.fromkeys(fix for _, _, fix in problems if fix)
         lines += [Line(f"llem: {message}", "red") for message, _, _ in problems]
         lines += [Line(f"fix: {fix}") for fix in fixes]
-        if ended is not None and self._stopped:
+        if ended is not None and (self._stopped or self._session.results.lost_worker):
             lines += resume_lines(ended.left, ended.planned, self._session.run.command)
         return lines
 

@@ -10,7 +10,7 @@ from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.gates import Verdict, judge_budget
 from pytest_llem.results.judging import judge_change
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.verdict_text import budgeted, compared, percent
+from pytest_llem.results.verdict_text import budgeted, compared, in_unit, percent
 from pytest_llem.study.limits import parse_budget, parse_fail_if
 
 BEFORE = [100.0, 102.0, 98.0, 101.0, 99.0]
@@ -89,6 +89,12 @@ def test_the_note_on_cycles_that_follow_one_another_stays() -> None:
     verdict = Verdict("pass", 1.0, 0.99, 1.01, "worse", "; cycles follow one another")
     limit = parse_fail_if("energy_j", "5%")
     assert compared(verdict, metric("energy_j"), limit, limit, 1.0, 0.05).endswith("+5 %; cycles follow one another")
+
+
+def test_large_values_are_written_as_a_budget_is() -> None:
+    assert in_unit("output_tokens_per_s", 1_234_567.0) == "1235000/s"
+    assert in_unit("peak_memory_bytes", 8e9) == "8000000000 B"
+    assert in_unit("mfu", 0.5) == "0.5"
 
 
 def test_nothing_changes_by_minus_zero() -> None:
