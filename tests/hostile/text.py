@@ -73,7 +73,7 @@ TEXTS = (
     "pwned" * 20_000,
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-COMMAND = re.compile(r"^\s*::(?!(?:error|warning) title=)|##\[")
+COMMAND = re.compile(r"^\s*::(?!(?:error|warning) (?:file=[\w./-]+\.(?:yaml|py),line=\d+,)?title=)|##\[")
 FORMULA = re.compile(r"^[=+@\t\r\n＝＋－＠-]")
 NUMBER = re.compile(r"^[-+]?[0-9.]+(?:e[-+]?[0-9]+)?$")
 STUDY = """\
