@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -106,7 +106,7 @@ def gather_content(
         for key, group in groups.items()
     )
     studies = dict.fromkeys(row.study for row in rows)
-    placed = [_placed([row for row in rows if row.study == study], manifests.values()) for study in studies]
+    placed = [_placed([row for row in rows if row.study == study], [*manifests.values()]) for study in studies]
     return Content(
         results=results,
         rows=every,
@@ -193,29 +193,30 @@ def _split(valid: Sequence[Result]) -> tuple[float | None, float | None]:
     return (fmean(idle), fmean(net)) if idle else (None, None)
 
 
-def _placed(rows: Sequence[ExperimentRow], manifests: Iterable[Manifest]) -> tuple[list[ExperimentRow], StudyAxes]:
-    """The rows of one study in the order of its axes, and these: those of its sweep, else the settings that differ."""
+def _placed(rows: Sequence[ExperimentRow], manifests: Sequence[Manifest]) -> tuple[list[ExperimentRow], StudyAxes]:
+    """The rows of one study in its order, and its axes: those of its sweep, else the settings that differ."""
+    study = rows[0].study
     swept = {
         manifest.run_id: plan.study_axes()
         for manifest in manifests
         for plan in manifest.studies
-        if plan.name == rows[0].study and plan.axes
+        if plan.name == study and plan.axes
     }
+    items = dict.fromkeys(item.experiment_id for each in manifests for item in each.items if item.study == study)
+    listed = {experiment: place for place, experiment in enumerate(items)}
+    rows = sorted(rows, key=lambda row: (listed.get(row.experiment, len(listed)), row.run))
     if all(row.run in swept for row in rows):
         axes = joined(swept[run].axes for run in dict.fromkeys(row.run for row in rows))
         placed = [replace(row, point=swept[row.run].point(row.experiment)) for row in rows]
+        places = [(axis.name, {repr(value): place for place, value in enumerate(axis.values)}) for axis in axes]
+        placed.sort(key=lambda row: [of.get(repr(row.point.get(name)), len(of)) for name, of in places])
     else:
-        settings = {
-            row.key: {name.removeprefix("config."): cell for name, cell in row.settings.items()} for row in rows
-        }
-        differ = differing(settings)
+        differ = differing({row.key: _unprefixed(row.settings) for row in rows})
         axes = differ.axes
         placed = [replace(row, point=differ.point(row.key)) for row in rows]
     points: dict[str, set[tuple[JsonValue, ...]]] = {}
     for row in placed:
         points.setdefault(row.experiment, set()).add(tuple(row.point.get(axis.name) for axis in axes))
-    places = {axis.name: {repr(value): place for place, value in enumerate(axis.values)} for axis in axes}
-    placed.sort(key=lambda row: [places[axis.name].get(repr(row.point.get(axis.name)), -1) for axis in axes])
     # An id that means different settings in different runs has no one point.
     return placed, StudyAxes(axes, {name: one for name, (one, *others) in points.items() if not others})
 

@@ -40,6 +40,8 @@ MAX_RATIO = 4.0
 """Factor beyond all ratios at which a bar is cut, with an arrow. Chosen: a wider one flattens what was measured."""
 FACTOR = 3.0
 """Ratio from which on a change is stated as a factor. Chosen: +200 % is read as a doubling."""
+MAX_VALUES = 100
+"""Values of an axis that has a chart of its effect. Chosen: more bars hide one another, and fill the page."""
 ASPECT = 0.5
 """Height over width where the axis is one of numbers."""
 NAMES = 0.36
@@ -54,6 +56,8 @@ def effect_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
         metric = experiments.headline([study])
         results = Results(tuple(result for result in experiments.content.results if result.study == study))
         for axis in experiments.axes(study):
+            if len(axis.values) > MAX_VALUES:
+                continue
             found = effects(results, experiments.content.axes[study], axis, metric)
             told = [effect for effect in found if effect.ratio is not None]
             if told:

@@ -102,7 +102,7 @@ class Experiments:
 
     def __init__(self, content: Content, size: Size) -> None:
         self.content, self.size = content, size
-        self.rows = sorted(content.experiments, key=self._place)
+        self.rows = content.experiments
         self.by_key = {row.key: row for row in self.rows}
         self.studies = tuple(dict.fromkeys(row.study for row in self.rows))
 
@@ -189,19 +189,6 @@ class Experiments:
         which = f"{count} experiment{'s' * (count != 1)} without a valid cycle that measured it"
         return f" Not shown: {which}." if count else ""
 
-    def _place(self, row: ExperimentRow) -> tuple[int | str, ...]:
-        """Where an experiment stands: by its values in the order of the sweep, else where the study lists it."""
-        known = self.content.axes.get(row.study)
-        study = list(self.content.axes).index(row.study) if known else -1
-        axes = known.axes if known and row.study not in self._listed else ()
-        listed = self._planned.get((row.study, row.experiment), -1)
-        return (study, *(_index(axis.values, row.point.get(axis.name)) for axis in axes), listed, row.run)
-
-    @cached_property
-    def _planned(self) -> dict[tuple[str, str], int]:
-        items = [item for manifest in self.content.manifests.values() for item in manifest.items]
-        return {key: place for place, key in enumerate(dict.fromkeys((i.study, i.experiment_id) for i in items))}
-
     @cached_property
     def runs(self) -> dict[str, str]:
         """The runs by id, by the time in their names where that tells them apart."""
@@ -256,12 +243,6 @@ def _value_on(axis: SweptAxis) -> Callable[[ExperimentRow], str]:
         return value_text(row.point.get(axis.name))
 
     return text
-
-
-def _index(values: Sequence[JsonValue], value: JsonValue) -> int:
-    """The place of a value, after all others where it is none of them."""
-    texts = [value_text(each) for each in values]
-    return texts.index(value_text(value)) if value_text(value) in texts else len(texts)
 
 
 def value_text(value: JsonValue) -> str:
