@@ -101,7 +101,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
         if meter == "none":
             lines.append(Line("no energy was measured (meter: none)", "yellow"))
         elif not measured and any(row.metrics for row in rows if row.meter == meter):
-            told = f"energy NOT measured: {meter} from CPU time, fit for trying out, not for publishing"
+            told = f"energy NOT measured: {meter} from CPU time, for trying out, not publishing"
             lines.append(Line(f"{ESTIMATED} {told}", "yellow"))
     count = sum(row.states.get("invalid", 0) for row in rows)
     codes = dict.fromkeys(reason.partition(":")[0] for row in rows for reason in row.reasons)
@@ -112,9 +112,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
         lines.append(Line(f"not valid: {cycles} ({named}): `pytest -rs` says more", "yellow"))
     lines += [Line(f"energy measured by {meter}") for meter, measured in meters if measured]
     if any(row.metrics for row in rows):
-        lines.append(
-            Line(f"mean over valid cycles {UNCERTAIN} expanded uncertainty (95 %): `llem budget` lists its parts")
-        )
+        lines.append(Line(f"mean of valid cycles {UNCERTAIN} expanded uncertainty (95 %): parts by `llem budget`"))
     if any("joules_per_output_token" in row.metrics for row in rows):
         lines.append(Line("J/token: energy per output token"))
     lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []

@@ -82,7 +82,7 @@ class Table:
     def lines(self, width: int) -> list[str]:
         """Lines no wider than the terminal: a table where names and figures fit, else a block per experiment."""
         names = _fitted(self.names, width - _width(self.figures) - len(GAP))
-        if names is None:
+        if names is None or _width([*names, *self.figures]) > width:
             return list(self._blocks(width))
         columns = [*names, *self.figures]
         for column in self.further:

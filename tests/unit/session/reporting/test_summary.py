@@ -182,6 +182,12 @@ def test_forty_columns_hold_every_figure_with_what_it_is() -> None:
     assert max(len(line) for line in blocks.splitlines() if LONG not in line) <= 40
 
 
+def test_a_single_experiment_fits_a_narrow_terminal_as_well() -> None:
+    of = lines(plan({"batch_size": [1]}, [1]), width=30)
+    assert of[0] == "study s: m, transformers, batch_size 1"
+    assert of[1:4] == ["    12.30 ± 0.40 mJ/token*", "    787 ± 26 mJ/request*", "    512.0 ± 7.3 tokens/s"]
+
+
 def test_values_that_would_be_cut_to_the_same_text_are_not_cut() -> None:
     middle = plan(
         {"x": ["a" * 30 + c + "b" * 30 for c in "12"]}, ["a" * 30 + "1" + "b" * 30], ["a" * 30 + "2" + "b" * 30]
