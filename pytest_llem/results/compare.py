@@ -5,9 +5,11 @@ The command and the report's page call `compare`. It must judge with the same ga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
@@ -24,8 +26,7 @@ from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table
-from pytest_llem.results.verdict_text import percent
+from pytest_llem.results.terminal import PREFIXES, as_markdown, fitted_table, markdown_table
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
@@ -190,9 +191,11 @@ def lines(
         both = f"{run} against {against}"
         shown += [f"### {as_markdown(both)}", ""] if markdown else [both, ""]
         for study, name in dict.fromkeys((row.study, row.metric) for row in of_run):
-            group = [row for row in of_run if (row.study, row.metric) == (study, name)]
+            group = _prefixed([row for row in of_run if (row.study, row.metric) == (study, name)])
             better = "higher" if metric(name).higher_is_better else "lower"
             title = f"{f'{study}: ' if len(studies) > 1 else ''}{named(group[0])}, {better} is better"
+            if all(row.differs and row.limit_text is None for row in group):
+                title, group = f"{title} *", [replace(row, differs=()) for row in group]
             heads, names = _named(group, (axes or {}).get(study, StudyAxes()))
             interval = f"{100 - 200 * alpha:.4g} % interval"
             head = (*heads, "baseline", "now", "change", interval, "")
@@ -200,13 +203,23 @@ def lines(
             if markdown:
                 shown += [f"**{as_markdown(title)}**", "", *markdown_table(head, body, left=len(heads)), ""]
             else:
-                shown += [
-                    title,
-                    *(f"  {each}" for each in fitted_table(head, body, left=len(heads), right=1, room=2)),
-                    "",
-                ]
-        shown += [f"- {as_markdown(note)}" if markdown else f"  {note}" for note in _notes(of_run)]
+                shown += [title, *fitted_table(head, body, left=len(heads), right=1), ""]
+        shown += [f"- {as_markdown(note)}" if markdown else note for note in _notes(of_run)]
     return shown
+
+
+def _prefixed(rows: Sequence[ComparedMetric]) -> list[ComparedMetric]:
+    """One metric's rows with their values in the multiple of its unit that suits their median: `9.28 mJ`."""
+    sizes = [value for row in rows for value in (row.baseline, row.current) if value]
+    if not sizes or rows[0].unit not in ("J", "W", "Wh", "s", "B"):
+        return [*rows]
+    exponent = min(max(math.floor(math.log10(median(sizes)) / 3), min(PREFIXES)), max(PREFIXES))
+
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else value / 1000.0**exponent
+
+    unit = f"{PREFIXES[exponent]}{rows[0].unit}"
+    return [replace(row, unit=unit, baseline=scaled(row.baseline), current=scaled(row.current)) for row in rows]
 
 
 def _named(rows: Sequence[ComparedMetric], axes: StudyAxes) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -281,10 +294,16 @@ def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
         named(row),
         "-" if row.baseline is None else f"{row.baseline:.4g}",
         "-" if row.current is None else f"{row.current:.4g}",
-        "-" if row.ratio is None else percent(row.ratio),
-        "-" if row.ci_low is None or row.ci_high is None else f"{percent(row.ci_low)[:-2]} .. {percent(row.ci_high)}",
+        "-" if row.ratio is None else f"{_changes(row.ratio)} %",
+        "-" if row.ci_low is None or row.ci_high is None else f"{_changes(row.ci_low, row.ci_high)} %",
         word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else ""),
     )
+
+
+def _changes(*ratios: float) -> str:
+    """Ratios as changes in percent, with a decimal where all are below 100 %."""
+    changes = [100 * (ratio - 1) for ratio in ratios]
+    return " .. ".join(f"{change:+.{1 if max(map(abs, changes)) < 100 else 0}f}" for change in changes)
 
 
 def named(row: ComparedMetric) -> str:

@@ -94,7 +94,7 @@ def lines(found: Sequence[StudyEffects], *, markdown: bool = False) -> list[str]
             if markdown:
                 shown += [f"**{as_markdown(heading)}**", "", *markdown_table(head, body), ""]
             else:
-                shown += [heading, *(f"  {line}" for line in fitted_table(head, body, right=1, room=2)), ""]
+                shown += [heading, *fitted_table(head, body, right=1), ""]
         shown += [f"- {as_markdown(note)}" if markdown else note for note in each.notes]
         shown.append("")
     return shown[:-1]

@@ -38,13 +38,10 @@ def table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0) -> l
     return ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
 
 
-def fitted_table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0, room: int = 0) -> list[str]:
-    """The same no wider than the terminal, if need be with the `left` columns of each row on a line of their own.
-
-    `room` is what the caller needs of each line.
-    """
+def fitted_table(head: Row, body: Sequence[Row], *, left: int = 1, right: int = 0) -> list[str]:
+    """The same no wider than the terminal, if need be with the `left` columns of each row on a line of their own."""
     whole = table(head, body, left=left, right=right)
-    if max(map(len, whole)) <= shutil.get_terminal_size().columns - room:
+    if max(map(len, whole)) <= shutil.get_terminal_size().columns:
         return whole
     rest = table(["", *head[left:]], [["", *row[left:]] for row in body], right=right)
     names = [", ".join(row[:left]) for row in (head, *body)]

@@ -76,7 +76,7 @@ def test_an_axis_is_compared_over_the_others(run: str, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert "study: dtype against float32" in text
     assert "joules_per_output_token, lower is better" in text
-    (row,) = (line.split() for line in text.splitlines() if line.startswith("  float16"))
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("float16"))
     assert (row[1], row[5:]) == ("0.648", ["2", "0.600", "..", "0.700", "lower"])
     assert max(map(len, text.splitlines())) <= 100
 

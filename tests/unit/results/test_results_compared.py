@@ -159,7 +159,7 @@ def test_estimated_energy_is_marked_where_no_limit_judges_it(run: Runs) -> None:
     differs = {row.metric: row.differs for row in rows}
     assert differs["joules_per_output_token"] == ("energy is estimated, not measured, by estimate",)
     assert differs["output_tokens_per_s"] == ()
-    assert "  * energy is estimated, not measured, by estimate" in lines(rows)
+    assert "* energy is estimated, not measured, by estimate" in lines(rows)
 
 
 def test_an_experiment_that_the_run_lost_is_absent_and_not_unsaid(run: Runs) -> None:
@@ -172,4 +172,4 @@ def test_an_experiment_that_the_run_lost_is_absent_and_not_unsaid(run: Runs) -> 
     assert [row.limit_text for row in lost if row.metric == "joules_per_output_token"] == ["+5 %"]
     assert failed(rows, strict=True)
     assert not failed(rows)
-    assert "  b: joules_per_output_token: this run has no result of it" in lines(rows)
+    assert "b: joules_per_output_token: this run has no result of it" in lines(rows)
