@@ -70,7 +70,7 @@ def experiments(content: Content) -> str:
         plans = [plan for each in content.manifests.values() for plan in each.studies if plan.name == study]
         headline = next((plan.headline for plan in plans if plan.headline), None)
         title = f"<h3>{text(plans[0].title or study if plans else study)}</h3>" if len(content.axes) > 1 else ""
-        parts.append(title + _study(f"t{number}", rows, axes, headline or JOULES))
+        parts.append(title + _study(f"t{number}", rows, axes, headline or JOULES) + _without(content, study, rows))
     return "".join(parts) + NOTE
 
 
@@ -78,6 +78,14 @@ NOTE = f"""<p class="muted">Value ± uncertainty holds the true value in 95 % of
 few). It covers scatter over cycles, the sensor, the thermal state where that is known, and what runs differ by
 ({BETWEEN_RUNS:.0%} assumed where <code>llem aa</code> has not measured it). ±? is not known, as after a single cycle.
 The board's gain error is apart: <a href="#method">How it was measured</a>.</p>"""
+
+
+def _without(content: Content, study: str, rows: Sequence[ExperimentRow]) -> str:
+    """How many planned experiments have no result, of runs that are shown whole; empty where all have."""
+    items = [item for run in content.states for item in content.manifests[run].items if item.study == study]
+    missing = len({item.experiment_id for item in items} - {row.experiment for row in rows})
+    verb = "has" if missing == 1 else "have"
+    return f"<p>{count(missing, 'planned experiment')} {verb} no result.</p>" if missing else ""
 
 
 def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: str) -> str:

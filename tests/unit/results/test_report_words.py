@@ -20,6 +20,7 @@ from pytest_llem.results.reading import Results
 from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.content import gather_content
 from pytest_llem.results.report.evidence import validity
+from pytest_llem.results.report.experiments import experiments
 from pytest_llem.results.report.overview import overview
 from pytest_llem.results.report.verdicts import gates
 from pytest_llem.results.state import Holder
@@ -140,7 +141,8 @@ def test_the_top_says_how_far_a_run_came_and_what_failed(measured: Measured) -> 
     rebuild_manifest(run, finished=True, interrupted=True)
     row = GateRow("output_tokens_per_s", "budget", "fail", ">= 9", None, 1.0, 0.1, 0.1, 0.2, "is <b>far</b> too slow")
     write_gate(run / "study" / "int4", GateReport("study", "int4", (row, replace(row, status="pass")), strict=False))
-    top = overview(gather_content([run]))
+    top = overview(content := gather_content([run]))
+    assert "1 planned experiment has no result." in experiments(content)
     assert "3 of 6 cycles, interrupted<" in top
     assert "1 gate failed<" in top
     assert "1 gate passed<" in top
