@@ -65,13 +65,16 @@ def comparison(compared: Sequence[ComparedMetric]) -> str:
     """Every run against the baseline run, and what else differs between them."""
     if not compared:
         return ""
+    runs, studies = ({getattr(row, name) for row in compared} for name in ("run", "study"))
     body = []
     for row in compared:
-        *shown, verdict = cells(row, several_studies=True)
-        tone = TONES.get(row.verdict or "") if row.better is None else "good" if row.better else "bad"
-        body.append([text(row.run), *map(text, shown), said(tone, verdict) if tone else text(verdict)])
+        *shown, verdict = cells(row, several_studies=len(studies) > 1)
+        tone = TONES.get(row.verdict or "")
+        run = [text(row.run)] if len(runs) > 1 else []
+        body.append([said(tone, verdict) if tone else text(verdict), *run, *map(text, shown)])
     differs = dict.fromkeys(difference for row in compared for difference in row.differs)
     notes = "".join(f"<li>{text(difference)}</li>" for difference in differs)
-    return table(("run", *HEAD), body, "Against the baseline run") + (
-        f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
-    )
+    *head, verdict = HEAD
+    columns = (verdict, *(["run"] if len(runs) > 1 else []), *head)
+    below = f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
+    return table(columns, body, "Against the baseline run") + below
