@@ -194,7 +194,9 @@ def test_cycles_and_gates_of_many_workers_on_one_device(tmp_path: Path, make_sim
     with take_lease(DeviceSet("cuda", (uuid,)), timeout_s=0, request=LeaseRequest("another run")):
         started = start(write(tmp_path, ON_ONE_DEVICE), "-n4")
         for worker in ("gw0", "gw1", "gw2", "gw3"):
-            started.says(rf"llem: \[{worker}\] gpus number:\d c1: waiting for {uuid}: in use by .* \(another run\)")
+            started.says(
+                rf"llem: \[\d/5\] \[{worker}\] waiting for {uuid}: in use by .* \(another run\).*: gpus number:\d c1"
+            )
     run = started.end()
 
     assert run.code == 0, run.output
