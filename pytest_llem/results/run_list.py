@@ -173,6 +173,14 @@ def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterato
         )
 
 
+def _moment(text: str) -> str:
+    """Date and minute in the local time zone; a text that is no time, of a file by somebody else, as it is."""
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return text
+
+
 def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
     """The runs as a table that fits; a last line names the columns that do not."""
     metrics = {headline.metric for run in runs for headline in run.headlines}
@@ -184,7 +192,7 @@ def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
         "valid": [f"{run.valid}/{run.planned}" for run in runs],
         "gates": [_gates(run.gates) for run in runs],
         headline: [", ".join(map(str, run.headlines)) or "-" for run in runs],
-        "when": [datetime.fromisoformat(run.started_at).astimezone().strftime("%Y-%m-%d %H:%M") for run in runs],
+        "when": [_moment(run.started_at) for run in runs],
     }
     left_out: list[str] = []
     for name in ("when", "valid", "studies", "gates", headline):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
@@ -265,6 +266,15 @@ class Environment:
     worker: dict[str, JsonValue] = field(metadata=about("The worker's own process, node and packages."))
 
 
+def _checked_moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_checked_moment)]
+"""ISO 8601, which exports and pages may take for a time."""
+
+
 class Result(BaseModel):
     """One cycle of one experiment, measured."""
 
@@ -277,9 +287,11 @@ class Result(BaseModel):
     status: Literal["valid", "invalid"]
     run_id: str
     source_run: str | None = Field(description="The earlier run that measured this, when it was reused.")
-    created_at: str = Field(description="When the result was derived, ISO 8601 in UTC.")
-    measured_from: str | None = Field(default=None, description="When the first measure window began, as created_at.")
-    measured_to: str | None = Field(default=None, description="When the last measure window ended, as created_at.")
+    created_at: Moment = Field(description="When the result was derived, ISO 8601 in UTC.")
+    measured_from: Moment | None = Field(
+        default=None, description="When the first measure window began, as created_at."
+    )
+    measured_to: Moment | None = Field(default=None, description="When the last measure window ended, as created_at.")
     study: str
     experiment: ExperimentSection
     cycle: int = Field(ge=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from html import escape
 
 from pytest_llem.errors import JsonValue
@@ -49,8 +49,8 @@ def commit(git: object) -> str:
 def moment(stamp: str | None) -> str:
     """An ISO 8601 time as `2026-11-29 15:33 UTC`."""
     try:
-        return datetime.fromisoformat((stamp or "").replace("Z", "+00:00")).strftime("%Y-%m-%d %H:%M UTC")
-    except ValueError:
+        return datetime.fromisoformat(stamp or "").astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError):
         return stamp or ""
 
 

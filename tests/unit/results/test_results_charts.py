@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -247,6 +248,16 @@ def test_every_chart_compiles_and_is_drawn_in_the_ink_of_its_page(axes: tuple[Sw
         assert not re.search(r"(href|src|url)=?.?https?:", svg)
         assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(re.findall(r'id="([^"]+)"', svg))
         assert all(id.startswith(re.sub(r"\W", "-", chart.id)) for id in re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_a_text_that_svg_cannot_hold_is_drawn_without_it() -> None:
+    """vl-convert aborts the process at a control character: pytest ended with signal 6 while it wrote its report."""
+    pytest.importorskip("vl_convert", reason="charts need the extra `report`")
+    texts = ("a\0b", "c\x1b[31md", "e\ufffef", "g\ud800h", "\N{GRINNING FACE} \n::error::i")
+    for chart in charts(content_of(SweptAxis("x", "x\0", texts, texts), DTYPE)):
+        svg = svg_of(chart)
+        assert svg is not None
+        ElementTree.fromstring(svg)
 
 
 def test_the_ticks_of_an_axis_are_the_values_that_were_swept() -> None:

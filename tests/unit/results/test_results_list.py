@@ -157,3 +157,13 @@ def test_a_broken_summary_is_named(
     printed = capsys.readouterr()
     assert str(run / "summary.csv") in printed.err
     assert printed.out.splitlines()[1].startswith("whole"), "one broken run took the whole list with it"
+
+
+def test_a_time_that_is_none_is_shown_as_it_is(
+    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of somebody else may hold any text where its beginning should stand; it hid all other runs."""
+    run = make_run("a", 1)
+    write_manifest(run, replace(read_manifest(run / MANIFEST), started_at="yesterday"))
+    assert main(["list", str(run.parent)]) == 0
+    assert "yesterday" in capsys.readouterr().out

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, visible
 from pytest_llem.results.report.charts.bands import MAX_BANDS
 from pytest_llem.results.report.charts.chart import GREY, PAGE, PALETTE, Chart, Rows, Size, Spec
 
@@ -19,6 +20,8 @@ MAX_BYTES = 400_000
 """Of a drawing. Chosen: a page of ten of them loads in a second; larger ones hold more points than can be seen."""
 INK = "#010203"
 """Stands for the colour of the text around the drawing, which a page's theme decides."""
+_NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+"""What XML 1.0 leaves out of its characters (its production 2)."""
 FONT = "Helvetica, Arial, sans-serif"
 
 
@@ -78,7 +81,7 @@ def shown(chart: Chart, most: int | None) -> Rows:
 def document(chart: Chart, rows: Rows, size: Size, *, ink: str = "black", background: str | None = None) -> Spec:
     """The chart with these of its rows as a complete Vega-Lite document."""
     values: list[JsonValue] = [dict(row) for row in rows]
-    return {
+    whole: Spec = {
         **chart.spec,
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": size.width,
@@ -89,6 +92,18 @@ def document(chart: Chart, rows: Rows, size: Size, *, ink: str = "black", backgr
         "data": {"name": "table", "values": values},
         "config": _config(size, ink),
     }
+    return {name: _drawable(entry) for name, entry in whole.items()}
+
+
+def _drawable(entry: JsonValue) -> JsonValue:
+    """The same without characters that SVG cannot hold: vl-convert ends the whole process where it meets one."""
+    if isinstance(entry, str):
+        return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", visible(entry))
+    if isinstance(entry, (list, tuple)):
+        return [_drawable(each) for each in entry]
+    if isinstance(entry, Mapping):
+        return {name: _drawable(each) for name, each in entry.items()}
+    return entry
 
 
 def _config(size: Size, ink: str) -> Spec:
