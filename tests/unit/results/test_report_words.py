@@ -153,7 +153,7 @@ def test_the_top_says_how_far_a_run_came_and_what_failed(measured: Measured) -> 
     ("change", "said"),
     [
         ({"meter": "none"}, "Energy was NOT measured."),
-        ({"measured": False}, "Energy is NOT measured by rapl"),
+        ({"measured": False}, "Energy is NOT measured"),
         ({}, "The sensor is not calibrated: the bounds are wide."),
     ],
     ids=["not measured", "estimated", "uncalibrated"],

@@ -86,7 +86,7 @@ def _chart(
     name = unit_of(metric, ()).name
     text = (
         f"{name} as a ratio to that at {axis.title} {reference}, "
-        f"{f'the geometric mean over {number} pairs' if several else 'of two'} of experiments that differ in "
+        f"{f'the geometric mean over {number} pairs of' if several else 'of two'} experiments that differ in "
         f"{axis.title} alone, with 95 % intervals."
     )
     drawn = _drawn(found, axis)
