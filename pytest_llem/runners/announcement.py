@@ -28,10 +28,11 @@ WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
 class Announcement:
     """Announces, for the length of a `with` block, that this process measures a cycle."""
 
-    def __init__(self, run_dir: Path, title: str, events: Path) -> None:
+    def __init__(self, run_dir: Path, title: str, events: Path, attempt: int = 1) -> None:
         self._path = run_dir / ANNOUNCEMENTS / f"{os.getpid()}.json"
         self._title = title
         self._events = events
+        self._attempt = attempt
         self._since = time.time()
 
     def __enter__(self) -> Announcement:
@@ -49,6 +50,7 @@ class Announcement:
             {
                 "title": self._title,
                 "events": str(self._events),
+                "attempt": self._attempt,
                 "since": self._since,
                 "waiting": waiting,
                 "pid": os.getpid(),

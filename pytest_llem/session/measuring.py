@@ -127,7 +127,7 @@ class Measurer:
             before_run=partial(self._checks.settings, runner, cycle),
         )
         try:
-            with Announcement(self._run_dir, title, job_dir.events) as announcement:
+            with Announcement(self._run_dir, title, job_dir.events, attempt) as announcement:
                 self._say = announcement.say
                 job, report = measure_here(runner, self._devices, request, job_dir, announcement.say)
         except LlemError as error:

@@ -43,6 +43,7 @@ class Cycle:
     events: Path
     since: float
     worker: str | None = None
+    attempt: int = 1
     waiting: str | None = None
     counts: str | None = None
     phase: str = "start"
@@ -52,8 +53,9 @@ class Cycle:
     def line(self) -> str:
         """One line: who, phase, progress, elapsed time, and last what may be cut: which cycle."""
         who = f"[{self.worker}] " if self.worker else ""
+        again = f"attempt {self.attempt}, " if self.attempt > 1 else ""
         state = self.waiting or self.counts or f"{self.phase}{self.progress}"
-        return f"{who}{state}, {time.time() - self.since:.0f} s: {self.title}"
+        return f"{who}{again}{state}, {time.time() - self.since:.0f} s: {self.title}"
 
     def follow(self) -> None:
         """Read the events that are new."""
@@ -147,7 +149,10 @@ class LiveStatus(threading.Thread):
             if cycle is not None:
                 self.ended(cycle.events.parent)
             worker = str(data["worker"]) if data.get("worker") else None
-            cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since, worker)
+            attempt = data.get("attempt")
+            cycle = self._cycles[path] = Cycle(
+                title, Path(str(data["events"])), since, worker, attempt if isinstance(attempt, int) else 1
+            )
         cycle.waiting = str(waiting) if waiting is not None else None
         cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()

@@ -64,6 +64,12 @@ def test_what_a_worker_announced_is_found_by_its_name(announcements: Path) -> No
     assert found.events == announcements / "7.jsonl"
 
 
+def test_a_cycle_that_is_measured_again_says_so(tmp_path: Path) -> None:
+    """After an invalid attempt the line began anew with the same cycle, as if the first had never been."""
+    with Announcement(tmp_path, "cycle 1", tmp_path / "events.jsonl", 2):
+        assert "[2Kattempt 2, start, 0 s: cycle 1" in shown(tmp_path, 1)
+
+
 def test_how_far_the_run_is_stands_before_the_cycle_or_above_several(announcements: Path, tmp_path: Path) -> None:
     """A study of hours said which cycle it measured, and neither of how many nor for how long."""
     cycles = {tmp_path / f"c{number}": Planned("a", 60.0) for number in range(24)}
