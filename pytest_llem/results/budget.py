@@ -19,7 +19,7 @@ from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
-from pytest_llem.results.terminal import plus_minus, quantity, show, table
+from pytest_llem.results.terminal import fitted_table, plus_minus, quantity, show
 from pytest_llem.results.uncertainty import K, UncertaintyBudget, budget_of_experiment, budget_of_result
 
 HEAD = ("component", "type", "distribution", "value", "sensitivity", "contribution", "degrees of freedom", "share")
@@ -117,7 +117,12 @@ def lines(entry: NamedBudget) -> list[str]:
         notes.append(
             f"apart: the board's gain error, {budget.gain_uncertainty_rel:.1%}, the same in all runs on one board"
         )
-    return [f"{entry.study}[{entry.experiment_id}] of {entry.run}, {what}", shown, *table(HEAD, body, left=3), *notes]
+    return [
+        f"{entry.study}[{entry.experiment_id}] of {entry.run}, {what}",
+        shown,
+        *fitted_table(HEAD, body, left=3),
+        *notes,
+    ]
 
 
 def _amount(value: float, unit: str) -> str:

@@ -119,7 +119,7 @@ def _ratio(ratio: float | None) -> str:
 
 def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect]) -> Iterator[str]:
     """What the ratios are of, what was left out, and what makes them say less."""
-    yield f"pairs differ in {axis.title} alone, within one run; intervals hold for what was measured"
+    yield f"pairs differ in {axis.title} alone, within one run; ratios are of these pairs only"
     for effect in found:
         said = Counter(pair.status for pair in effect.each)
         if said["lower"] and said["higher"]:
@@ -134,7 +134,7 @@ def _notes(valid: Results, axis: SweptAxis, found: Sequence[Effect]) -> Iterator
         yield "-: a single pair of single cycles has no interval: measure more cycles (execution.cycles)"
     meters = sorted({result.energy.meter for result in valid if not result.energy.measured})
     if meters and any(is_energy(effect.metric) for effect in found):
-        yield f"energy is estimated by {', '.join(meters)}, not measured: what that may err by is in no interval"
+        yield f"energy NOT measured ({', '.join(meters)}): what that may err by is in no interval"
     conditions = [common_conditions(group.items) for group in valid.by_experiment().values()]
     for name in UNEXPECTED:
         values = dict.fromkeys(_text(each.get(name)) for each in conditions)

@@ -108,8 +108,9 @@ def _banners(content: Content) -> Iterable[str]:
         yield _banner("bad", f"Energy was NOT measured{some}.", "The meter was <code>none</code>.")
     estimates = sorted({result.energy.meter for result in content.results if not result.energy.measured} - {"none"})
     if estimates:
-        how = f"it is estimated ({', '.join(estimates)}). Compare runs on one machine, do not publish joules."
-        yield _banner("open", "Energy is NOT measured", how, colon=True)
+        some = "" if meters == set(estimates) else " in some cycles"
+        how = f"it is estimated ({text(', '.join(estimates))}). Compare runs on one machine, do not publish joules."
+        yield _banner("open", f"Energy is NOT measured{some}", how, colon=True)
     codes = {warning.code for result in content.results for warning in result.warnings}
     for code, sentence in UNCALIBRATED.items():
         if code in codes:

@@ -114,7 +114,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
     if any(row.metrics for row in rows):
         lines.append(Line(f"mean of valid cycles {UNCERTAIN} expanded uncertainty (95 %): parts by `llem budget`"))
     if any("joules_per_output_token" in row.metrics for row in rows):
-        lines.append(Line("J/token: energy per output token"))
+        lines.append(Line("/token: per output token"))
     lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []
     if unknown:
         lines.append(Line(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why"))

@@ -172,7 +172,7 @@ def latency(experiments: Experiments, size: Size) -> Chart:
     ]
     text = (
         "Percentiles over requests, each the mean over valid cycles. ttft: time to first token; "
-        "tpot: per output token after the first; e2el: whole request."
+        "tpot: per output token after the first; e2el: whole request. Percentiles of too few requests are left out."
     )
     spec: Spec = {
         "height": {"step": max(_step(experiments, size), 2.6 * size.font), "for": "position"},
