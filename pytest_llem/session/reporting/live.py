@@ -149,10 +149,8 @@ class LiveStatus(threading.Thread):
             if cycle is not None:
                 self.ended(cycle.events.parent)
             worker = str(data["worker"]) if data.get("worker") else None
-            attempt = data.get("attempt")
-            cycle = self._cycles[path] = Cycle(
-                title, Path(str(data["events"])), since, worker, attempt if isinstance(attempt, int) else 1
-            )
+            cycle = self._cycles[path] = Cycle(title, Path(str(data["events"])), since, worker)
+            cycle.attempt = int(str(data.get("attempt", 1)))
         cycle.waiting = str(waiting) if waiting is not None else None
         cycle.counts = str(data["progress"]) if "progress" in data else None
         cycle.follow()
