@@ -19,13 +19,10 @@ from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
-from pytest_llem.results.terminal import fitted_table, plus_minus, quantity, show
+from pytest_llem.results.terminal import PREFIXED, fitted_table, plus_minus, quantity, show
 from pytest_llem.results.uncertainty import K, UncertaintyBudget, budget_of_experiment, budget_of_result
 
 HEAD = ("component", "type", "distribution", "value", "sensitivity", "contribution", "degrees of freedom", "share")
-
-PREFIXED = ("J", "W", "Wh", "s")
-"""Units that take SI's prefixes well."""
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,8 @@ def measurement_id(result: Result) -> MeasurementId:
     return MeasurementId(result.source_run or result.run_id, experiment, result.cycle, result.attempt)
 
 
-def shared_measurements(results: Iterable[Result], others: Iterable[Result]) -> str:
-    """That measurements are among both, and which: `the same measurements on both sides: c1, c2 of run R`; or empty."""
-    return same_measurements({*map(measurement_id, results)} & {*map(measurement_id, others)})
-
-
 def same_measurements(shared: Iterable[MeasurementId]) -> str:
-    """The sentence for measurements that two sides of a comparison share; empty for none."""
+    """`the same measurements on both sides: c1, c2 of run R`, of those that two sides share; empty for none."""
     cycles: dict[str, list[str]] = {}
     for each in sorted(shared):
         cycles.setdefault(each.run, []).append(f"c{each.cycle}")

@@ -26,12 +26,10 @@ from pytest_llem.results.gate_report import read_gates
 from pytest_llem.results.layout import MANIFEST, run_directories
 from pytest_llem.results.manifest import Manifest, RunState, current_manifest, run_state, shard_of
 from pytest_llem.results.state import TERMINAL
-from pytest_llem.results.terminal import counted, plus_minus, quantity, show, significant, table
+from pytest_llem.results.terminal import PREFIXED, counted, plus_minus, quantity, show, significant, table
 
 HEADLINE = "joules_per_output_token"
 """Of a run whose manifest does not say: the default of `execution.headline`."""
-PREFIXED = ("J", "W", "Wh", "s", "B")
-"""Units that are shown with a prefix of SI; a rate is not: 1.2 k1/s helps nobody."""
 UNLIMITED = 10_000
 """Columns where nothing says how wide the reader's screen is. Chosen: no table is wider."""
 LEAST_STUDIES = 10

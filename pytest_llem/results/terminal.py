@@ -72,6 +72,8 @@ def show(text: str) -> None:
 
 PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
 """SI's, by power of a thousand."""
+PREFIXED = ("J", "W", "Wh", "s", "B")
+"""Units that are shown with such a prefix; a rate is not: 1.2 k1/s helps nobody."""
 UNCERTAIN = "±"
 
 

@@ -20,17 +20,13 @@ NONE = "none"
 
 def swept_axes(axes: Sequence[Axis]) -> tuple[SweptAxis, ...]:
     """The axes of a sweep, in written order, with a short title each and the value behind each label."""
-    tails = [_tail(axis.name, 1) for axis in axes]
+    tails = [axis.name.rpartition(".")[2] for axis in axes]
     counts = Counter(tails)
     titles = [tail if counts[tail] == 1 else axis.name for tail, axis in zip(tails, axes, strict=True)]
     return tuple(
         SweptAxis(axis.name, title, tuple(a.label for a in axis.alternatives), _values(axis))
         for axis, title in zip(axes, titles, strict=True)
     )
-
-
-def _tail(path: str, parts: int) -> str:
-    return ".".join(path.split(".")[-parts:])
 
 
 def _values(axis: Axis) -> tuple[JsonValue, ...]:

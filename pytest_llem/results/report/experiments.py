@@ -18,7 +18,7 @@ from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, scroll, text
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
-from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, plus_minus, significant
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, UNCERTAIN, plus_minus, significant
 from pytest_llem.study.model import SweptAxis
 
 JOULES = "joules_per_output_token"
@@ -207,7 +207,7 @@ def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
 
 def _exponent(values: Sequence[float], unit: str) -> int:
     middle = median([abs(value) for value in values if value and math.isfinite(value)] or [1.0])
-    return min(max(math.floor(math.log10(middle) / 3), -3), 3) if unit in ("J", "W", "s", "B") else 0
+    return min(max(math.floor(math.log10(middle) / 3), -3), 3) if unit in PREFIXED else 0
 
 
 def _short(name: str) -> str:

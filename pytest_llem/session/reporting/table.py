@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import known_metric
-from pytest_llem.results.terminal import PREFIXES, plus_minus
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, plus_minus
 from pytest_llem.study.naming import text_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ SHORT = {
     "avg_power_w": ("power", "W", ""),
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
-PREFIXED = ("J", "W", "Wh", "s", "B")
 SPREAD = "spread"
 GAP = "  "
 INDENT = "    "
