@@ -41,6 +41,8 @@ TENSOR_TYPES = {
 """Types of tensors: ggml's `ggml_type` (include/ggml.h)."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The types that quantise nothing, by the names that studies have for them."""
+HEADER_BYTES = 64 << 20
+"""Chosen: several times the largest vocabulary's; a longer one, which only a damaged file has, would take minutes."""
 LONGEST_KEY = 65_535
 """gguf.md: a key has at most 2^16 - 1 bytes."""
 WHOLE_BYTES = 256 << 20
@@ -97,7 +99,7 @@ class _Header:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._left = os.fstat(stream.fileno()).st_size
+        self._left = min(os.fstat(stream.fileno()).st_size, HEADER_BYTES)
         self.file_type: int | None = None
         self.counts: dict[int, int] = {}
         """Elements by the type of their tensor."""
@@ -152,7 +154,7 @@ class _Header:
     def _read(self, size: int) -> bytes:
         self._left -= size
         if self._left < 0:
-            raise ValueError("the file ends within its header")
+            raise ValueError("a header that does not end")
         return self._stream.read(size)
 
 

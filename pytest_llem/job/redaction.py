@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
@@ -155,6 +155,14 @@ def redact(text: str, values: Iterable[str] | None = None) -> str:
         if mark in small:
             text = pattern.sub(REDACTED, text)
     return _ASSIGNED.sub(_hide, text)
+
+
+def redact_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, each redacted, and whole where the option before it says what it is."""
+    return [
+        REDACTED if before.startswith("-") and _is_secret_entry(before, argument) else redact(argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
 
 
 def redacted(value: JsonValue, values: Iterable[str] | None = None) -> JsonValue:

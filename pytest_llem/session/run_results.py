@@ -21,7 +21,7 @@ from filelock import FileLock
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
-from pytest_llem.job.redaction import redact
+from pytest_llem.job.redaction import redact, redact_arguments
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
@@ -207,7 +207,7 @@ class RunResults:
         except FileExistsError:
             return
         invocation = Invocation(
-            tuple(redact(argument) for argument in self._run.command),
+            tuple(redact_arguments(self._run.command)),
             self._run.directory,
             self._run.rootdir,
             Holder.of(self._run.pid),

@@ -156,9 +156,12 @@ class Study:
         """The value of an experiment on each of the `axes`; `None` where it has none."""
         labels = experiment.labels
         return tuple(
-            axis.values[axis.labels.index(labels[number])] if number in labels else None
-            for number, axis in enumerate(self.axes)
+            values[labels[number]] if number in labels else None for number, values in enumerate(self._values_by_label)
         )
+
+    @cached_property
+    def _values_by_label(self) -> list[dict[str, JsonValue]]:
+        return [dict(zip(axis.labels, axis.values, strict=True)) for axis in self.axes]
 
     @cached_property
     def study_hash(self) -> str:

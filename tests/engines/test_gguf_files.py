@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,9 @@ def test_a_broken_file_is_no_model(tmp_path: Path, tiny: Path) -> None:
         assert read_gguf(path) is None, name
     assert read_gguf(tmp_path) is None
     assert read_gguf(tmp_path / "absent.gguf") is None
+    endless = tmp_path / "text.gguf"
+    length = 2 * gguf_files.HEADER_BYTES
+    endless.write_bytes(whole[:8] + bytes(8) + (1).to_bytes(8, "little") * 2 + b"k" + (8).to_bytes(4, "little")
+        + length.to_bytes(8, "little"))  # fmt: skip
+    os.truncate(endless, 2 * length)
+    assert read_gguf(endless) is None, "a text as long as the memory"

@@ -4,6 +4,7 @@ and the files that lie on this machine."""
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_a_file_with_other_numbers_than_the_server_tells_is_not_its_model(bench:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     assert str(llama_cpp(bench, path)["model_fingerprint"]).startswith("counts:")
+
+
+def test_weights_of_an_unknown_type_may_be_quantised(bench: Bench, tmp_path: Path) -> None:
+    """A type that is newer than this version was told as no quantisation at all."""
+    path = tmp_path / "m.gguf"
+    tensor = (1).to_bytes(8, "little") + b"w" + struct.pack("<IQIQ", 1, META["n_params"], 9999, 0)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor)
+    effective = llama_cpp(bench, path)
+    assert effective["model_fingerprint"].startswith("sha256:")
+    assert (effective["dtype"], effective["quantized"], effective["quantization"]) == (None, None, None)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def _with_file(told: ServedModel, path: Path) -> ServedModel:
     # Another number of parameters: the file was replaced since the server read it, or is another machine's.
     if model is None or told.parameters not in (None, model.parameters):
         return told
-    of_file = ServedModel(told.path, model.dtype, model.quantization, model.quantization is not None)
+    of_file = replace(_of_types(model.quantization, model.dtype), path=told.path)
     known = told if told.quantized is not None else replace(of_file, size_bytes=told.size_bytes)
     return replace(known, fingerprint=model.fingerprint, parameters=model.parameters)
 
@@ -170,7 +170,10 @@ def _as_seen_by_server(url: str, path: str) -> Path | None:
 
 
 def _of_file_type(name: str | None) -> ServedModel:
-    quantization, dtype = quantization_of(name)
+    return _of_types(*quantization_of(name))
+
+
+def _of_types(quantization: str | None, dtype: str | None) -> ServedModel:
     known = quantization is not None or dtype is not None
     return ServedModel(dtype=dtype, quantization=quantization, quantized=quantization is not None if known else None)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llem.job.redaction import redact
+from pytest_llem.job.redaction import redact_arguments
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.terminal import UNCERTAIN
 from pytest_llem.session.reporting.table import ESTIMATED, INDENT, SPREAD, table_of
@@ -61,7 +61,7 @@ def resume_lines(left: int, planned: int, command: Sequence[str]) -> list[Line]:
     """How many cycles of a run that was cut short are left, and how to measure them; nothing where none is."""
     if not left:
         return []
-    arguments = [redact(argument) for argument in command[1:]]
+    arguments = redact_arguments(command[1:])
     if "--llem-resume" not in arguments:
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--llem-resume")
     whole = shlex.join([*_program(), *arguments])
@@ -78,7 +78,8 @@ def _program() -> list[str]:
     """How this pytest was started, so that it can be typed again."""
     started = Path(sys.argv[0])
     if started.name == "__main__.py":
-        return ["python", "-m", "pytest"]
+        same = (name for name in ("python", "python3") if shutil.which(name) == sys.executable)
+        return [next(same, None) or short_path(Path(sys.executable)), "-m", "pytest"]
     if started.name not in ("pytest", "py.test") or shutil.which(started.name) == os.path.realpath(started):
         return ["pytest"]
     return [short_path(started)]

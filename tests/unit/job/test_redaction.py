@@ -12,7 +12,16 @@ import pytest
 
 from pytest_llem.errors import EngineError, JsonValue
 from pytest_llem.job.job import JobDir
-from pytest_llem.job.redaction import has_credential, hidden, name_secrets, redact, redact_file, redacted
+from pytest_llem.job.redaction import (
+    REDACTED,
+    has_credential,
+    hidden,
+    name_secrets,
+    redact,
+    redact_arguments,
+    redact_file,
+    redacted,
+)
 
 
 def test_an_error_loses_known_values_and_whatever_looks_like_a_credential(
@@ -171,3 +180,11 @@ def test_words_beside_basic_and_bearer_paths_and_names_of_servers_stay(monkeypat
     assert (
         redact("Authorization: BASIC dXNlcjpwYXNz and bearer abcdefg.hi") == "Authorization: BASIC *** and bearer ***"
     )
+
+
+def test_an_argument_after_the_option_of_a_secret_is_hidden() -> None:
+    """`run.json` keeps the command line, and another plugin's password stood in it."""
+    arguments = ["--password", "swordfish", "--api-key=swordfish", "-k", "secret or swordfish", "--tokens", "a1b2c3d4"]
+    assert redact_arguments(arguments) == [
+        "--password", REDACTED, f"--api-key={REDACTED}", "-k", "secret or swordfish", "--tokens", "a1b2c3d4",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -269,3 +270,13 @@ def test_a_run_that_was_cut_short_says_what_is_left_and_how_to_go_on() -> None:
     assert resumed.endswith("pytest --llem-resume a.yaml")
     assert resume_lines(1, 1, ("pytest", "--", "a.yaml"))[1].text.endswith("pytest --llem-resume -- a.yaml")
     assert resume_lines(0, 24, command) == []
+
+
+def test_the_python_that_resumes_is_the_one_that_ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`.venv/bin/python -m pytest` was to be resumed with `python`, which may be another or none."""
+    monkeypatch.setattr(sys, "argv", ["/x/pytest/__main__.py"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert resume_lines(1, 2, ("pytest", "a.yaml"))[1].text.split()[:3] == [str(tmp_path / "python"), "-m", "pytest"]
+    (tmp_path / "python").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert resume_lines(1, 2, ("pytest", "a.yaml"))[1].text.split()[:3] == ["python", "-m", "pytest"]
