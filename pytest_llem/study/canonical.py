@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig
-from pytest_llem.job.files import expanded
+from pytest_llem.job.files import expanded, found
 from pytest_llem.job.wire import decode
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
 
@@ -216,5 +216,16 @@ def _local(value: JsonValue, directory: Path, *, files: bool) -> JsonValue:
         return value
     if value.startswith(_LOCAL) or (files and value.lower().endswith(DATA_FILES) and "://" not in value):
         path = expanded(value)
-        return str(path) if path.is_absolute() else os.path.realpath(directory / path)  # of a loop of links as well
+        return str(path) if path.is_absolute() else _resolved(directory / path)
     return value
+
+
+def _resolved(path: Path) -> str:
+    """The path without links, also of a loop of them; a file keeps the ending that says what it is.
+
+    Caches, as those of the hub and of DVC, link a file to one that has its hash as name.
+    """
+    real = Path(os.path.realpath(path))
+    if real.suffix != path.suffix and (file := found(str(real))) is not None and file.is_file():
+        return str(path.parent.resolve() / path.name)
+    return str(real)

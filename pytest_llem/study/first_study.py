@@ -79,7 +79,8 @@ def init(options: argparse.Namespace) -> int:
     if engine.serves_over_http and options.model is None:
         raise SettingsError(f"--engine={engine.name}: nobody knows the server's model", fix="name it: --model=NAME")
     if model.startswith(("./", "../")):  # a study's paths begin where it lies
-        model = f"./{os.path.relpath(model, path.parent)}"
+        below = os.path.relpath(model, path.parent)
+        model = below if below.startswith("..") else f"./{below}"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, study_text(path, engine, model))
     schema = path.with_name(SCHEMA)

@@ -202,6 +202,15 @@ def test_paths_in_images_and_on_nodes_are_not_refused(
         assert (refused(text, runner) is not None) == is_refused
 
 
+def test_a_link_to_a_file_of_another_name_is_what_its_own_name_says(refused: Refused, tmp_path: Path) -> None:
+    """A file in the cache of the hub or of DVC, whose name is its hash, was no data set and no model."""
+    for link, target in {"linked.jsonl": "data/p.jsonl", "linked.gguf": "models/m.gguf"}.items():
+        blob = (tmp_path / target).rename(tmp_path / target.replace("/", "-").replace(".", "-"))
+        (tmp_path / link).symlink_to(blob)
+    assert refused(PROMPTS.format("linked.jsonl", 1)) is None
+    assert refused("engine: vllm\nmodel: ./linked.gguf\n") is None
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
 def test_what_may_not_be_read_is_told_from_what_is_not_there(refused: Refused, tmp_path: Path) -> None:
     """A directory without permission ended pytest with an internal error."""
