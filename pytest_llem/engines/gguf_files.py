@@ -188,13 +188,10 @@ def _fingerprint(parts: Sequence[BinaryIO], headers: Sequence[_Header]) -> str:
     digest = hashlib.sha256()
     sizes = [os.fstat(part.fileno()).st_size for part in parts]
     if len(parts) == 1 and sizes[0] <= WHOLE_BYTES:
-        parts[0].seek(0)
-        while block := parts[0].read(BLOCK_BYTES):
-            digest.update(block)
+        _hash(digest.update, parts[0], sizes[0])
         return f"sha256:{digest.hexdigest()}"
     for part, header, size in zip(parts, headers, sizes, strict=True):
         digest.update(f"{size}\n".encode())
-        part.seek(0)
         _hash(digest.update, part, header.end)
         for number in range(BLOCKS):
             part.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1) if size > BLOCK_BYTES else 0)
@@ -203,6 +200,7 @@ def _fingerprint(parts: Sequence[BinaryIO], headers: Sequence[_Header]) -> str:
 
 
 def _hash(update: Callable[[bytes], object], stream: BinaryIO, length: int) -> None:
+    stream.seek(0)
     while length > 0 and (block := stream.read(min(BLOCK_BYTES, length))):
         update(block)
         length -= len(block)

@@ -59,6 +59,4 @@ def _pairs(setting: WrittenSetting) -> list[tuple[str, object]]:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, (bool, int, float, str, list, dict)):
-        return text_of(value)
-    return "null"
+    return text_of(value) if isinstance(value, (bool, int, float, str, list, dict)) else "null"

@@ -6,7 +6,6 @@ Files of LLenergyMeasure are translated while they are read (`translation`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,14 +78,6 @@ def read_sources(path: Path, env: Mapping[str, str]) -> Sources:
     sources = Sources({}, [])
     sources.data, _ = _read(path, env, sources, ())
     return sources
-
-
-def locate_setting(path: Path, setting: str, value: JsonValue = None) -> Location:
-    """See `Locate`; the study's beginning also where the file is not there."""
-    try:
-        return read_sources(path, os.environ).locate_setting(setting, value)
-    except UnreadableError:
-        return Location(str(path))
 
 
 def _read(

@@ -32,7 +32,6 @@ from pytest_llem.study.problems import Problem
 _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execution"})
 _APART = ("sweep", "experiments", "exclude", "runners", "images")
 _GAPS = ("experiment_gap_seconds", "config_gap_seconds")
-_BASELINE = ("baseline", "measurement.baseline")
 _CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
 _RAW = ("name", "title", "tags", "base", "expect", "compare", "on_invalid", "id", "meter", "docker", "ray")
 _IMPLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p")

@@ -17,6 +17,7 @@ from pytest_llem.energy.processes import PROXIES, TUNNELS, is_here, listening_pi
 from pytest_llem.engines.gguf_files import quantization_of, read_gguf
 from pytest_llem.engines.info import ServerApi
 from pytest_llem.engines.model_files import find_model, fingerprint
+from pytest_llem.engines.openai.client import ASIDE_TIMEOUT_S
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.errors import LlemError, StoreError
 from pytest_llem.job.config import ExperimentConfig
@@ -25,8 +26,6 @@ from pytest_llem.workload.hub import cached_commit
 
 Ask = Callable[[str, float], Mapping[str, Any]]
 """Asks the server for the JSON object at a path, for so many seconds; an empty one where it has none."""
-ASIDE_S = 10.0
-"""Chosen, as for every question beside the measurement: these are answered from memory."""
 DESCRIBED_S = 60.0
 """vLLM looks at its whole environment before it first tells its settings. Chosen: one answer in time, one too late,
 and runs would not be comparable."""
@@ -93,18 +92,18 @@ def from_others(owner: str, served: str, ask: Ask) -> ServedModel:
     server of llama-cpp-python has nothing but its model's path as the name.
     """
     if owner in LM_STUDIO:
-        entry = _named(ask("/api/v0/models", ASIDE_S).get("data"), served, "id")
+        entry = _named(ask("/api/v0/models", ASIDE_TIMEOUT_S).get("data"), served, "id")
         said = _word(entry.get("quantization"))
         if entry.get("compatibility_type") == "gguf":
             return _of_file_type(said)
         return ServedModel(quantization=said, quantized=True if said else None)
     if owner == served:
-        info = ask("/info", ASIDE_S)
+        info = ask("/info", ASIDE_TIMEOUT_S)
         sha = _word(info.get("model_sha"))
         return ServedModel(dtype=_dtype(_word(info.get("model_dtype"))), revision=sha)
     if served.endswith(".gguf"):
         return ServedModel(path=served)
-    entry = _named(ask("/api/tags", ASIDE_S).get("models"), served, "model", "name")
+    entry = _named(ask("/api/tags", ASIDE_TIMEOUT_S).get("models"), served, "model", "name")
     digest = _word(entry.get("digest"))
     return replace(
         _of_file_type(_word(_mapping(entry.get("details")).get("quantization_level"))),

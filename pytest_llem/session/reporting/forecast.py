@@ -36,7 +36,6 @@ class TimeEstimate:
 
     seconds: float | None
     covered: int
-    experiments: int
     at_least_s: float
 
 
@@ -45,10 +44,8 @@ def estimate_time(study: Study, out: Path) -> TimeEstimate:
     cycles = study.execution.cycles
     durations = list(earlier_seconds(study, out).values())
     mean = sum(durations) / len(durations) if durations else None
-    count = len(study.experiments)
-    return TimeEstimate(
-        None if mean is None else mean * count * cycles, len(durations), count, _windows_s(study) * cycles
-    )
+    seconds = None if mean is None else mean * len(study.experiments) * cycles
+    return TimeEstimate(seconds, len(durations), _windows_s(study) * cycles)
 
 
 def earlier_seconds(study: Study, out: Path) -> dict[str, float]:

@@ -82,9 +82,10 @@ def _time(study: Study, out: Path) -> str:
     least = f"at least {duration_text(estimate.at_least_s)} in windows alone"
     if estimate.seconds is None:
         return f"{least}; not measured before in {short_path(out)}"
-    rest = "" if estimate.covered == estimate.experiments else "; the others taken as their mean"
+    count = len(study.experiments)
+    rest = "" if estimate.covered == count else "; the others taken as their mean"
     return (
-        f"about {duration_text(estimate.seconds)}, by earlier results of {estimate.covered} of {estimate.experiments} "
+        f"about {duration_text(estimate.seconds)}, by earlier results of {estimate.covered} of {count} "
         f"experiments{rest} ({least})"
     )
 

@@ -64,14 +64,8 @@ def resume_lines(left: int, planned: int, command: Sequence[str]) -> list[Line]:
     arguments = redact_arguments(command[1:])
     if "--llem-resume" not in arguments:
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--llem-resume")
-    whole = shlex.join([*_program(), *arguments])
-    return [
-        Line(
-            f"{left} of {planned} cycle{'s' * (planned > 1)} left; to measure them, and keep what is measured:",
-            "yellow",
-        ),
-        Line(f"{INDENT}{whole}"),
-    ]
+    told = f"{left} of {planned} cycle{'s' * (planned > 1)} left; to measure them, and keep what is measured:"
+    return [Line(told, "yellow"), Line(f"{INDENT}{shlex.join([*_program(), *arguments])}")]
 
 
 def _program() -> list[str]:
