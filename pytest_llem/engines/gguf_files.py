@@ -74,7 +74,7 @@ def read_gguf(path: Path) -> GgufModel | None:
             headers = [_Header(part) for part in parts]
             return GgufModel(
                 *_types(headers),
-                parameters=sum(header.parameters for header in headers),
+                parameters=sum(count for header in headers for count in header.counts.values()),
                 fingerprint=_fingerprint(parts, headers),
             )
     except (OSError, ValueError, struct.error, OverflowError, MemoryError):
@@ -119,17 +119,13 @@ class _Header:
             self._number("<Q")
         self.end = stream.tell()
 
-    @property
-    def parameters(self) -> int:
-        return sum(self.counts.values())
-
     def _value(self, kind: int) -> int | None:
         """Read past a value; the number, where it is a whole one."""
         if kind == STRING:
             self._bytes()
             return None
         if kind != ARRAY:
-            value = self._number(SCALARS.get(kind, ""))
+            value = self._number(_packed(kind))
             return value if isinstance(value, int) else None
         inner, count = self._number("<I"), self._number("<Q")
         if inner == STRING:
@@ -146,8 +142,6 @@ class _Header:
         return self._read(length)
 
     def _number(self, packed: str) -> int:
-        if not packed:
-            raise ValueError("a value of an unknown type")
         number: int = struct.unpack(packed, self._read(struct.calcsize(packed)))[0]
         return number
 
@@ -161,7 +155,7 @@ class _Header:
 def _packed(kind: int) -> str:
     # An array of arrays is allowed, and no model has one.
     if kind not in SCALARS:
-        raise ValueError("an array of an unknown type")
+        raise ValueError("a value of an unknown type")
     return SCALARS[kind]
 
 
