@@ -99,13 +99,15 @@ def test_a_report_that_is_a_directory_is_refused_before_anything_runs(pytester: 
     assert not (pytester.path / "llem-results").exists()
 
 
-def test_a_baseline_run_is_compared_in_the_report(pytester: pytest.Pytester, write: Write) -> None:
+def test_a_saved_baseline_is_compared_in_the_report(pytester: pytest.Pytester, write: Write) -> None:
+    """It had verdicts alone, and no numbers; nor may the run that is saved into it be compared with itself."""
     write()
-    run(pytester)
-    (baseline,) = (path.parent for path in pytester.path.glob("llem-results/*/run.json"))
-    run(pytester, f"--llem-baseline={baseline.relative_to(pytester.path)}", "--llem-html=report.html")
+    run(pytester, "--llem-save-baseline=main")
+    run(pytester, "--llem-baseline=main", "--llem-save-baseline=main", "--llem-html=report.html")
     page = (pytester.path / "report.html").read_text()
-    assert "Against the baseline run" in page
+    table = page.partition("Against the baseline</caption>")[2].partition("</table>")[0]
+    assert "output_tokens_per_s" in table
+    assert "same measurements" not in page
     assert "Verdicts on budgets and against the baseline" in page
 
 

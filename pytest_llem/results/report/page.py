@@ -38,7 +38,7 @@ def write_report(
     paths: Sequence[Path],
     out: Path,
     *,
-    baseline: Path | None = None,
+    baseline: Path | str | None = None,
     baseline_dir: Path = BASELINES,
     title: str | None = None,
     progress: ShowProgress = silent,

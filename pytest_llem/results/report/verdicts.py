@@ -1,4 +1,4 @@
-"""The verdicts of a report: each gate with what it is held against, and the comparison with a baseline run.
+"""The verdicts of a report: each gate with what it is held against, and the comparison with a baseline.
 
 `page` shows them; `gate_report` and `compare` have their texts.
 """
@@ -62,7 +62,7 @@ def _baselines(reports: Sequence[GateReport]) -> str:
 
 
 def comparison(compared: Sequence[ComparedMetric]) -> str:
-    """Every run against the baseline run, and what else differs between them."""
+    """Every run against the baseline, and what else differs between them."""
     if not compared:
         return ""
     runs, studies = ({getattr(row, name) for row in compared} for name in ("run", "study"))
@@ -76,5 +76,5 @@ def comparison(compared: Sequence[ComparedMetric]) -> str:
     notes = "".join(f"<li>{text(difference)}</li>" for difference in differs)
     *head, verdict = HEAD
     columns = (verdict, *(["run"] if len(runs) > 1 else []), *head)
-    below = f"<p>* differs:</p><ul>{notes}</ul>" if notes else ""
-    return table(columns, body, "Against the baseline run") + below
+    below = f"<p>* note:</p><ul>{notes}</ul>" if notes else ""
+    return table(columns, body, "Against the baseline") + below

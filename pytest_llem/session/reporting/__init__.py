@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.errors import DeviceError, LlemError, StoreError, visible
+from pytest_llem.errors import DeviceError, LlemError, visible
 from pytest_llem.job.files import noted, reason
 from pytest_llem.results.layout import MANIFEST
 from pytest_llem.results.manifest import read_manifest
@@ -263,23 +263,10 @@ def _write_html(run_dir: Path, out: Path, options: RunOptions) -> tuple[bool, st
     if not list(run_dir.glob("*/*/c*")):
         return False, "--llem-html: no report, because nothing was measured"
     try:
-        write_report([run_dir], out, baseline=_run_named(options.baseline), baseline_dir=options.baseline_dir)
+        write_report([run_dir], out, baseline=options.baseline, baseline_dir=options.baseline_dir)
     except LlemError as error:
         return False, f"--llem-html: {error}"
     return True, f"report: {short_path(out)}"
-
-
-def _run_named(baseline: str | None) -> Path | None:
-    """The path of a baseline that is a run; `None` for a saved baseline, whose verdicts the report has anyway."""
-    if baseline is None:
-        return None
-    from pytest_llem.results.reading import read_result, result_files
-
-    try:
-        read_result(result_files(Path(baseline))[0])
-    except StoreError:
-        return None
-    return Path(baseline)
 
 
 def _terminal_stream() -> IO[str] | None:
