@@ -138,7 +138,7 @@ def suggest_path(path: str, beside: Iterable[str] = ()) -> str | None:
     if elsewhere is not None:
         return f"did you mean {' or '.join(repr(near) for near in _paths_by_name()[elsewhere[1]][:3])}?"
     if children:
-        names = ", ".join(children)
+        names = ", ".join((*children, *beside))
         return f"known here: {names}" if len(names) < 400 else f"known here: {names[:400].rpartition(', ')[0]}, ..."
     return None
 

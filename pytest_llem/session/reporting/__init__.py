@@ -21,7 +21,12 @@ from pytest_llem.results.manifest import read_manifest
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
 from pytest_llem.session.reporting.forecast import Forecast, planned_cycles
-from pytest_llem.session.reporting.github import ACTIONS_VARIABLE, workflow_commands, write_step_summary
+from pytest_llem.session.reporting.github import (
+    ACTIONS_VARIABLE,
+    workflow_commands,
+    write_step_summary,
+    wrong_studies,
+)
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.session.reporting.summary import Line, resume_lines, saved_lines, short_path, summary_lines
 from pytest_llem.session.reporting.verdicts import is_whole, note_in_junit, shorten, verdict_lines
@@ -42,6 +47,7 @@ class Reporting:
         self._session = session
         self._live: LiveStatus | None = None
         self._of_studies: list[pytest.TestReport] = []
+        self._wrong_studies: list[pytest.CollectReport] = []
         self._verdicts: list[Line] = []
         self._stopped = False
         self._shards_printed: set[str] = set()
@@ -143,6 +149,11 @@ class Reporting:
             if not report.passed:
                 self._of_studies.append(report)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep the studies that could not be collected."""
+        if report.failed and report.nodeid.endswith((".yaml", ".yml")):
+            self._wrong_studies.append(report)
+
     def _clear(self) -> None:
         if self._live is not None:
             self._live.clear()
@@ -219,8 +230,10 @@ class Reporting:
 
                 lines = [*map(Line, plan_lines(self._session))]
         if os.environ.get(ACTIONS_VARIABLE):
-            for line in workflow_commands(
-                self._of_studies, gates, findings, self._session.studies, self._config.rootpath
+            root = self._config.rootpath
+            for line in (
+                *wrong_studies(self._wrong_studies, root),
+                *workflow_commands(self._of_studies, gates, findings, self._session.studies, root),
             ):
                 terminal.write_line(line)
         if lines:

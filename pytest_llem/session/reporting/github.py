@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ VERDICTS = {
     "inconclusive": "⚠️ inconclusive",
     "not_comparable": "⚠️ not comparable",
 }
+PROBLEM = re.compile(r"^(.+?):(\d+):(\d+): (.+)$")
+"""A line of a `StudyError`: file, line, column and what is wrong there."""
 
 
 def write_step_summary(
@@ -106,6 +109,19 @@ def workflow_commands(
             # The worker's log is in the job's own, and would fill the page here.
             told = report.longreprtext.partition("\n  artifacts: ")[0]
             yield _annotation("error", report.nodeid, told, _place_of_item(report, studies, rootpath))
+
+
+def wrong_studies(reports: Iterable[pytest.CollectReport], rootpath: Path) -> Iterator[str]:
+    """An error for each line of a study that is wrong, and one at its beginning where the problem has no line."""
+    for report in reports:
+        told = report.longreprtext.strip()
+        lines = [PROBLEM.match(line) for line in told.splitlines()]
+        for found in lines:
+            if found is not None:
+                file, line, column, message = found.groups()
+                yield _annotation("error", "wrong study", message, Location(file, int(line), int(column)))
+        if not any(lines):
+            yield _annotation("error", "wrong study", told, Location(str(rootpath / report.nodeid)))
 
 
 def _of_gate(gate: GateReport, study: Study | None, *, failed: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ Load = Callable[..., Study]
 
 WRONG = {
     "unknown key": ("model: m\nbatchsize: 4\n", "2:1", "unknown setting 'batchsize'", "transformers.batch_size"),
+    "nothing near at the top": ("model: m\nvalidity: {}\n", "2:1", "unknown setting 'validity'", ", sweep"),
     "typo at the top": ("model: m\nengin: vllm\n", "2:1", "unknown setting 'engin'", "did you mean 'engine'?"),
     "typo in depth": (
         "model: m\ntransformers:\n  quantization: {load_in_4bits: true}\n",

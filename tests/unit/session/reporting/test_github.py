@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.errors import StudyError
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow, RunOfBaseline
-from pytest_llem.session.reporting.github import workflow_commands
+from pytest_llem.session.reporting.github import workflow_commands, wrong_studies
 from pytest_llem.study import Study, load_study
 
 STUDY = """\
@@ -112,3 +113,16 @@ def test_files_are_named_from_the_root_of_the_checkout(study: Study, monkeypatch
         [item("failed", llem_verdict="fail")], [gate(SLOW)], [], [study], study.path.parent.parent
     )
     assert line.startswith("::error file=studies/gates.yaml,line=9,")
+
+
+def test_each_problem_of_a_wrong_study_stands_at_its_line(study: Study) -> None:
+    """A study that could not be collected ended the job without any annotation."""
+    study.path.write_text(STUDY.replace("-30%", "-30").replace("name:", "nam:"))
+    with pytest.raises(StudyError) as caught:
+        load_study(study.path)
+    report = pytest.CollectReport("studies/gates.yaml", "failed", str(caught.value), [])
+    first, second = wrong_studies([report], Path.cwd())
+    assert first.startswith("::error file=studies/gates.yaml,line=1,title=wrong study::unknown setting 'nam'")
+    assert second.startswith("::error file=studies/gates.yaml,line=9,title=wrong study::compare: output_tokens_per_s")
+    (whole,) = wrong_studies([pytest.CollectReport("studies/gates.yaml", "failed", "no engine", [])], Path.cwd())
+    assert whole == "::error file=studies/gates.yaml,line=1,title=wrong study::no engine"
