@@ -55,8 +55,8 @@ MARKS = [
 VERBS = """
 ### Exit codes
 
-pytest's own: 0 all passed, 1 some failed, 2 interrupted, 3 internal error, 4 wrong option or study, 5 nothing
-collected. A run that lost an item, or that cannot write a report that was asked for, ends with 1.
+pytest's own: 0 all passed, 1 some failed, 2 interrupted or a wrong study (under xdist 1), 3 internal error, 4 wrong
+option, 5 nothing collected. A run that lost an item, or that cannot write a report that was asked for, ends with 1.
 
 ## llem
 
