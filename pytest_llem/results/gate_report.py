@@ -186,7 +186,7 @@ def _which(status: Status, reports: Sequence[GateReport]) -> str:
         more = [f"{len(named) - SHOWN} more"] if len(named) > SHOWN else []
         return f" ({', '.join([*named[:SHOWN], *more])})"
     causes = Counter(row.cause() for _, row in of_status).most_common()
-    shown = [cause if len(causes) == 1 else f"{count} {cause}" for cause, count in causes[:SHOWN]]
+    shown = [cause if len(causes) == 1 else f"{count} × {cause}" for cause, count in causes[:SHOWN]]
     more = [f"{len(causes) - SHOWN} other causes"] if len(causes) > SHOWN else []
     return f" ({'; '.join([*shown, *more])})"
 

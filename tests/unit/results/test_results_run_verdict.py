@@ -122,7 +122,7 @@ def test_the_line_of_gates_counts_and_names_causes() -> None:
     reports = [gate(f"e{index}", verdict, 0.05) for index, verdict in enumerate(verdicts)]
     assert gates_line(reports[:6]) == "gates: 3 passed, 1 failed (e3), 2 not comparable (batch_size 4 -> 1)"
     assert gates_line(reports[6:]) == (
-        "gates: 3 inconclusive (2 too noisy; 1 this run has 2 usable cycles, a verdict needs 3)"
+        "gates: 3 inconclusive (2 × too noisy; 1 × this run has 2 usable cycles, a verdict needs 3)"
     )
     assert gates_line([]) == "gates: none judged"
     failed = [gate(f"e{index}", Verdict("fail", 2.0, 1.9, 2.1, ""), 0.05) for index in range(5)]
