@@ -20,13 +20,8 @@ from pytest_llem.results.layout import MANIFEST
 from pytest_llem.results.manifest import read_manifest
 from pytest_llem.runners.announcement import ANNOUNCEMENTS
 from pytest_llem.servers.plan import server_notice
+from pytest_llem.session.reporting import github
 from pytest_llem.session.reporting.forecast import Forecast, planned_cycles
-from pytest_llem.session.reporting.github import (
-    ACTIONS_VARIABLE,
-    workflow_commands,
-    write_step_summary,
-    wrong_studies,
-)
 from pytest_llem.session.reporting.live import LiveStatus
 from pytest_llem.session.reporting.summary import Line, resume_lines, saved_lines, short_path, summary_lines
 from pytest_llem.session.reporting.verdicts import is_whole, note_in_junit, shorten, verdict_lines
@@ -193,7 +188,7 @@ class Reporting:
         for announcement in (run_dir / ANNOUNCEMENTS).glob("*"):
             announcement.unlink(missing_ok=True)
         verdicts = [line.text for line in self._verdicts]
-        write_step_summary(ended.rows, ended.plans, ended.gates, verdicts, run_dir)
+        github.write_step_summary(ended.rows, ended.plans, ended.gates, verdicts, run_dir)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -229,11 +224,11 @@ class Reporting:
                 from pytest_llem.session.reporting.plan import plan_lines  # needs what `-q` does not
 
                 lines = [*map(Line, plan_lines(self._session))]
-        if os.environ.get(ACTIONS_VARIABLE):
+        if os.environ.get(github.ACTIONS_VARIABLE):
             root = self._config.rootpath
             for line in (
-                *wrong_studies(self._wrong_studies, root),
-                *workflow_commands(self._of_studies, gates, findings, self._session.studies, root),
+                *github.wrong_studies(self._wrong_studies, root),
+                *github.workflow_commands(self._of_studies, gates, findings, self._session.studies, root),
             ):
                 terminal.write_line(line)
         if lines:

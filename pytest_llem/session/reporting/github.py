@@ -34,8 +34,8 @@ VERDICTS = {
     "inconclusive": "⚠️ inconclusive",
     "not_comparable": "⚠️ not comparable",
 }
-PROBLEM = re.compile(r"^(.+?):(\d+):(\d+): (.+)$")
-"""A line of a `StudyError`: file, line, column and what is wrong there."""
+PROBLEM = re.compile(r"^(.+?):(\d+):\d+: (.+)$", re.MULTILINE)
+"""A line of a `StudyError`: file, line and what is wrong there, which stands behind the column."""
 
 
 def write_step_summary(
@@ -115,13 +115,8 @@ def wrong_studies(reports: Iterable[pytest.CollectReport], rootpath: Path) -> It
     """An error for each line of a study that is wrong, and one at its beginning where the problem has no line."""
     for report in reports:
         told = report.longreprtext.strip()
-        lines = [PROBLEM.match(line) for line in told.splitlines()]
-        for found in lines:
-            if found is not None:
-                file, line, column, message = found.groups()
-                yield _annotation("error", "wrong study", message, Location(file, int(line), int(column)))
-        if not any(lines):
-            yield _annotation("error", "wrong study", told, Location(str(rootpath / report.nodeid)))
+        for file, line, message in PROBLEM.findall(told) or [(str(rootpath / report.nodeid), "1", told)]:
+            yield _annotation("error", "wrong study", message, Location(file, int(line)))
 
 
 def _of_gate(gate: GateReport, study: Study | None, *, failed: bool) -> Iterator[str]:

@@ -120,9 +120,10 @@ def test_each_problem_of_a_wrong_study_stands_at_its_line(study: Study) -> None:
     study.path.write_text(STUDY.replace("-30%", "-30").replace("name:", "nam:"))
     with pytest.raises(StudyError) as caught:
         load_study(study.path)
-    report = pytest.CollectReport("studies/gates.yaml", "failed", str(caught.value), [])
-    first, second = wrong_studies([report], Path.cwd())
+    reports = [
+        pytest.CollectReport("studies/gates.yaml", "failed", text, []) for text in (str(caught.value), "no engine")
+    ]
+    first, second, whole = wrong_studies(reports, Path.cwd())
     assert first.startswith("::error file=studies/gates.yaml,line=1,title=wrong study::unknown setting 'nam'")
     assert second.startswith("::error file=studies/gates.yaml,line=9,title=wrong study::compare: output_tokens_per_s")
-    (whole,) = wrong_studies([pytest.CollectReport("studies/gates.yaml", "failed", "no engine", [])], Path.cwd())
     assert whole == "::error file=studies/gates.yaml,line=1,title=wrong study::no engine"
