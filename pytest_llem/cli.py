@@ -54,30 +54,33 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"pytest-llem {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB")
 
-    verb = verbs.add_parser("init", help="write a commented study that runs as it is, and say what comes next")
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+
+    verb = add("init", help="write a commented study that runs as it is, and say what comes next")
     verb.add_argument("file", metavar="FILE", type=Path, nargs="?", default=Path("study.yaml"), help="the study")
     verb.add_argument("--engine", metavar="NAME", help="the engine (default: the first that is installed)")
     verb.add_argument("--model", metavar="MODEL", help="hub id or path (default: a tiny model that is made here)")
     verb.set_defaults(run="pytest_llem.study.first_study:init")
 
-    verb = verbs.add_parser("schema", help="print a JSON Schema, for editors and validators")
+    verb = add("schema", help="print a JSON Schema, for editors and validators")
     verb.add_argument("which", choices=("study", "result", "config"), help="of a study file, a result or the user file")
     verb.set_defaults(run="pytest_llem.cli:print_schema")
 
-    verb = verbs.add_parser("config", help="print every setting, its effective value and where it came from")
+    verb = add("config", help="print every setting, its effective value and where it came from")
     verb.set_defaults(run="pytest_llem.session.options:print_settings")
 
-    verb = verbs.add_parser("convert", help="write a file of LLenergyMeasure, of any generation, as a study")
+    verb = add("convert", help="write a file of LLenergyMeasure, of any generation, as a study")
     verb.add_argument("file", metavar="FILE", type=Path, help="its study, experiment or campaign file")
     verb.add_argument("-o", "--out", type=Path, metavar="FILE", help="the study (default: standard output)")
     verb.set_defaults(run="pytest_llem.study.conversion:convert")
 
-    verb = verbs.add_parser("list", help="list the runs of a results folder, newest first")
+    verb = add("list", help="list the runs of a results folder, newest first")
     verb.add_argument("out", metavar="DIR", type=Path, nargs="?", default=Path("llem-results"))
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(run="pytest_llem.results.run_list:list_all")
 
-    verb = verbs.add_parser(
+    verb = add(
         "compare", help="compare runs with a baseline (exit code 1 beyond a limit), or the settings inside a run"
     )
     verb.add_argument("baseline", metavar="A", help="run, results folder, result.json or saved baseline")
@@ -96,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run="pytest_llem.results.compare_command:compare_results")
 
-    verb = verbs.add_parser("gate-power", help="how many cycles a gate needs to find a regression")
+    verb = add("gate-power", help="how many cycles a gate needs to find a regression")
     verb.add_argument("paths", metavar="RUN", nargs="*", help="runs or saved baselines, whose noise counts; or --noise")
     verb.add_argument("--metric", default="joules_per_output_token", help="whose noise (default: %(default)s)")
     verb.add_argument("--noise", metavar="PERCENT", help="standard deviation between the cycles of a run")
@@ -110,14 +113,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.gate_power:gate_power")
 
-    verb = verbs.add_parser("budget", help="print what the uncertainty of a figure is made of")
+    verb = add("budget", help="print what the uncertainty of a figure is made of")
     verb.add_argument("paths", metavar="RESULT|RUN", type=Path, nargs="+", help="a cycle's result, or whole runs")
     verb.add_argument("--metric", action="append", default=[], help="of this (default: joules_per_output_token)")
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.add_argument("--baseline-dir", metavar="DIR", type=Path, default=Path("llem-baselines"), help="llem aa's")
     verb.set_defaults(run="pytest_llem.results.budget:print_budget")
 
-    verb = verbs.add_parser("aa", help="run a study several times over: how often gates fail on equal runs here")
+    verb = add("aa", help="run a study several times over: how often gates fail on equal runs here")
     verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
     verb.add_argument("--pytest", metavar="OPTIONS", default="", help="for each run, such as '--llem-runner=docker'")
     verb.add_argument("--runs", type=int, metavar="N", default=5, help="how often (default: 5, at least 3)")
@@ -131,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.aa:aa")
 
-    verb = verbs.add_parser("ab", help="measure two sides in turn, and judge the second against the first")
+    verb = add("ab", help="measure two sides in turn, and judge the second against the first")
     verb.add_argument("study", metavar="STUDY", type=Path, help="the study file")
     verb.add_argument("study_b", metavar="STUDY_B", type=Path, nargs="?", help="of the second side, if it has its own")
     for side in ("a", "b"):
@@ -146,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.ab:ab")
 
-    verb = verbs.add_parser("report", help="write a self-contained HTML report, and its charts as figures")
+    verb = add("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")
     verb.add_argument("--baseline", type=Path, help="a run or saved baseline to compare with")
@@ -156,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run="pytest_llem.results.commands:report")
 
-    verb = verbs.add_parser("export", help="write results in another tool's format")
+    verb = add("export", help="write results in another tool's format")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument(
         "--format", required=True, help="csv, parquet, vllm-bench, mlperf, aienergyscore, otel, or another's"
@@ -164,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
     verb.set_defaults(run="pytest_llem.results.commands:export_results")
 
-    verb = verbs.add_parser("doctor", help="say what this machine can measure, and how to fix what it cannot")
+    verb = add("doctor", help="say what this machine can measure, and how to fix what it cannot")
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.add_argument("--calibrate", action="store_true", help="first measure the sensors of idle GPUs, and keep that")
     verb.add_argument("--gpu", action="append", default=[], metavar="UUID", help="calibrate this one (repeatable)")
