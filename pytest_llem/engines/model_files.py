@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.errors import EngineError, JsonValue, LlemError, ModelNotFoundError
-from pytest_llem.job.files import found, is_path, parse_object
+from pytest_llem.job.files import found, is_path, open_regular, parse_object, reason
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
@@ -89,10 +89,10 @@ def _not_a_directory(path: Path, gguf: bool) -> tuple[str, str] | None:
     if not gguf:
         return "is a GGUF file, which this engine does not load", "use the engine vllm, or a server of llama.cpp"
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             whole = stream.read(4) == b"GGUF"
     except OSError as problem:
-        return f"cannot be read: {problem.strerror}", "make it readable"
+        return f"cannot be read: {reason(problem)}", "make it readable"
     return None if whole else ("has the ending of a GGUF file, and is none", "download or convert it again")
 
 
@@ -107,7 +107,8 @@ def _incomplete(path: Path, weights: bool) -> tuple[str, str] | None:
         return "has no config.json", near
     try:
         if "config.json" in names:
-            parse_object((path / "config.json").read_bytes(), "config.json")
+            with open_regular(path / "config.json") as stream:
+                parse_object(stream.read(), "config.json")
         missing = sorted({name for name in _indexed(path) if name not in names}) if weights else []
     except (OSError, ValueError) as problem:
         return f"cannot be read: {problem}", "download it again"

@@ -211,6 +211,14 @@ def test_a_link_to_a_file_of_another_name_is_what_its_own_name_says(refused: Ref
     assert refused("engine: vllm\nmodel: ./linked.gguf\n") is None
 
 
+def test_a_pipe_is_no_model_and_is_not_waited_for(refused: Refused, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "models" / "bare" / "config.json").unlink()
+    os.mkfifo(tmp_path / "models" / "bare" / "config.json")
+    for model in ("./pipe.gguf", "./models/bare"):
+        assert "not a regular file" in str(refused(f"engine: vllm\nmodel: {model}\n"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
 def test_what_may_not_be_read_is_told_from_what_is_not_there(refused: Refused, tmp_path: Path) -> None:
     """A directory without permission ended pytest with an internal error."""
