@@ -97,7 +97,8 @@ def _counts(chart: Chart, results: Sequence[Result]) -> str:
     studies = ", ".join(chart.studies)
     runs = sorted({result.run_id for result in results})
     models = _each(str(result.experiment.config.get("model")) for result in results)
-    return f"n = {each} valid cycles of each experiment (study {studies}, run {', '.join(runs)}), model {models}"
+    noun = f"valid cycle{'s' * (each != '1')}"
+    return f"n = {each} {noun} of each experiment (study {studies}, run {', '.join(runs)}), model {models}"
 
 
 def _energy(results: Sequence[Result]) -> Iterator[str]:
