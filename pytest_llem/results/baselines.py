@@ -17,8 +17,8 @@ from pytest_llem.job.files import read_json, require_writable, slug, write_text
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.comparability import common_conditions, flat_settings
 from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
-from pytest_llem.results.layout import MANIFEST, run_directories, started_at
-from pytest_llem.results.manifest import StudyPlan, read_manifest
+from pytest_llem.results.layout import MANIFEST, started_at
+from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import METRICS
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.repeatability import Repeatability, read_repeatability
@@ -169,11 +169,9 @@ def with_repeatability(baseline: Baseline, directory: Path | None) -> Baseline:
 
 def required_cycles(path: Path, results: Results) -> Results:
     """The results at `path` without cycles that `target_ci` added: they were measured because the others scattered."""
-    root = path.parent if path.name == MANIFEST else path
-    runs = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
     last = {
         (manifest.run_id, plan.name): plan.required_cycles
-        for manifest in (read_manifest(run / MANIFEST) for run in runs)
+        for manifest in manifests_at(path)
         for plan in manifest.studies
     }
     return results.where(lambda result: result.cycle <= (last.get((result.run_id, result.study)) or result.cycle))

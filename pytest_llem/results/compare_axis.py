@@ -15,8 +15,7 @@ from pytest_llem.results.axes import StudyAxes, differing, joined, written
 from pytest_llem.results.comparability import MACHINE, common_conditions, flat_settings
 from pytest_llem.results.compare import HEADLINES
 from pytest_llem.results.effects import Effect, effects
-from pytest_llem.results.layout import MANIFEST, run_directories
-from pytest_llem.results.manifest import StudyPlan, read_manifest
+from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import is_energy, metric
 from pytest_llem.results.reading import Results
 from pytest_llem.results.terminal import as_markdown, fitted_table, markdown_table, significant
@@ -150,9 +149,7 @@ def _text(value: JsonValue) -> str:
 
 def plans_at(path: Path) -> list[tuple[str, StudyPlan]]:
     """The plans of the runs at a path, each with its run's id, newest first; none where there is no run."""
-    root = path.parent if path.name == MANIFEST else path
-    directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
-    manifests = sorted((read_manifest(each / MANIFEST) for each in directories), key=lambda each: each.run_id)
+    manifests = sorted(manifests_at(path), key=lambda each: each.run_id)
     return [(manifest.run_id, plan) for manifest in reversed(manifests) for plan in manifest.studies]
 
 

@@ -54,6 +54,12 @@ def run_directories(out: Path) -> list[Path]:
     return sorted((path.parent for path in out.glob(f"*/{MANIFEST}")), key=lambda path: path.name, reverse=True)
 
 
+def runs_at(path: Path) -> list[Path]:
+    """The run that `path` is, or whose `run.json` it is, else the runs in it, newest first; none where it has none."""
+    root = path.parent if path.name == MANIFEST else path
+    return [root] if (root / MANIFEST).exists() else run_directories(root)
+
+
 def started_at(run_id: str) -> str | None:
     """When a run began, ISO 8601, by the time that its id begins with; `None` for an id of another form."""
     try:

@@ -16,7 +16,7 @@ from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode, read_versioned
 from pytest_llem.results.axes import StudyAxes
-from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories
+from pytest_llem.results.layout import MANIFEST, CycleKey, cycle_directories, runs_at
 from pytest_llem.results.state import Holder, StateName, now, read_state
 from pytest_llem.study.model import SourceText, SweptAxis
 
@@ -138,6 +138,11 @@ def write_manifest(run_dir: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read a `run.json`; `StoreError` when it is absent, broken or of a newer version."""
     return read_versioned(Manifest, path, MANIFEST_VERSION, "manifest")
+
+
+def manifests_at(path: Path) -> list[Manifest]:
+    """Those of the runs at a path, newest first; none where it has none."""
+    return [read_manifest(run / MANIFEST) for run in runs_at(path)]
 
 
 def current_manifest(run_dir: Path) -> Manifest:

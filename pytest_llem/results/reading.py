@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.comparability import flat_settings
-from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, run_directories
+from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, runs_at
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
@@ -95,12 +95,11 @@ def result_files(path: Path) -> list[Path]:
     """The `result.json` files at or below `path`, without superseded attempts. `StoreError` when there are none."""
     if path.is_file() and path.name != MANIFEST:
         return [path]
-    root = path.parent if path.is_file() else path
-    runs = [root] if (root / MANIFEST).exists() else run_directories(root)
+    runs = runs_at(path)
     if runs:
         files = [directory / RESULT for run in runs for directory in _ended(run)]
     else:
-        files = sorted({*root.rglob(RESULT)} - {*root.rglob(f"attempt-*/{RESULT}")})
+        files = sorted({*path.rglob(RESULT)} - {*path.rglob(f"attempt-*/{RESULT}")})
     if not files and runs:
         which = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
         raise StoreError(

@@ -23,7 +23,7 @@ from pytest_llem.job.files import open_regular
 from pytest_llem.job.metric_names import MetricName, known_metric
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gate_report import read_gates
-from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.layout import runs_at
 from pytest_llem.results.manifest import Manifest, RunState, current_manifest, run_state, shard_of
 from pytest_llem.results.state import TERMINAL
 from pytest_llem.results.terminal import PREFIXED, counted, plus_minus, quantity, show, significant, table
@@ -89,7 +89,7 @@ def list_all(options: argparse.Namespace) -> int:
 
     It is raised for runs with broken files as well, after the others are printed.
     """
-    directories = [options.out] if (options.out / MANIFEST).exists() else run_directories(options.out)
+    directories = runs_at(options.out)
     if not directories:
         raise StoreError(
             f"{options.out}: no runs here", fix="name the folder that --llem-out wrote to, or measure a study first"

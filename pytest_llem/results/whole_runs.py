@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_llem.errors import StoreError
-from pytest_llem.results.layout import MANIFEST, run_directories
-from pytest_llem.results.manifest import Manifest, read_manifest, shard_of
+from pytest_llem.results.manifest import Manifest, manifests_at, shard_of
 from pytest_llem.results.reading import Results
 
 
@@ -47,9 +46,7 @@ def whole_runs(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
 
 def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
     """The rows at `path` by run, shards joined and named after the first; an incomplete run lists its shards."""
-    root = path.parent if path.name == MANIFEST else path
-    directories = [root] if (root / MANIFEST).exists() else run_directories(root) if root.is_dir() else []
-    manifests = [read_manifest(directory / MANIFEST) for directory in directories]
+    manifests = manifests_at(path)
     named: list[tuple[str, Results]] = []
     covered: set[str] = set()
     for group in whole_runs(manifests):

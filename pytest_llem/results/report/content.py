@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,7 @@ from statistics import fmean
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.results.axes import StudyAxes, differing, joined
 from pytest_llem.results.gate_report import GateReport, read_gates
-from pytest_llem.results.layout import MANIFEST, run_directories
+from pytest_llem.results.layout import MANIFEST, runs_at
 from pytest_llem.results.manifest import Manifest, ManifestItem, RunState, current_manifest, run_state
 from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
@@ -51,20 +51,24 @@ class ExperimentRow:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run came: `ended` of its `planned` cycles by themselves, `valid` of those, and what became of it."""
+    """How far a run came: `ended` of its `planned` cycles by themselves, `valid` of those, and what became of it.
+
+    `reused` counts the valid ones that another run of the report measured.
+    """
 
     planned: int
     ended: int
     valid: int
     state: RunState
+    reused: int = 0
 
 
 @dataclass(frozen=True)
 class Content:
     """The content of a report: `results` holds each measurement once, `rows` in every run that has it.
 
-    `axes` has those of each study, with the points of all its runs. `manifests` are by run, and so are `states`, of
-    those that are shown whole.
+    `axes` has those of each study, with the points of all its runs. `manifests` are by the run's id, and so are
+    `states`, of those that are shown whole.
     """
 
     results: Results
@@ -91,16 +95,17 @@ def gather_content(
     results = every.distinct()
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.run_id, result.study, result.experiment.id), []).append(result)
+        groups.setdefault(_key(result), []).append(result)
     settings = {id(result): row for result, row in zip(results, results.rows(), strict=True)}
-    runs = {run.name: run for path in paths for run in _runs(path)}
+    found = [(run, current_manifest(run)) for run in dict.fromkeys(run for path in paths for run in _runs(path))]
+    runs = {manifest.run_id: run for run, manifest in found}  # not by folder: several may have the same name
+    manifests = {manifest.run_id: manifest for _, manifest in found}
     traces, left_out = power_traces(results, runs)
-    manifests = {name: current_manifest(run) for name, run in runs.items()}
     requested = {path.resolve() for path in paths}
     whole = [name for name, run in runs.items() if requested & {run.resolve(), run.parent.resolve()}]
-    planned = Counter(
-        (manifests[name].run_id, item.study, item.experiment_id) for name in whole for item in manifests[name].items
-    )
+    planned = Counter((name, item.study, item.experiment_id) for name in whole for item in manifests[name].items)
+    # A cycle that a newer run reused is shown there alone.
+    planned -= Counter(map(_key, every)) - Counter(map(_key, results))
     rows = tuple(
         _experiment(key, group, settings[id(group[0])], max(planned[key], len(group)), baseline_dir)
         for key, group in groups.items()
@@ -115,12 +120,19 @@ def gather_content(
         traces=traces,
         left_out_traces=left_out,
         problems=tuple(
-            item for manifest in manifests.values() for item in manifest.items if item.state not in ("valid", "pending")
+            item
+            for manifest in manifests.values()
+            for item in manifest.items
+            if item.state not in ("valid", "pending", "running")
         ),
         gates={name: reports for name, run in runs.items() if (reports := tuple(read_gates(run)))},
         manifests=manifests,
-        states={name: _progress(manifests[name]) for name in whole},
+        states={name: _progress(manifests[name], whole) for name in whole},
     )
+
+
+def _key(result: Result) -> tuple[str, str, str]:
+    return result.run_id, result.study, result.experiment.id
 
 
 def _result_files(path: Path) -> list[Path]:
@@ -136,7 +148,7 @@ def _runs(path: Path) -> list[Path]:
     for candidate in (path, *path.parents):
         if (candidate / MANIFEST).exists():
             return [candidate]
-    return run_directories(path)
+    return runs_at(path)
 
 
 def _experiment(
@@ -225,7 +237,8 @@ def _unprefixed(settings: Mapping[str, Cell]) -> dict[str, JsonValue]:
     return {name.removeprefix("config."): cell for name, cell in settings.items()}
 
 
-def _progress(manifest: Manifest) -> RunProgress:
+def _progress(manifest: Manifest, shown: Collection[str]) -> RunProgress:
     states = Counter(item.state for item in manifest.items)
     ended = len(manifest.items) - states["pending"] - states["running"] - states["interrupted"]
-    return RunProgress(len(manifest.items), ended, states["valid"], run_state(manifest))
+    reused = sum(item.state == "valid" and item.source_run in shown for item in manifest.items)
+    return RunProgress(len(manifest.items), ended, states["valid"], run_state(manifest), reused)

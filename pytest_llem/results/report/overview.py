@@ -33,7 +33,8 @@ UNCALIBRATED = {
 def title_of(content: Content) -> str:
     """The title of the study, or what the studies are called."""
     plans = [plan for manifest in content.manifests.values() for plan in manifest.studies]
-    names = dict.fromkeys([*content.axes, *(item.study for item in content.problems)])
+    named = [*content.axes, *(item.study for item in content.problems)]
+    names = dict.fromkeys(named or (plan.name for plan in plans))
     titles = {plan.title for plan in plans if plan.name in names}
     title = titles.pop() if len(names) == len(titles) == 1 else None
     return title or f"Energy of {', '.join(names)}"
@@ -63,7 +64,10 @@ def _states(content: Content) -> Iterable[str]:
         for name, state in content.states.items():
             yield said(*_came(state, "" if len(states) == 1 else f"{name}: "))
         return
-    valid, planned = sum(state.valid for state in states), sum(state.planned for state in states)
+    valid, planned = (
+        sum(each.valid - each.reused for each in states),
+        sum(each.planned - each.reused for each in states),
+    )
     yield said("good" if valid == planned else "bad", f"{valid} of {count(planned, 'cycle')} valid")
     became = Counter(state.state for state in states)
     words = ", ".join(f"{number} {state}" for state, number in became.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,39 @@ def test_an_id_that_means_two_things_has_no_point_of_its_own(measured: Measured)
     content = gather_content(runs)
     assert [[*row.point.values()] for row in content.experiments] == [[1], [8]]
     assert content.axes["study"].point("a") == {}
+
+
+def test_runs_in_folders_of_one_name_keep_their_own_axes(measured: Measured, tmp_path: Path) -> None:
+    """Runs were known by the name of their folder, so that of `a/nightly` and `b/nightly` one lost its plan."""
+    other = SweptAxis("dtype", "dtype", ("x", "y"), ("x", "y"))
+    runs = []
+    for name, axis in (("a", BATCH), ("b", other)):
+        run = measured(name, {"one": (axis.values[0],) * 2, "two": (axis.values[1],) * 2}, [axis, QUANTIZATION])
+        rebuild_manifest(run, finished=True)
+        (tmp_path / name).mkdir()
+        runs.append(run.rename(tmp_path / name / "nightly"))
+    content = gather_content(runs)
+    assert {name: state.planned for name, state in content.states.items()} == {"a": 4, "b": 4}
+    assert {axis.title for axis in content.axes["study"].axes} == {"batch_size", "dtype", "quantization"}
+
+
+def test_a_reused_cycle_counts_in_the_run_that_reused_it_alone(measured: Measured) -> None:
+    """Beside the run that resumed it, an older run read `0 of 2` where its valid cycle had moved to the newer one."""
+    old = measured("1", {"a": ("none", 1)})
+    content = gather_content([old, _resumed(old, measured("2", {"a": ("none", 1)}))])
+    assert [(row.run, row.valid, row.total) for row in content.experiments] == [("1", 1, 1), ("2", 2, 2)]
+    assert content.states["2"].reused == 1
+
+
+def _resumed(old: Path, new: Path) -> Path:
+    """The newer run with its first cycle taken from the older one."""
+    (cycle,) = new.glob("study/*/c1")
+    for name in ("result.json", "state.json"):
+        content = json.loads((cycle / name).read_text())
+        (cycle / name).write_text(json.dumps({**content, "source_run": old.name}))
+    rebuild_manifest(new, finished=True)
+    rebuild_manifest(old, finished=True)
+    return new
 
 
 @pytest.mark.parametrize(
