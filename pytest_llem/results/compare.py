@@ -5,11 +5,9 @@ The command and the report's page call `compare`. It must judge with the same ga
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
@@ -26,7 +24,7 @@ from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, as_markdown, fitted_table, markdown_table
+from pytest_llem.results.terminal import PREFIXES, as_markdown, common_exponent, fitted_table, markdown_table
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
@@ -210,10 +208,7 @@ def lines(
 
 def _prefixed(rows: Sequence[ComparedMetric]) -> list[ComparedMetric]:
     """One metric's rows with their values in the multiple of its unit that suits their median: `9.28 mJ`."""
-    sizes = [value for row in rows for value in (row.baseline, row.current) if value]
-    if not sizes or rows[0].unit not in PREFIXED:
-        return [*rows]
-    exponent = min(max(math.floor(math.log10(median(sizes)) / 3), min(PREFIXES)), max(PREFIXES))
+    exponent = common_exponent((value for row in rows for value in (row.baseline, row.current)), rows[0].unit)
 
     def scaled(value: float | None) -> float | None:
         return None if value is None else value / 1000.0**exponent

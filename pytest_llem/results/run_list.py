@@ -32,13 +32,18 @@ HEADLINE = "joules_per_output_token"
 """Of a run whose manifest does not say: the default of `execution.headline`."""
 UNLIMITED = 10_000
 """Columns where nothing says how wide the reader's screen is. Chosen: no table is wider."""
+ESTIMATED = "*"
+"""Marks a headline of energy that was estimated."""
 LEAST_STUDIES = 10
 """Characters that stay of studies' names. Chosen: both ends of a name are still recognised."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The headline of a study: the best and the worst of its experiments, `uncertainty` where there is one alone."""
+    """The headline of a study: the best and the worst of its experiments, `uncertainty` where there is one alone.
+
+    `estimated`: it is one of energy, which no sensor measured in one of them.
+    """
 
     study: str
     metric: str
@@ -47,8 +52,12 @@ class Headline:
     best: float
     worst: float
     uncertainty: float | None
+    estimated: bool = False
 
     def __str__(self) -> str:
+        return self._figures() + ESTIMATED * self.estimated
+
+    def _figures(self) -> str:
         if self.experiments == 1:
             if self.unit in PREFIXED:
                 return quantity(self.best, self.unit, self.uncertainty)
@@ -149,11 +158,14 @@ def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterato
     column = {name: number for number, name in enumerate(names)}
     metrics = {study.name: known_metric(study.headline or HEADLINE) for study in manifest.studies}
     stated: dict[tuple[str, MetricName], list[tuple[float, str]]] = {}
+    estimated: set[tuple[str, MetricName]] = set()
     for row in summary:
         metric = metrics.get(row[column["study"]])  # None: of a package that is not installed here
         if metric is not None and row[column[f"{metric.name}_value"]]:
             value, uncertainty = (row[column[f"{metric.name}_{what}"]] for what in ("value", "uncertainty"))
             stated.setdefault((row[column["study"]], metric), []).append((float(value), uncertainty))
+            if metric.energy and row[column["measured"]] == "False":
+                estimated.add((row[column["study"]], metric))
     for (study, metric), pairs in stated.items():
         values = [value for value, _ in pairs]
         if not all(map(math.isfinite, values)):
@@ -168,6 +180,7 @@ def _of_summary(summary: Iterator[Sequence[str]], manifest: Manifest) -> Iterato
             best=best,
             worst=worst,
             uncertainty=float(uncertainty) if uncertainty else None,
+            estimated=(study, metric) in estimated,
         )
 
 
@@ -181,15 +194,17 @@ def _moment(text: str) -> str:
 
 def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
     """The runs as a table that fits; a last line names the columns that do not."""
-    metrics = {headline.metric for run in runs for headline in run.headlines}
-    headline = _heading(metrics.pop()) if len(metrics) == 1 else "headline"
+    headlines = [headline for run in runs for headline in run.headlines]
+    metrics = {each.metric for each in headlines}
+    headline = _heading(*metrics) if len(metrics) == 1 else "headline"
+    figures = [[_figure(each, named=len(metrics) > 1) for each in run.headlines] for run in runs]
     columns = {
         "run": [run.run_id for run in runs],
         "state": [_state(run) for run in runs],
         "studies": [", ".join(run.studies) + (f" (shard {run.shard})" if run.shard else "") or "-" for run in runs],
         "valid": [f"{run.valid}/{run.planned}" for run in runs],
         "gates": [_gates(run.gates) for run in runs],
-        headline: [", ".join(map(str, run.headlines)) or "-" for run in runs],
+        headline: [", ".join(of_run) or "-" for of_run in figures],
         "when": [_moment(run.started_at) for run in runs],
     }
     left_out: list[str] = []
@@ -201,17 +216,23 @@ def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
         if name == "gates":
             columns[name] = [_worst(run.gates) for run in runs]
         elif name == headline:
-            columns[name] = [
-                ", ".join([*map(str, run.headlines[:1]), *("…" for _ in run.headlines[1:2])]) or "-" for run in runs
-            ]
+            columns[name] = [", ".join([*of_run[:1], *("…" for _ in of_run[1:2])]) or "-" for of_run in figures]
         elif name == "studies" and longest - excess >= LEAST_STUDIES:
             columns[name] = [_cut(cell, longest - excess) for cell in columns[name]]
         else:
             left_out.append(name)
             del columns[name]
     shown = table(list(columns), list(zip(*columns.values(), strict=True)), left=len(columns))
-    note = f"no room for: {', '.join(left_out)} (a wider terminal has it, and --json)"
-    return [*shown, note] if left_out else shown
+    if left_out:
+        shown.append(f"no room for: {', '.join(left_out)} (a wider terminal has it, and --json)")
+    if headline in columns and any(each.estimated for each in headlines):
+        shown.append(f"{ESTIMATED} energy is NOT measured but estimated")
+    return shown
+
+
+def _figure(headline: Headline, *, named: bool) -> str:
+    """A headline with its metric's name where others stand beside it."""
+    return f"{_heading(headline.metric)} {headline}" if named else str(headline)
 
 
 def _heading(metric: str) -> str:
@@ -231,7 +252,8 @@ def _cut(text: str, width: int) -> str:
 
 def _state(run: ListedRun) -> str:
     if run.state == "complete":
-        return run.state
+        invalid = run.planned - run.valid
+        return f"{run.state}, {invalid} invalid" if invalid else run.state
     count = run.states.get("failed", 0) + run.states.get("crashed", 0) if run.state == "failed" else run.ended
     return f"{run.state} {count}/{run.planned}"
 

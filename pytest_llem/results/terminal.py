@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 from typing import Protocol, TypeVar
 
 from pytest_llem.errors import visible
@@ -73,8 +74,19 @@ def show(text: str) -> None:
 PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G"}
 """SI's, by power of a thousand."""
 PREFIXED = ("J", "W", "Wh", "s", "B")
-"""Units that are shown with such a prefix; a rate is not: 1.2 k1/s helps nobody."""
+"""Units that are shown with a prefix of SI; a rate is not: 1.2 k1/s helps nobody."""
 UNCERTAIN = "±"
+
+
+def common_exponent(values: Iterable[float | None], unit: str) -> int:
+    """The power of a thousand whose prefix suits the median of values that share a column; 0 for a rate."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    return _exponent(median(sizes)) if unit in PREFIXED and sizes else 0
+
+
+def _exponent(size: float) -> int:
+    rounded = float(f"{size:.3g}")  # 999.6 mJ is shown as 1.00 J
+    return min(max(math.floor(math.log10(rounded) / 3), min(PREFIXES)), max(PREFIXES))
 
 
 def quantity(value: float, unit: str, uncertainty: float | None = math.inf) -> str:
@@ -84,9 +96,7 @@ def quantity(value: float, unit: str, uncertainty: float | None = math.inf) -> s
     """
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}"
-    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -3), 3)
-    if abs(float(f"{value / 1000.0**exponent:.3g}")) >= 1000 and exponent < 3:
-        exponent += 1
+    exponent = _exponent(abs(value))
     scale, name = 1000.0**exponent, f" {PREFIXES[exponent]}{unit}"
     if uncertainty is None or not math.isfinite(uncertainty):
         return f"{significant(value / scale)}{name}" + (f" {UNCERTAIN}?" if uncertainty is None else "")

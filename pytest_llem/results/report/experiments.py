@@ -6,11 +6,9 @@ screens two lines per experiment, so that its first columns must be those that n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from statistics import median
 
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.metrics import METRICS, SHIPPED
@@ -18,7 +16,7 @@ from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.report.markup import NOT_KNOWN, count, scroll, text
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, UNCERTAIN, plus_minus, significant
+from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant
 from pytest_llem.study.model import SweptAxis
 
 JOULES = "joules_per_output_token"
@@ -186,7 +184,7 @@ FACTS = (
 def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
     """A metric with the SI prefix that suits most of its values, so that all cells of the column have one unit."""
     metric = METRICS[name]
-    exponent = _exponent([row.metrics[name].value for row in rows if name in row.metrics], metric.unit)
+    exponent = _exponent(name, rows)
     scale, prefix = 1000.0**exponent, PREFIXES[exponent]
     unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
     head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
@@ -196,7 +194,7 @@ def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
 
 
 def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
-    exponent = _exponent([row.metrics[name].value for row in rows if name in row.metrics], METRICS[name].unit)
+    exponent = _exponent(name, rows)
 
     def cell(row: ExperimentRow) -> str:
         spread = row.metrics[name].spread if name in row.metrics else None
@@ -205,9 +203,8 @@ def _spread(name: str, rows: Sequence[ExperimentRow]) -> Column:
     return Column("spread", f"Interquartile range of the cycles' {name}", cell, number=True)
 
 
-def _exponent(values: Sequence[float], unit: str) -> int:
-    middle = median([abs(value) for value in values if value and math.isfinite(value)] or [1.0])
-    return min(max(math.floor(math.log10(middle) / 3), -3), 3) if unit in PREFIXED else 0
+def _exponent(name: str, rows: Sequence[ExperimentRow]) -> int:
+    return common_exponent((row.metrics[name].value for row in rows if name in row.metrics), METRICS[name].unit)
 
 
 def _short(name: str) -> str:

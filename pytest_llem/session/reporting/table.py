@@ -6,14 +6,12 @@ the figures with their uncertainty stay, further columns come where there is roo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import known_metric
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, plus_minus
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, plus_minus
 from pytest_llem.study.naming import text_of
 
 if TYPE_CHECKING:
@@ -182,10 +180,7 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     """A metric's column: one SI prefix for all its cells, and a mark where the energy is an estimate."""
     before, unit, after = _words(name)
     found = [row.metrics.get(name) for row in rows]
-    sizes = [abs(each.value) for each in found if each is not None and each.value]
-    exponent = 0
-    if unit in PREFIXED and sizes:
-        exponent = min(max(math.floor(math.log10(float(f"{median(sizes):.3g}")) / 3), -3), 3)
+    exponent = common_exponent((each and each.value for each in found), unit)
     scale = 1000.0**exponent
     cells = tuple(
         "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)

@@ -96,6 +96,38 @@ def test_a_runs_state_says_how_far_it_came(
     }
 
 
+def test_a_run_of_cycles_that_are_not_valid_is_no_good_one(
+    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It read `complete`, and the column of valid cycles is the first but one to go on a narrow terminal."""
+    run = make_run("run", 8)
+    for path in [*run.glob("*/*/*/state.json")][:3]:
+        path.write_text(path.read_text().replace('"valid"', '"invalid"'))
+    rebuild_manifest(run, finished=True)
+    assert states(tmp_path, capsys) == {"run": "complete, 3 invalid"}
+
+
+def test_a_headline_says_what_it_is_of_and_that_it_was_estimated(
+    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Joules that nobody measured stood there like others, and beside joules a rate had neither name nor unit."""
+    make_run("measured", 8)
+    summary = make_run("estimated", 8) / "summary.csv"
+    summary.write_text(summary.read_text().replace(",True,", ",False,"))
+    run = make_run("rate", 8)
+    manifest = read_manifest(run / MANIFEST)
+    plans = tuple(replace(plan, headline="output_tokens_per_s") for plan in manifest.studies)
+    write_manifest(run, replace(manifest, studies=plans))
+    main(["list", str(tmp_path / "out")])
+    head, rate, measured, estimated, *notes = capsys.readouterr().out.splitlines()
+    assert "headline" in head
+    assert "tokens/s " in rate
+    assert "J/request " in measured
+    assert "*" not in measured
+    assert "J*  " in estimated
+    assert notes == ["* energy is NOT measured but estimated"]
+
+
 def test_what_ended_after_the_manifest_was_written_counts(
     tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import metric_name
 from pytest_llem.results.report.charts.chart import WIDE_LETTER, Size, Spec, quoted, wrapped
+from pytest_llem.results.terminal import PREFIXED
 from pytest_llem.study.model import SweptAxis
 
-PREFIXED = ("J", "s", "W", "Wh", "B")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 PREFIXES = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e4, 1e3), ("", 0.1, 1.0), ("m", 1e-4, 1e-3), ("µ", 0.0, 1e-6))
 """Each with the least value that is written with it, and its size."""
