@@ -279,6 +279,22 @@ def test_nothing_is_drawn_outside_of_the_axes() -> None:
     assert all(low < float(str(row["ratio"])) < high for row in chart.rows)
 
 
+def test_a_bar_down_to_zero_ends_at_the_foot_of_a_logarithmic_axis() -> None:
+    """It was drawn from the value's upper bound to the top of the chart: a value known badly looked huge."""
+    pytest.importorskip("vl_convert", reason="charts need the extra `report`")
+    sizes = SweptAxis("size", "size", tuple(map(str, range(30))), tuple(range(30)))
+    content = content_of(sizes)
+    last = content.experiments[-1]
+    summary = last.metrics["joules_per_output_token"]
+    unsure = {"joules_per_output_token": replace(summary, uncertainty=2 * summary.value)}
+    chart = chart_of(
+        replace(content, experiments=(*content.experiments[:-1], replace(last, metrics=unsure))), "by-size"
+    )
+    bars = re.findall(r'translate\([\d.]+,([\d.]+)\)" x2="0" y2="(-[\d.]+)"', svg_of(chart) or "")
+    assert float(bars[-1][0]) == pytest.approx(chart.spec["height"])
+    assert all(float(foot) + float(up) >= 0 for foot, up in bars)
+
+
 def test_a_chart_of_too_many_points_is_not_drawn() -> None:
     pytest.importorskip("vl_convert", reason="charts need the extra `report`")
     chart = chart_of(content_of(BATCH), "pareto")

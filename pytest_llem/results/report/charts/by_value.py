@@ -56,7 +56,8 @@ def _chart(
         rows.append({**identity(row), **point, **line, **marks.fields(row.key)})
     x = swept("x", axis, [row.point[axis.name] for row in shown])
     height = round(size.width * ASPECT)
-    y = continuous("y", upright(unit.title, height, size), [row.metrics[metric].value * unit.factor for row in shown])
+    reached = [value for row in rows for name in ("y", "high") if isinstance(value := row[name], float)]
+    y = continuous("y", upright(unit.title, height, size), reached)
     joined: Spec = {"x": x, "detail": {"field": "line"}}
     if "color" in marks.encoding:
         joined["color"] = marks.encoding["color"]

@@ -14,7 +14,16 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import metric_name
 from pytest_llem.results.report.charts.chart import GREY, LETTER, LINE, Chart, Rows, Size, Spec, interval, tooltip
 from pytest_llem.results.report.charts.points import Experiments, identity
-from pytest_llem.results.report.charts.scales import Unit, is_log, log_axis, metric_words, quantity, unit_of, upright
+from pytest_llem.results.report.charts.scales import (
+    Unit,
+    is_log,
+    log_axis,
+    log_scale,
+    metric_words,
+    quantity,
+    unit_of,
+    upright,
+)
 
 SPEED, ENERGY = "output_tokens_per_s", "joules_per_output_token"
 ASPECT = 0.66
@@ -76,7 +85,7 @@ class Scale:
     def position(self, field: str, title: JsonValue) -> Spec:
         """A field on it, as Vega-Lite takes it."""
         low, high = (math.exp(end) if self.log else end for end in (self.low, self.high))
-        scale: Spec = {"domain": [low, high], "nice": False, **({"type": "log"} if self.log else {"zero": False})}
+        scale: Spec = log_scale(low, high) if self.log else {"domain": [low, high], "nice": False, "zero": False}
         return quantity(field, title, scale, log_axis(low, high) if self.log else None)
 
 

@@ -123,7 +123,12 @@ def logarithmic(field: str, title: JsonValue, values: Iterable[float]) -> Spec:
     ends = (min(known), max(known)) if known else (1.0, 10.0)
     margin = (ends[1] / ends[0]) ** 0.04 if ends[1] > ends[0] else 1.5
     low, high = ends[0] / margin, ends[1] * margin
-    return quantity(field, title, {"type": "log", "domain": [low, high], "nice": False}, log_axis(low, high))
+    return quantity(field, title, log_scale(low, high), log_axis(low, high))
+
+
+def log_scale(low: float, high: float) -> Spec:
+    """A logarithmic scale at whose ends a bar stops that goes on: to Vega, a bar down to 0 is one up to the top."""
+    return {"type": "log", "domain": [low, high], "nice": False, "clamp": True}
 
 
 def log_axis(low: float, high: float) -> Spec:
