@@ -186,6 +186,8 @@ _NAMES = (
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}
 """The metrics of this package alone by name, in the order of tables: `metric_name` and `known_metric` find others."""
 
+HEADLINE = "joules_per_output_token"
+"""Default of `execution.headline`."""
 METRICS_GROUP = "pytest_llem.metrics"
 COLUMNS = (
     "run_id", "source_run", "study", "experiment", "config_hash", "cycle", "attempt", "created_at", "valid", "reasons",

@@ -5,12 +5,13 @@ The command and the report's page call `compare`. It must judge with the same ga
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.metric_names import HEADLINE, known_metric
 from pytest_llem.results.axes import StudyAxes, written
 from pytest_llem.results.baselines import BaselineFile, with_repeatability
 from pytest_llem.results.comparability import differences, settings_differences
@@ -19,16 +20,24 @@ from pytest_llem.results.effects import Direction, direction
 from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import centre, judge_comparison, limit_text
+from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.statistics import ratio_interval
-from pytest_llem.results.terminal import PREFIXES, as_markdown, common_exponent, fitted_table, markdown_table
+from pytest_llem.results.terminal import (
+    PREFIXES,
+    as_markdown,
+    common_exponent,
+    fitted_table,
+    markdown_table,
+    significant,
+)
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
-HEADLINES = ("joules_per_output_token", "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
-HEAD = ("experiment", "metric", "baseline", "now", "change", "interval", "verdict")
+HEADLINES = (HEADLINE, "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
+HEAD = ("experiment", "metric", "baseline", "now", "change", "90 % interval", "verdict")
 SIDES = ("lower", "higher")
 Verdict = Status | Direction | Literal["absent"]
 
@@ -63,6 +72,15 @@ class ComparedMetric:
     def better(self) -> bool | None:
         """Whether a change that is no gate's is for the better; `None` where there is none."""
         return (self.verdict == "higher") == metric(self.metric).higher_is_better if self.verdict in SIDES else None
+
+
+def headlines(plans: Iterable[StudyPlan]) -> list[str]:
+    """The metrics that are shown where none is named: the studies' own headlines that are known here, and `HEADLINES`.
+
+    An earlier run may have the headline of a package that is not installed any more.
+    """
+    asked = [plan.headline for plan in plans if plan.headline and known_metric(plan.headline)]
+    return [*dict.fromkeys((*asked, *HEADLINES))]
 
 
 def compare(
@@ -287,8 +305,7 @@ def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     return (
         f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id,
         named(row),
-        "-" if row.baseline is None else f"{row.baseline:.4g}",
-        "-" if row.current is None else f"{row.current:.4g}",
+        *("-" if value is None else significant(value, 4) for value in (row.baseline, row.current)),
         "-" if row.ratio is None else f"{_changes(row.ratio)} %",
         "-" if row.ci_low is None or row.ci_high is None else f"{_changes(row.ci_low, row.ci_high)} %",
         word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else ""),

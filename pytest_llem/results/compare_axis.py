@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.results.axes import StudyAxes, differing, joined, written
 from pytest_llem.results.comparability import MACHINE, common_conditions, flat_settings
-from pytest_llem.results.compare import HEADLINES
+from pytest_llem.results.compare import headlines
 from pytest_llem.results.effects import Effect, effects
 from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import is_energy, metric
@@ -59,14 +59,13 @@ def by_axis(
             continue
         valid = joined_shards.valid.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
         against = None if reference is None else _value_called(reference, axis)
-        headline = next((plan.headline for _, plan in plans if plan.name == study and plan.headline), HEADLINES[0])
-        measured = [
-            each for each in (headline, *HEADLINES) if any(metric(each).of(result) is not None for result in valid)
+        shown = metrics or [
+            each
+            for each in headlines(plan for _, plan in plans if plan.name == study)
+            if any(metric(each).of(result) is not None for result in valid)
         ]
         of_study = [
-            effect
-            for each in dict.fromkeys(metrics or measured)
-            for effect in effects(valid, axes, axis, each, reference=against)
+            effect for each in dict.fromkeys(shown) for effect in effects(valid, axes, axis, each, reference=against)
         ]
         found.append(StudyEffects(study, axis, tuple(of_study), tuple(_notes(valid, axis, of_study))))
     if not found:

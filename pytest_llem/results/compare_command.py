@@ -50,11 +50,10 @@ def compare_results(options: argparse.Namespace) -> int:
             "measure again without it",
         )
     plans = [plan for each in (options.baseline, *options.others) for plan in compare_axis.plans_at(Path(each))]
-    headlines = [plan.headline for _, plan in plans if plan.headline]
     rows = compare.compare(
         baseline,
         others,
-        metrics=options.metric or [*dict.fromkeys((*headlines, *compare.HEADLINES))],
+        metrics=options.metric or compare.headlines(plan for _, plan in plans),
         limits=limits,
         alpha=options.alpha,
         allow=options.allow,

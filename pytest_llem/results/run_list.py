@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pytest_llem.errors import StoreError
 from pytest_llem.job.files import open_regular
-from pytest_llem.job.metric_names import MetricName, known_metric
+from pytest_llem.job.metric_names import HEADLINE, MetricName, known_metric
 from pytest_llem.job.wire import encode
 from pytest_llem.results.gate_report import read_gates
 from pytest_llem.results.layout import runs_at
@@ -28,8 +28,6 @@ from pytest_llem.results.manifest import Manifest, RunState, current_manifest, r
 from pytest_llem.results.state import TERMINAL
 from pytest_llem.results.terminal import PREFIXED, counted, plus_minus, quantity, show, significant, table
 
-HEADLINE = "joules_per_output_token"
-"""Of a run whose manifest does not say: the default of `execution.headline`."""
 UNLIMITED = 10_000
 """Columns where nothing says how wide the reader's screen is. Chosen: no table is wider."""
 ESTIMATED = "*"

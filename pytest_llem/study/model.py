@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.job.setting import Fraction, Limits, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, setting
 from pytest_llem.study.limits import Budget, Comparison
 from pytest_llem.study.problems import Location
@@ -40,7 +41,7 @@ class Execution:
         None, "Add cycles until the headline's interval is this narrow (relative half-width)."
     )
     max_cycles: Annotated[int, Limits(ge=1, le=10_000)] = setting(10, "Most cycles with `target_ci`.")
-    headline: Name = setting("joules_per_output_token", "Metric of the summary and of `target_ci`.")
+    headline: Name = setting(HEADLINE, "Metric of the summary and of `target_ci`.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.report.content import Content, ExperimentRow
@@ -19,8 +20,7 @@ from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant
 from pytest_llem.study.model import SweptAxis
 
-JOULES = "joules_per_output_token"
-HEADLINES = (JOULES, "joules_per_request", "output_tokens_per_s")
+HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 """Metrics that every table shows, after the study's own headline."""
 FURTHER = (
     "energy_j",
@@ -36,7 +36,7 @@ FURTHER = (
 )
 """Metrics that a table shows on demand."""
 UNITS: Mapping[str, str] = {
-    JOULES: "J/token",
+    HEADLINE: "J/token",
     "joules_per_total_token": "J/token in or out",
     "joules_per_request": "J/request",
     "wh_per_1000_queries": "Wh/1000 requests",
@@ -68,7 +68,7 @@ def experiments(content: Content) -> str:
         plans = [plan for each in content.manifests.values() for plan in each.studies if plan.name == study]
         headline = next((plan.headline for plan in plans if plan.headline), None)
         title = f"<h3>{text(plans[0].title or study if plans else study)}</h3>" if len(content.axes) > 1 else ""
-        parts.append(title + _study(f"t{number}", rows, axes, headline or JOULES) + _without(content, study, rows))
+        parts.append(title + _study(f"t{number}", rows, axes, headline or HEADLINE) + _without(content, study, rows))
     return "".join(parts) + NOTE
 
 

@@ -15,7 +15,7 @@ from string import Template
 
 from pytest_llem import __version__
 from pytest_llem.job.files import write_text, writing
-from pytest_llem.results.compare import ComparedMetric, compare
+from pytest_llem.results.compare import ComparedMetric, compare, headlines
 from pytest_llem.results.compared_sides import open_side, side_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.repeatability import BASELINES
@@ -57,7 +57,8 @@ def write_report(
         in_baseline = {result.run_id for result in before.source} if isinstance(before.source, Results) else set()
         runs = dict.fromkeys(result.run_id for result in content.rows if result.run_id not in in_baseline)
         sides = [side_of(run, content.rows.of_run(run)) for run in runs]
-        compared = compare(before, sides, baseline_dir=baseline_dir)
+        plans = [plan for manifest in content.manifests.values() for plan in manifest.studies]
+        compared = compare(before, sides, metrics=headlines(plans), baseline_dir=baseline_dir)
     page = _render(content, charts(content), compared, title or title_of(content), _bundle())
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

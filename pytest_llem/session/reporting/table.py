@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_llem.job.metric_names import known_metric
+from pytest_llem.job.metric_names import HEADLINE, known_metric
 from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, plus_minus
 from pytest_llem.study.naming import text_of
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.results.summary import ExperimentSummary
 
-DEFAULT_HEADLINE = "joules_per_output_token"
-ALWAYS = ("joules_per_output_token", "joules_per_request", "output_tokens_per_s")
+ALWAYS = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 WHERE_ROOM = ("avg_power_w", "energy_j")
 SHORT = {
     "joules_per_output_token": ("", "J", "/token"),
@@ -142,7 +141,7 @@ def _middle_cut(text: str, width: int) -> str:
 
 def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     """The table of a study's experiments, with the axes and the headline of its plan."""
-    headline = plan.headline or DEFAULT_HEADLINE
+    headline = plan.headline or HEADLINE
     shared, names = _names(rows, plan)
     measured = [name for name in dict.fromkeys((headline, *ALWAYS)) if any(name in row.metrics for row in rows)]
     further = [name for name in WHERE_ROOM if name not in measured and any(name in row.metrics for row in rows)]
@@ -180,7 +179,7 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     """A metric's column: one SI prefix for all its cells, and a mark where the energy is an estimate."""
     before, unit, after = _words(name)
     found = [row.metrics.get(name) for row in rows]
-    exponent = common_exponent((each and each.value for each in found), unit)
+    exponent = common_exponent((each.value for each in found if each is not None), unit)
     scale = 1000.0**exponent
     cells = tuple(
         "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)

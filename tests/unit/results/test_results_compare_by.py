@@ -16,6 +16,7 @@ from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.manifest import StudyPlan, rebuild_manifest
+from pytest_llem.results.report.page import write_report
 from pytest_llem.results.store import RunStore
 from pytest_llem.study.model import SweptAxis
 
@@ -47,9 +48,10 @@ def measure(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytes
         these: Iterable[tuple[str, int]] = WATTS,
         facts: Mapping[str, JsonValue] | None = None,
         out: Path = tmp_path,
+        headline: str | None = None,
     ) -> None:
         points = {f"dtype:{dtype}-batch_size:{batch}": (dtype, batch) for dtype, batch in these}
-        plan = StudyPlan("study", None, axes=AXES, points=points)
+        plan = StudyPlan("study", None, axes=AXES, points=points, headline=headline)
         store = RunStore.create(out, run, studies=(plan,), environment={"hostname": "here"})
         for name, point in points.items():
             key = CycleKey("study", name, name.ljust(16, "0"), 1)
@@ -68,6 +70,24 @@ def measure(tmp_path: Path, bench: Bench, worker: MakeWorker, monkeypatch: pytes
 def run(measure: Measure) -> str:
     measure("run")
     return "run"
+
+
+@pytest.mark.parametrize("headline", ["joules_per_request", "of_a_package_that_is_gone"])
+def test_comparisons_show_the_studys_own_headline_where_it_is_known(
+    measure: Measure, headline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page left it out; `llem compare` ended with an error on a run whose metric was of a package not installed."""
+    measure("a", headline=headline)
+    measure("b", headline=headline)
+    assert main(["compare", "a", "b"]) == 0
+    assert main(["compare", "a", "--by", "dtype"]) == 0
+    assert capsys.readouterr().out.count("joules_per_request") == 2 * (headline == "joules_per_request")
+    write_report([tmp_path / "b"], tmp_path / "page.html", baseline=tmp_path / "a")
+    comparison = (
+        (tmp_path / "page.html").read_text().partition('<section id="comparison"')[2].partition("</section>")[0]
+    )
+    assert ("joules_per_request" in comparison) is (headline == "joules_per_request")
+    assert "90 % interval" in comparison
 
 
 def test_an_axis_is_compared_over_the_others(run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def cycles(experiments: Experiments, size: Size) -> Chart:
             mean: Spec = {"y": unit.of(estimate.value) if estimate else None}
             rows.append({**identity(row), "label": experiments.labels[row.key], **cycle, **mean})
     y = name_of_experiment(size, experiments.longest_line)
-    reached = [value for row in rows for name in ("x", "high") if isinstance(value := row[name], float)]
+    reached = [end for row in rows for name in ("x", "high") if isinstance(end := row[name], float)]
     x = beside_names(continuous("x", unit.title, reached))
     kinds = [kind for kind in KINDS if any(row["validity"] == kind for row in rows)]
     key: Spec = {"legend": {"labelLimit": 0, "symbolOpacity": 1} if len(kinds) > 1 else None}
@@ -96,8 +96,8 @@ def cycles(experiments: Experiments, size: Size) -> Chart:
 
 def split(experiments: Experiments, size: Size) -> Chart:
     """Where the energy of a token goes: idle and above idle, prefill and decode."""
-    parts = [each for row in experiments.rows for each in (row.idle_j, row.net_j, *row.phases.values())]
-    unit = unit_of("joules_per_output_token", parts)
+    energies = [each for row in experiments.rows for each in (row.idle_j, row.net_j, *row.phases.values())]
+    unit = unit_of("joules_per_output_token", energies)
     rows: Rows = []
     for row in experiments.rows:
         halves: Mapping[str, Mapping[str, float | None]] = {

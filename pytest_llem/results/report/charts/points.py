@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import known_metric
+from pytest_llem.job.metric_names import HEADLINE, known_metric
 from pytest_llem.results.report.charts.chart import SHAPES, Size, Spec, colours, legend, wrapped
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.study.model import SweptAxis
 
-DEFAULT_HEADLINE = "joules_per_output_token"
 MAX_COLOURS = 12
 """Chosen: nobody tells more colours of one chart apart; further values are told by labels alone."""
 NAME = 0.42
@@ -112,7 +111,7 @@ class Experiments:
         plans = [plan for manifest in self.content.manifests.values() for plan in manifest.studies]
         asked = {plan.headline for plan in plans if plan.name in of and plan.headline}
         asked = {name for name in asked if known_metric(name)}
-        return asked.pop() if len(asked) == 1 else DEFAULT_HEADLINE
+        return asked.pop() if len(asked) == 1 else HEADLINE
 
     def marks(self, keys: Iterable[str], *, apart: Sequence[str] = ()) -> Marks:
         """Colours and shapes for these experiments, by what they differ in apart from some axes."""
