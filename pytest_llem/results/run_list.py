@@ -26,7 +26,7 @@ from pytest_llem.results.gate_report import read_gates
 from pytest_llem.results.layout import runs_at
 from pytest_llem.results.manifest import Manifest, RunState, current_manifest, run_state, shard_of
 from pytest_llem.results.state import TERMINAL
-from pytest_llem.results.terminal import PREFIXED, counted, plus_minus, quantity, show, significant, table
+from pytest_llem.results.terminal import PREFIXED, counted, middle_cut, plus_minus, quantity, show, significant, table
 
 UNLIMITED = 10_000
 """Columns where nothing says how wide the reader's screen is. Chosen: no table is wider."""
@@ -216,7 +216,7 @@ def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
         elif name == headline:
             columns[name] = [", ".join([*of_run[:1], *("…" for _ in of_run[1:2])]) or "-" for of_run in figures]
         elif name == "studies" and longest - excess >= LEAST_STUDIES:
-            columns[name] = [_cut(cell, longest - excess) for cell in columns[name]]
+            columns[name] = [middle_cut(cell, longest - excess) for cell in columns[name]]
         else:
             left_out.append(name)
             del columns[name]
@@ -241,11 +241,6 @@ def _heading(metric: str) -> str:
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
     return sum(max(len(name), *map(len, cells)) for name, cells in columns.items()) + 2 * (len(columns) - 1)
-
-
-def _cut(text: str, width: int) -> str:
-    head = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def _state(run: ListedRun) -> str:

@@ -78,6 +78,12 @@ PREFIXED = ("J", "W", "Wh", "s", "B")
 UNCERTAIN = "±"
 
 
+def middle_cut(text: str, width: int) -> str:
+    """A text no longer than that, with both of its ends."""
+    head = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
 def common_exponent(values: Iterable[float | None], unit: str) -> int:
     """The power of a thousand whose prefix suits the median of values that share a column; 0 for a rate."""
     sizes = [abs(value) for value in values if value and math.isfinite(value)]

@@ -223,7 +223,7 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Sequence[Manifest]) -> tup
         places = [(axis.name, {repr(value): place for place, value in enumerate(axis.values)}) for axis in axes]
         placed.sort(key=lambda row: [of.get(repr(row.point.get(name)), len(of)) for name, of in places])
     else:
-        differ = differing({row.key: _unprefixed(row.settings) for row in rows})
+        differ = differing({row.key: {n.removeprefix("config."): v for n, v in row.settings.items()} for row in rows})
         axes = differ.axes
         placed = [replace(row, point=differ.point(row.key)) for row in rows]
     points: dict[str, set[tuple[JsonValue, ...]]] = {}
@@ -231,10 +231,6 @@ def _placed(rows: Sequence[ExperimentRow], manifests: Sequence[Manifest]) -> tup
         points.setdefault(row.experiment, set()).add(tuple(row.point.get(axis.name) for axis in axes))
     # An id that means different settings in different runs has no one point.
     return placed, StudyAxes(axes, {name: one for name, (one, *others) in points.items() if not others})
-
-
-def _unprefixed(settings: Mapping[str, Cell]) -> dict[str, JsonValue]:
-    return {name.removeprefix("config."): cell for name, cell in settings.items()}
 
 
 def _progress(manifest: Manifest, shown: Collection[str]) -> RunProgress:

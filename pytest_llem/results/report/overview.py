@@ -8,16 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from pytest_llem.results.gates import Status
+from pytest_llem.results.gate_report import WORDS
 from pytest_llem.results.report.content import Content, RunProgress
 from pytest_llem.results.report.markup import Tone, count, said, text
 
-VERDICTS: Mapping[Status, tuple[Tone, str]] = {
-    "fail": ("bad", "failed"),
-    "not_comparable": ("open", "not comparable"),
-    "inconclusive": ("open", "inconclusive"),
-    "pass": ("good", "passed"),
-}
+TONES: Mapping[str, Tone] = {"fail": "bad", "not_comparable": "open", "inconclusive": "open", "pass": "good"}
+"""By verdict, the worst first; one that is not here says nothing good or bad."""
 SHOWN_RUNS = 4
 """Runs with a line of their own. Chosen: they stay within one screen; more are counted."""
 SHOWN_FAILURES = 3
@@ -86,10 +82,9 @@ def _came(run: RunProgress, name: str = "") -> tuple[Tone, str]:
 
 def _gates(content: Content) -> Iterable[str]:
     counts = Counter(row.status for reports in content.gates.values() for each in reports for row in each.rows)
-    for status, (tone, word) in VERDICTS.items():
-        if counts[status]:
-            said_so = said(tone, f"{count(counts[status], 'gate')} {word}")
-            yield f'<a href="#gates">{said_so}</a>'
+    for status in sorted(counts, key=[*TONES].index):
+        said_so = said(TONES[status], f"{count(counts[status], 'gate')} {WORDS[status]}")
+        yield f'<a href="#gates">{said_so}</a>'
 
 
 def _banners(content: Content) -> Iterable[str]:

@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
-from pytest_llem.results.gate_report import VERDICT_HEAD, BaselineNamed, GateReport
+from pytest_llem.results.gate_report import VERDICT_HEAD, WORDS, BaselineNamed, GateReport
 from pytest_llem.results.report.asked import moment
 from pytest_llem.results.report.content import Content
-from pytest_llem.results.report.markup import Tone, fold, said, table, text
-from pytest_llem.results.report.overview import VERDICTS
-
-TONES: dict[str, Tone] = {status: tone for status, (tone, _) in VERDICTS.items()}
-"""By verdict; one that is not here says nothing good or bad."""
+from pytest_llem.results.report.markup import fold, said, table, text
+from pytest_llem.results.report.overview import TONES
 
 
 def gates(content: Content) -> str:
     """Each gate's verdict, the ones that failed first, why, and the baseline's runs; empty where nothing was judged."""
-    order = [*VERDICTS]
+    order = [*TONES]
     judged = [(run, report, row) for run, reports in content.gates.items() for report in reports for row in report.rows]
     if not judged:
         return ""
@@ -33,9 +30,14 @@ def gates(content: Content) -> str:
     why = []
     for run, report, row in judged:
         name = f"{report.study}[{report.experiment_id}]" if studies else report.experiment_id
-        tone, word = VERDICTS[row.status]
         shown = row.cells()
-        body.append([said(tone, word), *([text(run)] if several else []), *map(text, (name, shown[0], *shown[2:]))])
+        body.append(
+            [
+                said(TONES[row.status], WORDS[row.status]),
+                *([text(run)] if several else []),
+                *map(text, (name, shown[0], *shown[2:])),
+            ]
+        )
         if row.reason:
             why.append(f"<li>{text(f'{name}: {row.sentence()}')}</li>")
     against = _baselines([report for _, report, _ in judged])

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_llem.job.metric_names import HEADLINE, known_metric
-from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, plus_minus
-from pytest_llem.study.naming import text_of
+from pytest_llem.results.axes import written
+from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus
 
 if TYPE_CHECKING:
-    from pytest_llem.errors import JsonValue
     from pytest_llem.results.manifest import StudyPlan
     from pytest_llem.results.summary import ExperimentSummary
 
@@ -123,20 +122,13 @@ def _fitted(columns: Sequence[TableColumn], width: int) -> list[TableColumn] | N
         target = fitted[widest].width - 1
         cut = replace(
             fitted[widest],
-            head=_middle_cut(columns[widest].head, target),
-            cells=tuple(_middle_cut(cell, target) for cell in columns[widest].cells),
+            head=middle_cut(columns[widest].head, target),
+            cells=tuple(middle_cut(cell, target) for cell in columns[widest].cells),
         )
         if target < LEAST_NAME or len(set(cut.cells)) < len(set(columns[widest].cells)):
             return None
         fitted[widest] = cut
     return fitted
-
-
-def _middle_cut(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
@@ -163,16 +155,12 @@ def _names(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> tuple[list[str
         return shared, [TableColumn("experiment", tuple(row.experiment_id for row in rows), left=True)]
     for axis in axes.axes:
         values = [axes.point(row.experiment_id).get(axis.name) for row in rows]
-        cells = tuple("-" if value is None else _text(value) for value in values)
+        cells = tuple(map(written, values))
         if len(set(cells)) > 1:
             names.append(TableColumn(axis.title, cells, before=axis.title, left=not axis.ordered))
         elif cells[0] not in ("-", *shared):
             shared.append(f"{axis.title} {cells[0]}")
     return shared, names
-
-
-def _text(value: JsonValue) -> str:
-    return value if isinstance(value, str) else text_of(value)
 
 
 def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:

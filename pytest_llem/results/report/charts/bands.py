@@ -82,16 +82,7 @@ def cycles(experiments: Experiments, size: Size) -> Chart:
         f"at 95 % (bar).{experiments.without(name)}"
     )
     spec: Spec = {"height": {"step": _step(experiments, size)}, "layer": layers}
-    return Chart(
-        "cycles",
-        "Cycles, and the interval of their mean",
-        text,
-        spec,
-        rows,
-        (name,),
-        experiments.studies,
-        wide=experiments.label_lines > 1,
-    )
+    return _chart(experiments, "cycles", "Cycles, and the interval of their mean", text, spec, rows, name)
 
 
 def split(experiments: Experiments, size: Size) -> Chart:
@@ -129,16 +120,7 @@ def split(experiments: Experiments, size: Size) -> Chart:
     }
     text = f"{unit.name}, by what the device draws idle (model loaded, over the measured time) and above that"
     text += ", and by phase. Means over valid cycles." if halves_shown > 1 else ". Means over valid cycles."
-    return Chart(
-        "split",
-        "Where the energy goes",
-        text,
-        spec,
-        rows,
-        ("joules_per_output_token",),
-        experiments.studies,
-        wide=experiments.label_lines > 1,
-    )
+    return _chart(experiments, "split", "Where the energy goes", text, spec, rows, "joules_per_output_token")
 
 
 def latency(experiments: Experiments, size: Size) -> Chart:
@@ -180,9 +162,12 @@ def latency(experiments: Experiments, size: Size) -> Chart:
         "height": {"step": max(_step(experiments, size), 2.6 * size.font), "for": "position"},
         "layer": layers,
     }
-    return Chart(
-        "latency", "Latency", text, spec, rows, ("ttft_p50_s",), experiments.studies, wide=experiments.label_lines > 1
-    )
+    return _chart(experiments, "latency", "Latency", text, spec, rows, "ttft_p50_s")
+
+
+def _chart(experiments: Experiments, id: str, title: str, text: str, spec: Spec, rows: Rows, metric: str) -> Chart:
+    wide = experiments.label_lines > 1
+    return Chart(id, title, text, spec, rows, (metric,), experiments.studies, wide=wide)
 
 
 def _key(field: str, marks: Mapping[str, str], size: Size) -> Spec:
