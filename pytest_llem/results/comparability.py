@@ -105,7 +105,7 @@ def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]
     for result in results[1:]:
         now = conditions(result)
         for name in (*MODEL, *MACHINE):
-            unread = name in MODEL and None in (now[name], first[name])
+            unread = name in MODEL and (None in (now[name], first[name]) or _unlike(name, now[name], first[name]))
             if name not in allow and now[name] != first[name] and not unread:
                 text = f"c{results[0].cycle} {_shown(first[name])}, c{result.cycle} {_shown(now[name])}"
                 mixed.setdefault(name, f"the cycles differ in {name}: {text}")
@@ -130,8 +130,8 @@ def differences(
         before, now = baseline.get(name), current.get(name)
         if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
             continue
-        if name in MODEL and before is None:
-            continue  # not read for the baseline: no difference is known
+        if name in MODEL and (before is None or _unlike(name, before, now)):
+            continue  # not read for the baseline, or in another way: no difference is known
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
@@ -142,6 +142,12 @@ def differences(
             boards = f"other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}"
             problems.append(f"{name}: {boards}, and the limit is {abs(limit):.1%}")
     return problems
+
+
+def _unlike(name: str, before: JsonValue, now: JsonValue) -> bool:
+    """Whether these are fingerprints of unlike kinds: of a file that could be read, and of what a server tells."""
+    kinds = [str(value).partition(":") for value in (before, now)]
+    return name == "model_fingerprint" and all(colon for _, colon, _ in kinds) and kinds[0][0] != kinds[1][0]
 
 
 def flat_settings(result: Result) -> dict[str, JsonValue]:
