@@ -206,7 +206,9 @@ def lines(runs: Sequence[ListedRun], width: int) -> list[str]:
         "when": [_moment(run.started_at) for run in runs],
     }
     left_out: list[str] = []
-    for name in ("when", "valid", "studies", "gates", headline):
+    if set(columns["gates"]) == {"-"} and _width(columns) > width:
+        del columns["gates"]  # it says nothing, and is not missed
+    for name in filter(columns.__contains__, ("when", "valid", "studies", "gates", headline)):
         excess = _width(columns) - width
         if excess <= 0:
             break

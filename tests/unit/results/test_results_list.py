@@ -199,3 +199,15 @@ def test_a_time_that_is_none_is_shown_as_it_is(
     write_manifest(run, replace(read_manifest(run / MANIFEST), started_at="yesterday"))
     assert main(["list", str(run.parent)]) == 0
     assert "yesterday" in capsys.readouterr().out
+
+
+def test_runs_without_gates_show_their_valid_cycles_in_that_room(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column of dashes stayed at 80 columns, and that of valid cycles went."""
+    make_run("20261129T152300Z-0123abcd", 8)
+    for columns in (100, 80, 70, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        main(["list", str(tmp_path / "out")])
+        head = capsys.readouterr().out.splitlines()[0]
+        assert "valid" in head or "gates" not in head
