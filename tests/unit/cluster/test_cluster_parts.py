@@ -191,7 +191,7 @@ def test_the_live_status_shows_pending_running_and_done_per_node(tmp_path: Path)
         while "pending" not in (tmp_path / "terminal").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         status.stop()
-    assert f"ray: {progress.text()}" in (tmp_path / "terminal").read_text(), "the last change of several is told"
+    assert progress.text() in (tmp_path / "terminal").read_text(), "the last change of several is told"
     progress.clear()
     assert not list(tmp_path.glob(".live/*"))
 
