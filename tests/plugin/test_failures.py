@@ -108,7 +108,7 @@ def test_an_interruption_leaves_no_process_and_keeps_what_is_finished(
     assert manifest["interrupted"]
     assert error_of(pytester.path, "hang")["category"] == "interrupted"
     assert "1 of 2 cycles left" in output
-    assert re.search(r"^ +(python -m )?pytest --llem-study=faults.yaml .*--llem-resume$", output, re.MULTILINE)
+    assert re.search(r"^ +(\S+ -m )?pytest --llem-study=faults.yaml .*--llem-resume$", output, re.MULTILINE)
 
 
 def test_a_killed_pytest_takes_its_worker_with_it(pytester: pytest.Pytester, faults: Faults) -> None:
