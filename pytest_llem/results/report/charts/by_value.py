@@ -71,7 +71,8 @@ def _chart(
     ]
     text = (
         f"{unit.name} by {axis.title}: the mean over each experiment's valid cycles with its expanded uncertainty "
-        f"(95 %). {marks.words}{experiments.without(metric, [study])}"
+        "(95 %), what all share included: bars may overlap where the effect is told apart. "
+        f"{marks.words}{experiments.without(metric, [study])}"
     )
     return Chart(
         f"by-{experiments.within(study, axis.name)}",
