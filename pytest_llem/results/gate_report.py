@@ -26,6 +26,8 @@ WORDS: dict[Status, str] = {
     "inconclusive": "inconclusive",
     "not_comparable": "not comparable",
 }
+EXPLAINED = ("fail", "not_comparable")
+"""Verdicts whose `basis` a reader needs."""
 SHOWN = 3
 """Experiments or causes that the line of gates names. Chosen: it stays one line, and each gate has its own in full."""
 
@@ -36,8 +38,9 @@ class GateRow:
 
     `ratio` and its bounds are current over baseline (or over the budget) as the metric reads, also where higher is
     better; each bound is one-sided. `limit_ratio` is the ratio beyond which it fails. `basis` says what so many
-    baseline runs can and cannot decide. `autocorrelation` is that of successive cycles, without its bias. `common` is
-    the ratio that all experiments of the run share, known when the run has ended; the verdict does not depend on it.
+    baseline runs can and cannot decide, or what to do where settings differ on purpose. `autocorrelation` is that of
+    successive cycles, without its bias. `common` is the ratio that all experiments of the run share, known when the
+    run has ended; the verdict does not depend on it.
     """
 
     metric: str
@@ -151,7 +154,7 @@ class GateReport:
         """What failed first, in sentences, then all verdicts as a table, and what they are held against."""
         failed = [row.sentence() for row in self.rows if row.status == "fail"]
         others = [row.sentence() for row in self.rows if row.status not in ("fail", "pass")]
-        bases = dict.fromkeys(row.basis for row in self.rows if row.status == "fail" and row.basis)
+        bases = dict.fromkeys(row.basis for row in self.rows if row.status in EXPLAINED and row.basis)
         against = [f"baseline {self.baseline}"] if self.baseline is not None else []
         return "\n".join([*failed, *others, *table(VERDICT_HEAD, [row.cells() for row in self.rows]), *against, *bases])
 

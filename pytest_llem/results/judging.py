@@ -43,6 +43,7 @@ from pytest_llem.study.limits import Budget, Comparison, FailIf, change_text
 from pytest_llem.study.model import Execution
 
 NO_CYCLE = "no cycle is valid"
+MEANT = "where the change is meant: compare: {match: id}, or a new baseline (--llem-save-baseline=NAME)"
 
 
 def judge_experiment(
@@ -100,10 +101,11 @@ def judge_comparison(
             comparison = replace(comparison, allow=(*comparison.allow, *SETTLED_BY_SETTINGS))
         else:
             problem = problem or "; ".join(changed)
+    meant = MEANT if changed and problem == "; ".join(changed) else ""
     rows = []
     for limit in comparison.fail_if:
         if reference is None or problem:
-            rows.append(_not_comparable(limit, problem))
+            rows.append(replace(_not_comparable(limit, problem), basis=meant))
         else:
             row = _ratio_row(limit, reference.runs, now, lost, comparison, baseline.repeatability.get(of[0]))
             rows.append(replace(row, reason="; ".join([row.reason, *changed])))

@@ -385,10 +385,12 @@ def test_the_same_id_under_changed_settings_names_what_changed(run: Runs, tmp_pa
     report = against(now, before)
     assert report.status == "not_comparable"
     assert report.rows[0].reason == "batch_size 1 -> 4; fused unset -> True"
+    assert "where the change is meant: compare: {match: id}" in report.text()
     assert gates_line([report]) == "gates: 1 not comparable (batch_size 1 -> 4); baseline main (1 run of 2023-11-14)"
     by_id = judge_experiment(now, (), replace(COMPARE, match="id"), before)
     assert by_id.status == "fail"
     assert by_id.rows[0].ratio == pytest.approx(4.0)
+    assert "match: id" not in by_id.text()
     assert "batch_size 1 -> 4" in by_id.rows[0].reason
     same = judge_experiment(run("third"), (), replace(COMPARE, match="id"), before)
     assert same.status == "pass"
