@@ -143,7 +143,7 @@ def aa(options: argparse.Namespace) -> int:
         raise SettingsError(f"--runs {options.runs}: {MIN_RUNS} are needed at least", fix="use --runs 5")
     study = load_study(options.study)
     paths = options.from_runs or measure_runs(options.study, options.runs, options.out, shlex.split(options.pytest))
-    results = [result for result in load_all(paths, silent).valid if result.study == study.name]
+    results = load_all(paths, silent).valid.of_study(study.name)
     if not results:
         where = ", ".join(map(str, paths))
         raise SettingsError(f"no valid result of study {study.name!r} in {where}", fix="name runs of this study")

@@ -45,11 +45,8 @@ def by_axis(
     no study has it, and where no two experiments can be paired.
     """
     plans = plans_at(path)
-    by_study = {
-        study: results.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
-        for study in dict.fromkeys(result.study for result in results)
-    }
-    placed = {study: _axes_of(of_study, plans) for study, of_study in by_study.items()}
+    studies = dict.fromkeys(result.study for result in results)
+    placed = {study: _axes_of(results.of_study(study), plans) for study in studies}
     joined_shards = _with_shards_joined(path, results)
     found: list[StudyEffects] = []
     for study, axes in placed.items():
@@ -57,7 +54,7 @@ def by_axis(
         axis = next((each for each in axes.axes if called in (each.title.casefold(), each.name.casefold())), None)
         if axis is None:
             continue
-        valid = joined_shards.valid.where(lambda result, study=study: result.study == study)  # type: ignore[misc]
+        valid = joined_shards.valid.of_study(study)
         against = None if reference is None else _value_called(reference, axis)
         shown = metrics or [
             each

@@ -215,9 +215,14 @@ class Results(Sequence[Result]):
         """Those for which `condition` holds."""
         return Results(tuple(result for result in self.items if condition(result)))
 
-    def of_run(self, run_id: str) -> Results:
-        """Those of one run."""
-        return self.where(lambda result: result.run_id == run_id)
+    def of_run(self, run_id: str, *others: str) -> Results:
+        """Those of one run, or of several."""
+        ids = {run_id, *others}
+        return self.where(lambda result: result.run_id in ids)
+
+    def of_study(self, name: str) -> Results:
+        """Those of one study."""
+        return self.where(lambda result: result.study == name)
 
     def by_experiment(self) -> dict[tuple[str, str], Results]:
         """Grouped by study and experiment id, in order."""

@@ -52,7 +52,7 @@ def by_whole_run(path: Path, results: Results) -> list[tuple[str, Results]]:
     for group in whole_runs(manifests):
         ids = {manifest.run_id for manifest in group}
         covered |= ids
-        part = results.where(lambda result, ids=ids: result.run_id in ids)  # type: ignore[misc]
+        part = results.of_run(*ids)
         if part:
             named.append((_name(group), part))
     rest = dict.fromkeys(result.run_id for result in results if result.run_id not in covered)

@@ -219,10 +219,18 @@ class Relocator:
 
     def __call__(self, setting: str, value: JsonValue = None, /) -> Location:
         """See `Locate`; the study's beginning also where the file is not there."""
+        return self._locate(setting, value)
+
+    @cached_property
+    def _locate(self) -> Locate:
+        """Reads once: a run's gates may ask hundreds of times where their limits stand."""
         from pytest_llem.study.document import UnreadableError
         from pytest_llem.study.sources import read_sources
 
         try:
-            return read_sources(self.path, os.environ).locate_setting(setting, value)
+            return read_sources(self.path, os.environ).locate_setting
         except UnreadableError:
-            return Location(str(self.path))
+            return lambda setting, value=None, /: Location(str(self.path))
+
+    def __reduce__(self) -> tuple[type[Relocator], tuple[Path]]:
+        return Relocator, (self.path,)

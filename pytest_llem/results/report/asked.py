@@ -56,7 +56,7 @@ def moment(stamp: str | None) -> str:
 
 def _study(name: str, content: Content) -> str:
     rows = [row for row in content.experiments if row.study == name]
-    results = [result for result in content.results if result.study == name]
+    results = content.results.of_study(name)
     plans = [plan for manifest in content.manifests.values() for plan in manifest.studies if plan.name == name]
     plan = plans[-1] if plans else None
     entries = [*(_of_settings(_Settings(rows)) if rows else ()), *_loaded(results), *_protocol(plan, results, rows)]

@@ -66,4 +66,6 @@ def test_a_place_is_looked_up_when_it_is_asked_for_and_the_study_may_have_gone(l
 
     assert str(arrived.locate("dtype")).startswith(f"{study.path}:6:")
     Path(study.path).unlink()
-    assert str(arrived.locate("dtype")) == f"{study.path}:1:1"
+    assert str(arrived.locate("dtype")).startswith(f"{study.path}:6:"), "it was read again for each gate"
+    later: Study = pickle.loads(pickle.dumps(arrived))
+    assert str(later.locate("dtype")) == f"{study.path}:1:1"

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.effects import Effect, Pair, effects
-from pytest_llem.results.reading import Results
 from pytest_llem.results.report.charts.chart import (
     GREY,
     LINE,
@@ -54,7 +53,7 @@ def effect_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
     """For each axis of each study its effect on the study's headline, where two of its values have a pair."""
     for study in experiments.studies:
         metric = experiments.headline([study])
-        results = Results(tuple(result for result in experiments.content.results if result.study == study))
+        results = experiments.content.results.of_study(study)
         for axis in experiments.axes(study):
             if len(axis.values) > MAX_VALUES:
                 continue
