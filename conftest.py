@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.timed import on_a_clock
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["pytester"]
 
 # A shell starts background jobs with SIGINT ignored, and processes hand that on: tests of Ctrl-C would test nothing.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try tests of simulated sensors again where a busy machine read them late."""
+    for item in items:
+        if {"simulation", "make_simulation"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(on_a_clock)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Keep a folder in one process, since its files share a daemon or a cluster; those of unit tests share nothing."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if path.startswith(("tests/unit/", "tests/plugin/")) else "/".join(path.split("/")[:2])
+
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,5 +51,8 @@ def _shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (directory / "llem" / "config.yaml").write_text("validity: {cpu_contended_rel: 1.0}\n")
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CONFIG_HOME", str(directory))
+    # Runs of pytest that tests start are no part of this one.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        patch.delenv(name)
     yield
     patch.undo()

@@ -17,7 +17,10 @@ from pytest_llem.energy.rapl_meter import DomainSeries, obstacle
 from pytest_llem.errors import MeterError
 from pytest_llem.job.job import DeviceSet, MeterSettings
 from pytest_llem.job.measurement import Window
+from tests.timed import on_a_clock
 from tests.unit.energy.powercap_tree import PowercapTree
+
+pytestmark = on_a_clock
 
 
 @pytest.fixture

@@ -15,7 +15,10 @@ import pytest
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import ServerProcess
 from pytest_llem.worker.contention import CpuWatch
+from tests.timed import on_a_clock
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+
+pytestmark = on_a_clock
 
 __all__ = ["meter"]
 

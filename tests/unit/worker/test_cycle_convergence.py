@@ -10,6 +10,9 @@ import pytest
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.job.config import WarmupSettings
 from pytest_llem.worker.convergence import coefficient_of_variation, has_settled, latency_cv, settle, warmup_end
+from tests.timed import on_a_clock
+
+pytestmark = on_a_clock
 
 SETTINGS = WarmupSettings(min_repeats=2, max_repeats=5, max_s=10.0, cv=0.05, window=3)
 

@@ -16,6 +16,9 @@ import psutil
 import pytest
 
 from pytest_llem.worker import lifeline
+from tests.timed import on_a_clock
+
+pytestmark = on_a_clock
 
 ENDS_S = 20.0
 STUBBORN = (

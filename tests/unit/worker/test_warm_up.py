@@ -14,7 +14,10 @@ from pytest_llem.job.events import EventLog
 from pytest_llem.job.measurement import WarmupOutcome
 from pytest_llem.worker.heartbeat import Heartbeat
 from pytest_llem.worker.repeats import RepeatRunner
+from tests.timed import on_a_clock
 from tests.unit.worker.scripted import ScriptedEngine
+
+pytestmark = on_a_clock
 
 
 class BatchEngine(ScriptedEngine):
