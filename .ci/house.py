@@ -265,8 +265,8 @@ def main() -> int:
     modules = read_modules()
     listed = figures(modules)
     rows = [(what, len(found), limit) for what, found, limit in listed]
-    rows.append(("files", len(modules), 290))
-    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 49_700))
+    rows.append(("files", len(modules), 325))
+    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 53_000))
     for what, figure, limit in rows:
         print(f"{'    ' if figure <= limit else 'over'} {figure:>7,} of {limit:>6,}  {what}")
     if "-v" in sys.argv[1:]:

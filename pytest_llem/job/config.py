@@ -58,12 +58,25 @@ class Lengths:
 class Arrival:
     """How requests arrive at an engine that serves.
 
-    `constant` and `poisson` arrive at `rate_per_s`, `burst` in groups of `burst_size`; `concurrency` keeps a fixed
-    number of requests in flight.
+    `constant`, `poisson` and `gamma` arrive at `rate_per_s`, `burst` in groups of `burst_size`, `ramp` at a rate that
+    goes in a straight line to `end_rate_per_s`, `schedule` at given times; `concurrency` keeps a fixed number of
+    requests in flight.
     """
 
-    process: Literal["constant", "poisson", "burst", "concurrency"] = field(metadata=about("Kind of arrivals."))
-    rate_per_s: PositiveFloat | None = setting(None, "Requests per second; constant and poisson.")
+    process: Literal["constant", "poisson", "gamma", "burst", "ramp", "schedule", "concurrency"] = field(
+        metadata=about("Kind of arrivals.")
+    )
+    rate_per_s: PositiveFloat | None = setting(None, "Requests per second; of a ramp those at its start.")
+    burstiness: PositiveFloat | None = setting(
+        None, "Shape of the gaps' gamma distribution; 1 is poisson, less comes in bursts; gamma only."
+    )
+    end_rate_per_s: PositiveFloat | None = setting(None, "Requests per second at the end; ramp only.")
+    file: Name | None = setting(
+        None,
+        "Text file of the times in seconds, one a line, relative to the study; null takes those that the data set "
+        "recorded; schedule only.",
+        ["arrivals.txt"],
+    )
     burst_size: PositiveInt | None = setting(None, "Requests per burst; burst only.")
     concurrency: PositiveInt | None = setting(None, "Requests in flight; concurrency only.")
 
@@ -94,6 +107,12 @@ class WorkloadSettings:
     )
     chat_template: bool = setting(False, "Wrap each prompt in the model's chat template.")
     arrival: Arrival | None = setting(None, "Arrivals at an engine that serves; null sends all at once.")
+    speed: PositiveFloat = setting(1.0, "How many times faster than recorded a data set's times pass.")
+    cache: Literal["cold", "warm"] | None = setting(
+        None,
+        "Prefix cache as a part of the experiment: `cold` is emptied before each repeat, `warm` holds what the warm-up "
+        "left. Null allows no hits, but is `cold` for sessions and traces.",
+    )
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,17 @@ class DeviceSettings:
 
 
 @dataclass(frozen=True)
+class SloSettings:
+    """Latencies that a request has to keep to be good, and the share of the requests that must be (docs/servers.md)."""
+
+    ttft_s: PositiveFloat | None = setting(None, "Longest time to the first token.", [0.5])
+    tpot_s: PositiveFloat | None = setting(None, "Longest time per output token after the first.", [0.05])
+    itl_s: PositiveFloat | None = setting(None, "Longest gap between two tokens.")
+    e2el_s: PositiveFloat | None = setting(None, "Longest time to the end of the answer.", [10])
+    at: Fraction = setting(0.99, "Share of the requests that must be good.", [0.99])
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which model an experiment runs."""
 
@@ -192,6 +222,7 @@ class CommonSettings:
     decoding: Decoding = section(Decoding, "How tokens are chosen.")
     measurement: MeasurementSettings = section(MeasurementSettings, "How it is measured.")
     device: DeviceSettings = section(DeviceSettings, "Which devices it runs on.")
+    slo: SloSettings = section(SloSettings, "Which requests count as served in time.")
 
 
 @dataclass(frozen=True)

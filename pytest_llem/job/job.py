@@ -95,7 +95,8 @@ class IdleReference:
 class Job:
     """`job.json`: everything that a worker needs to run one cycle, and nothing secret.
 
-    `texts` are those of a data set that the worker cannot read: in a Parquet file, or of another package.
+    `texts` are those of a data set that the worker cannot read: in a Parquet file, or of another package. `percentiles`
+    are those that the result states of each latency.
     """
 
     run_id: str
@@ -112,6 +113,7 @@ class Job:
     server: ServerProcess | None = None
     idle_reference: IdleReference | None = None
     texts: Texts | None = None
+    percentiles: tuple[float, ...] = (50.0, 90.0, 99.0)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

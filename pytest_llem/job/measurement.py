@@ -232,7 +232,8 @@ class RequestRecord:
     """One request of a measured repeat. `token_times_ns` has one entry per output token, or is `None`.
 
     In that case `first_token_ns` is the time of the first one, if known. `chunk_times_ns` are those of arrivals, where
-    they are not the distinct `token_times_ns`; `failure` is the class of an `error`.
+    they are not the distinct `token_times_ns`; `failure` is the class of an `error`. The last fields are as
+    in `Request` and `Completion`.
     """
 
     repeat: int
@@ -248,6 +249,11 @@ class RequestRecord:
     first_token_ns: int | None = None
     failure: str | None = None
     chunk_times_ns: tuple[int, ...] | None = None
+    due_ns: int | None = None
+    sent_ns: int | None = None
+    retries: int = 0
+    session: str | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ Workloads make requests, engines complete them, and the worker records both. Fie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from pytest_llem.errors import JsonValue
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,9 @@ class Request:
     """One prompt, as token ids, and how many tokens to generate at most (exactly, when `ignore_eos`).
 
     `text` is the prompt of a data set that is sent whole; there may be no token ids beside it (see `TextOnly`).
+
+    Requests of one `session` are its turns (from 1), each sent `think_s` after the answer to the one before. `due_s` is
+    when a data set says that it arrives, in seconds from the start at the workload's speed; `messages` are a chat's.
     """
 
     index: int
@@ -20,6 +26,11 @@ class Request:
     max_new_tokens: int
     ignore_eos: bool = True
     text: str | None = None
+    session: str | None = None
+    turn: int | None = None
+    due_s: float | None = None
+    think_s: float = 0.0
+    messages: tuple[Mapping[str, JsonValue], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,9 @@ class Completion:
     `first_token_ns` is for those who know when the answer began, but not the time of each token. `chunk_times_ns` has
     one entry per arrival; `None` where those are the distinct `token_times_ns`, or not known. `failure` is the class of
     an `error` (`timeout`, `http_429`, ...).
+
+    `due_ns` is when the request arrived by its schedule and `sent_ns` when it was sent, `None` for engines that do not
+    send; `start_ns` is the earlier one, so that a wait for a busy client counts. `retries` counts what was sent again.
     """
 
     index: int
@@ -59,6 +73,9 @@ class Completion:
     first_token_ns: int | None = None
     failure: str | None = None
     chunk_times_ns: tuple[int, ...] | None = None
+    due_ns: int | None = None
+    sent_ns: int | None = None
+    retries: int = 0
 
     @property
     def generated(self) -> int:

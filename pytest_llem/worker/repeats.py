@@ -149,7 +149,8 @@ class RepeatRunner:
 
         Raises `EngineError` where there is not exactly one answer to each request.
         """
-        wanted = sorted(request.index for request in self.requests)
+        asked = {request.index: request for request in self.requests}
+        wanted = sorted(asked)
         for done in passes:
             if sorted(completion.index for completion in done.completions) != wanted:
                 raise EngineError(
@@ -159,7 +160,9 @@ class RepeatRunner:
                 )
         return Observed(
             repeats=tuple(_repeat(index, done) for index, done in enumerate(passes)),
-            records=tuple(_record(index, c) for index, done in enumerate(passes) for c in done.completions),
+            records=tuple(
+                _record(index, c, asked[c.index]) for index, done in enumerate(passes) for c in done.completions
+            ),
             completions=tuple(c for done in passes for c in done.completions),
             cache_state=next(iter(self._cache_states)) if self._cache_states <= CERTAIN else "unknown",
             wrong_times=sum(not _has_possible_times(c, done) for done in passes for c in done.completions),
@@ -281,7 +284,7 @@ def _repeat(index: int, done: Pass) -> Repeat:
     return Repeat(index, done.start_ns, done.end_ns, outputs_hash(in_order))
 
 
-def _record(repeat: int, completion: Completion) -> RequestRecord:
+def _record(repeat: int, completion: Completion, request: Request) -> RequestRecord:
     return RequestRecord(
         repeat=repeat,
         index=completion.index,
@@ -296,6 +299,11 @@ def _record(repeat: int, completion: Completion) -> RequestRecord:
         first_token_ns=completion.first_token_ns,
         failure=completion.failure,
         chunk_times_ns=completion.chunk_times_ns,
+        due_ns=completion.due_ns,
+        sent_ns=completion.sent_ns,
+        retries=completion.retries,
+        session=request.session,
+        turn=request.turn,
     )
 
 
