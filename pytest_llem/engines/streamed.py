@@ -42,7 +42,8 @@ FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "l
 class StreamedAnswer:
     """One request's tokens and when they came (CLOCK_MONOTONIC ns); tokens that arrive together have one time.
 
-    `input_tokens` is the length of the prompt as the engine counts it, where it does: it may have cut it.
+    `input_tokens` is the length of the prompt as the engine counts it, where it does: it may have cut it. `due_ns` and
+    `sent_ns` are as in `Completion`.
     """
 
     request: Request
@@ -51,6 +52,8 @@ class StreamedAnswer:
     times_ns: list[int] = field(default_factory=list)
     cached_tokens: int | None = None
     input_tokens: int | None = None
+    due_ns: int | None = None
+    sent_ns: int | None = None
 
     def add(self, new_ids: Sequence[int], now_ns: int) -> None:
         """Take the next tokens."""
@@ -74,6 +77,8 @@ class StreamedAnswer:
             token_times_ns=tuple(self.times_ns),
             cached_tokens=self.cached_tokens,
             error=f"{engine} ended the request: {reason}" if known == "error" else None,
+            due_ns=self.due_ns,
+            sent_ns=self.sent_ns,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.engines.openai import client
-from pytest_llem.engines.openai.client import Client, SentRequest
+from pytest_llem.engines.openai.client import Client, Sending, SentRequest
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import Arrival
@@ -29,6 +29,7 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
     done = run(engine, texts(2))
     assert [c.error for c in done] == [None, None]
     assert engine.statistics()["resent_over_closed_connections"] == 1
+    assert [c.retries for c in done] == [0, 1]
     # What was lost on the way is part of the latency.
     assert done[1].end_ns - done[1].start_ns > 350_000_000
 
@@ -47,7 +48,10 @@ def test_an_answer_that_came_unasked_answers_no_later_request(bench: Bench) -> N
 def test_a_request_that_a_server_worked_on_and_lost_is_not_sent_again(bench: Bench) -> None:
     server = bench.server("ok", "drop_later", "ok")
     engine = bench.engine(server, concurrency=1)
-    assert [c.failure for c in run(engine, texts(3))] == [None, "dropped", None]
+    done = run(engine, texts(3))
+    assert [c.failure for c in done] == [None, "dropped", None]
+    assert [c.sent_ns for c in done] == [c.start_ns for c in done], "a failed request too says when it was sent"
+    assert [(c.due_ns, c.retries) for c in done] == [(None, 0)] * 3
     assert len(server.measured) == 3
     assert "resent_over_closed_connections" not in engine.statistics()
 
@@ -56,9 +60,9 @@ def test_the_client_furthest_behind_says_so(bench: Bench, monkeypatch: pytest.Mo
     """When the time of every request has passed before it is its turn, nobody waits, and all are late."""
     whole = Client._answer
 
-    async def slow(client: Client, sent: SentRequest, url: str, start_ns: int) -> Completion:
+    async def slow(client: Client, sent: SentRequest, url: str, sending: Sending) -> Completion:
         time.sleep(0.02)
-        return await whole(client, sent, url, start_ns)
+        return await whole(client, sent, url, sending)
 
     monkeypatch.setattr(Client, "_answer", slow)
     arrival = Arrival("constant", rate_per_s=10_000.0)
@@ -71,15 +75,18 @@ def test_a_request_that_is_sent_late_starts_when_it_was_due(bench: Bench, monkey
     """Else a busy client hides the wait from every latency (coordinated omission)."""
     whole = Client._answer
 
-    async def slow(client: Client, sent: SentRequest, url: str, start_ns: int) -> Completion:
+    async def slow(client: Client, sent: SentRequest, url: str, sending: Sending) -> Completion:
         time.sleep(0.02)
-        return await whole(client, sent, url, start_ns)
+        return await whole(client, sent, url, sending)
 
     monkeypatch.setattr(Client, "_answer", slow)
     arrival = Arrival("constant", rate_per_s=1000.0)
     engine = bench.engine(bench.server(), {"workload": replace(WORKLOAD, arrival=arrival)})
-    starts = [completion.start_ns for completion in run(engine, texts(4))]
+    done = run(engine, texts(4))
+    starts = [completion.start_ns for completion in done]
     assert [round((start - starts[0]) / 1e6, 1) for start in starts[1:]] == [1.0, 2.0, 3.0]
+    assert [completion.due_ns for completion in done] == starts
+    assert [(c.sent_ns or 0) - start > 15_000_000 for c, start in zip(done, starts, strict=True)][2:] == [True, True]
 
 
 def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> None:

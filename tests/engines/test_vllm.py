@@ -51,7 +51,8 @@ def test_requests_arrive_at_the_rate_asked_for(start: Start, make_config: Config
     assert gaps == pytest.approx([0.05e9] * 3, abs=2), (
         "latency counts from when a request was due, not from being taken in"
     )
-    assert all(completion.start_ns < (completion.token_times_ns or (0,))[0] for completion in completions)
+    assert [completion.due_ns for completion in completions] == [completion.start_ns for completion in completions]
+    assert all((c.due_ns or 0) <= (c.sent_ns or 0) <= (c.token_times_ns or (0,))[0] for c in completions)
     assert {len(output) for output in ids(completions)} == {4}
 
 

@@ -85,7 +85,16 @@ class Answer:
         self._pieces = self._end
         self._last_ns = now_ns
 
-    def completion(self, request: Request, start_ns: int, *, sent_tokens: int | None) -> Completion:
+    def completion(
+        self,
+        request: Request,
+        start_ns: int,
+        *,
+        sent_tokens: int | None,
+        due_ns: int | None = None,
+        sent_ns: int | None = None,
+        retries: int = 0,
+    ) -> Completion:
         """What is known of the request before `read`; `sent_tokens` counts its prompt where the server does not."""
         if self._end.usage.get("completion_tokens") is None:
             # Events without it may have come behind.
@@ -111,6 +120,9 @@ class Answer:
             cached_tokens=self._end.cached,
             output_tokens=count,
             first_token_ns=self.first_ns,
+            due_ns=due_ns,
+            sent_ns=sent_ns,
+            retries=retries,
         )
 
     def read(self, completion: Completion) -> Completion:

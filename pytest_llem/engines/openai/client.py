@@ -61,6 +61,20 @@ class SentRequest:
     timed: bool
 
 
+@dataclass
+class Sending:
+    """When a request was sent, when it was due by a schedule (ns), and how often it was sent again."""
+
+    sent_ns: int
+    due_ns: int | None = None
+    retries: int = 0
+
+    @property
+    def start_ns(self) -> int:
+        """Where its latency begins: the wait of one that is due for a busy client is part of it."""
+        return self.sent_ns if self.due_ns is None else min(self.due_ns, self.sent_ns)
+
+
 class Client:
     """Sends requests and reads answers, all in the calling thread; an interruption cancels what is open."""
 
@@ -92,7 +106,7 @@ class Client:
 
     def one(self, sent: SentRequest, url: str) -> Completion:
         """One request of the workload, alone. Raises `RequestFailedError` when it fails."""
-        return self.run(self._answer(sent, url, time.monotonic_ns()))
+        return self.run(self._answer(sent, url, Sending(time.monotonic_ns())))
 
     def serve(self, requests: Sequence[SentRequest], url: str, plan: Schedule, progress: Progress) -> list[Completion]:
         """All requests, sent as planned; a failed one is a completion with an `error`."""
@@ -164,6 +178,7 @@ class Client:
         await self._connected()
         gate = asyncio.Semaphore(plan.in_flight or max(1, len(requests)))
         total = len(requests)
+        scheduled = plan.times_s[-1] > 0
         found: list[Completion] = []
         self.latest_timings = []
         self.lateness_s = 0.0
@@ -172,14 +187,11 @@ class Client:
         async def run(sent: SentRequest, due_s: float) -> None:
             if due_s > 0:
                 self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
-            start_ns = time.monotonic_ns()
-            if plan.times_s[-1] > 0:
-                # What arrives at a rate starts when it is due: the wait for a busy client is part of its latency.
-                start_ns = min(start_ns, began_ns + round(due_s * 1e9))
+            sending = Sending(time.monotonic_ns(), began_ns + round(due_s * 1e9) if scheduled else None)
             try:
-                found.append(await self._answer(sent, url, start_ns))
+                found.append(await self._answer(sent, url, sending))
             except RequestFailedError as failure:
-                found.append(_failed(sent.request, start_ns, failure))
+                found.append(_failed(sent.request, sending, failure))
             finally:
                 gate.release()
             progress(len(found), total)
@@ -204,7 +216,7 @@ class Client:
             ticker.cancel()
         return sorted(found, key=lambda completion: completion.index)
 
-    async def _answer(self, sent: SentRequest, url: str, start_ns: int) -> Completion:
+    async def _answer(self, sent: SentRequest, url: str, sending: Sending) -> Completion:
         session = self._session or await self._connected()
 
         async def attempt(way: RequestTrace, answer: Answer) -> Completion:
@@ -213,7 +225,15 @@ class Client:
                 await take_in(response, answer)
             if answer.timings is not None:
                 self.latest_timings.append(answer.timings)
-            return self.backlog.add(answer.completion(sent.request, start_ns, sent_tokens=sent.sent_tokens), answer)
+            completion = answer.completion(
+                sent.request,
+                sending.start_ns,
+                sent_tokens=sent.sent_tokens,
+                due_ns=sending.due_ns,
+                sent_ns=sending.sent_ns,
+                retries=sending.retries,
+            )
+            return self.backlog.add(completion, answer)
 
         while True:
             way, answer = RequestTrace(), Answer(self._settings.api, timed=sent.timed)
@@ -224,6 +244,7 @@ class Client:
                     began = answer.first_ns is not None
                     raise self._failure(problem, self._settings.request_timeout_s, began=began) from None
             # Other idle connections may have been closed too; a new one is never stale.
+            sending.retries += 1
             self.resent += 1
 
     def _failure(self, problem: Exception, timeout_s: float, *, began: bool) -> RequestFailedError:
@@ -231,17 +252,20 @@ class Client:
         return RequestFailedError(failure.kind, self._settings.without_key(str(failure)))
 
 
-def _failed(request: Request, started_ns: int, failure: RequestFailedError) -> Completion:
+def _failed(request: Request, sending: Sending, failure: RequestFailedError) -> Completion:
     return Completion(
         index=request.index,
         input_tokens=len(request.token_ids),
         output_ids=(),
-        start_ns=started_ns,
+        start_ns=sending.start_ns,
         end_ns=time.monotonic_ns(),
         finish_reason="error",
         error=f"{failure.kind}: {failure}",
         output_tokens=0,
         failure=failure.kind,
+        due_ns=sending.due_ns,
+        sent_ns=sending.sent_ns,
+        retries=sending.retries,
     )
 
 

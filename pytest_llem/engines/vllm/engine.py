@@ -151,8 +151,7 @@ class VLLMEngine(HubEngine):
                 elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
                 for key in waiting[sent : sent + plan.due(sent, len(done), elapsed_s)]:
                     # One that falls due during a step waits for its end: that wait is part of its latency.
-                    arrived_ns = started_ns + round(plan.times_s[sent] * 1e9)
-                    self._send(key, entries[key], arrived_ns if rated else time.monotonic_ns())
+                    self._send(key, entries[key], started_ns + round(plan.times_s[sent] * 1e9) if rated else None)
                     sent += 1
                 if engine.has_unfinished_requests():
                     outputs = engine.step()
@@ -265,9 +264,11 @@ class VLLMEngine(HubEngine):
 
         cleanup_dist_env_and_memory()
 
-    def _send(self, key: str, entry: StreamedAnswer, start_ns: int) -> None:
+    def _send(self, key: str, entry: StreamedAnswer, due_ns: int | None) -> None:
         sampling = self._sampling(entry.request)
-        entry.start_ns = start_ns
+        entry.sent_ns = time.monotonic_ns()
+        entry.due_ns = due_ns
+        entry.start_ns = entry.sent_ns if due_ns is None else min(due_ns, entry.sent_ns)
         prompt = {"prompt_token_ids": list(entry.request.token_ids)}
         self._engine.llm_engine.add_request(key, prompt, sampling, lora_request=self._lora())
 
