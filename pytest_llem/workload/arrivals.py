@@ -1,22 +1,31 @@
 """Schedules of when requests arrive at an engine that serves.
 
-The engines `openai` and `vllm` call `schedule` and send by it. A seed must give the same times on every machine.
+The engines `openai` and `vllm` call `schedule` and send by it; `build_workload` reads the times of a file. A seed must
+give the same times on every machine: of Python's random numbers only `Random.random` is guaranteed to stay.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job.config import Arrival
+from pytest_llem.job.config import Arrival, WorkloadSettings
+from pytest_llem.job.request import Request
+
+Uniform = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Arrival times in seconds from the start, one per request and rising; at most `in_flight` requests are open."""
+    """Arrival times in seconds from the start, one per request; at most `in_flight` requests are open.
+
+    Times rise, unless recorded sessions overlap. A later turn of a session has its own recorded time, else that of its
+    session: it comes no earlier than the answer before it allows.
+    """
 
     times_s: Sequence[float]
     in_flight: int | None = None
@@ -31,33 +40,115 @@ class Schedule:
         return self.times_s[sent] if sent < len(self.times_s) else None
 
 
-def schedule(arrival: Arrival | None, count: int, seed: int) -> Schedule:
-    """The schedule of `count` requests; `None` is all at once. Raises `WorkloadError` where a number is missing.
+def schedule(workload: WorkloadSettings, requests: Sequence[Request]) -> Schedule:
+    """When a repeat's requests arrive; without `workload.arrival` all at once. `WorkloadError` where a number lacks.
 
-    `constant` sends one every 1/rate seconds, `poisson` after exponentially distributed gaps of that mean, `burst`
-    groups of `burst_size` at a constant rate of groups that keeps `rate_per_s` requests per second.
+    The first request, or session, arrives at the start. Then `constant` has gaps of 1/rate, `poisson` exponentially
+    distributed ones of that mean, and `gamma` those of a gamma distribution of that mean whose shape is `burstiness`,
+    as `vllm bench serve` has it. `burst` sends groups of `burst_size` at a constant rate of groups that keeps
+    `rate_per_s`. `ramp` is a Poisson process whose rate goes in a straight line of time to `end_rate_per_s`, when as
+    many as there are have arrived on average. `schedule` takes each request's `due_s`.
     """
+    arrival = workload.arrival
     if arrival is None:
-        return Schedule([0.0] * count)
+        return Schedule([0.0] * len(requests))
     if arrival.process == "concurrency":
-        return Schedule([0.0] * count, int(_positive(arrival.concurrency, "concurrency", arrival.process)))
-    rate = _positive(arrival.rate_per_s, "rate_per_s", arrival.process)
+        return Schedule([0.0] * len(requests), int(_positive(arrival, "concurrency")))
+    if arrival.process == "schedule":
+        return Schedule(_recorded(requests))
+    places = arrival_places(requests)
+    times = _times(arrival, max(places, default=-1) + 1, workload.seed)
+    return Schedule([times[place] for place in places])
+
+
+def arrival_places(requests: Sequence[Request]) -> list[int]:
+    """Each request's place among what arrives by itself: requests without a session, and sessions."""
+    sessions: dict[str, int] = {}
+    places: list[int] = []
+    count = 0
+    for request in requests:
+        place = count if request.session is None else sessions.setdefault(request.session, count)
+        count += place == count
+        places.append(place)
+    return places
+
+
+def _times(arrival: Arrival, count: int, seed: int) -> list[float]:
+    rate = _positive(arrival, "rate_per_s")
     if arrival.process == "constant":
-        return Schedule([index / rate for index in range(count)])
+        return [index / rate for index in range(count)]
     if arrival.process == "burst":
-        size = int(_positive(arrival.burst_size, "burst_size", arrival.process))
-        return Schedule([index // size * size / rate for index in range(count)])
+        size = int(_positive(arrival, "burst_size"))
+        return [index // size * size / rate for index in range(count)]
     uniform = random.Random(seed).random
-    times, now = [], 0.0
-    for _ in range(count):
-        times.append(now)
-        now -= math.log(1.0 - uniform()) / rate
-    return Schedule(times)
+    if arrival.process == "ramp":
+        end = _positive(arrival, "end_rate_per_s")
+        units = _summed(_exponential(uniform) for _ in range(count))
+        return [_ramped(unit, rate, end, count) for unit in units]
+    shape = _positive(arrival, "burstiness") if arrival.process == "gamma" else 1.0
+    return _summed(_gamma(shape, uniform) / (shape * rate) for _ in range(count))
 
 
-def _positive(value: float | None, name: str, process: str) -> float:
+def _summed(gaps: Iterable[float]) -> list[float]:
+    """The times of arrivals with these gaps between them, the first at 0; the last gap has none after it."""
+    return list(accumulate(gaps, initial=0.0))[:-1]
+
+
+def _exponential(uniform: Uniform) -> float:
+    return -math.log(1.0 - uniform())
+
+
+def _gamma(shape: float, uniform: Uniform) -> float:
+    """A value of the gamma distribution with scale 1.
+
+    By Marsaglia and Tsang, "A simple method for generating gamma variables" (ACM TOMS 26, 2000), its section 8 for
+    shapes below 1; normal deviates are those of Box and Muller. Shape 1 is drawn as the exponential that it is, so that
+    a burstiness of 1 gives the times of `poisson`.
+    """
+    if shape == 1.0:
+        return _exponential(uniform)
+    if shape < 1.0:
+        return _gamma(shape + 1.0, uniform) * math.exp(-_exponential(uniform) / shape)
+    d = shape - 1.0 / 3.0
+    c = 1.0 / math.sqrt(9.0 * d)
+    while True:
+        x = math.sqrt(2.0 * _exponential(uniform)) * math.cos(2.0 * math.pi * uniform())
+        v = (1.0 + c * x) ** 3
+        if v > 0.0 and -_exponential(uniform) < 0.5 * x * x + d - d * v + d * math.log(v):
+            return d * v
+
+
+def _ramped(unit: float, rate: float, end: float, count: int) -> float:
+    """When a ramp has expected `unit` arrivals: the inverse of the integral of its rate, which stays at `end` then."""
+    if unit > count:
+        return 2.0 * count / (rate + end) + (unit - count) / end
+    return 2.0 * unit / (rate + math.sqrt(rate**2 + (end**2 - rate**2) * unit / count))
+
+
+def _recorded(requests: Sequence[Request]) -> list[float]:
+    """The requests' own times from the first one on. A later turn without one has that of the turn before."""
+    times: list[float] = []
+    latest: dict[str | None, float] = {}
+    for request in requests:
+        due_s = request.due_s
+        if due_s is None and request.session is not None:
+            due_s = latest.get(request.session)
+        if due_s is None:
+            raise WorkloadError(
+                f"workload.arrival: process schedule needs the time of every request, and request {request.index} has "
+                "none",
+                fix="name workload.arrival.file, or a data set that recorded when its requests came",
+            )
+        latest[request.session] = due_s
+        times.append(due_s)
+    start = min(times, default=0.0)
+    return [time - start for time in times]
+
+
+def _positive(arrival: Arrival, name: str) -> float:
+    value = getattr(arrival, name)
     if value is None or value <= 0:
         raise WorkloadError(
-            f"workload.arrival: process {process} needs a positive {name}", fix=f"set workload.arrival.{name}"
+            f"workload.arrival: process {arrival.process} needs a positive {name}", fix=f"set workload.arrival.{name}"
         )
     return float(value)

@@ -117,7 +117,7 @@ class OpenAIEngine(Engine):
             SentRequest(request, server.bodies.body(request, decode), len(request.token_ids) or None, timed)
             for request in requests
         ]
-        done = server.client.serve(going, settings.answers_at, self._plan(len(requests)), progress)
+        done = server.client.serve(going, settings.answers_at, self._plan(requests), progress)
         if done and all(completion.error is not None for completion in done):
             raise EngineError(
                 f"every request failed at {settings.answers_at}: {counted(done)}; first: {done[0].error}",
@@ -226,7 +226,7 @@ class OpenAIEngine(Engine):
             self._client.close()
             self._client = None
 
-    def _plan(self, count: int) -> Schedule:
+    def _plan(self, requests: Sequence[Request]) -> Schedule:
         config, settings = self._prepared()
         workload = config.workload
         if workload.arrival is not None and settings.concurrency is not None:
@@ -234,7 +234,7 @@ class OpenAIEngine(Engine):
                 "openai.concurrency cannot be combined with workload.arrival: both say when requests are sent",
                 fix="leave one of them out",
             )
-        plan = schedule(workload.arrival, count, workload.seed)
+        plan = schedule(workload, requests)
         return plan if settings.concurrency is None else Schedule(plan.times_s, settings.concurrency)
 
     def _emptied(self, client: Client, url: str) -> CacheState:

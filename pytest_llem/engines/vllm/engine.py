@@ -140,7 +140,7 @@ class VLLMEngine(HubEngine):
         check_lengths(requests, None, engine.vllm_config.model_config.max_model_len)
         self._passes += 1
         workload = self._prepared().workload
-        plan = schedule(workload.arrival, len(requests), workload.seed)
+        plan = schedule(workload, requests)
         rated = workload.arrival is not None and plan.in_flight is None
         entries = {f"{self._passes}-{request.index}": StreamedAnswer(request) for request in requests}
         waiting = list(entries)
