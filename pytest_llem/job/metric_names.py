@@ -51,6 +51,7 @@ _NO_METER = "no meter read the whole of each measure window"
 _NO_TOKENS = f"{_NO_METER}, or no token was generated"
 _NO_REQUESTS = f"{_NO_METER}, or no request succeeded"
 _NO_IDLE = "no meter read an idle window (`measurement.idle`), or all that it tells is a process's share"
+_GOODPUT_PAGE = "servers.md#slos-and-goodput"
 _NEVER = "never in a valid result"
 _NO_TIMES = "the engine does not tell when {} came"
 
@@ -87,6 +88,43 @@ def _latency(short: str, statistic: str) -> MetricName:
     name, description = f"{short}_{statistic}_s", f"{what}, {which}"
     return MetricName(name, "s", False, description, False, f"{computed} of {formula}", source, absent + too_few)
 
+
+_NO_SLO = "the study sets no `slo`, or the engine does not tell a time that it limits"
+# name, unit, higher is better, description, energy; formula, source, absent
+_GOODPUT = (
+    MetricName(
+        *("goodput_requests_per_s", "1/s", True, "Throughput of good requests", False),
+        "requests that succeeded and kept every limit of `slo` / the time of `output_tokens_per_s`",
+        _VLLM.format("request_goodput") + " of `--goodput`",
+        _NO_SLO,
+    ),
+    MetricName(
+        *("goodput_output_tokens_per_s", "1/s", True, "Output token throughput of good requests", False),
+        "output tokens of good requests / the time of `output_tokens_per_s`",
+        "pytest-llem, as `goodput_requests_per_s`",
+        _NO_SLO,
+    ),
+    MetricName(
+        *("joules_per_good_request", "J", False, "Energy per good request", True),
+        "`energy_j` / good requests: energy of requests that were too late, or failed, is part of it",
+        f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
+        f"{_NO_SLO}; {_NO_METER}, or no request was good",
+    ),
+    MetricName(
+        *("good_requests_per_joule", "1/J", True, "Good requests per joule", True),
+        "good requests / `energy_j`",
+        f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
+        f"{_NO_SLO}; {_NO_METER}",
+    ),
+    MetricName(
+        *("slo_met_share", "1", True, "Share of good requests", False),
+        "good requests / all requests that were due, failed ones included",
+        f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
+        _NO_SLO,
+    ),
+)
+GOODPUT = frozenset(entry.name for entry in _GOODPUT)
+"""Metrics that count requests by the limits of an experiment's `slo`."""
 
 # name, unit, higher is better, description, energy; formula, source, absent
 _NAMES = (
@@ -181,6 +219,7 @@ _NAMES = (
         "the engine was loaded already (`isolation: load`)",
     ),
     *(_latency(short, statistic) for short in _LATENCIES for statistic in _STATISTICS),
+    *_GOODPUT,
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}

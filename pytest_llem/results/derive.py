@@ -50,6 +50,7 @@ from pytest_llem.results.sections.energy import (
     ratio,
 )
 from pytest_llem.results.sections.performance import latency
+from pytest_llem.results.sections.slo import derive_slo
 from pytest_llem.results.sections.thermal import thermal_notes
 from pytest_llem.results.sections.workload import derive_workload
 from pytest_llem.results.state import now
@@ -154,6 +155,7 @@ def derive_result(
             duration_s=duration_s,
         ),
         latency=latency(good),
+        slo=derive_slo(job.config.slo, measurement.requests, duration_s, energy),
         steady_state=derive_steady_state(measurement, job.config.measurement.steady_state),
         memory=_memory(measurement, device_peak_bytes or {}),
         cpu=derive_cpu(measurement.cpu),

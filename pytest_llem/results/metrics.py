@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
-from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name, registered_metrics
+from pytest_llem.job.metric_names import GOODPUT, METRIC_NAMES, MetricName, metric_name, registered_metrics
 from pytest_llem.results.schema import Distribution, Result
 from pytest_llem.results.sections.performance import LEAST_VALUES
 
@@ -72,7 +72,7 @@ _GETTERS: dict[str, Getter] = {
 
 
 def _getter(name: str) -> Getter:
-    """A metric's own getter, else that of a statistic of a latency: `ttft_p50_s`."""
+    """A metric's own getter, else that of a field of `slo`, or of a statistic of a latency: `ttft_p50_s`."""
     section, _, statistic = name.removesuffix("_s").partition("_")
 
     def latency(result: Result) -> float | None:
@@ -80,7 +80,11 @@ def _getter(name: str) -> Getter:
         value: float | None = getattr(distribution, statistic, None)
         return value
 
-    return _GETTERS.get(name, latency)
+    def goodput(result: Result) -> float | None:
+        value: float | None = getattr(result.slo, "share" if name == "slo_met_share" else name, None)
+        return value
+
+    return goodput if name in GOODPUT else _GETTERS.get(name, latency)
 
 
 SHIPPED = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
@@ -140,12 +144,15 @@ def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:
 
 
 NOT_MEASURED = "this run did not measure it"
+NO_SLO = "it counts requests that kept the limits of slo, and the experiment sets none"
 
 
 def why_absent(name: str, result: Result) -> str:
     """Why a valid result has no such metric, in words for a user."""
     if name not in SHIPPED:
         return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
+    if name in GOODPUT:
+        return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED
     section, _, statistic = name.removesuffix("_s").partition("_")
     found: Distribution | None = getattr(result.latency, f"{section}_s", None)
     if found is None or found.n is None or statistic not in LEAST_VALUES:

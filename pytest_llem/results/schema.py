@@ -195,6 +195,34 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SloSection:
+    """The study's limits on latencies, how many requests kept them, and what serving those cost.
+
+    A request is good when it succeeded, its answer is not empty, and it kept every limit; a failed one kept none.
+    """
+
+    ttft_s: float | None
+    tpot_s: float | None
+    itl_s: float | None = field(metadata=about("Of the longest gap between two arrivals of an answer."))
+    e2el_s: float | None
+    at: float = field(metadata=about("The share of the requests that must be good."))
+    requests: Count = field(metadata=about("All that were due over all repeats, failed ones included."))
+    good: Count | None = field(metadata=about("Null where the times that a limit needs are not known."))
+    met: dict[str, float | None] = field(metadata=about("Share of the requests that kept a limit, by its name."))
+    share: float | None = field(metadata=about("good / requests."))
+    share_low: float | None = field(metadata=about("Lower bound of its two-sided 95 % binomial interval."))
+    share_high: float | None = field(metadata=about("Upper bound of the same."))
+    reached: bool | None = field(metadata=about("Whether the share is at least `at`; null if the interval holds it."))
+    goodput_requests_per_s: float | None = field(metadata=about("good / throughput.duration_s."))
+    goodput_output_tokens_per_s: float | None = field(metadata=about("Output tokens of good requests over the same."))
+    joules_per_good_request: float | None = field(metadata=about("energy_j / good: all other requests cost as well."))
+    joules_per_good_request_uncertainty: float | None = field(metadata=SENSOR_ALONE)
+    good_requests_per_joule: float | None
+    good_requests_per_joule_uncertainty: float | None = field(metadata=SENSOR_ALONE)
+    reason: str | None = field(metadata=about("Why figures of this section are null."))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceMemorySection(DeviceMemory):
     """Memory of one device."""
 
@@ -305,6 +333,7 @@ class Result(BaseModel):
     tokens: Tokens
     throughput: Throughput
     latency: Latency
+    slo: SloSection | None = Field(default=None, description="Where the study limits latencies.")
     steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
     memory: MemorySection
     cpu: CpuSection | None = Field(

@@ -353,10 +353,11 @@ def student_quantile(share: float, degrees: float) -> float:
 
 def student_cdf(t: float, degrees: float) -> float:
     """Student's distribution function for t >= 0, through the incomplete beta function (DLMF 8.17.22, Lentz)."""
-    return 1 - _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+    return 1 - incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function, the distribution function of Beta(a, b) at x."""
     if x <= 0 or x >= 1:
         return min(max(x, 0.0), 1.0)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))

@@ -99,12 +99,12 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     if gross is not None and idle is not None:
         spread = math.hypot(gross.uncertainty, idle.uncertainty * work.duration_s)
         net = Measured(gross.value - idle.value * work.duration_s, spread)
-    power = _divided(gross, work.duration_s)
-    per_output_token = _divided(gross, work.output_tokens)
-    per_total_token = _divided(gross, work.input_tokens + work.output_tokens)
-    per_request = _divided(gross, work.requests)
-    per_1000_queries = _divided(per_request, JOULES_PER_WH / 1000)
-    per_joule = _inverse(per_output_token)
+    power = divided(gross, work.duration_s)
+    per_output_token = divided(gross, work.output_tokens)
+    per_total_token = divided(gross, work.input_tokens + work.output_tokens)
+    per_request = divided(gross, work.requests)
+    per_1000_queries = divided(per_request, JOULES_PER_WH / 1000)
+    per_joule = inverse(per_output_token)
     names = [field.name for field in fields(AccountedWindow)]
     return Energy(
         meter=report.meter,
@@ -152,7 +152,7 @@ def _idle_power_w(report: EnergyReport) -> Measured | None:
         return None  # a process's CPU time says nothing of what an idle device draws
     windows = [window for window in report.windows if window.name == IDLE]
     energy, seconds = total(windows), sum(window.end_ns - window.start_ns for window in windows) / 1e9
-    return _divided(energy, seconds)
+    return divided(energy, seconds)
 
 
 def _of_resets(drawn: Measured | None, idle: Measured | None, work_s: float, reset_s: float) -> Measured | None:
@@ -223,13 +223,13 @@ def _phases(report: EnergyReport, gross: Measured | None, idle: Measured | None,
         return ()
     summed = total(windows[PREFILL])
     summed = _less(summed, _of_resets(summed, idle, work.prefill_s, work.prefill_reset_s))
-    prefill, repeat = _divided(summed, work.prefill_repeats or len(windows[PREFILL])), _divided(gross, work.repeats)
+    prefill, repeat = divided(summed, work.prefill_repeats or len(windows[PREFILL])), divided(gross, work.repeats)
     decode: Measured | None = None
     methods = "window with one output token", "difference" if work.separable_phases else "not separable in this engine"
     if work.separable_phases and prefill and repeat:
         decode = Measured(repeat.value - prefill.value, math.hypot(repeat.uncertainty, prefill.uncertainty))
     elif work.split_repeats and not windows[PREFILL]:
-        prefill, decode = (_divided(total(windows[name]), work.split_repeats) for name in (FIRST_TOKEN, DECODE))
+        prefill, decode = (divided(total(windows[name]), work.split_repeats) for name in (FIRST_TOKEN, DECODE))
         methods = SPLIT, SPLIT
     elif prefill is None:
         methods = "not measured", methods[1]
@@ -241,12 +241,12 @@ def _phases(report: EnergyReport, gross: Measured | None, idle: Measured | None,
     )
 
 
-def _divided(measured: Measured | None, divisor: float) -> Measured | None:
+def divided(measured: Measured | None, divisor: float) -> Measured | None:
     """A quotient by what is known exactly; `None` where nothing was measured or the divisor is zero."""
     return Measured(measured.value / divisor, measured.uncertainty / divisor) if measured and divisor else None
 
 
-def _inverse(measured: Measured | None) -> Measured | None:
+def inverse(measured: Measured | None) -> Measured | None:
     """One over it, with the same relative uncertainty (first order, JCGM 100:2008, 5.1.2)."""
     return (
         Measured(1 / measured.value, measured.uncertainty / measured.value**2) if measured and measured.value else None
@@ -268,7 +268,7 @@ def derive_steady_state(measurement: Measurement, rule: SteadyRule = "full") -> 
     }
     parts = [accounted[window.index] for window in windows if window.index in accounted]
     energy = total(parts) if len(parts) == len(windows) else None
-    power, per_output_token = _divided(energy, duration_s), _divided(energy, output_tokens)
+    power, per_output_token = divided(energy, duration_s), divided(energy, output_tokens)
     reason: str | None = None
     if any(request.token_times_ns is None for request in measurement.requests if request.error is None):
         reason = (

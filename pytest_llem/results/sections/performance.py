@@ -1,12 +1,13 @@
-"""The section `latency`: distributions of request times.
+"""The section `latency`: distributions of request times, and those of a single request.
 
-`derive` calls it, `summary` takes its percentiles, `metrics` how many values they take. Latencies must stay those of
-`vllm bench serve`, where `itl_chunk_s` is what it calls itl.
+`derive` calls it, `slo` asks for single requests, `summary` takes its percentiles, `metrics` how many values they take.
+Latencies must stay those of `vllm bench serve`, where `itl_chunk_s` is what it calls itl.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, pstdev
 
@@ -38,25 +39,50 @@ def distribution(values: Iterable[float]) -> Distribution | None:
     return Distribution(n=n, mean=fmean(ordered), std=pstdev(ordered), p50=percentile(ordered, 0.5), p90=p90, p99=p99)
 
 
+@dataclass(frozen=True)
+class RequestLatency:
+    """The latencies of one answer in seconds; `None` for what its record does not tell, and what it has not.
+
+    ttft is the first token's time after the request's start, tpot the time after it divided by the tokens after it,
+    gap the longest time between two arrivals, e2el the whole request. An answer ends with its last token.
+    """
+
+    ttft_s: float | None
+    tpot_s: float | None
+    gap_s: float | None
+    e2el_s: float
+
+    @classmethod
+    def of(cls, request: RequestRecord) -> RequestLatency:
+        """Those of a request that was answered."""
+        first, times, tokens = request.first_token_ns, request.token_times_ns, request.output_tokens
+        first, last = (times[0], times[-1]) if times else (first if tokens else None, request.end_ns)
+        gaps = (later - earlier for earlier, later in pairwise(arrivals_ns(request) or ()))
+        return cls(
+            ttft_s=None if first is None else (first - request.start_ns) / 1e9,
+            tpot_s=None if first is None or tokens < 2 else (last - first) / (tokens - 1) / 1e9,
+            gap_s=max((gap / 1e9 for gap in gaps), default=None),
+            e2el_s=(request.end_ns - request.start_ns) / 1e9,
+        )
+
+
 def latency(requests: Sequence[RequestRecord]) -> Latency:
     """Latencies in seconds over successful requests.
 
-    ttft is the first token's time after the request's start, tpot the time after it divided by the tokens after it,
-    e2el the whole request. A single request without the time of its first token makes ttft and tpot `None`, one without
-    the times of all tokens or arrivals the itl of those: a distribution over the others would be biased. An answer ends
-    with its last token.
+    A single request without the time of its first token makes ttft and tpot `None`, one without the times of all tokens
+    or arrivals the itl of those: a distribution over the others would be biased.
     """
+    each = [RequestLatency.of(request) for request in requests]
     answered = [request for request in requests if request.output_tokens]
-    timed = [(request, first) for request in answered if (first := _first_token_ns(request)) is not None]
-    complete = len(timed) == len(answered)
-    ttft = [(first - request.start_ns) / 1e9 for request, first in timed]
-    tpot = [(_last_token_ns(r) - first) / (r.output_tokens - 1) / 1e9 for r, first in timed if r.output_tokens > 1]
+    ttft = [one.ttft_s for one in each if one.ttft_s is not None]
+    tpot = [one.tpot_s for one in each if one.tpot_s is not None]
+    complete = len(ttft) == len(answered)
     return Latency(
         ttft_s=distribution(ttft) if complete else None,
         tpot_s=distribution(tpot) if complete else None,
         itl_s=_gaps([request.token_times_ns for request in requests]),
-        itl_chunk_s=_gaps([_arrivals_ns(request) for request in answered]),
-        e2el_s=distribution((request.end_ns - request.start_ns) / 1e9 for request in requests),
+        itl_chunk_s=_gaps([arrivals_ns(request) for request in answered]),
+        e2el_s=distribution(one.e2el_s for one in each),
     )
 
 
@@ -67,16 +93,8 @@ def _gaps(times_ns: Sequence[Sequence[int] | None]) -> Distribution | None:
     return distribution((later - earlier) / 1e9 for times in known for earlier, later in pairwise(times))
 
 
-def _arrivals_ns(request: RequestRecord) -> Sequence[int] | None:
+def arrivals_ns(request: RequestRecord) -> Sequence[int] | None:
     """When parts of the answer arrived, however many tokens each brought."""
     if request.chunk_times_ns is not None or request.token_times_ns is None:
         return request.chunk_times_ns
     return tuple(dict.fromkeys(request.token_times_ns))
-
-
-def _first_token_ns(request: RequestRecord) -> int | None:
-    return request.token_times_ns[0] if request.token_times_ns else request.first_token_ns
-
-
-def _last_token_ns(request: RequestRecord) -> int:
-    return request.token_times_ns[-1] if request.token_times_ns else request.end_ns
