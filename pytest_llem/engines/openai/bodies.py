@@ -114,9 +114,11 @@ class Bodies:
         return {**fields, **self._settings.extra}
 
     def _prompt(self, request: Request, decode: Decode) -> Mapping[str, JsonValue]:
+        chat = self._settings.api == "chat"
+        if chat and request.messages is not None:
+            return {"messages": [dict(message) for message in request.messages]}
         if self.sends_ids and request.token_ids:
             return {"prompt": list(request.token_ids)}
-        chat = self._settings.api == "chat"
         # For a chat the server applies its template itself; for a completion nobody does but this side.
         as_it_is = request.text is not None and (chat or not self._workload.chat_template)
         text = request.text if as_it_is else decode(request.token_ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import ssl
 import time
@@ -23,6 +24,7 @@ from pytest_llem.engines.openai.settings import ClientSettings, tls_context
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.job.files import parse_json
 from pytest_llem.workload.arrivals import Schedule
+from pytest_llem.workload.sessions import in_sessions, next_due_ns
 
 if TYPE_CHECKING:
     import aiohttp
@@ -37,6 +39,9 @@ TICK_S = 1.0
 
 ASIDE_TIMEOUT_S = 10.0
 """For questions beside the measurement: metrics, version."""
+
+SESSION_HEADER = "X-Session-ID"
+"""The same in all turns of a session, so that a router which is told its name sends them to one replica."""
 
 JsonBody = Mapping[str, Any] | bytes | None
 
@@ -59,6 +64,12 @@ class SentRequest:
     body: bytes
     sent_tokens: int | None
     timed: bool
+
+    @property
+    def headers(self) -> Mapping[str, str] | None:
+        """The key of its session for routers. A hash: names of a data set may be anything, and tell of people."""
+        name = self.request.session
+        return None if name is None else {SESSION_HEADER: hashlib.sha256(name.encode()).hexdigest()[:32]}
 
 
 @dataclass
@@ -176,25 +187,37 @@ class Client:
         self, requests: Sequence[SentRequest], url: str, plan: Schedule, progress: Progress
     ) -> list[Completion]:
         await self._connected()
-        gate = asyncio.Semaphore(plan.in_flight or max(1, len(requests)))
+        sessions = in_sessions([sent.request for sent in requests], plan.times_s)
+        gate = asyncio.Semaphore(plan.in_flight or max(1, len(sessions)))
         total = len(requests)
-        scheduled = plan.times_s[-1] > 0
+        scheduled = any(plan.times_s)
         found: list[Completion] = []
         self.latest_timings = []
         self.lateness_s = 0.0
         self.resent = 0
 
-        async def run(sent: SentRequest, due_s: float) -> None:
-            if due_s > 0:
-                self.lateness_s = max(self.lateness_s, self._loop.time() - started - due_s)
-            sending = Sending(time.monotonic_ns(), began_ns + round(due_s * 1e9) if scheduled else None)
+        async def run(sent: SentRequest, due_ns: int | None) -> None:
+            sending = Sending(time.monotonic_ns(), due_ns)
+            if due_ns is not None:
+                self.lateness_s = max(self.lateness_s, (sending.sent_ns - due_ns) / 1e9)
             try:
                 found.append(await self._answer(sent, url, sending))
             except RequestFailedError as failure:
                 found.append(_failed(sent.request, sending, failure))
+            progress(len(found), total)
+
+        async def converse(places: Sequence[int]) -> None:
+            due_ns = began_ns + round(plan.times_s[places[0]] * 1e9) if scheduled else None
+            try:
+                for place in places:
+                    if place != places[0]:
+                        ended_ns = time.monotonic_ns()
+                        earliest_ns = began_ns + round(plan.times_s[place] * 1e9)
+                        due_ns = next_due_ns(requests[place].request, ended_ns, earliest_ns)
+                        await asyncio.sleep((due_ns - ended_ns) / 1e9)
+                    await run(requests[place], due_ns)
             finally:
                 gate.release()
-            progress(len(found), total)
 
         async def tick() -> None:
             while True:
@@ -205,12 +228,13 @@ class Client:
         tasks: list[asyncio.Task[None]] = []
         started, began_ns = self._loop.time(), time.monotonic_ns()
         try:
-            for sent, due_s in zip(requests, plan.times_s, strict=True):
-                if due_s > 0:
+            for places in sessions:
+                begin_s = plan.times_s[places[0]]
+                if begin_s > 0:
                     # Also when it is late: without a turn of the loop no request before it would be on its way.
-                    await asyncio.sleep(max(0.0, started + due_s - self._loop.time()))
+                    await asyncio.sleep(max(0.0, started + begin_s - self._loop.time()))
                 await gate.acquire()
-                tasks.append(self._loop.create_task(run(sent, due_s)))
+                tasks.append(self._loop.create_task(converse(places)))
             await asyncio.gather(*tasks)
         finally:
             ticker.cancel()
@@ -220,7 +244,9 @@ class Client:
         session = self._session or await self._connected()
 
         async def attempt(way: RequestTrace, answer: Answer) -> Completion:
-            async with session.post(url, data=sent.body, allow_redirects=False, trace_request_ctx=way) as response:
+            async with session.post(
+                url, data=sent.body, headers=sent.headers, allow_redirects=False, trace_request_ctx=way
+            ) as response:
                 way.answered = True
                 await take_in(response, answer)
             if answer.timings is not None:

@@ -76,6 +76,8 @@ class ScriptedServer:
         self.bodies: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.seen: list[tuple[str, str]] = []
+        """`begin` and `end` of each request with a session, by the session's key."""
         self.connections = 0
         self.open = self.most_open = self.abandoned = 0
         self.url = ""
@@ -100,9 +102,12 @@ class ScriptedServer:
                 if method == "POST" and path.removeprefix(self.script.root) in ("/completions", "/chat/completions"):
                     self.open += 1
                     self.most_open = max(self.most_open, self.open)
+                    session = headers.get("x-session-id")
+                    self.seen += [("begin", session)] if session else []
                     try:
                         await self._answer(path, json.loads(body), headers, reader, writer)
                     finally:
+                        self.seen += [("end", session)] if session else []
                         self.open -= 1
                 else:
                     status, text = self._paths.get(path, lambda: (404, '{"detail": "Not Found"}'))()
