@@ -30,15 +30,6 @@ class Schedule:
     times_s: Sequence[float]
     in_flight: int | None = None
 
-    def due(self, sent: int, finished: int, elapsed_s: float) -> int:
-        """How many further requests may be sent now, when `sent` were sent and `finished` of them have ended."""
-        ready = sum(time <= elapsed_s for time in self.times_s[sent:])
-        return ready if self.in_flight is None else max(0, min(ready, self.in_flight - (sent - finished)))
-
-    def next_s(self, sent: int) -> float | None:
-        """When the next request arrives; `None` when all were sent."""
-        return self.times_s[sent] if sent < len(self.times_s) else None
-
 
 def schedule(workload: WorkloadSettings, requests: Sequence[Request]) -> Schedule:
     """When a repeat's requests arrive; without `workload.arrival` all at once. `WorkloadError` where a number lacks.

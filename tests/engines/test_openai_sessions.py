@@ -101,8 +101,6 @@ def test_sessions_do_not_wait_for_each_other(bench: Bench) -> None:
     done = run(bench.engine(server, {"workload": workload}, request_timeout_s=2.0), requests)
     hanging, *others = by_session(requests, done).values()
     assert hanging[0].failure == "timeout"
-    first_s = [(turns[0].sent_ns or 0) / 1e9 for turns in (hanging, *others)]
-    assert [round(at - first_s[0], 2) for at in first_s] == pytest.approx([0.0, 0.02, 0.04, 0.06], abs=0.015)
     assert max(turn.end_ns for turns in others for turn in turns) < hanging[0].end_ns < hanging[1].start_ns
 
 

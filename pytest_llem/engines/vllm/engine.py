@@ -46,6 +46,7 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.arrivals import schedule
 from pytest_llem.workload.hub import switch_off_when_absent
+from pytest_llem.workload.sessions import Replay
 
 MEMORY_TEXTS = (
     "out of memory", "can't allocate memory", "No available memory for the cache blocks", "Free memory on device",
@@ -140,26 +141,25 @@ class VLLMEngine(HubEngine):
         check_lengths(requests, None, engine.vllm_config.model_config.max_model_len)
         self._passes += 1
         workload = self._prepared().workload
-        plan = schedule(workload, requests)
-        rated = workload.arrival is not None and plan.in_flight is None
-        entries = {f"{self._passes}-{request.index}": StreamedAnswer(request) for request in requests}
-        waiting = list(entries)
+        keys = [f"{self._passes}-{request.index}" for request in requests]
+        entries = {key: StreamedAnswer(request) for key, request in zip(keys, requests, strict=True)}
+        places = {request.index: place for place, request in enumerate(requests)}
         done: list[Completion] = []
-        sent, started_ns = 0, time.monotonic_ns()
+        replay = Replay(requests, schedule(workload, requests), time.monotonic_ns())
         try:
             while len(done) < len(requests):
-                elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
-                for key in waiting[sent : sent + plan.due(sent, len(done), elapsed_s)]:
+                for place, due_ns in replay.due(time.monotonic_ns()):
                     # One that falls due during a step waits for its end: that wait is part of its latency.
-                    self._send(key, entries[key], started_ns + round(plan.times_s[sent] * 1e9) if rated else None)
-                    sent += 1
+                    self._send(keys[place], entries[keys[place]], due_ns)
                 if engine.has_unfinished_requests():
                     outputs = engine.step()
                     now = time.monotonic_ns()
                     finished = [take_output(entries[output.request_id], output, now) for output in outputs]
-                    done += [completion for completion in finished if completion is not None]
-                elif (next_s := plan.next_s(sent)) is not None:
-                    time.sleep(max(0.0, next_s - elapsed_s))
+                    for completion in (answer for answer in finished if answer is not None):
+                        done.append(completion)
+                        replay.ended(places[completion.index], now)
+                elif (next_ns := replay.next_ns()) is not None:
+                    time.sleep(max(0.0, (next_ns - time.monotonic_ns()) / 1e9))
                 progress(len(done), len(requests))
         except RuntimeError as problem:
             raise self._run_error(problem) from problem

@@ -27,7 +27,7 @@ def gaps_of(times: Sequence[float]) -> list[float]:
 
 
 def test_without_an_arrival_process_all_come_at_once() -> None:
-    assert plan_of(None, 3).due(sent=0, finished=0, elapsed_s=0.0) == 3
+    assert plan_of(None, 3) == Schedule([0.0] * 3)
 
 
 def test_constant_rate() -> None:
@@ -95,21 +95,6 @@ def test_sessions_arrive_and_their_turns_with_them() -> None:
     requests = [Request(index, (1,), 1, session=name, turn=turn) for index, (name, turn) in enumerate(turns)]
     settings = WorkloadSettings(arrival=Arrival("constant", rate_per_s=2.0))
     assert schedule(settings, requests).times_s == [0.0, 0.0, 0.5, 1.0, 0.5]
-
-
-def test_concurrency_is_never_exceeded() -> None:
-    plan = plan_of(Arrival("concurrency", concurrency=2), 5)
-    assert plan.due(sent=0, finished=0, elapsed_s=0.0) == 2
-    assert plan.due(sent=2, finished=0, elapsed_s=9.0) == 0
-    assert plan.due(sent=2, finished=1, elapsed_s=9.0) == 1
-    assert plan.due(sent=4, finished=4, elapsed_s=9.0) == 1
-
-
-def test_requests_become_due_as_time_passes() -> None:
-    plan = plan_of(Arrival("constant", rate_per_s=1.0), 3)
-    assert [plan.due(1, 0, elapsed) for elapsed in (0.5, 1.0, 2.5)] == [0, 1, 2]
-    assert plan.next_s(1) == 1.0
-    assert plan.next_s(3) is None
 
 
 @pytest.mark.parametrize(
