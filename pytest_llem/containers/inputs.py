@@ -69,9 +69,10 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
             mounts.append(mounted)
         elif not is_path(name):  # else it is a path within the image
             downloads.append(name)
-    trusted = found(str(config.settings["ca_file"])) if served and config.settings.get("ca_file") else None
-    if trusted is not None:
-        mounts.append(Mounted(str(trusted.absolute()), str(trusted.absolute())))
+    files = (config.settings.get("ca_file") if served else None, config.workload.times_file)
+    for path in (found(str(file)) for file in files if file):
+        if path is not None:
+            mounts.append(Mounted(str(path.absolute()), str(path.absolute())))
     base_url = config.settings.get("base_url") if served else None
     server = str(base_url) if base_url else None
     return Inputs(tuple(dict.fromkeys(mounts)), tuple(downloads), server)

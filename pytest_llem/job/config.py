@@ -107,12 +107,17 @@ class WorkloadSettings:
     )
     chat_template: bool = setting(False, "Wrap each prompt in the model's chat template.")
     arrival: Arrival | None = setting(None, "Arrivals at an engine that serves; null sends all at once.")
-    speed: PositiveFloat = setting(1.0, "How many times faster than recorded a data set's times pass.")
+    speed: PositiveFloat = setting(1.0, "How many times faster than recorded a data set's or schedule's times pass.")
     cache: Literal["cold", "warm"] | None = setting(
         None,
         "Prefix cache as a part of the experiment: `cold` is emptied before each repeat, `warm` holds what the warm-up "
         "left. Null allows no hits, but is `cold` for sessions and traces.",
     )
+
+    @property
+    def times_file(self) -> str | None:
+        """The file of arrival times, if there is one."""
+        return None if self.arrival is None else self.arrival.file
 
 
 @dataclass(frozen=True)

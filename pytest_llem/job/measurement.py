@@ -343,6 +343,7 @@ class Measurement:
     memory: MemoryPeaks
     timing: Mapping[str, float | None]
     load_shape: str = "offline"
+    arrivals_hash: str | None = None
     prompts_truncated: TruncatedPrompts | None = None
     rows_skipped: int | None = None
     cpu: CpuTime | None = None

@@ -273,6 +273,7 @@ CONDITIONS = (
     "input_tokens",
     "output_tokens",
     "load_shape",
+    "arrivals_hash",
     "isolation",
     "runner",
     "device_kind",

@@ -232,7 +232,8 @@ def _ask(question: Callable[..., object], *arguments: object) -> JsonValue:
 def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
     content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for;
-    `dataset_texts` of another package's data set, a digest over the texts that are used.
+    `dataset_texts` of another package's data set, a digest over the texts that are used; `arrival_file`, one over the
+    file of arrival times.
 
     `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
     served models, and for what the cache does not hold.
@@ -247,6 +248,9 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
                 facts["lora_fingerprint"] = model_files.fingerprint(path)
         elif (commit := cached_commit(hub_kind, name, revision)) is not None:
             facts[f"{kind}_commit"] = commit
+    times_file = config.workload.times_file
+    if times_file is not None and (path := found(times_file)) is not None:
+        facts["arrival_file"] = content_digest(path)
     texts = texts_of_package(config.workload)
     if texts is not None:
         facts["dataset_texts"] = hashlib.sha256(json.dumps(texts.texts).encode()).hexdigest()[:DIGITS]

@@ -230,13 +230,14 @@ def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
     other = siblings[cycle].workload
     same_input = (other.prompts_hash, other.input_tokens) == (work.prompts_hash, work.input_tokens)
     determined = output_lengths_determined(result.experiment.config)
-    if same_input and (other.output_tokens == work.output_tokens or not determined):
+    same_times = other.arrivals_hash == work.arrivals_hash
+    if same_input and same_times and (other.output_tokens == work.output_tokens or not determined):
         return result
     reason = Note(
         "work_differs",
         f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "
         f"{work.prompts_hash}); in cycle {cycle} it was {other.input_tokens} and {other.output_tokens} (prompts "
-        f"{other.prompts_hash})",
+        f"{other.prompts_hash}){'' if same_times else ', and its requests came at other times'}",
     )
     validity = replace(result.validity, valid=False, reasons=(*result.validity.reasons, reason))
     return result.model_copy(update={"status": "invalid", "validity": validity})

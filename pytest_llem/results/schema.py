@@ -88,6 +88,9 @@ class WorkloadSection:
     prompts_hash: str
     outputs_hash: str | None = field(metadata=about("Hash of the first repeat's output token ids, or texts."))
     load_shape: str = field(metadata=about("offline, or the arrival process of a serving load."))
+    arrivals_hash: str | None = field(
+        default=None, metadata=about("Hash of recorded arrival times; null where arrivals follow from the settings.")
+    )
     repeats: Count
     requests: Count = field(metadata=about("Requests of one repeat."))
     input_tokens: Count = field(metadata=about("Input tokens of one repeat."))

@@ -32,6 +32,7 @@ from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
+from pytest_llem.workload.arrivals import read_times, too_few
 from pytest_llem.workload.hub import cached_repository
 from pytest_llem.workload.texts import read_texts, texts_of_package, unknown_ending
 
@@ -49,7 +50,11 @@ Wrong = tuple[str, JsonValue, LlemError]
 def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) -> None:
     """Raise `LlemError` for the local paths that cannot be what the study takes them for, each where it is written."""
     wrong: dict[str, LlemError] = {}
-    for check, experiments in ((_models, study.distinct("engine", *_MODEL)), (_data_set, _largest(study))):
+    for check, experiments in (
+        (_models, study.distinct("engine", *_MODEL)),
+        (_data_set, _largest(study)),
+        (_arrival_times, study.distinct("engine", "workload.arrival", "workload.prompts", "workload.dataset")),
+    ):
         for experiment in experiments:
             runner = runner_of(experiment.engine)
             if RUNNERS[runner].distributed:
@@ -204,6 +209,21 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
             yield "workload.column", settings.column, problem
         else:
             yield "workload.dataset", written, problem
+
+
+def _arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    workload = experiment.config.workload
+    if workload.times_file is None or (in_image and found(workload.times_file) is None):
+        return
+    try:
+        available = len(read_times(workload.times_file))
+        if available < workload.prompts:
+            raise too_few(workload.times_file, available, workload.prompts)
+    except WorkloadError as problem:
+        if "available" in problem.details:
+            yield "workload.prompts", workload.prompts, problem
+        else:
+            yield "workload.arrival", getter(experiment.flat_settings)("workload.arrival"), problem
 
 
 def _read(settings: WorkloadSettings) -> None:

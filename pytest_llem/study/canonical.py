@@ -53,6 +53,10 @@ def _while(control: str, values: tuple[object, ...], fields: tuple[str, ...], be
     return InactivityRule(fields, (control,), lambda get: get(control) in values, because)
 
 
+def _process(arrival: JsonValue) -> JsonValue:
+    return arrival.get("process") if isinstance(arrival, Mapping) else None
+
+
 INACTIVITY_RULES: tuple[InactivityRule, ...] = (
     InactivityRule(
         _below("decoding", "temperature", "top_k", "top_p", "min_p"),
@@ -71,6 +75,12 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         (SYNTHETIC,),
         _below("workload", "column", "split", "revision", "order", "chat_template"),
         "with synthetic prompts",
+    ),
+    InactivityRule(
+        ("workload.speed",),
+        ("workload.dataset", "workload.arrival"),
+        lambda get: get("workload.dataset") == SYNTHETIC and _process(get("workload.arrival")) != "schedule",
+        "without recorded times",
     ),
     *(
         _while(f"{info.name}.{rule.setting}", rule.values, _below(info.name, *rule.names), rule.reason)
@@ -188,6 +198,9 @@ def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
     workload = data["workload"]
     if isinstance(workload, dict):
         workload["dataset"] = _local(workload["dataset"], directory, files=True)
+        arrival = workload.get("arrival")
+        if isinstance(arrival, dict) and isinstance(arrival.get("file"), str):
+            workload["arrival"] = {**arrival, "file": _resolved(directory / expanded(arrival["file"]))}
     return decode(ExperimentConfig, data)
 
 

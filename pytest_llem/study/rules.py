@@ -14,6 +14,7 @@ from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
+from pytest_llem.job.config import SYNTHETIC
 from pytest_llem.study.canonical import Get, section_of
 from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
@@ -149,15 +150,30 @@ def _lengths(path: str) -> Rule:
     return Rule((path,), check)
 
 
+_ARRIVALS: Mapping[str, tuple[str, ...]] = {
+    "gamma": ("rate_per_s", "burstiness"),
+    "burst": ("burst_size", "rate_per_s"),
+    "ramp": ("rate_per_s", "end_rate_per_s"),
+    "schedule": (),
+    "concurrency": ("concurrency",),
+}
+"""What arrival processes need beside the rate, which the others need alone."""
+
+
 def _arrival(get: Get) -> str | None:
     value = get("workload.arrival")
     if not isinstance(value, Mapping):
         return None
     process = str(value.get("process"))
-    needed = {"burst": ("burst_size", "rate_per_s"), "concurrency": ("concurrency",)}.get(process, ("rate_per_s",))
+    needed = _ARRIVALS.get(process, ("rate_per_s",))
     for name in needed:
         if value.get(name) is None:
             return _refused(f"workload.arrival: process {process} needs {name}", f"give {name}")
+    if process == "schedule":
+        needed = ("file",)
+        if value.get("file") is None and get("workload.dataset") == SYNTHETIC:
+            text = "workload.arrival: process schedule without a file takes the times of a data set"
+            return _refused(f"{text}, and workload.dataset synthetic has none", "give file")
     for name, number in value.items():
         if name not in ("process", *needed) and number is not None:
             return _refused(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
@@ -179,7 +195,7 @@ def _address(get: Get) -> str | None:
 
 
 def _synthetic_length(get: Get) -> str | None:
-    if get("workload.dataset") == "synthetic" and get("workload.input_tokens") is None:
+    if get("workload.dataset") == SYNTHETIC and get("workload.input_tokens") is None:
         text = "workload.input_tokens null cannot be combined with workload.dataset synthetic"
         return _refused(text, "give a number of tokens")
     return None
@@ -255,7 +271,7 @@ _Q = "transformers.quantization"
 RULES: tuple[Rule, ...] = (
     _lengths("workload.input_tokens"),
     _lengths("workload.output_tokens"),
-    Rule(("workload.arrival", "engine"), _arrival),
+    Rule(("workload.arrival", "workload.dataset", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
     Rule(
         ("measurement.warmup.min_repeats", "measurement.warmup.max_repeats", "measurement.warmup.thermal"),

@@ -226,6 +226,7 @@ def _measure(
         repeats=observed.repeats,
         requests=observed.records,
         prompts_hash=workload.prompts_hash,
+        arrivals_hash=workload.arrivals_hash,
         prompts_truncated=workload.truncated,
         rows_skipped=workload.rows_skipped,
         warmup=warmup,

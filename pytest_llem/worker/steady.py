@@ -15,7 +15,7 @@ from pytest_llem.job.config import Arrival, SteadyRule
 from pytest_llem.job.measurement import Window
 
 STEADY_STATE = "steady_state"
-RATED = ("constant", "poisson", "burst")
+RATED = ("constant", "poisson", "gamma", "burst", "ramp", "schedule")
 
 
 def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:

@@ -6,14 +6,16 @@ give the same times on every machine: of Python's random numbers only `Random.ra
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Arrival, WorkloadSettings
+from pytest_llem.job.files import expanded, open_regular, reason
 from pytest_llem.job.request import Request
 
 Uniform = Callable[[], float]
@@ -62,6 +64,76 @@ def arrival_places(requests: Sequence[Request]) -> list[int]:
         count += place == count
         places.append(place)
     return places
+
+
+def read_times(name: str) -> list[float]:
+    """The seconds in a file of arrival times, one a line; lines may be empty. `WorkloadError` names the first bad line.
+
+    They have to rise, and may be equal.
+    """
+    path = expanded(name)
+    times: list[float] = []
+    try:
+        with open_regular(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    times.append(_time(line, times[-1] if times else 0.0, f"{path}:{number}"))
+    except OSError as problem:
+        raise WorkloadError(
+            f"workload.arrival.file {name!r}: {reason(problem).lower()}",
+            fix="correct the path; a relative one starts at the study, and the file must be where the cycle runs",
+        ) from None
+    return times
+
+
+def _time(line: bytes, before: float, where: str) -> float:
+    shown = line.decode("utf-8", "replace").strip()[:40]
+    try:
+        time = float(line)
+    except ValueError:
+        time = math.nan
+    if not math.isfinite(time):
+        raise WorkloadError(f"{where}: {shown!r} is no time in seconds", fix="write one number a line, such as 0.25")
+    if time < 0:
+        raise WorkloadError(f"{where}: {shown} s is before the start", fix="write seconds from 0 on")
+    if time < before:
+        raise WorkloadError(f"{where}: {shown} s comes after {before:g} s", fix="sort the times")
+    return time
+
+
+def with_times(requests: Sequence[Request], workload: WorkloadSettings) -> tuple[Request, ...]:
+    """The requests with the times of the workload's file, at its speed, as their own; without one as they are.
+
+    A session begins at one of the times, and its later turns have none. Raises `WorkloadError` where there are too few.
+    """
+    if workload.times_file is None:
+        return tuple(requests)
+    places, times = arrival_places(requests), read_times(workload.times_file)
+    needed = max(places, default=-1) + 1
+    if len(times) < needed:
+        raise too_few(workload.times_file, len(times), needed)
+    due = [times[place] / workload.speed for place in places]
+    return tuple(
+        replace(request, due_s=None if (request.turn or 1) > 1 else due_s)
+        for request, due_s in zip(requests, due, strict=True)
+    )
+
+
+def arrivals_hash(workload: WorkloadSettings, requests: Sequence[Request]) -> str | None:
+    """sha256 over the times of process `schedule`, nanoseconds a line; `None` for what follows from the settings."""
+    if workload.arrival is None or workload.arrival.process != "schedule":
+        return None
+    lines = (f"{round(time * 1e9)}\n" for time in _recorded(requests))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def too_few(file: str, available: int, needed: int) -> WorkloadError:
+    """The error for a file with fewer times than there are requests."""
+    return WorkloadError(
+        f"workload.arrival.file {file!r} has {available} times, and {needed} were asked for",
+        fix=f"set workload.prompts to at most {available}",
+        details={"available": available, "wanted": needed},
+    )
 
 
 def _times(arrival: Arrival, count: int, seed: int) -> list[float]:

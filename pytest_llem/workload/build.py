@@ -18,6 +18,7 @@ from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Request, Texts
+from pytest_llem.workload.arrivals import arrivals_hash, with_times
 from pytest_llem.workload.registered import ALIASES
 from pytest_llem.workload.texts import corpus_text, read_texts
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
@@ -28,9 +29,10 @@ OUTPUT_STREAM = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests of one repeat, in order, and the hash that tells whether two workloads are the same.
+    """The requests of one repeat, in order, and the hashes that tell whether two workloads are the same.
 
-    `truncated` counts the prompts that were cut, `rows_skipped` the rows without text before the last one used.
+    `arrivals_hash` is that of recorded arrival times; other arrivals follow from settings. `truncated` counts the
+    prompts that were cut, `rows_skipped` the rows without text before the last one used.
     """
 
     requests: tuple[Request, ...]
@@ -38,6 +40,7 @@ class Workload:
     dataset: str
     truncated: TruncatedPrompts
     rows_skipped: int
+    arrivals_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,23 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Text
     else:
         prompts = _of_texts(texts.texts, settings, tokenizer)
     outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
-    requests = tuple(
+    made = [
         Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
         for index, (prompt, tokens) in enumerate(zip(prompts, outputs, strict=True))
-    )
+    ]
+    requests = with_times(made, settings)
     # Of prompts that nothing here could turn into tokens, the UTF-8 bytes are hashed.
     prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
     cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
     before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
-    return Workload(requests, prompts_hash, settings.dataset, TruncatedPrompts(len(cut), before, after), texts.skipped)
+    return Workload(
+        requests,
+        prompts_hash,
+        settings.dataset,
+        TruncatedPrompts(len(cut), before, after),
+        texts.skipped,
+        arrivals_hash(settings, requests),
+    )
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:

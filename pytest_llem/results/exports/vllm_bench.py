@@ -2,10 +2,11 @@
 
 `exports` loads it by name. Keys and units are those of vLLM's `vllm/benchmarks/serve.py` and must stay: latencies in
 ms (tpot without the first token, itl per chunk, std divided by n), `date` in UTC, of the window's end, counts over
-all repeats. `request_rate` is `inf` where a client sends all at once, and `null` offline, where none sends. `label` is
-the experiment; what `--metadata` adds there as keys of its own are here run, study, cycle and the settings that are
-set, by their names in a study. Added are `arrival_process`, `repeats`, and the energy with meter, `energy_measured`
-(false for an estimate) and k=2 uncertainties. What was not measured is `null`.
+all repeats. `request_rate` is `inf` where a client sends all at once or a ramp stands beside it, and `null` offline,
+where none sends, and for a schedule. A ramp here is linear in time, there over the requests: its strategy has another
+name. `label` is the experiment; what `--metadata` adds there as keys of its own are here run, study, cycle and the
+settings that are set, by their names in a study. Added are `arrival_process`, `repeats`, and the energy with meter,
+`energy_measured` (false for an estimate) and k=2 uncertainties. What was not measured is `null`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
+
+POISSON = ("poisson", "ramp", "all_at_once", "concurrency")
+"""Processes with the burstiness of vLLM's default, which it states for loads that have none as well."""
 
 STATISTICS = {"mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p99": "p99"}
 
@@ -51,8 +55,9 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "cycle": result.cycle,
         **{name: value for name, value in written_settings(result).items() if value not in (None, (), [])},
         "request_rate": _request_rate(load),
-        "burstiness": 1.0 if load.process in ("poisson", "all_at_once", "concurrency") else None,
+        "burstiness": 1.0 if load.process in POISSON else load.burstiness,
         "max_concurrency": load.max_concurrency,
+        **_ramp(load),
         "arrival_process": load.process,
         "repeats": result.workload.repeats,
         "duration": result.throughput.duration_s or result.timing.get("measure_s"),
@@ -84,6 +89,16 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
 
 
 def _request_rate(load: LoadShape) -> float | str | None:
-    if load.process == "offline":
+    if load.process in ("offline", "schedule"):
         return None
-    return "inf" if load.rate_per_s is None else load.rate_per_s
+    return "inf" if load.rate_per_s is None or load.process == "ramp" else load.rate_per_s
+
+
+def _ramp(load: LoadShape) -> dict[str, JsonValue]:
+    if load.process != "ramp":
+        return {}
+    return {
+        "ramp_up_strategy": "linear_in_time",
+        "ramp_up_start_rps": load.rate_per_s,
+        "ramp_up_end_rps": load.end_rate_per_s,
+    }

@@ -25,6 +25,7 @@ def derive_workload(measurement: Measurement) -> WorkloadSection:
         prompts_hash=measurement.prompts_hash,
         outputs_hash=first.outputs_hash if first else None,
         load_shape=measurement.load_shape,
+        arrivals_hash=measurement.arrivals_hash,
         repeats=len(measurement.repeats),
         requests=len(requests),
         input_tokens=sum(request.input_tokens for request in requests),

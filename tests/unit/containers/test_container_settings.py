@@ -12,7 +12,7 @@ from pytest_llem.containers.images import default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
 from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
-from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
+from pytest_llem.job.config import Arrival, Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.study.runner_settings import DockerSettings
 
 
@@ -85,6 +85,13 @@ def test_the_authority_that_a_server_is_trusted_by_comes_along(
     resolved = with_absolute_paths(replace(config, engine="openai", settings=url))
     assert resolved.settings["ca_file"] == str(tmp_path / "ca.pem")
     assert inputs_of(resolved).mounts == (Mounted(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem")),)
+
+
+def test_a_file_of_arrival_times_comes_along(config: ExperimentConfig, hub: Path, tmp_path: Path) -> None:
+    times = tmp_path / "times.txt"
+    times.touch()
+    workload = replace(config.workload, arrival=Arrival("schedule", file=str(times)))
+    assert inputs_of(replace(config, workload=workload)).mounts == (Mounted(str(times), str(times)),)
 
 
 def test_a_relative_path_means_the_same_inside(

@@ -79,6 +79,9 @@ LOADS: dict[str, tuple[dict[str, Any], float | str | None, int | None, str | Non
         None,
     ),
     "poisson": ({**CLIENT, "arrival": POISSON, "settings": {"concurrency": 16}}, 2.5, 16, "Server"),
+    "gamma": ({**CLIENT, "arrival": {**POISSON, "process": "gamma", "burstiness": 0.5}}, 2.5, None, None),
+    "ramp": ({**CLIENT, "arrival": {**POISSON, "process": "ramp", "end_rate_per_s": 5.0}}, "inf", None, None),
+    "schedule": ({**CLIENT, "arrival": {"process": "schedule", "file": "t.txt"}}, None, None, None),
     "constant": ({**CLIENT, "arrival": {"process": "constant", "rate_per_s": 2.5}}, 2.5, None, None),
 }
 
@@ -94,6 +97,18 @@ def test_each_load_is_named_as_the_other_tools_name_it(make: Make, load: str) ->
     assert entry["Scenario"] == scenario
     unnamed = [text for text in entry["deviations"] if "is no scenario of LoadGen" in text]
     assert len(unnamed) == (scenario is None)
+
+
+def test_vllm_bench_says_how_bursty_a_load_was_and_how_a_ramp_went(make: Make) -> None:
+    gamma = vllm_bench.bench_result(make(**LOADS["gamma"][0]))
+    ramp = vllm_bench.bench_result(make(**LOADS["ramp"][0]))
+    assert (gamma["burstiness"], ramp["burstiness"]) == (0.5, 1.0)
+    assert "ramp_up_strategy" not in gamma
+    assert {name: ramp[name] for name in ramp if name.startswith("ramp")} == {
+        "ramp_up_strategy": "linear_in_time",
+        "ramp_up_start_rps": 2.5,
+        "ramp_up_end_rps": 5.0,
+    }
 
 
 def test_vllm_bench_has_every_key_that_its_tables_read(make: Make) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import Arrival, ExperimentConfig
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.measurement import write_measurement
 from pytest_llem.machine.environment import READ_WHOLE_BYTES, content_digest, identity, input_facts
@@ -82,6 +82,18 @@ def test_an_edited_data_set_is_measured_again(
     reuse = resume(config)
     assert reuse.result is None
     assert str(reuse.reason).startswith("dataset_files: ")
+
+
+def test_an_edited_file_of_arrival_times_is_measured_again(
+    prompts: Path, tmp_path: Path, configure: Configure, resume: Callable[[ExperimentConfig], Reuse]
+) -> None:
+    times = tmp_path / "times.txt"
+    times.write_text("0\n1\n")
+    config = configure(prompts)
+    config = replace(config, workload=replace(config.workload, arrival=Arrival("schedule", file=str(times))))
+    assert resume(config).result is not None
+    times.write_text("0\n2\n")
+    assert str(resume(config).reason).startswith("arrival_file: ")
 
 
 def test_a_model_directory_counts_with_all_its_files(tmp_path: Path, configure: Configure) -> None:

@@ -51,6 +51,14 @@ def test_a_repeat_with_other_output_lengths(bench: Bench, derive: Derive, decodi
     assert codes(result) == ([] if decoding == "sampled" else ["work_differs"])
 
 
+def test_a_cycle_whose_requests_came_at_other_times(bench: Bench, derive: Derive, decoding: str) -> None:
+    """The settings name a file of times; what it holds is not among them."""
+    first, second = (derive(replace(bench.measurement(), arrivals_hash=name)) for name in ("a", "b"))
+    assert codes(compare_work(second, {1: first})) == ["work_differs"]
+    found = differences(conditions(first), conditions(second), of_energy=True, limit=0.05)
+    assert found == ["arrivals_hash: a -> b"]
+
+
 def test_a_baseline_with_other_output_lengths(bench: Bench, derive: Derive, decoding: str) -> None:
     before, now = (conditions(derive(bench.measurement(output_tokens=count))) for count in (4, 5))
     found = differences(before, now, of_energy=True, limit=0.05)

@@ -279,3 +279,35 @@ def test_a_file_is_read_once_for_the_most_prompts_that_are_asked_for(refused: Re
     assert said is not None
     assert said.startswith(at(text, "999"))
     assert said.count("were asked for") == 1
+
+
+SCHEDULE = BUILTIN + "engine: vllm\nworkload: {{prompts: {}, arrival: {{process: schedule, file: data/times.txt}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ("0\n\nsoon\n", ":3: 'soon' is no time in seconds\nfix: write one number a line, such as 0.25"),
+        ("0\nnan\n", ":2: 'nan' is no time in seconds\nfix: write one number a line, such as 0.25"),
+        ("-0.5\n1\n", ":1: -0.5 s is before the start\nfix: write seconds from 0 on"),
+        ("0\n2.5\n1\n", ":3: 1 s comes after 2.5 s\nfix: sort the times"),
+    ],
+)
+def test_a_schedule_is_read_before_anything_runs(refused: Refused, tmp_path: Path, times: str, said: str) -> None:
+    """The worker read it when the model was loaded, and each cycle failed for the same line."""
+    (tmp_path / "data" / "times.txt").write_text(times)
+    text = SCHEDULE.format(2)
+    assert refused(text) == f"{at(text, '{process')}data/times.txt{said}"
+
+
+def test_a_schedule_is_there_and_has_a_time_for_each_prompt(refused: Refused, tmp_path: Path) -> None:
+    text = SCHEDULE.format(4)
+    missing = f"{at(text, '{process')}workload.arrival.file 'data/times.txt': no such file or directory"
+    assert str(refused(text)).startswith(missing)
+    assert refused(text, "docker") is None
+    (tmp_path / "data" / "times.txt").write_text("0\n0\n7.25\n")
+    assert refused(text) == (
+        f"{at(text, '4')}workload.arrival.file 'data/times.txt' has 3 times, and 4 were asked for\n"
+        "fix: set workload.prompts to at most 3"
+    )
+    assert refused(SCHEDULE.format(3)) is None

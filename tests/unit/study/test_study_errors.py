@@ -141,6 +141,24 @@ WRONG = {
         "workload.arrival: concurrency has no effect with process poisson",
         "leave concurrency out",
     ),
+    "gamma without a shape": (
+        "model: m\nengine: vllm\nworkload: {arrival: {process: gamma, rate_per_s: 4}}\n",
+        "3:21",
+        "workload.arrival: process gamma needs burstiness",
+        "give burstiness",
+    ),
+    "a schedule with a rate": (
+        "model: m\nengine: vllm\nworkload: {arrival: {process: schedule, file: t.txt, rate_per_s: 4}}\n",
+        "3:21",
+        "workload.arrival: rate_per_s has no effect with process schedule",
+        "leave rate_per_s out",
+    ),
+    "a schedule of nothing": (
+        "model: m\nengine: vllm\nworkload: {arrival: {process: schedule}}\n",
+        "3:21",
+        "process schedule without a file takes the times of a data set, and workload.dataset synthetic has none",
+        "give file",
+    ),
     "key in an address": (
         "model: m\nengine: openai\nopenai: {base_url: 'http://h/v1?api-key=s'}\n",
         "3:20",

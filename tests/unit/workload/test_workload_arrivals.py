@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Arrival, WorkloadSettings
 from pytest_llem.job.request import Request
 from pytest_llem.workload.arrivals import Schedule, schedule
+from pytest_llem.workload.build import Workload, build_workload
+from tests.unit.workload.test_workload_build import WordTokenizer
 
 
 def requests_of(count: int) -> list[Request]:
@@ -88,6 +91,26 @@ def test_recorded_times_count_from_the_first_one() -> None:
     assert schedule(settings, recorded).times_s == [0.0, 0.5, 3.0]
     with pytest.raises(WorkloadError, match="request 1 has none"):
         schedule(settings, [recorded[0], Request(1, (1,), 1)])
+
+
+def test_a_files_times_are_those_of_the_requests_and_part_of_the_work(tmp_path: Path) -> None:
+    """The settings name the file: what it holds would not be compared."""
+    path = tmp_path / "times.txt"
+    path.write_text("4\r\n4\r\n\r\n5.5\r\n9\r\n")
+
+    def built(speed: float) -> Workload:
+        arrival = Arrival("schedule", file=str(path))
+        settings = WorkloadSettings(prompts=3, input_tokens=4, arrival=arrival, speed=speed)
+        workload = build_workload(settings, WordTokenizer())
+        assert schedule(settings, workload.requests).times_s == [0.0, 0.0, 1.5 / speed]
+        return workload
+
+    first = built(1.0)
+    assert first.arrivals_hash == built(1.0).arrivals_hash
+    assert first.arrivals_hash != built(2.0).arrivals_hash
+    path.write_text("4\n4\n")
+    with pytest.raises(WorkloadError, match="has 2 times, and 3 were asked for"):
+        built(1.0)
 
 
 def test_sessions_arrive_and_their_turns_with_them() -> None:
