@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     verb = add("export", help="write results in another tool's format")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument(
-        "--format", required=True, help="csv, parquet, vllm-bench, mlperf, aienergyscore, otel, or another's"
+        "--format", required=True, help="csv, parquet, requests, vllm-bench, mlperf, aienergyscore, otel, or another's"
     )
     verb.add_argument("-o", "--out", type=Path, required=True, help="a file; a folder for vllm-bench")
     verb.set_defaults(run="pytest_llem.results.commands:export_results")

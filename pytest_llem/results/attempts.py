@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import Timeout
 from pydantic import ValidationError
 
@@ -18,12 +17,14 @@ from pytest_llem.energy.readings import UNITS, Sample, read_samples
 from pytest_llem.errors import InterruptedCycleError, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Job, JobDir
-from pytest_llem.job.measurement import read_measurement
-from pytest_llem.job.report import RunReport
+from pytest_llem.job.measurement import Measurement, read_measurement
+from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.derive import compare_work, derive_result, device_peaks, with_temperature_drift
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import refused
+from pytest_llem.results.requests_table import CLOCK, requests_table, write_parquet
 from pytest_llem.results.resume import Reuse
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
 from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, read_state, reused, write_state
@@ -59,7 +60,7 @@ def get_or_measure(
             return store.outcome_of(key, state)
         earlier = reuse() if reuse is not None else Reuse(None, None)
         if earlier.result is not None:
-            state = reused(key, store.write_reused(key, earlier.result))
+            state = reused(key, store.write_reused(key, earlier.result, earlier.directory))
             write_state(directory, state)
             return store.outcome_of(key, state)
         state = begin(key, None, earlier.reason)
@@ -137,8 +138,20 @@ def _conclude(
     siblings = store.valid_siblings(key)
     result = with_temperature_drift(compare_work(result, siblings), siblings)
     write_power(job_dir.samples, job_dir.power)
+    result = _with_requests(result, job, measurement, job_dir.requests)
     write_result(job_dir, result)
     return state.ended(result.status, tuple(reason.code for reason in result.validity.reasons))
+
+
+def _with_requests(result: Result, job: Job, measurement: Measurement, path: Path) -> Result:
+    """Write the table of requests; a result is not lost with it, and then says why there is none."""
+    try:
+        table = requests_table(measurement.requests, job.config.slo)
+    except StoreError as problem:
+        note = Note("requests_not_written", problem.message)
+        return result.model_copy(update={"warnings": (*result.warnings, note)})
+    write_parquet(path, table)
+    return result
 
 
 def _record_failure(job_dir: JobDir, state: CycleState, error: LlemError) -> None:
@@ -179,7 +192,7 @@ POWER_SCHEMA = pa.schema(
         pa.field(name, POWER_TYPES.get(name, pa.float64()), metadata={"unit": UNITS[name]} if UNITS.get(name) else None)
         for name in Sample._fields
     ],
-    metadata={"clock": "CLOCK_MONOTONIC of the worker"},
+    metadata=CLOCK,
 )
 """`power.parquet`: a row per reading of the sampler, with each column's unit in its field's metadata."""
 
@@ -196,6 +209,4 @@ def write_power(samples: Path, power: Path) -> None:
         ]
     except (ValueError, TypeError) as problem:
         raise StoreError(f"{samples}: {problem}") from None
-    partial = power.with_name(f".{power.name}.partial")
-    pq.write_table(pa.Table.from_arrays(columns, schema=POWER_SCHEMA), partial)
-    partial.replace(power)
+    write_parquet(power, pa.Table.from_arrays(columns, schema=POWER_SCHEMA))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -168,20 +168,30 @@ def load(path: str | Path) -> Results:
 
 def load_rows(path: Path) -> Results:
     """As `load`, with a row for every run that holds a measurement: for those who tell runs apart."""
-    return Results(tuple(read_result(file) for file in result_files(path)))
+    return _read(result_files(path))
 
 
 def load_all(paths: Sequence[Path], progress: ShowProgress) -> Results:
     """The results of runs, folders of runs or files, each measurement once; `progress` sees each file as it is read."""
     files = [file for path in paths for file in result_files(path)]
-    return Results(tuple(read_result(file) for file in progress(files, "reading"))).distinct()
+    return _read(progress(files, "reading")).distinct()
+
+
+def _read(files: Iterable[Path]) -> Results:
+    found = [(read_result(file), file.parent) for file in files]
+    directories = {measurement_id(result): directory for result, directory in found}
+    return Results(tuple(result for result, _ in found), directories)
 
 
 @dataclass(frozen=True)
 class Results(Sequence[Result]):
-    """Results in the order of their directories: run, study, experiment, cycle."""
+    """Results in the order of their directories: run, study, experiment, cycle.
+
+    `directories` are those of the cycles that were read, where their other files lie.
+    """
 
     items: tuple[Result, ...]
+    directories: Mapping[MeasurementId, Path] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -194,12 +204,12 @@ class Results(Sequence[Result]):
     @overload
     def __getitem__(self, index: slice) -> Results: ...
     def __getitem__(self, index: int | slice) -> Result | Results:
-        return Results(self.items[index]) if isinstance(index, slice) else self.items[index]
+        return replace(self, items=self.items[index]) if isinstance(index, slice) else self.items[index]
 
     @property
     def valid(self) -> Results:
         """Those that may be used."""
-        return Results(tuple(result for result in self.items if result.validity.valid))
+        return self.where(lambda result: result.validity.valid)
 
     def distinct(self) -> Results:
         """Each measurement once: of those that `--llem-resume` reused, the row of the newest run that holds it."""
@@ -209,11 +219,11 @@ class Results(Sequence[Result]):
             if held is None or result.run_id > held.run_id:
                 newest[which] = result
         kept = {id(result) for result in newest.values()}
-        return Results(tuple(result for result in self.items if id(result) in kept))
+        return self.where(lambda result: id(result) in kept)
 
     def where(self, condition: Callable[[Result], bool]) -> Results:
         """Those for which `condition` holds."""
-        return Results(tuple(result for result in self.items if condition(result)))
+        return replace(self, items=tuple(result for result in self.items if condition(result)))
 
     def of_run(self, run_id: str, *others: str) -> Results:
         """Those of one run, or of several."""
@@ -229,7 +239,7 @@ class Results(Sequence[Result]):
         groups: dict[tuple[str, str], list[Result]] = {}
         for result in self.items:
             groups.setdefault((result.study, result.experiment.id), []).append(result)
-        return {key: Results(tuple(group)) for key, group in groups.items()}
+        return {key: replace(self, items=tuple(group)) for key, group in groups.items()}
 
     def rows(self) -> list[dict[str, Cell]]:
         """A flat row per result: `COLUMNS`, other packages' metrics, every swept or set setting as `config.PATH`."""
@@ -244,14 +254,12 @@ class Results(Sequence[Result]):
         kinds = {**COLUMNS, **{name: kind for name, (kind, _) in _registered().items()}}
         settings = sorted({name for row in rows for name in row} - set(kinds))
         columns = {name: [row.get(name) for row in rows] for name in (*kinds, *settings)}
-        kinds |= {name: _kind(columns[name]) for name in settings}
-        for name in settings:
-            if kinds[name] == "string":
-                columns[name] = [None if cell is None else str(cell) for cell in columns[name]]
         types = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_(), "double": pa.float64()}
+        arrays = {name: pa.array(columns[name], types[kind]) for name, kind in kinds.items()}
+        arrays |= {name: typed(columns[name]) for name in settings}
         units = {name: {"unit": METRICS[name].unit} for name in kinds if name in METRICS}
-        schema = pa.schema([pa.field(name, types[kind], metadata=units.get(name)) for name, kind in kinds.items()])
-        return pa.Table.from_pydict(columns, schema=schema)
+        fields = [pa.field(name, array.type, metadata=units.get(name)) for name, array in arrays.items()]
+        return pa.Table.from_arrays([*arrays.values()], schema=pa.schema(fields))
 
     def to_dataframe(self) -> DataFrame:
         """A pandas data frame with one row per result; `SettingsError` when pandas is not installed."""
@@ -324,14 +332,18 @@ def _registered() -> dict[str, tuple[str, Callable[[Result], Cell]]]:
     return {name: ("double", metric.of) for name, metric in METRICS.items() if name not in SHIPPED}
 
 
-def _kind(cells: Sequence[Cell]) -> str:
-    """The one type that holds every cell; text where they differ."""
+def typed(cells: Sequence[JsonValue]) -> pa.Array:
+    """The values of a setting in the one type that holds each of them, as texts where there is none."""
+    import pyarrow as pa
+
     types = {type(cell) for cell in cells} - {type(None)}
     if types == {bool}:
-        return "bool"
+        return pa.array(cells, pa.bool_())
     if types == {int}:
-        return "int64"
-    return "double" if types and types <= {int, float} else "string"
+        return pa.array(cells, pa.int64())
+    if types and types <= {int, float}:
+        return pa.array(cells, pa.float64())
+    return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
 
 
 def _settings(result: Result) -> dict[str, Cell]:

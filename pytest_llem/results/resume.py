@@ -21,10 +21,11 @@ from pytest_llem.results.state import read_state
 
 @dataclass(frozen=True)
 class Reuse:
-    """An earlier result of a cycle, or the reason why none can be reused."""
+    """An earlier result of a cycle with its directory, or the reason why none can be reused."""
 
     result: Result | None
     reason: str | None
+    directory: Path | None = None
 
 
 class EarlierRuns:
@@ -54,30 +55,31 @@ class EarlierRuns:
         near = self._index.get((study, key.config_hash[:HASH_LENGTH]), [])
         if not near:
             return Reuse(None, "no earlier run of this configuration")
-        valid: list[Result] = []
+        valid: list[tuple[Result, Path]] = []
         unusable: list[str] = []
         for directory in near:
+            cycle = directory / f"c{key.cycle}"
             try:
-                state = read_state(directory / f"c{key.cycle}")
+                state = read_state(cycle)
                 if state is None or (state.study, state.config_hash) != (key.study, key.config_hash):
                     continue
                 if state.state != "valid":
                     reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
                     unusable.append(f"cycle {key.cycle} was {state.state}{reasons}")
                     continue
-                valid.append(read_result(directory / f"c{key.cycle}" / RESULT))
+                valid.append((read_result(cycle / RESULT), cycle))
             except (StoreError, OSError) as problem:
                 unusable.append(f"cycle {key.cycle} is unreadable: {problem}")
         if not valid:
             return Reuse(None, unusable[0] if unusable else f"no earlier cycle {key.cycle}")
-        valid.sort(key=lambda result: result.created_at, reverse=True)
+        valid.sort(key=lambda each: each[0].created_at, reverse=True)
         identities = (identity, *others)
-        for result in valid:
+        for result, directory in valid:
             facts = result.environment.comparable
             same_limits = result.validity.thresholds == (thresholds or {})
             if same_limits and not all(changes(facts, each) for each in identities):
-                return Reuse(result, None)
-        differing = min((changes(valid[0].environment.comparable, each) for each in identities), key=len)
+                return Reuse(result, None, directory)
+        differing = min((changes(valid[0][0].environment.comparable, each) for each in identities), key=len)
         return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")
 
     @cached_property

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import pytest_llem.containers.errors  # noqa: F401 (error.json may hold one of these: from_dict knows what was imported)
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError, from_dict
-from pytest_llem.job.files import log_tail, read_json, write_text
+from pytest_llem.job.files import log_tail, read_json, write_bytes, write_text
 from pytest_llem.job.job import JobDir
 from pytest_llem.machine.environment import gather
 from pytest_llem.results.layout import MANIFEST, STATE, CycleKey
@@ -107,13 +107,18 @@ class RunStore:
                 siblings[state.cycle] = read_result(JobDir(path.parent).result)
         return dict(sorted(siblings.items()))
 
-    def write_reused(self, key: CycleKey, result: Result) -> str:
-        """Write an earlier run's result as this cycle's, and return the id of the run that measured it."""
+    def write_reused(self, key: CycleKey, result: Result, earlier: Path | None = None) -> str:
+        """Write an earlier run's result as this cycle's, and return the id of the run that measured it.
+
+        The table of its requests in the directory `earlier` comes along, as the result's own rows.
+        """
         source = result.source_run or result.run_id
         experiment = replace(result.experiment, id=key.experiment_id)
         job_dir = JobDir(self.directory(key))
         job_dir.path.mkdir(parents=True, exist_ok=True)
         update = {"run_id": self.run_id, "source_run": source, "experiment": experiment}
+        if earlier is not None and JobDir(earlier).requests.is_file():
+            write_bytes(job_dir.requests, JobDir(earlier).requests.read_bytes(), durable=False)
         write_result(job_dir, result.model_copy(update=update))
         return source
 

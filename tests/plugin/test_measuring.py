@@ -67,7 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_every_cycle_passes_and_is_on_disk(run: Run) -> None:
     assert run.returncode == 0, run.output
     assert "4 passed" in run.output
-    names = {"job.json", "events.jsonl", "measurement.json", "result.json", "worker.log", "power.parquet", "state.json"}
+    names = {"job.json", "events.jsonl", "measurement.json", "result.json", "worker.log", "state.json"}
+    names |= {"power.parquet", "requests.parquet"}
     assert len(run.cycles) == 4
     for cycle in run.cycles:
         assert names <= {path.name for path in cycle.iterdir()}

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import writing
@@ -19,11 +19,15 @@ from pytest_llem.job.registered import blamed, load, registered
 from pytest_llem.results.reading import Results
 from pytest_llem.results.terminal import spreadsheet
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Export = Callable[[Results, Path], None]
 
 FORMATS = {
     "csv": "pytest_llem.results.exports:export_csv",
     "parquet": "pytest_llem.results.exports:export_parquet",
+    "requests": "pytest_llem.results.exports.requests:export",
     "vllm-bench": "pytest_llem.results.exports.vllm_bench:export",
     "mlperf": "pytest_llem.results.exports.mlperf:export",
     "aienergyscore": "pytest_llem.results.exports.aienergyscore:export",
@@ -55,15 +59,20 @@ def export(results: Results, name: str, out: Path) -> None:
 
 def export_csv(results: Results, out: Path) -> None:
     """`results.to_table()` as CSV; an empty cell was not measured, and no text is a formula."""
-    import pyarrow as pa
     import pyarrow.csv as pa_csv
 
-    table = results.to_table()
+    pa_csv.write_csv(without_formulas(results.to_table()), out)
+
+
+def without_formulas(table: pa.Table) -> pa.Table:
+    """A table whose texts and names no spreadsheet takes for formulas."""
+    import pyarrow as pa
+
     for index, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
             texts = [spreadsheet(text) for text in table.column(index).to_pylist()]
             table = table.set_column(index, field, pa.array(texts, field.type))
-    pa_csv.write_csv(table.rename_columns([spreadsheet(name) for name in table.column_names]), out)
+    return table.rename_columns([spreadsheet(name) for name in table.column_names])
 
 
 def export_parquet(results: Results, out: Path) -> None:

@@ -1,7 +1,7 @@
 """The section `latency`: distributions of request times, and those of a single request.
 
-`derive` calls it, `slo` asks for single requests, `summary` takes its percentiles, `metrics` how many values they take.
-Latencies must stay those of `vllm bench serve`, where `itl_chunk_s` is what it calls itl.
+`derive` calls it, `slo` and `requests_table` ask for single requests, `summary` takes its percentiles, `metrics` how
+many values they take. Latencies must stay those of `vllm bench serve`, where `itl_chunk_s` is what it calls itl.
 """
 
 from __future__ import annotations
@@ -55,15 +55,26 @@ class RequestLatency:
     @classmethod
     def of(cls, request: RequestRecord) -> RequestLatency:
         """Those of a request that was answered."""
-        first, times, tokens = request.first_token_ns, request.token_times_ns, request.output_tokens
-        first, last = (times[0], times[-1]) if times else (first if tokens else None, request.end_ns)
+        (first, last), tokens = first_and_last_token_ns(request), request.output_tokens
         gaps = (later - earlier for earlier, later in pairwise(arrivals_ns(request) or ()))
         return cls(
             ttft_s=None if first is None else (first - request.start_ns) / 1e9,
-            tpot_s=None if first is None or tokens < 2 else (last - first) / (tokens - 1) / 1e9,
+            tpot_s=None if first is None or last is None or tokens < 2 else (last - first) / (tokens - 1) / 1e9,
             gap_s=max((gap / 1e9 for gap in gaps), default=None),
             e2el_s=(request.end_ns - request.start_ns) / 1e9,
         )
+
+
+def first_and_last_token_ns(request: RequestRecord) -> tuple[int | None, int | None]:
+    """When the first and the last token came; `None` for both where the first one is not known, or there is none.
+
+    The end of such a request may be that of a batch, long after its own last token.
+    """
+    if request.token_times_ns:
+        return request.token_times_ns[0], request.token_times_ns[-1]
+    if request.first_token_ns is None or not request.output_tokens:
+        return None, None
+    return request.first_token_ns, request.end_ns
 
 
 def latency(requests: Sequence[RequestRecord]) -> Latency:

@@ -1,4 +1,4 @@
-"""The Python example of docs/results.md, run as it stands on a stored run."""
+"""The Python examples of docs/results.md, run as they stand on a stored run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llem.cli import main
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.store import RunStore
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parents[3] / "docs" / "results.md"
 
 
-def test_the_documented_example_runs(
+def test_the_documented_examples_run(
     tmp_path: Path,
     bench: Bench,
     key: CycleKey,
@@ -35,10 +36,12 @@ def test_the_documented_example_runs(
     for cycle in (1, 2, 3):
         each = replace(key, cycle=cycle)
         get_or_measure(store, each, worker(each, bench.measurement()))
-    found = re.search(r"<!-- test: load -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert found is not None
     monkeypatch.chdir(tmp_path)
-    exec(compile(found.group(1), str(PAGE), "exec"), {})
+    assert main(["export", "llem-results", "--format", "requests", "-o", "all.parquet"]) == 0
+    for name in ("load", "requests"):
+        found = re.search(rf"<!-- test: {name} -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+        assert found is not None
+        exec(compile(found.group(1), str(PAGE), "exec"), {})
     said = capsys.readouterr().out
     assert "study batch_size:1 [0.8333" in said
     assert re.search(r"^3 .*experiment", said, flags=re.MULTILINE)
