@@ -26,6 +26,7 @@ from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
+from pytest_llem.results.served import Served, served
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.terminal import spreadsheet
 from pytest_llem.results.uncertainty import budget_of_experiment
@@ -94,6 +95,8 @@ class ExperimentSummary:
     """Its value on each axis of the sweep, by the axis' name; `None` where the axis has no effect on it."""
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     """What else experiments of the study differ in, by the setting's name; empty where nothing was measured."""
+    slo: Served | None = None
+    """How it served its load; `None` without an SLO, unless it was saturated."""
 
 
 def summarise(
@@ -174,6 +177,7 @@ def _summary(
         metrics=summarise_metrics(valid, baseline_dir),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
         cycles_reused=sum(outcome.source_run is not None for outcome in outcomes),
+        slo=served(seen),
     )
 
 

@@ -20,6 +20,7 @@ from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
+from pytest_llem.results.served import Served, served
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
 
@@ -29,7 +30,7 @@ class ExperimentRow:
     """One experiment of one run, with `metrics` as in its summary.
 
     `total` counts the cycles that the run planned; where only some of its results are shown, those. `point` is its
-    value on each axis, `None` where that has no effect.
+    value on each axis, `None` where that has no effect; `slo` is `None` without one.
     """
 
     key: str
@@ -47,6 +48,7 @@ class ExperimentRow:
     settings: Mapping[str, Cell]
     notes: tuple[str, ...]
     point: Mapping[str, JsonValue] = field(default_factory=dict)
+    slo: Served | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _experiment(
         net_j=net_j,
         settings={name: cell for name, cell in row.items() if name.startswith("config.")},
         notes=tuple(dict.fromkeys(notes)),
+        slo=served(results),
     )
 
 

@@ -14,7 +14,7 @@ from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.report.content import Content, ExperimentRow
-from pytest_llem.results.report.markup import NOT_KNOWN, count, scroll, text
+from pytest_llem.results.report.markup import NOT_KNOWN, Tone, count, said, scroll, text
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant
@@ -22,7 +22,13 @@ from pytest_llem.study.model import SweptAxis
 
 HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 """Metrics that every table shows, after the study's own headline."""
+SERVED = ("good_requests_per_joule", "goodput_requests_per_s", HEADLINE)
+"""The same where the study has an SLO."""
 FURTHER = (
+    "joules_per_good_request",
+    "goodput_output_tokens_per_s",
+    "joules_per_request",
+    "output_tokens_per_s",
     "energy_j",
     "avg_power_w",
     "ttft_p50_s",
@@ -44,6 +50,9 @@ UNITS: Mapping[str, str] = {
     "output_tokens_per_s": "tokens/s",
     "total_tokens_per_s": "tokens/s in and out",
     "requests_per_s": "requests/s",
+    "good_requests_per_joule": "good requests/J",
+    "joules_per_good_request": "J/good request",
+    "goodput_requests_per_s": "good requests/s",
 }
 """Metrics whose unit says all."""
 MAX_COLUMNS = 8
@@ -93,8 +102,11 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
     if alike:
         same.append((CYCLES.head, CYCLES.cell(rows[0])))
     measured = {metric for row in rows for metric in row.metrics}
-    first = [metric for metric in dict.fromkeys([headline, *HEADLINES]) if metric in measured]
-    shown = [*naming, *(_metric(metric, rows) for metric in first), *cycles]
+    with_slo = any(row.slo for row in rows)
+    first = [metric for metric in dict.fromkeys([headline, *(SERVED if with_slo else HEADLINES)]) if metric in measured]
+    shown = [*naming, *(_metric(metric, rows) for metric in first), *([SLO] if with_slo else []), *cycles]
+    if len(asked := {row.slo.limits_text for row in rows if row.slo}) == 1:
+        same.append(("SLO", text(*asked)))
     more = [*(_spread(metric, rows) for metric in first[:1])]
     of_packages = [metric for metric in METRICS if metric not in SHIPPED]
     further = [metric for metric in (*FURTHER, *of_packages) if metric in measured and metric not in first]
@@ -169,6 +181,19 @@ def _cycles(row: ExperimentRow) -> str:
     return f'<span class="bad">{row.valid} of {row.total}</span>'
 
 
+def _slo(row: ExperimentRow) -> str:
+    if row.slo is None or not row.slo.cell:
+        return NOT_KNOWN
+    title = f' title="{escape(row.slo.share_text)}"' if row.slo.share_text else ""
+    return f"<span{title}>{said(TONES.get(row.slo.state or '', 'open'), row.slo.cell)}</span>"
+
+
+TONES: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad"}
+SLO = Column(
+    "SLO reached",
+    "Whether the share of good requests reaches that of the SLO, by its 95 % interval; open: it holds that share",
+    _slo,
+)
 ID = Column("id", "Id of the experiment, for -k", lambda row: text(row.experiment))
 NOTES = Column("notes", "Codes of reasons and warnings", lambda row: text(" ".join(row.notes)))
 CYCLES = Column("valid cycles", "Valid cycles, of those planned", _cycles)

@@ -110,6 +110,8 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
         lines.append(Line(f"mean of valid cycles {UNCERTAIN} expanded uncertainty (95 %): parts by `llem budget`"))
     if any("joules_per_output_token" in row.metrics for row in rows):
         lines.append(Line("/token: per output token"))
+    asked = dict.fromkeys(row.slo.limits_text for row in rows if row.slo)
+    lines += [Line(f"SLO: {text}; good ones keep it") for text in asked if text]
     lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []
     if unknown:
         lines.append(Line(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why"))

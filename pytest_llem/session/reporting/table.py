@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_llem.results.summary import ExperimentSummary
 
 ALWAYS = (HEADLINE, "joules_per_request", "output_tokens_per_s")
+SERVED = ("joules_per_good_request", "goodput_requests_per_s")
+"""The same where a study has an SLO; the first is the inverse of `good_requests_per_joule`."""
 WHERE_ROOM = ("avg_power_w", "energy_j")
 SHORT = {
     "joules_per_output_token": ("", "J", "/token"),
@@ -26,9 +28,13 @@ SHORT = {
     "output_tokens_per_s": ("", "", "tokens/s"),
     "energy_j": ("energy", "J", ""),
     "avg_power_w": ("power", "W", ""),
+    "joules_per_good_request": ("", "J", "/good"),
+    "good_requests_per_joule": ("", "", "good/J"),
+    "goodput_requests_per_s": ("", "", "good/s"),
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
 SPREAD = "spread"
+SLO = "SLO reached"
 GAP = "  "
 INDENT = "    "
 LEAST_NAME = 8
@@ -135,12 +141,16 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     """The table of a study's experiments, with the axes and the headline of its plan."""
     headline = plan.headline or HEADLINE
     shared, names = _names(rows, plan)
-    measured = [name for name in dict.fromkeys((headline, *ALWAYS)) if any(name in row.metrics for row in rows)]
-    further = [name for name in WHERE_ROOM if name not in measured and any(name in row.metrics for row in rows)]
+    with_slo = any(row.slo for row in rows)
+    wanted = (
+        (SERVED[headline == "good_requests_per_joule" :], ALWAYS + WHERE_ROOM) if with_slo else (ALWAYS, WHERE_ROOM)
+    )
+    measured = [name for name in dict.fromkeys((headline, *wanted[0])) if any(name in row.metrics for row in rows)]
+    further = [name for name in wanted[1] if name not in measured and any(name in row.metrics for row in rows)]
     return Table(
         tuple(shared),
         tuple(names),
-        tuple(_figure(name, rows) for name in measured or [headline]),
+        (*(_figure(name, rows) for name in measured or [headline]), *([_slo(rows)] if with_slo else [])),
         (_valid(rows), *(_figure(name, rows) for name in further), *_spread(headline, rows)),
     )
 
@@ -191,6 +201,10 @@ def _words(name: str) -> tuple[str, str, str]:
 
 def _valid(rows: Sequence[ExperimentSummary]) -> TableColumn:
     return TableColumn("valid", tuple(f"{row.cycles_valid}/{row.cycles_total}" for row in rows), after="valid")
+
+
+def _slo(rows: Sequence[ExperimentSummary]) -> TableColumn:
+    return TableColumn(SLO, tuple((row.slo and row.slo.cell) or "-" for row in rows), before=SLO, left=True)
 
 
 def _spread(headline: str, rows: Sequence[ExperimentSummary]) -> Iterator[TableColumn]:

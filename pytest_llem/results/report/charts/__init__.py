@@ -11,6 +11,7 @@ from pytest_llem.results.report.charts.by_value import value_charts
 from pytest_llem.results.report.charts.chart import PAGE, Chart, Size
 from pytest_llem.results.report.charts.drawing import left_out, page_style, svg_of
 from pytest_llem.results.report.charts.effect import effect_charts
+from pytest_llem.results.report.charts.load import load_charts
 from pytest_llem.results.report.charts.pareto import pareto
 from pytest_llem.results.report.charts.points import Experiments
 from pytest_llem.results.report.charts.power import power_chart, power_spec
@@ -22,5 +23,5 @@ __all__ = ["Chart", "Size", "charts", "left_out", "page_style", "power_chart", "
 def charts(content: Content, size: Size = PAGE) -> list[Chart]:
     """The charts for which there is data."""
     of = Experiments(content, size)
-    first = [*value_charts(of, size), *effect_charts(of, size), pareto(of, size)]
+    first = [*load_charts(of, size), *value_charts(of, size), *effect_charts(of, size), pareto(of, size)]
     return [chart for chart in (*first, cycles(of, size), split(of, size), latency(of, size)) if chart.rows]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.report.charts.chart import Chart, Rows, Size, Spec, interval, tooltip
+from pytest_llem.results.report.charts.load import GOODPUT, load_of
 from pytest_llem.results.report.charts.points import Experiments, identity
 from pytest_llem.results.report.charts.scales import continuous, swept, unit_of, upright
 from pytest_llem.results.report.content import ExperimentRow
@@ -20,14 +21,15 @@ ASPECT = 0.55
 
 
 def value_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
-    """One for each study that varies a number."""
+    """One for each study that varies a number, where `load` has not the same with its states."""
     for study in experiments.studies:
         metric = experiments.headline([study])
         rows = [row for row in experiments.rows if row.study == study and metric in row.metrics]
         numeric = [axis for axis in experiments.axes(study) if axis.ordered]
         counted = [(len({row.point.get(axis.name) for row in rows} - {None}), axis) for axis in numeric]
         count, axis = max(counted, key=lambda entry: entry[0], default=(0, None))
-        if axis is not None and count > 1:
+        load = load_of(experiments, study) if metric == GOODPUT else None
+        if axis is not None and count > 1 and not (load and axis.name in load.axes):
             shown = [row for row in rows if row.point.get(axis.name) is not None]
             if max(Counter(_line(row, axis) for row in shown).values()) > 1:
                 yield _chart(experiments, study, shown, axis, metric, size)

@@ -6,7 +6,7 @@ Every chart of experiments asks `Experiments` for them, so that a value has one 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,10 +55,14 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Marks:
-    """Colour by the most varied dimension and shape by the next; both by the same where there is but one."""
+    """Colour by the most varied dimension and shape by the next; both by the same where there is but one.
+
+    Without `shapes` the chart's shapes say something else.
+    """
 
     dimensions: tuple[Dimension, ...]
     size: Size
+    shapes: bool = True
 
     @property
     def colour(self) -> Dimension | None:
@@ -68,6 +72,8 @@ class Marks:
     @property
     def shape(self) -> Dimension | None:
         """What the shape says."""
+        if not self.shapes:
+            return None
         fitting = [each for each in self.dimensions if len(each.labels) <= len(SHAPES)]
         others = [each for each in fitting if each is not self.colour]
         return next(iter(others if self.colour else fitting), next(iter(fitting), None))
@@ -113,9 +119,9 @@ class Experiments:
         asked = {name for name in asked if known_metric(name)}
         return asked.pop() if len(asked) == 1 else HEADLINE
 
-    def marks(self, keys: Iterable[str], *, apart: Sequence[str] = ()) -> Marks:
+    def marks(self, keys: Iterable[str], *, apart: Sequence[str] = (), shapes: bool = True) -> Marks:
         """Colours and shapes for these experiments, by what they differ in apart from some axes."""
-        return Marks(tuple(self.dimensions(keys, apart=apart)), self.size)
+        return Marks(tuple(self.dimensions(keys, apart=apart)), self.size, shapes)
 
     def dimensions(self, keys: Iterable[str], *, apart: Sequence[str] = ()) -> list[Dimension]:
         """What these experiments differ by, most varied first; without the axes named in `apart`."""
@@ -177,10 +183,13 @@ class Experiments:
         """A name with the study before it where the report has several."""
         return name if len(self.studies) == 1 else f"{study}-{name}"
 
-    def without(self, metric: str, studies: Iterable[str] = ()) -> str:
-        """A sentence on the experiments that a chart of a metric cannot show; empty where it shows all."""
+    def without(self, metric: str, studies: Iterable[str] = (), *, besides: Collection[str] = ()) -> str:
+        """A sentence on the experiments that a chart of a metric cannot show; empty where it shows all.
+
+        `besides` are the keys of those that it shows without the metric.
+        """
         of = set(studies or self.studies)
-        shown = {(row.study, row.experiment) for row in self.rows if metric in row.metrics}
+        shown = {(row.study, row.experiment) for row in self.rows if metric in row.metrics or row.key in besides}
         items = [item for manifest in self.content.manifests.values() for item in manifest.items]
         planned = {(item.study, item.experiment_id) for item in items}
         planned |= {(row.study, row.experiment) for row in self.rows}

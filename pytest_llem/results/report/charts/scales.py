@@ -34,11 +34,12 @@ FEW_TICKS = 4
 
 @dataclass(frozen=True)
 class Unit:
-    """A metric in the multiple of its unit that suits its values: `name` in words, `title` with the unit."""
+    """A metric in the multiple of its unit that suits its values: `name` in words, `title` with the unit `symbol`."""
 
     name: str
     title: str
     factor: float
+    symbol: str
 
     def of(self, value: float | None) -> float | None:
         """A value in this unit."""
@@ -62,7 +63,7 @@ def unit_of(name: str, values: Iterable[float | None]) -> Unit:
         prefix, step = next((prefix, step) for prefix, least, step in PREFIXES if largest >= least)
         symbol, factor = prefix + symbol, 1 / step
     unit = {"1": "", "1/s": " (per second)", "1/J": " (per joule)"}.get(symbol, f" ({symbol})")
-    return Unit(words, f"{words}{unit}", factor)
+    return Unit(words, f"{words}{unit}", factor, symbol)
 
 
 def swept(field: str, axis: SweptAxis, values: Iterable[JsonValue]) -> Spec:

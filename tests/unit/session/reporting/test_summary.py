@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.results.manifest import StudyPlan
+from pytest_llem.results.served import Served
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary
 from pytest_llem.results.terminal import plus_minus, quantity, significant
 from pytest_llem.session.reporting.summary import resume_lines, summary_lines
@@ -280,3 +281,36 @@ def test_the_python_that_resumes_is_the_one_that_ran(monkeypatch: pytest.MonkeyP
     (tmp_path / "python").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resume_lines(1, 2, ("pytest", "a.yaml"))[1].text.split()[:3] == ["python", "-m", "pytest"]
+
+
+def served_rows() -> list[ExperimentSummary]:
+    """Three levels of a load: one that reached its SLO, one that did not, and a saturated one."""
+    figures = {
+        **METRICS,
+        "good_requests_per_joule": known(1.234, 0.031, None),
+        "joules_per_good_request": known(0.81, 0.02, None),
+        "goodput_requests_per_s": known(3.98, 0.04, None),
+    }
+    limits = {"ttft_s": 0.3}
+    reached = Served(limits, 0.95, 600, 594, 0.99, 0.978, 0.996, "reached")
+    missed = Served(limits, 0.95, 600, 300, 0.5, 0.459, 0.541, "not reached")
+    saturated = Served(limits, 0.95, 0, None, None, None, None, "saturated")
+    return [
+        row("e0", slo=reached, metrics=figures),
+        row("e1", slo=missed, metrics=figures),
+        row("e2", slo=saturated, metrics={}, states={"invalid": 3}),
+    ]
+
+
+@pytest.mark.parametrize("headline", [None, "good_requests_per_joule"])
+def test_a_table_of_served_requests_says_whether_the_slo_is_reached(headline: str | None) -> None:
+    of = plan({"rate_per_s": [2, 4, 8], "threads": [1]}, [2, 1], [4, 1], [8, 1], headline=headline)
+    shown = lines(of, rows=served_rows())
+    head, *body = shown[1:5]
+    assert all(len(line) <= 80 for line in shown[1:5])
+    assert [head.count(word) for word in ("SLO reached", "good/s", "/good")] == [1, 1, headline is None]
+    for line, cell in zip(body, ("yes, 99 %", "no, 50 %", "saturated"), strict=False):
+        assert cell in line
+    assert "SLO: ttft ≤ 0.3 s for at least 95 % of requests; good ones keep it" in shown
+    narrow = lines(of, rows=served_rows(), width=40)
+    assert "SLO reached yes, 99 %" in " ".join(narrow)
