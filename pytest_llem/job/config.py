@@ -200,9 +200,9 @@ class SloSettings:
 
     ttft_s: PositiveFloat | None = setting(None, "Longest time to the first token.", [0.5])
     tpot_s: PositiveFloat | None = setting(None, "Longest time per output token after the first.", [0.05])
-    itl_s: PositiveFloat | None = setting(None, "Longest gap between two tokens.")
+    itl_s: PositiveFloat | None = setting(None, "Longest gap between two arrivals of an answer.")
     e2el_s: PositiveFloat | None = setting(None, "Longest time to the end of the answer.", [10])
-    at: Fraction = setting(0.99, "Share of the requests that must be good.", [0.99])
+    at: Fraction = setting(0.99, "Share of the requests that must be good.", ["99%"])
 
 
 @dataclass(frozen=True)

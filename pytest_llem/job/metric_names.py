@@ -27,6 +27,7 @@ class MetricName:
 
     `energy` says that it comes from a meter: a comparison then needs the same sensors on both sides. `formula` is how
     it follows from a result, `source` the tool or paper that defines it, `absent` when it is `None`, all in Markdown.
+    `slo` says that it counts by the limits of the experiment's `slo`: it needs some, and a comparison equal ones.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MetricName:
     formula: str | None = None
     source: str | None = None
     absent: str | None = None
+    slo: bool = False
 
 
 _HERE = "pytest-llem, [energy and its uncertainty](energy.md)"
@@ -97,35 +99,37 @@ _GOODPUT = (
         "requests that succeeded and kept every limit of `slo` / the time of `output_tokens_per_s`",
         _VLLM.format("request_goodput") + " of `--goodput`",
         _NO_SLO,
+        slo=True,
     ),
     MetricName(
         *("goodput_output_tokens_per_s", "1/s", True, "Output token throughput of good requests", False),
         "output tokens of good requests / the time of `output_tokens_per_s`",
         "pytest-llem, as `goodput_requests_per_s`",
         _NO_SLO,
+        slo=True,
     ),
     MetricName(
         *("joules_per_good_request", "J", False, "Energy per good request", True),
         "`energy_j` / good requests: energy of requests that were too late, or failed, is part of it",
         f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
         f"{_NO_SLO}; {_NO_METER}, or no request was good",
+        slo=True,
     ),
     MetricName(
         *("good_requests_per_joule", "1/J", True, "Good requests per joule", True),
         "good requests / `energy_j`",
         f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
         f"{_NO_SLO}; {_NO_METER}",
+        slo=True,
     ),
     MetricName(
         *("slo_met_share", "1", True, "Share of good requests", False),
         "good requests / all requests that were due, failed ones included",
         f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
         _NO_SLO,
+        slo=True,
     ),
 )
-GOODPUT = frozenset(entry.name for entry in _GOODPUT)
-"""Metrics that count requests by the limits of an experiment's `slo`."""
-
 # name, unit, higher is better, description, energy; formula, source, absent
 _NAMES = (
     MetricName(

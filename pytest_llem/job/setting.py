@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a value, in `Annotated[int, Limits(ge=1)]`; `message` replaces pydantic's where `pattern` fails."""
+    """Limits of a value, in `Annotated[int, Limits(ge=1)]`; `message` replaces pydantic's where `pattern` fails.
+
+    `percent` takes `99%` for 0.99 as well.
+    """
 
     ge: float | None = None
     gt: float | None = None
@@ -28,6 +31,7 @@ class Limits:
     max_length: int | None = None
     pattern: str | None = None
     message: str | None = None
+    percent: bool = False
 
     def plainly_hold(self, value: object) -> bool:
         """Whether a number or a text is within the limits, without asking pydantic."""
@@ -46,6 +50,8 @@ class Limits:
         names = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
         limits = {name: value for name in names if (value := getattr(self, name)) is not None}
         schema = {**handler(source), **limits}
+        if self.percent:
+            return {"type": "function-before", "function": {"type": "no-info", "function": share}, "schema": schema}
         if self.message is None:
             return schema
         return {
@@ -55,11 +61,26 @@ class Limits:
             "custom_error_message": self.message,
         }
 
+    def __get_pydantic_json_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """What pydantic publishes. pydantic calls this itself."""
+        published = handler(source)
+        return {"anyOf": [published, {"type": "string", "pattern": f"^{_PERCENT}$"}]} if self.percent else published
+
+
+_PERCENT = r"[0-9]+(\.[0-9]+)?\s?%"
+
+
+def share(value: object) -> object:
+    """The number that a text in percent stands for; any other value as it is."""
+    if not isinstance(value, str) or not re.fullmatch(_PERCENT, value):
+        return value
+    return float(f"{value.removesuffix('%').rstrip()}e-2")
+
 
 # 2**53 is the largest range of integers that JSON readers with double-precision numbers keep exactly (RFC 8259).
 PositiveInt = Annotated[int, Limits(ge=1, le=2**53)]
 NonNegativeInt = Annotated[int, Limits(ge=0, le=2**53)]
-Fraction = Annotated[float, Limits(gt=0, le=1)]
+Fraction = Annotated[float, Limits(gt=0, le=1, percent=True)]
 # Chosen: above any duration, size or share that a study can mean, and far from overflow in products.
 PositiveFloat = Annotated[float, Limits(gt=0, le=1e12)]
 NonNegativeFloat = Annotated[float, Limits(ge=0, le=1e12)]

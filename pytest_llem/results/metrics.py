@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
-from pytest_llem.job.metric_names import GOODPUT, METRIC_NAMES, MetricName, metric_name, registered_metrics
+from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name, registered_metrics
 from pytest_llem.results.schema import Distribution, Result
 from pytest_llem.results.sections.performance import LEAST_VALUES
 
@@ -84,7 +84,7 @@ def _getter(name: str) -> Getter:
         value: float | None = getattr(result.slo, "share" if name == "slo_met_share" else name, None)
         return value
 
-    return goodput if name in GOODPUT else _GETTERS.get(name, latency)
+    return goodput if METRIC_NAMES[name].slo else _GETTERS.get(name, latency)
 
 
 SHIPPED = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
@@ -151,7 +151,7 @@ def why_absent(name: str, result: Result) -> str:
     """Why a valid result has no such metric, in words for a user."""
     if name not in SHIPPED:
         return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
-    if name in GOODPUT:
+    if SHIPPED[name].slo:
         return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED
     section, _, statistic = name.removesuffix("_s").partition("_")
     found: Distribution | None = getattr(result.latency, f"{section}_s", None)

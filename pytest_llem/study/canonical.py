@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pytest_llem.engines import engines, shipped_engines
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig
+from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, SloSettings
 from pytest_llem.job.files import expanded, found
 from pytest_llem.job.wire import decode
+from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
 
 Get = Callable[[str], JsonValue]
@@ -57,6 +58,9 @@ def _process(arrival: JsonValue) -> JsonValue:
     return arrival.get("process") if isinstance(arrival, Mapping) else None
 
 
+LIMITS = frozenset(f"slo.{name}" for name in keys_of(SloSettings)) - {"slo.at"}
+"""Settings of which one makes an SLO."""
+
 INACTIVITY_RULES: tuple[InactivityRule, ...] = (
     InactivityRule(
         _below("decoding", "temperature", "top_k", "top_p", "min_p"),
@@ -81,6 +85,12 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         ("workload.dataset", "workload.arrival"),
         lambda get: get("workload.dataset") == SYNTHETIC and _process(get("workload.arrival")) != "schedule",
         "without recorded times",
+    ),
+    InactivityRule(
+        ("slo.at",),
+        tuple(sorted(LIMITS)),
+        lambda get: all(get(path) is None for path in LIMITS),
+        "without a limit beside it in slo",
     ),
     *(
         _while(f"{info.name}.{rule.setting}", rule.values, _below(info.name, *rule.names), rule.reason)

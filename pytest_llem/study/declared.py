@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.setting import Limits
+from pytest_llem.job.setting import Limits, share
 from pytest_llem.job.wire import is_json, type_hints
 from pytest_llem.study.document import OldBoolean, kind, old_boolean
 from pytest_llem.study.problems import suggest
@@ -201,8 +201,18 @@ def _holds_anything(hint: object) -> bool:
     return get_origin(hint) in (Mapping, dict) and is_json(get_args(hint)[1])
 
 
+def _takes_percent(hint: object) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(map(_takes_percent, get_args(hint)))
+    limits = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return any(isinstance(each, Limits) and each.percent for each in limits)
+
+
 def _as_declared(hint: object, value: JsonValue) -> JsonValue:
-    """An integer as the number with a fraction that is declared; any other value as it is."""
+    """An integer, or a share in percent, as the number with a fraction that is declared; any other value as it is."""
+    if isinstance(value, str) and _takes_percent(hint):
+        meant = share(value)
+        return meant if isinstance(meant, float) else value
     if type(value) is not int or abs(value) > MAX_INT or float not in options(hint) or int in options(hint):
         return value
     return float(value)
@@ -270,6 +280,8 @@ def _bad_value(error: ValidationError, key: Key, value: JsonValue, skipped: int)
     expected = [_EXPECTED.get(str(entry["type"]), _plain_message(str(entry["msg"]))) for entry in detail]
     given = _at(value, inner)
     fix = "quote it" if "expected a text" in expected and isinstance(given, (bool, int, float)) else None
+    if isinstance(given, (int, float)) and _takes_percent(key.hint) and 1 < given <= 100:
+        fix = f"write {given:g}%, or {given / 100:g}"
     return BadValueError(f"{' or '.join(dict.fromkeys(expected))}, got {kind(given)}", fix, inner)
 
 

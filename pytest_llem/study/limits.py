@@ -15,7 +15,7 @@ from pytest_llem.job.metric_names import UNIT, metric_name
 
 Operator = Literal["<=", "<", ">=", ">"]
 Match = Literal["config", "id"]
-_BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\Z")
+_BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*\Z")
 _CHANGE = re.compile(rf"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|{UNIT})\s*\Z")
 
 
@@ -71,14 +71,14 @@ class Comparison:
 
 
 def parse_budget(metric: str, text: object) -> Budget:
-    """`"<= 0.5"` as a budget. Raises `SettingsError`."""
-    metric_name(metric)
+    """`"<= 0.5"` as a budget, or `">= 99%"` of a share. Raises `SettingsError`."""
+    is_share = metric_name(metric).unit == "1"
     match = _BUDGET.match(text) if isinstance(text, str) else None
-    if match is None:
+    if match is None or (match.group(3) and not is_share):
         fix = f'write an operator and a number: "<= {_n(text)}"'
         raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
-    return Budget(metric, op, float(match.group(2)))
+    return Budget(metric, op, float(match.group(2)) / 100 if match.group(3) else float(match.group(2)))
 
 
 def _n(text: object) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import metric_name
 from pytest_llem.study import parts
 from pytest_llem.study.axes import swept_axes
-from pytest_llem.study.canonical import effective, getter
+from pytest_llem.study.canonical import LIMITS, effective, getter
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, kind
 from pytest_llem.study.experiments import Experiment, Study
@@ -123,6 +124,7 @@ class _StudyLoader:
         experiments += self._explicit(entries, experiments, name)
         skips_invalid = head.on_invalid == "skip"
         self._judge_invalid(skips_invalid, experiments)
+        self._require_slo(experiments)
         self._note_inactive(experiments)
         return Study(
             name=name,
@@ -314,6 +316,27 @@ class _StudyLoader:
             self.sources.report(("sweep",), f"nothing is left to run: every point is {what}", "relax exclude", True)
         self._stop_if_wrong()
 
+    def _require_slo(self, experiments: Sequence[Experiment]) -> None:
+        """Report gates and a headline that count good requests where nothing says what a good request is."""
+        asked = {experiment.gates: _counting_good(experiment.gates) for experiment in experiments}
+        execution = self.sources.data.get("execution")
+        headline = execution.get("headline") if isinstance(execution, Mapping) else None
+        judges_by_it = headline is not None and metric_name(str(headline)).slo
+        if not judges_by_it and not any(asked.values()):
+            return
+        without = [experiment for experiment in experiments if not experiment.flat_settings.keys() & LIMITS]
+        settings = dict.fromkeys(setting for each in asked.values() for setting in each)
+        found = {setting: [each.id for each in without if setting in asked[each.gates]] for setting in settings}
+        if judges_by_it and len(without) == len(experiments):
+            found["execution.headline"] = [experiment.id for experiment in without]
+        for setting, ids in found.items():
+            if ids:
+                few = ", ".join(ids[:MAX_SHOWN_INVALID]) + ", ..." * (len(ids) > MAX_SHOWN_INVALID)
+                text = f"{setting} counts requests that keep the limits of slo, and there are none for {few}"
+                where = self.sources.locate_setting(setting)
+                self.sources.problems.append(Problem(where, text, "set them, for example slo: {ttft_s: 0.5, at: 99%}"))
+        self._stop_if_wrong()
+
     def _note_inactive(self, experiments: Sequence[Experiment]) -> None:
         engines = {experiment.engine for experiment in experiments}
         for (label, why), (origin, section) in self.points.inactive.items():
@@ -328,6 +351,13 @@ class _StudyLoader:
             more = f", and {len(rest)} more" if rest else ""
             text = f"left out as a duplicate: {first.id} {first.reason}{more}"
             self.notices.append(Notice("duplicate", text, first.location))
+
+
+def _counting_good(gates: Gates) -> list[str]:
+    """The settings of gates on metrics that count by the limits of `slo`."""
+    limits = [(f"expect.{each.metric}", each.metric) for each in gates.expect]
+    limits += [(f"compare.fail_if.{each.metric}", each.metric) for each in (gates.compare or Comparison()).fail_if]
+    return [setting for setting, name in limits if metric_name(name).slo]
 
 
 def _sets_model(settings: Iterable[WrittenSetting]) -> bool:

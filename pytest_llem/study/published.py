@@ -111,13 +111,16 @@ def _type(schema: dict[str, Any], key: Key) -> str:
         published_name(option) for option in options(key.hint) if isinstance(option, type) and is_section(option)
     ]
     texts: list[str] = []
-    for part in schema.get("anyOf", [schema]):
+    alternatives = schema.get("anyOf", [schema])
+    for part in [inner for each in alternatives for inner in each.get("anyOf", [each])]:
         if "$ref" in part:
             texts += sections[:1] or ["mapping"]
         elif "enum" in part:
             texts += [f"`{word}`" for word in part["enum"]]
         elif "const" in part:
             texts.append(f"`{part['const']}`")
+        elif part.get("pattern", "").endswith("%$"):
+            texts.append("percent")
         elif "type" in part:
             texts.append({"object": "mapping", "array": "list", "string": "text"}.get(part["type"], part["type"]))
     return " or ".join(dict.fromkeys(texts))

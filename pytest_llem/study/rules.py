@@ -265,6 +265,20 @@ def _concurrency(get: Get) -> str | None:
     return None
 
 
+def _observed(limit: str, setting: str, untimed: Callable[[JsonValue], bool], fix: str) -> Rule:
+    """Refuses a limit on a time that the engine does not tell under a setting."""
+
+    def check(get: Get) -> str | None:
+        value = get(setting)
+        if get(limit) is None or not untimed(value):
+            return None
+        text = f"{limit} cannot be judged: with {setting} {shown(value)} nobody sees when the tokens of an answer come"
+        return _refused(text, f"{fix}, or limit slo.e2el_s instead")
+
+    return Rule((limit, setting), check, section_of(setting))
+
+
+_TOKEN_TIMES = ("slo.ttft_s", "slo.tpot_s", "slo.itl_s")
 _T = "transformers"
 _Q = "transformers.quantization"
 
@@ -319,5 +333,7 @@ RULES: tuple[Rule, ...] = (
     Rule((*_GIVEN, "dtype", "revision", "weights", "openai.tensor_parallel_size"), _reaches_server, "openai"),
     Rule(("openai.concurrency", "workload.arrival"), _concurrency, "openai"),
     Rule(("openai.base_url",), _address, "openai"),
+    *(_observed(limit, "openai.stream", _is(False), "leave openai.stream on") for limit in _TOKEN_TIMES),
+    *(_observed(limit, f"{_T}.num_beams", _above_one, "use num_beams 1") for limit in _TOKEN_TIMES),
     _never("weights", _is("dummy"), "openai.base_url", _is_set, "the server has its own weights"),
 )

@@ -16,7 +16,7 @@ from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import Job
 from pytest_llem.job.wire import encode
 
-ALWAYS_FREE = ("measurement",)
+ALWAYS_FREE = ("measurement", "slo")
 """Sections of a configuration that no engine sees."""
 
 

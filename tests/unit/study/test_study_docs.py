@@ -29,8 +29,8 @@ def test_example_loads_and_has_as_many_experiments(load: Callable[..., Study], t
     assert len(load(shared + text).experiments) == count
 
 
-@pytest.mark.parametrize(("text", "count"), list(zip(SERVERS, [3, 4, 1], strict=True)))
-def test_every_study_of_a_server_loads(load: Callable[..., Study], text: str, count: int) -> None:
+@pytest.mark.parametrize("text", SERVERS)
+def test_every_study_of_a_server_loads(load: Callable[..., Study], text: str) -> None:
     shared = "" if text.startswith("model") else "model: builtin:tiny-llama\nengine: openai\ndtype: float32\n"
 
-    assert len(load(shared + text).experiments) == count
+    assert load(shared + text).experiments
