@@ -51,8 +51,8 @@ def _shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (directory / "llem" / "config.yaml").write_text("validity: {cpu_contended_rel: 1.0}\n")
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CONFIG_HOME", str(directory))
-    # Runs of pytest that tests start are no part of this one.
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    # Runs of pytest that tests start are no part of this one; and xdist gives its workers a terminal of 80 columns.
+    for name in [name for name in os.environ if name.startswith(("PYTEST_XDIST", "COLUMNS"))]:
         patch.delenv(name)
     yield
     patch.undo()

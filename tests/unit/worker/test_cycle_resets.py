@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.timed import on_a_clock
 from tests.unit.worker.powered import IDLE_W, LOAD_W, REPEAT_S, RESET_S, measured
+
+pytestmark = on_a_clock
 
 
 def test_rates_are_over_the_time_without_resets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
