@@ -45,6 +45,18 @@ class Inactive:
 
 
 @dataclass(frozen=True)
+class PrefixCache:
+    """How an engine's cache of common prefixes is switched: there is none while `setting` has one of the values `off`.
+
+    One that nothing empties (`emptied`) can be warm, and never cold.
+    """
+
+    setting: str
+    off: tuple[object, ...]
+    emptied: bool = True
+
+
+@dataclass(frozen=True)
 class ServerApi:
     """What an engine's own OpenAI-compatible server answers beyond that API; the client `openai` asks for it.
 
@@ -114,4 +126,6 @@ class EngineInfo:
     context_length: str | None = None
     """The setting that limits prompt and answer together."""
     inactive: tuple[Inactive, ...] = ()
+    prefix_cache: PrefixCache | None = None
+    """An engine without one keeps nothing from one request to the next, as far as is known."""
     server: ServerApi | None = None

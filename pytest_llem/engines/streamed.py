@@ -34,6 +34,7 @@ from pytest_llem.errors import EngineError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.hub import switch_off_when_absent
+from pytest_llem.workload.sessions import in_sessions
 
 FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "length": "length"}
 
@@ -85,8 +86,8 @@ class StreamedAnswer:
 class StreamedEngine(HubEngine):
     """An offline engine with a scheduler of its own, in processes of its own, that streams tokens to this process.
 
-    All requests of a repeat are handed over at once. Token times are those at which tokens arrived here; memory and
-    parameters are not counted, since they are in another process.
+    All requests of a repeat are handed over at once, but the turns of a session one after the other. Token times are
+    those at which tokens arrived here; memory and parameters are not counted, since they are in another process.
     """
 
     without_reload: ClassVar[tuple[str, ...]] = ("workload", "decoding")
@@ -186,7 +187,13 @@ class StreamedEngine(HubEngine):
             done.append(streamed.completion(self.info.title, reason, time.monotonic_ns()))
             progress(len(done), len(requests))
 
-        await asyncio.gather(*map(answer, requests))
+        async def converse(places: Sequence[int]) -> None:
+            for place in places:
+                if place != places[0]:
+                    await asyncio.sleep(requests[place].think_s)
+                await answer(requests[place])
+
+        await asyncio.gather(*map(converse, in_sessions(requests, [0.0] * len(requests))))
         return sorted(done, key=lambda completion: completion.index)
 
     def quiesce(self) -> Quiesced:

@@ -346,6 +346,7 @@ class Measurement:
     arrivals_hash: str | None = None
     prompts_truncated: TruncatedPrompts | None = None
     rows_skipped: int | None = None
+    cache: str | None = None
     cpu: CpuTime | None = None
     energy: EnergyReport | None = None
     model: ModelShape | None = None

@@ -277,6 +277,7 @@ CONDITIONS = (
     "input_tokens",
     "output_tokens",
     "load_shape",
+    "cache",
     "arrivals_hash",
     "isolation",
     "runner",

@@ -24,7 +24,7 @@ UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
 THERMAL_STATE = "thermal_state"
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR, THERMAL_STATE})
-SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "arrivals_hash")
+SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
 """Settings that a sentence names. Chosen: more than differ in most changes, and it stays readable."""
@@ -51,6 +51,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "input_tokens": result.workload.input_tokens,
         "output_tokens": result.workload.output_tokens if output_lengths_determined(result.experiment.config) else None,
         "load_shape": result.workload.load_shape,
+        "cache": result.workload.cache,
         "arrivals_hash": result.workload.arrivals_hash,
         "isolation": result.runner.isolation,
         "runner": result.runner.name,
@@ -136,7 +137,8 @@ def differences(
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
-            problems.append(f"{name}: {_shown(before)} -> {_shown(now)}")
+            absent = "none" if name == "cache" else "unknown"
+            problems.append(f"{name}: {_shown(before, absent)} -> {_shown(now, absent)}")
             continue
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))
         if abs(limit) <= combined and baseline.get("device_count") == current.get("device_count"):

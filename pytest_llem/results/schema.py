@@ -55,7 +55,11 @@ class EngineSection:
     effective: dict[str, JsonValue] = field(
         metadata=about("What it really ran with: model_path, model_fingerprint, dtype, quantization, device, ...")
     )
-    cache_reset: str | None = field(metadata=about("State of the prefix cache before every repeat."))
+    cache_reset: str | None = field(
+        metadata=about(
+            "State of the prefix cache before every repeat: cleared, disabled, none, unknown; kept, if it was warm."
+        )
+    )
     statistics: dict[str, JsonValue] = field(
         default_factory=dict,
         metadata=about(
@@ -90,6 +94,13 @@ class WorkloadSection:
     load_shape: str = field(metadata=about("offline, or the arrival process of a serving load."))
     arrivals_hash: str | None = field(
         default=None, metadata=about("Hash of recorded arrival times; null where arrivals follow from the settings.")
+    )
+    cache: str | None = field(
+        default=None,
+        metadata=about(
+            "What the prefix cache held: cold, emptied before each repeat; warm, kept from the warm-up on. Null where "
+            "nothing was to come from it."
+        ),
     )
     repeats: Count
     requests: Count = field(metadata=about("Requests of one repeat."))

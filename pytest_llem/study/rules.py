@@ -251,6 +251,32 @@ def _context(info: EngineInfo) -> Rule:
 _LENGTHS = ("workload.input_tokens", "workload.output_tokens")
 
 
+def _cache(info: EngineInfo) -> Rule:
+    """What an engine can keep of its prefix cache, and whether it is on."""
+    own = info.prefix_cache
+    setting = None if own is None else f"{info.name}.{own.setting}"
+
+    def check(get: Get) -> str | None:
+        cache = get("workload.cache")
+        if cache is None:
+            return None
+        if own is None or setting is None:
+            text = f"workload.cache {cache} cannot be combined with engine {info.name}, which keeps no prefix cache"
+            return _refused(text, "leave workload.cache out")
+        if cache == "cold" and not own.emptied:
+            return _refused(
+                f"workload.cache cold cannot be combined with engine {info.name}, whose prefix cache nothing empties",
+                "use warm, or leave workload.cache out: without reuse every prompt is computed whole",
+            )
+        if get(setting) in own.off:
+            text = f"workload.cache {cache} cannot be combined with {setting} {shown(get(setting))}"
+            return _refused(f"{text}: there is no prefix cache then", f"change {setting}, or leave workload.cache out")
+        return None
+
+    paths = ("workload.cache", *([] if setting is None else [setting]))
+    return Rule(paths, check, info.name)
+
+
 def _longest(value: JsonValue) -> int:
     if isinstance(value, Mapping):
         value = value.get("high")
@@ -327,6 +353,14 @@ RULES: tuple[Rule, ...] = (
     _never("vllm.enforce_eager", _is(True), "vllm.compilation_config", _is_set, "leave one of them out"),
     Rule(("vllm.max_num_batched_tokens", "vllm.max_model_len", "vllm.enable_chunked_prefill"), _vllm_lengths, "vllm"),
     *(_context(info) for info in shipped_engines().values() if info.context_length is not None),
+    *(_cache(info) for info in shipped_engines().values()),
+    _never(
+        "workload.cache",
+        _is("warm"),
+        "measurement.warmup.max_repeats",
+        _is(0),
+        "leave max_repeats out: a warm cache holds what the warm-up left",
+    ),
     _never("tensorrt_llm.backend", _is("pytorch", None), "tensorrt_llm.fast_build", _is(True), "use backend: tensorrt"),
     Rule(("openai.base_url", *_GIVEN), _which_server, "openai"),
     Rule(_GIVEN, _known_placeholders, "openai"),

@@ -21,13 +21,14 @@ from pytest_llem.energy.idle_power import HOT_IDLE, usable, with_reference
 from pytest_llem.energy.registry import open_meter
 from pytest_llem.energy.thermal import SettlingWatch
 from pytest_llem.engines import engine_info
-from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Engine, Request
+from pytest_llem.engines.protocol import Completion, Engine, Request
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
+from pytest_llem.worker.caches import cache_notes
 from pytest_llem.worker.contention import CpuWatch
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
@@ -113,6 +114,7 @@ def _measure(
     loaded: bool,
 ) -> Measurement:
     config, settings, arrival = job.config, job.config.measurement, job.config.workload.arrival
+    cache = config.workload.cache
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
     period_s = metering.period_s(job)
@@ -126,6 +128,11 @@ def _measure(
             raise EngineSettingError(
                 f"workload.arrival cannot be combined with engine {engine.name}, which does not serve",
                 fix="leave it out: all requests are then there at once",
+            )
+        if config.workload.cache is not None and not engine.capabilities.prefix_cache:
+            raise EngineSettingError(
+                f"workload.cache cannot be combined with engine {engine.name}, which keeps no prefix cache",
+                fix="leave it out: each prompt is then computed whole",
             )
         # Before the model is loaded, which takes a minute where a wrong column takes none.
         texts = job.texts or read_dataset(config.workload)
@@ -157,7 +164,7 @@ def _measure(
             with recorder.window("idle", engine):
                 time.sleep(settings.idle.duration_s)
 
-    runner = RepeatRunner(engine, workload.requests, events, heartbeat)
+    runner = RepeatRunner(engine, workload.requests, events, heartbeat, warm=cache == "warm")
     events.emit("phase", "warmup")
     with recorder.window("warmup", engine):
         asked = settings.warmup.thermal == "settled" and is_metered
@@ -204,7 +211,7 @@ def _measure(
         events.emit("phase", "phases")
         warnings += measure_phases(
             engine,
-            workload.requests,
+            runner,
             settings.phases,
             recorder,
             heartbeat,
@@ -229,6 +236,7 @@ def _measure(
         arrivals_hash=workload.arrivals_hash,
         prompts_truncated=workload.truncated,
         rows_skipped=workload.rows_skipped,
+        cache=cache,
         warmup=warmup,
         memory=memory,
         timing=stopwatch.seconds,
@@ -238,23 +246,28 @@ def _measure(
         model=engine.shape(),
         environment={**_software_facts(), **engine.environment()},
         warnings=(*warnings, *engine_warnings),
-        invalid=(*_invalid(job, engine, effective, observed, runner), *engine_invalid),
+        invalid=(*_invalid(job, engine, effective, observed, runner, cache), *engine_invalid),
         warmup_repeats=tuple(runner.warmup_repeats),
     )
 
 
 def _invalid(
-    job: Job, engine: Engine, effective: Mapping[str, JsonValue], observed: Observed, runner: RepeatRunner
+    job: Job,
+    engine: Engine,
+    effective: Mapping[str, JsonValue],
+    observed: Observed,
+    runner: RepeatRunner,
+    cache: str | None,
 ) -> tuple[Note, ...]:
     notes = settings_differ(job.config, effective)
     asked = bool(job.config.settings.get("enable_prefix_caching"))
     served = engine_info(job.config.engine).serves_over_http
-    notes += work_notes(runner.requests, observed.completions, caching_asked=asked, counts_prompts=not served)
+    hits_allowed = asked or cache is not None
+    notes += work_notes(runner.requests, observed.completions, caching_asked=hits_allowed, counts_prompts=not served)
     if observed.wrong_times:
         message = f"the times of {observed.wrong_times} answers are out of order, of another clock or not one per token"
         notes.append(Note("wrong_times", message))
-    reset = cache_note(observed.cache_state, engine.capabilities, asked, observed.completions)
-    return tuple(notes + ([reset] if reset is not None else []))
+    return tuple(notes + cache_notes(cache, observed, engine.capabilities, runner.requests, hits_wanted=asked))
 
 
 RESOLVED = ("device_map", "revision")
@@ -310,21 +323,6 @@ def work_notes(
         message = f"{cached} prompt tokens came from a prefix cache instead of being computed"
         notes.append(Note("prefix_cache_hit", message))
     return notes
-
-
-def cache_note(
-    state: CacheState | None,
-    capabilities: Capabilities,
-    asked_for_caching: bool,
-    completions: Iterable[Completion] = (),
-) -> Note | None:
-    """`prefix_cache_not_reset` if emptying was not confirmed, and not every answer states its cached tokens."""
-    if state != "unknown" or not capabilities.prefix_cache or asked_for_caching:
-        return None
-    stated = [completion.cached_tokens is not None for completion in completions if completion.error is None]
-    if stated and all(stated):
-        return None
-    return Note("prefix_cache_not_reset", "the engine could not confirm that its prefix cache was emptied")
 
 
 RECORDED_VARIABLES = (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Literal
 
 from pytest_llem.engines.protocol import CacheState, Completion, Engine, Request
 from pytest_llem.errors import EngineError
@@ -31,6 +32,8 @@ CLOCK_SLACK_NS = 10_000_000
 
 CERTAIN = frozenset(("cleared", "disabled", "none"))
 """What `Engine.reset` may say of its caches; anything else is as good as `unknown`."""
+KEPT: Literal["kept"] = "kept"
+"""The state of a cache that is warm: nobody emptied it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,14 @@ class Observed:
     repeats: tuple[Repeat, ...]
     records: tuple[RequestRecord, ...]
     completions: tuple[Completion, ...]
-    cache_state: CacheState
+    cache_state: CacheState | Literal["kept"]
     wrong_times: int = 0
     """Answers whose times cannot be: out of order, outside of their pass, or not one per token."""
+
+    def by_repeat(self) -> list[Sequence[Completion]]:
+        """The completions of each repeat; all have as many."""
+        count = len(self.completions) // max(1, len(self.repeats))
+        return [self.completions[index * count : (index + 1) * count] for index in range(len(self.repeats))]
 
     @property
     def mean_repeat_s(self) -> float:
@@ -67,11 +75,21 @@ class Pass:
 class RepeatRunner:
     """Runs the same requests repeatedly on one engine, emptying its caches before each pass.
 
-    Before the first pass of a window that is done ahead of it, and between the others it is timed.
+    Before the first pass of a window that is done ahead of it, and between the others it is timed. `warm` caches are
+    emptied before the warm-up alone, so that they hold what it left.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], events: EventLog, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        events: EventLog,
+        heartbeat: Heartbeat,
+        *,
+        warm: bool = False,
+    ) -> None:
         self.requests = tuple(requests)
+        self._warm = warm
         self._engine = engine
         self._events = events
         self._heartbeat = heartbeat
@@ -95,6 +113,8 @@ class RepeatRunner:
         started = time.monotonic()
         cv: float | None = None
         reason = "fixed" if settings.max_repeats < 1 else None
+        if self._warm:
+            self._cache_states.add(self._engine.reset())
         while reason is None:
             progress.repeat = len(self.warmup_repeats)
             # What lies before the window that is judged would pile up in a long warm-up.
@@ -117,7 +137,7 @@ class RepeatRunner:
     def run_unmeasured(self, duration_s: float) -> None:
         """Run whole repeats, at least one, for at least this long: same-load padding beside a window."""
         progress = ProgressReporter(self._events, self._heartbeat, "lead")
-        measured, self._cache_states = self._cache_states, set()
+        measured = set(self._cache_states)
         started_ns = time.monotonic_ns()
         while (self._run(progress).end_ns - started_ns) / 1e9 < duration_s:
             progress.repeat += 1
@@ -125,7 +145,13 @@ class RepeatRunner:
 
     def empty_caches(self) -> None:
         """What `measure` needs done before its window opens."""
-        self._cache_states = {self._engine.reset()}
+        self._cache_states = self._cache_states if self._warm else set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the engine's caches, unless they are kept warm."""
+        if not self._warm:
+            self._cache_states.add(self._engine.reset())
 
     def measure(self, min_duration_s: float, window: OpenWindow) -> list[Pass]:
         """Run whole repeats, at least one, for at least `min_duration_s`; read them when the window is closed."""
@@ -135,7 +161,7 @@ class RepeatRunner:
         while (passes[-1].end_ns - started_ns) / 1e9 < min_duration_s:
             progress.repeat = len(passes)
             with _timed_reset(window):
-                self._cache_states.add(self._engine.reset())
+                self.reset()
             passes.append(self._generate(progress))
         window.repeats = len(passes)
         return passes
@@ -164,12 +190,16 @@ class RepeatRunner:
                 _record(index, c, asked[c.index]) for index, done in enumerate(passes) for c in done.completions
             ),
             completions=tuple(c for done in passes for c in done.completions),
-            cache_state=next(iter(self._cache_states)) if self._cache_states <= CERTAIN else "unknown",
+            cache_state=self._cache_state(),
             wrong_times=sum(not _has_possible_times(c, done) for done in passes for c in done.completions),
         )
 
+    def _cache_state(self) -> CacheState | Literal["kept"]:
+        state = next(iter(self._cache_states)) if self._cache_states <= CERTAIN else "unknown"
+        return KEPT if self._warm and state in ("cleared", "unknown") else state
+
     def _run(self, progress: ProgressReporter) -> Pass:
-        self._cache_states.add(self._engine.reset())
+        self.reset()
         return self._generate(progress)
 
     def _generate(self, progress: ProgressReporter) -> Pass:
@@ -189,7 +219,7 @@ def _timed_reset(window: OpenWindow) -> Iterator[None]:
 
 def measure_phases(
     engine: Engine,
-    requests: Sequence[Request],
+    runner: RepeatRunner,
     phases: Sequence[str],
     recorder: WindowRecorder,
     heartbeat: Heartbeat,
@@ -201,44 +231,44 @@ def measure_phases(
 
     Where batches cannot be split, and the difference to prefill is decode, prefill is measured for it.
     """
-    obstacle = engine.split_obstacle(requests) if DECODE in phases else None
+    obstacle = engine.split_obstacle(runner.requests) if DECODE in phases else None
     by_difference = obstacle is not None and engine.capabilities.separable_phases
     if PREFILL in phases or by_difference:
-        _measure_prefill(engine, requests, recorder, heartbeat, min_duration_s)
+        _measure_prefill(engine, runner, recorder, heartbeat, min_duration_s)
     if obstacle is not None:
         instead = "; it is the difference to a window of prefill" if by_difference else ""
         return [Note("decode_not_split", f"decode was not measured apart from prefill: {obstacle}{instead}")]
     if DECODE in phases:
-        return _measure_decode(engine, requests, recorder, heartbeat, min_duration_s, outputs_hash)
+        return _measure_decode(engine, runner, recorder, heartbeat, min_duration_s, outputs_hash)
     return []
 
 
 def _measure_prefill(
-    engine: Engine, requests: Sequence[Request], recorder: WindowRecorder, heartbeat: Heartbeat, min_duration_s: float
+    engine: Engine, runner: RepeatRunner, recorder: WindowRecorder, heartbeat: Heartbeat, min_duration_s: float
 ) -> None:
-    single = [replace(request, max_new_tokens=1) for request in requests]
+    single = [replace(request, max_new_tokens=1) for request in runner.requests]
 
     def one_pass() -> None:
         engine.generate(single, lambda _done, _total: heartbeat.tick())
 
-    engine.reset()
+    runner.reset()
     with heartbeat.working():
         one_pass()
-    engine.reset()
+    runner.reset()
     with recorder.window(PREFILL, engine, idle_padding=True) as window, heartbeat.working():
         started = time.monotonic()
         one_pass()
         window.repeats = 1
         while time.monotonic() - started < min_duration_s:
             with _timed_reset(window):
-                engine.reset()
+                runner.reset()
             one_pass()
             window.repeats += 1
 
 
 def _measure_decode(
     engine: Engine,
-    requests: Sequence[Request],
+    runner: RepeatRunner,
     recorder: WindowRecorder,
     heartbeat: Heartbeat,
     min_duration_s: float,
@@ -252,8 +282,8 @@ def _measure_decode(
     started = time.monotonic()
     with heartbeat.working():
         while not hashes or time.monotonic() - started < min_duration_s:
-            engine.reset()
-            hashes.add(token_hash(engine.generate_in_phases(requests, border)))
+            runner.reset()
+            hashes.add(token_hash(engine.generate_in_phases(runner.requests, border)))
             recorder.windows[-1] = replace(recorder.windows[-1], repeats=1)
     if hashes != {outputs_hash}:
         return [Note("decode_outputs_differ", "the split windows produced other tokens than the measure window")]

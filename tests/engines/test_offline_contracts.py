@@ -100,6 +100,18 @@ def test_answers_have_their_tokens_times_and_ends(begin: Begin) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_turns_of_a_session_wait_for_each_other_and_for_nobody_else(begin: Begin) -> None:
+    """Handed over at once, a later turn would find nothing of its history in a prefix cache."""
+    turns = [
+        replace(r, session="s", turn=n, think_s=0.05) for r, n in zip(requests_of(5, 9, 7), (1, 3, 2), strict=True)
+    ]
+    done = begin().generate([*turns, Request(3, (1, 2), 5)], lambda _done, _total: None)
+    first, third, second, alone = done
+    assert second.start_ns >= first.end_ns + 50_000_000
+    assert third.start_ns >= second.end_ns + 50_000_000
+    assert alone.start_ns < second.start_ns
+
+
 def test_the_life_of_an_engine_is_the_protocols(begin: Begin, engine_name: str) -> None:
     engine = begin({})
     shape = engine.shape()

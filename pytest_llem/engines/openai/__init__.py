@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo
+from pytest_llem.engines.info import EngineInfo, PrefixCache
 
 INFO = EngineInfo(
     name="openai",
@@ -25,5 +25,6 @@ INFO = EngineInfo(
         "transformers:AutoTokenizer",
     ),
     serves_over_http=True,
+    prefix_cache=PrefixCache("enable_prefix_caching", (False,)),
     starts_server_with=("command", "image"),
 )

@@ -41,7 +41,7 @@ class Bodies:
         if settings.stream:
             self._optional["stream_options"] = {"include_usage": True}
         if server == "llama.cpp":
-            self._optional["cache_prompt"] = bool(settings.enable_prefix_caching)
+            self._optional["cache_prompt"] = settings.reuses_prefixes(config.workload.cache)
             if settings.stream:
                 self._optional["timings_per_token"] = True
         else:

@@ -135,12 +135,14 @@ class OpenAIEngine(Engine):
 
     def reset(self) -> CacheState:
         """See `Engine.reset`. A server that cannot empty its cache is `unknown`: its cached tokens then tell."""
-        server, (_, settings) = self._ready(), self._prepared()
+        server, (config, settings) = self._ready(), self._prepared()
         if settings.enable_prefix_caching is False:
             return "disabled"
         if server.facts.kind == probe.LLAMA_CPP_KIND:
-            is_off = server.bodies.sends("cache_prompt") and not settings.enable_prefix_caching
-            return "disabled" if is_off else "unknown"
+            cache = config.workload.cache
+            if server.bodies.sends("cache_prompt") and not settings.reuses_prefixes(cache):
+                return "disabled"
+            return "unknown" if cache is None else self._erased(server, settings)
         if server.facts.reset_path is None or self._resets is False:
             return "unknown"
         if self._resets is None and prefix_cache_is_off(server.observations.metrics_text()):
@@ -255,6 +257,16 @@ class OpenAIEngine(Engine):
                 return "unknown"
             # Servers refuse while their last step ends, which may be after the last answer.
             time.sleep(POLL_S)
+
+    def _erased(self, server: LoadedServer, settings: ClientSettings) -> CacheState:
+        """Empty every slot of llama.cpp, which it does where it was started with `--slot-save-path`."""
+        for slot in range(server.facts.places or 0):
+            try:
+                if server.client.ask(f"{settings.root}/slots/{slot}?action=erase", {}).status != 200:
+                    return "unknown"
+            except RequestFailedError:
+                return "unknown"
+        return "cleared" if server.facts.places else "unknown"
 
     def _prepared(self) -> tuple[ExperimentConfig, ClientSettings]:
         return after("prepare", self._config), after("prepare", self._settings)

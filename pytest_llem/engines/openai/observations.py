@@ -151,7 +151,7 @@ class Observations:
                     "somebody else used it",
                 )
             )
-        elif hits and not self._cached_tokens and not config.settings.get("enable_prefix_caching"):
+        elif hits and not self._cached_tokens and not self._settings.reuses_prefixes(config.workload.cache):
             # Where the answers tell of them, they are counted there.
             invalid.append(Note("prefix_cache_hit", f"{hits} prompt tokens came from the server's prefix cache"))
         if self._untimed:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Inactive, Layout, ServerApi, Target
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, PrefixCache, ServerApi, Target
 
 INFO = EngineInfo(
     name="sglang",
@@ -42,6 +42,7 @@ INFO = EngineInfo(
             "without sglang.speculative_algorithm",
         ),
     ),
+    prefix_cache=PrefixCache("disable_radix_cache", (True,)),
     server=ServerApi(
         owner="sglang",
         version_path="/get_server_info",

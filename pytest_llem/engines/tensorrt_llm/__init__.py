@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Layout, Target
+from pytest_llem.engines.info import EngineInfo, Layout, PrefixCache, Target
 
 INFO = EngineInfo(
     name="tensorrt_llm",
@@ -30,4 +30,5 @@ INFO = EngineInfo(
         own=("backend",),
     ),
     context_length="max_seq_len",
+    prefix_cache=PrefixCache("kv_cache_config.enable_block_reuse", (None, False), emptied=False),
 )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.engines.info import EngineInfo, Inactive, Layout, ServerApi, Target
+from pytest_llem.engines.info import EngineInfo, Inactive, Layout, PrefixCache, ServerApi, Target
 
 _SAMPLING = Target(("vllm:SamplingParams", "vllm.sampling_params:SamplingParams"))
 
@@ -51,6 +51,7 @@ INFO = EngineInfo(
             "without beam search (vllm.beam_search.beam_width is 1)",
         ),
     ),
+    prefix_cache=PrefixCache("enable_prefix_caching", (False,)),
     server=ServerApi(
         owner="vllm",
         version_path="/version",

@@ -25,6 +25,7 @@ def derive_workload(measurement: Measurement) -> WorkloadSection:
         prompts_hash=measurement.prompts_hash,
         outputs_hash=first.outputs_hash if first else None,
         load_shape=measurement.load_shape,
+        cache=measurement.cache,
         arrivals_hash=measurement.arrivals_hash,
         repeats=len(measurement.repeats),
         requests=len(requests),

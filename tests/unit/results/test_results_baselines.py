@@ -337,6 +337,20 @@ def test_an_unsettled_die_is_not_compared_with_a_settled_one(run: Runs) -> None:
     assert conditions(last.result)["thermal_state"] is None, "as in a baseline that is older than the condition"
 
 
+def test_what_a_cache_held_is_a_condition(run: Runs) -> None:
+    """The same traffic costs less from a warm cache; a baseline from before there was a choice allowed no hits."""
+    (*_, last) = run("now")
+    assert last.result is not None
+    held = {
+        cache: conditions(last.result.model_copy(update={"workload": replace(last.result.workload, cache=cache)}))
+        for cache in (None, "cold", "warm")
+    }
+    assert differences(held["cold"], held["warm"], False, 0.05) == ["cache: cold -> warm"]
+    older = {name: value for name, value in held[None].items() if name != "cache"}
+    assert differences(older, held[None], False, 0.05) == []
+    assert differences(older, held["cold"], False, 0.05) == ["cache: none -> cold"]
+
+
 def traced(result: Result, hash: str, estimator: str) -> Result:
     """The result as if it came from a calibrated GPU."""
     device = replace(result.energy.devices[0], id="GPU-1", kind="gpu")

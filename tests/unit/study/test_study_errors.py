@@ -159,6 +159,30 @@ WRONG = {
         "process schedule without a file takes the times of a data set, and workload.dataset synthetic has none",
         "give file",
     ),
+    "cache of an engine that keeps none": (
+        "model: m\nworkload: {cache: warm}\n",
+        "2:19",
+        "workload.cache warm cannot be combined with engine transformers, which keeps no prefix cache",
+        "leave workload.cache out",
+    ),
+    "cache that is off": (
+        "model: m\nengine: vllm\nvllm: {enable_prefix_caching: false}\nworkload: {cache: cold}\n",
+        "4:19",
+        "workload.cache cold cannot be combined with vllm.enable_prefix_caching false",
+        "change vllm.enable_prefix_caching",
+    ),
+    "cache that nothing empties": (
+        "model: m\nengine: tensorrt_llm\nworkload: {cache: cold}\n",
+        "3:19",
+        "engine tensorrt_llm, whose prefix cache nothing empties",
+        "use warm",
+    ),
+    "warm without a warm-up": (
+        "model: m\nengine: vllm\nworkload: {cache: warm}\nmeasurement: {warmup: {max_repeats: 0}}\n",
+        "3:19",
+        "workload.cache warm cannot be combined with measurement.warmup.max_repeats 0",
+        "leave max_repeats out",
+    ),
     "key in an address": (
         "model: m\nengine: openai\nopenai: {base_url: 'http://h/v1?api-key=s'}\n",
         "3:20",

@@ -1,0 +1,116 @@
+"""Prefix caches as a part of the experiment, in whole cycles of several turns on a real server of llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pytest_llem.engines import open_engine
+from pytest_llem.engines.protocol import Completion, Request
+from pytest_llem.job.job import DeviceSet
+from pytest_llem.worker.caches import hits_from_before
+from tests.engines.engine_cases import generate
+from tests.engines.servers.configs import config_maker
+from tests.engines.servers.starting import RealServer, llama_cpp
+
+pytestmark = pytest.mark.engine
+
+Cache = Literal["cold", "warm"]
+TURN = 30
+"""Tokens by which the history grows from turn to turn."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("llama.cpp")
+
+
+@pytest.fixture(scope="module")
+def llama(directory: Path) -> Iterator[RealServer]:
+    """With slots that can be emptied, and without the second cache in the host's memory."""
+    with llama_cpp(directory, f'slot_save_path="{directory}/"', "cache_ram_mib=0") as server:
+        yield server
+
+
+def sessions(count: int = 3, turns: int = 3) -> list[Request]:
+    """Sessions whose every turn has the whole history before it; they share nothing but the first token."""
+    text = {s: tuple((151 * s + 7 * position) % 1900 + 100 for position in range(TURN * turns)) for s in range(count)}
+    places = [(turn, session) for turn in range(1, turns + 1) for session in range(count)]
+    return [
+        Request(index, (1, *text[session][: TURN * turn - 1]), 6, session=f"s{session}", turn=turn)
+        for index, (turn, session) in enumerate(places)
+    ]
+
+
+def repeats(server: RealServer, cache: Cache | None, count: int = 3) -> list[tuple[str, list[Completion]]]:
+    """Passes over the sessions, emptied before each as `cache` says, with what `reset` said before."""
+    config = config_maker(server.url)()
+    engine = open_engine("openai")
+    try:
+        engine.prepare(replace(config, workload=replace(config.workload, cache=cache)), DeviceSet("cpu"))
+        engine.load()
+        done: list[tuple[str, list[Completion]]] = []
+        for index in range(count):
+            state = engine.reset() if cache != "warm" or index == 0 else "kept"
+            done.append((state, engine.read(engine.generate(sessions(), lambda _done, _total: None))))
+        return done
+    finally:
+        engine.shutdown()
+
+
+def cached(done: list[Completion], turn: int) -> list[int]:
+    asked = {request.index: request for request in sessions()}
+    return [c.cached_tokens if c.cached_tokens is not None else -1 for c in done if asked[c.index].turn == turn]
+
+
+def test_a_cold_cache_gives_the_history_of_a_session_and_nothing_of_the_repeat_before(llama: RealServer) -> None:
+    for state, done in repeats(llama, "cold"):
+        assert state == "cleared"
+        # The first token is common to all prompts.
+        assert max(cached(done, 1)) <= 1
+        for turn in (2, 3):
+            assert min(cached(done, turn)) >= TURN * (turn - 1) - 1
+        assert hits_from_before({request.index: request for request in sessions()}, done) == 0
+
+
+def test_a_warm_cache_gives_what_the_repeat_before_left(llama: RealServer) -> None:
+    (emptied, first), *later = repeats(llama, "warm")
+    assert (emptied, max(cached(first, 1)) <= 1) == ("cleared", True)
+    for state, done in later:
+        assert state == "kept"
+        assert min(cached(done, 1)) >= TURN - 1
+    cold = sum(c.cached_tokens or 0 for c in first)
+    assert all(sum(c.cached_tokens or 0 for c in done) > cold for _, done in later)
+
+
+def test_without_a_rule_nothing_comes_from_the_cache(llama: RealServer) -> None:
+    for state, done in repeats(llama, None):
+        assert (state, {c.cached_tokens for c in done}) == ("disabled", {0})
+
+
+def test_a_server_that_cannot_be_emptied_is_not_cold(directory: Path) -> None:
+    """As llama.cpp is started by default: slots are not to be erased, and prompts are kept in the host's memory too."""
+    with llama_cpp(directory) as server:
+        (first, _), (second, done), _ = repeats(server, "cold")
+        assert (first, second) == ("unknown", "unknown")
+        assert hits_from_before({request.index: request for request in sessions()}, done) > 0
+
+
+def test_prompts_kept_in_the_hosts_memory_are_found_out(directory: Path) -> None:
+    """Every slot said that it was emptied, and the next repeat began with whole prompts from elsewhere."""
+    with llama_cpp(directory, f'slot_save_path="{directory}/"') as server:
+        config = config_maker(server.url)()
+        engine = open_engine("openai")
+        engine.prepare(replace(config, workload=replace(config.workload, cache="cold")), DeviceSet("cpu"))
+        engine.load()
+        many = sessions(count=8)
+        asked = {request.index: request for request in many}
+        found = [hits_from_before(asked, generate(engine, many)) for _ in range(3)]
+        assert engine.reset() == "cleared"
+        engine.shutdown()
+    assert found[0] == 0
+    assert sum(found[1:]) > 0

@@ -1,0 +1,140 @@
+"""Prefix caches as a part of the experiment: when they are emptied, and what they may give."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.engines.protocol import Capabilities, Completion, Request
+from pytest_llem.errors import EngineSettingError
+from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.job import Job
+from pytest_llem.job.measurement import Measurement
+from pytest_llem.worker.caches import hits_from_before
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+
+__all__ = ["meter"]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    made = ScriptedEngine()
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
+    return made
+
+
+def job_of(cache: str | None, **settings: object) -> Job:
+    job = make_job(measurement=MeasurementSettings(0.01, WarmupSettings(2, 2, 1.0, 10.0, 2), IdleSettings(0.0)))
+    workload = dataclasses.replace(job.config.workload, cache=cache)  # type: ignore[arg-type]
+    config = dataclasses.replace(job.config, workload=workload, settings={**job.config.settings, **settings})  # type: ignore[dict-item]
+    return dataclasses.replace(job, config=config)
+
+
+def codes(measurement: Measurement) -> list[str]:
+    return [note.code for note in measurement.invalid]
+
+
+def test_a_warm_cache_is_emptied_once_before_the_warm_up(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """What an earlier cycle left would else be in it, on a server or an engine that stays loaded."""
+    engine.cached_tokens = 5
+    measurement = run(job_of("warm"), tmp_path)
+    about = [call for call in engine.calls if call in ("reset", "generate")]
+    assert about == ["reset", *["generate"] * (len(about) - 1)]
+    assert len(about) > 4
+    assert (codes(measurement), measurement.cache, measurement.engine.cache_reset) == ([], "warm", "kept")
+
+
+def test_a_cold_cache_is_emptied_before_every_repeat_and_may_give_within_one(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    engine.cached_tokens = 0
+    measurement = run(job_of("cold"), tmp_path)
+    about = [call for call in engine.calls if call in ("reset", "generate")]
+    assert about == ["reset", "generate"] * (len(about) // 2)
+    assert (codes(measurement), measurement.cache, measurement.engine.cache_reset) == ([], "cold", "cleared")
+
+
+@pytest.mark.parametrize("hits_wanted", [True, None])
+def test_a_cold_cache_that_nobody_could_empty_is_not_cold(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, hits_wanted: bool | None
+) -> None:
+    """Answers that state their hits do not say whose they were: of this repeat, or of the one before."""
+    engine.cache_state, engine.cached_tokens = "unknown", 0
+    assert codes(run(job_of("cold", enable_prefix_caching=hits_wanted), tmp_path)) == ["prefix_cache_not_reset"]
+
+
+def test_a_cold_cache_that_was_full_all_the_same_is_found_out(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """llama.cpp emptied its slots and found whole prompts again in a second cache in the host's memory."""
+    engine.cached_tokens = 5
+    (note,) = run(job_of("cold"), tmp_path).invalid
+    assert note.code == "prefix_cache_not_reset"
+    assert "in another place" in note.message
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_a_rule_for_a_cache_that_is_off_is_not_kept(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, cache: str
+) -> None:
+    """A server that was started without one would be published as a warm one."""
+    engine.cache_state = "disabled"
+    assert codes(run(job_of(cache), tmp_path)) == ["prefix_cache_off"]
+
+
+def test_an_engine_that_keeps_no_cache_takes_no_rule_for_it(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    engine.capabilities = Capabilities(token_times=True)
+    with pytest.raises(EngineSettingError, match=r"workload\.cache cannot be combined with engine scripted"):
+        run(job_of("warm"), tmp_path)
+    assert "load" not in engine.calls
+
+
+A, B = tuple(range(1, 21)), (1, 2, 3, *range(70, 90))
+
+
+def answers(*sent: tuple[Request, int, int, int]) -> tuple[dict[int, Request], list[Completion]]:
+    """Requests with their cached tokens, when they were sent and when their answers began."""
+    done = [
+        Completion(
+            r.index, len(r.token_ids), (9,) * 4, start, first + 5, "length", cached_tokens=n, first_token_ns=first
+        )
+        for r, n, start, first in sent
+    ]
+    return {request.index: request for request, *_ in sent}, done
+
+
+def request(index: int, ids: tuple[int, ...], session: str | None = None, turn: int | None = None) -> Request:
+    return Request(index, ids, 4, session=session, turn=turn)
+
+
+def test_a_prompt_finds_no_more_than_it_shares_with_those_sent_before_its_answer_began() -> None:
+    assert hits_from_before(*answers((request(0, A), 0, 0, 10), (request(1, B), 3, 20, 30))) == 0
+    assert hits_from_before(*answers((request(0, A), 0, 0, 10), (request(1, B), 4, 20, 30))) == 1
+    assert hits_from_before(*answers((request(0, A), 0, 0, 10), (request(1, A), 19, 20, 30))) == 0
+
+
+def test_what_is_sent_later_gives_nothing_to_a_prompt() -> None:
+    """A first turn is the beginning of the second: only their order tells that it came from the repeat before."""
+    turns = request(0, A[:10], "s", 1), request(1, A, "s", 2)
+    assert hits_from_before(*answers((turns[0], 10, 0, 10), (turns[1], 10, 20, 30))) == 1
+    assert hits_from_before(*answers((turns[0], 0, 0, 10), (turns[1], 10, 20, 30))) == 0
+
+
+def test_a_turn_may_find_the_answer_before_it() -> None:
+    turns = request(0, A[:10], "s", 1), request(1, A, "s", 2)
+    assert hits_from_before(*answers((turns[0], 0, 0, 10), (turns[1], 14, 20, 30))) == 0
+    assert hits_from_before(*answers((turns[0], 0, 0, 10), (turns[1], 15, 20, 30))) == 1
+
+
+def test_of_prompts_whose_tokens_are_unknown_the_first_one_found_nothing() -> None:
+    """Requests are taken in any order, so that one of those sent before an answer began was the first."""
+    text = [request(index, ()) for index in range(3)]
+    sent = [(text[0], 4, 0, 20), (text[1], 0, 1, 15), (text[2], 30, 40, 60)]
+    assert hits_from_before(*answers(*sent)) == 0
+    assert hits_from_before(*answers((text[0], 4, 0, 20), (text[1], 4, 1, 15), sent[2])) == 2
