@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError, StoreError
 from pytest_llem.job.files import expanded
-from pytest_llem.workload.texts import corpus_text
+from pytest_llem.workload.corpus import corpus_text
 
 PREFIX = "builtin:"
 

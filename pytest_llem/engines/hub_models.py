@@ -71,8 +71,32 @@ class HubTokenizer:
                 "workload.chat_template: this model's tokenizer has no chat template",
                 fix="set workload.chat_template: false, or use an instruction-tuned model",
             )
+        return self._templated([{"role": "user", "content": text}])
+
+    def render(
+        self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]] | None
+    ) -> list[int]:
+        """See `ChatTokenizer.render`."""
+        if not self._tokenizer.chat_template:
+            raise EngineSettingError(
+                "workload.dataset: sessions need a chat template, and this model's tokenizer has none",
+                fix="use an instruction-tuned model, or a data set of texts",
+            )
+        try:
+            return self._templated(
+                [_for_template(message) for message in messages], [dict(tool) for tool in tools or ()]
+            )
+        except Exception as problem:  # templates raise whatever they like: roles that do not alternate, no tools, ...
+            raise EngineSettingError(
+                f"workload.dataset: the model's chat template refuses a session: {one_line(problem)}",
+                fix="leave such sessions out, or use another model",
+            ) from problem
+
+    def _templated(
+        self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]] = ()
+    ) -> list[int]:
         rendered = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+            list(messages), tools=[dict(tool) for tool in tools] or None, add_generation_prompt=True, tokenize=False
         )
         return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -82,6 +106,28 @@ class HubTokenizer:
         with_special = self._tokenizer("a")["input_ids"]
         bos = self._tokenizer.bos_token_id
         return bos if bos is not None and with_special[:1] == [bos] else None
+
+
+def _for_template(message: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """A message as templates read it: contents as one text, and arguments of calls as objects (as vLLM does it too)."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    plain = dict(message)
+    if isinstance(content, list):
+        plain["content"] = "".join(str(part["text"]) for part in content if isinstance(part, Mapping))
+    if isinstance(calls, list):
+        plain["tool_calls"] = [_called(call) for call in calls]
+    return plain
+
+
+def _called(call: JsonValue) -> JsonValue:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        return call
+    try:
+        arguments = json.loads(str(function.get("arguments")))
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def shape_of(config: Any, parameters: int | None) -> ModelShape:

@@ -87,16 +87,19 @@ class WorkloadSettings:
 
     dataset: Name = setting(
         SYNTHETIC,
-        "`synthetic`, a file (.jsonl, .ndjson, .json, .csv, .parquet, .txt, .text, .md), or a data set's name.",
+        "`synthetic`, a file of prompts, sessions or a trace (.jsonl, .ndjson, .json, .csv, .parquet, .txt, .text, "
+        ".md), or a data set's name.",
         [SYNTHETIC, "prompts.jsonl"],
     )
-    prompts: PositiveInt = setting(32, "Prompts per repeat.", [32])
+    prompts: PositiveInt = setting(32, "Prompts per repeat; of sessions and traces requests.", [32])
     input_tokens: PositiveInt | Lengths | None = setting(
         128,
         "Tokens per prompt; a data set's longer prompts are cut to it. Null keeps its own lengths, and is its default.",
         [128],
     )
-    output_tokens: PositiveInt | Lengths = setting(64, "Tokens to generate.", [64])
+    output_tokens: PositiveInt | Lengths = setting(
+        64, "Tokens to generate, unless the data set recorded how many.", [64]
+    )
     seed: NonNegativeInt = setting(0, "Seed of the prompts and lengths.")
     ignore_eos: bool = setting(True, "Generate exactly `output_tokens`, so that runs do the same work.")
     column: Name | None = setting(None, "Column of the data set that holds the prompts.", ["text"])
@@ -276,5 +279,7 @@ class Thresholds:
         0.05, "Disagreement of a GPU's energy counter with its power readings, beyond what their scatter explains."
     )
     failed_requests_rel: NonNegativeFloat = setting(
-        0.0, "Share of the requests that may fail; failed ones are in no average either way."
+        0.0,
+        "Share of the requests that may fail, which are in no average either way, and of a trace's lines that may be "
+        "broken.",
     )

@@ -182,14 +182,19 @@ def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> Json
 
     With `finite`, the same for NaN and infinity, which Python's reader takes and gates cannot be judged by.
     """
-    try:
+    with named_json(where):
         # json itself would take bytes for UTF-16 or UTF-32 as well, and let surrogates pass.
         content = text if isinstance(text, str) else text.decode("utf-8-sig")
         data: JsonValue = _FINITE.decode(content) if finite else json.loads(content)
-        if content.count("[") + content.count("{") > MAX_JSON_DEPTH and _is_deep(data):
-            raise RecursionError
-        if "\\u" in content:
-            json.dumps(data, ensure_ascii=False).encode()
+        require_plain(data, content)
+        return data
+
+
+@contextlib.contextmanager
+def named_json(where: object) -> Iterator[None]:
+    """Whatever is wrong with JSON that is read in the body, as one `ValueError` that begins with `where`."""
+    try:
+        yield
     except RecursionError:
         raise ValueError(f"{where}: not JSON: nested deeper than {MAX_JSON_DEPTH} levels") from None
     except UnicodeDecodeError as problem:
@@ -198,7 +203,14 @@ def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> Json
         raise ValueError(f"{where}: not JSON: half of a character, a lone surrogate") from None
     except ValueError as problem:
         raise ValueError(f"{where}: not JSON: {problem}") from None
-    return data
+
+
+def require_plain(data: JsonValue, content: str) -> None:
+    """Raise, as `named_json` takes it, for what Python's reader made of a text and other code could stumble over."""
+    if content.count("[") + content.count("{") > MAX_JSON_DEPTH and _is_deep(data):
+        raise RecursionError
+    if "\\u" in content:
+        json.dumps(data, ensure_ascii=False).encode()
 
 
 def _finite(text: str) -> float:

@@ -347,6 +347,8 @@ class Measurement:
     prompts_truncated: TruncatedPrompts | None = None
     rows_skipped: int | None = None
     cache: str | None = None
+    dataset_format: str | None = None
+    rows_broken: int | None = None
     cpu: CpuTime | None = None
     energy: EnergyReport | None = None
     model: ModelShape | None = None

@@ -18,7 +18,10 @@ class Request:
     `text` is the prompt of a data set that is sent whole; there may be no token ids beside it (see `TextOnly`).
 
     Requests of one `session` are its turns (from 1), each sent `think_s` after the answer to the one before. `due_s` is
-    when a data set says that it arrives, in seconds from the start at the workload's speed; `messages` are a chat's.
+    when a data set says that it arrives, in seconds from the start at the workload's speed.
+
+    `messages` are those of a chat, with the `tools` offered in it, for engines that send them as they are; there may be
+    no token ids beside them. For other engines a chat is in `token_ids`, by the model's template.
     """
 
     index: int
@@ -31,14 +34,47 @@ class Request:
     due_s: float | None = None
     think_s: float = 0.0
     messages: tuple[Mapping[str, JsonValue], ...] | None = None
+    tools: tuple[Mapping[str, JsonValue], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request as a data set of sessions or a trace recorded it.
+
+    `at_ns` is when it arrived, on a clock of the data set's own, and `think_s` the wait after the answer to the turn
+    before. A session has `messages` with `tools`, and the text of the `answer` where there was one. A trace has lengths
+    instead: `prompt_tokens`, `answer_tokens`, and in `blocks` the names of the prompt's blocks (`workload.traces`),
+    which requests share whose prompts begin alike.
+    """
+
+    session: str | None = None
+    turn: int | None = None
+    at_ns: int | None = None
+    think_s: float = 0.0
+    messages: tuple[Mapping[str, JsonValue], ...] | None = None
+    tools: tuple[Mapping[str, JsonValue], ...] | None = None
+    answer: str | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    blocks: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a data set in the order of the prompts, and how many rows without text were passed over."""
+    """What was read of a data set: its texts in the order of the prompts, or the requests that it recorded.
+
+    `skipped` counts rows that were passed over because there is nothing to send. Of sessions and traces `broken` of the
+    `lines` cannot be read; `faults` says what is wrong with the first of these, and where, `remedy` what to do.
+    """
 
     texts: tuple[str, ...]
     skipped: int
+    format: str = "texts"
+    recorded: tuple[Recorded, ...] = ()
+    lines: int = 0
+    broken: int = 0
+    faults: tuple[str, ...] = ()
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)

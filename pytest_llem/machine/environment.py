@@ -28,6 +28,7 @@ from pytest_llem.engines.builtin import is_builtin
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found
+from pytest_llem.job.wire import encode
 from pytest_llem.workload.build import resolve_alias
 from pytest_llem.workload.hub import cached_commit
 from pytest_llem.workload.registered import data_sets
@@ -253,7 +254,8 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
         facts["arrival_file"] = content_digest(path)
     texts = texts_of_package(config.workload)
     if texts is not None:
-        facts["dataset_texts"] = hashlib.sha256(json.dumps(texts.texts).encode()).hexdigest()[:DIGITS]
+        content = texts.texts or encode(texts.recorded)
+        facts["dataset_texts"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:DIGITS]
     return facts
 
 

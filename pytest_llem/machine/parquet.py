@@ -14,19 +14,23 @@ from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import PARQUET, WorkloadSettings
 from pytest_llem.job.files import found, open_regular, reason
 from pytest_llem.job.request import Texts
-from pytest_llem.workload.texts import DEFAULT_COLUMNS, Row, no_text, read_texts, texts_of
+from pytest_llem.workload.rows import Row
+from pytest_llem.workload.texts import DEFAULT_COLUMNS, no_text, read_rows
 
 TEXT_TYPES = ("string", "large_string", "dictionary<values=string", "null")
 """How Arrow writes the types of columns that hold texts, or nothing (`pyarrow.DataType`)."""
+
+NESTED_COLUMNS = frozenset(("messages", "conversations", "hash_ids"))
+"""Columns of sessions and traces that no column of texts is (`workload.traffic`)."""
 
 BATCH_ROWS = 1024
 """Chosen: more prompts than most studies ask for, and few megabytes."""
 
 
 def parquet_texts(settings: WorkloadSettings) -> Texts | None:
-    """The texts of a Parquet file; `None` for any other data set, and for a file that is not here.
+    """What a Parquet file holds; `None` for any other data set, and for a file that is not here.
 
-    Raises `WorkloadError` as `read_texts` does.
+    Raises `WorkloadError` as `read_rows` does.
     """
     path = found(settings.dataset)
     if path is None or path.suffix.lower() != PARQUET:
@@ -36,12 +40,11 @@ def parquet_texts(settings: WorkloadSettings) -> Texts | None:
 
 @lru_cache(maxsize=4)
 def _texts(settings: WorkloadSettings, path: Path, changed_ns: int) -> Texts:
-    texts, skipped = read_texts(settings, texts_of(_rows(path, settings.column), settings.column))
-    return Texts(tuple(texts), skipped)
+    return read_rows(settings, _rows(path, settings.column))
 
 
 def _rows(path: Path, column: str | None) -> Iterator[Row]:
-    """The rows, with the one column alone or those that may be meant. Raises `WorkloadError`."""
+    """The rows, with the column of texts alone or those that may be meant, else all. Raises `WorkloadError`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -50,6 +53,9 @@ def _rows(path: Path, column: str | None) -> Iterator[Row]:
             file = pyarrow.parquet.ParquetFile(stream)
             with_text = [field.name for field in file.schema_arrow if str(field.type).startswith(TEXT_TYPES)]
             columns = [name for name in ([column] if column is not None else DEFAULT_COLUMNS) if name in with_text]
+            nested = {field.name for field in file.schema_arrow if str(field.type).startswith(("list", "large_list"))}
+            if not columns and nested & ({column} if column is not None else NESTED_COLUMNS):
+                columns = file.schema_arrow.names
             if not columns:
                 raise no_text(str(path), column, with_text or file.schema_arrow.names)
             rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=columns) for row in batch.to_pylist())

@@ -121,7 +121,16 @@ class WorkloadSection:
     )
     rows_skipped: Count | None = field(
         default=None,
-        metadata=about("Rows of the data set that held no text and were passed over; null as above."),
+        metadata=about("Rows of the data set with nothing to send that were passed over; null as above."),
+    )
+    dataset_format: str | None = field(
+        default=None,
+        metadata=about(
+            "synthetic, texts, openai_messages, sharegpt, mooncake, azure or burstgpt (see Data sets); null as above."
+        ),
+    )
+    rows_broken: Count | None = field(
+        default=None, metadata=about("Lines of sessions or a trace that could not be read; null as above.")
     )
 
 

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+from pytest_llem.energy.validity import thresholds
 from pytest_llem.engines import engine_info, shipped_engines, starts_server
 from pytest_llem.engines.builtin import is_builtin, require_known
 from pytest_llem.engines.model_files import GGUF, find_adapter, find_model, require_checkpoint
@@ -34,14 +35,19 @@ from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 from pytest_llem.workload.arrivals import read_times, too_few
 from pytest_llem.workload.hub import cached_repository
-from pytest_llem.workload.texts import read_texts, texts_of_package, unknown_ending
-
-MAX_WHOLE_BYTES = 64 << 20
-"""A JSON list is read whole, and a larger one not beforehand. Chosen: that takes a second."""
+from pytest_llem.workload.rows import unknown_ending
+from pytest_llem.workload.texts import read_rows, texts_of_package
+from pytest_llem.workload.traffic import require_few_broken, require_fitting
 
 UNREADABLE = "make it readable to this user, or name another"
 
 _MODEL = ("model", "lora", "weights", *(f"{info.name}.base_url" for info in shipped_engines().values()))
+
+_READ_BY = (
+    *(f"workload.{name}" for name in ("dataset", "column", "order", "input_tokens", "chat_template", "speed")),
+    "workload.arrival",
+)
+"""What decides whether a data set can be read as it is, besides `workload.prompts`."""
 
 Wrong = tuple[str, JsonValue, LlemError]
 """A setting, its value in the study, and what is wrong with it."""
@@ -70,11 +76,11 @@ def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) ->
 
 
 def _largest(study: Study) -> list[Experiment]:
-    """Of each data set and column the experiment with the most prompts: what is enough for it is enough for all."""
-    largest: dict[tuple[JsonValue, ...], tuple[int, Experiment]] = {}
-    for experiment in study.distinct("engine", "workload.dataset", "workload.column", "workload.prompts"):
+    """Of each way to read a data set the experiment with the most prompts: what is enough for it is enough for all."""
+    largest: dict[str, tuple[int, Experiment]] = {}
+    for experiment in study.distinct("engine", "workload.prompts", *_READ_BY):
         get = getter(experiment.flat_settings)
-        key, prompts = (experiment.engine, get("workload.dataset"), get("workload.column")), get("workload.prompts")
+        key, prompts = repr((experiment.engine, *map(get, _READ_BY))), get("workload.prompts")
         if isinstance(prompts, int) and prompts > largest.get(key, (0, experiment))[0]:
             largest[key] = prompts, experiment
     return [experiment for _, experiment in largest.values()]
@@ -191,11 +197,13 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
         return
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
-        if texts_of_package(settings) is not None:
+        allowed_rel = thresholds(study.thresholds).failed_requests_rel
+        if (texts := texts_of_package(settings)) is not None:
+            require_few_broken(texts, allowed_rel)
             return
         here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
         if here and not expanded(settings.dataset).is_dir():
-            _read(settings)
+            _read(settings, allowed_rel)
         elif not in_image and find_spec("datasets") is None:
             what = "is a directory" if here else "is a data set of the hub"
             raise EngineNotInstalledError(
@@ -203,7 +211,9 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
                 fix="pip install datasets, or name a file, or use workload.dataset: synthetic",
             )
     except LlemError as problem:
-        if "available" in problem.details:
+        if (setting := problem.details.get("setting")) is not None:
+            yield str(setting), getter(experiment.flat_settings)(str(setting)), problem
+        elif "available" in problem.details:
             yield "workload.prompts", settings.prompts, problem
         elif "columns" in problem.details and settings.column is not None:
             yield "workload.column", settings.column, problem
@@ -226,11 +236,10 @@ def _arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iter
             yield "workload.arrival", getter(experiment.flat_settings)("workload.arrival"), problem
 
 
-def _read(settings: WorkloadSettings) -> None:
+def _read(settings: WorkloadSettings, allowed_rel: float) -> None:
     """Read as many rows of a local data set as the workload needs, in the order of the file."""
-    path = expanded(settings.dataset)
-    if path.suffix.lower() == ".json" and path.stat().st_size > MAX_WHOLE_BYTES:
-        return
     in_order = replace(settings, order="interleaved")
-    if parquet_texts(in_order) is None:
-        read_texts(in_order)
+    texts = parquet_texts(in_order) or read_rows(in_order)
+    require_few_broken(texts, allowed_rel)
+    if texts.recorded:
+        require_fitting(texts.format, settings)

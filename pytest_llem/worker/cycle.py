@@ -20,6 +20,7 @@ from pytest_llem import __version__
 from pytest_llem.energy.idle_power import HOT_IDLE, usable, with_reference
 from pytest_llem.energy.registry import open_meter
 from pytest_llem.energy.thermal import SettlingWatch
+from pytest_llem.energy.validity import thresholds
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import Completion, Engine, Request
 from pytest_llem.errors import EngineSettingError, JsonValue
@@ -38,6 +39,7 @@ from pytest_llem.worker.servers import find_server
 from pytest_llem.worker.steady import concurrency_limit, steady_windows
 from pytest_llem.worker.windows import NO_PADDING, Metering, WindowRecorder, choose_padding, idle_padding_s, with_step
 from pytest_llem.workload.build import build_workload, read_dataset
+from pytest_llem.workload.traffic import named_faults, require_few_broken
 
 HOT_REST_S = 0.5
 """Chosen: power falls within some tenths of a second after work, and the die cools by little."""
@@ -136,6 +138,8 @@ def _measure(
             )
         # Before the model is loaded, which takes a minute where a wrong column takes none.
         texts = job.texts or read_dataset(config.workload)
+        if texts is not None:
+            require_few_broken(texts, thresholds(job.meter.thresholds).failed_requests_rel)
     if not loaded:
         events.emit("phase", "load")
         with stopwatch.measure("load_s"), recorder.window("load"):
@@ -144,13 +148,17 @@ def _measure(
         stopwatch.seconds.update(engine.load_times())
     effective = dict(engine.effective())
     with stopwatch.measure("workload_s"):
-        workload = build_workload(config.workload, engine.tokenizer(), texts)
+        as_messages = engine_info(config.engine).serves_over_http and config.settings.get("api") == "chat"
+        workload = build_workload(config.workload, engine.tokenizer(), texts, as_messages=as_messages)
 
     reused: IdleReference | None = None
     warnings = list(metering.notes)
     if not engine_info(config.engine).verified:
         message = f"this project's engine {config.engine} has not been verified on hardware yet"
         warnings.append(Note("engine_not_verified", message))
+    if workload.rows_broken:
+        left_out = f"{named_faults(workload.rows_broken, workload.faults)} of {workload.dataset} were left out"
+        warnings.append(Note("lines_broken", left_out))
     if settings.idle.duration_s > 0 and is_metered:
         events.emit("phase", "idle")
         if on_gpu:
@@ -237,6 +245,8 @@ def _measure(
         prompts_truncated=workload.truncated,
         rows_skipped=workload.rows_skipped,
         cache=cache,
+        dataset_format=workload.format,
+        rows_broken=workload.rows_broken,
         warmup=warmup,
         memory=memory,
         timing=stopwatch.seconds,

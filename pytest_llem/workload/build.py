@@ -19,8 +19,10 @@ from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Request, Texts
 from pytest_llem.workload.arrivals import arrivals_hash, with_times
+from pytest_llem.workload.corpus import synthetic_prompts
 from pytest_llem.workload.registered import ALIASES
-from pytest_llem.workload.texts import corpus_text, read_texts
+from pytest_llem.workload.replayed import replayed, replayed_hash
+from pytest_llem.workload.texts import read_rows
 from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
 
 OUTPUT_STREAM = 1
@@ -32,7 +34,8 @@ class Workload:
     """The requests of one repeat, in order, and the hashes that tell whether two workloads are the same.
 
     `arrivals_hash` is that of recorded arrival times; other arrivals follow from settings. `truncated` counts the
-    prompts that were cut, `rows_skipped` the rows without text before the last one used.
+    prompts that were cut, `rows_skipped` the rows with nothing to send before the last one used, `rows_broken` those
+    that could not be read, with `faults` of the first. `format` is that of the data set.
     """
 
     requests: tuple[Request, ...]
@@ -40,7 +43,15 @@ class Workload:
     dataset: str
     truncated: TruncatedPrompts
     rows_skipped: int
+    format: str
     arrivals_hash: str | None = None
+    rows_broken: int = 0
+    faults: tuple[str, ...] = ()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the requests are those of sessions or of a trace."""
+        return self.format not in (SYNTHETIC, "texts")
 
 
 @dataclass(frozen=True)
@@ -53,30 +64,32 @@ class _Prompt:
 
 
 def read_dataset(settings: WorkloadSettings) -> Texts | None:
-    """The texts of a data set, `None` for synthetic prompts. Raises `WorkloadError` when it cannot give them."""
+    """What a data set holds, `None` for synthetic prompts. Raises `WorkloadError` when it cannot give that."""
     settings = resolve_alias(settings)
-    if settings.dataset == SYNTHETIC:
-        return None
-    texts, skipped = read_texts(settings)
-    return Texts(tuple(texts), skipped)
+    return None if settings.dataset == SYNTHETIC else read_rows(settings)
 
 
-def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Texts | None = None) -> Workload:
-    """Make the requests of one repeat, of `texts` where they were read already.
+def build_workload(
+    settings: WorkloadSettings, tokenizer: Tokenizer, texts: Texts | None = None, *, as_messages: bool = False
+) -> Workload:
+    """Make the requests of one repeat, of `texts` where the data set was read already.
 
-    Raises `WorkloadError` when the data set cannot give them.
+    `as_messages` says that the engine takes chats as messages. Raises `WorkloadError` when the data set cannot give
+    them, `EngineSettingError` where the tokenizer cannot.
     """
     if settings.prompts < 1:
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
-    texts = texts or read_dataset(settings) or Texts((), 0)
+    texts = texts or read_dataset(settings) or Texts((), 0, SYNTHETIC)
+    outputs = draw_lengths(settings.output_tokens, settings.prompts, settings.seed + OUTPUT_STREAM)
+    if texts.recorded:
+        return _of_recorded(texts, outputs, settings, tokenizer, as_messages=as_messages)
     if settings.dataset == SYNTHETIC:
         prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
     elif isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
         prompts = [_Prompt((), text, 0) for text in texts.texts]
     else:
         prompts = _of_texts(texts.texts, settings, tokenizer)
-    outputs = draw_lengths(settings.output_tokens, len(prompts), settings.seed + OUTPUT_STREAM)
     made = [
         Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
         for index, (prompt, tokens) in enumerate(zip(prompts, outputs, strict=True))
@@ -84,16 +97,33 @@ def build_workload(settings: WorkloadSettings, tokenizer: Tokenizer, texts: Text
     requests = with_times(made, settings)
     # Of prompts that nothing here could turn into tokens, the UTF-8 bytes are hashed.
     prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
-    cut = [prompt for prompt in prompts if prompt.whole > len(prompt.ids)]
-    before, after = sum(prompt.whole for prompt in cut), sum(len(prompt.ids) for prompt in cut)
+    cut = _truncated([(prompt.whole, len(prompt.ids)) for prompt in prompts])
+    arrivals = arrivals_hash(settings, requests)
+    return Workload(requests, prompts_hash, settings.dataset, cut, texts.skipped, texts.format, arrivals)
+
+
+def _of_recorded(
+    texts: Texts, outputs: Sequence[int], settings: WorkloadSettings, tokenizer: Tokenizer, *, as_messages: bool
+) -> Workload:
+    requests = with_times(replayed(texts.recorded, outputs, settings, tokenizer, as_messages=as_messages), settings)
+    whole = zip(texts.recorded, requests, strict=True)
     return Workload(
         requests,
-        prompts_hash,
+        replayed_hash(requests),
         settings.dataset,
-        TruncatedPrompts(len(cut), before, after),
+        _truncated([(one.prompt_tokens or 0, len(request.token_ids)) for one, request in whole]),
         texts.skipped,
+        texts.format,
         arrivals_hash(settings, requests),
+        texts.broken,
+        texts.faults,
     )
+
+
+def _truncated(lengths: Sequence[tuple[int, int]]) -> TruncatedPrompts:
+    """What was cut, of each prompt's tokens before and after."""
+    cut = [(before, after) for before, after in lengths if before > after]
+    return TruncatedPrompts(len(cut), sum(before for before, _ in cut), sum(after for _, after in cut))
 
 
 def resolve_alias(settings: WorkloadSettings) -> WorkloadSettings:
@@ -192,39 +222,3 @@ def draw_lengths(wanted: int | Lengths, count: int, seed: int) -> list[int]:
     normal = NormalDist(math.log(wanted.mean) - wanted.sigma**2 / 2, wanted.sigma)
     drawn = (math.exp(normal.inv_cdf(min(max(uniform(), 1e-12), 1 - 1e-12))) for _ in range(count))
     return [min(max(round(length), wanted.low), wanted.high) for length in drawn]
-
-
-def synthetic_prompts(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:
-    """One prompt per length: a run of the corpus's tokens, led by the model's own first token where it has one.
-
-    Prompts begin at different places of the corpus, as long as it has enough of them, so that no prompt shares its
-    beginning with another and a prefix cache finds nothing. A prompt longer than the corpus reads on from its start.
-    """
-    tokens = tokenizer.encode(corpus_text())
-    first = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-    starts = _distinct_starts(len(tokens), len(lengths), seed)
-    return [
-        (first + _run(tokens, start, length - len(first)))[:length]
-        for start, length in zip(starts, lengths, strict=True)
-    ]
-
-
-def _run(tokens: list[int], start: int, length: int) -> tuple[int, ...]:
-    run = tokens[start : start + length]
-    while len(run) < length:
-        run += tokens[: length - len(run)]
-    return tuple(run)
-
-
-def _distinct_starts(size: int, count: int, seed: int) -> list[int]:
-    uniform = random.Random(seed).random
-    taken: set[int] = set()
-    starts: list[int] = []
-    for _ in range(count):
-        start = int(uniform() * size)
-        if len(taken) < size // 2:
-            while start in taken:
-                start = int(uniform() * size)
-        taken.add(start)
-        starts.append(start)
-    return starts

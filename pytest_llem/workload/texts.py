@@ -1,47 +1,44 @@
-"""Reads texts for prompts: from a file, from a data set on the hub, or the corpus of this package.
+"""Reads what a data set asks: texts, one a row, or what `traffic` recognises as sessions and traces.
 
-`build_workload` calls it, and the built-in models take their tokenizer from the corpus. The order of the texts is part
-of a workload: it must not change.
+`build_workload` calls it, and the pytest side for what workers cannot read. The order of the texts is part of a
+workload: it must not change.
 """
 
 from __future__ import annotations
 
-import csv
-import importlib
-import io
-import os
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, BinaryIO
+from itertools import chain, islice
+from typing import Any
 
-from pytest_llem.errors import EngineNotInstalledError, WorkloadError
-from pytest_llem.job.config import DATA_FILES, JSON_LINES, PARQUET, SYNTHETIC, TEXT_LINES, WorkloadSettings
-from pytest_llem.job.files import expanded, found, open_regular, parse_json
+from pytest_llem.errors import WorkloadError
+from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.request import Texts
 from pytest_llem.workload import registered
-from pytest_llem.workload.hub import hub_obstacle
+from pytest_llem.workload.rows import Row, rows_of
+from pytest_llem.workload.traffic import read_traffic, recognise, require_no_times, too_few
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
-WHERE = "correct the path; a relative one starts at the study, and the file must be where the cycle runs"
-
-Row = tuple[str, Any]
-"""Where a row stands, and what it holds."""
 
 
-def read_texts(settings: WorkloadSettings, texts: Iterable[str | None] | None = None) -> tuple[list[str], int]:
-    """The data set's texts, as many as `prompts`, in the order asked for, and how many rows without text were skipped.
+def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> Texts:
+    """What the workload needs of a data set, as many texts or requests as `prompts`, in the order asked for.
 
-    `texts` are those of its rows where somebody else has read it. Raises `WorkloadError` when the data set is absent,
-    has too few texts, or no such column.
+    `rows` are those where somebody else reads it. Raises `WorkloadError` when the data set is absent, has too few rows,
+    or no such column.
     """
+    rows = rows_of(settings) if rows is None else rows
+    first = list(islice(rows, 1))
+    rows = chain(first, rows)
+    traffic = recognise(first[0][1], settings.column, DEFAULT_COLUMNS) if first else None
+    if traffic is not None:
+        return read_traffic(traffic, rows, settings)
+    require_no_times(settings)
     taken: list[str] = []
     skipped = 0
-    for text in texts_of(_rows(settings), settings.column) if texts is None else texts:
+    for text in _texts_of(rows, settings.column):
         if text is None:
             skipped += 1
             continue
@@ -50,54 +47,16 @@ def read_texts(settings: WorkloadSettings, texts: Iterable[str | None] | None = 
         if len(taken) == settings.prompts and settings.order != "shuffled":
             break
     if len(taken) < settings.prompts:
-        passed_over = f"; {skipped} rows without text were passed over" if skipped else ""
-        raise WorkloadError(
-            f"workload.dataset {settings.dataset!r} has {len(taken)} prompts, and {settings.prompts} were asked for"
-            f"{passed_over}",
-            fix=f"set workload.prompts to at most {len(taken)}",
-            details={"available": len(taken), "wanted": settings.prompts},
-        )
-    return ordered(taken, settings), skipped
-
-
-def _rows(settings: WorkloadSettings) -> Iterator[Row]:
-    if settings.dataset in registered.data_sets():
-        return registered.rows(settings)
-    path = expanded(settings.dataset)
-    suffix = path.suffix.lower()
-    if suffix in TEXT_LINES:
-        return _text_lines(path)
-    if suffix in JSON_LINES:
-        return _jsonl_rows(path)
-    if suffix == ".json":
-        return _json_rows(path)
-    if suffix == ".csv":
-        return _csv_rows(path)
-    if suffix == PARQUET:
-        raise WorkloadError(
-            f"workload.dataset {settings.dataset!r}: a Parquet file is read where pytest runs, and it is not there",
-            fix="put it under the same path there, or convert it to JSON lines (.jsonl)",
-        )
-    if (here := found(settings.dataset)) is not None and here.is_file():
-        raise unknown_ending(settings.dataset)
-    return _hub_rows(settings)
+        raise too_few(settings, len(taken), f"{skipped} rows without text were passed over" if skipped else "")
+    return Texts(tuple(ordered(taken, settings)), skipped)
 
 
 @lru_cache(maxsize=4)
 def texts_of_package(settings: WorkloadSettings) -> Texts | None:
-    """The texts of a data set that another package adds, for workers without it; `None` for any other data set."""
+    """What a data set holds that another package adds, for workers without it; `None` for any other data set."""
     if settings.dataset == SYNTHETIC or settings.dataset not in registered.data_sets():
         return None
-    texts, skipped = read_texts(settings)
-    return Texts(tuple(texts), skipped)
-
-
-def unknown_ending(dataset: str) -> WorkloadError:
-    """The error for a file in no format that is read."""
-    return WorkloadError(
-        f"workload.dataset {dataset!r}: its ending {Path(dataset).suffix or '(none)'} is none of a data set's",
-        fix=f"use one of: {', '.join(DATA_FILES)}",
-    )
+    return read_rows(settings)
 
 
 def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
@@ -110,22 +69,14 @@ def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
     return sorted(chosen, key=len) if settings.order == "grouped" else chosen
 
 
-@lru_cache(maxsize=1)
-def corpus_text() -> str:
-    """The corpus, a paragraph a line: about 108 KB of ASCII.
-
-    It is the running text of Isaac Newton's *Opticks* (fourth edition, 1730), which is in the public domain, without
-    headings, tables, figures and footnotes.
-    """
-    return (files("pytest_llem.workload") / "corpus.txt").read_text(encoding="ascii")
-
-
-def texts_of(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
+def _texts_of(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
     """Each row's text, `None` where that is null or blank, from one column: the first that has a text in the first row.
 
     A row of plain text has no columns.
     """
     for where, row in rows:
+        if isinstance(row, WorkloadError):
+            raise row
         if isinstance(row, str) and column is None:
             yield row if row.strip() else None
             continue
@@ -163,100 +114,3 @@ def no_text(where: str, column: str | None, columns: Iterable[object]) -> Worklo
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _text_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if text := line.strip():
-            yield f"{path}:{number}", text
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                yield where, parse_json(line, where, finite=False)
-            except ValueError as problem:
-                raise WorkloadError(str(problem), fix="one JSON object a line") from None
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    with _opened(path) as stream:
-        try:
-            rows = parse_json(stream.read(), path, finite=False)
-        except ValueError as problem:
-            raise WorkloadError(str(problem), fix="a JSON list of objects or strings") from None
-    if not isinstance(rows, list):
-        raise WorkloadError(f"{path}: expected a JSON list", fix="a JSON list of objects or strings")
-    for number, row in enumerate(rows):
-        yield f"{path}[{number}]", row
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(_lines(path), strict=True)
-    try:
-        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
-        if twice:
-            raise WorkloadError(f"{path}:1: two columns {twice[0]!r}", fix="rename one")
-        for row in reader:
-            if None in row:
-                text = f"{path}:{reader.line_num}: more fields than the header has"
-                raise WorkloadError(text, fix="quote texts that hold commas")
-            yield f"{path}:{reader.line_num}", row
-    except csv.Error as problem:
-        fix = "quote texts as CSV does, or write the longest ones as JSON lines (.jsonl)"
-        raise WorkloadError(f"{path}:{reader.reader.line_num}: {problem}", fix=fix) from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, however they end. `WorkloadError` names the first one that is not UTF-8."""
-    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", errors="surrogateescape") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                line.encode()
-            except UnicodeEncodeError:
-                raise WorkloadError(f"{path}:{number}: not UTF-8", fix="save the file as UTF-8") from None
-            yield line
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return open_regular(path)
-    except OSError as problem:
-        fix = "make it readable to this user" if isinstance(problem, PermissionError) else WHERE
-        raise WorkloadError(f"workload.dataset {str(path)!r}: {problem.strerror or problem}", fix=fix) from None
-
-
-def _hub_rows(settings: WorkloadSettings) -> Iterator[Row]:
-    """Rows of a hub data set, streamed, so that no more is downloaded than is used; from the cache when offline."""
-    offline = hub_obstacle()
-    if offline is not None:
-        # Read when the package is imported, which else asks the hub for half a minute before it looks into its cache.
-        os.environ["HF_DATASETS_OFFLINE"] = "1"
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise EngineNotInstalledError(
-            f"workload.dataset {settings.dataset!r} lies on the hub, and the package 'datasets' is not installed",
-            fix="pip install datasets, or use workload.dataset: synthetic, or a .jsonl or .txt file",
-        ) from None
-    split = settings.split or "train"
-    try:
-        streaming = settings.order != "shuffled" and offline is None
-        rows = datasets.load_dataset(settings.dataset, split=split, revision=settings.revision, streaming=streaming)
-        for number, row in enumerate(rows):
-            yield f"{settings.dataset}[{split}][{number}]", dict(row)
-    except (OSError, ValueError, RuntimeError) as problem:
-        text = " ".join(str(problem).split())[:300]
-        if offline is not None:
-            raise WorkloadError(
-                f"workload.dataset {settings.dataset!r} is not in the local cache, and cannot be fetched: {offline}",
-                fix="download it where the hub can be reached, give a .jsonl file, or use workload.dataset: synthetic",
-                details={"type": type(problem).__name__, "cause": text},
-            ) from problem
-        raise WorkloadError(
-            f"workload.dataset {settings.dataset!r} cannot be read: {text}",
-            fix="offline? download it first, give a .jsonl file, or use workload.dataset: synthetic",
-            details={"type": type(problem).__name__},
-        ) from problem

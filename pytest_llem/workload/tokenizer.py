@@ -6,10 +6,10 @@ so its methods must stay, and none may be added. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-from pytest_llem.errors import EngineSettingError
+from pytest_llem.errors import EngineSettingError, JsonValue
 
 
 class Tokenizer(Protocol):
@@ -27,6 +27,16 @@ class Tokenizer(Protocol):
     @property
     def bos_id(self) -> int | None:
         """The id that begins a sequence, where the model wants one."""
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What sessions need of a tokenizer besides, for engines that take token ids; a `Tokenizer` may have it."""
+
+    def render(
+        self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]] | None
+    ) -> list[int]:
+        """Token ids of a chat in the model's template, up to the answer; `EngineSettingError` when it has none."""
 
 
 class TextOnly:

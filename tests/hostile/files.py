@@ -39,7 +39,7 @@ from pytest_llem.results.resume import EarlierRuns
 from pytest_llem.results.state import read_state
 from pytest_llem.study.limits import Comparison, parse_fail_if
 from pytest_llem.study.settings import load_settings
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.texts import read_rows
 from tests.hostile.engines import environment
 from tests.hostile.report import SEED, table, write_docs
 from tests.hostile.studies import VALUES, TooLongError, time_limit
@@ -158,7 +158,7 @@ def _resume(made: World) -> None:
 
 def _texts(made: World) -> None:
     for name in ("jsonl", "json", "csv", "txt"):
-        found, _ = read_texts(WorkloadSettings(dataset=str(made.root / f"data.{name}"), prompts=2))
+        found = read_rows(WorkloadSettings(dataset=str(made.root / f"data.{name}"), prompts=2)).texts
         if len(found) != 2 or any("\ufeff" in text for text in found):
             raise AssertionError(f"texts that are none: {found}")
         "".join(found).encode()

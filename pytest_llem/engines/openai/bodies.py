@@ -116,7 +116,8 @@ class Bodies:
     def _prompt(self, request: Request, decode: Decode) -> Mapping[str, JsonValue]:
         chat = self._settings.api == "chat"
         if chat and request.messages is not None:
-            return {"messages": [dict(message) for message in request.messages]}
+            sent: dict[str, JsonValue] = {"messages": [dict(message) for message in request.messages]}
+            return {**sent, "tools": [dict(tool) for tool in request.tools]} if request.tools else sent
         if self.sends_ids and request.token_ids:
             return {"prompt": list(request.token_ids)}
         # For a chat the server applies its template itself; for a completion nobody does but this side.

@@ -15,7 +15,7 @@ from pytest_llem.engines.model_files import find_model, on_hub
 from pytest_llem.engines.openai.client import Client, Reply
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.protocol import ModelShape, TextOnly, Tokenizer
-from pytest_llem.errors import EngineSettingError, LlemError
+from pytest_llem.errors import EngineSettingError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.workload.hub import switch_off_when_absent
 
@@ -64,13 +64,30 @@ class ServerTokenizer:
 
     def chat(self, text: str) -> list[int]:
         """See `Tokenizer.chat`."""
-        messages = [{"role": "user", "content": text}]
-        rendered = self._client.ask(self._root + "/apply-template", {"messages": messages})
+        return self._templated({"messages": [{"role": "user", "content": text}]})
+
+    def render(
+        self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]] | None
+    ) -> list[int]:
+        """See `ChatTokenizer.render`."""
+        chat: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        if tools:
+            chat["tools"] = [dict(tool) for tool in tools]
+        try:
+            return self._templated(chat)
+        except RequestFailedError as problem:
+            raise EngineSettingError(
+                f"workload.dataset: the server's chat template refuses a session: {problem}",
+                fix="leave such sessions out, set openai.api: chat, or use another model",
+            ) from None
+
+    def _templated(self, chat: Mapping[str, Any]) -> list[int]:
+        rendered = self._client.ask(self._root + "/apply-template", chat)
         if rendered.status == 200 and isinstance(rendered.data, Mapping):
             ids = self._tokens({"content": str(rendered.data.get("prompt"))}, special=True)
             # A template that writes the first token itself would have it twice.
             return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == self.bos_id else ids
-        return self._tokens({"messages": messages, "add_generation_prompt": True}, special=False)
+        return self._tokens({**chat, "add_generation_prompt": True}, special=False)
 
     @property
     def bos_id(self) -> int | None:

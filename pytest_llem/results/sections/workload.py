@@ -36,6 +36,8 @@ def derive_workload(measurement: Measurement) -> WorkloadSection:
         finish_reasons=finish_reasons(measurement),
         prompts_truncated=measurement.prompts_truncated,
         rows_skipped=measurement.rows_skipped,
+        dataset_format=measurement.dataset_format,
+        rows_broken=measurement.rows_broken,
     )
 
 
@@ -72,9 +74,8 @@ def work_remarks(settings: WorkloadSettings, measurement: Measurement) -> Iterat
             f"their {cut.tokens_before} tokens became {cut.tokens_after}",
         )
     if measurement.rows_skipped:
-        text = (
-            f"{measurement.rows_skipped} rows of {settings.dataset} hold no text, and the next ones were taken instead"
-        )
+        lacking = "hold no text" if measurement.dataset_format in (None, "texts") else "hold nothing to send"
+        text = f"{measurement.rows_skipped} rows of {settings.dataset} {lacking}, and the next ones were taken instead"
         yield Note("rows_skipped", text)
     ends = {reason: count for reason, count in finish_reasons(measurement).items() if reason not in ("stop", "error")}
     if ends and not settings.ignore_eos:

@@ -14,19 +14,21 @@ from typing import Any
 from pytest_llem.errors import EngineSettingError, WorkloadError
 from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.files import found
+from pytest_llem.job.request import Texts
 from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.session.reporting.footprint import UnknownModelError, model_directory
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
 from pytest_llem.workload.build import build_workload, read_dataset
 from pytest_llem.workload.tokenizer import TextOnly
+from pytest_llem.workload.traffic import named_faults
 
 MAX_BYTES = 32 << 20
 """Chosen: a tokenizer of the library `tokenizers` takes some seconds for so much text."""
 
 
 def prompt_lines(study: Study) -> Iterator[str]:
-    """A line for each data set that is cut, has rows without text, or too few."""
+    """A line for each data set that is cut, holds sessions or a trace, has rows that are left out, or too few."""
     seen: set[tuple[str, ...]] = set()
     for experiment in study.experiments:
         flat = experiment.flat_settings
@@ -44,28 +46,29 @@ def _of_experiment(study: Study, experiment: Experiment) -> Iterator[str]:
     path = found(settings.dataset)
     here = path is not None and path.is_file() and path.stat().st_size <= MAX_BYTES
     try:
+        texts = (parquet_texts(settings) or read_dataset(settings)) if here else None
+        if texts is not None and texts.recorded:
+            yield from _recorded(name, texts, settings.speed)
         if here and settings.input_tokens is not None:
             tokenizer = _tokenizer(study, experiment)
             if tokenizer is not None:
-                yield from _counted(name, settings, tokenizer)
+                yield from _counted(name, settings, tokenizer, texts)
                 return
-        texts = (parquet_texts(settings) or read_dataset(settings)) if here else None
-        skipped = texts.skipped if texts is not None else 0
     except (WorkloadError, EngineSettingError) as problem:
         yield str(problem)
         return
-    if skipped:
-        yield _skipped(name, skipped)
+    if texts is not None and texts.skipped:
+        yield _skipped(name, texts)
     if settings.input_tokens is not None:
         shown = settings.input_tokens if isinstance(settings.input_tokens, int) else "the lengths that are drawn"
         yield f"{name}: longer prompts are cut to {shown} tokens; how many, each result says"
 
 
-def _counted(name: str, settings: WorkloadSettings, tokenizer: FileTokenizer) -> Iterator[str]:
-    workload = build_workload(replace(settings, chat_template=False), tokenizer, parquet_texts(settings))
+def _counted(name: str, settings: WorkloadSettings, tokenizer: FileTokenizer, texts: Texts | None) -> Iterator[str]:
+    workload = build_workload(replace(settings, chat_template=False), tokenizer, texts)
     cut = workload.truncated
-    if workload.rows_skipped:
-        yield _skipped(name, workload.rows_skipped)
+    if texts is not None and texts.skipped:
+        yield _skipped(name, texts)
     if cut.prompts or settings.chat_template:
         least = "at least " if settings.chat_template else ""
         yield (
@@ -74,8 +77,21 @@ def _counted(name: str, settings: WorkloadSettings, tokenizer: FileTokenizer) ->
         )
 
 
-def _skipped(name: str, count: int) -> str:
-    return f"{name}: {count} rows without text are passed over"
+def _recorded(name: str, texts: Texts, speed: float) -> Iterator[str]:
+    """What was recognised, and for how long it takes as it was recorded."""
+    sessions = {one.session for one in texts.recorded if one.session is not None}
+    times = [one.at_ns for one in texts.recorded if one.at_ns is not None]
+    parts = [f"{len(texts.recorded)} requests"]
+    parts += [f"{len(sessions)} sessions"] if sessions else []
+    parts += [f"recorded over {(times[-1] - times[0]) / 1e9 / speed:.4g} s"] if times else []
+    yield f"{name}: {texts.format}: {', '.join(parts)}{f' at speed {speed:g}' if times and speed != 1 else ''}"
+    if texts.broken:
+        yield f"{name}: {named_faults(texts.broken, texts.faults)} are left out"
+
+
+def _skipped(name: str, texts: Texts) -> str:
+    lacking = "with nothing to send" if texts.recorded else "without text"
+    return f"{name}: {texts.skipped} rows {lacking} are passed over"
 
 
 class FileTokenizer:

@@ -19,8 +19,9 @@ import pytest
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import WorkloadSettings
+from pytest_llem.job.request import Texts
 from pytest_llem.workload.hub import hub_obstacle, probe, switch_off_when_absent
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.texts import read_rows
 
 
 class Hub:
@@ -123,10 +124,10 @@ def test_a_data_set_is_looked_for_in_the_cache_when_the_hub_is_away(monkeypatch:
     monkeypatch.setitem(sys.modules, "datasets", package)
     url = closed_port()
     monkeypatch.setenv("HF_ENDPOINT", url)
-    assert read_texts(WorkloadSettings("some/cached", 2, None, 4, 0)) == (["one", "two"], 0)
+    assert read_rows(WorkloadSettings("some/cached", 2, None, 4, 0)) == Texts(("one", "two"), 0)
     assert (asked[0]["offline"], asked[0]["streaming"]) == ("1", False)
     with pytest.raises(WorkloadError, match=f"not in the local cache.*{url} was not reached"):
-        read_texts(WorkloadSettings("some/absent", 2, None, 4, 0))
+        read_rows(WorkloadSettings("some/absent", 2, None, 4, 0))
 
 
 LOADING = """\

@@ -14,7 +14,7 @@ from pytest_llem.errors import EngineSettingError, LlemError, WorkloadError
 from pytest_llem.job.config import Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.workload.build import Workload, build_workload, token_hash
-from pytest_llem.workload.texts import corpus_text
+from pytest_llem.workload.corpus import corpus_text
 
 
 class WordTokenizer:

@@ -9,14 +9,15 @@ import pytest
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import WorkloadSettings
-from pytest_llem.workload.texts import read_texts
+from pytest_llem.workload.texts import read_rows
 
 BOM = b"\xef\xbb\xbf"
 
 
 def texts(path: Path, raw: bytes, prompts: int = 2) -> tuple[list[str], int]:
     path.write_bytes(raw)
-    return read_texts(WorkloadSettings(dataset=str(path), prompts=prompts))
+    read = read_rows(WorkloadSettings(dataset=str(path), prompts=prompts))
+    return list(read.texts), read.skipped
 
 
 @pytest.mark.parametrize(
@@ -41,10 +42,10 @@ WRONG = {
     "text of another encoding": ("a.txt", b"one\ncaf\xe9\n", r"a\.txt:2: not UTF-8", "save"),
     "CSV of another encoding": ("a.csv", b"text\none\ncaf\xe9\n", r"a\.csv:3: not UTF-8", "save"),
     "lines of another encoding": ("a.jsonl", b'{"text": "one"}\n{"text": "\xe9"}\n', r"a\.jsonl:2: not UTF-8", "save"),
-    "JSON of another encoding": ("a.json", b'["one", "caf\xe9"]', r"a\.json: not UTF-8", "list"),
+    "JSON of another encoding": ("a.json", b'["one", "caf\xe9"]', r"a\.json: not UTF-8", "save"),
     "UTF-16": ("a.txt", "one\ntwo\n".encode("utf-16"), r"a\.txt:1: not UTF-8", "save"),
     "half a character": ("a.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}\n', r"a\.jsonl:2: not JSON.*surrog", "line"),
-    "half a character in a list": ("a.json", b'["one", "\\ud800"]', r"a\.json: not JSON.*surrogate", "list"),
+    "half a character in a list": ("a.json", b'["one", "\\ud800"]', r"a\.json\[1\]: not JSON.*surrogate", "list"),
     "depth": ("a.jsonl", b'{"text": "one"}\n' + b"[" * 5000 + b"\n", r"a\.jsonl:2: not JSON: nested", "line"),
     "a number": ("a.json", b'["one", 2]', r"a\.json\[1\]: expected an object or a text, got int", "object"),
 }
@@ -70,4 +71,4 @@ def test_only_regular_files_are_data_sets(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
 
     with pytest.raises(WorkloadError, match="not a regular file"):
-        read_texts(WorkloadSettings(dataset=str(tmp_path / "a.jsonl")))
+        read_rows(WorkloadSettings(dataset=str(tmp_path / "a.jsonl")))
