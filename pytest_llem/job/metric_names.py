@@ -224,6 +224,19 @@ _NAMES = (
     ),
     *(_latency(short, statistic) for short in _LATENCIES for statistic in _STATISTICS),
     *_GOODPUT,
+    MetricName(
+        *("joules_per_session", "J", False, "Energy per session", True),
+        "`energy_j` / sessions of the measure windows whose every replayed turn succeeded; that per turn is "
+        "`joules_per_request`",
+        _HERE,
+        f"{_NO_METER}, or a request is no turn of a session, or no session is whole",
+    ),
+    MetricName(
+        *("cached_input_share", "1", True, "Share of prompt tokens from the prefix cache", False),
+        "input tokens that a prefix cache held / input tokens of the measure windows",
+        "pytest-llem, [Caches](servers.md#caches)",
+        "the engine does not tell of every answer",
+    ),
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}

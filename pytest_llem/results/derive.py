@@ -52,7 +52,7 @@ from pytest_llem.results.sections.energy import (
 from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.sections.slo import derive_slo
 from pytest_llem.results.sections.thermal import thermal_notes
-from pytest_llem.results.sections.workload import derive_workload
+from pytest_llem.results.sections.workload import derive_workload, whole_sessions
 from pytest_llem.results.state import now
 
 
@@ -91,6 +91,7 @@ def derive_result(
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         separable_phases=measurement.engine.capabilities.separable_phases,
+        sessions=whole_sessions(measurement),
         prefill_repeats=sum(window.repeats or 1 for window in measurement.windows if window.name == PREFILL),
         reset_s=reset_s,
         prefill_s=prefill_s,

@@ -106,6 +106,10 @@ class Energy:
     joules_per_total_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     joules_per_request: float | None
     joules_per_request_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
+    joules_per_session: float | None = field(
+        default=None, metadata=about("energy_j / sessions whose every turn succeeded; null where a request is no turn.")
+    )
+    joules_per_session_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
     wh_per_1000_queries: float | None = field(
         metadata=about("Watt-hours per 1000 requests, as AI Energy Score counts.")
     )

@@ -15,6 +15,7 @@ from typing import cast
 
 from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name, registered_metrics
 from pytest_llem.results.schema import Distribution, Result
+from pytest_llem.results.sections.energy import ratio
 from pytest_llem.results.sections.performance import LEAST_VALUES
 
 Getter = Callable[[Result], "float | None"]
@@ -61,8 +62,10 @@ _GETTERS: dict[str, Getter] = {
     "idle_power_w": lambda r: r.energy.idle_power_w,
     "joules_per_total_token": lambda r: r.energy.joules_per_total_token,
     "joules_per_request": lambda r: r.energy.joules_per_request,
+    "joules_per_session": lambda r: r.energy.joules_per_session,
     "wh_per_1000_queries": lambda r: r.energy.wh_per_1000_queries,
     "tokens_per_joule": lambda r: r.energy.tokens_per_joule,
+    "cached_input_share": lambda r: ratio(r.tokens.cached_input, r.tokens.input),
     "total_tokens_per_s": lambda r: r.throughput.total_tokens_per_s,
     "requests_per_s": lambda r: r.throughput.requests_per_s,
     "peak_memory_bytes": _peak_memory,

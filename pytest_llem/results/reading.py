@@ -289,6 +289,7 @@ UNCERTAINTIES = (
     "joules_per_request_uncertainty",
     "wh_per_1000_queries_uncertainty",
     "tokens_per_joule_uncertainty",
+    "joules_per_session_uncertainty",
 )
 """What a result states beside its figures of energy, besides `uncertainty_j`."""
 

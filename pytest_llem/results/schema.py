@@ -104,6 +104,9 @@ class WorkloadSection:
     )
     repeats: Count
     requests: Count = field(metadata=about("Requests of one repeat."))
+    sessions: Count | None = field(
+        default=None, metadata=about("Sessions that they are turns of; null where they are of none.")
+    )
     input_tokens: Count = field(metadata=about("Input tokens of one repeat."))
     output_tokens: Count = field(metadata=about("Output tokens of one repeat."))
     failed_requests: Count = field(metadata=about("Requests that failed, over all repeats."))

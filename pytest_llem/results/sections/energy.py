@@ -44,6 +44,8 @@ MIN_STEADY_S = 30.0
 class Work:
     """The work of the measure windows: its seconds, those of resets beside it, repeats, successful requests and tokens.
 
+    `sessions` are whole ones, `None` where a request is no turn of one.
+
     `prefill_s` and `prefill_reset_s` are the same of the windows of prefill; `split_repeats` had their batches split.
     """
 
@@ -53,6 +55,7 @@ class Work:
     input_tokens: int
     output_tokens: int
     separable_phases: bool
+    sessions: int | None = None
     prefill_repeats: int = 0
     reset_s: float = 0.0
     prefill_s: float = 0.0
@@ -103,6 +106,7 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
     per_output_token = divided(gross, work.output_tokens)
     per_total_token = divided(gross, work.input_tokens + work.output_tokens)
     per_request = divided(gross, work.requests)
+    per_session = divided(gross, work.sessions or 0)
     per_1000_queries = divided(per_request, JOULES_PER_WH / 1000)
     per_joule = inverse(per_output_token)
     names = [field.name for field in fields(AccountedWindow)]
@@ -131,6 +135,8 @@ def derive_energy(report: EnergyReport | None, work: Work, *, shared_host: bool 
         joules_per_total_token_uncertainty=uncertainty_of(per_total_token),
         joules_per_request=value_of(per_request),
         joules_per_request_uncertainty=uncertainty_of(per_request),
+        joules_per_session=value_of(per_session),
+        joules_per_session_uncertainty=uncertainty_of(per_session),
         wh_per_1000_queries=value_of(per_1000_queries),
         wh_per_1000_queries_uncertainty=uncertainty_of(per_1000_queries),
         tokens_per_joule=value_of(per_joule),

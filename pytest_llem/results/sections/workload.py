@@ -29,6 +29,7 @@ def derive_workload(measurement: Measurement) -> WorkloadSection:
         arrivals_hash=measurement.arrivals_hash,
         repeats=len(measurement.repeats),
         requests=len(requests),
+        sessions=len({request.session for request in requests} - {None}) or None,
         input_tokens=sum(request.input_tokens for request in requests),
         output_tokens=sum(request.output_tokens for request in requests if request.error is None),
         failed_requests=sum(request.error is not None for request in measurement.requests),
@@ -39,6 +40,13 @@ def derive_workload(measurement: Measurement) -> WorkloadSection:
         dataset_format=measurement.dataset_format,
         rows_broken=measurement.rows_broken,
     )
+
+
+def whole_sessions(measurement: Measurement) -> int | None:
+    """How many sessions of all repeats had no turn that failed; `None` where a request is no turn of a session."""
+    turns = {(request.repeat, request.session) for request in measurement.requests}
+    failed = {(request.repeat, request.session) for request in measurement.requests if request.error is not None}
+    return None if any(session is None for _, session in turns) else len(turns - failed)
 
 
 def failures_by_class(measurement: Measurement) -> dict[str, int]:

@@ -59,7 +59,7 @@ def test_an_uncertainty_that_the_meter_does_not_state_is_unknown_in_every_figure
     ).energy
     assert energy.joules_per_output_token is not None
     stated = {name: value for name, value in asdict(energy).items() if name.endswith("_uncertainty")}
-    assert len(stated) == 6
+    assert len(stated) == 7
     assert set(stated.values()) == {None}
 
 
