@@ -91,6 +91,7 @@ def _latency(short: str, statistic: str) -> MetricName:
     return MetricName(name, "s", False, description, False, f"{computed} of {formula}", source, absent + too_few)
 
 
+SLO_MET_SHARE = "slo_met_share"
 _NO_SLO = "the study sets no `slo`, or the engine does not tell a time that it limits"
 # name, unit, higher is better, description, energy; formula, source, absent
 _GOODPUT = (
@@ -123,7 +124,7 @@ _GOODPUT = (
         slo=True,
     ),
     MetricName(
-        *("slo_met_share", "1", True, "Share of good requests", False),
+        *(SLO_MET_SHARE, "1", True, "Share of good requests", False),
         "good requests / all requests that were due, failed ones included",
         f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
         _NO_SLO,
@@ -307,6 +308,7 @@ CONDITIONS = (
     "metered_devices",
     "calibration",
     "estimator",
+    "slo",
     "thermal_state",
 )
 """Every condition that must be equal before energies are compared."""

@@ -24,6 +24,8 @@ UNSET = "unset"
 CALIBRATION, ESTIMATOR = "calibration", "estimator"
 THERMAL_STATE = "thermal_state"
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR, THERMAL_STATE})
+SLO = "slo"
+"""A condition of metrics that count good requests alone."""
 SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
@@ -68,6 +70,7 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         "metered_devices": _sorted(device.kind for device in result.energy.devices if device.leased),
         CALIBRATION: _calibrations(result),
         ESTIMATOR: _estimator(result),
+        SLO: _slo(result),
         THERMAL_STATE: None if result.thermal.state == "unknown" else result.thermal.state,
     }
 
@@ -121,16 +124,18 @@ def differences(
     limit: float,
     gain: tuple[float | None, float | None] = (None, None),
     allow: Collection[str] = (),
+    *,
+    of_slo: bool = False,
 ) -> list[str]:
     """The differences that forbid the comparison, a sentence each, except those in `allow`.
 
-    Conditions of the meter matter only to metrics of energy. Another board of the same model has another gain:
-    then the limit must exceed both boards' gain errors in quadrature.
+    Conditions of the meter matter only to metrics of energy, and limits of `slo` only to those `of_slo`. Another board
+    of the same model has another gain: then the limit must exceed both boards' gain errors in quadrature.
     """
     problems: list[str] = []
     for name in {**baseline, **current}:
         before, now = baseline.get(name), current.get(name)
-        if name in allow or before == now or (name in ENERGY_ONLY and not of_energy):
+        if name in allow or before == now or (name in ENERGY_ONLY and not of_energy) or (name == SLO and not of_slo):
             continue
         if name in MODEL and (before is None or _unlike(name, before, now)):
             continue  # not read for the baseline, or in another way: no difference is known
@@ -201,6 +206,13 @@ def _gpus(result: Result) -> list[Mapping[str, JsonValue]]:
 def _calibrations(result: Result) -> JsonValue:
     leased = {device.id for device in result.energy.devices if device.leased}
     return _sorted(f"{c.id} {c.hash[:12]}" for c in result.energy.calibrations if c.device in leased) or None
+
+
+def _slo(result: Result) -> str | None:
+    """The limits, and the share that must keep them: `ttft_s 0.5, at 0.99`; `None` without any."""
+    if result.slo is None:
+        return None
+    return ", ".join(f"{name} {limit:g}" for name in (*result.slo.met, "at") for limit in (getattr(result.slo, name),))
 
 
 def _estimator(result: Result) -> str | None:

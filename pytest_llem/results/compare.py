@@ -283,7 +283,8 @@ def _compare(
         if each.config_hash != now.config_hash:
             differs.append(f"configuration: {'; '.join(settings_differences(each.settings, now.settings))}")
         gains = each.gain_uncertainty_rel, now.gain_uncertainty_rel
-        differs += differences(each.conditions, now.conditions, is_energy(measure.name), 0.0, gains, allow)
+        sides = each.conditions, now.conditions
+        differs += differences(*sides, measure.energy, 0.0, gains, allow, of_slo=measure.slo)
     differs += now.mixed(allow)
     estimates = sorted({each.estimated_by for each in (*before, now) if each.estimated_by is not None})
     if estimates and is_energy(measure.name):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.results.proportion import binomial_interval, pooled
 from pytest_llem.results.statistics import LogInterval, RunSpread, mean_interval, paired_interval, ratio_interval
 
 Status = Literal["pass", "fail", "inconclusive", "not_comparable"]
@@ -136,6 +137,33 @@ def judge_budget(
     if within:
         return _verdict("pass", interval, limit, f"{shown}, the budget is {side} {limit:.4g}")
     return _verdict("inconclusive", interval, limit, f"{shown} straddles the budget of {limit:.4g}")
+
+
+def judge_share(
+    shares: Sequence[float],
+    counts: Sequence[float],
+    limit: float,
+    *,
+    upper: bool = False,
+    alpha: float = 0.05,
+    correlated: bool = False,
+) -> Verdict:
+    """`judge_budget` for a share, whose exact bounds are those of the effective `counts` of requests behind each cycle.
+
+    A ratio of logarithms has no room at 100 %, where all are alike and its scatter is none.
+    """
+    if not 0 < limit <= 1:
+        raise SettingsError(f"a share of {limit:g} cannot be judged", fix="state one above 0 and up to 1")
+    problem = _too_few("this run", len(shares))
+    if problem:
+        return unjudged(problem)
+    share, count = pooled(shares, counts, correlated=correlated)
+    low, high = binomial_interval(share * count, count, 1 - 2 * alpha)
+    beyond, within = (low > limit, high <= limit) if upper else (high < limit, low >= limit)
+    status: Status = "fail" if beyond else "pass" if within else "inconclusive"
+    side = "at most" if upper else "at least"
+    reason = f"between {low:.4g} and {high:.4g}, the budget is {side} {limit:.4g}"
+    return Verdict(status, share / limit, low / limit, high / limit, reason)
 
 
 def unjudged(reason: str, status: Status = "inconclusive") -> Verdict:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import geometric_mean
 from typing import Any
 
-from pytest_llem.job.metric_names import ESTIMATED_ENERGY
+from pytest_llem.job.metric_names import ESTIMATED_ENERGY, SLO_MET_SHARE
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
     MODEL,
@@ -22,7 +22,17 @@ from pytest_llem.results.comparability import (
     settings_differences,
 )
 from pytest_llem.results.gate_report import BaselineNamed, GateReport, GateRow
-from pytest_llem.results.gates import MIN_CYCLES, Verdict, inverted, judge_budget, judge_pairs, judge_runs, unjudged
+from pytest_llem.results.gates import (
+    MIN_CYCLES,
+    Status,
+    Verdict,
+    inverted,
+    judge_budget,
+    judge_pairs,
+    judge_runs,
+    judge_share,
+    unjudged,
+)
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
 from pytest_llem.results.metrics import NOT_MEASURED, SHIPPED, Metric, is_energy, metric, why_absent
 from pytest_llem.results.reading import same_measurements
@@ -125,6 +135,10 @@ def _budget_row(
     if mixed:
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
+    upper = budget.op.startswith("<")
+    if measure.name != SLO_MET_SHARE and (hopeless := _none_good(measure, now)) is not None:
+        judged = hopeless if upper != measure.higher_is_better else unjudged(hopeless.reason)
+        return _row(budget.metric, "budget", limit, judged, lost)
     values, missing, lost = _values(measure, now, lost)
     missing, systematic = missing or _estimated(measure, [now], allow), systematic_rel(measure, valid)
     if now is None or missing or not values or systematic is None:
@@ -132,8 +146,12 @@ def _budget_row(
         missing = missing or (NO_CYCLE if not values else f"{unstated} does not state its sensor's uncertainty")
         return _row(budget.metric, "budget", limit, unjudged(missing), lost)
     correlated = now.correlated
-    upper = budget.op.startswith("<")
-    verdict = judge_budget(values, budget.limit, upper=upper, alpha=alpha, systematic=systematic, correlated=correlated)
+    counts = [result.slo.effective_requests for result in valid if result.slo and result.slo.effective_requests]
+    if measure.name == SLO_MET_SHARE:
+        verdict = judge_share(values, counts, budget.limit, upper=upper, alpha=alpha, correlated=correlated)
+    else:
+        of_all: Any = {"alpha": alpha, "systematic": systematic, "correlated": correlated}
+        verdict = judge_budget(values, budget.limit, upper=upper, **of_all)
     verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
     row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
     return replace(row, limit_ratio=1.0, autocorrelation=None if correlated else _autocorrelation([values]))
@@ -148,8 +166,9 @@ def _ratio_row(
     repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
-    values, missing, lost = _values(measure, now, lost)
-    if missing or now is None:
+    hopeless = _none_good(measure, now)
+    values, missing, lost = _values(measure, now, lost) if hopeless is None else ([], "", lost)
+    if now is None or missing:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
     others = [run for run in runs if not run.shares(now.measurements)]
     if not others:
@@ -164,13 +183,16 @@ def _ratio_row(
     usable: list[BaselineRun] = []
     for run in others:
         gains = (run.gain_uncertainty_rel, now.gain_uncertainty_rel)
-        problems = differences(
-            run.conditions, now.conditions, is_energy(measure.name), relative.limit, gains, set(comparison.allow)
-        )
+        allow = set(comparison.allow)
+        sides = run.conditions, now.conditions
+        problems = differences(*sides, measure.energy, relative.limit, gains, allow, of_slo=measure.slo)
         if not problems:
             usable.append(run)
     if not usable:
         return _not_comparable(limit, "; ".join(problems))
+    if hopeless is not None:
+        alike = unjudged(f"{hopeless.reason}, nor in the baseline")
+        return _row(limit.metric, "comparison", limit_text(limit), hopeless if before else alike, lost, before)
     if refused := _estimated(measure, [now], comparison.allow):
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(refused), lost)
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
@@ -205,6 +227,9 @@ def judge_in_turn(
     rows = []
     for limit in comparison.fail_if:
         measure = metric(limit.metric)
+        if (hopeless := _none_good(measure, cycles_of(now))) is not None:
+            rows.append(_row(limit.metric, "comparison", limit_text(limit), hopeless, lost))
+            continue
         both = [(measure.of(old[cycle]), measure.of(new[cycle])) for cycle in cycles]
         pairs = [(a, b) for a, b in both if a is not None and b is not None]
         if not pairs:
@@ -219,7 +244,8 @@ def judge_in_turn(
         gains = before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel
         before_all = centre(firsts)
         relative = limit.relative_to(before_all or 1.0)
-        problems = differences(*conditions, is_energy(measure.name), relative.limit, gains, {*SIDES, *comparison.allow})
+        allow = {*SIDES, *comparison.allow}
+        problems = differences(*conditions, measure.energy, relative.limit, gains, allow, of_slo=measure.slo)
         if problems:
             rows.append(_not_comparable(limit, "; ".join(problems)))
             continue
@@ -304,6 +330,21 @@ def _values(measure: Metric, now: MeasuredCycles | None, lost: Sequence[str]) ->
     if why != NOT_MEASURED:
         lacking[-1] += f" ({why})"
     return values, "", [*lost, *lacking]
+
+
+def _none_good(measure: Metric, now: MeasuredCycles | None) -> Verdict | None:
+    """The verdict where cycles had no good request, so that it is 0, or joules for one are beyond any number.
+
+    No ratio holds that: where it is so in all cycles it is worse than any limit, and in some it is not decided.
+    """
+    if now is None or not measure.slo:
+        return None
+    each = zip(now.names, now.read(measure), now.read(metric(SLO_MET_SHARE)), strict=False)
+    without = [name for name, value, share in each if share == 0 and not value]
+    if not without:
+        return None
+    status: Status = "fail" if len(without) == len(now.names) else "inconclusive"
+    return unjudged(f"no request was good in {', '.join(without)}", status)
 
 
 def _row(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
-from pytest_llem.job.metric_names import METRIC_NAMES, MetricName, metric_name, registered_metrics
+from pytest_llem.job.metric_names import METRIC_NAMES, SLO_MET_SHARE, MetricName, metric_name, registered_metrics
 from pytest_llem.results.schema import Distribution, Result
 from pytest_llem.results.sections.energy import ratio
 from pytest_llem.results.sections.performance import LEAST_VALUES
@@ -84,7 +84,7 @@ def _getter(name: str) -> Getter:
         return value
 
     def goodput(result: Result) -> float | None:
-        value: float | None = getattr(result.slo, "share" if name == "slo_met_share" else name, None)
+        value: float | None = getattr(result.slo, "share" if name == SLO_MET_SHARE else name, None)
         return value
 
     return goodput if METRIC_NAMES[name].slo else _GETTERS.get(name, latency)

@@ -1,14 +1,50 @@
 """Intervals of a proportion: how far a share of requests may be from that of the load they came from.
 
-`sections.slo` calls it. It is pure, and its intervals must hold the true share in 95 % of measurements: docs/servers.md
-has the rates.
+`sections.slo` calls it, `gates` and `uncertainty` over the cycles of an experiment. It is pure: docs/servers.md has how
+often its intervals hold the true share.
+
+Requests are no independent trials. Neighbours wait in the same queue, and a repeat sends the same requests at the same
+times again, which tells of the server and not of the load. So the binomial interval is that of an effective number of
+requests (Korn and Graubard, Survey Methodology 24, 1998, 193-201): of as many independent ones as would tell the share
+as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import fmean, variance
 
 from pytest_llem.results.statistics import CONFIDENCE, incomplete_beta
+
+BATCHES = 10
+"""Chosen: more would be shorter than a queue takes to empty, fewer say too little (Schmeiser, "Batch size effects in
+the analysis of simulation output", Operations Research 30, 1982: 10 to 30)."""
+
+
+def effective_count(outcomes: Sequence[float], most: int) -> float:
+    """How many independent requests, up to `most`, would tell their share as well as these do.
+
+    `outcomes` are in order of arrival: of each request the share of its repeats that were good. Their mean scatters as
+    the means of ten batches of neighbours say. Where all are alike nothing shows it, and each counts as one.
+    """
+    count, batches = len(outcomes), min(BATCHES, len(outcomes))
+    share = fmean(outcomes)
+    if batches < 2 or not 0 < share < 1:
+        return float(count)
+    edges = [batch * count // batches for batch in range(batches + 1)]
+    spread = variance([fmean(outcomes[start:end]) for start, end in pairwise(edges)]) / batches
+    return min(max(share * (1 - share) / spread, 1.0), most) if spread else float(most)
+
+
+def pooled(shares: Sequence[float], counts: Sequence[float], *, correlated: bool = False) -> tuple[float, float]:
+    """The share over cycles that send the same requests again, and the effective number of those.
+
+    They count once, and for less where cycles differ by more than chance explains. `correlated` ones shared a server.
+    """
+    share, count = fmean(shares), fmean(counts)
+    between = variance(shares) / (1 if correlated else len(shares)) if len(shares) > 1 else 0.0
+    return share, min(count, max(1.0, share * (1 - share) / between)) if between else count
 
 
 def binomial_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:

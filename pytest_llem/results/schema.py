@@ -236,7 +236,11 @@ class SloSection:
     good: Count | None = field(metadata=about("Null where the times that a limit needs are not known."))
     met: dict[str, float | None] = field(metadata=about("Share of the requests that kept a limit, by its name."))
     share: float | None = field(metadata=about("good / requests."))
-    share_low: float | None = field(metadata=about("Lower bound of its two-sided 95 % binomial interval."))
+    effective_requests: float | None = field(
+        default=None,
+        metadata=about("Independent requests that would tell the share as well: neighbours wait in one queue."),
+    )
+    share_low: float | None = field(metadata=about("Lower bound of its two-sided 95 % interval, of those."))
     share_high: float | None = field(metadata=about("Upper bound of the same."))
     reached: bool | None = field(metadata=about("Whether the share is at least `at`; null if the interval holds it."))
     goodput_requests_per_s: float | None = field(metadata=about("good / throughput.duration_s."))

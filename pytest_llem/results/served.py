@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pytest_llem.results.proportion import binomial_interval
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.slo import share_interval
 
 State = Literal["reached", "not reached", "undecided", "saturated"]
 STATES: tuple[State, ...] = get_args(State)
@@ -76,7 +76,7 @@ def served(results: Iterable[Result]) -> Served | None:
     limits = {name: limit for name in LIMITS if section and (limit := getattr(section, name)) is not None}
     judged = [result.slo for result in valid if result.slo is not None and result.slo.good is not None]
     requests, good = sum(each.requests for each in judged), sum(each.good or 0 for each in judged)
-    low, high = binomial_interval(good, requests) if requests else (None, None)
+    low, high = share_interval(valid)
     at = section.at if section else None
     return Served(
         limits=limits,

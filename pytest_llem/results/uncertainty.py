@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
+from pytest_llem.job.metric_names import SLO_MET_SHARE
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import SHIPPED, Metric, is_energy
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.slo import share_interval
 from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
 
 K = 2.0
@@ -74,6 +76,8 @@ class UncertaintyBudget:
 def budget_of_result(measure: Metric, result: Result) -> UncertaintyBudget | None:
     """One cycle's figure with the uncertainty of its sensor alone; `None` where it was not measured."""
     components = [_sensor(measure, [result])] if is_energy(measure.name) else []
+    if measure.name == SLO_MET_SHARE:
+        components = [_of_requests([result])]
     return _budget(measure, [result], components)
 
 
@@ -88,6 +92,8 @@ def budget_of_experiment(
     values = _values(measure, measured)
     if not values:
         return None
+    if measure.name == SLO_MET_SHARE:
+        return _budget(measure, measured, [_of_requests(measured)])
     components = [scatter(values, measure.unit, correlated=measured[0].runner.isolation in CORRELATED)]
     if is_energy(measure.name):
         components.append(_sensor(measure, measured))
@@ -193,6 +199,13 @@ def _budget(measure: Metric, results: Sequence[Result], components: Sequence[Com
 
 def _values(measure: Metric, results: Sequence[Result]) -> list[float]:
     return [value for result in results if (value := measure.of(result)) is not None]
+
+
+def _of_requests(results: Sequence[Result]) -> Component:
+    """Type A, of a share of requests: half of its interval, which is not even, so that 100 % has some too."""
+    low, high = share_interval(results, COVERAGE)
+    value = None if low is None or high is None else (high - low) / 2 / K
+    return Component("requests", "A", "binomial", value, "1")
 
 
 def _sensor(measure: Metric, results: Sequence[Result]) -> Component:

@@ -6,7 +6,7 @@ a verdict shows these. Texts may change.
 
 from __future__ import annotations
 
-from pytest_llem.job.metric_names import MetricName, known_metric
+from pytest_llem.job.metric_names import SLO_MET_SHARE, MetricName, known_metric
 from pytest_llem.results.gates import Verdict, inverted
 from pytest_llem.results.terminal import significant
 from pytest_llem.study.limits import Budget, FailIf, change_text
@@ -73,7 +73,8 @@ def budgeted(verdict: Verdict, budget: Budget, alpha: float, systematic: float) 
     )
     wider = f", widened by {100 * systematic:.1f} % for gain and sensor" if systematic else ""
     told = f"is {value} ({_level(alpha)} interval {low} to {high}{wider}), the budget is {budget.op} "
-    unsure = ": too wide to tell; measure more cycles" if verdict.status == "inconclusive" else ""
+    more = "raise workload.prompts" if budget.metric == SLO_MET_SHARE else "measure more cycles"
+    unsure = f": too wide to tell; {more}" if verdict.status == "inconclusive" else ""
     return told + in_unit(budget.metric, budget.limit) + unsure + verdict.note
 
 

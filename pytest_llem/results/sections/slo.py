@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 from pytest_llem.job.config import SloSettings
 from pytest_llem.job.measurement import Measured, RequestRecord
+from pytest_llem.results.comparability import CORRELATED
 from pytest_llem.results.energy_schema import Energy
-from pytest_llem.results.proportion import binomial_interval
-from pytest_llem.results.schema import SloSection
+from pytest_llem.results.proportion import binomial_interval, effective_count, pooled
+from pytest_llem.results.schema import Result, SloSection
 from pytest_llem.results.sections.energy import divided, inverse, ratio, uncertainty_of, value_of
 from pytest_llem.results.sections.performance import RequestLatency, arrivals_ns
+from pytest_llem.results.statistics import CONFIDENCE
 
 _OBSERVED: Mapping[str, Callable[[RequestRecord, RequestLatency], float | None]] = {
     "ttft_s": lambda request, latency: latency.ttft_s,
@@ -28,8 +31,7 @@ _OBSERVED: Mapping[str, Callable[[RequestRecord, RequestLatency], float | None]]
 
 def limits(settings: SloSettings) -> dict[str, float]:
     """The limits that are set, by name; empty where there is no SLO."""
-    stated = asdict(settings)
-    return {name: stated[name] for name in _OBSERVED if stated[name] is not None}
+    return {name: limit for name in _OBSERVED if (limit := getattr(settings, name)) is not None}
 
 
 def kept(settings: SloSettings, request: RequestRecord) -> dict[str, bool | None]:
@@ -37,11 +39,12 @@ def kept(settings: SloSettings, request: RequestRecord) -> dict[str, bool | None
 
     A request that failed, or whose answer is empty, kept none: `vllm bench serve` counts both as failed.
     """
+    stated = limits(settings)
     if request.error is not None or not request.output_tokens:
-        return dict.fromkeys(limits(settings), False)
+        return dict.fromkeys(stated, False)
     latency = RequestLatency.of(request)
-    observed = {name: _OBSERVED[name](request, latency) for name in limits(settings)}
-    return {name: None if value is None else value <= getattr(settings, name) for name, value in observed.items()}
+    observed = {name: _OBSERVED[name](request, latency) for name in stated}
+    return {name: None if value is None else value <= stated[name] for name, value in observed.items()}
 
 
 def is_good(settings: SloSettings, request: RequestRecord) -> bool | None:
@@ -63,11 +66,13 @@ def derive_slo(
     each = [kept(settings, request) for request in requests]
     met = {name: _share([of[name] for of in each]) for name in stated}
     unknown = [name for name, share in met.items() if share is None]
-    good, count, tokens, share, low, high = None, None, None, None, None, None
+    count, tokens, share, effective, low, high = None, None, None, None, None, None
     if not unknown:
-        good = [request for request, of in zip(requests, each, strict=True) if all(of.values())]
-        count, tokens, share = len(good), sum(request.output_tokens for request in good), len(good) / len(requests)
-        low, high = binomial_interval(count, len(requests))
+        good = [all(of.values()) for of in each]
+        count = sum(good)
+        tokens = sum(request.output_tokens for request, counts in zip(requests, good, strict=True) if counts)
+        share, effective = count / len(requests), effective_count(_in_order(requests, good), len(requests))
+        low, high = binomial_interval(share * effective, effective)
     drawn = None
     if energy.energy_j is not None:
         drawn = Measured(energy.energy_j, math.inf if energy.uncertainty_j is None else energy.uncertainty_j)
@@ -79,6 +84,7 @@ def derive_slo(
         good=count,
         met=met,
         share=share,
+        effective_requests=effective,
         share_low=low,
         share_high=high,
         reached=None if low is None or high is None else _reached(settings.at, low, high),
@@ -90,6 +96,27 @@ def derive_slo(
         good_requests_per_joule_uncertainty=uncertainty_of(per_joule),
         reason=_reason(requests, unknown, count),
     )
+
+
+def share_interval(results: Sequence[Result], confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+    """The interval of the share of good requests over an experiment's cycles; `None` where they do not tell it."""
+    told = [(of.share, of.effective_requests) for of in (result.slo for result in results) if of is not None]
+    known = [(share, count) for share, count in told if share is not None and count is not None]
+    if not known:
+        return None, None
+    shares, counts = zip(*known, strict=True)
+    share, count = pooled(shares, counts, correlated=results[0].runner.isolation in CORRELATED)
+    return binomial_interval(share * count, count, confidence)
+
+
+def _in_order(requests: Sequence[RequestRecord], good: Sequence[bool]) -> list[float]:
+    """Of each request, in the order in which they came, the share of its repeats that were good."""
+    first: dict[int, int] = {}
+    outcomes: dict[int, list[bool]] = {}
+    for request, counts in zip(requests, good, strict=True):
+        first.setdefault(request.index, request.start_ns)
+        outcomes.setdefault(request.index, []).append(counts)
+    return [fmean(outcomes[index]) for index in sorted(outcomes, key=first.__getitem__)]
 
 
 def _share(kept_it: Sequence[bool | None]) -> float | None:

@@ -126,7 +126,8 @@ def test_without_limits_there_is_no_slo(bench: Bench, key: CycleKey) -> None:
 def test_a_share_is_reached_when_its_interval_says_so(
     bench: Bench, key: CycleKey, good: int, at: float, reached: bool | None
 ) -> None:
-    requests = [replace(IN_TIME if n < good else LATE, index=n) for n in range(1000)]
+    late = {n * 1000 // (1000 - good) for n in range(1000 - good)}
+    requests = [replace(LATE if n in late else IN_TIME, index=n) for n in range(1000)]
     assert section(served(bench, key, SloSettings(ttft_s=0.5, at=at), requests)).reached is reached
 
 
