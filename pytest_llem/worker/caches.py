@@ -18,6 +18,13 @@ NO_CACHE = ("disabled", "none")
 NOT_RESET, OFF = "prefix_cache_not_reset", "prefix_cache_off"
 
 
+def cache_rule(asked: str | None, observed: Observed, capabilities: Capabilities, *, recorded: bool) -> str | None:
+    """What the cache was, by `workload.cache`: unless that says so, `cold` for sessions and traces if there is one."""
+    if asked is not None or not recorded:
+        return asked
+    return "cold" if capabilities.prefix_cache and observed.cache_state not in NO_CACHE else None
+
+
 def cache_notes(
     cache: str | None,
     observed: Observed,

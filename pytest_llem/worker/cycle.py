@@ -29,7 +29,7 @@ from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
-from pytest_llem.worker.caches import cache_notes
+from pytest_llem.worker.caches import cache_notes, cache_rule
 from pytest_llem.worker.contention import CpuWatch
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
@@ -116,7 +116,6 @@ def _measure(
     loaded: bool,
 ) -> Measurement:
     config, settings, arrival = job.config, job.config.measurement, job.config.workload.arrival
-    cache = config.workload.cache
     on_gpu = job.devices.kind == "cuda"
     is_metered = job.meter.name != "none"
     period_s = metering.period_s(job)
@@ -172,7 +171,7 @@ def _measure(
             with recorder.window("idle", engine):
                 time.sleep(settings.idle.duration_s)
 
-    runner = RepeatRunner(engine, workload.requests, events, heartbeat, warm=cache == "warm")
+    runner = RepeatRunner(engine, workload.requests, events, heartbeat, warm=config.workload.cache == "warm")
     events.emit("phase", "warmup")
     with recorder.window("warmup", engine):
         asked = settings.warmup.thermal == "settled" and is_metered
@@ -210,6 +209,7 @@ def _measure(
     passes = runner.finish_reading(passes)
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
+    cache = cache_rule(config.workload.cache, observed, engine.capabilities, recorded=workload.is_recorded)
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
         answers = [done.completions for done in passes]

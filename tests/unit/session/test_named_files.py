@@ -39,6 +39,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
         "p.json": json.dumps(rows),
         "p.csv": "text\n" + texts,
         "broken.jsonl": lines + "{oops\n",
+        "chats.jsonl": '{"messages": [{"role": "user", "content": "x"}]}\n{"messages": [{"content": "x"}]}\n' * 2,
+        "trace.csv": "Timestamp,Request tokens,Response tokens\n5,1,1\n4,1,1\n",
         "broken.parquet": "no Parquet",
     }.items():
         (data / name).write_text(content)
@@ -124,6 +126,29 @@ def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
     assert answer is not None
     assert answer.startswith(at(text, part))
     assert said in answer
+
+
+@pytest.mark.parametrize(
+    ("workload", "share", "part", "said"),
+    [
+        ("chats.jsonl, prompts: 2", 0, "data/", "data/chats.jsonl:2: messages[0]: role: is missing\nfix: give the"),
+        ("chats.jsonl, prompts: 2", 0.2, "data/", "1 broken lines (data/chats.jsonl:2: messages[0]: role: is"),
+        ("chats.jsonl, prompts: 2", 0.4, "", None),
+        ("chats.jsonl, prompts: 1, order: grouped", 0, "grouped", "workload.order: grouped cannot be combined with"),
+        ("chats.jsonl, prompts: 1, speed: 2.5", 0, "2.5", "workload.speed: has no effect"),
+        ("chats.jsonl, prompts: 9", 1, "9", "workload.dataset 'data/chats.jsonl' has 2 prompts, and 9 were asked for"),
+        ("trace.csv, prompts: 2", 1, "data/", "data/trace.csv:3: timestamp: 1 s before that of data/trace.csv:2"),
+    ],
+)
+def test_sessions_and_traces_are_looked_at_as_far_as_they_are_used(
+    refused: Refused, workload: str, share: float, part: str, said: str | None
+) -> None:
+    text = f"{BUILTIN}workload: {{dataset: data/{workload}}}\n"
+    found = refused(f"{text}measurement: {{validity: {{failed_requests_rel: {share}}}}}\n")
+    if said is None:
+        assert found is None
+    else:
+        assert str(found).startswith(at(text, part) + said)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.engines.protocol import Capabilities, Completion, Request
+from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Request
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import Measurement
+from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.worker.caches import hits_from_before
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
 
@@ -93,6 +94,22 @@ def test_an_engine_that_keeps_no_cache_takes_no_rule_for_it(
     with pytest.raises(EngineSettingError, match=r"workload\.cache cannot be combined with engine scripted"):
         run(job_of("warm"), tmp_path)
     assert "load" not in engine.calls
+
+
+@pytest.mark.parametrize(("state", "cache"), [("cleared", "cold"), ("disabled", None)])
+def test_sessions_and_traces_are_cold_where_there_is_a_cache(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path, state: CacheState, cache: str | None
+) -> None:
+    """What their requests share is part of the traffic: as hits that nobody asked for they made each cycle invalid."""
+    engine.cache_state, engine.cached_tokens = state, 5 if cache else 0
+    job = job_of(None)
+    count = job.config.workload.prompts
+    recorded = tuple(Recorded(prompt_tokens=600, answer_tokens=3, blocks=(7,)) for _ in range(count))
+    workload = dataclasses.replace(job.config.workload, dataset="trace.jsonl", input_tokens=None)
+    config = dataclasses.replace(job.config, workload=workload)
+    texts = Texts((), 0, "mooncake", recorded)
+    measurement = run(dataclasses.replace(job, config=config, texts=texts), tmp_path)
+    assert (codes(measurement), measurement.cache) == ([], cache)
 
 
 A, B = tuple(range(1, 21)), (1, 2, 3, *range(70, 90))

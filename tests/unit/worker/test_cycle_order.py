@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.engines.protocol import Quiesced
-from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError
+from pytest_llem.errors import EngineError, MeterError, OutOfMemoryError, WorkloadError
 from pytest_llem.job.config import Arrival, IdleSettings, MeasurementSettings, WarmupSettings, WorkloadSettings
 from pytest_llem.job.events import EventLog
 from pytest_llem.job.files import read_json
 from pytest_llem.job.job import Deadlines, DeviceSet, JobDir, MeterSettings
 from pytest_llem.job.measurement import EnergyReport, Measurement, Window
-from pytest_llem.job.request import Texts
+from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
 from pytest_llem.worker.entry import run_job
@@ -299,6 +299,22 @@ def test_the_texts_of_a_package_come_with_the_job(
     measurement = run(job, tmp_path)
     assert [request.input_tokens for request in measurement.requests[:2]] == [3, 5]
     assert measurement.rows_skipped == 4
+
+
+def test_broken_lines_of_a_trace_are_told_or_refused_before_the_model_is_loaded(
+    engine: ScriptedEngine, meter: RecordingMeter, tmp_path: Path
+) -> None:
+    """In an image or on a node nobody has looked at the file before."""
+    workload = WorkloadSettings("t.jsonl", prompts=2, input_tokens=None, output_tokens=3)
+    texts = Texts((), 0, "mooncake", (Recorded(prompt_tokens=5, answer_tokens=3),) * 2, 3, 1, ("t.jsonl:2: x",), "y")
+    job = dataclasses.replace(make_job(workload=workload), texts=texts)
+    with pytest.raises(WorkloadError, match=r"t\.jsonl:2: x"):
+        run(job, tmp_path)
+    assert "load" not in engine.calls
+    allowing = dataclasses.replace(job, meter=dataclasses.replace(job.meter, thresholds={"failed_requests_rel": 0.4}))
+    measurement = run(allowing, tmp_path)
+    assert (measurement.dataset_format, measurement.rows_broken) == ("mooncake", 1)
+    assert ["t.jsonl:2: x" in note.message for note in measurement.warnings if note.code == "lines_broken"] == [True]
 
 
 def test_a_data_set_is_read_before_the_model_is_loaded_and_its_error_is_no_traceback(

@@ -243,6 +243,22 @@ def test_what_has_no_meaning_with_it_is_refused(
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "begin", "line", "size"),
+    [
+        ("g.json", '[{"conversations": [{"from": "human", "value": "q"}]},', f'{{"x": "{"x" * 999}"}},', 2_500_000),
+        ("m.jsonl", json.dumps(MOONCAKE) + "\n", " " * 999 + "\n", 200_000),
+        ("b.csv", "Timestamp,Request tokens,Response tokens\n1,1,1\n", "1,1,0\n", 200_000),
+    ],
+)
+def test_no_more_of_a_file_is_read_than_is_used(tmp_path: Path, name: str, begin: str, line: str, size: int) -> None:
+    """Traces have gigabytes, and were read whole for their first requests."""
+    (tmp_path / name).write_bytes((begin + line * (size // len(line))).encode() + b"\xff")
+    assert len(read(tmp_path / name, 1).recorded) == 1
+    with pytest.raises(WorkloadError, match=r"not UTF-8|has 1 prompts"):
+        read(tmp_path / name, 2)
+
+
 def test_too_few_requests_say_what_was_left_out(tmp_path: Path) -> None:
     rows = [MOONCAKE, {**MOONCAKE, "output_length": 0}, {**MOONCAKE, "input_length": -1}]
     with pytest.raises(WorkloadError, match=r"has 1 prompts, and 2 .* 1 rows with nothing to send and 1 broken lines"):
