@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from pytest_llem.engines.protocol import Capabilities, Completion, Request
+from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.report import Note
+from pytest_llem.job.request import Texts
 from pytest_llem.worker.repeats import Observed
 
 NO_CACHE = ("disabled", "none")
@@ -18,11 +21,17 @@ NO_CACHE = ("disabled", "none")
 NOT_RESET, OFF = "prefix_cache_not_reset", "prefix_cache_off"
 
 
-def cache_rule(asked: str | None, observed: Observed, capabilities: Capabilities, *, recorded: bool) -> str | None:
-    """What the cache was, by `workload.cache`: unless that says so, `cold` for sessions and traces if there is one."""
-    if asked is not None or not recorded:
-        return asked
-    return "cold" if capabilities.prefix_cache and observed.cache_state not in NO_CACHE else None
+def with_rule(config: ExperimentConfig, texts: Texts | None, capabilities: Capabilities) -> ExperimentConfig:
+    """The configuration with what a null `workload.cache` means: `cold` for what was recorded, if there is a cache."""
+    recorded = texts is not None and bool(texts.recorded)
+    if config.workload.cache is not None or not recorded or not capabilities.prefix_cache:
+        return config
+    return replace(config, workload=replace(config.workload, cache="cold"))
+
+
+def in_effect(asked: str | None, rule: str | None, observed: Observed) -> str | None:
+    """The rule, but `None` where the study states none and there turned out to be no cache."""
+    return rule if asked is not None or observed.cache_state not in NO_CACHE else None
 
 
 def cache_notes(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +30,7 @@ from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
-from pytest_llem.worker.caches import cache_notes, cache_rule
+from pytest_llem.worker.caches import cache_notes, in_effect, with_rule
 from pytest_llem.worker.contention import CpuWatch
 from pytest_llem.worker.convergence import settle
 from pytest_llem.worker.engine_slot import EngineSlot
@@ -139,6 +140,9 @@ def _measure(
         texts = job.texts or read_dataset(config.workload)
         if texts is not None:
             require_few_broken(texts, thresholds(job.meter.thresholds).failed_requests_rel)
+        rule = with_rule(config, texts, engine.capabilities)
+        if rule != config:
+            version = slot.prepare(engine, replace(job, config=rule))
     if not loaded:
         events.emit("phase", "load")
         with stopwatch.measure("load_s"), recorder.window("load"):
@@ -171,7 +175,7 @@ def _measure(
             with recorder.window("idle", engine):
                 time.sleep(settings.idle.duration_s)
 
-    runner = RepeatRunner(engine, workload.requests, events, heartbeat, warm=config.workload.cache == "warm")
+    runner = RepeatRunner(engine, workload.requests, events, heartbeat, warm=rule.workload.cache == "warm")
     events.emit("phase", "warmup")
     with recorder.window("warmup", engine):
         asked = settings.warmup.thermal == "settled" and is_metered
@@ -209,7 +213,7 @@ def _measure(
     passes = runner.finish_reading(passes)
     engine_invalid, engine_warnings = engine.remarks()
     observed = runner.observed(passes)
-    cache = cache_rule(config.workload.cache, observed, engine.capabilities, recorded=workload.is_recorded)
+    cache = in_effect(config.workload.cache, rule.workload.cache, observed)
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
         answers = [done.completions for done in passes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.results import load
 from pytest_llem.worker.caches import hits_from_before
 from tests.engines.engine_cases import generate
 from tests.engines.servers.configs import config_maker
@@ -114,3 +116,46 @@ def test_prompts_kept_in_the_hosts_memory_are_found_out(directory: Path) -> None
         engine.shutdown()
     assert found[0] == 0
     assert sum(found[1:]) > 0
+
+
+STUDY = """\
+name: sessions
+model: builtin:tiny-llama
+engine: openai
+openai: {{base_url: {url}/v1, api: chat}}
+workload: {{dataset: sessions.jsonl, prompts: 9, speed: 2.0}}
+measurement: {{min_duration_s: 0.5, idle: {{duration_s: 0.1}}, warmup: {{max_repeats: 1}}}}
+sweep: {{workload.cache: [null, warm]}}
+execution: {{cycles: 1, retries: 0, timeout_s: 120, order: sequential}}
+"""
+
+
+def test_a_study_of_sessions(
+    llama: RealServer, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three sessions of three turns as they were recorded, whose histories the server's cache holds."""
+    monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
+    (pytester.path / "sessions.yaml").write_text(STUDY.format(url=llama.url))
+    words = "The Rays of Light differ in Colour, and the Whites of every Body are compounded of them all."
+    with (pytester.path / "sessions.jsonl").open("w") as file:
+        for name in "abc":
+            asked = [{"role": "user", "content": f"{name}{turn}: {words}", "delay": 100} for turn in range(3)]
+            told = {"role": "assistant", "content": f"So it is, {name}."}
+            file.write(json.dumps({"session_id": name, "messages": [asked[0], told, asked[1], told, asked[2]]}) + "\n")
+    options = ("--llem-out=out", "--llem-meter=estimate", "-p", "no:cacheprovider")
+    run = pytester.runpytest_subprocess("--llem-study=sessions.yaml", *options, timeout=300)
+    run.assert_outcomes(passed=2)
+    results = {r.workload.cache: r for r in load(pytester.path / "out")}
+    assert set(results) == {"cold", "warm"}
+    for result in results.values():
+        assert (result.status, result.workload.sessions, result.workload.requests) == ("valid", 3, 9)
+        assert result.workload.dataset_format == "openai_messages"
+        repeats = result.workload.repeats
+        assert result.energy.joules_per_session == pytest.approx((result.energy.energy_j or 0) / (3 * repeats))
+        # Two think times of 0.1 s a session, at twice the speed.
+        assert (result.timing["repeat_s"] or 0) > 0.1
+    cold, warm = (results[cache].tokens for cache in ("cold", "warm"))
+    assert cold.cached_input is not None
+    assert warm.cached_input is not None
+    assert 0.4 < cold.cached_input / cold.input < warm.cached_input / warm.input
+    assert (results["cold"].engine.cache_reset, results["warm"].engine.cache_reset) == ("cleared", "kept")

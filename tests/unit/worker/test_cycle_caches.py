@@ -9,8 +9,8 @@ import pytest
 
 from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, Request
 from pytest_llem.errors import EngineSettingError
-from pytest_llem.job.config import IdleSettings, MeasurementSettings, WarmupSettings
-from pytest_llem.job.job import Job
+from pytest_llem.job.config import ExperimentConfig, IdleSettings, MeasurementSettings, WarmupSettings
+from pytest_llem.job.job import DeviceSet, Job
 from pytest_llem.job.measurement import Measurement
 from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.worker.caches import hits_from_before
@@ -110,6 +110,31 @@ def test_sessions_and_traces_are_cold_where_there_is_a_cache(
     texts = Texts((), 0, "mooncake", recorded)
     measurement = run(dataclasses.replace(job, config=config, texts=texts), tmp_path)
     assert (codes(measurement), measurement.cache) == ([], cache)
+
+
+def recorded(cache: str | None = None) -> Job:
+    """A job whose four requests are the turns of two recorded sessions."""
+    turns = [Recorded(session=name, turn=turn, prompt_tokens=6, answer_tokens=3) for name in "ab" for turn in (1, 2)]
+    return dataclasses.replace(job_of(cache), texts=Texts((), 0, "burstgpt", tuple(turns), lines=4))
+
+
+def test_recorded_traffic_is_cold_where_nobody_says_otherwise(
+    engine: ScriptedEngine, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine is told as well: a server may have to be asked to look into its cache at all."""
+    told: list[str | None] = []
+    prepare = engine.prepare
+
+    def listening(config: ExperimentConfig, devices: DeviceSet) -> str:
+        told.append(config.workload.cache)
+        return prepare(config, devices)
+
+    monkeypatch.setattr(engine, "prepare", listening)
+    measurement = run(recorded(), tmp_path)
+    assert (codes(measurement), measurement.cache, told[-1]) == ([], "cold", "cold")
+    assert {(r.session, r.turn) for r in measurement.requests} == {("a", 1), ("a", 2), ("b", 1), ("b", 2)}
+    engine.cached_tokens = 2
+    assert run(recorded("warm"), tmp_path).cache == "warm"
 
 
 A, B = tuple(range(1, 21)), (1, 2, 3, *range(70, 90))
