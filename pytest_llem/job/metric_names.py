@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import EntryPoint
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.percentiles import least_values, written
 from pytest_llem.job.registered import load, registered, unusable
 
 UNIT = r"1?/?[A-Za-z](?:[\w/*]*[A-Za-z])?"
@@ -75,20 +76,28 @@ _LATENCIES = {
     ),
     "e2el": ("End-to-end latency", "end of the answer - start of the request", "no request succeeded"),
 }
-_STATISTICS = {
-    "mean": ("mean", "mean", ""),
-    "p50": ("median", "median", ""),
-    "p90": ("90th percentile", "90th percentile, by linear interpolation", "; fewer than 10 values"),
-    "p99": ("99th percentile", "99th percentile, by linear interpolation", "; fewer than 100 values"),
-}
+LATENCIES = tuple(_LATENCIES)
+_STANDARD = ("mean", "p50", "p90", "p99")
 _CHUNKS = "; over arrivals there, one of which may bring several tokens (here `latency.itl_chunk_s`)"
+_CHOSEN = re.compile(rf"({'|'.join(_LATENCIES)})_p(\d+(?:[._]\d+)?)(?:_s)?")
 
 
 def _latency(short: str, statistic: str) -> MetricName:
-    (what, formula, absent), (which, computed, too_few) = _LATENCIES[short], _STATISTICS[statistic]
+    """The mean of a latency, or the percentile that is written after the `p`."""
+    (what, formula, absent), percentile = _LATENCIES[short], statistic.removeprefix("p")
+    which = computed = {"mean": "mean", "p50": "median"}.get(statistic, f"{percentile}{_ending(percentile)} percentile")
+    if which not in ("mean", "median"):
+        computed += ", by linear interpolation"
+        absent += f"; fewer than {least_values(float(percentile)):,} values"
     source = _VLLM.format(f"{'median' if statistic == 'p50' else statistic}_{short}_ms") + _CHUNKS * (short == "itl")
-    name, description = f"{short}_{statistic}_s", f"{what}, {which}"
-    return MetricName(name, "s", False, description, False, f"{computed} of {formula}", source, absent + too_few)
+    name = f"{short}_{statistic.replace('.', '_')}_s"
+    return MetricName(name, "s", False, f"{what}, {which}", False, f"{computed} of {formula}", source, absent)
+
+
+def _ending(percentile: str) -> str:
+    """The ending of a number as an ordinal: 91st, 92nd, 95th, 99.9th."""
+    teens = len(percentile) == 2 and percentile.startswith("1")
+    return "th" if teens or "." in percentile else {"1": "st", "2": "nd", "3": "rd"}.get(percentile[-1], "th")
 
 
 SLO_MET_SHARE = "slo_met_share"
@@ -223,7 +232,7 @@ _NAMES = (
         "pytest-llem, [the measurement protocol](protocol.md)",
         "the engine was loaded already (`isolation: load`)",
     ),
-    *(_latency(short, statistic) for short in _LATENCIES for statistic in _STATISTICS),
+    *(_latency(short, statistic) for short in _LATENCIES for statistic in _STANDARD),
     *_GOODPUT,
     MetricName(
         *("joules_per_session", "J", False, "Energy per session", True),
@@ -241,7 +250,10 @@ _NAMES = (
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}
-"""The metrics of this package alone by name, in the order of tables: `metric_name` and `known_metric` find others."""
+"""The metrics of this package alone by name, in the order of tables: `metric_name` and `known_metric` find others.
+
+Percentiles that a study chooses are none of them: `latency_percentile` has those, by any name such as `ttft_p95_s`.
+"""
 
 HEADLINE = "joules_per_output_token"
 """Default of `execution.headline`."""
@@ -271,6 +283,8 @@ def _checked(point: EntryPoint, found: object) -> MetricName:
         raise unusable(point, "metric", f"it is a {type(found).__name__}, not a pytest_llem.Metric")
     if found.name != point.name or not _NAME.fullmatch(found.name):
         raise unusable(point, "metric", f"its name is {found.name!r}: use the entry point's, of a-z, 0-9 and _")
+    if _CHOSEN.fullmatch(found.name):
+        raise unusable(point, "metric", f"its name is {found.name!r}, which is that of a percentile of this package")
     if not _UNIT.fullmatch(found.unit):
         raise unusable(point, "metric", f"its unit is {found.unit!r}: write one such as J*s or 1/km, and 1 for none")
     return found
@@ -314,18 +328,45 @@ CONDITIONS = (
 """Every condition that must be equal before energies are compared."""
 
 
+def percentile_name(short: str, percentile: float) -> str:
+    """The name of the metric that is this percentile of a latency: `ttft_p99_9_s`."""
+    return f"{short}_p{written(percentile).replace('.', '_')}_s"
+
+
+def percentile_of(name: str) -> tuple[str, float] | None:
+    """The latency (`ttft`) and the percentile of it that a metric is by its name; `None` for other metrics."""
+    match = _CHOSEN.fullmatch(name)
+    if match is None:
+        return None
+    short, percentile = match[1], float(match[2].replace("_", "."))
+    return (short, percentile) if 0 < percentile < 100 and name == percentile_name(short, percentile) else None
+
+
+@cache
+def latency_percentile(name: str) -> MetricName | None:
+    """The metric that is a percentile of a latency by its name, `None` for another name."""
+    found = percentile_of(name)
+    return None if found is None else _latency(found[0], f"p{written(found[1])}")
+
+
 def metric_name(name: str) -> MetricName:
     """The metric called `name`; `SettingsError` with a suggestion for any other name."""
-    if name in METRIC_NAMES:
-        return METRIC_NAMES[name]
+    shipped = METRIC_NAMES.get(name) or latency_percentile(name)
+    if shipped is not None:
+        return shipped
     others = registered_metrics()
+    if name not in others and (near := _CHOSEN.fullmatch(name)):
+        percentile = float(near[2].replace("_", "."))
+        fix = f"did you mean {percentile_name(near[1], percentile)!r}?" if 0 < percentile < 100 else None
+        fix = fix or f"name one above 0 and below 100, such as {near[1]}_p99_9_s"
+        raise SettingsError(f"unknown metric {name!r}", fix=fix, details={"metric": name})
     _require_listed("metric", name, (*METRIC_NAMES, *others), f" (or install the package that adds {name!r})")
     return others[name]
 
 
 def known_metric(name: str) -> MetricName | None:
     """The metric called `name`, `None` for one of a package that is not installed: an earlier run may name it."""
-    return METRIC_NAMES.get(name) or registered_metrics().get(name)
+    return METRIC_NAMES.get(name) or latency_percentile(name) or registered_metrics().get(name)
 
 
 def check_condition(name: str) -> None:

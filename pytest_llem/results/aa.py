@@ -25,7 +25,7 @@ from pytest_llem.results.comparability import CORRELATED, common_conditions
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import judge_change
 from pytest_llem.results.layout import repeatability_file, run_directories
-from pytest_llem.results.metrics import METRICS, Metric, is_energy, metric
+from pytest_llem.results.metrics import Metric, is_energy, metric, metrics_of
 from pytest_llem.results.reading import Results, load_all, measurement_id
 from pytest_llem.results.repeatability import MIN_RUNS, Repeatability, Runs, Spread, estimate, machine
 from pytest_llem.results.schema import Result
@@ -155,7 +155,7 @@ def aa(options: argparse.Namespace) -> int:
     } or {study.execution.headline: (parse_fail_if(study.execution.headline, options.limit), options.alpha)}
     correlated = results[0].runner.isolation in CORRELATED
 
-    values = {name: values_of(measure, results) for name, measure in METRICS.items()}
+    values = {name: values_of(metric(name), results) for name in dict.fromkeys((*metrics_of(results), *limits))}
     # What has no limit is kept too, where all runs measured it: for `llem compare` and printed uncertainties.
     spreads = {name: estimate(found) for name, found in values.items() if name in limits or measured_by_all(found)}
     wrong = [

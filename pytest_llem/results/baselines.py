@@ -19,7 +19,7 @@ from pytest_llem.results.comparability import common_conditions, flat_settings
 from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
 from pytest_llem.results.layout import MANIFEST, started_at
 from pytest_llem.results.manifest import StudyPlan, manifests_at
-from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.metrics import metrics_of
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.repeatability import Repeatability, read_repeatability
 from pytest_llem.results.schema import Result
@@ -209,7 +209,7 @@ def baseline_of(source: str, results: Results) -> Baseline:
 def baseline_run(results: Sequence[Result]) -> BaselineRun:
     """The valid cycles of one experiment in one run as a baseline run."""
     first = results[0]
-    measured = {name: [metric.of(result) for result in results] for name, metric in METRICS.items()}
+    measured = {name: [metric.of(result) for result in results] for name, metric in metrics_of(results).items()}
     values = {
         name: tuple(float(f"{cell:.{DIGITS}g}") for cell in cells if cell is not None)
         for name, cells in measured.items()

@@ -155,7 +155,7 @@ def derive_result(
             requests_per_s=ratio(len(good), duration_s),
             duration_s=duration_s,
         ),
-        latency=latency(good),
+        latency=latency(good, job.percentiles),
         slo=derive_slo(job.config.slo, measurement.requests, duration_s, energy),
         steady_state=derive_steady_state(measurement, job.config.measurement.steady_state),
         memory=_memory(measurement, device_peak_bytes or {}),

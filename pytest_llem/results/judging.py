@@ -34,7 +34,7 @@ from pytest_llem.results.gates import (
     unjudged,
 )
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
-from pytest_llem.results.metrics import NOT_MEASURED, SHIPPED, Metric, is_energy, metric, why_absent
+from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_energy, metric, shipped, why_absent
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
@@ -142,7 +142,7 @@ def _budget_row(
     values, missing, lost = _values(measure, now, lost)
     missing, systematic = missing or _estimated(measure, [now], allow), systematic_rel(measure, valid)
     if now is None or missing or not values or systematic is None:
-        unstated = "the meter" if measure.name in SHIPPED or measure.uncertainty else "the package of this metric"
+        unstated = "the meter" if shipped(measure.name) or measure.uncertainty else "the package of this metric"
         missing = missing or (NO_CYCLE if not values else f"{unstated} does not state its sensor's uncertainty")
         return _row(budget.metric, "budget", limit, unjudged(missing), lost)
     correlated = now.correlated

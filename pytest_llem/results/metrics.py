@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
 
-from pytest_llem.job.metric_names import METRIC_NAMES, SLO_MET_SHARE, MetricName, metric_name, registered_metrics
+from pytest_llem.job.metric_names import (
+    LATENCIES,
+    METRIC_NAMES,
+    SLO_MET_SHARE,
+    MetricName,
+    latency_percentile,
+    metric_name,
+    percentile_name,
+    percentile_of,
+    registered_metrics,
+)
+from pytest_llem.job.percentiles import STANDARD, least_values, written
 from pytest_llem.results.schema import Distribution, Result
 from pytest_llem.results.sections.energy import ratio
-from pytest_llem.results.sections.performance import LEAST_VALUES
 
 Getter = Callable[[Result], "float | None"]
 
@@ -40,7 +50,7 @@ class Metric(MetricName):
 
 def metric(name: str) -> Metric:
     """The metric called `name`; `SettingsError` with a suggestion for any other name."""
-    return SHIPPED.get(name) or METRICS[metric_name(name).name]
+    return shipped(name) or METRICS[metric_name(name).name]
 
 
 def is_energy(name: str) -> bool:
@@ -74,31 +84,54 @@ _GETTERS: dict[str, Getter] = {
 }
 
 
-def _getter(name: str) -> Getter:
+def _getter(entry: MetricName) -> Getter:
     """A metric's own getter, else that of a field of `slo`, or of a statistic of a latency: `ttft_p50_s`."""
+    name = entry.name
     section, _, statistic = name.removesuffix("_s").partition("_")
 
     def latency(result: Result) -> float | None:
         distribution: Distribution | None = getattr(result.latency, f"{section}_s")
-        value: float | None = getattr(distribution, statistic, None)
-        return value
+        return None if distribution is None else distribution.statistics.get(statistic.replace("_", "."))
 
     def goodput(result: Result) -> float | None:
         value: float | None = getattr(result.slo, "share" if name == SLO_MET_SHARE else name, None)
         return value
 
-    return goodput if METRIC_NAMES[name].slo else _GETTERS.get(name, latency)
+    return goodput if entry.slo else _GETTERS.get(name, latency)
 
 
-SHIPPED = {name: Metric(**vars(entry), of=_getter(name)) for name, entry in METRIC_NAMES.items()}
+SHIPPED = {name: Metric(**vars(entry), of=_getter(entry)) for name, entry in METRIC_NAMES.items()}
 """The metrics of this package, which every table has as columns."""
 
 
+@cache
+def shipped(name: str) -> Metric | None:
+    """The metric of this package called `name`: of `SHIPPED`, or any percentile of a latency. `None` for others."""
+    chosen = None if name in SHIPPED else latency_percentile(name)
+    return SHIPPED.get(name) if chosen is None else Metric(**vars(chosen), of=_getter(chosen))
+
+
+def metrics_of(results: Iterable[Result]) -> dict[str, Metric]:
+    """Every metric that the results may have: those of `METRICS`, and the percentiles that their study chose."""
+    percentiles = (percentile for result in results for percentile in result.latency.percentiles)
+    return {name: METRICS[name] for name in names_with(percentiles)}
+
+
+def names_with(percentiles: Iterable[float]) -> list[str]:
+    """The names of all metrics in the order of tables, among them these percentiles of each latency."""
+    chosen = sorted(set(percentiles).difference(STANDARD))
+    further = [percentile_name(short, percentile) for short in LATENCIES for percentile in chosen]
+    return [*SHIPPED, *further, *registered_metrics()]
+
+
 class Metrics(Mapping[str, Metric]):
-    """The metrics by name: those of this package, then those of other packages, found when one is first asked for."""
+    """The metrics by name: those of this package, then those of other packages, found when one is first asked for.
+
+    Percentiles that a study may choose are found by their names, and not listed: see `metrics_of`.
+    """
 
     def __getitem__(self, name: str) -> Metric:
-        return SHIPPED[name] if name in SHIPPED else _guarded(registered_metrics()[name])
+        return shipped(name) or _guarded(registered_metrics()[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter((*SHIPPED, *registered_metrics()))
@@ -152,15 +185,18 @@ NO_SLO = "it counts requests that kept the limits of slo, and the experiment set
 
 def why_absent(name: str, result: Result) -> str:
     """Why a valid result has no such metric, in words for a user."""
-    if name not in SHIPPED:
+    measure = shipped(name)
+    if measure is None:
         return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
-    if SHIPPED[name].slo:
+    if measure.slo:
         return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED
-    section, _, statistic = name.removesuffix("_s").partition("_")
-    found: Distribution | None = getattr(result.latency, f"{section}_s", None)
-    if found is None or found.n is None or statistic not in LEAST_VALUES:
+    short, percentile = percentile_of(name) or (None, 50.0)
+    found: Distribution | None = getattr(result.latency, f"{short}_s", None)
+    if found is None or found.n is None or percentile == 50:
         return NOT_MEASURED
+    if f"p{written(percentile)}" not in found.statistics:
+        return f"the study that measured it has no {written(percentile)} among its percentiles"
     return (
-        f"{name} takes at least {LEAST_VALUES[statistic]} values, and there were {found.n}: more workload.prompts, "
+        f"{name} takes at least {least_values(percentile)} values, and there were {found.n}: more workload.prompts, "
         "or a longer measurement.min_duration_s"
     )

@@ -19,7 +19,7 @@ from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json
 from pytest_llem.results.comparability import flat_settings
 from pytest_llem.results.layout import MANIFEST, RESULT, STATE, cycle_directories, runs_at
-from pytest_llem.results.metrics import METRICS, SHIPPED
+from pytest_llem.results.metrics import METRICS, SHIPPED, metrics_of
 from pytest_llem.results.schema import RESULT_VERSION, Result
 from pytest_llem.results.state import read_state
 from pytest_llem.results.terminal import ShowProgress
@@ -242,8 +242,8 @@ class Results(Sequence[Result]):
         return {key: replace(self, items=tuple(group)) for key, group in groups.items()}
 
     def rows(self) -> list[dict[str, Cell]]:
-        """A flat row per result: `COLUMNS`, other packages' metrics, every swept or set setting as `config.PATH`."""
-        columns = {name: of for name, (_, of) in {**_COLUMNS, **_registered()}.items()}
+        """A flat row per result: `COLUMNS`, chosen percentiles, other packages' metrics, settings as `config.PATH`."""
+        columns = {**{name: of for name, (_, of) in _COLUMNS.items()}, **self._further()}
         return [{**{name: of(result) for name, of in columns.items()}, **_settings(result)} for result in self.items]
 
     def to_table(self) -> pa.Table:
@@ -251,7 +251,7 @@ class Results(Sequence[Result]):
         import pyarrow as pa
 
         rows = self.rows()
-        kinds = {**COLUMNS, **{name: kind for name, (kind, _) in _registered().items()}}
+        kinds = {**COLUMNS, **dict.fromkeys(self._further(), "double")}
         settings = sorted({name for row in rows for name in row} - set(kinds))
         columns = {name: [row.get(name) for row in rows] for name in (*kinds, *settings)}
         types = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_(), "double": pa.float64()}
@@ -260,6 +260,10 @@ class Results(Sequence[Result]):
         units = {name: {"unit": METRICS[name].unit} for name in kinds if name in METRICS}
         fields = [pa.field(name, array.type, metadata=units.get(name)) for name, array in arrays.items()]
         return pa.Table.from_arrays([*arrays.values()], schema=pa.schema(fields))
+
+    def _further(self) -> dict[str, Callable[[Result], Cell]]:
+        """The columns of percentiles that studies chose, and of other packages' metrics."""
+        return {name: metric.of for name, metric in metrics_of(self.items).items() if name not in SHIPPED}
 
     def to_dataframe(self) -> DataFrame:
         """A pandas data frame with one row per result; `SettingsError` when pandas is not installed."""
@@ -326,11 +330,6 @@ _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
 COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,
 never renamed. pyarrow itself is imported when a table is made: it is large, and collection does not need it."""
-
-
-def _registered() -> dict[str, tuple[str, Callable[[Result], Cell]]]:
-    """The columns of other packages' metrics."""
-    return {name: ("double", metric.of) for name, metric in METRICS.items() if name not in SHIPPED}
 
 
 def typed(cells: Sequence[JsonValue]) -> pa.Array:

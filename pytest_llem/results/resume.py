@@ -12,10 +12,14 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue, StoreError
 from pytest_llem.job.files import slug
+from pytest_llem.job.job import JobDir
+from pytest_llem.job.measurement import read_measurement
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.machine.environment import changes
 from pytest_llem.results.layout import HASH_LENGTH, RESULT, CycleKey, run_directories
 from pytest_llem.results.reading import read_result
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.performance import latency
 from pytest_llem.results.state import read_state
 
 
@@ -26,6 +30,15 @@ class Reuse:
     result: Result | None
     reason: str | None
     directory: Path | None = None
+
+
+def _with_percentiles(result: Result, directory: Path, percentiles: Sequence[float]) -> Result:
+    """A result with these percentiles. `StoreError` where it lacks one, and the requests that it was of are gone."""
+    if {*percentiles} <= {*STANDARD, *result.latency.percentiles}:
+        return result
+    requests = read_measurement(JobDir(directory).measurement).requests
+    found = latency([request for request in requests if request.error is None], percentiles)
+    return result.model_copy(update={"latency": found})
 
 
 class EarlierRuns:
@@ -41,11 +54,13 @@ class EarlierRuns:
         identity: Mapping[str, JsonValue],
         thresholds: Mapping[str, float] | None = None,
         others: Sequence[Mapping[str, JsonValue]] = (),
+        percentiles: Sequence[float] = STANDARD,
     ) -> Reuse:
         """The newest valid result of the key's study, configuration and cycle with the same `identity`.
 
         `identity` is that of the present run (`environment.identity`), or one of them where the cycle may run in
-        `others` as well; `thresholds` are its limits of validity, under which an earlier result may not be valid. If
+        `others` as well; `thresholds` are its limits of validity, under which an earlier result may not be valid;
+        `percentiles` are those that its study states, taken from the earlier requests where the result lacks one. If
         there is none, the reason names what is missing, or what differs in the newest similar result. An unreadable
         result counts as none: the cycle can still be measured.
         """
@@ -74,13 +89,18 @@ class EarlierRuns:
             return Reuse(None, unusable[0] if unusable else f"no earlier cycle {key.cycle}")
         valid.sort(key=lambda each: each[0].created_at, reverse=True)
         identities = (identity, *others)
+        lacking: str | None = None
         for result, directory in valid:
             facts = result.environment.comparable
             same_limits = result.validity.thresholds == (thresholds or {})
-            if same_limits and not all(changes(facts, each) for each in identities):
-                return Reuse(result, None, directory)
+            if not same_limits or all(changes(facts, each) for each in identities):
+                continue
+            try:
+                return Reuse(_with_percentiles(result, directory, percentiles), None, directory)
+            except StoreError as problem:
+                lacking = f"it does not state all of the study's percentiles: {problem}"
         differing = min((changes(valid[0][0].environment.comparable, each) for each in identities), key=len)
-        return Reuse(None, "; ".join(differing) or "it was judged by other limits of validity")
+        return Reuse(None, "; ".join(differing) or lacking or "it was judged by other limits of validity")
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], list[Path]]:

@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
 from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory, TruncatedPrompts, WarmupOutcome
+from pytest_llem.job.percentiles import written
 from pytest_llem.job.report import Note
 from pytest_llem.results.energy_schema import SENSOR_ALONE, Energy, ThermalSection, about
 
@@ -187,6 +188,15 @@ class SteadyState:
     joules_per_output_token_uncertainty: float | None = field(default=None, metadata=SENSOR_ALONE)
 
 
+def _checked_percentile(text: str) -> str:
+    if not 0 < float(text) < 100 or written(float(text)) != text:
+        raise ValueError("not a percentile, such as 95 or 99.9")
+    return text
+
+
+Percentile = Annotated[str, Field(pattern=r"^\d{1,2}(\.\d{1,3})?$"), AfterValidator(_checked_percentile)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
     """Seconds over the successful requests; percentiles by linear interpolation between order statistics."""
@@ -199,6 +209,16 @@ class Distribution:
     p50: float
     p90: float | None = field(metadata=about("Null below 10 values: none of them would be expected beyond it."))
     p99: float | None = field(metadata=about("Null below 100 values, for the same reason."))
+    percentiles: dict[Percentile, float | None] = field(
+        default_factory=dict,
+        metadata=about("Others that the study chose, such as 95 and 99.9; null below 1/(1 - p) values, as above."),
+    )
+
+    @property
+    def statistics(self) -> dict[str, float | None]:
+        """The mean and every percentile by its name: `mean`, `p50`, `p99.9`."""
+        chosen = {f"p{name}": value for name, value in self.percentiles.items()}
+        return {"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99, **chosen}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +238,12 @@ class Latency:
         ),
     )
     e2el_s: Distribution | None = field(metadata=about("End-to-end latency of a request."))
+
+    @property
+    def percentiles(self) -> tuple[float, ...]:
+        """Those that the study chose beside p50, p90 and p99, in rising order."""
+        known = (self.ttft_s, self.tpot_s, self.itl_s, self.e2el_s)
+        return tuple(sorted({float(name) for each in known if each is not None for name in each.percentiles}))
 
 
 @dataclass(frozen=True, kw_only=True)

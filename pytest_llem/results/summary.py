@@ -17,11 +17,12 @@ from types import MappingProxyType
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json, write_text
+from pytest_llem.job.metric_names import percentile_of
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.metrics import METRICS, SHIPPED
+from pytest_llem.results.metrics import METRICS, SHIPPED, metrics_of, names_with
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
@@ -128,7 +129,7 @@ def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = Non
     results = list(results)
     spread_of = spreads(results, baseline_dir)
     summaries: dict[str, MetricSummary] = {}
-    for name, metric in METRICS.items():
+    for name, metric in metrics_of(results).items():
         budget = budget_of_experiment(metric, results, spread_of(name))
         if budget is not None:
             values = sorted(value for result in results if (value := metric.of(result)) is not None)
@@ -193,21 +194,21 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     """The content of `summary.csv`: flat columns; an empty cell was not measured, or has no effect.
 
     Which experiment a row is comes first, the axes and settings in which they differ next, as the study writes them. A
-    metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Other
-    packages' metrics come last.
+    metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Percentiles
+    that a study chose and other packages' metrics come last.
     """
-    registered = [name for name in METRICS if name not in SHIPPED]
+    further = [name for name in _metrics(rows) if name not in SHIPPED]
     differ = _differing(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         [
             *(name.removesuffix("_id") for name in IDENTITY),
-            *(spreadsheet(f"sweep.{name}" if name in (*IDENTITY, *METRICS) else name) for name in differ),
+            *(spreadsheet(f"sweep.{name}" if name in IDENTITY or name in METRICS else name) for name in differ),
             *(column for name in SHIPPED for column in (name, f"{name}_half_iqr")),
             *(f"{name}_{column}" for name in SHIPPED for column in STATED),
             "cycles_reused",
-            *(f"{name}{column}" for name in registered for column in ("", "_half_iqr", *(f"_{s}" for s in STATED))),
+            *(f"{name}{column}" for name in further for column in ("", "_half_iqr", *(f"_{s}" for s in STATED))),
         ]
     )
     for row in rows:
@@ -217,9 +218,15 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in STATED]
         cells.append(row.cycles_reused)
         whole = ("median", "half_iqr", *STATED)
-        cells += [getattr(row.metrics.get(name), column, None) for name in registered for column in whole]
+        cells += [getattr(row.metrics.get(name), column, None) for name in further for column in whole]
         writer.writerow(cells)
     return stream.getvalue()
+
+
+def _metrics(rows: Sequence[ExperimentSummary]) -> list[str]:
+    """Every metric that a row may have: the percentiles that a study chose stand before other packages' metrics."""
+    percentiles = {percentile_of(name) for row in rows for name in row.metrics}
+    return names_with(each[1] for each in percentiles if each is not None)
 
 
 def _differing(rows: Sequence[ExperimentSummary]) -> list[str]:
@@ -241,7 +248,7 @@ def write_summary(
     axes: Mapping[str, StudyAxes] = MappingProxyType({}),
 ) -> None:
     """Write `summary.json` and `summary.csv` into a run's directory."""
-    units: JsonValue = {name: metric.unit for name, metric in METRICS.items()}
+    units: JsonValue = {name: METRICS[name].unit for name in _metrics(rows)}
     experiments: JsonValue = [encode(row) for row in rows]
     content: dict[str, JsonValue] = {"schema_version": SUMMARY_VERSION, "units": units, "experiments": experiments}
     content["findings"] = [encode(finding) for finding in findings]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pytest_llem.job.metric_names import SLO_MET_SHARE
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
-from pytest_llem.results.metrics import SHIPPED, Metric, is_energy
+from pytest_llem.results.metrics import Metric, is_energy, shipped
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.slo import share_interval
 from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
@@ -210,7 +210,7 @@ def _of_requests(results: Sequence[Result]) -> Component:
 
 def _sensor(measure: Metric, results: Sequence[Result]) -> Component:
     """The sensor's component: of the metric itself where that is stated, else through `energy_j`."""
-    if measure.name not in SHIPPED:  # how another package's figure follows from the energy, only that can say
+    if shipped(measure.name) is None:  # how another package's figure follows from the energy, only that can say
         of = measure.uncertainty
         return sensor([of and of(result) for result in results], [1.0] * len(results), measure.unit)
     field = STATED_APART.get(measure.name, "uncertainty_j")

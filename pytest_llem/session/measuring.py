@@ -201,6 +201,7 @@ class Measurer:
             meter=_meter_settings(self._options.meter_of(study), study, experiment.config),
             deadlines=Deadlines(study.execution.timeout_s, study.execution.load_timeout_s),
             texts=texts_of_package(experiment.config.workload),
+            percentiles=study.percentiles,
         )
 
     def _runner(self, engine: str, study: Study) -> Runner:

@@ -62,6 +62,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         overrides=overrides,
         execution=settings.execution,
         validity=settings.validity,
+        percentiles=settings.percentiles,
         resume=bool(option("llem_resume")),
         baseline=option("llem_baseline") or config.getini("llem_baseline") or None,
         save_baseline=_save_baseline(config, directories["baseline_dir"], dry=dry),
@@ -225,7 +226,9 @@ def load_for_run(
 ) -> Study:
     """Load a study beside the `others` of the run. Raises `StudyError` when it is wrong, or has the name of another."""
     registered_metrics()  # the summary needs them all: one that is broken is found before anything is measured
-    load = partial(load_study, path, execution=options.execution, validity=options.validity)
+    load = partial(
+        load_study, path, execution=options.execution, validity=options.validity, percentiles=options.percentiles
+    )
     study = load(overrides=options.overrides)
     if options.baseline and not any(experiment.compare for experiment in study.experiments):
         limits = {study.execution.headline: DEFAULT_LIMIT}

@@ -75,6 +75,7 @@ class RunOptions:
     overrides: Overrides
     execution: Mapping[str, JsonValue]
     validity: Mapping[str, float]
+    percentiles: tuple[float, ...]
     resume: bool
     baseline: str | None
     baseline_dir: Path

@@ -140,7 +140,8 @@ class RunResults:
             identity, *others = self._measurer.identities(cycle, self.store.environment)
         except LlemError as error:  # measuring meets the same obstacle, and explains it
             return Reuse(None, error.message)
-        return self._earlier_runs.find(cycle.key, identity, cycle.study.thresholds, others)
+        study = cycle.study
+        return self._earlier_runs.find(cycle.key, identity, study.thresholds, others, study.percentiles)
 
     @cached_property
     def _earlier_runs(self) -> EarlierRuns:

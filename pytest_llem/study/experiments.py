@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study.limits import Budget, Comparison
 from pytest_llem.study.model import (
     Execution,
@@ -141,6 +142,8 @@ class Study:
     meter: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """What the study sets of `job.config.Thresholds`, by name."""
+    percentiles: tuple[float, ...] = STANDARD
+    """Those of each latency that results state: chosen, or named by a gate or the headline."""
     tags: tuple[str, ...] = ()
     excluded: Sequence[OmittedPoint] = ()
     invalid: Sequence[OmittedPoint] = ()

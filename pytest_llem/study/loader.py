@@ -13,6 +13,7 @@ from pathlib import Path
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.metric_names import metric_name
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study import parts
 from pytest_llem.study.axes import swept_axes
 from pytest_llem.study.canonical import LIMITS, effective, getter
@@ -41,7 +42,7 @@ from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocumen
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
-_PLAIN_KEYS = ("name", "title", "tags", "on_invalid", "runners", "meter")
+_PLAIN_KEYS = ("name", "title", "tags", "on_invalid", "percentiles", "runners", "meter")
 _ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())
 _STUDY_ONLY = tuple(name for name in keys_of(StudyDocument) if name not in table())
 # Chosen: enough ids to recognise the pattern of a failing sweep, few enough for one line.
@@ -55,16 +56,20 @@ def load_study(
     env: Mapping[str, str] | None = None,
     execution: Mapping[str, JsonValue] | None = None,
     validity: Mapping[str, float] | None = None,
+    percentiles: Sequence[float] = STANDARD,
 ) -> Study:
     """Read and expand a study file.
 
-    `env` fills placeholders (default: the process environment); `execution` and `validity` hold a user's defaults,
-    below what the study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and holds all
-    problems, and `SettingsError` for wrong `overrides`.
+    `env` fills placeholders (default: the process environment); `execution`, `validity` and `percentiles` hold a
+    user's defaults, below what the study sets. Raises `StudyError`, whose message begins with `FILE:LINE:COLUMN: ` and
+    holds all problems, and `SettingsError` for wrong `overrides`.
     """
     try:
         sources = read_sources(Path(path), os.environ if env is None else env)
-        return _StudyLoader(Path(path), sources, overrides or Overrides(), execution or {}, validity or {}).load()
+        loader = _StudyLoader(
+            Path(path), sources, overrides or Overrides(), execution or {}, validity or {}, tuple(percentiles)
+        )
+        return loader.load()
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
 
@@ -88,6 +93,7 @@ class _StudyLoader:
     overrides: Overrides
     execution: Mapping[str, JsonValue]
     validity: Mapping[str, float]
+    percentiles: tuple[float, ...]
     shared: FlatSettings = field(default_factory=dict)
     origins: dict[str, KeyPath] = field(default_factory=dict)
     points: Points = field(default_factory=Points)
@@ -110,6 +116,9 @@ class _StudyLoader:
         parts.check_meter(head.meter, report)
         axes, exclusions = self._axes(data)
         entries = self._entries(data, gates)
+        chosen = self.percentiles if data.get("percentiles") is None else head.percentiles
+        every = [gates, *(entry.gates for entry in entries)]
+        percentiles = parts.percentiles(chosen, [execution.headline, *parts.limited(every)], report)
         self._check_models(axes, entries)
         self._stop_if_wrong()
         if self.sources.is_older:
@@ -137,6 +146,7 @@ class _StudyLoader:
             ray=ray,
             meter=head.meter,
             thresholds=thresholds,
+            percentiles=percentiles,
             tags=head.tags,
             excluded=self.points.excluded,
             invalid=self.points.invalid,

@@ -5,7 +5,7 @@ The loader and, for a user's own file, `settings` call these. A check must repor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.files import expanded, found
-from pytest_llem.job.metric_names import check_condition, metric_name
+from pytest_llem.job.metric_names import check_condition, metric_name, percentile_of
+from pytest_llem.job.percentiles import problems, written
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import Report
@@ -113,6 +114,28 @@ def _comparisons(limits: Compare, report: Report) -> Iterator[FailIf]:
     for metric in limits.resolution.keys() - limits.fail_if.keys():
         hint = "name it in fail_if as well, or take it out"
         report(("compare", "resolution", metric), f"compare: resolution of {metric}, which has no limit", hint, True)
+
+
+def limited(every: Iterable[Gates]) -> Iterator[str]:
+    """The metrics that gates limit."""
+    for gates in every:
+        yield from (budget.metric for budget in gates.expect)
+        yield from (limit.metric for limit in (gates.compare.fail_if if gates.compare else ()))
+
+
+def percentiles_in(checked: Mapping[str, JsonValue]) -> tuple[float, ...]:
+    """Those of a checked file; none where it has none."""
+    values = checked.get("percentiles")
+    return tuple(float(str(value)) for value in values) if isinstance(values, list) else ()
+
+
+def percentiles(chosen: Sequence[float], metrics: Iterable[str], report: Report) -> tuple[float, ...]:
+    """The percentiles that a study chooses, in rising order, with those that metrics are by their names."""
+    for place, text in problems(chosen):
+        rising = ", ".join(map(written, sorted({*chosen})))
+        report(("percentiles", place), f"percentiles: {text}", f"write percentiles: [{rising}]", False)
+    named = {found[1] for metric in metrics if (found := percentile_of(metric)) is not None}
+    return tuple(sorted({*chosen, *named}))
 
 
 def check_runners(runners: JsonValue, report: Report) -> None:

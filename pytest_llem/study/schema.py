@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import CommonSettings, Decoding, MeasurementSettings, ModelChoice, Thresholds
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.job.setting import Limits, Name, section, setting
 from pytest_llem.study.declared import model_of
 from pytest_llem.study.limits import Match
@@ -85,6 +86,7 @@ class Compare:
 
 
 Expect = Mapping[str, str | float]
+Percentile = Annotated[float, Limits(gt=0, lt=100)]
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ class StudyHead:
     )
     title: str | None = setting(None, "One line for reports.")
     tags: tuple[Name, ...] = setting((), "Words for `-k`.")
+    percentiles: tuple[Percentile, ...] = setting(
+        STANDARD,
+        "Percentiles of each latency, in rising order; 50, 90 and 99 are always stated, as are those that a gate "
+        "or the headline names.",
+        [[50, 90, 95, 99, 99.9]],
+    )
     on_invalid: Literal["error", "skip"] = setting("error", "What to do with a point its engine cannot run.")
     meter: Name | None = setting(None, "auto, a meter's name, or none; the command line stands above it.", ["nvml"])
     runners: Mapping[str, str] = section(
@@ -173,6 +181,7 @@ class UserFile:
     runners: Mapping[str, str] = section(dict, "Runner per engine.", [{"vllm": "docker"}])
     execution: Execution = section(Execution, "Defaults for studies that do not say.")
     validity: Thresholds = section(Thresholds, "The same for their `measurement.validity`.")
+    percentiles: tuple[Percentile, ...] = setting(STANDARD, "The same for their `percentiles`.")
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

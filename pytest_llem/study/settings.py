@@ -15,6 +15,7 @@ from typing import Literal
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.config import Thresholds
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
 from pytest_llem.study.document import Document, KeyPath, UnreadableError, read_document, shown
@@ -55,12 +56,13 @@ class EffectiveSetting:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run. `execution` and `validity` hold the user file's defaults for studies (`load_study`)."""
+    """All settings of a run. `execution`, `validity` and `percentiles` are the user file's defaults for studies."""
 
     values: Mapping[str, EffectiveSetting]
     runners: Mapping[str, EffectiveSetting] = field(default_factory=dict)
     execution: Mapping[str, JsonValue] = field(default_factory=dict)
     validity: Mapping[str, float] = field(default_factory=dict)
+    percentiles: tuple[float, ...] = STANDARD
     user_file: Path | None = None
     unknown: tuple[str, ...] = ()
 
@@ -122,6 +124,7 @@ def load_settings(
         runners=_runners(own, document, env),
         execution=execution,
         validity=parts.limits_in(limits) if isinstance(limits, Mapping) else {},
+        percentiles=parts.percentiles_in(own) or STANDARD,
         user_file=file if document else None,
         unknown=tuple(sorted(_unknown(env))),
     )
@@ -181,6 +184,7 @@ def _read_user_file(path: Path, env: Mapping[str, str]) -> tuple[Document | None
     for name, declaration in sections.items():
         checked[name] = parts.check_section(declaration, inside[name], report, (name,))
     parts.check_runners(checked.get("runners"), report)
+    parts.percentiles(parts.percentiles_in(checked), (), report)
     if problems:
         raise SettingsError(str(study_error(problems, path)))
     return document, checked
@@ -219,6 +223,8 @@ def report_lines(settings: Settings, more: Iterable[EffectiveSetting] = (), ini_
         for name, value in values.items()
         if name not in _EXECUTION
     ]
+    if settings.percentiles != STANDARD:
+        defaults.append(EffectiveSetting("percentiles", list(settings.percentiles), "user settings"))
     every = [*settings, *more, *defaults]
     rows = [(setting.name, shown(setting.value), _origin(setting, ini_file)) for setting in every]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

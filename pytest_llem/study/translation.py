@@ -33,7 +33,9 @@ _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execu
 _APART = ("sweep", "experiments", "exclude", "runners", "images")
 _GAPS = ("experiment_gap_seconds", "config_gap_seconds")
 _CONTAINERS = ("dataset", "lora", "energy", "task", "offline", "measurement")
-_RAW = ("name", "title", "tags", "base", "expect", "compare", "on_invalid", "id", "meter", "docker", "ray")
+_RAW = (
+    "name", "title", "tags", "base", "expect", "compare", "on_invalid", "percentiles", "id", "meter", "docker", "ray",
+)  # fmt: skip
 _IMPLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _CONVERGENCE = {
     "cv_threshold": "cv",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json
+from pytest_llem.job.percentiles import STANDARD, written
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
@@ -23,7 +24,6 @@ MIN_DURATION_S = 600.0
 """MLPerf Inference rules, section "Scenarios", and LoadGen's mlperf.conf: `min_duration` of every scenario."""
 QUERY_SAMPLES = 8
 """LoadGen's mlperf.conf: `MultiStream.samples_per_query`."""
-PERCENTILES = {"50.00": "p50", "90.00": "p90", "99.00": "p99"}
 RATES = {
     "Offline": ("Samples per second", "Tokens per second"),
     "Server": ("Completed samples per second", "Completed tokens per second"),
@@ -63,17 +63,24 @@ def summary(result: Result) -> dict[str, JsonValue]:
         "cycle": result.cycle,
         "deviations": [*_deviations(result, load, scenario, duration)],
     }
+    percentiles = sorted((*STANDARD, *latency.percentiles))
     named = (
         ("Mean latency", "latency", None if scenario == "MultiStream" else latency.e2el_s),
         ("Mean First Token latency", "first token latency", latency.ttft_s),
         ("Mean Time per Output Token", "time to output token", latency.tpot_s),
     )
     for mean, what, distribution in named:
-        keys = {f"{mean} (ns)": "mean", **{f"{share} percentile {what} (ns)": p for share, p in PERCENTILES.items()}}
+        keys = {f"{mean} (ns)": "mean"}
+        keys |= {f"{_two_decimals(p)} percentile {what} (ns)": f"p{written(p)}" for p in percentiles}
         for key, statistic in keys.items():
-            seconds = getattr(distribution, statistic, None)
+            seconds = distribution.statistics.get(statistic) if distribution is not None else None
             entry[key] = None if seconds is None else round(seconds * 1e9)
     return entry
+
+
+def _two_decimals(percentile: float) -> str:
+    """As LoadGen writes them, and with a third decimal where there is one."""
+    return max(f"{percentile:.2f}", written(percentile), key=len)
 
 
 def scenario_of(load: LoadShape) -> str | None:

@@ -28,7 +28,6 @@ LATENCIES = {
     "gen_ai.server.time_per_output_token": "tpot_s",
     "gen_ai.server.request.duration": "e2el_s",
 }
-STATISTICS = ("mean", "p50", "p90", "p99")
 TYPES = {"gpu": "gpu", "cpu": "cpu", "dram": "memory"}
 """`hw.type` by a device's kind; a process is no hardware."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -78,7 +77,7 @@ def _latencies(result: Result) -> list[JsonValue]:
     for name, section in LATENCIES.items():
         distribution: Distribution | None = getattr(result.latency, section)
         if distribution is not None:
-            known = {name: value for name in STATISTICS if (value := getattr(distribution, name)) is not None}
+            known = {name: value for name, value in distribution.statistics.items() if value is not None}
             common: dict[str, JsonValue] = {**_model(result), "llem.n": distribution.n}
             points = [_point(result, value, {**common, "llem.statistic": name}) for name, value in known.items()]
             metrics.append(_gauge(name, "s", points))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import slug, write_json
+from pytest_llem.job.percentiles import STANDARD, written
 from pytest_llem.results.comparability import written_settings
 from pytest_llem.results.exports.load_shape import LoadShape, load_of
 from pytest_llem.results.reading import Results, measurement_id
@@ -23,8 +24,6 @@ from pytest_llem.results.schema import Result
 
 POISSON = ("poisson", "ramp", "all_at_once", "concurrency")
 """Processes with the burstiness of vLLM's default, which it states for loads that have none as well."""
-
-STATISTICS = {"mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p99": "p99"}
 
 
 def export(results: Results, out: Path) -> None:
@@ -81,10 +80,13 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
     }
     latency = result.latency
     named = {"ttft": latency.ttft_s, "tpot": latency.tpot_s, "itl": latency.itl_chunk_s, "e2el": latency.e2el_s}
+    percentiles = [f"p{written(each)}" for each in sorted((*STANDARD, *latency.percentiles)) if each != 50]
     for name, distribution in named.items():
-        for theirs, ours in STATISTICS.items():
-            seconds = getattr(distribution, ours, None)
-            entry[f"{theirs}_{name}_ms"] = None if seconds is None else seconds * 1000
+        seconds = {} if distribution is None else {**distribution.statistics, "std": distribution.std}
+        theirs = {"mean": "mean", "median": "p50", "std": "std", **{each: each for each in percentiles}}
+        for key, ours in theirs.items():
+            value = seconds.get(ours)
+            entry[f"{key}_{name}_ms"] = None if value is None else value * 1000
     return entry
 
 

@@ -111,8 +111,8 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
     if len(asked := {row.slo.limits_text for row in rows if row.slo}) == 1:
         same.append(("SLO", text(*asked)))
     more = [*(_spread(metric, rows) for metric in first[:1])]
-    of_packages = [metric for metric in METRICS if metric not in SHIPPED]
-    further = [metric for metric in (*FURTHER, *of_packages) if metric in measured and metric not in first]
+    beyond = dict.fromkeys(metric for row in rows for metric in row.metrics if metric not in SHIPPED)
+    further = [metric for metric in (*FURTHER, *beyond) if metric in measured and metric not in first]
     more += [_metric(metric, rows) for metric in further]
     columns = [*shown, *more, *others]
     heads = "".join(

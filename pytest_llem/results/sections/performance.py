@@ -6,17 +6,14 @@ many values they take. Latencies must stay those of `vllm bench serve`, where `i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, pstdev
 
 from pytest_llem.job.measurement import RequestRecord
+from pytest_llem.job.percentiles import STANDARD, least_values, written
 from pytest_llem.results.schema import Distribution, Latency
-
-LEAST_VALUES: Mapping[str, int] = {"p90": 10, "p99": 100}
-"""Chosen: 1/(1 - p). With fewer, less than one value is expected beyond the percentile, and interpolation gives nearly
-the largest, which grows with their number."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -27,16 +24,28 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def distribution(values: Iterable[float]) -> Distribution | None:
-    """Mean and percentiles, those of too few values `None`; `None` for no values."""
+def distribution(values: Iterable[float], percentiles: Sequence[float] = STANDARD) -> Distribution | None:
+    """Mean and percentiles, those of too few values `None`; `None` for no values.
+
+    `percentiles` are those of a study; the standard ones are stated anyway.
+    """
     ordered = sorted(values)
     n = len(ordered)
     if not n:
         return None
-    p90, p99 = (
-        percentile(ordered, share) if n >= LEAST_VALUES[name] else None for name, share in (("p90", 0.9), ("p99", 0.99))
+
+    def of(share: float) -> float | None:
+        return percentile(ordered, share / 100) if n >= least_values(share) else None
+
+    return Distribution(
+        n=n,
+        mean=fmean(ordered),
+        std=pstdev(ordered),
+        p50=percentile(ordered, 0.5),
+        p90=of(90),
+        p99=of(99),
+        percentiles={written(each): of(each) for each in percentiles if each not in STANDARD},
     )
-    return Distribution(n=n, mean=fmean(ordered), std=pstdev(ordered), p50=percentile(ordered, 0.5), p90=p90, p99=p99)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def first_and_last_token_ns(request: RequestRecord) -> tuple[int | None, int | N
     return request.first_token_ns, request.end_ns
 
 
-def latency(requests: Sequence[RequestRecord]) -> Latency:
+def latency(requests: Sequence[RequestRecord], percentiles: Sequence[float] = STANDARD) -> Latency:
     """Latencies in seconds over successful requests.
 
     A single request without the time of its first token makes ttft and tpot `None`, one without the times of all tokens
@@ -89,19 +98,20 @@ def latency(requests: Sequence[RequestRecord]) -> Latency:
     tpot = [one.tpot_s for one in each if one.tpot_s is not None]
     complete = len(ttft) == len(answered)
     return Latency(
-        ttft_s=distribution(ttft) if complete else None,
-        tpot_s=distribution(tpot) if complete else None,
-        itl_s=_gaps([request.token_times_ns for request in requests]),
-        itl_chunk_s=_gaps([arrivals_ns(request) for request in answered]),
-        e2el_s=distribution(one.e2el_s for one in each),
+        ttft_s=distribution(ttft, percentiles) if complete else None,
+        tpot_s=distribution(tpot, percentiles) if complete else None,
+        itl_s=_gaps([request.token_times_ns for request in requests], percentiles),
+        itl_chunk_s=_gaps([arrivals_ns(request) for request in answered], percentiles),
+        e2el_s=distribution((one.e2el_s for one in each), percentiles),
     )
 
 
-def _gaps(times_ns: Sequence[Sequence[int] | None]) -> Distribution | None:
+def _gaps(times_ns: Sequence[Sequence[int] | None], percentiles: Sequence[float]) -> Distribution | None:
     known = [times for times in times_ns if times is not None]
     if len(known) < len(times_ns):
         return None
-    return distribution((later - earlier) / 1e9 for times in known for earlier, later in pairwise(times))
+    gaps = ((later - earlier) / 1e9 for times in known for earlier, later in pairwise(times))
+    return distribution(gaps, percentiles)
 
 
 def arrivals_ns(request: RequestRecord) -> Sequence[int] | None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llem.job.metric_names import METRIC_NAMES
+from pytest_llem.job.metric_names import METRIC_NAMES, percentile_name
+from pytest_llem.job.percentiles import least_values
 from pytest_llem.results.metrics import SHIPPED, metric
-from pytest_llem.results.sections.performance import LEAST_VALUES
 from tests.unit.results.conftest import Bench
 
 
@@ -50,6 +50,7 @@ def test_formulas_hold(bench: Bench) -> None:
     assert {name: metric(name).of(result) for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("statistic", LEAST_VALUES)
-def test_how_many_values_a_percentile_takes_is_said_as_it_is(statistic: str) -> None:
-    assert f"fewer than {LEAST_VALUES[statistic]} values" in str(METRIC_NAMES[f"ttft_{statistic}_s"].absent)
+@pytest.mark.parametrize("percentile", [90.0, 99.0])
+def test_how_many_values_a_percentile_takes_is_said_as_it_is(percentile: float) -> None:
+    said = str(METRIC_NAMES[percentile_name("ttft", percentile)].absent)
+    assert f"fewer than {least_values(percentile)} values" in said

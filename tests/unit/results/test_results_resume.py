@@ -65,6 +65,23 @@ def test_a_matching_result_is_referenced_not_measured(out: Path, key: CycleKey) 
     assert (item.state, item.source_run) == ("valid", "run-1")
 
 
+def test_a_reused_result_gets_the_percentiles_that_its_study_chose_since(
+    out: Path, key: CycleKey, worker: MakeWorker
+) -> None:
+    """They change no measurement: whoever adds one would else measure a whole sweep again, or miss it in silence."""
+    chosen = (50.0, 75.0, 90.0)
+    found = EarlierRuns(out, "run-2").find(key, place(HERE), percentiles=chosen)
+    assert found.result is not None
+    assert found.result.latency.e2el_s is not None
+    assert found.result.latency.e2el_s.percentiles == {"75": pytest.approx(0.13)}
+    (measurement,) = out.rglob("measurement.json")
+    measurement.unlink()
+    assert EarlierRuns(out, "run-2").find(key, place(HERE), percentiles=(50.0, 90.0)).result is not None
+    lacking = EarlierRuns(out, "run-2").find(key, place(HERE), percentiles=chosen)
+    assert lacking.result is None
+    assert str(lacking.reason).startswith("it does not state all of the study's percentiles")
+
+
 def test_a_reused_result_keeps_its_first_source(out: Path, key: CycleKey) -> None:
     for number in (2, 3):
         store = RunStore.create(out, f"run-{number}", environment=HERE)

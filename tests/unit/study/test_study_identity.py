@@ -342,3 +342,22 @@ def test_an_unknown_difference_is_named_at_its_place(load: Load) -> None:
 
     with pytest.raises(StudyError, match=r":2:19: compare.allow: unknown condition 'engine_versoin'"):
         load("model: m\ncompare: {allow: [engine_versoin]}\n")
+
+
+def test_percentiles_are_those_chosen_and_those_that_limits_name_and_change_no_hash(load: Load) -> None:
+    """A gate on a percentile that nobody had measured would never be judged, however many cycles it cost."""
+    from pytest_llem.study import Overrides
+
+    text = """
+        model: m
+        percentiles: [50, 95]
+        execution: {headline: ttft_p75_s}
+        expect: {tpot_p99_9_s: "<= 0.1", joules_per_request: "<= 1"}
+        experiments:
+          - {id: a, compare: {fail_if: {e2el_p98_s: 5%}}}
+    """
+    study = load(text, overrides=Overrides(fail_if={"ttft_p80_s": "5%"}))
+    assert study.percentiles == (50.0, 75.0, 80.0, 95.0, 98.0, 99.9)
+    plain = load("model: m\nexperiments: [{id: a}]\n")
+    assert plain.percentiles == (50.0, 90.0, 99.0)
+    assert plain.experiments[0].config_hash == study.experiments[0].config_hash

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.study import load_study
 from pytest_llem.study.settings import load_settings, report_lines
 
 
@@ -111,3 +112,20 @@ def test_llem_config_finds_what_pytest_finds(tmp_path: Path) -> None:
     wrong = config(LLEM_ORDER="shufled")
     assert wrong.returncode == 2
     assert "did you mean 'shuffled'?" in wrong.stderr
+
+
+def test_a_users_percentiles_hold_for_studies_that_choose_none(tmp_path: Path) -> None:
+    settings = load_settings(env={}, path=user_file(tmp_path, "percentiles: [95, 99.9]\n"))
+    assert settings.percentiles == (95.0, 99.9)
+    assert any(line.split()[0] == "percentiles" and "user settings" in line for line in report_lines(settings))
+    study = tmp_path / "study.yaml"
+    study.write_text("model: m\n")
+    assert load_study(study, percentiles=settings.percentiles).percentiles == (95.0, 99.9)
+    study.write_text("model: m\npercentiles: [75]\n")
+    assert load_study(study, percentiles=settings.percentiles).percentiles == (75.0,)
+
+
+def test_a_users_percentiles_are_checked_as_a_studys(tmp_path: Path) -> None:
+    path = user_file(tmp_path, "strict: true\npercentiles: [99, 95]\n")
+    with pytest.raises(SettingsError, match=r"config\.yaml:2:19: percentiles: 95 comes after 99"):
+        load_settings(env={}, path=path)

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import percentile_name, percentile_of
+from pytest_llem.job.percentiles import written
 from pytest_llem.results.metrics import metric as metric_of
 from pytest_llem.results.report.charts.chart import (
     GREY,
@@ -31,7 +34,9 @@ MAX_BANDS = 40
 PARTS = {"idle": "#BBBBBB", "above idle": PALETTE[0], "prefill": PALETTE[4], "decode": PALETTE[2]}
 KINDS = ("valid", "invalid, not in the mean")
 LATENCIES = {"ttft": PALETTE[0], "tpot": PALETTE[1], "e2el": PALETTE[2]}
-PERCENTILES = {"p50": "circle", "p90": "square", "p99": "triangle-right"}
+PERCENTILES = {50.0: "circle", 90.0: "square", 99.0: "triangle-right"}
+CHOSEN = ("diamond", "triangle-up", "cross", "triangle-down", "triangle-left")
+"""Shapes of the percentiles that a study chose beside those."""
 
 
 def cycles(experiments: Experiments, size: Size) -> Chart:
@@ -126,9 +131,11 @@ def split(experiments: Experiments, size: Size) -> Chart:
 def latency(experiments: Experiments, size: Size) -> Chart:
     """Percentiles of ttft, tpot and e2el per experiment: the mean over its cycles."""
     rows: Rows = []
+    stated = {each[1] for row in experiments.rows for name in row.metrics if (each := percentile_of(name))}
+    shape_of = PERCENTILES | dict(zip(sorted(stated - PERCENTILES.keys()), itertools.cycle(CHOSEN), strict=False))
     for row in experiments.rows:
         for short in LATENCIES:
-            summaries = {each: row.metrics.get(f"{short}_{each}_s") for each in PERCENTILES}
+            summaries = {f"p{written(p)}": row.metrics.get(percentile_name(short, p)) for p in sorted(shape_of)}
             count = max((summary.n for summary in summaries.values() if summary), default=0)
             # A percentile that some cycles had too few requests for is a mean over others than the median is.
             found = {each: of.value * 1e3 for each, of in summaries.items() if of and of.n == count}
@@ -137,7 +144,8 @@ def latency(experiments: Experiments, size: Size) -> Chart:
                 shown: Spec = {"metric": short, "statistic": statistic, "x": value, **ends}
                 rows.append({**identity(row), "label": experiments.labels[row.key], **shown})
     metrics = {short: colour for short, colour in LATENCIES.items() if any(row["metric"] == short for row in rows)}
-    shapes = {each: shape for each, shape in PERCENTILES.items() if any(row["statistic"] == each for row in rows)}
+    named = {f"p{written(percentile)}": shape_of[percentile] for percentile in sorted(shape_of)}
+    shapes = {each: shape for each, shape in named.items() if any(row["statistic"] == each for row in rows)}
     y = name_of_experiment(size, experiments.longest_line)
     offset: Spec = {"yOffset": {"field": "metric", "sort": [*metrics]}}
     x = beside_names(logarithmic("x", "Milliseconds", [row["x"] for row in rows if isinstance(row["x"], float)]))
