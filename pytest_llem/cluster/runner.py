@@ -137,7 +137,7 @@ class RayRunner(Runner):
         """The nodes that may run this experiment, each with what must be equal for an earlier result to be reused."""
         request = self._feasible(devices_needed(config))
         inputs = config.workload.dataset, config.workload.revision, config.model, config.revision, config.lora
-        key = (str(request), *inputs, config.workload.times_file, texts_of_package(config.workload))
+        key = (str(request), *inputs, config.workload.times_file, repr(texts_of_package(config.workload)))
         with self._asking:
             if key not in self._reuse_targets:
                 nodes = self.cluster.able(request)

@@ -61,7 +61,7 @@ class MessagesReader:
         at = row.get("timestamp")
         at_ns = None if at is None else milliseconds(where, at, first=not self._seen)
         tools = row.get("tools")
-        if tools is not None and not (isinstance(tools, list) and all(isinstance(one, Mapping) for one in tools)):
+        if tools is not None and not _are_objects(tools):
             raise broken(where, "tools", "is no list of tools", "write each tool as an object")
         named = row.get("session_id")
         if named is not None and not isinstance(named, (str, int)):
@@ -85,7 +85,7 @@ class MessagesReader:
         if content is not None and not isinstance(content, str) and not _are_texts(content):
             raise broken(where, "content", "is no text", "write a text, or parts of the type text: no other is sent")
         calls = one.get("tool_calls")
-        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+        if calls is not None and not _are_objects(calls):
             raise broken(where, "tool_calls", "is no list of calls", "write each call as an object")
         silent = role in ("user", "assistant") and not _text(content).strip()
         if not calls and (silent or content is None):
@@ -196,6 +196,15 @@ def _delay(where: str, message: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53:
         raise broken(where, "delay", f"{str(value)[:40]!r} is no wait", "write milliseconds as a number")
     return value / 1e3
+
+
+def _are_objects(listed: Any) -> bool:
+    """Whether a list holds objects that can be sent: rows of other places than files may hold what JSON has not."""
+    try:
+        json.dumps(listed, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed)
 
 
 def _are_texts(content: Any) -> bool:

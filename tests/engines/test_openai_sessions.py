@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.job.config import Arrival
 from pytest_llem.workload.arrivals import Schedule
+from pytest_llem.workload.build import build_workload
 from tests.engines.servers.bench import WORKLOAD, Bench, bench, run
 from tests.timed import on_a_clock
 
@@ -142,3 +145,18 @@ def test_messages_go_as_recorded_and_a_key_keeps_a_session_together(bench: Bench
     assert sorted(keys.count(key) for key in set(keys)) == [1, 1, 2]
     assert keys.count(None) == 1
     assert not any("ada" in str(headers) for headers in server.headers)
+
+
+def test_a_file_of_sessions_reaches_a_server_of_chats_as_it_is(bench: Bench, tmp_path: Path) -> None:
+    """Also where nothing here knows the model's tokens: the template is the server's."""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    chats = [[{"role": "user", "content": f"Rain in {place}?"}] for place in ("Oslo", "Rome")]
+    rows = [{"messages": chats[0], "tools": tools}, {"messages": chats[1]}]
+    path = tmp_path / "sessions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = replace(WORKLOAD, dataset=str(path), prompts=2, input_tokens=None, output_tokens=3)
+    server = bench.server()
+    engine = bench.engine(server, {"workload": settings}, api="chat")
+    run(engine, list(build_workload(settings, engine.tokenizer(), as_messages=True).requests))
+    sent = sorted((str(body["messages"]), body.get("tools"), body["max_tokens"]) for body in server.measured)
+    assert sent == [(str(chats[0]), tools, 3), (str(chats[1]), None, 3)]

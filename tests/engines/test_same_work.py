@@ -16,6 +16,7 @@ import pytest
 from pytest_llem.engines import open_engine
 from pytest_llem.engines.builtin import builtin_path
 from pytest_llem.engines.hub_models import HubTokenizer
+from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.measurement import TruncatedPrompts
@@ -134,3 +135,38 @@ def test_a_cut_chat_keeps_its_first_token_end_of_turn_and_header(tmp_path: Path)
     assert len(workload.requests[0].token_ids) == 64
     before = len(tokenizer.chat(text))
     assert workload.truncated == TruncatedPrompts(1, before, 64)
+
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}{% for message in messages %}"
+    "{% if message.role == 'developer' %}{{ raise_exception('no such role') }}{% endif %}<{{ message.role }}>"
+    "{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function.arguments.at }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_session_is_in_the_template_with_its_tools_and_calls() -> None:
+    """Templates take arguments of calls as objects; the text of the recorded ones was quoted twice."""
+    from transformers import AutoTokenizer
+
+    model = AutoTokenizer.from_pretrained(builtin_path("builtin:tiny-llama"))
+    tokenizer = HubTokenizer(model)
+    user: dict[str, Any] = {
+        "role": "user",
+        "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "light?"}],
+    }
+    assert tokenizer.render([user], None) == tokenizer.chat("What is light?")
+    model.chat_template = TOOL_TEMPLATE
+    call: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "look", "arguments": '{"at": "a"}'}}],
+    }
+    ids = tokenizer.render([user, call], [{"type": "function", "function": {"name": "look"}}])
+    assert tokenizer.decode(ids) == "[look]<user>What is light?<assistant>a<assistant>"
+    with pytest.raises(EngineSettingError, match="refuses a session: no such role") as caught:
+        tokenizer.render([{**user, "role": "developer"}], None)
+    assert caught.value.fix
+    model.chat_template = None
+    with pytest.raises(EngineSettingError, match="has none"):
+        tokenizer.render([user], None)

@@ -156,6 +156,7 @@ BAD = {
     "a text": ("x", r"s\.jsonl:2: expected an object, got str", "correct"),
     "a wait that is none": ({"messages": [USER, {**USER, "delay": -1}]}, "delay: '-1' is no wait", "milliseconds"),
     "a session twice": ({"session_id": "1", "messages": [USER]}, "session_id: '1' is there already", "whole session"),
+    "no JSON": ({"messages": [USER], "tools": [{"x": float("nan")}]}, "tools: is no list", "object"),
     "tools that are none": ({"messages": [USER], "tools": "look"}, "tools: is no list", "object"),
 }
 
