@@ -24,6 +24,7 @@ from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import refused
 from pytest_llem.results.requests_table import CLOCK, requests_table, write_parquet
 from pytest_llem.results.resume import Reuse
+from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
@@ -45,8 +46,9 @@ def get_or_measure(
 
     `measure(attempt, job_dir)` runs one attempt and returns the job and the runner's report, with
     `measurement.json` or `error.json` written; an `LlemError` that it raises is recorded as the attempt's failure, any
-    other exception as well and then passed on. An invalid attempt is repeated up to `retries` times. `reuse` is called
-    before anything is measured: a result that it returns is copied to this run with its `source_run`.
+    other exception as well and then passed on. An invalid attempt is repeated up to `retries` times, unless its load
+    was too high. `reuse` is called before anything is measured: a result that it returns is copied to this run with its
+    `source_run`.
     """
     outcome = store.outcome(key)
     if outcome is not None:
@@ -66,7 +68,7 @@ def get_or_measure(
         state = begin(key, None, earlier.reason)
         write_state(directory, state)
         state = _attempt(store, key, state, measure, retries)
-        while state.state == "invalid" and state.attempt <= retries:
+        while _is_repeated(state, retries):
             again = begin(key, state)
             write_state(directory, again)
             set_attempt_aside(directory, state.attempt)
@@ -107,9 +109,14 @@ def _attempt(store: RunStore, key: CycleKey, state: CycleState, measure: Measure
     except BaseException as problem:
         _record_failure(job_dir, state, LlemError(f"{type(problem).__name__}: {problem}"))
         raise
-    if ended.state != "invalid" or ended.attempt > retries:
+    if not _is_repeated(ended, retries):
         write_state(job_dir.path, ended)
     return ended
+
+
+def _is_repeated(state: CycleState, retries: int) -> bool:
+    """Whether an attempt is made again: a disturbance may have passed, but too high a load is what the study asks."""
+    return state.state == "invalid" and state.attempt <= retries and SATURATED not in state.reasons
 
 
 def _conclude(

@@ -16,6 +16,7 @@ from pytest_llem.job.report import Note, RunReport
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.energy_schema import Energy
+from pytest_llem.results.saturation import SATURATED, OfferedLoad, offered_load
 from pytest_llem.results.sections.cpu import contended, shared
 from pytest_llem.results.sections.energy import (
     MEASURE,
@@ -47,6 +48,9 @@ def invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tuple
     elif not measurement.repeats:
         reasons.append(Note("no_repeats", "the measure window holds no whole repeat"))
     reasons += _repeats_differ(job, measurement)
+    load = offered_load(measurement.requests, job.config.workload.arrival)
+    if load is not None and load.saturated:
+        reasons.append(Note(SATURATED, f"{_rates(load)}: the queue grew for as long as requests arrived"))
     starved, _ = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
     reasons += [] if starved is None else [starved]
     return tuple(dict.fromkeys(reasons))
@@ -110,9 +114,20 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     steady = derive_steady_state(measurement, job.config.measurement.steady_state)
     if steady is not None and steady.reason is not None and measurement.load_shape != "offline":
         yield Note("steady_state_short", steady.reason)
+    load = offered_load(measurement.requests, job.config.workload.arrival)
+    if load is not None and load.saturated is None:
+        yield Note(
+            "saturation_unknown",
+            f"whether {load.offered_per_s:.3g} requests per second can be kept up is not known: "
+            f"{load.answered:.0%} had been answered when the last one arrived",
+        )
     hashes = {repeat.outputs_hash for repeat in measurement.repeats}
     if len(hashes) > 1 and not job.config.decoding.do_sample:
         yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
+
+
+def _rates(load: OfferedLoad) -> str:
+    return f"{load.offered_per_s:.3g} requests per second arrived and {load.served_per_s:.3g} were served"
 
 
 def _of_energy(energy: EnergyReport) -> Iterator[Note]:

@@ -295,3 +295,10 @@ def test_a_result_whose_state_is_missing_is_not_left_out_in_silence(
 
     with pytest.raises(StoreError, match=f"{state}: missing beside a result"):
         load(store.run_dir)
+
+
+def test_a_saturated_cycle_is_not_tried_again(store: RunStore, key: CycleKey, bench: Bench, worker: MakeWorker) -> None:
+    """It is no disturbance: the study asks for that load, and a search would pay for each of its windows twice."""
+    measure = worker(key, replace(bench.measurement(), invalid=(Note("saturated", "9 arrived and 5 were served"),)))
+    assert get_or_measure(store, key, measure, retries=3).state == "invalid"
+    assert measure.attempts == [1]
