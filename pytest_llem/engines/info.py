@@ -61,8 +61,9 @@ class ServerApi:
     """What an engine's own OpenAI-compatible server answers beyond that API; the client `openai` asks for it.
 
     `owner` is what the server states as `owned_by` of its models. `version_path` answers with `version`, and with
-    `model_path` where the server states it. `gauges` and `counters` map this project's names to those of `/metrics`;
-    `prefix_cache_off` is a regular expression that its metrics match if the prefix cache is off.
+    `model_path` where the server states it. `gauges`, `counters` and `latencies` (histograms in seconds) map this
+    project's names to those of `/metrics`; `prefix_cache_off` is a regular expression that its metrics match if the
+    prefix cache is off.
     """
 
     owner: str
@@ -70,6 +71,7 @@ class ServerApi:
     reset_path: str | None = None
     gauges: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, str] = field(default_factory=dict)
+    latencies: Mapping[str, str] = field(default_factory=dict)
     prefix_cache_off: str | None = None
     model_paths: tuple[str, ...] = ()
     """Where it tells how it loaded its model; the first that answers counts."""

@@ -178,3 +178,43 @@ def test_a_connection_that_is_closed_within_an_event_was_dropped() -> None:
     assert caught.value.kind == "dropped"
     # A last line that lacks only its end is an event.
     assert completed(b"\n\n".join([*WORDS, END, COUNTS])).generated == 8
+
+
+def by_llama_cpp(text: str | None, count: int | None, *, delta: str = "content") -> bytes:
+    """An event of a chat as llama.cpp sends it: `count` is how many tokens there are by then."""
+    timings = {} if count is None else {"timings": {"predicted_n": count, "predicted_ms": 1.0 * count}}
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {delta: text}}], **timings}).encode() + b"\n\n"
+
+
+def test_a_last_token_without_a_text_of_its_own_has_come_with_the_usage() -> None:
+    """A token that ends within a letter has no text yet. In a chat, llama.cpp tells of the last one beside the usage
+    only: one such answer made itl null for the whole cycle, and its tpot and e2el were a token too short.
+    """
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "timings": {"predicted_n": 4}}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    events = [
+        by_llama_cpp(None, None, delta="role"),
+        *(by_llama_cpp("w", count) for count in (1, 2, 3)),
+        *(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (end, usage)),
+        DONE + b"\n\n",
+    ]
+    answer = Answer("chat", timed=True)
+    for now_ns, part in enumerate(events, start=10):
+        answer.feed(part, now_ns)
+    answer.close(99)
+    done = answer.read(answer.completion(REQUEST, 0, sent_tokens=3))
+    assert (done.first_token_ns, done.token_times_ns, done.end_ns) == (11, (11, 12, 13, 15), 15)
+
+
+def test_the_words_of_a_called_tool_are_part_of_the_answer() -> None:
+    """Tokens as any others: without them an answer that ends in a call would end, for its latencies, before that."""
+    call = {"tool_calls": [{"index": 0, "function": {"name": "sum", "arguments": '{"a": '}}]}
+    more = {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}
+    parts = [{"content": "so"}, call, more]
+    answer = Answer("chat")
+    for now_ns, delta in enumerate(parts, start=1):
+        answer.feed(b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n", now_ns)
+    answer.feed(END + b"\n\n" + COUNTS + b"\n\n" + DONE + b"\n\n", 9)
+    answer.close(9)
+    done = answer.read(answer.completion(REQUEST, 0, sent_tokens=3))
+    assert (done.first_token_ns, done.end_ns, done.text) == (1, 3, 'sosum{"a": 1}')

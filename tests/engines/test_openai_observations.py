@@ -102,6 +102,22 @@ def test_requests_of_others_are_seen_in_the_servers_metrics(bench: Bench) -> Non
     assert engine.quiesce() == "unknown"
 
 
+def test_latencies_by_the_servers_own_clock_are_those_of_the_window(bench: Bench) -> None:
+    """Means since the server's start would be those of its warm-up and of other people's requests."""
+    histogram = 'vllm:e2e_request_latency_seconds_{}{{engine="{}"}} {}\n'
+
+    def metrics(took_s: float, count: int) -> str:
+        return "".join(histogram.format(*part) for part in (("sum", 0, took_s), ("sum", 1, 1.0), ("count", 0, count)))
+
+    server = bench.server(metrics=metrics(100.0, 10))
+    engine = bench.engine(server)
+    engine.reset_statistics()
+    server.script.metrics = metrics(103.0, 12)
+    assert engine.statistics()["server_e2el_s"] == 1.5
+    engine.reset_statistics()
+    assert "server_e2el_s" not in engine.statistics()
+
+
 def test_a_first_piece_of_several_tokens_is_said_of_tpot(bench: Bench) -> None:
     """3 of 8 tokens in the first piece are too few for bunches, and made tpot 29 % too short in silence."""
     engine = bench.engine(bench.server("three_first", piece_s=0.01))

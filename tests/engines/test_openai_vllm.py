@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from statistics import fmean
+from typing import cast
 
 import pytest
 
@@ -74,10 +76,18 @@ def test_what_the_server_counts_is_what_the_client_got(start: Start) -> None:
     engine = start()
     engine.reset()
     engine.reset_statistics()
-    generate(engine, requests_of(20, 30, output=16))
-    counters = engine.statistics()["server_counters"]
+    done = generate(engine, requests_of(20, 30, output=16))
+    statistics = engine.statistics()
+    counters = statistics["server_counters"]
     assert isinstance(counters, Mapping)
     assert (counters["prompt_tokens"], counters["generated_tokens"], counters["preemptions"]) == (50, 32, 0)
+    # The client can only see more than the server does, which counts from when it has read a request.
+    first_s = fmean((c.first_token_ns or 0) - c.start_ns for c in done) / 1e9
+    whole_s = fmean(c.end_ns - c.start_ns for c in done) / 1e9
+    server_s = [cast("float", statistics[f"server_{name}_s"]) for name in ("itl", "tpot", "ttft", "e2el")]
+    assert min(server_s[:2]) > 0
+    assert server_s[2] < first_s <= whole_s
+    assert server_s[2] < server_s[3] < whole_s
     effective = engine.effective()
     assert (effective["server"], effective["prompts_as"], effective["refused_fields"]) == ("vllm", "token ids", ())
     assert (effective["dtype"], effective["quantized"], effective["kv_cache_dtype"]) == ("float32", False, "auto")

@@ -235,12 +235,11 @@ class Pieces:
         if event.get("usage"):
             self.usage = _mapping(event["usage"])
             self.uncounted = False
-        if not event.get("choices"):
-            # A ping, or usage alone.
-            return
-        choice = event["choices"][0]
-        self.choices += 1
-        text, told = self._text(choice), len(self.told_ns)
+        told = len(self.told_ns)
+        # A ping has none, and neither has usage; but a last token without a text of its own is told of with the usage.
+        choice = event["choices"][0] if event.get("choices") else {}
+        self.choices += bool(event.get("choices"))
+        text = self._text(choice)
         if text:
             self.texts.append(text)
             self.times_ns.append(now_ns)
@@ -251,7 +250,7 @@ class Pieces:
                 raise TypeError("token_ids are no ids")
             self.ids += ids
             self.told_ns += [now_ns] * len(ids)
-        elif self.timed and timings is not None:
+        elif self.timed and isinstance(timings, Mapping):
             fresh = (count_of(timings, "predicted_n") or 0) - len(self.told_ns)
             self.told_ns += [now_ns] * min(fresh, MOST_IN_PIECE)
         if text or len(self.told_ns) > told:
@@ -264,7 +263,9 @@ class Pieces:
             return plain_text(choice.get("text"))
         message = choice.get("delta") or choice.get("message") or {}
         thoughts = message.get("reasoning_content") or message.get("reasoning")
-        return plain_text(thoughts) + plain_text(message.get("content"))
+        calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
+        called = "".join(plain_text(call.get(key)) for call in calls for key in ("name", "arguments"))
+        return plain_text(thoughts) + plain_text(message.get("content")) + called
 
 
 def plain_text(value: Any) -> str:

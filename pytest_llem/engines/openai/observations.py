@@ -118,8 +118,10 @@ class Observations:
         if self._lateness_s:
             statistics["latest_sent_after_due_s"] = self._lateness_s
         if self.has_metrics:
-            self._grown = grown(self._before, self._metrics())
+            after = self._metrics()
+            self._grown = grown(self._before, after)
             statistics["server_counters"] = dict(self._grown)
+            statistics |= {f"server_{name}_s": mean for name, mean in means(self._before, after).items()}
             statistics["running_at_begin"] = gauge(self._before, "running") or 0
         for name, field in (("server_prompt_s", "prompt_ms"), ("server_predicted_s", "predicted_ms")):
             stated = [timings.get(field) for timings in self._timings]
@@ -236,3 +238,15 @@ def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
                 step = after[theirs] - before[theirs]
                 growth[name] = int(step) if step >= 0 else None
     return growth
+
+
+def means(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Means of what each histogram of a server's latencies took in in between, in seconds; none of one that shrank."""
+    found = {}
+    for api in server_apis().values():
+        for name, theirs in api.latencies.items():
+            edges = [[metrics.get(f"{theirs}_{part}", 0.0) for part in ("sum", "count")] for metrics in (before, after)]
+            took_s, count = (late - early for early, late in zip(*edges, strict=True))
+            if count > 0 and took_s >= 0:
+                found[name] = took_s / count
+    return found

@@ -57,5 +57,10 @@ INFO = EngineInfo(
             "prompt_tokens": "sglang:prompt_tokens_total",
             "generated_tokens": "sglang:generation_tokens_total",
         },
+        latencies={
+            "ttft": "sglang:time_to_first_token_seconds",
+            "itl": "sglang:inter_token_latency_seconds",
+            "e2el": "sglang:e2e_request_latency_seconds",
+        },
     ),
 )

@@ -66,6 +66,12 @@ INFO = EngineInfo(
             "draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
             "accepted_draft_tokens": "vllm:spec_decode_num_accepted_tokens_total",
         },
+        latencies={
+            "ttft": "vllm:time_to_first_token_seconds",
+            "tpot": "vllm:request_time_per_output_token_seconds",
+            "itl": "vllm:inter_token_latency_seconds",
+            "e2el": "vllm:e2e_request_latency_seconds",
+        },
         # Only in its development mode (VLLM_SERVER_DEV_MODE=1).
         model_paths=("/server_info?config_format=json",),
         model_facts={

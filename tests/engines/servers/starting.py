@@ -69,7 +69,11 @@ def vllm_server(directory: Path, model: Path, *options: str) -> Iterator[RealSer
 
 @contextmanager
 def running(
-    arguments: Sequence[str], port: int, directory: Path, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    port: int,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[RealServer]:
     """A Python process that answers `/health` at a port; it is ended, with its children, when the body is done."""
     url = f"http://127.0.0.1:{port}"
@@ -77,7 +81,7 @@ def running(
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [python, *arguments],
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,
