@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from pytest_llem.job.metric_names import ESTIMATED_ENERGY, SLO_MET_SHARE
@@ -153,7 +153,8 @@ def _budget_row(
         of_all: Any = {"alpha": alpha, "systematic": systematic, "correlated": correlated}
         verdict = judge_budget(values, budget.limit, upper=upper, **of_all)
     verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
-    row = _row(budget.metric, "budget", limit, verdict, lost, None, centre(values))
+    middle = fmean(values) if measure.name == SLO_MET_SHARE else centre(values)
+    row = _row(budget.metric, "budget", limit, verdict, lost, None, middle)
     return replace(row, limit_ratio=1.0, autocorrelation=None if correlated else _autocorrelation([values]))
 
 

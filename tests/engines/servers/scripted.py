@@ -29,7 +29,7 @@ class Script:
     never), `hang` (never begins), `429`, `500`, `malformed`, `error_event`, `wrong_usage`, `no_usage`, `no_end`,
     `paired` (two tokens a piece), `torn` (a byte at a time), `short` (ends after two tokens), `whole` (not streamed),
     `not_http`, `three_first` (three tokens in the first piece, each with its id),
-    `twice` (not streamed, and once more after 0.1 s).
+    `twice` (not streamed, and once more after 0.1 s), `late` (begins after 0.3 s).
     """
 
     answers: tuple[str, ...] = ("ok",)
@@ -204,6 +204,9 @@ class _Answer:
                 whole = self._event("w" * count, reason=self._script.reason, usage=count)
                 await _send(self._writer, 200, json.dumps(whole))
                 await asyncio.sleep(0.1)
+        elif kind == "late":
+            await asyncio.sleep(0.3)
+            await self._stream("ok", count)
         elif kind == "whole" or not self._body.get("stream"):
             whole = self._event("w" * count, reason=self._script.reason, usage=None if kind == "no_usage" else count)
             await _send(self._writer, 200, json.dumps(whole))
