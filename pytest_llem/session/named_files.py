@@ -33,7 +33,7 @@ from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
-from pytest_llem.workload.arrivals import read_times, too_few
+from pytest_llem.workload.arrivals import arrival_places, read_times, too_few
 from pytest_llem.workload.hub import cached_repository
 from pytest_llem.workload.rows import unknown_ending
 from pytest_llem.workload.texts import read_rows, texts_of_package
@@ -226,14 +226,23 @@ def _arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iter
     if workload.times_file is None or (in_image and found(workload.times_file) is None):
         return
     try:
-        available = len(read_times(workload.times_file))
-        if available < workload.prompts:
-            raise too_few(workload.times_file, available, workload.prompts)
+        available, needed = len(read_times(workload.times_file)), _arrivals(workload)
+        if available < needed:
+            raise too_few(workload.times_file, available, needed)
     except WorkloadError as problem:
         if "available" in problem.details:
             yield "workload.prompts", workload.prompts, problem
         else:
             yield "workload.arrival", getter(experiment.flat_settings)("workload.arrival"), problem
+
+
+def _arrivals(workload: WorkloadSettings) -> int:
+    """How many times a schedule needs: one for each prompt, of sessions one for each of these."""
+    if workload.dataset != SYNTHETIC and found(workload.dataset) is not None:
+        with suppress(LlemError):  # which `_data_set` reports
+            recorded = (parquet_texts(workload) or read_rows(workload)).recorded
+            return max(arrival_places(recorded)) + 1 if recorded else workload.prompts
+    return workload.prompts
 
 
 def _read(settings: WorkloadSettings, allowed_rel: float) -> None:

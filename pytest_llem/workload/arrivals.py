@@ -16,7 +16,7 @@ from itertools import accumulate
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import Arrival, WorkloadSettings
 from pytest_llem.job.files import expanded, open_regular, reason
-from pytest_llem.job.request import Request
+from pytest_llem.job.request import Recorded, Request
 
 Uniform = Callable[[], float]
 
@@ -54,7 +54,7 @@ def schedule(workload: WorkloadSettings, requests: Sequence[Request]) -> Schedul
     return Schedule([times[place] for place in places])
 
 
-def arrival_places(requests: Sequence[Request]) -> list[int]:
+def arrival_places(requests: Sequence[Request | Recorded]) -> list[int]:
     """Each request's place among what arrives by itself: requests without a session, and sessions."""
     sessions: dict[str, int] = {}
     places: list[int] = []

@@ -164,7 +164,7 @@ def require_no_times(settings: WorkloadSettings, *, gaps: bool = False) -> None:
     if arrival is not None and arrival.process == "schedule" and arrival.file is None:
         why = f"process schedule needs times, and {settings.dataset} has none"
         raise _unfit("arrival", why, "name workload.arrival.file, or a data set that recorded when its requests came")
-    if settings.speed != 1.0 and not gaps:
+    if settings.speed != 1.0 and settings.times_file is None and not gaps:
         raise _unfit("speed", f"has no effect: {settings.dataset} has no times", "leave it out")
 
 

@@ -336,3 +336,6 @@ def test_a_schedule_is_there_and_has_a_time_for_each_prompt(refused: Refused, tm
         "fix: set workload.prompts to at most 3"
     )
     assert refused(SCHEDULE.format(3)) is None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    (tmp_path / "data" / "s.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 3)
+    assert refused(SCHEDULE.replace("prompts", "dataset: data/s.jsonl, speed: 2, prompts").format(6)) is None
