@@ -160,8 +160,9 @@ def require_fitting(format_: str, settings: WorkloadSettings) -> None:
 
 def require_no_times(settings: WorkloadSettings, *, gaps: bool = False) -> None:
     """Raise `WorkloadError` where a study relies on times that the data set did not record, but for `gaps` of turns."""
-    arrival = settings.arrival
-    if arrival is not None and arrival.process == "schedule" and arrival.file is None:
+    if settings.times_file is not None:
+        return
+    if settings.arrival is not None and settings.arrival.process == "schedule":
         why = f"process schedule needs times, and {settings.dataset} has none"
         raise _unfit("arrival", why, "name workload.arrival.file, or a data set that recorded when its requests came")
     if settings.speed != 1.0 and settings.times_file is None and not gaps:

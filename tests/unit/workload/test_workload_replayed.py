@@ -170,6 +170,19 @@ def test_equal_hashes_mean_equal_work(tmp_path: Path) -> None:
     assert len({base, *others}) == len(others) + 1
 
 
+def test_which_turns_belong_to_one_session_is_in_the_hash(tmp_path: Path) -> None:
+    hashes = set()
+    for sessions in ("uvuv", "uvvu", "abab"):
+        lines = "".join(f"{time},{session},9,9\n" for time, session in enumerate(sessions))
+        (tmp_path / "b.csv").write_text(f"Timestamp,Session ID,Request tokens,Response tokens\n{lines}")
+        settings = WorkloadSettings(str(tmp_path / "b.csv"), prompts=4, input_tokens=None)
+        workload = build_workload(settings, ChatWords())
+        assert [one.turn for one in workload.requests] == [1, 1, 2, 2]
+        assert not any(one.think_s for one in workload.requests)
+        hashes.add(workload.prompts_hash)
+    assert len(hashes) == 2
+
+
 def test_times_are_in_the_hash_of_arrivals_where_they_are_kept(tmp_path: Path) -> None:
     first, second = ([row(7), row(8, timestamp=time)] for time in (100, 200))
     one, other = (build(tmp_path / "m.jsonl", rows, arrival=Arrival("schedule")) for rows in (first, second))

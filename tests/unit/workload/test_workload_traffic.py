@@ -260,6 +260,12 @@ def test_no_more_of_a_file_is_read_than_is_used(tmp_path: Path, name: str, begin
         read(tmp_path / name, 2)
 
 
+@pytest.mark.parametrize("row", [{"text": "x"}, {"messages": [USER]}])
+def test_times_of_a_file_have_a_speed(tmp_path: Path, row: dict[str, Any]) -> None:
+    texts = read(write(tmp_path / "x.jsonl", [row]), 1, speed=2.0, arrival=Arrival("schedule", file="times.txt"))
+    assert len(texts.texts or texts.recorded) == 1
+
+
 def test_too_few_requests_say_what_was_left_out(tmp_path: Path) -> None:
     rows = [MOONCAKE, {**MOONCAKE, "output_length": 0}, {**MOONCAKE, "input_length": -1}]
     with pytest.raises(WorkloadError, match=r"has 1 prompts, and 2 .* 1 rows with nothing to send and 1 broken lines"):
