@@ -217,7 +217,8 @@ def _measure(
     if engine.capabilities.serves:
         limit = concurrency_limit(arrival, effective)
         answers = [done.completions for done in passes]
-        recorder.windows += steady_windows(answers, limit, arrival, settings.steady_state)
+        later_turns = {request.index for request in workload.requests if (request.turn or 1) > 1}
+        recorder.windows += steady_windows(answers, limit, arrival, settings.steady_state, later_turns)
 
     if settings.phases:
         events.emit("phase", "phases")

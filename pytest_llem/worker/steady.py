@@ -7,7 +7,7 @@ those of docs/protocol.md, and `STEADY_STATE` is stored in measurements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import JsonValue
@@ -28,20 +28,24 @@ def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue
 
 
 def steady_span(
-    completions: Sequence[Completion], limit: int | None, arrival: Arrival | None = None
+    completions: Sequence[Completion],
+    limit: int | None,
+    arrival: Arrival | None = None,
+    later_turns: Collection[int] = (),
 ) -> tuple[int, int] | None:
     """Start and end (ns) of one repeat's steady state, or `None` if it has none.
 
     A request runs from its first token to its last. The span opens when `limit` requests run, and closes when that is
     the case for the last time: from then on the tail drains. Requests that arrive at a rate need not fill the engine:
-    then the ramp ends with the first answer, and the tail begins with the last arrival.
+    then the ramp ends with the first answer, and the tail begins with the last arrival. Of sessions only the beginnings
+    arrive: `later_turns`, by their index, follow from answers, also in the tail.
     """
     running = [c for c in completions if c.error is None and c.token_times_ns]
     full = _full_span(running, limit)
     if arrival is None or arrival.process not in RATED or not running:
         return full
     opens = min(c.end_ns for c in running)
-    closes = max(c.start_ns for c in running)
+    closes = max((c.start_ns for c in running if c.index not in later_turns), default=opens)
     if full is not None:
         opens, closes = min(opens, full[0]), max(closes, full[1])
     return (opens, closes) if opens < closes else None
@@ -62,12 +66,19 @@ def ml_energy_span(completions: Sequence[Completion], limit: int | None) -> tupl
 
 
 def steady_windows(
-    repeats: Sequence[Sequence[Completion]], limit: int | None, arrival: Arrival | None, rule: SteadyRule
+    repeats: Sequence[Sequence[Completion]],
+    limit: int | None,
+    arrival: Arrival | None,
+    rule: SteadyRule,
+    later_turns: Collection[int] = (),
 ) -> tuple[Window, ...]:
     """The steady state of each repeat that has one, with the repeat's index. Such windows have no padding."""
     windows = []
     for index, completions in enumerate(repeats):
-        span = steady_span(completions, limit, arrival) if rule == "full" else ml_energy_span(completions, limit)
+        if rule == "full":
+            span = steady_span(completions, limit, arrival, later_turns)
+        else:
+            span = ml_energy_span(completions, limit)
         if span is not None:
             windows.append(Window(STEADY_STATE, *span, index=index))
     return tuple(windows)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -75,7 +76,8 @@ def test_a_turn_is_due_when_its_think_time_has_passed_and_sent_then(bench: Bench
             assert turn.sent_ns >= turn.due_ns >= before.end_ns + 50_000_000
             assert turn.start_ns == turn.due_ns
             late.append((turn.sent_ns - turn.due_ns) / 1e6)
-    assert sorted(late)[int(0.99 * len(late))] < 5.0
+    # Of hundreds, on a machine that does nothing else: tests/benchmarks/replay_precision.py.
+    assert median(late) < 5.0
 
 
 def test_the_recorded_time_of_a_later_turn_is_a_lower_bound(bench: Bench) -> None:

@@ -56,6 +56,14 @@ def test_arrivals_at_a_rate_are_steady_from_the_first_answer_to_the_last_arrival
     assert steady_span(rated, 64, Arrival("concurrency", concurrency=64)) is None
 
 
+def test_later_turns_arrive_by_themselves_and_keep_no_steady_state_open() -> None:
+    """While the last sessions talk on, nobody comes any more: their turns are the tail."""
+    rated = served((0, 5, 20), (10, 15, 30), (25, 28, 60), (70, 75, 90))
+    assert steady_span(rated, 64, Arrival("poisson", rate_per_s=1.0)) == (20, 70)
+    assert steady_span(rated, 64, Arrival("poisson", rate_per_s=1.0), {3}) == (20, 25)
+    assert steady_span(rated, 64, Arrival("poisson", rate_per_s=1.0), {2, 3}) is None
+
+
 def test_an_overloaded_engine_is_steady_until_its_queue_is_empty() -> None:
     assert steady_span(QUEUED, 2, Arrival("constant", rate_per_s=1e9)) == (12, 90)
 
