@@ -48,9 +48,9 @@ def kept(settings: SloSettings, request: RequestRecord) -> dict[str, bool | None
 
 
 def is_good(settings: SloSettings, request: RequestRecord) -> bool | None:
-    """Whether a request kept every limit; `None` where its record does not tell, and without an SLO."""
+    """Whether a request kept every limit; `None` where its record does not tell of one, and without an SLO."""
     each = kept(settings, request).values()
-    return None if None in each or not each else all(each)
+    return False if False in each else None if None in each or not each else True
 
 
 def derive_slo(

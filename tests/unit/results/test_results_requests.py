@@ -100,9 +100,11 @@ def test_the_file_says_units_and_clock(cycle: Path) -> None:
 
 
 def test_a_row_says_whether_the_request_kept_the_slo(served: Measurement) -> None:
-    """A failed one did not; null is one of which nobody can tell, and all without an SLO."""
+    """A failed one did not, nor one that broke a limit; null is what nobody can tell, and any without an SLO."""
     table = requests_table(served.requests, SloSettings(ttft_s=0.2))
     assert table.column("good").to_pylist() == [True, False, None, None, None, None]
+    late = requests_table(served.requests, SloSettings(ttft_s=0.2, e2el_s=0.05))
+    assert late.column("good").to_pylist() == [False] * 6
     assert requests_table(served.requests, SloSettings()).column("good").null_count == 6
 
 
