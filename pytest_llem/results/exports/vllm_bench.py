@@ -65,6 +65,7 @@ def bench_result(result: Result) -> dict[str, JsonValue]:
         "total_input_tokens": result.tokens.input,
         "total_output_tokens": result.tokens.output,
         "request_throughput": result.throughput.requests_per_s,
+        "request_goodput": None if result.slo is None else result.slo.goodput_requests_per_s,
         "output_throughput": result.throughput.output_tokens_per_s,
         "total_token_throughput": result.throughput.total_tokens_per_s,
         "energy_meter": energy.meter,

@@ -12,6 +12,7 @@ import pytest
 from pytest_llem.job.config import SloSettings
 from pytest_llem.job.measurement import Measurement, RequestRecord
 from pytest_llem.results.derive import derive_result
+from pytest_llem.results.exports.vllm_bench import bench_result
 from pytest_llem.results.metrics import metric, why_absent
 from pytest_llem.results.proportion import binomial_interval
 from pytest_llem.results.schema import Result, SloSection
@@ -94,6 +95,12 @@ def test_goodput_counts_good_requests_and_all_of_the_energy(bench: Bench, key: C
     assert {name: metric(name).of(result) for name in expected} == pytest.approx(expected)
     assert found.joules_per_good_request_uncertainty == pytest.approx(0.3 / 6)
     assert found.good_requests_per_joule_uncertainty == pytest.approx(0.3 / 20 * 6 / 20)
+
+
+def test_the_export_in_vllms_format_has_its_goodput(bench: Bench, key: CycleKey) -> None:
+    result = served(bench, key, SloSettings(ttft_s=0.5), [IN_TIME] * 6 + [LATE] * 2)
+    assert bench_result(result)["request_goodput"] == 3.0
+    assert bench_result(served(bench, key, SloSettings(), [IN_TIME]))["request_goodput"] is None
 
 
 def test_without_one_good_request_a_joule_for_it_is_not_infinite_but_null(bench: Bench, key: CycleKey) -> None:
