@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def section(result: Result) -> SloSection:
     return result.slo
 
 
-IN_TIME, LATE = request(100, 120, 140), request(600, 620, 640, 660)
+IN_TIME, LATE, SLOW = request(100, 120, 140), request(600, 620, 640, 660), request(100, 200, 700)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,8 @@ def test_a_request_is_good_when_it_keeps_every_limit(limits: SloSettings, good: 
 
 def test_an_answer_of_one_token_has_no_time_between_tokens() -> None:
     """As None, its tpot made every such request bad, or the whole share unknown."""
-    assert kept(SloSettings(tpot_s=0.001, itl_s=0.001), request(100)) == {"tpot_s": True, "itl_s": True}
+    for one in (request(100), request(100, token_times_ns=None)):
+        assert kept(SloSettings(tpot_s=0.001, itl_s=0.001), one) == {"tpot_s": True, "itl_s": True}
 
 
 @pytest.mark.parametrize("bad", [request(100, error="HTTP 500"), request()], ids=["failed", "empty"])
@@ -80,10 +82,10 @@ def test_what_was_not_answered_is_late_for_every_limit(bad: RequestRecord) -> No
 def test_goodput_counts_good_requests_and_all_of_the_energy(bench: Bench, key: CycleKey) -> None:
     """Joules of requests that came too late, or failed, were not free."""
     slo = SloSettings(ttft_s=0.5, e2el_s=0.65, at=0.4)
-    result = served(bench, key, slo, [IN_TIME] * 6 + [LATE] * 2 + [request(error="HTTP 500")] * 2)
+    result = served(bench, key, slo, [IN_TIME] * 6 + [SLOW, LATE] + [request(error="HTTP 500")] * 2)
     found = section(result)
     assert (found.requests, found.good, found.share) == (10, 6, 0.6)
-    assert found.met == {"ttft_s": 0.6, "e2el_s": 0.6}
+    assert found.met == {"ttft_s": 0.7, "e2el_s": 0.6}
     assert found.reason is None
     expected = {
         "goodput_requests_per_s": 3.0,
@@ -118,6 +120,19 @@ def test_a_time_that_is_not_known_of_one_request_judges_none(bench: Bench, key: 
     assert found.met == {"ttft_s": None, "e2el_s": 1.0}
     assert (found.good, found.share, found.reached, found.goodput_requests_per_s) == (None, None, None, None)
     assert found.reason == "the engine did not tell the times that ttft_s needs, of every request"
+
+
+def test_neighbours_are_those_that_came_one_after_the_other(bench: Bench, key: CycleKey) -> None:
+    """Neither by their index nor as they ended: a queue that built up once would look like bad luck here and there."""
+    indices = random.Random(17).sample(range(400), 400)
+    arrived = [
+        replace(LATE if 100 <= place < 140 else IN_TIME, index=index, start_ns=place)
+        for place, index in enumerate(indices)
+    ]
+    found = section(served(bench, key, SloSettings(ttft_s=0.5), sorted(arrived, key=lambda each: each.index)))
+    assert found.share == 0.9
+    assert found.effective_requests is not None
+    assert found.effective_requests < 25
 
 
 def test_without_limits_there_is_no_slo(bench: Bench, key: CycleKey) -> None:
