@@ -53,23 +53,20 @@ class RequestLatency:
     """The latencies of one answer in seconds; `None` for what its record does not tell, and what it has not.
 
     ttft is the first token's time after the request's start, tpot the time after it divided by the tokens after it,
-    gap the longest time between two arrivals, e2el the whole request. An answer ends with its last token.
+    e2el the whole request. An answer ends with its last token.
     """
 
     ttft_s: float | None
     tpot_s: float | None
-    gap_s: float | None
     e2el_s: float
 
     @classmethod
     def of(cls, request: RequestRecord) -> RequestLatency:
         """Those of a request that was answered."""
         (first, last), tokens = first_and_last_token_ns(request), request.output_tokens
-        gaps = (later - earlier for earlier, later in pairwise(arrivals_ns(request) or ()))
         return cls(
             ttft_s=None if first is None else (first - request.start_ns) / 1e9,
             tpot_s=None if first is None or last is None or tokens < 2 else (last - first) / (tokens - 1) / 1e9,
-            gap_s=max((gap / 1e9 for gap in gaps), default=None),
             e2el_s=(request.end_ns - request.start_ns) / 1e9,
         )
 

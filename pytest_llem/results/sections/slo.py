@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from statistics import fmean
 
 from pytest_llem.job.config import SloSettings
@@ -23,15 +24,16 @@ from pytest_llem.results.statistics import CONFIDENCE
 _OBSERVED: Mapping[str, Callable[[RequestRecord, RequestLatency], float | None]] = {
     "ttft_s": lambda request, latency: latency.ttft_s,
     "tpot_s": lambda request, latency: latency.tpot_s if request.output_tokens > 1 else 0.0,
-    "itl_s": lambda request, latency: _longest_gap_s(request, latency) if request.output_tokens > 1 else 0.0,
+    "itl_s": lambda request, latency: _longest_gap_s(request) if request.output_tokens > 1 else 0.0,
     "e2el_s": lambda request, latency: latency.e2el_s,
 }
 """What each limit is held against; an answer of one token has no time between tokens, and keeps any."""
 
 
-def _longest_gap_s(request: RequestRecord, latency: RequestLatency) -> float | None:
+def _longest_gap_s(request: RequestRecord) -> float | None:
     """0 for an answer that came in one part."""
-    return None if arrivals_ns(request) is None else latency.gap_s or 0.0
+    arrivals = arrivals_ns(request)
+    return None if arrivals is None else max((after - before for before, after in pairwise(arrivals)), default=0) / 1e9
 
 
 def limits(settings: SloSettings) -> dict[str, float]:
