@@ -31,16 +31,17 @@ class CorpusRuns:
     """Runs of the corpus's tokens by name: a name has the same run whenever it is asked for, a prefix of it if shorter.
 
     No two names have runs that share their first `OWN_TOKENS` tokens, as long as the corpus has so many places; with
-    more names those of one place share that many and go on elsewhere.
+    more names those of one place share that many and go on elsewhere, so that they differ within as many again.
     """
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self._tokens = tokenizer.encode(corpus_text())
         places: dict[tuple[int, ...], int] = {}
         for place in range(max(1, len(self._tokens) - OWN_TOKENS + 1)):
-            places.setdefault(tuple(self._tokens[place : place + OWN_TOKENS]), place)
+            places.setdefault(self._own(place), place)
         uniform = random.Random(seed).random
         self._places = [place for _, place in sorted((uniform(), place) for place in places.values())]
+        self._index = {self._own(place): index for index, place in enumerate(self._places)}
         self._ranks: dict[Hashable, int] = {}
 
     def run(self, name: Hashable, length: int) -> tuple[int, ...]:
@@ -50,9 +51,15 @@ class CorpusRuns:
         place = self._places[index]
         if not lap:
             return run_of(self._tokens, place, length)
+        # Not where the first lap goes on.
+        own_next = self._index.get(self._own(place + OWN_TOKENS), index)
+        lap += lap >= (own_next - index) % len(self._places)
         elsewhere = self._places[(index + lap) % len(self._places)]
         own = run_of(self._tokens, place, min(length, OWN_TOKENS))
         return own + run_of(self._tokens, elsewhere, length - len(own))
+
+    def _own(self, place: int) -> tuple[int, ...]:
+        return tuple(self._tokens[place : place + OWN_TOKENS])
 
 
 def synthetic_prompts(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:

@@ -23,7 +23,8 @@ def lines(tmp_path: Path) -> Lines:
     def of(texts: Sequence[str | None], workload: str, model: str = BUILTIN, more: str = "") -> list[str]:
         (tmp_path / "p.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         path = tmp_path / "study.yaml"
-        path.write_text(f"model: {model}\nworkload: {{dataset: p.jsonl, {workload}}}\n{more}")
+        named = workload if "dataset" in workload else f"dataset: p.jsonl, {workload}"
+        path.write_text(f"model: {model}\nworkload: {{{named}}}\n{more}")
         return list(prompt_lines(load_study(path, env={})))
 
     return of
@@ -57,6 +58,18 @@ def test_rows_without_text_and_too_few_of_them_are_said(lines: Lines) -> None:
     assert lines(["a", None, "b"], "prompts: 2, input_tokens: 9") == ["p.jsonl: 1 rows without text are passed over"]
     (few,) = lines(["a", None], "prompts: 2")
     assert "has 1 prompts, and 2 were asked for; 1 rows without text" in few
+
+
+def test_what_is_recognised_as_recorded_is_said_with_what_is_left_out_of_it(lines: Lines, tmp_path: Path) -> None:
+    """A trace that is taken for a table, or in another unit of time, would else be seen in the results alone."""
+    rows = [{"timestamp": time, "input_length": 8, "output_length": size} for time, size in ((0, 1), (5, 0), (3000, 1))]
+    content = "".join(json.dumps(row) + "\n" for row in (rows[0], "broken", *rows[1:]))
+    (tmp_path / "t.jsonl").write_text(content)
+    assert lines([], "dataset: t.jsonl, prompts: 2, speed: 2.0", ABSENT) == [
+        "t.jsonl: mooncake: 2 requests, recorded over 1.5 s at speed 2",
+        f"t.jsonl: 1 broken lines ({tmp_path / 't.jsonl'}:2: expected an object, got str) are left out",
+        "t.jsonl: 1 rows with nothing to send are passed over",
+    ]
 
 
 def test_a_data_set_is_looked_at_once_and_synthetic_prompts_never(lines: Lines) -> None:
