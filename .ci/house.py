@@ -266,7 +266,7 @@ def main() -> int:
     listed = figures(modules)
     rows = [(what, len(found), limit) for what, found, limit in listed]
     rows.append(("files", len(modules), 325))
-    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 53_000))
+    rows.append(("lines", sum(len(module.text.splitlines()) for module in modules.values()), 55_000))
     for what, figure, limit in rows:
         print(f"{'    ' if figure <= limit else 'over'} {figure:>7,} of {limit:>6,}  {what}")
     if "-v" in sys.argv[1:]:

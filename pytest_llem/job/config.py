@@ -79,6 +79,9 @@ class Arrival:
     )
     burst_size: PositiveInt | None = setting(None, "Requests per burst; burst only.")
     concurrency: PositiveInt | None = setting(None, "Requests in flight; concurrency only.")
+    seed: NonNegativeInt | None = setting(
+        None, "Seed of the times; null is that of the workload; poisson, gamma and ramp only."
+    )
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,14 @@ _GOODPUT = (
         slo=True,
     ),
 )
+_SEARCHED = MetricName(
+    *("max_rate_under_slo", "1/s", True, "Largest rate of requests under the SLO", False),
+    "the rate at which the share of good requests is `slo.at`, by all windows of a search; where a number of requests "
+    "in flight is searched, the rate served at the largest",
+    "pytest-llem, [the largest load under an SLO](servers.md#the-largest-load-under-an-slo)",
+    "the experiment is no search, or none of its windows kept the SLO",
+    slo=True,
+)
 # name, unit, higher is better, description, energy; formula, source, absent
 _NAMES = (
     MetricName(
@@ -247,6 +255,7 @@ _NAMES = (
         "pytest-llem, [Caches](servers.md#caches)",
         "the engine does not tell of every answer",
     ),
+    _SEARCHED,
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}

@@ -28,7 +28,7 @@ from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
-from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, read_state, reused, write_state
+from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, given, read_state, write_state
 from pytest_llem.results.store import RunStore, read_error, set_attempt_aside, write_result
 
 Measure = Callable[[int, JobDir], tuple[Job, RunReport]]
@@ -62,7 +62,7 @@ def get_or_measure(
             return store.outcome_of(key, state)
         earlier = reuse() if reuse is not None else Reuse(None, None)
         if earlier.result is not None:
-            state = reused(key, store.write_reused(key, earlier.result, earlier.directory))
+            state = given(key, earlier.result, store.write_reused(key, earlier.result, earlier.directory))
             write_state(directory, state)
             return store.outcome_of(key, state)
         state = begin(key, None, earlier.reason)

@@ -15,6 +15,7 @@ from pytest_llem.job.files import slug
 MANIFEST = "run.json"
 STATE = "state.json"
 RESULT = "result.json"
+SEARCH = "search.json"
 HASH_LENGTH = 8
 """Chosen: 32 bits distinguish the configurations of a study, and the name stays readable."""
 
@@ -33,8 +34,35 @@ class CycleKey:
         """The cycle's directory, relative to the run's."""
         return Path(slug(self.study)) / experiment_directory(self.experiment_id, self.config_hash) / f"c{self.cycle}"
 
+    @property
+    def item_id(self) -> str:
+        """The id of what is measured, without its cycle: that of the experiment."""
+        return self.experiment_id
+
     def __str__(self) -> str:
-        return f"{self.study}[{self.experiment_id}-c{self.cycle}]"
+        return f"{self.study}[{self.item_id}-c{self.cycle}]"
+
+
+@dataclass(frozen=True, order=True)
+class WindowKey(CycleKey):
+    """One window (from 1) of the search that a cycle is: its files lie below the cycle's."""
+
+    step: int
+
+    @property
+    def directory(self) -> Path:
+        """The window's directory, relative to the run's."""
+        return super().directory / f"search-{self.step}"
+
+    @property
+    def item_id(self) -> str:
+        """The id of the window's own item, without its cycle."""
+        return window_id(self.experiment_id, self.step)
+
+
+def window_id(search_id: str, step: int) -> str:
+    """The id of a search's window."""
+    return f"{search_id}-{step}"
 
 
 def experiment_directory(experiment_id: str, config_hash: str) -> str:

@@ -68,6 +68,7 @@ _GETTERS: dict[str, Getter] = {
     "output_tokens_per_s": lambda r: r.throughput.output_tokens_per_s,
     "energy_j": lambda r: r.energy.energy_j,
     "avg_power_w": lambda r: r.energy.avg_power_w,
+    "max_rate_under_slo": lambda r: r.search.max_rate_per_s if r.search else None,
     "energy_above_idle_j": lambda r: r.energy.energy_above_idle_j,
     "idle_power_w": lambda r: r.energy.idle_power_w,
     "joules_per_total_token": lambda r: r.energy.joules_per_total_token,
@@ -97,7 +98,7 @@ def _getter(entry: MetricName) -> Getter:
         value: float | None = getattr(result.slo, "share" if name == SLO_MET_SHARE else name, None)
         return value
 
-    return goodput if entry.slo else _GETTERS.get(name, latency)
+    return _GETTERS.get(name) or (goodput if entry.slo else latency)
 
 
 SHIPPED = {name: Metric(**vars(entry), of=_getter(entry)) for name, entry in METRIC_NAMES.items()}
@@ -180,6 +181,7 @@ def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:
 
 
 NOT_MEASURED = "this run did not measure it"
+NO_SEARCH = "the experiment searches no load: sweep: {workload.arrival.rate_per_s: {search: {low: 1, high: 200}}}"
 NO_SLO = "it counts requests that kept the limits of slo, and the experiment sets none"
 
 
@@ -188,6 +190,8 @@ def why_absent(name: str, result: Result) -> str:
     measure = shipped(name)
     if measure is None:
         return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
+    if name == "max_rate_under_slo":
+        return NO_SEARCH if result.search is None else result.search.reason
     if measure.slo:
         return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED
     short, percentile = percentile_of(name) or (None, 50.0)

@@ -5,7 +5,7 @@ The session asks for them under `--llem-resume`, and `attempts` takes them over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,14 +55,16 @@ class EarlierRuns:
         thresholds: Mapping[str, float] | None = None,
         others: Sequence[Mapping[str, JsonValue]] = (),
         percentiles: Sequence[float] = STANDARD,
+        besides: Collection[str] = (),
     ) -> Reuse:
         """The newest valid result of the key's study, configuration and cycle with the same `identity`.
 
         `identity` is that of the present run (`environment.identity`), or one of them where the cycle may run in
         `others` as well; `thresholds` are its limits of validity, under which an earlier result may not be valid;
-        `percentiles` are those that its study states, taken from the earlier requests where the result lacks one. If
-        there is none, the reason names what is missing, or what differs in the newest similar result. An unreadable
-        result counts as none: the cycle can still be measured.
+        `percentiles` are those that its study states, taken from the earlier requests where the result lacks one. One
+        that is invalid for reasons among `besides` alone counts as well. If there is none, the reason names what is
+        missing, or what differs in the newest similar result. An unreadable result counts as none: the cycle can still
+        be measured.
         """
         study = slug(key.study)
         if not any(indexed == study for indexed, _ in self._index):
@@ -73,12 +75,12 @@ class EarlierRuns:
         valid: list[tuple[Result, Path]] = []
         unusable: list[str] = []
         for directory in near:
-            cycle = directory / f"c{key.cycle}"
+            cycle = directory.joinpath(*key.directory.parts[2:])
             try:
                 state = read_state(cycle)
                 if state is None or (state.study, state.config_hash) != (key.study, key.config_hash):
                     continue
-                if state.state != "valid":
+                if state.state != "valid" and not (state.reasons and set(state.reasons) <= {*besides}):
                     reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
                     unusable.append(f"cycle {key.cycle} was {state.state}{reasons}")
                     continue

@@ -269,6 +269,10 @@ class SloSection:
     share_low: float | None = field(metadata=about("Lower bound of its two-sided 95 % interval, of those."))
     share_high: float | None = field(metadata=about("Upper bound of the same."))
     reached: bool | None = field(metadata=about("Whether the share is at least `at`; null if the interval holds it."))
+    offered_per_s: float | None = field(
+        default=None,
+        metadata=about("Requests, or sessions, due per second between the first and the last of a repeat."),
+    )
     goodput_requests_per_s: float | None = field(metadata=about("good / throughput.duration_s."))
     goodput_output_tokens_per_s: float | None = field(metadata=about("Output tokens of good requests over the same."))
     joules_per_good_request: float | None = field(metadata=about("energy_j / good: all other requests cost as well."))
@@ -276,6 +280,33 @@ class SloSection:
     good_requests_per_joule: float | None
     good_requests_per_joule_uncertainty: float | None = field(metadata=SENSOR_ALONE)
     reason: str | None = field(metadata=about("Why figures of this section are null."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSection:
+    """The largest load under the SLO, found in windows of different loads, and what is known of it."""
+
+    setting: str = field(metadata=about("The setting that was searched."))
+    low: float
+    high: float
+    tolerance: float
+    ending: str = field(
+        metadata=about(
+            "found, not_converged (the windows were used up), at_least (the upper end still keeps the SLO), none (not "
+            "even the lower end does) or given_up (two windows in a row told nothing)."
+        )
+    )
+    reason: str
+    answer: float | None = field(metadata=about("The largest load: where the share of good requests is `slo.at`."))
+    answer_low: float | None = field(metadata=about("Lower bound of its 95 % interval."))
+    answer_high: float | None = field(metadata=about("Upper bound; null where it is not known how much more it is."))
+    met: float | None = field(metadata=about("The highest load of a window that kept the SLO: that of this result."))
+    not_met: float | None = field(metadata=about("The lowest load above it of a window that did not."))
+    step: int | None = field(metadata=about("The window of this result."))
+    windows: Count = field(metadata=about("How many were measured."))
+    max_rate_per_s: float | None = field(
+        metadata=about("The answer in requests per second; of a number in flight, what that window served.")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +420,10 @@ class Result(BaseModel):
     tokens: Tokens
     throughput: Throughput
     latency: Latency
+    search: SearchSection | None = Field(
+        default=None,
+        description="The search that this result answers: it is that of the window that did.",
+    )
     slo: SloSection | None = Field(default=None, description="Where the study limits latencies.")
     steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
     memory: MemorySection

@@ -17,7 +17,7 @@ import psutil
 from pytest_llem.errors import LlemError, StoreError
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.wire import decode, encode
-from pytest_llem.results.layout import STATE, CycleKey
+from pytest_llem.results.layout import STATE, CycleKey, WindowKey
 
 if TYPE_CHECKING:
     # Reading it costs every collection half a second.
@@ -76,12 +76,15 @@ class CycleState:
     source_run: str | None = None
     reasons: tuple[str, ...] = ()
     not_reused: str | None = None
+    step: int | None = None
+    """The window (from 1) of a search whose cycle this is."""
     schema_version: int = STATE_VERSION
 
     @property
     def key(self) -> CycleKey:
         """Which cycle this is."""
-        return CycleKey(self.study, self.experiment_id, self.config_hash, self.cycle)
+        names = (self.study, self.experiment_id, self.config_hash, self.cycle)
+        return CycleKey(*names) if self.step is None else WindowKey(*names, self.step)
 
     @property
     def attempt(self) -> int:
@@ -106,9 +109,11 @@ def begin(key: CycleKey, before: CycleState | None, not_reused: str | None = Non
     )
 
 
-def reused(key: CycleKey, source_run: str) -> CycleState:
-    """The state of a cycle whose result was taken from an earlier run."""
-    return CycleState(**vars(key), state="valid", attempts=(), changed_at=now(), source_run=source_run)
+def given(key: CycleKey, result: Result, source_run: str | None) -> CycleState:
+    """The state of a cycle whose result was not measured for it: by an earlier run, or in a window of its search."""
+    reasons = tuple(reason.code for reason in result.validity.reasons)
+    state: StateName = result.status
+    return CycleState(**vars(key), state=state, attempts=(), changed_at=now(), source_run=source_run, reasons=reasons)
 
 
 def read_state(directory: Path) -> CycleState | None:

@@ -113,7 +113,7 @@ class RunStore:
         The table of its requests in the directory `earlier` comes along, as the result's own rows.
         """
         source = result.source_run or result.run_id
-        experiment = replace(result.experiment, id=key.experiment_id)
+        experiment = replace(result.experiment, id=key.item_id)
         job_dir = JobDir(self.directory(key))
         job_dir.path.mkdir(parents=True, exist_ok=True)
         update = {"run_id": self.run_id, "source_run": source, "experiment": experiment}

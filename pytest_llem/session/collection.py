@@ -112,16 +112,26 @@ def parametrize(metafunc: pytest.Metafunc, session: LlemSession) -> None:
     except LlemError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     skips = {id: pytest.mark.skip(reason=reason) for id, reason in reasons.items()}
+    in_study_file = metafunc.definition.getparent(StudyFile) is not None
     cycles: Iterable[tuple[Experiment, int | None]]
     if "llem_cycle" in metafunc.fixturenames:
         execution = study.execution
         optional = execution.max_cycles if execution.target_ci is not None else 0
         cycles = study.schedule(max(execution.cycles, optional))
     else:
-        in_study_file = metafunc.definition.getparent(StudyFile) is not None
         cycles = [(each, None) for each in study.experiments if not in_study_file or session.gated(each)]
-    parameters = [_parameter(study, experiment, cycle, skips) for experiment, cycle in cycles]
+    parameters = [
+        _parameter(study, experiment, cycle, step, skips)
+        for experiment, cycle in cycles
+        for step in _steps(experiment, in_study_file and cycle is not None)
+    ]
     metafunc.parametrize(EXPERIMENT, parameters, indirect=True, scope="function")
+
+
+def _steps(experiment: Experiment, windows: bool) -> Iterable[int | None]:
+    """The windows of a search, which are items of their own in the study's file; a user's test is about its answer."""
+    search = experiment.search if windows else None
+    return (None,) if search is None else range(1, search.max_windows + 1)
 
 
 def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
@@ -151,14 +161,19 @@ def _study_of(definition: pytest.Function, session: LlemSession) -> Study:
 
 
 def _parameter(
-    study: Study, experiment: Experiment, cycle: int | None, skips: Mapping[str, pytest.MarkDecorator]
+    study: Study,
+    experiment: Experiment,
+    cycle: int | None,
+    step: int | None,
+    skips: Mapping[str, pytest.MarkDecorator],
 ) -> object:
-    keywords, id = experiment.keywords, experiment.id
-    numbered = {} if cycle is None else {"cycle": cycle}
-    marks = [pytest.mark.llem(**keywords, **numbered, id=id), *([skips[id]] if id in skips else [])]
+    keywords = experiment.keywords
+    numbered = {name: value for name, value in (("cycle", cycle), ("step", step)) if value is not None}
+    of_experiment = skips.get(experiment.id)
     words = _words(str(keywords["model"]), str(keywords["engine"]), experiment.tags)
-    value = ExperimentCycle(study, experiment, cycle, words)
-    return pytest.param(value, id=id if cycle is None else f"{id}-c{cycle}", marks=marks)
+    value = ExperimentCycle(study, experiment, cycle, words, step)
+    marks = [pytest.mark.llem(**keywords, **numbered, id=value.id), *([of_experiment] if of_experiment else [])]
+    return pytest.param(value, id=value.id if cycle is None else f"{value.id}-c{cycle}", marks=marks)
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.layout import CycleKey, WindowKey, window_id
 
 if TYPE_CHECKING:
     import pytest
@@ -28,12 +28,20 @@ class ExperimentCycle:
     cycle: int | None = None
     words: tuple[str, ...] = ()
     """Model, engine and tags, which `-k` matches besides the id."""
+    step: int | None = None
+    """The window (1-based) of a search, where a test is about one."""
+
+    @property
+    def id(self) -> str:
+        """The id of what is measured: of the experiment, or of the window of a search."""
+        return self.experiment.id if self.step is None else window_id(self.experiment.id, self.step)
 
     @property
     def key(self) -> CycleKey:
         """The cycle's name in the run's store."""
         assert self.cycle is not None, "a cycle is measured, not an experiment"
-        return CycleKey(self.study.name, self.experiment.id, self.experiment.config_hash, self.cycle)
+        names = (self.study.name, self.experiment.id, self.experiment.config_hash, self.cycle)
+        return CycleKey(*names) if self.step is None else WindowKey(*names, self.step)
 
     @property
     def optional(self) -> bool:
@@ -42,7 +50,7 @@ class ExperimentCycle:
 
     def cycles(self) -> list[ExperimentCycle]:
         """The same experiment, once per cycle that its study asks for (not the optional ones of `target_ci`)."""
-        return [replace(self, cycle=cycle) for cycle in range(1, self.study.execution.cycles + 1)]
+        return [replace(self, cycle=cycle, step=None) for cycle in range(1, self.study.execution.cycles + 1)]
 
 
 def experiment_cycle_of(item: pytest.Item) -> ExperimentCycle | None:

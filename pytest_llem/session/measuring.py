@@ -109,14 +109,14 @@ class Measurer:
         if starts_server(experiment.config):
             runner = self._beside_server(runner, study)
         preflight = self._checks.preflight(runner, cycle, demand.first())
-        title = f"{study.name} {experiment.id} c{cycle.cycle}"
+        title = f"{study.name} {cycle.id} c{cycle.cycle}"
 
         def job_on(devices: DeviceSet) -> Job:
             nonlocal dependencies
             dependencies = _dependencies(cycle, runner.spec, Demand.exactly(devices))
             return self._job(cycle, attempt, devices)
 
-        queue_position = self.queue_positions.get((study.name, experiment.id, cycle.cycle or 1))
+        queue_position = self.queue_positions.get((study.name, cycle.id, cycle.cycle or 1))
         request = CycleRequest(
             demand,
             LeaseRequest(title, self._run_id, queue_position),
@@ -192,7 +192,7 @@ class Measurer:
         return Job(
             run_id=self._run_id,
             study=study.name,
-            experiment_id=experiment.id,
+            experiment_id=cycle.id,
             config_hash=experiment.config_hash,
             config=experiment.config,
             cycle=cycle.cycle or 1,

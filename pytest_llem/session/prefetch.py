@@ -67,7 +67,8 @@ def begin_prefetch(
 def needed_cycles(selected: Sequence[ExperimentCycle]) -> list[NeededCycle]:
     """The cycles that items need for certain, each once, in the order of need; optional ones are left out."""
     needed: dict[CycleKey, NeededCycle] = {}
-    for entry in selected:
+    for window in selected:
+        entry = replace(window, step=None)  # windows of a search wait for each other: it is measured as a whole
         own = entry.cycle is not None
         for cycle in [entry] if own else entry.cycles():
             if not cycle.optional:

@@ -22,6 +22,7 @@ from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
 from pytest_llem.job.redaction import redact, redact_arguments
+from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
@@ -29,7 +30,7 @@ from pytest_llem.results.axes import differing
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
-from pytest_llem.results.layout import MANIFEST, CycleKey
+from pytest_llem.results.layout import MANIFEST, CycleKey, WindowKey
 from pytest_llem.results.manifest import (
     Invocation,
     PlannedCycle,
@@ -40,6 +41,7 @@ from pytest_llem.results.manifest import (
 )
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
+from pytest_llem.results.searched import EVIDENCE, tells_of_load
 from pytest_llem.results.state import TERMINAL, Holder, Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
@@ -49,6 +51,7 @@ from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
 from pytest_llem.session.run import RunIdentity, RunOptions
 from pytest_llem.session.runner_plan import RunnerPlans
+from pytest_llem.session.searching import SearchedCycle, under_load
 from pytest_llem.study import Experiment, Study
 
 DYING_S = 5.0
@@ -110,18 +113,44 @@ class RunResults:
     def get_or_measure(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
         """The outcome of a cycle: from the store, or measured now; `retried` except for gates, which never retry."""
         if self._prefetch is not None:
-            self._prefetch.wait(cycle.key)
+            self._prefetch.wait(replace(cycle, step=None).key)
         return self._from_store(cycle, retried=retried)
 
     def _from_store(self, cycle: ExperimentCycle, *, retried: bool) -> Outcome:
+        if cycle.experiment.search is None:
+            return self._measured(cycle, retried=retried)
+        known = self.store.outcome(cycle.key) if cycle.step is None else None
+        if known is not None:
+            return known
+        searched = SearchedCycle.begin(cycle)
+        searched.go_on(self._window, cycle.step)
+        with self._storing():
+            whole = searched.write(self.store)
+        return whole if whole is not None and cycle.step is None else searched.windows[-1].outcome
+
+    def _window(self, window: ExperimentCycle, load: float) -> Outcome:
+        return self._measured(under_load(window, load), retried=True, load=load)
+
+    def _measured(self, cycle: ExperimentCycle, *, retried: bool, load: float | None = None) -> Outcome:
         with self._storing():
             return get_or_measure(
                 self.store,
                 cycle.key,
                 lambda attempt, job_dir: self._measurer.measure(cycle, attempt, job_dir),
                 retries=cycle.study.execution.retries if retried else 0,
-                reuse=(lambda: self._reusable(cycle)) if self._options.resume else None,
+                reuse=(lambda: self._reusable(cycle, load)) if self._options.resume else None,
             )
+
+    def answered_before(self, window: ExperimentCycle) -> str | None:
+        """The answer of a search for which a window is not needed; windows before it that are absent are measured."""
+        if self._prefetch is not None:
+            self._prefetch.wait(replace(window, step=None).key)
+        searched = SearchedCycle.begin(window)
+        searched.go_on(self._window, (window.step or 1) - 1)
+        if searched.answer is not None and self.store.outcome(searched.cycle.key) is None:
+            with self._storing():
+                searched.write(self.store)
+        return searched.answer
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
@@ -135,17 +164,25 @@ class RunResults:
             with writing(Path(str(problem.filename)) if inside else self._run_dir):
                 raise
 
-    def _reusable(self, cycle: ExperimentCycle) -> Reuse:
+    def _reusable(self, cycle: ExperimentCycle, load: float | None) -> Reuse:
         try:
             identity, *others = self._measurer.identities(cycle, self.store.environment)
         except LlemError as error:  # measuring meets the same obstacle, and explains it
             return Reuse(None, error.message)
-        study = cycle.study
-        return self._earlier_runs.find(cycle.key, identity, study.thresholds, others, study.percentiles)
+        study, besides = cycle.study, EVIDENCE if load is not None else ()
+        found = self._earlier_runs.find(cycle.key, identity, study.thresholds, others, study.percentiles, besides)
+        if found.result is None or load is None or found.result.experiment.config == encode(cycle.experiment.config):
+            return found
+        return Reuse(None, f"its load was another than {load:.4g}")
 
     @cached_property
     def _earlier_runs(self) -> EarlierRuns:
         return EarlierRuns(self._options.out, self._run.id)
+
+    def tells_of_load(self, window: ExperimentCycle, outcome: Outcome) -> bool:
+        """Whether a window's outcome says of its load whether it is too much; false where none is searched."""
+        search = window.experiment.search
+        return search is not None and window.step is not None and tells_of_load(search, outcome)
 
     def precise_before(self, cycle: ExperimentCycle) -> int | None:
         """After how many cycles, before an optional one, `target_ci` is reached.
@@ -154,7 +191,7 @@ class RunResults:
         """
         outcomes: list[Outcome] = []
         for number in range(1, cycle.cycle or 1):
-            outcomes.append(self.get_or_measure(replace(cycle, cycle=number), retried=False))
+            outcomes.append(self.get_or_measure(replace(cycle, cycle=number, step=None), retried=False))
             if precise_after(outcomes, cycle.study.execution):
                 return number
         return None
@@ -180,7 +217,7 @@ class RunResults:
         """
         execution = experiment.study.execution
         last = execution.cycles if execution.target_ci is None else max(execution.cycles, execution.max_cycles)
-        keys = [replace(experiment, cycle=number).key for number in range(1, last + 1)]
+        keys = [replace(experiment, cycle=number, step=None).key for number in range(1, last + 1)]
         states = [read_state(self.store.directory(key)) for key in keys]
         ended = [key for key, state in zip(keys, states, strict=True) if state is not None and state.state in TERMINAL]
         if not {cycle.key for cycle in experiment.cycles()} <= {*ended}:
@@ -198,7 +235,7 @@ class RunResults:
 
     def queue_in_order(self, cycles: Iterable[ExperimentCycle]) -> None:
         """Have this worker's cycles wait for devices in the order of the run, which several workers share."""
-        names = [(cycle.study.name, cycle.experiment.id, cycle.cycle) for cycle in cycles]
+        names = [(cycle.study.name, cycle.id, cycle.cycle) for cycle in cycles]
         self._measurer.queue_positions = {name: position for position, name in enumerate(names)}
 
     def write_plan(self, cycles: Iterable[ExperimentCycle], facts: Mapping[str, JsonValue] | None) -> None:
@@ -352,12 +389,15 @@ def _wait_for_end(pid: int) -> None:
 
 
 def _own_cycle(nodeid: str, plans: Iterable[StudyPlan], rootpath: Path) -> Iterator[CycleKey]:
-    """The cycle that an item of a study file is about; nothing for gates and users' tests."""
+    """The cycle, or window of a search, that an item of a study file is about; nothing for gates and users' tests."""
     match = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
     if match is None:
         return
+    search_id, _, step = match["id"].rpartition("-")
     for plan in plans:
         if plan.path is not None and Path(plan.path) == rootpath / match["path"]:
-            hashes = [cycle.config_hash for cycle in plan.cycles if cycle.experiment_id == match["id"]]
-            if hashes:
-                yield CycleKey(plan.name, match["id"], hashes[0], int(match["cycle"]))
+            hashes = {cycle.experiment_id: cycle.config_hash for cycle in plan.cycles}
+            if match["id"] in hashes:
+                yield CycleKey(plan.name, match["id"], hashes[match["id"]], int(match["cycle"]))
+            elif search_id in hashes and step.isdecimal():
+                yield WindowKey(plan.name, search_id, hashes[search_id], int(match["cycle"]), int(step))

@@ -133,7 +133,9 @@ class LlemSession:
         cycles = [cycle for item in items if (cycle := experiment_cycle_of(item)) is not None]
         for cycle in cycles:
             if cycle.cycle is not None:
-                self._selected.setdefault((cycle.study.name, cycle.experiment.id), {})[cycle.cycle] = cycle
+                self._selected.setdefault((cycle.study.name, cycle.experiment.id), {})[cycle.cycle] = replace(
+                    cycle, step=None
+                )
         if cycles and self.run.worker is not None:
             self.results.queue_in_order(cycles)
         if cycles and not self.options.collect_only:

@@ -26,7 +26,10 @@ Property = tuple[str, "str | int | float | bool"]
 
 
 def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, llem_cycle: ExperimentCycle) -> None:
-    """Measure one cycle; skip an optional one once precise enough, and an invalid one, with reasons, unless strict."""
+    """Measure one cycle, or one window of a search, and skip what is not needed.
+
+    An invalid one is skipped with reasons, unless strict; a search's window whose load was too much is an answer.
+    """
     execution = llem_cycle.study.execution
     precise = llem_session.results.precise_before(llem_cycle) if llem_cycle.optional else None
     if precise is not None:
@@ -34,9 +37,14 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
             f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %, scatter alone) "
             f"after {precise} cycles"
         )
+    answer = llem_session.results.answered_before(llem_cycle) if llem_cycle.step is not None else None
+    if answer is not None:
+        pytest.skip(f"not needed: {answer}")
     outcome = outcome_for(request.node, llem_session, llem_cycle)
     figures = llem_session.results.figures(llem_cycle)
     _set_properties(request.node, experiment_properties(figures, execution.headline))
+    if outcome.state == "invalid" and llem_session.results.tells_of_load(llem_cycle, outcome):
+        pytest.skip(f"more than the SLO allows: {'; '.join(outcome.reasons())}")
     if outcome.state == "invalid" and not llem_session.options.strict:
         unless_none_is_valid(llem_session, llem_cycle, f"invalid: {'; '.join(outcome.reasons())}")
     if outcome.state != "valid":
@@ -120,7 +128,7 @@ def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) ->
     """The main figures of an outcome as JUnit properties: exact built-in types, which xdist can serialise; no nulls."""
     entries: list[Property] = [
         ("llem_study", str(outcome.key.study)),
-        ("llem_experiment", str(outcome.key.experiment_id)),
+        ("llem_experiment", str(outcome.key.item_id)),
         ("llem_status", str(outcome.state)),
         ("llem_artifact", os.path.relpath(outcome.directory, rootpath)),
     ]
@@ -153,7 +161,8 @@ def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) ->
 def experiment_properties(figures: Mapping[str, MetricSummary], headline: str) -> list[Property]:
     """An experiment's main figures with their expanded uncertainty, which is absent where it is not known."""
     entries: list[Property] = []
-    for name in dict.fromkeys((headline, "joules_per_output_token", "output_tokens_per_s")):
+    names = (headline, "joules_per_output_token", "output_tokens_per_s", "max_rate_under_slo")
+    for name in dict.fromkeys(names):
         figure = figures.get(name)
         if figure is not None:
             entries.append((f"llem_experiment_{name}", float(figure.value)))

@@ -12,6 +12,7 @@ from pytest_llem.errors import JsonValue
 from pytest_llem.study.fields import WrittenSetting, keyword
 from pytest_llem.study.model import SweptAxis
 from pytest_llem.study.naming import text_of
+from pytest_llem.study.search import SEARCH
 from pytest_llem.study.sweep import Alternative, Axis
 
 NONE = "none"
@@ -42,6 +43,8 @@ def _values(axis: Axis) -> tuple[JsonValue, ...]:
 def _scalar(alternative: Alternative) -> JsonValue:
     if not alternative.settings:
         return NONE
+    if alternative.settings[0].path == SEARCH:
+        return SEARCH
     value = alternative.settings[0].value
     return value if isinstance(value, (bool, int, float, str)) else _shown(value)
 

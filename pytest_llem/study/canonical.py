@@ -19,6 +19,7 @@ from pytest_llem.job.files import expanded, found
 from pytest_llem.job.wire import decode
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.fields import FlatSettings, defaults, unflatten
+from pytest_llem.study.search import SEARCH, Search
 
 Get = Callable[[str], JsonValue]
 
@@ -129,6 +130,7 @@ def effective(flat: FlatSettings, engine: str) -> FlatSettings:
 
     A preset is replaced by its settings, below what is set beside it, and the engine's own `dtype` by the common one. A
     data set whose prompts have no length set keeps its own lengths: the declared default is that of synthetic prompts.
+    A searched load stands at the lower end of its bracket.
     """
     preset, own_dtype = flat.get("decoding.preset"), f"{engine}.dtype"
     result = dict(flat)
@@ -141,6 +143,9 @@ def effective(flat: FlatSettings, engine: str) -> FlatSettings:
         result["dtype"] = result.pop(own_dtype)
     if flat.get("workload.dataset", SYNTHETIC) != SYNTHETIC:
         result.setdefault("workload.input_tokens", None)
+    search = Search.of(flat)
+    if search is not None:
+        result.update(search.at(search.low, result))
     return result
 
 
@@ -199,6 +204,7 @@ def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
     inactive = inactive_by_default(kept)
     common = {**_common_defaults(), **{path: kept[path] for path in kept if path.partition(".")[0] != engine}}
     common.pop("decoding.preset", None)
+    common.pop(SEARCH, None)
     for path in inactive & common.keys():
         common[path] = defaults()[path]
     data = unflatten(common)

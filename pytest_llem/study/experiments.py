@@ -32,6 +32,7 @@ from pytest_llem.study.model import (
     SweptAxis,
 )
 from pytest_llem.study.problems import Locate, Location
+from pytest_llem.study.search import SEARCH, Search
 
 if TYPE_CHECKING:
     from pytest_llem.job.config import ExperimentConfig
@@ -86,7 +87,11 @@ class Experiment:
     def config_hash(self) -> str:
         """SHA-256 (hex) over the settings that change the measurement, independent of their order."""
         if self._hash is None:
-            settings = {"v": HASH_VERSION, "set": self.flat_settings}
+            flat = self.flat_settings
+            searched = flat.get(SEARCH)
+            if isinstance(searched, dict):  # with more windows a search goes on where it ended
+                flat[SEARCH] = {name: value for name, value in searched.items() if name != "max_windows"}
+            settings = {"v": HASH_VERSION, "set": flat}
             text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
             self._hash = hashlib.sha256(text.encode("ascii")).hexdigest()
         return self._hash
@@ -97,6 +102,20 @@ class Experiment:
         from pytest_llem.study.canonical import resolve
 
         return resolve(self.flat_settings, self._directory)
+
+    @property
+    def search(self) -> Search | None:
+        """The search for a largest load that this experiment is; `None` for a plain one."""
+        found = next((part.kept for part in self._parts if SEARCH in part.kept), None)
+        return None if found is None else Search.of(found)
+
+    def under(self, load: float, seed: int) -> Experiment:
+        """This search as it is measured in one window: under a load, whose arrivals are drawn from `seed`."""
+        assert self.search is not None
+        chosen = SettingsSlice("", self.search.at(load, self.flat_settings, seed), {}, ())
+        window = Experiment(self.id, (*self._parts, chosen), self.gates, self._directory)
+        window._hash = self.config_hash
+        return window
 
     @property
     def engine(self) -> str:

@@ -21,6 +21,7 @@ from pytest_llem.study.model import Keyword, OmittedPoint, SettingsSlice
 from pytest_llem.study.naming import digest, shorten
 from pytest_llem.study.problems import Location
 from pytest_llem.study.rules import RULES, Rule
+from pytest_llem.study.search import ARRIVAL, CLIENT, SEARCH
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
 
 # Chosen: ten times the ten thousand points of tests/benchmarks/collection.py; above it a study is a mistake.
@@ -106,6 +107,8 @@ def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[f
     yield frozenset({"workload.dataset", "workload.input_tokens"})
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
+    if any(SEARCH in own for own in paths):
+        yield frozenset({SEARCH, ARRIVAL, CLIENT})
     of_engines = {f"{engine}.dtype" for engine in shipped_engines()}
     if any(own & of_engines for own in (*paths, shared.keys())):
         yield frozenset({"dtype", *of_engines})
@@ -323,6 +326,8 @@ class _Block:
             wanted.add(f"{self.engine}.dtype")
         if "workload.input_tokens" in wanted:
             wanted.add("workload.dataset")
+        if wanted & {ARRIVAL, CLIENT}:
+            wanted.add(SEARCH)
         wanted |= {path.rpartition(".")[0] for path in wanted}
         return tuple(index for index, axis in enumerate(self.sweep.axes) if axis.paths & wanted)
 

@@ -6,6 +6,7 @@ rule returns must name both settings and say what to change.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job.config import SYNTHETIC
+from pytest_llem.job.config import SYNTHETIC, SloSettings
 from pytest_llem.study.canonical import Get, section_of
 from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
+from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
 
 PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
 """Names that may stand between braces in the command, the arguments and the environment of a started server."""
@@ -174,13 +176,37 @@ def _arrival(get: Get) -> str | None:
         if value.get("file") is None and get("workload.dataset") == SYNTHETIC:
             text = "workload.arrival: process schedule without a file takes the times of a data set"
             return _refused(f"{text}, and workload.dataset synthetic has none", "give file")
+    random = ("seed",) if process in ("poisson", "gamma", "ramp") else ()
     for name, number in value.items():
-        if name not in ("process", *needed) and number is not None:
+        if name not in ("process", *needed, *random) and number is not None:
             return _refused(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
     engine = str(get("engine"))
     if engine_info(engine).batch_size is not None:
         return _refused(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
     return None
+
+
+def _searched(get: Get) -> str | None:
+    search = Search.of({SEARCH: get(SEARCH)})
+    if search is None:
+        return None
+    engine, arrival = str(get("engine")), get(ARRIVAL)
+    process = arrival.get("process") if isinstance(arrival, Mapping) else None
+    what = f"a search of {search.setting}"
+    if engine_info(engine).batch_size is not None:
+        return _refused(f"{what} cannot be combined with engine {engine}", "it does not serve: use vllm or openai")
+    if search.setting == CLIENT and engine != "openai":
+        return _refused(f"{what} cannot be combined with engine {engine}", f"search {IN_FLIGHT}")
+    if all(get(path) is None for path in _SLO_LIMITS):
+        text = f"{what} finds the largest load under an SLO, and slo sets no limit"
+        return _refused(text, "write slo: {ttft_s: 0.5, at: 99%}")
+    processes = {RATE: ("constant", "poisson", "gamma", "burst"), IN_FLIGHT: ("concurrency",)}.get(search.setting)
+    if processes is not None and process not in processes:
+        return _refused(f"{what} cannot be combined with process {process}", f"use process {' or '.join(processes)}")
+    return None
+
+
+_SLO_LIMITS = tuple(f"slo.{item.name}" for item in dataclasses.fields(SloSettings) if item.default is None)
 
 
 def _address(get: Get) -> str | None:
@@ -311,6 +337,7 @@ _Q = "transformers.quantization"
 RULES: tuple[Rule, ...] = (
     _lengths("workload.input_tokens"),
     _lengths("workload.output_tokens"),
+    Rule((SEARCH, *_SLO_LIMITS, ARRIVAL, "engine"), _searched),
     Rule(("workload.arrival", "workload.dataset", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
     Rule(

@@ -17,6 +17,7 @@ from pytest_llem.study.declared import BadValueError
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
+from pytest_llem.study.search import EXAMPLE, SEARCH, is_search, parse_search
 
 _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"
 
@@ -53,10 +54,25 @@ def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath =
             report((*origin, key), f"sweep: more than {MAX_NUMBERS:,} values in all", "sweep fewer", True)
             return []
     _check_overlap(axes, report)
-    return axes
+    return _searched_last(axes, report)
+
+
+def _searched_last(axes: Sequence[Axis], report: Report) -> list[Axis]:
+    """The axes with the searched one behind all others: ids end with it, and so do those of its windows."""
+    searched = [axis for axis in axes if SEARCH in axis.paths]
+    for second in searched[1:]:
+        text = f"sweep: {second.name} is searched, and {searched[0].name} is as well"
+        report(second.origin, text, "search one of them, and sweep values of the other", True)
+    return [*(axis for axis in axes if SEARCH not in axis.paths), *searched]
 
 
 def _axes(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[Axis]:
+    if is_search(value):
+        return _search(path, value, report, key_path)
+    if _holds_search(value):
+        fix = f"write it as an axis of its own, SETTING: {EXAMPLE}"
+        report(key_path, f"sweep: {path}: a search cannot stand among other values", fix, True)
+        return []
     item = fields.find(path)
     if isinstance(value, list) and _is_group(path, item, value):
         head, dot, _ = path.partition(".")
@@ -75,6 +91,20 @@ def _axes(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> lis
             axis for key, inner in value.items() for axis in _axes(f"{path}.{key}", inner, report, (*key_path, key))
         ]
     return _single_axis(_plain(item, path, value, report, key_path), path, key_path)
+
+
+def _search(path: str, value: JsonValue, report: Report, key_path: KeyPath) -> list[Axis]:
+    try:
+        searched = WrittenSetting(SEARCH, parse_search(path, value).as_setting(), key_path)
+    except BadValueError as problem:
+        report((*key_path, *problem.inner), f"sweep: {problem.text}", problem.fix, False)
+        return []
+    return _single_axis([Alternative((searched,), f"{keyword(path)}:{SEARCH}", key_path)], path, key_path)
+
+
+def _holds_search(value: JsonValue) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return any(is_search(each) or _holds_search(each) for each in inner)
 
 
 def _single_axis(

@@ -28,6 +28,7 @@ from pytest_llem.study.llenergymeasure import (
     RUNNERS,
 )
 from pytest_llem.study.problems import Problem
+from pytest_llem.study.search import is_search
 
 _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execution"})
 _APART = ("sweep", "experiments", "exclude", "runners", "images")
@@ -345,7 +346,7 @@ class _Translator:
             if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
                 out[word] = [self._alternative(e, (*at, i)) for i, e in enumerate(value) if isinstance(e, Mapping)]
                 self._note(word, at)
-            elif isinstance(value, Mapping) and _goes_deeper(word) and not _is_shorthand(value):
+            elif isinstance(value, Mapping) and _goes_deeper(word) and not (_is_shorthand(value) or is_search(value)):
                 out.update(self._sweep(value, at, f"{word}."))
             else:
                 self._axis(word, _range(value), out, at)

@@ -50,7 +50,8 @@ def schedule(workload: WorkloadSettings, requests: Sequence[Request]) -> Schedul
     if arrival.process == "schedule":
         return Schedule(_recorded(requests))
     places = arrival_places(requests)
-    times = _times(arrival, max(places, default=-1) + 1, workload.seed)
+    seed = workload.seed if arrival.seed is None else arrival.seed
+    times = _times(arrival, max(places, default=-1) + 1, seed)
     return Schedule([times[place] for place in places])
 
 

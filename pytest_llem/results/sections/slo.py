@@ -94,6 +94,7 @@ def derive_slo(
         effective_requests=effective,
         share_low=low,
         share_high=high,
+        offered_per_s=offered_per_s(requests),
         reached=None if low is None or high is None else _reached(settings.at, low, high),
         goodput_requests_per_s=ratio(count, duration_s),
         goodput_output_tokens_per_s=ratio(tokens, duration_s),
@@ -124,6 +125,16 @@ def _in_order(requests: Sequence[RequestRecord], good: Sequence[bool]) -> list[f
         first.setdefault(request.index, request.start_ns)
         outcomes.setdefault(request.index, []).append(counts)
     return [fmean(outcomes[index]) for index in sorted(outcomes, key=first.__getitem__)]
+
+
+def offered_per_s(requests: Sequence[RequestRecord]) -> float | None:
+    """The rate at which requests, or sessions, were due within repeats; `None` where all were at once."""
+    due: dict[int, list[int]] = {}
+    for request in requests:
+        if request.turn in (None, 1):
+            due.setdefault(request.repeat, []).append(request.start_ns if request.due_ns is None else request.due_ns)
+    span_s = sum(max(times) - min(times) for times in due.values()) / 1e9
+    return (sum(map(len, due.values())) - len(due)) / span_s if span_s else None
 
 
 def _share(kept_it: Sequence[bool | None]) -> float | None:

@@ -2,7 +2,8 @@
 
 `python scripted_server.py --port N --model NAME [--fault FAULT] [--child]`. Faults: `early` (ends before it listens,
 with exit code 3), `never` (listens, and loads for ever), `mid` (ends with exit code 7 at the tenth completion),
-`stubborn` (ignores SIGTERM). With `--child` a process of its own session works beside it.
+`stubborn` (ignores SIGTERM). With `--child` a process of its own session works beside it. With `--service S` it is a
+queue: one request at a time is served, for so many seconds, in the order in which they came.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fault = "none"
     model = "scripted"
+    service_s = 0.0
+    free_at = 0.0
+    queue = threading.Lock()
     begun = time.monotonic()
     completions = 0
 
@@ -42,7 +46,15 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(7)
         self._complete(body)
 
+    def _wait_in_queue(self) -> None:
+        with self.queue:
+            Handler.free_at = max(time.monotonic(), Handler.free_at) + self.service_s
+            turn = Handler.free_at
+        time.sleep(max(0.0, turn - time.monotonic()))
+
     def _complete(self, body: dict[str, Any]) -> None:
+        if self.service_s:
+            self._wait_in_queue()
         prompt = body.get("prompt")
         count = int(body.get("max_tokens") or body.get("max_completion_tokens") or 1)
         asked = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], int) else len(str(prompt).split())
@@ -88,6 +100,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--fault", default="none")
     parser.add_argument("--child", action="store_true")
+    parser.add_argument("--service", type=float, default=0.0)
     options = parser.parse_args()
     print(f"serving {options.model} as {options.dtype} to {os.environ.get('CUDA_VISIBLE_DEVICES')!r}", flush=True)
     if options.fault == "early":
@@ -98,7 +111,7 @@ def main() -> None:
     if options.child:
         child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
         print(f"child {child.pid}", flush=True)
-    Handler.fault, Handler.model = options.fault, options.model
+    Handler.fault, Handler.model, Handler.service_s = options.fault, options.model, options.service
     server = ThreadingHTTPServer((options.host, options.port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
