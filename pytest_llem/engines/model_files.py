@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.engines.builtin import builtin_path, is_builtin
-from pytest_llem.errors import EngineError, JsonValue, LlemError, ModelNotFoundError
-from pytest_llem.job.files import found, is_path, open_regular, parse_object, reason
+from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError, ModelNotFoundError
+from pytest_llem.job.files import found, is_path, open_regular, parse_object, read_json, reason
 from pytest_llem.workload.hub import hub_obstacle
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
@@ -80,6 +80,24 @@ def require_checkpoint(model: str, *, weights: bool = True, gguf: bool = True) -
     problem = _not_a_directory(path, gguf) if not path.is_dir() else _incomplete(path, weights)
     if problem is not None:
         raise ModelNotFoundError(f"model {model!r} {problem[0]}", fix=problem[1], details={"model": model})
+
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+"""Where transformers keeps chat templates beside `tokenizer_config.json`."""
+
+
+def require_chat_template(model: str) -> None:
+    """Raise `EngineSettingError` for a directory whose tokenizer has no chat template, as base models have none."""
+    directory = found(model)
+    settings = None if directory is None else directory / "tokenizer_config.json"
+    if directory is None or settings is None or not settings.is_file():
+        return
+    if "chat_template" in read_json(settings) or any((directory / name).exists() for name in TEMPLATES):
+        return
+    raise EngineSettingError(
+        f"sessions are put into the model's chat template, and {model} has none",
+        fix="use an instruction-tuned model, or openai.api: chat with a server that has a template",
+    )
 
 
 def _not_a_directory(path: Path, gguf: bool) -> tuple[str, str] | None:

@@ -78,7 +78,7 @@ class Arrival:
         ["arrivals.txt"],
     )
     burst_size: PositiveInt | None = setting(None, "Requests per burst; burst only.")
-    concurrency: PositiveInt | None = setting(None, "Requests in flight; concurrency only.")
+    concurrency: PositiveInt | None = setting(None, "Requests in flight, or sessions open; concurrency only.")
     seed: NonNegativeInt | None = setting(
         None, "Seed of the times; null is that of the workload; poisson, gamma and ramp only."
     )

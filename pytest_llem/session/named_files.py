@@ -17,7 +17,7 @@ from pathlib import Path
 from pytest_llem.energy.validity import thresholds
 from pytest_llem.engines import engine_info, shipped_engines, starts_server
 from pytest_llem.engines.builtin import is_builtin, require_known
-from pytest_llem.engines.model_files import GGUF, find_adapter, find_model, require_checkpoint
+from pytest_llem.engines.model_files import GGUF, find_adapter, find_model, require_chat_template, require_checkpoint
 from pytest_llem.errors import (
     EngineNotInstalledError,
     JsonValue,
@@ -29,6 +29,7 @@ from pytest_llem.errors import (
 from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, WorkloadSettings
 from pytest_llem.job.files import expanded, found, is_path, reason
 from pytest_llem.job.report import RunnerName
+from pytest_llem.job.request import Texts
 from pytest_llem.machine.parquet import parquet_texts
 from pytest_llem.runners import RUNNERS
 from pytest_llem.study import Experiment, Study
@@ -45,7 +46,7 @@ _MODEL = ("model", "lora", "weights", *(f"{info.name}.base_url" for info in ship
 
 _READ_BY = (
     *(f"workload.{name}" for name in ("dataset", "column", "order", "input_tokens", "chat_template", "speed")),
-    "workload.arrival",
+    *("workload.arrival", "model", "openai.api"),
 )
 """What decides whether a data set can be read as it is, besides `workload.prompts`."""
 
@@ -203,7 +204,12 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
             return
         here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
         if here and not expanded(settings.dataset).is_dir():
-            _read(settings, allowed_rel)
+            texts = _read(settings, allowed_rel)
+            by_server = (
+                engine_info(experiment.engine).serves_over_http and experiment.config.settings.get("api") == "chat"
+            )
+            if texts.recorded and texts.recorded[0].messages is not None and not by_server:
+                require_chat_template(experiment.config.model)
         elif not in_image and find_spec("datasets") is None:
             what = "is a directory" if here else "is a data set of the hub"
             raise EngineNotInstalledError(
@@ -245,10 +251,11 @@ def _arrivals(workload: WorkloadSettings) -> int:
     return workload.prompts
 
 
-def _read(settings: WorkloadSettings, allowed_rel: float) -> None:
+def _read(settings: WorkloadSettings, allowed_rel: float) -> Texts:
     """Read as many rows of a local data set as the workload needs, in the order of the file."""
     in_order = replace(settings, order="interleaved")
     texts = parquet_texts(in_order) or read_rows(in_order)
     require_few_broken(texts, allowed_rel)
     if texts.recorded:
         require_fitting(texts.format, settings)
+    return texts

@@ -15,7 +15,6 @@ from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.results import load
 from pytest_llem.worker.caches import hits_from_before
-from tests.engines.engine_cases import generate
 from tests.engines.servers.configs import config_maker
 from tests.engines.servers.starting import RealServer, llama_cpp
 
@@ -48,17 +47,17 @@ def sessions(count: int = 3, turns: int = 3) -> list[Request]:
     ]
 
 
-def repeats(server: RealServer, cache: Cache | None, count: int = 3) -> list[tuple[str, list[Completion]]]:
-    """Passes over the sessions, emptied before each as `cache` says, with what `reset` said before."""
+def repeats(server: RealServer, cache: Cache, asked: list[Request]) -> list[tuple[str, list[Completion]]]:
+    """Three passes over the requests, emptied before each as `cache` says, with what `reset` said before."""
     config = config_maker(server.url)()
     engine = open_engine("openai")
     try:
         engine.prepare(replace(config, workload=replace(config.workload, cache=cache)), DeviceSet("cpu"))
         engine.load()
         done: list[tuple[str, list[Completion]]] = []
-        for index in range(count):
+        for index in range(3):
             state = engine.reset() if cache != "warm" or index == 0 else "kept"
-            done.append((state, engine.read(engine.generate(sessions(), lambda _done, _total: None))))
+            done.append((state, engine.read(engine.generate(asked, lambda _done, _total: None))))
         return done
     finally:
         engine.shutdown()
@@ -70,7 +69,7 @@ def cached(done: list[Completion], turn: int) -> list[int]:
 
 
 def test_a_cold_cache_gives_the_history_of_a_session_and_nothing_of_the_repeat_before(llama: RealServer) -> None:
-    for state, done in repeats(llama, "cold"):
+    for state, done in repeats(llama, "cold", sessions()):
         assert state == "cleared"
         # The first token is common to all prompts.
         assert max(cached(done, 1)) <= 1
@@ -80,7 +79,7 @@ def test_a_cold_cache_gives_the_history_of_a_session_and_nothing_of_the_repeat_b
 
 
 def test_a_warm_cache_gives_what_the_repeat_before_left(llama: RealServer) -> None:
-    (emptied, first), *later = repeats(llama, "warm")
+    (emptied, first), *later = repeats(llama, "warm", sessions())
     assert (emptied, max(cached(first, 1)) <= 1) == ("cleared", True)
     for state, done in later:
         assert state == "kept"
@@ -89,33 +88,17 @@ def test_a_warm_cache_gives_what_the_repeat_before_left(llama: RealServer) -> No
     assert all(sum(c.cached_tokens or 0 for c in done) > cold for _, done in later)
 
 
-def test_without_a_rule_nothing_comes_from_the_cache(llama: RealServer) -> None:
-    for state, done in repeats(llama, None):
-        assert (state, {c.cached_tokens for c in done}) == ("disabled", {0})
-
-
-def test_a_server_that_cannot_be_emptied_is_not_cold(directory: Path) -> None:
-    """As llama.cpp is started by default: slots are not to be erased, and prompts are kept in the host's memory too."""
-    with llama_cpp(directory) as server:
-        (first, _), (second, done), _ = repeats(server, "cold")
-        assert (first, second) == ("unknown", "unknown")
-        assert hits_from_before({request.index: request for request in sessions()}, done) > 0
-
-
-def test_prompts_kept_in_the_hosts_memory_are_found_out(directory: Path) -> None:
-    """Every slot said that it was emptied, and the next repeat began with whole prompts from elsewhere."""
-    with llama_cpp(directory, f'slot_save_path="{directory}/"') as server:
-        config = config_maker(server.url)()
-        engine = open_engine("openai")
-        engine.prepare(replace(config, workload=replace(config.workload, cache="cold")), DeviceSet("cpu"))
-        engine.load()
-        many = sessions(count=8)
-        asked = {request.index: request for request in many}
-        found = [hits_from_before(asked, generate(engine, many)) for _ in range(3)]
-        assert engine.reset() == "cleared"
-        engine.shutdown()
-    assert found[0] == 0
-    assert sum(found[1:]) > 0
+@pytest.mark.parametrize(("options", "state"), [((), "unknown"), (("slots",), "cleared")])
+def test_a_server_that_keeps_prompts_elsewhere_is_not_cold(
+    directory: Path, options: tuple[str, ...], state: str
+) -> None:
+    """As llama.cpp is started by default, and where its slots can be emptied: it keeps prompts in the host's memory."""
+    asked = sessions(count=8)
+    with llama_cpp(directory, *[f'slot_save_path="{directory}/"' for _ in options]) as server:
+        passes = repeats(server, "cold", asked)
+    assert {said for said, _ in passes} == {state}
+    found = [hits_from_before({request.index: request for request in asked}, done) for _, done in passes]
+    assert found[0] == 0 < sum(found[1:])
 
 
 STUDY = """\

@@ -68,7 +68,7 @@ class OpenAISettings:
         "pytest starts. It is trusted beside those of the system.",
         ["~/certificates/server.pem"],
     )
-    concurrency: PositiveInt | None = setting(None, "Requests in flight; null is all prompts at once.")
+    concurrency: PositiveInt | None = setting(None, "Requests in flight, or sessions open; null is all at once.")
     stream: bool = setting(True, "Stream answers, so that token times are known.")
     request_timeout_s: PositiveFloat = setting(600.0, "Longest time of one request.")
     keep_server: bool = setting(

@@ -47,6 +47,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / "p.parquet")
     for name, files in {
         "whole": {"config.json": "{}", "model.safetensors": "x", "vocab.json": "{}"},
+        "base": {"config.json": "{}", "model.safetensors": "x", "vocab.json": "{}", "tokenizer_config.json": "{}"},
         "mute": {"config.json": "{}", "model.safetensors": "x"},
         "bare": {"config.json": "{}", "tokenizer.json": "{}"},
         "torn": {"config.json": "{", "model.safetensors": "x"},
@@ -339,3 +340,13 @@ def test_a_schedule_is_there_and_has_a_time_for_each_prompt(refused: Refused, tm
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     (tmp_path / "data" / "s.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 3)
     assert refused(SCHEDULE.replace("prompts", "dataset: data/s.jsonl, speed: 2, prompts").format(6)) is None
+
+
+def test_sessions_for_a_model_without_a_chat_template_are_refused_before_it_is_loaded(refused: Refused) -> None:
+    """Each cycle failed, after its model had been loaded. A server of chats has a template of its own."""
+    asked = "workload: {dataset: data/chats.jsonl, prompts: 1}\n"
+    text = f"model: ./models/base\n{asked}"
+    said = str(refused(text))
+    assert said.startswith(f"{at(text, 'data/c')}sessions are put into the model's chat template, and models/base has")
+    chats = OPENAI.format("base_url: 'http://127.0.0.1:8000', api: chat", "./models/base")
+    assert (refused(chats + asked), refused(BUILTIN + asked)) == (None, None)
