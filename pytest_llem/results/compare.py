@@ -19,7 +19,7 @@ from pytest_llem.results.compared_sides import ComparedSide
 from pytest_llem.results.effects import Direction, direction
 from pytest_llem.results.gate_report import GateRow, word
 from pytest_llem.results.gates import MIN_CYCLES, Status
-from pytest_llem.results.judging import centre, judge_comparison, limit_text
+from pytest_llem.results.judging import centre, judge_comparison, limit_text, none_good
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric
@@ -276,7 +276,8 @@ def _compare(
         verdict="absent",
         differs=(),
     )
-    if row.baseline is None or row.current is None or now is None:
+    hopeless = none_good(measure, now)
+    if row.baseline is None or now is None or (row.current is None and hopeless is None):
         return row
     differs = [shared] if shared else []
     for each in others or before:
@@ -289,7 +290,12 @@ def _compare(
     estimates = sorted({each.estimated_by for each in (*before, now) if each.estimated_by is not None})
     if estimates and is_energy(measure.name):
         differs.append(f"energy is estimated, not measured, by {', '.join(estimates)}")
-    row = replace(row, ratio=row.current / row.baseline, differs=tuple(dict.fromkeys(differs)))
+    row = replace(row, differs=tuple(dict.fromkeys(differs)))
+    if hopeless is not None or row.current is None:
+        none = bool(new) and not any(new)
+        reason = hopeless.reason if hopeless is not None else ""
+        return replace(row, current=0.0 if none else None, verdict="lower" if none else "absent", reason=reason)
+    row = replace(row, ratio=row.current / (row.baseline or 1.0))
     if shared:
         return replace(row, verdict="not_comparable")
     runs = [values for values in old if len(values) >= MIN_CYCLES]

@@ -136,7 +136,7 @@ def _budget_row(
         return _row(budget.metric, "budget", limit, unjudged(mixed, "not_comparable"), lost)
     measure = metric(budget.metric)
     upper = budget.op.startswith("<")
-    if measure.name != SLO_MET_SHARE and (hopeless := _none_good(measure, now)) is not None:
+    if measure.name != SLO_MET_SHARE and (hopeless := none_good(measure, now)) is not None:
         judged = hopeless if upper != measure.higher_is_better else unjudged(hopeless.reason)
         return _row(budget.metric, "budget", limit, judged, lost)
     values, missing, lost = _values(measure, now, lost)
@@ -167,7 +167,7 @@ def _ratio_row(
     repeatability: Repeatability | None,
 ) -> GateRow:
     measure = metric(limit.metric)
-    hopeless = _none_good(measure, now)
+    hopeless = none_good(measure, now)
     values, missing, lost = _values(measure, now, lost) if hopeless is None else ([], "", lost)
     if now is None or missing:
         return _row(limit.metric, "comparison", limit_text(limit), unjudged(missing or NO_CYCLE), lost)
@@ -228,7 +228,7 @@ def judge_in_turn(
     rows = []
     for limit in comparison.fail_if:
         measure = metric(limit.metric)
-        if (hopeless := _none_good(measure, cycles_of(now))) is not None:
+        if (hopeless := none_good(measure, cycles_of(now))) is not None:
             rows.append(_row(limit.metric, "comparison", limit_text(limit), hopeless, lost))
             continue
         both = [(measure.of(old[cycle]), measure.of(new[cycle])) for cycle in cycles]
@@ -333,7 +333,7 @@ def _values(measure: Metric, now: MeasuredCycles | None, lost: Sequence[str]) ->
     return values, "", [*lost, *lacking]
 
 
-def _none_good(measure: Metric, now: MeasuredCycles | None) -> Verdict | None:
+def none_good(measure: Metric, now: MeasuredCycles | None) -> Verdict | None:
     """The verdict where cycles had no good request, so that it is 0, or joules for one are beyond any number.
 
     No ratio holds that: where it is so in all cycles it is worse than any limit, and in some it is not decided.

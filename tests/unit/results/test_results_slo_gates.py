@@ -12,6 +12,8 @@ import pytest
 from pytest_llem.job.config import SloSettings
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.results.baselines import Baseline, baseline_of
+from pytest_llem.results.compare import compare
+from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.gates import judge_share
@@ -145,6 +147,26 @@ def test_a_change_is_judged_against_a_baseline(cycles: Cycles) -> None:
     worse = judge_experiment(cycles("now", [100, 99, 101]), (), limits, before)
     assert [row.status for row in alike.rows] == ["pass", "pass"]
     assert [row.status for row in worse.rows] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("late", "shown"),
+    [
+        ([COUNT] * 3, {"goodput_requests_per_s": (0.0, "lower"), "joules_per_good_request": (None, "absent")}),
+        ([0, 0, COUNT], {"goodput_requests_per_s": (None, "absent"), "joules_per_good_request": (None, "absent")}),
+    ],
+)
+def test_a_comparison_shows_that_nothing_was_good(
+    cycles: Cycles, late: list[int], shown: dict[str, tuple[float | None, str]]
+) -> None:
+    """Of two cycles that went well and one that did not it showed those two, as if they were all."""
+    before, now = (
+        side_of(name, Results(tuple(o.result for o in cycles(name, count) if o.result is not None)))
+        for name, count in (("before", [0, 0, 0]), ("now", late))
+    )
+    rows = {row.metric: row for row in compare(before, [now], metrics=list(shown))}
+    assert {name: (row.current, row.verdict) for name, row in rows.items()} == shown
+    assert all(row.reason.startswith("no request was good in c") for row in rows.values())
 
 
 def test_other_limits_are_another_goodput_and_the_same_throughput(cycles: Cycles) -> None:
