@@ -160,7 +160,7 @@ def check_lengths(requests: Sequence[Request], config: Any, limit: int | None = 
     if limit is not None and longest > limit:
         raise WorkloadError(
             f"a request of {longest} tokens (prompt and answer) exceeds the model's {limit} positions",
-            fix="lower workload.input_tokens, to which a data set's prompts are cut, or workload.output_tokens",
+            fix="lower workload.output_tokens, or workload.input_tokens, to which all prompts but sessions are cut",
             details={"longest": longest, "limit": limit},
         )
 
