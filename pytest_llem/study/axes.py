@@ -34,18 +34,22 @@ def _values(axis: Axis) -> tuple[JsonValue, ...]:
     """Numbers, booleans and texts as written where every alternative sets the same one setting, else texts."""
     paths = {tuple(setting.path for setting in a.settings) for a in axis.alternatives if a.settings}
     plain = len(paths) == 1 and len(next(iter(paths))) == 1
-    values = [_scalar(a) if plain else _text(a) for a in axis.alternatives]
+    values = [_scalar(a, axis.name) if plain else _text(a) for a in axis.alternatives]
     texts = Counter(map(str, values))
     labels = [a.label for a in axis.alternatives]
     return tuple(v if texts[str(v)] == 1 else label for v, label in zip(values, labels, strict=True))
 
 
-def _scalar(alternative: Alternative) -> JsonValue:
+def _scalar(alternative: Alternative, axis: str) -> JsonValue:
     if not alternative.settings:
         return NONE
     if alternative.settings[0].path == SEARCH:
         return SEARCH
-    value = alternative.settings[0].value
+    path, value, _ = alternative.settings[0]
+    above, _, part = axis.rpartition(".")
+    if above == path and isinstance(value, Mapping):  # an axis of one part of it
+        value = value[part]
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
     return value if isinstance(value, (bool, int, float, str)) else _shown(value)
 
 

@@ -39,6 +39,7 @@ from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsErr
 from pytest_llem.study.problems import Location, Problem, study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
+from pytest_llem.study.search import ARRIVAL
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
@@ -205,7 +206,7 @@ class _StudyLoader:
             elif not sweep:
                 self.sources.report(("sweep",), "the sweep is empty", "name an axis, or take sweep out", True)
             else:
-                axes = parse_sweep(sweep, self.sources.report)
+                axes = parse_sweep(sweep, self.sources.report, arrival=self.shared.get(ARRIVAL))
                 for axis in axes:
                     for alternative in axis.alternatives:
                         self._check_engines(alternative.settings)

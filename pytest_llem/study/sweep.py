@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.engines import engine_names
@@ -17,7 +17,7 @@ from pytest_llem.study.declared import BadValueError
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
-from pytest_llem.study.search import EXAMPLE, SEARCH, is_search, parse_search
+from pytest_llem.study.search import ARRIVAL, EXAMPLE, SEARCH, is_search, parse_search
 
 _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"
 
@@ -45,11 +45,16 @@ class Axis:
     engine: str | None = None
 
 
-def parse_sweep(data: Mapping[str, JsonValue], report: Report, origin: KeyPath = ("sweep",)) -> list[Axis]:
-    """The axes of a sweep in written order. Problems go to `report`."""
+def parse_sweep(
+    data: Mapping[str, JsonValue], report: Report, origin: KeyPath = ("sweep",), *, arrival: object = None
+) -> list[Axis]:
+    """The axes of a sweep in written order. Problems go to `report`; `arrival` is what all points share of it."""
     axes: list[Axis] = []
     for key, value in data.items():
-        axes.extend(_axes(key, value, report, (*origin, key)))
+        if key.rpartition(".")[0] == ARRIVAL and not is_search(value) and not _holds_search(value):
+            axes += _single_axis(_of_arrival(key, value, arrival, report, (*origin, key)), key, (*origin, key))
+        else:
+            axes.extend(_axes(key, value, report, (*origin, key)))
         if sum(len(axis.alternatives) for axis in axes) > MAX_NUMBERS:
             report((*origin, key), f"sweep: more than {MAX_NUMBERS:,} values in all", "sweep fewer", True)
             return []
@@ -107,13 +112,34 @@ def _holds_search(value: JsonValue) -> bool:
     return any(is_search(each) or _holds_search(each) for each in inner)
 
 
+def _of_arrival(
+    path: str, value: JsonValue, shared: object, report: Report, key_path: KeyPath
+) -> Iterator[Alternative]:
+    """The values of one part of the arrivals, each beside what all points share of them."""
+    item, name = fields.table()[ARRIVAL], path.rpartition(".")[2]
+    beside = (
+        dict(shared)
+        if isinstance(shared, Mapping)
+        else {"process": "concurrency" if name == "concurrency" else "poisson"}
+    )
+    for where, entry in _values(item, value, report, key_path):
+
+        def at_value(_: KeyPath, text: str, fix: str | None, is_key: bool, where: KeyPath = where) -> None:
+            report(where, f"sweep: {text.replace(ARRIVAL, path, 1)}", fix, is_key)
+
+        made = settings_at(item, ARRIVAL, {**beside, name: entry}, at_value, where)
+        if made:
+            yield Alternative(tuple(made), f"{keyword(path)}:{text_of(entry)}", where)
+
+
 def _single_axis(
-    alternatives: Sequence[Alternative], name: str, key_path: KeyPath, engine: str | None = None
+    alternatives: Iterable[Alternative], name: str, key_path: KeyPath, engine: str | None = None
 ) -> list[Axis]:
+    alternatives = tuple(alternatives)
     if not alternatives:
         return []
     paths = frozenset(setting.path for alternative in alternatives for setting in alternative.settings)
-    return [Axis(name, tuple(alternatives), key_path, paths, None if "engine" in paths else engine)]
+    return [Axis(name, alternatives, key_path, paths, None if "engine" in paths else engine)]
 
 
 def _is_group(path: str, item: Field | None, value: list[JsonValue]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -348,3 +349,36 @@ def test_group_named_after_an_engine_is_that_engines_alone(load: Load) -> None:
 def test_group_that_sets_the_engine_is_no_engines_alone(load: Load) -> None:
     study = load("model: m\nengine: vllm\nsweep: {vllm.modes: [{engine: vllm}, {engine: transformers}]}\n")
     assert [experiment.engine for experiment in study.experiments] == ["vllm", "transformers"]
+
+
+def test_a_part_of_the_arrivals_is_swept_beside_what_all_share(load: Load) -> None:
+    """It was an unknown setting: whole arrivals had to be listed, and ids were digests of them."""
+    study = load(
+        """\
+        model: m
+        engine: vllm
+        workload: {arrival: {process: gamma, burstiness: 0.5}}
+        sweep: {workload.arrival.rate_per_s: [4, {range: [8, 16], scale: log2}], dtype: [float16]}
+        """
+    )
+    assert ids(study) == [f"rate_per_s:{rate}-dtype:float16" for rate in (4, 8, 16)]
+    assert str(study.axes[0].values) == "(4, 8, 16)"
+    arrival = study.experiments[1].config.workload.arrival
+    assert arrival is not None
+    assert (arrival.process, arrival.burstiness, arrival.rate_per_s) == ("gamma", 0.5, 8)
+    alone = load("model: m\nengine: vllm\nsweep: {workload.arrival.rate_per_s: [4]}\n").experiments[0]
+    written = load("model: m\nengine: vllm\nworkload: {arrival: {process: poisson, rate_per_s: 4}}\n").experiments[0]
+    assert alone.config_hash == written.config_hash
+
+
+@pytest.mark.parametrize(
+    ("axis", "place", "text"),
+    [
+        ("rate_per_s: [4, -1]", "4:36", "workload.arrival.rate_per_s: expected greater than 0"),
+        ("rate_per_s: []", "4:32", "workload.arrival.rate_per_s has no values"),
+        ("rat: [4]", "4:26", "workload.arrival.rat: unknown key 'rat'"),
+    ],
+)
+def test_a_wrong_part_of_the_arrivals_is_named_at_its_value(load: Load, axis: str, place: str, text: str) -> None:
+    with pytest.raises(StudyError, match=f"{place}: sweep: {re.escape(text)}"):
+        load(f"model: m\nengine: vllm\nsweep:\n  workload.arrival.{axis}\n")
