@@ -50,8 +50,7 @@ class Served:
         """The share with its interval, `98.5 % (96.9 to 99.4 %) of 640`; empty where it is not known."""
         if self.share is None or self.share_low is None or self.share_high is None:
             return ""
-        low, high = (percent(share).removesuffix(" %") for share in (self.share_low, self.share_high))
-        return f"{percent(self.share)} ({low} to {high} %) of {self.requests:,}"
+        return share_text(self.share, self.share_low, self.share_high, self.requests)
 
     @property
     def limits_text(self) -> str:
@@ -96,6 +95,11 @@ def _state(at: float | None, low: float | None, high: float | None, *, saturated
     if high < at:
         return "not reached"
     return "reached" if low >= at and not saturated else "undecided"
+
+
+def share_text(share: float, low: float, high: float, requests: int) -> str:
+    """A share with its interval, `98.5 % (96.9 to 99.4 %) of 640`."""
+    return f"{percent(share)} ({percent(low).removesuffix(' %')} to {percent(high)}) of {requests:,}"
 
 
 def percent(share: float) -> str:

@@ -41,6 +41,7 @@ from pytest_llem.results.manifest import (
 )
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
+from pytest_llem.results.search_record import SearchRecord, read_searches
 from pytest_llem.results.searched import EVIDENCE, tells_of_load
 from pytest_llem.results.state import TERMINAL, Holder, Outcome, read_state
 from pytest_llem.results.store import LOCKS, RunStore
@@ -80,6 +81,7 @@ class Conclusion:
     rows: tuple[ExperimentSummary, ...]
     gates: tuple[GateReport, ...]
     findings: tuple[RunFinding, ...]
+    searches: tuple[SearchRecord, ...]
     saved: Saved | None
     problems: tuple[str, ...]
 
@@ -298,6 +300,7 @@ class RunResults:
             rows=rows,
             gates=tuple(gates),
             findings=findings,
+            searches=tuple(read_searches(self._run_dir)),
             saved=saved,
             problems=tuple(dict.fromkeys(problems)),
         )

@@ -20,6 +20,7 @@ from pytest_llem.results.reading import Cell, Results, read_result, result_files
 from pytest_llem.results.repeatability import BASELINES
 from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
+from pytest_llem.results.search_record import SearchRecord, read_searches
 from pytest_llem.results.served import Served, served
 from pytest_llem.results.summary import MetricSummary, summarise_metrics
 from pytest_llem.results.terminal import ShowProgress, silent
@@ -30,7 +31,8 @@ class ExperimentRow:
     """One experiment of one run, with `metrics` as in its summary.
 
     `total` counts the cycles that the run planned; where only some of its results are shown, those. `point` is its
-    value on each axis, `None` where that has no effect; `slo` is `None` without one.
+    value on each axis, `None` where that has no effect; `slo` is `None` without one, and so is
+    `search` for all but searches.
     """
 
     key: str
@@ -49,6 +51,7 @@ class ExperimentRow:
     notes: tuple[str, ...]
     point: Mapping[str, JsonValue] = field(default_factory=dict)
     slo: Served | None = None
+    search: SearchRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,14 @@ def gather_content(
     planned = Counter((name, item.study, item.experiment_id) for name in whole for item in manifests[name].items)
     # A cycle that a newer run reused is shown there alone.
     planned -= Counter(map(_key, every)) - Counter(map(_key, results))
+    searched = {
+        (name, each.study, each.experiment_id): each for name, run in runs.items() for each in read_searches(run)
+    }
     rows = tuple(
-        _experiment(key, group, settings[id(group[0])], max(planned[key], len(group)), baseline_dir)
+        replace(
+            _experiment(key, group, settings[id(group[0])], max(planned[key], len(group)), baseline_dir),
+            search=searched.get(key),
+        )
         for key, group in groups.items()
     )
     studies = dict.fromkeys(row.study for row in rows)

@@ -22,7 +22,7 @@ from pytest_llem.study.model import SweptAxis
 
 HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 """Metrics that every table shows, after the study's own headline."""
-SERVED = ("good_requests_per_joule", "goodput_requests_per_s", HEADLINE)
+SERVED = ("max_rate_under_slo", "good_requests_per_joule", "goodput_requests_per_s", HEADLINE)
 """The same where the study has an SLO."""
 FURTHER = (
     "joules_per_good_request",
@@ -56,6 +56,7 @@ UNITS: Mapping[str, str] = {
     "good_requests_per_joule": "good requests/J",
     "joules_per_good_request": "J/good request",
     "goodput_requests_per_s": "good requests/s",
+    "max_rate_under_slo": "largest requests/s",
 }
 """Metrics whose unit says all."""
 MAX_COLUMNS = 8

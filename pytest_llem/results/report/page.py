@@ -26,7 +26,7 @@ from pytest_llem.results.report.data import page_data
 from pytest_llem.results.report.evidence import environments, methods, validity
 from pytest_llem.results.report.experiments import experiments
 from pytest_llem.results.report.overview import overview, title_of
-from pytest_llem.results.report.verdicts import comparison, gates
+from pytest_llem.results.report.verdicts import comparison, gates, searches
 from pytest_llem.results.terminal import ShowProgress, silent
 
 NOTHING = "<p>No cycle has a result.</p>"
@@ -72,6 +72,7 @@ def _render(
     drawn = charts if bundle else ()
     sections = [
         ("Results", "experiments", experiments(content) if content.experiments else NOTHING),
+        ("Largest load under the SLO", "searches", searches(content)),
         ("Gates", "gates", gates(content)),
         ("Comparison", "comparison", comparison(compared)),
         ("Charts", "charts", _charts(drawn) if drawn else "" if bundle else NO_CHARTS),

@@ -1,18 +1,23 @@
-"""The verdicts of a report: each gate with what it is held against, and the comparison with a baseline.
+"""The verdicts of a report: each gate with what it is held against, comparisons, and the windows of each search.
 
-`page` shows them; `gate_report` and `compare` have their texts.
+`page` shows them; `gate_report`, `compare` and `search_record` have their texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
 from pytest_llem.results.gate_report import VERDICT_HEAD, WORDS, BaselineNamed, GateReport
 from pytest_llem.results.report.asked import moment
 from pytest_llem.results.report.content import Content
-from pytest_llem.results.report.markup import fold, said, table, text
+from pytest_llem.results.report.markup import NOT_KNOWN, Tone, fold, said, table, text
 from pytest_llem.results.report.overview import TONES
+from pytest_llem.results.search_record import SearchedWindow
+from pytest_llem.results.terminal import significant
+
+WINDOW_HEAD = ("window", "load", "SLO", "what decided it", "why this load")
+LEVELS: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad", "undecided": "open"}
 
 
 def gates(content: Content) -> str:
@@ -80,3 +85,33 @@ def comparison(compared: Sequence[ComparedMetric]) -> str:
     columns = (verdict, *(["run"] if len(runs) > 1 else []), *head)
     below = f"<p>* note:</p><ul>{notes}</ul>" if notes else ""
     return table(columns, body, "Against the baseline") + below
+
+
+def searches(content: Content) -> str:
+    """A sentence and a table per search; empty where nothing was searched."""
+    parts = []
+    for row in content.experiments:
+        if row.search is not None:
+            several = len(row.search.cycles) > 1
+            body = [
+                _window(window, f"c{number} " if several else "")
+                for number, cycle in row.search.cycles.items()
+                for window in cycle.windows
+            ]
+            name = f"{row.study}[{row.search.name}]" if len(content.axes) > 1 else row.search.name
+            where = f", run {row.run}" if len({each.run for each in content.experiments}) > 1 else ""
+            parts.append(f"<p>{text(name)}{text(where)}: <strong>{text(row.search.line)}</strong></p>")
+            parts.append(table(WINDOW_HEAD, body, f"Windows of {name}{where}"))
+    return "".join(parts)
+
+
+def _window(window: SearchedWindow, cycle: str) -> tuple[str, ...]:
+    offered = "" if window.offered in (None, window.load) else f" ({significant(window.offered or 0)} came)"
+    tone = LEVELS.get(window.level or "")
+    return (
+        text(f"{cycle}{window.step}"),
+        text(f"{significant(window.load)}{offered}"),
+        said(tone, window.level or "") if tone else NOT_KNOWN,
+        text(window.decided),
+        text(window.reason),
+    )

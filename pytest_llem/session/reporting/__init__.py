@@ -241,7 +241,8 @@ class Reporting:
         ended = self._conclusion
         if ended is not None:
             width = self._config.get_terminal_writer().fullwidth
-            lines += [*summary_lines(ended.rows, ended.plans, self._session.run_dir, width), *self._verdicts]
+            lines += summary_lines(ended.rows, ended.plans, self._session.run_dir, width, ended.searches)
+            lines += self._verdicts
             if ended.saved is not None:
                 lines += map(Line, saved_lines(ended.saved))
         if self._html_line is not None:

@@ -20,7 +20,10 @@ from pytest_llem.session.reporting.table import ESTIMATED, INDENT, SPREAD, table
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
+    from pytest_llem.results.search_record import SearchRecord
     from pytest_llem.results.summary import ExperimentSummary
+
+LARGEST = "largest load under the SLO"
 
 
 class Line(NamedTuple):
@@ -31,7 +34,11 @@ class Line(NamedTuple):
 
 
 def summary_lines(
-    rows: Sequence[ExperimentSummary], plans: Sequence[StudyPlan], run_dir: Path, width: int
+    rows: Sequence[ExperimentSummary],
+    plans: Sequence[StudyPlan],
+    run_dir: Path,
+    width: int,
+    searches: Sequence[SearchRecord] = (),
 ) -> list[Line]:
     """Lines of the tables, the notes under them, and where the artifacts are; nothing when nothing was measured."""
     if not rows:
@@ -44,8 +51,17 @@ def summary_lines(
         of_table = table.lines(width)
         shown.update(word for line in of_table for word in line.split())
         lines += [*map(Line, of_table), Line("")]
+        found = answers([search for search in searches if search.study == plan.name])
+        lines += [*map(Line, found), Line("")] if found else []
     lines += notes(rows, spread=SPREAD in shown, unknown=f"{UNCERTAIN}?" in shown)
     return [*lines, Line(f"artifacts: {short_path(run_dir)}")]
+
+
+def answers(searches: Sequence[SearchRecord]) -> list[str]:
+    """What the searches of a study found: a line, or one for each below what they looked for."""
+    if len(searches) < 2:
+        return [f"{LARGEST}: {search.line}" for search in searches]
+    return [f"{LARGEST}:", *(f"{INDENT}{search.name}: {search.line}" for search in searches)]
 
 
 def by_study(

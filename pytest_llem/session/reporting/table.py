@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_llem.results.summary import ExperimentSummary
 
 ALWAYS = (HEADLINE, "joules_per_request", "output_tokens_per_s")
+SEARCHED = "max_rate_under_slo"
+"""Beside the headline of a study that searches it."""
 SERVED = ("joules_per_good_request", "goodput_requests_per_s")
 """The same where a study has an SLO; the first is the inverse of `good_requests_per_joule`."""
 WHERE_ROOM = ("avg_power_w", "energy_j")
@@ -31,6 +33,7 @@ SHORT = {
     "joules_per_good_request": ("", "J", "/good"),
     "good_requests_per_joule": ("", "", "good/J"),
     "goodput_requests_per_s": ("", "", "good/s"),
+    "max_rate_under_slo": ("", "", "max requests/s"),
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
 SPREAD = "spread"
@@ -145,7 +148,9 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     wanted = (
         (SERVED[headline == "good_requests_per_joule" :], ALWAYS + WHERE_ROOM) if with_slo else (ALWAYS, WHERE_ROOM)
     )
-    measured = [name for name in dict.fromkeys((headline, *wanted[0])) if any(name in row.metrics for row in rows)]
+    measured = [
+        name for name in dict.fromkeys((headline, SEARCHED, *wanted[0])) if any(name in row.metrics for row in rows)
+    ]
     further = [name for name in wanted[1] if name not in measured and any(name in row.metrics for row in rows)]
     return Table(
         tuple(shared),

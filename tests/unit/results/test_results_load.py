@@ -16,14 +16,21 @@ from pytest_llem.job.job import Job, JobDir
 from pytest_llem.job.measurement import Measurement, RequestRecord
 from pytest_llem.job.report import Note, RunReport
 from pytest_llem.results.attempts import get_or_measure
-from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.layout import CycleKey, WindowKey
 from pytest_llem.results.manifest import rebuild_manifest
 from pytest_llem.results.report.charts import Chart, charts, svg_of
 from pytest_llem.results.report.charts.figures import caption
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.experiments import experiments
+from pytest_llem.results.report.verdicts import searches
+from pytest_llem.results.search import NextLoad, plan
+from pytest_llem.results.search_record import read_searches
+from pytest_llem.results.searched import MeasuredWindow, conclude, window_of, write_search
 from pytest_llem.results.served import percent
+from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
+from pytest_llem.session.reporting.summary import answers
+from pytest_llem.study.search import Search
 from tests.unit.results.conftest import Bench, S, Worker
 
 SLO = SloSettings(ttft_s=0.3, at=0.9)
@@ -34,7 +41,8 @@ Level = Sequence[tuple[int, int]]
 def measured(good: int, late: int) -> Measurement:
     """A cycle whose good requests have their first token after 0.1 s, and the late ones after 0.5 s."""
     bench = Bench().measurement()
-    waits = [0.1] * good + [0.5] * late or [2.0] * 200
+    count = good + late or 200
+    waits = [0.5 if index * late // count != (index + 1) * late // count else 0.1 for index in range(count)]
     requests = [
         RequestRecord(0, index, 8, 2, 2 * S, 3 * S, "length", (2 * S + int(wait * S), 3 * S))
         for index, wait in enumerate(waits)
@@ -43,23 +51,48 @@ def measured(good: int, late: int) -> Measurement:
     return replace(bench, requests=tuple(requests), repeats=bench.repeats[:1], invalid=invalid)
 
 
+def cycle(
+    store: RunStore, key: CycleKey, rate: float, counts: tuple[int, int], threads: int = 1, slo: SloSettings = SLO
+) -> Outcome:
+    """Measure one cycle at a rate, with so many good and late requests."""
+    worker = Worker(Bench(), key, measured(*counts))
+
+    def measure(attempt: int, job_dir: JobDir) -> tuple[Job, RunReport]:
+        job, report = worker(attempt, job_dir)
+        workload = replace(job.config.workload, arrival=Arrival("poisson", rate))
+        config = replace(job.config, workload=workload, slo=slo, settings={"threads": threads})
+        return replace(job, config=config), report
+
+    return get_or_measure(store, key, measure, retries=0)
+
+
 def run_of(directory: Path, levels: Mapping[tuple[float, int], Level], slo: SloSettings = SLO) -> Path:
     """A run of one study: what each cycle at a rate and a number of threads measured."""
     store = RunStore.create(directory, "run-1")
     for (rate, threads), cycles in levels.items():
-        for number, (good, late) in enumerate(cycles, 1):
+        for number, counts in enumerate(cycles, 1):
             key = CycleKey("study", f"threads:{threads}-rate_per_s:{rate:g}", f"{threads}{rate:07g}", number)
-            worker = Worker(Bench(), key, measured(good, late))
+            cycle(store, key, rate, counts, threads, slo)
+    rebuild_manifest(store.run_dir, finished=True)
+    return store.run_dir
 
-            def measure(
-                attempt: int, job_dir: JobDir, worker: Worker = worker, rate: float = rate, threads: int = threads
-            ) -> tuple[Job, RunReport]:
-                job, report = worker(attempt, job_dir)
-                workload = replace(job.config.workload, arrival=Arrival("poisson", rate))
-                config = replace(job.config, workload=workload, slo=slo, settings={"threads": threads})
-                return replace(job, config=config), report
 
-            get_or_measure(store, key, measure, retries=0)
+def searched(directory: Path, capacities: Sequence[float], high: float = 200.0) -> Path:
+    """A run with a search per server: it serves all in time below its capacity, fewer from there on, and saturates."""
+    store = RunStore.create(directory, "run-1")
+    search = Search("workload.arrival.rate_per_s", 1.0, high)
+    for threads, capacity in enumerate(capacities, 1):
+        key = CycleKey("study", f"threads:{threads}-rate_per_s:search", f"{threads:08}", 1)
+        windows: list[MeasuredWindow] = []
+        while isinstance(step := plan(search, SLO.at, [each.window for each in windows]), NextLoad):
+            over = step.load / capacity
+            late = 0 if over < 0.97 else 20 if over < 1.03 else 40
+            counts = (200 - late, late) if over < 1.2 else (0, 0)
+            window = WindowKey(key.study, key.experiment_id, key.config_hash, 1, len(windows) + 1)
+            outcome = cycle(store, window, step.load, counts, threads)
+            windows.append(MeasuredWindow(step.reason, outcome, window_of(search, step.load, outcome)))
+        conclude(store, key, search, step, windows)
+        write_search(store, key, search, SLO.at, windows, step)
     rebuild_manifest(store.run_dir, finished=True)
     return store.run_dir
 
@@ -130,7 +163,9 @@ def test_a_percentile_is_the_one_that_the_slo_asks_or_one_that_all_have(tmp_path
     few = {(2.0, 1): [(200, 0)], (4.0, 1): [(60, 0)]}
     for at, metric in ((0.99, "ttft_p90_s"), (0.5, "ttft_p50_s")):
         content = gather_content([run_of(tmp_path / str(at), few, replace(SLO, at=at))])
-        assert chart_of(content, "load-ttft").metrics == (metric,)
+        chart = chart_of(content, "load-ttft")
+        assert chart.metrics == (metric,)
+        assert ("The SLO asks for the percentile 99," in chart.description) == (at == 0.99)
 
 
 def test_without_an_slo_a_load_is_shown_without_a_line(tmp_path: Path) -> None:
@@ -177,3 +212,49 @@ def test_a_level_that_was_saturated_once_is_not_reached(tmp_path: Path) -> None:
     (row,) = gather_content([run_of(tmp_path, {(2.0, 1): [(200, 0), (0, 0)]})]).experiments
     assert row.slo is not None
     assert (row.slo.share, row.slo.state, row.slo.cell) == (1.0, "undecided", "open, 100 %")
+
+
+def test_a_search_says_its_answer_and_what_decided_each_window(tmp_path: Path) -> None:
+    run = searched(tmp_path, [21.5])
+    (record,) = read_searches(run)
+    (found,) = record.cycles.values()
+    assert record.answer.load == pytest.approx(21.5, rel=0.2)
+    (line,) = answers([record])
+    answer, rest = line.split("), ")
+    assert re.fullmatch(r"largest load under the SLO: \d+\.\d requests/s \(\d+\.\d \.\. \d+\.\d", answer)
+    assert rest == f"{len(found.windows)} of 8 windows"
+    page = searches(gather_content([run]))
+    assert page.count("<tr>") == len(found.windows) + 1
+    for said in ("✓ </span>reached", "✗ </span>saturated", "%) of 200 good", "the geometric middle of the bracket"):
+        assert said in page
+
+
+def test_searches_are_told_apart_by_what_they_looked_at(tmp_path: Path) -> None:
+    lines = answers(read_searches(searched(tmp_path, [21.5, 43.0])))
+    assert [line.partition(": ")[0] for line in lines] == [
+        "largest load under the SLO:",
+        "    threads:1",
+        "    threads:2",
+    ]
+    open_ended = answers(read_searches(searched(tmp_path / "b", [500.0])))
+    assert re.fullmatch(r"largest load under the SLO: at least 200 requests/s, \d of 8 windows", open_ended[0])
+    (none,) = answers(read_searches(searched(tmp_path / "c", [0.1])))
+    assert none.startswith("largest load under the SLO: no load from 1 to 200 requests/s was seen to keep the SLO")
+
+
+def test_a_search_is_drawn_window_by_window(tmp_path: Path) -> None:
+    """Its cycle's result is that of one window: the others would be missing from the charts of the load."""
+    content = gather_content([searched(tmp_path, [21.5])])
+    (record,) = (row.search for row in content.experiments)
+    assert record is not None
+    windows = record.cycles["1"].windows
+    chart = chart_of(content, "search-threads:1-rate_per_s:search")
+    assert [(row["x"], row["y"], row["state"]) for row in chart.rows] == [
+        (each.step, each.offered, each.level) for each in windows
+    ]
+    loads = [(row["x"], row["y"] is None) for row in chart_of(content, "load-ttft").rows]
+    assert loads == [(each.offered, each.level == "saturated") for each in windows]
+    svg = svg_of(chart)
+    if svg is not None:
+        assert re.search(r">answer: \d+\.\d+</text>", svg)
+        assert {"reached", "saturated", "Window"} <= set(re.findall(r">([^<>]+)</text>", svg))

@@ -15,6 +15,7 @@ from pytest_llem.results.report.charts.load import load_charts
 from pytest_llem.results.report.charts.pareto import pareto
 from pytest_llem.results.report.charts.points import Experiments
 from pytest_llem.results.report.charts.power import power_chart, power_spec
+from pytest_llem.results.report.charts.search import search_charts
 from pytest_llem.results.report.content import Content
 
 __all__ = ["Chart", "Size", "charts", "left_out", "page_style", "power_chart", "power_spec", "svg_of"]
@@ -23,5 +24,11 @@ __all__ = ["Chart", "Size", "charts", "left_out", "page_style", "power_chart", "
 def charts(content: Content, size: Size = PAGE) -> list[Chart]:
     """The charts for which there is data."""
     of = Experiments(content, size)
-    first = [*load_charts(of, size), *value_charts(of, size), *effect_charts(of, size), pareto(of, size)]
+    first = [
+        *search_charts(of, size),
+        *load_charts(of, size),
+        *value_charts(of, size),
+        *effect_charts(of, size),
+        pareto(of, size),
+    ]
     return [chart for chart in (*first, cycles(of, size), split(of, size), latency(of, size)) if chart.rows]
