@@ -141,7 +141,8 @@ def _timed(path: Path) -> tuple[MeasurementId, float] | None:
         timing, full = result["timing"], str(result["experiment"]["config_hash"])
         run = str(result.get("source_run") or result.get("run_id") or path)
         cycle, attempt = int(result.get("cycle") or 1), int(result.get("attempt") or 1)
-        seconds = float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0)
+        windows = int((result.get("search") or {}).get("windows", 1))  # of a search, each about as long as this one
+        seconds = windows * (float(timing["cycle_s"]) + float(timing.get("startup_s") or 0.0))
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return MeasurementId(run, (str(result.get("study")), full), cycle, attempt), seconds

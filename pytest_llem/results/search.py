@@ -248,7 +248,7 @@ def _next(search: Search, at: float, windows: Sequence[LoadWindow], belief: _Bel
             wanted -= 1
         near = [load for load in near if load == wanted]
     else:
-        wanted = float(f"{wanted:.{SIGNIFICANT}g}")
+        wanted = min(search.high, max(search.low, float(f"{wanted:.{SIGNIFICANT}g}")))
     for load in near[:1]:
         same = abs(math.log(load / wanted)) <= math.log1p(search.tolerance) / 4
         if same and verdict_at(load, at, windows) == "undecided":

@@ -69,8 +69,16 @@ def window_of(search: Search, load: float, outcome: Outcome) -> LoadWindow:
         requests=slo.requests if slo is not None else 0,
         effective=(slo.effective_requests if slo is not None else None) or 0.0,
         overloaded=too_much,
-        served_per_s=result.throughput.requests_per_s if SATURATED in reasons else None,
+        served_per_s=_served_per_s(result) if SATURATED in reasons else None,
     )
+
+
+def _served_per_s(result: Result) -> float | None:
+    """What was served, in units of the load: of sessions those that begin, each with all of its turns."""
+    work, served = result.workload, result.throughput.requests_per_s
+    if served is None or work.sessions is None:
+        return served
+    return served * work.sessions / work.requests if work.requests else None
 
 
 def tells_of_load(search: Search, outcome: Outcome) -> bool:

@@ -109,7 +109,8 @@ def estimate_s(experiment: Experiment) -> float:
     )
     settles = get("measurement.warmup.thermal") == "settled"
     settling_s = min(SETTLING_S, number("measurement.warmup.thermal_max_s")) if settles else 0.0
-    return (
+    windows = 1 if experiment.search is None else experiment.search.max_windows
+    return windows * (
         LOAD_S
         + number("measurement.idle.duration_s")
         + max(settling_s, min(warmup * repeat_s, number("measurement.warmup.max_s") + repeat_s))

@@ -41,6 +41,9 @@ def plan_lines(session: LlemSession) -> list[str]:
 def _study(session: LlemSession, study: Study) -> Iterator[str]:
     count, cycles, order = len(study.experiments), study.execution.cycles, study.execution.order
     yield f"study {study.name}: {count} experiments x {cycles} cycles = {count * cycles} cycles, {order}"
+    searches = [search for experiment in study.experiments if (search := experiment.search) is not None]
+    if searches:
+        yield f"  {len(searches)} of them search a load, in up to {searches[0].max_windows} windows a cycle"
     if session.options.shard is not None:
         yield from (f"  {line}" for line in session.options.shard.lines([study]))
     engines = Counter(experiment.engine for experiment in study.experiments)
