@@ -56,6 +56,13 @@ def running(queue: Queue) -> Iterator[str]:
         process.stdin.close()
 
 
+def between(planted: Sequence[float]) -> tuple[float, int]:
+    """A limit in the widest gap of the upper half of latencies, and how many keep it: no jitter moves one across."""
+    ordered = sorted(planted)
+    _, place = max((ordered[i + 1] - ordered[i], i) for i in range(len(ordered) // 2, len(ordered) - 1))
+    return (ordered[place] + ordered[place + 1]) / 2, place + 1
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
@@ -65,8 +72,8 @@ class _Server(ThreadingHTTPServer):
         self.queue = queue
         self._free = [0.0] * queue.places
         self._taking = threading.Lock()
-        self.served: dict[str, list[int]] = {}
-        """Of each prompt, when its tokens were written last (CLOCK_MONOTONIC, nanoseconds)."""
+        self.served: dict[str, list[list[int]]] = {}
+        """Of each request with a prompt, when its tokens were written (CLOCK_MONOTONIC, nanoseconds)."""
 
     def begins(self, tokens: int) -> float:
         """When a request that is here now gets its place, which is then taken."""
@@ -118,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(max(0.0, due + place * self.server.queue.step_s - time.monotonic()))
             written.append(time.monotonic_ns())
             self._event({"choices": [{"index": 0, "text": "w", "token_ids": [7]}]})
-        self.server.served[str(prompt)] = written
+        self.server.served.setdefault(str(prompt), []).append(written)
         usage = {"completion_tokens": tokens, "prompt_tokens": len(prompt)}
         self._event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}], "usage": usage})
         self._chunk(b"data: [DONE]\n\n")

@@ -115,7 +115,8 @@ def _of_settings(settings: _Settings) -> Iterable[tuple[str, str]]:
     yield "Lengths", f"{_length(settings, 'input_tokens')} input tokens, {output}{past}"
     yield "Chat template", "the model's" if settings.set("workload.chat_template") else "none"
     if arrival := settings.listed("workload.arrival"):
-        yield "Arrival", arrival
+        times = "" if settings.values("workload.speed") in ([], [1.0]) else f"; speed {said('workload.speed')}"
+        yield "Arrival", f"{arrival}{times}"
     sampled = settings.set("decoding.do_sample")
     drawn = settings.listed("decoding", besides=["decoding.do_sample"]) if sampled else ""
     yield "Decoding", f"sampled, {drawn or 'with the defaults of the engine'}" if sampled else "greedy"
