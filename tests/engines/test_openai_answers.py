@@ -180,6 +180,32 @@ def test_a_connection_that_is_closed_within_an_event_was_dropped() -> None:
     assert completed(b"\n\n".join([*WORDS, END, COUNTS])).generated == 8
 
 
+@pytest.mark.parametrize(
+    "odd", [b"", b"\n\n", b"data:\n\n", b": ping\n\n", b"event: x\n", b'data: {"choices":\ndata: []}\n\n', b"\r\n"]
+)
+def test_events_that_come_at_once_are_those_that_come_one_by_one(odd: bytes) -> None:
+    """Many in one piece are cut in another way than a few, which must be the same events to the last byte."""
+    whole = (
+        b"".join(part + b"\n\n" for part in (WORDS + WORDS[1:])) + odd + b"\n\n".join((event("z"), END, COUNTS, DONE))
+    )
+    whole += b"\n\n"
+
+    def read(first: int, size: int) -> tuple[object, ...]:
+        answer = Answer("completions")
+        answer.feed(whole[:first], 7)
+        for begin in range(first, len(whole), size):
+            answer.feed(whole[begin : begin + size], 7)
+        answer.close(7)
+        done = answer.read(answer.completion(Request(0, (1,), 16), 0, sent_tokens=3))
+        return done.text, done.chunk_times_ns, answer.done
+
+    usage = json.dumps({"completion_tokens": 16}).encode()
+    whole = whole.replace(json.dumps({"completion_tokens": 8}).encode()[1:-1], usage[1:-1])
+    one_by_one = read(1, 1)
+    assert one_by_one[0] == "w" * 15 + "z"
+    assert {read(first, 9_999) for first in (0, len(event()) + 2, 100, 600, 900)} == {one_by_one}
+
+
 def by_llama_cpp(text: str | None, count: int | None, *, delta: str = "content") -> bytes:
     """An event of a chat as llama.cpp sends it: `count` is how many tokens there are by then."""
     timings = {} if count is None else {"timings": {"predicted_n": count, "predicted_ms": 1.0 * count}}

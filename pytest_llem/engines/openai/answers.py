@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llem.engines.openai.events import BOM, Events, RequestFailedError, parsed
+from pytest_llem.engines.openai.events import BOM, LAST_EVENTS, Events, RequestFailedError, parsed
 from pytest_llem.engines.openai.settings import Api
 from pytest_llem.engines.protocol import Completion, Request
 
@@ -34,11 +35,12 @@ class Answer:
     """Takes in one answer, streamed (`feed`, `close`) or `whole`; both raise `RequestFailedError`: trust no server."""
 
     def __init__(self, api: Api, *, timed: bool = False) -> None:
-        self.first_ns: int | None = None
-        self._pieces = Pieces(chat=api == "chat", timed=timed)
+        self._pieces = self._end = Pieces(chat=api == "chat", timed=timed)
         self._events = Events()
-        self._end = Pieces(chat=api == "chat", timed=False)
+        self._streamed = True
         self._last_ns = 0
+        self.feed = self._events.feed
+        """Takes bytes of an event stream, however they are cut, and when they came."""
 
     @property
     def timings(self) -> Mapping[str, Any] | None:
@@ -51,23 +53,26 @@ class Answer:
         return self._events.done
 
     @property
+    def begun(self) -> bool:
+        """Whether a part of the answer has come, of one that failed."""
+        with suppress(RequestFailedError):
+            self._read_events()
+        return bool(self._pieces.arrivals_ns)
+
+    @property
     def size_bytes(self) -> int:
         """How much of a stream came."""
         return self._events.size_bytes
 
-    def feed(self, data: bytes, now_ns: int) -> None:
-        """Bytes of an event stream, however they are cut, and when they came."""
-        self._events.feed(data, now_ns)
-        if self.first_ns is None:
-            self._look_for_the_first(now_ns)
-
     def close(self, now_ns: int) -> None:
         """The stream has ended."""
         self._events.close(now_ns)
-        if self.first_ns is None:
-            self._look_for_the_first(now_ns)
-        for event, event_ns in self._events.last():
-            self._end.take(event, event_ns)
+        for wanted in LAST_EVENTS:
+            self._end = Pieces(chat=self._pieces.chat, timed=False)
+            for event, event_ns in self._events.last(wanted):
+                self._end.take(event, event_ns)
+            if self._end.reason is not None and self._end.usage:
+                break
         count, last_ns = len(self._events), self._events.last_ns(now_ns)
         if self._end.reason is None and not self.done:
             self._read_events()
@@ -80,9 +85,9 @@ class Answer:
 
     def whole(self, body: bytes, now_ns: int) -> None:
         """An answer that was not streamed: when its first token was there, nobody knows."""
-        self._end.take(parsed(body.removeprefix(BOM)), now_ns)
-        self._require_choices(self._end)
-        self._pieces = self._end
+        self._streamed = False
+        self._pieces.take(parsed(body.removeprefix(BOM)), now_ns)
+        self._require_choices(self._pieces)
         self._last_ns = now_ns
 
     def completion(
@@ -119,7 +124,6 @@ class Answer:
             finish_reason=self._finish(count, request),
             cached_tokens=self._end.cached,
             output_tokens=count,
-            first_token_ns=self.first_ns,
             due_ns=due_ns,
             sent_ns=sent_ns,
             retries=retries,
@@ -137,8 +141,9 @@ class Answer:
             raise RequestFailedError(
                 "wrong_usage", f"after a usage of {count} tokens came more text, and no other usage"
             )
-        times = chunks = None
-        if self.first_ns is not None or not count:
+        first_ns = times = chunks = None
+        if self._streamed and (pieces.arrivals_ns or not count):
+            first_ns = next(iter(pieces.arrivals_ns), None)
             times = next((tuple(t) for t in (pieces.told_ns, pieces.times_ns) if len(t) == count), None)
             chunks = tuple(pieces.arrivals_ns)
         # Usage, and the reason to end, may come long after the last token.
@@ -146,6 +151,7 @@ class Answer:
             completion,
             output_ids=tuple(pieces.ids) if len(pieces.ids) == count else (),
             token_times_ns=times,
+            first_token_ns=first_ns,
             end_ns=(times or chunks or (completion.end_ns,))[-1],
             text=text,
             chunk_times_ns=None if chunks == tuple(dict.fromkeys(times or ())) else chunks,
@@ -158,15 +164,6 @@ class Answer:
     def _require_choices(self, pieces: Pieces) -> None:
         if not pieces.choices:
             raise RequestFailedError("malformed", "the answer has no choices")
-
-    def _look_for_the_first(self, now_ns: int) -> None:
-        """Parse events until one of them holds a part of the answer: a stream may begin with others."""
-        for event in self._events.fresh():
-            seen = Pieces(chat=self._pieces.chat, timed=self._pieces.timed)
-            seen.take(event, now_ns)
-            if seen.arrivals_ns:
-                self.first_ns = now_ns
-                return
 
     def _finish(self, count: int, request: Request) -> str:
         reason = self._end.reason

@@ -13,8 +13,8 @@ import ssl
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
@@ -152,7 +152,6 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trace_configs=[noting_reuse()],
             )
         # A turn of the loop, so that connections which were closed meanwhile are known to be.
         await asyncio.sleep(0)
@@ -164,9 +163,8 @@ class Client:
 
         async def exchange(way: RequestTrace) -> Reply:
             method = "POST" if post else "GET"
-            async with session.request(
-                method, url, data=data, allow_redirects=False, trace_request_ctx=way
-            ) as response:
+            REQUEST.set(way)
+            async with session.request(method, url, data=data, allow_redirects=False) as response:
                 way.answered = True
                 text = (await rest_of(response)).decode("utf-8", "replace")
                 try:
@@ -244,9 +242,8 @@ class Client:
         session = self._session or await self._connected()
 
         async def attempt(way: RequestTrace, answer: Answer) -> Completion:
-            async with session.post(
-                url, data=sent.body, headers=sent.headers, allow_redirects=False, trace_request_ctx=way
-            ) as response:
+            REQUEST.set(way)
+            async with session.post(url, data=sent.body, headers=sent.headers, allow_redirects=False) as response:
                 way.answered = True
                 await take_in(response, answer)
             if answer.timings is not None:
@@ -267,8 +264,7 @@ class Client:
                 return await attempt(way, answer)
             except network_errors() as problem:
                 if not way.was_stale(problem):
-                    began = answer.first_ns is not None
-                    raise self._failure(problem, self._settings.request_timeout_s, began=began) from None
+                    raise self._failure(problem, self._settings.request_timeout_s, began=answer.begun) from None
             # Other idle connections may have been closed too; a new one is never stale.
             sending.retries += 1
             self.resent += 1
@@ -348,6 +344,10 @@ class RequestTrace:
         return time.monotonic_ns() - self.reused_ns < STALE_S * 1e9
 
 
+REQUEST: ContextVar[RequestTrace] = ContextVar("request")
+"""The request that the running task is sending. aiohttp's own traces cost as much as reading ten events."""
+
+
 def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
     """Connections without a limit to their number, none of which holds an answer that nobody had asked for yet."""
     import aiohttp
@@ -364,7 +364,9 @@ def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
                 connection = await super().connect(req, traces, timeout)
                 protocol = connection.protocol
                 if protocol is None or not protocol.should_close:
-                    if protocol is not None:
+                    if protocol in used:
+                        REQUEST.get().reused_ns = time.monotonic_ns()
+                    elif protocol is not None:
                         used.add(protocol)
                     return connection
                 connection.close()
@@ -372,19 +374,6 @@ def connector(tls: ssl.SSLContext | bool) -> aiohttp.TCPConnector:
                     raise RequestFailedError("malformed", "an answer came before it was asked for")
 
     return Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
-
-
-def noting_reuse() -> aiohttp.TraceConfig:
-    """Tells the `RequestTrace` of a request that it is sent over a connection which had been used before."""
-    import aiohttp
-
-    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
-        if isinstance(context.trace_request_ctx, RequestTrace):
-            context.trace_request_ctx.reused_ns = time.monotonic_ns()
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -15,8 +15,11 @@ from pytest_llem.job.files import parse_json
 LONGEST_BYTES = 64 << 20
 """More than this is no answer."""
 
-LAST_EVENTS = 4
-"""Among so many lines at the end of a stream are mostly its reason to end and its usage."""
+LAST_EVENTS = (1, 2, 4)
+"""Among so many lines at the end of a stream are mostly its reason to end and its usage: the fewest are tried first."""
+
+SEVERAL_BYTES = 512
+"""Chosen: more than an event of one token has, so that bytes of this size mostly hold several."""
 
 BOM = b"\xef\xbb\xbf"
 DONE = b"[DONE]"
@@ -49,7 +52,6 @@ class Events:
         self._times_ns: list[int] = []
         self._begins: list[int] = []
         self._open = self._begun = False
-        self._looked, self._incomplete = 0, -1
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -67,6 +69,8 @@ class Events:
             self._rest = []
         if not self._begun:
             self._begun, data = True, data.removeprefix(BOM)
+        if len(data) > SEVERAL_BYTES and self._feed_plain(data, now_ns):
+            return
         # Of bytes, this knows no other ends of lines than the standard: LF, CR, and both.
         lines = data.splitlines()
         if data[-1:] != b"\n":
@@ -90,6 +94,23 @@ class Events:
             elif self.stray is None and not line.startswith(_FIELDS):
                 self.stray = line[:80]
 
+    def _feed_plain(self, data: bytes, now_ns: int) -> bool:
+        """Take whole events of one line each, as servers mostly send them, at once; false for any others."""
+        lines = data.split(b"\n\n")
+        if lines.pop() or self._open or b"\r" in data or data.count(b"\n") != 2 * len(lines):
+            return False
+        if data[:5] != b"data:" or data.count(b"\n\ndata:") != len(lines) - 1:
+            return False
+        done = lines[-1] == b"data: [DONE]"
+        lines = lines[:-1] if done else lines
+        if min(map(len, lines), default=0) < _DONE_LINE:
+            return False
+        self._begins += range(len(self._lines), len(self._lines) + len(lines))
+        self._lines += lines
+        self._times_ns += [now_ns] * len(lines)
+        self.done = self.done or done
+        return True
+
     def close(self, now_ns: int) -> None:
         """The stream has ended. A line that was cut off is no event, except for one that lacks only its end."""
         rest, self._rest = b"".join(self._rest), []
@@ -100,24 +121,9 @@ class Events:
                 rest = b""
         self.feed(rest + b"\n\n", now_ns)
 
-    def fresh(self) -> Iterator[Any]:
-        """Each event once, as soon as it is whole. Raises `RequestFailedError` for one that is not JSON."""
-        while self._looked < len(self._lines):
-            still_open = self._open and self._looked >= self._begins[-1]
-            if still_open and self._looked == self._incomplete:
-                return
-            try:
-                event, self._looked = self._read(self._looked)
-            except RequestFailedError:
-                if not still_open:
-                    raise
-                self._incomplete = self._looked
-                return
-            yield event
-
-    def last(self) -> Iterator[tuple[Any, int]]:
-        """The last few events with their times."""
-        wanted = max(0, len(self._lines) - LAST_EVENTS)
+    def last(self, lines: int) -> Iterator[tuple[Any, int]]:
+        """The events of the last lines with their times."""
+        wanted = max(0, len(self._lines) - lines)
         return self._from(self._begins[bisect_right(self._begins, wanted) - 1] if self._begins else 0)
 
     def taken(self) -> Iterator[tuple[Any, int]]:
