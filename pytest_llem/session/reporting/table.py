@@ -33,6 +33,7 @@ SHORT = {
     "joules_per_good_request": ("", "J", "/good"),
     "good_requests_per_joule": ("", "", "good/J"),
     "goodput_requests_per_s": ("", "", "good/s"),
+    "goodput_output_tokens_per_s": ("", "", "good tokens/s"),
     "max_rate_under_slo": ("", "", "max requests/s"),
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
