@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.openai.settings import ClientSettings, reuses_prefixes
 from pytest_llem.engines.protocol import Request
 from pytest_llem.engines.refusals import sampling_settings
 from pytest_llem.errors import EngineSettingError, JsonValue
@@ -41,7 +41,7 @@ class Bodies:
         if settings.stream:
             self._optional["stream_options"] = {"include_usage": True}
         if server == "llama.cpp":
-            self._optional["cache_prompt"] = settings.reuses_prefixes(config.workload.cache)
+            self._optional["cache_prompt"] = reuses_prefixes(config)
             if settings.stream:
                 self._optional["timings_per_token"] = True
         else:

@@ -20,7 +20,7 @@ from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
 from pytest_llem.engines.openai.served import ServedModel, with_files
-from pytest_llem.engines.openai.settings import ClientSettings, read_settings
+from pytest_llem.engines.openai.settings import ClientSettings, read_settings, reuses_prefixes
 from pytest_llem.engines.openai.tokenizers import Found, find_tokenizer
 from pytest_llem.engines.protocol import (
     CacheState,
@@ -139,10 +139,9 @@ class OpenAIEngine(Engine):
         if settings.enable_prefix_caching is False:
             return "disabled"
         if server.facts.kind == probe.LLAMA_CPP_KIND:
-            cache = config.workload.cache
-            if server.bodies.sends("cache_prompt") and not settings.reuses_prefixes(cache):
+            if server.bodies.sends("cache_prompt") and not reuses_prefixes(config):
                 return "disabled"
-            return "unknown" if cache is None else self._erased(server, settings)
+            return "unknown" if config.workload.cache is None else self._erased(server, settings)
         if server.facts.reset_path is None or self._resets is False:
             return "unknown"
         if self._resets is None and prefix_cache_is_off(server.observations.metrics_text()):

@@ -14,7 +14,7 @@ from typing import Any
 from pytest_llem.engines.openai.client import Client
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.probe import server_apis
-from pytest_llem.engines.openai.settings import ClientSettings
+from pytest_llem.engines.openai.settings import ClientSettings, reuses_prefixes
 from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.config import ExperimentConfig
@@ -153,7 +153,7 @@ class Observations:
                     "somebody else used it",
                 )
             )
-        elif hits and not self._cached_tokens and not self._settings.reuses_prefixes(config.workload.cache):
+        elif hits and not self._cached_tokens and not reuses_prefixes(config):
             # Where the answers tell of them, they are counted there.
             invalid.append(Note("prefix_cache_hit", f"{hits} prompt tokens came from the server's prefix cache"))
         if self._untimed:

@@ -109,13 +109,15 @@ class ClientSettings(OpenAISettings):
         """The endpoint that is measured."""
         return self.base_url + PATHS[self.api]
 
-    def reuses_prefixes(self, cache: str | None) -> bool:
-        """Whether a server that is asked so for each request shall look for its beginning in the cache."""
-        return cache is not None if self.enable_prefix_caching is None else self.enable_prefix_caching
-
     def without_key(self, text: str) -> str:
         """A text from outside, without the key, should a server repeat it."""
         return text.replace(self.api_key, "***") if self.api_key else text
+
+
+def reuses_prefixes(config: ExperimentConfig) -> bool:
+    """Whether prompts may find their beginnings in the server's cache; some are asked to look there by each request."""
+    asked = config.settings.get("enable_prefix_caching")
+    return config.workload.cache is not None if asked is None else bool(asked)
 
 
 def read_settings(config: ExperimentConfig, environment: Mapping[str, str]) -> ClientSettings:
