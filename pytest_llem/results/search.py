@@ -244,8 +244,8 @@ def _next(search: Search, at: float, windows: Sequence[LoadWindow], belief: _Bel
         wanted = max(search.low, min(search.high, round(wanted)))
         if verdict_at(wanted, at, windows) == "met" and wanted < search.high:
             wanted += 1
-        elif verdict_at(wanted, at, windows) == "not_met" and wanted > search.low:
-            wanted -= 1
+        elif verdict_at(wanted, at, windows) == "not_met" and verdict_at(wanted - 1, at, windows) != "met":
+            wanted = max(search.low, wanted - 1)
         near = [load for load in near if load == wanted]
     else:
         wanted = min(search.high, max(search.low, float(f"{wanted:.{SIGNIFICANT}g}")))

@@ -135,6 +135,21 @@ def test_requests_in_flight_are_found_to_the_last_one(capacity: int) -> None:
     assert all(each.load == int(each.load) for each in windows)
 
 
+def test_a_number_in_flight_that_failed_by_accident_is_tried_again() -> None:
+    """Between a number that is kept and the next one that is not there is nothing left to try but these two."""
+    search, tried = Search(IN_FLIGHT, 1, 64), list[float]()
+
+    def measure(load: float) -> LoadWindow:
+        tried.append(load)
+        stalled = load == 8 and tried.count(8) == 1
+        return window(load, 30 if stalled or load > 40 else 60, 60)
+
+    searched(search, measure)
+
+    assert tried.count(8) > 1
+    assert tried.count(7) == 1, "what was kept once is not in question"
+
+
 def test_a_plan_depends_on_nothing_but_the_windows() -> None:
     """Each process plans for itself: two that disagreed would measure different loads under one name."""
     windows: list[LoadWindow] = []
