@@ -16,12 +16,13 @@ from pytest_llem.job.files import found, open_regular, reason
 from pytest_llem.job.request import Texts
 from pytest_llem.workload.rows import Row
 from pytest_llem.workload.texts import DEFAULT_COLUMNS, no_text, read_rows
+from pytest_llem.workload.traffic import TRACES
 
 TEXT_TYPES = ("string", "large_string", "dictionary<values=string", "null")
 """How Arrow writes the types of columns that hold texts, or nothing (`pyarrow.DataType`)."""
 
-NESTED_COLUMNS = frozenset(("messages", "conversations", "hash_ids"))
-"""Columns of sessions and traces that no column of texts is (`workload.traffic`)."""
+NESTED_COLUMNS = frozenset(("messages", "conversations"))
+"""Columns of sessions (`workload.traffic`)."""
 
 BATCH_ROWS = 1024
 """Chosen: more prompts than most studies ask for, and few megabytes."""
@@ -54,10 +55,12 @@ def _rows(path: Path, column: str | None) -> Iterator[Row]:
             with_text = [field.name for field in file.schema_arrow if str(field.type).startswith(TEXT_TYPES)]
             columns = [name for name in ([column] if column is not None else DEFAULT_COLUMNS) if name in with_text]
             nested = {field.name for field in file.schema_arrow if str(field.type).startswith(("list", "large_list"))}
-            if not columns and nested & ({column} if column is not None else NESTED_COLUMNS):
-                columns = file.schema_arrow.names
+            names = file.schema_arrow.names
+            is_trace = column is None and any(set(names) >= keys for keys, _ in TRACES)
+            if not columns and (is_trace or nested & ({column} if column is not None else NESTED_COLUMNS)):
+                columns = names
             if not columns:
-                raise no_text(str(path), column, with_text or file.schema_arrow.names)
+                raise no_text(str(path), column, with_text or names)
             rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=columns) for row in batch.to_pylist())
             yield from ((f"{path}[{number}]", row) for number, row in enumerate(rows))
     except (OSError, pyarrow.ArrowException) as problem:

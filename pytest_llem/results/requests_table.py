@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         _column("index", pa.int64(), "the request's place in the workload"),
         _column("session", pa.string(), "the conversation that it is a turn of"),
         _column("turn", pa.int64(), "its place in the session, from 1"),
-        _column("due_ns", pa.int64(), "when it arrived by a schedule; null without one"),
+        _column("due_ns", pa.int64(), "when it arrived by a schedule or its session; null without one"),
         _column("sent_ns", pa.int64(), "when the client sent it; null where none does"),
         _column("start_ns", pa.int64(), "where its latencies begin: due or sent, the earlier"),
         _column("first_token_ns", pa.int64(), "when its first token came"),

@@ -219,7 +219,7 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
     except LlemError as problem:
         if (setting := problem.details.get("setting")) is not None:
             yield str(setting), getter(experiment.flat_settings)(str(setting)), problem
-        elif "available" in problem.details:
+        elif problem.details.get("available"):
             yield "workload.prompts", settings.prompts, problem
         elif "columns" in problem.details and settings.column is not None:
             yield "workload.column", settings.column, problem
@@ -236,7 +236,7 @@ def _arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iter
         if available < needed:
             raise too_few(workload.times_file, available, needed)
     except WorkloadError as problem:
-        if "available" in problem.details:
+        if problem.details.get("available"):
             yield "workload.prompts", workload.prompts, problem
         else:
             yield "workload.arrival", getter(experiment.flat_settings)("workload.arrival"), problem

@@ -132,7 +132,7 @@ def too_few(file: str, available: int, needed: int) -> WorkloadError:
     """The error for a file with fewer times than there are requests."""
     return WorkloadError(
         f"workload.arrival.file {file!r} has {available} times, and {needed} were asked for",
-        fix=f"set workload.prompts to at most {available}",
+        fix=f"set workload.prompts to at most {available}" if available else "write one number a line, such as 0.25",
         details={"available": available, "wanted": needed},
     )
 

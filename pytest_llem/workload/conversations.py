@@ -84,6 +84,9 @@ class MessagesReader:
             raise broken(where, "role", f"{str(role)[:40]!r} is unknown", f"use one of: {', '.join(ROLES)}")
         if content is not None and not isinstance(content, str) and not _are_texts(content):
             raise broken(where, "content", "is no text", "write a text, or parts of the type text: no other is sent")
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if not isinstance(one.get(key), (str, type(None))):
+                raise broken(where, key, f"{str(one[key])[:40]!r} is no text", "write a text, or leave it out")
         calls = one.get("tool_calls")
         if calls is not None and not _are_objects(calls):
             raise broken(where, "tool_calls", "is no list of calls", "write each call as an object")
@@ -225,5 +228,5 @@ def _said(answer: Message) -> str:
     calls = answer.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
     written = [json.dumps(function, ensure_ascii=False, sort_keys=True) for function in functions if function]
-    parts = (_text(answer.get("reasoning_content")), _text(answer.get("content")), *written)
-    return "\n".join(part for part in parts if part)
+    parts = (answer.get("reasoning_content"), _text(answer.get("content")), *written)
+    return "\n".join(str(part) for part in parts if part)

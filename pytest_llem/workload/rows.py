@@ -167,7 +167,10 @@ def _more(read: Read, text: str, at: int) -> tuple[str, int]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     reader = csv.DictReader((_whole(line, path, number) for number, line in _lines(path)), strict=True)
     try:
-        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        names = list(reader.fieldnames or ())
+        if len(names) == 1 and set(";\t") & set(names[0]):
+            raise WorkloadError(f"{path}:1: one column {names[0]!r}", fix="separate columns by commas")
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise WorkloadError(f"{path}:1: two columns {twice[0]!r}", fix="rename one")
         for row in reader:

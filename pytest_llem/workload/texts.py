@@ -18,7 +18,7 @@ from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
 from pytest_llem.job.request import Texts
 from pytest_llem.workload import registered
 from pytest_llem.workload.rows import Row, rows_of
-from pytest_llem.workload.traffic import read_traffic, recognise, require_no_times, too_few
+from pytest_llem.workload.traffic import read_traffic, recognise, require_used_times, too_few
 
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
 
@@ -35,7 +35,7 @@ def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> 
     traffic = recognise(first[0][1], settings.column, DEFAULT_COLUMNS) if first else None
     if traffic is not None:
         return read_traffic(traffic, rows, settings)
-    require_no_times(settings)
+    require_used_times(settings)
     taken: list[str] = []
     skipped = 0
     for text in _texts_of(rows, settings.column):

@@ -94,7 +94,8 @@ class BurstGptReader:
         """See `traffic.Reader`."""
         prompt, answer = (_tokens(where, row, key) for key in ("Request tokens", "Response tokens"))
         at_s = _number(where, row, "Timestamp")
-        session = str(row.get("Session ID") or "").strip() or None
+        named = row.get("Session ID")
+        session = None if named is None else str(named).strip() or None
         elapsed_s = _number(where, row, "Elapsed time") if row.get("Elapsed time") not in (None, "") else None
         if not prompt or not answer:
             return ()
@@ -139,11 +140,11 @@ def date_and_time(text: Any) -> int | None:
     *parts, fraction, sign, hours, minutes = match.groups()
     try:
         when = datetime(*map(int, parts), tzinfo=timezone.utc)  # type: ignore[arg-type,misc]
-    except ValueError:
+        if sign is not None:
+            zone = timedelta(hours=int(hours), minutes=int(minutes))
+            when = when - zone if sign == "+" else when + zone
+    except (ValueError, OverflowError):
         return None
-    if sign is not None:
-        zone = timedelta(hours=int(hours), minutes=int(minutes))
-        when = when - zone if sign == "+" else when + zone
     seconds = (when - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(seconds=1)
     return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
 

@@ -72,9 +72,10 @@ def read_traffic(reader: Reader, rows: Iterable[Row], settings: WorkloadSettings
     if len(recorded) < settings.prompts:
         left_out = [f"{counts[name]} {what}" for name, what in LEFT_OUT.items() if counts[name]]
         named = f", first: {faults[0].message}" if faults else ""
-        raise too_few(settings, len(recorded), f"{' and '.join(left_out)} were left out{named}" if left_out else "")
-    if recorded[0].at_ns is None:
-        require_no_times(settings, gaps=any(request.think_s for request in recorded))
+        why = f"{' and '.join(left_out)} were left out{named}" if left_out else ""
+        raise too_few(settings, len(recorded), why, faults[0].fix if faults else None)
+    timed, gaps = recorded[0].at_ns is not None, any(request.think_s for request in recorded)
+    require_used_times(settings, timed=timed, gaps=gaps)
     messages = tuple(problem.message for problem in faults)
     remedy = faults[0].fix if faults else None
     return Texts((), counts["skipped"], reader.format, recorded, counts["lines"], counts["broken"], messages, remedy)
@@ -158,26 +159,33 @@ def require_fitting(format_: str, settings: WorkloadSettings) -> None:
         raise _unfit("input_tokens", f"cannot be combined with {what}, {why}", "leave it out")
 
 
-def require_no_times(settings: WorkloadSettings, *, gaps: bool = False) -> None:
-    """Raise `WorkloadError` where a study relies on times that the data set did not record, but for `gaps` of turns."""
+def require_used_times(settings: WorkloadSettings, *, timed: bool = False, gaps: bool = False) -> None:
+    """Raise `WorkloadError` for a schedule without times, and for a speed at which nothing passes.
+
+    `timed` says that the data set recorded when requests came, `gaps` that it has waits between turns.
+    """
     if settings.times_file is not None:
         return
     if settings.arrival is not None and settings.arrival.process == "schedule":
-        why = f"process schedule needs times, and {settings.dataset} has none"
-        raise _unfit("arrival", why, "name workload.arrival.file, or a data set that recorded when its requests came")
-    if settings.speed != 1.0 and settings.times_file is None and not gaps:
-        raise _unfit("speed", f"has no effect: {settings.dataset} has no times", "leave it out")
+        if not timed:
+            why = f"process schedule needs times, and {settings.dataset} has none"
+            fix = "name workload.arrival.file, or a data set that recorded when its requests came"
+            raise _unfit("arrival", why, fix)
+    elif settings.speed != 1.0 and not gaps:
+        why = "only arrival.process: schedule keeps its times" if timed else "it has no times"
+        raise _unfit("speed", f"has no effect on {settings.dataset}: {why}", "leave it out")
 
 
 def _unfit(setting: str, text: str, fix: str) -> WorkloadError:
     return WorkloadError(f"workload.{setting}: {text}", fix=fix, details={"setting": f"workload.{setting}"})
 
 
-def too_few(settings: WorkloadSettings, available: int, left_out: str) -> WorkloadError:
-    """The error for a data set that has fewer prompts than were asked for."""
+def too_few(settings: WorkloadSettings, available: int, left_out: str, remedy: str | None = None) -> WorkloadError:
+    """The error for a data set that has fewer prompts than were asked for; `remedy` gives it more."""
+    fewer = f"set workload.prompts to at most {available}" if available else None
     return WorkloadError(
         f"workload.dataset {settings.dataset!r} has {available} prompts, and {settings.prompts} were asked for"
         f"{'; ' if left_out else ''}{left_out}",
-        fix=f"set workload.prompts to at most {available}",
+        fix=", or ".join(filter(None, (remedy, fewer))) or "name a data set that has some",
         details={"available": available, "wanted": settings.prompts},
     )

@@ -235,3 +235,10 @@ def test_parquet_holds_them_as_well(tmp_path: Path) -> None:
     texts = parquet_texts(WorkloadSettings(str(tmp_path / "m.parquet"), 1, None, 4))
     assert texts is not None
     assert texts.recorded[0].blocks == (1, 2)
+    burst = {"Timestamp": 1.5, "Model": "m", "Request tokens": 3, "Response tokens": 4}
+    azure = {"TIMESTAMP": "2023-11-16 18:17:04", "ContextTokens": 3, "GeneratedTokens": 4}
+    for name, one in (("burstgpt", burst), ("azure", azure), ("mooncake", {"input_length": 3, "output_length": 4})):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([one]), tmp_path / f"{name}.parquet")
+        texts = parquet_texts(WorkloadSettings(str(tmp_path / f"{name}.parquet"), 1, None, 4))
+        assert texts is not None
+        assert (texts.format, texts.recorded[0].prompt_tokens) == (name, 3)

@@ -38,6 +38,7 @@ WRONG = {
     "CSV field": ("a.csv", b"text\none\n" + b"x" * 131_073 + b"\n", r"a\.csv:3: field larger than .*131072", "jsonl"),
     "CSV quote that never ends": ("a.csv", b'text\none\n"two\nthree\n', r"a\.csv:4: unexpected end", "quote"),
     "CSV row that is too long": ("a.csv", b'text\n"o\nne"\ntwo, three\n', r"a\.csv:4: more fields than", "quote"),
+    "CSV of semicolons": ("a.csv", b"text;n\na;1\n", r"a\.csv:1: one column 'text;n'", "separate columns by commas"),
     "CSV column twice": ("a.csv", b"text,text\na,b\n", r"a\.csv:1: two columns 'text'", "rename"),
     "text of another encoding": ("a.txt", b"one\ncaf\xe9\n", r"a\.txt:2: not UTF-8", "save"),
     "CSV of another encoding": ("a.csv", b"text\none\ncaf\xe9\n", r"a\.csv:3: not UTF-8", "save"),

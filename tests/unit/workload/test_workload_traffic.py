@@ -86,6 +86,15 @@ def test_sharegpt_in_a_list_or_in_lines(tmp_path: Path) -> None:
         )
 
 
+def test_a_session_may_be_named_by_the_number_0(tmp_path: Path) -> None:
+    """Tables from other places than CSV have numbers, and the turns of session 0 were requests of their own."""
+    rows = [{"Timestamp": at, "Session ID": 0, "Request tokens": 3, "Response tokens": 4} for at in (1, 2)]
+    assert [(one.session, one.turn) for one in read(write(tmp_path / "b.jsonl", rows), 2).recorded] == [
+        ("0", 1),
+        ("0", 2),
+    ]
+
+
 def test_mooncake(tmp_path: Path) -> None:
     rows = [MOONCAKE, {**MOONCAKE, "timestamp": 3000.5, "output_length": 0}, {**MOONCAKE, "timestamp": 4000}]
     texts = read(write(tmp_path / "m.jsonl", rows), 2)
@@ -157,6 +166,8 @@ BAD = {
     "a wait that is none": ({"messages": [USER, {**USER, "delay": -1}]}, "delay: '-1' is no wait", "milliseconds"),
     "a session twice": ({"session_id": "1", "messages": [USER]}, "session_id: '1' is there already", "whole session"),
     "no JSON": ({"messages": [USER], "tools": [{"x": float("nan")}]}, "tools: is no list", "object"),
+    "thoughts in parts": ({"messages": [USER, {**ANSWER, "reasoning_content": ["x"]}]}, "reasoning_content", "text"),
+    "a name that is none": ({"messages": [{**USER, "name": 5}]}, r"messages\[0\]: name: '5' is no text", "text"),
     "tools that are none": ({"messages": [USER], "tools": "look"}, "tools: is no list", "object"),
 }
 
@@ -182,6 +193,7 @@ BROKEN = {
     "others": ("m.jsonl", '{"text_input": "x", "input_length": 7, "output_length": 1}', "text_input: is none of"),
     "short": ("a.csv", "2023-11-16 18:17:05,1", r"a\.csv:3: GeneratedTokens: 'None' is no number"),
     "date": ("a.csv", "2023-13-16 18:17:05,1,1", r"a\.csv:3: TIMESTAMP: '2023-13-16 18:17:05' is no date"),
+    "year": ("a.csv", "0001-01-01 00:00:00+05:00,1,1", r"a\.csv:3: TIMESTAMP: '0001-.*' is no date"),
     "long": ("a.csv", "2023-11-16 18:17:05,1,1,1", r"a\.csv:3: more fields"),
 }
 
@@ -224,6 +236,8 @@ def test_seconds_are_not_taken_for_milliseconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "setting"),
     [
+        (MOONCAKE, {"speed": 2.0}, "workload.speed"),
+        (MOONCAKE, {"speed": 2.0, "arrival": Arrival("poisson", rate_per_s=1.0)}, "workload.speed"),
         (MOONCAKE, {"order": "grouped"}, "workload.order"),
         (MOONCAKE, {"order": "shuffled"}, "workload.order"),
         (MOONCAKE, {"chat_template": True}, "workload.chat_template"),
@@ -268,8 +282,14 @@ def test_times_of_a_file_have_a_speed(tmp_path: Path, row: dict[str, Any]) -> No
 
 def test_too_few_requests_say_what_was_left_out(tmp_path: Path) -> None:
     rows = [MOONCAKE, {**MOONCAKE, "output_length": 0}, {**MOONCAKE, "input_length": -1}]
-    with pytest.raises(WorkloadError, match=r"has 1 prompts, and 2 .* 1 rows with nothing to send and 1 broken lines"):
+    with pytest.raises(
+        WorkloadError, match=r"has 1 prompts, and 2 .* 1 rows with nothing to send and 1 broken lines"
+    ) as few:
         read(write(tmp_path / "m.jsonl", rows), 2)
+    assert few.value.fix == "write a whole number, or set workload.prompts to at most 1"
+    with pytest.raises(WorkloadError, match="has 0 prompts") as none:
+        read(write(tmp_path / "m.jsonl", rows[2:]), 1)
+    assert none.value.fix == "write a whole number"
 
 
 def test_no_garbage_is_a_traceback(tmp_path: Path) -> None:
