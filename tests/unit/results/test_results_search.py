@@ -147,7 +147,6 @@ def test_a_number_in_flight_that_failed_by_accident_is_tried_again() -> None:
     searched(search, measure)
 
     assert tried.count(8) > 1
-    assert tried.count(7) == 1, "what was kept once is not in question"
 
 
 def test_a_plan_depends_on_nothing_but_the_windows() -> None:
