@@ -1,9 +1,11 @@
 """What the client of a server costs: its throughput at 256 requests in flight, against a bare loop on the same server.
 
     python tests/benchmarks/client_overhead.py [--rounds 7] [--requests 1024] [--concurrency 256] [--tokens 64]
+        [--pace-ms 20]
 
 The server is a process of its own that answers without thinking: prepared bytes, an event per token, no delays, so
-that the client is the bottleneck. The bare loop is the least that a measurement could do with aiohttp: post, read what
+that the client is the bottleneck and reads many events at once; with `--pace-ms` each event after the one before, as
+models generate them. The bare loop is the least that a measurement could do with aiohttp: post, read what
 comes, note the time, look for the end. Both run in turn, in this process. Printed are ratios of their CPU time and of
 their wall time, as medians over the rounds with their quartiles.
 """
@@ -44,12 +46,19 @@ class Dummy(asyncio.Protocol):
                 return
             self._data = self._data[whole:]
             if head.startswith(b"post /v1/"):
-                for chunk in self.chunks:
-                    self._transport.write(chunk)
+                self._send(self.chunks)
             else:
                 self._transport.write(b"HTTP/1.1 404 X\r\nContent-Length: 2\r\n\r\n{}")
 
+    def _send(self, chunks: tuple[bytes, ...]) -> None:
+        if self.pace_s and chunks:
+            self._transport.write(chunks[0])
+            asyncio.get_running_loop().call_later(self.pace_s, self._send, chunks[1:])
+        for chunk in () if self.pace_s else chunks:
+            self._transport.write(chunk)
+
     chunks: tuple[bytes, ...] = ()
+    pace_s = 0.0
 
 
 def chunks(tokens: int) -> tuple[bytes, ...]:
@@ -64,16 +73,16 @@ def chunks(tokens: int) -> tuple[bytes, ...]:
     return (head, *(f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in parts), b"0\r\n\r\n")
 
 
-async def serve(tokens: int) -> None:
-    Dummy.chunks = chunks(tokens)
+async def serve(tokens: int, pace_s: float) -> None:
+    Dummy.chunks, Dummy.pace_s = chunks(tokens), pace_s
     server = await asyncio.get_running_loop().create_server(Dummy, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 @contextmanager
-def dummy_server(tokens: int) -> Any:
-    command = [sys.executable, __file__, SERVER, str(tokens)]
+def dummy_server(tokens: int, pace_s: float = 0.0) -> Any:
+    command = [sys.executable, __file__, SERVER, str(tokens), str(pace_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -133,6 +142,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pace-ms", type=float, default=0.0)
     options = parser.parse_args()
     from pytest_llem.engines.openai.client import Client, SentRequest
     from pytest_llem.engines.openai.settings import ClientSettings
@@ -143,7 +153,7 @@ def main() -> None:
     body = json.dumps(prompt).encode()
     going = [SentRequest(Request(index, (), options.tokens), body, 8, timed=False) for index in range(options.requests)]
     plan = Schedule([0.0] * options.requests, options.concurrency)
-    with dummy_server(options.tokens) as url:
+    with dummy_server(options.tokens, options.pace_ms / 1e3) as url:
         client, bare = Client(ClientSettings(f"{url}/v1")), BareLoop(url)
 
         answered: list[list[Completion]] = []
@@ -173,6 +183,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SERVER]:
-        asyncio.run(serve(int(sys.argv[2])))
+        asyncio.run(serve(int(sys.argv[2]), float(sys.argv[3])))
     else:
         main()

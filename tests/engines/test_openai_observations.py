@@ -192,10 +192,12 @@ def test_hits_that_only_the_servers_counter_tells_are_seen(bench: Bench) -> None
     engine.statistics()
     engine.read(done)
     assert codes(engine)[0] == ["prefix_cache_hit"]
-    caching = bench.engine(bench.server(), enable_prefix_caching=True)
-    assert caching._loaded is not None
-    assert engine._loaded is not None
-    caching._loaded = replace(caching._loaded, observations=engine._loaded.observations)
+    server.script.metrics = metrics.format(0, 0)
+    caching = bench.engine(server, enable_prefix_caching=True)
+    caching.reset_statistics()
+    caching.generate(texts(2), lambda _done, _total: None)
+    server.script.metrics = metrics.format(16, 48)
+    caching.statistics()
     assert codes(caching)[0] == []
 
 
