@@ -2,7 +2,8 @@
 
 `python tests/benchmarks/queue_proof.py` prints the Markdown table that docs/servers.md holds, best on an idle machine.
 The queue is a process of its own and tells when it wrote each token. Which requests are good is known before: limits
-lie in the widest gap of the latencies that follow from the times of arrival.
+lie in the widest gap of the latencies that follow from the times of arrival. Where others use the machine, the queue
+serves fewer in time than that, and the count has to be of those.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ def main() -> None:
     rates = {f"{share:g}": round(share * CAPACITY_PER_S, 3) for share in (0.3, 0.6, 0.9, 1.2, 2)}
     planted = {rate: between(planned(rate)) for rate in rates.values()}
     levels = ", ".join(LEVEL.format(rate, limit) for rate, (limit, _) in planted.items())
-    print(
-        "| utilisation | ttft | tpot | e2el | good, planted | good, counted | verdict |\n|---|---|---|---|---|---|---|"
-    )
+    print("| utilisation | ttft | tpot | e2el | good, as planned | as served | as counted | verdict |")
+    print("|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as name, running(QUEUE) as url:
         study = Path(name, "queue.yaml")
         study.write_text(STUDY.format(url=url, tokens=TOKENS, prompts=PROMPTS, levels=levels))
@@ -80,10 +80,14 @@ def row(path: Path, served: dict[str, list[list[int]]], good: int) -> list[str]:
         off["ttft"].append(request["ttft_s"] - (first - request["due_ns"]) / 1e9)
         off["tpot"].append(request["tpot_s"] - (last - first) / 1e9 / (TOKENS - 1))
         off["e2el"].append(request["e2el_s"] - (last - request["due_ns"]) / 1e9)
+    slo: Any = result.experiment.config["slo"]
+    in_time = sum(
+        first - one["due_ns"] <= slo["ttft_s"] * 1e9 for one, (first, _) in zip(requests, written, strict=True)
+    )
     counted = result.slo.good if result.slo is not None else None
     verdict = "; ".join(f"{reason.code}: {reason.message}" for reason in result.validity.reasons) or "valid"
     shown = [f"{median(map(abs, values)) * 1000:.2f} ms" for values in off.values()]
-    return [*shown, str(good * result.workload.repeats), f"{counted} of {len(requests)}", verdict]
+    return [*shown, str(good * result.workload.repeats), str(in_time), f"{counted} of {len(requests)}", verdict]
 
 
 if __name__ == "__main__":
