@@ -20,6 +20,9 @@ from pytest_llem.workload import registered
 from pytest_llem.workload.rows import Row, rows_of
 from pytest_llem.workload.traffic import read_traffic, recognise, require_used_times, too_few
 
+LOOKED_AT = 100
+"""Rows among which one has to be readable. Chosen: what is broken up to there is no part of sessions or a trace."""
+
 DEFAULT_COLUMNS = ("text", "prompt", "input", "question", "instruction", "content")
 
 
@@ -30,9 +33,14 @@ def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> 
     or no such column.
     """
     rows = rows_of(settings) if rows is None else rows
-    first = list(islice(rows, 1))
+    first: list[Row] = []
+    for row in islice(rows, LOOKED_AT):
+        first.append(row)
+        # Logs often begin within a line.
+        if row[1] is not None and not isinstance(row[1], WorkloadError):
+            break
     rows = chain(first, rows)
-    traffic = recognise(first[0][1], settings.column, DEFAULT_COLUMNS) if first else None
+    traffic = recognise(first[-1][1], settings.column, DEFAULT_COLUMNS) if first else None
     if traffic is not None:
         return read_traffic(traffic, rows, settings)
     require_used_times(settings)

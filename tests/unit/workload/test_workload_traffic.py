@@ -214,6 +214,14 @@ def test_broken_lines_of_a_trace_are_counted_and_the_first_ones_named(tmp_path: 
     require_few_broken(texts, 0.34)
 
 
+@pytest.mark.parametrize("begin", ['"input_length": 7}', "null", "\ufffd"])
+def test_a_file_may_begin_with_a_broken_line(tmp_path: Path, begin: str) -> None:
+    """A part of a log begins within a line, which was an error whatever share was allowed."""
+    path = write(tmp_path / "m.jsonl", f"{begin}\n{json.dumps(MOONCAKE)}\n")
+    texts = read(path, 1)
+    assert (texts.format, texts.lines, texts.broken, texts.skipped) == ("mooncake", 2, begin != "null", begin == "null")
+
+
 def test_times_that_do_not_rise_are_an_error_whatever_share_may_be_broken(tmp_path: Path) -> None:
     rows = [{**MOONCAKE, "timestamp": 9}, {**MOONCAKE, "timestamp": 2}]
     with pytest.raises(WorkloadError, match=r"m\.jsonl:2: timestamp: 0.007 s before that of .*m\.jsonl:1") as caught:
