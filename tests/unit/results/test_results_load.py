@@ -146,6 +146,15 @@ def with_threads(chart: Chart) -> list[dict[str, Any]]:
     return [{**row, "threads": int(str(row["experiment"])[len("threads:")])} for row in chart.rows]
 
 
+def test_the_name_of_a_limit_above_all_points_lies_within_the_frame(tmp_path: Path) -> None:
+    """It was printed over the legend where the limit was the scale's end."""
+    levels = {(2.0, 1): [(200, 0)], (4.0, 1): [(190, 10)]}
+    for limit, baseline in ((0.3, "bottom"), (0.9, "top")):
+        content = gather_content([run_of(tmp_path / str(limit), levels, replace(SLO, ttft_s=limit, at=0.99))])
+        spec: Any = chart_of(content, "load-ttft").spec
+        assert spec["layer"][-1]["mark"]["baseline"] == baseline
+
+
 def test_a_saturated_level_has_a_mark_and_no_number(content: Content) -> None:
     """What it measured depends on how long the queue grew, and must stand in no mean."""
     for id in ("load-ttft", "load-goodput"):

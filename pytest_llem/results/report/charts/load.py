@@ -240,7 +240,8 @@ def _layers(
     ]
     if limits:
         said: list[JsonValue] = [_limit(limit, unit) for limit in limits]
-        layers += labelled_rules({"values": said}, {**y, "field": "limit"}, size)
+        topmost = limits[-1] * unit.factor >= max(reached, default=0.0)
+        layers += labelled_rules({"values": said}, {**y, "field": "limit"}, size, topmost=topmost)
     return layers
 
 
@@ -252,9 +253,10 @@ def state_shape(states: Sequence[str], size: Size) -> Spec:
     return {"field": "state", "type": "nominal", "title": "SLO", "scale": scale, "legend": key}
 
 
-def labelled_rules(data: Spec, at: Spec, size: Size) -> list[JsonValue]:
-    """Dashed lines across a chart, each with its `said` above its left end."""
-    text: Spec = {"type": "text", "align": "left", "baseline": "bottom", "dx": 3, "dy": -1, "fontSize": size.font - 0.5}
+def labelled_rules(data: Spec, at: Spec, size: Size, *, topmost: bool) -> list[JsonValue]:
+    """Dashed lines across a chart, each with its `said` above its left end; below it where a line may be the frame."""
+    place: Spec = {"baseline": "top", "dy": 3} if topmost else {"baseline": "bottom", "dy": -1}
+    text: Spec = {"type": "text", "align": "left", "dx": 3, "fontSize": size.font - 0.5, **place}
     dashed: Spec = {"type": "rule", "strokeDash": [5, 4], "color": GREY}
     return [
         {"data": data, "mark": dashed, "encoding": {"y": at}},

@@ -53,7 +53,7 @@ def _chart(experiments: Experiments, row: ExperimentRow, search: SearchRecord, s
         at: Spec = {"values": [{"answer": answer.load, "low": answer.low, "high": answer.high, "said": said_of_it}]}
         band: Spec = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
         layers.append({"data": at, "mark": {"type": "rect", "opacity": 0.18, "color": GREY}, "encoding": band})
-        layers += labelled_rules(at, {**y, "field": "answer"}, size)
+        layers += labelled_rules(at, {**y, "field": "answer"}, size, topmost=answer.load >= max(loads))
     path: Spec = {"type": "line", "strokeWidth": 1, "opacity": 0.6}
     layers += [
         {"mark": path, "encoding": {"x": x, "y": y, "detail": {"field": "cycle"}}},
