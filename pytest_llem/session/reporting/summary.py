@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llem.job.redaction import redact_arguments
 from pytest_llem.results.manifest import StudyPlan
-from pytest_llem.results.terminal import UNCERTAIN
-from pytest_llem.session.reporting.table import ESTIMATED, INDENT, SPREAD, table_of
+from pytest_llem.results.terminal import UNCERTAIN, middle_cut
+from pytest_llem.session.reporting.table import ESTIMATED, INDENT, LEAST_NAME, SPREAD, table_of
 
 if TYPE_CHECKING:
     from pytest_llem.results.baselines import Saved
@@ -51,17 +51,19 @@ def summary_lines(
         of_table = table.lines(width)
         shown.update(word for line in of_table for word in line.split())
         lines += [*map(Line, of_table), Line("")]
-        found = answers([search for search in searches if search.study == plan.name])
+        found = answers([search for search in searches if search.study == plan.name], width)
         lines += [*map(Line, found), Line("")] if found else []
     lines += notes(rows, spread=SPREAD in shown, unknown=f"{UNCERTAIN}?" in shown)
     return [*lines, Line(f"artifacts: {short_path(run_dir)}")]
 
 
-def answers(searches: Sequence[SearchRecord]) -> list[str]:
-    """What the searches of a study found: a line, or one for each below what they looked for."""
+def answers(searches: Sequence[SearchRecord], width: int) -> list[str]:
+    """What the searches of a study found: a line, or one for each below what they looked for, cut to the width."""
     if len(searches) < 2:
         return [f"{LARGEST}: {search.line}" for search in searches]
-    return [f"{LARGEST}:", *(f"{INDENT}{search.name}: {search.line}" for search in searches)]
+    room = [max(LEAST_NAME, width - len(f"{INDENT}: {search.line}")) for search in searches]
+    names = [middle_cut(search.name, letters) for search, letters in zip(searches, room, strict=True)]
+    return [f"{LARGEST}:", *(f"{INDENT}{name}: {search.line}" for name, search in zip(names, searches, strict=True))]
 
 
 def by_study(

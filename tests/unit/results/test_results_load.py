@@ -228,7 +228,7 @@ def test_a_search_says_its_answer_and_what_decided_each_window(tmp_path: Path) -
     (record,) = read_searches(run)
     (found,) = record.cycles.values()
     assert record.answer.load == pytest.approx(21.5, rel=0.2)
-    (line,) = answers([record])
+    (line,) = answers([record], 80)
     answer, rest = line.split("), ")
     assert re.fullmatch(r"largest load under the SLO: \d+\.\d requests/s \(\d+\.\d \.\. \d+\.\d", answer)
     assert rest == f"{len(found.windows)} of 8 windows"
@@ -239,15 +239,15 @@ def test_a_search_says_its_answer_and_what_decided_each_window(tmp_path: Path) -
 
 
 def test_searches_are_told_apart_by_what_they_looked_at(tmp_path: Path) -> None:
-    lines = answers(read_searches(searched(tmp_path, [21.5, 43.0])))
+    lines = answers(read_searches(searched(tmp_path, [21.5, 43.0])), 80)
     assert [line.partition(": ")[0] for line in lines] == [
         "largest load under the SLO:",
         "    threads:1",
         "    threads:2",
     ]
-    open_ended = answers(read_searches(searched(tmp_path / "b", [500.0])))
+    open_ended = answers(read_searches(searched(tmp_path / "b", [500.0])), 80)
     assert re.fullmatch(r"largest load under the SLO: at least 200 requests/s, \d of 8 windows", open_ended[0])
-    (none,) = answers(read_searches(searched(tmp_path / "c", [0.1])))
+    (none,) = answers(read_searches(searched(tmp_path / "c", [0.1])), 80)
     assert none.startswith("largest load under the SLO: no load from 1 to 200 requests/s was seen to keep the SLO")
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/studies.md do what the text beside them says, and those of docs/servers.md load."""
+"""The examples of docs/studies.md do what the text beside them says; those of docs/servers.md and studies/ load."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import pytest_llem
-from pytest_llem.study import Study
+from pytest_llem.study import Study, load_study
 
 DOCS = Path(pytest_llem.__file__).parent.parent / "docs"
+STUDIES = sorted((DOCS.parent / "studies").glob("*.yaml"))
 PAGE = (DOCS / "studies.md").read_text(encoding="utf-8")
 SERVERS = re.findall(r"```yaml\n(.*?)```", (DOCS / "servers.md").read_text(encoding="utf-8"), re.DOTALL)
 EXAMPLES = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if not text.startswith("#")]
@@ -34,3 +35,8 @@ def test_every_study_of_a_server_loads(load: Callable[..., Study], text: str) ->
     shared = "" if text.startswith("model") else "model: builtin:tiny-llama\nengine: openai\ndtype: float32\n"
 
     assert load(shared + text).experiments
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_ready_study_loads(path: Path) -> None:
+    assert load_study(path).experiments
