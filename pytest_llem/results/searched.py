@@ -21,7 +21,7 @@ from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import Note
 from pytest_llem.results.layout import RESULT, SEARCH, STATE, CycleKey
-from pytest_llem.results.metrics import METRICS
+from pytest_llem.results.metrics import metrics_of
 from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result, SearchSection
 from pytest_llem.results.search import LargestLoad, LoadWindow, NextLoad, share_interval, verdict
@@ -239,7 +239,8 @@ def _window(store: RunStore, at: float, measured: MeasuredWindow, number: int) -
     window, outcome = measured.window, measured.outcome
     judged = window.unusable is None and window.requests > 0
     low, high = share_interval([window]) if judged else (None, None)
-    values = {} if outcome.result is None else {name: each.of(outcome.result) for name, each in METRICS.items()}
+    results = [] if outcome.result is None else [outcome.result]
+    values = {name: each.of(result) for result in results for name, each in metrics_of(results).items()}
     return {
         "step": number,
         "reason": measured.reason,

@@ -33,6 +33,7 @@ from pytest_llem.session.reporting.summary import answers
 from pytest_llem.study.search import Search
 from tests.unit.results.conftest import Bench, S, Worker
 
+PERCENTILES = (50.0, 80.0, 90.0, 99.0)
 SLO = SloSettings(ttft_s=0.3, at=0.9)
 Level = Sequence[tuple[int, int]]
 """Good and late requests of each cycle; `(0, 0)` is one that was saturated."""
@@ -61,7 +62,7 @@ def cycle(
         job, report = worker(attempt, job_dir)
         workload = replace(job.config.workload, arrival=Arrival("poisson", rate))
         config = replace(job.config, workload=workload, slo=slo, settings={"threads": threads})
-        return replace(job, config=config), report
+        return replace(job, config=config, percentiles=PERCENTILES), report
 
     return get_or_measure(store, key, measure, retries=0)
 
@@ -257,6 +258,7 @@ def test_a_search_is_drawn_window_by_window(tmp_path: Path) -> None:
     (record,) = (row.search for row in content.experiments)
     assert record is not None
     windows = record.cycles["1"].windows
+    assert {"ttft_p80_s", "ttft_p99_s"} <= set(windows[0].metrics)  # those that the study chose as well
     chart = chart_of(content, "search-threads:1-rate_per_s:search")
     assert [(row["x"], row["y"], row["state"]) for row in chart.rows] == [
         (each.step, each.offered, each.level) for each in windows
