@@ -20,6 +20,7 @@ from pytest_llem.job.setting import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Share,
     about,
     section,
     setting,
@@ -281,7 +282,7 @@ class Thresholds:
     counter_rel: PositiveFloat = setting(
         0.05, "Disagreement of a GPU's energy counter with its power readings, beyond what their scatter explains."
     )
-    failed_requests_rel: NonNegativeFloat = setting(
+    failed_requests_rel: Share = setting(
         0.0,
         "Share of the requests that may fail, which are in no average either way, and of a trace's lines that may be "
         "broken.",

@@ -80,6 +80,7 @@ def share(value: object) -> object:
 # 2**53 is the largest range of integers that JSON readers with double-precision numbers keep exactly (RFC 8259).
 PositiveInt = Annotated[int, Limits(ge=1, le=2**53)]
 NonNegativeInt = Annotated[int, Limits(ge=0, le=2**53)]
+Share = Annotated[float, Limits(ge=0, le=1, percent=True)]
 Fraction = Annotated[float, Limits(gt=0, le=1, percent=True)]
 # Chosen: above any duration, size or share that a study can mean, and far from overflow in products.
 PositiveFloat = Annotated[float, Limits(gt=0, le=1e12)]

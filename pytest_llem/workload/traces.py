@@ -151,6 +151,8 @@ def date_and_time(text: Any) -> int | None:
 
 def _tokens(where: str, row: Mapping[str, Any], key: str) -> int:
     value = row.get(key)
+    if value is None:
+        raise broken(where, key, "is missing", "write a whole number")
     number = float(value) if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= LONGEST or number % 1:
         raise broken(where, key, f"{str(value)[:40]!r} is no number of tokens", "write a whole number")

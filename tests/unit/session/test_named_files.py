@@ -134,7 +134,7 @@ def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
     [
         ("chats.jsonl, prompts: 2", 0, "data/", "data/chats.jsonl:2: messages[0]: role: is missing\nfix: give the"),
         ("chats.jsonl, prompts: 2", 0.2, "data/", "1 broken lines (data/chats.jsonl:2: messages[0]: role: is"),
-        ("chats.jsonl, prompts: 2", 0.4, "", None),
+        ("chats.jsonl, prompts: 2", "40%", "", None),
         ("chats.jsonl, prompts: 1, order: grouped", 0, "grouped", "workload.order: grouped cannot be combined with"),
         ("chats.jsonl, prompts: 1, speed: 2.5", 0, "2.5", "workload.speed: has no effect"),
         ("chats.jsonl, prompts: 9", 1, "9", "workload.dataset 'data/chats.jsonl' has 2 prompts, and 9 were asked for"),
@@ -142,7 +142,7 @@ def test_a_data_set_that_cannot_be_read_is_refused_where_it_is_written(
     ],
 )
 def test_sessions_and_traces_are_looked_at_as_far_as_they_are_used(
-    refused: Refused, workload: str, share: float, part: str, said: str | None
+    refused: Refused, workload: str, share: float | str, part: str, said: str | None
 ) -> None:
     text = f"{BUILTIN}workload: {{dataset: data/{workload}}}\n"
     found = refused(f"{text}measurement: {{validity: {{failed_requests_rel: {share}}}}}\n")

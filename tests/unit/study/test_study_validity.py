@@ -50,6 +50,7 @@ def test_limits_do_not_change_what_an_experiment_is(load: Load) -> None:
         ("measurement: {validity: {clock_rel: 0.5}}", r"study\.yaml:2:26: .*did you mean 'clocks_rel'\?"),
         ("measurement.validity.clock_rel: 0.5", r"study\.yaml:2:1: .*did you mean 'clocks_rel'\?"),
         ("measurement: {validity: {gap_s: soon}}", r"study\.yaml:2:33: .*expected a number"),
+        ("measurement: {validity: {failed_requests_rel: 5}}", r"study\.yaml:2:47: .*write 5%, or 0\.05"),
         ("measurement: {validity: {gap_s: 0}}", r"study\.yaml:2:33: measurement\.validity\.gap_s: "),
     ],
 )

@@ -191,7 +191,7 @@ BROKEN = {
     "few": ("m.jsonl", '{"timestamp": 1, "input_length": 1700, "output_length": 1, "hash_ids": [1]}', "names 1 blocks"),
     "time": ("m.jsonl", '{"timestamp": "x", "input_length": 7, "output_length": 1}', "timestamp: 'x' is no time"),
     "others": ("m.jsonl", '{"text_input": "x", "input_length": 7, "output_length": 1}', "text_input: is none of"),
-    "short": ("a.csv", "2023-11-16 18:17:05,1", r"a\.csv:3: GeneratedTokens: 'None' is no number"),
+    "short": ("a.csv", "2023-11-16 18:17:05,1", r"a\.csv:3: GeneratedTokens: is missing"),
     "date": ("a.csv", "2023-13-16 18:17:05,1,1", r"a\.csv:3: TIMESTAMP: '2023-13-16 18:17:05' is no date"),
     "year": ("a.csv", "0001-01-01 00:00:00+05:00,1,1", r"a\.csv:3: TIMESTAMP: '0001-.*' is no date"),
     "long": ("a.csv", "2023-11-16 18:17:05,1,1,1", r"a\.csv:3: more fields"),
