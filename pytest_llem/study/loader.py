@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsErr
 from pytest_llem.study.problems import Location, Problem, study_error, suggest_or_list
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
-from pytest_llem.study.search import ARRIVAL
+from pytest_llem.study.search import ARRIVAL, EXAMPLE, RATE
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
@@ -134,7 +134,7 @@ class _StudyLoader:
         experiments += self._explicit(entries, experiments, name)
         skips_invalid = head.on_invalid == "skip"
         self._judge_invalid(skips_invalid, experiments)
-        self._require_slo(experiments)
+        self._require_basis(experiments)
         self._note_inactive(experiments)
         return Study(
             name=name,
@@ -327,25 +327,23 @@ class _StudyLoader:
             self.sources.report(("sweep",), f"nothing is left to run: every point is {what}", "relax exclude", True)
         self._stop_if_wrong()
 
-    def _require_slo(self, experiments: Sequence[Experiment]) -> None:
-        """Report gates and a headline that count good requests where nothing says what a good request is."""
-        asked = {experiment.gates: _counting_good(experiment.gates) for experiment in experiments}
+    def _require_basis(self, experiments: Sequence[Experiment]) -> None:
+        """Report gates and a headline on a metric of an SLO or of a search in a study that has none."""
         execution = self.sources.data.get("execution")
         headline = execution.get("headline") if isinstance(execution, Mapping) else None
-        judges_by_it = headline is not None and metric_name(str(headline)).slo
-        if not judges_by_it and not any(asked.values()):
-            return
-        without = [experiment for experiment in experiments if not experiment.flat_settings.keys() & LIMITS]
-        settings = dict.fromkeys(setting for each in asked.values() for setting in each)
-        found = {setting: [each.id for each in without if setting in asked[each.gates]] for setting in settings}
-        if judges_by_it and len(without) == len(experiments):
-            found["execution.headline"] = [experiment.id for experiment in without]
-        for setting, ids in found.items():
-            if ids:
+        for basis in _BASES:
+            found: dict[str, list[str]] = {}
+            without = [experiment for experiment in experiments if not basis.is_there(experiment)]
+            for experiment in without:
+                for setting, metric in _judged(experiment.gates):
+                    if basis.is_for(metric):
+                        found.setdefault(setting, []).append(experiment.id)
+            if len(without) == len(experiments) and headline is not None and basis.is_for(str(headline)):
+                found["execution.headline"] = [experiment.id for experiment in without]
+            for setting, ids in found.items():
                 few = ", ".join(ids[:MAX_SHOWN_INVALID]) + ", ..." * (len(ids) > MAX_SHOWN_INVALID)
-                text = f"{setting} counts requests that keep the limits of slo, and there are none for {few}"
                 where = self.sources.locate_setting(setting)
-                self.sources.problems.append(Problem(where, text, "set them, for example slo: {ttft_s: 0.5, at: 99%}"))
+                self.sources.problems.append(Problem(where, f"{setting} {basis.lacking} {few}", basis.fix))
         self._stop_if_wrong()
 
     def _note_inactive(self, experiments: Sequence[Experiment]) -> None:
@@ -364,11 +362,38 @@ class _StudyLoader:
             self.notices.append(Notice("duplicate", text, first.location))
 
 
-def _counting_good(gates: Gates) -> list[str]:
-    """The settings of gates on metrics that count by the limits of `slo`."""
-    limits = [(f"expect.{each.metric}", each.metric) for each in gates.expect]
-    limits += [(f"compare.fail_if.{each.metric}", each.metric) for each in (gates.compare or Comparison()).fail_if]
-    return [setting for setting, name in limits if metric_name(name).slo]
+@dataclass(frozen=True)
+class _Basis:
+    """What metrics are made of that a study may not have."""
+
+    is_for: Callable[[str], bool]
+    is_there: Callable[[Experiment], bool]
+    lacking: str
+    fix: str
+
+
+_BASES = (
+    _Basis(
+        lambda metric: metric_name(metric).slo,
+        lambda experiment: bool(experiment.flat_settings.keys() & LIMITS),
+        "counts requests that keep the limits of slo, and there are none for",
+        "set them, for example slo: {ttft_s: 0.5, at: 99%}",
+    ),
+    _Basis(
+        lambda metric: metric == "max_rate_under_slo",
+        lambda experiment: experiment.search is not None,
+        "is the answer of a search, and no load is searched in",
+        f"search one: sweep: {{{RATE}: {EXAMPLE}}}",
+    ),
+)
+
+
+def _judged(gates: Gates) -> Iterator[tuple[str, str]]:
+    """The settings of gates, each with its metric."""
+    for limit in gates.expect:
+        yield f"expect.{limit.metric}", limit.metric
+    for change in (gates.compare or Comparison()).fail_if:
+        yield f"compare.fail_if.{change.metric}", change.metric
 
 
 def _sets_model(settings: Iterable[WrittenSetting]) -> bool:

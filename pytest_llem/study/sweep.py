@@ -263,7 +263,7 @@ def _check_overlap(axes: Sequence[Axis], report: Report) -> None:
     for engine in {axis.engine: None for axis in axes if axis.engine} or [None]:
         owner: dict[str, Axis] = {}
         for axis in (axis for axis in axes if axis.engine in (None, engine)):
-            for path in sorted(axis.paths):
+            for path in sorted(axis.paths - {SEARCH}):
                 other = _holder(path, owner)
                 if other is not None and other is not axis:
                     text = f"sweep: {path} is set by two axes, {other.name!r} and {axis.name!r}"

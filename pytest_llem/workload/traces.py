@@ -155,7 +155,8 @@ def _tokens(where: str, row: Mapping[str, Any], key: str) -> int:
         raise broken(where, key, "is missing", "write a whole number")
     number = float(value) if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= LONGEST or number % 1:
-        raise broken(where, key, f"{str(value)[:40]!r} is no number of tokens", "write a whole number")
+        wrong = "is missing" if value is None else f"{str(value)[:40]!r} is no number of tokens"
+        raise broken(where, key, wrong, "write a whole number")
     return int(number)
 
 

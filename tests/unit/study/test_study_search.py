@@ -111,3 +111,29 @@ def test_what_cannot_be_searched_is_refused_where_it_is_written(
 
     assert said in str(error.value)
     assert "study.yaml:" in str(error.value)
+
+
+def test_two_searches_are_one_problem(load: Load) -> None:
+    """It was told twice, first as a setting `search` of two axes, which nobody had written."""
+    with pytest.raises(StudyError) as error:
+        load(STUDY.replace("  dtype: [float32, bfloat16]", f"  openai.concurrency: {BRACKET}"))
+
+    assert "two axes" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("expect: {max_rate_under_slo: '>= 9'}\n", "expect.max_rate_under_slo"),
+        ("compare: {fail_if: {max_rate_under_slo: -5%}}\n", "compare.fail_if.max_rate_under_slo"),
+        ("execution: {headline: max_rate_under_slo}\n", "execution.headline"),
+    ],
+)
+def test_the_answer_of_a_search_is_not_judged_without_one(load: Load, text: str, setting: str) -> None:
+    """The gate would be undecided for ever, and say so only after everything was measured."""
+    load(STUDY + text)
+    with pytest.raises(StudyError) as error:
+        load(STUDY.replace(BRACKET, "[4, 8]") + text)
+
+    assert f"{setting} is the answer of a search, and no load is searched in rate_per_s:4" in str(error.value)
+    assert "rate_per_s: {search: {low: 1, high: 200" in str(error.value)
