@@ -1,7 +1,8 @@
 """A searched setting: a sweep's `{search: {low, high, tolerance, max_windows}}`, and the settings of a window of it.
 
-`sweep` reads it, `canonical` and `rules` look at an experiment's, the session fills loads in that `results.search`
-chose. A search is one experiment; what its record holds, but for the number of windows, is part of its hash.
+`written_search` reads it, `canonical` and `rules` look at an experiment's, the session fills loads in that
+`results.search` chose. A search is one experiment; what its record holds, but for the number of windows, is part of its
+hash. It must import nothing that loading a study needs, as `experiments` does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.study.declared import BadValueError
-from pytest_llem.study.document import kind
-from pytest_llem.study.problems import suggest_or_list
 
 SEARCH = "search"
 """The key of a searched value, and the path at which an experiment's settings hold the search."""
@@ -23,8 +21,6 @@ SEARCHED = (RATE, IN_FLIGHT, CLIENT)
 EXAMPLE = "{search: {low: 1, high: 200, tolerance: 5%, max_windows: 8}}"
 MAX_WINDOWS = 100
 """Chosen: more than any search needs, and few enough items to collect."""
-MIN_TOLERANCE, MAX_TOLERANCE = 0.01, 1.0
-"""Chosen: finer than any server is repeatable, and a factor of two."""
 
 
 @dataclass(frozen=True)
@@ -75,50 +71,3 @@ class Search:
 def is_search(value: JsonValue) -> bool:
     """Whether a swept value is a search rather than values."""
     return isinstance(value, Mapping) and set(value) == {SEARCH}
-
-
-def parse_search(path: str, value: JsonValue) -> Search:
-    """The search that a study writes for a setting. `BadValueError`, whose keys start below the setting."""
-    if path not in SEARCHED:
-        raise BadValueError(f"{path} cannot be searched", f"search one of {', '.join(SEARCHED)}")
-    given = value[SEARCH] if isinstance(value, Mapping) else None
-    if not isinstance(given, Mapping):
-        raise BadValueError(f"a search is a mapping, got {kind(given)}", f"write {path}: {EXAMPLE}", (SEARCH,))
-    known = ("low", "high", "tolerance", "max_windows")
-    for name in given:
-        if name not in known:
-            raise BadValueError(f"unknown key {name!r} of a search", suggest_or_list(str(name), known), (SEARCH, name))
-    for name in ("low", "high"):
-        if given.get(name) is None:
-            raise BadValueError(f"a search needs {name}", f"write {path}: {EXAMPLE}", (SEARCH,))
-    low, high = (_load(name, given[name], whole=path != RATE) for name in ("low", "high"))
-    if low >= high:
-        text = f"low {low:g} is not below high {high:g}"
-        raise BadValueError(text, "give two loads between which the answer lies", (SEARCH, "low"))
-    windows = given.get("max_windows", Search.max_windows)
-    if isinstance(windows, bool) or not isinstance(windows, int) or not 1 <= windows <= MAX_WINDOWS:
-        raise BadValueError(f"{windows!r} is no number of windows", f"give 1 to {MAX_WINDOWS}", (SEARCH, "max_windows"))
-    return Search(path, low, high, _tolerance(given.get("tolerance", Search.tolerance)), windows)
-
-
-def _load(name: str, value: JsonValue, *, whole: bool) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e12
-    if not number or (whole and not isinstance(value, int)):
-        wanted = "a whole number from 1 on" if whole else "a number above 0"
-        raise BadValueError(f"{name} {value!r} is not {wanted}", f"give {wanted}", (SEARCH, name))
-    return value if whole else float(value)  # type: ignore[arg-type,return-value]  # a number, as just seen
-
-
-def _tolerance(value: JsonValue) -> float:
-    """A share as `5%` or 0.05."""
-    share: float | None = None
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            share = float(value.strip()[:-1]) / 100
-        except ValueError:
-            share = None
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        share = float(value)
-    if share is None or not MIN_TOLERANCE <= share <= MAX_TOLERANCE:
-        raise BadValueError(f"tolerance {value!r} is no share from 1% to 100%", "write 5%", (SEARCH, "tolerance"))
-    return share

@@ -17,7 +17,8 @@ from pytest_llem.study.declared import BadValueError
 from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
-from pytest_llem.study.search import ARRIVAL, EXAMPLE, SEARCH, is_search, parse_search
+from pytest_llem.study.search import ARRIVAL, EXAMPLE, SEARCH, is_search
+from pytest_llem.study.written_search import parse_search
 
 _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"
 
