@@ -203,7 +203,7 @@ class DeviceSettings:
 
 @dataclass(frozen=True)
 class SloSettings:
-    """Latencies that a request has to keep to be good, and the share of the requests that must be (docs/servers.md)."""
+    """Latencies that a request has to keep to be good, and the share of the requests that must be (docs/load.md)."""
 
     ttft_s: PositiveFloat | None = setting(None, "Longest time to the first token.", [0.5])
     tpot_s: PositiveFloat | None = setting(None, "Longest time per output token after the first.", [0.05])

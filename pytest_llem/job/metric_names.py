@@ -54,7 +54,7 @@ _NO_METER = "no meter read the whole of each measure window"
 _NO_TOKENS = f"{_NO_METER}, or no token was generated"
 _NO_REQUESTS = f"{_NO_METER}, or no request succeeded"
 _NO_IDLE = "no meter read an idle window (`measurement.idle`), or all that it tells is a process's share"
-_GOODPUT_PAGE = "servers.md#slos-and-goodput"
+_GOODPUT_PAGE = "load.md#slos-and-goodput"
 _NEVER = "never in a valid result"
 _NO_TIMES = "the engine does not tell when {} came"
 
@@ -144,7 +144,7 @@ _SEARCHED = MetricName(
     *("max_rate_under_slo", "1/s", True, "Largest rate of requests under the SLO", False),
     "the rate at which the share of good requests is `slo.at`, by all windows of a search; where a number of requests "
     "in flight is searched, the rate served at the largest",
-    "pytest-llem, [the largest load under an SLO](servers.md#the-largest-load-under-an-slo)",
+    "pytest-llem, [the largest load under an SLO](load.md#the-largest-load-under-an-slo)",
     "the experiment is no search, or none of its windows kept the SLO",
     slo=True,
 )
@@ -252,7 +252,7 @@ _NAMES = (
     MetricName(
         *("cached_input_share", "1", True, "Share of prompt tokens from the prefix cache", False),
         "input tokens that a prefix cache held / input tokens of the measure windows",
-        "pytest-llem, [Caches](servers.md#caches)",
+        "pytest-llem, [Caches](load.md#caches)",
         "the engine does not tell of every answer",
     ),
     _SEARCHED,

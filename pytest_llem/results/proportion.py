@@ -1,6 +1,6 @@
 """Intervals of a proportion: how far a share of requests may be from that of the load they came from.
 
-`sections.slo` calls it, `gates` and `uncertainty` over the cycles of an experiment. It is pure: docs/servers.md has how
+`sections.slo` calls it, `gates` and `uncertainty` over the cycles of an experiment. It is pure: docs/load.md has how
 often its intervals hold the true share.
 
 Requests are no independent trials. Neighbours wait in the same queue, and a repeat sends the same requests at the same

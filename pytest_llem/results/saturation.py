@@ -1,7 +1,7 @@
 """Whether a server kept up with requests that arrive at a rate, or its queue grew for as long as they came.
 
 `notes` calls it. It is pure: times in, verdict out. tests/benchmarks/saturation.py simulates how often it is wrong, and
-docs/servers.md has the figures.
+docs/load.md has the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plans a search for the largest load under an SLO: which load to measure next, or what the answer is.
 
 `session.searching` asks before each window, with those that were measured. It is pure, so that any process comes to the
-same plan. How often its answers are right is in docs/servers.md, from `tests/benchmarks/load_search.py`.
+same plan. How often its answers are right is in docs/load.md, from `tests/benchmarks/load_search.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads `search.json`: what a search for the largest load under an SLO found, window by window.
 
-The report and the session's summary show it; `searched` writes it. Its fields are published (docs/servers.md).
+The report and the session's summary show it; `searched` writes it. Its fields are published (docs/load.md).
 """
 
 from __future__ import annotations

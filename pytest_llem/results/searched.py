@@ -2,7 +2,7 @@
 
 `session.searching` calls it after each window. A cycle of a search is a cycle like any other from then on: gates,
 summaries, baselines and the report read the result of the window that answered. The format of `search.json` is
-published (docs/servers.md).
+published (docs/load.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Requests arrive as a Poisson process at a server with so many slots, and wait for one in their order; the SLO limits the
 wait. The capacity is the rate at which the share of good requests is `at` in the long run: of exponential service times
-by Erlang's formula for M/M/c, of others by a window of a million requests. Prints the table of docs/servers.md.
+by Erlang's formula for M/M/c, of others by a window of a million requests. Prints the table of docs/load.md.
 """
 
 from __future__ import annotations

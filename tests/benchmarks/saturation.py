@@ -1,6 +1,6 @@
 """How often a load is called saturated that is not, and one not that is, by simulated queues of known utilisation.
 
-`python tests/benchmarks/saturation.py [--trials N]` prints the Markdown table that docs/servers.md holds. The queues
+`python tests/benchmarks/saturation.py [--trials N]` prints the Markdown table that docs/load.md holds. The queues
 are those of textbooks (one server, exponential service; several, fixed service), and an engine with places for a batch,
 which is faster the fuller it is. A utilisation of 1.1 means that 10 % more arrive than can be served.
 """

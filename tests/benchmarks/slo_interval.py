@@ -5,7 +5,7 @@ python tests/benchmarks/slo_interval.py [RUNS]
 A server takes a second for each request; they arrive at random, at a rate of `load` a second, and are good if they wait
 no longer than the limit. Each run begins with an empty queue. The true share is the mean over all runs, that of other
 arrivals at the same rate. Beside the interval of a result stands the binomial one of as many independent requests, and
-both for requests that are independent. docs/servers.md has the table.
+both for requests that are independent. docs/load.md has the table.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ FAST: Sequence[Queue] = (QUEUES[0][0], Queue("16 slots, 0.4 s", 16, constant(0.4
 
 @pytest.mark.parametrize(("queue", "capacity"), [(FAST[0], 53.41), (FAST[1], 32.71)])
 def test_the_capacity_of_a_queue_is_found(queue: Queue, capacity: float) -> None:
-    """The small form of `tests/benchmarks/load_search.py`, whose table of 100 seeds is in docs/servers.md."""
+    """The small form of `tests/benchmarks/load_search.py`, whose table of 100 seeds is in docs/load.md."""
     answers = [search_once(queue, 2000, seed, SEARCH) for seed in range(2)]
 
     for answer, count in answers:

@@ -1,4 +1,4 @@
-"""The examples of docs/studies.md do what the text beside them says; those of docs/servers.md and studies/ load."""
+"""Examples in docs: those of studies.md do what the text says; those of servers.md, load.md and studies/ load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from pytest_llem.study import Study, load_study
 DOCS = Path(pytest_llem.__file__).parent.parent / "docs"
 STUDIES = sorted((DOCS.parent / "studies").glob("*.yaml"))
 PAGE = (DOCS / "studies.md").read_text(encoding="utf-8")
-SERVERS = re.findall(r"```yaml\n(.*?)```", (DOCS / "servers.md").read_text(encoding="utf-8"), re.DOTALL)
+SERVERS = [
+    text
+    for page in ("servers.md", "load.md")
+    for text in re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+]
 EXAMPLES = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if not text.startswith("#")]
 COUNTS = [1, 5, 8, 4, 2]
 
