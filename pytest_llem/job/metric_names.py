@@ -101,6 +101,7 @@ def _ending(percentile: str) -> str:
 
 
 SLO_MET_SHARE = "slo_met_share"
+MAX_RATE = "max_rate_under_slo"
 _NO_SLO = "the study sets no `slo`, or the engine does not tell a time that it limits"
 # name, unit, higher is better, description, energy; formula, source, absent
 _GOODPUT = (
@@ -141,7 +142,7 @@ _GOODPUT = (
     ),
 )
 _SEARCHED = MetricName(
-    *("max_rate_under_slo", "1/s", True, "Largest rate of requests under the SLO", False),
+    *(MAX_RATE, "1/s", True, "Largest rate of requests under the SLO", False),
     "the rate at which the share of good requests is `slo.at`, by all windows of a search; where a number of requests "
     "in flight is searched, the rate served at the largest",
     "pytest-llem, [the largest load under an SLO](load.md#the-largest-load-under-an-slo)",

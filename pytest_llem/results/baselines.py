@@ -19,7 +19,7 @@ from pytest_llem.results.comparability import common_conditions, flat_settings
 from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
 from pytest_llem.results.layout import MANIFEST, started_at
 from pytest_llem.results.manifest import StudyPlan, manifests_at
-from pytest_llem.results.metrics import metrics_of
+from pytest_llem.results.metrics import METRICS, is_at_least, metrics_of
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.repeatability import Repeatability, read_repeatability
 from pytest_llem.results.schema import Result
@@ -213,7 +213,7 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
     values = {
         name: tuple(float(f"{cell:.{DIGITS}g}") for cell in cells if cell is not None)
         for name, cells in measured.items()
-        if None not in cells
+        if None not in cells and not any(is_at_least(METRICS[name], result) for result in results)
     }
     measurements = [measurement_id(result) for result in results]
     sources = {each.run for each in measurements}

@@ -152,6 +152,7 @@ def _budget_row(
     else:
         of_all: Any = {"alpha": alpha, "systematic": systematic, "correlated": correlated}
         verdict = judge_budget(values, budget.limit, upper=upper, **of_all)
+        verdict = _unless_more(verdict, "pass" if upper else "fail", measure, now)
     verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
     middle = fmean(values) if measure.name == SLO_MET_SHARE else centre(values)
     row = _row(budget.metric, "budget", limit, verdict, lost, None, middle)
@@ -204,6 +205,7 @@ def _ratio_row(
     correlated = now.correlated
     spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
     verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
+    verdict = _unless_more(verdict, "fail", measure, now)
     verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha))
     return replace(
         _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before, centre(values)),
@@ -251,6 +253,8 @@ def judge_in_turn(
             rows.append(_not_comparable(limit, "; ".join(problems)))
             continue
         verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, paired=True)
+        for side, doubtful in ((before, "pass"), (now, "fail")):
+            verdict = _unless_more(verdict, doubtful, measure, cycles_of(side))
         verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before_all, comparison.alpha))
         row = _row(limit.metric, "comparison", limit_text(limit), verdict, lost, before_all, centre(seconds))
         rows.append(replace(row, limit_ratio=1 + relative.limit, basis=f"{len(pairs)} pairs of cycles in turn"))
@@ -331,6 +335,14 @@ def _values(measure: Metric, now: MeasuredCycles | None, lost: Sequence[str]) ->
     if why != NOT_MEASURED:
         lacking[-1] += f" ({why})"
     return values, "", [*lost, *lacking]
+
+
+def _unless_more(verdict: Verdict, doubtful: str, measure: Metric, side: MeasuredCycles | None) -> Verdict:
+    """The verdict, unless it is the one that would be doubtful if a figure that is at least so much were more."""
+    more = side.at_least(measure) if side is not None else ()
+    if not more or verdict.status != doubtful:
+        return verdict
+    return unjudged(f"the load may be larger in {', '.join(more)}, whose search has no upper end: raise its high")
 
 
 def none_good(measure: Metric, now: MeasuredCycles | None) -> Verdict | None:

@@ -18,7 +18,7 @@ from pytest_llem.results.comparability import (
     flat_settings,
     mixture,
 )
-from pytest_llem.results.metrics import NOT_MEASURED, Metric, why_absent
+from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_at_least, why_absent
 from pytest_llem.results.reading import MeasurementId, measurement_id
 from pytest_llem.results.schema import Result
 
@@ -28,8 +28,9 @@ class MeasuredCycles:
     """One experiment's valid cycles in one run; `names` and `measurements` say which.
 
     `read` gives a metric's value in each cycle, `None` where that lacks it, and `why` the reason for the last such
-    cycle. `mixed` says why the cycles do not repeat one measurement, unless what differs is allowed. `estimated_by` is
-    the meter that stood in for a sensor.
+    cycle. `at_least` names the cycles in which its figure may be more, for want of an upper end. `mixed` says why the
+    cycles do not repeat one measurement, unless what differs is allowed. `estimated_by` is the meter that stood in for
+    a sensor.
     """
 
     run: str
@@ -42,6 +43,7 @@ class MeasuredCycles:
     estimated_by: str | None
     read: Callable[[Metric], Sequence[float | None]]
     why: Callable[[Metric], str]
+    at_least: Callable[[Metric], Sequence[str]]
     mixed: Callable[[Collection[str]], list[str]]
 
     def values(self, measure: Metric) -> list[float]:
@@ -78,6 +80,7 @@ def cycles_of(results: Sequence[Result]) -> MeasuredCycles | None:
         estimated_by=next((result.energy.meter for result in results if not result.energy.measured), None),
         read=lambda measure: [measure.of(result) for result in results],
         why=why,
+        at_least=lambda measure: [f"c{result.cycle}" for result in results if is_at_least(measure, result)],
         mixed=lambda allow: mixture(results, allow),
     )
 
@@ -100,6 +103,7 @@ def saved_cycles(study: str, experiment: BaselineExperiment, run: BaselineRun) -
         estimated_by=str(meter) if run.conditions.get("energy_measured") is False else None,
         read=lambda measure: run.values.get(measure.name) or [None] * len(ids),
         why=lambda measure: NOT_MEASURED,
+        at_least=lambda measure: [],  # such figures are not saved
         mixed=lambda allow: [],
     )
 

@@ -15,6 +15,7 @@ from typing import cast
 
 from pytest_llem.job.metric_names import (
     LATENCIES,
+    MAX_RATE,
     METRIC_NAMES,
     SLO_MET_SHARE,
     MetricName,
@@ -68,7 +69,7 @@ _GETTERS: dict[str, Getter] = {
     "output_tokens_per_s": lambda r: r.throughput.output_tokens_per_s,
     "energy_j": lambda r: r.energy.energy_j,
     "avg_power_w": lambda r: r.energy.avg_power_w,
-    "max_rate_under_slo": lambda r: r.search.max_rate_per_s if r.search else None,
+    MAX_RATE: lambda r: r.search.max_rate_per_s if r.search else None,
     "energy_above_idle_j": lambda r: r.energy.energy_above_idle_j,
     "idle_power_w": lambda r: r.energy.idle_power_w,
     "joules_per_total_token": lambda r: r.energy.joules_per_total_token,
@@ -180,6 +181,11 @@ def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:
     return number, NOT_MEASURED
 
 
+def is_at_least(measure: MetricName, result: Result) -> bool:
+    """Whether a result's figure is only known to be at least that: a search's whose bracket ends below its answer."""
+    return measure.name == MAX_RATE and result.search is not None and result.search.ending == "at_least"
+
+
 NOT_MEASURED = "this run did not measure it"
 NO_SEARCH = "the experiment searches no load: sweep: {workload.arrival.rate_per_s: {search: {low: 1, high: 200}}}"
 NO_SLO = "it counts requests that kept the limits of slo, and the experiment sets none"
@@ -190,7 +196,7 @@ def why_absent(name: str, result: Result) -> str:
     measure = shipped(name)
     if measure is None:
         return _evaluated(cast("Metric", registered_metrics()[name]).of, result)[1]
-    if name == "max_rate_under_slo":
+    if name == MAX_RATE:
         return NO_SEARCH if result.search is None else result.search.reason
     if measure.slo:
         return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED

@@ -292,13 +292,13 @@ class SearchSection:
     tolerance: float
     ending: str = field(
         metadata=about(
-            "found, not_converged (the windows were used up), at_least (the upper end still keeps the SLO), none (not "
-            "even the lower end does) or given_up (two windows in a row told nothing)."
+            "found, not_converged (the windows were used up), at_least (no upper end is known: that of the bracket still "
+            "keeps the SLO), none (not even its lower end does) or given_up (two windows in a row told nothing)."
         )
     )
     reason: str
     answer: float | None = field(metadata=about("The largest load: where the share of good requests is `slo.at`."))
-    answer_low: float | None = field(metadata=about("Lower bound of its 95 % interval."))
+    answer_low: float | None = field(metadata=about("Lower bound of its 95 % interval; 0: perhaps below the bracket."))
     answer_high: float | None = field(metadata=about("Upper bound; null where it is not known how much more it is."))
     met: float | None = field(metadata=about("The highest load of a window that kept the SLO: that of this result."))
     not_met: float | None = field(metadata=about("The lowest load above it of a window that did not."))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -26,7 +27,7 @@ server that tips over within a percent of load to one that gets slower over a qu
 OUTSIDE = 0.1
 """Chosen: how likely it is, before any window, that the answer lies below the bracket, and that it lies above."""
 UNLIKELY = 7.0
-"""Chosen: evidence against (natural log) at which a prior or a plainly overloaded window stops: 1 in 1100."""
+"""Chosen: evidence against (natural log) at which a prior or any one window stops: 1 in 1100 is disturbed unseen."""
 TAIL = 0.025
 """Of the answer's interval on each side: 95 %."""
 ENDS_AFTER = 2
@@ -96,6 +97,11 @@ def plan(search: Search, at: float, windows: Sequence[LoadWindow]) -> NextLoad |
     psychometric method" (Perception & Psychophysics 33, 1983); with the slope unknown as well, Kontsevich and Tyler
     (Vision Research 39, 1999). Requests that queue are late together, so a window counts as that many fewer.
     """
+    return _plan(search, at, tuple(windows))
+
+
+@lru_cache(256)  # each item of a search asks for all of its steps again
+def _plan(search: Search, at: float, windows: tuple[LoadWindow, ...]) -> NextLoad | LargestLoad:
     if windows and windows[-1].unusable is not None:
         again, why = windows[-1].load, windows[-1].unusable
         if len(windows) > 1 and windows[-2].unusable is not None:
@@ -107,13 +113,22 @@ def plan(search: Search, at: float, windows: Sequence[LoadWindow]) -> NextLoad |
         return _answer(search, at, windows, "at_least", f"{_shown(search.high, search)} still keeps the SLO")
     if lowest == "not_met":
         return _answer(search, at, windows, "none", f"{_shown(search.low, search)} does not keep the SLO")
+    last = _last_in_flight(search, at, windows)
+    if last is not None:
+        return _answer(search, at, windows, "found", f"{last:g} was kept, and {last + 1:g} was not, twice", last)
     belief = _Belief(search, at, windows)
     narrow = _is_narrow(search, belief)
-    kept = [w.offered for w in windows if w.kept(at)]
-    if narrow and any(load >= belief.median / (1 + search.tolerance) for load in kept):
+    near = any(w.kept(at) and w.offered >= belief.median / (1 + search.tolerance) for w in windows)
+    refused = [window.load for window in windows if window.unusable is None and not window.kept(at)]
+    if narrow and near and len(refused) != 1:
         return _answer(search, at, windows, "found", "the interval is within the tolerance")
     if len(windows) >= search.max_windows:
-        return _answer(search, at, windows, "not_converged", f"all {len(windows)} windows are used")
+        why = f"the interval is wider than the tolerance of {search.tolerance:.3g}"
+        if narrow:
+            why = f"{refused[0]:.4g} alone did not keep the SLO, and only once" if near else "none near it kept the SLO"
+        return _answer(search, at, windows, "not_converged", f"all {len(windows)} windows are used, and {why}")
+    if narrow and near:  # all rests on one window, which a disturbance may have spoilt
+        return NextLoad(refused[0], "repeated: of all loads it alone did not keep the SLO, and only once")
     return _next(search, at, windows, belief, narrow=narrow)
 
 
@@ -133,6 +148,18 @@ def verdict_at(load: float, at: float, windows: Sequence[LoadWindow]) -> Verdict
     return "met" if low >= at else "not_met" if high < at else "undecided"
 
 
+def _last_in_flight(search: Search, at: float, windows: Sequence[LoadWindow]) -> int | None:
+    """The number in flight that was kept, where more windows than one of the next number say that it is not."""
+    if not search.whole:
+        return None
+    for load in sorted({int(window.load) for window in windows}, reverse=True):
+        beyond = [window for window in windows if window.load == load + 1 and window.unusable is None]
+        beyond_not = len(beyond) > 1 and all(verdict(window, at) == "not_met" for window in beyond)
+        if beyond_not and verdict_at(load, at, windows) == "met":
+            return load
+    return None
+
+
 def share_interval(windows: Sequence[LoadWindow]) -> tuple[float, float]:
     """The 95 % interval of the share of good requests in windows together, as many as those that are independent."""
     good, requests = sum(w.good for w in windows), sum(w.requests for w in windows)
@@ -143,13 +170,15 @@ def share_interval(windows: Sequence[LoadWindow]) -> tuple[float, float]:
 def _scatter(windows: Sequence[LoadWindow]) -> float:
     """How many requests of these windows tell as much as an independent one.
 
-    By their bad requests: taken from each alone, windows that had few of them by chance would count for more.
+    By their bad requests: taken from each alone, windows that had few of them by chance would count for more. Where
+    none was bad, repeats of the same requests count once.
     """
-    bad = [
-        (w.requests - w.good, max(1.0, w.requests / w.effective)) for w in windows if _tells_share(w) and w.effective
-    ]
+    told = [w for w in windows if _tells_share(w) and w.effective]
+    bad = [(w.requests - w.good, max(1.0, w.requests / w.effective)) for w in told]
     total = sum(count for count, _ in bad)
-    return sum(count * scatter for count, scatter in bad) / total if total else 1.0
+    if total:
+        return sum(count * scatter for count, scatter in bad) / total
+    return sum(w.requests for w in told) / sum(w.effective for w in told) if told else 1.0
 
 
 def _tells_share(window: LoadWindow) -> bool:
@@ -174,16 +203,25 @@ class _Belief:
             logs = [each + _by_served(theta, max(served)) for each, theta in zip(logs, self._grid, strict=True)]
         evidence = list(_evidence(windows))
         base = math.log(max(1 - at, 1e-4) / at)
-        joint = [
-            [log + sum(_log_likelihood(each, theta, width, base) for each in evidence) for width in WIDTHS]
-            for log, theta in zip(logs, self._grid, strict=True)
-        ]
+        joint = [[log] * len(WIDTHS) for log in logs]
+        for each in evidence:
+            told = [[_log_likelihood(each, theta, width, base) for width in WIDTHS] for theta in self._grid]
+            least = max(map(max, told)) - UNLIKELY
+            joint = [[a + max(b, least) for a, b in zip(*rows, strict=True)] for rows in zip(joint, told, strict=True)]
         most = max(map(max, joint))
         weights = [sum(math.exp(each - most) for each in row) for row in joint]
         total = sum(weights)
         self._weights = [weight / total for weight in weights]
         self._sums = list(accumulate(self._weights))
-        self.low, self.median, self.high = (self.quantile(share) for share in (TAIL, 0.5, 1 - TAIL))
+        self.median = self.quantile(0.5)
+        # An end of the interval that lies outside of the bracket is not known: the windows say nothing of loads there.
+        self.low = self.quantile(TAIL) if self._weights[0] < TAIL else 0.0
+        self.high = self.quantile(1 - TAIL) if self._weights[-1] < TAIL else math.inf
+
+    @property
+    def interval(self) -> str:
+        """The answer's interval for people: `9.4 to 9.8`, `9.4 or more`."""
+        return f"{self.low:.4g} or more" if self.high == math.inf else f"{self.low:.4g} to {self.high:.4g}"
 
     def quantile(self, share: float) -> float:
         """The load below which the answer lies with this probability, within the bracket."""
@@ -225,9 +263,11 @@ def _by_served(answer: float, served_per_s: float) -> float:
 
 
 def _is_narrow(search: Search, belief: _Belief) -> bool:
-    if search.whole and math.floor(belief.low) == math.floor(belief.high):
-        return True
-    return belief.high / belief.low <= 1 + search.tolerance
+    if belief.low == 0 or belief.high == math.inf:
+        return False
+    return belief.high / belief.low <= 1 + search.tolerance or (
+        search.whole and math.floor(belief.low) == math.floor(belief.high)
+    )
 
 
 def _next(search: Search, at: float, windows: Sequence[LoadWindow], belief: _Belief, *, narrow: bool) -> NextLoad:
@@ -238,7 +278,7 @@ def _next(search: Search, at: float, windows: Sequence[LoadWindow], belief: _Bel
             return NextLoad(end, f"an end of the bracket: {what} load so far kept the SLO")
     # Where the answer is known, but no window near it kept the SLO, one that will is needed: a little below.
     wanted = belief.quantile(0.15) if narrow else belief.median
-    where = f"{_shown(belief.median, search)} by the windows so far ({belief.low:.4g} to {belief.high:.4g})"
+    where = f"{_shown(belief.median, search)} by the windows so far ({belief.interval})"
     near = sorted(tried, key=lambda load: abs(math.log(load / wanted)))
     if search.whole:
         wanted = max(search.low, min(search.high, round(wanted)))
@@ -258,19 +298,35 @@ def _next(search: Search, at: float, windows: Sequence[LoadWindow], belief: _Bel
     return NextLoad(wanted, where)
 
 
-def _answer(search: Search, at: float, windows: Sequence[LoadWindow], ending: Ending, reason: str) -> LargestLoad:
+def _answer(
+    search: Search,
+    at: float,
+    windows: Sequence[LoadWindow],
+    ending: Ending,
+    reason: str,
+    in_flight: int | None = None,
+) -> LargestLoad:
     kept = [index for index, window in enumerate(windows) if window.kept(at)]
     if ending in ("none", "given_up") or not kept:
         ending = "none" if ending == "found" else ending
         return LargestLoad(ending, None, None, None, None, _lowest_above(windows, at, 0.0), reason)
+    highest = max(kept, key=lambda index: windows[index].offered)
     if ending == "at_least":
-        return LargestLoad(
-            ending, search.high, search.high, None, max(kept, key=lambda i: windows[i].offered), None, reason
-        )
+        return LargestLoad(ending, search.high, search.high, None, highest, None, reason)
+    if in_flight is not None:
+        met = next(index for index in kept if windows[index].load == in_flight)
+        beyond = _lowest_above(windows, at, in_flight)
+        return LargestLoad(ending, in_flight, in_flight, in_flight, met, beyond, reason)
     belief = _Belief(search, at, windows)
     load, low, high = belief.median, belief.low, belief.high
+    if high == math.inf:  # its lower bound is all that is known
+        above = f"{reason}, and they do not tell an upper end"
+        least = max(math.floor(low), search.low) if search.whole and low else low
+        if not least:
+            return LargestLoad(ending, None, None, None, None, _lowest_above(windows, at, 0.0), above)
+        return LargestLoad("at_least", least, least, None, highest, None, above)
     if search.whole:
-        load, low, high = (float(max(math.floor(each), search.low)) for each in (load, low, high))
+        load, low, high = (float(math.floor(each)) for each in (max(load, search.low), low, high))
     below = [index for index in kept if windows[index].offered <= belief.high] or kept
     met = max(below, key=lambda index: windows[index].offered)
     return LargestLoad(ending, load, low, high, met, _lowest_above(windows, at, windows[met].offered), reason)

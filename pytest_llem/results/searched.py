@@ -179,7 +179,7 @@ def answer_text(search: Search, answer: LargestLoad) -> str:
     if answer.ending == "at_least":
         return f"the largest load under the SLO is at least {answer.load:.4g} {search.unit}: {answer.reason}"
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
-    left = "" if answer.ending == "found" else f", wider than the tolerance of {search.tolerance:.3g}: {answer.reason}"
+    left = "" if answer.ending == "found" else f"; {answer.reason}"
     return f"the largest load under the SLO is {answer.load:.4g} {search.unit} ({ends}{left})"
 
 
@@ -262,7 +262,10 @@ def _window(store: RunStore, at: float, measured: MeasuredWindow, number: int) -
 
 
 def _over_cycles(cycles: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """The geometric mean of the cycles' answers with its 95 % interval; of one cycle, that of its windows."""
+    """The geometric mean of the cycles' answers with its 95 % interval; of one cycle, that of its windows.
+
+    Where one of them has no upper bound, neither has their mean.
+    """
     ended = [each for each in cycles.values() if isinstance(each, Mapping) and each.get("answer") is not None]
     loads = [float(each["answer"]) for each in ended if isinstance(each["answer"], (int, float))]
     if not loads:
@@ -272,4 +275,6 @@ def _over_cycles(cycles: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         return {"load": loads[0], "low": low, "high": high, "cycles": 1}
     interval = mean_interval(loads, (1 - CONFIDENCE) / 2)
     load = math.exp(interval.centre)
+    if any(each.get("answer_high") is None for each in ended):
+        return {"load": load, "low": load, "high": None, "cycles": len(loads)}
     return {"load": load, "low": interval.low, "high": interval.high, "cycles": len(loads)}

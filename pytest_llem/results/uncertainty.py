@@ -14,7 +14,7 @@ from typing import Literal
 
 from pytest_llem.job.metric_names import SLO_MET_SHARE
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
-from pytest_llem.results.metrics import Metric, is_energy, shipped
+from pytest_llem.results.metrics import Metric, is_at_least, is_energy, shipped
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.slo import share_interval
 from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
@@ -95,6 +95,8 @@ def budget_of_experiment(
     if measure.name == SLO_MET_SHARE:
         return _budget(measure, measured, [_of_requests(measured)])
     components = [scatter(values, measure.unit, correlated=measured[0].runner.isolation in CORRELATED)]
+    if any(is_at_least(measure, result) for result in measured):
+        components.append(Component("an upper end of the search", "B", "normal", None, measure.unit))
     if is_energy(measure.name):
         components.append(_sensor(measure, measured))
     if measure.unit != "B":  # memory depends on neither temperature nor clocks

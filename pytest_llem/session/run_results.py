@@ -125,9 +125,9 @@ class RunResults:
         if known is not None:
             return known
         searched = SearchedCycle.begin(cycle)
-        searched.go_on(self._window, cycle.step)
         with self._storing():
-            whole = searched.write(self.store)
+            searched.go_on(self.store, self._window, cycle.step)
+            whole = searched.conclude(self.store)
         return whole if whole is not None and cycle.step is None else searched.windows[-1].outcome
 
     def _window(self, window: ExperimentCycle, load: float) -> Outcome:
@@ -143,16 +143,21 @@ class RunResults:
                 reuse=(lambda: self._reusable(cycle, load)) if self._options.resume else None,
             )
 
-    def answered_before(self, window: ExperimentCycle) -> str | None:
-        """The answer of a search for which a window is not needed; windows before it that are absent are measured."""
+    def answered_before(self, window: ExperimentCycle) -> tuple[str, Outcome | None] | None:
+        """The answer of a search for which a window is not needed; windows before it that are absent are measured.
+
+        Beside it the search's outcome where it was given up now, for windows whose own items were not selected.
+        """
         if self._prefetch is not None:
             self._prefetch.wait(replace(window, step=None).key)
         searched = SearchedCycle.begin(window)
-        searched.go_on(self._window, (window.step or 1) - 1)
-        if searched.answer is not None and self.store.outcome(searched.cycle.key) is None:
-            with self._storing():
-                searched.write(self.store)
-        return searched.answer
+        with self._storing():
+            searched.go_on(self.store, self._window, (window.step or 1) - 1)
+            if searched.answer is None:
+                return None
+            known = self.store.outcome(searched.cycle.key) is not None
+            whole = searched.conclude(self.store)
+        return searched.answer, whole if searched.given_up and not known else None
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:

@@ -35,8 +35,8 @@ class SearchedCycle:
         assert search is not None
         return cls(replace(cycle, step=None), plan(search, cycle.experiment.config.slo.at, []))
 
-    def go_on(self, measure: Measure, windows: int | None = None) -> None:
-        """Go on to the answer, or to so many windows."""
+    def go_on(self, store: RunStore, measure: Measure, windows: int | None = None) -> None:
+        """Go on to the answer, or to so many windows, and write after each what is known."""
         search, at = self.cycle.experiment.search, self.cycle.experiment.config.slo.at
         assert search is not None
         while isinstance(self.step, NextLoad) and (windows is None or len(self.windows) < windows):
@@ -44,16 +44,20 @@ class SearchedCycle:
             outcome = measure(replace(self.cycle, step=len(self.windows) + 1), load)
             self.windows.append(MeasuredWindow(reason, outcome, window_of(search, load, outcome)))
             self.step = plan(search, at, [each.window for each in self.windows])
+            write_search(store, self.cycle.key, search, at, self.windows, self.step)
 
-    def write(self, store: RunStore) -> Outcome | None:
-        """Write what is known; with an answer, the cycle's outcome as well, which is returned."""
-        search, at = self.cycle.experiment.search, self.cycle.experiment.config.slo.at
+    def conclude(self, store: RunStore) -> Outcome | None:
+        """The cycle's outcome, written unless it was; `None` where another window is needed."""
+        search = self.cycle.experiment.search
         assert search is not None
-        outcome = None
-        if isinstance(self.step, LargestLoad):
-            outcome = conclude(store, self.cycle.key, search, self.step, self.windows)
-        write_search(store, self.cycle.key, search, at, self.windows, self.step)
-        return outcome
+        if not isinstance(self.step, LargestLoad):
+            return None
+        return conclude(store, self.cycle.key, search, self.step, self.windows)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether its last windows told nothing."""
+        return isinstance(self.step, LargestLoad) and self.step.ending == "given_up"
 
     @property
     def answer(self) -> str | None:

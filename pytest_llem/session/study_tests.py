@@ -37,8 +37,11 @@ def test_experiment(request: pytest.FixtureRequest, llem_session: LlemSession, l
             f"precise enough: {execution.headline} ±{execution.target_ci:.2%} (95 %, scatter alone) "
             f"after {precise} cycles"
         )
-    answer = llem_session.results.answered_before(llem_cycle) if llem_cycle.step is not None else None
-    if answer is not None:
+    answered = llem_session.results.answered_before(llem_cycle) if llem_cycle.step is not None else None
+    if answered is not None:
+        answer, given_up = answered
+        if given_up is not None:
+            pytest.fail(message(given_up), pytrace=False)
         pytest.skip(f"not needed: {answer}")
     outcome = outcome_for(request.node, llem_session, llem_cycle)
     figures = llem_session.results.figures(llem_cycle)

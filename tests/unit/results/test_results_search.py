@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llem.results.search import LargestLoad, LoadWindow, NextLoad, plan, verdict_at
+from pytest_llem.results.proportion import binomial_interval
+from pytest_llem.results.search import LargestLoad, LoadWindow, NextLoad, plan, share_interval, verdict_at
 from pytest_llem.study.search import IN_FLIGHT, RATE, Search
 from tests.benchmarks.load_search import QUEUES, Queue, constant, search_once
 
@@ -59,6 +60,34 @@ def test_a_server_that_serves_the_upper_end_is_at_least_that_good() -> None:
     assert (answer.ending, answer.load, answer.high) == ("at_least", 200.0, None)
     assert windows[-1].load == 200.0
     assert len(windows) <= 5
+
+
+@pytest.mark.parametrize(("at", "requests"), [(0.99, 100), (0.99, 300), (1.0, 1000)])
+def test_a_bracket_that_ends_below_the_answer_has_no_upper_end(at: float, requests: int) -> None:
+    """So few requests do not show 99 % by themselves: the upper end was "found", with an interval of that one load."""
+    windows: list[LoadWindow] = []
+    while isinstance(step := plan(SEARCH, at, windows), NextLoad):
+        windows.append(window(step.load, requests, requests))
+
+    assert (step.ending, step.high) == ("at_least", None)
+    assert step.load is not None
+    assert 100 < step.load <= 200
+
+
+def test_an_answer_that_may_lie_below_the_bracket_has_no_lower_end() -> None:
+    search = Search(RATE, 10.0, 12.0, max_windows=2)
+    windows: list[LoadWindow] = []
+    while isinstance(step := plan(search, AT, windows), NextLoad):
+        windows.append(window(step.load, 48, 50) if not windows else window(step.load, 40, 50))
+
+    assert (step.ending, step.low) == ("not_converged", 0.0)
+
+
+def test_repeats_of_the_same_good_requests_count_once() -> None:
+    """A window of three repeats, none of them late, was taken for three times as sure as its own result says."""
+    three = LoadWindow(200.0, 200.0, 1200, 1200, 400.0)
+
+    assert share_interval([three]) == binomial_interval(400, 400)
 
 
 def test_a_server_that_fails_at_the_lower_end_has_no_answer() -> None:
@@ -135,6 +164,30 @@ def test_requests_in_flight_are_found_to_the_last_one(capacity: int) -> None:
     assert all(each.load == int(each.load) for each in windows)
 
 
+@pytest.mark.parametrize("capacity", [1, 3, 5])
+def test_a_small_number_in_flight_is_found_between_two_neighbours(capacity: int) -> None:
+    """The next number cannot be nearer than a third: it was tried until the windows were used up."""
+    search = Search(IN_FLIGHT, 1, 64)
+
+    answer, windows = searched(search, lambda load: window(load, 1000 if load <= capacity else 300))
+
+    assert (answer.ending, answer.load, answer.low, answer.high) == ("found", capacity, capacity, capacity)
+    assert len(windows) < 8
+
+
+@pytest.mark.parametrize("disturbed", range(5))
+def test_one_disturbed_window_does_not_decide_a_search(disturbed: int) -> None:
+    """One that stalled outweighed all that came later: the answer was just below it, with a narrow interval."""
+    windows: list[LoadWindow] = []
+    while isinstance(step := plan(SEARCH, AT, windows), NextLoad):
+        stalled = len(windows) == disturbed
+        windows.append(window(step.load, 550 if stalled else 1000 if step.load <= 50 else 300))
+
+    assert step.low is not None
+    assert step.high is not None
+    assert step.low <= 50 * 1.05 and step.high >= 50 / 1.05  # noqa: PT018
+
+
 def test_a_number_in_flight_that_failed_by_accident_is_tried_again() -> None:
     """Between a number that is kept and the next one that is not there is nothing left to try but these two."""
     search, tried = Search(IN_FLIGHT, 1, 64), list[float]()
@@ -144,9 +197,10 @@ def test_a_number_in_flight_that_failed_by_accident_is_tried_again() -> None:
         stalled = load == 8 and tried.count(8) == 1
         return window(load, 30 if stalled or load > 40 else 60, 60)
 
-    searched(search, measure)
+    answer, _ = searched(search, measure)
 
     assert tried.count(8) > 1
+    assert answer.high is None or answer.high >= 40, "one stalled window decided the search"
 
 
 def test_a_plan_depends_on_nothing_but_the_windows() -> None:

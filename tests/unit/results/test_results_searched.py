@@ -13,13 +13,19 @@ import pytest
 from pytest_llem.errors import LlemError
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
+from pytest_llem.results.baselines import baseline_of
+from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey, WindowKey
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.schema import Result, SloSection
+from pytest_llem.results.reading import Results
+from pytest_llem.results.schema import Result, SearchSection, SloSection
 from pytest_llem.results.search import LargestLoad, NextLoad, plan
+from pytest_llem.results.search_record import read_searches
 from pytest_llem.results.searched import MeasuredWindow, conclude, tells_of_load, window_of, write_search
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.store import RunStore
+from pytest_llem.results.uncertainty import budget_of_experiment
+from pytest_llem.study.limits import Budget, Comparison, FailIf
 from pytest_llem.study.search import RATE, Search
 
 if TYPE_CHECKING:
@@ -131,6 +137,90 @@ def test_a_bracket_that_is_too_high_leaves_no_number(tmp_path: Path, bench: Benc
     assert metric("max_rate_under_slo").of(outcome.result) is None
     assert outcome.reasons()[0].startswith("no_load_under_slo: no load from 1 to 64 requests/s was seen")
     assert found["answer"]["load"] is None
+
+
+def test_cycles_that_found_no_upper_end_have_none_together(tmp_path: Path, bench: Bench) -> None:
+    """Three cycles that all kept the upper end agreed to the digit: `200 (200 .. 200)`, as if it had been found."""
+    store = RunStore.create(tmp_path, "run-1", environment={})
+    for cycle, high in ((1, None), (2, 66.0), (3, None)):
+        ending = "found" if high else "at_least"
+        step = LargestLoad(ending, 64.0, 62.0, high, None, None, "because")  # type: ignore[arg-type]
+        write_search(store, replace(KEY, cycle=cycle), SEARCH, AT, [], step)
+
+    [record] = read_searches(store.run_dir)
+
+    assert (record.answer.load, record.answer.high) == (pytest.approx(64.0), None)
+    assert record.line.startswith("at least 64.0 requests/s, mean of 3 cycles")
+
+
+def open_ended(bench: Bench, run_id: str, *rates: float) -> list[Outcome]:
+    """Cycles of a search whose upper end of 200 requests/s was kept where that is their rate."""
+    outcomes = []
+    for cycle, rate in enumerate(rates, start=1):
+        more = rate == 200
+        section = SearchSection(
+            setting=RATE,
+            low=1.0,
+            high=200.0,
+            tolerance=0.05,
+            ending="at_least" if more else "found",
+            reason="because",
+            answer=rate,
+            answer_low=rate,
+            answer_high=None if more else rate,
+            met=rate,
+            not_met=None,
+            step=1,
+            windows=3,
+            max_rate_per_s=rate,
+        )
+        key = replace(KEY, cycle=cycle)
+        result = bench.result(key=key).model_copy(update={"search": section, "run_id": run_id})
+        outcomes.append(Outcome("valid", key, Path(), result, None, 1, ()))
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("op", "limit", "status"),
+    [(">=", 150.0, "pass"), (">=", 300.0, "inconclusive"), ("<=", 150.0, "fail"), ("<=", 300.0, "inconclusive")],
+)
+def test_a_budget_takes_an_answer_without_upper_end_for_a_lower_bound(
+    bench: Bench, op: Any, limit: float, status: str
+) -> None:
+    """A server that does 400/s failed a budget of 300/s, because its search ended at 200/s."""
+    cycles = open_ended(bench, "now", 200.0, 200.0, 200.0)
+
+    (row,) = judge_experiment(cycles, [Budget("max_rate_under_slo", op, limit)]).rows
+
+    assert row.status == status
+    assert ("raise its high" in row.reason) is (status == "inconclusive")
+
+
+def test_a_comparison_does_not_take_a_lower_bound_for_a_rate(bench: Bench) -> None:
+    """A fall from 1000/s to 210/s passed where both searches ended at 200/s."""
+
+    def compared(before: float, now: float) -> str:
+        earlier = open_ended(bench, "before", before, before, before)
+        baseline = baseline_of("before", Results(tuple(o.result for o in earlier if o.result is not None)))
+        limits = Comparison((FailIf("max_rate_under_slo", -0.05),))
+        (row,) = judge_experiment(open_ended(bench, "now", now, now, now), (), limits, baseline).rows
+        return row.status
+
+    assert compared(100.0, 99.0) == "pass"
+    assert compared(100.0, 80.0) == "fail"
+    assert compared(100.0, 200.0) == "pass", "it is at least so much"
+    assert compared(250.0, 200.0) == "inconclusive", "it may be more"
+    assert compared(200.0, 199.0) == "not_comparable", "the baseline's may have been more"
+    assert compared(200.0, 200.0) == "not_comparable"
+
+
+def test_an_answer_without_upper_end_has_no_uncertainty(bench: Bench) -> None:
+    results = [outcome.result for outcome in open_ended(bench, "now", 200.0, 200.0) if outcome.result is not None]
+
+    budget = budget_of_experiment(metric("max_rate_under_slo"), results)
+
+    assert budget is not None
+    assert (budget.value, budget.uncertainty) == (200.0, None)
 
 
 def test_windows_that_all_fail_fail_the_search_with_their_error(tmp_path: Path, bench: Bench) -> None:
