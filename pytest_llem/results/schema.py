@@ -292,8 +292,8 @@ class SearchSection:
     tolerance: float
     ending: str = field(
         metadata=about(
-            "found, not_converged (the windows were used up), at_least (no upper end is known: that of the bracket still "
-            "keeps the SLO), none (not even its lower end does) or given_up (two windows in a row told nothing)."
+            "found, not_converged (the windows were used up), at_least (no upper end is known: that of the bracket "
+            "still keeps the SLO), none (not even its lower end does) or given_up (two windows in a row told nothing)."
         )
     )
     reason: str
