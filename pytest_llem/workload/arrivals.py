@@ -20,6 +20,9 @@ from pytest_llem.job.request import Recorded, Request
 
 Uniform = Callable[[], float]
 
+ARRIVAL_STREAM = 1 << 32
+"""Added to the seed for arrivals, so that no gap follows a length. Chosen: far from any seed that is counted up."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -144,7 +147,7 @@ def _times(arrival: Arrival, count: int, seed: int) -> list[float]:
     if arrival.process == "burst":
         size = int(_positive(arrival, "burst_size"))
         return [index // size * size / rate for index in range(count)]
-    uniform = random.Random(seed).random
+    uniform = random.Random(seed + ARRIVAL_STREAM).random
     if arrival.process == "ramp":
         end = _positive(arrival, "end_rate_per_s")
         units = _summed(_exponential(uniform) for _ in range(count))

@@ -6,14 +6,15 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from pytest_llem.errors import WorkloadError
-from pytest_llem.job.config import Arrival, WorkloadSettings
+from pytest_llem.job.config import Arrival, Lengths, WorkloadSettings
 from pytest_llem.job.request import Request
 from pytest_llem.workload.arrivals import Schedule, schedule
-from pytest_llem.workload.build import Workload, build_workload
+from pytest_llem.workload.build import OUTPUT_STREAM, Workload, build_workload, draw_lengths
 from tests.unit.workload.test_workload_build import WordTokenizer
 
 
@@ -52,7 +53,19 @@ def test_poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() -> None:
 def test_a_seed_gives_the_times_that_it_always_gave() -> None:
     """Results of earlier versions are compared with those of this one: another schedule would be another load."""
     times = plan_of(Arrival("poisson", rate_per_s=10.0), 5, seed=7).times_s
-    assert times == pytest.approx([0.0, 0.03913148442, 0.05548333012, 0.16073289193, 0.16825227126], abs=1e-11)
+    assert times == pytest.approx([0.0, 0.02555490967, 0.06996525994, 0.2305263465, 0.55330870233], abs=1e-11)
+
+
+@pytest.mark.parametrize("process", ["poisson", "ramp"])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_gaps_do_not_follow_lengths(process: Literal["poisson", "ramp"], seed: int | None) -> None:
+    """A long pause behind each long prompt kept queues short: at a load of 0.9 requests waited a sixth as long."""
+    end = 10.0 if process == "ramp" else None
+    workload = WorkloadSettings(arrival=Arrival(process, rate_per_s=10.0, end_rate_per_s=end, seed=seed))
+    gaps = gaps_of(schedule(workload, requests_of(2001)).times_s)
+    for stream in (0, OUTPUT_STREAM):
+        lengths = draw_lengths(Lengths("uniform", 1, 1000), 2000, workload.seed + stream)
+        assert abs(statistics.correlation(lengths, gaps)) < 0.1
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 0.9, 2.0, 16.0])
