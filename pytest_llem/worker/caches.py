@@ -19,6 +19,8 @@ from pytest_llem.worker.repeats import Observed
 NO_CACHE = ("disabled", "none")
 """What `Engine.reset` says where there is nothing to empty."""
 NOT_RESET, OFF = "prefix_cache_not_reset", "prefix_cache_off"
+UNCONFIRMED = "the engine could not confirm that its prefix cache was emptied"
+REMEDY = "make it able to, allow hits (workload.cache: warm), or say that it has none (enable_prefix_caching: false)"
 
 
 def with_rule(config: ExperimentConfig, texts: Texts | None, capabilities: Capabilities) -> ExperimentConfig:
@@ -52,7 +54,7 @@ def cache_notes(
         return []
     if observed.cache_state == "unknown":
         # Answers that tell their hits tell no more: were they of this repeat or of the one before?
-        return [Note(NOT_RESET, "the engine could not confirm that its prefix cache was emptied before each repeat")]
+        return [Note(NOT_RESET, f"{UNCONFIRMED} before each repeat; {REMEDY}")]
     asked = {request.index: request for request in requests}
     left = sum(map(partial(hits_from_before, asked), observed.by_repeat()))
     if left:
@@ -128,4 +130,4 @@ def _not_reset(observed: Observed, capabilities: Capabilities) -> list[Note]:
     stated = [c.cached_tokens is not None for c in observed.completions if c.error is None]
     if stated and all(stated):
         return []
-    return [Note(NOT_RESET, "the engine could not confirm that its prefix cache was emptied")]
+    return [Note(NOT_RESET, f"{UNCONFIRMED}; {REMEDY}")]
