@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from pytest_llem.job.metric_names import ESTIMATED_ENERGY, SLO_MET_SHARE
+from pytest_llem.job.metric_names import ESTIMATED_ENERGY, MAX_RATE, SLO_MET_SHARE
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
     MODEL,
@@ -85,7 +85,17 @@ def judge_experiment(
         of = key.study, key.experiment_id, key.config_hash
         rows += judge_comparison(baseline, of, now, lost, comparison)
         named = baseline.named(*of, by_id=compare.match == "id")
+    rows = [_beside_none(row, cycles) for row in rows]
     return GateReport(key.study, key.experiment_id, tuple(rows), strict, named)
+
+
+def _beside_none(row: GateRow, cycles: Sequence[Outcome]) -> GateRow:
+    """The row, which does not pass on the cycles alone in which a search found a load that kept the SLO."""
+    searches = [(outcome.key.cycle, outcome.result.search) for outcome in cycles if outcome.result is not None]
+    without = [f"c{cycle}" for cycle, search in searches if search is not None and search.answer is None]
+    if row.metric != MAX_RATE or row.status != "pass" or not without:
+        return row
+    return replace(row, status="inconclusive", reason=f"no load kept the SLO in {', '.join(without)}; {row.reason}")
 
 
 def judge_comparison(

@@ -146,10 +146,11 @@ class LlemSession:
     def none_valid(self, cycle: ExperimentCycle) -> bool:
         """Whether an experiment's selected cycles have all ended, and none is valid: then the last of them fails.
 
-        Where none is selected, whatever measured them fails: a gate that runs alone, or a test of all results.
+        Where none is selected, whatever measured them fails: a gate that runs alone, or a test of all results. So does
+        the gate of a search, whose windows do not fail where no load was low enough.
         """
         selected = self._selected.get((cycle.study.name, cycle.experiment.id), {})
-        if selected and cycle.cycle is None:
+        if selected and cycle.cycle is None and cycle.experiment.search is None:
             return False
         return self.results.none_valid(selected.values() or cycle.cycles())
 

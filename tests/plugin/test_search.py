@@ -83,14 +83,14 @@ def test_a_search_finds_the_load_that_a_queue_can_serve(
 
 
 def test_a_window_that_is_selected_alone_says_that_those_before_it_failed(pytester: pytest.Pytester) -> None:
-    """It was skipped as not needed, so that a run in which nothing could be measured was green."""
+    """It was skipped as not needed, so that a run in which nothing could be measured was green; and so was its gate."""
     before, swept = STUDY.partition("openai:\n")[0], STUDY.partition("sweep:")[2]
     nowhere = "openai: {base_url: http://127.0.0.1:9/v1, ready_timeout_s: 0.1}"
     (pytester.path / "found.yaml").write_text(f"{before}{nowhere}\nsweep:{swept}")
 
-    run = pytester.runpytest_subprocess("found.yaml", "--llem-meter=none", "-k", "search-5")
+    run = pytester.runpytest_subprocess("found.yaml", "--llem-meter=none", "-k", "search-5 or test_gate")
 
-    run.assert_outcomes(failed=1)
+    run.assert_outcomes(failed=2)
     run.stdout.fnmatch_lines(["*found[[]rate_per_s:search-c1[]]: failed*", "*nothing answers at*"])
     [found] = searches(pytester.path)
     assert found["cycles"]["1"]["ending"] == "given_up"

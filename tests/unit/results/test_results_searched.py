@@ -197,6 +197,21 @@ def test_a_budget_takes_an_answer_without_upper_end_for_a_lower_bound(
     assert ("raise its high" in row.reason) is (status == "inconclusive")
 
 
+def test_a_budget_does_not_pass_on_the_cycles_alone_that_found_a_load(bench: Bench) -> None:
+    """Cycles in which the lower end was too much are invalid, and the others had a mean above the budget."""
+    found = open_ended(bench, "now", 100.0, 101.0, 99.0, 100.0)
+    result = found[-1].result
+    assert result is not None
+    assert result.search is not None
+    nothing = replace(result.search, ending="none", answer=None, max_rate_per_s=None)
+    lost = replace(found[-1], state="invalid", result=result.model_copy(update={"search": nothing}))
+
+    (row,) = judge_experiment([*found[:-1], lost], [Budget("max_rate_under_slo", ">=", 50.0)]).rows
+
+    assert row.status == "inconclusive"
+    assert row.reason.startswith("no load kept the SLO in c4")
+
+
 def test_a_comparison_does_not_take_a_lower_bound_for_a_rate(bench: Bench) -> None:
     """A fall from 1000/s to 210/s passed where both searches ended at 200/s."""
 
