@@ -15,7 +15,7 @@ from pytest_llem.results.sections.slo import share_interval
 
 State = Literal["reached", "not reached", "undecided", "saturated"]
 STATES: tuple[State, ...] = get_args(State)
-REACHED = {"reached": "yes", "not reached": "no", "undecided": "open", "saturated": "saturated"}
+REACHED = {"reached": "yes", "not reached": "no", "undecided": "undecided", "saturated": "saturated"}
 """What a table says of a state, below the head "SLO reached"."""
 SATURATED = "saturated"
 """The reason of a cycle whose requests came faster than they were served."""
