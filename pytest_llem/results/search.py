@@ -124,7 +124,9 @@ def _plan(search: Search, at: float, windows: tuple[LoadWindow, ...]) -> NextLoa
         return _answer(search, at, windows, "found", "the interval is within the tolerance")
     if len(windows) >= search.max_windows:
         why = f"the interval is wider than the tolerance of {search.tolerance:.3g}"
-        if narrow:
+        if belief.high == math.inf or not belief.low:
+            why = f"none tells {'an upper' if belief.low else 'a lower'} end"
+        elif narrow:
             why = f"{refused[0]:.4g} alone did not keep the SLO, and only once" if near else "none near it kept the SLO"
         return _answer(search, at, windows, "not_converged", f"all {len(windows)} windows are used, and {why}")
     if narrow and near:  # all rests on one window, which a disturbance may have spoilt
@@ -320,11 +322,10 @@ def _answer(
     belief = _Belief(search, at, windows)
     load, low, high = belief.median, belief.low, belief.high
     if high == math.inf:  # its lower bound is all that is known
-        above = f"{reason}, and they do not tell an upper end"
         least = max(math.floor(low), search.low) if search.whole and low else low
         if not least:
-            return LargestLoad(ending, None, None, None, None, _lowest_above(windows, at, 0.0), above)
-        return LargestLoad("at_least", least, least, None, highest, None, above)
+            return LargestLoad(ending, None, None, None, None, _lowest_above(windows, at, 0.0), reason)
+        return LargestLoad("at_least", least, least, None, highest, None, reason)
     if search.whole:
         load, low, high = (float(math.floor(each)) for each in (max(load, search.low), low, high))
     below = [index for index in kept if windows[index].offered <= belief.high] or kept
