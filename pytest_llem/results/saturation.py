@@ -89,6 +89,7 @@ def offered_load(requests: Sequence[RequestRecord], arrival: Arrival | None) -> 
     served = fmean(answers)
     known = min(len({arrived for arrived, _ in one.requests}) for one in passes) >= LEAST_ARRIVALS
     if not known or any(math.isnan(latency) for latency in quarters):
+        offered = offered or (len(everything) - len(passes)) / sum(one.span_s for one in passes)
         return OfferedLoad(offered, served, answered, None)
     rising = all(before < after for before, after in pairwise(quarters))
     if answered < 0.5:

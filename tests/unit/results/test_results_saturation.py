@@ -97,6 +97,14 @@ def test_sessions_arrive_and_their_later_turns_do_not() -> None:
     assert load.offered_per_s > 1.2
 
 
+def test_the_rate_of_two_requests_of_a_trace_is_not_nought() -> None:
+    """The warning asked whether 0 requests per second can be kept up: both ends of the time lie outside the blocks."""
+    load = offered_load(records([0.0, 4.0], [1.0, 5.0]), Arrival("schedule"))
+    assert load is not None
+    assert load.saturated is None
+    assert load.offered_per_s == pytest.approx(0.25)
+
+
 def result(bench: Bench, key: CycleKey, arrival: Arrival, requests: list[RequestRecord]) -> Result:
     job: Job = bench.job(key)
     job = replace(job, config=replace(job.config, workload=replace(job.config.workload, arrival=arrival)))
