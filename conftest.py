@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,10 @@ from tests.timed import on_a_clock
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
+
+# pytester takes back what a run in this process imported, and this package refuses a second import.
+with suppress(ImportError):
+    import vl_convert  # noqa: F401
 
 pytest_plugins = ["pytester"]
 

@@ -14,7 +14,10 @@ from pytest_llem.job.job import DeviceSet, Job
 from pytest_llem.job.measurement import Measurement
 from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.worker.caches import hits_from_before
+from tests.timed import on_a_clock
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+
+pytestmark = on_a_clock
 
 __all__ = ["meter"]
 

@@ -21,7 +21,10 @@ from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
 from pytest_llem.worker.entry import run_job
+from tests.timed import on_a_clock
 from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, read_events, run
+
+pytestmark = on_a_clock
 
 __all__ = ["meter"]
 

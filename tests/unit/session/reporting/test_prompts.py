@@ -65,7 +65,8 @@ def test_what_is_recognised_as_recorded_is_said_with_what_is_left_out_of_it(line
     rows = [{"timestamp": time, "input_length": 8, "output_length": size} for time, size in ((0, 1), (5, 0), (3000, 1))]
     content = "".join(json.dumps(row) + "\n" for row in (rows[0], "broken", *rows[1:]))
     (tmp_path / "t.jsonl").write_text(content)
-    assert lines([], "dataset: t.jsonl, prompts: 2, speed: 2.0", ABSENT) == [
+    replayed = "dataset: t.jsonl, prompts: 2, speed: 2.0, arrival: {process: schedule}"
+    assert lines([], replayed, ABSENT, "engine: vllm\n") == [
         "t.jsonl: mooncake: 2 requests, recorded over 1.5 s at speed 2",
         f"t.jsonl: 1 broken lines ({tmp_path / 't.jsonl'}:2: expected an object, got str) are left out",
         "t.jsonl: 1 rows with nothing to send are passed over",
