@@ -201,6 +201,10 @@ def named_json(where: object) -> Iterator[None]:
         raise ValueError(f"{where}: not UTF-8: byte {problem.object[problem.start]:#04x} at {problem.start}") from None
     except UnicodeEncodeError:
         raise ValueError(f"{where}: not JSON: half of a character, a lone surrogate") from None
+    except json.JSONDecodeError as problem:
+        of_one_line = "\n" not in problem.doc.rstrip()
+        place = f"column {min(problem.pos, len(problem.doc.rstrip())) + 1}" if of_one_line else f"line {problem.lineno}"
+        raise ValueError(f"{where}: not JSON: {problem.msg} at {place}") from None
     except ValueError as problem:
         raise ValueError(f"{where}: not JSON: {problem}") from None
 

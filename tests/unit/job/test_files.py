@@ -61,6 +61,14 @@ def test_broken_json_is_refused_by_name(raw: bytes, why: str) -> None:
         parse_json(raw, "x")
 
 
+def test_a_broken_line_is_named_by_its_column_alone() -> None:
+    """The third line of a file was said to break off in "line 2 column 1"."""
+    with pytest.raises(ValueError, match=r"^trace\.jsonl:3: not JSON: Expecting ':' delimiter at column 13$"):
+        parse_json('{"a": 1, "b"\n', "trace.jsonl:3")
+    with pytest.raises(ValueError, match=r"^x\.json: not JSON: Expecting ',' delimiter at line 2$"):
+        parse_json('{"a": 1\n"b": 2}\n', "x.json")
+
+
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_what_is_not_a_finite_number_is_refused(number: str) -> None:
     """No limit is ever exceeded by NaN: a gate would pass."""
