@@ -181,11 +181,14 @@ def _unfit(setting: str, text: str, fix: str) -> WorkloadError:
 
 
 def too_few(settings: WorkloadSettings, available: int, left_out: str, remedy: str | None = None) -> WorkloadError:
-    """The error for a data set that has fewer prompts than were asked for; `remedy` gives it more."""
-    fewer = f"set workload.prompts to at most {available}" if available else None
+    """The error for a data set that has fewer prompts than were asked for; `remedy` gives it more.
+
+    It stands alone: a data set with broken lines is refused with fewer prompts as well.
+    """
+    fewer = f"set workload.prompts to at most {available}" if available else "name a data set that has some"
     return WorkloadError(
         f"workload.dataset {settings.dataset!r} has {available} prompts, and {settings.prompts} were asked for"
         f"{'; ' if left_out else ''}{left_out}",
-        fix=", or ".join(filter(None, (remedy, fewer))) or "name a data set that has some",
+        fix=remedy or fewer,
         details={"available": available, "wanted": settings.prompts},
     )
