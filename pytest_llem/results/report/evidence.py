@@ -23,6 +23,8 @@ FACTS = ("hostname", "kernel", "python", "pytest_llem", "memory_total", "cpu", "
 MAX_LISTED = 100
 """Experiments that a code's row lists. Chosen: more are not read one by one; the results have them all."""
 
+NOTHING = "<p>No cycle has a result.</p>"
+
 
 @dataclass
 class _Noted:
@@ -75,6 +77,8 @@ def validity(content: Content) -> str:
             for note in result.validity.reasons if kind == "invalid" else result.warnings:
                 entry = noted.setdefault((kind, note.code), _Noted(tone, f"{kind}: {note.code}"))
                 entry.add((result.study, result.experiment.id), result.cycle, note.message)
+    if not noted and not content.results:
+        return NOTHING
     if not noted:
         return f"<p>{said('good', 'Every cycle is valid, without warnings.')}</p>"
     several = len({study for entry in noted.values() for study, _ in entry.cycles}) > 1

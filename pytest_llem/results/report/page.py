@@ -23,13 +23,12 @@ from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.data import page_data
-from pytest_llem.results.report.evidence import environments, methods, validity
+from pytest_llem.results.report.evidence import NOTHING, environments, methods, validity
 from pytest_llem.results.report.experiments import experiments
 from pytest_llem.results.report.overview import overview, title_of
 from pytest_llem.results.report.verdicts import comparison, gates, searches
 from pytest_llem.results.terminal import ShowProgress, silent
 
-NOTHING = "<p>No cycle has a result.</p>"
 NO_CHARTS = '<p class="muted">Charts need <code>pip install "pytest-llem[report]"</code>.</p>'
 TOO_LARGE = '<p class="muted">This chart has too many points to be drawn without JavaScript.</p>'
 

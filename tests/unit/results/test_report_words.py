@@ -169,6 +169,13 @@ def test_a_run_says_how_far_it_came(
     assert (state.state, state.ended, state.planned) == (status, min(ended, 6), 6)
 
 
+def test_a_run_without_a_result_calls_no_cycle_valid(measured: Measured) -> None:
+    """A search that was ended between its windows said "Every cycle is valid, without warnings." of none."""
+    run = measured("run", POINTS, [QUANTIZATION, BATCH])
+    content = replace(gather_content([run]), results=Results(()))
+    assert validity(content) == "<p>No cycle has a result.</p>"
+
+
 def test_the_top_says_how_far_a_run_came_and_what_failed(measured: Measured) -> None:
     """An interrupted run had the head of a whole one, and verdicts stood in a table far below."""
     run = measured("run", POINTS, [QUANTIZATION, BATCH], 3)
