@@ -19,7 +19,7 @@ from pathlib import Path
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
-from pytest_llem.results.comparability import common_conditions, flat_settings, settings_differences
+from pytest_llem.results.comparability import common_conditions, compared_settings, settings_differences
 from pytest_llem.results.gate_report import GateReport, gates_line, word
 from pytest_llem.results.gates import MIN_CYCLES
 from pytest_llem.results.judging import SIDES, judge_in_turn
@@ -133,7 +133,7 @@ def _differs(before: Results, now: Results) -> list[str]:
     ran = [f"{name} {old[name]} -> {new[name]}" for name in SIDES if old[name] != new[name]]
     if before[0].experiment.config_hash == now[0].experiment.config_hash:
         return ran
-    settings = settings_differences(flat_settings(before[0]), flat_settings(now[0]))
+    settings = settings_differences(compared_settings(before[0]), compared_settings(now[0]))
     said = {text.partition(" ")[0] for text in ran}  # what ran says more than what was asked: `unset -> bfloat16`
     return [*(text for text in settings if text.partition(" ")[0] not in said), *ran]
 

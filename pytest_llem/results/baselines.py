@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
 from pytest_llem.job.files import read_json, require_writable, slug, write_text
 from pytest_llem.job.wire import encode, read_versioned
-from pytest_llem.results.comparability import common_conditions, flat_settings
+from pytest_llem.results.comparability import common_conditions, compared_settings
 from pytest_llem.results.gate_report import BaselineNamed, RunOfBaseline
 from pytest_llem.results.layout import MANIFEST, started_at
 from pytest_llem.results.manifest import StudyPlan, manifests_at
@@ -326,5 +326,5 @@ def _with_run(
     if larger is not None:
         return entry, larger
     kept = [old for old in same if old not in sharing]
-    updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:], flat_settings(results[0]))
+    updated = BaselineExperiment(config_hash, (*kept, run)[-MAX_RUNS:], compared_settings(results[0]))
     return replace(entry, experiments={**entry.experiments, experiment_id: updated}), None

@@ -173,6 +173,15 @@ def flat_settings(result: Result) -> dict[str, JsonValue]:
     return flat
 
 
+def compared_settings(result: Result) -> dict[str, JsonValue]:
+    """The same without what a search chose: the load of the window that answered, and the seed of its arrivals."""
+    if result.search is None:
+        return flat_settings(result)
+    searched = result.search.setting.replace(f"{result.experiment.config.get('engine')}.", "settings.")
+    chosen = (searched, "workload.arrival.seed")
+    return {path: value for path, value in flat_settings(result).items() if path not in chosen}
+
+
 def written_settings(result: Result) -> dict[str, JsonValue]:
     """The same by the names that a study uses: `transformers.batch_size`."""
     section = result.experiment.config.get("engine")

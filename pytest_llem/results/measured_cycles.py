@@ -15,7 +15,7 @@ from pytest_llem.results.comparability import (
     CORRELATED,
     Conditions,
     common_conditions,
-    flat_settings,
+    compared_settings,
     mixture,
 )
 from pytest_llem.results.metrics import NOT_MEASURED, Metric, is_at_least, why_absent
@@ -74,7 +74,7 @@ def cycles_of(results: Sequence[Result]) -> MeasuredCycles | None:
         config_hash=first.experiment.config_hash,
         names=tuple(f"c{result.cycle}" for result in results),
         conditions=common_conditions(results),
-        settings=flat_settings(first),
+        settings=compared_settings(first),
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
         measurements=tuple(map(measurement_id, results)),
         estimated_by=next((result.energy.meter for result in results if not result.energy.measured), None),

@@ -14,6 +14,7 @@ from pytest_llem.errors import LlemError
 from pytest_llem.job.report import Note
 from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.baselines import baseline_of
+from pytest_llem.results.comparability import compared_settings, settings_differences
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey, WindowKey
 from pytest_llem.results.metrics import metric
@@ -228,6 +229,21 @@ def test_a_comparison_does_not_take_a_lower_bound_for_a_rate(bench: Bench) -> No
     assert compared(250.0, 200.0) == "inconclusive", "it may be more"
     assert compared(200.0, 199.0) == "not_comparable", "the baseline's may have been more"
     assert compared(200.0, 200.0) == "not_comparable"
+
+
+def test_the_load_that_a_search_chose_is_no_changed_setting(bench: Bench) -> None:
+    """A study with another dtype was said to have another rate and another seed as well."""
+
+    def of_load(load: float, dtype: str) -> Result:
+        (outcome,) = open_ended(bench, "now", 100.0)
+        assert outcome.result is not None
+        arrival = {"process": "poisson", "rate_per_s": load, "seed": int(load)}
+        config = {**outcome.result.experiment.config, "dtype": dtype, "workload": {"arrival": arrival}}
+        return outcome.result.model_copy(update={"experiment": replace(outcome.result.experiment, config=config)})
+
+    before, now = compared_settings(of_load(9.2, "float32")), compared_settings(of_load(11.6, "float16"))
+
+    assert settings_differences(before, now) == ["dtype float32 -> float16"]
 
 
 def test_an_answer_without_upper_end_has_no_uncertainty(bench: Bench) -> None:
