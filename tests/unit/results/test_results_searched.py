@@ -238,7 +238,7 @@ def test_the_load_that_a_search_chose_is_no_changed_setting(bench: Bench) -> Non
         (outcome,) = open_ended(bench, "now", 100.0)
         assert outcome.result is not None
         arrival = {"process": "poisson", "rate_per_s": load, "seed": int(load)}
-        config = {**outcome.result.experiment.config, "dtype": dtype, "workload": {"arrival": arrival}}
+        config: dict[str, Any] = {**outcome.result.experiment.config, "dtype": dtype, "workload": {"arrival": arrival}}
         return outcome.result.model_copy(update={"experiment": replace(outcome.result.experiment, config=config)})
 
     before, now = compared_settings(of_load(9.2, "float32")), compared_settings(of_load(11.6, "float16"))
