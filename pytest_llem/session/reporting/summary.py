@@ -131,7 +131,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
     asked = dict.fromkeys(row.slo.limits_text for row in rows if row.slo)
     lines += [Line(f"SLO: {text}; good ones keep it") for text in asked if text]
     if any(row.slo and row.slo.state == "undecided" for row in rows):
-        lines.append(Line("open: too few requests to tell (95 %); more workload.prompts decide, or another load"))
+        lines.append(Line("undecided: too few requests to tell (95 %); more workload.prompts decide, or another load"))
     lines += [Line(f"{SPREAD}: interquartile range of the first figure")] if spread else []
     if unknown:
         lines.append(Line(f"{UNCERTAIN}? is not known, as after a single cycle: `llem budget` says why"))

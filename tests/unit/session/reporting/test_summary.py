@@ -313,9 +313,9 @@ def test_a_table_of_served_requests_says_whether_the_slo_is_reached(headline: st
     for line, cell in zip(body, ("yes, 99 %", "no, 50 %", "saturated"), strict=False):
         assert cell in line
     assert "SLO: ttft ≤ 0.3 s for at least 95 % of requests; good ones keep it" in shown
-    assert not any(line.startswith("open: ") for line in shown)
+    assert not any(line.startswith("undecided: ") for line in shown)
     undecided = [replace(each, slo=replace(each.slo, state="undecided")) for each in served_rows() if each.slo]
-    assert "open: too few requests to tell (95 %); more workload.prompts decide, or another load" in lines(
+    assert "undecided: too few requests to tell (95 %); more workload.prompts decide, or another load" in lines(
         of, rows=undecided
     )
     narrow = lines(of, rows=served_rows(), width=40)
