@@ -195,7 +195,7 @@ def _slo(row: ExperimentRow) -> str:
 TONES: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad"}
 SLO = Column(
     "SLO reached",
-    "Whether the share of good requests reaches that of the SLO, by its 95 % interval; open: it holds that share",
+    "Whether the share of good requests reaches that of the SLO, by its 95 % interval; undecided: it holds that share",
     _slo,
 )
 ID = Column("id", "Id of the experiment, for -k", lambda row: text(row.experiment))
