@@ -34,6 +34,7 @@ from pytest_llem.energy.readings import GpuFacts, Sample, read_sample_events, re
 from pytest_llem.energy.sampler_client import SamplerProcess
 from pytest_llem.energy.series import ticks_from
 from pytest_llem.errors import JsonValue, MeterError
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.measurement import EnergyReport, MeteredDevice, Window, WindowEnergy
 from pytest_llem.job.report import Note
 from pytest_llem.job.wire import encode
@@ -151,7 +152,7 @@ class SampledGpuMeter(Meter):
             "temperature_c": {device.uuid: mean_temperature_c(device.samples, windows) for device in read},
             "idle": encode(idle) if idle is not None else None,
         }
-        limits = validity.thresholds(self._request.settings.thresholds)
+        limits = Thresholds.of(self._request.settings.thresholds)
         invalid = [*attribution.invalid, *validity.check(evidence, accounted, limits)]
         if problem is not None:
             invalid.append(Note("sensor_gap", problem))

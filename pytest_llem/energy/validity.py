@@ -1,13 +1,12 @@
 """Judges whether a GPU measurement may be used: every reason against it that the readings themselves show.
 
-`gpu_meter` calls it for every cycle, and `results` checks a study's limits with `thresholds`. Each note's `code` is
-published (docs/energy.md lists them) and must not change.
+`gpu_meter` calls it for every cycle. Each note's `code` is published (docs/energy.md lists them) and must not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import hypot
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from pytest_llem.energy.attribution import own_pids
 from pytest_llem.energy.counter_check import LOCKED_REL, MIN_INTERVALS, UNLOCKED_INTERVALS, Ratio, counter_power_ratio
 from pytest_llem.energy.readings import Sample
 from pytest_llem.energy.series import PLAUSIBLE_W, TickSeries
-from pytest_llem.errors import SettingsError
 from pytest_llem.job.config import Thresholds
 from pytest_llem.job.measurement import Window, WindowEnergy
 from pytest_llem.job.report import Note
@@ -56,15 +54,6 @@ class Evidence:
     events: tuple[Mapping[str, Any], ...]
     placement: Literal["host", "worker"]
     containers: frozenset[str] = frozenset()
-
-
-def thresholds(overrides: Mapping[str, float]) -> Thresholds:
-    """The defaults with the user's values; `SettingsError` for a name that does not exist."""
-    names = [field.name for field in fields(Thresholds)]
-    for name in overrides:
-        if name not in names:
-            raise SettingsError(f"unknown threshold {name!r}", fix=f"use one of: {', '.join(names)}")
-    return replace(Thresholds(), **overrides)
 
 
 def check(evidence: Evidence, accounted: Sequence[WindowEnergy], limits: Thresholds) -> list[Note]:

@@ -7,10 +7,10 @@ A new setting needs a default that changes nothing, because hashes hold only wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
-from pytest_llem.errors import JsonValue
+from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.job.setting import (
     Dtype,
     Fraction,
@@ -287,3 +287,12 @@ class Thresholds:
         "Share of the requests that may fail, which are in no average either way, and of a trace's lines that may be "
         "broken.",
     )
+
+    @classmethod
+    def of(cls, overrides: Mapping[str, float]) -> Thresholds:
+        """The defaults with the user's values; `SettingsError` for a name that does not exist."""
+        names = [limit.name for limit in fields(cls)]
+        for name in overrides:
+            if name not in names:
+                raise SettingsError(f"unknown threshold {name!r}", fix=f"use one of: {', '.join(names)}")
+        return cls(**overrides)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
-from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.config import Thresholds
 from pytest_llem.job.job import Job
 from pytest_llem.job.measurement import EnergyReport, Measurement, WarmupOutcome
 from pytest_llem.job.report import Note, RunReport
@@ -36,12 +36,12 @@ def invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tuple
         reasons += measurement.energy.invalid
         reasons += _not_on_device(job, measurement.energy, {note.code for note in reasons})
     of_resets = ratio(energy.reset_energy_uncertainty_j, energy.energy_j)
-    if of_resets is not None and of_resets > thresholds(job.meter.thresholds).uncertainty_rel:
+    if of_resets is not None and of_resets > Thresholds.of(job.meter.thresholds).uncertainty_rel:
         text = f"emptying caches between repeats leaves their energy uncertain by {of_resets:.0%}"
         reasons.append(Note("window_too_short", f"{text}: raise workload.prompts, so that repeats are longer"))
     failures = failed_requests(measurement)
     share = sum(failures_by_class(measurement).values()) / max(1, len(measurement.requests))
-    if failures is not None and share > thresholds(job.meter.thresholds).failed_requests_rel:
+    if failures is not None and share > Thresholds.of(job.meter.thresholds).failed_requests_rel:
         reasons.append(failures)
     if not any(window.name == MEASURE for window in measurement.windows):
         reasons.append(Note("no_measure_window", "the worker recorded no measure window"))
@@ -51,7 +51,7 @@ def invalid_reasons(job: Job, measurement: Measurement, energy: Energy) -> tuple
     load = offered_load(measurement.requests, job.config.workload.arrival)
     if load is not None and load.saturated:
         reasons.append(Note(SATURATED, f"{_rates(load)}: the queue grew for as long as requests arrived"))
-    starved, _ = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
+    starved, _ = contended(measurement, job.devices.kind, Thresholds.of(job.meter.thresholds))
     reasons += [] if starved is None else [starved]
     return tuple(dict.fromkeys(reasons))
 
@@ -108,7 +108,7 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     if failures is not None:
         yield failures
     yield from work_remarks(job.config.workload, measurement)
-    _, busy = contended(measurement, job.devices.kind, thresholds(job.meter.thresholds))
+    _, busy = contended(measurement, job.devices.kind, Thresholds.of(job.meter.thresholds))
     yield from (note for note in (busy, shared(measurement)) if note is not None)
     yield from _of_server(job, measurement.engine.effective)
     steady = derive_steady_state(measurement, job.config.measurement.steady_state)

@@ -14,7 +14,6 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from pytest_llem.energy.validity import thresholds
 from pytest_llem.engines import engine_info, shipped_engines, starts_server
 from pytest_llem.engines.builtin import is_builtin, require_known
 from pytest_llem.engines.model_files import GGUF, find_adapter, find_model, require_chat_template, require_checkpoint
@@ -26,7 +25,7 @@ from pytest_llem.errors import (
     StudyError,
     WorkloadError,
 )
-from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, WorkloadSettings
+from pytest_llem.job.config import DATA_FILES, SYNTHETIC, ExperimentConfig, Thresholds, WorkloadSettings
 from pytest_llem.job.files import expanded, found, is_path, reason
 from pytest_llem.job.report import RunnerName
 from pytest_llem.job.request import Texts
@@ -198,7 +197,7 @@ def _data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[
         return
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
-        allowed_rel = thresholds(study.thresholds).failed_requests_rel
+        allowed_rel = Thresholds.of(study.thresholds).failed_requests_rel
         if (texts := texts_of_package(settings)) is not None:
             require_few_broken(texts, allowed_rel)
             return

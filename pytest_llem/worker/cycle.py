@@ -21,11 +21,10 @@ from pytest_llem import __version__
 from pytest_llem.energy.idle_power import HOT_IDLE, usable, with_reference
 from pytest_llem.energy.registry import open_meter
 from pytest_llem.energy.thermal import SettlingWatch
-from pytest_llem.energy.validity import thresholds
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.protocol import Completion, Engine, Request
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job.config import ExperimentConfig
+from pytest_llem.job.config import ExperimentConfig, Thresholds
 from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
@@ -139,7 +138,7 @@ def _measure(
         # Before the model is loaded, which takes a minute where a wrong column takes none.
         texts = job.texts or read_dataset(config.workload)
         if texts is not None:
-            require_few_broken(texts, thresholds(job.meter.thresholds).failed_requests_rel)
+            require_few_broken(texts, Thresholds.of(job.meter.thresholds).failed_requests_rel)
         rule = with_rule(config, texts, engine.capabilities)
         if rule != config:
             version = slot.prepare(engine, replace(job, config=rule))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pynvml
 import pytest
 
+from pytest_llem.machine.devices import gpu_uuids
 from tests.simulated_nvml.simulation import Simulation, build_library
 
 MakeSimulation = Callable[[int], Simulation]
@@ -23,7 +24,9 @@ def simulated_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_simulation(simulated_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSimulation:
+def make_simulation(
+    simulated_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeSimulation]:
     """Makes a machine with so many simulated GPUs; NVML is the simulated one until the test ends."""
 
     def make(gpus: int) -> Simulation:
@@ -37,7 +40,10 @@ def make_simulation(simulated_nvml_library: Path, tmp_path: Path, monkeypatch: p
     # pynvml asks the loader once per process: hand it the library, so that a real one loaded earlier does not win.
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(simulated_nvml_library)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    return make
+    # The driver is asked for its GPUs once per process, too.
+    gpu_uuids.cache_clear()
+    yield make
+    gpu_uuids.cache_clear()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_llem.energy.validity import thresholds
 from pytest_llem.errors import StudyError
 from pytest_llem.job.config import Thresholds
 from pytest_llem.study import Study
@@ -18,7 +17,7 @@ Load = Callable[..., Study]
 def test_limits_that_are_written_out_are_those_of_the_meter() -> None:
     written_out = {name: key.default for name, key in keys_of(Thresholds).items()}
 
-    assert thresholds(written_out) == Thresholds()  # type: ignore[arg-type]
+    assert Thresholds.of(written_out) == Thresholds()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def test_limits_that_are_written_out_are_those_of_the_meter() -> None:
 def test_limits_reach_the_meter_however_they_are_written(load: Load, text: str) -> None:
     study = load(f"model: m\n{text}")
 
-    assert thresholds(study.thresholds) == Thresholds(clocks_rel=0.5, gap_s=2.0)
+    assert Thresholds.of(study.thresholds) == Thresholds(clocks_rel=0.5, gap_s=2.0)
 
 
 def test_limits_do_not_change_what_an_experiment_is(load: Load) -> None:
