@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,9 +16,10 @@ from tests.timed import on_a_clock
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-# pytester takes back what a run in this process imported, and this package refuses a second import.
-with suppress(ImportError):
-    import vl_convert  # noqa: F401
+# pytester takes back what a run in this process imported, and these packages bear no second import.
+for name in ("pandas", "vl_convert"):
+    with suppress(ImportError):
+        import_module(name)
 
 pytest_plugins = ["pytester"]
 
