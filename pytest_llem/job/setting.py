@@ -74,7 +74,13 @@ def share(value: object) -> object:
     """The number that a text in percent stands for; any other value as it is."""
     if not isinstance(value, str) or not re.fullmatch(_PERCENT, value):
         return value
-    return float(f"{value.removesuffix('%').rstrip()}e-2")
+    return of_percent(value.removesuffix("%").rstrip())
+
+
+def of_percent(number: str) -> float:
+    """The share that a number of percent is, as it is written: a division by 100 makes 99.9 0.9990000000000001."""
+    digits, _, exponent = number.lower().partition("e")
+    return float(f"{digits}e{int(exponent or 0) - 2}")
 
 
 # 2**53 is the largest range of integers that JSON readers with double-precision numbers keep exactly (RFC 8259).

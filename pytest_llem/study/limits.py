@@ -12,6 +12,7 @@ from typing import Literal
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import SLO_MET_SHARE, UNIT, metric_name
+from pytest_llem.job.setting import of_percent
 
 Operator = Literal["<=", "<", ">=", ">"]
 Match = Literal["config", "id"]
@@ -78,7 +79,7 @@ def parse_budget(metric: str, text: object) -> Budget:
         fix = f'write an operator and a number: "<= {_n(text)}"'
         raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
-    limit = float(match.group(2)) / 100 if match.group(3) else float(match.group(2))
+    limit = of_percent(match.group(2)) if match.group(3) else float(match.group(2))
     if metric == SLO_MET_SHARE and not 0 < limit <= 1:
         raise SettingsError(f"{metric}: {text!r} is no share of requests", fix=f'write percent: "{op} 99%"')
     return Budget(metric, op, limit)

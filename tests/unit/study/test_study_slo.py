@@ -126,6 +126,8 @@ def test_only_the_points_without_limits_are_named(load: Load) -> None:
 def test_a_budget_of_a_share_may_be_in_percent(load: Load) -> None:
     study = load(f"{SERVED}slo: {{e2el_s: 1}}\nexpect: {{slo_met_share: '>= 99%'}}\n")
     assert [str(budget) for budget in study.experiments[0].expect] == ["slo_met_share >= 0.99"]
+    study = load(f"{SERVED}slo: {{e2el_s: 1}}\nexpect: {{slo_met_share: '>= 99.9%'}}\n")
+    assert study.experiments[0].expect[0].limit == 0.999, "999 of 1000 are 99.9 %"
     with pytest.raises(StudyError, match=r"study\.yaml:5:25: .*'>= 99' is no share of requests .*>= 99%"):
         load(f"{SERVED}slo: {{e2el_s: 1}}\nexpect: {{slo_met_share: '>= 99'}}\n")
     with pytest.raises(StudyError, match="'<= 5%' is not a budget"):
