@@ -6,48 +6,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import metric_name
 from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study import parts
 from pytest_llem.study.axes import swept_axes
-from pytest_llem.study.canonical import LIMITS, effective, getter
+from pytest_llem.study.basis import MAX_SHOWN_IDS, lacking
 from pytest_llem.study.declared import keys_of
 from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, kind
 from pytest_llem.study.experiments import Experiment, Study
 from pytest_llem.study.fields import (
-    Clear,
     FlatSettings,
     Report,
     WrittenSetting,
     apply,
     defaults,
     flatten,
-    keyword,
     suggest_path,
     table,
 )
 from pytest_llem.study.limits import Comparison, overriding
-from pytest_llem.study.model import Gates, Notice, OmittedPoint, Overrides
-from pytest_llem.study.naming import shorten, slug, text_of
-from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsError, make_slice
+from pytest_llem.study.listed import Entry, Listed
+from pytest_llem.study.model import Gates, Notice, Overrides
+from pytest_llem.study.naming import slug
+from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsError
 from pytest_llem.study.problems import Location, Problem, study_error, suggest_or_list
-from pytest_llem.study.rules import RULES
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
-from pytest_llem.study.search import ARRIVAL, EXAMPLE, RATE
+from pytest_llem.study.search import ARRIVAL
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
 
 _PLAIN_KEYS = ("name", "title", "tags", "on_invalid", "percentiles", "runners", "meter")
 _ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())
 _STUDY_ONLY = tuple(name for name in keys_of(StudyDocument) if name not in table())
-# Chosen: enough ids to recognise the pattern of a failing sweep, few enough for one line.
-MAX_SHOWN_INVALID = 5
 
 
 def load_study(
@@ -73,16 +68,6 @@ def load_study(
         return loader.load()
     except UnreadableError as unreadable:
         raise study_error(unreadable.problems, path) from None
-
-
-@dataclass
-class _Entry:
-    """An entry of `experiments`, checked."""
-
-    id: str | None
-    settings: list[WrittenSetting]
-    gates: Gates
-    key_path: KeyPath
 
 
 @dataclass
@@ -131,7 +116,9 @@ class _StudyLoader:
         if axes or not entries:
             self._sweep(axes, exclusions, name)
             experiments = [Experiment(id, slices, gates, directory) for id, slices in self.points.kept]
-        experiments += self._explicit(entries, experiments, name)
+        listed = Listed(self.shared, self.origins, name, directory, self.sources, self.points)
+        experiments += listed.experiments(entries, experiments)
+        self._stop_if_wrong()
         skips_invalid = head.on_invalid == "skip"
         self._judge_invalid(skips_invalid, experiments)
         self._require_basis(experiments)
@@ -217,7 +204,7 @@ class _StudyLoader:
                 self.sources.report(("exclude",), "exclude without a sweep", "take it out", True)
         return axes, exclusions
 
-    def _entries(self, data: Mapping[str, JsonValue], shared: Gates) -> list[_Entry]:
+    def _entries(self, data: Mapping[str, JsonValue], shared: Gates) -> list[Entry]:
         if "experiments" not in data:
             return []
         entries = data["experiments"]
@@ -232,12 +219,12 @@ class _StudyLoader:
             return []
         return [self._entry(entry, ("experiments", index), data, shared) for index, entry in enumerate(entries)]
 
-    def _entry(self, entry: JsonValue, key_path: KeyPath, data: Mapping[str, JsonValue], shared: Gates) -> _Entry:
+    def _entry(self, entry: JsonValue, key_path: KeyPath, data: Mapping[str, JsonValue], shared: Gates) -> Entry:
         report = self.sources.report
         if not isinstance(entry, Mapping):
             text = f"experiments: expected a mapping of settings, got {kind(entry)}"
             report(key_path, text, "write {dtype: float32}")
-            return _Entry(None, [], shared, key_path)
+            return Entry(None, [], shared, key_path)
         own = {key: value for key, value in entry.items() if key in _ENTRY_ONLY}
         plain = {key: own[key] for key in ("id", "tags") if own.get(key) is not None}
         head = parts.read_section(EntryHead, plain, report, key_path)
@@ -247,9 +234,9 @@ class _StudyLoader:
         if own.keys() - {"id"}:
             expect, compare = (_merged(data.get(key), own.get(key)) for key in ("expect", "compare"))
             gates = self._gates(expect, compare, (*shared.tags, *head.tags), parts.moved(report, key_path))
-        return _Entry(head.id, settings, gates, key_path)
+        return Entry(head.id, settings, gates, key_path)
 
-    def _check_models(self, axes: Sequence[Axis], entries: Sequence[_Entry]) -> None:
+    def _check_models(self, axes: Sequence[Axis], entries: Sequence[Entry]) -> None:
         if "model" in self.shared or any(problem.text.startswith("model:") for problem in self.sources.problems):
             return
         hint = "name one, for example model: builtin:tiny-llama"
@@ -273,43 +260,6 @@ class _StudyLoader:
         for origin in sweep.unused_exclusions:
             self.notices.append(Notice("unused_exclusion", "exclude: matches no point", locate(origin)))
 
-    def _explicit(self, entries: Sequence[_Entry], before: Sequence[Experiment], study_name: str) -> list[Experiment]:
-        experiments: list[Experiment] = []
-        ids = {experiment.id for experiment in before}
-        id_of_hash = {experiment.config_hash: experiment.id for experiment in before} if entries else {}
-        for entry in entries:
-            flat = dict(self.shared)
-            apply(flat, entry.settings)
-            engine = str(flat["engine"])
-            part, inactive = make_slice(flat, engine)
-            own = {setting.path: setting.origin for setting in entry.settings}
-            for path, why in ((p, why) for p, why in inactive.items() if flat.get(p, why) is not None):
-                self.points.note_inactive(path, why, own.get(path) or self.origins.get(path, entry.key_path))
-            name = entry.id or _entry_name(entry) or study_name
-            get = getter(effective(flat, engine))
-            answers = ((rule.check(get), rule) for rule in RULES if rule.engine in (None, engine))
-            refusal = next(((reason, rule) for reason, rule in answers if reason is not None), None)
-            if refusal is not None:
-                key_path = next((own[path] for path in refusal[1].paths if path in own), entry.key_path)
-                self.points.invalid.append(OmittedPoint(name, refusal[0], self.sources.locate(key_path)))
-                continue
-            experiment = Experiment(name, (part,), entry.gates, self.path.parent)
-            other = id_of_hash.get(experiment.config_hash)
-            if other is not None:
-                where = self.sources.locate(entry.key_path)
-                self.points.duplicates.append(OmittedPoint(name, f"does the same as {other}", where))
-                continue
-            if name in ids:
-                if entry.id is not None:
-                    text = f"a second experiment with the id {name!r}"
-                    self.sources.report((*entry.key_path, "id"), text, "rename one")
-                experiment.id = name = f"{name}.{experiment.config_hash[:6]}"
-            ids.add(name)
-            id_of_hash[experiment.config_hash] = name
-            experiments.append(experiment)
-        self._stop_if_wrong()
-        return experiments
-
     def _judge_invalid(self, skip: bool, experiments: Sequence[Experiment]) -> None:
         invalid = self.points.invalid
         if invalid and not skip:
@@ -317,8 +267,8 @@ class _StudyLoader:
             for point in invalid:
                 by_reason.setdefault((point.location, point.reason), []).append(point.id)
             for (location, reason), ids in by_reason.items():
-                more = f" and {len(ids) - MAX_SHOWN_INVALID} more" if len(ids) > MAX_SHOWN_INVALID else ""
-                text = f"invalid: {', '.join(ids[:MAX_SHOWN_INVALID])}{more}: {reason}"
+                more = f" and {len(ids) - MAX_SHOWN_IDS} more" if len(ids) > MAX_SHOWN_IDS else ""
+                text = f"invalid: {', '.join(ids[:MAX_SHOWN_IDS])}{more}: {reason}"
                 self.sources.problems.append(Problem(location, text))
             hint = "or exclude the points, or set on_invalid: skip"
             self.sources.problems[-1] = replace(self.sources.problems[-1], fix=hint)
@@ -328,22 +278,10 @@ class _StudyLoader:
         self._stop_if_wrong()
 
     def _require_basis(self, experiments: Sequence[Experiment]) -> None:
-        """Report gates and a headline on a metric of an SLO or of a search in a study that has none."""
         execution = self.sources.data.get("execution")
         headline = execution.get("headline") if isinstance(execution, Mapping) else None
-        for basis in _BASES:
-            found: dict[str, list[str]] = {}
-            without = [experiment for experiment in experiments if not basis.is_there(experiment)]
-            for experiment in without:
-                for setting, metric in _judged(experiment.gates):
-                    if basis.is_for(metric):
-                        found.setdefault(setting, []).append(experiment.id)
-            if len(without) == len(experiments) and headline is not None and basis.is_for(str(headline)):
-                found["execution.headline"] = [experiment.id for experiment in without]
-            for setting, ids in found.items():
-                few = ", ".join(ids[:MAX_SHOWN_INVALID]) + ", ..." * (len(ids) > MAX_SHOWN_INVALID)
-                where = self.sources.locate_setting(setting)
-                self.sources.problems.append(Problem(where, f"{setting} {basis.lacking} {few}", basis.fix))
+        for setting, text, fix in lacking(experiments, headline):
+            self.sources.problems.append(Problem(self.sources.locate_setting(setting), text, fix))
         self._stop_if_wrong()
 
     def _note_inactive(self, experiments: Sequence[Experiment]) -> None:
@@ -362,47 +300,8 @@ class _StudyLoader:
             self.notices.append(Notice("duplicate", text, first.location))
 
 
-@dataclass(frozen=True)
-class _Basis:
-    """What metrics are made of that a study may not have."""
-
-    is_for: Callable[[str], bool]
-    is_there: Callable[[Experiment], bool]
-    lacking: str
-    fix: str
-
-
-_BASES = (
-    _Basis(
-        lambda metric: metric_name(metric).slo,
-        lambda experiment: bool(experiment.flat_settings.keys() & LIMITS),
-        "counts requests that keep the limits of slo, and there are none for",
-        "set them, for example slo: {ttft_s: 0.5, at: 99%}",
-    ),
-    _Basis(
-        lambda metric: metric == "max_rate_under_slo",
-        lambda experiment: experiment.search is not None,
-        "is the answer of a search, and no load is searched in",
-        f"search one: sweep: {{{RATE}: {EXAMPLE}}}",
-    ),
-)
-
-
-def _judged(gates: Gates) -> Iterator[tuple[str, str]]:
-    """The settings of gates, each with its metric."""
-    for limit in gates.expect:
-        yield f"expect.{limit.metric}", limit.metric
-    for change in (gates.compare or Comparison()).fail_if:
-        yield f"compare.fail_if.{change.metric}", change.metric
-
-
 def _sets_model(settings: Iterable[WrittenSetting]) -> bool:
     return any(setting.path == "model" for setting in settings)
-
-
-def _entry_name(entry: _Entry) -> str:
-    labels = [f"{keyword(path)}:{text_of(None if isinstance(v, Clear) else v)}" for path, v, _ in entry.settings]
-    return shorten("-".join(labels))
 
 
 def _merged(lower: JsonValue, upper: JsonValue) -> JsonValue:
