@@ -82,10 +82,12 @@ def _cut(settings: WorkloadSettings) -> int | None:
 def _of_corpus(one: Recorded, index: int, runs: CorpusRuns, bos_id: int | None) -> tuple[int, ...]:
     """A prompt of the recorded length: the model's own first token, its blocks' runs, and then a run of its own."""
     length = one.prompt_tokens or 0
-    ids: tuple[int, ...] = () if bos_id is None else (bos_id,)
+    ids = [] if bos_id is None else [bos_id]
     for block in one.blocks:
         ids += runs.run(("block", block), min(BLOCK, length - len(ids)))
-    return ids + runs.run(("request", index), length - len(ids)) if len(ids) < length else ids
+    if len(ids) < length:
+        ids += runs.run(("request", index), length - len(ids))
+    return tuple(ids)
 
 
 def _rendered(one: Recorded, tokenizer: Tokenizer, *, as_messages: bool) -> tuple[int, ...]:
