@@ -15,6 +15,7 @@ from typing import Literal
 from pytest_llem.errors import JsonValue, LlemError
 from pytest_llem.job.config import DeviceKind, ExperimentConfig
 from pytest_llem.job.files import write_json
+from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.job.redaction import name_secrets, redacted
 from pytest_llem.job.request import Texts
 from pytest_llem.job.wire import encode, read_versioned
@@ -113,7 +114,7 @@ class Job:
     server: ServerProcess | None = None
     idle_reference: IdleReference | None = None
     texts: Texts | None = None
-    percentiles: tuple[float, ...] = (50.0, 90.0, 99.0)
+    percentiles: tuple[float, ...] = STANDARD
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

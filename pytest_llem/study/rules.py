@@ -6,7 +6,6 @@ rule returns must name both settings and say what to change.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from pytest_llem.engines import engine_info, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
-from pytest_llem.job.config import SYNTHETIC, SloSettings
-from pytest_llem.study.canonical import Get, section_of
+from pytest_llem.job.config import SYNTHETIC
+from pytest_llem.study.canonical import LIMITS, Get, section_of
 from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
 from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
@@ -197,16 +196,13 @@ def _searched(get: Get) -> str | None:
         return _refused(f"{what} cannot be combined with engine {engine}", "it does not serve: use vllm or openai")
     if search.setting == CLIENT and engine != "openai":
         return _refused(f"{what} cannot be combined with engine {engine}", f"search {IN_FLIGHT}")
-    if all(get(path) is None for path in _SLO_LIMITS):
+    if all(get(path) is None for path in LIMITS):
         text = f"{what} finds the largest load under an SLO, and slo sets no limit"
         return _refused(text, "write slo: {ttft_s: 0.5, at: 99%}")
     processes = {RATE: ("constant", "poisson", "gamma", "burst"), IN_FLIGHT: ("concurrency",)}.get(search.setting)
     if processes is not None and process not in processes:
         return _refused(f"{what} cannot be combined with process {process}", f"use process {' or '.join(processes)}")
     return None
-
-
-_SLO_LIMITS = tuple(f"slo.{item.name}" for item in dataclasses.fields(SloSettings) if item.default is None)
 
 
 def _address(get: Get) -> str | None:
@@ -337,7 +333,7 @@ _Q = "transformers.quantization"
 RULES: tuple[Rule, ...] = (
     _lengths("workload.input_tokens"),
     _lengths("workload.output_tokens"),
-    Rule((SEARCH, *_SLO_LIMITS, ARRIVAL, "engine"), _searched),
+    Rule((SEARCH, *sorted(LIMITS), ARRIVAL, "engine"), _searched),
     Rule(("workload.arrival", "workload.dataset", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
     Rule(

@@ -127,8 +127,6 @@ def milliseconds(where: str, value: Any, *, first: bool, key: str = "timestamp")
 _DATE_AND_TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s*(?:Z|([+-])(\d\d):?(\d\d))?", re.ASCII
 )
-
-
 _WHOLE = re.compile(r"\d{1,12}(?:\.0*)?", re.ASCII)
 
 
@@ -155,8 +153,7 @@ def _tokens(where: str, row: Mapping[str, Any], key: str) -> int:
         raise broken(where, key, "is missing", "write a whole number")
     number = float(value) if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= LONGEST or number % 1:
-        wrong = "is missing" if value is None else f"{str(value)[:40]!r} is no number of tokens"
-        raise broken(where, key, wrong, "write a whole number")
+        raise broken(where, key, f"{str(value)[:40]!r} is no number of tokens", "write a whole number")
     return int(number)
 
 
