@@ -1,4 +1,4 @@
-"""What collecting large studies must not cost: modules that only measuring or loading needs, and order or selection."""
+"""What collecting large studies must not cost: modules that only measuring, loading or data needs, order, selection."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ ONLY_FOR_MEASURING = {
     "docker",
     "pyarrow",
     "urllib.request",
+    "pytest_llem.machine.parquet",
     "pytest_llem.session.measuring",
     "pytest_llem.results.store",
 }
+ONLY_FOR_DATA = {f"pytest_llem.workload.{name}" for name in ("arrivals", "rows", "texts", "traffic", "traces")}
 
 
 def test_collection_imports_nothing_that_only_measuring_needs_and_workers_load_nothing(
     pytester: pytest.Pytester, sweep: Path
 ) -> None:
-    """A client for the hub, imported for a name, made every process of a large study slower by a fifth."""
+    """A client for the hub, imported for a name, made every process of a large study slower by a fifth.
+
+    Readers of data sets, which this study has none of, were imported as well.
+    """
     pytester.makeconftest(CONFTEST)
     alone = pytester.runpytest_subprocess("--llem-study=small.yaml", "--collect-only", "-q")
     shared = pytester.runpytest_subprocess("--llem-study=small.yaml", "-n1", "-k", "nothing", "--llem-skip-preflight")
 
     assert (alone.ret, shared.ret) == (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     loaded = {name: set(json.loads((pytester.path / f"modules-{name}.json").read_text())) for name in ("alone", "gw0")}
-    assert loaded["alone"] & (ONLY_FOR_MEASURING | NOT_FOR_ORDINARY_VALUES) == set()
+    assert loaded["alone"] & (ONLY_FOR_MEASURING | ONLY_FOR_DATA | NOT_FOR_ORDINARY_VALUES) == set()
     assert loaded["gw0"] & (ONLY_FOR_MEASURING | ONLY_FOR_LOADING) == set()
 
 

@@ -1,0 +1,114 @@
+"""Looks at the data sets and files of arrival times that a study names on this machine, before anything runs.
+
+`named_files` imports it for studies that name some: reading them takes modules that no other study needs to collect.
+Of each way to read a data set it must read no more than the experiment with the most prompts does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.model_files import require_chat_template
+from pytest_llem.errors import EngineNotInstalledError, LlemError, WorkloadError
+from pytest_llem.job.config import SYNTHETIC, Thresholds, WorkloadSettings
+from pytest_llem.job.files import expanded, found
+from pytest_llem.job.request import Texts
+from pytest_llem.machine.parquet import parquet_texts
+from pytest_llem.session.named_path import Named, Wrong
+from pytest_llem.study import Experiment, Study
+from pytest_llem.study.canonical import getter
+from pytest_llem.workload.arrivals import arrival_places, read_times, too_few
+from pytest_llem.workload.texts import read_rows, texts_of_package
+from pytest_llem.workload.traffic import require_few_broken, require_fitting
+
+_READ_BY = (
+    *(f"workload.{name}" for name in ("dataset", "column", "order", "input_tokens", "chat_template", "speed")),
+    *("workload.arrival", "model", "openai.api"),
+)
+"""What decides whether a data set can be read as it is, besides `workload.prompts`."""
+
+
+def most_prompts(study: Study) -> list[Experiment]:
+    """Of each way to read a data set the experiment with the most prompts: what is enough for it is enough for all."""
+    largest: dict[str, tuple[int, Experiment]] = {}
+    for experiment in study.distinct("engine", "workload.prompts", *_READ_BY):
+        get = getter(experiment.flat_settings)
+        key, prompts = repr((experiment.engine, *map(get, _READ_BY))), get("workload.prompts")
+        if isinstance(prompts, int) and prompts > largest.get(key, (0, experiment))[0]:
+            largest[key] = prompts, experiment
+    return [experiment for _, experiment in largest.values()]
+
+
+def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    """What is wrong with an experiment's data set, or with its settings for it."""
+    settings = experiment.config.workload
+    if settings.dataset == SYNTHETIC:
+        return
+    written = str(getter(experiment.flat_settings)("workload.dataset"))
+    try:
+        allowed_rel = Thresholds.of(study.thresholds).failed_requests_rel
+        if (texts := texts_of_package(settings)) is not None:
+            require_few_broken(texts, allowed_rel)
+            return
+        here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
+        if here and not expanded(settings.dataset).is_dir():
+            texts = _read(settings, allowed_rel)
+            by_server = (
+                engine_info(experiment.engine).serves_over_http and experiment.config.settings.get("api") == "chat"
+            )
+            if texts.recorded and texts.recorded[0].messages is not None and not by_server:
+                require_chat_template(experiment.config.model)
+        elif not in_image and find_spec("datasets") is None:
+            what = "is a directory" if here else "is a data set of the hub"
+            raise EngineNotInstalledError(
+                f"workload.dataset {written!r} {what}, and the package 'datasets' is not installed",
+                fix="pip install datasets, or name a file, or use workload.dataset: synthetic",
+            )
+    except LlemError as problem:
+        if (setting := problem.details.get("setting")) is not None:
+            yield str(setting), getter(experiment.flat_settings)(str(setting)), problem
+        elif problem.details.get("available"):
+            yield "workload.prompts", settings.prompts, problem
+        elif "columns" in problem.details and settings.column is not None:
+            yield "workload.column", settings.column, problem
+        else:
+            yield "workload.dataset", written, problem
+
+
+def arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    """What is wrong with the file of arrival times, or with how many there are."""
+    workload = experiment.config.workload
+    if workload.times_file is None or (in_image and found(workload.times_file) is None):
+        return
+    try:
+        available, needed = len(read_times(workload.times_file)), _arrivals(workload)
+        if available < needed:
+            raise too_few(workload.times_file, available, needed)
+    except WorkloadError as problem:
+        if problem.details.get("available"):
+            yield "workload.prompts", workload.prompts, problem
+        else:
+            yield "workload.arrival", getter(experiment.flat_settings)("workload.arrival"), problem
+
+
+def _arrivals(workload: WorkloadSettings) -> int:
+    """How many times a schedule needs: one for each prompt, of sessions one for each of these."""
+    if workload.dataset != SYNTHETIC and found(workload.dataset) is not None:
+        with suppress(LlemError):  # which `data_set` reports
+            recorded = (parquet_texts(workload) or read_rows(workload)).recorded
+            return max(arrival_places(recorded)) + 1 if recorded else workload.prompts
+    return workload.prompts
+
+
+def _read(settings: WorkloadSettings, allowed_rel: float) -> Texts:
+    """Read as many rows of a local data set as the workload needs, in the order of the file."""
+    in_order = replace(settings, order="interleaved")
+    texts = parquet_texts(in_order) or read_rows(in_order)
+    require_few_broken(texts, allowed_rel)
+    if texts.recorded:
+        require_fitting(texts.format, settings)
+    return texts
