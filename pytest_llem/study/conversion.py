@@ -17,12 +17,13 @@ import yaml
 from pytest_llem.errors import JsonValue, StudyError
 from pytest_llem.job.files import write_text
 from pytest_llem.study import load_study
-from pytest_llem.study.document import UnreadableError, deep_merge, read_document
+from pytest_llem.study.document import read_document
 from pytest_llem.study.fields import table
 from pytest_llem.study.naming import slug
-from pytest_llem.study.problems import Problem, study_error
+from pytest_llem.study.problems import Problem, UnreadableError, study_error
 from pytest_llem.study.sources import read_sources
 from pytest_llem.study.translation import translate
+from pytest_llem.study.values import deep_merge
 
 
 def convert(options: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.setting import Limits, share
 from pytest_llem.job.wire import is_json, type_hints
-from pytest_llem.study.document import OldBoolean, kind, old_boolean
 from pytest_llem.study.problems import suggest
+from pytest_llem.study.values import OldBoolean, kind, old_boolean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, TypeAdapter, ValidationError

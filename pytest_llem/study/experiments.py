@@ -246,7 +246,7 @@ class Relocator:
     @cached_property
     def _locate(self) -> Locate:
         """Reads once: a run's gates may ask hundreds of times where their limits stand."""
-        from pytest_llem.study.document import UnreadableError
+        from pytest_llem.study.problems import UnreadableError
         from pytest_llem.study.sources import read_sources
 
         try:

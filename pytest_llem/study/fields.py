@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 from pytest_llem.engines import engine_info, engine_names
 from pytest_llem.errors import JsonValue, SettingsError
 from pytest_llem.study.declared import BadValueError, Key, check, is_section, keys_of
-from pytest_llem.study.document import KeyPath, OldBoolean, PlaceholderText, kind, old_boolean
 from pytest_llem.study.model import FlatSettings as FlatSettings
 from pytest_llem.study.problems import nearest
 from pytest_llem.study.schema import ExperimentSettings
+from pytest_llem.study.values import KeyPath, OldBoolean, PlaceholderText, kind, old_boolean
 
 SETTINGS_GROUP = "pytest_llem.engine_settings"
 """Entry points of other packages: an engine's name, and the dataclass or pydantic model of its section."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.study.canonical import effective, getter
-from pytest_llem.study.document import KeyPath
 from pytest_llem.study.experiments import Experiment
 from pytest_llem.study.fields import Clear, FlatSettings, WrittenSetting, apply, keyword
 from pytest_llem.study.model import Gates, OmittedPoint
@@ -19,6 +18,7 @@ from pytest_llem.study.naming import shorten, text_of
 from pytest_llem.study.points import Points, make_slice
 from pytest_llem.study.rules import RULES
 from pytest_llem.study.sources import Sources
+from pytest_llem.study.values import KeyPath
 
 
 @dataclass

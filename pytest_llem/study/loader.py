@@ -17,7 +17,6 @@ from pytest_llem.study import parts
 from pytest_llem.study.axes import swept_axes
 from pytest_llem.study.basis import MAX_SHOWN_IDS, lacking
 from pytest_llem.study.declared import keys_of
-from pytest_llem.study.document import KeyPath, UnreadableError, deep_merge, kind
 from pytest_llem.study.experiments import Experiment, Study
 from pytest_llem.study.fields import (
     FlatSettings,
@@ -34,11 +33,12 @@ from pytest_llem.study.listed import Entry, Listed
 from pytest_llem.study.model import Gates, Notice, Overrides
 from pytest_llem.study.naming import slug
 from pytest_llem.study.points import MAX_POINTS, Points, Sweep, TooManyPointsError
-from pytest_llem.study.problems import Location, Problem, study_error, suggest_or_list
+from pytest_llem.study.problems import Location, Problem, UnreadableError, study_error, suggest_or_list
 from pytest_llem.study.schema import EntryHead, ExplicitExperiment, StudyDocument, StudyHead
 from pytest_llem.study.search import ARRIVAL
 from pytest_llem.study.sources import Sources, read_sources
 from pytest_llem.study.sweep import Axis, Exclusion, parse_exclude, parse_sweep
+from pytest_llem.study.values import KeyPath, deep_merge, kind
 
 _PLAIN_KEYS = ("name", "title", "tags", "on_invalid", "percentiles", "runners", "meter")
 _ENTRY_ONLY = tuple(name for name in keys_of(ExplicitExperiment) if name not in table())

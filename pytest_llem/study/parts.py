@@ -19,13 +19,13 @@ from pytest_llem.job.files import expanded, found
 from pytest_llem.job.metric_names import check_condition, metric_name, percentile_of
 from pytest_llem.job.percentiles import problems, written
 from pytest_llem.study.declared import BadValueError, check, keys_of
-from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import Report
 from pytest_llem.study.limits import Budget, Comparison, FailIf, parse_budget, parse_fail_if
 from pytest_llem.study.model import Execution, Gates, Overrides
 from pytest_llem.study.problems import suggest, suggest_or_list
 from pytest_llem.study.runner_settings import ACCEPTED_RUNNERS, DockerSettings, RaySettings, runner_problem
 from pytest_llem.study.schema import Compare
+from pytest_llem.study.values import KeyPath, kind
 
 T = TypeVar("T")
 VALIDITY = "measurement.validity"

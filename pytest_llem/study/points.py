@@ -15,7 +15,6 @@ from operator import itemgetter
 
 from pytest_llem.engines import shipped_engines
 from pytest_llem.study.canonical import INACTIVITY_RULES, Get, canonical, effective, getter, same, section_of
-from pytest_llem.study.document import KeyPath
 from pytest_llem.study.fields import Clear, FlatSettings, apply, defaults, keyword, table
 from pytest_llem.study.model import Keyword, OmittedPoint, SettingsSlice
 from pytest_llem.study.naming import digest, shorten
@@ -23,6 +22,7 @@ from pytest_llem.study.problems import Location
 from pytest_llem.study.rules import RULES, Rule
 from pytest_llem.study.search import ARRIVAL, CLIENT, SEARCH
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
+from pytest_llem.study.values import KeyPath
 
 # Chosen: ten times the ten thousand points of tests/benchmarks/collection.py; above it a study is a mistake.
 MAX_POINTS = 100_000

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,19 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.location}: {self.text}" + (f" ({self.fix})" if self.fix else "")
+
+
+class UnreadableError(Exception):
+    """A document that cannot be read at all."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(str(problems[0]))
+        self.problems = tuple(problems)
+
+
+def unreadable(location: Location, text: str, fix: str | None = None) -> UnreadableError:
+    """The error for a document with one problem."""
+    return UnreadableError([Problem(location, text, fix)])
 
 
 def study_error(problems: Iterable[Problem], main_file: Path | str) -> StudyError:

@@ -16,9 +16,9 @@ from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import SYNTHETIC
 from pytest_llem.study.canonical import LIMITS, Get, section_of
-from pytest_llem.study.document import shown
 from pytest_llem.study.problems import suggest
 from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
+from pytest_llem.study.values import shown
 
 PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
 """Names that may stand between braces in the command, the arguments and the environment of a started server."""

@@ -18,10 +18,11 @@ from pytest_llem.job.config import Thresholds
 from pytest_llem.job.percentiles import STANDARD
 from pytest_llem.study import parts
 from pytest_llem.study.declared import BadValueError, check, keys_of
-from pytest_llem.study.document import Document, KeyPath, UnreadableError, read_document, shown
+from pytest_llem.study.document import Document, read_document
 from pytest_llem.study.model import Execution, Overrides
-from pytest_llem.study.problems import Problem, study_error, suggest_or_list
+from pytest_llem.study.problems import Problem, UnreadableError, study_error, suggest_or_list
 from pytest_llem.study.schema import UserFile
+from pytest_llem.study.values import KeyPath, shown
 
 Source = Literal["command line", "environment", "ini", "user settings", "default"]
 

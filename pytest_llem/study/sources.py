@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.study.document import Document, KeyPath, UnreadableError, deep_merge, kind, read_document
+from pytest_llem.study.document import Document, read_document
 from pytest_llem.study.fields import innermost
-from pytest_llem.study.problems import MAX_PROBLEMS, Location, Problem
+from pytest_llem.study.problems import MAX_PROBLEMS, Location, Problem, UnreadableError
 from pytest_llem.study.translation import replaced, translate
+from pytest_llem.study.values import KeyPath, deep_merge, kind
 
 # Chosen: far beyond any chain of shared settings that a reader could follow.
 MAX_BASES = 32

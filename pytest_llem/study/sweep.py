@@ -13,11 +13,11 @@ from pytest_llem.engines import engine_names
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.declared import BadValueError
-from pytest_llem.study.document import KeyPath, kind
 from pytest_llem.study.fields import CLEAR, Clear, Field, Report, WrittenSetting, keyword, settings_at
 from pytest_llem.study.naming import text_of
 from pytest_llem.study.ranges import MAX_NUMBERS, is_range, numbers
 from pytest_llem.study.search import ARRIVAL, EXAMPLE, SEARCH, is_search
+from pytest_llem.study.values import KeyPath, kind
 from pytest_llem.study.written_search import parse_search
 
 _LIST_HINT = "write a list of values, or {range: [start, stop, step]}"

@@ -14,7 +14,7 @@ from pytest_llem.engines import shipped_engines
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import fields
 from pytest_llem.study.canonical import PRESETS
-from pytest_llem.study.document import Document, KeyPath, OldBoolean
+from pytest_llem.study.document import Document
 from pytest_llem.study.first_generation import PARALLEL, SWITCHED
 from pytest_llem.study.llenergymeasure import (
     DROPPED,
@@ -29,6 +29,7 @@ from pytest_llem.study.llenergymeasure import (
 )
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.search import is_search
+from pytest_llem.study.values import KeyPath, OldBoolean
 
 _SECTIONS = frozenset({"engine", "engine_params", "sampling_params", "llem_execution"})
 _APART = ("sweep", "experiments", "exclude", "runners", "images")

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.setting import share
 from pytest_llem.study.declared import BadValueError
-from pytest_llem.study.document import kind
 from pytest_llem.study.problems import suggest_or_list
 from pytest_llem.study.search import EXAMPLE, MAX_WINDOWS, RATE, SEARCH, SEARCHED, Search
+from pytest_llem.study.values import kind
 
 MIN_TOLERANCE, MAX_TOLERANCE = 0.01, 1.0
 """Chosen: finer than any server is repeatable, and a factor of two."""

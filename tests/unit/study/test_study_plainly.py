@@ -9,8 +9,8 @@ import pytest
 from pytest_llem.errors import JsonValue
 from pytest_llem.study import declared
 from pytest_llem.study.declared import BadValueError, Key, check, keys_of
-from pytest_llem.study.document import OldBoolean
 from pytest_llem.study.schema import ExplicitExperiment, StudyDocument, UserFile
+from pytest_llem.study.values import OldBoolean
 
 NUMBERS: list[JsonValue] = [
     -2, -1, 0, 1, 2, 100, 2**31, 2**53, 2**53 + 1, 10**13, 10**400, 0.5, 1.0, -0.0, float("inf"), float("nan")
