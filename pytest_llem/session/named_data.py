@@ -96,19 +96,31 @@ def arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Itera
 
 
 def _arrivals(workload: WorkloadSettings) -> int:
-    """How many times a schedule needs: one for each prompt, of sessions one for each of these."""
-    if workload.dataset != SYNTHETIC and found(workload.dataset) is not None:
-        with suppress(LlemError):  # which `data_set` reports
-            recorded = (parquet_texts(workload) or read_rows(workload)).recorded
-            return max(arrival_places(recorded)) + 1 if recorded else workload.prompts
-    return workload.prompts
+    """How many times a schedule needs at least: one for each prompt, of sessions one for each of these.
+
+    One, where the data set is elsewhere, and may be of sessions, or cannot be read, which `data_set` reports.
+    """
+    if workload.dataset == SYNTHETIC:
+        return workload.prompts
+    with suppress(LlemError):
+        texts = texts_of_package(workload)
+        if texts is None and (path := found(workload.dataset)) is not None and path.is_file():
+            texts = _rows(workload)
+        if texts is not None:
+            return max(arrival_places(texts.recorded)) + 1 if texts.recorded else workload.prompts
+    return 1
 
 
 def _read(settings: WorkloadSettings, allowed_rel: float) -> Texts:
-    """Read as many rows of a local data set as the workload needs, in the order of the file."""
-    in_order = replace(settings, order="interleaved")
-    texts = parquet_texts(in_order) or read_rows(in_order)
+    """What the workload needs of a local data set, where its settings go with that."""
+    texts = _rows(settings)
     require_few_broken(texts, allowed_rel)
     if texts.recorded:
         require_fitting(texts.format, settings)
     return texts
+
+
+def _rows(settings: WorkloadSettings) -> Texts:
+    """As many rows of a local data set as the workload needs, in the order of the file."""
+    in_order = replace(settings, order="interleaved")
+    return parquet_texts(in_order) or read_rows(in_order)

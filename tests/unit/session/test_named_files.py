@@ -342,6 +342,21 @@ def test_a_schedule_is_there_and_has_a_time_for_each_prompt(refused: Refused, tm
     assert refused(SCHEDULE.replace("prompts", "dataset: data/s.jsonl, speed: 2, prompts").format(6)) is None
 
 
+def test_a_schedule_has_a_time_for_each_session_of_a_package(refused: Refused, tmp_path: Path, site: Site) -> None:
+    """It was refused for lack of a time for each turn; what the hub has cannot be counted here, and was as well."""
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    site.add(
+        "llem-talks", f"def talks(settings):\n    yield {{'messages': {turn * 2}}}", datasets="talks = llem_talks:talks"
+    )
+    (tmp_path / "data" / "times.txt").write_text("0\n")
+    of_package = SCHEDULE.replace("prompts", "dataset: talks, prompts")
+    assert refused(of_package.format(2)) is None
+    (tmp_path / "data" / "times.txt").write_text("\n")
+    assert "has 0 times, and 1 were asked for" in str(refused(of_package.format(2)))
+    (tmp_path / "data" / "times.txt").write_text("0\n")
+    assert refused(SCHEDULE.replace("prompts", "dataset: some/chats, prompts").format(2), "docker") is None
+
+
 def test_sessions_for_a_model_without_a_chat_template_are_refused_before_it_is_loaded(refused: Refused) -> None:
     """Each cycle failed, after its model had been loaded. A server of chats has a template of its own."""
     asked = "workload: {dataset: data/chats.jsonl, prompts: 1}\n"
