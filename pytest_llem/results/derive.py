@@ -25,6 +25,7 @@ from pytest_llem.machine.environment import fingerprint, identity, input_facts
 from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.energy_schema import ThermalSection
 from pytest_llem.results.notes import invalid_reasons, reset_and_work_s, warnings
+from pytest_llem.results.performance_schema import Throughput
 from pytest_llem.results.schema import (
     RESULT_VERSION,
     DeviceMemorySection,
@@ -34,7 +35,6 @@ from pytest_llem.results.schema import (
     MemorySection,
     Result,
     RunnerSection,
-    Throughput,
     Tokens,
     ValiditySection,
 )

@@ -1,4 +1,4 @@
-"""The sections `energy` and `thermal` of a result, as `schema` publishes them.
+"""The sections `energy` and `thermal` of a result, as `schema` publishes them, and how each section describes a field.
 
 `sections.energy` and `sections.thermal` build them. Fields may be added; what was not measured is `null`.
 """
@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from pytest_llem.job.measurement import AccountedWindow, CpuEnergy
+
+Count = Annotated[int, Field(ge=0)]
 
 
 def about(description: str) -> dict[str, str]:

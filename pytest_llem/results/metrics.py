@@ -26,7 +26,8 @@ from pytest_llem.job.metric_names import (
     registered_metrics,
 )
 from pytest_llem.job.percentiles import STANDARD, least_values, written
-from pytest_llem.results.schema import Distribution, Result
+from pytest_llem.results.performance_schema import Distribution
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import ratio
 
 Getter = Callable[[Result], "float | None"]

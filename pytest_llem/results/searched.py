@@ -22,8 +22,9 @@ from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import Note
 from pytest_llem.results.layout import RESULT, SEARCH, STATE, CycleKey
 from pytest_llem.results.metrics import metrics_of
+from pytest_llem.results.performance_schema import SearchSection
 from pytest_llem.results.saturation import SATURATED
-from pytest_llem.results.schema import Result, SearchSection
+from pytest_llem.results.schema import Result
 from pytest_llem.results.search import LargestLoad, LoadWindow, NextLoad, share_interval, verdict
 from pytest_llem.results.state import CycleState, Outcome, given, now, write_state
 from pytest_llem.results.statistics import CONFIDENCE, mean_interval

@@ -18,8 +18,9 @@ from pytest_llem import __version__
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_text
 from pytest_llem.results.exports.load_shape import CLIENT
+from pytest_llem.results.performance_schema import Distribution
 from pytest_llem.results.reading import Results
-from pytest_llem.results.schema import Distribution, Result
+from pytest_llem.results.schema import Result
 
 DELTA = 1
 """`AGGREGATION_TEMPORALITY_DELTA` in the OTLP metrics protocol."""

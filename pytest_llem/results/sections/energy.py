@@ -26,7 +26,7 @@ from pytest_llem.job.measurement import (
     WindowEnergy,
 )
 from pytest_llem.results.energy_schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy
-from pytest_llem.results.schema import SteadyState
+from pytest_llem.results.performance_schema import SteadyState
 from pytest_llem.worker.steady import RATED, STEADY_STATE
 
 MEASURE = "measure"

@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 
 from pytest_llem.job.measurement import RequestRecord
 from pytest_llem.job.percentiles import STANDARD, least_values, written
-from pytest_llem.results.schema import Distribution, Latency
+from pytest_llem.results.performance_schema import Distribution, Latency
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -15,8 +15,9 @@ from pytest_llem.job.config import SloSettings
 from pytest_llem.job.measurement import Measured, RequestRecord
 from pytest_llem.results.comparability import CORRELATED
 from pytest_llem.results.energy_schema import Energy
+from pytest_llem.results.performance_schema import SloSection
 from pytest_llem.results.proportion import binomial_interval, effective_count, pooled
-from pytest_llem.results.schema import Result, SloSection
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import divided, inverse, ratio, uncertainty_of, value_of
 from pytest_llem.results.sections.performance import RequestLatency, arrivals_ns
 from pytest_llem.results.statistics import CONFIDENCE

@@ -13,7 +13,7 @@ from pytest_llem.results.exports.mlperf import summary
 from pytest_llem.results.exports.otel import metrics_data
 from pytest_llem.results.exports.vllm_bench import bench_result
 from pytest_llem.results.metrics import METRICS, why_absent
-from pytest_llem.results.schema import Distribution
+from pytest_llem.results.performance_schema import Distribution
 from pytest_llem.results.sections.performance import distribution, latency
 
 if TYPE_CHECKING:

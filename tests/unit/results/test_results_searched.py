@@ -18,8 +18,9 @@ from pytest_llem.results.comparability import compared_settings, settings_differ
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey, WindowKey
 from pytest_llem.results.metrics import metric
+from pytest_llem.results.performance_schema import SearchSection, SloSection
 from pytest_llem.results.reading import Results
-from pytest_llem.results.schema import Result, SearchSection, SloSection
+from pytest_llem.results.schema import Result
 from pytest_llem.results.search import LargestLoad, NextLoad, plan
 from pytest_llem.results.search_record import read_searches
 from pytest_llem.results.searched import MeasuredWindow, conclude, tells_of_load, window_of, write_search

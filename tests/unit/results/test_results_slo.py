@@ -15,8 +15,9 @@ from pytest_llem.job.measurement import Measurement, RequestRecord
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.exports.vllm_bench import bench_result
 from pytest_llem.results.metrics import metric, why_absent
+from pytest_llem.results.performance_schema import SloSection
 from pytest_llem.results.proportion import binomial_interval
-from pytest_llem.results.schema import Result, SloSection
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.slo import is_good, kept
 from tests.unit.results.conftest import REPORT
 

@@ -14,7 +14,7 @@ from pytest_llem.job.measurement import Measurement, Window, WindowEnergy
 from pytest_llem.results.attempts import write_power
 from pytest_llem.results.derive import derive_result, device_peaks
 from pytest_llem.results.layout import CycleKey
-from pytest_llem.results.schema import SteadyState
+from pytest_llem.results.performance_schema import SteadyState
 from tests.unit.results.conftest import REPORT
 
 if TYPE_CHECKING:
