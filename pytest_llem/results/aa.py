@@ -22,8 +22,8 @@ from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import write_json
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import CORRELATED, common_conditions
+from pytest_llem.results.gate_rows import judge_change
 from pytest_llem.results.gates import MIN_CYCLES
-from pytest_llem.results.judging import judge_change
 from pytest_llem.results.layout import repeatability_file, run_directories
 from pytest_llem.results.metrics import Metric, is_energy, metric, metrics_of
 from pytest_llem.results.reading import Results, load_all, measurement_id

@@ -18,8 +18,9 @@ from pytest_llem.results.comparability import differences, settings_differences
 from pytest_llem.results.compared_sides import ComparedSide
 from pytest_llem.results.effects import Direction, direction
 from pytest_llem.results.gate_report import GateRow, word
+from pytest_llem.results.gate_rows import centre, limit_text, none_good
 from pytest_llem.results.gates import MIN_CYCLES, Status
-from pytest_llem.results.judging import centre, judge_comparison, limit_text, none_good
+from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_llem.results.gate_report import GateReport, GateRow
+from pytest_llem.results.gate_rows import judge_change
 from pytest_llem.results.gates import Verdict, judge_budget
-from pytest_llem.results.judging import judge_change
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.verdict_text import budgeted, compared, in_unit, percent
 from pytest_llem.study.limits import parse_budget, parse_fail_if
