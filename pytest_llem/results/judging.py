@@ -235,12 +235,10 @@ def judge_in_turn(
     rows = []
     for limit in comparison.fail_if:
         measure = metric(limit.metric)
-        if (hopeless := none_good(measure, cycles_of(now))) is not None:
-            rows.append(compared_row(limit, hopeless, lost))
-            continue
+        hopeless = none_good(measure, cycles_of(now))
         both = [(measure.of(old[cycle]), measure.of(new[cycle])) for cycle in cycles]
         pairs = [(a, b) for a, b in both if a is not None and b is not None]
-        if not pairs:
+        if not cycles or (not pairs and hopeless is None):
             absent = why_absent(measure.name, now[0]) if cycles else "no pair of cycles is valid"
             rows.append(compared_row(limit, unjudged(absent), lost))
             continue
@@ -250,12 +248,16 @@ def judge_in_turn(
         firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
         conditions = common_conditions(before), common_conditions(now)
         gains = before[0].energy.gain_uncertainty_rel, now[0].energy.gain_uncertainty_rel
-        before_all = centre(firsts)
+        before_all = centre(firsts if hopeless is None else [a for a, _ in both if a is not None])
         relative = limit.relative_to(before_all or 1.0)
         allow = {*SIDES, *comparison.allow}
         problems = differences(*conditions, measure.energy, relative.limit, gains, allow, of_slo=measure.slo)
         if problems:
             rows.append(not_comparable(limit, "; ".join(problems)))
+            continue
+        if hopeless is not None:
+            alike = unjudged(f"{hopeless.reason}, nor before")
+            rows.append(compared_row(limit, hopeless if before_all else alike, lost, before_all))
             continue
         verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, paired=True)
         for side, doubtful in ((before, "pass"), (now, "fail")):

@@ -17,7 +17,7 @@ from pytest_llem.results.compared_sides import side_of
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.gates import judge_share
-from pytest_llem.results.judging import judge_experiment
+from pytest_llem.results.judging import judge_experiment, judge_in_turn
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.proportion import binomial_interval, effective_count, pooled
@@ -138,6 +138,26 @@ def test_none_before_and_none_now_is_no_change(cycles: Cycles) -> None:
     (row,) = judge_experiment(cycles("now", [COUNT] * 3), (), limits, baseline(cycles("before", [COUNT] * 3))).rows
     assert row.status == "inconclusive"
     assert "nor in the baseline" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("before", "status", "said"),
+    [
+        ({"late": [40, 44, 36]}, "fail", "no request was good in c1, c2, c3"),
+        ({"late": [COUNT] * 3}, "inconclusive", "no request was good in c1, c2, c3, nor before"),
+        ({"late": [COUNT] * 3, "ttft_s": 2.0}, "not_comparable", "slo: ttft_s 2, at 0.99 -> ttft_s 0.5, at 0.99"),
+    ],
+)
+def test_in_turn_no_good_request_is_worse_than_some_and_no_worse_than_none(
+    cycles: Cycles, before: dict[str, object], status: str, said: str
+) -> None:
+    """It failed beside a side that had none either, and beside one that was held against other limits."""
+    first, second = ([o.result for o in side if o.result] for side in (cycles("a", **before), cycles("b", [COUNT] * 3)))
+    limits = tuple(FailIf(name, -0.05 if metric(name).higher_is_better else 0.05) for name in METRICS)
+
+    report = judge_in_turn(first, second, Comparison(limits))
+
+    assert {(row.status, row.reason) for row in report.rows} == {(status, said)}
 
 
 def test_a_change_is_judged_against_a_baseline(cycles: Cycles) -> None:
