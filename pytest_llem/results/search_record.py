@@ -1,6 +1,6 @@
-"""Reads `search.json`: what a search for the largest load under an SLO found, window by window.
+"""`search.json`: what a search for the largest load under an SLO found, window by window.
 
-The report and the session's summary show it; `searched` writes it. Its fields are published (docs/load.md).
+`searched` writes it; the report and the session's summary show it. Its fields are published (docs/load.md).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 
 from pytest_llem.job.wire import read_versioned
 from pytest_llem.results.layout import SEARCH
-from pytest_llem.results.searched import SEARCH_VERSION
 from pytest_llem.results.served import State, share_text
 from pytest_llem.results.terminal import significant
 
+SEARCH_VERSION = 1
+"""Raised when a field of `search.json` is renamed, removed or changes its meaning."""
 STATES: Mapping[str, State] = {"met": "reached", "not_met": "not reached", "undecided": "undecided"}
 """The words of a window's verdict; those of a level."""
 
@@ -85,6 +86,9 @@ class OverCycles:
     cycles: int
 
 
+NO_ANSWER = OverCycles(None, None, None, 0)
+
+
 @dataclass(frozen=True)
 class SearchRecord:
     """A search: what was asked for, and what each cycle found."""
@@ -123,7 +127,11 @@ class SearchRecord:
         return f"{least}{significant(self.answer.load)} {self.unit}{ends}{mean}, {windows}"
 
 
+def read_search(path: Path) -> SearchRecord:
+    """One search; `StoreError` where its file is broken."""
+    return read_versioned(SearchRecord, path, SEARCH_VERSION, "search")
+
+
 def read_searches(run_dir: Path) -> list[SearchRecord]:
     """The searches of a run, sorted by their directories; `StoreError` for one that is broken."""
-    paths = sorted(run_dir.glob(f"*/*/{SEARCH}"))
-    return [read_versioned(SearchRecord, path, SEARCH_VERSION, "search") for path in paths]
+    return [read_search(path) for path in sorted(run_dir.glob(f"*/*/{SEARCH}"))]

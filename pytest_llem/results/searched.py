@@ -1,8 +1,8 @@
 """What a search found, as files: each window as evidence, the answer as a result of its cycle, and `search.json`.
 
 `session.searching` calls it after each window. A cycle of a search is a cycle like any other from then on: gates,
-summaries, baselines and the report read the result of the window that answered. The format of `search.json` is
-published (docs/load.md).
+summaries, baselines and the report read the result of the window that answered. `search_record` has the format of
+`search.json`.
 """
 
 from __future__ import annotations
@@ -10,29 +10,37 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_llem.errors import JsonValue, LlemError
-from pytest_llem.job.files import read_json, write_json
+from pytest_llem.errors import LlemError
+from pytest_llem.job.files import write_json
 from pytest_llem.job.job import JobDir
 from pytest_llem.job.report import Note
+from pytest_llem.job.wire import encode
 from pytest_llem.results.layout import RESULT, SEARCH, STATE, CycleKey
 from pytest_llem.results.metrics import metrics_of
 from pytest_llem.results.performance_schema import SearchSection
 from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
 from pytest_llem.results.search import LargestLoad, LoadWindow, NextLoad, share_interval, verdict
+from pytest_llem.results.search_record import (
+    NO_ANSWER,
+    SEARCH_VERSION,
+    OverCycles,
+    SearchedLoad,
+    SearchedWindow,
+    SearchRecord,
+    read_search,
+)
 from pytest_llem.results.state import CycleState, Outcome, given, now, write_state
 from pytest_llem.results.statistics import CONFIDENCE, mean_interval
 from pytest_llem.results.store import LOCKS, RunStore, write_result
 from pytest_llem.study.search import Search
 
-SEARCH_VERSION = 1
-"""Raised when a field of `search.json` is renamed, removed or changes its meaning."""
 FAILED = "failed_requests"
 OVERLOAD = ("timeout", "stalled", "dropped", "refused", "http_429", "http_5xx")
 """Classes of failed requests that too high a load makes; others say that the requests were wrong."""
@@ -197,85 +205,77 @@ def write_search(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / SEARCH
     with FileLock(store.run_dir / LOCKS / f"{'_'.join(key.directory.parts[:-1])}_search.lock"):
-        cycles: dict[str, JsonValue] = {}
-        if path.exists():
-            earlier = read_json(path)["cycles"]
-            cycles = dict(earlier) if isinstance(earlier, Mapping) else {}
-        before = cycles.get(str(key.cycle))
-        known = before.get("windows") if isinstance(before, Mapping) else None
-        if isinstance(known, list) and len(known) > len(windows):
+        cycles = {**read_search(path).cycles} if path.exists() else {}
+        known = cycles.get(str(key.cycle))
+        if known is not None and len(known.windows) > len(windows):
             return  # by a process that has come further
         cycles[str(key.cycle)] = _cycle(store, search, at, windows, step)
-        content: dict[str, JsonValue] = {
-            "schema_version": SEARCH_VERSION,
-            "study": key.study,
-            "experiment_id": key.experiment_id,
-            "config_hash": key.config_hash,
+        record = SearchRecord(
+            schema_version=SEARCH_VERSION,
+            study=key.study,
+            experiment_id=key.experiment_id,
+            config_hash=key.config_hash,
             **asdict(search),
-            "unit": search.unit,
-            "at": at,
-            "answer": _over_cycles(cycles),
-            "cycles": {name: cycles[name] for name in sorted(cycles, key=int)},
-        }
-        write_json(path, content)
+            unit=search.unit,
+            at=at,
+            answer=_over_cycles([each for each in cycles.values() if each.answer is not None]),
+            cycles={name: cycles[name] for name in sorted(cycles, key=int)},
+        )
+        write_json(path, encode(record))
 
 
 def _cycle(
     store: RunStore, search: Search, at: float, windows: Sequence[MeasuredWindow], step: NextLoad | LargestLoad
-) -> dict[str, JsonValue]:
+) -> SearchedLoad:
     answer = step if isinstance(step, LargestLoad) else None
-    return {
-        "ending": answer.ending if answer else None,
-        "text": answer_text(search, answer) if answer else f"goes on: next {step.reason}",
-        "answer": answer.load if answer else None,
-        "answer_low": answer.low if answer else None,
-        "answer_high": answer.high if answer else None,
-        "met": answer.met + 1 if answer and answer.met is not None else None,
-        "not_met": answer.not_met + 1 if answer and answer.not_met is not None else None,
-        "windows": [_window(store, at, each, number) for number, each in enumerate(windows, start=1)],
-    }
+    return SearchedLoad(
+        ending=answer.ending if answer else None,
+        text=answer_text(search, answer) if answer else f"goes on: next {step.reason}",
+        answer=answer.load if answer else None,
+        answer_low=answer.low if answer else None,
+        answer_high=answer.high if answer else None,
+        met=answer.met + 1 if answer and answer.met is not None else None,
+        not_met=answer.not_met + 1 if answer and answer.not_met is not None else None,
+        windows=tuple(_window(store, at, each, number) for number, each in enumerate(windows, start=1)),
+    )
 
 
-def _window(store: RunStore, at: float, measured: MeasuredWindow, number: int) -> dict[str, JsonValue]:
+def _window(store: RunStore, at: float, measured: MeasuredWindow, number: int) -> SearchedWindow:
     window, outcome = measured.window, measured.outcome
     judged = window.unusable is None and window.requests > 0
     low, high = share_interval([window]) if judged else (None, None)
     results = [] if outcome.result is None else [outcome.result]
     values = {name: each.of(result) for result in results for name, each in metrics_of(results).items()}
-    return {
-        "step": number,
-        "reason": measured.reason,
-        "load": window.load,
-        "offered": window.offered if window.unusable is None else None,
-        "verdict": verdict(window, at),
-        "saturated": window.served_per_s is not None,
-        "served_per_s": window.served_per_s,
-        "requests": window.requests if judged else None,
-        "good": window.good if judged else None,
-        "share": window.share,
-        "share_low": low,
-        "share_high": high,
-        "unusable": window.unusable,
-        "state": outcome.state,
-        "directory": outcome.directory.relative_to(store.run_dir).as_posix(),
-        "metrics": {name: value for name, value in values.items() if value is not None},
-    }
+    return SearchedWindow(
+        step=number,
+        reason=measured.reason,
+        load=window.load,
+        offered=window.offered if window.unusable is None else None,
+        verdict=verdict(window, at),
+        saturated=window.served_per_s is not None,
+        served_per_s=window.served_per_s,
+        requests=window.requests if judged else None,
+        good=window.good if judged else None,
+        share=window.share,
+        share_low=low,
+        share_high=high,
+        unusable=window.unusable,
+        state=outcome.state,
+        directory=outcome.directory.relative_to(store.run_dir).as_posix(),
+        metrics={name: value for name, value in values.items() if value is not None},
+    )
 
 
-def _over_cycles(cycles: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def _over_cycles(ended: Sequence[SearchedLoad]) -> OverCycles:
     """The geometric mean of the cycles' answers with its 95 % interval; of one cycle, that of its windows.
 
     Where one of them has no upper bound, neither has their mean.
     """
-    ended = [each for each in cycles.values() if isinstance(each, Mapping) and each.get("answer") is not None]
-    loads = [float(each["answer"]) for each in ended if isinstance(each["answer"], (int, float))]
-    if not loads:
-        return {"load": None, "low": None, "high": None, "cycles": 0}
-    if len(loads) == 1:
-        low, high = ended[0].get("answer_low"), ended[0].get("answer_high")
-        return {"load": loads[0], "low": low, "high": high, "cycles": 1}
+    loads = [each.answer for each in ended if each.answer is not None]
+    if len(loads) < 2:
+        return next((OverCycles(each.answer, each.answer_low, each.answer_high, 1) for each in ended), NO_ANSWER)
     interval = mean_interval(loads, (1 - CONFIDENCE) / 2)
     load = math.exp(interval.centre)
-    if any(each.get("answer_high") is None for each in ended):
-        return {"load": load, "low": load, "high": None, "cycles": len(loads)}
-    return {"load": load, "low": interval.low, "high": interval.high, "cycles": len(loads)}
+    if any(each.answer_high is None for each in ended):
+        return OverCycles(load, load, None, len(loads))
+    return OverCycles(load, interval.low, interval.high, len(loads))
