@@ -80,7 +80,8 @@ def summary(result: Result) -> dict[str, JsonValue]:
 
 def _two_decimals(percentile: float) -> str:
     """As LoadGen writes them, and with a third decimal where there is one."""
-    return max(f"{percentile:.2f}", written(percentile), key=len)
+    whole, _, decimals = written(percentile).partition(".")
+    return f"{whole}.{decimals:0<2}"
 
 
 def scenario_of(load: LoadShape) -> str | None:

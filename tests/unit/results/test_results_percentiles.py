@@ -110,6 +110,7 @@ def test_exports_have_the_chosen_ones_where_the_other_tools_have_them(make: Make
     assert "p50_ttft_ms" not in theirs
     assert summary(result)["75.00 percentile first token latency (ns)"] == 100_000_000
     assert summary(result)["99.90 percentile first token latency (ns)"] is None
+    assert "99.999 percentile latency (ns)" in summary(make((99.999,))), "rounded, it was the 100.00 percentile"
     assert '"p75"' in json.dumps(metrics_data(result))
 
 
