@@ -175,7 +175,7 @@ def _scatter(windows: Sequence[LoadWindow]) -> float:
     By their bad requests: taken from each alone, windows that had few of them by chance would count for more. Where
     none was bad, repeats of the same requests count once.
     """
-    told = [w for w in windows if _tells_share(w) and w.effective]
+    told = [w for w in windows if w.effective]
     bad = [(w.requests - w.good, max(1.0, w.requests / w.effective)) for w in told]
     total = sum(count for count, _ in bad)
     if total:
@@ -239,7 +239,7 @@ Evidence = tuple[float, float, float]
 
 
 def _evidence(windows: Sequence[LoadWindow]) -> Iterator[Evidence]:
-    scatter = _scatter(windows)
+    scatter = _scatter([window for window in windows if _tells_share(window)])
     for window in windows:
         if window.unusable is None:
             bad = (window.requests - window.good) / scatter if _tells_share(window) else math.inf
