@@ -221,7 +221,7 @@ def _slo(result: Result) -> str | None:
     """The limits, and the share that must keep them: `ttft_s 0.5, at 0.99`; `None` without any."""
     if result.slo is None:
         return None
-    return ", ".join(f"{name} {limit:g}" for name in (*result.slo.met, "at") for limit in (getattr(result.slo, name),))
+    return ", ".join(f"{name} {limit:g}" for name, limit in {**result.slo.limits, "at": result.slo.at}.items())
 
 
 def _estimator(result: Result) -> str | None:

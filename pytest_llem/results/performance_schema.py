@@ -148,6 +148,11 @@ class SloSection:
     good_requests_per_joule_uncertainty: float | None = field(metadata=SENSOR_ALONE)
     reason: str | None = field(metadata=about("Why figures of this section are null."))
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {name: getattr(self, name) for name in self.met}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSection:

@@ -1,6 +1,6 @@
 """Intervals of a proportion: how far a share of requests may be from that of the load they came from.
 
-`sections.slo` calls it, `gates` and `uncertainty` over the cycles of an experiment. It is pure: docs/load.md has how
+`sections.slo` and `search` call it, `gates` over the cycles of an experiment. It is pure: docs/load.md has how
 often its intervals hold the true share.
 
 Requests are no independent trials. Neighbours wait in the same queue, and a repeat sends the same requests at the same
@@ -60,6 +60,13 @@ def binomial_interval(successes: float, trials: float, confidence: float = CONFI
     low = _where(lambda share: incomplete_beta(successes, failures + 1, share) >= tail) if successes else 0.0
     high = _where(lambda share: incomplete_beta(successes + 1, failures, share) >= 1 - tail) if failures else 1.0
     return low, high
+
+
+def reaches(at: float, low: float, high: float) -> bool | None:
+    """Whether a share with this interval is at least `at`; `None` where the interval holds that."""
+    if low >= at:
+        return True
+    return False if high < at else None
 
 
 def _where(reached: Callable[[float], bool]) -> float:

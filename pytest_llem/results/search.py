@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
-from pytest_llem.results.proportion import binomial_interval
+from pytest_llem.results.proportion import binomial_interval, reaches
 from pytest_llem.study.search import Search
 
 Verdict = Literal["met", "not_met", "undecided", "unusable"]
@@ -146,8 +146,8 @@ def verdict_at(load: float, at: float, windows: Sequence[LoadWindow]) -> Verdict
         return "undecided"
     if any(window.overloaded for window in here):
         return "not_met"
-    low, high = share_interval(here)
-    return "met" if low >= at else "not_met" if high < at else "undecided"
+    reached = reaches(at, *share_interval(here))
+    return "undecided" if reached is None else "met" if reached else "not_met"
 
 
 def _last_in_flight(search: Search, at: float, windows: Sequence[LoadWindow]) -> int | None:

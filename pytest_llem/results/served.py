@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pytest_llem.results.proportion import reaches
+from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.slo import share_interval
 
@@ -17,9 +19,6 @@ State = Literal["reached", "not reached", "undecided", "saturated"]
 STATES: tuple[State, ...] = get_args(State)
 REACHED = {"reached": "yes", "not reached": "no", "undecided": "undecided", "saturated": "saturated"}
 """What a table says of a state, below the head "SLO reached"."""
-SATURATED = "saturated"
-"""The reason of a cycle whose requests came faster than they were served."""
-LIMITS = ("ttft_s", "tpot_s", "itl_s", "e2el_s")
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,12 @@ def served(results: Iterable[Result]) -> Served | None:
     section = next((result.slo for result in (*valid, *cycles) if result.slo is not None), None)
     if section is None and not saturated:
         return None
-    limits = {name: limit for name in LIMITS if section and (limit := getattr(section, name)) is not None}
     judged = [result.slo for result in valid if result.slo is not None and result.slo.good is not None]
     requests, good = sum(each.requests for each in judged), sum(each.good or 0 for each in judged)
     low, high = share_interval(valid)
     at = section.at if section else None
     return Served(
-        limits=limits,
+        limits=section.limits if section else {},
         at=at,
         requests=requests,
         good=good if requests else None,
@@ -92,9 +90,10 @@ def served(results: Iterable[Result]) -> Served | None:
 def _state(at: float | None, low: float | None, high: float | None, *, saturated: bool) -> State | None:
     if at is None or low is None or high is None:
         return None
-    if high < at:
+    reached = reaches(at, low, high)
+    if reached is False:
         return "not reached"
-    return "reached" if low >= at and not saturated else "undecided"
+    return "reached" if reached and not saturated else "undecided"
 
 
 def share_text(share: float, low: float, high: float, requests: int) -> str:

@@ -16,7 +16,7 @@ from pytest_llem.job.measurement import Measured, RequestRecord
 from pytest_llem.results.comparability import CORRELATED
 from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.performance_schema import SloSection
-from pytest_llem.results.proportion import binomial_interval, effective_count, pooled
+from pytest_llem.results.proportion import binomial_interval, effective_count, pooled, reaches
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import divided, inverse, ratio, uncertainty_of, value_of
 from pytest_llem.results.sections.performance import RequestLatency, arrivals_ns
@@ -96,7 +96,7 @@ def derive_slo(
         share_low=low,
         share_high=high,
         offered_per_s=offered_per_s(requests),
-        reached=None if low is None or high is None else _reached(settings.at, low, high),
+        reached=None if low is None or high is None else reaches(settings.at, low, high),
         goodput_requests_per_s=ratio(count, duration_s),
         goodput_output_tokens_per_s=ratio(tokens, duration_s),
         joules_per_good_request=value_of(joules),
@@ -140,12 +140,6 @@ def offered_per_s(requests: Sequence[RequestRecord]) -> float | None:
 
 def _share(kept_it: Sequence[bool | None]) -> float | None:
     return sum(map(bool, kept_it)) / len(kept_it) if kept_it and None not in kept_it else None
-
-
-def _reached(at: float, low: float, high: float) -> bool | None:
-    if low >= at:
-        return True
-    return False if high < at else None
 
 
 def _reason(requests: Sequence[RequestRecord], unknown: Sequence[str], good: int | None) -> str | None:
