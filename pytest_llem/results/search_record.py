@@ -46,6 +46,11 @@ class SearchedWindow:
     metrics: Mapping[str, float]
 
     @property
+    def came(self) -> float:
+        """The load that arrived; its setting where nothing tells."""
+        return self.load if self.offered is None else self.offered
+
+    @property
     def level(self) -> State | None:
         """What became of its load; `None` where it tells nothing."""
         return "saturated" if self.saturated else STATES.get(self.verdict)

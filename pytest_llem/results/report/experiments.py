@@ -14,7 +14,8 @@ from pytest_llem.job.metric_names import HEADLINE
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.report.content import Content, ExperimentRow
-from pytest_llem.results.report.markup import NOT_KNOWN, Tone, count, said, scroll, text
+from pytest_llem.results.report.markup import NOT_KNOWN, count, said, scroll, text
+from pytest_llem.results.report.overview import LEVELS
 from pytest_llem.results.statistics import BETWEEN_RUNS
 from pytest_llem.results.summary import MetricSummary
 from pytest_llem.results.terminal import PREFIXES, UNCERTAIN, common_exponent, plus_minus, significant
@@ -189,10 +190,9 @@ def _slo(row: ExperimentRow) -> str:
     if row.slo is None or not row.slo.cell:
         return NOT_KNOWN
     title = f' title="{escape(row.slo.share_text)}"' if row.slo.share_text else ""
-    return f"<span{title}>{said(TONES.get(row.slo.state or '', 'open'), row.slo.cell)}</span>"
+    return f"<span{title}>{said(LEVELS.get(row.slo.state or '', 'open'), row.slo.cell)}</span>"
 
 
-TONES: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad"}
 SLO = Column(
     "SLO reached",
     "Whether the share of good requests reaches that of the SLO, by its 95 % interval; undecided: it holds that share",

@@ -13,6 +13,7 @@ from pytest_llem.results.report.content import Content, RunProgress
 from pytest_llem.results.report.markup import Tone, count, said, text
 
 TONES: Mapping[str, Tone] = {"fail": "bad", "not_comparable": "open", "inconclusive": "open", "pass": "good"}
+LEVELS: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad", "undecided": "open"}
 """By verdict, the worst first; one that is not here says nothing good or bad."""
 SHOWN_RUNS = 4
 """Runs with a line of their own. Chosen: they stay within one screen; more are counted."""

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pytest_llem.results.compare import HEAD, ComparedMetric, cells
 from pytest_llem.results.gate_report import VERDICT_HEAD, WORDS, BaselineNamed, GateReport
 from pytest_llem.results.report.asked import moment
 from pytest_llem.results.report.content import Content
-from pytest_llem.results.report.markup import NOT_KNOWN, Tone, fold, said, table, text
-from pytest_llem.results.report.overview import TONES
+from pytest_llem.results.report.markup import NOT_KNOWN, fold, said, table, text
+from pytest_llem.results.report.overview import LEVELS, TONES
 from pytest_llem.results.search_record import SearchedWindow
 from pytest_llem.results.terminal import significant
 
 WINDOW_HEAD = ("window", "load", "SLO", "what decided it", "why this load")
-LEVELS: Mapping[str, Tone] = {"reached": "good", "not reached": "bad", "saturated": "bad", "undecided": "open"}
 
 
 def gates(content: Content) -> str:
@@ -106,11 +105,11 @@ def searches(content: Content) -> str:
 
 
 def _window(window: SearchedWindow, cycle: str) -> tuple[str, ...]:
-    offered = "" if window.offered in (None, window.load) else f" ({significant(window.offered or 0)} came)"
+    came = "" if window.came == window.load else f" ({significant(window.came)} came)"
     tone = LEVELS.get(window.level or "")
     return (
         text(f"{cycle}{window.step}"),
-        text(f"{significant(window.load)}{offered}"),
+        text(f"{significant(window.load)}{came}"),
         said(tone, window.level or "") if tone else NOT_KNOWN,
         text(window.decided),
         text(window.reason),

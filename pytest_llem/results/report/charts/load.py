@@ -100,9 +100,8 @@ def _levels(row: ExperimentRow, name: str, column: str) -> Iterator[Level]:
         cycles = row.search.cycles.values() if row.search.setting == name else ()
         for window in (window for cycle in cycles for window in cycle.windows):
             if window.level is not None:
-                load = window.load if window.offered is None else window.offered
                 figures = {} if window.level == "saturated" else window.metrics
-                yield Level(row, load, window.level, window.decided, figures, {})
+                yield Level(row, window.came, window.level, window.decided, figures, {})
         return
     value = row.settings.get(column)
     if isinstance(value, (int, float)):

@@ -32,9 +32,8 @@ def _chart(experiments: Experiments, row: ExperimentRow, search: SearchRecord, s
     for number, cycle in search.cycles.items():
         for window in cycle.windows:
             if window.level is not None:
-                load = window.load if window.offered is None else window.offered
                 said: Spec = {"state": window.level, "decided": window.decided, "cycle": number}
-                rows.append({**identity(row), "x": window.step, "y": load, **said})
+                rows.append({**identity(row), "x": window.step, "y": window.came, **said})
     states = [state for state in STATES if any(each["state"] == state for each in rows)]
     title = f"{search.unit[0].upper()}{search.unit[1:]}"
     height = round(size.width * ASPECT)
