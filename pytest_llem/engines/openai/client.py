@@ -396,8 +396,9 @@ async def take_in(response: aiohttp.ClientResponse, answer: Answer) -> None:
     while data:
         feed(data, clock())
         if answer.done:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(rest_of(response), LINGER_S)
+            if not response.content.at_eof():
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(rest_of(response), LINGER_S)
             break
         data = await readany()
     answer.close(clock())

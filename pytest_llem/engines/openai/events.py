@@ -96,8 +96,12 @@ class Events:
 
     def _feed_plain(self, data: bytes, now_ns: int) -> bool:
         """Take whole events of one line each, as servers mostly send them, at once; false for any others."""
-        lines = data.split(b"\n\n")
-        if lines.pop() or self._open or b"\r" in data or data.count(b"\n") != 2 * len(lines):
+        if self._open or b"\r" in data or data[-2:] != b"\n\n":
+            return False
+        # Splitting at single ends of lines is twice as fast as at blank lines.
+        parts = data.split(b"\n")
+        lines, between = parts[:-1:2], parts[1::2]
+        if any(between):
             return False
         if data[:5] != b"data:" or data.count(b"\n\ndata:") != len(lines) - 1:
             return False
