@@ -29,12 +29,13 @@ from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.model_files import find_model, fingerprint, on_hub
 from pytest_llem.engines.protocol import Capabilities, Completion, ModelShape, Progress, Quiesced, Request
 from pytest_llem.engines.refusals import not_installed, one_line, unknown_setting
+from pytest_llem.engines.sending import send_all
 from pytest_llem.engines.signatures import parameters
 from pytest_llem.errors import EngineError, JsonValue, LlemError
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.job import DeviceSet
+from pytest_llem.workload.arrivals import Schedule
 from pytest_llem.workload.hub import switch_off_when_absent
-from pytest_llem.workload.sessions import in_sessions
 
 FINISHED: Mapping[str, Literal["stop", "length", "error"]] = {"stop": "stop", "length": "length"}
 
@@ -179,21 +180,16 @@ class StreamedEngine(HubEngine):
     async def _answer_all(self, requests: Sequence[Request], progress: Progress) -> list[Completion]:
         done: list[Completion] = []
 
-        async def answer(request: Request) -> None:
-            streamed = StreamedAnswer(request, time.monotonic_ns())
+        async def answer(place: int, due_ns: int | None) -> None:
+            request, sent_ns = requests[place], time.monotonic_ns()
+            streamed = StreamedAnswer(request, sent_ns if due_ns is None else due_ns, due_ns=due_ns, sent_ns=sent_ns)
             reason: str | None = None
             async for output in self._outputs(request):
                 reason = self._take(streamed, output, time.monotonic_ns())
             done.append(streamed.completion(self.info.title, reason, time.monotonic_ns()))
             progress(len(done), len(requests))
 
-        async def converse(places: Sequence[int]) -> None:
-            for place in places:
-                if place != places[0]:
-                    await asyncio.sleep(requests[place].think_s)
-                await answer(requests[place])
-
-        await asyncio.gather(*map(converse, in_sessions(requests, [0.0] * len(requests))))
+        await send_all(requests, Schedule([0.0] * len(requests)), answer)
         return sorted(done, key=lambda completion: completion.index)
 
     def quiesce(self) -> Quiesced:

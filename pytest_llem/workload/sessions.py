@@ -1,7 +1,7 @@
 """The order of a repeat's requests where they are turns of sessions: each waits for the answer to the one before.
 
-The client of servers and the engine `vllm` send by it. Sessions never wait for each other, unless only so many may be
-open at a time.
+`engines.sending` and the engine `vllm` send by it. Sessions never wait for each other, unless only so many may be open
+at a time.
 """
 
 from __future__ import annotations
@@ -15,24 +15,6 @@ from pytest_llem.job.request import Request
 from pytest_llem.workload.arrivals import Schedule
 
 
-def in_sessions(requests: Sequence[Request], times_s: Sequence[float]) -> list[list[int]]:
-    """The requests by their places: turns of a session together and in order, sessions by when they begin.
-
-    A request without a session is one by itself.
-    """
-    sessions: dict[str | int, list[int]] = {}
-    for place, request in enumerate(requests):
-        sessions.setdefault(place if request.session is None else request.session, []).append(place)
-    for places in sessions.values():
-        places.sort(key=lambda place: requests[place].turn or 0)
-    return sorted(sessions.values(), key=lambda places: times_s[places[0]])
-
-
-def next_due_ns(request: Request, ended_ns: int, earliest_ns: int) -> int:
-    """When a later turn is due: its think time after the answer before it has ended, and not before it was recorded."""
-    return max(ended_ns + round(request.think_s * 1e9), earliest_ns)
-
-
 class Replay:
     """Tells a loop which requests are to be sent, by their places and when they were due (ns).
 
@@ -43,7 +25,7 @@ class Replay:
         self._requests = requests
         self._earliest_ns = [started_ns + round(time_s * 1e9) for time_s in plan.times_s]
         self._scheduled = any(plan.times_s)
-        sessions = in_sessions(requests, plan.times_s)
+        sessions = _in_sessions(requests, plan.times_s)
         self._following = {place: later for places in sessions for place, later in pairwise(places)}
         self._to_begin = deque(places[0] for places in sessions)
         self._free = plan.in_flight or len(sessions)
@@ -65,7 +47,8 @@ class Replay:
         if later is None:
             self._free += 1
         else:
-            due_ns = next_due_ns(self._requests[later], now_ns, self._earliest_ns[later])
+            # Its think time after the answer before it has ended, and not before it was recorded.
+            due_ns = max(now_ns + round(self._requests[later].think_s * 1e9), self._earliest_ns[later])
             heapq.heappush(self._later, (due_ns, later))
 
     def next_ns(self) -> int | None:
@@ -75,3 +58,16 @@ class Replay:
 
     def _may_begin(self) -> bool:
         return bool(self._to_begin) and self._free > 0
+
+
+def _in_sessions(requests: Sequence[Request], times_s: Sequence[float]) -> list[list[int]]:
+    """The requests by their places: turns of a session together and in order, sessions by when they begin.
+
+    A request without a session is one by itself.
+    """
+    sessions: dict[str | int, list[int]] = {}
+    for place, request in enumerate(requests):
+        sessions.setdefault(place if request.session is None else request.session, []).append(place)
+    for places in sessions.values():
+        places.sort(key=lambda place: requests[place].turn or 0)
+    return sorted(sessions.values(), key=lambda places: times_s[places[0]])

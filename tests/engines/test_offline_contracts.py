@@ -110,6 +110,8 @@ def test_turns_of_a_session_wait_for_each_other_and_for_nobody_else(begin: Begin
     assert second.start_ns >= first.end_ns + 50_000_000
     assert third.start_ns >= second.end_ns + 50_000_000
     assert alone.start_ns < second.start_ns
+    assert [completion.due_ns for completion in done] == [None, third.start_ns, second.start_ns, None]
+    assert all((completion.sent_ns or 0) >= completion.start_ns for completion in done)
 
 
 def test_the_life_of_an_engine_is_the_protocols(begin: Begin, engine_name: str) -> None:

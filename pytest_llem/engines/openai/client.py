@@ -22,9 +22,9 @@ from pytest_llem.engines.openai.answers import Answer, Backlog, of_status
 from pytest_llem.engines.openai.events import BOM, LONGEST_BYTES, RequestFailedError
 from pytest_llem.engines.openai.settings import ClientSettings, tls_context
 from pytest_llem.engines.protocol import Completion, Progress, Request
+from pytest_llem.engines.sending import send_all
 from pytest_llem.job.files import parse_json
 from pytest_llem.workload.arrivals import Schedule
-from pytest_llem.workload.sessions import in_sessions, next_due_ns
 
 if TYPE_CHECKING:
     import aiohttp
@@ -185,17 +185,14 @@ class Client:
         self, requests: Sequence[SentRequest], url: str, plan: Schedule, progress: Progress
     ) -> list[Completion]:
         await self._connected()
-        sessions = in_sessions([sent.request for sent in requests], plan.times_s)
-        gate = asyncio.Semaphore(plan.in_flight or max(1, len(sessions)))
         total = len(requests)
-        scheduled = any(plan.times_s)
         found: list[Completion] = []
         self.latest_timings = []
         self.lateness_s = 0.0
         self.resent = 0
 
-        async def run(sent: SentRequest, due_ns: int | None) -> None:
-            sending = Sending(time.monotonic_ns(), due_ns)
+        async def send(place: int, due_ns: int | None) -> None:
+            sent, sending = requests[place], Sending(time.monotonic_ns(), due_ns)
             if due_ns is not None:
                 self.lateness_s = max(self.lateness_s, (sending.sent_ns - due_ns) / 1e9)
             try:
@@ -204,36 +201,14 @@ class Client:
                 found.append(_failed(sent.request, sending, failure))
             progress(len(found), total)
 
-        async def converse(places: Sequence[int]) -> None:
-            due_ns = began_ns + round(plan.times_s[places[0]] * 1e9) if scheduled else None
-            try:
-                for place in places:
-                    if place != places[0]:
-                        ended_ns = time.monotonic_ns()
-                        earliest_ns = began_ns + round(plan.times_s[place] * 1e9)
-                        due_ns = next_due_ns(requests[place].request, ended_ns, earliest_ns)
-                        await asyncio.sleep((due_ns - ended_ns) / 1e9)
-                    await run(requests[place], due_ns)
-            finally:
-                gate.release()
-
         async def tick() -> None:
             while True:
                 await asyncio.sleep(TICK_S)
                 progress(len(found), total)
 
         ticker = asyncio.ensure_future(tick())
-        tasks: list[asyncio.Task[None]] = []
-        started, began_ns = self._loop.time(), time.monotonic_ns()
         try:
-            for places in sessions:
-                begin_s = plan.times_s[places[0]]
-                if begin_s > 0:
-                    # Also when it is late: without a turn of the loop no request before it would be on its way.
-                    await asyncio.sleep(max(0.0, started + begin_s - self._loop.time()))
-                await gate.acquire()
-                tasks.append(self._loop.create_task(converse(places)))
-            await asyncio.gather(*tasks)
+            await send_all([sent.request for sent in requests], plan, send)
         finally:
             ticker.cancel()
         return sorted(found, key=lambda completion: completion.index)

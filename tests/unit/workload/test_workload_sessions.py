@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
+import pytest
+
+from pytest_llem.engines.sending import send_all
 from pytest_llem.job.request import Request
 from pytest_llem.workload.arrivals import Schedule
 from pytest_llem.workload.sessions import Replay
@@ -80,3 +86,30 @@ def test_a_place_is_a_sessions_until_its_last_answer() -> None:
     assert list(replay.due(S)) == [(1, S)]
     replay.ended(1, 2 * S)
     assert list(replay.due(2 * S)) == [(2, None)]
+
+
+def test_an_event_loop_sends_each_request_once_when_it_is_due() -> None:
+    sent: list[tuple[int, bool]] = []
+
+    async def send(place: int, due_ns: int | None) -> None:
+        sent.append((place, due_ns is not None and due_ns <= time.monotonic_ns()))
+        await asyncio.sleep(0.03 if place == 0 else 0.0)
+
+    requests = [*turns("a", "a", think_s=0.005), *alone(1)]
+    asyncio.run(send_all(requests, Schedule([0.0, 0.0, 0.01]), send))
+    assert sent == [(0, True), (2, True), (1, True)]
+
+
+def test_the_first_request_that_cannot_be_sent_ends_the_rest() -> None:
+    """An engine that died would else be asked for every turn to come, and a request that hangs be waited for."""
+    sent: list[int] = []
+
+    async def send(place: int, _due_ns: int | None) -> None:
+        sent.append(place)
+        await asyncio.sleep(60.0 if place == 2 else 0.0)
+        raise RuntimeError("dead")
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="dead"):
+        asyncio.run(send_all(turns("a", "a", "b"), Schedule([0.0] * 3), send))
+    assert (sent, time.monotonic() - began < 10.0) == ([0, 2], True)
