@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llem.engines.openai import client
+from pytest_llem.engines.openai import connections
 from pytest_llem.engines.openai.client import Client, Sending, SentRequest
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
@@ -24,7 +24,7 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Servers close idle connections when they like; a request on its way then was never seen by them."""
-    monkeypatch.setattr(client, "STALE_S", 10.0)
+    monkeypatch.setattr(connections, "STALE_S", 10.0)
     engine = bench.engine(bench.server("ok", "drop_later", "ok"), concurrency=1)
     done = run(engine, texts(2))
     assert [c.error for c in done] == [None, None]
