@@ -148,6 +148,13 @@ class RecordingMeter(Meter):
 
 
 @pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    made = ScriptedEngine()
+    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
+    return made
+
+
+@pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> RecordingMeter:
     made = RecordingMeter()
     monkeypatch.setattr("pytest_llem.worker.cycle.open_meter", lambda *_: made)
@@ -176,6 +183,10 @@ def run(job: Job, path: Path) -> Measurement:
         return run_cycle(job, job_dir, events, start_method="spawn", isolation="process")
     finally:
         events.close()
+
+
+def codes(measurement: Measurement) -> list[str]:
+    return [note.code for note in measurement.invalid]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

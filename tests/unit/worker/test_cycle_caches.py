@@ -11,22 +11,14 @@ from pytest_llem.engines.protocol import CacheState, Capabilities, Completion, R
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import ExperimentConfig, IdleSettings, MeasurementSettings, WarmupSettings
 from pytest_llem.job.job import DeviceSet, Job
-from pytest_llem.job.measurement import Measurement
 from pytest_llem.job.request import Recorded, Texts
 from pytest_llem.worker.caches import hits_from_before
 from tests.timed import on_a_clock
-from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, run
+from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, codes, engine, make_job, meter, run
 
 pytestmark = on_a_clock
 
-__all__ = ["meter"]
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    made = ScriptedEngine()
-    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
-    return made
+__all__ = ["engine", "meter"]
 
 
 def job_of(cache: str | None, **settings: object) -> Job:
@@ -34,10 +26,6 @@ def job_of(cache: str | None, **settings: object) -> Job:
     workload = dataclasses.replace(job.config.workload, cache=cache)  # type: ignore[arg-type]
     config = dataclasses.replace(job.config, workload=workload, settings={**job.config.settings, **settings})  # type: ignore[dict-item]
     return dataclasses.replace(job, config=config)
-
-
-def codes(measurement: Measurement) -> list[str]:
-    return [note.code for note in measurement.invalid]
 
 
 def test_a_warm_cache_is_emptied_once_before_the_warm_up(

@@ -22,22 +22,20 @@ from pytest_llem.job.wire import decode, encode
 from pytest_llem.worker.cycle import run_cycle
 from pytest_llem.worker.entry import run_job
 from tests.timed import on_a_clock
-from tests.unit.worker.scripted import RecordingMeter, ScriptedEngine, make_job, meter, read_events, run
+from tests.unit.worker.scripted import (
+    RecordingMeter,
+    ScriptedEngine,
+    codes,
+    engine,
+    make_job,
+    meter,
+    read_events,
+    run,
+)
 
 pytestmark = on_a_clock
 
-__all__ = ["meter"]
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    made = ScriptedEngine()
-    monkeypatch.setattr("pytest_llem.worker.engine_slot.open_engine", lambda _name: made)
-    return made
-
-
-def codes(measurement: Measurement) -> list[str]:
-    return [note.code for note in measurement.invalid]
+__all__ = ["engine", "meter"]
 
 
 def test_windows_come_in_the_order_of_the_protocol(
