@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llem.engines.openai import connections
 from pytest_llem.engines.openai.client import Client, Sending, SentRequest
+from pytest_llem.engines.openai.observations import means
 from pytest_llem.engines.protocol import Completion
 from pytest_llem.errors import EngineSettingError
 from pytest_llem.job.config import Arrival
@@ -116,6 +117,13 @@ def test_latencies_by_the_servers_own_clock_are_those_of_the_window(bench: Bench
     assert engine.statistics()["server_e2el_s"] == 1.5
     engine.reset_statistics()
     assert "server_e2el_s" not in engine.statistics()
+
+
+def test_latencies_are_not_those_since_the_servers_start_where_the_first_metrics_did_not_come() -> None:
+    """One question that a busy server left unanswered gave means over the warm-up and everybody's requests."""
+    after = {"vllm:e2e_request_latency_seconds_sum": 103.0, "vllm:e2e_request_latency_seconds_count": 12.0}
+    assert means({}, after) == {}
+    assert means({"vllm:num_requests_running": 0.0}, after) == {"e2el": 103.0 / 12}
 
 
 def test_a_first_piece_of_several_tokens_is_said_of_tpot(bench: Bench) -> None:

@@ -241,9 +241,12 @@ def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 
 
 def means(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Means of what each histogram of a server's latencies took in in between, in seconds; none of one that shrank."""
-    found = {}
-    for api in server_apis().values():
+    """Means of what each histogram of a server's latencies took in in between, in seconds; none of one that shrank.
+
+    Some servers have a histogram from its first value on, so that it begins at 0 where metrics were read and lack it.
+    """
+    found: dict[str, float] = {}
+    for api in server_apis().values() if before else ():
         for name, theirs in api.latencies.items():
             edges = [[metrics.get(f"{theirs}_{part}", 0.0) for part in ("sum", "count")] for metrics in (before, after)]
             took_s, count = (late - early for early, late in zip(*edges, strict=True))
