@@ -83,9 +83,7 @@ class HubTokenizer:
                 fix="use an instruction-tuned model, or a data set of texts",
             )
         try:
-            return self._templated(
-                [_for_template(message) for message in messages], [dict(tool) for tool in tools or ()]
-            )
+            return self._templated([_for_template(message) for message in messages], tools or ())
         except Exception as problem:  # templates raise whatever they like: roles that do not alternate, no tools, ...
             raise EngineSettingError(
                 f"workload.dataset: the model's chat template refuses a session: {one_line(problem)}",
