@@ -15,7 +15,6 @@ from pytest_llem.job.config import Arrival, SteadyRule
 from pytest_llem.job.measurement import Window
 
 STEADY_STATE = "steady_state"
-RATED = ("constant", "poisson", "gamma", "burst", "ramp", "schedule")
 
 
 def concurrency_limit(arrival: Arrival | None, effective: Mapping[str, JsonValue]) -> int | None:
@@ -42,7 +41,7 @@ def steady_span(
     """
     running = [c for c in completions if c.error is None and c.token_times_ns]
     full = _full_span(running, limit)
-    if arrival is None or arrival.process not in RATED or not running:
+    if arrival is None or arrival.process == "concurrency" or not running:
         return full
     opens = min(c.end_ns for c in running)
     closes = max((c.start_ns for c in running if c.index not in later_turns), default=opens)
