@@ -27,7 +27,7 @@ from pytest_llem.job.measurement import (
 )
 from pytest_llem.results.energy_schema import CalibrationSection, Energy, EnergyDevice, PhaseEnergy
 from pytest_llem.results.performance_schema import SteadyState
-from pytest_llem.worker.steady import RATED, STEADY_STATE
+from pytest_llem.worker.steady import STEADY_STATE
 
 MEASURE = "measure"
 IDLE = "idle"
@@ -285,7 +285,7 @@ def derive_steady_state(measurement: Measurement, rule: SteadyRule = "full") -> 
     elif duration_s < MIN_STEADY_S:
         least = f"{MIN_STEADY_S:.0f} s"
         reason = f"{duration_s:.1f} s of steady state, less than {least}: more prompts, or a longer measurement"
-    arrivals = measurement.load_shape in RATED
+    arrivals = measurement.load_shape not in ("offline", "concurrency")
     method = "first_answer_or_full_to_last_arrival" if arrivals else "concurrency_limit"
     return SteadyState(
         method=method if rule == "full" else rule,
