@@ -249,7 +249,7 @@ def figures(modules: dict[str, Module]) -> list[tuple[str, list[str], int]]:
         ("import circles", circles(imports), 0),
         ("exceptions from the floors", [line for line in settings if line.startswith(escapes)], 0),
         ("imports of own modules inside functions", local_imports(modules, known), 60),
-        ("modules with one importer", [name for name in modules if len(importers[name]) == 1], 67),
+        ("modules with one importer", [name for name in modules if len(importers[name]) == 1], 68),
         ("loose modules at the top", loose, 7),
         ("class names used twice", [f"{n}: {' '.join(h)}" for n, h in sorted(homes.items()) if len(h) > 1], 0),
         ("models that are records as well", Declarations(modules).twins(), 0),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,39 +20,30 @@ from filelock import FileLock
 from pytest_llem.containers import remove_orphaned_containers
 from pytest_llem.errors import JsonValue, LlemError, StoreError, WorkerCrashedError
 from pytest_llem.job.files import noted, writing
-from pytest_llem.job.redaction import redact, redact_arguments
 from pytest_llem.job.wire import encode
 from pytest_llem.machine.leases import remove_orphans
 from pytest_llem.machine.processes import start_ticks
 from pytest_llem.results.attempts import abandon, get_or_measure
-from pytest_llem.results.axes import differing
 from pytest_llem.results.baselines import Baseline, Saved, save_baseline
 from pytest_llem.results.gate_report import GateReport, gate_files, write_gate
 from pytest_llem.results.judging import judge_experiment, precise_after
-from pytest_llem.results.layout import MANIFEST, CycleKey, WindowKey
-from pytest_llem.results.manifest import (
-    Invocation,
-    PlannedCycle,
-    SkippedPoint,
-    StudyPlan,
-    read_manifest,
-    rebuild_manifest,
-)
+from pytest_llem.results.layout import MANIFEST, CycleKey
+from pytest_llem.results.manifest import StudyPlan, read_manifest, rebuild_manifest
 from pytest_llem.results.resume import EarlierRuns, Reuse
 from pytest_llem.results.run_verdict import RunFinding, run_findings, with_common
 from pytest_llem.results.search_record import SearchRecord, read_searches
 from pytest_llem.results.searched import EVIDENCE, tells_of_load
-from pytest_llem.results.state import TERMINAL, Holder, Outcome, read_state
-from pytest_llem.results.store import LOCKS, RunStore
+from pytest_llem.results.state import TERMINAL, Outcome, read_state
+from pytest_llem.results.store import RunStore
 from pytest_llem.results.summary import ExperimentSummary, MetricSummary, summarise, summarise_metrics, write_summary
 from pytest_llem.runners.announcement import announced
 from pytest_llem.session.experiment_cycle import ExperimentCycle
 from pytest_llem.session.measuring import Measurer
 from pytest_llem.session.prefetch import Prefetch, begin_prefetch
 from pytest_llem.session.run import RunIdentity, RunOptions
+from pytest_llem.session.run_plan import cycle_of_item, write_plan
 from pytest_llem.session.runner_plan import RunnerPlans
 from pytest_llem.session.searching import SearchedCycle, under_load
-from pytest_llem.study import Experiment, Study
 
 DYING_S = 5.0
 """Longest wait for a worker's process to disappear. Chosen: its channel closes milliseconds before."""
@@ -246,19 +236,8 @@ class RunResults:
         self._measurer.queue_positions = {name: position for position, name in enumerate(names)}
 
     def write_plan(self, cycles: Iterable[ExperimentCycle], facts: Mapping[str, JsonValue] | None) -> None:
-        """Write what will run to the manifest, unless another worker of the run has: the plan is the same in all."""
-        try:
-            (self.store.run_dir / LOCKS / "planned").touch(exist_ok=False)
-        except FileExistsError:
-            return
-        invocation = Invocation(
-            tuple(redact_arguments(self._run.command)),
-            self._run.directory,
-            self._run.rootdir,
-            Holder.of(self._run.pid),
-        )
-        plans = study_plans(cycles)
-        rebuild_manifest(self.store.run_dir, studies=plans, invocation=invocation, facts=facts)
+        """Write what will run to the manifest."""
+        write_plan(self.store.run_dir, self._run, cycles, facts)
 
     def conclude(self, *, interrupted: bool) -> Conclusion:
         """Bring manifest and summaries up to date; save the baseline asked for, without results of failed gates."""
@@ -324,7 +303,7 @@ class RunResults:
                 announcement.path.unlink(missing_ok=True)
         remove_orphans(remove_orphaned_containers)
         manifest = read_manifest(self._run_dir / MANIFEST)
-        keys |= dict.fromkeys(_own_cycle(nodeid, manifest.studies, rootpath))
+        keys |= dict.fromkeys(cycle_of_item(nodeid, manifest.studies, rootpath))
         outcomes = []
         for key in keys:
             error = WorkerCrashedError(
@@ -350,62 +329,8 @@ class RunResults:
             self._measurer.close()
 
 
-def study_plans(cycles: Iterable[ExperimentCycle]) -> tuple[StudyPlan, ...]:
-    """The plan for the run's manifest: the selected cycles in order, and the points that the studies left out."""
-    studies: dict[str, Study] = {}
-    planned: dict[str, dict[PlannedCycle, None]] = {}
-    experiments: dict[str, dict[str, Experiment]] = {}
-    for item in cycles:
-        studies[item.study.name] = item.study
-        of_study = planned.setdefault(item.study.name, {})
-        experiments.setdefault(item.study.name, {})[item.experiment.id] = item.experiment
-        for cycle in item.cycles() if item.cycle is None else () if item.optional else (item,):
-            of_study[PlannedCycle(cycle.experiment.id, cycle.experiment.config_hash, cycle.cycle or 1)] = None
-    return tuple(_plan(study, tuple(planned[name]), experiments[name]) for name, study in studies.items())
-
-
-def _plan(study: Study, cycles: tuple[PlannedCycle, ...], experiments: Mapping[str, Experiment]) -> StudyPlan:
-    swept = {axis.name for axis in study.axes}
-    differ = differing({id: experiment.flat_settings for id, experiment in experiments.items()})
-    own, *bases = [replace(file, text=file.text and redact(file.text)) for file in study.files]
-    return StudyPlan(
-        name=study.name,
-        path=str(study.path),
-        sha256=study.study_hash,
-        order=study.execution.order,
-        cycles=cycles,
-        required_cycles=study.execution.cycles,
-        title=study.title,
-        headline=study.execution.headline,
-        text=own.text,
-        file_sha256=own.sha256,
-        bases=tuple(bases),
-        axes=tuple(study.axes),
-        points={id: study.point(experiment) for id, experiment in experiments.items()} if swept else {},
-        settings=tuple(axis.name for axis in differ.axes if axis.name not in swept),
-        left_out=tuple(
-            SkippedPoint(point.id, point.reason) for point in (*study.excluded, *study.invalid, *study.duplicates)
-        ),
-    )
-
-
 def _wait_for_end(pid: int) -> None:
     """A worker's channel closes shortly before its process is gone."""
     deadline = time.monotonic() + DYING_S
     while start_ticks(pid) is not None and time.monotonic() < deadline:
         time.sleep(POLL_S)
-
-
-def _own_cycle(nodeid: str, plans: Iterable[StudyPlan], rootpath: Path) -> Iterator[CycleKey]:
-    """The cycle, or window of a search, that an item of a study file is about; nothing for gates and users' tests."""
-    match = re.fullmatch(r"(?P<path>.+)::test_experiment\[(?P<id>.+)-c(?P<cycle>\d+)\]", nodeid)
-    if match is None:
-        return
-    search_id, _, step = match["id"].rpartition("-")
-    for plan in plans:
-        if plan.path is not None and Path(plan.path) == rootpath / match["path"]:
-            hashes = {cycle.experiment_id: cycle.config_hash for cycle in plan.cycles}
-            if match["id"] in hashes:
-                yield CycleKey(plan.name, match["id"], hashes[match["id"]], int(match["cycle"]))
-            elif search_id in hashes and step.isdecimal():
-                yield WindowKey(plan.name, search_id, hashes[search_id], int(match["cycle"]), int(step))
