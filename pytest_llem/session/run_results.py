@@ -85,6 +85,7 @@ class RunResults:
         self._run_dir = options.out / run.id
         self._runner_plans = runner_plans
         self._prefetch: Prefetch | None = None
+        self._last_searched: SearchedCycle | None = None
         self.lost_worker = False
         """Whether a worker of xdist died, and with it what it measured."""
 
@@ -114,11 +115,18 @@ class RunResults:
         known = self.store.outcome(cycle.key) if cycle.step is None else None
         if known is not None:
             return known
-        searched = SearchedCycle.begin(cycle)
+        searched = self._searched(cycle)
         with self._storing():
             searched.go_on(self.store, self._window, cycle.step)
             whole = searched.conclude(self.store)
-        return whole if whole is not None and cycle.step is None else searched.windows[-1].outcome
+        return whole if whole is not None and cycle.step is None else searched.windows[: cycle.step][-1].outcome
+
+    def _searched(self, cycle: ExperimentCycle) -> SearchedCycle:
+        """A search as far as this process has seen it come: the items of its windows follow one another."""
+        searched = self._last_searched
+        if searched is None or searched.cycle.key != replace(cycle, step=None).key:
+            searched = self._last_searched = SearchedCycle.begin(cycle)
+        return searched
 
     def _window(self, window: ExperimentCycle, load: float) -> Outcome:
         return self._measured(under_load(window, load), retried=True, load=load)
@@ -140,10 +148,10 @@ class RunResults:
         """
         if self._prefetch is not None:
             self._prefetch.wait(replace(window, step=None).key)
-        searched = SearchedCycle.begin(window)
+        searched, before = self._searched(window), (window.step or 1) - 1
         with self._storing():
-            searched.go_on(self.store, self._window, (window.step or 1) - 1)
-            if searched.answer is None:
+            searched.go_on(self.store, self._window, before)
+            if searched.answer is None or len(searched.windows) > before:
                 return None
             known = self.store.outcome(searched.cycle.key) is not None
             whole = searched.conclude(self.store)
