@@ -78,10 +78,13 @@ def requests_table(requests: Sequence[RequestRecord], slo: SloSettings) -> pa.Ta
 
 
 def read_requests(path: Path) -> pa.Table:
-    """A cycle's `requests.parquet`. `StoreError` where it is absent or something else."""
+    """A cycle's `requests.parquet`. `StoreError` where it is absent or something else.
+
+    It is read in this thread: threads of Arrow that hold a Python file abort a process that ends meanwhile.
+    """
     try:
         with open_regular(path) as stream:
-            return pq.read_table(stream).select(SCHEMA.names).cast(SCHEMA)
+            return pq.ParquetFile(stream, pre_buffer=False).read(use_threads=False).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, KeyError, ValueError, pa.ArrowException) as problem:
         raise StoreError(
             f"{path}: not the requests of a cycle: {problem}", fix="restore it, or name results that have it"

@@ -20,6 +20,7 @@ from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.reading import Results
 from pytest_llem.results.schema import Result
 
+COLUMNS = ["t_ns", "device", "power_w", "counter_mj"]
 MAX_TRACES = 120
 """Chosen: with `POINTS` each, they add about a megabyte to the page."""
 POINTS = 240
@@ -63,8 +64,9 @@ def _trace(path: Path, result: Result) -> PowerTrace | None:
     """
     try:
         with open_regular(path) as stream:
-            table = pq.read_table(stream, columns=["t_ns", "device", "power_w", "counter_mj"]).to_pylist()
-    except (OSError, ArrowException) as problem:
+            file = pq.ParquetFile(stream, pre_buffer=False)  # in this thread, as `read_requests`
+            table = file.read(COLUMNS, use_threads=False).select(COLUMNS).to_pylist()
+    except (OSError, KeyError, ArrowException) as problem:
         raise StoreError(f"{path}: not the readings of a cycle: {problem}", fix="remove the file") from None
     by_device: dict[str, list[tuple[int, float]]] = {}
     counters: dict[str, list[tuple[int, float]]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +99,25 @@ def test_the_file_says_units_and_clock(cycle: Path) -> None:
     assert schema.metadata[b"clock"] == b"CLOCK_MONOTONIC of the worker"
     assert {schema.field(name).metadata[b"unit"] for name in schema.names if name.endswith("_ns")} == {b"ns"}
     assert {schema.field(name).metadata[b"unit"] for name in ("ttft_s", "tpot_s", "e2el_s")} == {b"s"}
+
+
+READ = """\
+import os, sys
+from pathlib import Path
+from pytest_llem.results.requests_table import read_requests
+before = len(os.listdir("/proc/self/task"))
+rows = read_requests(Path(sys.argv[1])).num_rows
+print(rows > 0, len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_starts_no_thread(cycle: Path) -> None:
+    """An export that had just read its last file sometimes ended in `terminate called`, with its table written.
+
+    A thread of Arrow held the Python file, and needed the interpreter to let go of it.
+    """
+    command = [sys.executable, "-c", READ, str(JobDir(cycle).requests)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["True", "0"]
 
 
 def test_a_row_says_whether_the_request_kept_the_slo(served: Measurement) -> None:
