@@ -43,11 +43,13 @@ def parse_search(path: str, value: JsonValue) -> Search:
 
 
 def _load(name: str, value: JsonValue, *, whole: bool) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e12
-    if not number or (whole and not isinstance(value, int)):
-        wanted = "a whole number from 1 on" if whole else "a number above 0"
-        raise BadValueError(f"{name} {value!r} is not {wanted}", f"give {wanted}", (SEARCH, name))
-    return value if whole else float(value)  # type: ignore[arg-type,return-value]  # a number, as just seen
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e12:
+        if not whole:
+            return float(value)
+        if isinstance(value, int):
+            return value
+    wanted = "a whole number from 1 on" if whole else "a number above 0"
+    raise BadValueError(f"{name} {value!r} is not {wanted}", f"give {wanted}", (SEARCH, name))
 
 
 def _tolerance(value: JsonValue) -> float:

@@ -137,7 +137,8 @@ def date_and_time(text: Any) -> int | None:
         return None
     *parts, fraction, sign, hours, minutes = match.groups()
     try:
-        when = datetime(*map(int, parts), tzinfo=timezone.utc)  # type: ignore[arg-type,misc]
+        year, month, day, hour, minute, second = map(int, parts)
+        when = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
         if sign is not None:
             zone = timedelta(hours=int(hours), minutes=int(minutes))
             when = when - zone if sign == "+" else when + zone

@@ -22,7 +22,9 @@ ALWAYS = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 SEARCHED = "max_rate_under_slo"
 """Beside the headline of a study that searches it."""
 SERVED = ("joules_per_good_request", "goodput_requests_per_s")
-"""The same where a study has an SLO; the first is the inverse of `good_requests_per_joule`."""
+"""The same where a study has an SLO."""
+INVERSE = {"good_requests_per_joule": "joules_per_good_request"}
+"""What a headline makes needless."""
 WHERE_ROOM = ("avg_power_w", "energy_j")
 SHORT = {
     "joules_per_output_token": ("", "J", "/token"),
@@ -146,13 +148,10 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     headline = plan.headline or HEADLINE
     shared, names = _names(rows, plan)
     with_slo = any(row.slo for row in rows)
-    wanted = (
-        (SERVED[headline == "good_requests_per_joule" :], ALWAYS + WHERE_ROOM) if with_slo else (ALWAYS, WHERE_ROOM)
-    )
-    measured = [
-        name for name in dict.fromkeys((headline, SEARCHED, *wanted[0])) if any(name in row.metrics for row in rows)
-    ]
-    further = [name for name in wanted[1] if name not in measured and any(name in row.metrics for row in rows)]
+    known = {name for row in rows for name in row.metrics}
+    wanted = dict.fromkeys((headline, SEARCHED, *(SERVED if with_slo else ALWAYS)))
+    measured = [name for name in wanted if name in known and name != INVERSE.get(headline)]
+    further = [name for name in (*ALWAYS, *WHERE_ROOM) if name in known and name not in measured]
     return Table(
         tuple(shared),
         tuple(names),

@@ -193,7 +193,7 @@ def test_one_disturbed_window_does_not_decide_a_search(disturbed: int) -> None:
 
     assert step.low is not None
     assert step.high is not None
-    assert step.low <= 50 * 1.05 and step.high >= 50 / 1.05  # noqa: PT018
+    assert step.low / 1.05 <= 50 <= step.high * 1.05
 
 
 def test_a_number_in_flight_that_failed_by_accident_is_tried_again() -> None:
