@@ -104,6 +104,10 @@ class WorkloadError(LlemError, category="workload"):
     """The prompts cannot be loaded, or do not fit the requested lengths."""
 
 
+class ScoringError(LlemError, category="scoring"):
+    """An answer cannot be scored: the scorer failed, or gave no number from 0 to 1."""
+
+
 class MeterError(LlemError, category="meter"):
     """A meter is unknown, unavailable, or failed while measuring."""
 

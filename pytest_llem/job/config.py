@@ -21,6 +21,7 @@ from pytest_llem.job.setting import (
     PositiveFloat,
     PositiveInt,
     Share,
+    Text,
     about,
     section,
     setting,
@@ -86,6 +87,22 @@ class Arrival:
 
 
 @dataclass(frozen=True)
+class ScoreBy:
+    """Scores answers by what the study gives: an expression to look for, or a function to call."""
+
+    regex: Text | None = setting(
+        None,
+        "Regular expression whose first group, or else whole match, the answer key has to equal.",
+        [r"answer is (\w+)"],
+    )
+    python: Name | None = setting(
+        None,
+        "FILE:FUNCTION, relative to the study, that gives a score from 0 to 1 for an answer and its key.",
+        ["grading.py:grade"],
+    )
+
+
+@dataclass(frozen=True)
 class WorkloadSettings:
     """What the engine is fed in one repeat."""
 
@@ -120,6 +137,33 @@ class WorkloadSettings:
         "Prefix cache as a part of the experiment: `cold` is emptied before each repeat, `warm` holds what the warm-up "
         "left. Null allows no hits, but is `cold` for sessions and traces.",
     )
+
+    score: Name | ScoreBy | None = setting(
+        None,
+        "How answers are scored once the window has closed: `exact`, `contains`, `choice`, `numeric`, a registered "
+        "scorer, or by `regex` or `python`. Null scores none.",
+        ["numeric"],
+    )
+    answer_column: Name | None = setting(None, "Column of the data set that holds the answer keys.", ["answer"])
+    task: Name | None = setting(
+        None,
+        "Task that gives prompts, stop strings and scoring, instead of a data set: `lm_eval:NAME`.",
+        ["lm_eval:gsm8k"],
+    )
+    include_path: Name | None = setting(
+        None, "Directory of the user's own task files, relative to the study; tasks only."
+    )
+    few_shot: NonNegativeInt = setting(
+        0, "Examples with their answers before each question: the data set's first rows, or a task's own."
+    )
+    system_prompt: Text | None = setting(None, "Message of the system before each question.")
+    stop: tuple[Text, ...] = setting((), "Strings at which an answer ends, none of which it then holds.", [["\n\n"]])
+    keep_answers: bool = setting(True, "Keep the text of scored answers; else their hash alone.")
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers are scored."""
+        return self.score is not None or self.task is not None
 
     @property
     def times_file(self) -> str | None:

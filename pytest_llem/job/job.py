@@ -134,6 +134,7 @@ class JobDir:
         self.log = path / "worker.log"  # standard output and standard error of the worker and its engine
         self.samples = path / "samples.jsonl"  # the sampler's raw readings, from which the pytest side writes `power`
         self.power = path / "power.parquet"  # the readings over time, with units in the schema's metadata
+        self.answers = path / "answers.jsonl"  # the answers of scored questions, a JSON object per line (`job.answers`)
         self.requests = path / "requests.parquet"  # a row per request, with units in the schema's metadata
         self.result = path / "result.json"  # the derived result, validated before it is written
 

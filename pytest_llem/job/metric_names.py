@@ -29,6 +29,8 @@ class MetricName:
     `energy` says that it comes from a meter: a comparison then needs the same sensors on both sides. `formula` is how
     it follows from a result, `source` the tool or paper that defines it, `absent` when it is `None`, all in Markdown.
     `slo` says that it counts by the limits of the experiment's `slo`: it needs some, and a comparison equal ones.
+    `quality` says that it counts right answers: it needs `workload.score`, and a comparison the same questions,
+    whatever the lengths of their answers.
     """
 
     name: str
@@ -40,6 +42,7 @@ class MetricName:
     source: str | None = None
     absent: str | None = None
     slo: bool = False
+    quality: bool = False
 
 
 _HERE = "pytest-llem, [energy and its uncertainty](energy.md)"
@@ -149,6 +152,26 @@ _SEARCHED = MetricName(
     "the experiment is no search, or none of its windows kept the SLO",
     slo=True,
 )
+ACCURACY = "accuracy"
+JOULES_PER_CORRECT = "joules_per_correct_answer"
+_QUALITY_PAGE = "pytest-llem, [joules per correct answer](quality.md)"
+_NOT_SCORED = "the study scores no answers (`workload.score`), or their scorer failed"
+_QUALITY = (
+    MetricName(
+        *(ACCURACY, "1", True, "Mean score of the answers", False),
+        "sum of the scores of all answers of the measure windows / those answers; a request that failed scores 0",
+        _QUALITY_PAGE,
+        _NOT_SCORED,
+        quality=True,
+    ),
+    MetricName(
+        *(JOULES_PER_CORRECT, "J", False, "Energy per correct answer", True),
+        "`energy_j` / sum of the scores of all answers of the measure windows: wrong answers cost as well",
+        _QUALITY_PAGE,
+        f"{_NOT_SCORED}; {_NO_METER}, or no answer was right",
+        quality=True,
+    ),
+)
 # name, unit, higher is better, description, energy; formula, source, absent
 _NAMES = (
     MetricName(
@@ -257,6 +280,7 @@ _NAMES = (
         "the engine does not tell of every answer",
     ),
     _SEARCHED,
+    *_QUALITY,
 )
 
 METRIC_NAMES = {entry.name: entry for entry in _NAMES}

@@ -22,6 +22,8 @@ class Request:
 
     `messages` are those of a chat, with the `tools` offered in it, for engines that send them as they are; there may be
     no token ids beside them. For other engines a chat is in `token_ids`, by the model's template.
+
+    An answer ends at the first of the `stop` strings, which is no part of its text.
     """
 
     index: int
@@ -35,6 +37,19 @@ class Request:
     think_s: float = 0.0
     messages: tuple[Mapping[str, JsonValue], ...] | None = None
     tools: tuple[Mapping[str, JsonValue], ...] | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an answer is scored by: the question's id, its answer key (`target`), and where that stands.
+
+    `id` is unique within the workload, and the same in every run of the same data set.
+    """
+
+    id: str
+    target: JsonValue
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,9 @@ class Texts:
 
     `skipped` counts rows that were passed over because there is nothing to send. Of sessions and traces `broken` of the
     `lines` cannot be read; `faults` says what is wrong with the first of these, and where, `remedy` what to do.
+
+    Where answers are scored, `questions` has one entry for each of the texts. `stop` are strings at which a task ends
+    answers.
     """
 
     texts: tuple[str, ...]
@@ -75,6 +93,8 @@ class Texts:
     broken: int = 0
     faults: tuple[str, ...] = ()
     remedy: str | None = None
+    questions: tuple[Question, ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

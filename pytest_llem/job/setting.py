@@ -93,6 +93,8 @@ PositiveFloat = Annotated[float, Limits(gt=0, le=1e12)]
 NonNegativeFloat = Annotated[float, Limits(ge=0, le=1e12)]
 # 4096 bytes is the longest path on Linux (PATH_MAX).
 Name = Annotated[str, Limits(min_length=1, max_length=4096)]
+# Chosen: longer than any prompt of a system or expression, and far from the size of a data set.
+Text = Annotated[str, Limits(min_length=1, max_length=65536)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Extra = Mapping[str, JsonValue]
 

@@ -26,6 +26,7 @@ from pytest_llem.results.requests_table import CLOCK, requests_table, write_parq
 from pytest_llem.results.resume import Reuse
 from pytest_llem.results.saturation import SATURATED
 from pytest_llem.results.schema import Result
+from pytest_llem.results.scored import score_cycle
 from pytest_llem.results.sections.energy import MEASURE
 from pytest_llem.results.sections.thermal import derive_thermal
 from pytest_llem.results.state import CycleState, Holder, Outcome, StateName, begin, given, read_state, write_state
@@ -139,6 +140,7 @@ def _conclude(
             environment=environment,
             device_peak_bytes=device_peaks(job_dir.samples, measured),
             thermal=derive_thermal(job, measurement, job_dir.samples),
+            scored=score_cycle(job.config.workload, job_dir),
         )
     except ValidationError as problem:  # an engine that counts below zero, for one
         raise refused(job_dir.measurement, problem) from None

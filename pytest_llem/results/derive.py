@@ -38,6 +38,7 @@ from pytest_llem.results.schema import (
     Tokens,
     ValiditySection,
 )
+from pytest_llem.results.scored import Scored
 from pytest_llem.results.sections.compute import derive_compute
 from pytest_llem.results.sections.cpu import derive_cpu
 from pytest_llem.results.sections.energy import (
@@ -50,6 +51,7 @@ from pytest_llem.results.sections.energy import (
     ratio,
 )
 from pytest_llem.results.sections.performance import latency
+from pytest_llem.results.sections.quality import derive_quality
 from pytest_llem.results.sections.slo import derive_slo
 from pytest_llem.results.sections.thermal import thermal_notes
 from pytest_llem.results.sections.workload import derive_workload, whole_sessions
@@ -65,11 +67,12 @@ def derive_result(
     environment: Mapping[str, JsonValue],
     device_peak_bytes: Mapping[str, int] | None = None,
     thermal: ThermalSection | None = None,
+    scored: Scored | None = None,
 ) -> Result:
     """The result of one cycle.
 
     `environment` is what `environment.gather` found; `device_peak_bytes` and `thermal` are what `device_peaks` and
-    `derive_thermal` did in a sampler's readings.
+    `derive_thermal` did in a sampler's readings, and `scored` what `score_cycle` made of the answers.
     """
     thermal = thermal or ThermalSection(mode=job.config.measurement.warmup.thermal)
     unsettled = tuple(thermal_notes(thermal, measurement.energy))
@@ -157,6 +160,9 @@ def derive_result(
         ),
         latency=latency(good, job.percentiles),
         slo=derive_slo(job.config.slo, measurement.requests, duration_s, energy),
+        quality=None
+        if scored is None
+        else derive_quality(job.config.workload, scored.scorer, scored.answers, scored.problem, energy),
         steady_state=derive_steady_state(measurement, job.config.measurement.steady_state),
         memory=_memory(measurement, device_peak_bytes or {}),
         cpu=derive_cpu(measurement.cpu),

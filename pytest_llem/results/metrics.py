@@ -88,7 +88,7 @@ _GETTERS: dict[str, Getter] = {
 
 
 def _getter(entry: MetricName) -> Getter:
-    """A metric's own getter, else that of a field of `slo`, or of a statistic of a latency: `ttft_p50_s`."""
+    """A metric's own getter, else that of a field of `slo` or `quality`, or a statistic of a latency: `ttft_p50_s`."""
     name = entry.name
     section, _, statistic = name.removesuffix("_s").partition("_")
 
@@ -100,7 +100,11 @@ def _getter(entry: MetricName) -> Getter:
         value: float | None = getattr(result.slo, "share" if name == SLO_MET_SHARE else name, None)
         return value
 
-    return _GETTERS.get(name) or (goodput if entry.slo else latency)
+    def quality(result: Result) -> float | None:
+        value: float | None = getattr(result.quality, name, None)
+        return value
+
+    return _GETTERS.get(name) or (goodput if entry.slo else quality if entry.quality else latency)
 
 
 SHIPPED = {name: Metric(**vars(entry), of=_getter(entry)) for name, entry in METRIC_NAMES.items()}
@@ -189,6 +193,7 @@ def is_at_least(measure: MetricName, result: Result) -> bool:
 
 NOT_MEASURED = "this run did not measure it"
 NO_SEARCH = "the experiment searches no load: sweep: {workload.arrival.rate_per_s: {search: {low: 1, high: 200}}}"
+NO_SCORE = "the experiment scores no answers: workload: {score: exact, answer_column: answer}"
 NO_SLO = "it counts requests that kept the limits of slo, and the experiment sets none"
 
 
@@ -201,6 +206,8 @@ def why_absent(name: str, result: Result) -> str:
         return NO_SEARCH if result.search is None else result.search.reason
     if measure.slo:
         return NO_SLO if result.slo is None else result.slo.reason or NOT_MEASURED
+    if measure.quality:
+        return NO_SCORE if result.quality is None else result.quality.reason or NOT_MEASURED
     short, percentile = percentile_of(name) or (None, 50.0)
     found: Distribution | None = getattr(result.latency, f"{short}_s", None)
     if found is None or found.n is None or percentile == 50:

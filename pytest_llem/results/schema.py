@@ -20,6 +20,7 @@ from pytest_llem.job.measurement import AccountedWindow, CpuEnergy, DeviceMemory
 from pytest_llem.job.report import Note
 from pytest_llem.results.energy_schema import Count, Energy, ThermalSection, about
 from pytest_llem.results.performance_schema import Latency, SearchSection, SloSection, SteadyState, Throughput
+from pytest_llem.results.quality_schema import QualitySection
 
 RESULT_VERSION = 1
 """Raised when a field is renamed, removed or changes its meaning."""
@@ -261,6 +262,7 @@ class Result(BaseModel):
         description="The search that this result answers: it is that of the window that did.",
     )
     slo: SloSection | None = Field(default=None, description="Where the study limits latencies.")
+    quality: QualitySection | None = Field(default=None, description="Where the study scores answers.")
     steady_state: SteadyState | None = Field(default=None, description="For engines that serve.")
     memory: MemorySection
     cpu: CpuSection | None = Field(

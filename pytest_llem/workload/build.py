@@ -17,7 +17,7 @@ from statistics import NormalDist
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
-from pytest_llem.job.request import Request, Texts
+from pytest_llem.job.request import Question, Request, Texts
 from pytest_llem.workload.arrivals import arrivals_hash, with_times
 from pytest_llem.workload.corpus import synthetic_prompts
 from pytest_llem.workload.registered import ALIASES
@@ -47,6 +47,8 @@ class Workload:
     arrivals_hash: str | None = None
     rows_broken: int = 0
     faults: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    """What the answer to each request is scored by, where it is."""
 
     @property
     def is_recorded(self) -> bool:

@@ -1,0 +1,62 @@
+"""`answers.jsonl`: what was answered to each question of a cycle, and how it was scored.
+
+The worker writes it once the last window has closed, and the pytest side writes it again with scores; `llem score`
+reads it. The fields are published (docs/quality.md): they may be added to, and keep their meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.errors import JsonValue, StoreError
+from pytest_llem.job.files import parse_object, write_text
+from pytest_llem.job.redaction import redacted
+from pytest_llem.job.wire import decode, encode
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer to a question, and in how many `repeats` it was given word for word.
+
+    `text` is `None` where answers are not kept, and where the request failed, which then has an `error`. `sha256` is
+    that of the text in UTF-8. Lengths are in tokens. `score` is from 0 to 1, and `None` until the answer is scored.
+    """
+
+    question: str
+    target: JsonValue
+    repeats: int
+    text: str | None
+    sha256: str | None
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    error: str | None = None
+    score: float | None = None
+
+
+def text_hash(text: str) -> str:
+    """The `sha256` of an answer."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_answers(path: Path, answers: Iterable[Answered]) -> None:
+    """Write the file whole, atomically, redacted."""
+    lines = (json.dumps(redacted(encode(answer)), ensure_ascii=False) for answer in answers)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """The answers of a cycle, in the order of its questions. Raises `StoreError` where the file is absent or broken."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise StoreError(f"{path}: {problem}", fix="measure with workload.score, which writes it") from None
+    return [
+        decode(Answered, parse_object(line, f"{path}:{number}"), f"{path}:{number}")
+        for number, line in enumerate(lines, start=1)
+        if line
+    ]

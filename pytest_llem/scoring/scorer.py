@@ -1,0 +1,27 @@
+"""What a scorer is: a function of an answer and its answer key, with a check that the key can be read at all.
+
+The worker and the session check keys with it before anything is measured; `results` and `llem score` score with it. A
+scorer's name and version are part of results: who changes what it gives raises the version.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pytest_llem.errors import JsonValue
+from pytest_llem.job.request import Question
+
+
+class Scorer(ABC):
+    """Scores answers from 0 (wrong) to 1 (right); `name` is as a study writes it."""
+
+    name: str
+    version: str
+
+    @abstractmethod
+    def check(self, target: JsonValue) -> None:
+        """Raises `WorkloadError` for an answer key that this scorer cannot read."""
+
+    @abstractmethod
+    def score(self, text: str, question: Question) -> float:
+        """The score of an answer. Raises `ScoringError` where none can be given."""
