@@ -67,21 +67,23 @@ class Answer:
     def close(self, now_ns: int) -> None:
         """The stream has ended."""
         self._events.close(now_ns)
+        self._last_ns = now_ns
         for wanted in LAST_EVENTS:
             self._end = Pieces(chat=self._pieces.chat, timed=False)
             for event, event_ns in self._events.last(wanted):
                 self._end.take(event, event_ns)
+                self._last_ns = event_ns
             if self._end.reason is not None and self._end.usage:
                 break
-        count, last_ns = len(self._events), self._events.last_ns(now_ns)
         if self._end.reason is None and not self.done:
             self._read_events()
             self._end = self._pieces
         if self._end.reason is None and not self.done:
+            count = len(self._events)
             if not count and self._events.stray is not None:
                 raise RequestFailedError("malformed", f"no event stream: {self._events.stray!r}")
             raise RequestFailedError("dropped", f"the stream ended after {count} events, without an end")
-        self._last_ns = (self._end.arrivals_ns or (last_ns,))[-1]
+        self._last_ns = (self._end.arrivals_ns or (self._last_ns,))[-1]
 
     def whole(self, body: bytes, now_ns: int) -> None:
         """An answer that was not streamed: when its first token was there, nobody knows."""

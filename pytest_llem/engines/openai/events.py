@@ -18,12 +18,13 @@ LONGEST_BYTES = 64 << 20
 LAST_EVENTS = (1, 2, 4)
 """Among so many lines at the end of a stream are mostly its reason to end and its usage: the fewest are tried first."""
 
-SEVERAL_BYTES = 512
-"""Chosen: more than an event of one token has, so that bytes of this size mostly hold several."""
-
 BOM = b"\xef\xbb\xbf"
 DONE = b"[DONE]"
-_DONE_LINE = len(b"data: [DONE]") + 3
+_DONE_LINE = b"data: [DONE]"
+_BLANK = b"\n\n"
+_DONE_EVENT = _DONE_LINE + _BLANK
+_END = _BLANK + _DONE_EVENT
+_SHORTEST = len(_DONE_LINE) + 3
 _FIELDS = (b":", b"data", b"event", b"id", b"retry")
 
 
@@ -41,12 +42,18 @@ class Events:
 
     A line of data that is JSON by itself is an event, since some servers leave out the blank line between events; other
     lines are joined up to the blank line. Comments, events without data and other fields are passed over.
+
+    While bytes come they are kept as they are, and looked at only as far as it takes to see the end of the stream, or
+    an error. They are cut into lines when somebody asks.
     """
 
     def __init__(self) -> None:
-        self.done = False
         self.size_bytes = 0
-        self.stray: bytes | None = None
+        self._done = False
+        self._stray: bytes | None = None
+        self._chunks: list[tuple[bytes, int]] = []
+        self._closed_ns: int | None = None
+        self._cut = b""
         self._rest: list[bytes] = []
         self._lines: list[bytes] = []
         self._times_ns: list[int] = []
@@ -54,13 +61,95 @@ class Events:
         self._open = self._begun = False
 
     def __len__(self) -> int:
+        self._split()
         return len(self._lines)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has said that it is."""
+        return self._done
+
+    @property
+    def stray(self) -> bytes | None:
+        """The first line that is no event stream's."""
+        self._split()
+        return self._stray
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Bytes of the stream. Raises `RequestFailedError` where there are too many, or they tell of an error."""
         self.size_bytes += len(data)
         if self.size_bytes > LONGEST_BYTES:
             raise RequestFailedError("malformed", f"an answer of more than {LONGEST_BYTES} bytes")
+        self._chunks.append((data, now_ns))
+        ends = data[-len(_END) :] == _END or (data == _DONE_EVENT and not self._cut)
+        if b"event:" in data or (DONE in data and not ends) or (self._cut and _tells(self._cut + data[: len(_END)])):
+            self._split()
+        elif ends:
+            self._done = True
+        self._cut = b"" if data[-2:] == _BLANK else (self._cut + data[-len(_END) :])[-len(_END) :]
+
+    def close(self, now_ns: int) -> None:
+        """The stream has ended. A line that was cut off is no event, except for one that lacks only its end."""
+        self._closed_ns = now_ns
+        if self._cut:
+            self._split()
+
+    def last(self, lines: int) -> Iterator[tuple[Any, int]]:
+        """The events of the last lines with their times."""
+        found = self._plain_end(lines)
+        if found is not None:
+            return iter(found)
+        self._split()
+        wanted = max(0, len(self._lines) - lines)
+        return self._from(self._begins[bisect_right(self._begins, wanted) - 1] if self._begins else 0)
+
+    def taken(self) -> Iterator[tuple[Any, int]]:
+        """All events with their times, which are forgotten then."""
+        self._split()
+        yield from self._from(0)
+        self._lines, self._times_ns, self._begins = [], [], []
+
+    def _plain_end(self, wanted: int) -> list[tuple[Any, int]] | None:
+        """`last` of whole events of one line each, as servers mostly send them; `None` for any others."""
+        found: list[tuple[Any, int]] = []
+        for place in reversed(range(len(self._chunks))):
+            data, came_ns = self._chunks[place]
+            if data[-2:] != _BLANK or b"\r" in data:
+                return None
+            lines = data[:-2].rsplit(_BLANK, wanted + 1)
+            if len(lines) > wanted + 1 or (self._chunks[place - 1][0][-2:] != _BLANK if place else self._rest):
+                # What stands first is more than a line, or the end of one.
+                del lines[0]
+            for line in reversed(lines):
+                if line == _DONE_LINE:
+                    continue
+                if line[:5] != b"data:" or b"\n" in line:
+                    return None
+                try:
+                    found.append((parsed(line[5:]), came_ns))
+                except RequestFailedError:
+                    return None
+                if len(found) == wanted:
+                    return found[::-1]
+        return None
+
+    def _split(self) -> None:
+        """Cut what came into lines."""
+        chunks, self._chunks = self._chunks, []
+        for data, came_ns in chunks:
+            self._take(data, came_ns)
+        closed_ns, self._closed_ns = self._closed_ns, None
+        if closed_ns is None:
+            return
+        rest, self._rest = b"".join(self._rest), []
+        if rest[:5] == b"data:" and rest[5:].strip() != DONE:
+            try:
+                parsed(rest[5:])
+            except RequestFailedError:
+                rest = b""
+        self._take(rest + _BLANK, closed_ns)
+
+    def _take(self, data: bytes, now_ns: int) -> None:
         if b"\n" not in data and b"\r" not in data:
             self._rest.append(data)
             return
@@ -69,8 +158,6 @@ class Events:
             self._rest = []
         if not self._begun:
             self._begun, data = True, data.removeprefix(BOM)
-        if len(data) > SEVERAL_BYTES and self._feed_plain(data, now_ns):
-            return
         # Of bytes, this knows no other ends of lines than the standard: LF, CR, and both.
         lines = data.splitlines()
         if data[-1:] != b"\n":
@@ -78,8 +165,8 @@ class Events:
             self._rest = [lines.pop() + (b"\r" if data[-1:] == b"\r" else b"")]
         for line in lines:
             if line[:5] == b"data:":
-                if len(line) < _DONE_LINE and (word := line[5:].strip()) in (b"", DONE):
-                    self.done = self.done or bool(word)
+                if len(line) < _SHORTEST and (word := line[5:].strip()) in (b"", DONE):
+                    self._done = self._done or bool(word)
                     self._open = self._open and not word
                     continue
                 if not self._open:
@@ -91,53 +178,8 @@ class Events:
                 self._open = False
             elif line[:6] == b"event:" and line[6:].strip() == b"error":
                 raise RequestFailedError("server_error", "the stream holds an event of the type error")
-            elif self.stray is None and not line.startswith(_FIELDS):
-                self.stray = line[:80]
-
-    def _feed_plain(self, data: bytes, now_ns: int) -> bool:
-        """Take whole events of one line each, as servers mostly send them, at once; false for any others."""
-        if self._open or b"\r" in data or data[-2:] != b"\n\n":
-            return False
-        # Splitting at single ends of lines is twice as fast as at blank lines.
-        parts = data.split(b"\n")
-        lines, between = parts[:-1:2], parts[1::2]
-        if any(between):
-            return False
-        if data[:5] != b"data:" or data.count(b"\n\ndata:") != len(lines) - 1:
-            return False
-        done = lines[-1] == b"data: [DONE]"
-        lines = lines[:-1] if done else lines
-        if min(map(len, lines), default=0) < _DONE_LINE:
-            return False
-        self._begins += range(len(self._lines), len(self._lines) + len(lines))
-        self._lines += lines
-        self._times_ns += [now_ns] * len(lines)
-        self.done = self.done or done
-        return True
-
-    def close(self, now_ns: int) -> None:
-        """The stream has ended. A line that was cut off is no event, except for one that lacks only its end."""
-        rest, self._rest = b"".join(self._rest), []
-        if rest[:5] == b"data:" and rest[5:].strip() != DONE:
-            try:
-                parsed(rest[5:])
-            except RequestFailedError:
-                rest = b""
-        self.feed(rest + b"\n\n", now_ns)
-
-    def last(self, lines: int) -> Iterator[tuple[Any, int]]:
-        """The events of the last lines with their times."""
-        wanted = max(0, len(self._lines) - lines)
-        return self._from(self._begins[bisect_right(self._begins, wanted) - 1] if self._begins else 0)
-
-    def taken(self) -> Iterator[tuple[Any, int]]:
-        """All events with their times, which are forgotten then."""
-        yield from self._from(0)
-        self._lines, self._times_ns, self._begins = [], [], []
-
-    def last_ns(self, now_ns: int) -> int:
-        """When the last line of data came."""
-        return self._times_ns[-1] if self._times_ns else now_ns
+            elif self._stray is None and not line.startswith(_FIELDS):
+                self._stray = line[:80]
 
     def _from(self, line: int) -> Iterator[tuple[Any, int]]:
         while line < len(self._lines):
@@ -154,6 +196,11 @@ class Events:
             if end == begin + 1:
                 raise
         return parsed(b"\n".join(line[5:] for line in self._lines[begin:end])), end
+
+
+def _tells(data: bytes) -> bool:
+    """Whether bytes may hold the end of the stream, or name an event."""
+    return DONE in data or b"event:" in data
 
 
 def parsed(payload: bytes) -> Any:
