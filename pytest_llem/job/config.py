@@ -118,8 +118,10 @@ class WorkloadSettings:
         "Tokens per prompt; a data set's longer prompts are cut to it. Null keeps its own lengths, and is its default.",
         [128],
     )
-    output_tokens: PositiveInt | Lengths = setting(
-        64, "Tokens to generate, unless the data set recorded how many.", [64]
+    output_tokens: PositiveInt | Lengths | None = setting(
+        64,
+        "Tokens to generate, unless the data set recorded how many. Null takes a task's own limit, and is its default.",
+        [64],
     )
     seed: NonNegativeInt = setting(0, "Seed of the prompts and lengths.")
     ignore_eos: bool = setting(True, "Generate exactly `output_tokens`, so that runs do the same work.")
@@ -153,8 +155,10 @@ class WorkloadSettings:
     include_path: Name | None = setting(
         None, "Directory of the user's own task files, relative to the study; tasks only."
     )
-    few_shot: NonNegativeInt = setting(
-        0, "Examples with their answers before each question: the data set's first rows, or a task's own."
+    few_shot: NonNegativeInt | None = setting(
+        0,
+        "Examples with their answers before each question: the data set's first rows, or a task's own. Null takes as "
+        "many as a task says, and is its default.",
     )
     system_prompt: Text | None = setting(None, "Message of the system before each question.")
     stop: tuple[Text, ...] = setting((), "Strings at which an answer ends, none of which it then holds.", [["\n\n"]])

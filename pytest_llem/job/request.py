@@ -82,7 +82,7 @@ class Texts:
     `lines` cannot be read; `faults` says what is wrong with the first of these, and where, `remedy` what to do.
 
     Where answers are scored, `questions` has one entry for each of the texts. `stop` are strings at which a task ends
-    answers.
+    answers, and `output_tokens` how long it lets them become.
     """
 
     texts: tuple[str, ...]
@@ -95,6 +95,7 @@ class Texts:
     remedy: str | None = None
     questions: tuple[Question, ...] = ()
     stop: tuple[str, ...] = ()
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,10 @@ def build_workload(
         raise WorkloadError(f"workload.prompts: {settings.prompts} is not positive", fix="use 1 or more")
     settings = resolve_alias(settings)
     texts = texts or read_dataset(settings) or Texts((), 0, SYNTHETIC)
-    outputs = draw_lengths(settings.output_tokens, settings.prompts, settings.seed + OUTPUT_STREAM)
+    lengths = texts.output_tokens if settings.output_tokens is None else settings.output_tokens
+    if lengths is None:
+        raise WorkloadError("workload.output_tokens: null is the limit of a task", fix="set it, e.g. to 64")
+    outputs = draw_lengths(lengths, settings.prompts, settings.seed + OUTPUT_STREAM)
     if texts.recorded:
         return _of_recorded(texts, outputs, settings, tokenizer, as_messages=as_messages)
     if settings.dataset == SYNTHETIC:
