@@ -160,6 +160,7 @@ def _cycle(order: Order, job_dir: JobDir) -> tuple[Job, RunReport]:
     own_run = f"{job.run_id} {job.experiment_id} c{job.cycle}.{job.attempt}"
     try:
         request = CycleRequest(
+            job.config,
             Demand.exactly(_devices(order.gpus)),
             LeaseRequest(f"{job.study} {job.experiment_id} c{job.cycle}", own_run),
             lambda devices: _completed(job, devices),

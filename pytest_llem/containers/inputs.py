@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pytest_llem.containers.archive import ROOT
 from pytest_llem.containers.errors import DockerError, docker_error
 from pytest_llem.engines import engine_info
-from pytest_llem.engines.builtin import is_builtin
+from pytest_llem.engines.builtin import builtin_place, cache_root, is_builtin, is_packaged
 from pytest_llem.job.config import PARQUET, SYNTHETIC, ExperimentConfig
 from pytest_llem.job.files import found, is_path
 from pytest_llem.workload.build import resolve_alias
@@ -22,6 +22,7 @@ from pytest_llem.workload.hub import cached_repository
 from pytest_llem.workload.registered import data_sets
 
 HUB = f"{ROOT}/hub"
+CACHE = f"{ROOT}/cache"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def inputs_of(config: ExperimentConfig) -> Inputs:
         named.append(("datasets", workload.dataset))
     for kind, name in named:
         if is_builtin(name):
+            if is_packaged(name):  # made from a package of this machine; a container's worker finds it in its cache
+                place = builtin_place(name)
+                mounts.append(Mounted(str(place), f"{CACHE}/{place.relative_to(cache_root().parents[1])}"))
             continue
         mounted = found_here(kind, name)
         if mounted is not None:

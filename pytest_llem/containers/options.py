@@ -15,7 +15,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from pytest_llem.containers.archive import JOBS, LIFELINE, ROOT, SITE, files_archive
-from pytest_llem.containers.inputs import HUB, Mounted
+from pytest_llem.containers.inputs import CACHE, HUB, Mounted
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.job.redaction import HUB_TOKENS, without_user_info
@@ -32,7 +32,6 @@ def with_lifeline(*arguments: str) -> tuple[str, ...]:
 
 WORKER_COMMAND = with_lifeline("-m", "pytest_llem.worker", "--isolation", "container")
 JOB_NAME = "job"
-CACHE = f"{ROOT}/cache"
 HUB_TOKEN = f"{ROOT}/hub-token"
 
 ENVIRONMENT = {

@@ -1,14 +1,14 @@
-"""Models in the Hugging Face layout, generated from code, so that a study runs without a download: `builtin:NAME`.
+"""Models in the Hugging Face layout that need no hub, `builtin:NAME`: from code, or from a file that a package ships.
 
-Engines make one on first use, with the same bytes on every machine; `containers`, `machine` and `session` ask which
-there are. Raise `RECIPE` with every change of what is generated: seeded weights, a tokenizer of the corpus.
+Made on first use, with the same bytes on every machine; `containers`, `machine` and `session` ask which there are.
+Raise `RECIPE` with every change of what is generated: seeded weights, a tokenizer of the corpus.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -18,9 +18,19 @@ from array import array
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
+from pytest_llem.engines.packaged_models import (
+    PACKAGED,
+    Say,
+    folder_digest,
+    make_packaged,
+    require_packaged,
+    write_json,
+    write_safetensors,
+)
 from pytest_llem.errors import EngineNotInstalledError, JsonValue, ModelNotFoundError, StoreError
-from pytest_llem.job.files import expanded
+from pytest_llem.job.files import expanded, reason
 from pytest_llem.workload.corpus import corpus_text
 
 PREFIX = "builtin:"
@@ -42,46 +52,77 @@ def is_builtin(model: str) -> bool:
     return model.startswith(PREFIX)
 
 
+def is_packaged(model: str) -> bool:
+    """Whether a study's `model` names a built-in one that a package ships."""
+    return is_builtin(model) and model.removeprefix(PREFIX) in PACKAGED
+
+
 def known_builtins() -> tuple[str, ...]:
     """Names that `builtin:` accepts."""
-    return tuple(_RECIPES)
+    return (*_RECIPES, *PACKAGED)
 
 
 def require_known(model: str) -> None:
     """Raise `ModelNotFoundError` for a `builtin:NAME` that there is not."""
     name = model.removeprefix(PREFIX)
-    if name not in _RECIPES:
+    if name not in known_builtins():
         raise ModelNotFoundError(
             f"there is no built-in model {name!r}",
-            fix=f"use one of: {', '.join(PREFIX + known for known in _RECIPES)}",
+            fix=f"use one of: {', '.join(PREFIX + known for known in known_builtins())}",
             details={"model": model},
         )
 
 
-def builtin_path(model: str) -> Path:
-    """The directory of `builtin:NAME`, made on first use in the user's cache directory.
-
-    Safe when several processes ask at once: each makes it in a directory of its own, and one rename wins. Raises
-    `ModelNotFoundError` for an unknown name, `StoreError` without a place to make it in, and
-    `EngineNotInstalledError` where `tokenizers` is missing.
-    """
+def require_makeable(model: str) -> None:
+    """Raise `ModelNotFoundError` for a `builtin:NAME` that is unknown, or whose package is not installed here."""
     require_known(model)
     name = model.removeprefix(PREFIX)
-    target = cache_root() / f"{name}-{recipe_digest()}"
+    if name in PACKAGED and not builtin_place(model).is_dir():
+        require_packaged(name)
+
+
+def builtin_place(model: str) -> Path:
+    """Where the directory of a known `builtin:NAME` is once it has been made."""
+    name = model.removeprefix(PREFIX)
+    return cache_root() / f"{name}-{folder_digest(name) if name in PACKAGED else recipe_digest()}"
+
+
+def builtin_path(model: str, say: Say = lambda text: None) -> Path:
+    """The directory of `builtin:NAME`, made on first use in the user's cache directory; `say` gets what is waited for.
+
+    Safe when several processes ask at once: one makes it, in a directory that a rename puts into its place, while the
+    others wait. Raises `ModelNotFoundError` for an unknown name or a package that is not installed, `StoreError`
+    without a place to make it in, and `EngineNotInstalledError` where `tokenizers` is missing.
+    """
+    require_known(model)
+    name, target = model.removeprefix(PREFIX), builtin_place(model)
     if target.is_dir():
         return target
     try:
         if not target.is_absolute():
             raise OSError(errno.ENOENT, f"user {os.getuid()} has no home directory")
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+        with (target.parent / f".{name}.lock").open("w") as lock:
+            alone = _wait_for(lock, f"another process makes {model}", say)
+            for left in target.parent.glob(f".{name}-*") if alone else ():
+                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+            if not target.is_dir():
+                _make(name, target, say)
     except OSError as problem:
         raise StoreError(
-            f"no place for built-in models at {target.parent}: {problem.strerror}",
-            fix="set HOME or XDG_CACHE_HOME to a directory that can be written",
+            f"no place for built-in models at {target.parent}: {reason(problem)}",
+            fix="set HOME or XDG_CACHE_HOME to a directory that can be written, and has the room",
         ) from None
+    return target
+
+
+def _make(name: str, target: Path, say: Say) -> None:
+    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
     try:
-        make_builtin(name, made)
+        if name in PACKAGED:
+            make_packaged(name, made, say)
+        else:
+            make_builtin(name, made)
         made.chmod(0o755)
         try:
             made.rename(target)
@@ -90,7 +131,20 @@ def builtin_path(model: str) -> Path:
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return target
+
+
+def _wait_for(lock: IO[str], what: str, say: Say) -> bool:
+    """Hold a file's lock until it is closed; false on a file system without locks, where the rename has to do."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(what)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 def cache_root() -> Path:
@@ -109,10 +163,10 @@ def make_builtin(name: str, directory: Path) -> None:
     """Write all files of the model `name` into an existing directory."""
     config, weights = _RECIPES[name]()
     special = {"bos_token_id": BOS[0], "eos_token_id": EOS[0], "pad_token_id": PAD[0]}
-    _write_json(directory / "config.json", {**config, **special})
-    _write_json(directory / "generation_config.json", {"do_sample": False, **special})
+    write_json(directory / "config.json", {**config, **special})
+    write_json(directory / "generation_config.json", {"do_sample": False, **special})
     (directory / "tokenizer.json").write_text(train_tokenizer(), encoding="utf-8")
-    _write_json(
+    write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -124,30 +178,12 @@ def make_builtin(name: str, directory: Path) -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    write_safetensors(directory / "model.safetensors", weights)
+    shapes = {name: shape for name, (shape, _) in weights.items()}
+    values = (struct.pack(f"<{len(values)}f", *values) for _, values in weights.values())
+    write_safetensors(directory / "model.safetensors", shapes, values)
 
 
 Tensor = tuple[tuple[int, ...], "array[float]"]
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write float32 tensors (shape, row-major values) as safetensors: length of the header, JSON header, data."""
-    header: dict[str, JsonValue] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (shape, values) in tensors.items():
-        end = offset + 4 * len(values)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"))
-    text += " " * (-len(text) % 8)
-    with path.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text.encode("ascii"))
-        for _, values in tensors.values():
-            stream.write(struct.pack(f"<{len(values)}f", *values))
-
-
-def _write_json(path: Path, data: Mapping[str, JsonValue]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 class _Weights:

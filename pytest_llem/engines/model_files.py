@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llem.engines.builtin import builtin_path, is_builtin
+from pytest_llem.engines.builtin import PREFIX, builtin_path, is_builtin, is_packaged, require_known
+from pytest_llem.engines.packaged_models import PACKAGED, packaged_gguf
 from pytest_llem.errors import EngineError, EngineSettingError, JsonValue, LlemError, ModelNotFoundError
 from pytest_llem.job.files import found, is_path, open_regular, parse_object, read_json, reason
 from pytest_llem.workload.hub import hub_obstacle
@@ -51,6 +52,24 @@ def find_model(model: str, *, weights: bool = True) -> ModelSource:
         _require_fetched("model", path, weights=weights)
         return ModelSource(str(path), local=True)
     return ModelSource(model, local=False, offline=hub_obstacle())
+
+
+def find_gguf(model: str) -> ModelSource:
+    """The GGUF file that a model is: that of a built-in one, or a path. `ModelNotFoundError` for one that is none."""
+    if is_builtin(model):
+        require_known(model)
+        if is_packaged(model):
+            return ModelSource(str(packaged_gguf(model.removeprefix(PREFIX))), local=True)
+    path = None if is_builtin(model) else _local_path("model", model)
+    if path is None or path.suffix.lower() != GGUF:
+        known = ", ".join(f"{PREFIX}{name}" for name in PACKAGED)
+        raise ModelNotFoundError(
+            f"model {model!r} is no GGUF file, which the server's {{gguf}} stands for",
+            fix=f"name a file, or {known}; a server that takes a directory or a hub id gets {{model}}",
+            details={"model": model},
+        )
+    _require_fetched("model", path)
+    return ModelSource(str(path), local=True)
 
 
 def find_adapter(adapter: str) -> str:

@@ -7,6 +7,7 @@ the method: everything between the lease and the end of the run happens while no
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_llem.energy.idle_power import reference_from
-from pytest_llem.errors import JsonValue, LlemError, NotReleasedError, from_dict
+from pytest_llem.engines import engine_info
+from pytest_llem.engines.builtin import builtin_path, is_builtin
+from pytest_llem.errors import JsonValue, LlemError, ModelNotFoundError, NotReleasedError, from_dict
+from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.files import read_json, write_json
 from pytest_llem.job.job import DeviceSet, IdleReference, Job, JobDir
 from pytest_llem.job.measurement import read_measurement
@@ -48,6 +52,7 @@ class CycleRequest:
     the devices once they are cool; it may raise an `LlemError`, and returns a note for the result or `None`.
     """
 
+    config: ExperimentConfig
     demand: Demand
     lease: LeaseRequest
     job_on: Callable[[DeviceSet], Job]
@@ -71,6 +76,7 @@ def measure_here(
     job_dir.path.mkdir(parents=True, exist_ok=True)
     where = f"{runner.spec.name}:{runner.spec.image or runner.spec.address or ''}"
     try:
+        make_model(request.config, say)
         with held.hold_devices(runner, request, job_dir, say) as (hold, job):
             concurrent_runs = ConcurrentRuns(request.lease.run)
             say("cooling down")
@@ -92,6 +98,20 @@ def measure_here(
     notes = tuple(note for note in (note, cooled.note) if note is not None)
     facts: dict[str, JsonValue] = {**report.facts, **hold.facts, **cooled.facts, "concurrent_workers": concurrent}
     return job, replace(report, notes=(*report.notes, *notes), facts=facts)
+
+
+def make_model(config: ExperimentConfig, say: Callable[[str], None]) -> None:
+    """Make a built-in model before a device is held for it, and outside of the times that a cycle is held to."""
+    if not is_builtin(config.model):
+        return
+    served = engine_info(config.engine).serves_over_http
+    if served and importlib.util.find_spec("transformers") is None:
+        return  # nobody here takes the tokenizer from it
+    try:
+        builtin_path(config.model, say)
+    except ModelNotFoundError:
+        if not served:
+            raise  # a server may have it otherwise, and its own tokenizer
 
 
 class DeviceHold:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pytest_llem.engines.model_files import find_model
+from pytest_llem.engines.model_files import find_gguf, find_model
 from pytest_llem.engines.openai import INFO
 from pytest_llem.engines.openai.settings import OpenAISettings, api_url, unreachable
 from pytest_llem.job.config import ExperimentConfig
@@ -39,6 +39,7 @@ class ServerSpec:
     dtype: str | None
     weights: str
     tensor_parallel_size: int
+    gets_gguf: bool
     devices: DeviceSet
 
     @classmethod
@@ -55,6 +56,7 @@ class ServerSpec:
             dtype=config.dtype,
             weights=config.weights,
             tensor_parallel_size=settings.tensor_parallel_size,
+            gets_gguf=settings.gets_gguf,
             devices=devices,
         )
 
@@ -69,7 +71,9 @@ class ServerSpec:
         return Path(words[0]).name if is_python else program
 
     def model_location(self) -> str:
-        """Absolute directory of a built-in or local model, else its id on the hub. Raises `ModelNotFoundError`."""
+        """Absolute path of a built-in or local model, else its id on the hub. Raises `ModelNotFoundError`."""
+        if self.gets_gguf:
+            return str(Path(find_gguf(self.model).location).absolute())
         source = find_model(self.model, weights=self.weights != "dummy")
         return str(Path(source.location).absolute()) if source.local else source.location
 
@@ -77,6 +81,7 @@ class ServerSpec:
         """Command, arguments and environment with everything filled in."""
         values = {
             "model": model,
+            "gguf": model,
             "host": host,
             "port": str(port),
             "dtype": self.dtype or "auto",

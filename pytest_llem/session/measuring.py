@@ -118,6 +118,7 @@ class Measurer:
 
         queue_position = self.queue_positions.get((study.name, cycle.id, cycle.cycle or 1))
         request = CycleRequest(
+            experiment.config,
             demand,
             LeaseRequest(title, self._run_id, queue_position),
             job_on,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pytest_llem.engines import engine_info, shipped_engines, starts_server
-from pytest_llem.engines.builtin import is_builtin, require_known
-from pytest_llem.engines.model_files import find_adapter, find_model, require_checkpoint
+from pytest_llem.engines.builtin import is_builtin, require_known, require_makeable
+from pytest_llem.engines.model_files import find_adapter, find_gguf, find_model, require_checkpoint
 from pytest_llem.errors import LlemError, StudyError
 from pytest_llem.job.config import SYNTHETIC, ExperimentConfig
 from pytest_llem.job.report import RunnerName
 from pytest_llem.runners import RUNNERS
+from pytest_llem.servers.spec import server_settings
 from pytest_llem.session.named_path import Named, Wrong
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
@@ -72,7 +73,7 @@ def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wr
             if name.is_here():
                 check(config)
             elif is_builtin(name.written):
-                require_known(name.written)
+                _check_builtin(config)
         except LlemError as problem:
             yield setting, name.written, problem
         except OSError as problem:
@@ -82,9 +83,21 @@ def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wr
 def _check_model(config: ExperimentConfig) -> None:
     info, weights = engine_info(config.engine), config.weights != "dummy"
     if info.serves_over_http and starts_server(config):
+        if server_settings(config).gets_gguf:
+            find_gguf(config.model)
+            return
         find_model(config.model, weights=weights)
     elif info.name in shipped_engines() and not info.serves_over_http:
         require_checkpoint(config.model, weights=weights, gguf=info.loads_gguf)
+
+
+def _check_builtin(config: ExperimentConfig) -> None:
+    if starts_server(config) and server_settings(config).gets_gguf:
+        find_gguf(config.model)
+    elif engine_info(config.engine).serves_over_http and not starts_server(config):
+        require_known(config.model)  # for its tokenizer, or else the server's
+    else:
+        require_makeable(config.model)
 
 
 def _check_adapter(config: ExperimentConfig) -> None:

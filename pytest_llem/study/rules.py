@@ -20,7 +20,7 @@ from pytest_llem.study.problems import suggest
 from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
 from pytest_llem.study.values import shown
 
-PLACEHOLDERS = ("model", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
+PLACEHOLDERS = ("model", "gguf", "port", "host", "dtype", "load_format", "revision", "tensor_parallel_size")
 """Names that may stand between braces in the command, the arguments and the environment of a started server."""
 
 _STARTING = ("command", "image", "server_args", "environment")
@@ -92,8 +92,10 @@ def _reaches_server(get: Get) -> str | None:
     if not _starts(get):
         return None
     for name in ("model", "port"):
-        if not _reaches(get, name):
+        if not (_reaches(get, name) or (name == "model" and _reaches(get, "gguf"))):
             return _refused(f"the server is not told its {name}: {{{name}}} {_NOWHERE}", f"add --{name} '{{{name}}}'")
+    if _reaches(get, "model") and _reaches(get, "gguf"):
+        return _refused("the server gets its model twice, as {model} and as {gguf}", "leave one of them out")
     parallel = get("openai.tensor_parallel_size")
     set_here = {
         "dtype": get("dtype"),

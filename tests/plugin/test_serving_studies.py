@@ -154,6 +154,7 @@ COMMAND = ["serve", "{model}", "--port", "{port}"]
         ({"command": ["serve", "{modle}", "{port}"]}, "unknown placeholder {modle} (did you mean 'model'?"),
         ({"command": ["serve", "{model}"]}, "the server is not told its port"),
         ({"command": ["serve", "{port}"]}, "the server is not told its model"),
+        ({"command": ["serve", "{gguf}", "{model}", "{port}"]}, "its model twice, as {model} and as {gguf}"),
         ({"command": COMMAND, "tensor_parallel_size": 2}, "openai.tensor_parallel_size 2 does not reach the server"),
         ({"image": "an/image", "server_args": COMMAND, "dtype": "float16"}, "dtype float16 does not reach the server"),
         ({"command": COMMAND, "weights": "dummy"}, "weights dummy does not reach the server"),

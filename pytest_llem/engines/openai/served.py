@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pytest_llem.energy.processes import PROXIES, TUNNELS, is_here, listening_pid, program
 from pytest_llem.engines.gguf_files import quantization_of, read_gguf
 from pytest_llem.engines.info import ServerApi
-from pytest_llem.engines.model_files import find_model, fingerprint
+from pytest_llem.engines.model_files import find_gguf, find_model, fingerprint
 from pytest_llem.engines.openai.client import ASIDE_TIMEOUT_S
 from pytest_llem.engines.openai.settings import ClientSettings
 from pytest_llem.errors import LlemError, StoreError
@@ -121,7 +121,7 @@ def with_files(told: ServedModel, config: ExperimentConfig, settings: ClientSett
         path = None if told.path is None else _as_seen_by_server(settings.base_url, told.path)
         return told if path is None else _with_file(told, path)
     try:
-        source = find_model(config.model, weights=False)
+        source = find_gguf(config.model) if settings.gets_gguf else find_model(config.model, weights=False)
     except LlemError:
         return told
     if source.local:

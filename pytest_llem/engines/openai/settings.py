@@ -35,7 +35,7 @@ class OpenAISettings:
     base_url: Name | None = setting(None, "Where the server answers.", ["http://127.0.0.1:8000/v1"])
     command: tuple[Name, ...] | None = setting(
         None,
-        "Starts the server, without a shell; {model}, {port} and others are filled in. Null: it is running "
+        "Starts the server, without a shell; {model} or {gguf}, {port} and others are filled in. Null: it is running "
         "already, or its image knows how.",
         [["vllm", "serve", "{model}", "--port", "{port}"]],
     )
@@ -86,6 +86,11 @@ class OpenAISettings:
         "started without. Null: it is found out, and emptied before every repeat.",
     )
     extra: Extra = section(dict, "Passed through: fields of the request's body.", [{"ignore_eos": True}])
+
+    @property
+    def gets_gguf(self) -> bool:
+        """Whether the server that is started gets its model as a GGUF file."""
+        return any("{gguf}" in text for text in (*(self.command or ()), *self.server_args, *self.environment.values()))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pytest_llem.engines import engine_info
-from pytest_llem.engines.builtin import PREFIX, cache_root, is_builtin, known_builtins, recipe_digest
+from pytest_llem.engines.builtin import PREFIX, builtin_place, is_builtin, known_builtins
 from pytest_llem.engines.flops import UNGATED_TYPES
 from pytest_llem.engines.hub_models import shape_of
 from pytest_llem.engines.protocol import ModelShape
@@ -250,7 +250,7 @@ def model_directory(model: str, directory: Path, revision: str | None) -> Path:
     if is_builtin(model):
         if model.removeprefix(PREFIX) not in known_builtins():
             raise UnknownModelError("there is no such built-in model")
-        builtin = cache_root() / f"{model.removeprefix(PREFIX)}-{recipe_digest()}"
+        builtin = builtin_place(model)
         if not builtin.is_dir():
             raise UnknownModelError("it is made when it is first used")
         return builtin

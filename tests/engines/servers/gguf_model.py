@@ -22,8 +22,8 @@ NAMES = {
 }
 
 
-def write_gguf(path: Path, model: str = "builtin:tiny-llama") -> Path:
-    """Write a built-in Llama as GGUF; returns `path`."""
+def write_gguf(path: Path, model: str = "builtin:tiny-llama", *, kind: str = "F32", split: str = "gpt-2") -> Path:
+    """Write a built-in Llama as GGUF, its matrices of a `kind`, its text split as `split` says; returns `path`."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -45,11 +45,13 @@ def write_gguf(path: Path, model: str = "builtin:tiny-llama") -> Path:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _add_tokenizer(writer, tokenizer, config, settings["chat_template"])
+    writer.add_file_type(gguf.LlamaFileType[f"ALL_{kind}" if kind == "F32" else f"MOSTLY_{kind}"])
+    _add_tokenizer(writer, tokenizer, config, settings["chat_template"], split)
     for name, tensor in load_file(directory / "model.safetensors").items():
         heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-        writer.add_tensor(*_converted(name, tensor, heads))
+        name, values = _converted(name, tensor, heads)
+        raw = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(values, raw), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -57,13 +59,13 @@ def write_gguf(path: Path, model: str = "builtin:tiny-llama") -> Path:
     return path
 
 
-def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any], template: str) -> None:
+def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any], template: str, split: str) -> None:
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
     special = {entry["content"] for entry in tokenizer["added_tokens"]}
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL if token in special else NORMAL for token in tokens])
     writer.add_token_merges(merges)

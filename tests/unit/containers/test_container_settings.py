@@ -11,6 +11,7 @@ from pytest_llem.containers.daemon import ssh_command
 from pytest_llem.containers.images import default_image, split_name
 from pytest_llem.containers.inputs import Mounted, inputs_of, with_absolute_paths
 from pytest_llem.engines import shipped_engines
+from pytest_llem.engines.builtin import builtin_place
 from pytest_llem.errors import JsonValue, RunnerError, SettingsError
 from pytest_llem.job.config import Arrival, Decoding, ExperimentConfig, MeasurementSettings, WorkloadSettings
 from pytest_llem.study.runner_settings import DockerSettings
@@ -67,6 +68,18 @@ def test_a_built_in_model_needs_nothing_from_outside(config: ExperimentConfig, h
     inputs = inputs_of(config)
 
     assert (inputs.mounts, inputs.downloads, inputs.network("auto")) == ((), (), "none")
+
+
+def test_a_built_in_model_of_a_package_is_mounted_where_the_worker_looks_for_it(
+    config: ExperimentConfig, hub: Path
+) -> None:
+    """An image has no such package, and making the model there would take each cycle's time."""
+    place = builtin_place("builtin:smollm2-135m")
+
+    inputs = inputs_of(replace(config, model="builtin:smollm2-135m"))
+
+    assert inputs.mounts == (Mounted(str(place), f"/llem/cache/llem/models/{place.name}"),)
+    assert inputs.network("auto") == "none"
 
 
 def test_a_local_model_keeps_its_path(config: ExperimentConfig, hub: Path, tmp_path: Path) -> None:

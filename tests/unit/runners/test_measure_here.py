@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.engines import builtin
+from pytest_llem.engines.builtin import builtin_place
 from pytest_llem.errors import EngineSettingError, LlemError
 from pytest_llem.job.job import DeviceSet, Job, JobDir, load_job
 from pytest_llem.job.report import Note, RunnerSpec, RunReport
@@ -38,6 +40,7 @@ def request_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CycleReques
     monkeypatch.setenv("LLEM_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     return CycleRequest(
+        make_job().config,
         Demand("cpu", ("cpu",), 1),
         LeaseRequest("study one c1", "run"),
         lambda devices: make_job(),
@@ -60,6 +63,31 @@ def test_a_cycle_whose_settings_are_refused_leaves_its_job(tmp_path: Path, reque
 
     assert load_job(job_dir.job) == make_job()
     assert is_free("cpu")
+
+
+class NeedsModel(StartsNothing):
+    """Sees whether a built-in model is there when a cycle begins."""
+
+    def run(self, job: Job, job_dir: JobDir, on_event: OnEvent, lease: Lease | None = None) -> RunReport:
+        assert builtin_place("builtin:tiny-llama").is_dir()
+        return super().run(job, job_dir, on_event, lease)
+
+
+def test_a_built_in_model_is_made_before_the_cycle_has_a_device(
+    tmp_path: Path, request_here: CycleRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by the worker, it would count for the cycle's time limits, and keep a device from others."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    free: list[bool] = []
+
+    def make(name: str, directory: Path) -> None:
+        free.append(is_free("cpu"))
+
+    monkeypatch.setattr(builtin, "make_builtin", make)
+    wanted = replace(request_here, config=replace(make_job().config, model="builtin:tiny-llama"))
+    measure_here(NeedsModel(), HeldDevices(), wanted, JobDir(tmp_path / "run" / "c1"))
+    assert free == [True]
 
 
 def test_a_cycle_without_a_worker_leaves_its_job_its_error_and_what_was_done(

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pytest_llem.engines.packaged_models import PACKAGED, Packaged
 from pytest_llem.errors import LlemError
 from pytest_llem.job.report import RunnerName
 from pytest_llem.session.named_files import require_named_files
@@ -31,6 +32,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     rows = [{"id": n, "text": f"prompt {n}", "prompts": ["no text"]} for n in range(3)]
     data = tmp_path / "data"
     data.mkdir()
+    monkeypatch.setitem(PACKAGED, "absent", Packaged("llm-absent", "llm_absent/a.gguf", "", 0))
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     texts = "".join(f"{row['text']}\n" for row in rows)
     for name, content in {
@@ -152,6 +154,17 @@ def test_sessions_and_traces_are_looked_at_as_far_as_they_are_used(
         assert str(found).startswith(at(text, part) + said)
 
 
+def test_a_server_that_takes_a_gguf_file_gets_one(refused: Refused) -> None:
+    """It would start without its model, and fail each cycle."""
+    command = "command: [serve, '{gguf}', '{port}']"
+    for model, said in {
+        "builtin:tiny-llama": "is no GGUF file, which the server's {gguf} stands for",
+        "./models/whole": "is no GGUF file, which the server's {gguf} stands for",
+        "builtin:absent": "in the package llm-absent, which is not installed here",
+    }.items():
+        assert said in (refused(OPENAI.format(command, model)) or ""), model
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -169,6 +182,10 @@ def test_sessions_and_traces_are_looked_at_as_far_as_they_are_used(
         ("./data/p.txt", "is a file and no model"),
         ("./models/m.gguf", "is a GGUF file, which this engine does not load\nfix: use the engine vllm"),
         ("builtin:tiny-lama", "no built-in model 'tiny-lama'\nfix: use one of: builtin:tiny-llama"),
+        (
+            "builtin:absent",
+            "is in the package llm-absent, which is not installed here\nfix: pip install 'pytest-llem[demo]'",
+        ),
         ("builtin:tiny-llama\nlora: ./models/whole", "has no adapter_config.json"),
         ("builtin:tiny-llama\nlora: ./models/adaptr", "fix: did you mean 'models/adapter'?"),
     ],
@@ -192,6 +209,8 @@ def test_a_model_that_cannot_be_one_is_refused_before_an_engine_is_imported(
         "model: builtin:tiny-llama\nlora: ./models/adapter\n",
         "model: ./models/m.gguf\nengine: vllm\n",
         OPENAI.format(SERVER, "./models/m.gguf"),
+        OPENAI.format("command: [serve, '{gguf}', '{port}']", "./models/m.gguf"),
+        OPENAI.format("base_url: 'http://h/v1'", "builtin:absent"),
         OPENAI.format("base_url: 'http://h/v1'", "/models/of/the/server"),
         OPENAI.format("base_url: 'http://h/v1'", "llama-3.gguf"),
         OPENAI.format("base_url: 'http://h/v1'", "a/b/c"),

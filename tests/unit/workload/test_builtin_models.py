@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -14,7 +15,7 @@ import pytest
 from pytest_llem.engines import builtin
 from pytest_llem.engines.builtin import builtin_path, known_builtins, make_builtin
 from pytest_llem.engines.model_files import find_model, fingerprint
-from pytest_llem.errors import ModelNotFoundError
+from pytest_llem.errors import ModelNotFoundError, StoreError
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -39,18 +40,25 @@ def test_every_making_gives_the_same_bytes(tmp_path: Path, name: str, expected: 
     assert digest(tmp_path) == expected
 
 
-def test_many_makers_at_once_leave_one_whole_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_at_once_one_makes_it_and_the_others_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several processes of a test run ask for it at the same moment on a fresh machine."""
-    together, make = Barrier(4), builtin.make_builtin
+    waiting, make = Barrier(4), builtin.make_builtin
+    made: list[str] = []
 
-    def make_together(name: str, directory: Path) -> None:
+    def make_while_others_wait(name: str, directory: Path) -> None:
+        made.append(name)
+        waiting.wait(timeout=30)
         make(name, directory)
-        together.wait(timeout=30)
 
-    monkeypatch.setattr(builtin, "make_builtin", make_together)
+    monkeypatch.setattr(builtin, "make_builtin", make_while_others_wait)
+
+    def wait(_text: str) -> None:
+        waiting.wait(timeout=30)
+
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(builtin_path, ["builtin:tiny-llama"] * 4))
-    assert [path.name for path in (cache / "llem" / "models").iterdir()] == [path.name for path in paths]
+        paths = set(pool.map(lambda model: builtin_path(model, wait), ["builtin:tiny-llama"] * 4))
+    assert made == ["tiny-llama"]
+    assert [path.name for path in (cache / "llem" / "models").glob("[!.]*")] == [path.name for path in paths]
     assert {path.name for path in paths.pop().iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -58,6 +66,14 @@ def test_many_makers_at_once_leave_one_whole_model(cache: Path, monkeypatch: pyt
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_what_a_killed_maker_left_is_removed(cache: Path) -> None:
+    """Half a folder of a large model would fill the disk unseen."""
+    left = cache / "llem" / "models" / ".tiny-llama-half"
+    left.mkdir(parents=True)
+    builtin_path("builtin:tiny-llama")
+    assert not left.exists()
 
 
 def test_a_cached_model_is_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +85,12 @@ def test_a_cached_model_is_not_made_again(cache: Path, monkeypatch: pytest.Monke
 def test_a_failed_making_leaves_nothing_behind(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_name: str, directory: Path) -> None:
         (directory / "config.json").write_text("{}", encoding="utf-8")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(builtin, "make_builtin", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match=r"No space left on device\nfix: .*has the room"):
         builtin_path("builtin:tiny-llama")
-    assert list((cache / "llem" / "models").iterdir()) == []
+    assert [path.name for path in (cache / "llem" / "models").iterdir()] == [".tiny-llama.lock"]
 
 
 def test_weights_are_a_valid_safetensors_file(tmp_path: Path) -> None:
