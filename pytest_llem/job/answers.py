@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,15 @@ def write_answers(path: Path, answers: Iterable[Answered]) -> None:
 
 def read_answers(path: Path) -> list[Answered]:
     """The answers of a cycle, in the order of its questions. Raises `StoreError` where the file is absent or broken."""
+    return [*each_answer(path)]
+
+
+def each_answer(path: Path) -> Iterator[Answered]:
+    """The same one by one, as they are read."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield decode(Answered, parse_object(line, f"{path}:{number}"), f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as problem:
         raise StoreError(f"{path}: {problem}", fix="measure with workload.score, which writes it") from None
-    return [
-        decode(Answered, parse_object(line, f"{path}:{number}"), f"{path}:{number}")
-        for number, line in enumerate(lines, start=1)
-        if line
-    ]

@@ -158,7 +158,7 @@ _QUALITY_PAGE = "pytest-llem, [joules per correct answer](quality.md)"
 _NOT_SCORED = "the study scores no answers (`workload.score`), or their scorer failed"
 _QUALITY = (
     MetricName(
-        *(ACCURACY, "1", True, "Mean score of the answers", False),
+        *(ACCURACY, "1", True, "Accuracy of the answers", False),
         "sum of the scores of all answers of the measure windows / those answers; a request that failed scores 0",
         _QUALITY_PAGE,
         _NOT_SCORED,

@@ -169,16 +169,17 @@ def load(path: str | Path) -> Results:
 
 def load_rows(path: Path) -> Results:
     """As `load`, with a row for every run that holds a measurement: for those who tell runs apart."""
-    return _read(result_files(path))
+    return read_files(result_files(path))
 
 
 def load_all(paths: Sequence[Path], progress: ShowProgress) -> Results:
     """The results of runs, folders of runs or files, each measurement once; `progress` sees each file as it is read."""
     files = [file for path in paths for file in result_files(path)]
-    return _read(progress(files, "reading")).distinct()
+    return read_files(progress(files, "reading")).distinct()
 
 
-def _read(files: Iterable[Path]) -> Results:
+def read_files(files: Iterable[Path]) -> Results:
+    """The results of these files."""
     found = [(read_result(file), file.parent) for file in files]
     directories = {measurement_id(result): directory for result, directory in found}
     return Results(tuple(result for result, _ in found), directories)

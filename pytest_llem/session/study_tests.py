@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from pytest_llem.session.experiment_cycle import ExperimentCycle
     from pytest_llem.session.session import LlemSession
 
+OF_ANSWERS = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "joules_per_correct_answer",
+    "joules_per_correct_answer_uncertainty",
+)
+"""Properties of a cycle whose answers are scored."""
 Property = tuple[str, "str | int | float | bool"]
 
 
@@ -141,7 +149,7 @@ def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) ->
     if result is not None:
         from pytest_llem.results.metrics import metric
 
-        energy, latency = result.energy, result.latency
+        energy, latency, quality = result.energy, result.latency, result.quality
         numbers = {
             **({} if headline is None else {headline: metric(headline).of(result)}),
             "energy_j": energy.energy_j,
@@ -151,6 +159,7 @@ def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) ->
             "avg_power_w": energy.avg_power_w,
             "avg_power_w_uncertainty": energy.avg_power_w_uncertainty,
             "output_tokens_per_s": result.throughput.output_tokens_per_s,
+            **({} if quality is None else {name: getattr(quality, name) for name in OF_ANSWERS}),
             "ttft_p50_s": latency.ttft_s.p50 if latency.ttft_s else None,
             "tpot_p50_s": latency.tpot_s.p50 if latency.tpot_s else None,
         }
@@ -164,7 +173,14 @@ def properties(outcome: Outcome, rootpath: Path, headline: str | None = None) ->
 def experiment_properties(figures: Mapping[str, MetricSummary], headline: str) -> list[Property]:
     """An experiment's main figures with their expanded uncertainty, which is absent where it is not known."""
     entries: list[Property] = []
-    names = (headline, "joules_per_output_token", "output_tokens_per_s", "max_rate_under_slo")
+    names = (
+        headline,
+        "joules_per_output_token",
+        "output_tokens_per_s",
+        "max_rate_under_slo",
+        "accuracy",
+        "joules_per_correct_answer",
+    )
     for name in dict.fromkeys(names):
         figure = figures.get(name)
         if figure is not None:

@@ -16,8 +16,9 @@ from pytest_llem.results.axes import StudyAxes, differing, joined
 from pytest_llem.results.gate_report import GateReport, read_gates
 from pytest_llem.results.layout import MANIFEST, runs_at
 from pytest_llem.results.manifest import Manifest, ManifestItem, RunState, current_manifest, run_state
-from pytest_llem.results.reading import Cell, Results, read_result, result_files
+from pytest_llem.results.reading import Cell, Results, measurement_id, read_files, result_files
 from pytest_llem.results.repeatability import BASELINES
+from pytest_llem.results.report.answered import AnswersOf, answers_of
 from pytest_llem.results.report.traces import PowerTrace, power_traces
 from pytest_llem.results.schema import Result
 from pytest_llem.results.search_record import SearchRecord, read_searches
@@ -31,8 +32,8 @@ class ExperimentRow:
     """One experiment of one run, with `metrics` as in its summary.
 
     `total` counts the cycles that the run planned; where only some of its results are shown, those. `point` is its
-    value on each axis, `None` where that has no effect; `slo` is `None` without one, and so is
-    `search` for all but searches.
+    value on each axis, `None` where that has no effect; `slo` is `None` without one, and so are `search` for all but
+    searches, and `answers` where none are scored.
     """
 
     key: str
@@ -52,6 +53,7 @@ class ExperimentRow:
     point: Mapping[str, JsonValue] = field(default_factory=dict)
     slo: Served | None = None
     search: SearchRecord | None = None
+    answers: AnswersOf | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def gather_content(
     A run of which nothing succeeded has no results, and problems to show. `progress` sees each file as it is read.
     """
     files = [file for path in paths for file in _result_files(path)]
-    every = Results(tuple(read_result(file) for file in progress(files, "reading")))
+    every = read_files(progress(files, "reading"))
     results = every.distinct()
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -118,6 +120,9 @@ def gather_content(
         replace(
             _experiment(key, group, settings[id(group[0])], max(planned[key], len(group)), baseline_dir),
             search=searched.get(key),
+            answers=answers_of(
+                [(each, every.directories.get(measurement_id(each))) for each in group if each.validity.valid]
+            ),
         )
         for key, group in groups.items()
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pytest_llem.job.metric_names import HEADLINE
+from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.metrics import METRICS, SHIPPED
 from pytest_llem.results.report.content import Content, ExperimentRow
@@ -25,6 +25,8 @@ HEADLINES = (HEADLINE, "joules_per_request", "output_tokens_per_s")
 """Metrics that every table shows, after the study's own headline."""
 SERVED = ("max_rate_under_slo", "good_requests_per_joule", "goodput_requests_per_s", HEADLINE)
 """The same where the study has an SLO."""
+SCORED = (JOULES_PER_CORRECT, ACCURACY, HEADLINE)
+"""The same where answers are scored."""
 FURTHER = (
     "joules_per_good_request",
     "goodput_output_tokens_per_s",
@@ -58,6 +60,8 @@ UNITS: Mapping[str, str] = {
     "joules_per_good_request": "J/good request",
     "goodput_requests_per_s": "good requests/s",
     "max_rate_under_slo": "largest requests/s",
+    JOULES_PER_CORRECT: "J/correct answer",
+    ACCURACY: "accuracy (%)",
 }
 """Metrics whose unit says all."""
 MAX_COLUMNS = 8
@@ -108,7 +112,9 @@ def _study(name: str, rows: Sequence[ExperimentRow], axes: StudyAxes, headline: 
         same.append((CYCLES.head, CYCLES.cell(rows[0])))
     measured = {metric for row in rows for metric in row.metrics}
     with_slo = any(row.slo for row in rows)
-    first = [metric for metric in dict.fromkeys([headline, *(SERVED if with_slo else HEADLINES)]) if metric in measured]
+    scored = SCORED if any(row.answers for row in rows) else ()
+    wanted = (*scored, *(SERVED if with_slo else () if scored else HEADLINES))
+    first = [metric for metric in dict.fromkeys([headline, *wanted]) if metric in measured]
     shown = [*naming, *(_metric(metric, rows) for metric in first), *([SLO] if with_slo else []), *cycles]
     if len(asked := {row.slo.limits_text for row in rows if row.slo}) == 1:
         same.append(("SLO", text(*asked)))
@@ -214,7 +220,7 @@ def _metric(name: str, rows: Sequence[ExperimentRow]) -> Column:
     """A metric with the SI prefix that suits most of its values, so that all cells of the column have one unit."""
     metric = METRICS[name]
     exponent = _exponent(name, rows)
-    scale, prefix = 1000.0**exponent, PREFIXES[exponent]
+    scale, prefix = 0.01 if name == ACCURACY else 1000.0**exponent, PREFIXES[exponent]
     unit = "" if metric.unit == "1" else f" ({prefix}{metric.unit})"
     head = prefix + UNITS[name] if name in UNITS else _short(name) + unit
     return Column(

@@ -19,6 +19,7 @@ from pytest_llem.results.compare import ComparedMetric, compare, headlines
 from pytest_llem.results.compared_sides import open_side, side_of
 from pytest_llem.results.reading import Results
 from pytest_llem.results.repeatability import BASELINES
+from pytest_llem.results.report.answers import answers
 from pytest_llem.results.report.asked import asked
 from pytest_llem.results.report.charts import Chart, charts, left_out, power_chart, svg_of
 from pytest_llem.results.report.content import Content, gather_content
@@ -71,6 +72,7 @@ def _render(
     drawn = charts if bundle else ()
     sections = [
         ("Results", "experiments", experiments(content) if content.experiments else NOTHING),
+        ("Answers", "answers", answers(content)),
         ("Largest load under the SLO", "searches", searches(content)),
         ("Gates", "gates", gates(content)),
         ("Comparison", "comparison", comparison(compared)),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_llem.job.metric_names import HEADLINE, known_metric
+from pytest_llem.job.metric_names import ACCURACY, HEADLINE, JOULES_PER_CORRECT, known_metric
 from pytest_llem.results.axes import written
 from pytest_llem.results.terminal import PREFIXED, PREFIXES, common_exponent, middle_cut, plus_minus
 
@@ -23,6 +23,8 @@ SEARCHED = "max_rate_under_slo"
 """Beside the headline of a study that searches it."""
 SERVED = ("joules_per_good_request", "goodput_requests_per_s")
 """The same where a study has an SLO."""
+SCORED = (JOULES_PER_CORRECT, ACCURACY, HEADLINE)
+"""The same where answers are scored."""
 INVERSE = {"good_requests_per_joule": "joules_per_good_request"}
 """What a headline makes needless."""
 WHERE_ROOM = ("avg_power_w", "energy_j")
@@ -37,6 +39,8 @@ SHORT = {
     "goodput_requests_per_s": ("", "", "good/s"),
     "goodput_output_tokens_per_s": ("", "", "good tokens/s"),
     "max_rate_under_slo": ("", "", "max requests/s"),
+    JOULES_PER_CORRECT: ("", "J", "/correct"),
+    ACCURACY: ("accuracy", "", "%"),
 }
 """What stands before a figure, its unit, and what follows the unit; of other metrics, name and unit."""
 SPREAD = "spread"
@@ -149,7 +153,8 @@ def table_of(rows: Sequence[ExperimentSummary], plan: StudyPlan) -> Table:
     shared, names = _names(rows, plan)
     with_slo = any(row.slo for row in rows)
     known = {name for row in rows for name in row.metrics}
-    wanted = dict.fromkeys((headline, SEARCHED, *(SERVED if with_slo else ALWAYS)))
+    scored = SCORED if any(ACCURACY in row.metrics for row in rows) else ()
+    wanted = dict.fromkeys((headline, SEARCHED, *scored, *(SERVED if with_slo else () if scored else ALWAYS)))
     measured = [name for name in wanted if name in known and name != INVERSE.get(headline)]
     further = [name for name in (*ALWAYS, *WHERE_ROOM) if name in known and name not in measured]
     return Table(
@@ -183,7 +188,7 @@ def _figure(name: str, rows: Sequence[ExperimentSummary]) -> TableColumn:
     before, unit, after = _words(name)
     found = [row.metrics.get(name) for row in rows]
     exponent = common_exponent((each.value for each in found if each is not None), unit)
-    scale = 1000.0**exponent
+    scale = 0.01 if name == ACCURACY else 1000.0**exponent
     cells = tuple(
         "-" if each is None else plus_minus(each.value / scale, each.uncertainty and each.uncertainty / scale)
         for each in found

@@ -19,7 +19,6 @@ from pytest_llem.results.report.charts import Chart, charts, svg_of
 from pytest_llem.results.report.charts.chart import Size
 from pytest_llem.results.report.charts.drawing import MAX_ROWS, bands, document, shown
 from pytest_llem.results.report.charts.figures import COLUMN, PAGE_WIDTH, TALLEST, caption
-from pytest_llem.results.report.charts.pareto import _front
 from pytest_llem.results.report.charts.scales import unit_of
 from pytest_llem.results.report.content import Content, ExperimentRow
 from pytest_llem.results.schema import Result
@@ -215,10 +214,6 @@ def test_the_front_is_named_and_no_name_hides_another() -> None:
     assert all("name" in row for row in rows if row["front"])
     several: Any = chart_of(content_of(BATCH), "pareto").rows
     assert len({(row["name_x"], row["name_y"]) for row in several}) == 3
-
-
-def test_the_front_is_what_nothing_is_better_than_in_both() -> None:
-    assert _front([(1, 5), (2, 4), (2, 3), (1, 4), (3, 1), (3, 1), (0, 5)]) == {0, 1, 4, 5}
 
 
 def test_what_was_not_measured_is_counted() -> None:

@@ -12,7 +12,7 @@ from pytest_llem.results.report.charts.chart import PAGE, Chart, Size
 from pytest_llem.results.report.charts.drawing import left_out, page_style, svg_of
 from pytest_llem.results.report.charts.effect import effect_charts
 from pytest_llem.results.report.charts.load import load_charts
-from pytest_llem.results.report.charts.pareto import pareto
+from pytest_llem.results.report.charts.pareto import pareto, quality_charts
 from pytest_llem.results.report.charts.points import Experiments
 from pytest_llem.results.report.charts.power import power_chart, power_spec
 from pytest_llem.results.report.charts.search import search_charts
@@ -25,6 +25,7 @@ def charts(content: Content, size: Size = PAGE) -> list[Chart]:
     """The charts for which there is data."""
     of = Experiments(content, size)
     first = [
+        *quality_charts(of, size),
         *search_charts(of, size),
         *load_charts(of, size),
         *value_charts(of, size),

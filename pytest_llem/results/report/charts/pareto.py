@@ -1,7 +1,8 @@
-"""The chart of the headline against throughput, with the Pareto front and names at its points.
+"""The charts of one metric against another, with the Pareto front and names at its points.
 
-`charts` makes it. Names are placed here, because Vega-Lite prints them over each other: points on the front first, and
-others where there is room.
+`charts` makes them: the headline against throughput and, where answers are scored, accuracy against what an answer
+costs. Names are placed here, because Vega-Lite prints them over each other: points on the front first, and others where
+there is room.
 """
 
 from __future__ import annotations
@@ -11,8 +12,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import metric_name
-from pytest_llem.results.report.charts.chart import GREY, LETTER, LINE, Chart, Rows, Size, Spec, interval, tooltip
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, metric_name
+from pytest_llem.results.front import STANDINGS, Spot, Standing, front, standings
+from pytest_llem.results.report.charts.chart import (
+    GREY,
+    LINE,
+    PALETTE,
+    Chart,
+    Rows,
+    Size,
+    Spec,
+    interval,
+    tooltip,
+)
+from pytest_llem.results.report.charts.placing import MAX_NAMES, Box, Place, place_names
 from pytest_llem.results.report.charts.points import Experiments, identity
 from pytest_llem.results.report.charts.scales import (
     Unit,
@@ -24,8 +37,12 @@ from pytest_llem.results.report.charts.scales import (
     unit_of,
     upright,
 )
+from pytest_llem.results.report.content import ExperimentRow
+from pytest_llem.results.summary import MetricSummary
 
-SPEED, ENERGY = "output_tokens_per_s", "joules_per_output_token"
+SPEED, ENERGY, ANSWER = "output_tokens_per_s", "joules_per_output_token", "joules_per_request"
+FILLED: dict[Standing, float] = {"on": 1.0, "possible": 0.4, "dominated": 0.0}
+"""How much a point is filled, by how it stands against the others."""
 ASPECT = 0.66
 """Height over width. Chosen: so that the names of a front, which runs from corner to corner, have room."""
 AXIS = 4.5
@@ -39,17 +56,6 @@ REACH = 0.5
 what was measured."""
 MAX_NARROW = 8
 """Chosen: so many names of one line find room in a column of print."""
-MAX_NAMES = 24
-"""Points on the front, and points off it, that are named at most. Chosen: more names hide the points."""
-ANGLES = (20, -20, 160, -160, 90, -90, 50, -50, 130, -130, 0, 180)
-DISTANCES = (6.0, 12.0, 20.0, 30.0, 42.0, 56.0)
-HIDDEN = 1000.0
-"""Weight of what a name hides of points and names, beside pixels of distance and of bars."""
-LEADER = 10.0
-"""Pixels between a point and its name from which on a line joins them."""
-
-Place = tuple[float, float]
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Scale:
     pixels: float
 
     @classmethod
-    def over(cls, values: Sequence[float], bars: Sequence[float], pixels: float) -> Scale:
-        """Over these values and, as far as `REACH` allows, the ends of their bars."""
-        log = is_log(values)
+    def over(cls, values: Sequence[float], bars: Sequence[float], pixels: float, *, share: bool = False) -> Scale:
+        """Over these values and, as far as `REACH` allows, the ends of their bars; that of a share is linear."""
+        log = is_log(values) and not share
         ends = [math.log(value) if log else value for value in (min(values), max(values))]
         span = max(ends[1] - ends[0], LEAST_SPAN * (1 if log else abs(ends[1]))) or 1.0
         reach = [math.log(bar) if log else bar for bar in bars if bar > 0 or not log]
@@ -92,64 +98,107 @@ class Scale:
 def pareto(experiments: Experiments, size: Size) -> Chart:
     """The headline against throughput, or energy per token against it where that is the headline."""
     headline = experiments.headline()
-    metric = ENERGY if headline == SPEED else headline
+    return _chart(experiments, size, "pareto", SPEED, ENERGY if headline == SPEED else headline)
+
+
+def quality_charts(experiments: Experiments, size: Size) -> Iterator[Chart]:
+    """Accuracy against energy per correct answer, and per answer; without rows where nothing was scored."""
+    yield _chart(experiments, size, "quality", JOULES_PER_CORRECT, ACCURACY, stand=True)
+    yield _chart(experiments, size, "quality-per-answer", ANSWER, ACCURACY, stand=True)
+
+
+def _chart(experiments: Experiments, size: Size, id: str, across: str, metric: str, *, stand: bool = False) -> Chart:
+    """`metric` against another one; where these `stand` against each other, the front with its uncertainty."""
     measured = [
         (row, x, y)
         for row in experiments.rows
-        if (x := row.metrics.get(SPEED)) is not None and (y := row.metrics.get(metric)) is not None
+        if (x := row.metrics.get(across)) is not None and (y := row.metrics.get(metric)) is not None
     ]
     if len(measured) < 2:
-        return Chart("pareto", "", "", {}, [])
-    higher = metric_name(metric).higher_is_better
-    front = _front([(x.value, y.value if higher else -y.value) for _, x, y in measured])
-    units = (unit_of(SPEED, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
+        return Chart(id, "", "", {}, [])
+    higher = [metric_name(name).higher_is_better for name in (across, metric)]
+    signs = [1 if better else -1 for better in higher]
+    best = front([(signs[0] * x.value, signs[1] * y.value) for _, x, y in measured])
+    standing = _standings(measured, higher) if stand else []
+    units = (unit_of(across, [x.value for _, x, _ in measured]), unit_of(metric, [y.value for _, _, y in measured]))
     values = [(x.value * units[0].factor, y.value * units[1].factor) for _, x, y in measured]
     bars = [[*map(units[0].of, interval(x)), *map(units[1].of, interval(y))] for _, x, y in measured]
     height = round(size.width * ASPECT)
     ends = [[end for bar in bars for end in bar[at : at + 2] if end] for at in (0, 2)]
     spans = [
-        Scale.over([value[at] for value in values], ends[at], pixels)
-        for at, pixels in ((0, size.width - AXIS * size.font), (1, height))
+        Scale.over([value[at] for value in values], ends[at], pixels, share=name == ACCURACY)
+        for at, pixels, name in ((0, size.width - AXIS * size.font, across), (1, height, metric))
     ]
     places = [(spans[0].to_pixel(x), spans[1].to_pixel(y)) for x, y in values]
     names = [experiments.labels[row.key] for row, _, _ in measured]
     crosses = [box for place, bar in zip(places, bars, strict=True) for box in _cross(place, bar, spans)]
-    placed = _place_names(places, names, front, crosses, spans, size.font)
+    placed = place_names(places, names, best, crosses, (spans[0].pixels, spans[1].pixels), size.font)
     marks = experiments.marks([row.key for row, _, _ in measured])
     rows: Rows = []
     for at, (row, _, _) in enumerate(measured):
         slow, fast, low, high = bars[at]
         point: Spec = {"x": values[at][0], "y": values[at][1], "slow": slow, "fast": fast, "low": low, "high": high}
-        name: Spec = {"label": names[at], "front": at in front}
+        name: Spec = {"label": names[at], "front": at in best}
+        if stand:
+            name |= {"standing": STANDINGS[standing[at]], "filled": FILLED[standing[at]]}
         if at in placed:
-            (across, up), end = placed[at]
-            name |= {"name": names[at], "name_x": spans[0].to_value(across), "name_y": spans[1].to_value(up)}
+            (over, up), end = placed[at]
+            name |= {"name": names[at], "name_x": spans[0].to_value(over), "name_y": spans[1].to_value(up)}
             if end:
                 name |= {"end_x": spans[0].to_value(end[0]), "end_y": spans[1].to_value(end[1])}
         rows.append({**identity(row), **point, **name, **marks.fields(row.key)})
-    title = f"{units[1].name} against {metric_words(SPEED)}"
+    title = f"{units[1].name} against {metric_words(across)}"
     text = (
         f"{title}: means over valid cycles, with bars for their expanded uncertainty (95 %); "
         "points whose bars overlap need not differ, and a bar at the frame goes on. Dashed: the Pareto front "
-        f"({len(front)} of {len(rows)}), than which none is better in both. {marks.words}{experiments.without(metric)}"
+        f"({len(best)} of {len(rows)}), than which none is better in both. {_in_words(standing)}"
+        f"{marks.words}{experiments.without(metric)}"
     )
-    spec: Spec = {
-        "height": height,
-        "layer": _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES),
-    }
+    layers = _layers(spans, units, marks.encoding, size, many=len(measured) > MAX_NAMES, stand=stand)
+    spec: Spec = {"height": height, "layer": layers}
     return Chart(
-        "pareto",
+        id,
         title,
         text.strip(),
         spec,
         rows,
-        (metric, SPEED),
+        (metric, across),
         experiments.studies,
         wide=len(measured) > MAX_NARROW or experiments.label_lines > 1,
     )
 
 
-def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Size, *, many: bool) -> list[JsonValue]:
+def _standings(
+    measured: Sequence[tuple[ExperimentRow, MetricSummary, MetricSummary]], higher: Sequence[bool]
+) -> list[Standing]:
+    x, y = (
+        [Spot.of(interval(estimate), higher=better) for estimate in estimates]
+        for estimates, better in zip(([x for _, x, _ in measured], [y for _, _, y in measured]), higher, strict=True)
+    )
+    return standings(x, y, [row.answers and row.answers.alike for row, _, _ in measured])
+
+
+def _in_words(standing: Sequence[Standing]) -> str:
+    """How many points stand how against the others, as part of a caption; empty where that is not asked."""
+    if not standing:
+        return ""
+    looks: dict[Standing, str] = {"on": "full", "possible": "pale", "dominated": "hollow"}
+    told = [f"{STANDINGS[each]} ({looks[each]}): {count}" for each in looks if (count := standing.count(each))]
+    return (
+        f"By the intervals of both, {', '.join(told)}. Another setting dominates where it is better in both by more "
+        "than the intervals, or costs less and has the same scores on every question. "
+    )
+
+
+def _layers(
+    spans: Sequence[Scale],
+    units: Sequence[Unit],
+    marks: Spec,
+    size: Size,
+    *,
+    many: bool,
+    stand: bool = False,
+) -> list[JsonValue]:
     x = spans[0].position("x", units[0].title)
     y = spans[1].position("y", upright(units[1].title, spans[1].pixels, size))
     colour = {"color": marks["color"]} if "color" in marks else {}
@@ -158,6 +207,12 @@ def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Si
     small: Spec = {"fontSize": size.font - 1, "lineHeight": LINE * (size.font - 1)}
     order: Spec = {"order": {"field": "x", "type": "quantitative"}}
     titles = tooltip(label="experiment", run="run", x=units[0].title, y=units[1].title)
+    point: Spec = {"type": "point", "filled": True, "size": 4 * size.font, "opacity": 1}
+    filled: Spec = {}
+    if stand:
+        titles += tooltip(standing="front (95 %)")
+        point |= {"filled": False, "strokeWidth": 1.4, "size": 5 * size.font}
+        filled = _filled(marks)
     return [
         {
             "transform": [{"filter": "datum.front"}],
@@ -171,10 +226,7 @@ def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Si
             "mark": {"type": "rule", "strokeWidth": 0.6, "color": GREY},
             "encoding": {"x": x, "y": y, "x2": {"field": "end_x"}, "y2": {"field": "end_y"}},
         },
-        {
-            "mark": {"type": "point", "filled": True, "size": 4 * size.font, "opacity": 1},
-            "encoding": {"x": x, "y": y, **marks, "tooltip": titles},
-        },
+        {"mark": point, "encoding": {"x": x, "y": y, **marks, **filled, "tooltip": titles}},
         {
             "transform": [{"filter": "datum.name"}],
             "mark": {"type": "text", "lineBreak": "\n", "baseline": "middle", **small},
@@ -183,16 +235,11 @@ def _layers(spans: Sequence[Scale], units: Sequence[Unit], marks: Spec, size: Si
     ]
 
 
-def _front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """The points than which no other is better in one and at least as good in the other; equal points are all on it."""
-    front: set[int] = set()
-    best, best_x = -math.inf, math.inf
-    for at in sorted(range(len(points)), key=lambda at: points[at], reverse=True):
-        x, y = points[at]
-        if y > best or (y == best and x == best_x):
-            front.add(at)
-            best, best_x = y, x
-    return front
+def _filled(marks: Spec) -> Spec:
+    """How a point stands, as its filling in the colour of its line; the caption says what that means."""
+    colour = marks.get("color")
+    fill: Spec = {**colour, "legend": None} if isinstance(colour, dict) else {"value": PALETTE[0]}
+    return {"fill": fill, "fillOpacity": {"field": "filled", "type": "quantitative", "scale": None, "legend": None}}
 
 
 def _cross(place: Place, bar: Sequence[float | None], spans: Sequence[Scale]) -> Iterator[Box]:
@@ -202,62 +249,3 @@ def _cross(place: Place, bar: Sequence[float | None], spans: Sequence[Scale]) ->
         yield (spans[0].to_pixel(slow), y - 0.5, spans[0].to_pixel(fast), y + 0.5)
     if low is not None and high is not None:
         yield (x - 0.5, spans[1].to_pixel(low), x + 0.5, spans[1].to_pixel(high))
-
-
-def _place_names(
-    places: Sequence[Place],
-    names: Sequence[str],
-    front: set[int],
-    bars: Sequence[Box],
-    spans: Sequence[Scale],
-    font: float,
-) -> dict[int, tuple[Place, Place | None]]:
-    """The centre of each name that finds room, in pixels from the lower left, and the end of a line to its point.
-
-    No name hides a point or another name, except on the front, where each has one: it stands where it hides least. A
-    name over a bar is avoided where another place is near.
-    """
-    taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
-    others = [at for at in range(len(places)) if at not in front]
-    placed: dict[int, tuple[Place, Place | None]] = {}
-    for at in [*sorted(front)[:MAX_NAMES], *(others if len(others) <= MAX_NAMES else ())]:
-        lines = names[at].split("\n")
-        width = max(map(len, lines)) * LETTER * (font - 1) + 2
-        height = len(lines) * font * LINE
-        best: tuple[float, float, Box] | None = None
-        near = [box for box in taken if _reaches(box, places[at], width, height)]
-        crossed = [bar for bar in bars if _reaches(bar, places[at], width, height)]
-        for distance in DISTANCES if at in front else DISTANCES[:3]:
-            for angle in ANGLES:
-                across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-                x = places[at][0] + across * (distance + width / 2)
-                y = places[at][1] + up * (distance + height / 2)
-                box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-                if box[0] < 0 or box[1] < 0 or box[2] > spans[0].pixels or box[3] > spans[1].pixels:
-                    continue
-                hidden = sum(_overlap(box, other) for other in near) * HIDDEN + sum(
-                    _overlap(box, bar) for bar in crossed
-                )
-                if best is None or hidden + distance < best[0]:
-                    best = (hidden + distance, distance, box)
-        if best and (best[0] < HIDDEN or at in front):
-            _, distance, box = best
-            taken.append(box)
-            x, y = places[at]
-            nearest = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
-            placed[at] = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), nearest if distance > LEADER else None
-    return placed
-
-
-def _reaches(box: Box, place: Place, width: float, height: float) -> bool:
-    """Whether a name of that size, somewhere around the place, could touch the box."""
-    far = DISTANCES[-1]
-    across = box[0] - far - width < place[0] < box[2] + far + width
-    return across and box[1] - far - height < place[1] < box[3] + far + height
-
-
-def _overlap(one: Box, other: Box) -> float:
-    """The area that two boxes share."""
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    up = min(one[3], other[3]) - max(one[1], other[1])
-    return across * up if across > 0 and up > 0 else 0.0

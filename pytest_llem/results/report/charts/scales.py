@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_llem.errors import JsonValue
-from pytest_llem.job.metric_names import metric_name
+from pytest_llem.job.metric_names import ACCURACY, metric_name
 from pytest_llem.results.report.charts.chart import WIDE_LETTER, Size, Spec, quoted, wrapped
 from pytest_llem.results.terminal import PREFIXED
 from pytest_llem.study.model import SweptAxis
@@ -62,6 +62,8 @@ def unit_of(name: str, values: Iterable[float | None]) -> Unit:
     if symbol in PREFIXED:
         prefix, step = next((prefix, step) for prefix, least, step in PREFIXES if largest >= least)
         symbol, factor = prefix + symbol, 1 / step
+    if name == ACCURACY:
+        symbol, factor = "%", 100.0
     unit = {"1": "", "1/s": " (per second)", "1/J": " (per joule)"}.get(symbol, f" ({symbol})")
     return Unit(words, f"{words}{unit}", factor, symbol)
 

@@ -1,0 +1,103 @@
+"""What a report shows of scored answers: accuracy against joules, the front, counts, and the wrong answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.results.report.charts import charts, svg_of
+from pytest_llem.results.report.content import Content, gather_content
+from pytest_llem.results.report.page import write_report
+from tests.unit.results.scored_runs import SCORED, answered, scored_run
+
+RIGHT, WRONG = "Paris.", "<script>alert(1)</script> Lyon"
+
+
+def of_texts(right: int, of: int) -> list[str | None]:
+    return [*[RIGHT] * right, *[WRONG] * (of - right)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three settings: the cheap one answers nearly nothing, and of two alike one draws twice as much."""
+    return scored_run(
+        tmp_path_factory.mktemp("scored"),
+        {
+            "exact": (20.0, answered(of_texts(90, 100))),
+            "fast": (10.0, answered(of_texts(90, 100))),
+            "cheap": (4.0, answered(of_texts(20, 100), reason="length")),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def content(run: Path) -> Content:
+    return gather_content([run])
+
+
+def test_accuracy_stands_against_the_energy_of_a_correct_answer(content: Content) -> None:
+    made = {chart.id: chart for chart in charts(content)}
+    rows: Any = made["quality"].rows
+    point = {row["experiment"]: row for row in rows}
+    assert point["fast"]["y"] == pytest.approx(90)
+    assert point["fast"]["low"] < 90 < point["fast"]["high"] <= 100
+    assert point["fast"]["slow"] < point["fast"]["x"] < point["fast"]["fast"]
+    assert {name: row["standing"] for name, row in point.items()} == {
+        "exact": "dominated",  # the same answers for twice the energy
+        "fast": "on the front",
+        "cheap": "dominated",  # fewer joules an answer, more per correct one
+    }
+    per_answer: Any = made["quality-per-answer"].rows
+    assert {row["experiment"]: row["standing"] for row in per_answer}["cheap"] == "on the front"
+    assert "on the front (full): 1, dominated (hollow): 2" in made["quality"].description
+
+
+def test_both_charts_are_drawn(content: Content) -> None:
+    pytest.importorskip("vl_convert", reason="charts need the extra `report`")
+    for chart in charts(content):
+        if chart.id.startswith("quality"):
+            svg = svg_of(chart)
+            assert svg is not None
+            assert "Accuracy of the answers (%)" in svg
+            assert svg.count('fill-opacity="0"') >= 1
+
+
+def test_the_page_counts_answers_and_shows_wrong_ones_escaped(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index('<section id="answers"') : page.index('<section id="asked"')]
+    assert "<script>alert" not in section
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; Lyon" in section
+    assert "<td>100</td><td>90</td><td>10</td><td>0</td><td>0</td><td>0</td>" in section
+    assert "<td>100</td><td>20</td><td>80</td><td>100</td>" in section
+    assert section.count("<details>") == 3
+    assert section.count('<q class="answer">') == 30
+    assert "q90" in section
+    assert "q99" in section
+    assert "accuracy (%)" in page
+    assert "J/correct answer" in page
+
+
+def test_answers_that_were_not_kept_are_counted_and_not_shown(tmp_path: Path) -> None:
+    texts = [*of_texts(98, 99), None]
+    settings = replace(SCORED, keep_answers=False)
+    run = scored_run(tmp_path, {"a": (4.0, answered(texts))}, settings=settings, cycles=1)
+    (row,) = gather_content([run]).experiments
+    assert row.answers is not None
+    assert (row.answers.right, row.answers.failed) == (98, 1)
+    assert [(each.text, each.why) for each in row.answers.wrong] == [(None, "the server went away")]
+
+
+def test_a_study_without_scores_has_no_section_of_answers(tmp_path: Path, run: Path) -> None:
+    plain = replace(SCORED, score=None, answer_column=None)
+    unscored = scored_run(
+        tmp_path, {"a": (4.0, answered([RIGHT])), "b": (8.0, answered([RIGHT]))}, settings=plain, cycles=1
+    )
+    write_report([unscored], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="answers"' not in page
+    assert "accuracy" not in page
+    assert not [chart for chart in charts(gather_content([unscored])) if chart.id.startswith("quality")]
