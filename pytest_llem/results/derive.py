@@ -24,7 +24,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.machine.environment import fingerprint, identity, input_facts
 from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.energy_schema import ThermalSection
-from pytest_llem.results.notes import invalid_reasons, reset_and_work_s, warnings
+from pytest_llem.results.notes import answer_notes, invalid_reasons, reset_and_work_s, warnings
 from pytest_llem.results.performance_schema import Throughput
 from pytest_llem.results.schema import (
     RESULT_VERSION,
@@ -175,7 +175,11 @@ def derive_result(
             host=_json(environment),
             worker=_json(measurement.environment),
         ),
-        warnings=(*warnings(job, measurement, run), *(() if settled_is_asked else unsettled)),
+        warnings=(
+            *warnings(job, measurement, run),
+            *answer_notes(scored),
+            *(() if settled_is_asked else unsettled),
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import output_lengths_determined
 from pytest_llem.results.energy_schema import Energy
 from pytest_llem.results.saturation import SATURATED, OfferedLoad, offered_load
+from pytest_llem.results.scored import Scored
 from pytest_llem.results.sections.cpu import contended, shared
 from pytest_llem.results.sections.energy import (
     MEASURE,
@@ -25,6 +26,8 @@ from pytest_llem.results.sections.energy import (
 )
 from pytest_llem.results.sections.workload import failed_requests, failures_by_class, work_remarks
 
+NOTED_CUT_REL = 0.03
+"""Chosen: less moves accuracy by no more than the choice of a thousand questions does."""
 NOTED_RESETS_REL = 0.01
 """Chosen: less is within the spread of repeats."""
 
@@ -124,6 +127,27 @@ def _derived(job: Job, measurement: Measurement) -> Iterator[Note]:
     hashes = {repeat.outputs_hash for repeat in measurement.repeats}
     if len(hashes) > 1 and not job.config.decoding.do_sample:
         yield Note("outputs_differ", f"greedy decoding gave {len(hashes)} different outputs over one cycle's repeats")
+
+
+def answer_notes(scored: Scored | None) -> Iterator[Note]:
+    """What a reader of accuracy must know: why there is none, or that longer answers might have been right."""
+    if scored is None:
+        return
+    if scored.problem is not None:
+        yield Note("answers_not_scored", scored.problem)
+        return
+    asked = sum(answer.repeats for answer in scored.answers)
+    cut = sum(
+        answer.repeats
+        for answer in scored.answers
+        if answer.finish_reason == "length" and answer.score is not None and answer.score < 1
+    )
+    if cut > NOTED_CUT_REL * asked:
+        yield Note(
+            "answers_cut",
+            f"{cut / asked:.1%} of the answers were ended by output_tokens and are not right: accuracy is a lower "
+            "bound of what longer answers would reach",
+        )
 
 
 def _rates(load: OfferedLoad) -> str:

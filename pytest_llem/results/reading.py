@@ -285,6 +285,11 @@ def _stated(name: str, result: Result) -> float | None:
     return uncertainty
 
 
+def _of_answers(name: str, result: Result) -> float | None:
+    value: float | None = getattr(result.quality, name, None)
+    return value
+
+
 UNCERTAINTIES = (
     "gain_uncertainty_rel",
     "energy_above_idle_uncertainty_j",
@@ -298,6 +303,8 @@ UNCERTAINTIES = (
     "joules_per_session_uncertainty",
 )
 """What a result states beside its figures of energy, besides `uncertainty_j`."""
+OF_ANSWERS = ("accuracy_low", "accuracy_high", "joules_per_correct_answer_uncertainty")
+"""The same beside those of scored answers."""
 
 _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     "run_id": ("string", lambda r: r.run_id),
@@ -328,6 +335,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Result], Cell]]] = {
     "measure_s": ("double", lambda r: r.timing.get("measure_s")),
     **{name: ("double", metric.of) for name, metric in SHIPPED.items()},
     **{name: ("double", partial(_stated, name)) for name in UNCERTAINTIES},
+    **{name: ("double", partial(_of_answers, name)) for name in OF_ANSWERS},
 }
 COLUMNS = {name: kind for name, (kind, _) in _COLUMNS.items()}
 """Columns of every table and CSV with pyarrow's names of their types, in order: added to at the end in later versions,

@@ -102,13 +102,19 @@ def _energy(result: Result) -> list[JsonValue]:
         metrics.append({"name": name, "unit": "J", "sum": total})
     if watts:
         metrics.append(_gauge("hw.power" if energy.measured else "llem.estimated_power", "W", watts))
-    per_token = {
-        "llem.joules_per_output_token": energy.joules_per_output_token,
-        "llem.joules_per_output_token.uncertainty": energy.joules_per_output_token_uncertainty,
+    quality = result.quality
+    figures: dict[str, tuple[str, float | None]] = {
+        "llem.joules_per_output_token": ("J/{token}", energy.joules_per_output_token),
+        "llem.joules_per_output_token.uncertainty": ("J/{token}", energy.joules_per_output_token_uncertainty),
     }
-    for name, value in per_token.items():
-        if value is not None:
-            metrics.append(_gauge(name, "J/{token}", [_point(result, value, {})]))
+    if quality is not None:
+        figures |= {
+            "llem.joules_per_correct_answer": ("J/{answer}", quality.joules_per_correct_answer),
+            "llem.joules_per_correct_answer.uncertainty": ("J/{answer}", quality.joules_per_correct_answer_uncertainty),
+            "llem.accuracy": ("1", quality.accuracy),
+        }
+    known = {name: (unit, value) for name, (unit, value) in figures.items() if value is not None}
+    metrics += [_gauge(name, unit, [_point(result, value, {})]) for name, (unit, value) in known.items()]
     return metrics
 
 

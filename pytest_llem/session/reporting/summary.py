@@ -9,10 +9,12 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.job.redaction import redact_arguments
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.terminal import UNCERTAIN, middle_cut
@@ -123,6 +125,7 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
         # pytest itself names no reasons of skips without `-rs`.
         cycles = f"{count} cycle{'s' * (count != 1)}"
         lines.append(Line(f"not valid: {cycles} ({named}): `pytest -rs` says more", "yellow"))
+    lines += _of_answers(rows)
     lines += [Line(f"energy measured by {meter}") for meter, measured in meters if measured]
     if any(row.metrics for row in rows):
         lines.append(Line(f"mean of valid cycles {UNCERTAIN} expanded uncertainty (95 %): parts by `llem budget`"))
@@ -140,6 +143,20 @@ def notes(rows: Sequence[ExperimentSummary], *, spread: bool, unknown: bool) -> 
         Line(f"the board's gain error, {gain:.0%}, is apart: the same in all runs on one board") for gain in gains
     ]
     return lines
+
+
+def _of_answers(rows: Sequence[ExperimentSummary]) -> Iterator[Line]:
+    """What must be known of accuracy, or why there is none."""
+    count = Counter(code for row in rows for code in row.warnings)
+    if unscored := count["answers_not_scored"]:
+        yield Line(
+            f"answers NOT scored in {unscored} experiment{'s' * (unscored != 1)}: result.json says why", "yellow"
+        )
+    if cut := count["answers_cut"]:
+        where = f"{cut} experiment{'s' * (cut != 1)}"
+        yield Line(f"accuracy is a lower bound in {where}: output_tokens ended wrong answers", "yellow")
+    if any(ACCURACY in row.metrics for row in rows):
+        yield Line("/correct: per correct answer; accuracy with its interval over questions (95 %)")
 
 
 def short_path(path: Path) -> str:

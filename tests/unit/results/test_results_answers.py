@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_llem.cli import main
 from pytest_llem.results.report.charts import charts, svg_of
 from pytest_llem.results.report.content import Content, gather_content
 from pytest_llem.results.report.page import write_report
@@ -79,6 +82,29 @@ def test_the_page_counts_answers_and_shows_wrong_ones_escaped(run: Path, tmp_pat
     assert "q99" in section
     assert "accuracy (%)" in page
     assert "J/correct answer" in page
+
+
+def test_a_table_and_telemetry_hold_accuracy_and_its_cost(run: Path, tmp_path: Path) -> None:
+    main(["export", str(run), "--format", "csv", "-o", str(tmp_path / "all.csv")])
+    rows = [*csv.DictReader((tmp_path / "all.csv").open())]
+    fast = next(row for row in rows if row["experiment"] == "fast")
+    assert float(fast["accuracy_low"]) < float(fast["accuracy"]) == 0.9 < float(fast["accuracy_high"])
+    assert float(fast["joules_per_correct_answer"]) == pytest.approx(20 * 1.001 / 180)
+    assert float(fast["joules_per_correct_answer_uncertainty"]) > 0
+    main(["export", str(run), "--format", "otel", "-o", str(tmp_path / "all.jsonl")])
+    line = json.loads((tmp_path / "all.jsonl").read_text().splitlines()[0])
+    gauges = {entry["name"]: entry for entry in line["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
+    assert gauges["llem.accuracy"]["gauge"]["dataPoints"][0]["asDouble"] in (0.2, 0.9)
+    assert gauges["llem.joules_per_correct_answer"]["unit"] == "J/{answer}"
+
+
+def test_answers_that_ended_too_early_are_a_warning(content: Content) -> None:
+    """Accuracy of answers that output_tokens cuts is that of the limit, not of the model."""
+    notes = {row.experiment: row.notes for row in content.experiments}
+    assert "answers_cut" in notes["cheap"]
+    assert "answers_cut" not in notes["fast"]
+    (result, *_) = (each for each in content.results if each.experiment.id == "cheap")
+    assert "80.0% of the answers" in next(each.message for each in result.warnings if each.code == "answers_cut")
 
 
 def test_answers_that_were_not_kept_are_counted_and_not_shown(tmp_path: Path) -> None:

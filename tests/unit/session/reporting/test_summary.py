@@ -89,8 +89,7 @@ def row(identity: str, **more: object) -> ExperimentSummary:
         config_hash="0" * 64,
         cycles_valid=3,
         cycles_total=3,
-        warnings=(),
-        **values,  # type: ignore[arg-type]
+        **{"warnings": (), **values},  # type: ignore[arg-type]
     )
 
 
@@ -127,6 +126,20 @@ def test_eighty_columns_hold_axes_energy_and_throughput_with_their_uncertainty()
     assert wide[-4:] == ["(W)*", "energy", "(J)*", "spread"]
     for width in (70, 80, 100, 160):
         assert all(len(line) <= width for line in lines(BATCHES, width=width)[1:4])
+
+
+def test_a_scored_study_shows_what_a_correct_answer_cost_and_how_many_there_were() -> None:
+    """Joules per token alone are lowest for answers that are wrong."""
+    right = {"joules_per_correct_answer": known(0.234, 0.021, 0.01), "accuracy": known(0.62, 0.07, 0.0)}
+    names = ("e0", "e1")
+    scored = [row(name, metrics={**METRICS, **right}, warnings=("answers_cut",)) for name in names]
+    of = replace(BATCHES, headline="joules_per_correct_answer")
+    shown = lines(of, rows=scored)
+    assert shown[1].split()[:7] == ["batch_size", "dtype", "mJ/correct*", "accuracy", "(%)", "mJ/token*", "valid"]
+    assert all(len(line) <= 80 for line in shown[1:4])
+    assert "62" in shown[2]
+    assert "accuracy is a lower bound in 2 experiments: output_tokens ended wrong answers" in shown
+    assert not [line for line in lines(BATCHES) if "accuracy" in line or "/correct" in line]
 
 
 def test_what_all_experiments_share_stands_once_above() -> None:
