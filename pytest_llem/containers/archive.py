@@ -26,13 +26,13 @@ SITE = f"{ROOT}/site"
 JOBS = f"{ROOT}/jobs"
 LIFELINE = f"{SITE}/pytest_llem/worker/lifeline.py"
 WORKER_MODULES = ("__init__.py", "errors.py", "py.typed")
-WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload")
+WORKER_PACKAGES = ("job", "worker", "engines", "energy", "workload", "scoring")
 """The three lowest floors of the package, carried whole (docs/architecture.md)."""
 WRITABLE = (ROOT, f"{ROOT}/home", f"{ROOT}/cache", f"{ROOT}/hub", JOBS)
 MOST_BYTES = 16 * 2**30
 """Chosen: readings of eight GPUs over a day; a sparse file in a container may state any size."""
 
-COMES_BACK = ("events.jsonl", "samples.jsonl", "measurement.json", "error.json")
+COMES_BACK = ("events.jsonl", "samples.jsonl", "answers.jsonl", "measurement.json", "error.json")
 """Copied out in this order: the outcome last, so that it never exists without what it rests on."""
 
 

@@ -64,6 +64,12 @@ class HubTokenizer:
         """See `Tokenizer.decode`."""
         return str(self._tokenizer.decode(list(ids)))
 
+    def answer(self, ids: Sequence[int]) -> str:
+        """See `AnswerTokenizer.answer`."""
+        # Of its own accord a tokenizer may remove blanks, as servers do not.
+        clean = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(list(ids), **clean))
+
     def chat(self, text: str) -> list[int]:
         """See `Tokenizer.chat`."""
         if not self._tokenizer.chat_template:

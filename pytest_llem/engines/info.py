@@ -128,6 +128,9 @@ class EngineInfo:
     context_length: str | None = None
     """The setting that limits prompt and answer together."""
     inactive: tuple[Inactive, ...] = ()
+    stop_strings: bool = False
+    """Ends an answer at the first of `Request.stop`, and has no tokens behind it. Studies that need it else do not
+    start."""
     prefix_cache: PrefixCache | None = None
     """An engine without one keeps nothing from one request to the next, as far as is known."""
     server: ServerApi | None = None

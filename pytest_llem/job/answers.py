@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,11 @@ class Answered:
     output_tokens: int
     error: str | None = None
     score: float | None = None
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the `stop` strings; all of it where it holds none."""
+    return text[: min((text.find(string) for string in stop if string in text), default=len(text))]
 
 
 def text_hash(text: str) -> str:

@@ -234,7 +234,10 @@ def device_peaks(samples: Path, windows: Sequence[Window]) -> dict[str, int]:
 
 
 def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
-    """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment."""
+    """Mark a cycle whose repeat holds other work than an earlier valid cycle of its experiment.
+
+    Scored answers may have other lengths: their questions are the work, and what differs is a warning.
+    """
     if not siblings:
         return result
     cycle, work = min(siblings), result.workload
@@ -244,6 +247,13 @@ def compare_work(result: Result, siblings: Mapping[int, Result]) -> Result:
     same_times = other.arrivals_hash == work.arrivals_hash
     if same_input and same_times and (other.output_tokens == work.output_tokens or not determined):
         return result
+    if same_input and same_times and result.quality is not None:
+        differs = Note(
+            "answers_differ",
+            f"greedy answers to the same questions have {work.output_tokens} tokens; in cycle {cycle} they had "
+            f"{other.output_tokens}",
+        )
+        return result.model_copy(update={"warnings": (*result.warnings, differs)})
     reason = Note(
         "work_differs",
         f"a repeat holds {work.input_tokens} input and {work.output_tokens} output tokens (prompts "

@@ -76,7 +76,7 @@ def warnings(job: Job, measurement: Measurement, run: RunReport) -> tuple[Note, 
 
 
 def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
-    """Repeats must have the same token counts, or the same input where sampling may end an answer.
+    """Repeats must have the same token counts, or the same input where sampling may end an answer, or it is scored.
 
     A request that failed in one repeat counts in none: failures are judged by themselves.
     """
@@ -90,6 +90,7 @@ def _repeats_differ(job: Job, measurement: Measurement) -> list[Note]:
         for repeat in measurement.repeats
     }
     determined = output_lengths_determined(cast("dict[str, object]", encode(job.config)))
+    determined = determined and not job.config.workload.scored
     if len({(given, made if determined else None) for given, made in counts}) < 2:
         return []
     shown = ", ".join(f"{given} in / {made} out" for given, made in sorted(counts))

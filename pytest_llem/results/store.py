@@ -110,15 +110,16 @@ class RunStore:
     def write_reused(self, key: CycleKey, result: Result, earlier: Path | None = None) -> str:
         """Write an earlier run's result as this cycle's, and return the id of the run that measured it.
 
-        The table of its requests in the directory `earlier` comes along, as the result's own rows.
+        The table of its requests and its answers in the directory `earlier` come along, as the result's own rows.
         """
         source = result.source_run or result.run_id
         experiment = replace(result.experiment, id=key.item_id)
         job_dir = JobDir(self.directory(key))
         job_dir.path.mkdir(parents=True, exist_ok=True)
         update = {"run_id": self.run_id, "source_run": source, "experiment": experiment}
-        if earlier is not None and JobDir(earlier).requests.is_file():
-            write_bytes(job_dir.requests, JobDir(earlier).requests.read_bytes(), durable=False)
+        for kept in () if earlier is None else (JobDir(earlier).requests, JobDir(earlier).answers):
+            if kept.is_file():
+                write_bytes(job_dir.path / kept.name, kept.read_bytes(), durable=False)
         write_result(job_dir, result.model_copy(update=update))
         return source
 

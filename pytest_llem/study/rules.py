@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llem.engines import engine_info, shipped_engines
+from pytest_llem.engines import engine_info, engines, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
@@ -301,6 +301,19 @@ def _cache(info: EngineInfo) -> Rule:
     return Rule(paths, check, info.name)
 
 
+def _stops(get: Get) -> str | None:
+    """Refuses what ends answers at strings on an engine that would pass over them: it would answer, and cost, more."""
+    engine = str(get("engine"))
+    asked = [f"{path} {shown(get(path))}" for path in ("workload.stop", "workload.task") if get(path)]
+    if not asked or engine_info(engine).stop_strings:
+        return None
+    known = ", ".join(info.name for info in engines().values() if info.stop_strings)
+    return _refused(
+        f"{asked[0]} cannot be combined with engine {engine}, which does not say that it ends answers at stop strings",
+        f"use one of {known}, or declare stop_strings in the engine's EngineInfo: docs/engines.md",
+    )
+
+
 def _longest(value: JsonValue) -> int:
     if isinstance(value, Mapping):
         value = value.get("high")
@@ -338,6 +351,7 @@ RULES: tuple[Rule, ...] = (
     Rule((SEARCH, *sorted(LIMITS), ARRIVAL, "engine"), _searched),
     Rule(("workload.arrival", "workload.dataset", "engine"), _arrival),
     Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
+    Rule(("workload.stop", "workload.task", "engine"), _stops),
     Rule(
         ("measurement.warmup.min_repeats", "measurement.warmup.max_repeats", "measurement.warmup.thermal"),
         _warmup,
@@ -361,6 +375,10 @@ RULES: tuple[Rule, ...] = (
         f"{_T}.continuous_batching", _is(True), f"{_T}.cache_implementation", _is_set, "leave the cache to the engine"
     ),
     _never(f"{_T}.continuous_batching", _is(True), f"{_T}.use_cache", _is(False), "leave use_cache on"),
+    *(
+        _never(f"{_T}.continuous_batching", _is(True), path, bool, "leave it out: it ends no answers at stop strings")
+        for path in ("workload.stop", "workload.task")
+    ),
     _never(
         f"{_T}.attn_implementation",
         lambda v: str(v).startswith("flash"),

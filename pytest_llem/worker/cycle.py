@@ -29,6 +29,7 @@ from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
+from pytest_llem.worker.answers import write_answered
 from pytest_llem.worker.caches import cache_notes, in_effect, with_rule
 from pytest_llem.worker.contention import CpuWatch
 from pytest_llem.worker.convergence import settle
@@ -61,7 +62,9 @@ def run_cycle(
         _metering(job, job_dir) as metering,
         slot.engine(job) as engine,
     ):
-        measurement = _measure(job, events, engine, metering, heartbeat, stopwatch, worker, slot, loaded=loaded)
+        measurement = _measure(
+            job, job_dir, events, engine, metering, heartbeat, stopwatch, worker, slot, loaded=loaded
+        )
         if not slot.keeps:
             events.emit("phase", "unload")
     return measurement
@@ -105,6 +108,7 @@ def _metering(job: Job, job_dir: JobDir) -> Iterator[Metering]:
 
 def _measure(
     job: Job,
+    job_dir: JobDir,
     events: EventLog,
     engine: Engine,
     metering: Metering,
@@ -236,6 +240,7 @@ def _measure(
     stopwatch.seconds["warmup_s"] = warmup.duration_s
     stopwatch.seconds["repeat_s"] = observed.mean_repeat_s
     energy = with_reference(metering.report(recorder), reused)
+    write_answered(job_dir.answers, workload, observed.completions, engine.tokenizer())
     stopwatch.seconds["cycle_s"] = stopwatch.total()
     return Measurement(
         engine=EngineFacts(engine.name, version, effective, engine.capabilities, observed.cache_state, statistics),

@@ -39,6 +39,14 @@ class ChatTokenizer(Protocol):
         """Token ids of a chat in the model's template, up to the answer; `EngineSettingError` when it has none."""
 
 
+@runtime_checkable
+class AnswerTokenizer(Protocol):
+    """What answers that are scored need of a tokenizer besides, where some tokens are no text; it may have it."""
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer's token ids, without special tokens."""
+
+
 class TextOnly:
     """Stands in for a `Tokenizer` where an engine takes texts, and nothing here can turn them into tokens.
 

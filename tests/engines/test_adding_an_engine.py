@@ -94,6 +94,16 @@ def test_its_settings_are_checked_where_the_study_has_them(pytester: pytest.Pyte
     )
 
 
+def test_a_study_with_stop_strings_wants_an_engine_that_says_it_ends_there(
+    pytester: pytest.Pytester, example: Path
+) -> None:
+    """One that passes over them would answer more than is asked, and nothing in a result would show it."""
+    study = example / "parrot.yaml"
+    study.write_text(study.read_text(encoding="utf-8").replace("prompts: 4", 'ignore_eos: false, stop: ["Q:"]'))
+    run = pytester.runpytest_subprocess(*ARGUMENTS, "--collect-only")
+    run.stdout.fnmatch_lines(["*parrot.yaml:3:*workload.stop*cannot be combined with engine parrot*stop_strings*"])
+
+
 def test_settings_that_are_no_model_are_refused(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example / "llem_parrot" / "settings.py").write_text("ParrotSettings = 3\n", encoding="utf-8")
     monkeypatch.syspath_prepend(example)
@@ -111,7 +121,7 @@ def test_the_table_says_of_every_engine_what_its_code_says() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")
     ]
-    table = {row[0].strip("`"): row for row in rows if len(row) == 10 and row[0] != "engine"}
+    table = {row[0].strip("`"): row for row in rows if len(row) == 11 and row[0] != "engine"}
     assert set(table) == set(shipped_engines())
     for name, row in table.items():
         capabilities = open_engine(name).capabilities
@@ -119,4 +129,5 @@ def test_the_table_says_of_every_engine_what_its_code_says() -> None:
         assert {key: getattr(capabilities, key) for key in said} == {key: text == "yes" for key, text in said.items()}
         assert capabilities.token_times in (row[2] == "yes", False)
         assert capabilities.separable_phases == (row[3] == "yes")
-        assert ("not yet verified" in row[9]) == (not shipped_engines()[name].verified)
+        assert (row[9] == "yes") == shipped_engines()[name].stop_strings
+        assert ("not yet verified" in row[10]) == (not shipped_engines()[name].verified)

@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_llem.engines import open_engine
 from pytest_llem.errors import EngineSettingError, ModelNotFoundError, OutOfMemoryError, WorkloadError
 from pytest_llem.job.job import DeviceSet
 from pytest_llem.workload.build import token_hash
+from pytest_llem.workload.tokenizer import AnswerTokenizer
 from tests.engines.engine_cases import ConfigMaker, Start, generate, ids, requests_of
 
 pytestmark = pytest.mark.engine
@@ -51,6 +53,42 @@ def test_output_ends_at_the_end_of_sequence_without_padding(start: Start) -> Non
         else:
             assert 2 not in completion.output_ids
             assert len(completion.output_ids) == 64
+
+
+@pytest.mark.parametrize("stop", [("obscure", "faint"), ("e G", "nothing says this", "s o")])
+def test_output_ends_at_the_first_of_its_stop_strings(start: Start, stop: tuple[str, ...]) -> None:
+    """In one batch each answer ends where its own text has a string, and what the batch makes behind counts nowhere.
+
+    A string may begin and end within tokens, and a batch of which all answers have ended goes on for nobody.
+    """
+    engine = start()
+    tokenizer = engine.tokenizer()
+    assert isinstance(tokenizer, AnswerTokenizer)
+    text_of = tokenizer.answer
+    requests = requests_of(*range(4, 20), output=48)
+    free = ids(generate(engine, requests))
+    stopped = generate(engine, [replace(request, stop=stop) for request in requests])
+
+    def until(answer: tuple[int, ...]) -> tuple[int, ...]:
+        counts = range(1, len(answer) + 1)
+        return answer[: next((n for n in counts if any(s in text_of(answer[:n]) for s in stop)), len(answer))]
+
+    assert [completion.output_ids for completion in stopped] == [until(answer) for answer in free]
+    ended = [len(completion.output_ids) < 48 for completion in stopped]
+    assert 2 < sum(ended) < 16, "the case holds answers with and without the strings"
+    assert [completion.finish_reason == "stop" for completion in stopped] == ended
+    assert all(len(completion.token_times_ns or ()) == completion.generated for completion in stopped)
+    assert len({completion.generated for completion in stopped}) > 2
+
+
+def test_a_stop_string_in_the_prompt_ends_no_answer(start: Start) -> None:
+    """transformers' own criterion sees one that the prompt begins and the answer completes, and servers do not."""
+    engine = start()
+    tokenizer = engine.tokenizer()
+    (request,) = requests_of(12, output=8)
+    (answer,) = ids(generate(engine, [request]))
+    across = tokenizer.decode(request.token_ids[-1:]) + tokenizer.decode(answer[:1])
+    assert ids(generate(engine, [replace(request, stop=(across,))])) == [answer]
 
 
 def test_greedy_decoding_repeats_itself(start: Start) -> None:

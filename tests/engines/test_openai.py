@@ -145,6 +145,26 @@ def test_a_setting_of_the_study_is_never_left_out(bench: Bench) -> None:
         bench.engine(server, extra={"guided": "no"})
 
 
+def test_stop_strings_are_sent_and_never_left_out(bench: Bench) -> None:
+    """Without them answers would be longer: other work under the same name."""
+    server = bench.server(most_stops=4)
+    requests = [replace(request, stop=("\n\n", "Q:")) for request in texts(2)]
+    assert [c.error for c in run(bench.engine(server), requests)] == [None] * 2
+    assert [body["stop"] for body in server.measured] == [["\n\n", "Q:"]] * 2
+    many = [replace(request, stop=tuple("abcde")) for request in requests]
+    with pytest.raises(EngineSettingError, match="refuses the stop strings of the workload, 5 of them") as caught:
+        run(bench.engine(server), many)
+    assert "four" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("stop", "codes_found"), [("x", []), ("w", ["stop_ignored"])])
+def test_a_server_that_passes_over_stop_strings_is_found_out(bench: Bench, stop: str, codes_found: list[str]) -> None:
+    """Its answers would be scored right, by their beginning, and cost the energy of all that came behind."""
+    engine = bench.engine(bench.server())
+    run(engine, [replace(request, stop=(stop,)) for request in texts(2, output=80)])
+    assert codes(engine)[0] == codes_found
+
+
 def test_a_server_that_ignores_a_fixed_length_is_found_out(bench: Bench) -> None:
     engine = bench.engine(bench.server("short"))
     assert [c.generated for c in run(engine, texts(2))] == [2, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,48 @@ def test_settings_that_change_answers_reach_generate(start: Start, settings: dic
     completions = generate(start(settings), requests)
     assert ids(completions) != ids(generate(start(), requests))
     assert {len(output) for output in ids(completions)} == {24}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 1},
+        {"batch_size": 16},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3, "batch_size": 1},
+    ],
+)
+def test_answers_end_at_strings_however_they_are_generated(start: Start, settings: dict[str, Any]) -> None:
+    """A step of speculative decoding may bring tokens behind the string, which are no part of the answer."""
+    requests = [replace(r, stop=("obscure", "colour")) for r in requests_of(*range(4, 12), output=48, ignore_eos=False)]
+    done = generate(start(settings), requests)
+    assert ids(done) == ids(generate(start(), requests))
+    assert {completion.finish_reason for completion in done} == {"stop", "length"}
+
+
+def test_a_batch_is_over_when_all_its_answers_are(start: Start) -> None:
+    """What it generated further would be energy of the window that belongs to no token."""
+    engine = start({"batch_size": 8})
+    steps: list[int] = []
+    model = engine._ready().model  # type: ignore[attr-defined]
+    hook = model.register_forward_hook(lambda *_: steps.append(1))
+    stops = [replace(request, stop=tuple("aeiou")) for request in requests_of(*range(4, 12), output=48)]
+    done = generate(engine, stops)
+    hook.remove()
+    assert len(steps) == max(completion.generated for completion in done) < 48
+
+
+def test_a_beam_ends_at_a_string(start: Start) -> None:
+    engine = start({"num_beams": 3})
+    requests = requests_of(5, 9, 12, output=24)
+    text_of = engine.tokenizer().answer  # type: ignore[attr-defined]
+    free = [text_of(answer) for answer in ids(generate(engine, requests))]
+    done = generate(engine, [replace(request, stop=("e",)) for request in requests])
+    for completion, text in zip(done, free, strict=True):
+        assert "e" in text
+        assert completion.finish_reason == "stop"
+        assert "e" in text_of(completion.output_ids)
+        assert "e" not in text_of(completion.output_ids[:-1])
 
 
 def test_beam_search_has_no_token_times(start: Start) -> None:

@@ -25,6 +25,7 @@ INFO = EngineInfo(
         "transformers:AutoTokenizer",
     ),
     serves_over_http=True,
+    stop_strings=True,
     prefix_cache=PrefixCache("enable_prefix_caching", (False,)),
     starts_server_with=("command", "image"),
 )

@@ -18,6 +18,7 @@ from pytest_llem.job.config import ExperimentConfig
 
 Decode = Callable[[Sequence[int]], str]
 IGNORE_EOS = "ignore_eos"
+STOP = "stop"
 LIMIT, OTHER_LIMIT = "max_tokens", "max_completion_tokens"
 """Names of the longest answer's tokens: the API's, and the one that some servers of chats take alone."""
 
@@ -110,6 +111,8 @@ class Bodies:
         fields = {**self._common, **self._optional, self._limit: request.max_new_tokens}
         if request.ignore_eos and self.sends(IGNORE_EOS):
             fields[IGNORE_EOS] = True
+        if request.stop:
+            fields[STOP] = list(request.stop)
         fields.update(self._prompt(request, decode))
         return {**fields, **self._settings.extra}
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pytest_llem.engines.builtin import builtin_path, is_builtin
 from pytest_llem.engines.hub_models import check_lengths
 from pytest_llem.engines.openai import INFO, probe
 from pytest_llem.engines.openai.answers import counted
-from pytest_llem.engines.openai.bodies import Bodies
+from pytest_llem.engines.openai.bodies import STOP, Bodies
 from pytest_llem.engines.openai.client import Client, SentRequest
 from pytest_llem.engines.openai.events import RequestFailedError
 from pytest_llem.engines.openai.observations import Observations, prefix_cache_is_off
@@ -119,8 +120,14 @@ class OpenAIEngine(Engine):
         ]
         done = server.client.serve(going, settings.answers_at, self._plan(requests), progress)
         if done and all(completion.error is not None for completion in done):
+            stop, first = requests[0].stop, done[0].error or ""
+            if stop and done[0].failure == "http_4xx" and STOP in re.findall(r"\w+", first):
+                raise EngineSettingError(
+                    f"{settings.answers_at} refuses the stop strings of the workload, {len(stop)} of them: {first}",
+                    fix="give fewer (the OpenAI API takes four, others more), or measure a server that takes them",
+                )
             raise EngineError(
-                f"every request failed at {settings.answers_at}: {counted(done)}; first: {done[0].error}",
+                f"every request failed at {settings.answers_at}: {counted(done)}; first: {first}",
                 fix="look into the server's log; lower openai.concurrency, or raise openai.request_timeout_s",
                 details={"failures": counted(done)},
             )

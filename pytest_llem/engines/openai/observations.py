@@ -17,6 +17,7 @@ from pytest_llem.engines.openai.probe import server_apis
 from pytest_llem.engines.openai.settings import ClientSettings, reuses_prefixes
 from pytest_llem.engines.protocol import Completion, Request
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.answers import before_stop
 from pytest_llem.job.config import ExperimentConfig
 from pytest_llem.job.report import Note
 
@@ -31,6 +32,9 @@ LARGEST = 2**53
 
 LATE_S = 0.05
 """From this on, a request that was sent after its time is worth a word."""
+
+LONGEST_TOKEN = 64
+"""Letters. Chosen: a server may leave a stop string in, with what its last token holds behind it; few have as many."""
 
 
 class Observations:
@@ -48,7 +52,8 @@ class Observations:
         self._grown: dict[str, int | None] = {}
         self._closed = False
         self._generated = self._failed = self._short = self._untimed = 0
-        self._given_differs = self._given_fewer = 0
+        self._given_differs = self._given_fewer = self._gone_on = 0
+        self._stops: dict[int, tuple[str, ...]] = {}
         self._latencies_s: list[float] = []
         self._timings: list[Mapping[str, Any]] = []
         self._timed_tokens = self._bunched_tokens = self._cached_tokens = 0
@@ -64,6 +69,7 @@ class Observations:
         self._resent += self._client.resent
         self._lateness_s = max(self._lateness_s, self._client.lateness_s)
         wanted = {request.index: request for request in requests}
+        self._stops = {request.index: request.stop for request in requests if request.stop}
         for completion in done:
             if completion.error is not None:
                 self._failed += 1
@@ -82,6 +88,9 @@ class Observations:
         for completion in done:
             if completion.error is None:
                 times, after_first = completion.token_times_ns, max(0, completion.generated - 1)
+                stop, text = self._stops.get(completion.index, ()), completion.text or ""
+                behind = len(text) - len(before_stop(text, stop)) - max(map(len, stop), default=0)
+                self._gone_on += behind > LONGEST_TOKEN
                 self._cached_tokens += completion.cached_tokens or 0
                 if times is None:
                     self._untimed += 1
@@ -142,6 +151,14 @@ class Observations:
                     "ignore_eos_ignored",
                     f"{self._short} answers ended before the length that was asked for: the server does not go on "
                     "after the end of sequence; set workload.ignore_eos: false, or give its own switch in openai.extra",
+                )
+            )
+        if self._gone_on:
+            invalid.append(
+                Note(
+                    "stop_ignored",
+                    f"{self._gone_on} answers went on behind a stop string, which cost energy that the study does not "
+                    "ask for: the server does not end answers there; measure one that does",
                 )
             )
         theirs, hits = self._grown.get("generated_tokens") or 0, self._grown.get("prefix_cache_hit_tokens")

@@ -18,6 +18,7 @@ INFO = EngineInfo(
     install="pip install sglang",
     stock_image="lmsysorg/sglang:latest",
     exclusive=True,
+    stop_strings=True,
     verified=False,
     signatures=Layout(
         main=(Target(("sglang.srt.server_args:ServerArgs",)),),

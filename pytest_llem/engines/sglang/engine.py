@@ -132,6 +132,8 @@ def sampling_parameters(config: ExperimentConfig, request: Request) -> dict[str,
     if parameters.get("top_k") == 0:
         # SGLang has -1 for all tokens, where the study has 0.
         parameters["top_k"] = -1
+    if request.stop:
+        parameters["stop"] = list(request.stop)
     return parameters
 
 

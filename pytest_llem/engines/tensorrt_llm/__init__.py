@@ -18,6 +18,7 @@ INFO = EngineInfo(
     install="pip install tensorrt-llm",
     stock_image="nvcr.io/nvidia/tensorrt-llm/release:latest",
     exclusive=True,
+    stop_strings=True,
     verified=False,
     signatures=Layout(
         main=(Target(("tensorrt_llm.llmapi:TorchLlmArgs", "tensorrt_llm.llmapi:LlmArgs")),),

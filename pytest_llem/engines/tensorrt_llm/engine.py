@@ -117,7 +117,9 @@ def sampling_parameters(config: ExperimentConfig, request: Request) -> dict[str,
     """Arguments of `SamplingParams` for a request; greedy unless the study samples."""
     length: dict[str, Any] = {"max_tokens": request.max_new_tokens, "ignore_eos": request.ignore_eos}
     choice = {"temperature": 1.0, "seed": config.seed} if config.decoding.do_sample else {"top_k": 1}
-    return {**length, "detokenize": False, **choice, **sampling_settings(config.decoding)}
+    # It finds strings in texts as well as by their tokens.
+    ends: dict[str, Any] = {"stop": list(request.stop)} if request.stop else {}
+    return {**length, **ends, "detokenize": bool(request.stop), **choice, **sampling_settings(config.decoding)}
 
 
 def take_output(answer: StreamedAnswer, output: Any, now_ns: int) -> str | None:

@@ -42,6 +42,7 @@ INFO = EngineInfo(
         "transformers:GenerationConfig",
     ),
     exclusive=True,
+    stop_strings=True,
     batch_size="batch_size",
     expands_latent_attention=True,
     signatures=Layout(

@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StoppingCriteriaList
 
-from pytest_llem.engines.hub_models import check_lengths
+from pytest_llem.engines.hub_models import HubTokenizer, check_lengths
 from pytest_llem.engines.protocol import Completion, Progress, Request
 from pytest_llem.engines.refusals import one_line, sampling_settings
 from pytest_llem.engines.transformers.loading import Loaded, out_of_memory
 from pytest_llem.engines.transformers.settings import LOAD_KEYWORDS, TransformersSettings, suggestion
+from pytest_llem.engines.transformers.stops import EndAtStrings, StopStrings
 from pytest_llem.errors import EngineError, EngineSettingError
 from pytest_llem.job.config import Decoding, ExperimentConfig
 
@@ -127,21 +128,36 @@ class Generator:
         """Generate for one static batch; it ends when its longest request does.
 
         A request's `end_ns` is the time of its last token. Tokens that the batch produces for a row after that row's
-        own end are not counted.
+        own end are not counted; those of a string at which it ends are.
         """
         input_ids, attention_mask = pad_left(batch, self.loaded.pad_id, self.model.device)
+        ending = self._ending(batch, input_ids.shape[1])
         clock = None if self._settings.num_beams > 1 else StepClock(on_step)
         generation = self._generation(max(request.max_new_tokens for request in batch), batch[0].ignore_eos)
         start_ns = time.monotonic_ns()
         sequences = self.model.generate(
-            input_ids, attention_mask=attention_mask, generation_config=generation, streamer=clock
+            input_ids,
+            attention_mask=attention_mask,
+            generation_config=generation,
+            streamer=clock,
+            stopping_criteria=None if ending is None else StoppingCriteriaList([ending]),
         )
         rows = sequences[:, input_ids.shape[1] :].tolist()
         end_ns = time.monotonic_ns()
         times = clock.times_ns if clock is not None else None
+        ends = [None if ending is None else ending.end(place, row) for place, row in enumerate(rows)]
         return [
-            self._completion(request, row, start_ns, end_ns, times) for request, row in zip(batch, rows, strict=True)
+            self._completion(request, row, end, start_ns, end_ns, times)
+            for request, row, end in zip(batch, rows, ends, strict=True)
         ]
+
+    def _ending(self, batch: Sequence[Request], begin: int) -> EndAtStrings | None:
+        """What ends the batch's answers at strings, if any does; answers begin at the position `begin`."""
+        if not any(request.stop for request in batch):
+            return None
+        text_of = HubTokenizer(self.loaded.tokenizer).answer
+        stops = [StopStrings(request.stop, text_of) for request in batch]
+        return EndAtStrings(stops, begin, () if batch[0].ignore_eos else self.loaded.eos_ids)
 
     def _generation(self, max_new_tokens: int, ignore_eos: bool) -> GenerationConfig:
         key = (max_new_tokens, ignore_eos)
@@ -155,9 +171,17 @@ class Generator:
         return self._generations[key]
 
     def _completion(
-        self, request: Request, row: list[int], start_ns: int, end_ns: int, times: list[int] | None
+        self,
+        request: Request,
+        row: list[int],
+        end: int | None,
+        start_ns: int,
+        end_ns: int,
+        times: list[int] | None,
     ) -> Completion:
-        ids, stopped = cut(row[: request.max_new_tokens], () if request.ignore_eos else self.loaded.eos_ids)
+        """What became of a request, whose row comes to a string after `end` tokens."""
+        ids, stopped = cut(row[: request.max_new_tokens][:end], () if request.ignore_eos else self.loaded.eos_ids)
+        stopped = stopped or end == len(ids)
         own = tuple(times[: len(ids)]) if times is not None and len(times) >= len(ids) else None
         return Completion(
             index=request.index,
@@ -175,6 +199,7 @@ class Generator:
         reasons = (
             (decoding.do_sample, "decoding is not greedy"),
             (not all(request.ignore_eos for request in requests), "answers end at their end-of-sequence token"),
+            (any(request.stop for request in requests), "answers end at stop strings"),
             (settings.num_beams > 1, "num_beams is above 1"),
             (settings.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens is set"),
             (settings.continuous_batching, "continuous_batching is on"),

@@ -20,6 +20,7 @@ INFO = EngineInfo(
     install="pip install 'pytest-llem[vllm]'",
     stock_image="vllm/vllm-openai:latest",
     exclusive=True,
+    stop_strings=True,
     signatures=Layout(
         main=(Target(("vllm.engine.arg_utils:EngineArgs", "vllm:EngineArgs")), _SAMPLING),
         decoding=_SAMPLING,

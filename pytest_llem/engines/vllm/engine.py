@@ -279,7 +279,9 @@ class VLLMEngine(HubEngine):
         return SamplingParams(
             max_tokens=request.max_new_tokens,
             ignore_eos=request.ignore_eos,
-            detokenize=False,
+            # Only in texts vLLM finds strings.
+            detokenize=bool(request.stop),
+            stop=list(request.stop) or None,
             output_kind=RequestOutputKind.DELTA,
             **self._arguments.sampling,
         )

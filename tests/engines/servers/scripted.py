@@ -37,6 +37,8 @@ class Script:
     """`named` or `unnamed`: fields beyond the API are HTTP 422, with their names or without."""
     prompts: str = "any"
     """`text`: arrays of token ids are HTTP 400."""
+    most_stops: int | None = None
+    """More stop strings are HTTP 422, as Text Generation Inference says it."""
     reason: str = "length"
     """Why answers end, in the server's word."""
     cached: int | None = None
@@ -159,6 +161,9 @@ class ScriptedServer:
         if script.refuses is not None and beyond:
             named = f"Unexpected fields in the request: {beyond}" if script.refuses == "named" else "invalid request"
             await _send(writer, 422, json.dumps({"detail": named}))
+            return
+        if script.most_stops is not None and len(body.get("stop", ())) > script.most_stops:
+            await _send(writer, 422, json.dumps({"error": f"`stop` supports up to {script.most_stops} stop sequences"}))
             return
         if script.prompts == "text" and not isinstance(body.get("prompt", ""), str):
             await _send(writer, 400, '{"detail": "prompt must be a string."}')

@@ -12,6 +12,8 @@ from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.derive import compare_work, derive_result
 from pytest_llem.results.layout import CycleKey
 from pytest_llem.results.schema import Result
+from pytest_llem.results.scored import Scored
+from pytest_llem.scoring.texts import TEXT_SCORERS
 from tests.unit.results.conftest import REPORT, Bench
 
 Derive = Callable[[Measurement], Result]
@@ -49,6 +51,28 @@ def test_a_repeat_with_other_output_lengths(bench: Bench, derive: Derive, decodi
     short = replace(measurement.requests[-1], output_tokens=2)
     result = derive(replace(measurement, requests=(*measurement.requests[:-1], short)))
     assert codes(result) == ([] if decoding == "sampled" else ["work_differs"])
+
+
+def test_scored_answers_may_have_other_lengths_to_the_same_questions(bench: Bench, key: CycleKey) -> None:
+    """Engines are not deterministic to the last bit, and a word more or less refused the whole cycle."""
+    job = bench.job(key)
+    settings = replace(job.config.workload, ignore_eos=False, score="exact", answer_column="answer")
+    job = replace(job, config=replace(job.config, workload=settings))
+    scored = Scored(TEXT_SCORERS["exact"], ())
+
+    def derived(measurement: Measurement) -> Result:
+        return derive_result(job, measurement, REPORT, study=key.study, environment={}, scored=scored)
+
+    first, longer = derived(bench.measurement(output_tokens=4)), derived(bench.measurement(output_tokens=5))
+    compared = compare_work(longer, {1: first})
+    assert codes(compared) == []
+    assert [note.code for note in compared.warnings] == [*(note.code for note in longer.warnings), "answers_differ"]
+    measurement = bench.measurement()
+    short = replace(measurement.requests[-1], output_tokens=2)
+    assert codes(derived(replace(measurement, requests=(*measurement.requests[:-1], short)))) == []
+    assert codes(compare_work(derived(bench.measurement(prompts_hash="q")), {1: first})) == ["work_differs"]
+    more = replace(measurement.requests[-1], input_tokens=9)
+    assert codes(derived(replace(measurement, requests=(*measurement.requests[:-1], more)))) == ["work_differs"]
 
 
 def test_a_cycle_whose_requests_came_at_other_times(bench: Bench, derive: Derive, decoding: str) -> None:

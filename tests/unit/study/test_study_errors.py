@@ -206,6 +206,12 @@ WRONG = {
         "workload.cache warm cannot be combined with measurement.warmup.max_repeats 0",
         "leave max_repeats out",
     ),
+    "strings that continuous batching passes over": (
+        "model: m\ntransformers: {continuous_batching: true}\nworkload: {ignore_eos: false, stop: [Q]}\n",
+        "2:37",
+        "transformers.continuous_batching true cannot be combined with workload.stop ['Q']",
+        "it ends no answers at stop strings",
+    ),
     "key in an address": (
         "model: m\nengine: openai\nopenai: {base_url: 'http://h/v1?api-key=s'}\n",
         "3:20",

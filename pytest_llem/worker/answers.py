@@ -1,0 +1,68 @@
+"""Writes `answers.jsonl`: what was answered to each question of a cycle, once no window is open any more.
+
+`cycle` calls it at a cycle's end. Answers are not scored here: a scorer may be the user's own code, and fail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pytest_llem.engines.protocol import Completion, Request, Tokenizer
+from pytest_llem.job.answers import Answered, before_stop, text_hash, write_answers
+from pytest_llem.workload.build import Workload
+from pytest_llem.workload.tokenizer import AnswerTokenizer
+
+NOTHING = "the engine generated nothing"
+
+
+class _Answer(NamedTuple):
+    """What tells two answers to a question apart: repeats with all of it alike are one line."""
+
+    text: str | None
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    error: str | None
+
+
+def write_answered(path: Path, workload: Workload, completions: Iterable[Completion], tokenizer: Tokenizer) -> None:
+    """Write the answers of all repeats, where the workload has questions."""
+    if workload.questions:
+        write_answers(path, answered(workload, completions, tokenizer))
+
+
+def answered(workload: Workload, completions: Iterable[Completion], tokenizer: Tokenizer) -> Iterator[Answered]:
+    """Each distinct answer to each question, in the order of the questions, with in how many repeats it was given."""
+    text_of = tokenizer.answer if isinstance(tokenizer, AnswerTokenizer) else tokenizer.decode
+    requests = sorted(workload.requests, key=lambda request: request.index)
+    found: dict[int, Counter[_Answer]] = {request.index: Counter() for request in requests}
+    wanted = {request.index: request for request in requests}
+    for completion in completions:
+        found[completion.index][_answer(wanted[completion.index], completion, text_of)] += 1
+    for request, question in zip(requests, workload.questions, strict=True):
+        for answer, repeats in found[request.index].items():
+            text = answer.text
+            yield Answered(
+                question=question.id,
+                target=question.target,
+                repeats=repeats,
+                text=text,
+                sha256=None if text is None else text_hash(text),
+                finish_reason=answer.finish_reason,
+                input_tokens=answer.input_tokens,
+                output_tokens=answer.output_tokens,
+                error=answer.error,
+            )
+
+
+def _answer(request: Request, completion: Completion, text_of: Callable[[tuple[int, ...]], str]) -> _Answer:
+    error = completion.error or (None if completion.generated else NOTHING)
+    text = None
+    if error is None:
+        text = completion.text if completion.text is not None else text_of(completion.output_ids)
+        # A server's JSON may hold half of a surrogate pair, which is no text that a file could hold.
+        text = before_stop(text, request.stop).encode("utf-8", "replace").decode()
+    return _Answer(text, completion.finish_reason, completion.input_tokens, completion.generated, error)
