@@ -35,6 +35,8 @@ from pytest_llem.machine.leases import take_lease
 from pytest_llem.results.exports import GROUP as EXPORTS_GROUP
 from pytest_llem.results.exports import registered_formats
 from pytest_llem.results.terminal import CLEAR
+from pytest_llem.scoring.given import GROUP as SCORERS_GROUP
+from pytest_llem.scoring.registry import registered_scorers
 from pytest_llem.workload.hub import hub_cache
 from pytest_llem.workload.registered import GROUP as DATA_SETS_GROUP
 from pytest_llem.workload.registered import data_sets
@@ -173,9 +175,10 @@ def _whole(subject: str, findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _added() -> Iterator[Finding]:
-    """The metrics, data sets and export formats of other packages, each imported."""
+    """The metrics, data sets, scorers and export formats of other packages, each imported."""
     yield from _whole("metrics", _of_group(METRICS_GROUP, "metric", registered_metrics))
     yield from _whole("data sets", _of_group(DATA_SETS_GROUP, "data set", data_sets))
+    yield from _whole("scorers", _of_group(SCORERS_GROUP, "scorer", registered_scorers))
     yield from _whole("export formats", _of_group(EXPORTS_GROUP, "export format", registered_formats))
 
 

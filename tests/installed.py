@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.job.metric_names import registered_metrics
+from pytest_llem.scoring.registry import registered_scorers
 from pytest_llem.workload.registered import data_sets
 from pytest_llem.workload.texts import texts_of_package
 
@@ -58,4 +59,5 @@ def forget() -> None:
     """Look for packages anew."""
     registered_metrics.cache_clear()
     data_sets.cache_clear()
+    registered_scorers.cache_clear()
     texts_of_package.cache_clear()

@@ -5,16 +5,69 @@
 
 from __future__ import annotations
 
-from pytest_llem.errors import SettingsError
-from pytest_llem.job.config import WorkloadSettings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint
+
+from pytest_llem.errors import SettingsError, WorkloadError
+from pytest_llem.job.config import ScoreBy, WorkloadSettings
+from pytest_llem.job.registered import registered
+from pytest_llem.job.request import Question
+from pytest_llem.scoring.given import GROUP, FileScorer, RegexScorer, RegisteredScorer
+from pytest_llem.scoring.numbers import Numeric
 from pytest_llem.scoring.scorer import Scorer
 from pytest_llem.scoring.texts import TEXT_SCORERS
+
+SCORERS: Mapping[str, Scorer] = {**TEXT_SCORERS, "numeric": Numeric()}
+"""The scorers of this package by their names."""
+
+
+@cache
+def registered_scorers() -> Mapping[str, EntryPoint]:
+    """Those of other packages, none imported. `SettingsError` for a name that is there already."""
+    return registered(GROUP, "scorer", SCORERS)
 
 
 def scorer_of(settings: WorkloadSettings) -> Scorer | None:
     """The scorer, `None` where answers are not scored. Raises `SettingsError` where there is no such scorer."""
-    if settings.score is None:
+    score = settings.score
+    if score is None:
         return None
-    if isinstance(settings.score, str) and settings.score in TEXT_SCORERS:
-        return TEXT_SCORERS[settings.score]
-    raise SettingsError(f"unknown scorer {settings.score!r}", fix=f"use one of: {', '.join(TEXT_SCORERS)}")
+    if isinstance(score, ScoreBy):
+        return _given(score)
+    if score in SCORERS:
+        return SCORERS[score]
+    points = registered_scorers()
+    if score in points:
+        return RegisteredScorer(points[score])
+    names = [*SCORERS, *points]
+    near = get_close_matches(score.lower(), names, n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}, or regex: or python:"
+    raise SettingsError(f"workload.score: unknown scorer {score!r}", fix=fix)
+
+
+def _given(score: ScoreBy) -> Scorer:
+    if score.regex is not None and score.python is None:
+        return RegexScorer(score.regex)
+    if score.python is not None and score.regex is None:
+        return FileScorer(score.python)
+    raise SettingsError("workload.score: one of regex and python says how", fix="write score: {regex: 'is (\\w+)'}")
+
+
+def require_keys(settings: WorkloadSettings, questions: Sequence[Question]) -> None:
+    """Raise `WorkloadError` for the first answer key that the scorer cannot read, with where it stands.
+
+    Workers call it as well: where a package that registers the scorer is lacking, any key will do.
+    """
+    try:
+        scorer = scorer_of(settings)
+    except SettingsError:
+        scorer = None
+    if scorer is None:
+        return
+    for question in questions:
+        try:
+            scorer.check(question.target)
+        except WorkloadError as problem:
+            raise problem.restated(f"{question.where}: {problem.message}".removeprefix(": ")) from None

@@ -7,6 +7,7 @@ scorer's name and version are part of results: who changes what it gives raises 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.request import Question
@@ -25,3 +26,14 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, text: str, question: Question) -> float:
         """The score of an answer. Raises `ScoringError` where none can be given."""
+
+    def score_all(self, answers: Sequence[tuple[str, Question]]) -> list[float]:
+        """The scores of many answers, in order. Raises `ScoringError`, which names the question."""
+        return [self.score(text, question) for text, question in answers]
+
+    def load(self) -> None:  # noqa: B027 (most have nothing to load)
+        """Read what it scores with, before anything is measured. Raises `LlemError` where that is not possible."""
+
+    def rehearse(self, question: Question) -> None:
+        """Raises what is wrong with the scorer itself, before anything is measured, by the first question's own key."""
+        self.check(question.target)

@@ -1,4 +1,4 @@
-"""Looks at the models, adapters and data sets that a study names on this machine, before anything runs.
+"""Looks at the models, adapters, data sets and scorers that a study names on this machine, before anything runs.
 
 `options.load_for_run` calls it, also in a dry run. What is looked at must be cheap, and only what cycles will read from
 here: files within an image, on a cluster's nodes or of a running server are theirs to look at.
@@ -31,7 +31,7 @@ def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) ->
     for check, experiments in _checks(study):
         for experiment in experiments:
             runner = runner_of(experiment.engine)
-            if RUNNERS[runner].distributed:
+            if RUNNERS[runner].distributed and check is not _scorer:  # answers are scored here, wherever they are given
                 continue
             for setting, value, error in check(study, experiment, runner != "local"):
                 where = study.locate(setting, value)
@@ -46,6 +46,7 @@ def require_named_files(study: Study, runner_of: Callable[[str], RunnerName]) ->
 def _checks(study: Study) -> Iterator[tuple[Check, Sequence[Experiment]]]:
     """What is looked at, and in which experiments."""
     yield _models, study.distinct("engine", *_MODEL)
+    yield _scorer, study.distinct("engine", "workload.score")
     if any(map(_names_data, study.distinct("workload.dataset", "workload.arrival"))):
         from pytest_llem.session import named_data  # with what it takes to read them
 
@@ -58,6 +59,19 @@ def _names_data(experiment: Experiment) -> bool:
     get = getter(experiment.flat_settings)
     arrival = get("workload.arrival")
     return get("workload.dataset") != SYNTHETIC or (isinstance(arrival, Mapping) and arrival.get("file") is not None)
+
+
+def _scorer(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
+    written = getter(experiment.flat_settings)("workload.score")
+    if written is None:
+        return
+    from pytest_llem.scoring.registry import scorer_of  # with what it takes to score
+
+    try:
+        if (scorer := scorer_of(experiment.config.workload)) is not None:
+            scorer.load()
+    except LlemError as problem:
+        yield "workload.score", written, problem
 
 
 def _models(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
