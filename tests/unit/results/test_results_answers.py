@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_a_table_and_telemetry_hold_accuracy_and_its_cost(run: Path, tmp_path: P
     gauges = {entry["name"]: entry for entry in line["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
     assert gauges["llem.accuracy"]["gauge"]["dataPoints"][0]["asDouble"] in (0.2, 0.9)
     assert gauges["llem.joules_per_correct_answer"]["unit"] == "J/{answer}"
+
+
+def test_the_documented_example_finds_wrong_answers(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "quality.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"<!-- test: wrong -->\n```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "llem-results").symlink_to(run.parent)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "quality.md", "exec"), {})
+    assert "100 asked, wrong: ['q90', 'q91', 'q92', 'q93', 'q94']" in capsys.readouterr().out
 
 
 def test_answers_that_ended_too_early_are_a_warning(content: Content) -> None:
