@@ -124,7 +124,11 @@ class WorkloadSettings:
         [64],
     )
     seed: NonNegativeInt = setting(0, "Seed of the prompts and lengths.")
-    ignore_eos: bool = setting(True, "Generate exactly `output_tokens`, so that runs do the same work.")
+    ignore_eos: bool = setting(
+        True,
+        "Generate exactly `output_tokens`, so that runs do the same work. The default is false with `score`, `task` or "
+        "`stop`, where answers end on their own.",
+    )
     column: Name | None = setting(None, "Column of the data set that holds the prompts.", ["text"])
     split: Name | None = setting(None, "Split of the data set.", ["train"])
     revision: Name | None = setting(None, "Revision of the data set.")
@@ -173,6 +177,12 @@ class WorkloadSettings:
     def times_file(self) -> str | None:
         """The file of arrival times, if there is one."""
         return None if self.arrival is None else self.arrival.file
+
+    @property
+    def score_file(self) -> str | None:
+        """The file of the function that scores, if there is one."""
+        function = self.score.python if isinstance(self.score, ScoreBy) else None
+        return None if function is None else function.rpartition(":")[0]
 
 
 @dataclass(frozen=True)

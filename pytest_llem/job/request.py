@@ -53,6 +53,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A question with its answer, in front of those that are asked."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Recorded:
     """One request as a data set of sessions or a trace recorded it.
 
@@ -82,7 +90,8 @@ class Texts:
     `lines` cannot be read; `faults` says what is wrong with the first of these, and where, `remedy` what to do.
 
     Where answers are scored, `questions` has one entry for each of the texts. `stop` are strings at which a task ends
-    answers, and `output_tokens` how long it lets them become.
+    answers, and `output_tokens` how long it lets them become. `examples` and the system's prompt are put in front of
+    each text when the requests are built; a task whose texts hold its examples already has none.
     """
 
     texts: tuple[str, ...]
@@ -96,6 +105,7 @@ class Texts:
     questions: tuple[Question, ...] = ()
     stop: tuple[str, ...] = ()
     output_tokens: int | None = None
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,9 @@ def _ask(question: Callable[..., object], *arguments: object) -> JsonValue:
 def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
     """A fact per input: `model_files`, `lora_files`, `dataset_files` for what lies here, a digest over names and
     content; `model_commit` and so on for the hub's, the commit that the local cache has under the revision asked for;
-    `dataset_texts` of another package's data set, a digest over the texts that are used; `arrival_file`, one over the
-    file of arrival times.
+    `dataset_texts` of another package's data set or of a task, a digest over the texts that are used, with the answers
+    of questions; `arrival_file`, `score_file` and `task_files`, digests over the file of arrival times, that of the
+    study's own scorer, and its own task files.
 
     `lora_fingerprint` is the adapter's `model_files.fingerprint`. Nothing for built-in models, synthetic prompts and
     served models, and for what the cache does not hold.
@@ -249,13 +250,22 @@ def input_facts(config: ExperimentConfig) -> dict[str, JsonValue]:
                 facts["lora_fingerprint"] = model_files.fingerprint(path)
         elif (commit := cached_commit(hub_kind, name, revision)) is not None:
             facts[f"{kind}_commit"] = commit
-    times_file = config.workload.times_file
-    if times_file is not None and (path := found(times_file)) is not None:
-        facts["arrival_file"] = content_digest(path)
-    texts = texts_of_package(config.workload)
+    workload = config.workload
+    own = {
+        "arrival_file": workload.times_file,
+        "score_file": workload.score_file,
+        "task_files": workload.include_path,
+    }
+    for fact, named in own.items():
+        if named is not None and (path := found(named)) is not None:
+            facts[fact] = content_digest(path)
+    texts = texts_of_package(workload)
     if texts is not None:
-        content = texts.texts or encode(texts.recorded)
-        facts["dataset_texts"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:DIGITS]
+        content: object = texts.texts or texts.recorded
+        keys = [(question.id, question.target) for question in texts.questions]
+        if keys or texts.examples or texts.stop:
+            content = (texts.texts, keys, texts.examples, texts.stop)
+        facts["dataset_texts"] = hashlib.sha256(json.dumps(encode(content)).encode()).hexdigest()[:DIGITS]
     return facts
 
 

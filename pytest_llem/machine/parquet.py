@@ -14,6 +14,7 @@ from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import PARQUET, WorkloadSettings
 from pytest_llem.job.files import found, open_regular, reason
 from pytest_llem.job.request import Texts
+from pytest_llem.workload.questions import ID
 from pytest_llem.workload.rows import Row
 from pytest_llem.workload.texts import DEFAULT_COLUMNS, no_text, read_rows
 from pytest_llem.workload.traffic import TRACES
@@ -41,11 +42,15 @@ def parquet_texts(settings: WorkloadSettings) -> Texts | None:
 
 @lru_cache(maxsize=4)
 def _texts(settings: WorkloadSettings, path: Path, changed_ns: int) -> Texts:
-    return read_rows(settings, _rows(path, settings.column))
+    return read_rows(settings, _rows(path, settings))
 
 
-def _rows(path: Path, column: str | None) -> Iterator[Row]:
-    """The rows, with the column of texts alone or those that may be meant, else all. Raises `WorkloadError`."""
+def _rows(path: Path, settings: WorkloadSettings) -> Iterator[Row]:
+    """The rows, with the column of texts alone or those that may be meant, else all; of questions also their answers.
+
+    Raises `WorkloadError`.
+    """
+    column, answers = settings.column, settings.answer_column
     import pyarrow
     import pyarrow.parquet
 
@@ -61,6 +66,8 @@ def _rows(path: Path, column: str | None) -> Iterator[Row]:
                 columns = names
             if not columns:
                 raise no_text(str(path), column, with_text or names)
+            if answers is not None:
+                columns = [name for name in names if name in (*columns, answers, ID)] if answers in names else names
             rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=columns) for row in batch.to_pylist())
             yield from ((f"{path}[{number}]", row) for number, row in enumerate(rows))
     except (OSError, pyarrow.ArrowException) as problem:

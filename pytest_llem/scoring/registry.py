@@ -58,10 +58,11 @@ def _given(score: ScoreBy) -> Scorer:
 def require_keys(settings: WorkloadSettings, questions: Sequence[Question]) -> None:
     """Raise `WorkloadError` for the first answer key that the scorer cannot read, with where it stands.
 
-    Workers call it as well: where a package that registers the scorer is lacking, any key will do.
+    Workers call it as well: where a package that registers the scorer is lacking, any key will do. A task brings keys
+    that it can read.
     """
     try:
-        scorer = scorer_of(settings)
+        scorer = scorer_of(settings) if settings.task is None else None
     except SettingsError:
         scorer = None
     if scorer is None:
@@ -70,4 +71,5 @@ def require_keys(settings: WorkloadSettings, questions: Sequence[Question]) -> N
         try:
             scorer.check(question.target)
         except WorkloadError as problem:
-            raise problem.restated(f"{question.where}: {problem.message}".removeprefix(": ")) from None
+            text = f"{question.where}: {problem.message}".removeprefix(": ")
+            raise WorkloadError(text, fix=problem.fix, details={"setting": "workload.answer_column"}) from None

@@ -6,18 +6,19 @@ Of each way to read a data set it must read no more than the experiment with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 
 from pytest_llem.engines import engine_info
 from pytest_llem.engines.model_files import require_chat_template
-from pytest_llem.errors import EngineNotInstalledError, LlemError, WorkloadError
+from pytest_llem.errors import EngineNotInstalledError, LlemError, ScoringError, SettingsError, WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Thresholds, WorkloadSettings
 from pytest_llem.job.files import expanded, found
-from pytest_llem.job.request import Texts
+from pytest_llem.job.request import Question, Texts
 from pytest_llem.machine.parquet import parquet_texts
+from pytest_llem.scoring.registry import require_keys, scorer_of
 from pytest_llem.session.named_path import Named, Wrong
 from pytest_llem.study import Experiment, Study
 from pytest_llem.study.canonical import getter
@@ -27,6 +28,7 @@ from pytest_llem.workload.traffic import require_few_broken, require_fitting
 
 _READ_BY = (
     *(f"workload.{name}" for name in ("dataset", "column", "order", "input_tokens", "chat_template", "speed")),
+    *(f"workload.{name}" for name in ("answer_column", "score", "few_shot", "system_prompt", "task", "include_path")),
     *("workload.arrival", "model", "openai.api"),
 )
 """What decides whether a data set can be read as it is, besides `workload.prompts`."""
@@ -46,17 +48,20 @@ def most_prompts(study: Study) -> list[Experiment]:
 def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
     """What is wrong with an experiment's data set, or with its settings for it."""
     settings = experiment.config.workload
-    if settings.dataset == SYNTHETIC:
+    if settings.dataset == SYNTHETIC and settings.task is None:
         return
     written = str(getter(experiment.flat_settings)("workload.dataset"))
     try:
         allowed_rel = Thresholds.of(study.thresholds).failed_requests_rel
         if (texts := texts_of_package(settings)) is not None:
             require_few_broken(texts, allowed_rel)
+            _try_scorer(settings, texts.questions)
+        if texts is not None or settings.task is not None:
             return
         here = Named(study, "workload.dataset", written, settings.dataset, in_image).is_here()
         if here and not expanded(settings.dataset).is_dir():
             texts = _read(settings, allowed_rel)
+            _try_scorer(settings, texts.questions)
             by_server = (
                 engine_info(experiment.engine).serves_over_http and experiment.config.settings.get("api") == "chat"
             )
@@ -75,8 +80,21 @@ def data_set(study: Study, experiment: Experiment, in_image: bool) -> Iterator[W
             yield "workload.prompts", settings.prompts, problem
         elif "columns" in problem.details and settings.column is not None:
             yield "workload.column", settings.column, problem
+        elif isinstance(problem, ScoringError):
+            yield "workload.score", getter(experiment.flat_settings)("workload.score"), problem
+        elif settings.task is not None:
+            yield "workload.task", settings.task, problem
         else:
             yield "workload.dataset", written, problem
+
+
+def _try_scorer(settings: WorkloadSettings, questions: Sequence[Question]) -> None:
+    """Have the scorer read each key, and score one of them. Raises `WorkloadError` or `ScoringError`."""
+    require_keys(settings, questions)
+    with suppress(SettingsError):  # `named_files` looks for the scorer, wherever the questions are
+        scorer = scorer_of(settings)
+        if scorer is not None and questions:
+            scorer.rehearse(questions[0])
 
 
 def arrival_times(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:
@@ -100,7 +118,7 @@ def _arrivals(workload: WorkloadSettings) -> int:
 
     One, where the data set is elsewhere, and may be of sessions, or cannot be read, which `data_set` reports.
     """
-    if workload.dataset == SYNTHETIC:
+    if workload.dataset == SYNTHETIC and workload.task is None:
         return workload.prompts
     with suppress(LlemError):
         texts = texts_of_package(workload)
@@ -121,6 +139,7 @@ def _read(settings: WorkloadSettings, allowed_rel: float) -> Texts:
 
 
 def _rows(settings: WorkloadSettings) -> Texts:
-    """As many rows of a local data set as the workload needs, in the order of the file."""
-    in_order = replace(settings, order="interleaved")
+    """As many rows of a local data set as the workload needs."""
+    # Of questions each that is asked must have an answer that can be read; of texts the first ones tell enough.
+    in_order = settings if settings.scored else replace(settings, order="interleaved")
     return parquet_texts(in_order) or read_rows(in_order)

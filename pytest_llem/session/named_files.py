@@ -47,7 +47,7 @@ def _checks(study: Study) -> Iterator[tuple[Check, Sequence[Experiment]]]:
     """What is looked at, and in which experiments."""
     yield _models, study.distinct("engine", *_MODEL)
     yield _scorer, study.distinct("engine", "workload.score")
-    if any(map(_names_data, study.distinct("workload.dataset", "workload.arrival"))):
+    if any(map(_names_data, study.distinct("workload.dataset", "workload.arrival", "workload.task"))):
         from pytest_llem.session import named_data  # with what it takes to read them
 
         most = named_data.most_prompts(study)
@@ -58,7 +58,8 @@ def _checks(study: Study) -> Iterator[tuple[Check, Sequence[Experiment]]]:
 def _names_data(experiment: Experiment) -> bool:
     get = getter(experiment.flat_settings)
     arrival = get("workload.arrival")
-    return get("workload.dataset") != SYNTHETIC or (isinstance(arrival, Mapping) and arrival.get("file") is not None)
+    has_times = isinstance(arrival, Mapping) and arrival.get("file") is not None
+    return get("workload.dataset") != SYNTHETIC or get("workload.task") is not None or has_times
 
 
 def _scorer(study: Study, experiment: Experiment, in_image: bool) -> Iterator[Wrong]:

@@ -59,8 +59,26 @@ def _process(arrival: JsonValue) -> JsonValue:
     return arrival.get("process") if isinstance(arrival, Mapping) else None
 
 
+def is_synthetic(get: Get) -> bool:
+    """Whether prompts are made of a seed."""
+    return get("workload.dataset") == SYNTHETIC and get("workload.task") is None
+
+
 LIMITS = frozenset(f"slo.{name}" for name in keys_of(SloSettings)) - {"slo.at"}
 """Settings of which one makes an SLO."""
+
+ENDED_BY = _below("workload", "score", "task", "stop")
+"""Settings with which answers end where the model or a stop string ends them."""
+
+OF_TASKS = _below("workload", "output_tokens", "few_shot")
+"""Settings that a task has of its own."""
+
+DECIDED_BY: Mapping[str, tuple[str, ...]] = {
+    "workload.input_tokens": ("workload.dataset", "workload.task"),
+    "workload.ignore_eos": ENDED_BY,
+    **dict.fromkeys(OF_TASKS, ("workload.task",)),
+}
+"""Settings whose default is another one with what these say (`effective`)."""
 
 INACTIVITY_RULES: tuple[InactivityRule, ...] = (
     InactivityRule(
@@ -75,12 +93,34 @@ INACTIVITY_RULES: tuple[InactivityRule, ...] = (
         lambda get: get("decoding.temperature") == 0,
         "at temperature 0, which is greedy",
     ),
-    _while(
-        "workload.dataset",
-        (SYNTHETIC,),
-        _below("workload", "column", "split", "revision", "order", "chat_template"),
+    InactivityRule(
+        _below("workload", "column", "split", "revision", "answer_column"),
+        ("workload.task",),
+        lambda get: get("workload.task") is not None,
+        "with a task, which has its own questions",
+    ),
+    InactivityRule(
+        _below("workload", "order", "chat_template", "system_prompt", "few_shot"),
+        ("workload.dataset", "workload.task"),
+        is_synthetic,
         "with synthetic prompts",
     ),
+    _while(
+        "workload.dataset", (SYNTHETIC,), _below("workload", "column", "split", "revision"), "with synthetic prompts"
+    ),
+    InactivityRule(
+        ("workload.answer_column",),
+        ("workload.score", "workload.few_shot", "workload.dataset"),
+        lambda get: get("workload.score") is None and (not get("workload.few_shot") or is_synthetic(get)),
+        "where nothing is scored (workload.score) and there are no examples (workload.few_shot)",
+    ),
+    InactivityRule(
+        ("workload.keep_answers",),
+        ("workload.score", "workload.task"),
+        lambda get: get("workload.score") is None and get("workload.task") is None,
+        "where nothing is scored (workload.score)",
+    ),
+    _while("workload.task", (None,), ("workload.include_path",), "without workload.task"),
     InactivityRule(
         ("workload.speed",),
         ("workload.dataset", "workload.arrival"),
@@ -130,7 +170,8 @@ def effective(flat: FlatSettings, engine: str) -> FlatSettings:
 
     A preset is replaced by its settings, below what is set beside it, and the engine's own `dtype` by the common one. A
     data set whose prompts have no length set keeps its own lengths: the declared default is that of synthetic prompts.
-    A searched load stands at the lower end of its bracket.
+    Answers that are scored, or have stop strings, end on their own; a task has its own limit of them, and examples. A
+    searched load stands at the lower end of its bracket.
     """
     preset, own_dtype = flat.get("decoding.preset"), f"{engine}.dtype"
     result = dict(flat)
@@ -141,8 +182,12 @@ def effective(flat: FlatSettings, engine: str) -> FlatSettings:
                 result[f"decoding.{key}"] = value
     if result.get(own_dtype) is not None and engine in shipped_engines():
         result["dtype"] = result.pop(own_dtype)
-    if flat.get("workload.dataset", SYNTHETIC) != SYNTHETIC:
+    if not is_synthetic(getter(flat)):
         result.setdefault("workload.input_tokens", None)
+    if any(flat.get(path) for path in ENDED_BY):
+        result.setdefault("workload.ignore_eos", False)
+    for path in OF_TASKS if flat.get("workload.task") is not None else ():
+        result.setdefault(path, None)
     search = Search.of(flat)
     if search is not None:
         result.update(search.at(search.low, result))
@@ -217,6 +262,13 @@ def resolve(kept: FlatSettings, directory: Path) -> ExperimentConfig:
         arrival = workload.get("arrival")
         if isinstance(arrival, dict) and isinstance(arrival.get("file"), str):
             workload["arrival"] = {**arrival, "file": _resolved(directory / expanded(arrival["file"]))}
+        if isinstance(tasks := workload.get("include_path"), str):
+            workload["include_path"] = _resolved(directory / expanded(tasks))
+        score = workload.get("score")
+        if isinstance(score, dict) and isinstance(score.get("python"), str):
+            file, colon, function = score["python"].rpartition(":")
+            where = _resolved(directory / expanded(file)) if colon else ""
+            workload["score"] = {**score, "python": f"{where}{colon}{function}"}
     return decode(ExperimentConfig, data)
 
 

@@ -14,12 +14,22 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from pytest_llem.engines import shipped_engines
-from pytest_llem.study.canonical import INACTIVITY_RULES, Get, canonical, effective, getter, same, section_of
+from pytest_llem.study.canonical import (
+    DECIDED_BY,
+    INACTIVITY_RULES,
+    Get,
+    canonical,
+    effective,
+    getter,
+    same,
+    section_of,
+)
 from pytest_llem.study.fields import Clear, FlatSettings, apply, defaults, keyword, table
 from pytest_llem.study.model import Keyword, OmittedPoint, SettingsSlice
 from pytest_llem.study.naming import digest, shorten
 from pytest_llem.study.problems import Location
-from pytest_llem.study.rules import RULES, Rule
+from pytest_llem.study.rule import Rule
+from pytest_llem.study.rules import RULES
 from pytest_llem.study.search import ARRIVAL, CLIENT, SEARCH
 from pytest_llem.study.sweep import Alternative, Axis, Exclusion
 from pytest_llem.study.values import KeyPath
@@ -103,8 +113,8 @@ def clusters(axes: Sequence[Axis], shared: FlatSettings) -> list[Cluster]:
 
 def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[frozenset[str]]:
     """Sets of settings that must be looked at together."""
-    yield from (frozenset(rule.fields + rule.controls) for rule in INACTIVITY_RULES)
-    yield frozenset({"workload.dataset", "workload.input_tokens"})
+    yield from (_with_defaults(rule.fields + rule.controls) for rule in INACTIVITY_RULES)
+    yield from (_with_defaults((path,)) for path in DECIDED_BY)
     if "decoding.preset" in shared or any("decoding.preset" in own for own in paths):
         yield frozenset(path for path in defaults() if path.startswith("decoding."))
     if any(SEARCH in own for own in paths):
@@ -112,6 +122,17 @@ def _linked(paths: Sequence[frozenset[str]], shared: FlatSettings) -> Iterator[f
     of_engines = {f"{engine}.dtype" for engine in shipped_engines()}
     if any(own & of_engines for own in (*paths, shared.keys())):
         yield frozenset({"dtype", *of_engines})
+
+
+def _with_defaults(paths: Iterable[str]) -> frozenset[str]:
+    """Settings with all whose defaults they decide on, and all that decide on theirs."""
+    linked, before = set(paths), 0
+    while len(linked) != before:
+        before = len(linked)
+        for path, deciders in DECIDED_BY.items():
+            if linked & {path, *deciders}:
+                linked |= {path, *deciders}
+    return frozenset(linked)
 
 
 def make_slice(
@@ -324,8 +345,9 @@ class _Block:
             wanted.add("decoding.preset")
         if "dtype" in wanted:
             wanted.add(f"{self.engine}.dtype")
-        if "workload.input_tokens" in wanted:
-            wanted.add("workload.dataset")
+        for path, deciders in DECIDED_BY.items():
+            if path in wanted:
+                wanted.update(deciders)
         if wanted & {ARRIVAL, CLIENT}:
             wanted.add(SEARCH)
         wanted |= {path.rpartition(".")[0] for path in wanted}

@@ -1,22 +1,22 @@
 """Combinations of settings that no engine can run, as rules by which `loader` and `points` refuse them.
 
-Each rule must name every setting it reads, because a sweep evaluates it once per combination of those alone. What a
-rule returns must name both settings and say what to change.
+Those of questions are in `question_rules`. What a rule returns must name both settings and say what to change.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pytest_llem.engines import engine_info, engines, shipped_engines
 from pytest_llem.engines.info import EngineInfo
 from pytest_llem.engines.openai.settings import api_url
 from pytest_llem.errors import EngineSettingError, JsonValue
 from pytest_llem.job.config import SYNTHETIC
-from pytest_llem.study.canonical import LIMITS, Get, section_of
+from pytest_llem.study.canonical import LIMITS, Get, is_synthetic, section_of
 from pytest_llem.study.problems import suggest
+from pytest_llem.study.question_rules import QUESTION_RULES
+from pytest_llem.study.rule import Rule, refused
 from pytest_llem.study.search import ARRIVAL, CLIENT, IN_FLIGHT, RATE, SEARCH, Search
 from pytest_llem.study.values import shown
 
@@ -27,19 +27,6 @@ _STARTING = ("command", "image", "server_args", "environment")
 _NOWHERE = "is neither in openai.command nor in openai.server_args or openai.environment"
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
 _GIVEN = tuple(f"openai.{name}" for name in _STARTING)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check that reads `paths` and says why they cannot run together; with `engine` it is for that engine alone."""
-
-    paths: tuple[str, ...]
-    check: Callable[[Get], str | None]
-    engine: str | None = None
-
-
-def _refused(text: str, fix: str) -> str:
-    return f"{text} ({fix})"
 
 
 def _texts(get: Get) -> Iterator[tuple[str, str]]:
@@ -60,12 +47,12 @@ def _which_server(get: Get) -> str | None:
     url = get("openai.base_url")
     set_beside = [f"openai.{name}" for name in _STARTING if get(f"openai.{name}")]
     if url is not None and set_beside:
-        return _refused(
+        return refused(
             f"openai.base_url cannot be combined with {set_beside[0]}: a server at a URL runs already",
             "leave openai.base_url out to have the server started, or the other to measure the one at the URL",
         )
     if url is None and not _starts(get):
-        return _refused(
+        return refused(
             "engine openai needs a server: openai.base_url, openai.command and openai.image are all missing",
             "give openai.base_url of a running server, openai.command to start one, or openai.image to start one in a "
             "container",
@@ -79,7 +66,7 @@ def _known_placeholders(get: Get) -> str | None:
             if name not in PLACEHOLDERS:
                 near = suggest(name, PLACEHOLDERS)
                 known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-                return _refused(f"{path}: unknown placeholder {{{name}}}", f"{near or ''} known are {known}".strip())
+                return refused(f"{path}: unknown placeholder {{{name}}}", f"{near or ''} known are {known}".strip())
     return None
 
 
@@ -93,9 +80,9 @@ def _reaches_server(get: Get) -> str | None:
         return None
     for name in ("model", "port"):
         if not (_reaches(get, name) or (name == "model" and _reaches(get, "gguf"))):
-            return _refused(f"the server is not told its {name}: {{{name}}} {_NOWHERE}", f"add --{name} '{{{name}}}'")
+            return refused(f"the server is not told its {name}: {{{name}}} {_NOWHERE}", f"add --{name} '{{{name}}}'")
     if _reaches(get, "model") and _reaches(get, "gguf"):
-        return _refused("the server gets its model twice, as {model} and as {gguf}", "leave one of them out")
+        return refused("the server gets its model twice, as {model} and as {gguf}", "leave one of them out")
     parallel = get("openai.tensor_parallel_size")
     set_here = {
         "dtype": get("dtype"),
@@ -106,11 +93,11 @@ def _reaches_server(get: Get) -> str | None:
         name = path.rpartition(".")[2]
         if value is not None and not _reaches(get, name):
             fix = f"write {{{name}}} where the server expects it, or leave {path} out"
-            return _refused(f"{path} {value} does not reach the server: {{{name}}} {_NOWHERE}", fix)
+            return refused(f"{path} {value} does not reach the server: {{{name}}} {_NOWHERE}", fix)
     passes_dummy = _reaches(get, "load_format") or any("dummy" in text for _, text in _texts(get))
     if get("weights") == "dummy" and not passes_dummy:
         fix = "write {load_format} where the server expects it: it becomes auto or dummy"
-        return _refused(f"weights dummy does not reach the server: {{load_format}} {_NOWHERE}", fix)
+        return refused(f"weights dummy does not reach the server: {{load_format}} {_NOWHERE}", fix)
     return None
 
 
@@ -120,7 +107,7 @@ def _never(
     def check(get: Get) -> str | None:
         first, second = get(one), get(other)
         if is_one(first) and is_other(second):
-            return _refused(f"{one} {shown(first)} cannot be combined with {other} {shown(second)}", fix)
+            return refused(f"{one} {shown(first)} cannot be combined with {other} {shown(second)}", fix)
         return None
 
     return Rule((one, other), check, section_of(one) or section_of(other))
@@ -145,9 +132,9 @@ def _lengths(path: str) -> Rule:
             return None
         low, high = value.get("low"), value.get("high")
         if isinstance(low, int) and isinstance(high, int) and low > high:
-            return _refused(f"{path}: low {low} is above high {high}", "swap them")
+            return refused(f"{path}: low {low} is above high {high}", "swap them")
         if value.get("distribution") == "lognormal" and not {"mean", "sigma"} <= value.keys():
-            return _refused(f"{path}: distribution lognormal needs mean and sigma", "give both")
+            return refused(f"{path}: distribution lognormal needs mean and sigma", "give both")
         return None
 
     return Rule((path,), check)
@@ -171,19 +158,19 @@ def _arrival(get: Get) -> str | None:
     needed = _ARRIVALS.get(process, ("rate_per_s",))
     for name in needed:
         if value.get(name) is None:
-            return _refused(f"workload.arrival: process {process} needs {name}", f"give {name}")
+            return refused(f"workload.arrival: process {process} needs {name}", f"give {name}")
     if process == "schedule":
         needed = ("file",)
         if value.get("file") is None and get("workload.dataset") == SYNTHETIC:
             text = "workload.arrival: process schedule without a file takes the times of a data set"
-            return _refused(f"{text}, and workload.dataset synthetic has none", "give file")
+            return refused(f"{text}, and workload.dataset synthetic has none", "give file")
     random = ("seed",) if process in ("poisson", "gamma", "ramp") else ()
     for name, number in value.items():
         if name not in ("process", *needed, *random) and number is not None:
-            return _refused(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
+            return refused(f"workload.arrival: {name} has no effect with process {process}", f"leave {name} out")
     engine = str(get("engine"))
     if engine_info(engine).batch_size is not None:
-        return _refused(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
+        return refused(f"workload.arrival cannot be combined with engine {engine}", "it does not serve: use vllm")
     return None
 
 
@@ -195,15 +182,15 @@ def _searched(get: Get) -> str | None:
     process = arrival.get("process") if isinstance(arrival, Mapping) else None
     what = f"a search of {search.setting}"
     if engine_info(engine).batch_size is not None:
-        return _refused(f"{what} cannot be combined with engine {engine}", "it does not serve: use vllm or openai")
+        return refused(f"{what} cannot be combined with engine {engine}", "it does not serve: use vllm or openai")
     if search.setting == CLIENT and engine != "openai":
-        return _refused(f"{what} cannot be combined with engine {engine}", f"search {IN_FLIGHT}")
+        return refused(f"{what} cannot be combined with engine {engine}", f"search {IN_FLIGHT}")
     if all(get(path) is None for path in LIMITS):
         text = f"{what} finds the largest load under an SLO, and slo sets no limit"
-        return _refused(text, "write slo: {ttft_s: 0.5, at: 99%}")
+        return refused(text, "write slo: {ttft_s: 0.5, at: 99%}")
     processes = {RATE: ("constant", "poisson", "gamma", "burst"), IN_FLIGHT: ("concurrency",)}.get(search.setting)
     if processes is not None and process not in processes:
-        return _refused(f"{what} cannot be combined with process {process}", f"use process {' or '.join(processes)}")
+        return refused(f"{what} cannot be combined with process {process}", f"use process {' or '.join(processes)}")
     return None
 
 
@@ -214,14 +201,14 @@ def _address(get: Get) -> str | None:
         if url is not None:
             api_url(str(url))
     except EngineSettingError as problem:
-        return _refused(problem.message, str(problem.fix))
+        return refused(problem.message, str(problem.fix))
     return None
 
 
 def _synthetic_length(get: Get) -> str | None:
-    if get("workload.dataset") == SYNTHETIC and get("workload.input_tokens") is None:
+    if is_synthetic(get) and get("workload.input_tokens") is None:
         text = "workload.input_tokens null cannot be combined with workload.dataset synthetic"
-        return _refused(text, "give a number of tokens")
+        return refused(text, "give a number of tokens")
     return None
 
 
@@ -229,17 +216,17 @@ def _warmup(get: Get) -> str | None:
     low, high = get("measurement.warmup.min_repeats"), get("measurement.warmup.max_repeats")
     if isinstance(low, int) and isinstance(high, int) and 0 < high < low:
         text = f"measurement.warmup.min_repeats {low} is above measurement.warmup.max_repeats {high}"
-        return _refused(text, "swap them")
+        return refused(text, "swap them")
     if high == 0 and get("measurement.warmup.thermal") == "settled":
         text = "measurement.warmup.thermal settled cannot be combined with measurement.warmup.max_repeats 0"
-        return _refused(text, "leave max_repeats out: GPUs settle under the repeats of the warm-up")
+        return refused(text, "leave max_repeats out: GPUs settle under the repeats of the warm-up")
     return None
 
 
 def _at_most_one(path: str, text: str, fix: str) -> Rule:
     def check(get: Get) -> str | None:
         value = get(path)
-        return _refused(f"{path} {text.format(value)}", fix) if _above_one(value) else None
+        return refused(f"{path} {text.format(value)}", fix) if _above_one(value) else None
 
     return Rule((path,), check, section_of(path))
 
@@ -249,7 +236,7 @@ def _vllm_lengths(get: Get) -> str | None:
     if not isinstance(batched, int) or not isinstance(longest, int) or batched >= longest:
         return None
     if get("vllm.enable_chunked_prefill") is False:
-        return _refused(
+        return refused(
             f"vllm.max_num_batched_tokens {batched} is below vllm.max_model_len {longest} without chunked prefill",
             "raise max_num_batched_tokens, or leave enable_chunked_prefill on",
         )
@@ -263,7 +250,7 @@ def _context(info: EngineInfo) -> Rule:
         limit = get(limit_path)
         needed = sum(value for value in map(_longest, (get(path) for path in _LENGTHS)) if value)
         if isinstance(limit, int) and needed > limit:
-            return _refused(
+            return refused(
                 f"workload.input_tokens and workload.output_tokens need {needed} tokens, {limit_path} is {limit}",
                 f"raise {limit_path}, or shorten the workload",
             )
@@ -286,15 +273,15 @@ def _cache(info: EngineInfo) -> Rule:
             return None
         if own is None or setting is None:
             text = f"workload.cache {cache} cannot be combined with engine {info.name}, which keeps no prefix cache"
-            return _refused(text, "leave workload.cache out")
+            return refused(text, "leave workload.cache out")
         if cache == "cold" and not own.emptied:
-            return _refused(
+            return refused(
                 f"workload.cache cold cannot be combined with engine {info.name}, whose prefix cache nothing empties",
                 "use warm, or leave workload.cache out: without reuse every prompt is computed whole",
             )
         if get(setting) in own.off:
             text = f"workload.cache {cache} cannot be combined with {setting} {shown(get(setting))}"
-            return _refused(f"{text}: there is no prefix cache then", f"change {setting}, or leave workload.cache out")
+            return refused(f"{text}: there is no prefix cache then", f"change {setting}, or leave workload.cache out")
         return None
 
     paths = ("workload.cache", *([] if setting is None else [setting]))
@@ -308,7 +295,7 @@ def _stops(get: Get) -> str | None:
     if not asked or engine_info(engine).stop_strings:
         return None
     known = ", ".join(info.name for info in engines().values() if info.stop_strings)
-    return _refused(
+    return refused(
         f"{asked[0]} cannot be combined with engine {engine}, which does not say that it ends answers at stop strings",
         f"use one of {known}, or declare stop_strings in the engine's EngineInfo: docs/engines.md",
     )
@@ -322,9 +309,7 @@ def _longest(value: JsonValue) -> int:
 
 def _concurrency(get: Get) -> str | None:
     if get("openai.concurrency") is not None and get("workload.arrival") is not None:
-        return _refused(
-            "openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process"
-        )
+        return refused("openai.concurrency cannot be combined with workload.arrival", "put it into the arrival process")
     return None
 
 
@@ -336,7 +321,7 @@ def _observed(limit: str, setting: str, untimed: Callable[[JsonValue], bool], fi
         if get(limit) is None or not untimed(value):
             return None
         text = f"{limit} cannot be judged: with {setting} {shown(value)} nobody sees when the tokens of an answer come"
-        return _refused(text, f"{fix}, or limit slo.e2el_s instead")
+        return refused(text, f"{fix}, or limit slo.e2el_s instead")
 
     return Rule((limit, setting), check, section_of(setting))
 
@@ -350,7 +335,8 @@ RULES: tuple[Rule, ...] = (
     _lengths("workload.output_tokens"),
     Rule((SEARCH, *sorted(LIMITS), ARRIVAL, "engine"), _searched),
     Rule(("workload.arrival", "workload.dataset", "engine"), _arrival),
-    Rule(("workload.dataset", "workload.input_tokens"), _synthetic_length),
+    Rule(("workload.dataset", "workload.task", "workload.input_tokens"), _synthetic_length),
+    *QUESTION_RULES,
     Rule(("workload.stop", "workload.task", "engine"), _stops),
     Rule(
         ("measurement.warmup.min_repeats", "measurement.warmup.max_repeats", "measurement.warmup.thermal"),

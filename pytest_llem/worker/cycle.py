@@ -29,6 +29,7 @@ from pytest_llem.job.events import EventLog, clock_facts
 from pytest_llem.job.job import IdleReference, Job, JobDir
 from pytest_llem.job.measurement import EngineFacts, Measurement, MemoryPeaks, WorkerFacts
 from pytest_llem.job.report import Note
+from pytest_llem.scoring.registry import require_keys
 from pytest_llem.worker.answers import write_answered
 from pytest_llem.worker.caches import cache_notes, in_effect, with_rule
 from pytest_llem.worker.contention import CpuWatch
@@ -143,6 +144,7 @@ def _measure(
         texts = job.texts or read_dataset(config.workload)
         if texts is not None:
             require_few_broken(texts, Thresholds.of(job.meter.thresholds).failed_requests_rel)
+            require_keys(config.workload, texts.questions)
         rule = with_rule(config, texts, engine.capabilities)
         if rule != config:
             version = slot.prepare(engine, replace(job, config=rule))

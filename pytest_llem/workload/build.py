@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pytest_llem.errors import WorkloadError
+from pytest_llem.errors import EngineSettingError, JsonValue, WorkloadError
 from pytest_llem.job.config import SYNTHETIC, Lengths, WorkloadSettings
 from pytest_llem.job.measurement import TruncatedPrompts
 from pytest_llem.job.request import Question, Request, Texts
 from pytest_llem.workload.arrivals import arrivals_hash, with_times
 from pytest_llem.workload.corpus import synthetic_prompts
+from pytest_llem.workload.questions import as_chat, as_text
 from pytest_llem.workload.registered import ALIASES
 from pytest_llem.workload.replayed import replayed, replayed_hash
 from pytest_llem.workload.texts import read_rows
-from pytest_llem.workload.tokenizer import TextOnly, Tokenizer
+from pytest_llem.workload.tokenizer import ChatTokenizer, TextOnly, Tokenizer
+
+Messages = tuple[Mapping[str, JsonValue], ...]
 
 OUTPUT_STREAM = 1
 """Added to the seed for output lengths, so that they do not follow the input lengths."""
@@ -58,16 +62,25 @@ class Workload:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt's tokens, its text where they are those of a whole text, and how many they were before a cut."""
+    """A prompt's tokens, its text where they are those of a whole text, and how many they were before a cut.
+
+    `messages` are what is sent instead, to engines that take chats as messages.
+    """
 
     ids: tuple[int, ...]
     text: str | None
     whole: int
+    messages: Messages | None = None
 
 
 def read_dataset(settings: WorkloadSettings) -> Texts | None:
     """What a data set holds, `None` for synthetic prompts. Raises `WorkloadError` when it cannot give that."""
     settings = resolve_alias(settings)
+    if settings.task is not None:
+        raise WorkloadError(
+            f"workload.task {settings.task!r}: its questions are read where pytest runs, and did not come with the job",
+            fix="run the cycle by pytest",
+        )
     return None if settings.dataset == SYNTHETIC else read_rows(settings)
 
 
@@ -89,28 +102,50 @@ def build_workload(
     outputs = draw_lengths(lengths, settings.prompts, settings.seed + OUTPUT_STREAM)
     if texts.recorded:
         return _of_recorded(texts, outputs, settings, tokenizer, as_messages=as_messages)
-    if settings.dataset == SYNTHETIC:
+    in_front = bool(settings.system_prompt or texts.examples)
+    if texts.format == SYNTHETIC:
         prompts = [_Prompt(ids, None, len(ids)) for ids in _synthetic(settings, tokenizer)]
-    elif isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
-        prompts = [_Prompt((), text, 0) for text in texts.texts]
+    elif in_front and (as_messages or settings.chat_template):
+        prompts = [
+            _conversation(text, as_chat(text, settings, texts.examples), tokenizer, as_messages=as_messages)
+            for text in texts.texts
+        ]
     else:
-        prompts = _of_texts(texts.texts, settings, tokenizer)
+        whole = [as_text(text, settings, texts.examples) for text in texts.texts]
+        if isinstance(tokenizer, TextOnly) and settings.input_tokens is None and not settings.chat_template:
+            prompts = [_Prompt((), text, 0) for text in whole]
+        else:
+            prompts = _of_texts(whole, settings, tokenizer)
+    stop = tuple(dict.fromkeys((*texts.stop, *settings.stop)))
     made = [
-        Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text)
+        Request(index, prompt.ids, tokens, settings.ignore_eos, prompt.text, messages=prompt.messages, stop=stop)
         for index, (prompt, tokens) in enumerate(zip(prompts, outputs, strict=True))
     ]
     requests = with_times(made, settings)
-    # Of prompts that nothing here could turn into tokens, the UTF-8 bytes are hashed.
-    prompts_hash = token_hash([r.token_ids or tuple((r.text or "").encode()) for r in requests])
-    cut = _truncated([(prompt.whole, len(prompt.ids)) for prompt in prompts])
-    arrivals = arrivals_hash(settings, requests)
-    return Workload(requests, prompts_hash, settings.dataset, cut, texts.skipped, texts.format, arrivals)
+    return Workload(
+        requests,
+        token_hash([*map(_sent, requests), *(tuple(one.encode()) for one in texts.stop)]),
+        settings.task or settings.dataset,
+        _truncated([(prompt.whole, len(prompt.ids)) for prompt in prompts]),
+        texts.skipped,
+        texts.format,
+        arrivals_hash(settings, requests),
+        questions=texts.questions,
+    )
+
+
+def _sent(request: Request) -> tuple[int, ...]:
+    """What is hashed of a prompt: its tokens; of what this side turns into none, the UTF-8 bytes."""
+    if request.messages is not None:
+        return tuple(json.dumps(request.messages, sort_keys=True).encode())
+    return request.token_ids or tuple((request.text or "").encode())
 
 
 def _of_recorded(
     texts: Texts, outputs: Sequence[int], settings: WorkloadSettings, tokenizer: Tokenizer, *, as_messages: bool
 ) -> Workload:
-    requests = with_times(replayed(texts.recorded, outputs, settings, tokenizer, as_messages=as_messages), settings)
+    made = replayed(texts.recorded, outputs, settings, tokenizer, as_messages=as_messages)
+    requests = with_times([dataclasses.replace(request, stop=settings.stop) for request in made], settings)
     whole = zip(texts.recorded, requests, strict=True)
     return Workload(
         requests,
@@ -204,6 +239,27 @@ def _chat(text: str, limit: int | None, tokenizer: Tokenizer) -> _Prompt:
         f"workload.input_tokens {limit}: the chat template alone takes {len(whole) - len(own)} tokens",
         fix="raise it, or set it to null to keep the data set's own lengths",
     )
+
+
+def _conversation(text: str, messages: Messages, tokenizer: Tokenizer, *, as_messages: bool) -> _Prompt:
+    """A question with what is in front of it: as messages, else in the model's chat template.
+
+    What is sent as messages is rendered only to know how long it is, where that is possible.
+    """
+    if not as_messages:
+        tokenizer.chat(text)  # says of a model without a template that it has none
+    try:
+        if not isinstance(tokenizer, ChatTokenizer):
+            raise EngineSettingError("this engine's tokenizer renders single texts only")
+        ids = tuple(tokenizer.render(messages, None))
+    except EngineSettingError as problem:
+        if as_messages:
+            return _Prompt((), None, 0, messages)
+        raise EngineSettingError(
+            f"workload.system_prompt and workload.few_shot cannot be put into messages: {problem.message}",
+            fix="set workload.chat_template: false, which puts them in front as text",
+        ) from None
+    return _Prompt(ids, None, len(ids), messages if as_messages else None)
 
 
 def draw_lengths(wanted: int | Lengths, count: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Reads what a data set asks: texts, one a row, or what `traffic` recognises as sessions and traces.
+"""Reads what a data set asks: texts or questions, one a row, or what `traffic` recognises as sessions and traces.
 
 `build_workload` calls it, and the pytest side for what workers cannot read. The order of the texts is part of a
 workload: it must not change.
@@ -11,14 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_llem.errors import WorkloadError
 from pytest_llem.job.config import SYNTHETIC, WorkloadSettings
-from pytest_llem.job.request import Texts
+from pytest_llem.job.request import Question, Texts
 from pytest_llem.workload import registered
+from pytest_llem.workload.questions import TextRow, example_of, question_of, require_own_ids
 from pytest_llem.workload.rows import Row, rows_of
 from pytest_llem.workload.traffic import read_traffic, recognise, require_used_times, too_few
+
+T = TypeVar("T")
 
 LOOKED_AT = 100
 """Rows among which one has to be readable. Chosen: what is broken up to there is no part of sessions or a trace."""
@@ -44,19 +47,27 @@ def read_rows(settings: WorkloadSettings, rows: Iterator[Row] | None = None) -> 
     if traffic is not None:
         return read_traffic(traffic, rows, settings)
     require_used_times(settings)
-    taken: list[str] = []
+    entries = _texts_of(rows, settings)
+    examples = tuple(example_of(entry, settings) for entry in islice(entries, settings.few_shot or 0))
+    taken: list[tuple[str, Question | None]] = []
     skipped = 0
-    for text in _texts_of(rows, settings.column):
-        if text is None:
+    for entry in entries:
+        question = question_of(entry, settings) if settings.scored else None
+        if entry.text is None:
             skipped += 1
             continue
-        taken.append(text)
+        taken.append((entry.text, question))
         # A seeded choice needs all of them; else no more is read than is needed.
         if len(taken) == settings.prompts and settings.order != "shuffled":
             break
     if len(taken) < settings.prompts:
-        raise too_few(settings, len(taken), f"{skipped} rows without text were passed over" if skipped else "")
-    return Texts(tuple(ordered(taken, settings)), skipped)
+        left_out = [f"{skipped} rows without text were passed over"] if skipped else []
+        left_out += [f"the first {len(examples)} rows are examples (workload.few_shot)"] if examples else []
+        raise too_few(settings, len(taken), "; ".join(left_out))
+    chosen = ordered(taken, settings)
+    questions = tuple(question for _, question in chosen if question is not None)
+    require_own_ids(questions)
+    return Texts(tuple(text for text, _ in chosen), skipped, questions=questions, examples=examples)
 
 
 @lru_cache(maxsize=4)
@@ -67,44 +78,49 @@ def texts_of_package(settings: WorkloadSettings) -> Texts | None:
     return read_rows(settings)
 
 
-def ordered(texts: Sequence[str], settings: WorkloadSettings) -> list[str]:
-    """The first `prompts` texts as they come (`interleaved`) or by length (`grouped`); a seeded choice (`shuffled`)."""
+def ordered(texts: Sequence[tuple[str, T]], settings: WorkloadSettings) -> list[tuple[str, T]]:
+    """The first `prompts` texts as they come (`interleaved`) or by length (`grouped`); a seeded choice (`shuffled`).
+
+    Each text is there with what belongs to it.
+    """
     if settings.order == "shuffled":
         uniform = random.Random(settings.seed).random
         keyed = sorted((uniform(), index) for index in range(len(texts)))
         return [texts[index] for _, index in keyed[: settings.prompts]]
     chosen = list(texts[: settings.prompts])
-    return sorted(chosen, key=len) if settings.order == "grouped" else chosen
+    return sorted(chosen, key=lambda entry: len(entry[0])) if settings.order == "grouped" else chosen
 
 
-def _texts_of(rows: Iterator[Row], column: str | None) -> Iterator[str | None]:
-    """Each row's text, `None` where that is null or blank, from one column: the first that has a text in the first row.
+def _texts_of(rows: Iterator[Row], settings: WorkloadSettings) -> Iterator[TextRow]:
+    """Each row with its text, which is null or blank or of one column: the first that has a text in the first row.
 
     A row of plain text has no columns.
     """
-    for where, row in rows:
+    column = settings.column
+    candidates = [name for name in DEFAULT_COLUMNS if name != settings.answer_column]
+    for number, (where, row) in enumerate(rows, start=1):
         if isinstance(row, WorkloadError):
             raise row
         if isinstance(row, str) and column is None:
-            yield row if row.strip() else None
+            yield TextRow(where, number, row, None, row if row.strip() else None)
             continue
         if row is None:
-            yield None
+            yield TextRow(where, number, row, column, None)
             continue
         if not isinstance(row, dict):
             text = f"{where}: expected an object{'' if column else ' or a text'}, got {type(row).__name__}"
             raise WorkloadError(text, fix=f"write an object with the text in column {column or DEFAULT_COLUMNS[0]}")
         if column is None:
-            column = next((name for name in DEFAULT_COLUMNS if _is_text(row.get(name))), None)
-            there = [row[name] for name in DEFAULT_COLUMNS if name in row]
+            column = next((name for name in candidates if _is_text(row.get(name))), None)
+            there = [row[name] for name in candidates if name in row]
             if column is None and there and all(value is None or isinstance(value, str) for value in there):
-                yield None
+                yield TextRow(where, number, row, None, None)
                 continue
         value = row.get(column) if column is not None else 0
         if not isinstance(value, str) and (value is not None or column not in row):
             with_text = [name for name, value in row.items() if _is_text(value)]
             raise no_text(where, column, with_text or row)
-        yield value if isinstance(value, str) and value.strip() else None
+        yield TextRow(where, number, row, column, value if isinstance(value, str) and value.strip() else None)
 
 
 def no_text(where: str, column: str | None, columns: Iterable[object]) -> WorkloadError:

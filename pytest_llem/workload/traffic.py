@@ -148,6 +148,9 @@ def require_fitting(format_: str, settings: WorkloadSettings) -> None:
     """Raise `WorkloadError` for settings that have no meaning with sessions or traces; `details` name the setting."""
     chats = format_ in (MessagesReader.format, ShareGptReader.format)
     what = "sessions" if chats else "a trace"
+    for name, effect in _FOR_TEXTS.items():
+        if getattr(settings, name):
+            raise _unfit(name, f"cannot be combined with {what}: {effect}", "leave it out, or name a data set of texts")
     if settings.order != "interleaved":
         text = f"{settings.order} cannot be combined with {what}, whose order is recorded"
         raise _unfit("order", text, "leave it out")
@@ -157,6 +160,14 @@ def require_fitting(format_: str, settings: WorkloadSettings) -> None:
     if settings.input_tokens is not None and (chats or not isinstance(settings.input_tokens, int)):
         why = "which are sent whole" if chats else "which recorded its lengths: a number cuts longer prompts"
         raise _unfit("input_tokens", f"cannot be combined with {what}, {why}", "leave it out")
+
+
+_FOR_TEXTS = {
+    "score": "nothing there is an answer key",
+    "system_prompt": "what is sent was recorded",
+    "few_shot": "no row there is an example",
+}
+"""Settings for data sets of texts alone, and why."""
 
 
 def require_used_times(settings: WorkloadSettings, *, timed: bool = False, gaps: bool = False) -> None:

@@ -384,3 +384,69 @@ def test_sessions_for_a_model_without_a_chat_template_are_refused_before_it_is_l
     assert said.startswith(f"{at(text, 'data/c')}sessions are put into the model's chat template, and models/base has")
     chats = OPENAI.format("base_url: 'http://127.0.0.1:8000', api: chat", "./models/base")
     assert (refused(chats + asked), refused(BUILTIN + asked)) == (None, None)
+
+
+ASKED = BUILTIN + "workload: {{dataset: {}, column: question, prompts: {}, answer_column: {}, score: {}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "prompts", "column", "score", "part", "said"),
+    [
+        ("q.jsonl", 2, "answer", "exact", "", None),
+        ("q.parquet", 2, "answer", "exact", "", None),
+        ("q.jsonl", 3, "answer", "exact", "answer, score", "q.jsonl:3: no answer key for the scorer exact"),
+        ("q.parquet", 3, "answer", "exact", "q.parquet", "q.parquet[2]: no answer in column answer"),
+        (
+            "q.jsonl",
+            4,
+            "answer",
+            "exact",
+            "q.jsonl",
+            "q.jsonl:4: no answer in column answer\nfix: write the answer, or",
+        ),
+        ("q.csv", 1, "answer", "exact", "q.csv", "q.csv:2: no answer in column answer\nfix: write the answer"),
+        (
+            "q.jsonl",
+            2,
+            "anwser",
+            "exact",
+            "anwser",
+            "q.jsonl:1: no column anwser, which should hold the answer\nfix: did",
+        ),
+        ("q.parquet", 2, "anwser", "exact", "anwser", "fix: did you mean 'answer'?"),
+        ("q.jsonl", 2, "answer", "exakt", "exakt", "unknown scorer 'exakt'"),
+        ("q.jsonl, order: shuffled", 2, "answer", "exact", "q.jsonl", "q.jsonl:4: no answer in column answer"),
+    ],
+)
+def test_questions_are_looked_at_with_their_answers(
+    refused: Refused, tmp_path: Path, dataset: str, prompts: int, column: str, score: str, part: str, said: str | None
+) -> None:
+    """Drawn ones too: each that may be asked needs a key, and the file's first rows are not those that are drawn."""
+    rows = [{"question": f"q{n}", "answer": key} for n, key in enumerate(("1", ["2", "two"], {"a": "b"}, None))]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.csv").write_text("question,answer\nx,\n")
+    keys = [["1"], ["2", "two"], ["3", None]]
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["a", "b", "c"], "answer": keys}), tmp_path / "q.parquet")
+    text = ASKED.format(dataset, prompts, column, score)
+
+    answer = refused(text)
+
+    if said is None:
+        assert answer is None
+    else:
+        assert answer is not None
+        assert answer.startswith(at(text, part))
+        assert said in answer
+
+
+def test_a_function_that_cannot_score_is_named_before_anything_is_measured(refused: Refused, tmp_path: Path) -> None:
+    """It is tried with the first key; the answers of a night would have had no scores."""
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "1"}\n')
+    (tmp_path / "grading.py").write_text("def grade(answer, target):\n    return 'right'\n")
+    text = ASKED.format("q.jsonl", 1, "answer", "{python: 'grading.py:grade'}")
+
+    answer = refused(text)
+
+    assert answer is not None
+    assert answer.startswith(at(text, "{python"))
+    assert "gave 'right', no number from 0 to 1" in answer
