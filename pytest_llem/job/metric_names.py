@@ -104,6 +104,7 @@ def _ending(percentile: str) -> str:
 
 
 SLO_MET_SHARE = "slo_met_share"
+JOULES_PER_GOOD = "joules_per_good_request"
 MAX_RATE = "max_rate_under_slo"
 _NO_SLO = "the study sets no `slo`, or the engine does not tell a time that it limits"
 # name, unit, higher is better, description, energy; formula, source, absent
@@ -123,7 +124,7 @@ _GOODPUT = (
         slo=True,
     ),
     MetricName(
-        *("joules_per_good_request", "J", False, "Energy per good request", True),
+        *(JOULES_PER_GOOD, "J", False, "Energy per good request", True),
         "`energy_j` / good requests: energy of requests that were too late, or failed, is part of it",
         f"pytest-llem, [SLOs and goodput]({_GOODPUT_PAGE})",
         f"{_NO_SLO}; {_NO_METER}, or no request was good",

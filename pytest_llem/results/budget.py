@@ -19,8 +19,9 @@ from pytest_llem.results.reading import load, read_result
 from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import MEASURE
+from pytest_llem.results.statistics import K
 from pytest_llem.results.terminal import PREFIXED, fitted_table, plus_minus, quantity, show
-from pytest_llem.results.uncertainty import K, UncertaintyBudget, budget_of_experiment, budget_of_result
+from pytest_llem.results.uncertainty import UncertaintyBudget, budget_of_experiment, budget_of_result
 
 HEAD = ("component", "type", "distribution", "value", "sensitivity", "contribution", "degrees of freedom", "share")
 
@@ -104,7 +105,11 @@ def lines(entry: NamedBudget) -> list[str]:
     if budget.unknown:
         notes.append(f"the uncertainty is not known for want of: {budget.unknown}")
     elif entry.cycle is not None:
-        notes.append("of the sensor alone: scatter and the state of the machine show only between cycles and runs")
+        causes = " and ".join(part.name for part in budget.components)
+        notes.append(f"of {causes} alone: scatter and the state of the machine show only between cycles and runs")
+    if budget.low is not None and budget.high is not None and any(part.below is not None for part in budget.components):
+        low, high = (_amount(bound, budget.unit) for bound in (budget.low, budget.high))
+        notes.append(f"its sides are not even: from {low} to {high}")
     if any(part.value is None for part in budget.components) and not budget.unknown:
         notes.append("what is not known is left out of the sum")
     if entry.sensor_terms_j:

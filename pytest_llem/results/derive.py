@@ -162,7 +162,14 @@ def derive_result(
         slo=derive_slo(job.config.slo, measurement.requests, duration_s, energy),
         quality=None
         if scored is None
-        else derive_quality(job.config.workload, scored.scorer, scored.answers, scored.problem, energy),
+        else derive_quality(
+            job.config.workload,
+            scored.scorer,
+            scored.answers,
+            scored.problem,
+            energy,
+            asked=len(measurement.requests),
+        ),
         steady_state=derive_steady_state(measurement, job.config.measurement.steady_state),
         memory=_memory(measurement, device_peak_bytes or {}),
         cpu=derive_cpu(measurement.cpu),

@@ -32,8 +32,8 @@ from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import Metric, is_energy, metric
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
-from pytest_llem.results.statistics import BETWEEN_RUNS, half_width, log_ratio
-from pytest_llem.results.uncertainty import K, systematic_rel
+from pytest_llem.results.statistics import BETWEEN_RUNS, K, half_width, log_ratio
+from pytest_llem.results.uncertainty import systematic_rel
 from pytest_llem.study.model import SweptAxis
 
 Direction = Literal["lower", "higher", "not told apart"]

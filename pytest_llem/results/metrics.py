@@ -14,6 +14,8 @@ from functools import cache
 from typing import cast
 
 from pytest_llem.job.metric_names import (
+    JOULES_PER_CORRECT,
+    JOULES_PER_GOOD,
     LATENCIES,
     MAX_RATE,
     METRIC_NAMES,
@@ -189,6 +191,13 @@ def _evaluated(of: Getter, result: Result) -> tuple[float | None, str]:
 def is_at_least(measure: MetricName, result: Result) -> bool:
     """Whether a result's figure is only known to be at least that: a search's whose bracket ends below its answer."""
     return measure.name == MAX_RATE and result.search is not None and result.search.ending == "at_least"
+
+
+def is_beyond_numbers(measure: MetricName, result: Result) -> bool:
+    """Whether nothing was counted that the figure is per: joules for a good request, or a right answer, of none."""
+    counted = (result.slo and result.slo.good) if measure.slo else result.quality and result.quality.correct
+    per = measure.name in (JOULES_PER_GOOD, JOULES_PER_CORRECT)
+    return per and counted == 0 and result.energy.energy_j is not None
 
 
 NOT_MEASURED = "this run did not measure it"

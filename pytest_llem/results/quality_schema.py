@@ -23,10 +23,12 @@ class QualitySection:
     correct: float | None = field(metadata=about("Sum of the scores of all answers."))
     accuracy: float | None = field(metadata=about("correct / answers."))
     accuracy_low: float | None = field(
-        metadata=about("Lower bound of its two-sided 95 % interval over questions, repeated answers counting once.")
+        metadata=about("Lower bound of its two-sided 95.45 % interval over questions, repeated answers counting once.")
     )
     accuracy_high: float | None = field(metadata=about("Upper bound of the same."))
     scores: tuple[float, ...] = field(metadata=about("Mean score of each question over the repeats, in order."))
+    input_tokens: tuple[float, ...] = field(metadata=about("Mean tokens of each question's prompt, in the same order."))
+    output_tokens: tuple[float, ...] = field(metadata=about("Mean tokens of the answers to each."))
     unstable: Count = field(metadata=about("Questions whose score was not the same in all repeats."))
     cut: Count = field(metadata=about("Answers of all repeats that output_tokens ended."))
     joules_per_correct_answer: float | None = field(metadata=about("energy_j / correct: wrong answers cost as well."))

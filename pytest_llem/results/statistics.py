@@ -319,6 +319,10 @@ def half_width(parts: Sequence[tuple[float, float]], alpha: float) -> float:
 
 CONFIDENCE = 0.95
 """Two-sided level of the interval that `target_ci` bounds. Chosen: the field's convention."""
+K = 2.0
+"""Coverage factor of every uncertainty that a result states."""
+COVERAGE = math.erf(K / math.sqrt(2))
+"""95.45 %, the two-sided level of k=2 for a normal distribution (JCGM 100:2008, table G.1)."""
 FIRST_LOOK = 5
 """Cycles before the first look at `target_ci`. Chosen: the spread of three is known so badly that 32 % of the intervals
 that seemed narrow enough then missed the true value."""

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from pytest_llem.errors import JsonValue
 from pytest_llem.job.files import write_json, write_text
-from pytest_llem.job.metric_names import percentile_of
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE, percentile_of
 from pytest_llem.job.wire import encode
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.comparability import written_settings
@@ -27,6 +27,7 @@ from pytest_llem.results.repeatability import spreads
 from pytest_llem.results.run_verdict import RunFinding
 from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.performance import percentile
+from pytest_llem.results.sections.quality import Scores, scores_of
 from pytest_llem.results.served import Served, served
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.terminal import spreadsheet
@@ -46,6 +47,8 @@ IDENTITY = (
     "cycles_total",
 )
 STATED = ("value", "uncertainty", "spread", "n")
+BOUNDED = [f"{name}_{end}" for name in (SLO_MET_SHARE, ACCURACY, JOULES_PER_CORRECT) for end in ("low", "high")]
+"""Columns of intervals that are not even."""
 SPREAD_CYCLES = 3
 """Chosen: the quartiles of two values are those values, and no measure of spread."""
 
@@ -53,6 +56,9 @@ SPREAD_CYCLES = 3
 @dataclass(frozen=True)
 class MetricSummary:
     """A metric over the valid cycles: `value` is their mean, `uncertainty` expanded at 95.45 %, the factor beside it.
+
+    `low` and `high` are that interval, which is not even where requests or questions are a sample of others: the
+    uncertainty is then the longer side.
 
     `spread` is the interquartile range, `None` below three cycles: it describes the cycles, and says little about how
     far the value is from the true one. `half_iqr` is half of it. The uncertainty is `None` where it is not known, as
@@ -66,6 +72,8 @@ class MetricSummary:
     uncertainty: float | None
     spread: float | None
     coverage_factor: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class ExperimentSummary:
     """What else experiments of the study differ in, by the setting's name; empty where nothing was measured."""
     slo: Served | None = None
     """How it served its load; `None` without an SLO, unless it was saturated."""
+    scores: Scores | None = None
+    """What its answers scored; `None` where they are not scored."""
 
 
 def summarise(
@@ -143,6 +153,8 @@ def summarise_metrics(results: Iterable[Result], baseline_dir: Path | None = Non
                 uncertainty=budget.uncertainty,
                 spread=spread,
                 coverage_factor=budget.coverage_factor,
+                low=budget.low,
+                high=budget.high,
             )
     return summaries
 
@@ -179,6 +191,7 @@ def _summary(
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel if first else None,
         cycles_reused=sum(outcome.source_run is not None for outcome in outcomes),
         slo=served(seen),
+        scores=scores_of(valid),
     )
 
 
@@ -194,8 +207,8 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
     """The content of `summary.csv`: flat columns; an empty cell was not measured, or has no effect.
 
     Which experiment a row is comes first, the axes and settings in which they differ next, as the study writes them. A
-    metric's own column is its median; its mean with uncertainty, spread and count follow after all medians. Percentiles
-    that a study chose and other packages' metrics come last.
+    metric's own column is its median; its mean with uncertainty, spread and count follow after all medians, then the
+    intervals that are not even. Percentiles that a study chose and other packages' metrics come last.
     """
     further = [name for name in _metrics(rows) if name not in SHIPPED]
     differ = _differing(rows)
@@ -208,6 +221,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
             *(column for name in SHIPPED for column in (name, f"{name}_half_iqr")),
             *(f"{name}_{column}" for name in SHIPPED for column in STATED),
             "cycles_reused",
+            *BOUNDED,
             *(f"{name}{column}" for name in further for column in ("", "_half_iqr", *(f"_{s}" for s in STATED))),
         ]
     )
@@ -217,6 +231,7 @@ def summary_csv(rows: Sequence[ExperimentSummary]) -> str:
         cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in ("median", "half_iqr")]
         cells += [getattr(row.metrics.get(name), column, None) for name in SHIPPED for column in STATED]
         cells.append(row.cycles_reused)
+        cells += [getattr(row.metrics.get(name), end, None) for name, _, end in (c.rpartition("_") for c in BOUNDED)]
         whole = ("median", "half_iqr", *STATED)
         cells += [getattr(row.metrics.get(name), column, None) for name in further for column in whole]
         writer.writerow(cells)

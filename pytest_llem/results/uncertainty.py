@@ -12,20 +12,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from pytest_llem.job.metric_names import SLO_MET_SHARE
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
-from pytest_llem.results.metrics import Metric, is_at_least, is_energy, shipped
+from pytest_llem.results.metrics import Metric, is_at_least, is_beyond_numbers, is_energy, shipped
+from pytest_llem.results.questions import accuracy_interval, cost_interval
 from pytest_llem.results.schema import Result
+from pytest_llem.results.sections.quality import asked_questions
 from pytest_llem.results.sections.slo import share_interval
-from pytest_llem.results.statistics import BETWEEN_RUNS, RunSpread, student_quantile, variance_of_mean
+from pytest_llem.results.statistics import BETWEEN_RUNS, COVERAGE, K, RunSpread, student_quantile, variance_of_mean
 
-K = 2.0
-"""Coverage factor of every uncertainty that a result states."""
-COVERAGE = math.erf(K / math.sqrt(2))
-"""95.45 %, the two-sided level of k=2 for a normal distribution (JCGM 100:2008, table G.1)."""
 ONE_RUN = BETWEEN_RUNS / math.sqrt(2)
 """One run's share of what two runs differ by, as in the gates."""
-SENSOR, THERMAL = "sensor", "thermal state"
+SENSOR, THERMAL, QUESTIONS = "sensor", "thermal state", "choice of questions"
 STATED_APART = {"energy_above_idle_j": "energy_above_idle_uncertainty_j", "idle_power_w": "idle_power_uncertainty_w"}
 """Metrics that are no multiple of `energy_j`, with the field of their uncertainty."""
 
@@ -35,7 +33,8 @@ class Component:
     """One cause of uncertainty: a standard uncertainty `value` in `unit`, which times `sensitivity` contributes.
 
     `value` is `None` where the cause is not known, and `degrees` of freedom where it is stated, and so taken as exact.
-    `share` is that of the combined variance.
+    `share` is that of the combined variance. `below` and `above` are how far the figure may be on either side (95.45 %,
+    in its unit) by an interval that is not even: `value` is then half of the longer one.
     """
 
     name: str
@@ -46,19 +45,27 @@ class Component:
     sensitivity: float = 1.0
     degrees: float | None = None
     share: float | None = None
+    below: float | None = None
+    above: float | None = None
 
     @property
     def contribution(self) -> float:
         """The standard uncertainty of the figure that it causes, in the metric's unit; 0 where it is not known."""
         return (self.value or 0.0) * self.sensitivity
 
+    @property
+    def expanded(self) -> float:
+        """The same at 95.45 %."""
+        return (K if self.degrees is None else student_quantile((1 + COVERAGE) / 2, self.degrees)) * self.contribution
+
 
 @dataclass(frozen=True)
 class UncertaintyBudget:
     """A figure, its expanded uncertainty at 95.45 % in the metric's unit, and the components of that.
 
-    `uncertainty` is `None` where a component is missing that cannot be left out, which `unknown` names. `degrees` are
-    the effective ones of Welch and Satterthwaite, `None` where infinite. The board's gain error is in none of it.
+    `low` and `high` are the interval. `uncertainty` is its longer side, `None` like them where a component is missing
+    that cannot be left out, which `unknown` names. `degrees` are the effective ones of Welch and Satterthwaite, `None`
+    where infinite. The board's gain error is in none of it.
     """
 
     metric: str
@@ -71,14 +78,14 @@ class UncertaintyBudget:
     gain_uncertainty_rel: float | None
     unknown: str | None
     components: tuple[Component, ...]
+    low: float | None
+    high: float | None
 
 
 def budget_of_result(measure: Metric, result: Result) -> UncertaintyBudget | None:
-    """One cycle's figure with the uncertainty of its sensor alone; `None` where it was not measured."""
+    """One cycle's figure, with its sensor, and requests or questions, as causes; `None` where it was not measured."""
     components = [_sensor(measure, [result])] if is_energy(measure.name) else []
-    if measure.name == SLO_MET_SHARE:
-        components = [_of_requests([result])]
-    return _budget(measure, [result], components)
+    return _budget(measure, [result], [*components, *_of_sample(measure, [result])])
 
 
 def budget_of_experiment(
@@ -86,14 +93,15 @@ def budget_of_experiment(
 ) -> UncertaintyBudget | None:
     """The mean over the valid cycles of one experiment in a run; `None` where none of them measured it.
 
-    `spread` is what equal runs were measured to differ by, in place of what is assumed.
+    Neither has a figure a mean that in some cycles is beyond any number. `spread` is what equal runs were measured to
+    differ by, in place of what is assumed.
     """
     measured = [result for result in results if measure.of(result) is not None]
     values = _values(measure, measured)
-    if not values:
+    if not values or any(is_beyond_numbers(measure, result) for result in results):
         return None
-    if measure.name == SLO_MET_SHARE:
-        return _budget(measure, measured, [_of_requests(measured)])
+    if measure.name in (SLO_MET_SHARE, ACCURACY):
+        return _budget(measure, measured, _of_sample(measure, measured))
     components = [scatter(values, measure.unit, correlated=measured[0].runner.isolation in CORRELATED)]
     if any(is_at_least(measure, result) for result in measured):
         components.append(Component("an upper end of the search", "B", "normal", None, measure.unit))
@@ -104,7 +112,7 @@ def budget_of_experiment(
     if is_energy(measure.name) and measure.name != "idle_power_w":
         moved = [result.energy.energy_j or 0.0 for result in measured] if measure.name in STATED_APART else values
         components.append(thermal([result.thermal.uncertainty_rel for result in measured], fmean(moved)))
-    return _budget(measure, measured, components)
+    return _budget(measure, measured, [*components, *_of_sample(measure, measured)])
 
 
 def systematic_rel(measure: Metric, results: Sequence[Result], *, one_board: bool = False) -> float | None:
@@ -165,11 +173,7 @@ def expanded(components: Sequence[Component]) -> float:
     concave (Banerjee, Sankhya 22, 1960, 357-358). The usual factor, Student's t with the effective degrees, falls below
     where the scatter of three cycles meets others of its size; where one component dominates, both agree.
     """
-    return math.hypot(*(_factor(part.degrees) * part.contribution for part in components))
-
-
-def _factor(degrees: float | None) -> float:
-    return K if degrees is None else student_quantile((1 + COVERAGE) / 2, degrees)
+    return math.hypot(*(part.expanded for part in components))
 
 
 def _budget(measure: Metric, results: Sequence[Result], components: Sequence[Component]) -> UncertaintyBudget | None:
@@ -180,14 +184,19 @@ def _budget(measure: Metric, results: Sequence[Result], components: Sequence[Com
     missing = [part.name for part in components if part.value is None and part.name != THERMAL]
     unknown = ", ".join(missing if components else ["scatter"])
     whole = None if unknown else expanded(components)
+    below = math.hypot(*(part.expanded if part.below is None else part.below for part in components))
+    above = math.hypot(*(part.expanded if part.above is None else part.above for part in components))
+    value = fmean(values)
     fourth = sum(part.contribution**4 / part.degrees for part in components if part.degrees)
     gains = [gain for result in results if (gain := result.energy.gain_uncertainty_rel) is not None]
     return UncertaintyBudget(
         metric=measure.name,
         unit=measure.unit,
-        value=fmean(values),
+        value=value,
         n=len(values),
         uncertainty=whole,
+        low=None if whole is None else value - below,
+        high=None if whole is None else value + above,
         coverage_factor=whole / math.sqrt(variance) if whole else None,
         degrees=variance**2 / fourth if fourth and not unknown else None,
         gain_uncertainty_rel=max(gains, default=None) if is_energy(measure.name) else None,
@@ -203,11 +212,32 @@ def _values(measure: Metric, results: Sequence[Result]) -> list[float]:
     return [value for result in results if (value := measure.of(result)) is not None]
 
 
-def _of_requests(results: Sequence[Result]) -> Component:
-    """Type A, of a share of requests: half of its interval, which is not even, so that 100 % has some too."""
-    low, high = share_interval(results, COVERAGE)
-    value = None if low is None or high is None else (high - low) / 2 / K
-    return Component("requests", "A", "binomial", value, "1")
+def _of_sample(measure: Metric, results: Sequence[Result]) -> list[Component]:
+    """Type A, of what was asked as a sample of what might be: requests of a load, questions; none for most metrics."""
+    value = fmean(_values(measure, results))
+    if measure.name == SLO_MET_SHARE:
+        return [_uneven("requests", "binomial", value, share_interval(results, COVERAGE))]
+    if measure.name not in (ACCURACY, JOULES_PER_CORRECT):
+        return []
+    asked = asked_questions(results)
+    if measure.name == ACCURACY:
+        bounds = accuracy_interval(value, len(asked.scores)) if asked else (None, None)
+        return [_uneven(QUESTIONS, "binomial", value, bounds)]
+    factors = cost_interval(asked) if asked else None
+    low, high = factors or (None, None)
+    part = _uneven(QUESTIONS, "binomial and Student's t", 1.0, (low, high))
+    if part.below is None or part.above is None:
+        return [part]
+    return [replace(part, sensitivity=abs(value), below=part.below * value, above=part.above * value)]
+
+
+def _uneven(name: str, distribution: str, value: float, bounds: tuple[float | None, float | None]) -> Component:
+    """Half of the longer side as standard uncertainty, so that it covers both, and 0 and 100 % have some too."""
+    low, high = bounds
+    if low is None or high is None:
+        return Component(name, "A", distribution, None, "1")
+    below, above = max(0.0, value - low), max(0.0, high - value)
+    return Component(name, "A", distribution, max(below, above) / K, "1", below=below, above=above)
 
 
 def _sensor(measure: Metric, results: Sequence[Result]) -> Component:

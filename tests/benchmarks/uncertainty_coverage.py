@@ -17,12 +17,10 @@ from statistics import fmean
 
 from pytest_llem.results.effects import LogRatio, interval
 from pytest_llem.results.sections.performance import percentile
-from pytest_llem.results.statistics import log_ratio, student_quantile
+from pytest_llem.results.statistics import COVERAGE, K, log_ratio, student_quantile
 from pytest_llem.results.uncertainty import (
-    COVERAGE,
     ONE_RUN,
     Component,
-    K,
     between_runs,
     expanded,
     scatter,

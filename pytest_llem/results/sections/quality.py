@@ -1,7 +1,7 @@
-"""The section `quality`: how many answers were right, and what a right one cost.
+"""The section `quality`: how many answers were right, and what a right one cost; and what it says of an experiment.
 
-`derive` calls it with the answers that `scored` has scored. Questions are what is sampled: an answer that repeats word
-for word tells nothing new.
+`derive` calls it with the answers that `scored` has scored, `summary` and `uncertainty` with the results of cycles.
+Questions are what is sampled: an answer that repeats word for word tells nothing new.
 """
 
 from __future__ import annotations
@@ -10,36 +10,65 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from pytest_llem.job.answers import Answered
 from pytest_llem.job.config import WorkloadSettings
 from pytest_llem.job.measurement import Measured
 from pytest_llem.results.energy_schema import Energy
-from pytest_llem.results.proportion import binomial_interval
 from pytest_llem.results.quality_schema import QualitySection
+from pytest_llem.results.questions import Questions, accuracy_interval, cost_error
+from pytest_llem.results.schema import Result
 from pytest_llem.results.sections.energy import divided, uncertainty_of, value_of
 from pytest_llem.scoring.scorer import Scorer
 
 NONE_CORRECT = "no answer is right, and so none has a cost"
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What stands behind accuracy and joules per right answer of an experiment; numbers are those of its valid cycles.
+
+    `reason` says why one of the two, or both, are absent.
+    """
+
+    scorer: str
+    scorer_version: str
+    task: str | None
+    questions: int
+    answers: int
+    correct: float | None
+    cut: int
+    reason: str | None
+
+
 def derive_quality(
-    settings: WorkloadSettings, scorer: Scorer, answers: Sequence[Answered], problem: str | None, energy: Energy
+    settings: WorkloadSettings,
+    scorer: Scorer,
+    answers: Sequence[Answered],
+    problem: str | None,
+    energy: Energy,
+    asked: int,
 ) -> QualitySection:
-    """The section; `problem` says why the answers have no scores."""
+    """The section; `problem` says why the answers have no scores, and `asked` counts the requests that energy is of."""
     by_question: dict[str, list[Answered]] = defaultdict(list)
     for answer in answers:
         by_question[answer.question].append(answer)
     count = sum(answer.repeats for answer in answers)
-    correct = accuracy = low = high = None
-    scores: list[float] = []
+    if problem is None and count != asked:
+        problem = f"{count} answers were kept of {asked} requests"
+    correct = accuracy = low = high = error = None
+    scores: tuple[float, ...] = ()
+    prompts = _means(by_question, lambda answer: answer.input_tokens)
+    lengths = _means(by_question, lambda answer: answer.output_tokens)
     if problem is None and answers:
-        scores = [_mean_score(each) for each in by_question.values()]
-        correct = sum((answer.score or 0.0) * answer.repeats for answer in answers)
-        accuracy = fmean(scores)
-        low, high = binomial_interval(accuracy * len(scores), len(scores))
+        scores = _means(by_question, lambda answer: answer.score or 0.0)
+        correct = math.fsum((answer.score or 0.0) * answer.repeats for answer in answers)
+        accuracy = correct / count
+        low, high = accuracy_interval(accuracy, len(scores))
+        error = cost_error(Questions(scores, prompts, lengths))
     drawn = None
     if energy.energy_j is not None:
         drawn = Measured(energy.energy_j, math.inf if energy.uncertainty_j is None else energy.uncertainty_j)
@@ -55,18 +84,56 @@ def derive_quality(
         accuracy=accuracy,
         accuracy_low=low,
         accuracy_high=high,
-        scores=tuple(scores),
+        scores=scores,
+        input_tokens=prompts,
+        output_tokens=lengths,
         unstable=sum(len({answer.score for answer in each}) > 1 for each in by_question.values()),
         cut=sum(answer.repeats for answer in answers if answer.finish_reason == "length"),
         joules_per_correct_answer=value_of(joules),
         joules_per_correct_answer_uncertainty=uncertainty_of(joules),
-        questions_rel=None,
+        questions_rel=error,
         reason=problem or (NONE_CORRECT if correct == 0 else None),
     )
 
 
-def _mean_score(answers: Sequence[Answered]) -> float:
-    return sum((answer.score or 0.0) * answer.repeats for answer in answers) / sum(each.repeats for each in answers)
+def scores_of(results: Sequence[Result]) -> Scores | None:
+    """What the valid cycles of an experiment say; `None` where its answers are not scored."""
+    sections = [result.quality for result in results if result.quality is not None]
+    if not sections:
+        return None
+    first, reasons = sections[0], [each.reason for each in sections]
+    known = [each.correct for each in sections if each.correct is not None]
+    why = next(filter(None, reasons), None)
+    if why is not None and None in reasons:
+        cycles = ", ".join(f"c{result.cycle}" for result, reason in zip(results, reasons, strict=False) if reason)
+        why = f"{cycles}: {why}"
+    return Scores(
+        scorer=first.scorer,
+        scorer_version=first.scorer_version,
+        task=first.task,
+        questions=first.questions,
+        answers=sum(each.answers for each in sections),
+        correct=math.fsum(known) if known else None,
+        cut=sum(each.cut for each in sections),
+        reason=why,
+    )
+
+
+def asked_questions(results: Sequence[Result]) -> Questions | None:
+    """Each question's means over cycles with the same questions; `None` where they are others, or none was scored."""
+    sections = [each for each in (result.quality for result in results) if each is not None and each.scores]
+    if len({each.questions_hash for each in sections}) != 1:
+        return None
+    columns = [zip(*(getattr(each, name) for each in sections), strict=True) for name in Questions.__annotations__]
+    return Questions(*([fmean(of) for of in column] for column in columns))
+
+
+def _means(by_question: dict[str, list[Answered]], of: Callable[[Answered], float]) -> tuple[float, ...]:
+    """The mean of each question over the repeats, in order."""
+    return tuple(
+        math.fsum(of(answer) * answer.repeats for answer in each) / sum(answer.repeats for answer in each)
+        for each in by_question.values()
+    )
 
 
 def _hash(by_question: dict[str, list[Answered]]) -> str:

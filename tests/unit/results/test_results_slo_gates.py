@@ -201,12 +201,14 @@ def test_other_limits_are_another_goodput_and_the_same_throughput(cycles: Cycles
 
 
 def test_the_share_of_an_experiment_has_an_uncertainty_of_its_requests(cycles: Cycles) -> None:
-    """By its scatter over cycles it was 100 % ± 0, and by an assumed spread of runs up to 101 %."""
+    """By its scatter over cycles it was 100 % ± 0, and by half of its interval it did not reach that one's end."""
     results = [outcome.result for outcome in cycles("now", [0, 0, 0]) if outcome.result is not None]
     found = budget_of_experiment(metric("slo_met_share"), results)
     assert found is not None
     assert (found.value, found.unknown) == (1.0, None)
-    assert found.uncertainty == pytest.approx((1 - binomial_interval(COUNT, COUNT, 0.9545)[0]) / 2, rel=1e-3)
+    low, high = binomial_interval(COUNT, COUNT, 0.9545)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
+    assert found.uncertainty == pytest.approx(1 - low, rel=1e-3)
 
 
 def test_requests_that_are_late_together_count_as_fewer() -> None:

@@ -74,10 +74,10 @@ class Chart:
 
 
 def interval(estimate: MetricSummary | None) -> tuple[float | None, float | None]:
-    """Both ends of the expanded uncertainty, for a quantity that is never below zero; `None` where it is not known."""
-    if estimate is None or estimate.uncertainty is None:
+    """Both ends of a figure's interval, for a quantity that is never below zero; `None` where it is not known."""
+    if estimate is None or estimate.low is None:
         return None, None
-    return max(0.0, estimate.value - estimate.uncertainty), estimate.value + estimate.uncertainty
+    return max(0.0, estimate.low), estimate.high
 
 
 def names_axis(size: Size, longest: int, texts: str = "datum.label") -> Spec:
