@@ -358,6 +358,8 @@ CONDITIONS = (
     "calibration",
     "estimator",
     "slo",
+    "questions",
+    "scorer",
     "thermal_state",
 )
 """Every condition that must be equal before energies are compared."""

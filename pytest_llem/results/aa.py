@@ -20,6 +20,7 @@ from statistics import fmean
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.files import write_json
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.job.wire import encode
 from pytest_llem.results.comparability import CORRELATED, common_conditions
 from pytest_llem.results.gate_rows import judge_change
@@ -153,6 +154,7 @@ def aa(options: argparse.Namespace) -> int:
         if experiment.compare is not None
         for limit in experiment.compare.fail_if
     } or {study.execution.headline: (parse_fail_if(study.execution.headline, options.limit), options.alpha)}
+    by_question = limits.pop(ACCURACY, None)
     correlated = results[0].runner.isolation in CORRELATED
 
     values = {name: values_of(metric(name), results) for name in dict.fromkeys((*metrics_of(results), *limits))}
@@ -180,6 +182,8 @@ def aa(options: argparse.Namespace) -> int:
         used = all(machine(common_conditions(group)) == kept.conditions for group in groups)
         who = "gates on this machine use it" if used else "no gate uses it, because the experiments' devices differ"
         notes = [f"kept in {path}: {who}"]
+        if by_question is not None:
+            notes.append("accuracy is judged question by question, against the noise of the runs that it compares")
         if any(is_energy(name) for name in limits) and not all(result.energy.measured for result in results):
             notes.append("energy is estimated, not measured: gates do not judge it, unless `compare` allows that")
         show("\n".join([*lines(kept, wrong), *notes]))

@@ -27,7 +27,7 @@ from pytest_llem.results.layout import run_directories
 from pytest_llem.results.reading import Results, load
 from pytest_llem.results.terminal import show
 from pytest_llem.study.experiments import Study
-from pytest_llem.study.limits import Comparison, parse_fail_if, parse_limit
+from pytest_llem.study.limits import Comparison, parse_fail_if, parse_limit, usual_limit
 from pytest_llem.study.loader import load_study
 
 
@@ -101,7 +101,7 @@ def ab(options: argparse.Namespace) -> int:
 def comparison_of(studies: Sequence[Study], options: argparse.Namespace) -> Comparison:
     """What the options state, else the second side's study or the first's; without limits, 5 % of the headline."""
     stated = next((e.compare for study in reversed(studies) for e in study.experiments if e.compare), Comparison())
-    headline = parse_fail_if(studies[-1].execution.headline, "5%")
+    headline = parse_fail_if(name := studies[-1].execution.headline, usual_limit(name))
     return Comparison(
         tuple(parse_limit(text) for text in options.fail_if) or stated.fail_if or (headline,),
         stated.alpha if options.alpha is None else options.alpha,

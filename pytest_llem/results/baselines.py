@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from pytest_llem.errors import JsonValue, SettingsError, StoreError
@@ -22,6 +23,7 @@ from pytest_llem.results.manifest import StudyPlan, manifests_at
 from pytest_llem.results.metrics import METRICS, is_at_least, metrics_of
 from pytest_llem.results.reading import MeasurementId, Results, load_rows, measurement_id
 from pytest_llem.results.repeatability import Repeatability, read_repeatability
+from pytest_llem.results.saved_scores import read_scores, written_scores
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import now
 
@@ -38,7 +40,8 @@ class BaselineRun:
     """One experiment in one run: values per cycle by metric, the conditions, and where it comes from.
 
     `measurements` are the ids of the cycles (`reading.MeasurementId`), `()` in older files; `run_id` is the run that
-    measured them, or the one that was saved, where several did.
+    measured them, or the one that was saved, where several did. `scores` are those of each question by cycle, as
+    `saved_scores` writes them; empty where no answers were scored, and in older files.
     """
 
     run_id: str
@@ -48,6 +51,12 @@ class BaselineRun:
     gain_uncertainty_rel: float | None
     values: Mapping[str, tuple[float, ...]]
     measurements: tuple[str, ...] = ()
+    scores: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def scores_by_cycle(self) -> list[tuple[float, ...]]:
+        """The score of each question in each cycle that has any. Raises `StoreError` where the file is broken."""
+        return [*read_scores(self.scores).values()]
 
     @property
     def cycles(self) -> int:
@@ -229,6 +238,13 @@ def baseline_run(results: Sequence[Result]) -> BaselineRun:
         gain_uncertainty_rel=first.energy.gain_uncertainty_rel,
         values=values,
         measurements=tuple(map(str, measurements)),
+        scores=written_scores(
+            {
+                f"c{result.cycle}": result.quality.scores
+                for result in results
+                if result.quality and result.quality.scores
+            }
+        ),
     )
 
 

@@ -7,11 +7,12 @@ a changed one is one line in a baseline's diff; their names are published (`comp
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import mode
 from typing import cast
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import MetricName
 from pytest_llem.results.schema import Result
 
 UNKNOWN_GAIN = 0.05
@@ -26,6 +27,9 @@ THERMAL_STATE = "thermal_state"
 ENERGY_ONLY = frozenset({"meter", "scope", "energy_measured", "metered_devices", CALIBRATION, ESTIMATOR, THERMAL_STATE})
 SLO = "slo"
 """A condition of metrics that count good requests alone."""
+QUESTIONS = "questions"
+SCORED_ONLY = frozenset({QUESTIONS, "scorer"})
+"""Conditions of metrics that count right answers."""
 SETTLED_BY_SETTINGS = ("dtype", "quantization", "load_shape", "cache", "arrivals_hash")
 """Conditions that follow from settings: they may differ where the same work is judged under changed settings."""
 SHOWN_SETTINGS = 5
@@ -71,6 +75,8 @@ def conditions(result: Result) -> dict[str, JsonValue]:
         CALIBRATION: _calibrations(result),
         ESTIMATOR: _estimator(result),
         SLO: _slo(result),
+        QUESTIONS: None if result.quality is None else result.quality.questions_hash,
+        "scorer": None if result.quality is None else f"{result.quality.scorer} {result.quality.scorer_version}",
         THERMAL_STATE: None if result.thermal.state == "unknown" else result.thermal.state,
     }
 
@@ -120,36 +126,51 @@ def mixture(results: Sequence[Result], allow: Collection[str] = ()) -> list[str]
 def differences(
     baseline: Conditions,
     current: Conditions,
-    of_energy: bool,
+    measure: MetricName,
     limit: float,
     gain: tuple[float | None, float | None] = (None, None),
     allow: Collection[str] = (),
-    *,
-    of_slo: bool = False,
 ) -> list[str]:
-    """The differences that forbid the comparison, a sentence each, except those in `allow`.
+    """The differences that forbid the comparison in this metric, a sentence each, except those in `allow`.
 
-    Conditions of the meter matter only to metrics of energy, and limits of `slo` only to those `of_slo`. Another board
-    of the same model has another gain: then the limit must exceed both boards' gain errors in quadrature.
+    Conditions of the meter matter only to metrics of energy, limits of `slo` to those of good requests, and questions
+    and scorer to those of right answers, which may differ in length. Another board of the same model has another gain:
+    then the limit must exceed both boards' gain errors in quadrature. An answer's score knows no board.
     """
+    free = {*allow, *_without_effect(measure)}
     problems: list[str] = []
     for name in {**baseline, **current}:
         before, now = baseline.get(name), current.get(name)
-        if name in allow or before == now or (name in ENERGY_ONLY and not of_energy) or (name == SLO and not of_slo):
+        if name in free or before == now:
             continue
         if name in MODEL and (before is None or _unlike(name, before, now)):
             continue  # not read for the baseline, or in another way: no difference is known
         if name == CALIBRATION and baseline.get(DEVICE_IDS) != current.get(DEVICE_IDS):
             continue  # other boards have other calibrations: their gains decide
         if name != DEVICE_IDS:
-            absent = "none" if name == "cache" else "unknown"
-            problems.append(f"{name}: {_shown(before, absent)} -> {_shown(now, absent)}")
+            absent = "none" if name in ("cache", *SCORED_ONLY) else "unknown"
+            sides = [value[:12] if name == QUESTIONS and isinstance(value, str) else value for value in (before, now)]
+            problems.append(f"{name}: {' -> '.join(_shown(value, absent) for value in sides)}")
             continue
         combined = math.hypot(*(UNKNOWN_GAIN if error is None else error for error in gain))
         if abs(limit) <= combined and baseline.get("device_count") == current.get("device_count"):
             boards = f"other boards ({_shown(before)} -> {_shown(now)}), whose gain may differ by {combined:.1%}"
             problems.append(f"{name}: {boards}, and the limit is {abs(limit):.1%}")
     return problems
+
+
+def _without_effect(measure: MetricName) -> Iterator[str]:
+    """The conditions that do not matter to a metric."""
+    if not measure.energy:
+        yield from ENERGY_ONLY
+    if not measure.slo:
+        yield SLO
+    if not measure.quality:
+        yield from SCORED_ONLY
+    else:
+        yield "output_tokens"
+        if not measure.energy:
+            yield DEVICE_IDS
 
 
 def _unlike(name: str, before: JsonValue, now: JsonValue) -> bool:

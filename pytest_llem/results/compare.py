@@ -7,23 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.metric_names import HEADLINE, known_metric
+from pytest_llem.job.metric_names import ACCURACY, HEADLINE, known_metric
 from pytest_llem.results.axes import StudyAxes, written
 from pytest_llem.results.baselines import BaselineFile, with_repeatability
 from pytest_llem.results.comparability import differences, settings_differences
 from pytest_llem.results.compared_sides import ComparedSide
 from pytest_llem.results.effects import Direction, direction
 from pytest_llem.results.gate_report import GateRow, word
-from pytest_llem.results.gate_rows import centre, limit_text, none_good
+from pytest_llem.results.gate_rows import limit_text, middle, none_good
 from pytest_llem.results.gates import MIN_CYCLES, Status
 from pytest_llem.results.judging import judge_comparison
 from pytest_llem.results.manifest import StudyPlan
 from pytest_llem.results.measured_cycles import MeasuredCycles
 from pytest_llem.results.metrics import Metric, is_energy, metric
+from pytest_llem.results.question_rows import Cycles, changed_mean, sampling_rel, unpaired
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.statistics import ratio_interval
@@ -35,6 +37,7 @@ from pytest_llem.results.terminal import (
     markdown_table,
     significant,
 )
+from pytest_llem.results.verdict_text import change
 from pytest_llem.study.limits import Comparison, FailIf, Match
 
 HEADLINES = (HEADLINE, "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s")
@@ -268,8 +271,8 @@ def _compare(
         experiment_id=experiment_id,
         metric=measure.name,
         unit=measure.unit,
-        baseline=centre([value for values in old for value in values]),
-        current=centre(new),
+        baseline=middle(measure, [value for values in old for value in values]),
+        current=middle(measure, new),
         ratio=None,
         ci_low=None,
         ci_high=None,
@@ -286,7 +289,7 @@ def _compare(
             differs.append(f"configuration: {'; '.join(settings_differences(each.settings, now.settings))}")
         gains = each.gain_uncertainty_rel, now.gain_uncertainty_rel
         sides = each.conditions, now.conditions
-        differs += differences(*sides, measure.energy, 0.0, gains, allow, of_slo=measure.slo)
+        differs += differences(*sides, measure, 0.0, gains, allow)
     differs += now.mixed(allow)
     estimates = sorted({each.estimated_by for each in (*before, now) if each.estimated_by is not None})
     if estimates and is_energy(measure.name):
@@ -296,6 +299,9 @@ def _compare(
         none = bool(new) and not any(new)
         reason = hopeless.reason if hopeless is not None else ""
         return replace(row, current=0.0 if none else None, verdict="lower" if none else "absent", reason=reason)
+    scored = [each.scores for each in others or before if each.scores]
+    if measure.name == ACCURACY:
+        return _by_question(row, scored, now, alpha, shared)
     row = replace(row, ratio=row.current / (row.baseline or 1.0))
     if shared:
         return replace(row, verdict="not_comparable")
@@ -304,18 +310,40 @@ def _compare(
         return replace(row, verdict="inconclusive")
     spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
     interval = ratio_interval(runs, new, alpha, correlated=now.correlated, spread=spread)
+    interval = interval.widened(sampling_rel(measure, [*chain(*scored)], now.scores), alpha)
     low, high = interval.low, interval.high
     return replace(row, ratio=interval.value, ci_low=low, ci_high=high, verdict=direction(low, high))
 
 
+def _by_question(
+    row: ComparedMetric, runs: Sequence[Cycles], now: MeasuredCycles, alpha: float, shared: str
+) -> ComparedMetric:
+    """The row on accuracy, whose interval is that of the questions, each paired with itself."""
+    if shared or unpaired(runs, now.scores):
+        return replace(row, verdict="not_comparable")
+    before, change, low, high = changed_mean(runs, now.scores, alpha)
+    row = replace(row, baseline=before, current=before + change)
+    told = direction(1 + low, 1 + high)
+    if not before:
+        return replace(row, verdict=told)
+    bounds = ((before + low) / before, (before + high) / before)
+    return replace(row, ratio=(before + change) / before, ci_low=bounds[0], ci_high=bounds[1], verdict=told)
+
+
 def cells(row: ComparedMetric, several_studies: bool) -> tuple[str, ...]:
     """The row as text, in the order of `HEAD`."""
+
+    def said(*ratios: float) -> str:
+        if row.metric != ACCURACY:
+            return f"{_changes(*ratios)} %"
+        return " .. ".join(change(ACCURACY, ratio, row.baseline) for ratio in ratios)
+
     return (
         f"{row.study}[{row.experiment_id}]" if several_studies else row.experiment_id,
         named(row),
         *("-" if value is None else significant(value, 4) for value in (row.baseline, row.current)),
-        "-" if row.ratio is None else f"{_changes(row.ratio)} %",
-        "-" if row.ci_low is None or row.ci_high is None else f"{_changes(row.ci_low, row.ci_high)} %",
+        "-" if row.ratio is None else said(row.ratio),
+        "-" if row.ci_low is None or row.ci_high is None else said(row.ci_low, row.ci_high),
         word(row.verdict or "-") + ("*" if row.differs and row.limit_text is None else ""),
     )
 

@@ -10,6 +10,7 @@ Method
 
     One pair has the interval of its cycles: Student's t, with Welch and Satterthwaite's degrees of freedom, and the
     stated bounds of sensor and thermal state in quadrature (`uncertainty.expanded` says why not through the degrees).
+    Accuracy and joules per correct answer have that of other questions like these beside it, each paired with itself.
 
     Several pairs have their mean, with the wider of two intervals: that of their cycles, where variances add; and that
     of paired differences, Student's t on the spread of the pairs (Snedecor and Cochran, "Statistical Methods", 4.3),
@@ -27,9 +28,11 @@ from statistics import fmean, variance
 from typing import Literal
 
 from pytest_llem.errors import JsonValue
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.results.axes import StudyAxes
 from pytest_llem.results.comparability import CORRELATED, UNKNOWN_GAIN
 from pytest_llem.results.metrics import Metric, is_energy, metric
+from pytest_llem.results.question_rows import sampling_rel, scores_of
 from pytest_llem.results.reading import Results, measurement_id
 from pytest_llem.results.schema import Result
 from pytest_llem.results.statistics import BETWEEN_RUNS, K, half_width, log_ratio
@@ -177,7 +180,11 @@ def log_of_pair(measure: Metric, before: Sequence[Result], now: Sequence[Result]
         systematic += [UNKNOWN_GAIN if gain is None else gain for gain in gains]
     if {measurement_id(result).run for result in before} != {measurement_id(result).run for result in now}:
         systematic.append(K * BETWEEN_RUNS)  # a run that was resumed: what a run shares does not cancel
+    # Of right answers, other questions like these: the same in all pairs of a study, however many.
+    systematic.append(K * sampling_rel(measure, *(scores_of(side) for side in (before, now))))
     bound = math.log1p(math.hypot(*systematic))
+    if len(old) == len(new) == 1 and measure.name == ACCURACY:
+        return LogRatio(math.log(new[0]) - math.log(old[0]), 0.0, 1, bound)
     if len(old) == len(new) == 1:
         return LogRatio(math.log(new[0]) - math.log(old[0]), None, 0, bound)
     shared = any(side[0].runner.isolation in CORRELATED for side in (before, now))

@@ -18,6 +18,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from pytest_llem.errors import SettingsError
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.job.wire import encode
 from pytest_llem.results.compared_sides import ComparedExperiment, ComparedSide, open_runs
 from pytest_llem.results.gates import MIN_CYCLES, judge_runs
@@ -234,6 +235,11 @@ def _percent(share: float) -> str:
 def gate_power(options: argparse.Namespace) -> int:
     """Print the measured noise, what gates detect at each number of cycles, and how many suffice."""
     chosen = metric(options.metric)
+    if chosen.name == ACCURACY:
+        raise SettingsError(
+            "accuracy is judged question by question, which more cycles tell no more of",
+            fix="ask more questions: docs/gates.md says how many find what",
+        )
     noises: list[Noise] = []
     unused: dict[str, str] = {}
     known = None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_llem.errors import StoreError
 from pytest_llem.job.files import read_json, write_json
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.job.wire import decode, encode
 from pytest_llem.results.gates import Status
 from pytest_llem.results.terminal import table
@@ -87,7 +88,7 @@ class GateRow:
     def cause(self) -> str:
         """Why it could not be judged, in a few words that gates of one cause share."""
         if self.ratio is not None:
-            return "too noisy"
+            return "too few questions" if self.metric == ACCURACY else "too noisy"
         return self.reason.partition(" (not used")[0].partition("; ")[0]
 
 

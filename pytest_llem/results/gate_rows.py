@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
-from pytest_llem.job.metric_names import ESTIMATED_ENERGY, SLO_MET_SHARE
+from pytest_llem.job.metric_names import ACCURACY, ESTIMATED_ENERGY, JOULES_PER_CORRECT, SLO_MET_SHARE
 from pytest_llem.results.gate_report import GateRow
 from pytest_llem.results.gates import MIN_CYCLES, Status, Verdict, inverted, judge_pairs, judge_runs, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles
@@ -51,6 +51,7 @@ def judge_change(
     correlated: bool = False,
     spread: RunSpread | None = None,
     paired: bool = False,
+    questions_rel: float = 0.0,
 ) -> Verdict:
     """`judge_runs` for a relative limit; where higher is better, both sides and the resulting ratio are inverted.
 
@@ -60,7 +61,7 @@ def judge_change(
     inverse = measure.higher_is_better and all(value > 0 for run in (*runs, values) for value in run)
 
     def judge(before: Sequence[Sequence[float]], now: Sequence[float], change: float) -> Verdict:
-        stated: Any = {"alpha": alpha, "resolution": limit.resolution}
+        stated: Any = {"alpha": alpha, "resolution": limit.resolution, "questions_rel": questions_rel}
         if paired:
             return judge_pairs(before[0], now, change, **stated)
         return judge_runs(before, now, change, correlated=correlated, spread=spread, **stated)
@@ -107,18 +108,19 @@ def unless_more(verdict: Verdict, doubtful: str, measure: Metric, side: Measured
 
 
 def none_good(measure: Metric, now: MeasuredCycles | None) -> Verdict | None:
-    """The verdict where cycles had no good request, so that it is 0, or joules for one are beyond any number.
+    """The verdict where cycles had no good request or right answer: it is 0, or joules for one are beyond any number.
 
     No ratio holds that: where it is so in all cycles it is worse than any limit, and in some it is not decided.
     """
-    if now is None or not measure.slo:
+    if now is None or not (measure.slo or measure.name == JOULES_PER_CORRECT):
         return None
-    each = zip(now.names, now.read(measure), now.read(metric(SLO_MET_SHARE)), strict=False)
+    good, share = ("request was good", SLO_MET_SHARE) if measure.slo else ("answer was right", ACCURACY)
+    each = zip(now.names, now.read(measure), now.read(metric(share)), strict=False)
     without = [name for name, value, share in each if share == 0 and not value]
     if not without:
         return None
     status: Status = "fail" if len(without) == len(now.names) else "inconclusive"
-    return unjudged(f"no request was good in {', '.join(without)}", status)
+    return unjudged(f"no {good} in {', '.join(without)}", status)
 
 
 def gate_row(
@@ -165,6 +167,11 @@ def not_comparable(limit: FailIf, reason: str) -> GateRow:
 def centre(values: Sequence[float]) -> float | None:
     """The geometric mean; `None` without values, or where one has no logarithm."""
     return geometric_mean(values) if values and min(values) > 0 else None
+
+
+def middle(measure: Metric, values: Sequence[float]) -> float | None:
+    """The mean of cycles that a reader is shown: geometric, and plain of right answers, which may be none."""
+    return (fmean(values) if values else None) if measure.name == ACCURACY else centre(values)
 
 
 def limit_text(limit: FailIf) -> str:

@@ -63,11 +63,12 @@ def judge_runs(
     resolution: float | None = None,
     correlated: bool = False,
     spread: RunSpread | None = None,
+    questions_rel: float = 0.0,
 ) -> Verdict:
     """`judge_ratio` against several baseline runs; with three or more, the spread between them is estimated.
 
     `correlated` says that the cycles of a run shared one loaded engine; `spread` is what equal runs differ by, where
-    that was measured.
+    that was measured. `questions_rel` is the standard error of the ratio by the questions that all cycles asked.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -79,7 +80,8 @@ def judge_runs(
     )
     if problem:
         return unjudged(problem)
-    return _judged(ratio_interval(runs, current, alpha, correlated=correlated, spread=spread), limit, margin)
+    interval = ratio_interval(runs, current, alpha, correlated=correlated, spread=spread)
+    return _judged(interval.widened(questions_rel, alpha), limit, margin)
 
 
 def judge_pairs(
@@ -89,10 +91,12 @@ def judge_pairs(
     *,
     alpha: float = 0.05,
     resolution: float | None = None,
+    questions_rel: float = 0.0,
 ) -> Verdict:
     """`judge_ratio` for cycles measured in turn: the first of one side beside the first of the other, and so on.
 
     What both of a pair share (temperature, clocks, the state of the machine) cancels, and nothing is assumed for it.
+    `questions_rel` is as in `judge_runs`.
     """
     margin = limit if resolution is None else resolution
     _check(limit, margin, alpha)
@@ -103,7 +107,7 @@ def judge_pairs(
         problem = f"there are {len(current)} pairs of valid cycles, a verdict needs {MIN_CYCLES}"
     if problem:
         return unjudged(problem)
-    return _judged(paired_interval(baseline, current, alpha), limit, margin)
+    return _judged(paired_interval(baseline, current, alpha).widened(questions_rel, alpha), limit, margin)
 
 
 def judge_budget(
@@ -147,14 +151,16 @@ def judge_share(
     upper: bool = False,
     alpha: float = 0.05,
     correlated: bool = False,
+    least: int = MIN_CYCLES,
 ) -> Verdict:
     """`judge_budget` for a share, whose exact bounds are those of the effective `counts` of requests behind each cycle.
 
-    A ratio of logarithms has no room at 100 %, where all are alike and its scatter is none.
+    A ratio of logarithms has no room at 100 %, where all are alike and its scatter is none. `least` is how many cycles
+    it takes: one is enough of questions, which are the same in every cycle.
     """
     if not 0 < limit <= 1:
         raise SettingsError(f"a share of {limit:g} cannot be judged", fix="state one above 0 and up to 1")
-    problem = _too_few("this run", len(shares))
+    problem = _too_few("this run", len(shares), least)
     if problem:
         return unjudged(problem)
     share, count = pooled(shares, counts, correlated=correlated)
@@ -214,8 +220,8 @@ def _check(limit: float, margin: float, alpha: float) -> None:
         raise SettingsError(f"alpha is {alpha:g}", fix="choose an error rate between 0 and 0.5, for example 0.05")
 
 
-def _too_few(side: str, count: int) -> str:
-    return "" if count >= MIN_CYCLES else f"{side} has {count} usable cycles, a verdict needs {MIN_CYCLES}"
+def _too_few(side: str, count: int, least: int = MIN_CYCLES) -> str:
+    return "" if count >= least else f"{side} has {count} usable cycles, a verdict needs {least}"
 
 
 def _unusable(values: Sequence[float]) -> str:

@@ -5,12 +5,14 @@ The session and `llem compare` use it. The verdicts must come from `gates` alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from pytest_llem.job.metric_names import MAX_RATE, SLO_MET_SHARE
+from pytest_llem.job.metric_names import ACCURACY, MAX_RATE, SLO_MET_SHARE
 from pytest_llem.results.baselines import Baseline, BaselineRun
 from pytest_llem.results.comparability import (
     MODEL,
@@ -34,20 +36,22 @@ from pytest_llem.results.gate_rows import (
     used_values,
     why_not_estimates,
 )
-from pytest_llem.results.gates import judge_budget, judge_share, unjudged
+from pytest_llem.results.gates import MIN_CYCLES, judge_budget, judge_share, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
-from pytest_llem.results.metrics import metric, shipped, why_absent
+from pytest_llem.results.metrics import Metric, metric, shipped, why_absent
+from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, asked_rel, sampling_rel, unpaired
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.statistics import FIRST_LOOK, relative_half_width
-from pytest_llem.results.uncertainty import systematic_rel
+from pytest_llem.results.uncertainty import K, systematic_rel
 from pytest_llem.results.verdict_text import budgeted, compared
 from pytest_llem.study.limits import Budget, Comparison, FailIf
 from pytest_llem.study.model import Execution
 
 NO_CYCLE = "no cycle is valid"
+NONE_BEFORE = "no answer was right in a cycle of the baseline: what one cost there is beyond any number"
 MEANT = "where the change is meant: compare: {match: id}, or a new baseline (--llem-save-baseline=NAME)"
 
 
@@ -151,17 +155,29 @@ def _budget_row(
         missing = missing or (NO_CYCLE if not values else f"{unstated} does not state its sensor's uncertainty")
         return gate_row(budget.metric, "budget", limit, unjudged(missing), lost)
     correlated = now.correlated
-    counts = [result.slo.effective_requests for result in valid if result.slo and result.slo.effective_requests]
-    if measure.name == SLO_MET_SHARE:
-        verdict = judge_share(values, counts, budget.limit, upper=upper, alpha=alpha, correlated=correlated)
+    if (counts := _sampled(measure, valid)) is not None:
+        least = 1 if measure.name == ACCURACY else MIN_CYCLES
+        of_share: Any = {"alpha": alpha, "correlated": correlated, "least": least}
+        verdict = judge_share(values, counts, budget.limit, upper=upper, **of_share)
     else:
+        systematic = math.hypot(systematic, K * asked_rel(measure, valid))
         of_all: Any = {"alpha": alpha, "systematic": systematic, "correlated": correlated}
         verdict = judge_budget(values, budget.limit, upper=upper, **of_all)
         verdict = unless_more(verdict, "pass" if upper else "fail", measure, now)
     verdict = replace(verdict, reason=budgeted(verdict, budget, alpha, systematic))
-    middle = fmean(values) if measure.name == SLO_MET_SHARE else centre(values)
+    middle = centre(values) if counts is None else fmean(values)
     row = gate_row(budget.metric, "budget", limit, verdict, lost, None, middle)
-    return replace(row, limit_ratio=1.0, autocorrelation=None if correlated else autocorrelation([values]))
+    following = None if correlated or measure.name == ACCURACY else autocorrelation([values])
+    return replace(row, limit_ratio=1.0, autocorrelation=following)
+
+
+def _sampled(measure: Metric, valid: Sequence[Result]) -> list[float] | None:
+    """Of a share, how many requests or questions it is of in each cycle; `None` of other metrics."""
+    if measure.name == SLO_MET_SHARE:
+        return [result.slo.effective_requests for result in valid if result.slo and result.slo.effective_requests]
+    if measure.name == ACCURACY:
+        return [float(result.quality.questions) for result in valid if result.quality and result.quality.scores]
+    return None
 
 
 def _ratio_row(
@@ -181,10 +197,12 @@ def _ratio_row(
     if not others:
         return not_comparable(limit, same_measurements(each for run in runs for each in run.shares(now.measurements)))
     before = centre([value for run in others for value in run.values.get(measure.name, ())])
-    if limit.absolute and before is None:
+    if measure.quality and not any(run.scores for run in others):
+        return not_comparable(limit, NO_SCORES)
+    if limit.absolute and before is None and measure.name != ACCURACY:
         return not_comparable(limit, "the baseline did not measure it")
     relative = limit.relative_to(before or 1.0)
-    if relative.limit <= -1:
+    if relative.limit <= -1 and measure.name != ACCURACY:
         whole = unjudged("the limit is as large as the baseline itself")
         return compared_row(limit, whole, lost, before, centre(values))
     usable: list[BaselineRun] = []
@@ -192,11 +210,16 @@ def _ratio_row(
         gains = (run.gain_uncertainty_rel, now.gain_uncertainty_rel)
         allow = set(comparison.allow)
         sides = run.conditions, now.conditions
-        problems = differences(*sides, measure.energy, relative.limit, gains, allow, of_slo=measure.slo)
+        problems = differences(*sides, measure, relative.limit, gains, allow)
         if not problems:
             usable.append(run)
     if not usable:
         return not_comparable(limit, "; ".join(problems))
+    scores = [run.scores_by_cycle for run in usable if run.scores]
+    if measure.quality and (problem := unpaired(scores, now.scores)):
+        return not_comparable(limit, problem)
+    if measure.name == ACCURACY:
+        return accuracy_row(limit, scores, now.scores, comparison.alpha, correlated=now.correlated, lost=lost)
     if hopeless is not None:
         alike = unjudged(f"{hopeless.reason}, nor in the baseline")
         return compared_row(limit, hopeless if before else alike, lost, before)
@@ -204,12 +227,18 @@ def _ratio_row(
         return compared_row(limit, unjudged(refused), lost)
     measured = [run.values[measure.name] for run in usable if measure.name in run.values]
     if not measured:
-        return not_comparable(limit, "the baseline did not measure it")
+        none_before = any(not any(cycle) for run in scores for cycle in run)
+        return not_comparable(limit, NONE_BEFORE if none_before else "the baseline did not measure it")
     before = centre([value for run in measured for value in run])
     relative = limit.relative_to(before) if before is not None else relative
     correlated = now.correlated
     spread = repeatability.of(measure.name, now.conditions) if repeatability is not None else None
-    verdict = judge_change(measure, relative, measured, values, comparison.alpha, correlated=correlated, spread=spread)
+    how: Any = {
+        "correlated": correlated,
+        "spread": spread,
+        "questions_rel": sampling_rel(measure, [*chain(*scores)], now.scores),
+    }
+    verdict = judge_change(measure, relative, measured, values, comparison.alpha, **how)
     verdict = unless_more(verdict, "fail", measure, now)
     verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before, comparison.alpha))
     return replace(
@@ -251,15 +280,21 @@ def judge_in_turn(
         before_all = centre(firsts if hopeless is None else [a for a, _ in both if a is not None])
         relative = limit.relative_to(before_all or 1.0)
         allow = {*SIDES, *comparison.allow}
-        problems = differences(*conditions, measure.energy, relative.limit, gains, allow, of_slo=measure.slo)
-        if problems:
-            rows.append(not_comparable(limit, "; ".join(problems)))
+        scores = [[found.scores for cycle in cycles if (found := side[cycle].quality)] for side in (old, new)]
+        problem = unpaired(scores[:1], scores[1]) if measure.quality else ""
+        problem = "; ".join(differences(*conditions, measure, relative.limit, gains, allow)) or problem
+        if problem:
+            rows.append(not_comparable(limit, problem))
+            continue
+        if measure.name == ACCURACY:
+            rows.append(accuracy_row(limit, scores[:1], scores[1], comparison.alpha, lost=lost))
             continue
         if hopeless is not None:
             alike = unjudged(f"{hopeless.reason}, nor before")
             rows.append(compared_row(limit, hopeless if before_all else alike, lost, before_all))
             continue
-        verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, paired=True)
+        how: Any = {"paired": True, "questions_rel": sampling_rel(measure, *scores)}
+        verdict = judge_change(measure, relative, [firsts], seconds, comparison.alpha, **how)
         for side, doubtful in ((before, "pass"), (now, "fail")):
             verdict = unless_more(verdict, doubtful, measure, cycles_of(side))
         verdict = replace(verdict, reason=compared(verdict, measure, limit, relative, before_all, comparison.alpha))

@@ -30,7 +30,7 @@ class MeasuredCycles:
     `read` gives a metric's value in each cycle, `None` where that lacks it, and `why` the reason for the last such
     cycle. `at_least` names the cycles in which its figure may be more, for want of an upper end. `mixed` says why the
     cycles do not repeat one measurement, unless what differs is allowed. `estimated_by` is the meter that stood in for
-    a sensor.
+    a sensor. `scores` are those of each question in each cycle whose answers were scored.
     """
 
     run: str
@@ -45,6 +45,7 @@ class MeasuredCycles:
     why: Callable[[Metric], str]
     at_least: Callable[[Metric], Sequence[str]]
     mixed: Callable[[Collection[str]], list[str]]
+    scores: Sequence[Sequence[float]]
 
     def values(self, measure: Metric) -> list[float]:
         """A metric in those cycles that have it."""
@@ -82,6 +83,7 @@ def cycles_of(results: Sequence[Result]) -> MeasuredCycles | None:
         why=why,
         at_least=lambda measure: [f"c{result.cycle}" for result in results if is_at_least(measure, result)],
         mixed=lambda allow: mixture(results, allow),
+        scores=[each.quality.scores for each in results if each.quality and each.quality.scores],
     )
 
 
@@ -105,6 +107,7 @@ def saved_cycles(study: str, experiment: BaselineExperiment, run: BaselineRun) -
         why=lambda measure: NOT_MEASURED,
         at_least=lambda measure: [],  # such figures are not saved
         mixed=lambda allow: [],
+        scores=run.scores_by_cycle,
     )
 
 

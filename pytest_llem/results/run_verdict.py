@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Literal
 
+from pytest_llem.job.metric_names import ACCURACY
 from pytest_llem.results.gate_report import GateReport, GateRow
 from pytest_llem.results.statistics import CYCLES_FOR_AUTOCORRELATION, RUNS_FOR_ESTIMATE, student_quantile
 from pytest_llem.results.verdict_text import percent
@@ -80,6 +81,8 @@ def _passes_without(row: GateRow, common: float) -> bool:
 
 
 def _shift(study: str, metric: str, rows: Sequence[GateRow]) -> RunFinding | None:
+    if metric == ACCURACY:
+        return None  # no machine's state makes answers wrong
     compared = [row for row in rows if row.kind == "comparison" and row.ratio]
     if len(compared) < LEAST_EXPERIMENTS:
         return None

@@ -6,11 +6,13 @@ a verdict shows these. Texts may change.
 
 from __future__ import annotations
 
-from pytest_llem.job.metric_names import SLO_MET_SHARE, MetricName, known_metric
+from pytest_llem.job.metric_names import ACCURACY, JOULES_PER_CORRECT, SLO_MET_SHARE, MetricName, known_metric
 from pytest_llem.results.gates import Verdict, inverted
 from pytest_llem.results.terminal import significant
-from pytest_llem.study.limits import Budget, FailIf, change_text
+from pytest_llem.study.limits import SHARES, Budget, FailIf, change_text
 
+MORE = {SLO_MET_SHARE: "raise workload.prompts", ACCURACY: "ask more questions"}
+"""What narrows a bound, where it is not more cycles."""
 UNCHANGED = 0.0005
 """Chosen: a change below it reads as 0.0 %."""
 
@@ -31,7 +33,16 @@ def in_unit(metric: str, value: float) -> str:
 
 def change(metric: str, ratio: float, baseline: float | None) -> str:
     """A ratio as a change in percent or, of a `baseline`, in the metric's unit, as an absolute limit states it."""
-    return percent(ratio) if baseline is None else change_text(metric, (ratio - 1) * baseline, absolute=True)
+    if baseline is None:
+        return percent(ratio)
+    by = (ratio - 1) * baseline
+    return f"{points(by)} points" if metric in SHARES else change_text(metric, by, absolute=True)
+
+
+def points(change: float) -> str:
+    """The change of a share in points, to a tenth, or to a hundredth below one: `-2.4`."""
+    found = 100 * change
+    return f"{round(found, 1 if abs(found) >= 1 else 2) + 0.0:+g}"
 
 
 def compared(
@@ -52,7 +63,7 @@ def compared(
         moved = "did not change"
     else:
         moved = f"{'rose' if verdict.ratio > 1 else 'fell'} by {said(verdict.ratio).lstrip('+-')}"
-    shown = f"{moved} ({_level(alpha)} interval {said(verdict.ci_low)} to {said(verdict.ci_high)})"
+    shown = f"{moved} ({level(alpha)} interval {said(verdict.ci_low)} to {said(verdict.ci_high)})"
     told = f"{shown}, the limit is {change_text(limit.metric, limit.limit, absolute=limit.absolute)}"
     excluded = said(_excluded(measure, relative))
     if verdict.status == "inconclusive":
@@ -71,14 +82,15 @@ def budgeted(verdict: Verdict, budget: Budget, alpha: float, systematic: float) 
     value, low, high = (
         in_unit(budget.metric, ratio * budget.limit) for ratio in (verdict.ratio, verdict.ci_low, verdict.ci_high)
     )
-    wider = f", widened by {100 * systematic:.1f} % for gain and sensor" if systematic else ""
-    told = f"is {value} ({_level(alpha)} interval {low} to {high}{wider}), the budget is {budget.op} "
-    more = "raise workload.prompts" if budget.metric == SLO_MET_SHARE else "measure more cycles"
+    causes = "gain, sensor and questions" if budget.metric == JOULES_PER_CORRECT else "gain and sensor"
+    wider = f", widened by {100 * systematic:.1f} % for {causes}" if systematic else ""
+    told = f"is {value} ({level(alpha)} interval {low} to {high}{wider}), the budget is {budget.op} "
+    more = MORE.get(budget.metric, "measure more cycles")
     unsure = f": too wide to tell; {more}" if verdict.status == "inconclusive" else ""
     return told + in_unit(budget.metric, budget.limit) + unsure + verdict.note
 
 
-def _level(alpha: float) -> str:
+def level(alpha: float) -> str:
     """What both one-sided bounds hold together."""
     return f"{significant(100 * (1 - 2 * alpha)).removesuffix('.0')} %"
 

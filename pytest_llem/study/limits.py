@@ -1,4 +1,4 @@
-"""Parses budgets and limits of comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`.
+"""Parses budgets and limits of comparisons as a study writes them: `"<= 0.5"`, `5%`, `0.05 s`, `-1 point`.
 
 `parts`, the command line and `llem compare` parse with it; `results.judging` and `compare` judge by its limits. Studies
 hold what is parsed here: forms may be added, and none may change its meaning.
@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llem.errors import SettingsError
-from pytest_llem.job.metric_names import SLO_MET_SHARE, UNIT, metric_name
+from pytest_llem.job.metric_names import ACCURACY, SLO_MET_SHARE, UNIT, metric_name
 from pytest_llem.job.setting import of_percent
 
 Operator = Literal["<=", "<", ">=", ">"]
 Match = Literal["config", "id"]
 _BUDGET = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*\Z")
+SHARES = {SLO_MET_SHARE: "requests", ACCURACY: "answers"}
+"""Metrics from 0 to 1 that count something, and so may change by points: hundredths of all."""
+POINTS = ("point", "points")
 _CHANGE = re.compile(rf"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|{UNIT})\s*\Z")
 
 
@@ -80,8 +83,10 @@ def parse_budget(metric: str, text: object) -> Budget:
         raise SettingsError(f"{metric}: {text!r} is not a budget", fix=fix)
     op: Operator = match.group(1)  # type: ignore[assignment]
     limit = of_percent(match.group(2)) if match.group(3) else float(match.group(2))
-    if metric == SLO_MET_SHARE and not 0 < limit <= 1:
-        raise SettingsError(f"{metric}: {text!r} is no share of requests", fix=f'write percent: "{op} 99%"')
+    if metric in SHARES and not 0 < limit <= 1:
+        percent = limit if 1 < limit <= 100 else 99
+        fix = f'write percent: "{op} {percent:g}%"'
+        raise SettingsError(f"{metric}: {text!r} is no share of {SHARES[metric]}", fix=fix)
     return Budget(metric, op, limit)
 
 
@@ -90,17 +95,32 @@ def _n(text: object) -> str:
 
 
 def change_text(metric: str, change: float, *, absolute: bool) -> str:
-    """A change as it is written: `+5 %`, `+0.05 s`, `-20/s`."""
+    """A change as it is written: `+5 %`, `+0.05 s`, `-20/s`, `-1 point`."""
     if not absolute:
         return f"{change * 100:+.4g} %"
+    if metric in SHARES:
+        points = f"{change * 100:+.4g}"
+        return f"{points} point{'s' * (points not in ('+1', '-1'))}"
     unit = _unit(metric)
     return f"{change:+.4g}{unit if unit.startswith('/') else ' ' + unit}"
 
 
 def parse_change(metric: str, text: object) -> tuple[float, bool]:
-    """`5%` as 0.05, or `0.05 s` as 0.05 and true (absolute). Raises `SettingsError`, also for a bare number."""
+    """`5%` as 0.05, or `0.05 s` as 0.05 and true (absolute). Raises `SettingsError`, also for a bare number.
+
+    A share may change by points of its own: `-1 point` as -0.01 and true. That of right answers changes by these alone:
+    a percent of it would be another number, and is hardly ever meant.
+    """
     match = _CHANGE.match(text) if isinstance(text, str) else None
     unit = _unit(metric)
+    if match is not None and metric in SHARES and match.group(2) in POINTS and abs(float(match.group(1))) < 100:
+        return of_percent(match.group(1)), True
+    if metric == ACCURACY:
+        number = match.group(1) if match is not None and abs(float(match.group(1))) < 100 else "-1"
+        percent = match is not None and match.group(2) == "%"
+        what = "may be percent of the answers, or of the accuracy" if percent else "is not a change in points"
+        points = "point" if abs(float(number)) == 1 else "points"
+        raise SettingsError(f"{metric}: {text!r} {what}", fix=f"write {metric}: {number} {points}")
     if match is not None and match.group(2) == "%" and -1 < float(match.group(1)) / 100 < 1000:
         return float(match.group(1)) / 100, False
     if match is not None and unit and match.group(2).removeprefix("1") == unit:
@@ -124,12 +144,17 @@ def parse_fail_if(metric: str, text: object, resolution: object = None) -> FailI
     smallest = None if resolution is None else _resolution(metric, resolution, absolute)
     higher_is_better = metric_name(metric).higher_is_better
     if smallest is None and not (limit < 0 if higher_is_better else limit > 0):
-        example = f"0.01 {_unit(metric)}" if absolute else "1%"
+        example = "1%" if not absolute else "1 point" if metric in SHARES else f"0.01 {_unit(metric)}"
         raise SettingsError(
             f"{metric}: {text} allows no worsening at all ({'higher' if higher_is_better else 'lower'} is better)",
             fix=f"turn the sign, or state the smallest change that matters: resolution: {{{metric}: {example}}}",
         )
     return FailIf(metric, limit, smallest, absolute)
+
+
+def usual_limit(metric: str) -> str:
+    """What a change is held against where nobody states a limit."""
+    return "-1 point" if metric == ACCURACY else "-5%" if metric_name(metric).higher_is_better else "5%"
 
 
 def parse_limit(text: str) -> FailIf:
@@ -155,7 +180,8 @@ def _resolution(metric: str, text: object, absolute: bool) -> float:
     except SettingsError as error:
         raise SettingsError(f"resolution of {error.message}", fix=error.fix) from None
     if smallest <= 0:
-        raise SettingsError(f"resolution of {metric}: {text!r} is not positive", fix="write for example 1%")
+        example = "1 point" if metric == ACCURACY else "1%"
+        raise SettingsError(f"resolution of {metric}: {text!r} is not positive", fix=f"write for example {example}")
     if is_absolute != absolute:
         raise SettingsError(
             f"resolution of {metric}: {text!r} is not of the limit's kind",

@@ -30,6 +30,7 @@ from pytest_llem.results.energy_schema import CalibrationSection, ThermalSection
 from pytest_llem.results.gate_report import GATE, GateReport, gates_line, write_gate
 from pytest_llem.results.judging import judge_experiment
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.metrics import metric
 from pytest_llem.results.reading import load
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
@@ -272,10 +273,10 @@ def test_another_board_compares_only_beyond_both_gain_errors(limit: float, told:
     """Two boards of unknown gain (5 % each) differ by up to 7.1 %: a limit of 5 % would compare boards, not code."""
     before: dict[str, JsonValue] = {"device_ids": ["GPU-1"], "device_count": 1}
     now: dict[str, JsonValue] = {"device_ids": ["GPU-2"], "device_count": 1}
-    found = differences(before, now, of_energy=True, limit=limit)
+    found = differences(before, now, metric("energy_j"), limit=limit)
     assert bool(found) is told
-    assert differences(before, now, of_energy=True, limit=limit, gain=(0.01, 0.01)) == []
-    assert differences(before, {**now, "device_count": 2}, of_energy=True, limit=0.5)
+    assert differences(before, now, metric("energy_j"), limit=limit, gain=(0.01, 0.01)) == []
+    assert differences(before, {**now, "device_count": 2}, metric("energy_j"), limit=0.5)
 
 
 def test_runs_of_another_configuration_leave_the_baseline(run: Runs, key: CycleKey, tmp_path: Path) -> None:
@@ -331,9 +332,9 @@ def test_an_unsettled_die_is_not_compared_with_a_settled_one(run: Runs) -> None:
     settled = last.result.model_copy(update={"thermal": ThermalSection(state="settled")})
     cold = last.result.model_copy(update={"thermal": ThermalSection(state="unsettled")})
     before = common_conditions([settled, settled])
-    assert differences(before, conditions(cold), True, 0.05) == ["thermal_state: settled -> unsettled"]
-    assert differences(before, conditions(cold), False, 0.05) == []
-    assert differences(before, common_conditions([settled, cold]), True, 0.05) != []
+    assert differences(before, conditions(cold), metric("energy_j"), 0.05) == ["thermal_state: settled -> unsettled"]
+    assert differences(before, conditions(cold), metric("ttft_p50_s"), 0.05) == []
+    assert differences(before, common_conditions([settled, cold]), metric("energy_j"), 0.05) != []
     assert conditions(last.result)["thermal_state"] is None, "as in a baseline that is older than the condition"
 
 
@@ -345,10 +346,10 @@ def test_what_a_cache_held_is_a_condition(run: Runs) -> None:
         cache: conditions(last.result.model_copy(update={"workload": replace(last.result.workload, cache=cache)}))
         for cache in (None, "cold", "warm")
     }
-    assert differences(held["cold"], held["warm"], False, 0.05) == ["cache: cold -> warm"]
+    assert differences(held["cold"], held["warm"], metric("ttft_p50_s"), 0.05) == ["cache: cold -> warm"]
     older = {name: value for name, value in held[None].items() if name != "cache"}
-    assert differences(older, held[None], False, 0.05) == []
-    assert differences(older, held["cold"], False, 0.05) == ["cache: none -> cold"]
+    assert differences(older, held[None], metric("ttft_p50_s"), 0.05) == []
+    assert differences(older, held["cold"], metric("ttft_p50_s"), 0.05) == ["cache: none -> cold"]
 
 
 def traced(result: Result, hash: str, estimator: str) -> Result:
@@ -369,13 +370,15 @@ def test_another_calibration_or_estimator_is_another_condition_of_energy(run: Ru
     odd = traced(last.result, "a" * 64, "counter_interpolated")
     recalibrated = conditions(traced(last.result, "b" * 64, "counter_outer_edge"))
 
-    assert differences(before, recalibrated, True, 0.05) == [
+    assert differences(before, recalibrated, metric("energy_j"), 0.05) == [
         f"calibration: GPU-1@day {'a' * 12} -> GPU-1@day {'b' * 12}"
     ]
-    assert differences(before, recalibrated, False, 0.05) == []
-    assert len(differences(before, conditions(odd), True, 0.05)) == 1
+    assert differences(before, recalibrated, metric("ttft_p50_s"), 0.05) == []
+    assert len(differences(before, conditions(odd), metric("energy_j"), 0.05)) == 1
     assert before == common_conditions([traced(last.result, "a" * 64, "counter_outer_edge")] * 2 + [odd])
-    assert not differences(before, {**recalibrated, "device_ids": ["other"]}, True, 0.2), "other boards, by their gains"
+    assert not differences(before, {**recalibrated, "device_ids": ["other"]}, metric("energy_j"), 0.2), (
+        "other boards, by their gains"
+    )
 
 
 def other_settings(outcomes: list[Outcome], **settings: int) -> list[Outcome]:

@@ -17,6 +17,7 @@ from pytest_llem.results.attempts import get_or_measure
 from pytest_llem.results.comparability import conditions, differences, mixture
 from pytest_llem.results.derive import derive_result
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.metrics import metric
 from pytest_llem.results.schema import Result
 from pytest_llem.results.store import RunStore
 from tests.unit.results.conftest import REPORT, Worker
@@ -111,13 +112,16 @@ def test_runs_of_two_models_under_one_configuration_are_not_compared(
 ) -> None:
     """A server that runs already may have another file by now: its study, and so the hash, is the same."""
     before, after = conditions(of_model(bench, Q4)), conditions(of_model(bench, {**Q4, **now}))
-    assert differences(before, after, True, 0.05) == expected
+    assert differences(before, after, metric("energy_j"), 0.05) == expected
 
 
 @pytest.mark.parametrize("before", [{}, {"quantized": None}, {"quantized": False, "dtype": "float16"}])
 def test_a_baseline_from_before_the_model_was_read_is_still_one(bench: Bench, before: dict[str, JsonValue]) -> None:
     old = {name: value for name, value in conditions(of_model(bench, before)).items() if name != "quantization"}
-    assert differences(old, conditions(of_model(bench, {**Q4, "dtype": before.get("dtype")})), True, 0.05) == []
+    assert (
+        differences(old, conditions(of_model(bench, {**Q4, "dtype": before.get("dtype")})), metric("energy_j"), 0.05)
+        == []
+    )
 
 
 def test_a_quantised_checkpoint_of_transformers_is_known_from_its_configuration(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from pytest_llem.job.measurement import Measurement
 from pytest_llem.results.comparability import conditions, differences
 from pytest_llem.results.derive import compare_work, derive_result
 from pytest_llem.results.layout import CycleKey
+from pytest_llem.results.metrics import metric
 from pytest_llem.results.schema import Result
 from pytest_llem.results.scored import Scored
 from pytest_llem.scoring.texts import TEXT_SCORERS
@@ -79,13 +80,13 @@ def test_a_cycle_whose_requests_came_at_other_times(bench: Bench, derive: Derive
     """The settings name a file of times; what it holds is not among them."""
     first, second = (derive(replace(bench.measurement(), arrivals_hash=name)) for name in ("a", "b"))
     assert codes(compare_work(second, {1: first})) == ["work_differs"]
-    found = differences(conditions(first), conditions(second), of_energy=True, limit=0.05)
+    found = differences(conditions(first), conditions(second), metric("energy_j"), limit=0.05)
     assert found == ["arrivals_hash: a -> b"]
 
 
 def test_a_baseline_with_other_output_lengths(bench: Bench, derive: Derive, decoding: str) -> None:
     before, now = (conditions(derive(bench.measurement(output_tokens=count))) for count in (4, 5))
-    found = differences(before, now, of_energy=True, limit=0.05)
+    found = differences(before, now, metric("energy_j"), limit=0.05)
     assert found == ([] if decoding == "sampled" else ["output_tokens: 12 -> 15"])
 
 

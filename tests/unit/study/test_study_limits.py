@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pytest_llem.errors import SettingsError
 from pytest_llem.job.metric_names import check_condition
-from pytest_llem.study.limits import FailIf, overriding, parse_fail_if
+from pytest_llem.study.limits import FailIf, overriding, parse_budget, parse_fail_if, parse_limit
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,46 @@ def test_an_unknown_condition_gets_a_suggestion() -> None:
     with pytest.raises(SettingsError) as caught:
         check_condition("engine_versoin")
     assert caught.value.fix == "did you mean 'engine_version'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "shown"),
+    [("-1 point", -0.01, "-1 point"), ("-2 points", -0.02, "-2 points"), ("-0.5point", -0.005, "-0.5 points")],
+)
+def test_a_loss_of_right_answers_is_in_points(text: str, limit: float, shown: str) -> None:
+    """A point is one of a hundred answers; -0.029 read as -0.028999999999999998 would not be written back."""
+    parsed = parse_fail_if("accuracy", text)
+    assert parsed == FailIf("accuracy", limit, None, True)
+    assert str(parsed) == f"accuracy: {shown}"
+    assert parse_limit(f"accuracy:{text}") == parse_fail_if("accuracy", shown) == parsed
+    assert parse_fail_if("slo_met_share", text).relative_to(0.5).limit == limit / 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "fix"),
+    [
+        ("-1%", "'-1%' may be percent of the answers, or of the accuracy", "write accuracy: -1 point"),
+        ("-2.5%", "percent of the answers", "write accuracy: -2.5 points"),
+        ("-0.01", "'-0.01' is not a change in points", "write accuracy: -1 point"),
+        (-0.01, "is not a change in points", "write accuracy: -1 point"),
+        ("-100 points", "is not a change in points", "write accuracy: -1 point"),
+        ("1 point", "allows no worsening at all", "turn the sign, or state the smallest change that matters"),
+    ],
+)
+def test_a_percent_of_the_accuracy_is_refused_because_a_point_was_meant(text: object, message: str, fix: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)) as caught:
+        parse_fail_if("accuracy", text)
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith(fix)
+
+
+def test_points_are_for_shares_alone() -> None:
+    with pytest.raises(SettingsError, match="is not a change"):
+        parse_fail_if("joules_per_correct_answer", "1 point")
+
+
+def test_a_budget_of_right_answers_is_a_share() -> None:
+    assert parse_budget("accuracy", ">= 62%") == parse_budget("accuracy", ">= 0.62")
+    with pytest.raises(SettingsError, match="is no share of answers") as caught:
+        parse_budget("accuracy", ">= 62")
+    assert caught.value.fix == 'write percent: ">= 62%"'

@@ -1,0 +1,126 @@
+"""What the scores of questions come to in a gate and in a comparison: pairs, their sampling, and the row on accuracy.
+
+`judging`, `compare` and `effects` call it. The verdicts must come from `paired_questions` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from pytest_llem.job.metric_names import MetricName
+from pytest_llem.results.gate_report import GateRow
+from pytest_llem.results.gate_rows import compared_row, limit_text, not_comparable
+from pytest_llem.results.gates import Verdict
+from pytest_llem.results.paired_questions import (
+    PairedVerdict,
+    Scores,
+    judge_questions,
+    mean_difference,
+    mean_scores,
+    relative_error,
+)
+from pytest_llem.results.schema import Result
+from pytest_llem.results.verdict_text import MORE, level, points
+from pytest_llem.study.limits import FailIf, change_text
+
+Cycles = Sequence[Scores]
+NO_SCORES = "the baseline has no scores of each question: save it again, from a run that scores its answers"
+
+
+def unpaired(runs: Sequence[Cycles], now: Cycles) -> str:
+    """Why the questions of the sides cannot be paired; empty where they can."""
+    before = [scores for run in runs for scores in run]
+    if not before:
+        return NO_SCORES
+    counts = sorted({len(scores) for scores in before}), sorted({len(scores) for scores in now})
+    if counts[0] == counts[1] and len(counts[0]) == 1:
+        return ""
+    return f"questions: {' -> '.join(', '.join(map(str, side)) for side in counts)} of them"
+
+
+def scores_of(results: Sequence[Result]) -> Cycles:
+    """The scores of each cycle that has some."""
+    return [result.quality.scores for result in results if result.quality and result.quality.scores]
+
+
+def sampling_rel(measure: MetricName, before: Cycles, now: Cycles) -> float:
+    """The standard error by the choice of questions of a ratio in a metric of right answers; 0 of other metrics.
+
+    Questions that cannot be paired are two samples.
+    """
+    if not measure.quality or not before or not now:
+        return 0.0
+    old, new = mean_scores(before), mean_scores(now)
+    if not any(old) or not any(new):
+        return 0.0
+    if not unpaired([before], now):
+        return relative_error(old, new)
+    return math.hypot(*(relative_error([1.0] * len(side), side) for side in (old, new)))
+
+
+def changed_mean(runs: Sequence[Cycles], now: Cycles, alpha: float) -> tuple[float, float, float, float]:
+    """The mean score before, and its change with a one-sided bound on either side, of sides that can be paired."""
+    before = mean_scores([mean_scores(run) for run in runs])
+    changes = [new - old for old, new in zip(before, mean_scores(now), strict=True)]
+    return fmean(before), *mean_difference(changes, alpha)
+
+
+def asked_rel(measure: MetricName, results: Sequence[Result]) -> float:
+    """The standard error of joules per correct answer by the choice of questions, as a share; 0 of other metrics."""
+    if not (measure.quality and measure.energy):
+        return 0.0
+    return fmean([(result.quality and result.quality.questions_rel) or 0.0 for result in results])
+
+
+def accuracy_row(
+    limit: FailIf,
+    runs: Sequence[Cycles],
+    now: Cycles,
+    alpha: float,
+    *,
+    correlated: bool = False,
+    lost: Sequence[str] = (),
+) -> GateRow:
+    """The row of a limit on the share of right answers, judged question by question."""
+    runs = [run for run in runs if run]
+    if problem := unpaired(runs, now):
+        return not_comparable(limit, problem)
+    stated = {"alpha": alpha, "resolution": limit.resolution}
+    found = judge_questions(runs, now, -limit.limit, correlated=correlated, **stated)  # type: ignore[arg-type]
+    before = found.before
+    bounds = (found.change, found.low, found.high)
+    ratio, low, high = ((before + each) / before if before else None for each in bounds)
+    verdict = Verdict(found.status, ratio, low, high, _told(found, limit, alpha, correlated))
+    return replace(
+        compared_row(limit, verdict, lost, before, before + found.change),
+        limit_ratio=1 + limit.limit / before if before else None,
+        baseline_runs=len(runs),
+        basis=f"each question is paired with itself: the interval is that of {found.questions} other ones like them",
+    )
+
+
+def _told(found: PairedVerdict, limit: FailIf, alpha: float, shared: bool) -> str:
+    """`fell by 2.4 points (90 % interval -4 to -1.1 points) on 500 questions: 15 lost, 3 gained; the limit is ...`."""
+
+    moved = f"{'rose' if found.change > 0 else 'fell'} by {points(found.change).lstrip('+-')} points"
+    moved = moved if found.change else "did not change"
+    shown = f"{moved} ({level(alpha)} interval {points(found.low)} to {points(found.high)} points)"
+    worse, better = ("lost", "gained") if found.whole else ("worse", "better")
+    flips = f"{found.worse} {worse}, {found.better} {better}" if found.worse + found.better else "none changed"
+    told = f"{shown} on {found.questions} questions: {flips}; the limit is {limit_text(limit)}"
+    beyond = limit.limit - (abs(limit.limit) if limit.resolution is None else limit.resolution)
+    excluded = change_text(limit.metric, beyond, absolute=True)
+    if found.status == "pass":
+        return told + (f": {excluded} is excluded" if found.low < limit.limit else "")
+    if found.status == "fail":
+        return told
+    if found.noise is not None:
+        chance = f"{told}, but up to {100 * found.noise:.2g} % of equal runs may lose as much by their own noise"
+        more = (
+            "a loaded engine that all cycles share shows none (isolation: process)" if shared else "measure more cycles"
+        )
+        return f"{chance}: {more}"
+    return f"{told}: too wide to tell, to pass {excluded} must be excluded; {MORE[limit.metric]}"
