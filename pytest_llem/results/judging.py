@@ -5,7 +5,6 @@ The session and `llem compare` use it. The verdicts must come from `gates` alone
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -39,13 +38,13 @@ from pytest_llem.results.gate_rows import (
 from pytest_llem.results.gates import MIN_CYCLES, judge_budget, judge_share, unjudged
 from pytest_llem.results.measured_cycles import MeasuredCycles, cycles_of
 from pytest_llem.results.metrics import Metric, metric, shipped, why_absent
-from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, asked_rel, sampling_rel, unpaired
+from pytest_llem.results.question_rows import NO_SCORES, accuracy_row, sampling_rel, unpaired
 from pytest_llem.results.reading import same_measurements
 from pytest_llem.results.repeatability import Repeatability
 from pytest_llem.results.schema import Result
 from pytest_llem.results.state import Outcome
 from pytest_llem.results.statistics import FIRST_LOOK, relative_half_width
-from pytest_llem.results.uncertainty import K, systematic_rel
+from pytest_llem.results.uncertainty import systematic_rel
 from pytest_llem.results.verdict_text import budgeted, compared
 from pytest_llem.study.limits import Budget, Comparison, FailIf
 from pytest_llem.study.model import Execution
@@ -160,7 +159,6 @@ def _budget_row(
         of_share: Any = {"alpha": alpha, "correlated": correlated, "least": least}
         verdict = judge_share(values, counts, budget.limit, upper=upper, **of_share)
     else:
-        systematic = math.hypot(systematic, K * asked_rel(measure, valid))
         of_all: Any = {"alpha": alpha, "systematic": systematic, "correlated": correlated}
         verdict = judge_budget(values, budget.limit, upper=upper, **of_all)
         verdict = unless_more(verdict, "pass" if upper else "fail", measure, now)

@@ -68,13 +68,6 @@ def changed_mean(runs: Sequence[Cycles], now: Cycles, alpha: float) -> tuple[flo
     return fmean(before), *mean_difference(changes, alpha)
 
 
-def asked_rel(measure: MetricName, results: Sequence[Result]) -> float:
-    """The standard error of joules per correct answer by the choice of questions, as a share; 0 of other metrics."""
-    if not (measure.quality and measure.energy):
-        return 0.0
-    return fmean([(result.quality and result.quality.questions_rel) or 0.0 for result in results])
-
-
 def accuracy_row(
     limit: FailIf,
     runs: Sequence[Cycles],

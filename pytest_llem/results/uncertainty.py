@@ -116,16 +116,17 @@ def budget_of_experiment(
 
 
 def systematic_rel(measure: Metric, results: Sequence[Result], *, one_board: bool = False) -> float | None:
-    """The relative bound, k=2, of what no number of cycles averages out: sensor, thermal state and the board's gain.
+    """The relative bound, k=2, of what no number of cycles averages out: sensor, thermal state, questions and gain.
 
-    `one_board` leaves out the gain, which cancels in a ratio. 0 for what no meter measures, and `None` where the
-    sensor's part is not known.
+    `one_board` leaves out the board's gain, which cancels in a ratio, and the choice of questions, which both sides
+    share. 0 for what no meter measures, and `None` where the part of sensor or questions is not known.
     """
     budget = budget_of_experiment(measure, results) if is_energy(measure.name) else None
     if budget is None or not budget.value:
         return 0.0
-    parts = [part for part in budget.components if part.name in (SENSOR, THERMAL)]
-    if any(part.value is None for part in parts if part.name == SENSOR):
+    shared = (SENSOR, THERMAL) if one_board else (SENSOR, THERMAL, QUESTIONS)
+    parts = [part for part in budget.components if part.name in shared]
+    if any(part.value is None for part in parts if part.name != THERMAL):
         return None
     gain = UNKNOWN_GAIN if budget.gain_uncertainty_rel is None else budget.gain_uncertainty_rel
     return math.hypot(0.0 if one_board else gain, expanded(parts) / abs(budget.value))
