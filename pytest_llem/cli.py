@@ -149,6 +149,15 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("text", "json"), default="text")
     verb.set_defaults(run="pytest_llem.results.ab:ab")
 
+    verb = add("score", help="score stored answers again, and say which questions that changes")
+    verb.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="runs, results folders or result files")
+    verb.add_argument(
+        "--score", metavar="SCORER", help="a name, regex:EXPRESSION or python:FILE:FUNCTION (default: the study's)"
+    )
+    verb.add_argument("--write", action="store_true", help="keep the new scores in the run, and the old ones beside")
+    verb.add_argument("--format", choices=("text", "json"), default="text")
+    verb.set_defaults(run="pytest_llem.results.score_command:score")
+
     verb = add("report", help="write a self-contained HTML report, and its charts as figures")
     verb.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="runs, results folders or result files")
     verb.add_argument("-o", "--out", type=Path, default=Path("llem-report.html"), help="the HTML file")

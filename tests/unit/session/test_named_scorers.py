@@ -46,3 +46,39 @@ def test_a_scorer_that_there_is_not_is_refused_where_it_is_written(
     else:
         assert answer is not None
         assert answer.startswith(f"study.yaml:3:101: {said}")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "workload.score: python: no such file or directory: grading.py"),
+        ("def grade(answer, target):\n    return answer == target\n", None),
+        ("import nowhere\n", "scorer python: grading.py:grade: grading.py:1: ModuleNotFoundError: No module named"),
+        ("def great(): pass\n", "scorer python: grading.py:grade: grading.py: there is no grade"),
+        (
+            "def grade(answer, target):\n    return len(answer) + 1\n",
+            "scorer python: grading.py:grade, question '1': grading.py: grade (line 1) gave 2, no number from 0 to 1",
+        ),
+        (
+            "def grade(answer, target):\n    return answer[target]\n",
+            "scorer python: grading.py:grade, question '1': grading.py:2: TypeError: string indices must be integers",
+        ),
+    ],
+)
+def test_a_function_beside_the_study_is_tried_with_a_key(tmp_path: Path, source: str | None, said: str | None) -> None:
+    """Hours of measuring are not lost to a grader that never worked."""
+    if source is not None:
+        (tmp_path / "grading.py").write_text(source)
+    answer = refused(tmp_path, 'score: {python: "grading.py:grade"}')
+    if said is None:
+        assert answer is None
+    else:
+        assert answer is not None
+        assert answer.startswith(f"study.yaml:3:101: {said}")
+        assert answer.count("grading.py:grade: grading.py") <= 1, "said once, though two checks see it"
+
+
+def test_a_key_that_the_scorer_cannot_read_is_named_by_its_line(tmp_path: Path) -> None:
+    answer = refused(tmp_path, "score: numeric")
+    assert answer is not None
+    assert "q.jsonl:2: no answer key for the scorer numeric: 'three'\nfix: write a number" in answer
